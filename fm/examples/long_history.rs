@@ -4,15 +4,19 @@
 //!
 //! Fails if a variant takes 4 GiB of memory or more.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use hypercast_fm::{
     device::DeviceKind,
-    example::{Event, Example, Item, Outcome, Target, User},
+    example::Example,
     inference::{self, FmServingOptions},
-    spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
+    spec::FmConfig,
     trainer,
 };
+
+#[allow(dead_code)]
+#[path = "../tests/fixtures/mod.rs"]
+mod fixtures;
 
 /// Events per history.
 const HISTORY: usize = 10_000;
@@ -47,12 +51,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn variant(name: &str, config: &FmConfig) -> Result<u64, Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     reset_peak();
-    let mut trainer = trainer::create(dir.path(), config, &spec(), DeviceKind::Cpu)?;
+    let mut trainer = trainer::create(dir.path(), config, &fixtures::spec(), DeviceKind::Cpu)?;
     let started = Instant::now();
     for step in 0..STEPS {
         let batch: Vec<Example> = (0..REQUESTS).map(|i| request(step * REQUESTS + i)).collect();
         let output = trainer.step(&batch.iter().collect::<Vec<_>>())?;
-        assert!(output.predictions.iter().all(|p| p.is_finite()));
+        assert!(output.tae.iter().all(|x| x.is_finite()));
     }
     let training_s = started.elapsed().as_secs_f64() / (STEPS * REQUESTS) as f64;
     trainer.checkpoint(&dir.path().join("fm"), "1.0.0")?;
@@ -68,53 +72,14 @@ fn variant(name: &str, config: &FmConfig) -> Result<u64, Box<dyn std::error::Err
     Ok(peak)
 }
 
-fn spec() -> FmSpec {
-    FmSpec {
-        surfaces: vec!["feed".into()],
-        actions: 1,
-        values: 0,
-        item_ids: 1,
-        item_dense: 0,
-        profile_ids: vec![],
-        features: 0,
-        tasks: vec![TaskSpec {
-            name: "click".into(),
-            main: true,
-            label: TaskLabel::Action(0),
-            surfaces: vec![true],
-            weight: 1.0,
-        }],
-        content: 0,
-    }
-}
-
+/// A request like those of the tests, with a long history.
 fn request(request: u64) -> Example {
-    let outcome =
-        |i: usize| Outcome { actions: i.is_multiple_of(3).into(), known: 1, ..Outcome::UNKNOWN };
-    let item = |i: usize| {
-        let id = (request * 7919 + i as u64 * 104_729) % 50_000;
-        Arc::new(Item { id, ids: vec![id % 40], ..Item::default() })
-    };
-    let event = |i: usize| Event {
-        item: item(i),
-        surface: 0,
-        time_ms: i as i64 * 60_000,
-        outcome: outcome(i),
-    };
-    let target = |i: usize| Target {
-        item: item(HISTORY + i),
-        ids: vec![],
-        features: vec![],
-        outcome: outcome(i),
-        truth: vec![],
-    };
+    let id = |i: usize| (request * 7919 + i as u64 * 104_729) % 50_000;
+    let targets: Vec<u64> = (HISTORY..HISTORY + TARGETS).map(id).collect();
     Example {
-        request,
-        user: Arc::new(User::default()),
-        surface: 0,
         time_ms: HISTORY as i64 * 60_000,
-        history: (0..HISTORY).map(event).collect(),
-        targets: (0..TARGETS).map(target).collect(),
+        history: (0..HISTORY).map(|i| fixtures::event(request, id(i), i)).collect(),
+        ..fixtures::example(request, &targets)
     }
 }
 

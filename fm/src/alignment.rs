@@ -29,7 +29,6 @@ pub struct AlignmentModule<B: Backend> {
 #[derive(Module, Debug)]
 pub struct AlignmentModules<B: Backend> {
     modules: Vec<Option<AlignmentModule<B>>>,
-    tasks: usize,
 }
 
 /// The outputs of one surface's module for its targets in a batch.
@@ -54,7 +53,7 @@ impl<B: Backend> AlignmentModules<B> {
                 }
             })
         };
-        Self { modules: (0..spec.surfaces.len()).map(module).collect(), tasks }
+        Self { modules: (0..spec.surfaces.len()).map(module).collect() }
     }
 }
 
@@ -94,11 +93,6 @@ impl<B: Backend> AlignmentModules<B> {
         let keep = |(surface, module): (usize, &Option<AlignmentModule<B>>)| {
             module.clone().filter(|_| used(surface))
         };
-        Self { modules: self.modules.iter().enumerate().map(keep).collect(), tasks: self.tasks }
-    }
-
-    /// The number of auxiliary tasks.
-    pub fn tasks(&self) -> usize {
-        self.tasks
+        Self { modules: self.modules.iter().enumerate().map(keep).collect() }
     }
 }

@@ -4,7 +4,7 @@
 //! all requests. A history is laid out once for all targets of its request (compute
 //! de-duplication, section 3.1.4). This module decides which numbers describe a token.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, hash::BuildHasherDefault};
 
 use crate::{
     Error, Result,
@@ -15,12 +15,12 @@ use crate::{
 };
 
 /// A jagged batch of B requests with H history tokens and R targets.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct FmBatch {
     /// `[B + 1]`: request b's history is tokens `history_offsets[b]..history_offsets[b + 1]`.
-    pub history_offsets: Arc<[u32]>,
+    pub history_offsets: Vec<u32>,
     /// `[B + 1]`: request b's targets are rows `target_offsets[b]..target_offsets[b + 1]`.
-    pub target_offsets: Arc<[u32]>,
+    pub target_offsets: Vec<u32>,
     /// The distinct store keys of the batch.
     pub keys: Vec<u64>,
     /// `[(H + R) * fields]`: index into `keys`.
@@ -32,7 +32,7 @@ pub struct FmBatch {
     /// `[H * outcome_width]`.
     pub outcomes: Vec<f32>,
     /// `[H + R]`, seconds since the epoch.
-    pub times_s: Arc<[i64]>,
+    pub times_s: Vec<i64>,
     /// `[R]`: the surface of each target's request.
     pub surfaces: Vec<u16>,
     /// `[R * features]`: auxiliary features, standardised.
@@ -143,14 +143,17 @@ impl BatchBuilder {
         examples: &[ExampleSelection<'_>],
         statistics: &ColumnStatistics,
     ) -> FmBatch {
-        let mut writer = BatchWriter::new(self, statistics);
+        let (history_offsets, target_offsets) = (vec![0], vec![0]);
+        let batch = FmBatch { history_offsets, target_offsets, ..FmBatch::default() };
+        let known = HashMap::default();
+        let mut writer = BatchWriter { batch_builder: self, statistics, known, batch };
         for selected in examples {
             writer.history(&selected.example.history, &selected.events);
         }
         for selected in examples {
             writer.targets(selected);
         }
-        writer.finish()
+        writer.batch
     }
 
     /// Checks that an example's surface and features match the specification.
@@ -158,121 +161,61 @@ impl BatchBuilder {
     /// # Errors
     /// The first mismatch, with both numbers.
     pub(crate) fn check(&self, example: &Example) -> Result<()> {
-        let fail = |message| Err(Error::Example { request: example.request, message });
-        let spec = &self.spec;
-        if example.surface as usize >= spec.surfaces.len() {
-            return fail(format!(
-                "its surface has index {}; the model was made for {} surfaces",
-                example.surface,
-                spec.surfaces.len()
-            ));
+        let fail = |found: String, wanted: String| {
+            let message = format!("{found}; the model was made for {wanted}");
+            Err(Error::Example { request: example.request, message })
+        };
+        let FmSpec { surfaces, item_ids, item_dense, features, content, .. } = &self.spec;
+        if example.surface as usize >= surfaces.len() {
+            let found = format!("its surface has index {}", example.surface);
+            return fail(found, format!("{} surfaces", surfaces.len()));
         }
-        let items = example
-            .history
-            .iter()
-            .map(|event| &event.item)
-            .chain(example.targets.iter().map(|t| &t.item));
-        for item in items {
-            if item.ids.len() != spec.item_ids || item.dense.len() != spec.item_dense {
-                return fail(format!(
-                    "item {} has {} categorical and {} dense features; the model was made for {} and {}",
-                    item.id,
-                    item.ids.len(),
-                    item.dense.len(),
-                    spec.item_ids,
-                    spec.item_dense
-                ));
+        let past = example.history.iter().map(|event| &event.item);
+        for item in past.chain(example.targets.iter().map(|target| &target.item)) {
+            let (ids, dense, numbers) = (item.ids.len(), item.dense.len(), item.content.len());
+            if (ids, dense) != (*item_ids, *item_dense) {
+                let found =
+                    format!("item {} has {ids} categorical and {dense} dense features", item.id);
+                return fail(found, format!("{item_ids} and {item_dense}"));
             }
-            if spec.content > 0 && ![0, spec.content].contains(&item.content.len()) {
-                return fail(format!(
-                    "item {} has a content vector of {} numbers; the model was made for {}",
-                    item.id,
-                    item.content.len(),
-                    spec.content
-                ));
+            if *content > 0 && ![0, *content].contains(&numbers) {
+                let found = format!("item {} has a content vector of {numbers} numbers", item.id);
+                return fail(found, content.to_string());
             }
         }
-        let wanted = spec.profile_ids.iter().max().map_or(0, |last| last + 1);
-        if let Some(target) = example.targets.iter().find(|target| target.ids.len() < wanted) {
-            return fail(format!(
-                "item {} has {} categorical columns; the model was made for {wanted} or more",
-                target.item.id,
-                target.ids.len()
-            ));
+        let wanted = self.spec.profile_ids.iter().max().map_or(0, |last| last + 1);
+        for target in &example.targets {
+            let (id, ids, numbers) = (target.item.id, target.ids.len(), target.features.len());
+            if ids < wanted {
+                let found = format!("item {id} has {ids} categorical columns");
+                return fail(found, format!("{wanted} or more"));
+            }
+            if numbers != *features {
+                let found = format!("item {id} has {numbers} numeric columns");
+                return fail(found, features.to_string());
+            }
         }
-        match example.targets.iter().find(|target| target.features.len() != spec.features) {
-            Some(target) => fail(format!(
-                "item {} has {} numeric columns; the model was made for {}",
-                target.item.id,
-                target.features.len(),
-                spec.features
-            )),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The request or event that a token belongs to.
-struct TokenContext {
-    surface: u16,
-    time_ms: i64,
-    before_ms: Option<i64>,
-}
-
-/// Assigns consecutive indices to the distinct keys of a batch.
-struct KeyIndex {
-    known: HashMap<u64, u32, KeyHasherBuilder>,
-    distinct: Vec<u64>,
-}
-
-impl KeyIndex {
-    fn index(&mut self, key: u64) -> u32 {
-        let next = self.distinct.len() as u32;
-        let index = *self.known.entry(key).or_insert(next);
-        if index == next {
-            self.distinct.push(key);
-        }
-        index
+        Ok(())
     }
 }
 
 struct BatchWriter<'a> {
     batch_builder: &'a BatchBuilder,
     statistics: &'a ColumnStatistics,
-    keys: KeyIndex,
+    /// The index of each key of the batch.
+    known: HashMap<u64, u32, BuildHasherDefault<KeyHasher>>,
     batch: FmBatch,
-    history_offsets: Vec<u32>,
-    target_offsets: Vec<u32>,
-    times_s: Vec<i64>,
 }
 
-impl<'a> BatchWriter<'a> {
-    fn new(batch_builder: &'a BatchBuilder, statistics: &'a ColumnStatistics) -> Self {
-        let batch = FmBatch {
-            history_offsets: Arc::from([]),
-            target_offsets: Arc::from([]),
-            keys: Vec::new(),
-            key_index: Vec::new(),
-            profile_index: Vec::new(),
-            dense: Vec::new(),
-            outcomes: Vec::new(),
-            times_s: Arc::from([]),
-            surfaces: Vec::new(),
-            features: Vec::new(),
-            labels: Vec::new(),
-            mask: Vec::new(),
-            weights: Vec::new(),
-            dropout_seed: 0,
-        };
-        Self {
-            batch_builder,
-            statistics,
-            keys: KeyIndex { known: HashMap::with_hasher(KeyHasherBuilder), distinct: Vec::new() },
-            batch,
-            history_offsets: vec![0],
-            target_offsets: vec![0],
-            times_s: Vec::new(),
+impl BatchWriter<'_> {
+    /// The index of a key, a new one for a key that the batch does not have.
+    fn index(&mut self, key: u64) -> u32 {
+        let next = self.batch.keys.len() as u32;
+        let index = *self.known.entry(key).or_insert(next);
+        if index == next {
+            self.batch.keys.push(key);
         }
+        index
     }
 
     /// Appends the `chosen` events. The time gap of each is that to its predecessor in the history,
@@ -282,13 +225,10 @@ impl<'a> BatchWriter<'a> {
         for &at in chosen {
             let event = &events[at];
             let before_ms = (at > oldest).then(|| events[at - 1].time_ms);
-            self.token(
-                &event.item,
-                TokenContext { surface: event.surface, time_ms: event.time_ms, before_ms },
-            );
+            self.token(&event.item, event.surface, event.time_ms, before_ms);
             append_outcome(&event.outcome, &self.batch_builder.spec, &mut self.batch.outcomes);
         }
-        self.history_offsets.push(self.times_s.len() as u32);
+        self.batch.history_offsets.push(self.batch.times_s.len() as u32);
     }
 
     fn targets(&mut self, selected: &ExampleSelection<'_>) {
@@ -298,10 +238,7 @@ impl<'a> BatchWriter<'a> {
         for &WeightedTarget { index: at, weight } in &selected.targets {
             let target = &example.targets[at];
             self.batch.weights.push(weight);
-            self.token(
-                &target.item,
-                TokenContext { surface: example.surface, time_ms: example.time_ms, before_ms },
-            );
+            self.token(&target.item, example.surface, example.time_ms, before_ms);
             self.profile(&target.ids);
             self.statistics.features.append(&target.features, &mut self.batch.features);
             self.batch.surfaces.push(example.surface);
@@ -311,48 +248,40 @@ impl<'a> BatchWriter<'a> {
                 self.batch.mask.push(label.is_some());
             }
         }
-        let rows = self.target_offsets.last().copied().unwrap_or(0) + selected.targets.len() as u32;
-        self.target_offsets.push(rows);
+        self.batch.target_offsets.push(self.batch.weights.len() as u32);
     }
 
-    fn token(&mut self, item: &Item, place: TokenContext) {
+    /// Appends a token of the event or request on a surface at a time.
+    fn token(&mut self, item: &Item, surface: u16, time_ms: i64, before_ms: Option<i64>) {
         let mut field = 0;
         let mut push = |value: u64| {
-            let index = self.keys.index(store_key(field, value));
+            let index = self.index(store_key(field, value));
             self.batch.key_index.push(index);
             field += 1;
         };
         push(item.id);
         item.ids.iter().for_each(|&id| push(id));
-        push(u64::from(place.surface));
-        push(hour_of_day(place.time_ms));
-        push(gap_bucket(place.time_ms, place.before_ms));
+        push(u64::from(surface));
+        push(hour_of_day(time_ms));
+        push(gap_bucket(time_ms, before_ms));
         self.statistics.item_dense.append(&item.dense, &mut self.batch.dense);
         let with_content = self.batch.dense.len() + self.batch_builder.spec.content;
-        if self.batch_builder.spec.content > 0 {
+        if with_content > self.batch.dense.len() {
             self.batch.dense.extend_from_slice(&item.content);
         }
         self.batch.dense.resize(with_content, 0.0);
-        self.times_s.push(place.time_ms.div_euclid(1000));
+        self.batch.times_s.push(time_ms.div_euclid(1000));
     }
 
     fn profile(&mut self, ids: &[u64]) {
         let spec = &self.batch_builder.spec;
         let first = spec.token_fields();
-        for (at, &column) in
-            spec.profile_ids.iter().enumerate().filter(|_| self.batch_builder.include_profiles)
-        {
-            let index = self.keys.index(store_key(first + at, ids[column]));
-            self.batch.profile_index.push(index);
+        if self.batch_builder.include_profiles {
+            for (field, &column) in (first..).zip(&spec.profile_ids) {
+                let index = self.index(store_key(field, ids[column]));
+                self.batch.profile_index.push(index);
+            }
         }
-    }
-
-    fn finish(mut self) -> FmBatch {
-        self.batch.keys = self.keys.distinct;
-        self.batch.history_offsets = self.history_offsets.into();
-        self.batch.target_offsets = self.target_offsets.into();
-        self.batch.times_s = self.times_s.into();
-        self.batch
     }
 }
 
@@ -401,19 +330,9 @@ fn append_outcome(outcome: &Outcome, spec: &FmSpec, out: &mut Vec<f32>) {
     }
 }
 
-/// Builds [`KeyHasher`]s. Store keys are already well distributed, so one multiplication suffices.
-#[derive(Clone, Copy)]
-struct KeyHasherBuilder;
-
+/// Store keys are already well distributed, so one multiplication suffices.
+#[derive(Default)]
 struct KeyHasher(u64);
-
-impl std::hash::BuildHasher for KeyHasherBuilder {
-    type Hasher = KeyHasher;
-
-    fn build_hasher(&self) -> KeyHasher {
-        KeyHasher(0)
-    }
-}
 
 impl std::hash::Hasher for KeyHasher {
     fn finish(&self) -> u64 {
@@ -432,6 +351,8 @@ impl std::hash::Hasher for KeyHasher {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::example::{Target, User};
 

@@ -37,7 +37,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(5);
 /// The users of recent requests. Recording is one atomic addition and one store; a concurrent
 /// reader may miss a user that is being recorded.
 #[derive(Debug)]
-struct RecentUsers {
+pub(crate) struct RecentUsers {
     /// A ring buffer, which may contain a user more than once.
     users: Box<[AtomicU64]>,
     /// The number of users recorded since the start.
@@ -45,7 +45,8 @@ struct RecentUsers {
 }
 
 impl RecentUsers {
-    /// A buffer large enough for `users` distinct users that each make a few requests in a row.
+    /// A buffer large enough for `users` distinct users, at least one, that each make a few
+    /// requests in a row.
     fn new(users: usize) -> Self {
         const REQUESTS_PER_USER: usize = 4;
         let empty = || AtomicU64::new(0);
@@ -55,11 +56,9 @@ impl RecentUsers {
     }
 
     /// Records a request of a user.
-    fn record(&self, user: u64) {
-        if !self.users.is_empty() {
-            let at = self.written.fetch_add(1, Ordering::Relaxed) % self.users.len();
-            self.users[at].store(user, Ordering::Relaxed);
-        }
+    pub(crate) fn record(&self, user: u64) {
+        let at = self.written.fetch_add(1, Ordering::Relaxed) % self.users.len();
+        self.users[at].store(user, Ordering::Relaxed);
     }
 
     /// The recorded users without repetitions, the most recent first.
@@ -75,7 +74,7 @@ impl RecentUsers {
 /// Encodes recent users' histories with new weights, on a thread of its own.
 #[derive(Debug)]
 pub(crate) struct CacheWarmer {
-    recent: RecentUsers,
+    pub(crate) recent: RecentUsers,
     thread: rayon::ThreadPool,
     max_histories: usize,
     max_bytes: u64,
@@ -99,11 +98,6 @@ impl CacheWarmer {
         Ok(Some(Self { recent, thread, max_histories, max_bytes }))
     }
 
-    /// Records a request of a user.
-    pub(crate) fn record_user(&self, user: u64) {
-        self.recent.record(user);
-    }
-
     /// Encodes the histories of recent users that `old` has cached into the cache of `pass`, whose
     /// generation is not in service yet. Returns the number of encoded tokens.
     pub(crate) fn warm_up<B: ServingBackend>(
@@ -119,9 +113,8 @@ impl CacheWarmer {
         let (mut tokens, mut left) = (0, self.max_histories);
         while left > 0 && Instant::now() < deadline {
             let warm_bytes = pass.generation.cache.bytes();
-            let limits =
-                WarmupLimits { histories: left, bytes: self.max_bytes.saturating_sub(warm_bytes) };
-            let batch = WarmupBatch::next(&mut users, old, limits);
+            let max_bytes = self.max_bytes.saturating_sub(warm_bytes);
+            let batch = WarmupBatch::next(&mut users, old, left, max_bytes);
             if batch.histories.is_empty() {
                 break;
             }
@@ -133,22 +126,10 @@ impl CacheWarmer {
     }
 }
 
-/// What remains of a warm-up's limits.
-struct WarmupLimits {
-    histories: usize,
-    bytes: u64,
-}
-
-/// A user's events, which the old generation has encoded.
-struct UserHistory {
-    user: u64,
-    events: Vec<Event>,
-}
-
 /// Histories to be encoded together.
 #[derive(Default)]
 struct WarmupBatch {
-    histories: Vec<UserHistory>,
+    histories: Vec<Example>,
     tokens: usize,
     /// The bytes that the histories take in the old cache.
     bytes: u64,
@@ -160,19 +141,20 @@ impl WarmupBatch {
     fn next<B: ServingBackend>(
         users: &mut impl Iterator<Item = u64>,
         old: &HistoryCache<B>,
-        limits: WarmupLimits,
+        max_histories: usize,
+        max_bytes: u64,
     ) -> Self {
         let mut batch = Self::default();
         while batch.tokens < BATCH_TOKENS
-            && batch.histories.len() < limits.histories
+            && batch.histories.len() < max_histories
             && let Some(user) = users.next()
         {
             let Some(history) = old.peek(user) else { continue };
             let bytes = history.bytes() as u64;
-            if batch.bytes + bytes <= limits.bytes {
+            if batch.bytes + bytes <= max_bytes {
                 batch.bytes += bytes;
                 batch.tokens += history.events.len();
-                batch.histories.push(UserHistory { user, events: history.events.clone() });
+                batch.histories.push(without_request(user, history.events.clone()));
             }
         }
         batch
@@ -180,14 +162,10 @@ impl WarmupBatch {
 }
 
 /// Encodes histories and inserts them into the cache of the pass's generation.
-fn encode<B: ServingBackend>(
-    pass: &InferencePass<'_, B>,
-    histories: Vec<UserHistory>,
-) -> Result<u64>
+fn encode<B: ServingBackend>(pass: &InferencePass<'_, B>, examples: Vec<Example>) -> Result<u64>
 where
     ServingModel<B>: Sync,
 {
-    let examples: Vec<Example> = histories.into_iter().map(without_request).collect();
     let selected: Vec<ExampleSelection<'_>> = examples.iter().map(all_events).collect();
     let new = |example: &Example| EncodedHistory {
         events: example.history.clone(),
@@ -202,9 +180,8 @@ where
 }
 
 /// An example that has only a user and a history.
-fn without_request(history: UserHistory) -> Example {
-    let user = Arc::new(User { id: history.user, ..User::default() });
-    let history = history.events;
+fn without_request(user: u64, history: Vec<Event>) -> Example {
+    let user = Arc::new(User { id: user, ..User::default() });
     Example { request: 0, user, surface: 0, time_ms: 0, history, targets: Vec::new() }
 }
 

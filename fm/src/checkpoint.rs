@@ -5,23 +5,24 @@
 //! A checkpoint is written beside its final name and then renamed, so a folder with the final name
 //! is always complete. Optimizer state is not part of a checkpoint; see `resume`.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{borrow::Cow, collections::HashMap, fs, path::Path};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     tensor::{Tensor, TensorData, backend::Backend},
 };
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde::{Deserialize, Serialize};
+use safetensors::{Dtype, SafeTensors, View};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     Error, Result,
     batch::ColumnStatistics,
     spec::{FmConfig, FmSpec},
+    update::WeightTensor,
 };
 
 /// The version of `fm.json`'s format; other versions are refused.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// The content of `fm.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,35 +44,13 @@ pub struct FmManifest {
 }
 
 impl FmManifest {
-    /// The manifest of a model that has not been trained.
-    pub fn new(
-        version: &str,
-        config: &FmConfig,
-        spec: &FmSpec,
-        statistics: &ColumnStatistics,
-    ) -> Self {
-        Self {
-            format: FORMAT,
-            version: version.into(),
-            config: config.clone(),
-            spec: spec.clone(),
-            statistics: statistics.clone(),
-            requests: 0,
-            trained_until_ms: 0,
-        }
-    }
-
     /// Reads `fm.json` of a checkpoint.
     ///
     /// # Errors
     /// A file that is missing, unreadable or of another format.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("fm.json");
-        let text = fs::read(&path).map_err(|error| {
-            checkpoint_error(&path, format!("{error}; train one with `hypercast train fm`"))
-        })?;
-        let manifest: Self =
-            serde_json::from_slice(&text).map_err(|error| checkpoint_error(&path, error))?;
+        let manifest: Self = read_json(&path, "train one with `hypercast train fm`")?;
         if manifest.format != FORMAT {
             return Err(checkpoint_error(
                 &path,
@@ -85,11 +64,20 @@ impl FmManifest {
     }
 
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
-        let path = dir.join("fm.json");
-        let text =
-            serde_json::to_vec_pretty(self).map_err(|error| checkpoint_error(&path, error))?;
-        fs::write(&path, text).map_err(|error| checkpoint_error(&path, error))
+        write_json(self, &dir.join("fm.json"))
     }
+}
+
+/// Reads a JSON file; `hint` says what to do if there is none.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, hint: &str) -> Result<T> {
+    let text =
+        fs::read(path).map_err(|error| checkpoint_error(path, format!("{error}; {hint}")))?;
+    serde_json::from_slice(&text).map_err(|error| checkpoint_error(path, error))
+}
+
+pub(crate) fn write_json(value: &impl Serialize, path: &Path) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value).map_err(|error| checkpoint_error(path, error))?;
+    fs::write(path, text).map_err(|error| checkpoint_error(path, error))
 }
 
 /// Replaces the folder `dir` as a whole: `fill` writes a new folder beside it, which is then
@@ -104,22 +92,23 @@ pub fn replace_directory<E: From<Error>>(
     let draft = dir.with_extension("partial");
     let io = |error: std::io::Error| E::from(checkpoint_error(dir, error));
     recover_directory(dir)?;
-    if draft.exists() {
-        fs::remove_dir_all(&draft).map_err(io)?;
-    }
+    remove_directory(&draft)?;
     fs::create_dir_all(&draft).map_err(io)?;
     fill(&draft)?;
     let old = dir.with_extension("old");
-    if old.exists() {
-        // Left behind by a crash after the rename below.
-        fs::remove_dir_all(&old).map_err(io)?;
-    }
+    // Left behind by a crash after the rename below.
+    remove_directory(&old)?;
     if dir.exists() {
         fs::rename(dir, &old).map_err(io)?;
     }
     fs::rename(&draft, dir).map_err(io)?;
-    if old.exists() {
-        fs::remove_dir_all(&old).map_err(io)?;
+    Ok(remove_directory(&old)?)
+}
+
+/// Removes a folder, if there is one.
+pub(crate) fn remove_directory(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).map_err(|error| checkpoint_error(dir, error))?;
     }
     Ok(())
 }
@@ -138,38 +127,37 @@ pub fn recover_directory(dir: &Path) -> Result<()> {
 
 /// Saves every weight of a module under its path, for example `layers.0.uvqk.weight`.
 pub(crate) fn save_weights<B: Backend, M: Module<B>>(module: &M, path: &Path) -> Result<()> {
-    let weights = weights_of(module).into_iter().map(|(name, data)| named_tensor(name, data));
-    write_tensors(&weights.collect::<Vec<_>>(), path)
-}
-
-/// A tensor as a safetensors file stores it.
-pub(crate) struct NamedTensor {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    /// Little-endian f32 values, row-major.
-    pub(crate) bytes: Vec<u8>,
+    write_tensors(WeightTensor::of(module), path)
 }
 
 /// Writes a safetensors file.
-pub(crate) fn write_tensors(tensors: &[NamedTensor], path: &Path) -> Result<()> {
-    let views = tensors
-        .iter()
-        .map(|NamedTensor { name, shape, bytes }| {
-            TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.clone(), view))
-        })
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(|error| checkpoint_error(path, error))?;
-    safetensors::serialize_to_file(views, None, path).map_err(|error| checkpoint_error(path, error))
+pub(crate) fn write_tensors(tensors: Vec<WeightTensor>, path: &Path) -> Result<()> {
+    let tensors = tensors.iter().map(|tensor| (&tensor.name, tensor));
+    safetensors::serialize_to_file(tensors, None, path)
+        .map_err(|error| checkpoint_error(path, error))
+}
+
+impl View for &WeightTensor {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(&*self.values)
+    }
 }
 
 /// Loads every weight of a module; none may be missing or have another shape.
-pub(crate) fn load_weights<B: Backend, M: Module<B>>(
-    module: M,
-    path: &Path,
-    device: &B::Device,
-) -> Result<M> {
-    assign_weights(module, read_tensors(path)?, device)
-        .map_err(|fault| checkpoint_error(path, fault))
+pub(crate) fn load_weights<B: Backend, M: Module<B>>(module: M, path: &Path) -> Result<M> {
+    assign_weights(module, read_tensors(path)?).map_err(|fault| checkpoint_error(path, fault))
 }
 
 /// Sets every weight of a module; none may be missing or have another shape. The error names the
@@ -177,19 +165,31 @@ pub(crate) fn load_weights<B: Backend, M: Module<B>>(
 pub(crate) fn assign_weights<B: Backend, M: Module<B>>(
     module: M,
     weights: TensorMap,
-    device: &B::Device,
 ) -> std::result::Result<M, String> {
-    let mut loader =
-        WeightLoader { path: Vec::new(), weights, fault: None, device: device.clone() };
+    let mut loader = WeightLoader { names: names_of(&module), weights, fault: None };
     let module = module.map(&mut loader);
     loader.fault.map_or(Ok(module), Err)
 }
 
-/// Every weight of a module with its path, for example `layers.0.uvqk.weight`.
-pub(crate) fn weights_of<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorData)> {
+/// A weight of a module.
+pub(crate) struct ModuleWeight<B: Backend> {
+    pub(crate) id: ParamId,
+    /// The path, for example `layers.0.uvqk.weight`.
+    pub(crate) name: String,
+    /// A handle, not a copy.
+    pub(crate) value: B::FloatTensorPrimitive,
+}
+
+/// Every weight of a module, in the order in which a mapper sees them.
+pub(crate) fn weights_of<B: Backend, M: Module<B>>(module: &M) -> Vec<ModuleWeight<B>> {
     let mut collector = WeightCollector { path: Vec::new(), weights: Vec::new() };
     module.visit(&mut collector);
     collector.weights
+}
+
+/// The paths of a module's weights.
+pub(crate) fn names_of<B: Backend, M: Module<B>>(module: &M) -> HashMap<ParamId, String> {
+    weights_of(module).into_iter().map(|weight| (weight.id, weight.name)).collect()
 }
 
 /// Shapes and values of tensors, by name.
@@ -205,11 +205,8 @@ pub(crate) fn read_tensors(path: &Path) -> Result<TensorMap> {
         .tensors()
         .into_iter()
         .map(|(name, view)| {
-            let values = view
-                .data()
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect();
+            let (bytes, _) = view.data().as_chunks();
+            let values = bytes.iter().map(|value| f32::from_le_bytes(*value)).collect();
             (name, (view.shape().to_vec(), values))
         })
         .collect())
@@ -220,12 +217,12 @@ pub(crate) fn checkpoint_error(path: &Path, message: impl ToString) -> Error {
     Error::Checkpoint { path: path.display().to_string(), message: message.to_string() }
 }
 
-struct WeightCollector {
+struct WeightCollector<B: Backend> {
     path: Vec<String>,
-    weights: Vec<(String, TensorData)>,
+    weights: Vec<ModuleWeight<B>>,
 }
 
-impl<B: Backend> ModuleVisitor<B> for WeightCollector {
+impl<B: Backend> ModuleVisitor<B> for WeightCollector<B> {
     fn enter_module(&mut self, name: &str, _container: &str) {
         self.path.push(name.into());
     }
@@ -235,41 +232,24 @@ impl<B: Backend> ModuleVisitor<B> for WeightCollector {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        self.weights.push((self.path.join("."), param.val().into_data()));
+        let (name, value) = (self.path.join("."), param.val().into_primitive().tensor());
+        self.weights.push(ModuleWeight { id: param.id, name, value });
     }
 }
 
-/// Converts a tensor to f32 bytes.
-pub(crate) fn named_tensor(name: String, data: TensorData) -> NamedTensor {
-    let data = data.convert::<f32>();
-    let shape = data.shape.iter().copied().collect();
-    let bytes = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-    NamedTensor { name, shape, bytes }
-}
-
-struct WeightLoader<B: Backend> {
-    path: Vec<String>,
+struct WeightLoader {
+    names: HashMap<ParamId, String>,
     weights: TensorMap,
     fault: Option<String>,
-    device: B::Device,
 }
 
-impl<B: Backend> ModuleMapper<B> for WeightLoader<B> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
+impl<B: Backend> ModuleMapper<B> for WeightLoader {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let name = self.path.join(".");
-        let (id, old, mapper): (ParamId, _, _) = param.consume();
-        let expected = old.dims().to_vec();
-        let new = match self.weights.remove(&name) {
+        let (id, old, mapper) = param.consume();
+        let (name, expected) = (&self.names[&id], old.dims().to_vec());
+        let new = match self.weights.remove(name) {
             Some((shape, values)) if shape == expected => {
-                let tensor = Tensor::from_data(TensorData::new(values, shape), &self.device);
+                let tensor = Tensor::from_data(TensorData::new(values, shape), &old.device());
                 if old.is_require_grad() { tensor.require_grad() } else { tensor }
             }
             Some((shape, _)) => {

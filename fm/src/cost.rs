@@ -35,11 +35,7 @@ pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: TokenCounts) -> f64 {
     let input =
         (spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content) as f64;
     let embedding = (h + m) * 2.0 * (input * d + d * d) + h * 2.0 * spec.outcome_width() as f64 * d;
-    let candidate = if config.candidate_columns {
-        (spec.profile_ids.len() * config.embedding_dim + spec.features) as f64
-    } else {
-        0.0
-    };
+    let candidate = spec.candidate_width(config) as f64;
     let (hidden, direct) = if candidate > 0.0 { (2.0 * d, d) } else { (0.0, 0.0) };
     let columns = m * 2.0 * (candidate * (hidden + direct) + hidden * d);
     let pair = 2.0 * qk + 2.0 * v;

@@ -4,14 +4,16 @@
 //! and its TAEs drift slowly, which experts need (section 3.2: robustness). The average makes the
 //! predictions, the logged TAEs and the checkpoints; gradients are taken at the weights themselves.
 
-use std::collections::VecDeque;
-
 use burn::{
-    module::{Module, ModuleMapper, ModuleVisitor, Param},
-    tensor::{Tensor, TensorPrimitive, backend::Backend},
+    module::{Module, ModuleMapper, Param},
+    tensor::{Tensor, backend::Backend},
 };
+use hypercast_kernels::attention::tensor;
 
-use crate::shard::FmNetwork;
+use crate::{
+    checkpoint::{ModuleWeight, weights_of},
+    shard::FmNetwork,
+};
 
 /// Moves `average` one step towards `now`: `decay` of the old value plus `1 - decay` of the new.
 /// The decay is smaller in the first steps, so that the initial weights are forgotten.
@@ -21,31 +23,20 @@ pub(crate) fn update<B: Backend>(
     decay: f64,
     step: u64,
 ) -> FmNetwork<B> {
-    let mut values = WeightValues(VecDeque::new());
-    now.visit(&mut values);
     let decay = decay.min((1 + step) as f64 / (10 + step) as f64);
-    average.map(&mut EmaMapper { values: values.0, decay })
-}
-
-/// The weights in the order in which a visitor sees them; handles, not copies.
-struct WeightValues<B: Backend>(VecDeque<B::FloatTensorPrimitive>);
-
-impl<B: Backend> ModuleVisitor<B> for WeightValues<B> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        self.0.push_back(param.val().into_primitive().tensor());
-    }
+    average.map(&mut EmaMapper { now: weights_of(now).into_iter(), decay })
 }
 
 struct EmaMapper<B: Backend> {
-    values: VecDeque<B::FloatTensorPrimitive>,
+    now: std::vec::IntoIter<ModuleWeight<B>>,
     decay: f64,
 }
 
 impl<B: Backend> ModuleMapper<B> for EmaMapper<B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, old, mapper) = param.consume();
-        let now = self.values.pop_front().expect("both networks have the same structure");
-        let now = Tensor::<B, D>::from_primitive(TensorPrimitive::Float(now));
+        let now = self.now.next().expect("both networks have the same structure");
+        let now = tensor::<B, D>(now.value);
         Param::from_mapped_value(id, old * self.decay + now * (1.0 - self.decay), mapper)
     }
 }
@@ -57,6 +48,7 @@ mod tests {
         alignment::AlignmentModules,
         model::FmModel,
         spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
+        update::WeightTensor,
     };
     use burn_flex::Flex;
 
@@ -89,11 +81,7 @@ mod tests {
     }
 
     fn numbers(network: &FmNetwork<Flex>) -> Vec<f32> {
-        let mut values = WeightValues(VecDeque::new());
-        network.visit(&mut values);
-        let tensor = |value| Tensor::<Flex, 1>::from_primitive(TensorPrimitive::Float(value));
-        let numbers = |value| tensor(value).into_data().into_vec::<f32>().unwrap();
-        values.0.into_iter().flat_map(numbers).collect()
+        WeightTensor::of(network).into_iter().flat_map(|weight| weight.values).collect()
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub struct Item {
     /// One value per dense feature of `schema.item_features`.
     pub dense: Vec<f32>,
     /// The content vector, of unit norm; empty for an item without one. Experts do not see it.
-    #[serde(with = "shared_slice")]
+    #[serde(with = "shared")]
     pub content: Arc<[f32]>,
 }
 
@@ -108,31 +108,19 @@ mod shared {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(super) fn serialize<T: Serialize, S: Serializer>(
+    pub(super) fn serialize<T: Serialize + ?Sized, S: Serializer>(
         value: &Arc<T>,
         to: S,
     ) -> Result<S::Ok, S::Error> {
         T::serialize(value, to)
     }
 
-    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    pub(super) fn deserialize<'de, T: ?Sized, D: Deserializer<'de>>(
         from: D,
-    ) -> Result<Arc<T>, D::Error> {
-        T::deserialize(from).map(Arc::new)
-    }
-}
-
-/// As `shared`, for slices of numbers.
-mod shared_slice {
-    use std::sync::Arc;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(value: &Arc<[f32]>, to: S) -> Result<S::Ok, S::Error> {
-        <[f32]>::serialize(value, to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<[f32]>, D::Error> {
-        Vec::deserialize(from).map(Arc::from)
+    ) -> Result<Arc<T>, D::Error>
+    where
+        Box<T>: Deserialize<'de>,
+    {
+        Box::deserialize(from).map(Arc::from)
     }
 }

@@ -7,14 +7,14 @@
 
 use std::sync::Arc;
 
-use hypercast_kernels::history::HistoryBackend;
+use hypercast_kernels::{history::KeptLayer, serving::ServingBackend};
 use quick_cache::{Weighter, sync::Cache};
 
 use crate::example::{Event, Example};
 
 /// A user's encoded history: `[n]` tokens, oldest first.
-#[derive(Debug, Clone)]
-pub struct EncodedHistory<B: HistoryBackend> {
+#[derive(Debug, Clone, Default)]
+pub struct EncodedHistory<B: ServingBackend> {
     /// `[n]`: the event of each token.
     pub(crate) events: Vec<Event>,
     /// `[n]`: when each happened, in seconds.
@@ -23,13 +23,7 @@ pub struct EncodedHistory<B: HistoryBackend> {
     pub(crate) layers: Vec<B::Kept>,
 }
 
-impl<B: HistoryBackend> Default for EncodedHistory<B> {
-    fn default() -> Self {
-        Self { events: Vec::new(), times_s: Vec::new(), layers: Vec::new() }
-    }
-}
-
-impl<B: HistoryBackend> EncodedHistory<B> {
+impl<B: ServingBackend> EncodedHistory<B> {
     /// The number of leading events that are equal to those of `history`.
     fn common_prefix(&self, history: &[Event]) -> usize {
         self.events.iter().zip(history).take_while(|(own, event)| same_token(own, event)).count()
@@ -39,12 +33,12 @@ impl<B: HistoryBackend> EncodedHistory<B> {
         self.events.truncate(tokens);
         self.times_s.truncate(tokens);
         for layer in &mut self.layers {
-            B::truncate(layer, tokens);
+            layer.truncate(tokens);
         }
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        let layers: usize = self.layers.iter().map(|layer| B::kept_size(layer).bytes).sum();
+        let layers: usize = self.layers.iter().map(B::Kept::bytes).sum();
         layers + self.events.capacity() * size_of::<Event>() + self.times_s.capacity() * 8
     }
 }
@@ -59,7 +53,7 @@ fn same_token(a: &Event, b: &Event) -> bool {
 }
 
 /// The cached part of a request's history.
-pub(crate) enum CacheLookup<B: HistoryBackend> {
+pub(crate) enum CacheLookup<B: ServingBackend> {
     /// The whole history, shared with other requests.
     Complete(Arc<EncodedHistory<B>>),
     /// The oldest events, possibly none; the caller encodes the rest.
@@ -83,38 +77,35 @@ pub struct CacheCounts {
 
 /// Encoded histories by user, bounded in bytes; the least recently useful entries are evicted.
 #[derive(Debug)]
-pub(crate) struct HistoryCache<B: HistoryBackend> {
-    /// None for a cache without room.
-    entries: Option<Cache<u64, Arc<EncodedHistory<B>>, HistoryBytes>>,
+pub(crate) struct HistoryCache<B: ServingBackend> {
+    /// A cache without room refuses every entry.
+    entries: Cache<u64, Arc<EncodedHistory<B>>, HistoryBytes>,
     max_bytes: u64,
 }
 
 #[derive(Debug, Clone)]
 struct HistoryBytes;
 
-impl<B: HistoryBackend> Weighter<u64, Arc<EncodedHistory<B>>> for HistoryBytes {
+impl<B: ServingBackend> Weighter<u64, Arc<EncodedHistory<B>>> for HistoryBytes {
     fn weight(&self, _user: &u64, history: &Arc<EncodedHistory<B>>) -> u64 {
         history.bytes() as u64
     }
 }
 
-impl<B: HistoryBackend> HistoryCache<B> {
+impl<B: ServingBackend> HistoryCache<B> {
     /// A cache of at most `bytes`; 0 caches nothing.
     pub(crate) fn new(bytes: usize) -> Self {
         /// A typical entry's size, from which the cache estimates the number of entries.
         const ENTRY_BYTES: usize = 256 << 10;
-        let entries = (bytes > 0).then(|| {
-            Cache::with_weighter((bytes / ENTRY_BYTES).max(64), bytes as u64, HistoryBytes)
-        });
-        Self { entries, max_bytes: bytes as u64 }
+        let (entries, max_bytes) = ((bytes / ENTRY_BYTES).max(64), bytes as u64);
+        Self { entries: Cache::with_weighter(entries, max_bytes, HistoryBytes), max_bytes }
     }
 
     /// Looks up the history of an example, which begins at its event `first`.
     pub(crate) fn lookup(&self, example: &Example, first: usize) -> CacheLookup<B> {
         let history = &example.history[first..];
         let user = example.user.id;
-        let known = self.entries.as_ref().and_then(|entries| entries.get(&user));
-        let Some(known) = known.filter(|_| !history.is_empty()) else {
+        let Some(known) = self.entries.get(&user).filter(|_| !history.is_empty()) else {
             return CacheLookup::Prefix(Box::default());
         };
         let common = known.common_prefix(history);
@@ -122,7 +113,7 @@ impl<B: HistoryBackend> HistoryCache<B> {
             return CacheLookup::Complete(known);
         }
         // Taken out of the cache, the entry can grow in place unless another request is reading it.
-        self.entries.as_ref().and_then(|entries| entries.remove(&user));
+        self.entries.remove(&user);
         let mut own = Arc::unwrap_or_clone(known);
         own.truncate(common);
         CacheLookup::Prefix(Box::new(own))
@@ -130,32 +121,28 @@ impl<B: HistoryBackend> HistoryCache<B> {
 
     /// Stores a history for the user's next request.
     pub(crate) fn insert(&self, user: u64, history: Arc<EncodedHistory<B>>) {
-        if let Some(entries) = self.entries.as_ref().filter(|_| !history.events.is_empty()) {
-            entries.insert(user, history);
+        if !history.events.is_empty() {
+            self.entries.insert(user, history);
         }
     }
 
     /// A user's cached history; unlike [`HistoryCache::lookup`], this does not count as a use.
     pub(crate) fn peek(&self, user: u64) -> Option<Arc<EncodedHistory<B>>> {
-        self.entries.as_ref().and_then(|entries| entries.peek(&user))
+        self.entries.peek(&user)
     }
 
     /// Reduces the capacity to `bytes` less than the cache was created with; 0 restores it.
     pub(crate) fn reserve(&self, bytes: u64) {
-        if let Some(entries) = &self.entries {
-            entries.set_capacity(self.max_bytes.saturating_sub(bytes));
-        }
+        self.entries.set_capacity(self.max_bytes.saturating_sub(bytes));
     }
 
     /// Removes all entries.
     pub(crate) fn clear(&self) {
-        if let Some(entries) = &self.entries {
-            entries.clear();
-        }
+        self.entries.clear();
     }
 
     /// Bytes in use.
     pub(crate) fn bytes(&self) -> u64 {
-        self.entries.as_ref().map_or(0, Cache::weight)
+        self.entries.weight()
     }
 }

@@ -97,7 +97,7 @@ impl<B: HstuBackend> HstuLayer<B> {
     }
 }
 
-fn affine<B: Backend>(norm: &LayerNorm<B>) -> Affine<Tensor<B, 1>> {
+pub(crate) fn affine<B: Backend>(norm: &LayerNorm<B>) -> Affine<Tensor<B, 1>> {
     let shift = norm.beta.as_ref().expect("created with a shift");
     Affine { scale: norm.gamma.val(), shift: shift.val() }
 }

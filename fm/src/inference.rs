@@ -14,24 +14,24 @@ use std::{
     },
 };
 
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 use hypercast_store::StoreReader;
 use rayon::prelude::*;
 
 use crate::{
-    Error, Result,
+    Result,
     batch::{BatchBuilder, FmBatch},
     cache_warmup::CacheWarmer,
     checkpoint::{FmManifest, load_weights},
     device::{Cpu, DeviceKind},
     example::Example,
     history::{CacheCounts, CacheLookup, EncodedHistory, HistoryCache},
-    live_model::{Generation, LiveUpdater, PrepareSettings, SparseRows},
+    live_model::{Generation, LiveUpdater, SparseRows},
     model::{self, EmbeddedBatch, FmModel, ModelOutput, lock_weight_rng},
     sampling::{ExampleSelection, split_by_memory, unweighted},
     serving::{ServingBackend, ServingModel},
     spec::{TaskLabel, TaskSpec},
-    update::WeightUpdate,
+    update::{WeightUpdate, refused},
 };
 
 /// TAEs and predictions for the targets of some requests, in order.
@@ -112,7 +112,7 @@ pub trait FoundationModel: Send + Sync {
 /// A checkpoint that is missing, damaged or of another format, or a device that is not in this
 /// build.
 pub fn load(dir: &Path, serving: FmServingOptions) -> Result<Box<dyn FoundationModel>> {
-    open(ModelSource { checkpoint: dir, work: None }, serving)
+    open(dir, None, serving)
 }
 
 /// Loads a checkpoint that takes updates. Its sparse rows are copied to the folder `work`, which is
@@ -125,23 +125,21 @@ pub fn load_updatable(
     work: &Path,
     serving: FmServingOptions,
 ) -> Result<Box<dyn FoundationModel>> {
-    open(ModelSource { checkpoint: dir, work: Some(work) }, serving)
+    open(dir, Some(work), serving)
 }
 
-/// The folders that a model is loaded from.
-#[derive(Debug, Clone, Copy)]
-struct ModelSource<'a> {
-    checkpoint: &'a Path,
-    /// The folder for the rows of updates; none for a model that takes no updates.
-    work: Option<&'a Path>,
-}
-
-fn open(from: ModelSource<'_>, serving: FmServingOptions) -> Result<Box<dyn FoundationModel>> {
+fn open(
+    dir: &Path,
+    work: Option<&Path>,
+    serving: FmServingOptions,
+) -> Result<Box<dyn FoundationModel>> {
     serving.device.check()?;
     match serving.device {
-        DeviceKind::Cpu => Ok(Box::new(LoadedModel::<Cpu>::open(from, serving)?)),
+        DeviceKind::Cpu => Ok(Box::new(LoadedModel::<Cpu>::open(dir, work, serving)?)),
         #[cfg(feature = "cuda")]
-        DeviceKind::Cuda => Ok(Box::new(LoadedModel::<crate::device::Cuda>::open(from, serving)?)),
+        DeviceKind::Cuda => {
+            Ok(Box::new(LoadedModel::<crate::device::Cuda>::open(dir, work, serving)?))
+        }
         #[cfg(not(feature = "cuda"))]
         DeviceKind::Cuda => unreachable!("check() refuses it"),
     }
@@ -161,7 +159,6 @@ struct LoadedModel<B: ServingBackend> {
     /// The manifest of the loaded checkpoint.
     manifest: FmManifest,
     batch_builder: BatchBuilder,
-    device: B::Device,
     /// The generation in service. The lock is only held to clone or replace the pointer.
     current: RwLock<Arc<Generation<B>>>,
     /// Present if the model takes updates. The inner option becomes `None` once the store has
@@ -174,18 +171,16 @@ struct LoadedModel<B: ServingBackend> {
 }
 
 impl<B: ServingBackend> LoadedModel<B> {
-    fn open(from: ModelSource<'_>, serving: FmServingOptions) -> Result<Self> {
-        let dir = from.checkpoint;
+    fn open(dir: &Path, work: Option<&Path>, serving: FmServingOptions) -> Result<Self> {
         let manifest = FmManifest::read(dir)?;
-        let device = B::Device::default();
         let model = {
             // The new model draws weights before they are replaced. Without the lock, a trainer
             // that draws at the same time would get other weights from its seed.
             let _rng = lock_weight_rng();
-            let fresh = FmModel::new(&manifest.config, &manifest.spec, &device);
-            load_weights(fresh, &dir.join("model.safetensors"), &device)?
+            let fresh = FmModel::new(&manifest.config, &manifest.spec, &B::Device::default());
+            load_weights(fresh, &dir.join("model.safetensors"))?
         };
-        let updater = from.work.map(|work| LiveUpdater::open(dir, work)).transpose()?;
+        let updater = work.map(|work| LiveUpdater::open(dir, work)).transpose()?;
         let FmServingOptions { history_cache_bytes, warmup_histories, .. } = serving;
         let warmer = match &updater {
             Some(_) => CacheWarmer::start(warmup_histories, history_cache_bytes)?,
@@ -204,7 +199,6 @@ impl<B: ServingBackend> LoadedModel<B> {
         Ok(Self {
             batch_builder: BatchBuilder::new(&manifest.spec, &manifest.config),
             manifest,
-            device,
             current: RwLock::new(Arc::new(generation)),
             updater: updater.map(|updater| Mutex::new(Some(updater))),
             history_cache_bytes,
@@ -218,17 +212,15 @@ impl<B: ServingBackend> LoadedModel<B> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn pass<'a>(&'a self, generation: &'a Generation<B>) -> InferencePass<'a, B> {
-        InferencePass { fm: self, generation }
-    }
-
     /// Encodes recent users' histories for the next generation.
     fn warm_up(&self, next: &Generation<B>)
     where
         ServingModel<B>: Sync,
     {
         let Some(warmer) = &self.warmer else { return };
-        match warmer.warm_up(&self.pass(next), &self.generation().cache) {
+        match warmer
+            .warm_up(&InferencePass { fm: self, generation: next }, &self.generation().cache)
+        {
             Ok(tokens) => _ = self.counts[3].fetch_add(tokens, Ordering::Relaxed),
             Err(error) => {
                 tracing::warn!(%error, "cannot encode histories ahead of an update; they are encoded at the next request");
@@ -250,39 +242,31 @@ where
     }
 
     fn update(&self, update: WeightUpdate) -> Result<()> {
-        let refused = |why: &str| Error::Update(why.into());
         let Some(updater) = &self.updater else {
-            return Err(refused("the model was loaded without a work folder; load it for updates"));
+            return refused("the model was loaded without a work folder; load it for updates");
         };
-        let mut slot = updater
-            .lock()
-            .map_err(|_| refused("an earlier update panicked; load the model again"))?;
-        let Some(mut updater) = slot.take() else {
-            return Err(refused("an earlier update could not be written; load the model again"));
+        let Ok(mut slot) = updater.lock() else {
+            return refused("an earlier update panicked; load the model again");
         };
-        let history_cache_bytes = self.history_cache_bytes;
-        let settings = PrepareSettings { device: &self.device, history_cache_bytes };
-        let next = match updater.prepare(update, &self.generation(), settings) {
-            Ok(next) => next,
-            Err(error) => {
-                *slot = Some(updater);
-                return Err(error);
-            }
+        let Some(updater) = slot.as_mut() else {
+            return refused("an earlier update could not be written; load the model again");
         };
+        let next = updater.prepare(update, &self.generation(), self.history_cache_bytes)?;
         let swap = |generation| {
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *current, generation)
         };
         self.warm_up(&next.generation);
-        updater.apply(next, swap).inspect_err(|_| self.generation().cache.reserve(0))?;
-        *slot = Some(updater);
-        Ok(())
+        updater.apply(next, swap).inspect_err(|_| {
+            *slot = None;
+            self.generation().cache.reserve(0);
+        })
     }
 
     fn infer(&self, examples: &[&Example]) -> Result<FmOutput> {
         examples.iter().try_for_each(|example| self.batch_builder.check(example))?;
         let generation = self.generation();
-        let pass = self.pass(&generation);
+        let pass = InferencePass { fm: self, generation: &generation };
         let mut output = FmOutput::default();
         for part in split_by_memory(examples, &self.manifest.config, examples.len(), MAX_PASS_BYTES)
         {
@@ -299,7 +283,7 @@ where
 
     fn infer_uncached(&self, examples: &[&Example]) -> Result<FmOutput> {
         let generation = self.generation();
-        let pass = self.pass(&generation);
+        let pass = InferencePass { fm: self, generation: &generation };
         let mut output = FmOutput::default();
         for part in split_by_memory(examples, &self.manifest.config, examples.len(), MAX_PASS_BYTES)
         {
@@ -335,7 +319,7 @@ where
     /// The encoded history of each example. What the cache lacks is encoded in one pass.
     fn histories(&self, examples: &[&Example]) -> Result<Vec<Arc<EncodedHistory<B>>>> {
         if let Some(warmer) = &self.fm.warmer {
-            examples.iter().for_each(|example| warmer.record_user(example.user.id));
+            examples.iter().for_each(|example| warmer.recent.record(example.user.id));
         }
         let window = self.fm.manifest.config.history_window();
         let first = |example: &Example| window.first_index(&example.history);
@@ -418,10 +402,9 @@ where
     }
 
     fn embed(&self, batch: &FmBatch) -> EmbeddedBatch<B> {
-        let dim = self.fm.manifest.config.embedding_dim;
-        let mut rows = vec![0.0; batch.keys.len() * dim];
+        let mut rows = vec![0.0; batch.keys.len() * self.fm.manifest.config.embedding_dim];
         self.generation.rows.gather(&batch.keys, &mut rows);
-        GatheredRows::new(batch, &rows, dim).tensors(&self.fm.device)
+        EmbeddedBatch::new(batch, &rows)
     }
 }
 
@@ -456,38 +439,6 @@ fn micro_batches(examples: &[&Example], threads: usize) -> Vec<Vec<TargetSlice>>
     batches
 }
 
-/// The sparse rows of a batch in the layout of an [`EmbeddedBatch`], not yet on a device.
-#[derive(Debug, Clone)]
-pub(crate) struct GatheredRows {
-    tokens: TensorData,
-    profiles: Option<TensorData>,
-}
-
-impl GatheredRows {
-    /// Lays out `rows` `[keys, dim]`, the rows of the batch's distinct keys, by token.
-    pub(crate) fn new(batch: &FmBatch, rows: &[f32], dim: usize) -> Self {
-        let gather = |index: &[u32], places: usize| {
-            let mut flat = Vec::with_capacity(index.len() * dim);
-            for &index in index {
-                let at = index as usize * dim;
-                flat.extend_from_slice(&rows[at..at + dim]);
-            }
-            TensorData::new(flat, [places, index.len() / places * dim])
-        };
-        Self {
-            tokens: gather(&batch.key_index, batch.history_tokens() + batch.targets()),
-            profiles: (!batch.profile_index.is_empty())
-                .then(|| gather(&batch.profile_index, batch.targets())),
-        }
-    }
-
-    /// Moves the rows to a device.
-    pub(crate) fn tensors<B: Backend>(self, device: &B::Device) -> EmbeddedBatch<B> {
-        let tensor = |data| Tensor::from_data(data, device);
-        EmbeddedBatch { tokens: tensor(self.tokens), profiles: self.profiles.map(tensor) }
-    }
-}
-
 /// Converts a model's output to numbers, with the sigmoid applied to binary tasks.
 pub(crate) fn to_output<B: Backend>(forward: ModelOutput<B>, tasks: &[TaskSpec]) -> FmOutput {
     let mut main = numbers(forward.main);
@@ -499,6 +450,6 @@ pub(crate) fn to_output<B: Backend>(forward: ModelOutput<B>, tasks: &[TaskSpec])
     FmOutput { tae: numbers(forward.tae), main }
 }
 
-fn numbers<B: Backend>(tensor: Tensor<B, 2>) -> Vec<f32> {
+pub(crate) fn numbers<B: Backend>(tensor: Tensor<B, 2>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().into_vec().expect("converted to f32")
 }

@@ -90,7 +90,6 @@ mod live_model;
 pub mod loss;
 pub mod metrics;
 pub mod model;
-mod predict_only;
 pub mod priority;
 mod resume;
 pub mod sampling;

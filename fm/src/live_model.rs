@@ -12,11 +12,11 @@ use hypercast_store::{RowFormat, ServingStore, StoreHandle, StoreReader, Verify}
 
 use crate::{
     Error, Result,
-    checkpoint::{FmManifest, TensorMap, assign_weights, read_tensors},
+    checkpoint::{FmManifest, TensorMap, assign_weights, read_tensors, remove_directory},
     history::HistoryCache,
     model::FmModel,
     serving::{ServingBackend, ServingModel},
-    update::WeightUpdate,
+    update::{WeightUpdate, refused},
 };
 
 /// Everything that the result of an inference pass depends on besides its examples.
@@ -108,10 +108,7 @@ pub(crate) struct PreparedUpdate<B: ServingBackend> {
 impl<B: ServingBackend> LiveUpdater<B> {
     /// Copies the store of the checkpoint in `dir` to `work`, replacing its content.
     pub(crate) fn open(dir: &Path, work: &Path) -> Result<Self> {
-        if work.exists() {
-            let checkpoint_error = |error| crate::checkpoint::checkpoint_error(work, error);
-            std::fs::remove_dir_all(work).map_err(checkpoint_error)?;
-        }
+        remove_directory(work)?;
         let from = StoreReader::open(dir.join("store"))?;
         from.snapshot_into(work, from.format())?;
         let mut store = ServingStore::open(work, Verify::Journal)?;
@@ -130,7 +127,7 @@ impl<B: ServingBackend> LiveUpdater<B> {
         &self,
         update: WeightUpdate,
         current: &Generation<B>,
-        settings: PrepareSettings<'_, B>,
+        history_cache_bytes: usize,
     ) -> Result<PreparedUpdate<B>> {
         check_compatible(&update.manifest, &current.manifest)?;
         update.check()?;
@@ -140,8 +137,7 @@ impl<B: ServingBackend> LiveUpdater<B> {
         let mut dense = self.dense.clone();
         update.write_into(&mut dense)?;
         let model: FmModel<B> =
-            assign_weights(current.model.model.clone(), dense.clone(), settings.device)
-                .map_err(Error::Update)?;
+            assign_weights(current.model.model.clone(), dense.clone()).map_err(Error::Update)?;
         let mut removed = update.removed_row_ids.clone();
         if update.complete {
             let sent: std::collections::HashSet<u64> = update.row_ids.iter().copied().collect();
@@ -151,7 +147,7 @@ impl<B: ServingBackend> LiveUpdater<B> {
         let generation = Generation {
             manifest: Arc::new(update.manifest),
             model: Arc::new(ServingModel::new(model)),
-            cache: Arc::new(HistoryCache::new(settings.history_cache_bytes)),
+            cache: Arc::new(HistoryCache::new(history_cache_bytes)),
             rows: SparseRows::Updatable { store: self.handle.clone(), overlay: Some(overlay) },
         };
         Ok(PreparedUpdate { generation: Arc::new(generation), dense })
@@ -215,12 +211,6 @@ impl<B: ServingBackend> LiveUpdater<B> {
     }
 }
 
-/// Settings of the generation that an update prepares.
-pub(crate) struct PrepareSettings<'a, B: ServingBackend> {
-    pub(crate) device: &'a B::Device,
-    pub(crate) history_cache_bytes: usize,
-}
-
 impl RowOverlay {
     /// The ids of removed rows.
     fn removed(&self) -> Vec<u64> {
@@ -251,8 +241,8 @@ fn check_compatible(new: &FmManifest, now: &FmManifest) -> Result<()> {
         return Ok(());
     };
     let (new, now) = (&new.version, &now.version);
-    Err(Error::Update(format!(
+    refused(format!(
         "its {what} differs from the model in service (the update is for version {new:?}, \
          version {now:?} is in service)"
-    )))
+    ))
 }

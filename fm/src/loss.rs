@@ -4,12 +4,17 @@
 //! The means are folded into a weight matrix on the CPU, so a task without a valid sample has
 //! weights of exactly zero and contributes exactly zero.
 
+use std::ops::Range;
+
 use burn::tensor::{Tensor, TensorData, activation::log_sigmoid, backend::Backend};
 
-use crate::spec::{TaskLabel, TaskSpec};
+use crate::{
+    batch::FmBatch,
+    spec::{TaskLabel, TaskSpec},
+};
 
-/// Labels and the weights that turn an elementwise loss into eq. 3, for `columns` tasks.
-#[derive(Debug, Clone)]
+/// Labels and the weights that turn an elementwise loss into eq. 3, for some rows and tasks.
+#[derive(Debug, Clone, Default)]
 pub struct LossTargets {
     /// `[rows * columns]`; arbitrary where both weights are 0.
     pub labels: Vec<f32>,
@@ -17,55 +22,32 @@ pub struct LossTargets {
     pub binary: Vec<f32>,
     /// `[rows * columns]`: ω δ / Σδ for regressions, else 0.
     pub regression: Vec<f32>,
-    /// The number of tasks.
-    pub columns: usize,
 }
 
 impl LossTargets {
-    /// Targets from row-major labels and masks of `tasks`. `valid` is each task's number of valid
-    /// samples, which exceeds the mask's if these rows are a part of a batch.
-    ///
-    /// # Panics
-    /// If the lengths do not agree.
-    pub fn new(tasks: &[TaskSpec], labels: Vec<f32>, mask: &[bool], valid: &[u32]) -> Self {
-        let columns = tasks.len();
-        assert_eq!((labels.len(), valid.len()), (mask.len(), columns));
-        let weight = |index: usize, binary: bool| {
-            let task = &tasks[index % columns];
-            let same = matches!(task.label, TaskLabel::Action(_)) == binary;
-            if mask[index] && same { task.weight / valid[index % columns] as f32 } else { 0.0 }
-        };
-        let binary = (0..mask.len()).map(|index| weight(index, true)).collect();
-        let regression = (0..mask.len()).map(|index| weight(index, false)).collect();
-        Self { labels, binary, regression, columns }
-    }
-
-    /// Multiplies each row's loss by its entry of `weights` `[rows]`.
-    pub fn weighted(mut self, weights: &[f32]) -> Self {
-        assert_eq!(weights.len() * self.columns, self.labels.len());
-        for (at, (binary, regression)) in
-            self.binary.iter_mut().zip(&mut self.regression).enumerate()
-        {
-            *binary *= weights[at / self.columns];
-            *regression *= weights[at / self.columns];
+    /// The targets of some rows of a batch for the tasks `columns` of all `tasks`. `valid` is each
+    /// task's number of valid samples, which exceeds the mask's if the batch is a part of a larger
+    /// one. Each row's loss is multiplied by its weight.
+    pub fn new(
+        batch: &FmBatch,
+        rows: impl IntoIterator<Item = usize>,
+        tasks: &[TaskSpec],
+        columns: Range<usize>,
+        valid: &[u32],
+    ) -> Self {
+        let mut targets = Self::default();
+        for row in rows {
+            for task in columns.clone() {
+                let (cell, spec) = (row * tasks.len() + task, &tasks[task]);
+                let own = || spec.weight / valid[task] as f32 * batch.weights[row];
+                let weight = if batch.mask[cell] { own() } else { 0.0 };
+                let binary = matches!(spec.label, TaskLabel::Action(_));
+                targets.labels.push(batch.labels[cell]);
+                targets.binary.push(if binary { weight } else { 0.0 });
+                targets.regression.push(if binary { 0.0 } else { weight });
+            }
         }
-        self
-    }
-
-    /// Only the given rows, with unchanged weights.
-    pub fn rows(&self, rows: &[usize]) -> Self {
-        let pick = |all: &[f32]| {
-            rows.iter()
-                .flat_map(|row| &all[row * self.columns..(row + 1) * self.columns])
-                .copied()
-                .collect()
-        };
-        Self {
-            labels: pick(&self.labels),
-            binary: pick(&self.binary),
-            regression: pick(&self.regression),
-            columns: self.columns,
-        }
+        targets
     }
 }
 
@@ -99,6 +81,10 @@ mod tests {
 
     fn task(label: TaskLabel, weight: f32) -> TaskSpec {
         TaskSpec { name: "t".into(), main: true, label, surfaces: vec![true], weight }
+    }
+
+    fn batch(labels: Vec<f32>, mask: Vec<bool>) -> FmBatch {
+        FmBatch { weights: vec![1.0; labels.len()], labels, mask, ..FmBatch::default() }
     }
 
     fn oracle(z: &[f64], labels: &[f32], mask: &[bool], tasks: &[TaskSpec]) -> f64 {
@@ -136,7 +122,8 @@ mod tests {
             (0..12).map(|i| if i % 3 == 1 { 0.7 } else { (i % 2) as f32 }).collect();
         // The last task has no valid sample at all.
         let mask: Vec<bool> = (0..12).map(|i| i % 3 != 2 && i != 4).collect();
-        let targets = LossTargets::new(&tasks, labels.clone(), &mask, &[4, 3, 0]);
+        let batch = batch(labels.clone(), mask.clone());
+        let targets = LossTargets::new(&batch, 0..4, &tasks, 0..3, &[4, 3, 0]);
         let device = Default::default();
         let leaf =
             Tensor::<A, 2>::from_data(TensorData::new(z.clone(), [4, 3]), &device).require_grad();
@@ -163,7 +150,8 @@ mod tests {
     #[test]
     fn without_a_valid_sample_the_loss_is_exactly_zero() {
         let tasks = [task(TaskLabel::Action(0), 1.0), task(TaskLabel::Value(0), 1.0)];
-        let targets = LossTargets::new(&tasks, vec![0.0; 4], &[false; 4], &[0, 0]);
+        let batch = batch(vec![0.0; 4], vec![false; 4]);
+        let targets = LossTargets::new(&batch, 0..2, &tasks, 0..2, &[0, 0]);
         let device = Default::default();
         let leaf = Tensor::<A, 2>::from_data(
             TensorData::new(vec![60.0f32, -60.0, 1e30, 3.0], [2, 2]),

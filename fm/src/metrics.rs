@@ -13,12 +13,7 @@ pub const PROBABILITY_MARGIN: f64 = 1e-7;
 /// The negative logarithm of the probability that was given to the observed label, in nats. The
 /// probability is clamped to [`PROBABILITY_MARGIN`], so that one wrong certainty stays finite.
 pub fn log_loss(probability: f32, label: bool) -> f64 {
-    log_loss_clamped(f64::from(probability), label, PROBABILITY_MARGIN)
-}
-
-/// [`log_loss`] with the probability clamped to `[margin, 1 - margin]`.
-pub fn log_loss_clamped(probability: f64, label: bool, margin: f64) -> f64 {
-    let p = probability.clamp(margin, 1.0 - margin);
+    let p = f64::from(probability).clamp(PROBABILITY_MARGIN, 1.0 - PROBABILITY_MARGIN);
     -if label { p.ln() } else { (1.0 - p).ln() }
 }
 
@@ -82,15 +77,6 @@ impl std::ops::AddAssign for LogLossSums {
     }
 }
 
-impl std::iter::Sum for LogLossSums {
-    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        iter.fold(Self::default(), |mut sum, other| {
-            sum += other;
-            sum
-        })
-    }
-}
-
 /// A prediction with the label that was observed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScoredPrediction {
@@ -119,8 +105,8 @@ pub struct BinaryMetrics {
 
 /// Computes the metrics of `rows`.
 pub fn binary_metrics(rows: &[ScoredPrediction]) -> BinaryMetrics {
-    let sums: LogLossSums =
-        rows.iter().map(|row| LogLossSums::of(row.probability, row.label)).sum();
+    let mut sums = LogLossSums::default();
+    rows.iter().for_each(|row| sums.push(row.probability, row.label));
     BinaryMetrics {
         n: rows.len(),
         rate: sums.positive_rate(),
@@ -256,7 +242,9 @@ mod tests {
         let rows = rows(&[(1, 0.9, true), (1, 0.8, false), (2, 0.3, true), (2, 0.0, true)]);
         let mut merged = LogLossSums::default();
         for half in rows.chunks(2) {
-            merged += half.iter().map(|row| LogLossSums::of(row.probability, row.label)).sum();
+            let mut sums = LogLossSums::default();
+            half.iter().for_each(|row| sums.push(row.probability, row.label));
+            merged += sums;
         }
         let ne = merged.normalized_entropy().unwrap();
         assert!(ne.is_finite(), "a wrong certainty is clamped");

@@ -57,6 +57,26 @@ pub struct EmbeddedBatch<B: Backend> {
     pub profiles: Option<Tensor<B, 2>>,
 }
 
+impl<B: Backend> EmbeddedBatch<B> {
+    /// Lays out `rows` `[keys, embedding_dim]`, the rows of the batch's distinct keys, by token.
+    pub(crate) fn new(batch: &FmBatch, rows: &[f32]) -> Self {
+        let dim = rows.len() / batch.keys.len();
+        let gather = |index: &[u32], places: usize| {
+            let mut flat = Vec::with_capacity(index.len() * dim);
+            for &index in index {
+                flat.extend_from_slice(&rows[index as usize * dim..][..dim]);
+            }
+            let shape = [places, index.len() / places * dim];
+            Tensor::from_data(TensorData::new(flat, shape), &B::Device::default())
+        };
+        Self {
+            tokens: gather(&batch.key_index, batch.history_tokens() + batch.targets()),
+            profiles: (!batch.profile_index.is_empty())
+                .then(|| gather(&batch.profile_index, batch.targets())),
+        }
+    }
+}
+
 /// The "simple multi-task module" on the TAE.
 #[derive(Module, Debug)]
 pub struct MultiTaskHead<B: Backend> {
@@ -89,32 +109,25 @@ impl<B: Backend> FmModel<B> {
     pub fn new(config: &FmConfig, spec: &FmSpec, device: &B::Device) -> Self {
         let (dim, tae) = (config.dim, config.tae_width());
         let token = spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content;
-        let candidate = if config.candidate_columns {
-            spec.profile_ids.len() * config.embedding_dim + spec.features
-        } else {
-            0
-        };
+        let (candidate, tasks) = (spec.candidate_width(config), spec.main_tasks().len());
         let linear = |from, to| LinearConfig::new(from, to).init(device);
+        let unbiased = |from, to| LinearConfig::new(from, to).with_bias(false).init(device);
         Self {
             token_hidden: linear(token, dim),
             token_output: linear(dim, dim),
-            outcome: (spec.outcome_width() > 0).then(|| {
-                LinearConfig::new(spec.outcome_width(), dim).with_bias(false).init(device)
-            }),
+            outcome: (spec.outcome_width() > 0).then(|| unbiased(spec.outcome_width(), dim)),
             candidate: (candidate > 0).then(|| CandidateEncoder {
                 hidden: linear(candidate, 2 * dim),
                 output: linear(2 * dim, dim),
-                direct: LinearConfig::new(candidate, dim).with_bias(false).init(device),
+                direct: unbiased(candidate, dim),
             }),
             layers: (0..config.layers).map(|_| HstuLayer::new(config, device)).collect(),
             tae: (config.tae_dim != 0).then(|| linear(dim, tae)),
             head: MultiTaskHead {
                 norm: LayerNormConfig::new(tae).init(device),
                 hidden: linear(tae, dim),
-                output: linear(dim, spec.main_tasks().len()),
-                direct: LinearConfig::new(tae, spec.main_tasks().len())
-                    .with_bias(false)
-                    .init(device),
+                output: linear(dim, tasks),
+                direct: unbiased(tae, tasks),
             },
         }
     }
@@ -259,28 +272,21 @@ pub struct BatchAttention {
     last_layer: Arc<HstuAttention>,
 }
 
-impl BatchAttention {
-    /// Whether the model has a time bias.
-    pub(crate) fn has_time_bias(&self) -> bool {
-        self.inner_layers.times_s.is_some()
-    }
-}
-
 /// The attention layouts of a batch under a configuration.
 ///
 /// # Errors
 /// Offsets that contradict each other.
 pub fn batch_attention(config: &FmConfig, batch: &FmBatch) -> Result<BatchAttention> {
     let inner_layers = HstuAttention {
-        history_offsets: batch.history_offsets.clone(),
-        target_offsets: batch.target_offsets.clone(),
+        history_offsets: batch.history_offsets.as_slice().into(),
+        target_offsets: batch.target_offsets.as_slice().into(),
         heads: config.heads,
         alpha: config.alpha_value(),
         norm: config.max_history as f32,
         window: (config.window > 0)
             .then_some(AttentionWindow { recent: config.window, global: config.global }),
         targets_only: false,
-        times_s: (config.time_buckets > 0).then(|| batch.times_s.clone()),
+        times_s: (config.time_buckets > 0).then(|| batch.times_s.as_slice().into()),
     };
     let last_layer = HstuAttention { targets_only: true, ..inner_layers.clone() };
     let checked = |attention: HstuAttention| {

@@ -6,10 +6,13 @@
 //! file, since they are functions of the seed and the step. The caller records the run's position
 //! in its stream.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use burn::{
-    module::{Module, ModuleVisitor, Param},
+    module::{Module, ModuleVisitor, Param, ParamId},
     optim::{
         AdamW, AdamWState, AdaptiveMomentumState, Optimizer as _, adaptor::OptimizerAdaptor,
         record::AdaptorRecord,
@@ -23,10 +26,11 @@ use crate::{
     Result,
     batch::ColumnStatistics,
     checkpoint::{
-        NamedTensor, TensorMap, checkpoint_error, named_tensor, read_tensors, write_tensors,
+        TensorMap, checkpoint_error, names_of, read_json, read_tensors, write_json, write_tensors,
     },
     shard::FmNetwork,
     spec::{FmConfig, FmSpec},
+    update::WeightTensor,
 };
 
 /// The optimizer of the dense weights.
@@ -50,8 +54,8 @@ const FORMAT: u32 = 1;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TrainingState {
     format: u32,
-    config: FmConfig,
-    spec: FmSpec,
+    pub(crate) config: FmConfig,
+    pub(crate) spec: FmSpec,
     pub(crate) statistics: ColumnStatistics,
     pub(crate) steps: u64,
     pub(crate) requests: u64,
@@ -64,7 +68,7 @@ pub(crate) struct TrainingState {
 
 impl TrainingState {
     /// The state of a run before its first step.
-    pub(crate) fn new(config: &FmConfig, spec: &FmSpec) -> Self {
+    pub(crate) fn new(config: &FmConfig, spec: &FmSpec, shards: usize) -> Self {
         Self {
             format: FORMAT,
             config: config.clone(),
@@ -73,7 +77,7 @@ impl TrainingState {
             steps: 0,
             requests: 0,
             trained_until_ms: 0,
-            shards: 1,
+            shards,
             moment_steps: BTreeMap::new(),
         }
     }
@@ -85,29 +89,20 @@ impl TrainingState {
         network: &FmNetwork<A>,
         moments: MomentRecords<A>,
     ) -> Result<()> {
-        let mut writer =
-            MomentWriter { path: Vec::new(), moments, steps: BTreeMap::new(), all: Vec::new() };
+        let (steps, all) = (BTreeMap::new(), Vec::new());
+        let mut writer = MomentWriter { names: names_of(network), moments, steps, all };
         network.visit(&mut writer);
         self.moment_steps = writer.steps;
-        write_tensors(&writer.all, &dir.join(MOMENTS_FILE))?;
+        write_tensors(writer.all, &dir.join(MOMENTS_FILE))?;
         let path = dir.join("training.json");
         let value = serde_json::to_value(&self).map_err(|error| checkpoint_error(&path, error))?;
-        let text = serde_json::to_vec_pretty(&encode_floats(value))
-            .map_err(|error| checkpoint_error(&path, error))?;
-        fs::write(&path, text).map_err(|error| checkpoint_error(&path, error))
+        write_json(&encode_floats(value), &path)
     }
 
     /// Reads `training.json` of a saved trainer.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("training.json");
-        let text = fs::read(&path).map_err(|error| {
-            checkpoint_error(
-                &path,
-                format!("{error}; there is no saved run to resume, start a new run"),
-            )
-        })?;
-        let value: Value =
-            serde_json::from_slice(&text).map_err(|error| checkpoint_error(&path, error))?;
+        let value: Value = read_json(&path, "there is no saved run to resume, start a new run")?;
         if value.get("format") != Some(&Value::from(FORMAT)) {
             return Err(checkpoint_error(
                 &path,
@@ -149,7 +144,7 @@ impl TrainingState {
     ) -> Result<DenseOptimizer<A>> {
         let path = dir.join(MOMENTS_FILE);
         let mut reader = MomentReader::<A> {
-            path: Vec::new(),
+            names: names_of(network),
             steps: &self.moment_steps,
             tensors: read_tensors(&path)?,
             moments: optimizer.to_record(),
@@ -181,65 +176,56 @@ fn first_difference<T: Serialize>(saved: &T, now: &T) -> Option<(String, Value, 
 /// Writes floating-point numbers as `{"f64": "0.1"}`, because the JSON parser may round the last
 /// bit of a number and Rust's own parser does not.
 fn encode_floats(value: Value) -> Value {
-    match value {
-        Value::Number(number) if number.is_f64() => {
-            let text = format!("{:?}", number.as_f64().expect("checked by the guard"));
-            Value::Object([("f64".to_string(), Value::String(text))].into_iter().collect())
-        }
-        Value::Array(values) => Value::Array(values.into_iter().map(encode_floats).collect()),
-        Value::Object(fields) => Value::Object(
-            fields.into_iter().map(|(key, value)| (key, encode_floats(value))).collect(),
-        ),
-        other => other,
-    }
+    rewrite(value, |value| {
+        let number = value.as_f64().filter(|_| value.is_f64())?;
+        Some(serde_json::json!({ "f64": format!("{number:?}") }))
+    })
 }
 
 /// The inverse of [`encode_floats`].
 fn decode_floats(value: Value) -> Value {
+    rewrite(value, |value| {
+        let fields = value.as_object().filter(|fields| fields.len() == 1)?;
+        fields.get("f64")?.as_str()?.parse::<f64>().ok().map(Value::from)
+    })
+}
+
+/// Replaces each value within `value` for which `change` has another one.
+fn rewrite(value: Value, change: fn(&Value) -> Option<Value>) -> Value {
+    if let Some(changed) = change(&value) {
+        return changed;
+    }
+    let rewrite = |value| rewrite(value, change);
     match value {
-        Value::Array(values) => Value::Array(values.into_iter().map(decode_floats).collect()),
+        Value::Array(values) => Value::Array(values.into_iter().map(rewrite).collect()),
         Value::Object(fields) => {
-            if let (1, Some(Value::String(text))) = (fields.len(), fields.get("f64"))
-                && let Ok(number) = text.parse::<f64>()
-            {
-                return Value::from(number);
-            }
-            Value::Object(
-                fields.into_iter().map(|(key, value)| (key, decode_floats(value))).collect(),
-            )
+            Value::Object(fields.into_iter().map(|(key, value)| (key, rewrite(value))).collect())
         }
         other => other,
     }
 }
 
 struct MomentWriter<A: AutodiffBackend> {
-    path: Vec<String>,
+    names: HashMap<ParamId, String>,
     moments: MomentRecords<A>,
     steps: BTreeMap<String, usize>,
-    all: Vec<NamedTensor>,
+    all: Vec<WeightTensor>,
 }
 
 impl<A: AutodiffBackend> ModuleVisitor<A> for MomentWriter<A> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
         let Some(record) = self.moments.remove(&param.id) else { return };
         let AdamWState { momentum } = record.into_state::<D>();
-        let name = self.path.join(".");
-        self.all.push(named_tensor(format!("{name}.moment_1"), momentum.moment_1.into_data()));
-        self.all.push(named_tensor(format!("{name}.moment_2"), momentum.moment_2.into_data()));
-        self.steps.insert(name, momentum.time);
+        let name = &self.names[&param.id];
+        for (which, moment) in [("moment_1", momentum.moment_1), ("moment_2", momentum.moment_2)] {
+            self.all.push(WeightTensor::new(format!("{name}.{which}"), moment.into_data()));
+        }
+        self.steps.insert(name.clone(), momentum.time);
     }
 }
 
 struct MomentReader<'a, A: AutodiffBackend> {
-    path: Vec<String>,
+    names: HashMap<ParamId, String>,
     steps: &'a BTreeMap<String, usize>,
     tensors: TensorMap,
     moments: MomentRecords<A>,
@@ -247,17 +233,9 @@ struct MomentReader<'a, A: AutodiffBackend> {
 }
 
 impl<A: AutodiffBackend> ModuleVisitor<A> for MomentReader<'_, A> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
-        let name = self.path.join(".");
-        let Some(&time) = self.steps.get(&name) else { return };
+        let name = &self.names[&param.id];
+        let Some(&time) = self.steps.get(name) else { return };
         let (shape, device) = (param.val().dims(), param.val().device());
         let mut moment = |which: &str| -> Option<Tensor<A::InnerBackend, D>> {
             let name = format!("{name}.{which}");

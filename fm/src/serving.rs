@@ -9,25 +9,21 @@ use std::sync::Arc;
 use burn::{
     module::Param,
     nn::LayerNorm,
-    tensor::{Tensor, TensorPrimitive, ops::FloatTensor},
+    tensor::{Tensor, ops::FloatTensor},
 };
+pub use hypercast_kernels::serving::ServingBackend;
 use hypercast_kernels::{
-    attention::{HstuAttention, HstuInputs},
-    dense::{DenseBackend, GateInputs, NormWeights},
-    history::{self, HistoryBackend, KeptHistory},
+    attention::{HstuAttention, HstuInputs, primitive, tensor},
+    dense::{GateInputs, NormWeights, PreparedLinear},
+    history::{KeptHistory, KeptLayer},
 };
 
 use crate::{
     batch::FmBatch,
     history::EncodedHistory,
-    hstu::{EPSILON, HstuLayer},
+    hstu::{EPSILON, HstuLayer, affine},
     model::{BatchAttention, EmbeddedBatch, FmModel, ModelOutput},
 };
-
-/// A backend that can serve: it encodes histories and has prepared weights.
-pub trait ServingBackend: HistoryBackend + DenseBackend {}
-
-impl<B: HistoryBackend + DenseBackend> ServingBackend for B {}
 
 /// The model in two passes: encode histories once, then score targets against them (M-FALCON, arXiv
 /// 2402.17152, section 3.4). Together they equal [`FmModel::forward`] up to rounding.
@@ -64,18 +60,26 @@ impl<B: ServingBackend> ServingModel<B> {
             history.times_s.extend_from_slice(&batch.times_s[rows]);
             history.layers.resize_with(self.layers.len(), Default::default);
         }
+        let attention = &attention.inner_layers;
         for (at, layer) in self.layers.iter().enumerate() {
-            let mut kept: Vec<GrowingHistory<'_, B>> = histories
-                .iter_mut()
-                .map(|history| GrowingHistory {
-                    layer: &mut history.layers[at],
-                    times_s: if attention.has_time_bias() { &history.times_s } else { &[] },
-                })
-                .collect();
-            if at + 1 == self.layers.len() {
-                layer.extend_last(x.clone(), &mut kept, &attention.inner_layers);
-            } else {
-                x = layer.extend(x, &mut kept, &attention.inner_layers);
+            // The outputs of the last layer's history tokens are unused.
+            let mixed = (at + 1 < self.layers.len()).then(|| layer.project(&x));
+            let [k, v] = match &mixed {
+                Some([_, _, v, k]) => [k.clone(), v.clone()],
+                None => layer.project_past(x.clone()),
+            };
+            let mut layers: Vec<_> =
+                histories.iter_mut().map(|history| &mut history.layers[at]).collect();
+            B::Kept::keep(primitive(k), primitive(v), attention, &mut layers);
+            if let Some(mixed) = mixed {
+                let kept: Vec<_> = histories
+                    .iter()
+                    .map(|history| KeptHistory {
+                        layer: &history.layers[at],
+                        times_s: &history.times_s,
+                    })
+                    .collect();
+                x = layer.attend(x, mixed, &kept, attention);
             }
         }
     }
@@ -98,14 +102,15 @@ impl<B: ServingBackend> ServingModel<B> {
         let mut x = self.model.tokens(embedded, batch, 0, batch.targets());
         let none = B::Kept::default();
         for (at, layer) in self.layers.iter().enumerate() {
-            let kept: Vec<KeptHistory<'_, B::Kept>> = histories
+            let kept: Vec<_> = histories
                 .iter()
                 .map(|history| KeptHistory {
                     layer: history.layers.get(at).unwrap_or(&none),
-                    times_s: if attention.has_time_bias() { &history.times_s } else { &[] },
+                    times_s: &history.times_s,
                 })
                 .collect();
-            x = layer.score(x, &kept, &attention.inner_layers);
+            let mixed = layer.project(&x);
+            x = layer.attend(x, mixed, &kept, &attention.inner_layers);
         }
         self.model.outputs(x)
     }
@@ -127,14 +132,6 @@ pub struct ServingLayer<B: ServingBackend> {
     v_width: usize,
 }
 
-/// A request's encoded history at one layer, to which tokens are appended.
-pub struct GrowingHistory<'a, B: ServingBackend> {
-    /// The keys and values.
-    pub layer: &'a mut B::Kept,
-    /// `[n]`: the times of all tokens, including the new ones; empty without a time bias.
-    pub times_s: &'a [i64],
-}
-
 impl<B: ServingBackend> ServingLayer<B> {
     /// Prepares the weights of a trained layer.
     pub fn new(layer: &HstuLayer<B>) -> Self {
@@ -144,71 +141,35 @@ impl<B: ServingBackend> ServingLayer<B> {
         let vk_bias = bias.clone().map(|bias| bias.narrow(0, from, width));
         Self {
             norm_in: norm(&layer.norm_in),
-            vk: B::prepare(
+            vk: B::Prepared::prepare(
                 primitive(weight.clone().narrow(1, from, width)),
                 vk_bias.map(primitive),
             ),
-            uvqk: B::prepare(primitive(weight), bias.map(primitive)),
+            uvqk: B::Prepared::prepare(primitive(weight), bias.map(primitive)),
             position: layer.position.as_ref().map(|table| primitive(table.val())),
             time: layer.time.as_ref().map(|table| primitive(table.val())),
             norm_out: norm(&layer.norm_out),
-            output: B::prepare(primitive(layer.output.weight.val()), None),
+            output: B::Prepared::prepare(primitive(layer.output.weight.val()), None),
             qk_width,
             v_width,
         }
     }
 
-    /// Maps new history tokens `[H, dim]` to the same shape and appends their keys and values to
-    /// `kept`, one entry per request. `attention` must have no targets.
-    pub fn extend(
-        &self,
-        x: Tensor<B, 2>,
-        kept: &mut [GrowingHistory<'_, B>],
-        attention: &Arc<HstuAttention>,
-    ) -> Tensor<B, 2> {
-        let [u, q, v, k] = self.project(&x);
-        append_history(&k, &v, kept, attention);
-        let kept: Vec<_> = kept
-            .iter()
-            .map(|kept| KeptHistory { layer: &*kept.layer, times_s: kept.times_s })
-            .collect();
-        self.attend(x, [u, q, v, k], &kept, attention)
-    }
-
-    /// As [`ServingLayer::extend`] for the last layer, where the outputs of history tokens are
-    /// unused.
-    pub fn extend_last(
-        &self,
-        x: Tensor<B, 2>,
-        kept: &mut [GrowingHistory<'_, B>],
-        attention: &Arc<HstuAttention>,
-    ) {
-        let past = tensor::<B>(B::mix(primitive(x), self.norm_in.clone(), &self.vk));
-        let k = past.clone().narrow(1, self.v_width, self.qk_width);
-        append_history(&k, &past.narrow(1, 0, self.v_width), kept, attention);
-    }
-
-    /// Maps targets `[R, dim]` to the same shape, over encoded histories. `attention` must have no
-    /// history tokens.
-    pub fn score(
-        &self,
-        x: Tensor<B, 2>,
-        kept: &[KeptHistory<'_, B::Kept>],
-        attention: &Arc<HstuAttention>,
-    ) -> Tensor<B, 2> {
-        let mixed = self.project(&x);
-        self.attend(x, mixed, kept, attention)
-    }
-
     /// The tokens' U, Q, V and K.
     fn project(&self, x: &Tensor<B, 2>) -> [Tensor<B, 2>; 4] {
-        let mixed = B::mix(primitive(x.clone()), self.norm_in.clone(), &self.uvqk);
-        let mixed = tensor::<B>(mixed);
+        let mixed = tensor::<B, 2>(self.uvqk.mix(primitive(x.clone()), self.norm_in.clone()));
         let (v, qk) = (self.v_width, self.qk_width);
         [(0, v), (v, qk), (v + qk, v), (2 * v + qk, qk)]
             .map(|(from, width)| mixed.clone().narrow(1, from, width))
     }
 
+    /// K and V alone.
+    fn project_past(&self, x: Tensor<B, 2>) -> [Tensor<B, 2>; 2] {
+        let past = tensor::<B, 2>(self.vk.mix(primitive(x), self.norm_in.clone()));
+        [past.clone().narrow(1, self.v_width, self.qk_width), past.narrow(1, 0, self.v_width)]
+    }
+
+    /// The layer's output for tokens over encoded histories, which have the tokens of the batch.
     fn attend(
         &self,
         x: Tensor<B, 2>,
@@ -223,33 +184,12 @@ impl<B: ServingBackend> ServingLayer<B> {
             position: self.position.clone(),
             time: self.time.clone(),
         };
-        let attended = B::attend(inputs, kept, attention);
+        let attended = B::Kept::attend(inputs, kept, attention);
         let gated = GateInputs { x: primitive(x), attended, u: primitive(u) };
-        tensor::<B>(B::gate(gated, self.norm_out.clone(), &self.output))
+        tensor(self.output.gate(gated, self.norm_out.clone()))
     }
 }
 
-/// Appends the new tokens' keys and values to the histories.
-fn append_history<B: ServingBackend>(
-    k: &Tensor<B, 2>,
-    v: &Tensor<B, 2>,
-    kept: &mut [GrowingHistory<'_, B>],
-    attention: &HstuAttention,
-) {
-    let mut layers: Vec<_> = kept.iter_mut().map(|kept| &mut *kept.layer).collect();
-    history::keep(k.clone(), v.clone(), attention, &mut layers);
-}
-
 fn norm<B: ServingBackend>(norm: &LayerNorm<B>) -> NormWeights<FloatTensor<B>> {
-    let scale = norm.gamma.val();
-    let shift = norm.beta.as_ref().map_or_else(|| scale.zeros_like(), Param::val);
-    NormWeights { scale: primitive(scale), shift: primitive(shift), epsilon: EPSILON as f32 }
-}
-
-fn primitive<B: ServingBackend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
-    tensor.into_primitive().tensor()
-}
-
-fn tensor<B: ServingBackend>(tensor: FloatTensor<B>) -> Tensor<B, 2> {
-    Tensor::from_primitive(TensorPrimitive::Float(tensor))
+    NormWeights { affine: affine(norm).map(primitive), epsilon: EPSILON as f32 }
 }

@@ -22,10 +22,11 @@ use crate::{
     Result,
     alignment::{AlignmentModules, AlignmentOutput},
     batch::FmBatch,
-    inference::{GatheredRows, to_output},
+    inference::{FmOutput, numbers, to_output},
     loss::{LossTargets, mtml_loss},
     model::{self, EmbeddedBatch, FmModel, ModelOutput},
     spec::{FmConfig, FmSpec, TaskLabel},
+    trainer::StepOutput,
 };
 
 /// All dense weights: the model, and the alignment modules that only training needs.
@@ -42,6 +43,12 @@ pub(crate) struct GatheredBatch {
     pub(crate) rows: Vec<f32>,
 }
 
+impl GatheredBatch {
+    pub(crate) fn embed<B: Backend>(&self) -> EmbeddedBatch<B> {
+        EmbeddedBatch::new(&self.batch, &self.rows)
+    }
+}
+
 /// The requests of a batch that one thread processes.
 pub(crate) struct Shard {
     /// The whole examples, for which predictions are made.
@@ -50,46 +57,24 @@ pub(crate) struct Shard {
     pub(crate) sample: Option<GatheredBatch>,
 }
 
-impl Shard {
-    /// The surface of each target that is learned from.
-    pub(crate) fn learned_surfaces(&self) -> &[u16] {
-        &self.sample.as_ref().unwrap_or(&self.whole).batch.surfaces
-    }
-}
-
-/// The weights of a pass: a fork with an autodiff graph to learn with, and weights without a graph
-/// to predict with.
-pub(crate) struct PassWeights<A: AutodiffBackend> {
-    pub(crate) learning: FmNetwork<A>,
-    pub(crate) predicting: FmNetwork<A::InnerBackend>,
-}
-
 /// The settings that all shards of a batch share.
-pub(crate) struct PassContext<'a, B: Backend> {
+#[derive(Clone, Copy)]
+pub(crate) struct PassContext<'a> {
     pub(crate) config: &'a FmConfig,
     pub(crate) spec: &'a FmSpec,
     /// `[tasks]`: the number of valid samples over all shards.
     pub(crate) valid: &'a [u32],
-    pub(crate) device: &'a B::Device,
 }
-
-impl<B: Backend> Clone for PassContext<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for PassContext<'_, B> {}
 
 /// The result of processing a shard.
 pub(crate) struct ShardResult {
-    /// The whole examples.
-    pub(crate) batch: FmBatch,
-    pub(crate) predictions: ShardPredictions,
+    /// The predictions for the whole examples.
+    pub(crate) output: StepOutput,
     pub(crate) gradients: ShardGradients,
 }
 
 /// The loss of a shard and its gradients.
+#[derive(Default)]
 pub(crate) struct ShardGradients {
     /// The shard's share of the batch's loss.
     pub(crate) loss: f32,
@@ -99,15 +84,6 @@ pub(crate) struct ShardGradients {
     pub(crate) keys: Vec<u64>,
     /// `[keys, embedding_dim]`: gradients of the sparse rows.
     pub(crate) row_gradients: Vec<f32>,
-}
-
-/// A network's TAEs and predictions for some targets.
-#[derive(Debug, Default)]
-pub(crate) struct ShardPredictions {
-    /// `[rows, tae_dim]`.
-    pub(crate) tae: Vec<f32>,
-    /// `[rows, tasks]`; NaN where a task is not valid on the row's surface.
-    pub(crate) predictions: Vec<f32>,
 }
 
 /// How many valid samples each task has over all shards, including targets that sampling left out:
@@ -122,11 +98,13 @@ pub(crate) fn valid_samples(shards: &[Shard], tasks: usize) -> Vec<u32> {
     valid
 }
 
-/// Predicts and differentiates a shard.
+/// Predicts and differentiates a shard: learns with a fork that has an autodiff graph, and predicts
+/// with weights without one.
 pub(crate) fn pass<A>(
-    weights: PassWeights<A>,
+    learning: &FmNetwork<A>,
+    predicting: &FmNetwork<A::InnerBackend>,
     shard: Shard,
-    context: PassContext<'_, A>,
+    context: PassContext<'_>,
 ) -> Result<ShardResult>
 where
     A: AutodiffBackend + HstuBackend,
@@ -134,51 +112,67 @@ where
 {
     let Shard { whole, sample } = shard;
     let separate = if sample.is_some() || context.config.needs_prediction_pass() {
-        let PassContext { config, spec, valid, device } = context;
-        let context = PassContext { config, spec, valid, device };
-        Some(predict(&weights.predicting, &whole, context)?)
+        Some(predict(predicting, &whole, context)?)
     } else {
         None
     };
-    let (gradients, predictions) =
-        learn(&weights.learning, sample.as_ref().unwrap_or(&whole), context)?;
-    let predictions = separate.unwrap_or(predictions);
-    Ok(ShardResult { batch: whole.batch, predictions, gradients })
+    let (gradients, output) = learn(learning, sample.as_ref().unwrap_or(&whole), context)?;
+    Ok(ShardResult { output: separate.unwrap_or(output), gradients })
 }
 
-/// A network's predictions for a part's targets; there must be at least one.
+/// A network's predictions for a part's targets, with their labels; the loss is 0.
 pub(crate) fn predict<B: HstuBackend>(
     network: &FmNetwork<B>,
     part: &GatheredBatch,
-    context: PassContext<'_, B>,
-) -> Result<ShardPredictions> {
-    let GatheredBatch { batch, rows } = part;
-    let embedded =
-        GatheredRows::new(batch, rows, context.config.embedding_dim).tensors(context.device);
+    context: PassContext<'_>,
+) -> Result<StepOutput> {
+    let batch = &part.batch;
+    if batch.targets() == 0 {
+        return Ok(StepOutput::default());
+    }
     let attention = model::batch_attention(context.config, batch)?;
-    let forward = network.model.forward(embedded, batch, &attention);
+    let forward = network.model.forward(part.embed(), batch, &attention);
     let aligned = aligned(network, &forward, batch, context.spec);
-    Ok(to_predictions(forward, &aligned, batch, context.spec))
+    Ok(step_output(forward, &aligned, batch, context.spec))
+}
+
+/// The user embeddings of a part's requests, `[requests, user_state_width]`; zeros without a
+/// history. The part must have no target.
+pub(crate) fn user_states<B: HstuBackend>(
+    network: &FmNetwork<B>,
+    part: &GatheredBatch,
+    context: PassContext<'_>,
+) -> Result<Vec<f32>> {
+    let (width, batch) = (context.config.user_state_width(), &part.batch);
+    let ends = || batch.history_offsets.windows(2);
+    let mut all = vec![0.0; ends().len() * width];
+    if batch.history_tokens() == 0 {
+        return Ok(all);
+    }
+    let attention = model::batch_attention(context.config, batch)?;
+    let states = numbers(network.model.user_states(part.embed(), batch, &attention));
+    let known = all.chunks_exact_mut(width).zip(ends()).filter(|(_, ends)| ends[1] > ends[0]);
+    for ((all, _), state) in known.zip(states.chunks_exact(width)) {
+        all.copy_from_slice(state);
+    }
+    Ok(all)
 }
 
 fn learn<A>(
     network: &FmNetwork<A>,
     part: &GatheredBatch,
-    context: PassContext<'_, A>,
-) -> Result<(ShardGradients, ShardPredictions)>
+    context: PassContext<'_>,
+) -> Result<(ShardGradients, StepOutput)>
 where
     A: AutodiffBackend + HstuBackend,
 {
-    let PassContext { config, spec, device, .. } = context;
-    let GatheredBatch { batch, rows } = part;
+    let PassContext { config, spec, .. } = context;
+    let batch = &part.batch;
     if batch.targets() == 0 {
-        let (dense, keys, row_gradients) = (GradientsParams::new(), Vec::new(), Vec::new());
-        let gradients = ShardGradients { loss: 0.0, dense, keys, row_gradients };
-        return Ok((gradients, ShardPredictions::default()));
+        return Ok(Default::default());
     }
     let attention = model::batch_attention(config, batch)?;
-    let EmbeddedBatch { tokens, profiles } =
-        GatheredRows::new(batch, rows, config.embedding_dim).tensors::<A>(device);
+    let EmbeddedBatch { tokens, profiles } = part.embed::<A>();
     let leaves = EmbeddedBatch {
         tokens: tokens.require_grad(),
         profiles: profiles.map(Tensor::require_grad),
@@ -187,9 +181,9 @@ where
     let aligned = aligned(network, &forward, batch, spec);
     let loss = loss(batch, forward.main.clone(), &aligned, context);
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
-    let predictions = to_predictions(forward, &aligned, batch, spec);
+    let output = step_output(forward, &aligned, batch, spec);
     let mut gradients = loss.backward();
-    let mut row_gradients = vec![0.0; rows.len()];
+    let mut row_gradients = vec![0.0; part.rows.len()];
     let mut scatter = |leaf: &Tensor<A, 2>, index: &[u32]| {
         if let Some(sparse) = leaf.grad_remove(&mut gradients) {
             add_rows(&mut row_gradients, index, sparse.into_data(), config.embedding_dim);
@@ -199,17 +193,19 @@ where
     leaves.profiles.iter().for_each(|profiles| scatter(profiles, &batch.profile_index));
     let dense = GradientsParams::from_grads(gradients, network);
     let keys = batch.keys.clone();
-    Ok((ShardGradients { loss: value, dense, keys, row_gradients }, predictions))
+    Ok((ShardGradients { loss: value, dense, keys, row_gradients }, output))
 }
 
-fn to_predictions<B: Backend>(
+fn step_output<B: Backend>(
     forward: ModelOutput<B>,
     aligned: &[AlignmentOutput<B>],
     batch: &FmBatch,
     spec: &FmSpec,
-) -> ShardPredictions {
-    let output = to_output(forward, spec.main_tasks());
-    ShardPredictions { predictions: by_task(batch, &output.main, aligned, spec), tae: output.tae }
+) -> StepOutput {
+    let FmOutput { tae, main } = to_output(forward, spec.main_tasks());
+    let predictions = by_task(batch, &main, aligned, spec);
+    let (labels, mask) = (batch.labels.clone(), batch.mask.clone());
+    StepOutput { tae, predictions, labels, mask, loss: 0.0 }
 }
 
 /// The distinct keys of all shards and the sums of their gradients `[keys, dim]`.
@@ -250,24 +246,15 @@ fn loss<A: AutodiffBackend>(
     batch: &FmBatch,
     main: Tensor<A, 2>,
     aligned: &[AlignmentOutput<A>],
-    context: PassContext<'_, A>,
+    context: PassContext<'_>,
 ) -> Tensor<A, 1> {
-    let spec = context.spec;
-    let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
-    let columns = |from: usize, to: usize| {
-        let pick = |index: &usize| (from..to).contains(&(index % tasks));
-        let cells = || (0..batch.labels.len()).filter(pick);
-        let labels = cells().map(|index| batch.labels[index]).collect();
-        let mask: Vec<bool> = cells().map(|index| batch.mask[index]).collect();
-        LossTargets::new(&spec.tasks[from..to], labels, &mask, &context.valid[from..to])
-            .weighted(&batch.weights)
-    };
-    let mut loss = mtml_loss(main, &columns(0, mains));
-    if mains < tasks {
-        let targets = columns(mains, tasks);
-        for aligned in aligned {
-            loss = loss + mtml_loss(aligned.outputs.clone(), &targets.rows(&aligned.rows));
-        }
+    let (tasks, mains) = (&context.spec.tasks, context.spec.main_tasks().len());
+    let targets = LossTargets::new(batch, 0..batch.targets(), tasks, 0..mains, context.valid);
+    let mut loss = mtml_loss(main, &targets);
+    for AlignmentOutput { rows, outputs } in aligned {
+        let (rows, columns) = (rows.iter().copied(), mains..tasks.len());
+        let targets = LossTargets::new(batch, rows, tasks, columns, context.valid);
+        loss = loss + mtml_loss(outputs.clone(), &targets);
     }
     loss
 }

@@ -1,7 +1,7 @@
 //! What an FM is made from: its size and training settings ([`FmConfig`], the operator's choice)
 //! and the shape of its data ([`FmSpec`], derived from the schema). Checkpoints store both.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Display};
 
 use hypercast_store::RowFormat;
 use serde::{Deserialize, Serialize};
@@ -190,55 +190,43 @@ impl FmConfig {
             ("max_targets", self.max_targets),
             ("batch_requests", self.batch_requests),
         ];
+        let fault = |key: &str, value: &dyn Display, range: &str| {
+            Err(Error::Config(format!("fm.{key} is {value}; it must be {range}")))
+        };
         for (key, value) in positive {
             if value == 0 || value > 1 << 16 {
-                return Err(Error::Config(format!(
-                    "fm.{key} is {value}; it must be between 1 and 65536"
-                )));
+                return fault(key, &value, "between 1 and 65536");
             }
         }
         if self.admit_after == 0 {
-            return Err(Error::Config(
-                "fm.admit_after is 0; it must be between 1 (at once) and 255".into(),
-            ));
+            return fault("admit_after", &0, "between 1 (at once) and 255");
         }
         if self.history_anchors > self.max_history {
-            return Err(Error::Config(format!(
-                "fm.history_anchors is {}; it must be at most fm.max_history, {}",
-                self.history_anchors, self.max_history
-            )));
+            let range = format!("at most fm.max_history, {}", self.max_history);
+            return fault("history_anchors", &self.history_anchors, &range);
         }
-        if !(0.0..1.0).contains(&self.average_decay) {
-            return Err(Error::Config(format!(
-                "fm.average_decay is {}; it must be at least 0 and below 1",
-                self.average_decay
-            )));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::Config(format!(
-                "fm.dropout is {}; it must be at least 0 and below 1",
-                self.dropout
-            )));
+        for (key, value) in [("average_decay", self.average_decay), ("dropout", self.dropout)] {
+            if !(0.0..1.0).contains(&value) {
+                return fault(key, &value, "at least 0 and below 1");
+            }
         }
         if self.learning_rate <= 0.0 || self.sparse_learning_rate <= 0.0 {
             return Err(Error::Config(
                 "fm.learning_rate and fm.sparse_learning_rate must be above 0".into(),
             ));
         }
-        if !(self.stochastic_length_alpha > 0.0 && self.stochastic_length_alpha <= 2.0) {
-            return Err(Error::Config(format!(
-                "fm.stochastic_length_alpha is {}; it must be above 0 and at most 2, which is off",
-                self.stochastic_length_alpha
-            )));
+        let alpha = self.stochastic_length_alpha;
+        if !(alpha > 0.0 && alpha <= 2.0) {
+            let range = "above 0 and at most 2, which is off";
+            return fault("stochastic_length_alpha", &alpha, range);
         }
-        if let Some((surface, keep)) =
-            self.sample_negatives.iter().find(|&(_, &keep)| !(keep > 0.0 && keep <= 1.0))
-        {
-            return Err(Error::Config(format!(
-                "fm.sample_negatives.{surface} is {keep}; it must be above 0 and at most 1"
-            )));
+        match self.sample_negatives.iter().find(|&(_, &keep)| !(keep > 0.0 && keep <= 1.0)) {
+            Some((surface, keep)) => {
+                let key = format!("sample_negatives.{surface}");
+                fault(&key, keep, "above 0 and at most 1")
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Checks that every surface in `sample_negatives` exists.
@@ -317,6 +305,13 @@ impl FmSpec {
     /// The auxiliary tasks, which come last in `tasks`.
     pub fn auxiliary_tasks(&self) -> &[TaskSpec] {
         &self.tasks[self.main_tasks().len()..]
+    }
+
+    /// The width of what is known of a candidate besides its item, the input of the model's
+    /// candidate encoder; 0 without `candidate_columns`.
+    pub(crate) fn candidate_width(&self, config: &FmConfig) -> usize {
+        let width = self.profile_ids.len() * config.embedding_dim + self.features;
+        if config.candidate_columns { width } else { 0 }
     }
 
     /// Categorical fields of a token: item id, the item's features, surface, hour of the day and

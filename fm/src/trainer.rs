@@ -10,12 +10,9 @@ use std::path::Path;
 use burn::{
     backend::Autodiff,
     grad_clipping::GradientClippingConfig,
-    module::{AutodiffModule, Module, ModuleVisitor, Param},
+    module::{AutodiffModule, Module},
     optim::{AdamWConfig, GradientsAccumulator, Optimizer as _},
-    tensor::{
-        Tensor,
-        backend::{AutodiffBackend, Backend},
-    },
+    tensor::backend::AutodiffBackend,
 };
 use hypercast_kernels::attention::HstuBackend;
 use hypercast_store::{Adagrad, Store, StoreOptions};
@@ -23,19 +20,20 @@ use hypercast_store::{Adagrad, Store, StoreOptions};
 use crate::{
     Error, Result,
     alignment::AlignmentModules,
-    batch::{BatchBuilder, ColumnStatistics, FmBatch},
-    checkpoint::{FmManifest, checkpoint_error, load_weights, replace_directory, save_weights},
+    batch::{BatchBuilder, FmBatch},
+    checkpoint::{
+        FORMAT, FmManifest, load_weights, remove_directory, replace_directory, save_weights,
+        weights_of,
+    },
     cost::ModelSize,
     device::{Cpu, DeviceKind},
     ema,
     example::Example,
     model::{FmModel, lock_weight_rng},
-    predict_only,
     resume::{self, DenseOptimizer, TrainingState},
     sampling::{ExampleSampler, ExampleSelection, split_by_memory},
     shard::{
-        self, FmNetwork, GatheredBatch, PassContext, PassWeights, Shard, ShardPredictions,
-        ShardResult, merge_rows, valid_samples,
+        self, FmNetwork, GatheredBatch, PassContext, Shard, ShardResult, merge_rows, valid_samples,
     },
     spec::{FmConfig, FmSpec},
     update::{TrainedWeights, WeightTensor},
@@ -59,12 +57,11 @@ pub struct StepOutput {
 }
 
 impl StepOutput {
-    /// Appends the predictions for the targets of `batch`, and their labels.
-    pub(crate) fn append(&mut self, predictions: ShardPredictions, batch: FmBatch) {
-        self.tae.extend(predictions.tae);
-        self.predictions.extend(predictions.predictions);
-        self.labels.extend(batch.labels);
-        self.mask.extend(batch.mask);
+    fn append(&mut self, other: StepOutput) {
+        self.tae.extend(other.tae);
+        self.predictions.extend(other.predictions);
+        self.labels.extend(other.labels);
+        self.mask.extend(other.mask);
     }
 }
 
@@ -150,23 +147,7 @@ pub fn resume(
     spec: &FmSpec,
     device: DeviceKind,
 ) -> Result<Box<dyn FmTrainer>> {
-    check(config, spec, device)?;
-    match device {
-        DeviceKind::Cpu => Ok(Box::new(Trainer::<Autodiff<Cpu>>::resume(from, config, spec)?)),
-        #[cfg(feature = "cuda")]
-        DeviceKind::Cuda => {
-            Ok(Box::new(Trainer::<Autodiff<crate::device::Cuda>>::resume(from, config, spec)?))
-        }
-        #[cfg(not(feature = "cuda"))]
-        DeviceKind::Cuda => unreachable!("check() refuses it"),
-    }
-}
-
-fn check(config: &FmConfig, spec: &FmSpec, device: DeviceKind) -> Result<()> {
-    config.validate()?;
-    spec.validate()?;
-    config.validate_for(spec)?;
-    device.check()
+    open(from.work, Some(from.saved), config, spec, device)
 }
 
 /// A new trainer whose store, with its optimizer state, is in `dir`.
@@ -179,16 +160,29 @@ pub fn create(
     spec: &FmSpec,
     device: DeviceKind,
 ) -> Result<Box<dyn FmTrainer>> {
-    check(config, spec, device)?;
+    open(dir, None, config, spec, device)
+}
+
+/// A trainer at the beginning, or where the run in `saved` stopped.
+fn open(
+    work: &Path,
+    saved: Option<&Path>,
+    config: &FmConfig,
+    spec: &FmSpec,
+    device: DeviceKind,
+) -> Result<Box<dyn FmTrainer>> {
+    config.validate()?;
+    spec.validate()?;
+    config.validate_for(spec)?;
+    device.check()?;
+    let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let shards = if device == DeviceKind::Cpu { cores().min(MAX_SHARDS) } else { 1 };
+    let fresh = TrainingState::new(config, spec, shards);
     match device {
-        DeviceKind::Cpu => {
-            let shards =
-                std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_SHARDS));
-            Ok(Box::new(Trainer::<Autodiff<Cpu>>::create(dir, config, spec, shards)?))
-        }
+        DeviceKind::Cpu => Ok(Box::new(Trainer::<Autodiff<Cpu>>::open(work, saved, fresh)?)),
         #[cfg(feature = "cuda")]
         DeviceKind::Cuda => {
-            Ok(Box::new(Trainer::<Autodiff<crate::device::Cuda>>::create(dir, config, spec, 1)?))
+            Ok(Box::new(Trainer::<Autodiff<crate::device::Cuda>>::open(work, saved, fresh)?))
         }
         #[cfg(not(feature = "cuda"))]
         DeviceKind::Cuda => unreachable!("check() refuses it"),
@@ -196,7 +190,7 @@ pub fn create(
 }
 
 struct Trainer<A: AutodiffBackend> {
-    config: FmConfig,
+    state: TrainingState,
     network: FmNetwork<A>,
     optimizer: DenseOptimizer<A>,
     /// The moving average of the weights, if the configuration has `average_decay`.
@@ -204,17 +198,10 @@ struct Trainer<A: AutodiffBackend> {
     store: Store,
     batch_builder: BatchBuilder,
     sampler: ExampleSampler,
-    statistics: ColumnStatistics,
-    steps: u64,
-    requests: u64,
-    trained_until_ms: i64,
-    /// The number of threads that a batch is split over.
-    shards: usize,
-    device: A::Device,
 }
 
-/// A function of [`predict_only`] that evaluates a network on a part of some examples.
-type PredictOnlyFn<B, T> = fn(FmNetwork<B>, GatheredBatch, PassContext<'_, B>) -> Result<T>;
+/// A function of [`shard`] that evaluates a network on a part of some examples.
+type PredictOnlyFn<B, T> = fn(&FmNetwork<B>, &GatheredBatch, PassContext<'_>) -> Result<T>;
 
 /// The store journals the rows touched since its last commit; this bounds the journal.
 const STEPS_PER_COMMIT: u64 = 256;
@@ -233,80 +220,60 @@ where
     A: AutodiffBackend + HstuBackend,
     A::InnerBackend: HstuBackend,
 {
-    fn create(dir: &Path, config: &FmConfig, spec: &FmSpec, shards: usize) -> Result<Self> {
-        let options = StoreOptions {
-            dim: config.embedding_dim,
-            init_scale: config.sparse_init,
-            seed: config.seed,
+    fn open(work: &Path, saved: Option<&Path>, fresh: TrainingState) -> Result<Self> {
+        let TrainingState { config, spec, .. } = &fresh;
+        let mut network = fresh_network(config, spec);
+        let mut optimizer = optimizer(config);
+        let mut average = (config.average_decay > 0.0).then(|| network.valid());
+        let store = work.join("store");
+        let (mut store, state) = match saved {
+            None => {
+                let options = StoreOptions {
+                    dim: config.embedding_dim,
+                    init_scale: config.sparse_init,
+                    seed: config.seed,
+                };
+                (Store::create(store, &options)?, fresh.clone())
+            }
+            Some(saved) => {
+                let mut state = TrainingState::read(saved)?;
+                state.check(saved, config, spec)?;
+                remove_directory(&store)?;
+                Store::open(saved.join("store"))?.copy_into(&store)?;
+                network = load_weights(network, &saved.join(resume::NETWORK_FILE))?;
+                average = average
+                    .map(|average| load_weights(average, &saved.join(resume::EMA_FILE)))
+                    .transpose()?;
+                optimizer = state.load_moments(saved, &network, optimizer)?;
+                state.config = config.clone();
+                (Store::open(&store)?, state)
+            }
         };
-        let device = A::Device::default();
-        let network = fresh_network(config, spec, &device);
-        let mut store = Store::create(dir.join("store"), &options)?;
         store.admit_after(config.admit_after);
         Ok(Self {
-            average: (config.average_decay > 0.0).then(|| network.valid()),
             network,
-            optimizer: optimizer(config),
-            store,
-            batch_builder: BatchBuilder::new(spec, config),
-            sampler: ExampleSampler::new(config, spec),
-            statistics: ColumnStatistics::new(spec),
-            steps: 0,
-            requests: 0,
-            trained_until_ms: 0,
-            config: config.clone(),
-            shards,
-            device,
-        })
-    }
-
-    fn resume(from: ResumePaths<'_>, config: &FmConfig, spec: &FmSpec) -> Result<Self> {
-        let state = TrainingState::read(from.saved)?;
-        state.check(from.saved, config, spec)?;
-        let device = A::Device::default();
-        let store = from.work.join("store");
-        if store.exists() {
-            std::fs::remove_dir_all(&store).map_err(|error| checkpoint_error(&store, error))?;
-        }
-        Store::open(from.saved.join("store"))?.copy_into(&store)?;
-        let mut store = Store::open(&store)?;
-        store.admit_after(config.admit_after);
-        let fresh = fresh_network(config, spec, &device);
-        let network = load_weights(fresh, &from.saved.join(resume::NETWORK_FILE), &device)?;
-        let average = if config.average_decay > 0.0 {
-            Some(load_weights(network.valid(), &from.saved.join(resume::EMA_FILE), &device)?)
-        } else {
-            None
-        };
-        Ok(Self {
+            optimizer,
             average,
-            optimizer: state.load_moments(from.saved, &network, optimizer(config))?,
             store,
             batch_builder: BatchBuilder::new(spec, config),
             sampler: ExampleSampler::new(config, spec),
-            steps: state.steps,
-            requests: state.requests,
-            trained_until_ms: state.trained_until_ms,
-            shards: state.shards,
-            statistics: state.statistics,
-            config: config.clone(),
-            network,
-            device,
+            state,
         })
     }
 
     /// The shard of some examples: whole for predicting, and sampled for learning where sampling
     /// leaves something out.
     fn shard(&mut self, examples: &[&Example]) -> Result<Option<Shard>> {
-        let batch = self.batch_builder.build(examples, &self.statistics)?;
+        let batch = self.batch_builder.build(examples, &self.state.statistics)?;
         if batch.targets() == 0 {
             return Ok(None);
         }
         let samples: Vec<_> =
-            examples.iter().map(|example| self.sampler.sample(example, self.steps)).collect();
+            examples.iter().map(|example| self.sampler.sample(example, self.state.steps)).collect();
         let whole = self.part(batch)?;
         let sample = if samples.iter().any(Option::is_some) {
-            let whole = |example| ExampleSelection::whole(example, self.config.history_window());
+            let whole =
+                |example| ExampleSelection::whole(example, self.state.config.history_window());
             let parts: Vec<_> = samples
                 .into_iter()
                 .zip(examples)
@@ -314,7 +281,7 @@ where
                 // Without a target there is no loss, and encoding the history would be wasted.
                 .filter(|selected| !selected.targets.is_empty())
                 .collect();
-            let batch = self.batch_builder.build_selected(&parts, &self.statistics)?;
+            let batch = self.batch_builder.build_selected(&parts, &self.state.statistics)?;
             Some(self.part(batch)?)
         } else {
             None
@@ -323,14 +290,14 @@ where
     }
 
     fn part(&mut self, batch: FmBatch) -> Result<GatheredBatch> {
-        let mut rows = vec![0.0; batch.keys.len() * self.config.embedding_dim];
+        let mut rows = vec![0.0; batch.keys.len() * self.state.config.embedding_dim];
         self.store.gather_or_init(&batch.keys, &mut rows)?;
         Ok(GatheredBatch { batch, rows })
     }
 
     fn learning_rate(&self) -> f64 {
-        let warmup = (self.steps + 1) as f64 / self.config.warmup_steps.max(1) as f64;
-        self.config.learning_rate * warmup.min(1.0)
+        let warmup = (self.state.steps + 1) as f64 / self.state.config.warmup_steps.max(1) as f64;
+        self.state.config.learning_rate * warmup.min(1.0)
     }
 
     /// Predicts and differentiates all shards, on several threads.
@@ -338,27 +305,22 @@ where
         for (at, shard) in shards.iter_mut().enumerate() {
             let Shard { whole, sample } = shard;
             let learned = sample.as_mut().unwrap_or(whole);
-            learned.batch.dropout_seed = mix_parts(&[self.config.seed, self.steps, at as u64]);
+            learned.batch.dropout_seed =
+                mix_parts(&[self.state.config.seed, self.state.steps, at as u64]);
         }
-        let valid = valid_samples(&shards, self.batch_builder.spec.tasks.len());
-        let context = PassContext {
-            config: &self.config,
-            spec: &self.batch_builder.spec,
-            valid: &valid,
-            device: &self.device,
-        };
+        let valid = valid_samples(&shards, self.state.spec.tasks.len());
+        let context =
+            PassContext { config: &self.state.config, spec: &self.state.spec, valid: &valid };
         // A fork has its own autodiff graph, so the backward passes do not wait for each other.
         let prepare = |shard: Shard| {
             let FmNetwork { model, alignments } = &self.network;
-            let alignments = alignments.only(shard.learned_surfaces());
-            let weights = PassWeights {
-                learning: FmNetwork { model: model.clone(), alignments }.fork(&self.device),
-                predicting: self.predicting(),
-            };
-            (weights, shard)
+            let learned = &shard.sample.as_ref().unwrap_or(&shard.whole).batch;
+            let alignments = alignments.only(&learned.surfaces);
+            let learning = FmNetwork { model: model.clone(), alignments };
+            (learning.fork(&A::Device::default()), self.predicting(), shard)
         };
-        shard::run_in_waves(shards, self.shards, prepare, |(weights, shard)| {
-            shard::pass::<A>(weights, shard, context)
+        shard::run_in_waves(shards, self.state.shards, prepare, |(learning, predicting, shard)| {
+            shard::pass::<A>(&learning, &predicting, shard, context)
         })
     }
 
@@ -368,32 +330,28 @@ where
         examples: &[&Example],
         evaluate: PredictOnlyFn<A::InnerBackend, T>,
     ) -> Result<Vec<T>> {
-        let context = PassContext {
-            config: &self.config,
-            spec: &self.batch_builder.spec,
-            valid: &[],
-            device: &self.device,
-        };
+        let context =
+            PassContext { config: &self.state.config, spec: &self.state.spec, valid: &[] };
         let network = self.predicting();
-        let mut all = Vec::with_capacity(self.shards);
-        let requests = examples.len().div_ceil(self.shards).max(MIN_REQUESTS_PER_SHARD);
-        for part in split_by_memory(examples, &self.config, requests, MAX_SHARD_BYTES) {
-            let batch = self.batch_builder.build(part, &self.statistics)?;
-            let mut rows = vec![0.0; batch.keys.len() * self.config.embedding_dim];
+        let mut all = Vec::with_capacity(self.state.shards);
+        let requests = examples.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
+        for part in split_by_memory(examples, &self.state.config, requests, MAX_SHARD_BYTES) {
+            let batch = self.batch_builder.build(part, &self.state.statistics)?;
+            let mut rows = vec![0.0; batch.keys.len() * self.state.config.embedding_dim];
             self.store.gather(&batch.keys, &mut rows);
             all.push(GatheredBatch { batch, rows });
         }
         let prepare = |part| (network.clone(), part);
-        shard::run_in_waves(all, self.shards, prepare, |(network, part)| {
-            evaluate(network, part, context)
+        shard::run_in_waves(all, self.state.shards, prepare, |(network, part)| {
+            evaluate(&network, &part, context)
         })
     }
 
     fn manifest(&self, version: &str) -> FmManifest {
-        let (requests, trained_until_ms) = (self.requests, self.trained_until_ms);
-        let manifest =
-            FmManifest::new(version, &self.config, &self.batch_builder.spec, &self.statistics);
-        FmManifest { requests, trained_until_ms, ..manifest }
+        let TrainingState { config, spec, statistics, requests, trained_until_ms, .. } =
+            self.state.clone();
+        let version = version.into();
+        FmManifest { format: FORMAT, version, config, spec, statistics, requests, trained_until_ms }
     }
 
     /// The weights that make predictions and TAEs: the moving average, if there is one.
@@ -404,15 +362,16 @@ where
     /// Removes rows that have not been trained for `expire_after_steps`. It runs at fixed steps, so
     /// that a resumed run expires the same rows.
     fn expire(&mut self) {
-        let after = u64::from(self.config.expire_after_steps);
-        if after > 0 && self.steps.is_multiple_of((after / 4).max(1)) {
-            self.store.expire(clock(self.steps.saturating_sub(after)));
+        let after = u64::from(self.state.config.expire_after_steps);
+        if after > 0 && self.state.steps.is_multiple_of((after / 4).max(1)) {
+            self.store.expire(clock(self.state.steps.saturating_sub(after)));
         }
     }
 
     fn learn(&mut self, passes: &mut [ShardResult]) -> Result<()> {
-        let (keys, rows) = merge_rows(passes, self.config.embedding_dim);
-        let adagrad = Adagrad { learning_rate: self.config.sparse_learning_rate, epsilon: 1e-8 };
+        let (keys, rows) = merge_rows(passes, self.state.config.embedding_dim);
+        let adagrad =
+            Adagrad { learning_rate: self.state.config.sparse_learning_rate, epsilon: 1e-8 };
         self.store.adagrad(&keys, &rows, &adagrad)?;
         let mut sum = GradientsAccumulator::new();
         for pass in passes {
@@ -420,12 +379,12 @@ where
         }
         self.network = self.optimizer.step(self.learning_rate(), self.network.clone(), sum.grads());
         if let Some(average) = self.average.take() {
-            let (now, decay) = (self.network.valid(), self.config.average_decay);
-            self.average = Some(ema::update(average, &now, decay, self.steps));
+            let (now, decay) = (self.network.valid(), self.state.config.average_decay);
+            self.average = Some(ema::update(average, &now, decay, self.state.steps));
         }
-        self.steps += 1;
+        self.state.steps += 1;
         self.expire();
-        if self.steps.is_multiple_of(STEPS_PER_COMMIT) {
+        if self.state.steps.is_multiple_of(STEPS_PER_COMMIT) {
             self.store.commit()?;
         }
         Ok(())
@@ -447,36 +406,36 @@ where
         examples: &[&Example],
         corrections: &[&Example],
     ) -> Result<StepOutput> {
-        examples.iter().for_each(|example| self.statistics.observe(example));
-        self.store.set_clock(clock(self.steps));
-        let mut shards = Vec::with_capacity(self.shards);
+        examples.iter().for_each(|example| self.state.statistics.observe(example));
+        self.store.set_clock(clock(self.state.steps));
+        let mut shards = Vec::with_capacity(self.state.shards);
         let all: Vec<&Example> = examples.iter().chain(corrections).copied().collect();
-        let requests = all.len().div_ceil(self.shards).max(MIN_REQUESTS_PER_SHARD);
-        for part in split_by_memory(&all, &self.config, requests, MAX_SHARD_BYTES) {
+        let requests = all.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
+        for part in split_by_memory(&all, &self.state.config, requests, MAX_SHARD_BYTES) {
             shards.extend(self.shard(part)?);
         }
         let mut passes = self.passes(shards)?;
         let loss: f32 = passes.iter().map(|pass| pass.gradients.loss).sum();
         if !loss.is_finite() {
             return Err(Error::Training {
-                step: self.steps,
+                step: self.state.steps,
                 message: format!("the loss is {loss}; lower fm.learning_rate or set fm.clip_norm"),
             });
         }
         if !passes.is_empty() {
             self.learn(&mut passes)?;
         }
-        self.requests += examples.len() as u64;
-        self.trained_until_ms =
-            examples.iter().map(|e| e.time_ms).fold(self.trained_until_ms, i64::max);
+        self.state.requests += examples.len() as u64;
+        self.state.trained_until_ms =
+            examples.iter().map(|e| e.time_ms).fold(self.state.trained_until_ms, i64::max);
         let mut output = StepOutput { loss, ..StepOutput::default() };
         for pass in passes {
-            output.append(pass.predictions, pass.batch);
+            output.append(pass.output);
         }
         // The rows of corrections come last.
         let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
-        let cells = rows * self.batch_builder.spec.tasks.len();
-        output.tae.truncate(rows * self.config.tae_width());
+        let cells = rows * self.state.spec.tasks.len();
+        output.tae.truncate(rows * self.state.config.tae_width());
         output.predictions.truncate(cells);
         output.labels.truncate(cells);
         output.mask.truncate(cells);
@@ -494,27 +453,24 @@ where
 
     fn predict(&self, examples: &[&Example]) -> Result<StepOutput> {
         let mut output = StepOutput::default();
-        for part in self.predict_only(examples, predict_only::predict)? {
-            output.tae.extend(part.tae);
-            output.predictions.extend(part.predictions);
-            output.labels.extend(part.labels);
-            output.mask.extend(part.mask);
+        for part in self.predict_only(examples, shard::predict)? {
+            output.append(part);
         }
         Ok(output)
     }
 
     fn user_states(&self, examples: &[&Example]) -> Result<Vec<f32>> {
-        let histories: Vec<Example> =
-            examples.iter().map(|example| predict_only::without_targets(example)).collect();
+        let history = |example: &&Example| Example { targets: Vec::new(), ..(*example).clone() };
+        let histories: Vec<Example> = examples.iter().map(history).collect();
         let histories: Vec<&Example> = histories.iter().collect();
-        Ok(self.predict_only(&histories, predict_only::user_states)?.concat())
+        Ok(self.predict_only(&histories, shard::user_states)?.concat())
     }
 
     fn size(&self) -> ModelSize {
         ModelSize {
             serving: self.network.model.num_params(),
             dense: self.network.num_params(),
-            sparse: self.store.len() * self.config.embedding_dim,
+            sparse: self.store.len() * self.state.config.embedding_dim,
         }
     }
 
@@ -525,17 +481,12 @@ where
         replace_directory(dir, |draft| {
             save_weights(&network.model, &draft.join("model.safetensors"))?;
             save_weights(&network.alignments, &draft.join("alignment.safetensors"))?;
-            self.store.snapshot_into(draft.join("store"), self.config.serving_rows)?;
+            self.store.snapshot_into(draft.join("store"), self.state.config.serving_rows)?;
             manifest.write(draft)
         })
     }
 
     fn save(&mut self, dir: &Path) -> Result<()> {
-        let mut state = TrainingState::new(&self.config, &self.batch_builder.spec);
-        state.statistics = self.statistics.clone();
-        state.shards = self.shards;
-        (state.steps, state.requests) = (self.steps, self.requests);
-        state.trained_until_ms = self.trained_until_ms;
         let record = self.optimizer.to_record();
         replace_directory(dir, |draft| {
             self.store.copy_into(draft.join("store"))?;
@@ -543,7 +494,7 @@ where
             if let Some(average) = &self.average {
                 save_weights(average, &draft.join(resume::EMA_FILE))?;
             }
-            state.write(draft, &self.network, record)
+            self.state.clone().write(draft, &self.network, record)
         })
     }
 }
@@ -553,25 +504,15 @@ where
 fn fresh_network<A: AutodiffBackend + HstuBackend>(
     config: &FmConfig,
     spec: &FmSpec,
-    device: &A::Device,
 ) -> FmNetwork<A> {
-    let _alone = lock_weight_rng();
+    let (_alone, device) = (lock_weight_rng(), &A::Device::default());
     A::seed(device, config.seed);
     let network = FmNetwork {
         model: FmModel::new(config, spec, device),
         alignments: AlignmentModules::new(config, spec, device),
     };
-    network.visit(&mut InitialiseWeights);
+    weights_of(&network);
     network
-}
-
-/// Draws the weights that Burn would otherwise draw at their first use.
-struct InitialiseWeights;
-
-impl<B: Backend> ModuleVisitor<B> for InitialiseWeights {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        param.val();
-    }
 }
 
 fn optimizer<A: AutodiffBackend>(config: &FmConfig) -> DenseOptimizer<A> {

@@ -9,14 +9,18 @@ use std::{
     path::Path,
 };
 
-use burn::{module::Module, tensor::backend::Backend};
+use burn::{
+    module::Module,
+    tensor::{TensorData, backend::Backend},
+};
+use hypercast_kernels::attention::tensor;
 use hypercast_store::{ServingStore, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
     checkpoint::{
-        FmManifest, NamedTensor, TensorMap, replace_directory, weights_of, write_tensors,
+        FmManifest, ModuleWeight, TensorMap, replace_directory, weights_of, write_tensors,
     },
 };
 
@@ -33,12 +37,17 @@ pub struct WeightTensor {
 
 impl WeightTensor {
     pub(crate) fn of<B: Backend, M: Module<B>>(module: &M) -> Vec<WeightTensor> {
-        let dense = |(name, data): (String, burn::tensor::TensorData)| {
-            let shape = data.shape.iter().copied().collect();
-            let values = data.convert::<f32>().into_vec().expect("converted to f32");
-            WeightTensor { name, shape, values }
+        let dense = |ModuleWeight { name, value, .. }: ModuleWeight<B>| {
+            // The data have the value's own shape, whatever rank the tensor is said to have.
+            WeightTensor::new(name, tensor::<B, 1>(value).into_data())
         };
         weights_of(module).into_iter().map(dense).collect()
+    }
+
+    pub(crate) fn new(name: String, data: TensorData) -> WeightTensor {
+        let shape = data.shape.iter().copied().collect();
+        let values = data.convert::<f32>().into_vec().expect("converted to f32");
+        WeightTensor { name, shape, values }
     }
 }
 
@@ -90,7 +99,6 @@ impl WeightUpdate {
     /// # Errors
     /// The first violation.
     pub fn check(&self) -> Result<()> {
-        let refused = |why: String| Err(Error::Update(why));
         let FmManifest { config, spec, statistics, .. } = &self.manifest;
         config.validate_for(spec)?;
         let dim = config.embedding_dim;
@@ -122,13 +130,13 @@ impl WeightUpdate {
     pub(crate) fn write_into(&self, dense: &mut TensorMap) -> Result<()> {
         for slice in &self.dense {
             let Some((shape, values)) = dense.get_mut(&slice.name) else {
-                return Err(Error::Update(format!("the model has no tensor {}", slice.name)));
+                return refused(format!("the model has no tensor {}", slice.name));
             };
             if *shape != slice.shape {
                 let TensorSlice { name, shape: sent, .. } = slice;
-                return Err(Error::Update(format!(
+                return refused(format!(
                     "{name} has shape {sent:?}; in the model it has {shape:?}"
-                )));
+                ));
             }
             values[slice.start..slice.end()].copy_from_slice(&slice.values);
         }
@@ -146,8 +154,7 @@ impl WeightUpdate {
                 (slice.start == end && slice.len() == len).then_some(slice.end())
             };
             if of_tensor.iter().try_fold(0, continued) != Some(len) {
-                let name = &of_tensor[0].name;
-                return Err(Error::Update(format!("it contains only a part of {name}")));
+                return refused(format!("it contains only a part of {}", of_tensor[0].name));
             }
         }
         let mut tensors: TensorMap = HashMap::new();
@@ -163,7 +170,7 @@ impl WeightUpdate {
     pub(crate) fn check_complete(&self, dense: &TensorMap) -> Result<()> {
         let tensors = self.tensors()?;
         match dense.keys().find(|name| !tensors.contains_key(*name)) {
-            Some(name) => Err(Error::Update(format!("tensor {name} is missing"))),
+            Some(name) => refused(format!("tensor {name} is missing")),
             None => Ok(()),
         }
     }
@@ -180,17 +187,13 @@ impl WeightUpdate {
         self.check()?;
         if !self.complete {
             let why = "it contains only a part of the weights, which cannot become a checkpoint";
-            return Err(Error::Update(why.into()));
+            return refused(why);
         }
-        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let tensors: Vec<NamedTensor> = self
-            .tensors()?
-            .into_iter()
-            .map(|(name, (shape, values))| NamedTensor { name, shape, bytes: bytes(&values) })
-            .collect();
+        let tensor = |(name, (shape, values))| WeightTensor { name, shape, values };
+        let tensors = self.tensors()?.into_iter().map(tensor).collect();
         let config = &self.manifest.config;
         replace_directory(dir, |draft| {
-            write_tensors(&tensors, &draft.join("model.safetensors"))?;
+            write_tensors(tensors, &draft.join("model.safetensors"))?;
             let store = draft.join("store");
             let mut store = ServingStore::create(store, config.embedding_dim, config.serving_rows)?;
             let rows = self.rows.chunks(ROWS_PER_COMMIT * config.embedding_dim);
@@ -218,20 +221,20 @@ impl TensorSlice {
     fn check(&self) -> Result<()> {
         let TensorSlice { name, shape, start, values } = self;
         let len = shape.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
-        let end = start.checked_add(values.len());
-        match (len, end) {
-            (Some(len), Some(end)) if end <= len => {}
-            _ => {
-                let count = values.len();
-                let why = format!(
-                    "{name} of shape {shape:?} has no {count} values from index {start} on"
-                );
-                return Err(Error::Update(why));
-            }
+        let (count, end) = (values.len(), start.checked_add(values.len()));
+        if !len.zip(end).is_some_and(|(len, end)| end <= len) {
+            return refused(format!(
+                "{name} of shape {shape:?} has no {count} values from index {start} on"
+            ));
         }
         if values.iter().any(|value| !value.is_finite()) {
-            return Err(Error::Update(format!("{name} has a value that is not finite")));
+            return refused(format!("{name} has a value that is not finite"));
         }
         Ok(())
     }
+}
+
+/// The error of an update that cannot be applied.
+pub(crate) fn refused<T>(why: impl Into<String>) -> Result<T> {
+    Err(Error::Update(why.into()))
 }

@@ -15,12 +15,14 @@ use anyhow::{Result, ensure};
 use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Distribution, Tensor, TensorData, TensorPrimitive, bf16};
+use burn::tensor::{DType, Distribution, Tensor, TensorData, bf16};
 use burn_cuda::{Cuda, CudaDevice};
 use burn_flex::Flex;
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
-use hypercast_kernels::attention::{Dims, HstuAttention, HstuBackend, HstuInputs, hstu_attention};
+use hypercast_kernels::attention::{
+    Dims, HstuAttention, HstuBackend, HstuInputs, hstu_attention, primitive, tensor,
+};
 use hypercast_kernels::{gpu, plain};
 use serde_json::{Value, json};
 
@@ -119,16 +121,14 @@ fn outputs<B: HstuBackend>(
     let device = Default::default();
     let matrix = |values: &Vec<f32>| {
         let data = TensorData::new(values.clone(), [shape.rows(), HEADS * dim]);
-        Tensor::<B, 2>::from_data(data, &device).into_primitive().tensor()
+        primitive(Tensor::<B, 2>::from_data(data, &device))
     };
     let (q, k, v) = (matrix(&values[0]), matrix(&values[1]), matrix(&values[2]));
     let inputs = HstuInputs { q, k, v, position: None, time: None };
     let out = B::hstu_attention(inputs.clone(), shape.clone());
     let grads = B::hstu_attention_backward(inputs, matrix(&values[3]), shape.clone());
-    [out, grads.q, grads.k, grads.v].map(|tensor| {
-        let tensor = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(tensor));
-        tensor.into_data().convert::<f32>().to_vec().expect("f32")
-    })
+    [out, grads.q, grads.k, grads.v]
+        .map(|x| tensor::<B, 2>(x).into_data().convert::<f32>().to_vec().expect("f32"))
 }
 
 fn attention<B: HstuBackend<Device = CudaDevice>>(dtype: &str, n: usize, results: &mut Vec<Value>) {
@@ -137,43 +137,43 @@ fn attention<B: HstuBackend<Device = CudaDevice>>(dtype: &str, n: usize, results
     let device = CudaDevice::default();
     let matrix = || {
         let size = [REQUESTS * n, HEADS * DIM];
-        let values = Tensor::<B, 2>::random(size, Distribution::Uniform(-1.0, 1.0), &device);
-        values.into_primitive().tensor()
+        primitive(Tensor::<B, 2>::random(size, Distribution::Uniform(-1.0, 1.0), &device))
     };
     let inputs = HstuInputs { q: matrix(), k: matrix(), v: matrix(), position: None, time: None };
     let grad = matrix();
-    let forward =
-        |inputs: HstuInputs<FloatTensor<B>>| drop(B::hstu_attention(inputs, shape.clone()));
-    let backward = |inputs: HstuInputs<FloatTensor<B>>| {
-        drop(B::hstu_attention_backward(inputs, grad.clone(), shape.clone()));
-    };
-    let plain_forward = |inputs: HstuInputs<FloatTensor<B>>| {
-        drop(plain::forward::<B>(inputs, &shape, plain::GROUP_SCORES));
-    };
-    let plain_backward = |inputs: HstuInputs<FloatTensor<B>>| {
-        drop(plain::backward::<B>(inputs, grad.clone(), &shape, plain::GROUP_SCORES));
-    };
     let time =
         |run: &dyn Fn(HstuInputs<FloatTensor<B>>)| median_s::<B>(&device, || run(inputs.clone()));
     let operations = (4 * DIM * HEADS * REQUESTS * (n * (n + 1) / 2)) as f64;
-    let fused = [time(&forward), time(&backward)];
-    let composed = [time(&plain_forward), time(&plain_backward)];
+    let scores = plain::GROUP_SCORES;
+    let fused = [
+        time(&|inputs| drop(B::hstu_attention(inputs, shape.clone()))),
+        time(&|inputs| drop(B::hstu_attention_backward(inputs, grad.clone(), shape.clone()))),
+    ];
+    let composed = [
+        time(&|inputs| drop(plain::forward::<B>(inputs, &shape, scores))),
+        time(&|inputs| drop(plain::backward::<B>(inputs, grad.clone(), &shape, scores))),
+    ];
     for (pass, counted, ours, theirs) in [
         ("forward", operations, fused[0], composed[0]),
         ("forward and backward", 3.5 * operations, fused[0] + fused[1], composed[0] + composed[1]),
     ] {
-        let teraflops = |seconds: f64| counted / seconds / 1e12;
+        let teraflops = [ours, theirs].map(|seconds| counted / seconds / 1e12);
         let name = format!("attention {pass}, {dtype}, n {n}");
-        println!("{name}: {:.1} TFLOP/s, {RIVAL}: {:.2}", teraflops(ours), teraflops(theirs));
-        results.push(json!({
-            "name": name,
-            "value": teraflops(ours),
-            "unit": "TFLOP/s",
-            "rival": RIVAL,
-            "rival_value": teraflops(theirs),
-            "ratio": theirs / ours,
-        }));
+        results.push(result(&name, "TFLOP/s", teraflops, theirs / ours));
     }
+}
+
+/// Prints and returns a figure.
+fn result(name: &str, unit: &str, [ours, theirs]: [f64; 2], ratio: f64) -> Value {
+    println!("{name}: {ours:.2} {unit}, {RIVAL}: {theirs:.2}");
+    json!({
+        "name": name,
+        "value": ours,
+        "unit": unit,
+        "rival": RIVAL,
+        "rival_value": theirs,
+        "ratio": ratio,
+    })
 }
 
 /// The weights of one layer; norms are plain, since a scale and a shift cost next to nothing.
@@ -200,19 +200,10 @@ fn stack<B: HstuBackend<Device = CudaDevice>>(dtype: &str, results: &mut Vec<Val
     };
     let fused = run(&|inputs| hstu_attention(inputs, &shape));
     let composed = run(&|inputs| {
-        let out = plain::forward::<B>(inputs.into_primitives(), &shape, plain::GROUP_SCORES);
-        Tensor::from_primitive(TensorPrimitive::Float(out))
+        tensor(plain::forward::<B>(inputs.into_primitives(), &shape, plain::GROUP_SCORES))
     });
     let name = format!("DLRMv3-shaped stack forward, {dtype}");
-    println!("{name}: {:.2} ms, {RIVAL}: {:.2} ms", fused * 1e3, composed * 1e3);
-    results.push(json!({
-        "name": name,
-        "value": fused * 1e3,
-        "unit": "ms",
-        "rival": RIVAL,
-        "rival_value": composed * 1e3,
-        "ratio": composed / fused,
-    }));
+    results.push(result(&name, "ms", [fused, composed].map(|s| s * 1e3), composed / fused));
 }
 
 /// `x + (norm(attention) ⊙ U) W_o`, where U, Q, V and K are columns of `SiLU(norm(x) W)`.

@@ -148,8 +148,17 @@ pub fn hstu_attention<B: HstuBackend>(
     inputs: HstuInputs<Tensor<B, 2>, Tensor<B, 1>>,
     shape: &Arc<HstuAttention>,
 ) -> Tensor<B, 2> {
-    let inputs = inputs.into_primitives();
-    Tensor::from_primitive(TensorPrimitive::Float(B::hstu_attention(inputs, shape.clone())))
+    tensor(B::hstu_attention(inputs.into_primitives(), shape.clone()))
+}
+
+/// The tensor of a backend's primitive.
+pub fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+/// The backend's primitive of a tensor.
+pub fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
 }
 
 /// The bucket of a time bias for two tokens `distance_s` seconds apart:
@@ -299,13 +308,30 @@ impl<T> HstuInputs<T> {
     }
 
     /// Applies `f` to each input.
-    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> HstuInputs<U> {
+    pub fn map<U>(self, f: impl FnMut(T) -> U) -> HstuInputs<U> {
+        let f = std::cell::RefCell::new(f);
+        self.map_both(|matrix| f.borrow_mut()(matrix), |table| f.borrow_mut()(table))
+    }
+
+    /// The inputs in the order of the fields; `None` for an absent table.
+    pub(crate) fn into_array(self) -> [Option<T>; 5] {
+        [Some(self.q), Some(self.k), Some(self.v), self.position, self.time]
+    }
+}
+
+impl<T, Table> HstuInputs<T, Table> {
+    /// Applies `matrix` to each matrix and `table` to each table.
+    pub(crate) fn map_both<U, V>(
+        self,
+        matrix: impl Fn(T) -> U,
+        table: impl Fn(Table) -> V,
+    ) -> HstuInputs<U, V> {
         HstuInputs {
-            q: f(self.q),
-            k: f(self.k),
-            v: f(self.v),
-            position: self.position.map(&mut f),
-            time: self.time.map(&mut f),
+            q: matrix(self.q),
+            k: matrix(self.k),
+            v: matrix(self.v),
+            position: self.position.map(&table),
+            time: self.time.map(&table),
         }
     }
 }
@@ -313,14 +339,7 @@ impl<T> HstuInputs<T> {
 impl<B: Backend> HstuInputs<Tensor<B, 2>, Tensor<B, 1>> {
     /// The inputs as backend primitives.
     pub fn into_primitives(self) -> HstuInputs<FloatTensor<B>> {
-        let table = |table: Tensor<B, 1>| table.into_primitive().tensor();
-        HstuInputs {
-            q: self.q.into_primitive().tensor(),
-            k: self.k.into_primitive().tensor(),
-            v: self.v.into_primitive().tensor(),
-            position: self.position.map(table),
-            time: self.time.map(table),
-        }
+        self.map_both(primitive, primitive)
     }
 }
 

@@ -11,13 +11,13 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Shape, TensorMetadata};
 
 use crate::attention::{HstuAttention, HstuBackend, HstuInputs};
 use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions, LayerOutput};
-use crate::mlp::{self, FusedMlp, MlpGradsWanted, MlpInputs};
+use crate::mlp::{self, FusedMlp, MlpInputs};
 
 #[derive(Debug)]
 struct HstuBackward;
@@ -41,13 +41,8 @@ impl<B: HstuBackend> Backward<B, 5> for HstuBackward {
         let SavedAttention { inputs, shape } = ops.state;
         let inputs = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let found = B::hstu_attention_backward(inputs, grad, shape);
-        let found = [Some(found.q), Some(found.k), Some(found.v), found.position, found.time];
-        for (parent, grad) in ops.parents.into_iter().zip(found) {
-            // An untracked parent is None, and so is the gradient of an absent table.
-            if let (Some(parent), Some(grad)) = (parent, grad) {
-                grads.register::<B>(parent.id, grad);
-            }
-        }
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B, 5>(grads, parents, found.into_array());
     }
 }
 
@@ -75,12 +70,8 @@ impl<B: HstuBackend> Backward<B, 10> for LayerBackward<B> {
         let SavedLayer { inputs, attended, options } = ops.state;
         let inputs = inputs.map_all(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let found = (self.0.backward)(inputs, LayerOutput { out, attended }, &options);
-        for (parent, grad) in ops.parents.into_iter().zip(found.into_array()) {
-            // An untracked parent is None, and so is the gradient of an absent table.
-            if let (Some(parent), Some(grad)) = (parent, grad) {
-                grads.register::<B>(parent.id, grad);
-            }
-        }
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B, 10>(grads, parents, found.into_array());
     }
 }
 
@@ -98,13 +89,24 @@ impl<B: HstuBackend> Backward<B, 5> for MlpBackward<B> {
         checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let inputs = ops.state.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let wanted = MlpGradsWanted { x: ops.parents[0].is_some() };
-        let found = (self.0.backward)(inputs, grad, wanted);
-        for (parent, grad) in ops.parents.into_iter().zip(found.into_array()) {
-            if let (Some(parent), Some(grad)) = (parent, grad) {
-                grads.register::<B>(parent.id, grad);
-            }
+        let retrieve = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
+        let inputs = ops.state.map_all(retrieve);
+        let found = (self.0.backward)(inputs, grad, ops.parents[0].is_some());
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B, 5>(grads, parents, found.into_array());
+    }
+}
+
+/// Adds the gradients of a node's parents. An untracked parent is None, and so is the gradient of
+/// an absent table.
+fn register<B: Backend, const N: usize>(
+    grads: &mut Gradients,
+    parents: [Option<NodeId>; N],
+    found: [Option<FloatTensor<B>>; N],
+) {
+    for (parent, grad) in parents.into_iter().zip(found) {
+        if let (Some(parent), Some(grad)) = (parent, grad) {
+            grads.register::<B>(parent, grad);
         }
     }
 }
@@ -115,11 +117,11 @@ impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
             return mlp::composed::<Self>(inputs);
         };
         let forward = fused.forward;
-        let parents = inputs.as_ref().map(|tensor| tensor.node.clone()).into_array();
-        let inner = inputs.clone().map(|tensor| tensor.primitive);
+        let parents = inputs.as_ref().map_all(|tensor| tensor.node.clone()).into_array();
+        let inner = inputs.clone().map_all(|tensor| tensor.primitive);
         match MlpBackward(fused).prepare::<C>(parents).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let ids = inputs.as_ref().map(|tensor| prep.checkpoint(tensor));
+                let ids = inputs.as_ref().map_all(|tensor| prep.checkpoint(tensor));
                 prep.finish(ids, forward(inner))
             }
             OpsKind::UnTracked(prep) => prep.finish(forward(inner)),
@@ -153,17 +155,9 @@ impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
         inputs: HstuInputs<FloatTensor<Self>>,
         shape: Arc<HstuAttention>,
     ) -> FloatTensor<Self> {
-        let node = |table: &Option<FloatTensor<Self>>| match table {
-            Some(table) => table.node.clone(),
-            None => placeholder::<B, C>(&inputs.q).node,
-        };
-        let parents = [
-            inputs.q.node.clone(),
-            inputs.k.node.clone(),
-            inputs.v.node.clone(),
-            node(&inputs.position),
-            node(&inputs.time),
-        ];
+        let parents = inputs.as_ref().map(|x| x.node.clone()).into_array();
+        let parents =
+            parents.map(|node| node.unwrap_or_else(|| placeholder::<B, C>(&inputs.q).node));
         match HstuBackward.prepare::<C>(parents).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let ids = inputs.as_ref().map(|tensor| prep.checkpoint(tensor));

@@ -4,24 +4,25 @@
 //! Two ops surround the attention (paper section 3.1.2): `mix` computes U, Q, V and K, and `gate`
 //! the layer's output. Neither has gradients; training uses [`crate::layer`].
 
+use std::fmt::Debug;
+
+use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorPrimitive};
 
-use crate::attention::HstuBackend;
+use crate::attention::{HstuBackend, primitive, tensor};
+use crate::layer::{Affine, normalise};
 
-/// The weights of a layer norm.
+/// A layer norm: its weights `[width]`, and what is added to the variance.
 #[derive(Debug, Clone)]
 pub struct NormWeights<T> {
-    /// `[width]`.
-    pub scale: T,
-    /// `[width]`.
-    pub shift: T,
+    /// The scale and the shift.
+    pub affine: Affine<T>,
     /// Added to the variance.
     pub epsilon: f32,
 }
 
-/// The inputs of [`DenseBackend::gate`].
+/// The inputs of [`PreparedLinear::gate`].
 #[derive(Debug, Clone)]
 pub struct GateInputs<T> {
     /// `[rows, d]`: the layer's input.
@@ -32,33 +33,26 @@ pub struct GateInputs<T> {
     pub u: T,
 }
 
-/// A backend with a prepared form of linear weights.
-pub trait DenseBackend: HstuBackend {
-    /// The weights of a linear layer, laid out for this backend's product.
-    type Prepared: std::fmt::Debug + Send + Sync + 'static;
-
+/// The weights of a linear layer in a backend's prepared form.
+pub trait PreparedLinear<B: HstuBackend>: Debug + Send + Sync + 'static {
     /// Lays out `weight` `[from, to]` and `bias` `[to]`.
-    fn prepare(weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> Self::Prepared;
+    fn prepare(weight: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> Self;
 
     /// `SiLU(LN(x) W + b)`: `[rows, from]` to `[rows, to]`.
     ///
     /// # Panics
     /// If widths do not match.
-    fn mix(
-        x: FloatTensor<Self>,
-        norm: NormWeights<FloatTensor<Self>>,
-        linear: &Self::Prepared,
-    ) -> FloatTensor<Self>;
+    fn mix(&self, x: FloatTensor<B>, norm: NormWeights<FloatTensor<B>>) -> FloatTensor<B>;
 
     /// `x + (LN(attended) ⊙ u) W + b`: `[rows, d]`.
     ///
     /// # Panics
     /// If widths do not match.
     fn gate(
-        gated: GateInputs<FloatTensor<Self>>,
-        norm: NormWeights<FloatTensor<Self>>,
-        linear: &Self::Prepared,
-    ) -> FloatTensor<Self>;
+        &self,
+        gated: GateInputs<FloatTensor<B>>,
+        norm: NormWeights<FloatTensor<B>>,
+    ) -> FloatTensor<B>;
 }
 
 /// Unprepared weights and primitive ops, for a backend without kernels of its own.
@@ -68,27 +62,26 @@ pub struct PlainDense<B: HstuBackend> {
     bias: Option<Tensor<B, 1>>,
 }
 
-impl<B: HstuBackend> PlainDense<B> {
-    /// On this device as [`DenseBackend::prepare`] says.
-    pub fn prepare(weight: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> Self {
-        Self { weight: matrix(weight), bias: bias.map(row) }
+impl<B: HstuBackend> PreparedLinear<B> for PlainDense<B> {
+    fn prepare(weight: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> Self {
+        Self { weight: tensor(weight), bias: bias.map(tensor) }
     }
 
-    /// On this device as [`DenseBackend::mix`] says.
-    pub fn mix(&self, x: FloatTensor<B>, norm: NormWeights<FloatTensor<B>>) -> FloatTensor<B> {
-        silu(self.product(normalise(matrix(x), norm))).into_primitive().tensor()
+    fn mix(&self, x: FloatTensor<B>, norm: NormWeights<FloatTensor<B>>) -> FloatTensor<B> {
+        primitive(silu(self.product(normed(x, norm))))
     }
 
-    /// On this device as [`DenseBackend::gate`] says.
-    pub fn gate(
+    fn gate(
         &self,
         gated: GateInputs<FloatTensor<B>>,
         norm: NormWeights<FloatTensor<B>>,
     ) -> FloatTensor<B> {
-        let input = normalise::<B>(matrix(gated.attended), norm) * matrix(gated.u);
-        (matrix(gated.x) + self.product(input)).into_primitive().tensor()
+        let input = normed::<B>(gated.attended, norm) * tensor(gated.u);
+        primitive(tensor::<B, 2>(gated.x) + self.product(input))
     }
+}
 
+impl<B: HstuBackend> PlainDense<B> {
     fn product(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let product = x.matmul(self.weight.clone());
         match &self.bias {
@@ -98,41 +91,6 @@ impl<B: HstuBackend> PlainDense<B> {
     }
 }
 
-fn matrix<B: HstuBackend>(tensor: FloatTensor<B>) -> Tensor<B, 2> {
-    Tensor::from_primitive(TensorPrimitive::Float(tensor))
-}
-
-fn row<B: HstuBackend>(tensor: FloatTensor<B>) -> Tensor<B, 1> {
-    Tensor::from_primitive(TensorPrimitive::Float(tensor))
-}
-
-fn normalise<B: HstuBackend>(x: Tensor<B, 2>, norm: NormWeights<FloatTensor<B>>) -> Tensor<B, 2> {
-    let (variance, mean) = x.clone().var_mean_bias(1);
-    let normed = (x - mean) / (variance + norm.epsilon).sqrt();
-    normed * row::<B>(norm.scale).unsqueeze() + row::<B>(norm.shift).unsqueeze()
-}
-
-#[cfg(feature = "cuda")]
-impl DenseBackend for burn_cuda::Cuda {
-    type Prepared = PlainDense<Self>;
-
-    fn prepare(weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> Self::Prepared {
-        PlainDense::prepare(weight, bias)
-    }
-
-    fn mix(
-        x: FloatTensor<Self>,
-        norm: NormWeights<FloatTensor<Self>>,
-        linear: &Self::Prepared,
-    ) -> FloatTensor<Self> {
-        linear.mix(x, norm)
-    }
-
-    fn gate(
-        gated: GateInputs<FloatTensor<Self>>,
-        norm: NormWeights<FloatTensor<Self>>,
-        linear: &Self::Prepared,
-    ) -> FloatTensor<Self> {
-        linear.gate(gated, norm)
-    }
+fn normed<B: HstuBackend>(x: FloatTensor<B>, norm: NormWeights<FloatTensor<B>>) -> Tensor<B, 2> {
+    normalise(tensor(x), norm.affine.map(tensor), norm.epsilon)
 }

@@ -5,61 +5,40 @@
 //! histories up to rounding. There are no gradients. The caller decides whose history is kept and
 //! for how long.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
+use burn::tensor::Tensor;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorPrimitive};
 
-use crate::attention::{HstuAttention, HstuBackend, HstuInputs};
+use crate::attention::{HstuAttention, HstuBackend, HstuInputs, primitive, tensor};
 
 /// A request's kept history at one layer.
 #[derive(Debug)]
 pub struct KeptHistory<'a, K> {
     /// The keys and values in the backend's form.
     pub layer: &'a K,
-    /// `[n]`: the times of its tokens, in seconds; empty without a time bias.
+    /// `[n]`: the times of its tokens, in seconds; not read without a time bias.
     pub times_s: &'a [i64],
 }
 
-impl<K> Clone for KeptHistory<'_, K> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<K> Copy for KeptHistory<'_, K> {}
-
-/// The size of a kept history at one layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeptSize {
-    /// Kept tokens.
-    pub tokens: usize,
-    /// Bytes of memory.
-    pub bytes: usize,
-}
-
-/// A backend that can keep histories between passes.
-pub trait HistoryBackend: HstuBackend {
-    /// Keys and values of one request's history at one layer.
-    type Kept: Clone + Default + std::fmt::Debug + Send + Sync + 'static;
-
+/// Keys and values of one request's history at one layer, in a backend's form.
+pub trait KeptLayer<B: HstuBackend>: Clone + Default + Debug + Send + Sync + 'static {
     /// Appends each request's history rows of `k` `[H + R, heads * qk_dim]` and `v`
     /// `[H + R, heads * v_dim]` to its kept history.
     ///
     /// # Panics
     /// If `kept` has another number of requests than `shape`, or other widths than `k` and `v`.
-    fn keep(
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        shape: &HstuAttention,
-        kept: &mut [&mut Self::Kept],
-    );
+    fn keep(k: FloatTensor<B>, v: FloatTensor<B>, shape: &HstuAttention, kept: &mut [&mut Self]);
 
-    /// The size of a kept history.
-    fn kept_size(kept: &Self::Kept) -> KeptSize;
+    /// The number of kept tokens.
+    fn tokens(&self) -> usize;
+
+    /// Bytes of memory in use.
+    fn bytes(&self) -> usize;
 
     /// Removes all but the oldest `tokens`.
-    fn truncate(kept: &mut Self::Kept, tokens: usize);
+    fn truncate(&mut self, tokens: usize);
 
     /// The op: `[H + R, heads * v_dim]`. The batch's history rows are the newest tokens of each
     /// request and must already be in `kept`; its targets see all kept tokens.
@@ -67,63 +46,28 @@ pub trait HistoryBackend: HstuBackend {
     /// # Panics
     /// As [`HstuBackend::hstu_attention`], and if `kept` does not match the batch.
     fn attend(
-        inputs: HstuInputs<FloatTensor<Self>>,
-        kept: &[KeptHistory<'_, Self::Kept>],
+        inputs: HstuInputs<FloatTensor<B>>,
+        kept: &[KeptHistory<'_, Self>],
         shape: &Arc<HstuAttention>,
-    ) -> FloatTensor<Self>;
-}
-
-/// [`HistoryBackend::keep`] on tensors.
-///
-/// # Panics
-/// As there.
-pub fn keep<B: HistoryBackend>(
-    k: Tensor<B, 2>,
-    v: Tensor<B, 2>,
-    shape: &HstuAttention,
-    kept: &mut [&mut B::Kept],
-) {
-    B::keep(k.into_primitive().tensor(), v.into_primitive().tensor(), shape, kept);
-}
-
-/// [`HistoryBackend::attend`] on tensors.
-///
-/// # Panics
-/// As there.
-pub fn attend<B: HistoryBackend>(
-    inputs: HstuInputs<Tensor<B, 2>, Tensor<B, 1>>,
-    kept: &[KeptHistory<'_, B::Kept>],
-    shape: &Arc<HstuAttention>,
-) -> Tensor<B, 2> {
-    let inputs = inputs.into_primitives();
-    Tensor::from_primitive(TensorPrimitive::Float(B::attend(inputs, kept, shape)))
+    ) -> FloatTensor<B>;
 }
 
 /// Kept keys and values as tensors, for backends whose kernel reads whole histories; every pass
 /// concatenates them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct JoinedHistory<B: HstuBackend>(Option<[Tensor<B, 2>; 2]>);
 
-impl<B: HstuBackend> Default for JoinedHistory<B> {
-    fn default() -> Self {
-        Self(None)
-    }
-}
-
-impl<B: HstuBackend> JoinedHistory<B> {
-    /// The number of kept tokens.
-    pub fn tokens(&self) -> usize {
+impl<B: HstuBackend> KeptLayer<B> for JoinedHistory<B> {
+    fn tokens(&self) -> usize {
         self.0.as_ref().map_or(0, |[k, _]| k.dims()[0])
     }
 
-    /// On this device as [`HistoryBackend::kept_size`] says.
-    pub fn size(&self) -> KeptSize {
+    fn bytes(&self) -> usize {
         let bytes = |tensor: &Tensor<B, 2>| tensor.shape().num_elements() * size_of::<f32>();
-        KeptSize { tokens: self.tokens(), bytes: self.0.iter().flatten().map(bytes).sum() }
+        self.0.iter().flatten().map(bytes).sum()
     }
 
-    /// On this device as [`HistoryBackend::truncate`] says.
-    pub fn truncate(&mut self, tokens: usize) {
+    fn truncate(&mut self, tokens: usize) {
         let keep = tokens.min(self.tokens());
         self.0 = self.0.take().map(|parts| parts.map(|part| part.narrow(0, 0, keep)));
         if keep == 0 {
@@ -131,18 +75,9 @@ impl<B: HstuBackend> JoinedHistory<B> {
         }
     }
 
-    /// On this device as [`HistoryBackend::keep`] says.
-    ///
-    /// # Panics
-    /// As there.
-    pub fn keep(
-        k: FloatTensor<B>,
-        v: FloatTensor<B>,
-        shape: &HstuAttention,
-        kept: &mut [&mut Self],
-    ) {
+    fn keep(k: FloatTensor<B>, v: FloatTensor<B>, shape: &HstuAttention, kept: &mut [&mut Self]) {
         assert_eq!(kept.len(), shape.requests(), "a kept history for each request");
-        let new = [k, v].map(|x| Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(x)));
+        let new = [k, v].map(tensor::<B, 2>);
         for (b, kept) in kept.iter_mut().enumerate() {
             let rows = shape.request(b).history;
             if rows.is_empty() {
@@ -159,22 +94,16 @@ impl<B: HstuBackend> JoinedHistory<B> {
         }
     }
 
-    /// On this device as [`HistoryBackend::attend`] says.
-    ///
-    /// # Panics
-    /// As there.
-    pub fn attend(
+    fn attend(
         inputs: HstuInputs<FloatTensor<B>>,
         kept: &[KeptHistory<'_, Self>],
         shape: &Arc<HstuAttention>,
     ) -> FloatTensor<B> {
         assert_eq!(kept.len(), shape.requests(), "a kept history for each request");
-        let tensor =
-            |x: &FloatTensor<B>| Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(x.clone()));
         let whole = Self::whole(kept, shape);
         let (history, targets) = (whole.history_rows(), whole.rows() - whole.history_rows());
         let newest = shape.history_rows();
-        let (q, k, v) = (tensor(&inputs.q), tensor(&inputs.k), tensor(&inputs.v));
+        let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|x| tensor::<B, 2>(x.clone()));
         let own = |x: &Tensor<B, 2>| x.clone().narrow(0, newest, targets);
         // Kept tokens need queries too, but their outputs are dropped.
         let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
@@ -200,10 +129,9 @@ impl<B: HstuBackend> JoinedHistory<B> {
         if history + targets == 0 {
             return inputs.v;
         }
-        let joint = |parts: Vec<Tensor<B, 2>>| Tensor::cat(parts, 0).into_primitive().tensor();
+        let joint = |parts: Vec<Tensor<B, 2>>| primitive(Tensor::cat(parts, 0));
         let inputs = HstuInputs { q: joint(queries), k: joint(keys), v: joint(values), ..inputs };
-        let out = B::hstu_attention(inputs, whole.clone());
-        let out = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(out));
+        let out = tensor::<B, 2>(B::hstu_attention(inputs, whole.clone()));
         let mut parts = Vec::new();
         for b in 0..shape.requests() {
             let (rows, all) = (shape.request(b).history, whole.request(b).history);
@@ -216,7 +144,9 @@ impl<B: HstuBackend> JoinedHistory<B> {
         }
         joint(parts)
     }
+}
 
+impl<B: HstuBackend> JoinedHistory<B> {
     /// The layout of the whole histories with the batch's targets.
     fn whole(kept: &[KeptHistory<'_, Self>], shape: &HstuAttention) -> Arc<HstuAttention> {
         let mut offsets = vec![0];
@@ -233,35 +163,5 @@ impl<B: HstuBackend> JoinedHistory<B> {
             targets_only: shape.history_rows() == 0,
             ..shape.clone()
         })
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl HistoryBackend for burn_cuda::Cuda {
-    type Kept = JoinedHistory<Self>;
-
-    fn keep(
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        shape: &HstuAttention,
-        kept: &mut [&mut Self::Kept],
-    ) {
-        JoinedHistory::keep(k, v, shape, kept);
-    }
-
-    fn kept_size(kept: &Self::Kept) -> KeptSize {
-        kept.size()
-    }
-
-    fn truncate(kept: &mut Self::Kept, tokens: usize) {
-        kept.truncate(tokens);
-    }
-
-    fn attend(
-        inputs: HstuInputs<FloatTensor<Self>>,
-        kept: &[KeptHistory<'_, Self::Kept>],
-        shape: &Arc<HstuAttention>,
-    ) -> FloatTensor<Self> {
-        JoinedHistory::attend(inputs, kept, shape)
     }
 }

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use burn::tensor::activation::silu;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorData, TensorMetadata, TensorPrimitive};
+use burn::tensor::{Tensor, TensorData, TensorMetadata};
 
-use crate::attention::{HstuAttention, HstuBackend, HstuInputs, hstu_attention};
+use crate::attention::{HstuAttention, HstuBackend, HstuInputs, hstu_attention, primitive, tensor};
 
 /// The weights of a layer norm.
 #[derive(Debug, Clone, Copy)]
@@ -150,8 +150,7 @@ pub fn hstu_layer<B: HstuBackend>(
     inputs: LayerInputs<Tensor<B, 2>, Tensor<B, 1>>,
     options: &LayerOptions,
 ) -> Tensor<B, 2> {
-    let inputs = inputs.map(|x| x.into_primitive().tensor(), |x| x.into_primitive().tensor());
-    matrix(B::hstu_layer(inputs, options))
+    tensor(B::hstu_layer(inputs.map(primitive, primitive), options))
 }
 
 /// The layer, composed of the backend's own ops and its attention.
@@ -164,7 +163,7 @@ pub fn composed<B: HstuBackend>(
 ) -> FloatTensor<B> {
     let widths = inputs.widths(options);
     let LayerInputs { x, norm_in, uvqk, bias, position, time, norm_out, output } =
-        inputs.map(matrix::<B>, |table| Tensor::from_primitive(TensorPrimitive::Float(table)));
+        inputs.map(tensor::<B, 2>, tensor::<B, 1>);
     let (v, qk, history) = (widths.v, widths.qk, options.attention.history_rows());
     let first = if options.attention.targets_only { history } else { 0 };
     let rows = widths.rows - first;
@@ -191,20 +190,16 @@ pub fn composed<B: HstuBackend>(
         gate = gate * Tensor::from_data(mask, &x.device());
     }
     let gated = normalise(attended, norm_out, options.epsilon) * gate;
-    (x.narrow(0, first, rows) + gated.matmul(output)).into_primitive().tensor()
+    primitive(x.narrow(0, first, rows) + gated.matmul(output))
 }
 
-fn normalise<B: HstuBackend>(
+pub(crate) fn normalise<B: HstuBackend>(
     x: Tensor<B, 2>,
     weights: Affine<Tensor<B, 1>>,
     epsilon: f32,
 ) -> Tensor<B, 2> {
     let (variance, mean) = x.clone().var_mean_bias(1);
     (x - mean) / (variance + epsilon).sqrt() * row(weights.scale) + row(weights.shift)
-}
-
-fn matrix<B: HstuBackend>(tensor: FloatTensor<B>) -> Tensor<B, 2> {
-    Tensor::from_primitive(TensorPrimitive::Float(tensor))
 }
 
 fn row<B: HstuBackend>(table: Tensor<B, 1>) -> Tensor<B, 2> {

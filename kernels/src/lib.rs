@@ -16,7 +16,7 @@
 //!
 //! `layer` is a whole HSTU layer as one op and `mlp` a network of two linear layers. `history`
 //! attends to keys and values that are kept between passes, and `dense` is the rest of a layer with
-//! prepared weights.
+//! prepared weights; `serving` says which form of both a backend has.
 //!
 //! Two requests, the first with two history tokens and both with one target:
 //!
@@ -55,3 +55,4 @@ pub mod layer;
 pub mod mlp;
 pub mod oracle;
 pub mod plain;
+pub mod serving;

@@ -5,9 +5,9 @@
 
 use burn::tensor::activation::silu;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorMetadata, TensorPrimitive};
+use burn::tensor::{Tensor, TensorMetadata};
 
-use crate::attention::HstuBackend;
+use crate::attention::{HstuBackend, primitive, tensor};
 
 /// The weights of a linear layer.
 #[derive(Debug, Clone)]
@@ -40,20 +40,14 @@ pub struct MlpGrads<T> {
     pub output: LinearWeights<T>,
 }
 
-/// The gradients to compute besides those of the weights.
-#[derive(Debug, Clone, Copy)]
-pub struct MlpGradsWanted {
-    /// The gradient of x.
-    pub x: bool,
-}
-
 /// A backend's fused kernels for the op.
 #[derive(Debug)]
 pub struct FusedMlp<T> {
     /// The forward pass.
     pub forward: fn(MlpInputs<T>) -> T,
-    /// The gradients of the inputs, given the gradient of the output.
-    pub backward: fn(MlpInputs<T>, T, MlpGradsWanted) -> MlpGrads<T>,
+    /// The gradients of the inputs, given the gradient of the output; that of x only if the last
+    /// argument asks for it.
+    pub backward: fn(MlpInputs<T>, T, bool) -> MlpGrads<T>,
 }
 
 /// The op on tensors: `[rows, to]`.
@@ -61,28 +55,17 @@ pub struct FusedMlp<T> {
 /// # Panics
 /// If widths do not match.
 pub fn mlp<B: HstuBackend>(inputs: MlpInputs<Tensor<B, 2>, Tensor<B, 1>>) -> Tensor<B, 2> {
-    let MlpInputs { x, hidden, output } = inputs;
-    let weights = |weights: LinearWeights<Tensor<B, 2>, Tensor<B, 1>>| LinearWeights {
-        weight: weights.weight.into_primitive().tensor(),
-        bias: weights.bias.into_primitive().tensor(),
-    };
-    let x = x.into_primitive().tensor();
-    matrix(B::mlp(MlpInputs { x, hidden: weights(hidden), output: weights(output) }))
+    tensor(B::mlp(inputs.map(primitive, primitive)))
 }
 
 /// The op, composed of the backend's own ops.
 pub fn composed<B: HstuBackend>(inputs: MlpInputs<FloatTensor<B>>) -> FloatTensor<B> {
     inputs.widths();
-    let linear = |x: Tensor<B, 2>, weights: LinearWeights<FloatTensor<B>>| {
-        let bias = Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(weights.bias));
-        x.matmul(matrix(weights.weight)) + bias.unsqueeze()
+    let MlpInputs { x, hidden, output } = inputs.map(tensor::<B, 2>, tensor::<B, 1>);
+    let linear = |x: Tensor<B, 2>, weights: LinearWeights<Tensor<B, 2>, Tensor<B, 1>>| {
+        x.matmul(weights.weight) + weights.bias.unsqueeze()
     };
-    let hidden = silu(linear(matrix(inputs.x), inputs.hidden));
-    linear(hidden, inputs.output).into_primitive().tensor()
-}
-
-fn matrix<B: HstuBackend>(tensor: FloatTensor<B>) -> Tensor<B, 2> {
-    Tensor::from_primitive(TensorPrimitive::Float(tensor))
+    primitive(linear(silu(linear(x, hidden)), output))
 }
 
 /// The sizes of a two-layer network.
@@ -114,15 +97,36 @@ impl<T: TensorMetadata> MlpInputs<T> {
     }
 }
 
+impl<M, V> MlpInputs<M, V> {
+    /// Applies `matrix` to each matrix and `table` to each vector.
+    pub(crate) fn map<N, W>(
+        self,
+        matrix: impl Fn(M) -> N,
+        table: impl Fn(V) -> W,
+    ) -> MlpInputs<N, W> {
+        let weights = |of: LinearWeights<M, V>| LinearWeights {
+            weight: matrix(of.weight),
+            bias: table(of.bias),
+        };
+        MlpInputs { x: matrix(self.x), hidden: weights(self.hidden), output: weights(self.output) }
+    }
+}
+
 impl<T> MlpInputs<T> {
     /// The inputs, borrowed.
-    pub fn as_ref(&self) -> MlpInputs<&T> {
-        MlpInputs { x: &self.x, hidden: self.hidden.as_ref(), output: self.output.as_ref() }
+    pub(crate) fn as_ref(&self) -> MlpInputs<&T> {
+        let Self { x, hidden, output } = self;
+        MlpInputs {
+            x,
+            hidden: LinearWeights { weight: &hidden.weight, bias: &hidden.bias },
+            output: LinearWeights { weight: &output.weight, bias: &output.bias },
+        }
     }
 
     /// Applies `f` to each input.
-    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> MlpInputs<U> {
-        MlpInputs { x: f(self.x), hidden: self.hidden.map(&mut f), output: self.output.map(&mut f) }
+    pub(crate) fn map_all<U>(self, f: impl FnMut(T) -> U) -> MlpInputs<U> {
+        let f = std::cell::RefCell::new(f);
+        self.map(|matrix| f.borrow_mut()(matrix), |table| f.borrow_mut()(table))
     }
 
     /// The inputs in the order of the fields.
@@ -138,17 +142,5 @@ impl<T> MlpGrads<T> {
         let Self { x, hidden, output } = self;
         let [a, b, c, d] = [hidden.weight, hidden.bias, output.weight, output.bias].map(Some);
         [x, a, b, c, d]
-    }
-}
-
-impl<T> LinearWeights<T> {
-    /// The weights, borrowed.
-    pub fn as_ref(&self) -> LinearWeights<&T> {
-        LinearWeights { weight: &self.weight, bias: &self.bias }
-    }
-
-    /// Applies `f` to both tensors.
-    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> LinearWeights<U> {
-        LinearWeights { weight: f(self.weight), bias: f(self.bias) }
     }
 }

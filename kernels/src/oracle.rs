@@ -22,6 +22,14 @@ pub fn forward(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>) -> Vec<f64> {
             time: tables.1.as_ref().map(|shape| &shape[..]),
         })
         .unwrap_or_else(|error| panic!("{error}"));
+    let position_bias =
+        |distance: usize| inputs.position.map_or(0.0, |table| table[distance.min(table.len() - 1)]);
+    let time_bias = |row: usize, key: usize| match (inputs.time, &shape.times_s) {
+        (Some(table), Some(times)) => {
+            table[time_bucket(times[row].abs_diff(times[key]), table.len())]
+        }
+        _ => 0.0,
+    };
     let mut out = vec![0.0; rows * heads * dims.v];
     for request in (0..shape.requests()).map(|b| shape.request(b)) {
         let n = request.history.len();
@@ -36,7 +44,7 @@ pub fn forward(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>) -> Vec<f64> {
                 .map(|key| (request.history.start + key, position - key));
             let itself = is_target.then_some((row, 0));
             for (key, distance) in seen.chain(itself) {
-                let bias = bias(shape, inputs, TokenPair { row, key, distance });
+                let bias = position_bias(distance) + time_bias(row, key);
                 for head in 0..heads {
                     let at = |row, dim| (row * heads + head) * dim..(row * heads + head + 1) * dim;
                     let (q, k) = (&inputs.q[at(row, dims.qk)], &inputs.k[at(key, dims.qk)]);
@@ -52,21 +60,4 @@ pub fn forward(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>) -> Vec<f64> {
         }
     }
     out
-}
-
-struct TokenPair {
-    row: usize,
-    key: usize,
-    distance: usize,
-}
-
-fn bias(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>, pair: TokenPair) -> f64 {
-    let position = inputs.position.map_or(0.0, |table| table[pair.distance.min(table.len() - 1)]);
-    let time = match (inputs.time, &shape.times_s) {
-        (Some(table), Some(times)) => {
-            table[time_bucket(times[pair.row].abs_diff(times[pair.key]), table.len())]
-        }
-        _ => 0.0,
-    };
-    position + time
 }

@@ -10,9 +10,9 @@ use std::ops::Range;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
-use crate::attention::{Dims, HstuAttention, HstuInputs, time_bucket};
+use crate::attention::{Dims, HstuAttention, HstuInputs, primitive, tensor, time_bucket};
 
 /// A reasonable `group_scores`: 64 MiB for a matrix of scores.
 pub const GROUP_SCORES: usize = 1 << 24;
@@ -29,7 +29,7 @@ pub fn forward<B: Backend>(
 ) -> FloatTensor<B> {
     let dims = shape.dims(&inputs);
     let mut rows = RestoredRows::default();
-    let tensors = PlainTensors::<B>::new(inputs);
+    let tensors: PlainTensors<B> = inputs.map_both(tensor, tensor);
     for group in groups(shape, group_scores) {
         let group = PaddedGroup::new(shape, dims, group, &tensors);
         let v = group.keys.gather(&tensors.v, shape.heads, dims.v);
@@ -54,10 +54,9 @@ pub fn backward<B: Backend>(
     group_scores: usize,
 ) -> HstuInputs<FloatTensor<B>> {
     let (dims, heads) = (shape.dims(&inputs), shape.heads);
-    let tensors = PlainTensors::<B>::new(inputs);
-    let grad = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(grad));
-    let (mut dq, mut dk, mut dv) =
-        (RestoredRows::default(), RestoredRows::default(), RestoredRows::default());
+    let tensors: PlainTensors<B> = inputs.map_both(tensor, tensor);
+    let grad = tensor::<B, 2>(grad);
+    let [mut dq, mut dk, mut dv] = std::array::from_fn(|_| RestoredRows::default());
     let mut position = tensors.position.as_ref().map(Tensor::zeros_like);
     let mut time = tensors.time.as_ref().map(Tensor::zeros_like);
     for group in groups(shape, group_scores) {
@@ -89,31 +88,12 @@ pub fn backward<B: Backend>(
         q: dq.into_primitive(tensors.q),
         k: dk.into_primitive(tensors.k),
         v: dv.into_primitive(tensors.v),
-        position: position.map(|table| table.into_primitive().tensor()),
-        time: time.map(|table| table.into_primitive().tensor()),
+        position: position.map(primitive),
+        time: time.map(primitive),
     }
 }
 
-struct PlainTensors<B: Backend> {
-    q: Tensor<B, 2>,
-    k: Tensor<B, 2>,
-    v: Tensor<B, 2>,
-    position: Option<Tensor<B, 1>>,
-    time: Option<Tensor<B, 1>>,
-}
-
-impl<B: Backend> PlainTensors<B> {
-    fn new(inputs: HstuInputs<FloatTensor<B>>) -> Self {
-        let table = |table| Tensor::from_primitive(TensorPrimitive::Float(table));
-        PlainTensors {
-            q: Tensor::from_primitive(TensorPrimitive::Float(inputs.q)),
-            k: Tensor::from_primitive(TensorPrimitive::Float(inputs.k)),
-            v: Tensor::from_primitive(TensorPrimitive::Float(inputs.v)),
-            position: inputs.position.map(table),
-            time: inputs.time.map(table),
-        }
-    }
-}
+type PlainTensors<B> = HstuInputs<Tensor<B, 2>, Tensor<B, 1>>;
 
 /// A range of tokens of each request of a group, padded to the same number of slots per request.
 struct TokenSlots<B: Backend> {
@@ -271,17 +251,12 @@ fn index<B: Backend>(values: Vec<i32>, device: &B::Device) -> Tensor<B, 1, Int> 
 }
 
 /// Collects the results of groups and restores the order of the rows.
+#[derive(Default)]
 struct RestoredRows<B: Backend> {
     padded: Vec<Tensor<B, 2>>,
     /// Row r of the result is row `places[r]` of the concatenated `padded`.
     places: Vec<i32>,
     len: i32,
-}
-
-impl<B: Backend> Default for RestoredRows<B> {
-    fn default() -> Self {
-        RestoredRows { padded: Vec::new(), places: Vec::new(), len: 0 }
-    }
 }
 
 impl<B: Backend> RestoredRows<B> {
@@ -298,11 +273,10 @@ impl<B: Backend> RestoredRows<B> {
     /// The rows in order; `like`, which then has no rows either, if nothing was pushed.
     fn into_primitive(self, like: Tensor<B, 2>) -> FloatTensor<B> {
         if self.places.is_empty() {
-            return like.into_primitive().tensor();
+            return primitive(like);
         }
-        let len = self.places.len();
-        let index = Tensor::from_data(TensorData::new(self.places, [len]), &like.device());
-        Tensor::cat(self.padded, 0).select(0, index).into_primitive().tensor()
+        let index = index(self.places, &like.device());
+        primitive(Tensor::cat(self.padded, 0).select(0, index))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::raw::types::{
     self as wit, ActionBatch, Evaluation, HostInfo, NamedColumn, Network, Prediction, RankRequest,
     Ranked, TaskLabels, TrainingStep, Verdict,
 };
-use crate::{Expert, Graph, Request, log, raw};
+use crate::{Expert, Finished, Graph, Request, log, raw};
 
 /// Adapts an [`Expert`] to the contract's exports. `export!` uses it.
 pub struct Component<E>(PhantomData<E>);
@@ -19,7 +19,7 @@ impl<E: Expert> raw::Guest for Component<E> {
         // The columns follow from the network. If it cannot be built, there are none, and the host
         // gets the reason from `network`.
         let columns = finish::<E>(info).map(|finished| finished.columns).unwrap_or_default();
-        description.into_wit(columns)
+        wit::Description { columns, ..description.0 }
     }
 
     fn network(info: HostInfo) -> Result<Network, String> {
@@ -62,11 +62,11 @@ impl<E: Expert> raw::Guest for Component<E> {
 /// # Errors
 /// The first mistake in the network, with the path of its layer.
 pub fn build<E: Expert>(info: &HostInfo) -> Result<(wit::Description, Network), String> {
-    let finished = finish::<E>(info.clone())?;
-    Ok((E::describe(info).into_wit(finished.columns), finished.network))
+    let Finished { network, columns } = finish::<E>(info.clone())?;
+    Ok((wit::Description { columns, ..E::describe(info).0 }, network))
 }
 
-fn finish<E: Expert>(info: HostInfo) -> Result<crate::Finished, String> {
+fn finish<E: Expert>(info: HostInfo) -> Result<Finished, String> {
     let description = E::describe(&info);
     let graph = Graph::new(info, &description);
     E::network(&graph);

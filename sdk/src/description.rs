@@ -7,40 +7,33 @@ use crate::raw::types::{self as wit, Column, HostInfo, Limits, Task, TaskKind};
 
 /// Describes an expert to the host: its name, version, tasks, surfaces and limits.
 #[derive(Debug, Clone)]
-pub struct Description {
-    name: String,
-    version: String,
-    surfaces: Vec<String>,
-    pub(crate) tasks: Vec<Task>,
-    rank_columns: Vec<Column>,
-    pub(crate) history_len: u32,
-    fm_version: String,
-    limits: Limits,
-}
+pub struct Description(pub(crate) wit::Description);
 
 impl Description {
     /// Starts the description of an expert for any surface and FM version, with no tasks yet.
     pub fn new(name: &str, version: &str) -> Self {
-        Self {
+        Self(wit::Description {
             name: name.into(),
             version: version.into(),
             surfaces: Vec::new(),
             tasks: Vec::new(),
+            columns: Vec::new(),
             rank_columns: Vec::new(),
             history_len: 0,
             fm_version: "*".into(),
             limits: Limits { deadline_ms: 0, memory_mib: 0 },
-        }
+        })
     }
 
     /// Limits the expert to these surfaces.
-    pub fn surfaces<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
-        Self { surfaces: names.into_iter().map(Into::into).collect(), ..self }
+    pub fn surfaces<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.0.surfaces = names.into_iter().map(Into::into).collect();
+        self
     }
 
     /// Adds one task. The default labels use the schema's task, action or value of this name.
     pub fn task(mut self, name: &str, kind: TaskKind) -> Self {
-        self.tasks.push(Task { name: name.into(), kind });
+        self.0.tasks.push(Task { name: name.into(), kind });
         self
     }
 
@@ -51,55 +44,43 @@ impl Description {
 
     /// Requests a numeric feature for `rank`.
     pub fn rank_feature(mut self, name: &str) -> Self {
-        self.rank_columns.push(Column::Feature(name.into()));
+        self.0.rank_columns.push(Column::Feature(name.into()));
         self
     }
 
     /// Requests a categorical feature or raw id for `rank`.
     pub fn rank_id(mut self, name: &str) -> Self {
-        self.rank_columns.push(Column::Id(name.into()));
+        self.0.rank_columns.push(Column::Id(name.into()));
         self
     }
 
     /// Requests the target-aware embedding for `rank`.
     pub fn rank_tae(mut self) -> Self {
-        self.rank_columns.push(Column::Tae);
+        self.0.rank_columns.push(Column::Tae);
         self
     }
 
     /// Sets how many of the user's last events on the surface the history columns contain at most.
-    pub fn history_len(self, history_len: u32) -> Self {
-        Self { history_len, ..self }
+    pub fn history_len(mut self, history_len: u32) -> Self {
+        self.0.history_len = history_len;
+        self
     }
 
     /// Sets the FM versions that the expert accepts, as a semver requirement.
-    pub fn fm_version(self, requirement: &str) -> Self {
-        Self { fm_version: requirement.into(), ..self }
+    pub fn fm_version(mut self, requirement: &str) -> Self {
+        self.0.fm_version = requirement.into();
+        self
     }
 
     /// Requests a wall-clock limit for one `rank` call. The host may grant less.
     pub fn deadline_ms(mut self, deadline_ms: u32) -> Self {
-        self.limits.deadline_ms = deadline_ms;
+        self.0.limits.deadline_ms = deadline_ms;
         self
     }
 
     /// Requests a limit of linear memory. The host may grant less.
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {
-        self.limits.memory_mib = memory_mib;
+        self.0.limits.memory_mib = memory_mib;
         self
-    }
-
-    pub(crate) fn into_wit(self, columns: Vec<Column>) -> wit::Description {
-        wit::Description {
-            name: self.name,
-            version: self.version,
-            surfaces: self.surfaces,
-            tasks: self.tasks,
-            columns,
-            rank_columns: self.rank_columns,
-            history_len: self.history_len,
-            fm_version: self.fm_version,
-            limits: self.limits,
-        }
     }
 }

@@ -23,7 +23,9 @@ use crate::raw::types::Initialiser;
 pub struct FmEmbedding<'g> {
     name: String,
     width: u32,
-    norm: EmbeddingNorm<'g>,
+    norm: LayerNorm<'g>,
+    /// Takes the place of `norm`.
+    rms: Option<RmsNorm<'g>>,
     row_dropout: Dropout,
     value_dropout: Dropout,
     noise: f32,
@@ -44,18 +46,14 @@ pub struct FmEmbedded<'g> {
     pub present: Tensor<'g>,
 }
 
-enum EmbeddingNorm<'g> {
-    Layer(LayerNorm<'g>),
-    Rms(RmsNorm<'g>),
-}
-
 impl<'g> FmEmbedding<'g> {
     /// A module with a bottleneck of `width`.
     pub fn new(name: &str, width: u32) -> Self {
         Self {
             name: name.into(),
             width,
-            norm: EmbeddingNorm::Layer(LayerNorm::new("norm")),
+            norm: LayerNorm::new("norm"),
+            rms: None,
             row_dropout: Dropout::new(0.05),
             value_dropout: Dropout::new(0.05),
             noise: 0.0,
@@ -67,7 +65,7 @@ impl<'g> FmEmbedding<'g> {
 
     /// Normalises by the root mean square only, which keeps the mean.
     pub fn rms(self) -> Self {
-        Self { norm: EmbeddingNorm::Rms(RmsNorm::new("norm")), ..self }
+        Self { rms: Some(RmsNorm::new("norm")), ..self }
     }
 
     /// Multiplies the bottleneck by a sigmoid gate of the embedding, which can shut out noise.
@@ -96,16 +94,14 @@ impl<'g> FmEmbedding<'g> {
         let g = tae.graph();
         g.scope(&self.name, || {
             let present = self.present(g, tae);
-            let normed = match &self.norm {
-                EmbeddingNorm::Layer(norm) => norm.apply(tae),
-                EmbeddingNorm::Rms(norm) => norm.apply(tae),
+            let normed = match &self.rms {
+                Some(norm) => norm.apply(tae),
+                None => self.norm.apply(tae),
             };
             let clean = self.value_dropout.apply(self.noisy(normed));
             let narrow = self.bottleneck.apply(clean);
-            let narrow = match &self.gate {
-                Some(gate) => narrow * gate.apply(clean).sigmoid(),
-                None => narrow,
-            };
+            let gated = |gate: &Linear<'g>| narrow * gate.apply(clean).sigmoid();
+            let narrow = self.gate.as_ref().map_or(narrow, gated);
             let missing = *self
                 .missing
                 .get_or_init(|| g.parameter("missing", &[self.width], Initialiser::Zeros));

@@ -23,24 +23,17 @@ pub struct Graph {
 
 #[derive(Default)]
 struct GraphState {
+    /// The columns so far, and the node of each.
     columns: Vec<(Column, u32)>,
     parameters: Vec<Parameter>,
     names: HashSet<String>,
     nodes: Vec<Node>,
-    /// The type of each node's result, in the order of `nodes`.
-    types: Vec<TensorType>,
+    /// The shape of each node's result, in the order of `nodes`.
+    shapes: Vec<Shape>,
     outputs: Vec<Output>,
     extra_loss: Option<u32>,
     scope: Vec<String>,
     error: Option<String>,
-}
-
-/// The shape of a node's result, and whether it contains ids.
-#[derive(Debug, Clone)]
-pub(crate) struct TensorType {
-    pub shape: Shape,
-    /// True for ids (i64), false for numbers (f32).
-    pub ids: bool,
 }
 
 /// The result of a finished graph: the contract's network and the columns that it reads.
@@ -55,7 +48,9 @@ pub struct Finished {
 #[derive(Clone, Copy)]
 pub struct Tensor<'g> {
     pub(crate) graph: &'g Graph,
-    pub(crate) node: u32,
+    node: u32,
+    /// True for ids (i64), which only an input can contain; false for numbers (f32).
+    ids: bool,
 }
 
 impl Graph {
@@ -63,8 +58,8 @@ impl Graph {
     pub fn new(info: HostInfo, description: &Description) -> Self {
         Self {
             info,
-            tasks: description.tasks.clone(),
-            history_len: description.history_len,
+            tasks: description.0.tasks.clone(),
+            history_len: description.0.history_len,
             state: RefCell::default(),
         }
     }
@@ -140,22 +135,17 @@ impl Graph {
                 "two parameters are called `{path}`: rename one of the layers, or apply one layer twice"
             ));
         }
-        let index = {
-            let mut state = self.state.borrow_mut();
-            state.parameters.push(Parameter { name: path, shape: shape.to_vec(), init });
-            state.parameters.len() - 1
-        };
-        let attributes = vec![attribute("parameter", Value::Integer(index as i64))];
-        self.push("Parameter", &[], attributes, TensorType::numbers(Shape::fixed(shape)))
+        let parameter = Parameter { name: path, shape: shape.to_vec(), init };
+        let index = self.state.borrow().parameters.len();
+        self.state.borrow_mut().parameters.push(parameter);
+        self.push("Parameter", &[], &[integer("parameter", index as i64)], Shape::fixed(shape))
     }
 
     /// A constant of shape `[1]`.
     pub fn constant(&self, value: f32) -> Tensor<'_> {
-        let attributes = vec![
-            attribute("value", Value::Number(value)),
-            attribute("shape", Value::Integers(vec![1])),
-        ];
-        self.push("Constant", &[], attributes, TensorType::numbers(Shape::fixed(&[1])))
+        let shape = attribute("shape", Value::Integers(vec![1]));
+        let value = attribute("value", Value::Number(value));
+        self.push("Constant", &[], &[value, shape], Shape::fixed(&[1]))
     }
 
     /// Runs `build` with `name` appended to the layer path.
@@ -175,7 +165,7 @@ impl Graph {
             ));
         } else if self.state.borrow().outputs.iter().any(|o| o.task == task) {
             self.fail(&format!("two outputs for task `{task}`"));
-        } else if *value.shape().dims() != [Dim::Rows, Dim::Fixed(1)] || value.is_ids() {
+        } else if value.shape() != Shape::rows(1) || value.ids {
             self.fail(&format!("output `{task}` must have shape [rows, 1], not {}", value.shape()));
         } else {
             self.state.borrow_mut().outputs.push(Output { task: task.into(), node: value.node });
@@ -184,7 +174,7 @@ impl Graph {
 
     /// Adds the mean of `loss`, `[rows, 1]`, to the losses of the tasks in training.
     pub fn extra_loss(&self, loss: Tensor<'_>) {
-        if *loss.shape().dims() != [Dim::Rows, Dim::Fixed(1)] || loss.is_ids() {
+        if loss.shape() != Shape::rows(1) || loss.ids {
             self.fail(&format!("the extra loss must have shape [rows, 1], not {}", loss.shape()));
         }
         self.state.borrow_mut().extra_loss = Some(loss.node);
@@ -201,7 +191,7 @@ impl Graph {
                 state.error = Some(format!("{place}{message}"));
             }
         }
-        self.push("Constant", &[], Vec::new(), TensorType::numbers(Shape::rows(1)))
+        self.push("Constant", &[], &[], Shape::rows(1))
     }
 
     /// Returns the network.
@@ -209,51 +199,39 @@ impl Graph {
     /// # Errors
     /// The first mistake, or a task without an output.
     pub fn finish(self) -> Result<Finished, String> {
-        let state = self.state.into_inner();
-        if let Some(error) = state.error {
+        let GraphState { columns, parameters, nodes, outputs, extra_loss, error, .. } =
+            self.state.into_inner();
+        if let Some(error) = error {
             return Err(error);
         }
-        let lacks_output = |t: &&Task| !state.outputs.iter().any(|o| o.task == t.name);
+        let lacks_output = |t: &&Task| !outputs.iter().any(|o| o.task == t.name);
         if let Some(task) = self.tasks.iter().find(lacks_output) {
-            return Err(format!(
-                "task `{}` has no output: call `g.output(\"{0}\", ..)`",
-                task.name
-            ));
+            let name = &task.name;
+            return Err(format!("task `{name}` has no output: call `g.output(\"{name}\", ..)`"));
         }
         Ok(Finished {
-            network: Network {
-                parameters: state.parameters,
-                nodes: state.nodes,
-                outputs: state.outputs,
-                extra_loss: state.extra_loss,
-            },
-            columns: state.columns.into_iter().map(|(column, _)| column).collect(),
+            network: Network { parameters, nodes, outputs, extra_loss },
+            columns: columns.into_iter().map(|(column, _)| column).collect(),
         })
     }
 
     pub(crate) fn push(
         &self,
         op: &str,
-        inputs: &[u32],
-        attributes: Vec<Attribute>,
-        result: TensorType,
+        inputs: &[Tensor<'_>],
+        attributes: &[Attribute],
+        shape: Shape,
     ) -> Tensor<'_> {
         let mut state = self.state.borrow_mut();
-        let layer = state.scope.join("/");
-        state.nodes.push(Node { op: op.into(), inputs: inputs.to_vec(), attributes, layer });
-        state.types.push(result);
-        Tensor { graph: self, node: (state.nodes.len() - 1) as u32 }
-    }
-
-    fn type_of(&self, node: u32) -> TensorType {
-        self.state.borrow().types[node as usize].clone()
+        let inputs = inputs.iter().map(|input| input.node).collect();
+        let (layer, attributes) = (state.scope.join("/"), attributes.to_vec());
+        state.nodes.push(Node { op: op.into(), inputs, attributes, layer });
+        state.shapes.push(shape);
+        Tensor { graph: self, node: (state.nodes.len() - 1) as u32, ids: false }
     }
 
     fn path(&self, name: &str) -> String {
-        let state = self.state.borrow();
-        let mut path = state.scope.clone();
-        path.push(name.into());
-        path.join("/")
+        [&self.state.borrow().scope[..], &[name.into()]].concat().join("/")
     }
 
     fn known(&self, what: &str, name: &str, names: &[String]) {
@@ -271,24 +249,15 @@ impl Graph {
             return self.fail("a history column needs `Description::history_len` above 0");
         }
         let name = column_name(&column);
-        let (index, seen) = {
-            let state = self.state.borrow();
-            let seen = state.columns.iter().find(|(c, _)| column_name(c) == name);
-            (state.columns.len(), seen.map(|&(_, node)| node))
-        };
-        if let Some(node) = seen {
-            return Tensor { graph: self, node };
+        let state = self.state.borrow();
+        if let Some(&(_, node)) = state.columns.iter().find(|(c, _)| column_name(c) == name) {
+            return Tensor { graph: self, node, ids };
         }
-        let attributes = vec![attribute("column", Value::Integer(index as i64))];
-        let input = self.push("Input", &[], attributes, TensorType { shape, ids });
+        let index = state.columns.len();
+        drop(state);
+        let input = self.push("Input", &[], &[integer("column", index as i64)], shape);
         self.state.borrow_mut().columns.push((column, input.node));
-        input
-    }
-}
-
-impl TensorType {
-    pub fn numbers(shape: Shape) -> Self {
-        Self { shape, ids: false }
+        Tensor { ids, ..input }
     }
 }
 
@@ -300,13 +269,17 @@ impl<'g> Tensor<'g> {
 
     /// The shape, which may have one symbolic dimension.
     pub fn shape(&self) -> Shape {
-        self.graph.type_of(self.node).shape
+        self.graph.state.borrow().shapes[self.node as usize].clone()
     }
 
     /// Whether the tensor contains ids rather than numbers.
     pub fn is_ids(&self) -> bool {
-        self.graph.type_of(self.node).ids
+        self.ids
     }
+}
+
+pub(crate) fn integer(name: &str, value: i64) -> Attribute {
+    attribute(name, Value::Integer(value))
 }
 
 pub(crate) fn attribute(name: &str, value: Value) -> Attribute {

@@ -81,23 +81,13 @@ impl<'g> TaskHeads<'g> {
     pub fn logit(&self, task: &str, bottom: Tensor<'g>) -> Tensor<'g> {
         let g = bottom.graph();
         let build = || {
-            let top = if self.tower.is_empty() {
-                bottom
-            } else {
-                let tower = Mlp::new("tower", self.tower.iter().copied());
-                tower.dropout(self.dropout).apply(bottom)
-            };
+            let tower = Mlp::new("tower", self.tower.iter().copied()).dropout(self.dropout);
+            let top = tower.apply(bottom);
             let deep = Linear::new("out", 1).no_bias().init(Initialiser::Normal(0.01)).apply(top);
             let deep = deep + g.parameter("bias", &[1], Initialiser::Zeros) * BIAS_SPEED;
-            let paths =
-                [("direct", self.direct), ("fm", self.fm.map(|embedded| embedded.normalised))];
-            let logit = paths.into_iter().fold(deep, |logit, (name, input)| match input {
-                Some(input) => {
-                    let linear = Linear::new(name, 1).no_bias().init(Initialiser::Zeros);
-                    logit + linear.apply(input)
-                }
-                None => logit,
-            });
+            let path = |name: &str| Linear::new(name, 1).no_bias().init(Initialiser::Zeros);
+            let logit = self.direct.map_or(deep, |input| deep + path("direct").apply(input));
+            let logit = self.fm.map_or(logit, |fm| logit + path("fm").apply(fm.normalised));
             if self.per_surface { PerSurface::new("surface").apply(logit) } else { logit }
         };
         g.scope(&self.name, || g.scope(task, build))

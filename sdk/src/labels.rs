@@ -1,6 +1,6 @@
 //! The default training labels: the label of each task is an action or a value.
 
-use crate::raw::types::{ActionBatch, HostInfo, SchemaTask, Task, TaskKind, TaskLabels};
+use crate::raw::types::{ActionBatch, HostInfo, Task, TaskKind, TaskLabels};
 
 /// Makes labels as the host's schema defines them.
 ///
@@ -31,38 +31,24 @@ fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<Task
     };
     let (labels, mut mask): (Vec<f32>, Vec<u8>) = match task.kind {
         TaskKind::Binary => {
-            let bit = info
-                .actions
-                .iter()
-                .position(|a| a == label)
-                .ok_or_else(|| missing("action", &info.actions))?;
+            let bit = info.actions.iter().position(|a| a == label);
+            let bit = bit.ok_or_else(|| missing("action", &info.actions))?;
             let is_set = |bits: u32| u8::from(bits >> bit & 1 == 1);
             let pair = |(&actions, &known)| (f32::from(is_set(actions)), is_set(known));
             batch.actions.iter().zip(&batch.known).map(pair).unzip()
         }
         TaskKind::Regression => {
-            let values = batch
-                .values
-                .iter()
-                .find(|v| v.name == label)
-                .ok_or_else(|| missing("value", &info.values))?;
+            let values = batch.values.iter().find(|v| v.name == label);
+            let values = values.ok_or_else(|| missing("value", &info.values))?;
             let pair = |&v: &f32| if v.is_nan() { (0.0, 0) } else { (v, 1) };
             values.values.iter().map(pair).unzip()
         }
     };
-    if let Some(schema) = schema {
-        restrict(&mut mask, schema, info, batch);
+    if let Some(task) = schema.filter(|task| !task.surfaces.is_empty()) {
+        for (mask, &surface) in mask.iter_mut().zip(&batch.surface) {
+            let name = info.surfaces.get(surface as usize);
+            *mask *= u8::from(name.is_some_and(|name| task.surfaces.contains(name)));
+        }
     }
     Ok(TaskLabels { task: task.name.clone(), labels, mask, weights: Vec::new() })
-}
-
-fn restrict(mask: &mut [u8], task: &SchemaTask, info: &HostInfo, batch: &ActionBatch) {
-    if task.surfaces.is_empty() {
-        return;
-    }
-    for (mask, &surface) in mask.iter_mut().zip(&batch.surface) {
-        let valid =
-            info.surfaces.get(surface as usize).is_some_and(|name| task.surfaces.contains(name));
-        *mask *= u8::from(valid);
-    }
 }

@@ -50,27 +50,36 @@ impl<'g> Linear<'g> {
     }
 }
 
+/// A trained scale and bias of the last dimension, initially 1 and 0.
+#[derive(Default)]
+struct ScaleAndBias<'g>(OnceCell<(Tensor<'g>, Tensor<'g>)>);
+
+impl<'g> ScaleAndBias<'g> {
+    fn of(&self, x: Tensor<'g>) -> (Tensor<'g>, Tensor<'g>) {
+        *self.0.get_or_init(|| {
+            let (g, width) = (x.graph(), [x.shape().width().unwrap_or(1)]);
+            let scale = g.parameter("scale", &width, Initialiser::Ones);
+            (scale, g.parameter("bias", &width, Initialiser::Zeros))
+        })
+    }
+}
+
 /// Normalises the last dimension, with a trained scale and bias.
 pub struct LayerNorm<'g> {
     name: String,
-    parameters: OnceCell<(Tensor<'g>, Tensor<'g>)>,
+    parameters: ScaleAndBias<'g>,
 }
 
 impl<'g> LayerNorm<'g> {
     /// A layer whose width is that of its input.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), parameters: OnceCell::new() }
+        Self { name: name.into(), parameters: ScaleAndBias::default() }
     }
 
     /// Maps `[.., d]` to `[.., d]`.
     pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
-        let g = x.graph();
-        g.scope(&self.name, || {
-            let (scale, bias) = *self.parameters.get_or_init(|| {
-                let width = [x.shape().width().unwrap_or(1)];
-                let scale = g.parameter("scale", &width, Initialiser::Ones);
-                (scale, g.parameter("bias", &width, Initialiser::Zeros))
-            });
+        x.graph().scope(&self.name, || {
+            let (scale, bias) = self.parameters.of(x);
             x.layer_normalization(scale, bias)
         })
     }
@@ -198,24 +207,19 @@ impl<'g> Embedding<'g> {
 /// each column.
 pub struct Squash<'g> {
     name: String,
-    parameters: OnceCell<(Tensor<'g>, Tensor<'g>)>,
+    parameters: ScaleAndBias<'g>,
 }
 
 impl<'g> Squash<'g> {
     /// A layer whose width is that of its input.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), parameters: OnceCell::new() }
+        Self { name: name.into(), parameters: ScaleAndBias::default() }
     }
 
     /// Maps `[.., d]` to `[.., d]`.
     pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
-        let g = x.graph();
-        g.scope(&self.name, || {
-            let (scale, bias) = *self.parameters.get_or_init(|| {
-                let width = [x.shape().width().unwrap_or(1)];
-                let scale = g.parameter("scale", &width, Initialiser::Ones);
-                (scale, g.parameter("bias", &width, Initialiser::Zeros))
-            });
+        x.graph().scope(&self.name, || {
+            let (scale, bias) = self.parameters.of(x);
             let positive = (x.relu() + 1.0).log();
             let negative = ((-x).relu() + 1.0).log();
             (positive - negative) * scale + bias

@@ -125,7 +125,7 @@ pub trait Expert {
     /// # Errors
     /// An error stops the expert's training.
     fn labels(info: &HostInfo, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String> {
-        labels::from_schema(&Self::describe(info).tasks, info, batch)
+        labels::from_schema(&Self::describe(info).0.tasks, info, batch)
     }
 
     /// Returns the probability of keeping each example for training. An empty list keeps all.

@@ -5,7 +5,7 @@
 
 use std::ops;
 
-use crate::graph::{Graph, Tensor, TensorType, attribute};
+use crate::graph::{Graph, Tensor, attribute, integer};
 use crate::raw::types::{Attribute, Value};
 use crate::shape::{Dim, Shape};
 
@@ -42,24 +42,14 @@ impl Graph {
             let other = part.shape();
             let fits = other.rank() == shape.rank() && other.dims()[..axis] == shape.dims()[..axis];
             let (Some(size), true, false) = (other.width(), fits, part.is_ids()) else {
-                return self.fail(&format!(
-                    "Concat of {} with {}",
-                    describe(*first),
-                    describe(*part)
-                ));
+                return first.mismatch("Concat", *part, "only the last dimension may differ");
             };
             width = width.saturating_add(size);
         }
         if parts.len() == 1 {
             return *first;
         }
-        let nodes: Vec<u32> = parts.iter().map(|p| p.node).collect();
-        self.push(
-            "Concat",
-            &nodes,
-            vec![integer("axis", axis as i64)],
-            TensorType::numbers(shape.with(axis, width)),
-        )
+        self.push("Concat", parts, &[integer("axis", axis as i64)], shape.with(axis, width))
     }
 
     /// `HstuAttention`: each row attends to its request's history and to itself. The result does
@@ -109,19 +99,18 @@ impl Graph {
                 attention.heads, attention.max_len
             ));
         }
-        let nodes: Vec<u32> = inputs.iter().map(|t| t.node).collect();
-        let attributes = vec![
+        let attributes = [
             integer("heads", attention.heads.into()),
             integer("max-len", attention.max_len.into()),
         ];
-        self.push(op, &nodes, attributes, TensorType::numbers(wanted(inputs.len() - 1)))
+        self.push(op, inputs, &attributes, wanted(inputs.len() - 1))
     }
 }
 
 macro_rules! unary {
     ($($(#[$doc:meta])* $name:ident = $op:literal;)*) => {
         impl<'g> Tensor<'g> {
-            $($(#[$doc])* pub fn $name(self) -> Tensor<'g> { self.unary($op, Vec::new()) })*
+            $($(#[$doc])* pub fn $name(self) -> Tensor<'g> { self.unary($op, &[]) })*
         }
     };
 }
@@ -179,13 +168,7 @@ impl<'g> Tensor<'g> {
         let fits = a.rank() >= 1 && b.rank() == 2 && a.width().is_some() && a.width() == b.size(0);
         match (fits && !self.is_ids() && !weight.is_ids(), b.size(1)) {
             (true, Some(n)) => {
-                let shape = a.with(a.rank() - 1, n);
-                self.graph.push(
-                    "MatMul",
-                    &[self.node, weight.node],
-                    Vec::new(),
-                    TensorType::numbers(shape),
-                )
+                self.graph.push("MatMul", &[self, weight], &[], a.with(a.rank() - 1, n))
             }
             _ => self.mismatch(
                 "MatMul",
@@ -197,13 +180,12 @@ impl<'g> Tensor<'g> {
 
     /// Limits values to `min..=max`.
     pub fn clip(self, min: f32, max: f32) -> Tensor<'g> {
-        self.unary("Clip", vec![number("min", min), number("max", max)])
+        self.unary("Clip", &[number("min", min), number("max", max)])
     }
 
     /// Softmax over the last dimension.
     pub fn softmax(self) -> Tensor<'g> {
-        let axis = integer("axis", self.shape().rank() as i64 - 1);
-        self.unary("Softmax", vec![axis])
+        self.unary("Softmax", &[integer("axis", self.shape().rank() as i64 - 1)])
     }
 
     /// Sum over the last dimension, kept with size 1.
@@ -227,13 +209,12 @@ impl<'g> Tensor<'g> {
         match shape.width() {
             Some(width) if start < end && end <= width && !self.is_ids() => {
                 let axis = shape.rank() - 1;
-                let attributes = vec![
+                let attributes = [
                     integer("axis", axis as i64),
                     integer("start", start.into()),
                     integer("end", end.into()),
                 ];
-                let kind = TensorType::numbers(shape.with(axis, end - start));
-                self.graph.push("Slice", &[self.node], attributes, kind)
+                self.graph.push("Slice", &[self], &attributes, shape.with(axis, end - start))
             }
             _ => self.graph.fail(&format!("Slice {start}..{end} of {}", describe(self))),
         }
@@ -254,9 +235,8 @@ impl<'g> Tensor<'g> {
             return self.graph.fail(&format!("Reshape of {} to {result}", describe(self)));
         }
         let zero = symbolic.map(|_| 0);
-        let values = zero.into_iter().chain(dims.iter().map(|&d| i64::from(d))).collect();
-        let attributes = vec![attribute("shape", Value::Integers(values))];
-        self.graph.push("Reshape", &[self.node], attributes, TensorType::numbers(result))
+        let values = zero.into_iter().chain(dims.iter().copied());
+        self.graph.push("Reshape", &[self], &[integers("shape", values)], result)
     }
 
     /// Reorders dimensions by `perm`. A symbolic dimension must stay first.
@@ -270,16 +250,8 @@ impl<'g> Tensor<'g> {
             return self.graph.fail(&format!("Transpose of {} by {perm:?}", describe(self)));
         }
         let dims = perm.iter().map(|&axis| shape.dims()[axis as usize]).collect();
-        let attributes = vec![attribute(
-            "perm",
-            Value::Integers(perm.iter().map(|&axis| axis.into()).collect()),
-        )];
-        self.graph.push(
-            "Transpose",
-            &[self.node],
-            attributes,
-            TensorType::numbers(Shape::new(dims)),
-        )
+        let perm = integers("perm", perm.iter().copied());
+        self.graph.push("Transpose", &[self], &[perm], Shape::new(dims))
     }
 
     /// `self` where `condition` is not 0, else `other`. All three must have the same shape.
@@ -288,8 +260,7 @@ impl<'g> Tensor<'g> {
         if condition.shape() != shape || other.shape() != shape {
             return self.mismatch("Where", other, "condition and both values must have one shape");
         }
-        let inputs = [condition.node, self.node, other.node];
-        self.graph.push("Where", &inputs, Vec::new(), TensorType::numbers(shape))
+        self.graph.push("Where", &[condition, self, other], &[], shape)
     }
 
     /// Row `index mod n` of `self`, `[n, d]`, for each of `ids`, `[rows or history, 1]`.
@@ -307,7 +278,7 @@ impl<'g> Tensor<'g> {
         if !self.is_ids() {
             return self.graph.fail(&format!("Cast of {}: it takes ids", describe(self)));
         }
-        self.graph.push("Cast", &[self.node], Vec::new(), TensorType::numbers(self.shape()))
+        self.graph.push("Cast", &[self], &[], self.shape())
     }
 
     /// Normalises the last dimension, then multiplies by `scale` and adds `bias`, both `[d]`.
@@ -317,14 +288,8 @@ impl<'g> Tensor<'g> {
         {
             return self.mismatch("LayerNormalization", scale, "scale and bias must be [d]");
         }
-        let inputs = [self.node, scale.node, bias.node];
-        let attributes = vec![number("epsilon", 1e-6)];
-        self.graph.push(
-            "LayerNormalization",
-            &inputs,
-            attributes,
-            TensorType::numbers(self.shape()),
-        )
+        let epsilon = number("epsilon", 1e-6);
+        self.graph.push("LayerNormalization", &[self, scale, bias], &[epsilon], self.shape())
     }
 
     /// Drops values at `rate`, in [0, 1), in training, and scales up the others.
@@ -354,23 +319,19 @@ impl<'g> Tensor<'g> {
         self.pool("PoolSum")
     }
 
-    fn unary(self, op: &str, attributes: Vec<Attribute>) -> Tensor<'g> {
+    fn unary(self, op: &str, attributes: &[Attribute]) -> Tensor<'g> {
         if self.is_ids() {
-            return self
-                .graph
-                .fail(&format!("{op} of {}: embed the ids, or cast them", describe(self)));
+            let why = format!("{op} of {}: embed the ids, or cast them", describe(self));
+            return self.graph.fail(&why);
         }
-        self.graph.push(op, &[self.node], attributes, TensorType::numbers(self.shape()))
+        self.graph.push(op, &[self], attributes, self.shape())
     }
 
     fn binary(self, op: &str, other: Tensor<'g>) -> Tensor<'g> {
         match self.shape().broadcast(&other.shape()) {
-            Some(shape) if !self.is_ids() && !other.is_ids() => self.graph.push(
-                op,
-                &[self.node, other.node],
-                Vec::new(),
-                TensorType::numbers(shape),
-            ),
+            Some(shape) if !self.is_ids() && !other.is_ids() => {
+                self.graph.push(op, &[self, other], &[], shape)
+            }
             _ => self.mismatch(op, other, "the shapes do not broadcast"),
         }
     }
@@ -381,12 +342,7 @@ impl<'g> Tensor<'g> {
             return self.graph.fail(&format!("{op} of {}", describe(self)));
         }
         let axis = shape.rank() - 1;
-        self.graph.push(
-            op,
-            &[self.node],
-            vec![integer("axis", axis as i64)],
-            TensorType::numbers(shape.with(axis, 1)),
-        )
+        self.graph.push(op, &[self], &[integer("axis", axis as i64)], shape.with(axis, 1))
     }
 
     fn lookup(self, op: &str, ids: Tensor<'g>) -> Tensor<'g> {
@@ -396,8 +352,7 @@ impl<'g> Tensor<'g> {
             ([s @ (Dim::Rows | Dim::History), Dim::Fixed(_)], [Dim::Fixed(_), d])
                 if one && ids.is_ids() =>
             {
-                let shape = Shape::new(vec![*s, *d]);
-                self.graph.push(op, &[self.node, ids.node], Vec::new(), TensorType::numbers(shape))
+                self.graph.push(op, &[self, ids], &[], Shape::new(vec![*s, *d]))
             }
             _ => self.mismatch(op, ids, "it takes a table [n, d] and ids of rows or history"),
         }
@@ -407,17 +362,14 @@ impl<'g> Tensor<'g> {
         if !(0.0..1.0).contains(&rate) {
             return self.graph.fail(&format!("Dropout at rate {rate}: it must be in [0, 1)"));
         }
-        self.unary("Dropout", vec![number("rate", rate), integer("per-row", per_row)])
+        self.unary("Dropout", &[number("rate", rate), integer("per-row", per_row)])
     }
 
     fn pool(self, op: &str) -> Tensor<'g> {
         match *self.shape().dims() {
-            [Dim::History, Dim::Fixed(width)] if !self.is_ids() => self.graph.push(
-                op,
-                &[self.node],
-                Vec::new(),
-                TensorType::numbers(Shape::rows(width)),
-            ),
+            [Dim::History, Dim::Fixed(width)] if !self.is_ids() => {
+                self.graph.push(op, &[self], &[], Shape::rows(width))
+            }
             _ => self.graph.fail(&format!("{op} of {}: it takes [history, d]", describe(self))),
         }
     }
@@ -449,16 +401,16 @@ operator! { Add add "Add", Sub sub "Sub", Mul mul "Mul", Div div "Div", }
 impl<'g> ops::Neg for Tensor<'g> {
     type Output = Tensor<'g>;
     fn neg(self) -> Self {
-        self.unary("Neg", Vec::new())
+        self.unary("Neg", &[])
     }
-}
-
-fn integer(name: &str, value: i64) -> Attribute {
-    attribute(name, Value::Integer(value))
 }
 
 fn number(name: &str, value: f32) -> Attribute {
     attribute(name, Value::Number(value))
+}
+
+fn integers(name: &str, values: impl Iterator<Item = u32>) -> Attribute {
+    attribute(name, Value::Integers(values.map(i64::from).collect()))
 }
 
 fn describe(tensor: Tensor<'_>) -> String {

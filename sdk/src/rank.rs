@@ -3,8 +3,6 @@
 //! A score has whatever scale the team chooses: the host returns scores to the caller and does not
 //! compare them with those of other experts.
 
-use std::cmp::Ordering;
-
 use crate::raw::types::{Column, Data, NamedColumn, Prediction, RankRequest, Ranked};
 
 /// One request, with the predictions and columns of its candidates.
@@ -66,11 +64,7 @@ impl Request {
 
     /// A numeric feature of each candidate. Declare it with `Description::rank_feature`.
     pub fn feature(&self, name: &str) -> Result<&[f32], String> {
-        let data = self.column(name, |column| matches!(column, Column::Feature(n) if n == name))?;
-        match data {
-            Data::Numbers(values) => Ok(values),
-            Data::Ids(_) => Err(format!("rank: column `{name}` contains ids, not numbers")),
-        }
+        self.numbers(name, |column| matches!(column, Column::Feature(n) if n == name))
     }
 
     /// A categorical feature or raw id of each candidate. Declare it with `Description::rank_id`.
@@ -84,10 +78,7 @@ impl Request {
 
     /// The target-aware embeddings, row-major. Declare them with `Description::rank_tae`.
     pub fn tae(&self) -> Result<&[f32], String> {
-        match self.column("tae", |column| matches!(column, Column::Tae))? {
-            Data::Numbers(values) => Ok(values),
-            Data::Ids(_) => Err("rank: column `tae` contains ids, not numbers".into()),
-        }
+        self.numbers("tae", |column| matches!(column, Column::Tae))
     }
 
     /// The value model `sum of weight(task) * prediction`. Returns one score per candidate.
@@ -137,6 +128,13 @@ impl Request {
         scores
     }
 
+    fn numbers(&self, name: &str, is: impl Fn(&Column) -> bool) -> Result<&[f32], String> {
+        match self.column(name, is)? {
+            Data::Numbers(values) => Ok(values),
+            Data::Ids(_) => Err(format!("rank: column `{name}` contains ids, not numbers")),
+        }
+    }
+
     fn column(&self, name: &str, is: impl Fn(&Column) -> bool) -> Result<&Data, String> {
         let found = self.columns.iter().find(|c| is(&c.column));
         found.map(|c| &c.data).ok_or_else(|| {
@@ -149,10 +147,8 @@ fn by_score(scores: &[f32]) -> Vec<Ranked> {
     let ranked = |(candidate, &score)| Ranked { candidate: candidate as u32, score };
     let mut all: Vec<_> = scores.iter().enumerate().map(ranked).collect();
     // NaN is not ordered. Put it last; the host reports it.
-    all.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or_else(|| nan_last(a.score, b.score)));
+    all.sort_by(|Ranked { score: a, .. }, Ranked { score: b, .. }| {
+        b.partial_cmp(a).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+    });
     all
-}
-
-fn nan_last(a: f32, b: f32) -> Ordering {
-    a.is_nan().cmp(&b.is_nan())
 }

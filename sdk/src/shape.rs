@@ -91,17 +91,11 @@ impl Shape {
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[")?;
-        for (i, dim) in self.0.iter().enumerate() {
-            if i > 0 {
-                f.write_str(", ")?;
-            }
-            match dim {
-                Dim::Fixed(size) => write!(f, "{size}")?,
-                Dim::Rows => f.write_str("rows")?,
-                Dim::History => f.write_str("history")?,
-            }
-        }
-        f.write_str("]")
+        let dim = |dim: &Dim| match dim {
+            Dim::Fixed(size) => size.to_string(),
+            Dim::Rows => "rows".into(),
+            Dim::History => "history".into(),
+        };
+        write!(f, "[{}]", self.0.iter().map(dim).collect::<Vec<String>>().join(", "))
     }
 }

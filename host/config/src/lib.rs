@@ -38,11 +38,13 @@ mod rollout;
 mod serving;
 mod training;
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::{
     FeatureConfig,
-    replay::{PRETRAINING_CHUNK, PretrainingOptions},
+    replay::{PRETRAINING_CHUNK, PretrainingOptions, ReplayOptions},
 };
 use hypercast_data::schema::Schema;
 use hypercast_expert::{CacheConfig, EngineConfig, LoadOptions};
@@ -52,10 +54,10 @@ use serde::{Deserialize, Serialize};
 use self::error::CommonErrors as _;
 pub use self::error::{Error, Result};
 pub use self::lifecycle::{
-    EngineKind, EngineSettings, JoinSettings, JoinerSettings, PublishSettings,
+    EngineKind, EngineSettings, JoinSettings, JoinerOptions, JoinerSettings, PublishSettings,
 };
 pub use self::plugins::{ExpertEntry, ExpertLimits, PluginLimits, TrainOn};
-pub use self::reload::Reloaded;
+pub use self::reload::{Reloaded, differing_keys, value_at};
 pub use self::rollout::{PublicKey, RecordedSettings, RolloutSettings, StopAfter, sha256};
 pub use self::serving::{DaemonTier, FmTierConfig, ServerSettings};
 pub use self::training::{ExpertTraining, Logs, TimelineSettings, parse_time_ms};
@@ -245,11 +247,13 @@ impl Config {
     pub fn joiner(&self) -> Result<JoinerSettings> {
         Ok(JoinerSettings {
             state_dir: self.paths.state.join("join"),
-            join: self.join.clone(),
+            options: JoinerOptions {
+                settings: self.join.clone(),
+                history_len: self.fm.max_history,
+                max_targets: self.fm.max_targets,
+            },
             features: self.features,
             until_ms: self.timeline.until_ms()?,
-            history_len: self.fm.max_history,
-            max_targets: self.fm.max_targets,
         })
     }
 
@@ -261,6 +265,16 @@ impl Config {
             chunk: PRETRAINING_CHUNK,
             passes: self.fm.pretraining_passes,
             seed: self.fm.seed,
+            features: self.features,
+        }
+    }
+
+    /// The options for making examples of the requests of a span of time.
+    pub fn replay(&self, span: Span) -> ReplayOptions {
+        ReplayOptions {
+            span,
+            history_len: self.fm.max_history,
+            max_targets: self.fm.max_targets,
             features: self.features,
         }
     }
@@ -341,10 +355,10 @@ impl Config {
         serving::validate_tiers(&self.fm_serving, &self.fm_logging)?;
         self.plugin_limits.validate()?;
         self.join.validate()?;
-        self.publish.validate()?;
+        check_share_above_0("publish.share", self.publish.share)?;
         self.rollout.validate()?;
         self.recorded.validate()?;
-        self.logs.validate()?;
+        check_share_below_1("logs.skip_share", self.logs.skip_share)?;
         self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;
         self.fm.validate().map_err(|error| error.to_string())?;
         plugins::validate_experts(&self.experts, &self.plugin_limits)
@@ -352,21 +366,33 @@ impl Config {
 }
 
 /// Checks that counts and sizes are not 0.
-fn check_positive(
-    values: impl IntoIterator<Item = (&'static str, usize)>,
+fn check_positive<N: PartialEq + Default + Display>(
+    values: impl IntoIterator<Item = (&'static str, N)>,
 ) -> std::result::Result<(), String> {
-    match values.into_iter().find(|&(_, value)| value == 0) {
-        Some((key, _)) => Err(format!("{key} is 0; it must be at least 1")),
-        None => Ok(()),
-    }
+    let positive = |(key, value)| check(value != N::default(), key, value, "at least 1");
+    values.into_iter().try_for_each(positive)
 }
 
-/// Checks that a share is from 0 to 1.
 fn check_share(key: &str, share: f64) -> std::result::Result<(), String> {
-    if (0.0..=1.0).contains(&share) {
-        return Ok(());
-    }
-    Err(format!("{key} is {share}; it must be from 0 to 1"))
+    check((0.0..=1.0).contains(&share), key, share, "from 0 to 1")
+}
+
+fn check_share_above_0(key: &str, share: f64) -> std::result::Result<(), String> {
+    check(share > 0.0 && share <= 1.0, key, share, "above 0 and at most 1")
+}
+
+fn check_share_below_1(key: &str, share: f64) -> std::result::Result<(), String> {
+    check((0.0..1.0).contains(&share), key, share, "at least 0 and below 1")
+}
+
+/// The error for a value that does not fit says what it must be.
+fn check(
+    fits: bool,
+    key: &str,
+    value: impl Display,
+    must_be: &str,
+) -> std::result::Result<(), String> {
+    if fits { Ok(()) } else { Err(format!("{key} is {value}; it must be {must_be}")) }
 }
 
 #[cfg(test)]

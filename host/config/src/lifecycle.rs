@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use hypercast_data::features::FeatureConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::check;
+
 /// The streams that carry events, examples, weights and versions: `[engine]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -106,16 +108,24 @@ impl Default for JoinSettings {
 pub struct JoinerSettings {
     /// The folder for its saved state.
     pub state_dir: PathBuf,
-    /// The settings of `[join]`.
-    pub join: JoinSettings,
+    /// What is saved with that state.
+    pub options: JoinerOptions,
     /// The settings of `[features]`.
     pub features: FeatureConfig,
     /// The end of the past from which features start, in milliseconds since the epoch; none for the
     /// whole data set.
     pub until_ms: Option<i64>,
-    /// The most events in an example's history.
+}
+
+/// What determines the output besides the events. They are saved with the state: a joiner that
+/// repeats records uses the options of the first time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JoinerOptions {
+    /// The settings of `[join]`.
+    pub settings: JoinSettings,
+    /// The most history events of an example.
     pub history_len: usize,
-    /// The most targets of an example.
+    /// The most targets of an example; a larger request becomes several examples.
     pub max_targets: usize,
 }
 
@@ -143,25 +153,12 @@ impl Default for PublishSettings {
 
 impl JoinSettings {
     pub(super) fn validate(&self) -> Result<(), String> {
-        if !(0.5..=1.0).contains(&self.quantile) {
-            return Err(format!("join.quantile is {}; it must be from 0.5 to 1", self.quantile));
-        }
+        let fits = (0.5..=1.0).contains(&self.quantile);
+        check(fits, "join.quantile", self.quantile, "from 0.5 to 1")?;
         if self.min_window_s > self.max_window_s {
             return Err(format!(
                 "join.min_window_s is {}, above join.max_window_s {}",
                 self.min_window_s, self.max_window_s
-            ));
-        }
-        Ok(())
-    }
-}
-
-impl PublishSettings {
-    pub(super) fn validate(&self) -> Result<(), String> {
-        if !(self.share > 0.0 && self.share <= 1.0) {
-            return Err(format!(
-                "publish.share is {}; it must be above 0 and at most 1",
-                self.share
             ));
         }
         Ok(())

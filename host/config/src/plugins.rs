@@ -8,7 +8,7 @@ use hypercast_expert::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{check_positive, check_share};
+use crate::{check, check_positive, check_share};
 
 /// An expert that answers for some surfaces, or shadows them: an entry of `[[experts]]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,22 +103,16 @@ pub struct PluginLimits {
 #[serde(deny_unknown_fields, default)]
 pub struct ExpertLimits {
     /// As `plugin_limits.deadline_ms`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u32>,
     /// As `plugin_limits.memory_mib`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u32>,
     /// As `plugin_limits.output_mib`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub output_mib: Option<u32>,
     /// As `plugin_limits.instances_each`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub instances_each: Option<u32>,
     /// As `plugin_limits.log_lines_per_s`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub log_lines_per_s: Option<u32>,
     /// As `plugin_limits.log_bytes_per_s`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub log_bytes_per_s: Option<u32>,
 }
 
@@ -210,28 +204,19 @@ impl PluginLimits {
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {
-        check_positive(
-            [
-                ("plugin_limits.deadline_ms", self.deadline_ms),
-                ("plugin_limits.setup_deadline_ms", self.setup_deadline_ms),
-                ("plugin_limits.memory_mib", self.memory_mib),
-                ("plugin_limits.table_elements", self.table_elements),
-                ("plugin_limits.output_mib", self.output_mib),
-                ("plugin_limits.instances", self.instances),
-                ("plugin_limits.instances_each", self.instances_each),
-                ("plugin_limits.breaker_faults", self.breaker_faults),
-            ]
-            .map(|(key, value)| (key, value as usize)),
-        )?;
+        check_positive([
+            ("plugin_limits.deadline_ms", self.deadline_ms),
+            ("plugin_limits.setup_deadline_ms", self.setup_deadline_ms),
+            ("plugin_limits.memory_mib", self.memory_mib),
+            ("plugin_limits.table_elements", self.table_elements),
+            ("plugin_limits.output_mib", self.output_mib),
+            ("plugin_limits.instances", self.instances),
+            ("plugin_limits.instances_each", self.instances_each),
+            ("plugin_limits.breaker_faults", self.breaker_faults),
+        ])?;
         check_share("plugin_limits.threads_share", self.threads_share)?;
         check_share("plugin_limits.breaker_lost_share", self.breaker_lost_share)?;
-        if self.slow_ms.is_nan() || self.slow_ms < 0.0 {
-            return Err(format!(
-                "plugin_limits.slow_ms is {}; it must be at least 0",
-                self.slow_ms
-            ));
-        }
-        Ok(())
+        check(self.slow_ms >= 0.0, "plugin_limits.slow_ms", self.slow_ms, "at least 0")
     }
 }
 
@@ -249,9 +234,7 @@ impl ExpertLimits {
         for (key, own, most) in limits {
             let Some(own) = own else { continue };
             // A plugin may be forbidden to log, but it cannot run without time, memory or output.
-            if own == 0 && !key.starts_with("log_") {
-                return Err(format!("{key} is 0; it must be at least 1"));
-            }
+            check(own > 0 || key.starts_with("log_"), key, own, "at least 1")?;
             if own > most {
                 return Err(format!(
                     "{key} is {own}, more than plugin_limits.{key} of {most}; raise that first"

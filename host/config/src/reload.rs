@@ -52,17 +52,14 @@ impl Config {
         let same_kind = self.server.has_tls() == file.server.has_tls();
         let live = |key: &str| LIVE.contains(&key) && (same_kind || !key.contains(".tls_"));
         let (mut changed, mut waiting) = (Vec::new(), Vec::new());
-        for [part, key] in keys(&old).union(&keys(&new)).cloned().collect::<Vec<_>>() {
-            let value = at(&new, &part, &key).cloned();
-            if at(&old, &part, &key) == value.as_ref() {
-                continue;
-            }
+        for [part, key] in differing_keys(&old, &new) {
             let name = if key.is_empty() { part.clone() } else { format!("{part}.{key}") };
             if !live(&name) {
                 waiting.push(name);
                 continue;
             }
             changed.push(name);
+            let value = value_at(&new, &part, &key).cloned();
             put(&mut old, part, key, value);
         }
         let config = old.try_into().map_err(|error: toml::de::Error| wrong(error.to_string()))?;
@@ -81,7 +78,14 @@ fn keys(config: &Table) -> BTreeSet<[String; 2]> {
     config.iter().flat_map(of_part).collect()
 }
 
-fn at<'a>(config: &'a Table, part: &str, key: &str) -> Option<&'a Value> {
+/// The keys whose values differ, each with its table; a value outside of tables has an empty key.
+pub fn differing_keys(old: &Table, new: &Table) -> Vec<[String; 2]> {
+    let differs = |[part, key]: &[String; 2]| value_at(old, part, key) != value_at(new, part, key);
+    keys(old).union(&keys(new)).filter(|key| differs(key)).cloned().collect()
+}
+
+/// The value of a key of a table.
+pub fn value_at<'a>(config: &'a Table, part: &str, key: &str) -> Option<&'a Value> {
     let value = config.get(part)?;
     if key.is_empty() { Some(value) } else { value.get(key) }
 }
@@ -133,7 +137,7 @@ mod tests {
         let all = Table::try_from(Config::default()).unwrap();
         for name in LIVE {
             let (part, key) = name.split_once('.').unwrap_or((name, ""));
-            assert!(at(&all, part, key).is_some(), "{name}");
+            assert!(value_at(&all, part, key).is_some(), "{name}");
         }
     }
 

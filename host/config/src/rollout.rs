@@ -7,8 +7,8 @@ use ring::digest;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 
-use crate::check_share;
 use crate::error::{CommonErrors as _, Error};
+use crate::{check_share, check_share_above_0, check_share_below_1};
 
 /// The step after which a rollout waits for an operator.
 #[derive(
@@ -136,18 +136,8 @@ impl RolloutSettings {
 
     pub(super) fn validate(&self) -> Result<(), String> {
         self.keys().map_err(|error| format!("rollout.trusted_keys: {error}"))?;
-        if !(self.canary_share > 0.0 && self.canary_share <= 1.0) {
-            let share = self.canary_share;
-            return Err(format!(
-                "rollout.canary_share is {share}; it must be above 0 and at most 1"
-            ));
-        }
-        if !(0.0..1.0).contains(&self.fault_share) {
-            let share = self.fault_share;
-            return Err(format!(
-                "rollout.fault_share is {share}; it must be at least 0 and below 1"
-            ));
-        }
+        check_share_above_0("rollout.canary_share", self.canary_share)?;
+        check_share_below_1("rollout.fault_share", self.fault_share)?;
         if !(self.latency_factor >= 1.0 && self.latency_slack_ms >= 0.0) {
             return Err(
                 "rollout.latency_factor must be at least 1, latency_slack_ms at least 0".into()
@@ -177,13 +167,7 @@ const PUBLIC_KEY: &str = "ed25519:";
 
 /// An Ed25519 key that verifies the signatures of pushes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PublicKey([u8; 32]);
-
-impl From<[u8; 32]> for PublicKey {
-    fn from(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-}
+pub struct PublicKey(pub [u8; 32]);
 
 impl PublicKey {
     /// Parses a key as a configuration contains it.

@@ -1,7 +1,7 @@
 //! FmServingOptions: the daemon's HTTP server, and the tiers of the FM (paper section 3.3.3), each
 //! with its own threads, batching and limits.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use hypercast_data::tae::TaeFormat;
 use hypercast_fm::{device::DeviceKind, inference::FmServingOptions};
@@ -130,7 +130,6 @@ pub struct FmTierConfig {
     /// File of the token for that process, if its server.tokens is set. "" sends none.
     pub token: PathBuf,
     /// The device of this tier's FM, "cpu" or "cuda". Without this key it is the `device` above.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceKind>,
     /// Threads of the FM. 0 takes one per core.
     pub threads: usize,
@@ -195,11 +194,6 @@ impl FmTierConfig {
             history_cache_bytes: self.history_cache_mib << 20,
             warmup_histories: self.warm_histories,
         }
-    }
-
-    /// `batch_wait_us` as a duration.
-    pub fn batch_wait(&self) -> Duration {
-        Duration::from_micros(self.batch_wait_us)
     }
 }
 

@@ -23,10 +23,8 @@ impl TimelineSettings {
     /// # Errors
     /// `until` is neither a date nor a number.
     pub fn until_ms(&self) -> Result<Option<i64>> {
-        if self.until.is_empty() {
-            return Ok(None);
-        }
-        parse_time_ms(&self.until, self.utc_offset_h).map(Some)
+        let given = Some(&self.until).filter(|until| !until.is_empty());
+        given.map(|until| parse_time_ms(until, self.utc_offset_h)).transpose()
     }
 }
 
@@ -38,17 +36,12 @@ pub fn parse_time_ms(text: &str, utc_offset_h: i32) -> Result<i64> {
     if let Ok(ms) = text.parse::<i64>() {
         return Ok(ms);
     }
-    let wrong = || {
-        Error::invalid(format!(
+    let parts: Option<Vec<i64>> = text.split('-').map(|part| part.parse().ok()).collect();
+    let Some(&[year, month @ 1..=12, day @ 1..=31]) = parts.as_deref() else {
+        return Err(Error::invalid(format!(
             "{text:?} is neither a date like 2022-04-29 nor milliseconds since 1970"
-        ))
+        )));
     };
-    let parts: Vec<i64> = text
-        .split('-')
-        .map(str::parse)
-        .collect::<std::result::Result<_, _>>()
-        .map_err(|_| wrong())?;
-    let [year, month @ 1..=12, day @ 1..=31] = parts[..] else { return Err(wrong()) };
     // Days since the epoch in the proleptic Gregorian calendar; years start in March.
     let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
     let days =
@@ -85,16 +78,6 @@ impl Logs {
             file_seconds: self.file_seconds,
             tae: self.tae,
         }
-    }
-
-    pub(super) fn validate(&self) -> std::result::Result<(), String> {
-        if !(0.0..1.0).contains(&self.skip_share) {
-            return Err(format!(
-                "logs.skip_share is {}; it must be at least 0 and below 1",
-                self.skip_share
-            ));
-        }
-        Ok(())
     }
 }
 

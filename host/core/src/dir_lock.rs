@@ -23,15 +23,6 @@ pub struct DirLock {
     file: File,
 }
 
-/// The result of an attempt to get a lock.
-#[derive(Debug)]
-pub enum LockAttempt {
-    /// This process holds it now.
-    Acquired(DirLock),
-    /// Another process holds it; describes the holder.
-    Held(String),
-}
-
 impl DirLock {
     /// Locks `dir`, and creates it if it is missing.
     ///
@@ -39,20 +30,20 @@ impl DirLock {
     /// Another process holds it (the error has its process id), or the file system fails.
     pub fn acquire(dir: &Path) -> Result<DirLock> {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        match DirLock::try_acquire(&dir.join("owner.lock"), Duration::ZERO)? {
-            LockAttempt::Acquired(lock) => Ok(lock),
-            LockAttempt::Held(holder) => Err(Error::data(
-                dir,
-                format!("{holder} works here; stop it first, or use another folder"),
-            )),
-        }
+        DirLock::try_acquire(&dir.join("owner.lock"), Duration::ZERO)?.map_err(|holder| {
+            Error::data(dir, format!("{holder} works here; stop it first, or use another folder"))
+        })
     }
 
-    /// Locks the file `path`, and waits up to `patience` for a holder that is about to end.
+    /// Locks the file `path`, and waits up to `patience` for a holder that is about to end. Gives
+    /// the words for the holder if it does not.
     ///
     /// # Errors
     /// The file system fails.
-    pub fn try_acquire(path: &Path, patience: Duration) -> Result<LockAttempt> {
+    pub fn try_acquire(
+        path: &Path,
+        patience: Duration,
+    ) -> Result<std::result::Result<DirLock, String>> {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(path).map_err(Error::io(path))?;
@@ -63,7 +54,7 @@ impl DirLock {
                 Err(TryLockError::WouldBlock) if Instant::now() < until => {
                     thread::sleep(RETRY_EVERY);
                 }
-                Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Held(holder(&mut file))),
+                Err(TryLockError::WouldBlock) => return Ok(Err(holder(&mut file))),
                 Err(TryLockError::Error(error)) => return Err(Error::io(path)(error)),
             }
         }
@@ -71,7 +62,7 @@ impl DirLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(Error::io(path))?;
-        Ok(LockAttempt::Acquired(DirLock { file }))
+        Ok(Ok(DirLock { file }))
     }
 }
 

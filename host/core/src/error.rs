@@ -1,10 +1,11 @@
 //! Errors that any crate can meet, and the distinction that every caller needs: what the caller
 //! did wrong apart from what failed here.
 //!
-//! Each crate has an error enum of its own that wraps [`Error`]. [`CommonErrors`] gives all of them
-//! the same constructors.
+//! A crate's own error enum wraps [`Error`], or the enum of a crate below it that does.
+//! [`CommonErrors`] gives all of them the same constructors.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What a caller can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub enum ErrorKind {
 }
 
 /// An error that is not specific to one crate.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
@@ -30,7 +31,7 @@ pub enum Error {
         /// The file or directory.
         path: PathBuf,
         /// The system's reason.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// A file's content is not what it should be.
     #[error("{}: {reason}", path.display())]
@@ -69,29 +70,26 @@ impl Error {
     }
 }
 
-impl Error {
-    /// The same error, for another caller whose call it failed too.
-    pub fn again(&self) -> Error {
-        match self {
-            Error::Io { path, source } => {
-                let source = std::io::Error::new(source.kind(), source.to_string());
-                Error::Io { path: path.clone(), source }
-            }
-            Error::Data { path, reason } => Error::data(path, reason.clone()),
-            Error::Invalid(reason) => Error::invalid(reason.clone()),
-            Error::Refused(reason) => Error::refused(reason.clone()),
-            Error::Unreachable(reason) => Error::unreachable(reason.clone()),
-            Error::Internal(reason) => Error::internal(reason.clone()),
-        }
-    }
-}
-
-/// Constructors that every crate's error enum shares, because each wraps [`Error`].
+/// Constructors that the error enums of all crates share, because each wraps [`Error`].
 pub trait CommonErrors: From<Error> {
     /// An input/output error at `path`.
     fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Error::Io { path, source }.into()
+        move |source| Error::Io { path, source: Arc::new(source) }.into()
+    }
+
+    /// What a call gave at `path`; `None` if nothing is there.
+    ///
+    /// # Errors
+    /// Every other input/output error.
+    fn found<T>(
+        path: impl AsRef<Path>,
+        given: std::io::Result<T>,
+    ) -> std::result::Result<Option<T>, Self> {
+        match given {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            given => given.map(Some).map_err(Self::io(path)),
+        }
     }
 
     /// Bad content in `path`.

@@ -2,6 +2,8 @@
 //!
 //! It is not keyed: whoever chooses the inputs can choose collisions.
 
+use std::hash::Hasher;
+
 /// The increment of the generator: 2^64 over the golden ratio.
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -20,6 +22,32 @@ pub fn splitmix64(x: u64) -> u64 {
 /// One number that depends on all `parts` and on their order.
 pub fn mix_parts(parts: &[u64]) -> u64 {
     parts.iter().fold(GOLDEN_GAMMA, |state, part| splitmix64(state ^ part))
+}
+
+/// The hash of 64-bit ids, for maps: a few multiplications an id.
+#[derive(Debug, Default)]
+pub struct IdHasher(u64);
+
+impl IdHasher {
+    /// A hasher whose results depend on `key`, so that who does not know it can choose no
+    /// collisions.
+    pub fn keyed(key: u64) -> IdHasher {
+        IdHasher(key)
+    }
+}
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = mix64(self.0 ^ id);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 #[cfg(test)]

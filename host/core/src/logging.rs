@@ -6,16 +6,15 @@
 
 use std::{io::IsTerminal, sync::OnceLock};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::{EnvFilter, Registry, prelude::*};
 
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// The environment variable that overrides the configuration.
 const VARIABLE: &str = "HYPERCAST_LOG";
 
-type LevelSetter = Box<dyn Fn(EnvFilter) -> Result<()> + Send + Sync>;
-
-static LEVEL_SETTER: OnceLock<LevelSetter> = OnceLock::new();
+static LEVELS: OnceLock<Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Starts logging: warnings and errors, or what `HYPERCAST_LOG` sets. A process calls this once,
 /// before anything else.
@@ -27,28 +26,18 @@ pub fn start() {
         .ok()
         .and_then(|levels| filter(&levels).ok())
         .unwrap_or_else(|| EnvFilter::new("warn"));
+    let (levels, handle) = reload::Layer::new(levels);
     // A journal or a file gets no colours.
-    let builder = tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(levels);
-    let gone = |error: tracing_subscriber::reload::Error| Error::internal(error.to_string());
-    let change: LevelSetter = match std::env::var("HYPERCAST_LOG_FORMAT").as_deref() {
-        Ok("json") => {
-            let builder = builder.json().with_filter_reloading();
-            let handle = builder.reload_handle();
-            builder.init();
-            Box::new(move |filter| handle.reload(filter).map_err(gone))
-        }
-        _ => {
-            let builder = builder.with_filter_reloading();
-            let handle = builder.reload_handle();
-            builder.init();
-            Box::new(move |filter| handle.reload(filter).map_err(gone))
-        }
+        .with_ansi(std::io::stderr().is_terminal());
+    let lines = match std::env::var("HYPERCAST_LOG_FORMAT").as_deref() {
+        Ok("json") => lines.json().boxed(),
+        _ => lines.boxed(),
     };
+    tracing_subscriber::registry().with(levels).with(lines).init();
     // Only this function sets it, and `init` has panicked if it ran twice.
-    let _ = LEVEL_SETTER.set(change);
+    let _ = LEVELS.set(handle);
 }
 
 /// Checks a list of levels.
@@ -65,8 +54,10 @@ pub fn check_levels(levels: &str) -> std::result::Result<(), String> {
 /// [`check_levels`] refuses `levels`.
 pub fn set_levels(levels: &str) -> Result<()> {
     let filter = filter(levels).map_err(Error::invalid)?;
-    match LEVEL_SETTER.get() {
-        Some(change) if std::env::var_os(VARIABLE).is_none() => change(filter),
+    match LEVELS.get() {
+        Some(levels) if std::env::var_os(VARIABLE).is_none() => {
+            levels.reload(filter).map_err(|error| Error::internal(error.to_string()))
+        }
         // Tests do not start logging.
         _ => Ok(()),
     }

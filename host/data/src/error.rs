@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use hypercast_core::atomic_file;
 pub(crate) use hypercast_core::error::CommonErrors;
 use hypercast_core::error::ErrorKind;
+use serde::Serialize;
 
 /// A failure to read, check or write data.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,13 @@ pub enum Error {
     /// A schema contradicts itself; the message names the entry.
     #[error("schema: {0}")]
     Schema(String),
+}
+
+/// Writes a file of readable JSON.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::data(path, error.to_string()))?;
+    atomic_file::write(path, (text + "\n").as_bytes()).map_err(Error::io(path))
 }
 
 /// A result with [`Error`].

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use hypercast_fm::example::Example;
+use hypercast_fm::example::{Example, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CommonErrors as _, Error, Result};
@@ -220,6 +220,20 @@ impl Schema {
         self.tasks.iter().position(|task| task.name == name)
     }
 
+    /// The label of a task for an impression on a surface; none if it is not known or outside the
+    /// task's sample space.
+    pub fn label(&self, task: usize, surface: u16, outcome: &Outcome) -> Option<f32> {
+        let Task { kind, label, .. } = &self.tasks[task];
+        let label = match kind {
+            TaskKind::Binary => {
+                let action = self.action(label).filter(|action| outcome.known >> action & 1 == 1);
+                action.map(|action| (outcome.actions >> action & 1) as f32)
+            }
+            TaskKind::Regression => self.value(label).map(|value| outcome.values[value]),
+        };
+        label.filter(|label| !label.is_nan() && self.task_valid(task, surface))
+    }
+
     /// Whether a task is valid on a surface, both by index.
     pub fn task_valid(&self, task: usize, surface: u16) -> bool {
         let valid = &self.tasks[task].surfaces;
@@ -243,33 +257,40 @@ pub fn names(features: &[Feature], kind: FeatureKind) -> Vec<&str> {
         .collect()
 }
 
-/// The number of features of each kind.
+/// The numbers of categorical and dense features.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FeatureCounts {
+    pub(crate) ids: usize,
+    pub(crate) dense: usize,
+}
+
+impl FeatureCounts {
+    pub(crate) fn of(features: &[Feature]) -> FeatureCounts {
+        let count = |kind| names(features, kind).len();
+        FeatureCounts { ids: count(FeatureKind::Categorical), dense: count(FeatureKind::Dense) }
+    }
+}
+
+/// The numbers of all features.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FeatureWidths {
-    pub(crate) item_ids: usize,
-    pub(crate) item_dense: usize,
-    pub(crate) user_ids: usize,
-    pub(crate) user_dense: usize,
-    pub(crate) context_ids: usize,
-    pub(crate) context_dense: usize,
+    pub(crate) item: FeatureCounts,
+    pub(crate) user: FeatureCounts,
+    pub(crate) context: FeatureCounts,
 }
 
 impl FeatureWidths {
     pub(crate) fn new(schema: &Schema) -> FeatureWidths {
-        let count = |features, kind| names(features, kind).len();
         FeatureWidths {
-            item_ids: count(&schema.item_features, FeatureKind::Categorical),
-            item_dense: count(&schema.item_features, FeatureKind::Dense),
-            user_ids: count(&schema.user_features, FeatureKind::Categorical),
-            user_dense: count(&schema.user_features, FeatureKind::Dense),
-            context_ids: count(&schema.context_features, FeatureKind::Categorical),
-            context_dense: count(&schema.context_features, FeatureKind::Dense),
+            item: FeatureCounts::of(&schema.item_features),
+            user: FeatureCounts::of(&schema.user_features),
+            context: FeatureCounts::of(&schema.context_features),
         }
     }
 
     /// The number of dense features, which come before the counters' columns.
     pub(crate) fn dense(&self) -> usize {
-        self.item_dense + self.user_dense + self.context_dense
+        self.item.dense + self.user.dense + self.context.dense
     }
 }
 
@@ -278,31 +299,33 @@ impl FeatureWidths {
 pub struct BinaryLabels {
     /// The schema that the indices of tasks refer to.
     pub schema: Arc<Schema>,
-    /// The action of each binary task; none for other tasks.
-    actions: Vec<Option<usize>>,
 }
 
 impl BinaryLabels {
     /// The labels of `schema`'s binary tasks.
     pub fn new(schema: &Arc<Schema>) -> Self {
-        let action = |task: &Task| match task.kind {
-            TaskKind::Binary => schema.action(&task.label),
-            TaskKind::Regression => None,
-        };
-        Self { actions: schema.tasks.iter().map(action).collect(), schema: schema.clone() }
+        Self { schema: schema.clone() }
     }
 
     /// The binary tasks, by index.
     pub fn tasks(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.actions.len()).filter(|&task| self.actions[task].is_some())
+        (0..self.schema.tasks.len()).filter(|&task| self.is_binary(task))
     }
 
     /// The label of an example's target `row`; none if it is not known or outside the task's sample
     /// space.
     pub fn label(&self, example: &Example, row: usize, task: usize) -> Option<bool> {
-        let outcome = &example.targets[row].outcome;
-        let action = self.actions[task].filter(|action| outcome.known >> action & 1 == 1)?;
-        self.schema.task_valid(task, example.surface).then_some(outcome.actions >> action & 1 == 1)
+        self.of_outcome(&example.targets[row].outcome, example.surface, task)
+    }
+
+    /// The label of an outcome on a surface; none as for [`BinaryLabels::label`].
+    pub fn of_outcome(&self, outcome: &Outcome, surface: u16, task: usize) -> Option<bool> {
+        let label = self.schema.label(task, surface, outcome);
+        label.filter(|_| self.is_binary(task)).map(|label| label == 1.0)
+    }
+
+    fn is_binary(&self, task: usize) -> bool {
+        self.schema.tasks[task].kind == TaskKind::Binary
     }
 }
 

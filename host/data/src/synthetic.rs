@@ -11,6 +11,7 @@ use hypercast_core::hash::splitmix64;
 use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
+use crate::dataset::ContextFeatures;
 use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureWidths, Schema};
 
 /// The numbers of users and items.
@@ -83,39 +84,36 @@ impl Synthetic {
         let time_ms = START_MS + number as i64 * REQUEST_GAP_MS;
         let user = self.user(1 + random.random_range(0..USERS));
         let history = self.history(&user, time_ms, size, &mut random);
-        let context = SharedFeatures {
-            user: &user,
-            surface: size.surface,
-            time_ms,
-            ids: (0..self.widths.context_ids).map(|_| 1 + random.random_range(0..4)).collect(),
-            dense: (0..self.widths.context_dense).map(|_| random.random()).collect(),
-            events: history.len(),
+        let context = ContextFeatures {
+            ids: (0..self.widths.context.ids).map(|_| 1 + random.random_range(0..4)).collect(),
+            dense: (0..self.widths.context.dense).map(|_| random.random()).collect(),
         };
-        let mut tae = Vec::with_capacity(size.candidates * self.tae_dim);
-        let targets = distinct(size.candidates, &mut random)
-            .map(|item| self.target(self.item(item), &context, &mut tae, &mut random))
-            .collect();
-        let example = Example {
+        let mut example = Example {
             request: number + 1,
             surface: size.surface,
             time_ms,
             history,
-            targets,
+            targets: Vec::with_capacity(size.candidates),
             user: Arc::new(user),
         };
+        let mut tae = Vec::with_capacity(size.candidates * self.tae_dim);
+        for item in distinct(size.candidates, &mut random) {
+            let target = self.target(self.item(item), &example, &context, &mut tae, &mut random);
+            example.targets.push(target);
+        }
         SyntheticRequest { example, tae }
     }
 
     /// The user of an id, who is the same in every request.
     pub fn user(&self, id: u64) -> User {
-        let ids = categories(id, 1, self.widths.user_ids);
-        User { id, ids, dense: self.numbers(id, 2, self.widths.user_dense) }
+        let ids = categories(id, 1, self.widths.user.ids);
+        User { id, ids, dense: self.numbers(id, 2, self.widths.user.dense) }
     }
 
     /// The item of an id, which is the same in every request.
     pub fn item(&self, id: u64) -> Arc<Item> {
-        let ids = categories(id, 3, self.widths.item_ids);
-        let dense = self.numbers(id, 4, self.widths.item_dense);
+        let ids = categories(id, 3, self.widths.item.ids);
+        let dense = self.numbers(id, 4, self.widths.item.dense);
         Arc::new(Item { id, ids, dense, ..Item::default() })
     }
 
@@ -145,24 +143,26 @@ impl Synthetic {
     fn target(
         &self,
         item: Arc<Item>,
-        context: &SharedFeatures<'_>,
+        request: &Example,
+        context: &ContextFeatures,
         tae: &mut Vec<f32>,
         random: &mut SmallRng,
     ) -> Target {
-        let affinity = self.affinity(context.user.id, item.id);
+        let Example { user, surface, time_ms, history, .. } = request;
+        let affinity = self.affinity(user.id, item.id);
         let direction = |at: usize| {
             (splitmix64(self.seed ^ 7 ^ splitmix64(at as u64)) % 2_001) as f32 / 1e3 - 1.0
         };
         tae.extend((0..self.tae_dim).map(|at| direction(at) * affinity + 0.5 * noise(random)));
-        let hour = (context.time_ms / 3_600_000).rem_euclid(24) as u64;
-        let built_in = [context.user.id, item.id, u64::from(context.surface), hour];
+        let hour = (time_ms / 3_600_000).rem_euclid(24) as u64;
+        let built_in = [user.id, item.id, u64::from(*surface), hour];
         const { assert!(BUILT_IN_IDS.len() == 4, "the built-in ids are those above") };
-        let ids = built_in.iter().chain(&item.ids).chain(&context.user.ids).chain(&context.ids);
-        let own = item.dense.iter().chain(&context.user.dense).chain(&context.dense);
+        let ids = built_in.iter().chain(&item.ids).chain(&user.ids).chain(&context.ids);
+        let own = item.dense.iter().chain(&user.dense).chain(&context.dense);
         let mut features: Vec<f32> = own.copied().collect();
         let counted = self.schema.feature_columns().len() - BUILT_IN_FEATURES.len();
         features.extend((features.len()..counted).map(|_| affinity - 1.0 + noise(random)));
-        features.extend([(1.0 + context.events as f32).ln(), 5.0 + noise(random), 4.0]);
+        features.extend([(1.0 + history.len() as f32).ln(), 5.0 + noise(random), 4.0]);
         const { assert!(BUILT_IN_FEATURES.len() == 3, "the built-in features are those above") };
         Target {
             ids: ids.copied().collect(),
@@ -202,16 +202,6 @@ impl Synthetic {
         let mut random = SmallRng::seed_from_u64(splitmix64(id ^ splitmix64(self.seed ^ salt)));
         (0..count).map(|_| noise(&mut random)).collect()
     }
-}
-
-/// Features that all candidates of a request share.
-struct SharedFeatures<'a> {
-    user: &'a User,
-    surface: u16,
-    time_ms: i64,
-    ids: Vec<u64>,
-    dense: Vec<f32>,
-    events: usize,
 }
 
 /// Distinct item ids, which exceed the catalogue's if `count` is larger than it.

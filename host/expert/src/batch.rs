@@ -63,11 +63,6 @@ impl ExpertBatch {
     pub fn history_events(&self) -> usize {
         self.history_offsets.last().map_or(0, |events| *events as usize)
     }
-
-    /// The number of requests.
-    pub fn requests(&self) -> usize {
-        self.target_offsets.len() - 1
-    }
 }
 
 /// The target-aware embeddings of a batch.

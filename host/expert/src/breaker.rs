@@ -9,8 +9,10 @@
 //! stays closed for all others.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use super::lock;
 
 /// The most users whose faults are remembered one by one.
 const USERS: usize = 1024;
@@ -118,14 +120,14 @@ impl Breaker {
 
     /// Whether the requests of `user` are refused at `now`, because the last ones failed.
     pub fn is_set_aside(&self, user: u64, now: Instant) -> bool {
-        let user = self.lock().users.get(&user).copied().unwrap_or_default();
+        let user = lock(&self.counts).users.get(&user).copied().unwrap_or_default();
         user.set_aside_until.is_some_and(|until| now < until)
     }
 
     /// Whether a call may go ahead at `now`. After the open time one call may, and its result,
     /// which the caller reports, decides.
     pub fn admit(&self, now: Instant) -> bool {
-        let mut counts = self.lock();
+        let mut counts = lock(&self.counts);
         match counts.open_until {
             None => true,
             Some(until) if now < until => false,
@@ -141,7 +143,7 @@ impl Breaker {
 
     /// A call for `user` succeeded at `now`: the breaker closes.
     pub fn success(&self, user: u64, now: Instant) {
-        let mut counts = self.lock();
+        let mut counts = lock(&self.counts);
         counts.failed_users.clear();
         counts.users.remove(&user);
         if counts.open_until.take().is_some() {
@@ -151,7 +153,7 @@ impl Breaker {
 
     /// A call failed: the breaker may open, or set the user aside.
     pub fn fault(&self, call: FailedCall) {
-        let mut counts = self.lock();
+        let mut counts = lock(&self.counts);
         let lost = counts.add_lost_time(call, self.config.lost_share);
         let lost_too_much = lost.level_s >= self.config.lost_share * LOST_WINDOW.as_secs_f64();
         counts.add_user_fault(call, &self.config, lost_too_much);
@@ -172,17 +174,12 @@ impl Breaker {
 
     /// Whether it lets calls pass at present.
     pub fn state(&self) -> BreakerState {
-        let counts = self.lock();
+        let counts = lock(&self.counts);
         match (counts.open_until, counts.is_testing) {
             (None, _) => BreakerState::Closed,
             (Some(_), true) => BreakerState::HalfOpen,
             (Some(_), false) => BreakerState::Open,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, FaultCounts> {
-        // A panic elsewhere cannot leave these counts half-written.
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -293,7 +290,7 @@ mod tests {
         for user in 0..2 * USERS as u64 {
             breaker.fault(FailedCall { user, ..failed(start, 0) });
         }
-        assert!(breaker.lock().users.len() <= USERS);
+        assert!(lock(&breaker.counts).users.len() <= USERS);
         breaker.fault(FailedCall { user: 5, ..failed(start, 0) });
         breaker.success(5, start);
         breaker.fault(FailedCall { user: 5, ..failed(start, 0) });

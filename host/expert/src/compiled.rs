@@ -9,12 +9,12 @@ use std::sync::Arc;
 use burn_flex::Flex;
 use hypercast_core::hash::mix64;
 use hypercast_kernels::cpu::program::{
-    Fold, Map, Operand, Program, ProgramFeed, ProgramStep, RowOperator, Zip,
+    Map, Operand, Program, ProgramFeed, ProgramStep, RowOperator,
 };
 use hypercast_kernels::cpu::{Isa, Prepared, StridedRows};
 
 use super::batch::{ColumnData, ExpertBatch};
-use super::graph::{Binary, Compare, ExpertGraph, Lead, Node, Op, Reduction, Type, Unary};
+use super::graph::{ExpertGraph, Lead, Node, Op, Type, Unary, Zip};
 use super::network::{BufferPool, OnDevice, ServingNetwork};
 use super::params::Parameters;
 use super::wasm::contract::Column;
@@ -270,9 +270,7 @@ impl<'a> Compiler<'a> {
         if !flat(node) {
             return None;
         }
-        if let Some(source) = self.source(node) {
-            return source;
-        }
+        let width = node.shape.dims[0];
         let numbers: Vec<usize> = node
             .inputs
             .iter()
@@ -280,6 +278,15 @@ impl<'a> Compiler<'a> {
             .filter(|input| self.graph.nodes[*input].ty == Type::Number)
             .collect();
         match &node.op {
+            // Features become operands when they are read, most of them several at once.
+            Op::Input { column } => {
+                let index = self.columns.binary_search(column).ok()?;
+                return Some(Operand::Input { index, width });
+            }
+            Op::Parameter { parameter } => {
+                return Some(self.constant(self.parameters.values(*parameter).to_vec()));
+            }
+            Op::Constant { value, .. } => return Some(self.constant(vec![*value; width])),
             Op::MatMul => return self.linear(at, &numbers),
             Op::EmbeddingBag | Op::Gather => return self.lookup(node),
             _ => {}
@@ -300,19 +307,18 @@ impl<'a> Compiler<'a> {
             }
             Op::Unary(op) => RowOperator::Map(map(*op)?),
             Op::Clip { min, max } => RowOperator::Map(Map::Clip(*min, *max)),
-            Op::Binary(op) => RowOperator::Zip(zip(*op)),
-            Op::Compare(op) => RowOperator::Zip(comparison(*op)),
+            Op::Binary(op) | Op::Compare(op) => RowOperator::Zip(*op),
             Op::Where => RowOperator::Select,
             Op::Concat { axis } if *axis == lead => {
                 let operands = self.side_by_side(&numbers);
                 return Some(match operands[..] {
                     [all] => all,
-                    _ => self.step(RowOperator::Concat, operands, node.shape.dims[0]),
+                    _ => self.step(RowOperator::Concat, operands, width),
                 });
             }
             Op::Slice { axis, start, .. } if *axis == lead => RowOperator::Slice(*start),
             Op::Softmax { axis } if *axis == lead => RowOperator::Softmax,
-            Op::Reduce { kind, axis } if *axis == lead => RowOperator::Fold(fold(*kind)),
+            Op::Reduce { kind, axis } if *axis == lead => RowOperator::Fold(*kind),
             Op::LayerNormalization { epsilon } => {
                 let fixed = |input: &usize| self.graph.nodes[*input].shape.lead.is_none();
                 if !numbers[1..].iter().all(fixed) {
@@ -323,26 +329,7 @@ impl<'a> Compiler<'a> {
             _ => return None,
         };
         let operands = numbers.iter().map(|input| self.operand(*input)).collect();
-        Some(self.step(operator, operands, node.shape.dims[0]))
-    }
-
-    /// The operand of an input, parameter or constant; `Some(None)` for an input that becomes an
-    /// operand only when it is read.
-    #[allow(clippy::option_option, reason = "whether it is a source, and then its operand")]
-    fn source(&mut self, node: &Node) -> Option<Option<Operand>> {
-        let width = node.shape.dims[0];
-        match &node.op {
-            // Features become operands when they are read, most of them several at once.
-            Op::Input { column } => {
-                let index = self.columns.binary_search(column).ok();
-                Some(index.map(|index| Operand::Input { index, width }))
-            }
-            Op::Parameter { parameter } => {
-                Some(Some(self.constant(self.parameters.values(*parameter).to_vec())))
-            }
-            Op::Constant { value, .. } => Some(Some(self.constant(vec![*value; width]))),
-            _ => None,
-        }
+        Some(self.step(operator, operands, width))
     }
 
     fn constant(&mut self, values: Vec<f32>) -> Operand {
@@ -391,7 +378,7 @@ impl<'a> Compiler<'a> {
     fn bias(&self, product: usize, width: usize) -> Option<usize> {
         let [reader] = self.readers[product][..] else { return None };
         let node = &self.graph.nodes[reader];
-        if node.op != Op::Binary(Binary::Add) || self.graph.outputs.contains(&product) {
+        if node.op != Op::Binary(Zip::Add) || self.graph.outputs.contains(&product) {
             return None;
         }
         let other = node.inputs.iter().find(|input| **input != product)?;
@@ -411,7 +398,7 @@ impl<'a> Compiler<'a> {
                 && self.bias(input, node.shape.dims[0]).is_some()
         };
         match node.op {
-            Op::Binary(Binary::Add) => {
+            Op::Binary(Zip::Add) => {
                 node.inputs.iter().find(is_product).and_then(|input| self.compiled[*input])
             }
             _ => None,
@@ -464,31 +451,4 @@ fn map(op: Unary) -> Option<Map> {
         Unary::Softplus => Map::Softplus,
         Unary::Gelu => return None,
     })
-}
-
-fn zip(op: Binary) -> Zip {
-    match op {
-        Binary::Add => Zip::Add,
-        Binary::Sub => Zip::Sub,
-        Binary::Mul => Zip::Mul,
-        Binary::Div => Zip::Div,
-        Binary::Max => Zip::Max,
-        Binary::Min => Zip::Min,
-    }
-}
-
-fn comparison(op: Compare) -> Zip {
-    match op {
-        Compare::Greater => Zip::Greater,
-        Compare::Less => Zip::Less,
-        Compare::Equal => Zip::Equal,
-    }
-}
-
-fn fold(kind: Reduction) -> Fold {
-    match kind {
-        Reduction::Sum => Fold::Sum,
-        Reduction::Mean => Fold::Mean,
-        Reduction::Max => Fold::Max,
-    }
 }

@@ -1,11 +1,10 @@
 //! Counts and times of an expert's requests for metrics, and a rate-limited log of its faults.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use super::lock;
 use super::wasm::{Call, ExpertFault, Fault};
 
 /// The causes, as [`Fault::label`] names them.
@@ -29,26 +28,22 @@ const RECENT: u64 = 256;
 
 /// The running counts of one expert.
 #[derive(Debug, Default)]
-pub struct ExpertCounters {
-    requests: AtomicU64,
-    network_ns: AtomicU64,
-    faults: [AtomicU64; CAUSES.len()],
-    recent: Mutex<RecentRequests>,
-    reported: Mutex<HashMap<(Call, &'static str), ReportedFault>>,
-}
+pub struct ExpertCounters(Mutex<RequestCounts>);
 
-/// The results of the last requests in a ring of bits.
 #[derive(Debug, Default)]
-struct RecentRequests {
-    seen: u64,
-    /// A bit is set if its request was degraded.
+struct RequestCounts {
+    requests: u64,
+    network: Duration,
+    faults: [u64; CAUSES.len()],
+    /// The results of the last requests in a ring: a bit is set if its request was degraded.
     degraded: [u64; RECENT as usize / 64],
+    reported: HashMap<(Call, &'static str), ReportedFault>,
 }
 
 /// The last log line about faults of one call and cause.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct ReportedFault {
-    at: Instant,
+    at: Option<Instant>,
     faults_since: u64,
 }
 
@@ -74,31 +69,20 @@ impl CountersSnapshot {
 
 impl ExpertCounters {
     pub(super) fn network(&self, took: Duration) {
-        self.network_ns.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+        lock(&self.0).network += took;
     }
 
     /// Counts a request that the expert answered.
     pub(super) fn ranked(&self) {
-        self.request(false);
+        lock(&self.0).request(false);
     }
 
     /// Counts a request that ended in a fault.
     pub(super) fn fault(&self, cause: &Fault) {
-        self.request(true);
         let index = CAUSES.iter().position(|label| *label == cause.label());
-        self.faults[index.expect("every fault has a counter")].fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn request(&self, is_degraded: bool) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = recent.seen % RECENT;
-        let (word, bit) = ((at / 64) as usize, 1 << (at % 64));
-        recent.degraded[word] &= !bit;
-        if is_degraded {
-            recent.degraded[word] |= bit;
-        }
-        recent.seen += 1;
+        let mut counts = lock(&self.0);
+        counts.request(true);
+        counts.faults[index.expect("every fault has a counter")] += 1;
     }
 
     /// Logs a fault with the guest's functions, unless a fault of the same call and cause was
@@ -113,38 +97,35 @@ impl ExpertCounters {
 
     /// The number of faults of this call and cause since the last log line, if it is time for one.
     fn faults_to_report(&self, fault: &ExpertFault, now: Instant) -> Option<u64> {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        match reported.entry((fault.call, fault.cause.label())) {
-            Entry::Vacant(entry) => {
-                entry.insert(ReportedFault { at: now, faults_since: 0 });
-                Some(1)
-            }
-            Entry::Occupied(mut entry) => {
-                let last = entry.get_mut();
-                last.faults_since += 1;
-                let is_due = now.saturating_duration_since(last.at) >= LOG_EVERY;
-                is_due.then(|| {
-                    last.at = now;
-                    std::mem::take(&mut last.faults_since)
-                })
-            }
+        let mut counts = lock(&self.0);
+        let last = counts.reported.entry((fault.call, fault.cause.label())).or_default();
+        last.faults_since += 1;
+        if last.at.is_some_and(|at| now.saturating_duration_since(at) < LOG_EVERY) {
+            return None;
         }
+        last.at = Some(now);
+        Some(std::mem::take(&mut last.faults_since))
     }
 
     pub(super) fn snapshot(&self) -> CountersSnapshot {
-        let counts = CAUSES
-            .iter()
-            .zip(&self.faults)
-            .map(|(label, count)| (*label, count.load(Ordering::Relaxed)));
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let degraded: u32 = recent.degraded.iter().map(|word| word.count_ones()).sum();
+        let counts = lock(&self.0);
+        let degraded: u32 = counts.degraded.iter().map(|word| word.count_ones()).sum();
         CountersSnapshot {
-            requests: self.requests.load(Ordering::Relaxed),
-            network: Duration::from_nanos(self.network_ns.load(Ordering::Relaxed)),
-            faults: counts.collect(),
-            degraded_lately: (recent.seen > 0)
-                .then(|| f64::from(degraded) / recent.seen.min(RECENT) as f64),
+            requests: counts.requests,
+            network: counts.network,
+            faults: CAUSES.into_iter().zip(counts.faults).collect(),
+            degraded_lately: (counts.requests > 0)
+                .then(|| f64::from(degraded) / counts.requests.min(RECENT) as f64),
         }
+    }
+}
+
+impl RequestCounts {
+    fn request(&mut self, is_degraded: bool) {
+        let at = self.requests % RECENT;
+        let (word, bit) = (&mut self.degraded[(at / 64) as usize], at % 64);
+        *word = (*word & !(1 << bit)) | (u64::from(is_degraded) << bit);
+        self.requests += 1;
     }
 }
 

@@ -66,11 +66,7 @@ impl Error {
         match self {
             Error::Core(error) => error.kind(),
             Error::Engine(_) => ErrorKind::Internal,
-            Error::Refused { .. }
-            | Error::ContractVersion { .. }
-            | Error::Fault(_)
-            | Error::Parameters { .. }
-            | Error::Published { .. } => ErrorKind::Unfit,
+            _ => ErrorKind::Unfit,
         }
     }
 

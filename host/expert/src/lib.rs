@@ -33,6 +33,8 @@
 //! # Ok::<(), hypercast_expert::Error>(())
 //! ```
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 /// Returns the broken rule as an error, with the arguments of `format!`, if the condition is true.
 macro_rules! refuse_if {
     ($condition:expr, $($rule:tt)+) => {
@@ -71,3 +73,8 @@ pub use runtime::{
 };
 pub use train::{Chunk, ExpertTrainer, TrainerConfig};
 pub use wasm::{CacheConfig, Engine, EngineConfig, ExpertFault, Fault, Limits, Plugin};
+
+/// Locks counts, which a panic elsewhere cannot leave half-written.
+fn lock<T>(counts: &Mutex<T>) -> MutexGuard<'_, T> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -58,16 +58,7 @@ impl<B: HstuBackend> OnDevice<B> {
 impl<B: HstuBackend> ServingNetwork for OnDevice<B> {
     fn outputs(&self, batch: &ExpertBatch) -> Vec<f32> {
         let lookups = self.executor.lookups(batch);
-        let leaf = |(index, dense): (usize, &Option<FloatTensor<B>>)| match dense {
-            Some(dense) => dense.clone(),
-            None => {
-                let rows = lookups.rows[index].as_deref().expect("a table has touched rows");
-                // A device tensor has at least one row, so an unread table gets its first.
-                let rows = if rows.is_empty() { &[0][..] } else { rows };
-                self.executor.table_leaf(&self.parameters, index, rows)
-            }
-        };
-        let leaves: Vec<FloatTensor<B>> = self.dense.iter().enumerate().map(leaf).collect();
+        let leaves = self.executor.leaves(&self.parameters, &lookups, &self.dense);
         download::<B>(self.executor.run(&leaves, &lookups, batch, None).tasks)
     }
 }

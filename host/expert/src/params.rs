@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{CommonErrors as _, Error};
 use super::graph::{ExpertGraph, ParameterSpec, fnv1a};
 use super::normalise::Normaliser;
-use super::wasm::contract::Initialiser;
+use super::wasm::contract::{self, Description, Initialiser};
 
 /// The metadata key of the [`Provenance`] in a parameter file.
 const PROVENANCE: &str = "hypercast_expert";
@@ -49,6 +49,30 @@ pub struct Provenance {
     pub trained_until_ms: i64,
     /// The standardisation of numeric features that they were trained with.
     pub normaliser: Normaliser,
+}
+
+impl Provenance {
+    /// The provenance of parameters that were not trained yet.
+    pub fn new(
+        description: &Description,
+        graph: &ExpertGraph,
+        fm_version: &str,
+        tae_dim: usize,
+        normaliser: Normaliser,
+    ) -> Provenance {
+        Provenance {
+            plugin: description.name.clone(),
+            plugin_version: description.version.clone(),
+            contract: contract::VERSION.to_owned(),
+            graph: hash_text(graph),
+            fm_version: fm_version.to_owned(),
+            tae_dim,
+            tasks: description.tasks.iter().map(|task| task.name.clone()).collect(),
+            trained_rows: 0,
+            trained_until_ms: 0,
+            normaliser,
+        }
+    }
 }
 
 /// Weights of an expert, as a trainer published them.
@@ -151,17 +175,16 @@ impl Parameters {
             let why = format!("{why}; train the expert again (a warm start keeps what fits)");
             Error::Parameters { path: path.clone(), why }
         };
-        let take = |spec: &ParameterSpec| match saved.tensors.remove(&spec.name) {
-            Some(tensor) if tensor.shape == spec.shape => Ok(Arc::new(tensor.values)),
-            Some(tensor) => Err(refused(format!(
-                "parameter `{}` has shape {:?}, but the network of expert `{}` needs {:?}",
-                spec.name, tensor.shape, graph.plugin, spec.shape
-            ))),
-            None => Err(refused(format!(
-                "it lacks parameter `{}` of expert `{}`",
-                spec.name, graph.plugin
-            ))),
-        };
+        let plugin = &graph.plugin;
+        let take =
+            |ParameterSpec { name, shape, .. }: &ParameterSpec| match saved.tensors.remove(name) {
+                Some(tensor) if tensor.shape == *shape => Ok(Arc::new(tensor.values)),
+                Some(SavedTensor { shape: found, .. }) => Err(refused(format!(
+                    "parameter `{name}` has shape {found:?}, but the network of expert `{plugin}` \
+                     needs {shape:?}"
+                ))),
+                None => Err(refused(format!("it lacks parameter `{name}` of expert `{plugin}`"))),
+            };
         let values = graph.parameters.iter().map(take).collect::<Result<Vec<_>, _>>()?;
         if saved.provenance.graph != hash_text(graph) {
             return Err(refused(format!(
@@ -191,7 +214,8 @@ impl Parameters {
 
     /// Writes a safetensors file. A reader finds the old file or the complete new one.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let bytes: Vec<Vec<u8>> = self.values.iter().map(|values| to_bytes(values)).collect();
+        let bytes = |values: &Arc<Vec<f32>>| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes: Vec<Vec<u8>> = self.values.iter().map(bytes).collect();
         let views = self.specs.iter().zip(&bytes).map(|(spec, bytes)| {
             let view = TensorView::new(Dtype::F32, spec.shape.clone(), bytes)
                 .expect("the bytes fit the shape");
@@ -348,10 +372,6 @@ fn checksum(name: &str, values: &[f32]) -> u64 {
 /// The checksum of a file in its metadata. It does not depend on the order of the parameters.
 fn checksum_text(checksums: impl Iterator<Item = u64>) -> String {
     format!("{:016x}", checksums.fold(0, u64::wrapping_add))
-}
-
-fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 fn initial(spec: &ParameterSpec, seed: u64) -> Vec<f32> {

@@ -20,9 +20,9 @@ use super::cpu_budget::ThreadPermit;
 use super::graph::{ExpertGraph, GraphLimits};
 use super::network::{BufferPool, ServingNetwork, network};
 use super::normalise::Normaliser;
-use super::params::{Parameters, Provenance, SavedParameters, hash_text};
+use super::params::{Parameters, Provenance, SavedParameters};
 use super::train::prediction;
-use super::wasm::contract::{self, Description, HostInfo, Prediction, RankRequest, Ranked};
+use super::wasm::contract::{self, Description, HostInfo, Prediction, Ranked, Task};
 use super::wasm::{Call, Engine, ExpertFault, Fault, Limits, Plugin};
 use super::{Device, Error};
 
@@ -74,7 +74,8 @@ impl Blueprint {
     ) -> Result<Blueprint, Error> {
         let info = contract::host_info(schema, options.tae_dim);
         let description = plugin.describe(&info)?;
-        check_fm_version(&description, options.fm_version.as_deref())?;
+        check_fm_version(&description.fm_version, options.fm_version.as_deref())
+            .map_err(|why| Error::refused(&description.name, why))?;
         let network = plugin.network(&info)?;
         let graph =
             Arc::new(ExpertGraph::new(&description, &network, &info, &options.graph_limits)?);
@@ -85,18 +86,10 @@ impl Blueprint {
 
     /// Fresh parameters for training on a log with the statistics `normaliser`.
     pub fn init_parameters(&self, normaliser: Normaliser, seed: u64) -> Parameters {
-        let provenance = Provenance {
-            plugin: self.description.name.clone(),
-            plugin_version: self.description.version.clone(),
-            contract: contract::VERSION.to_owned(),
-            graph: hash_text(&self.graph),
-            fm_version: self.fm_version.clone(),
-            tae_dim: self.columns.tae_dim(),
-            tasks: self.description.tasks.iter().map(|task| task.name.clone()).collect(),
-            trained_rows: 0,
-            trained_until_ms: 0,
-            normaliser,
-        };
+        let fm_version = &self.fm_version;
+        let tae_dim = self.columns.tae_dim();
+        let provenance =
+            Provenance::new(&self.description, &self.graph, fm_version, tae_dim, normaliser);
         Parameters::init(&self.graph, provenance, seed)
     }
 
@@ -104,23 +97,20 @@ impl Blueprint {
     pub fn restore(&self, path: &Path) -> Result<Parameters, Error> {
         let trained = Parameters::restore(&self.graph, SavedParameters::read(path)?)?;
         let found = &trained.provenance;
-        let refused = |why: String| Err(Error::Parameters { path: path.to_path_buf(), why });
         let tae_dim = self.columns.tae_dim();
-        if (found.fm_version.as_str(), found.tae_dim) != (&self.fm_version, tae_dim) {
-            return refused(format!(
+        let why = if (found.fm_version.as_str(), found.tae_dim) != (&self.fm_version, tae_dim) {
+            format!(
                 "it was trained on TAEs of FM `{}` with {} values, and this FM is `{}` with \
                  {tae_dim}; train the expert on this FM's log",
                 found.fm_version, found.tae_dim, self.fm_version,
-            ));
-        }
-        if found.normaliser.names != self.columns.feature_names() {
-            return refused(
-                "it was trained with other numeric features than the schema has; train the expert \
-                 again"
-                    .to_owned(),
-            );
-        }
-        Ok(trained)
+            )
+        } else if found.normaliser.names != self.columns.feature_names() {
+            "it was trained with other numeric features than the schema has; train the expert again"
+                .to_owned()
+        } else {
+            return Ok(trained);
+        };
+        Err(Error::Parameters { path: path.to_path_buf(), why })
     }
 
     /// Whether the expert can serve `surface`.
@@ -128,35 +118,19 @@ impl Blueprint {
         self.description.surfaces.is_empty()
             || self.description.surfaces.iter().any(|served| served == surface)
     }
-
-    /// Turns outputs `[rows, tasks]` into the predictions `[rows]` of each task.
-    pub(crate) fn predictions(&self, outputs: &[f32]) -> Vec<Vec<f32>> {
-        let tasks = &self.description.tasks;
-        let column = |index: usize| outputs.iter().skip(index).step_by(tasks.len());
-        let of_task = |index: usize| {
-            column(index).map(|output| prediction(tasks[index].kind, *output)).collect()
-        };
-        (0..tasks.len()).map(of_task).collect()
-    }
 }
 
-fn check_fm_version(description: &Description, fm_version: Option<&str>) -> Result<(), Error> {
-    let refused = |why: String| Err(Error::refused(&description.name, why));
-    let wanted = description.fm_version.as_str();
-    let Ok(requirement) = semver::VersionReq::parse(wanted) else {
-        return refused(format!(
-            "its fm-version `{}` is no semver requirement (use `*` for any)",
-            wanted.escape_debug()
-        ));
-    };
+fn check_fm_version(wanted: &str, fm_version: Option<&str>) -> Result<(), String> {
+    let requirement = semver::VersionReq::parse(wanted).map_err(|_| {
+        let wanted = wanted.escape_debug();
+        format!("its fm-version `{wanted}` is no semver requirement (use `*` for any)")
+    })?;
     let Some(found) = fm_version else { return Ok(()) };
-    match semver::Version::parse(found) {
-        Ok(version) if requirement == semver::VersionReq::STAR || requirement.matches(&version) => {
-            Ok(())
-        }
-        Ok(_) => refused(format!("it accepts FM versions `{wanted}`, and this FM is {found}")),
-        Err(error) => refused(format!("the FM's version `{found}` is no semver version: {error}")),
-    }
+    let version = semver::Version::parse(found)
+        .map_err(|error| format!("the FM's version `{found}` is no semver version: {error}"))?;
+    let fits = requirement == semver::VersionReq::STAR || requirement.matches(&version);
+    refuse_if!(!fits, "it accepts FM versions `{wanted}`, and this FM is {found}");
+    Ok(())
 }
 
 /// The predictions of one request or batch.
@@ -168,6 +142,16 @@ pub struct ExpertPredictions {
 }
 
 impl ExpertPredictions {
+    /// The predictions of a network's outputs `[rows, tasks]`.
+    pub fn new(tasks: &[Task], outputs: &[f32]) -> ExpertPredictions {
+        let of_task = |(index, task): (usize, &Task)| {
+            let outputs = outputs.iter().skip(index).step_by(tasks.len());
+            let values = outputs.map(|output| prediction(task.kind, *output)).collect();
+            Prediction { task: task.name.clone(), values }
+        };
+        ExpertPredictions { tasks: tasks.iter().enumerate().map(of_task).collect() }
+    }
+
     /// The values of the task `name`, one a row.
     pub fn task(&self, name: &str) -> Option<&[f32]> {
         let prediction = self.tasks.iter().find(|prediction| prediction.task == name)?;
@@ -216,26 +200,27 @@ impl ServedExpert {
         device: Device,
         breaker: BreakerConfig,
     ) -> Result<ServedExpert, Error> {
-        Ok(ServedExpert {
-            provenance: parameters.provenance.clone(),
-            network: network(blueprint.graph.clone(), parameters, device)?,
-            blueprint,
-            batches: BufferPool::default(),
-            breaker: Arc::new(Breaker::new(breaker)),
-            counters: Arc::default(),
-        })
+        let breaker = Arc::new(Breaker::new(breaker));
+        ServedExpert::with(blueprint, parameters, device, breaker, Arc::default())
     }
 
     /// The same expert with newer parameters. Both share one breaker and one set of counters.
     pub fn renewed(&self, parameters: Parameters, device: Device) -> Result<ServedExpert, Error> {
-        Ok(ServedExpert {
-            provenance: parameters.provenance.clone(),
-            network: network(self.blueprint.graph.clone(), parameters, device)?,
-            blueprint: self.blueprint.clone(),
-            batches: BufferPool::default(),
-            breaker: self.breaker.clone(),
-            counters: self.counters.clone(),
-        })
+        let (breaker, counters) = (self.breaker.clone(), self.counters.clone());
+        ServedExpert::with(self.blueprint.clone(), parameters, device, breaker, counters)
+    }
+
+    fn with(
+        blueprint: Arc<Blueprint>,
+        parameters: Parameters,
+        device: Device,
+        breaker: Arc<Breaker>,
+        counters: Arc<ExpertCounters>,
+    ) -> Result<ServedExpert, Error> {
+        let provenance = parameters.provenance.clone();
+        let network = network(blueprint.graph.clone(), parameters, device)?;
+        let batches = BufferPool::default();
+        Ok(ServedExpert { blueprint, network, batches, provenance, breaker, counters })
     }
 
     /// Like `new`, with the parameters of a file of exactly this network and FM.
@@ -289,17 +274,14 @@ impl ServedExpert {
             self.blueprint.columns.fill(batch, examples, tae, &self.provenance.normaliser);
             if batch.rows == 0 { Vec::new() } else { self.network.outputs(batch) }
         });
-        let values = self.blueprint.predictions(&outputs);
-        let tasks = self.blueprint.description.tasks.iter().zip(values);
-        let tasks: Vec<Prediction> =
-            tasks.map(|(task, values)| Prediction { task: task.name.clone(), values }).collect();
-        for Prediction { task, values } in &tasks {
+        let predictions = ExpertPredictions::new(&self.blueprint.description.tasks, &outputs);
+        for Prediction { task, values } in &predictions.tasks {
             if let Some(row) = values.iter().position(|value| !value.is_finite()) {
                 let why = format!("task `{task}`, row {row}: prediction {}", values[row]);
                 return Err(self.fault(Call::Predict, Fault::BadOutput(why)));
             }
         }
-        Ok(ExpertPredictions { tasks })
+        Ok(predictions)
     }
 
     /// Calls the plugin's `rank`, without the breaker and the thread limit of
@@ -312,14 +294,7 @@ impl ServedExpert {
         limit: usize,
     ) -> Result<Vec<Ranked>, ExpertFault> {
         let columns = self.blueprint.columns.rank_columns(example, tae);
-        let surface = self.blueprint.info.surfaces.get(usize::from(example.surface));
-        let request = RankRequest {
-            surface: surface.cloned().unwrap_or_default(),
-            user: example.user.id,
-            time_ms: example.time_ms,
-            candidates: example.targets.iter().map(|target| target.item.id).collect(),
-            limit: limit.min(example.targets.len()) as u32,
-        };
+        let request = contract::rank_request(example, &self.blueprint.info, limit);
         self.blueprint.plugin.rank(&request, &predictions.tasks, &columns)
     }
 
@@ -348,7 +323,7 @@ impl ServedExpert {
                 (RankOutcome::Ranked { ranked, predictions }, times)
             }
             Err(fault) => {
-                let cost = permit.cost(&self.blueprint.plugin.limits().gate);
+                let cost = permit.cost(&self.blueprint.plugin.limits.gate);
                 let call = FailedCall { user: example.user.id, at: Instant::now(), cost };
                 (self.failed(fault, call), times)
             }
@@ -366,7 +341,7 @@ impl ServedExpert {
     /// gate refuses.
     fn enter(&self, user: u64, now: Instant) -> Result<ThreadPermit<'_>, Fault> {
         let plugin = &self.blueprint.plugin;
-        let permit = plugin.gate().enter(&plugin.limits().gate).map_err(Fault::Busy)?;
+        let permit = plugin.gate.enter(&plugin.limits.gate).map_err(Fault::Busy)?;
         if self.breaker.is_set_aside(user, now) {
             return Err(Fault::UserSetAside);
         }

@@ -10,10 +10,11 @@
 //! ([`processes`]). No model code is here; metrics are those of `hypercast_fm::metrics`.
 //!
 //! ```
-//! use hypercast_lab::bench::BenchFigure;
+//! use hypercast_lab::bench::BenchReport;
 //!
-//! let figure = BenchFigure::new("a read", 2.0, "ms").versus("a rival", 6.0);
-//! assert_eq!(figure.ratio, Some(3.0), "3 times better");
+//! let mut report = BenchReport::new("lab");
+//! report.versus("a read", 2.0, "ms", "a rival", 6.0);
+//! assert_eq!(report.results[0].ratio, Some(3.0), "3 times better");
 //! ```
 
 pub mod bench;

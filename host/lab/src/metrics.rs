@@ -1,22 +1,59 @@
 //! What demo, evaluation and experiments share of metrics: slices of predictions, rows of tables,
 //! and sums of log loss. The formulas of AUC and GAUC are those of `hypercast_fm::metrics`.
 
+use std::sync::Arc;
+
 use hypercast_core::quantile::quantile;
 use hypercast_data::schema::Schema;
 use hypercast_fm::metrics::MetricsWindow;
-pub use hypercast_fm::metrics::{LogLossSums, normalized_entropy};
+pub use hypercast_fm::metrics::{LogLossSums, ScoredPrediction, normalized_entropy};
 use hypercast_train::report::{ALL, number};
 use serde::Serialize;
 
 /// The predictions of one arm for one surface and task. Slices sort in this order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct MetricSlice<A> {
+struct MetricSlice<A> {
     /// Index of the surface; the number of surfaces stands for all of them.
-    pub surface: usize,
+    surface: usize,
     /// Index of the task in the schema.
-    pub task: usize,
+    task: usize,
     /// What predicted.
-    pub arm: A,
+    arm: A,
+}
+
+/// Keeps predictions by slice, each also for all surfaces together.
+#[derive(Debug)]
+pub struct SlicedPredictions<A: Ord> {
+    schema: Arc<Schema>,
+    kept: MetricsWindow<MetricSlice<A>>,
+}
+
+impl<A: Ord + Clone> SlicedPredictions<A> {
+    /// None yet; of each slice at most the newest `keep`.
+    pub fn new(schema: &Arc<Schema>, keep: usize) -> Self {
+        Self { schema: schema.clone(), kept: MetricsWindow::new(keep) }
+    }
+
+    /// Adds a prediction of an arm on a surface.
+    pub fn push(&mut self, surface: u16, task: usize, arm: &A, scored: ScoredPrediction) {
+        for surface in [usize::from(surface), self.schema.surfaces.len()] {
+            self.kept.push(MetricSlice { surface, task, arm: arm.clone() }, scored);
+        }
+    }
+
+    /// The metrics of every slice; those over all surfaces come last.
+    pub fn rows(&self, name: impl Fn(&A) -> String) -> Vec<MetricRow> {
+        let rows = self.kept.summaries().map(|(slice, summary)| MetricRow {
+            surface: self.schema.surfaces.get(slice.surface).map_or(ALL, String::as_str).to_owned(),
+            task: self.schema.tasks[slice.task].name.clone(),
+            arm: name(&slice.arm),
+            ne: summary.ne,
+            auc: summary.auc,
+            gauc: summary.gauc,
+            n: summary.n,
+        });
+        rows.collect()
+    }
 }
 
 /// The metrics of a slice, as tables and JSON show them.
@@ -36,24 +73,6 @@ pub struct MetricRow {
     pub gauc: Option<f64>,
     /// Predictions.
     pub n: usize,
-}
-
-/// The metrics of every slice; those over all surfaces come last.
-pub fn metric_rows<A: Ord + Clone>(
-    schema: &Schema,
-    kept: &MetricsWindow<MetricSlice<A>>,
-    name: impl Fn(&A) -> String,
-) -> Vec<MetricRow> {
-    let rows = kept.summaries().map(|(slice, summary)| MetricRow {
-        surface: schema.surfaces.get(slice.surface).map_or(ALL, String::as_str).to_owned(),
-        task: schema.tasks[slice.task].name.clone(),
-        arm: name(&slice.arm),
-        ne: summary.ne,
-        auc: summary.auc,
-        gauc: summary.gauc,
-        n: summary.n,
-    });
-    rows.collect()
 }
 
 /// The rows for people, an arm per line.

@@ -4,8 +4,6 @@
 //! No process outlives its owner: dropping one kills it by its id, and a stop asks it to end first.
 
 use std::{
-    cell::OnceCell,
-    ffi::OsStr,
     fs::File,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -28,11 +26,18 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes of a log that an error quotes.
 const TAIL_BYTES: usize = 2000;
 
-/// The `hypercast` program: `$HYPERCAST`, or the `hypercast` beside this executable.
+/// `hypercast WORDS --config CONFIG`. The program is `$HYPERCAST`, or the `hypercast` beside this
+/// executable.
 ///
 /// # Errors
 /// Neither exists.
-pub fn hypercast() -> Result<PathBuf> {
+pub fn hypercast(words: &[&str], config: &Path) -> Result<Command> {
+    let mut command = Command::new(program()?);
+    command.args(words).arg("--config").arg(config).stdin(Stdio::null());
+    Ok(command)
+}
+
+fn program() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("HYPERCAST") {
         return Ok(given.into());
     }
@@ -53,8 +58,6 @@ pub fn hypercast() -> Result<PathBuf> {
 /// Running processes in the order in which they were started.
 #[derive(Debug)]
 pub struct ProcessGroup {
-    /// `hypercast`, found at its first use: a group of other programs does not need it.
-    program: OnceCell<PathBuf>,
     /// The folder of their logs.
     logs: PathBuf,
     stop: Shutdown,
@@ -78,26 +81,17 @@ impl ProcessGroup {
     /// A folder that cannot be made.
     pub fn new(logs: PathBuf, stop: Shutdown) -> Result<ProcessGroup> {
         std::fs::create_dir_all(&logs).map_err(Error::io(&logs))?;
-        Ok(ProcessGroup { program: OnceCell::new(), logs, stop, running: Vec::new() })
+        Ok(ProcessGroup { logs, stop, running: Vec::new() })
     }
 
-    fn program(&self) -> Result<&Path> {
-        if let Some(program) = self.program.get() {
-            return Ok(program);
-        }
-        let program = hypercast()?;
-        Ok(self.program.get_or_init(|| program))
-    }
-
-    /// Runs `hypercast ARGS` to its end, with its standard error on ours.
+    /// Runs `hypercast WORDS` to its end, with its standard error on ours.
     ///
     /// # Errors
     /// A command that fails; an interruption by `stop`.
-    pub fn complete(&self, args: &[&OsStr]) -> Result<()> {
-        let name = command_line(args);
-        let mut command = Command::new(self.program()?);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().map_err(cannot_start(&name))?;
+    pub fn complete(&self, words: &[&str], config: &Path) -> Result<()> {
+        let name = words.join(" ");
+        let mut command = hypercast(words, config)?;
+        let child = command.stdout(Stdio::null()).spawn().map_err(cannot_start(&name))?;
         let mut process = ChildProcess { name, child, log: PathBuf::new(), is_hypercast: true };
         loop {
             match process.ended()? {
@@ -113,43 +107,46 @@ impl ProcessGroup {
         }
     }
 
-    /// Runs `hypercast ARGS`: its standard output if it succeeds, else its standard error.
+    /// Runs `hypercast versions WORDS`: the table, or the reason for a refusal.
     ///
     /// # Errors
     /// A command that cannot be started.
-    pub fn output(&self, args: &[&OsStr]) -> Result<std::result::Result<String, String>> {
-        let output = Command::new(self.program()?)
-            .args(args)
-            .env("RUST_BACKTRACE", "0")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(cannot_start(&command_line(args)))?;
+    pub fn versions(
+        &self,
+        words: &[&str],
+        config: &Path,
+    ) -> Result<std::result::Result<String, String>> {
+        let mut command = hypercast(&[&["versions"][..], words].concat(), config)?;
+        let output = command.env("RUST_BACKTRACE", "0").output();
+        let output = output.map_err(cannot_start("hypercast versions"))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
         let is_success = output.status.success();
         Ok(if is_success { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
     }
 
-    /// Starts `hypercast ARGS`, which runs until the group is stopped.
+    /// Runs `hypercast versions WORDS`, which must not be refused.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub fn accepted(&self, words: &[&str], config: &Path) -> Result<()> {
+        let refused = |why| Error::internal(format!("versions {}: {why}", words.join(" ")));
+        self.versions(words, config)?.map(drop).map_err(refused)
+    }
+
+    /// Starts `hypercast WORDS`, which runs until the group is stopped.
     ///
     /// # Errors
     /// A process that cannot be started.
-    pub fn start(&mut self, name: &str, args: &[&OsStr]) -> Result<()> {
-        let command = Command::new(self.program()?);
-        self.spawn(name, command, args, true)
+    pub fn start(&mut self, name: &str, words: &[&str], config: &Path) -> Result<()> {
+        self.spawn(name, hypercast(words, config)?, true)
     }
 
-    fn spawn(
-        &mut self,
-        name: &str,
-        mut command: Command,
-        args: &[&OsStr],
-        is_hypercast: bool,
-    ) -> Result<()> {
+    fn spawn(&mut self, name: &str, mut command: Command, is_hypercast: bool) -> Result<()> {
         let log = self.log(name);
         let file = File::create(&log).map_err(Error::io(&log))?;
         let both = file.try_clone().map_err(Error::io(&log))?;
-        command.args(args).stdin(Stdio::null()).stdout(file).stderr(both);
-        let child = command.spawn().map_err(cannot_start(name))?;
+        let child = command.stdin(Stdio::null()).stdout(file).stderr(both).spawn();
+        let child = child.map_err(cannot_start(name))?;
         self.running.push(ChildProcess { name: name.to_owned(), child, log, is_hypercast });
         Ok(())
     }
@@ -168,10 +165,9 @@ impl ProcessGroup {
         let free = std::net::TcpListener::bind("127.0.0.1:0").map_err(failed)?;
         let port = free.local_addr().map_err(failed)?.port().to_string();
         drop(free);
-        let words = ["-js", "-a", "127.0.0.1", "-p", &port, "-sd"];
-        let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-        args.push(store.as_os_str());
-        self.spawn("nats-server", Command::new("nats-server"), &args, false)?;
+        let mut command = Command::new("nats-server");
+        command.args(["-js", "-a", "127.0.0.1", "-p", &port, "-sd"]).arg(store);
+        self.spawn("nats-server", command, false)?;
         self.await_output("nats-server", "Server is ready", READY_WITHIN)?;
         Ok(format!("nats://127.0.0.1:{port}"))
     }
@@ -313,10 +309,7 @@ impl DaemonProcess {
     /// # Errors
     /// A daemon that ends before it is ready; its reason is on standard error.
     pub fn start(config: &Path) -> Result<Self> {
-        let mut child = Command::new(hypercast()?)
-            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
-            .arg(config)
-            .stdin(Stdio::null())
+        let mut child = hypercast(&["serve", "--listen", "127.0.0.1:0"], config)?
             .stdout(Stdio::piped())
             .spawn()
             .map_err(cannot_start("the daemon"))?;
@@ -363,9 +356,4 @@ fn terminate(child: &Child) -> Result<()> {
 fn cannot_start(name: &str) -> impl Fn(std::io::Error) -> Error {
     let name = name.to_owned();
     move |error| Error::internal(format!("cannot start {name}: {error}"))
-}
-
-fn command_line(args: &[&OsStr]) -> String {
-    let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
-    words.join(" ")
 }

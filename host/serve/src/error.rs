@@ -7,24 +7,6 @@ pub(crate) use hypercast_core::error::CommonErrors;
 /// A failure of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file, an option, or a service that does not answer.
-    #[error(transparent)]
-    Core(#[from] hypercast_core::Error),
-    /// An embedding store failed.
-    #[error(transparent)]
-    Store(#[from] hypercast_store::Error),
-    /// The foundation model failed.
-    #[error(transparent)]
-    Fm(#[from] hypercast_fm::Error),
-    /// A schema, a data set or a log is not usable.
-    #[error(transparent)]
-    Data(#[from] hypercast_data::Error),
-    /// An expert was refused, or failed outside of a request.
-    #[error(transparent)]
-    Expert(#[from] hypercast_expert::Error),
-    /// The configuration is not usable.
-    #[error(transparent)]
-    Config(#[from] hypercast_config::Error),
     /// Another error, with what it happened to in front.
     #[error("{what}: {source}")]
     Context {
@@ -35,25 +17,26 @@ pub enum Error {
         /// The error itself.
         source: Box<Error>,
     },
-    /// A stream, the join, a publication or the registry failed.
+    /// A failure of the crates below, which do not know of requests.
     #[error(transparent)]
-    Stream(#[from] hypercast_stream::Error),
+    Below(hypercast_stream::Error),
 }
 
 /// A result with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl<E: Into<hypercast_stream::Error>> From<E> for Error {
+    fn from(error: E) -> Self {
+        Error::Below(error.into())
+    }
+}
 
 impl Error {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::Context { kind, .. } => *kind,
-            Error::Core(error) => error.kind(),
-            Error::Data(error) => error.kind(),
-            Error::Config(error) => error.kind(),
-            Error::Stream(error) => error.kind(),
-            Error::Store(_) | Error::Fm(_) => ErrorKind::Internal,
-            Error::Expert(_) => ErrorKind::Unfit,
+            Error::Below(error) => error.kind(),
         }
     }
 

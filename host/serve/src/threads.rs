@@ -17,7 +17,10 @@ use crate::error::{CommonErrors as _, Error, Result};
 ///
 /// # Errors
 /// The system has no thread left; the error is internal.
-pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>> {
     std::thread::Builder::new()
         .name(name.into())
         .spawn(run)
@@ -25,7 +28,7 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<J
 }
 
 /// Waits for the end of a thread. If it panicked, the log has the panic already.
-pub(crate) fn join(thread: JoinHandle<()>) {
+pub(crate) fn join<T>(thread: JoinHandle<T>) {
     let _ = thread.join();
 }
 
@@ -39,16 +42,12 @@ pub(crate) fn survive_panic(message: &'static str, run: impl FnOnce()) {
 /// Threads that share a stop flag. Dropping the group stops them and waits for their end.
 #[derive(Default)]
 pub(crate) struct ThreadGroup {
-    stop: Shutdown,
+    /// Asks the threads to stop.
+    pub(crate) stop: Shutdown,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl ThreadGroup {
-    /// The flag that asks the threads to stop.
-    pub(crate) fn stop_flag(&self) -> &Shutdown {
-        &self.stop
-    }
-
     /// Starts a thread, which must end once the flag is set.
     pub(crate) fn spawn(
         &self,
@@ -124,7 +123,7 @@ impl<T> Current<T> {
         Self(RwLock::new(Arc::new(value)))
     }
 
-    pub(crate) fn get(&self) -> Arc<T> {
+    pub(crate) fn now(&self) -> Arc<T> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use hypercast_data::import::{ImportReport, kuairand, movielens};
+use hypercast_data::import::{kuairand, movielens};
 
 /// Import a public data set
 #[derive(Debug, clap::Args)]
@@ -56,14 +56,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             into,
         ),
     };
-    show(&report);
-    println!("written to {}", into.display());
-    Ok(())
-}
-
-fn show(report: &ImportReport) {
     for file in &report.files {
         println!("{}: {} rows, {} bad", file.file, file.rows, file.bad);
     }
     print!("{report}");
+    println!("written to {}", into.display());
+    Ok(())
 }

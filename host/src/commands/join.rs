@@ -28,10 +28,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     let dataset = Dataset::open(&config.paths.dataset)?;
     let engine = streams::open(&config.engine)?;
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::default());
     if let Some(address) = args.metrics {
         let metrics = metrics.clone();
-        let address = job_metrics::serve(address, move || metrics.render())?;
+        let address = job_metrics::serve(address, move || metrics.render(None))?;
         println!("metrics at http://{address}/metrics");
     }
     let runner = Runner::open(engine, &config.joiner()?, &dataset, metrics, stop)?;

@@ -222,7 +222,13 @@ pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
         let context =
             ServiceContext { dataset: &dataset, config: &config, engine: streams.clone() };
         let shutdown = Shutdown::on_signals()?;
-        logging::follow(context, &mut active, options, &shutdown, &mut std::io::stdout())?;
+        logging::follow(
+            context,
+            &mut || active.to_log(),
+            options,
+            &shutdown,
+            &mut std::io::stdout(),
+        )?;
         return Ok(());
     }
     let offset = config.timeline.utc_offset_h;

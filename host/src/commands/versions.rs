@@ -13,8 +13,8 @@ use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
 use hypercast_fm::checkpoint::FmManifest;
 use hypercast_stream::publish::{PublicationFollower, PublicationHeader};
 use hypercast_stream::registry::{
-    Change, ExpertVersion, FmVersion, NewExpert, Promotion, RegistrationSettings, Registry,
-    RegistryClient, VersionState, WeightsLocation, keep_version_file,
+    ExpertVersion, FmVersion, NewExpert, Promotion, Registry, RegistryClient, VersionState,
+    WeightsLocation, keep_version_file,
 };
 use hypercast_stream::streams::{self, StreamEngine, Topic};
 
@@ -107,30 +107,34 @@ pub enum Register {
         parent: Option<String>,
     },
     /// A trained expert; its plugin and parameters are copied to its version's own folder
-    Expert {
-        /// Its name; what is not given is taken from its entry in the configuration
-        name: String,
-        /// Its version, as 1.0.0
-        version: String,
-        /// The FM version that it pins [default: the one that its parameters were trained with]
-        #[arg(long, value_name = "VERSION")]
-        fm: Option<String>,
-        /// The component
-        #[arg(long, value_name = "FILE")]
-        plugin: Option<PathBuf>,
-        /// Its parameters
-        #[arg(long, value_name = "FILE")]
-        parameters: Option<PathBuf>,
-        /// Its parameters are those that a trainer publishes (`train expert --follow`)
-        #[arg(long, conflicts_with = "parameters")]
-        published: bool,
-        /// The surfaces that it serves, separated by commas
-        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-        surfaces: Vec<String>,
-        /// The version that it began as
-        #[arg(long, value_name = "VERSION")]
-        parent: Option<String>,
-    },
+    Expert(RegisterExpert),
+}
+
+/// The expert version to register.
+#[derive(Debug, clap::Args)]
+pub struct RegisterExpert {
+    /// Its name; what is not given is taken from its entry in the configuration
+    pub name: String,
+    /// Its version, as 1.0.0
+    pub version: String,
+    /// The FM version that it pins [default: the one that its parameters were trained with]
+    #[arg(long, value_name = "VERSION")]
+    pub fm: Option<String>,
+    /// The component
+    #[arg(long, value_name = "FILE")]
+    pub plugin: Option<PathBuf>,
+    /// Its parameters
+    #[arg(long, value_name = "FILE")]
+    pub parameters: Option<PathBuf>,
+    /// Its parameters are those that a trainer publishes (`train expert --follow`)
+    #[arg(long, conflicts_with = "parameters")]
+    pub published: bool,
+    /// The surfaces that it serves, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub surfaces: Vec<String>,
+    /// The version that it began as
+    #[arg(long, value_name = "VERSION")]
+    pub parent: Option<String>,
 }
 
 /// The kind of version to promote.
@@ -227,18 +231,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         VersionsCommand::Rollback(Rollback::Expert { name }) => {
             versions.decide(|r| r.roll_back(&name))?
         }
-        VersionsCommand::Shadow(Which::Fm { version }) => {
-            versions.decide(|r| r.shadow_fm(&version))?
-        }
-        VersionsCommand::Shadow(Which::Expert { name, version }) => {
-            versions.decide(|r| r.shadow_expert(&name, &version))?
-        }
-        VersionsCommand::Retire(Retire::Fm { version }) => {
-            versions.decide(|r| r.retire_fm(&version))?
-        }
-        VersionsCommand::Retire(Retire::Expert { name, version, unserve }) => {
-            versions.decide(|r| r.retire_expert(&name, &version, unserve))?
-        }
+        VersionsCommand::Shadow(which) => versions.decide(|r| match &which {
+            Which::Fm { version } => r.shadow_fm(version),
+            Which::Expert { name, version } => r.shadow_expert(name, version),
+        })?,
+        VersionsCommand::Retire(which) => versions.decide(|r| match &which {
+            Retire::Fm { version } => r.retire_fm(version),
+            Retire::Expert { name, version, unserve } => r.retire_expert(name, version, *unserve),
+        })?,
         VersionsCommand::PinCommand(PinCommand::Expert { name, version, fm }) => {
             versions.decide(|r| r.pin(&name, &version, &fm))?
         }
@@ -254,38 +254,25 @@ fn register(
 ) -> anyhow::Result<Registry> {
     let schema = Dataset::open(&config.paths.dataset)?.schema;
     let versions = RegistryClient::new(&**engine);
-    let decide = |wish: &dyn Fn(&Registry) -> hypercast_stream::Result<Vec<Change>>| {
-        Ok(versions.decide(wish)?)
-    };
     match what {
-        Register::Fm { published: Some(version), parent, .. } => {
-            let manifest = serde_json::from_str(&published(engine, Topic::fm(&version))?.manifest)?;
-            let fm = FmVersion {
-                parent,
-                ..FmVersion::new(&manifest, &schema, WeightsLocation::Published)
+        Register::Fm { checkpoint, published: version, parent } => {
+            let (manifest, weights) = match version {
+                Some(version) => {
+                    let header = published(engine, Topic::fm(&version))?;
+                    (serde_json::from_str(&header.manifest)?, WeightsLocation::Published)
+                }
+                None => {
+                    let dir = checkpoint.unwrap_or_else(|| config.paths.fm.clone());
+                    let manifest = FmManifest::read(&dir)?;
+                    let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
+                    (manifest, WeightsLocation::Path(dir))
+                }
             };
-            decide(&|registry| registry.register_fm(&fm))
+            let fm = FmVersion { parent, ..FmVersion::new(&manifest, &schema, weights) };
+            Ok(versions.decide(|registry| registry.register_fm(&fm))?)
         }
-        Register::Fm { checkpoint, published: None, parent } => {
-            let dir = checkpoint.unwrap_or_else(|| config.paths.fm.clone());
-            let manifest = FmManifest::read(&dir)?;
-            let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
-            let fm = FmVersion {
-                parent,
-                ..FmVersion::new(&manifest, &schema, WeightsLocation::Path(dir))
-            };
-            decide(&|registry| registry.register_fm(&fm))
-        }
-        Register::Expert {
-            name,
-            version,
-            fm,
-            plugin,
-            parameters,
-            published: is_published,
-            surfaces,
-            parent,
-        } => {
+        Register::Expert(of) => {
+            let RegisterExpert { name, version, fm, plugin, parameters, surfaces, parent, .. } = of;
             let entry = config.experts.iter().find(|entry| entry.name == name);
             let plugin =
                 plugin.or_else(|| entry.map(|entry| entry.plugin.clone())).with_context(|| {
@@ -294,7 +281,7 @@ fn register(
             let kept = |file: &PathBuf, as_name| {
                 keep_version_file(&config.paths.experts, &name, &version, file, as_name)
             };
-            let (weights, trained): (WeightsLocation, Provenance) = if is_published {
+            let (weights, trained): (WeightsLocation, Provenance) = if of.published {
                 let header = published(engine, Topic::expert(&name, &version))?;
                 (WeightsLocation::Published, serde_json::from_str(&header.manifest)?)
             } else {
@@ -327,11 +314,8 @@ fn register(
                 version: version.clone(),
             };
             let wasm = WasmEngine::new(config.guests())?;
-            let expert = ExpertVersion {
-                parent,
-                ..new.describe(&RegistrationSettings::of(config, &name), &wasm, &schema)?
-            };
-            decide(&|registry| registry.register_expert(&expert))
+            let expert = ExpertVersion { parent, ..new.describe(config, &wasm, &schema)? };
+            Ok(versions.decide(|registry| registry.register_expert(&expert))?)
         }
     }
 }
@@ -381,7 +365,7 @@ pub fn table(registry: &Registry) -> String {
         lines.push([
             "fm".into(),
             fm.version.clone(),
-            word(fm.state),
+            fm.state.to_string(),
             String::new(),
             String::new(),
             fm.tae_dim.to_string(),
@@ -399,7 +383,7 @@ pub fn table(registry: &Registry) -> String {
             lines.push([
                 name.to_owned(),
                 version.version.clone(),
-                word(version.state),
+                version.state.to_string(),
                 share,
                 version.fm.clone(),
                 version.tae_dim.to_string(),
@@ -416,10 +400,6 @@ pub fn table(registry: &Registry) -> String {
         format!("{}\n", cells.join("  ").trim_end())
     };
     lines.iter().map(line).collect()
-}
-
-fn word(state: VersionState) -> String {
-    format!("{state:?}").to_lowercase()
 }
 
 fn place(weights: &WeightsLocation) -> String {

@@ -2,7 +2,6 @@
 //! where an open would stop at the first. It changes nothing and repairs nothing.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::error::{Damage, REBUILD, Result};
 use crate::index::Index;
@@ -55,8 +54,11 @@ pub fn check(dir: impl AsRef<Path>, report: &mut dyn FnMut(Damage)) -> Result<St
     let mut journal = Journal::open_for_reading(dir, meta.dim)?;
     let overlay = check.or_report(journal.replay(None))?;
     let overlay = overlay.unwrap_or_else(|| Overlay::new(meta.dim));
-    let head = journal.head();
-    let index = check.index()?;
+    let head = journal.head;
+    let index = check.or_report(Index::open(dir))?;
+    if let Some(index) = &index {
+        index.damages(check.report);
+    }
     check.rows(head, &overlay, index.as_ref())?;
     if meta.kind == StoreKind::Training {
         check.states(head, &overlay)?;
@@ -84,67 +86,40 @@ impl Check<'_> {
     fn or_report<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
-            Err(Error::Corrupt { path, what, remedy }) => {
-                (self.report)(Damage { path, what, row: None, id: None, checksums: None, remedy });
+            Err(Error::Corrupt(damage)) => {
+                (self.report)(*damage);
                 Ok(None)
             }
             Err(error) => Err(error),
         }
     }
 
-    fn index(&mut self) -> Result<Option<Arc<Index>>> {
-        let index = self.or_report(Index::open(self.dir))?;
-        if let Some(index) = &index {
-            index.damages(self.report);
-        }
-        Ok(index.map(Arc::new))
-    }
-
     /// Every row that the journal does not hold, and whether the index leads to it.
-    fn rows(
-        &mut self,
-        head: JournalHead,
-        overlay: &Overlay,
-        index: Option<&Arc<Index>>,
-    ) -> Result<()> {
+    fn rows(&mut self, head: JournalHead, overlay: &Overlay, index: Option<&Index>) -> Result<()> {
         let shape = self.meta.shape();
         for number in 0..slabs_for(head.base_rows) {
             let slab = RowSlab::open(self.dir, SlabId { number, shape });
             let Some(slab) = self.or_report(slab)? else { continue };
-            for row in rows_of(number, head.base_rows) {
-                if overlay.position(row as u32).is_some() {
-                    continue;
-                }
-                let at = row % ROWS_PER_SLAB;
-                match (slab.damage(at), index) {
-                    (Some(damage), _) => (self.report)(damage),
-                    (None, Some(index)) => self.row_in_index(&slab, row, index)?,
-                    (None, None) => {}
+            for row in rows_of(number, head.base_rows, overlay) {
+                match (slab.is_free(row % ROWS_PER_SLAB), index) {
+                    (Err(damage), _) => (self.report)(damage),
+                    (Ok(false), Some(index)) => self.row_in_index(&slab, row, index),
+                    (Ok(_), _) => {}
                 }
             }
         }
         Ok(())
     }
 
-    /// A sound row must be found by its id, unless it came after the index was built.
-    fn row_in_index(&mut self, slab: &RowSlab, row: usize, index: &Index) -> Result<()> {
-        let is_young =
-            row >= index.extent().rows || index.free().binary_search(&(row as u32)).is_ok();
-        if is_young || slab.is_free(row % ROWS_PER_SLAB)? {
-            return Ok(());
-        }
+    /// A row with an id must be found by it, unless it came after the index was built.
+    fn row_in_index(&mut self, slab: &RowSlab, row: usize, index: &Index) {
+        let is_young = row >= index.rows || index.free.binary_search(&(row as u32)).is_ok();
         let id = slab.id(row % ROWS_PER_SLAB);
-        if index.find(id) != row as u32 {
-            (self.report)(Damage {
-                path: self.dir.join("index.table"),
-                what: "it does not lead from the row's id to the row".to_owned(),
-                row: Some(row as u64),
-                id: Some(id),
-                checksums: None,
-                remedy: REBUILD,
-            });
+        if !is_young && index.find(id) != row as u32 {
+            let what = "it does not lead from the row's id to the row";
+            let damage = Damage::of_file(&self.dir.join("index.table"), what, REBUILD);
+            (self.report)(Damage { row: Some(row as u64), id: Some(id), ..damage });
         }
-        Ok(())
     }
 
     fn states(&mut self, head: JournalHead, overlay: &Overlay) -> Result<()> {
@@ -152,18 +127,16 @@ impl Check<'_> {
         for number in 0..slabs_for(head.base_rows) {
             let slab = StateSlab::open(self.dir, SlabId { number, shape });
             let Some(slab) = self.or_report(slab)? else { continue };
-            for row in rows_of(number, head.base_rows) {
-                if overlay.position(row as u32).is_none()
-                    && let Some(damage) = slab.damage(row % ROWS_PER_SLAB)
-                {
-                    (self.report)(damage);
-                }
+            for row in rows_of(number, head.base_rows, overlay) {
+                slab.verify(row % ROWS_PER_SLAB).unwrap_or_else(&mut *self.report);
             }
         }
         Ok(())
     }
 }
 
-fn rows_of(slab: usize, rows: usize) -> std::ops::Range<usize> {
-    slab * ROWS_PER_SLAB..rows.min((slab + 1) * ROWS_PER_SLAB)
+/// The rows of a slab that the journal does not hold.
+fn rows_of(slab: usize, rows: usize, overlay: &Overlay) -> impl Iterator<Item = usize> + '_ {
+    let all = slab * ROWS_PER_SLAB..rows.min((slab + 1) * ROWS_PER_SLAB);
+    all.filter(|&row| overlay.position(row as u32).is_none())
 }

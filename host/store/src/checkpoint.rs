@@ -8,46 +8,36 @@ use crate::error::Result;
 use crate::header::sync_dir;
 use crate::overlay::RowState;
 use crate::sketch::Sketch;
-use crate::slab::{ROWS_PER_SLAB, RowShape, SlabId, slabs_for};
+use crate::slab::{ROWS_PER_SLAB, SlabId, slabs_for};
 use crate::slab_writer::{RowSlabWriter, StateSlabWriter, Writing};
 use crate::view::View;
 
-/// Where a checkpoint goes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CheckpointTarget<'a> {
-    pub dir: &'a Path,
-    pub shape: RowShape,
-    /// Rows that the slabs hold already; slabs past them are leftovers, made anew.
-    pub base_rows: usize,
-    /// Whether the store has optimizer state.
-    pub with_state: bool,
-}
-
 /// Makes slabs and index hold all that `view` shows, which must be committed. The caller holds the
 /// writer lock and the exclusive readers lock, and no reader of its own process is at these rows of
-/// the slabs.
+/// the slabs. `with_state` says whether the store has optimizer state.
 pub(crate) fn write(
     view: &View,
     sketch: Option<&Sketch>,
-    target: CheckpointTarget<'_>,
+    dir: &Path,
+    with_state: bool,
 ) -> Result<()> {
-    write_slabs(view, target)?;
+    write_slabs(view, dir, with_state)?;
     if view.wants_index() {
-        view.build_index(target.dir)?;
+        view.build_index(dir)?;
     }
     if let Some(sketch) = sketch {
-        sketch.write(target.dir)?;
+        sketch.write(dir)?;
     }
-    sync_dir(target.dir)
+    sync_dir(dir)
 }
 
-fn write_slabs(view: &View, target: CheckpointTarget<'_>) -> Result<()> {
-    let CheckpointTarget { dir, shape, base_rows, with_state } = target;
-    let overlay = &view.overlay;
+fn write_slabs(view: &View, dir: &Path, with_state: bool) -> Result<()> {
+    let View { base, overlay, .. } = view;
     let number_of = |at: u32| overlay.entry(at as usize).row as usize / ROWS_PER_SLAB;
     for part in overlay.sorted().chunk_by(|&a, &b| number_of(a) == number_of(b)) {
-        let id = SlabId { number: number_of(part[0]), shape };
-        let fresh = id.number >= slabs_for(base_rows);
+        let id = SlabId { number: number_of(part[0]), shape: base.shape };
+        // Slabs past those of the last checkpoint are leftovers.
+        let fresh = id.number >= slabs_for(base.rows);
         let writing = Writing { fresh, rows: part.len() };
         let mut rows = RowSlabWriter::open(dir, id, writing)?;
         let mut states = match with_state {
@@ -66,9 +56,9 @@ fn write_slabs(view: &View, target: CheckpointTarget<'_>) -> Result<()> {
                 states.set(at, if is_removed { RowState::default() } else { entry.state })?;
             }
         }
-        rows.sync()?;
+        rows.target.sync()?;
         if let Some(states) = states {
-            states.sync()?;
+            states.target.sync()?;
         }
     }
     Ok(())

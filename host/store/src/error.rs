@@ -21,16 +21,12 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// A lock could not be had.
+    #[error(transparent)]
+    Core(#[from] hypercast_core::Error),
     /// A file is truncated or its checksum does not match.
-    #[error("{} is damaged: {what}; {remedy}", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-        /// What to do.
-        remedy: &'static str,
-    },
+    #[error(transparent)]
+    Corrupt(Box<Damage>),
     /// A file was written by another format version.
     #[error("{} has format version {found}, this build reads version {supported}; use a matching build of hypercast, or train the store anew", path.display())]
     Version {
@@ -58,23 +54,13 @@ pub enum Error {
     /// The options are out of range.
     #[error("bad store option: {0}")]
     Options(String),
-    /// The store was made with other options.
-    #[error("{} was made with {found}, but {wanted} was asked for; use the same options or another directory", path.display())]
-    OptionsDiffer {
-        /// The directory.
-        path: PathBuf,
-        /// The option that the store has.
-        found: String,
-        /// The option asked for.
-        wanted: String,
-    },
     /// Another writer has the store open.
-    #[error("{} is open for writing in process {pid}; stop that process or open a reader", path.display())]
+    #[error("{} is open for writing in {holder}; stop that process or open a reader", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
-        /// The process that holds the lock (`unknown` in the instant before it has said so).
-        pid: String,
+        /// The process that holds the lock.
+        holder: String,
     },
     /// A writer's open of an inference snapshot.
     #[error("{} is an inference snapshot without optimizer state and opens for reading only; train on the store it was taken from", path.display())]
@@ -129,7 +115,7 @@ pub enum Error {
 }
 
 /// One thing that is wrong with a store's files; see [`check`](crate::check).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Damage {
     /// The file.
     pub path: PathBuf,
@@ -147,7 +133,7 @@ pub struct Damage {
 
 impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.what)?;
+        write!(f, "{} is damaged: {}", self.path.display(), self.what)?;
         if let Some(row) = self.row {
             write!(f, ", row {row}")?;
         }
@@ -163,15 +149,15 @@ impl std::fmt::Display for Damage {
 
 impl From<Damage> for Error {
     fn from(damage: Damage) -> Error {
-        let Damage { path, mut what, row, id, remedy, .. } = damage;
-        if let Some(row) = row {
-            what += &format!(" (row {row}");
-            if let Some(id) = id {
-                what += &format!(", id {id}");
-            }
-            what += ")";
-        }
-        Error::Corrupt { path, what, remedy }
+        Error::Corrupt(Box::new(damage))
+    }
+}
+
+impl Damage {
+    /// Damage that concerns a file and not one of its rows.
+    pub(crate) fn of_file(path: &Path, what: impl Into<String>, remedy: &'static str) -> Damage {
+        let (path, what) = (path.to_owned(), what.into());
+        Damage { path, what, row: None, id: None, checksums: None, remedy }
     }
 }
 
@@ -188,5 +174,5 @@ pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
 
 /// Damage that only a copy of the store can undo.
 pub(crate) fn corrupt(path: &Path, what: impl Into<String>) -> Error {
-    Error::Corrupt { path: path.to_owned(), what: what.into(), remedy: RESTORE }
+    Damage::of_file(path, what, RESTORE).into()
 }

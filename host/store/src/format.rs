@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::gather::copy_floats;
+
 /// How a row's values are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -32,7 +34,7 @@ impl RowFormat {
     }
 
     /// Writes finite `values` into `bytes`, [`RowFormat::row_bytes`] long.
-    pub(crate) fn encode(self, values: &[f32], bytes: &mut [u8]) {
+    pub fn encode(self, values: &[f32], bytes: &mut [u8]) {
         assert_eq!(bytes.len(), self.row_bytes(values.len()));
         match self {
             RowFormat::F32 => {
@@ -59,13 +61,9 @@ impl RowFormat {
 
     /// Converts a stored row to f32.
     #[inline]
-    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {
-            RowFormat::F32 => {
-                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *out = f32::from_le_bytes(*bytes);
-                }
-            }
+            RowFormat::F32 => copy_floats(bytes.as_chunks().0, out),
             RowFormat::Bf16 => {
                 for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
                     *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);

@@ -3,9 +3,9 @@
 //! themselves, each stage prefetched some ids ahead. It knows nothing of who may change what
 //! meanwhile; a [`RowSource`] promises that what it points at stays.
 
-use crate::RowFormat;
-use crate::index::{Index, NONE, find_from, home};
+use crate::index::{NONE, find_from, home};
 use crate::slab::RowShape;
+use crate::view::Base;
 
 /// Ids of a block: enough for stages to run at length, few enough for the first cache.
 const BLOCK: usize = 256;
@@ -35,10 +35,8 @@ pub(crate) enum ValueLocation {
 /// The pointers that `place` gives must be good for [`RowShape::stride`] bytes, or `dim` f32
 /// values, which nobody changes while the source is borrowed.
 pub(crate) unsafe trait RowSource: Sync {
-    /// What rows are like.
-    fn shape(&self) -> RowShape;
-    /// The index that is looked into first.
-    fn index(&self) -> &Index;
+    /// The slabs, and the index that is looked into first.
+    fn base(&self) -> &Base;
     /// Asks for what `find_young` will read.
     fn prefetch_young(&self, id: u64);
     /// The row number of an id that the index does not have, or that it has with a row that is
@@ -53,7 +51,7 @@ pub(crate) unsafe trait RowSource: Sync {
 /// Copies the rows of `ids` to `out`, `[ids.len(), dim]`, zeros for missing ones; gives the number
 /// of those.
 pub(crate) fn gather(source: &impl RowSource, ids: &[u64], out: &mut [f32]) -> usize {
-    let dim = source.shape().dim;
+    let dim = source.base().shape.dim;
     assert_eq!(out.len(), ids.len() * dim, "out must be [ids.len(), dim]");
     if ids.len() >= PARALLEL {
         let half = ids.len() / 2;
@@ -68,7 +66,7 @@ pub(crate) fn gather(source: &impl RowSource, ids: &[u64], out: &mut [f32]) -> u
 }
 
 fn gather_blocks(source: &impl RowSource, ids: &[u64], out: &mut [f32]) -> usize {
-    let dim = source.shape().dim;
+    let dim = source.base().shape.dim;
     let mut misses = 0;
     for (ids, out) in ids.chunks(BLOCK).zip(out.chunks_mut(BLOCK * dim)) {
         let mut rows = [NONE; BLOCK];
@@ -78,7 +76,7 @@ fn gather_blocks(source: &impl RowSource, ids: &[u64], out: &mut [f32]) -> usize
         if without > 0 {
             misses += find_young_places(source, ids, &mut places);
         }
-        copy_rows(source.shape(), &places[..ids.len()], out);
+        copy_rows(source.base().shape, &places[..ids.len()], out);
     }
     misses
 }
@@ -128,7 +126,7 @@ fn find_young_places(
 
 #[inline]
 fn find_rows(source: &impl RowSource, ids: &[u64], rows: &mut [u32; BLOCK]) {
-    let table = source.index().table();
+    let table = source.base().index.table();
     let mut homes = [0; BLOCK];
     let (homes, rows) = (&mut homes[..ids.len()], &mut rows[..ids.len()]);
     let mut asked = 0;
@@ -159,10 +157,7 @@ fn copy_rows(shape: RowShape, places: &[ValueLocation], out: &mut [f32]) {
             ValueLocation::Slab(start) => {
                 // SAFETY: `Source` promises that a row lies there and stays as it is.
                 let bytes = unsafe { std::slice::from_raw_parts(start, stride) };
-                match format {
-                    RowFormat::F32 => copy_floats(bytes.as_chunks().0, out),
-                    format => format.decode(bytes, out),
-                }
+                format.decode(bytes, out);
             }
             ValueLocation::Above(start) => {
                 // SAFETY: likewise; bytes of an f32 are little-endian here as in a slab.
@@ -175,7 +170,7 @@ fn copy_rows(shape: RowShape, places: &[ValueLocation], out: &mut [f32]) {
 
 /// A copy by whole cache lines in place of a call that first finds out how long a row is.
 #[inline(always)]
-fn copy_floats(bytes: &[[u8; 4]], out: &mut [f32]) {
+pub(crate) fn copy_floats(bytes: &[[u8; 4]], out: &mut [f32]) {
     let (lines, rest) = bytes.as_chunks::<16>();
     let (out_lines, out_rest) = out.as_chunks_mut::<16>();
     for (line, out) in lines.iter().zip(out_lines) {

@@ -55,7 +55,7 @@ impl StoreHandle {
         let live = self.shared.live();
         let is_there =
             |row| row != NONE && !matches!(live.place(row), gather::ValueLocation::Missing);
-        is_there(live.index().find(id)) || is_there(live.find_young(id))
+        is_there(live.base().index.find(id)) || is_there(live.find_young(id))
     }
 
     /// Ids that have a row.
@@ -71,7 +71,7 @@ impl StoreHandle {
     /// The width of a row, in values.
     pub fn dim(&self) -> usize {
         let _pin = self.shared.epochs.pin();
-        self.shared.live().shape().dim
+        self.shared.live().base().shape.dim
     }
 
     /// A generation whose commit is wholly visible.
@@ -104,13 +104,6 @@ pub(crate) struct HandlePublisher {
     past: Vec<(u64, Box<LiveRows>)>,
 }
 
-/// The last commit: its generation, and the number of rows then.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Committed {
-    pub generation: u64,
-    pub len: usize,
-}
-
 impl HandlePublisher {
     /// Publishes what `view` shows, which must be committed, upon `base`.
     pub fn new(dir: &Path, base: Base, view: &View, generation: u64) -> HandlePublisher {
@@ -140,25 +133,22 @@ impl HandlePublisher {
         Arc::strong_count(&self.shared) > 1
     }
 
-    /// Publishes the dirty rows of `overlay`, which were just committed. Rows come before the ids
+    /// Publishes the dirty rows of `view`, which were just committed. Rows come before the ids
     /// that lead to them, and removals last, so an id whose row is exchanged is never missing.
-    pub fn commit(&mut self, overlay: &Overlay, committed: Committed) {
-        let live = self.shared.live();
-        let dirty = || overlay.dirty().iter().map(|&at| at as usize);
-        for at in dirty().filter(|&at| !overlay.is_removed(at)) {
-            self.publish_row(overlay, at);
-        }
-        for at in dirty().filter(|&at| !overlay.is_removed(at)) {
+    pub fn commit(&mut self, view: &View, generation: u64) {
+        let (live, overlay) = (self.shared.live(), &view.overlay);
+        let (removed, set): (Vec<usize>, Vec<usize>) =
+            overlay.dirty().partition(|&at| overlay.is_removed(at));
+        set.iter().for_each(|&at| self.publish_row(overlay, at));
+        for at in set {
             let entry = overlay.entry(at);
-            if live.index().find(entry.id) != entry.row {
+            if live.base().index.find(entry.id) != entry.row {
                 live.publish_id(entry.id, entry.row, &self.shared.epochs);
             }
         }
-        for at in dirty().filter(|&at| overlay.is_removed(at)) {
-            self.publish_row(overlay, at);
-        }
-        self.shared.len.store(committed.len as u64, Release);
-        self.shared.generation.store(committed.generation, Release);
+        removed.iter().for_each(|&at| self.publish_row(overlay, at));
+        self.shared.len.store(view.len() as u64, Release);
+        self.shared.generation.store(generation, Release);
         self.collect();
     }
 

@@ -5,6 +5,8 @@
 use std::fs::{File, OpenOptions};
 use std::path::Path;
 
+use hypercast_core::atomic_file;
+
 use crate::error::{Result, corrupt, io};
 use crate::{Error, meta};
 
@@ -66,13 +68,6 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(*bytes[at..].first_chunk().expect("within the file's checked length"))
 }
 
-/// The finaliser of SplitMix64: a bijection, so distinct ids stay distinct.
-pub(crate) fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
 /// Creates `path` with `header` and zeros up to `len` bytes. The zeros are written and not left as
 /// a hole, so that a full disk is an error here and not a signal when the mapping is first touched;
 /// and in large aligned parts, since then systems that can keep the file in large pages, which
@@ -102,7 +97,7 @@ pub(crate) fn create_zeroed(path: &Path, header: &FileHeader, len: u64) -> Resul
 
 /// Makes creations and renames within `dir` durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
+    atomic_file::sync_dir(dir).map_err(io("sync", dir))
 }
 
 #[cfg(test)]

@@ -12,11 +12,12 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use hypercast_core::hash::mix64;
 use memmap2::{Mmap, MmapMut};
 
 use crate::Error;
 use crate::error::{Damage, REBUILD, Result, io};
-use crate::header::{self, FileHeader, create_zeroed, mix};
+use crate::header::{self, FileHeader, create_zeroed};
 use crate::memory::Residency;
 
 const MAGIC: [u8; 8] = *b"HCINDEX\0";
@@ -68,23 +69,18 @@ impl IndexBucket {
     }
 }
 
-/// How much of a store a table covers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct IndexExtent {
-    /// Row numbers below this are in the table, or in its list of free rows.
-    pub rows: usize,
-    /// Ids in the table.
-    pub ids: usize,
-}
-
 /// The table, mapped for reading.
 #[derive(Debug)]
 pub(crate) struct Index {
     path: PathBuf,
     map: Mmap,
     buckets: usize,
-    extent: IndexExtent,
-    free: Vec<u32>,
+    /// Row numbers below this are in the table, or in its list of free rows.
+    pub rows: usize,
+    /// Ids in the table.
+    pub ids: usize,
+    /// Rows that belonged to no id when it was built.
+    pub free: Vec<u32>,
 }
 
 impl Index {
@@ -97,14 +93,14 @@ impl Index {
     pub fn open(dir: &Path) -> Result<Index> {
         let path = path(dir);
         let file = File::open(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => damaged(&path, "it is missing".to_owned()),
+            std::io::ErrorKind::NotFound => damaged(&path, "it is missing"),
             _ => io("open", &path)(error),
         })?;
         // SAFETY: a table is never changed once it has its name, and never shortened.
         let map = unsafe { Mmap::map(&file) }.map_err(io("map", &path))?;
         Residency::of(map.len() as u64).advise(&map);
         let header = FileHeader::decode(&map, MAGIC, &path).map_err(|error| match error {
-            Error::Corrupt { what, .. } => damaged(&path, what),
+            Error::Corrupt(damage) => Damage { remedy: REBUILD, ..*damage }.into(),
             other => other,
         })?;
         let [buckets, rows, ids, free, free_crc, _] = header.fields;
@@ -116,22 +112,11 @@ impl Index {
         }
         let tail = &map[map.len() - free as usize * 4..];
         if u64::from(crc32fast::hash(tail)) != free_crc {
-            let what = "the checksum of its free rows does not match".to_owned();
-            return Err(damaged(&path, what));
+            return Err(damaged(&path, "the checksum of its free rows does not match"));
         }
         let free = tail.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-        let extent = IndexExtent { rows: rows as usize, ids: ids as usize };
-        Ok(Index { path, map, buckets: buckets as usize, extent, free })
-    }
-
-    /// What the table covers.
-    pub fn extent(&self) -> IndexExtent {
-        self.extent
-    }
-
-    /// Rows that belonged to no id when it was built.
-    pub fn free(&self) -> &[u32] {
-        &self.free
+        let (buckets, rows, ids) = (buckets as usize, rows as usize, ids as usize);
+        Ok(Index { path, map, buckets, rows, ids, free })
     }
 
     /// The table, for many lookups: [`home`], then [`find_from`].
@@ -158,15 +143,8 @@ impl Index {
 
     /// Reports every bucket that is not as written, and ids that are too few or too many.
     pub fn damages(&self, report: &mut dyn FnMut(Damage)) {
-        let damage = |what: String| Damage {
-            path: self.path.clone(),
-            what,
-            row: None,
-            id: None,
-            checksums: None,
-            remedy: REBUILD,
-        };
-        let mut seen = vec![0u64; self.extent.rows.div_ceil(64)];
+        let damage = |what: String| Damage::of_file(&self.path, what, REBUILD);
+        let mut seen = vec![0u64; self.rows.div_ceil(64)];
         let mut distinct = 0;
         for (at, bucket) in self.table().iter().enumerate() {
             let (expected, found) = (bucket.seal & 0x00ff_ffff, bucket.checksum());
@@ -179,7 +157,7 @@ impl Index {
             }
             for (&row, &id) in bucket.rows[..len].iter().zip(&bucket.ids) {
                 match seen.get_mut(row as usize / 64) {
-                    Some(word) if (row as usize) < self.extent.rows => {
+                    Some(word) if (row as usize) < self.rows => {
                         distinct += usize::from(*word >> (row % 64) & 1 == 0);
                         *word |= 1 << (row % 64);
                     }
@@ -190,29 +168,20 @@ impl Index {
                 }
             }
         }
-        if distinct != self.extent.ids {
-            report(damage(format!("it has {distinct} of {} ids", self.extent.ids)));
+        if distinct != self.ids {
+            report(damage(format!("it has {distinct} of {} ids", self.ids)));
         }
     }
 }
 
-/// What a table is built of.
-#[derive(Debug)]
-pub(crate) struct IndexContents<'a, I> {
-    /// As in [`IndexExtent`].
-    pub rows: usize,
-    /// Ids with their row numbers, `rows - free.len()` of them.
-    pub ids: I,
-    /// Rows without an id, in rising order.
-    pub free: &'a [u32],
-}
-
-/// Builds a table and makes it `dir`'s index.
+/// Builds a table and makes it `dir`'s index. `ids` are the ids with their row numbers, and `free`
+/// are the rows without an id in rising order; together they cover `rows`.
 pub(crate) fn build(
     dir: &Path,
-    contents: IndexContents<'_, impl Iterator<Item = (u64, u32)>>,
+    rows: usize,
+    ids: impl Iterator<Item = (u64, u32)>,
+    free: &[u32],
 ) -> Result<()> {
-    let IndexContents { rows, ids, free } = contents;
     let count = rows - free.len();
     let buckets = (count / LOAD + 1).max(64);
     let tail: Vec<u8> = free.iter().flat_map(|row| row.to_le_bytes()).collect();
@@ -259,7 +228,7 @@ fn insert(table: &mut [IndexBucket], id: u64, row: u32) {
 /// Where in a table of so many buckets an id's search begins.
 #[inline(always)]
 pub(crate) fn home(id: u64, buckets: usize) -> usize {
-    ((u128::from(mix(id)) * buckets as u128) >> 64) as usize
+    ((u128::from(mix64(id)) * buckets as u128) >> 64) as usize
 }
 
 /// The row number of `id`, whose home it is, or `NONE`.
@@ -297,8 +266,8 @@ fn table_mut(bytes: &mut [u8], buckets: usize) -> &mut [IndexBucket] {
     unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), buckets) }
 }
 
-fn damaged(path: &Path, what: String) -> Error {
-    Error::Corrupt { path: path.to_owned(), what, remedy: REBUILD }
+fn damaged(path: &Path, what: impl Into<String>) -> Error {
+    Damage::of_file(path, what, REBUILD).into()
 }
 
 fn path(dir: &Path) -> PathBuf {
@@ -314,8 +283,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ids = [0, 1, u64::MAX, 1 << 63, 42, 42 + (1 << 32)];
         let with_rows = ids.iter().copied().zip([7, 1, 2, 3, 4, 6]);
-        build(dir.path(), IndexContents { rows: 8, ids: with_rows.clone(), free: &[0, 5] })
-            .unwrap();
+        build(dir.path(), 8, with_rows.clone(), &[0, 5]).unwrap();
         let index = Index::open(dir.path()).unwrap();
         for (id, row) in with_rows {
             assert_eq!(index.find(id), row);
@@ -323,7 +291,7 @@ mod tests {
         for id in 2..42 {
             assert_eq!(index.find(id), NONE);
         }
-        assert_eq!((index.free(), index.extent()), (&[0, 5][..], IndexExtent { rows: 8, ids: 6 }));
+        assert_eq!((&index.free[..], index.rows, index.ids), (&[0, 5][..], 8, 6));
         index.verify().unwrap();
     }
 
@@ -332,7 +300,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let rows = 50_000;
         let ids = (0..rows as u64).map(|row| (row * 7, row as u32));
-        build(dir.path(), IndexContents { rows, ids, free: &[] }).unwrap();
+        build(dir.path(), rows, ids, &[]).unwrap();
         let index = Index::open(dir.path()).unwrap();
         index.verify().unwrap();
         assert!(index.table().iter().any(|bucket| bucket.len() == OVERFLOWN));

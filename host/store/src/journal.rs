@@ -12,6 +12,7 @@ use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::RowFormat;
 use crate::error::{Result, corrupt, io};
 use crate::header::{self, FileHeader, create_zeroed, u32_at, u64_at};
 use crate::overlay::{Entry, Overlay, RowState};
@@ -62,7 +63,8 @@ pub(crate) struct Journal {
     file: File,
     path: PathBuf,
     dim: usize,
-    head: JournalHead,
+    /// The head of the last commit.
+    pub head: JournalHead,
 }
 
 impl Journal {
@@ -94,7 +96,7 @@ impl Journal {
             let file = File::open(&path).map_err(io("open", &path))?;
             match Self::with_file(file, path.clone(), dim) {
                 // A live writer may be overwriting the head at this instant.
-                Err(crate::Error::Corrupt { .. }) if tries < TRIES => {
+                Err(crate::Error::Corrupt(_)) if tries < TRIES => {
                     tries += 1;
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -123,26 +125,23 @@ impl Journal {
         Ok(Journal { file, path, dim, head })
     }
 
-    /// The head of the last commit.
-    pub fn head(&self) -> JournalHead {
-        self.head
-    }
-
-    /// How far its records go.
-    pub fn position(&self) -> Position {
-        Position { generation: self.head.generation, end: self.head.end }
-    }
-
     /// Bytes from the start of the file to the end of the last commit.
     pub fn bytes(&self) -> u64 {
         self.head.end
     }
 
-    /// Appends what has changed and commits it; gives the new generation.
-    pub fn commit(&mut self, changes: Changes<'_>) -> Result<u64> {
+    /// Appends the dirty rows of `overlay` and commits them; gives the new generation.
+    /// `rows` are the row numbers in use, free ones included; `sketch` counts ids that have no row
+    /// yet.
+    pub fn commit(
+        &mut self,
+        overlay: &Overlay,
+        rows: usize,
+        sketch: Option<&Sketch>,
+    ) -> Result<u64> {
         let generation = self.head.generation + 1;
-        let end = self.append(&changes, generation).map_err(io("append to", &self.path))?;
-        self.set_head(JournalHead { generation, rows: changes.rows, end, ..self.head })?;
+        let end = self.append(overlay, sketch, generation).map_err(io("append to", &self.path))?;
+        self.set_head(JournalHead { generation, rows, end, ..self.head })?;
         Ok(generation)
     }
 
@@ -152,40 +151,44 @@ impl Journal {
         self.file.set_len(START).map_err(io("truncate", &self.path))
     }
 
-    fn append(&mut self, changes: &Changes<'_>, generation: u64) -> std::io::Result<u64> {
-        let Changes { overlay, sketch, .. } = *changes;
+    fn append(
+        &mut self,
+        overlay: &Overlay,
+        sketch: Option<&Sketch>,
+        generation: u64,
+    ) -> std::io::Result<u64> {
         self.file.seek(SeekFrom::Start(self.head.end))?;
         let mut out = ChecksummingReader {
             crc: crc32fast::Hasher::new(),
             bytes: 0,
             inner: BufWriter::with_capacity(1 << 20, &self.file),
         };
-        let dirty = || overlay.dirty().iter().map(|&at| at as usize);
-        let removed = dirty().filter(|&at| overlay.is_removed(at)).count();
-        let cells = sketch.map_or(0, |s| s.changed().map_or(ALL_CELLS, |c| c.len() as u32));
+        let (removed, set): (Vec<usize>, Vec<usize>) =
+            overlay.dirty().partition(|&at| overlay.is_removed(at));
+        let cells = |s: &Sketch| s.changed.as_ref().map_or(ALL_CELLS, |c| c.len() as u32);
         out.write_all(&RECORD_MAGIC.to_le_bytes())?;
-        out.write_all(&((overlay.dirty().len() - removed) as u32).to_le_bytes())?;
+        out.write_all(&(set.len() as u32).to_le_bytes())?;
         out.write_all(&generation.to_le_bytes())?;
-        out.write_all(&(removed as u32).to_le_bytes())?;
-        out.write_all(&cells.to_le_bytes())?;
-        out.write_all(&sketch.map_or(0, Sketch::sightings).to_le_bytes())?;
+        out.write_all(&(removed.len() as u32).to_le_bytes())?;
+        out.write_all(&sketch.map_or(0, cells).to_le_bytes())?;
+        out.write_all(&sketch.map_or(0, |sketch| sketch.sightings).to_le_bytes())?;
         let mut bytes = vec![0; ENTRY_HEAD + self.dim * 4];
-        for at in dirty().filter(|&at| !overlay.is_removed(at)) {
+        for at in set {
             encode_entry(&overlay.entry(at), &mut bytes);
             out.write_all(&bytes)?;
         }
-        for at in dirty().filter(|&at| overlay.is_removed(at)) {
+        for at in removed {
             let Entry { id, row, .. } = overlay.entry(at);
             out.write_all(&id.to_le_bytes())?;
             out.write_all(&row.to_le_bytes())?;
         }
         if let Some(sketch) = sketch {
-            match sketch.changed() {
-                None => out.write_all(sketch.cells())?,
+            match &sketch.changed {
+                None => out.write_all(&sketch.cells)?,
                 Some(changed) => {
                     for &cell in changed {
                         out.write_all(&cell.to_le_bytes())?;
-                        out.write_all(&u32::from(sketch.cells()[cell as usize]).to_le_bytes())?;
+                        out.write_all(&u32::from(sketch.cells[cell as usize]).to_le_bytes())?;
                     }
                 }
             }
@@ -211,47 +214,32 @@ impl Journal {
     /// checkpoint, is brought up to date; readers do without.
     pub fn replay(&mut self, mut sketch: Option<&mut Sketch>) -> Result<Overlay> {
         let mut overlay = Overlay::new(self.dim);
-        let JournalHead { base_generation, rows, base_rows, .. } = self.head;
-        let from = Position { generation: base_generation, end: START };
-        self.replay_after(from, &mut overlay, &mut sketch)?;
+        let JournalHead { generation, rows, base_generation, base_rows, end } = self.head;
+        self.file.seek(SeekFrom::Start(START)).map_err(io("read", &self.path))?;
+        let inner = BufReader::with_capacity(1 << 20, &self.file);
+        let mut input = ChecksummingReader { crc: crc32fast::Hasher::new(), bytes: 0, inner };
+        let mut left = end.checked_sub(START).ok_or_else(|| self.damaged("its end"))?;
+        for generation in base_generation + 1..=generation {
+            left -= self.replay_record(&mut input, &mut overlay, &mut sketch, generation, left)?;
+        }
         let new = (base_rows..rows).filter(|&row| overlay.position(row as u32).is_some()).count();
-        if rows < base_rows || new != rows - base_rows {
+        if left != 0 || rows < base_rows || new != rows - base_rows {
             return Err(self.damaged("the extent of its records"));
         }
         Ok(overlay)
     }
 
-    /// Reads the records after those of `from`, an earlier head's, into an overlay that holds
-    /// those.
-    pub fn replay_after(
-        &mut self,
-        from: Position,
-        overlay: &mut Overlay,
-        sketch: &mut Option<&mut Sketch>,
-    ) -> Result<()> {
-        let JournalHead { generation, end, .. } = self.head;
-        self.file.seek(SeekFrom::Start(from.end)).map_err(io("read", &self.path))?;
-        let inner = BufReader::with_capacity(1 << 20, &self.file);
-        let mut input = ChecksummingReader { crc: crc32fast::Hasher::new(), bytes: 0, inner };
-        let mut left = end.checked_sub(from.end).ok_or_else(|| self.damaged("its end"))?;
-        for generation in from.generation + 1..=generation {
-            let expect = Expect { generation, left };
-            left -= self.replay_record(&mut input, overlay, sketch, expect)?;
-        }
-        if left != 0 {
-            return Err(self.damaged("the extent of its records"));
-        }
-        Ok(())
-    }
-
+    /// Reads the record of `generation`, of which at most `left` bytes are committed; gives its
+    /// length.
     fn replay_record(
         &self,
         input: &mut ChecksummingReader<BufReader<&File>>,
         overlay: &mut Overlay,
         sketch: &mut Option<&mut Sketch>,
-        expect: Expect,
+        generation: u64,
+        left: u64,
     ) -> Result<u64> {
-        let at = format!("the record of generation {}", expect.generation);
+        let at = format!("the record of generation {generation}");
         let failed = |error| io("read", &self.path)(error);
         input.crc = crc32fast::Hasher::new();
         let mut head = [0; RECORD_HEAD as usize];
@@ -264,17 +252,14 @@ impl Journal {
         };
         let entries = u64::from(rows) * bytes.len() as u64 + u64::from(removed) * REMOVED;
         let len = RECORD_HEAD + entries + sketch_bytes + CRC;
-        if u32_at(&head, 0) != RECORD_MAGIC
-            || u64_at(&head, 8) != expect.generation
-            || len > expect.left
-        {
+        if u32_at(&head, 0) != RECORD_MAGIC || u64_at(&head, 8) != generation || len > left {
             return Err(self.damaged(&at));
         }
         let mut values = vec![0.0; self.dim];
         for _ in 0..rows {
             input.read_exact(&mut bytes).map_err(failed)?;
             let mut entry = decode_entry(&bytes, &mut values);
-            entry.state.generation = expect.generation as u32;
+            entry.state.generation = generation as u32;
             // Checked before the checksum is known, since the overlay grows with it.
             if entry.row as usize >= self.head.rows {
                 return Err(self.damaged(&at));
@@ -312,31 +297,6 @@ impl Journal {
     }
 }
 
-/// What a commit writes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Changes<'a> {
-    /// Its dirty rows.
-    pub overlay: &'a Overlay,
-    /// The row numbers in use, free ones included.
-    pub rows: usize,
-    /// Counters of ids that have no row yet.
-    pub sketch: Option<&'a Sketch>,
-}
-
-/// How far a reader has followed the journal.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Position {
-    /// The last generation that was read.
-    pub generation: u64,
-    /// Where its record ends.
-    pub end: u64,
-}
-
-struct Expect {
-    generation: u64,
-    left: u64,
-}
-
 /// Passes bytes through and checksums them.
 struct ChecksummingReader<T> {
     crc: crc32fast::Hasher,
@@ -355,7 +315,6 @@ impl<W: Write> ChecksummingReader<W> {
 impl<R: Read> ChecksummingReader<R> {
     fn read_exact(&mut self, bytes: &mut [u8]) -> std::io::Result<()> {
         self.inner.read_exact(bytes)?;
-        self.bytes += bytes.len() as u64;
         self.crc.update(bytes);
         Ok(())
     }
@@ -372,15 +331,11 @@ fn encode_entry(entry: &Entry<'_>, bytes: &mut [u8]) {
     bytes[8..12].copy_from_slice(&entry.row.to_le_bytes());
     bytes[12..16].copy_from_slice(&entry.state.accumulator.to_le_bytes());
     bytes[16..20].copy_from_slice(&entry.state.clock.to_le_bytes());
-    for (slot, value) in bytes[ENTRY_HEAD..].as_chunks_mut::<4>().0.iter_mut().zip(entry.values) {
-        *slot = value.to_le_bytes();
-    }
+    RowFormat::F32.encode(entry.values, &mut bytes[ENTRY_HEAD..]);
 }
 
 fn decode_entry<'a>(bytes: &[u8], values: &'a mut [f32]) -> Entry<'a> {
-    for (value, bytes) in values.iter_mut().zip(bytes[ENTRY_HEAD..].as_chunks::<4>().0) {
-        *value = f32::from_le_bytes(*bytes);
-    }
+    RowFormat::F32.decode(&bytes[ENTRY_HEAD..], values);
     let accumulator = f32::from_bits(u32_at(bytes, 12));
     let state = RowState { accumulator, generation: 0, clock: u32_at(bytes, 16) };
     Entry { id: u64_at(bytes, 0), row: u32_at(bytes, 8), state, values }

@@ -15,11 +15,12 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
+use hypercast_core::hash::mix64;
+
 use crate::epoch::Epochs;
 use crate::gather::{RowSource, ValueLocation, prefetch};
-use crate::header::mix;
-use crate::index::{Index, NONE};
-use crate::slab::{ROWS_PER_SLAB, RowShape};
+use crate::index::NONE;
+use crate::slab::ROWS_PER_SLAB;
 use crate::view::Base;
 
 /// Slabs that row numbers of 32 bits can name.
@@ -173,24 +174,20 @@ impl Drop for LiveRows {
 // by then, and it waits for readers who came before that; versions are used again only once their
 // readers have gone. SAFETY: so what `place` points at stays.
 unsafe impl RowSource for LiveRows {
-    fn shape(&self) -> RowShape {
-        self.base.shape
-    }
-
     #[inline]
-    fn index(&self) -> &Index {
-        &self.base.index
+    fn base(&self) -> &Base {
+        &self.base
     }
 
     #[inline]
     fn prefetch_young(&self, id: u64) {
         let slots = &self.table().slots;
-        prefetch((&raw const slots[mix(id) as usize & (slots.len() - 1)]).cast());
+        prefetch((&raw const slots[mix64(id) as usize & (slots.len() - 1)]).cast());
     }
 
     #[inline]
     fn find_young(&self, id: u64) -> u32 {
-        self.table().find(id)
+        self.table().probe(id).1
     }
 
     #[inline]
@@ -257,37 +254,25 @@ impl IdTable {
     }
 
     fn set(&self, id: u64, row: u32) {
-        let slot = &self.slots[self.probe(id)];
-        if slot.row.load(Relaxed) == NONE {
+        let (slot, found) = self.probe(id);
+        if found == NONE {
             slot.id.store(id, Relaxed);
             self.len.store(self.len.load(Relaxed) + 1, Relaxed);
         }
         slot.row.store(row, Release);
     }
 
+    /// The slot of `id`, or the empty one where it would be (half of them are), and its row.
     #[inline]
-    fn find(&self, id: u64) -> u32 {
+    fn probe(&self, id: u64) -> (&Slot, u32) {
         let mask = self.slots.len() - 1;
-        let mut at = mix(id) as usize & mask;
+        let mut at = mix64(id) as usize & mask;
         loop {
             let slot = &self.slots[at];
             // Once: a slot that was empty may be another id's by the next look at it.
             let row = slot.row.load(Acquire);
             if row == NONE || slot.id.load(Relaxed) == id {
-                return row;
-            }
-            at = (at + 1) & mask;
-        }
-    }
-
-    /// The slot of `id`, or the empty one where it would be: half of them are. The writer's alone.
-    fn probe(&self, id: u64) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut at = mix(id) as usize & mask;
-        loop {
-            let slot = &self.slots[at];
-            if slot.row.load(Acquire) == NONE || slot.id.load(Relaxed) == id {
-                return at;
+                return (slot, row);
             }
             at = (at + 1) & mask;
         }

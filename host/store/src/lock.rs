@@ -4,48 +4,18 @@
 //! of all open files, which would prolong them.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hypercast_core::dir_lock::DirLock;
 
 use crate::Error;
 use crate::error::{Result, io};
 
-/// Held by a store's one writer for its life.
-#[derive(Debug)]
-pub(crate) struct WriterLock {
-    file: File,
-}
-
-impl WriterLock {
-    /// Takes `dir`'s writer lock, or says which process has it.
-    pub fn acquire(dir: &Path) -> Result<WriterLock> {
-        let path = dir.join("writer.lock");
-        let mut file = open_or_create(&path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                // The text only serves the message; the lock itself has answered.
-                let read = file.read_to_string(&mut pid);
-                let pid = pid.trim();
-                let pid = if read.is_err() || pid.is_empty() { "unknown" } else { pid };
-                return Err(Error::Locked { path: dir.to_owned(), pid: pid.to_owned() });
-            }
-            Err(TryLockError::Error(e)) => return Err(io("lock", &path)(e)),
-        }
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(io("write", &path))?;
-        Ok(WriterLock { file })
-    }
-}
-
-impl Drop for WriterLock {
-    fn drop(&mut self) {
-        // If this fails, closing the file releases the lock all the same.
-        drop(self.file.unlock());
-    }
+/// Takes `dir`'s writer lock, which its one writer holds for its life, or says who has it.
+pub(crate) fn writer_lock(dir: &Path) -> Result<DirLock> {
+    DirLock::try_acquire(&dir.join("writer.lock"), Duration::ZERO)?
+        .map_err(|holder| Error::Locked { path: dir.to_owned(), holder })
 }
 
 /// Held shared by each reader for its life, and exclusively by a checkpoint.
@@ -62,16 +32,6 @@ impl ReadersLock {
         let file = File::open(&path).or_else(|_| open_or_create(&path))?;
         file.lock_shared().map_err(io("lock", &path))?;
         Ok(ReadersLock { file })
-    }
-
-    /// Gives a reader's lock up and takes it again; waits while a checkpoint runs.
-    pub fn pass(&self) -> Result<()> {
-        let action = |file: &File| {
-            file.unlock()?;
-            std::thread::yield_now();
-            file.lock_shared()
-        };
-        action(&self.file).map_err(io("lock", Path::new("readers.lock")))
     }
 
     /// Takes it for a checkpoint; `None` while there are readers.

@@ -4,10 +4,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use hypercast_core::atomic_file;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, corrupt, io};
-use crate::header::sync_dir;
 use crate::slab::{ROWS_PER_SLAB, RowShape};
 use crate::{Error, RowFormat, StoreOptions};
 
@@ -52,16 +52,14 @@ impl Meta {
                 "init_scale is {init_scale}, it must be finite and at least 0"
             )));
         }
-        let rows_per_slab = ROWS_PER_SLAB;
-        let format_version = FORMAT_VERSION;
         let mut meta = Meta {
-            format_version,
+            format_version: FORMAT_VERSION,
             kind,
             dim,
             row_format,
             init_scale,
             seed,
-            rows_per_slab,
+            rows_per_slab: ROWS_PER_SLAB,
             crc32: 0,
         };
         meta.crc32 = meta.checksum();
@@ -117,13 +115,8 @@ impl Meta {
     /// Writes it into `dir`, whole or not at all.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let path = path(dir);
-        let partial = dir.join("meta.json.partial");
-        let mut text = serde_json::to_string_pretty(self).expect("plain numbers serialise");
-        text.push('\n');
-        fs::write(&partial, text).map_err(io("write", &partial))?;
-        fs::File::open(&partial).and_then(|f| f.sync_all()).map_err(io("sync", &partial))?;
-        fs::rename(&partial, &path).map_err(io("rename to", &path))?;
-        sync_dir(dir)
+        let text = serde_json::to_string_pretty(self).expect("plain numbers serialise") + "\n";
+        atomic_file::write(&path, text.as_bytes()).map_err(io("write", &path))
     }
 
     fn checksum(&self) -> u32 {

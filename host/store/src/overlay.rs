@@ -32,7 +32,7 @@ struct OverlayRow {
 }
 
 /// Rows by row number, apart from the slabs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Overlay {
     dim: usize,
     /// A bit a row: whether it is here. Small enough for the cache, so rows that are not here cost
@@ -43,31 +43,19 @@ pub(crate) struct Overlay {
     items: Vec<OverlayRow>,
     values: Vec<f32>,
     dirty: Vec<u32>,
-    removed: usize,
+    /// How many of its rows are removed.
+    pub removed: usize,
 }
 
 impl Overlay {
     /// An empty one for rows of `dim` values.
     pub fn new(dim: usize) -> Overlay {
-        Overlay {
-            dim,
-            bits: Vec::new(),
-            place: Vec::new(),
-            items: Vec::new(),
-            values: Vec::new(),
-            dirty: Vec::new(),
-            removed: 0,
-        }
+        Overlay { dim, ..Overlay::default() }
     }
 
     /// How many rows it holds, removed ones included.
     pub fn len(&self) -> usize {
         self.items.len()
-    }
-
-    /// How many of its rows are removed.
-    pub fn removed(&self) -> usize {
-        self.removed
     }
 
     /// Where a row is, if it is here.
@@ -102,11 +90,8 @@ impl Overlay {
 
     /// Notes that a row belongs to no id any more; gives its position.
     pub fn remove(&mut self, row: u32, id: u64) -> usize {
-        let state = RowState::default();
-        let at = match self.position(row) {
-            Some(at) => at,
-            None => self.add(row, id, state, |_| ()),
-        };
+        let at = self.position(row);
+        let at = at.unwrap_or_else(|| self.add(row, id, RowState::default(), |_| ()));
         self.removed += usize::from(!self.items[at].is_removed);
         self.items[at].is_removed = true;
         at
@@ -171,8 +156,8 @@ impl Overlay {
     }
 
     /// Positions of the rows that differ from the last commit.
-    pub fn dirty(&self) -> &[u32] {
-        &self.dirty
+    pub fn dirty(&self) -> impl Iterator<Item = usize> + '_ {
+        self.dirty.iter().map(|&at| at as usize)
     }
 
     /// Notes that all rows are as committed in `generation`.
@@ -206,7 +191,7 @@ mod tests {
         overlay.mark_dirty(at);
         overlay.mark_dirty(at);
         assert_eq!(overlay.len(), 2);
-        assert_eq!(overlay.dirty(), [0]);
+        assert_eq!(overlay.dirty, [0]);
         assert_eq!(overlay.sorted(), [1, 0]);
         let entry = overlay.entry(overlay.position(7).unwrap());
         assert_eq!((entry.state, entry.values), (state(1.5), &[4.0, 5.0][..]));
@@ -214,12 +199,12 @@ mod tests {
         overlay.mark_clean(9);
         assert_eq!(overlay.entry(at).state.generation, 9);
         overlay.mark_dirty(1);
-        assert_eq!(overlay.dirty(), [1]);
+        assert_eq!(overlay.dirty, [1]);
         overlay.remove(3, 30);
         overlay.remove(3, 30);
         overlay.remove(200, 9);
-        assert_eq!((overlay.removed(), overlay.len()), (2, 3));
+        assert_eq!((overlay.removed, overlay.len()), (2, 3));
         overlay.put(Entry { row: 3, id: 31, state: state(0.0), values: &[2.0, 3.0] });
-        assert_eq!(overlay.removed(), 1);
+        assert_eq!(overlay.removed, 1);
     }
 }

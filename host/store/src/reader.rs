@@ -1,25 +1,23 @@
 //! The reader for other processes, and for snapshots: the rows of one committed generation,
 //! read-only. It never opens optimizer state and takes no lock after it is open.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::Result;
-use crate::journal::{Journal, Position};
+use crate::journal::Journal;
 use crate::lock::ReadersLock;
 use crate::meta::Meta;
-use crate::view::{View, ViewOptions};
+use crate::view::View;
 use crate::{RowFormat, StoreOptions, Verify, snapshot};
 
 /// A store that is open for reading, at the generation that was last committed
-/// when it was opened or refreshed. Shared freely between threads.
+/// when it was opened. Shared freely between threads.
 #[derive(Debug)]
 pub struct StoreReader {
-    dir: PathBuf,
     meta: Meta,
-    followed: Position,
-    base_generation: u64,
+    generation: u64,
     view: View,
-    lock: ReadersLock,
+    _lock: ReadersLock,
 }
 
 impl StoreReader {
@@ -35,42 +33,8 @@ impl StoreReader {
         let meta = Meta::read(dir)?;
         let lock = ReadersLock::shared(dir)?;
         let mut journal = Journal::open_for_reading(dir, meta.dim)?;
-        let load = ViewOptions { shape: meta.shape(), verify, may_rebuild: false };
-        let view = View::load(dir, &mut journal, load, None)?;
-        let followed = journal.position();
-        let base_generation = journal.head().base_generation;
-        Ok(StoreReader { dir: dir.to_owned(), meta, followed, base_generation, view, lock })
-    }
-
-    /// Moves on to the generation that is committed now; gives it. It reads only what was committed
-    /// since, or maps the store again where a checkpoint came between: its lock is free for an
-    /// instant in which a writer may run one. After a failure it must be opened again.
-    pub fn refresh(&mut self) -> Result<u64> {
-        self.lock.pass()?;
-        let mut journal = Journal::open_for_reading(&self.dir, self.meta.dim)?;
-        let head = journal.head();
-        if head.base_generation != self.base_generation {
-            let load = ViewOptions {
-                shape: self.meta.shape(),
-                verify: Verify::Journal,
-                may_rebuild: false,
-            };
-            self.view = View::load(&self.dir, &mut journal, load, None)?;
-        } else if head.generation > self.followed.generation {
-            journal.replay_after(self.followed, &mut self.view.overlay, &mut None)?;
-            self.view.follow(head.rows, &Journal::path(&self.dir))?;
-        }
-        self.followed = journal.position();
-        self.base_generation = head.base_generation;
-        Ok(head.generation)
-    }
-
-    /// Says that the store is larger than the memory for it, where that could not be found out when
-    /// it was opened (the system's free memory and the usual control group are looked at): single
-    /// pages are then read from the disk where rows are not in memory, and not their neighbours
-    /// too.
-    pub fn expect_larger_than_memory(&self) {
-        self.view.base.expect_partial();
+        let view = View::load(dir, &mut journal, meta.shape(), verify, None)?;
+        Ok(StoreReader { meta, generation: journal.head.generation, view, _lock: lock })
     }
 
     /// Ids that have a row.
@@ -100,7 +64,7 @@ impl StoreReader {
 
     /// The generation that it sees.
     pub fn generation(&self) -> u64 {
-        self.followed.generation
+        self.generation
     }
 
     /// All ids, in the order of their rows.

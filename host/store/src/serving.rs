@@ -2,14 +2,9 @@
 //! its handles go on reading; or a store that is made of such rows from the start. It has no
 //! optimizer state, trains nothing and initialises nothing: a row's values are what was sent.
 
-use std::fs;
 use std::path::Path;
 
-use crate::error::{Result, io};
-use crate::header::sync_dir;
-use crate::index::{self, IndexContents};
-use crate::journal::{Journal, JournalHead};
-use crate::lock::{ReadersLock, WriterLock};
+use crate::error::Result;
 use crate::meta::{Meta, StoreKind};
 use crate::writer::StoreWriter;
 use crate::{Error, RowFormat, StoreHandle, StoreOptions, Verify};
@@ -24,21 +19,10 @@ impl ServingStore {
     /// Makes an empty one in `dir`, which is made if need be and must not hold a store, for rows of
     /// `dim` values.
     pub fn create(dir: impl AsRef<Path>, dim: usize, format: RowFormat) -> Result<ServingStore> {
-        let dir = dir.as_ref();
         // It initialises nothing.
         let options = StoreOptions { dim, init_scale: 0.0, seed: 0 };
         let meta = Meta::new(&options, StoreKind::Inference, format)?;
-        fs::create_dir_all(dir).map_err(io("create", dir))?;
-        let lock = WriterLock::acquire(dir)?;
-        if Meta::exists(dir) || dir.join("rows-00000.slab").exists() {
-            return Err(Error::AlreadyExists { path: dir.to_owned(), what: "a store" });
-        }
-        ReadersLock::create(dir)?;
-        Journal::create(dir, dim, JournalHead::folded(0, 0))?;
-        index::build(dir, IndexContents { rows: 0, ids: std::iter::empty(), free: &[] })?;
-        sync_dir(dir)?;
-        meta.write(dir)?;
-        Ok(ServingStore { writer: StoreWriter::load(dir, meta, lock, Verify::Full)? })
+        Ok(ServingStore { writer: StoreWriter::create(dir.as_ref(), meta)? })
     }
 
     /// Opens the snapshot in `dir`, at its last committed generation. Fails with [`Error::Locked`]
@@ -49,8 +33,7 @@ impl ServingStore {
         if meta.kind == StoreKind::Training {
             return Err(Error::NotServing { path: dir.to_owned() });
         }
-        let lock = WriterLock::acquire(dir)?;
-        Ok(ServingStore { writer: StoreWriter::load(dir, meta, lock, verify)? })
+        Ok(ServingStore { writer: StoreWriter::open(dir, meta, verify)? })
     }
 
     /// Ids that have a row, uncommitted ones included.

@@ -8,11 +8,16 @@
 //! sightings alone: commits save the counters that changed, and a store that is opened again goes
 //! on exactly where it was.
 
+use std::collections::HashSet;
 use std::fs;
+use std::hash::BuildHasherDefault;
 use std::path::{Path, PathBuf};
 
+use hypercast_core::atomic_file;
+use hypercast_core::hash::{IdHasher, mix64};
+
 use crate::error::{Result, corrupt, io};
-use crate::header::{self, FileHeader, create_zeroed, mix};
+use crate::header::{self, FileHeader};
 
 const MAGIC: [u8; 8] = *b"HCSKETCH";
 /// Counters in each half; an id has one in either.
@@ -23,12 +28,13 @@ const HALVE_AFTER: u64 = 4 * WIDTH as u64;
 /// Counters of ids that have no row yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Sketch {
-    cells: Vec<u8>,
-    sightings: u64,
+    /// One byte a counter, in the order of the hash.
+    pub cells: Vec<u8>,
+    /// All sightings so far.
+    pub sightings: u64,
     committed: u64,
-    /// Counters that differ from the last commit, each once; `None` for all of them.
-    changed: Option<Vec<u32>>,
-    is_changed: Vec<bool>,
+    /// Counters that differ from the last commit; `None` for all of them.
+    pub changed: Option<HashSet<u32, BuildHasherDefault<IdHasher>>>,
 }
 
 impl Sketch {
@@ -43,8 +49,7 @@ impl Sketch {
             cells: vec![0; Self::SIZE],
             sightings: 0,
             committed: 0,
-            changed: Some(Vec::new()),
-            is_changed: vec![false; Self::SIZE],
+            changed: Some(HashSet::default()),
         }
     }
 
@@ -70,17 +75,11 @@ impl Sketch {
 
     /// Writes it into `dir`, whole or not at all.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        use std::os::unix::fs::FileExt;
-        let partial = dir.join("admission.sketch.partial");
         let crc = u64::from(crc32fast::hash(&self.cells));
         let fields = [Self::SIZE as u64, self.sightings, crc, 0, 0, 0];
-        let len = (header::SIZE + Self::SIZE) as u64;
-        let file = create_zeroed(&partial, &FileHeader { magic: MAGIC, fields }, len)?;
-        file.write_all_at(&self.cells, header::SIZE as u64)
-            .and_then(|()| file.sync_all())
-            .map_err(io("write", &partial))?;
+        let header = FileHeader { magic: MAGIC, fields }.encode();
         let path = path(dir);
-        fs::rename(&partial, &path).map_err(io("rename to", &path))
+        atomic_file::write(&path, &[&header, &self.cells[..]].concat()).map_err(io("write", &path))
     }
 
     /// Counts a sighting of `id`; gives how often it was seen, this time included.
@@ -90,7 +89,7 @@ impl Sketch {
             self.cells.iter_mut().for_each(|cell| *cell /= 2);
             self.changed = None;
         }
-        let hash = mix(id ^ 0x5bd1_e995_9d1b_54a5);
+        let hash = mix64(id ^ 0x5bd1_e995_9d1b_54a5);
         let places = [hash as usize % WIDTH, WIDTH + (hash >> 32) as usize % WIDTH];
         let count = places.map(|at| self.cells[at]).into_iter().min().unwrap_or(0);
         let count = count.saturating_add(1);
@@ -105,28 +104,10 @@ impl Sketch {
 
     fn note(&mut self, at: usize) {
         let Some(changed) = &mut self.changed else { return };
-        if !self.is_changed[at] {
-            self.is_changed[at] = true;
-            changed.push(at as u32);
-        }
+        changed.insert(at as u32);
         if changed.len() > Self::MANY {
             self.changed = None;
         }
-    }
-
-    /// All sightings so far.
-    pub fn sightings(&self) -> u64 {
-        self.sightings
-    }
-
-    /// One byte a counter, in the order of the hash.
-    pub fn cells(&self) -> &[u8] {
-        &self.cells
-    }
-
-    /// Those that differ from the last commit; `None` for all.
-    pub fn changed(&self) -> Option<&[u32]> {
-        self.changed.as_deref()
     }
 
     /// Whether nothing was seen since the last commit.
@@ -137,17 +118,7 @@ impl Sketch {
     /// Notes that all is committed.
     pub fn mark_clean(&mut self) {
         self.committed = self.sightings;
-        match &mut self.changed {
-            Some(changed) => {
-                for at in changed.drain(..) {
-                    self.is_changed[at as usize] = false;
-                }
-            }
-            None => {
-                self.is_changed.fill(false);
-                self.changed = Some(Vec::new());
-            }
-        }
+        self.changed.get_or_insert_default().clear();
     }
 
     /// Takes over what a journal's record says: all counters, or pairs of place and value. Places
@@ -189,22 +160,22 @@ mod tests {
                 );
             }
         }
-        let changed = sketch.changed().unwrap().to_vec();
+        let changed = sketch.changed.clone().unwrap();
         assert!((1900..=2000).contains(&changed.len()), "{}", changed.len());
         let pairs: Vec<u8> = changed
             .iter()
-            .flat_map(|&at| [at, u32::from(sketch.cells()[at as usize])])
+            .flat_map(|&at| [at, u32::from(sketch.cells[at as usize])])
             .flat_map(u32::to_le_bytes)
             .collect();
         let mut restored = Sketch::new();
-        restored.restore(&pairs, false, sketch.sightings());
-        assert_eq!(restored.cells(), sketch.cells());
+        restored.restore(&pairs, false, sketch.sightings);
+        assert_eq!(restored.cells, sketch.cells);
         sketch.mark_clean();
-        assert_eq!(sketch.changed(), Some(&[][..]));
+        assert_eq!(sketch.changed, Some(HashSet::default()));
         sketch.write(dir.path()).unwrap();
         let mut read = Sketch::read(dir.path()).unwrap().unwrap();
         assert_eq!(read.see(5), 4);
-        assert_eq!(read.sightings(), 3001);
+        assert_eq!(read.sightings, 3001);
     }
 
     #[test]
@@ -213,10 +184,10 @@ mod tests {
         for _ in 0..9 {
             sketch.see(1);
         }
-        for _ in sketch.sightings() + 1..HALVE_AFTER {
+        for _ in sketch.sightings + 1..HALVE_AFTER {
             sketch.see(2);
         }
         assert_eq!(sketch.see(1), 5, "9 became 4, and one more");
-        assert_eq!(sketch.changed(), None, "all counters changed");
+        assert_eq!(sketch.changed, None, "all counters changed");
     }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use crate::RowFormat;
-use crate::error::{Damage, Result, corrupt, io};
+use crate::error::{Damage, RESTORE, Result, corrupt, io};
 use crate::header::{self, FileHeader, u32_at, u64_at};
 use crate::memory::Residency;
 use crate::overlay::RowState;
@@ -98,9 +98,7 @@ impl RowSlab {
     pub fn start(&self) -> *const u8 {
         self.map.as_ptr().wrapping_add(header::SIZE)
     }
-}
 
-impl RowSlab {
     pub fn path(dir: &Path, id: SlabId) -> PathBuf {
         dir.join(format!("rows-{:05}.slab", id.number))
     }
@@ -133,49 +131,31 @@ impl RowSlab {
     }
 
     /// Whether a row belongs to no id. Fails if it is not what was written.
-    pub fn is_free(&self, at: usize) -> Result<bool> {
-        let expected = self.check_of(at);
-        match expected ^ self.checksum(at) {
+    pub fn is_free(&self, at: usize) -> std::result::Result<bool, Damage> {
+        let (row, id) = (row_number(self.id, at), self.id(at));
+        let expected = u32_at(&self.map, SlabOffsets::of(self.id).checks + at * 4);
+        let found = row_checksum(row, id, self.bytes(at));
+        match expected ^ found {
             0 => Ok(false),
             u32::MAX => Ok(true),
-            _ => Err(corrupt(&self.path, format!("the checksum of its row {at} does not match"))),
+            _ => {
+                let what = "the checksum of a row does not match";
+                let damage = Damage::of_file(&self.path, what, RESTORE);
+                let checksums = Some((expected, found));
+                Err(Damage { row: Some(row), id: Some(id), checksums, ..damage })
+            }
         }
-    }
-
-    /// What is wrong with a row, where something is.
-    pub fn damage(&self, at: usize) -> Option<Damage> {
-        let (expected, found) = (self.check_of(at), self.checksum(at));
-        let row = Some(row_number(self.id, at));
-        let sound = expected == found || expected == !found;
-        (!sound).then(|| Damage {
-            path: self.path.clone(),
-            what: "the checksum of a row does not match".to_owned(),
-            row,
-            id: Some(self.id(at)),
-            checksums: Some((expected, found)),
-            remedy: crate::error::RESTORE,
-        })
-    }
-
-    fn check_of(&self, at: usize) -> u32 {
-        u32_at(&self.map, SlabOffsets::of(self.id).checks + at * 4)
-    }
-
-    fn checksum(&self, at: usize) -> u32 {
-        row_checksum(row_number(self.id, at), self.id(at), self.bytes(at))
-    }
-}
-
-impl StateSlab {
-    /// Maps a slab that must exist.
-    pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
-        let path = Self::path(dir, id);
-        Ok(StateSlab { id, map: map(&path, &Self::header(id), Self::FILE_LEN)?, path })
     }
 }
 
 impl StateSlab {
     pub const FILE_LEN: u64 = (header::SIZE + ROWS_PER_SLAB * STATE) as u64;
+
+    /// Maps a slab that must exist.
+    pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
+        let path = Self::path(dir, id);
+        Ok(StateSlab { id, map: map(&path, &Self::header(id), Self::FILE_LEN)?, path })
+    }
 
     pub fn path(dir: &Path, id: SlabId) -> PathBuf {
         dir.join(format!("state-{:05}.slab", id.number))
@@ -196,23 +176,17 @@ impl StateSlab {
         }
     }
 
-    /// What is wrong with a row's state, where something is.
-    pub fn damage(&self, at: usize) -> Option<Damage> {
-        let expected = u32_at(&self.map, header::SIZE + at * STATE + 12);
-        let found = self.checksum(at);
-        (expected != found).then(|| Damage {
-            path: self.path.clone(),
-            what: "the checksum of a row's optimizer state does not match".to_owned(),
-            row: Some(row_number(self.id, at)),
-            id: None,
-            checksums: Some((expected, found)),
-            remedy: crate::error::RESTORE,
-        })
-    }
-
-    fn checksum(&self, at: usize) -> u32 {
-        let start = header::SIZE + at * STATE;
-        state_checksum(row_number(self.id, at), &self.map[start..start + STATE - 4])
+    /// Fails if a row's state is not what was written.
+    pub fn verify(&self, at: usize) -> std::result::Result<(), Damage> {
+        let (row, start) = (row_number(self.id, at), header::SIZE + at * STATE);
+        let expected = u32_at(&self.map, start + STATE - 4);
+        let found = state_checksum(row, &self.map[start..start + STATE - 4]);
+        if expected == found {
+            return Ok(());
+        }
+        let what = "the checksum of a row's optimizer state does not match";
+        let damage = Damage::of_file(&self.path, what, RESTORE);
+        Err(Damage { row: Some(row), checksums: Some((expected, found)), ..damage })
     }
 }
 
@@ -245,16 +219,11 @@ fn map(path: &Path, header: &FileHeader, len: u64) -> Result<Mmap> {
     // these rows above the slab (`live`). SAFETY: so no byte that a slice covers changes, and files
     // of a store are never shortened.
     let map = unsafe { Mmap::map(&file) }.map_err(io("map", path))?;
-    check_file(&map, header, len, path)?;
-    Ok(map)
-}
-
-fn check_file(bytes: &[u8], header: &FileHeader, len: u64, path: &Path) -> Result<()> {
-    if bytes.len() as u64 != len {
-        return Err(corrupt(path, format!("it has {} bytes instead of {len}", bytes.len())));
+    if map.len() as u64 != len {
+        return Err(corrupt(path, format!("it has {} bytes instead of {len}", map.len())));
     }
-    if FileHeader::decode(bytes, header.magic, path)? != *header {
+    if FileHeader::decode(&map, header.magic, path)? != *header {
         return Err(corrupt(path, "its header is that of another slab"));
     }
-    Ok(())
+    Ok(map)
 }

@@ -19,14 +19,14 @@ use crate::slab::{
 pub(crate) struct RowSlabWriter {
     id: SlabId,
     bytes: Vec<u8>,
-    target: SlabFile,
+    pub target: SlabFile,
 }
 
 /// A state slab that a checkpoint writes.
 #[derive(Debug)]
 pub(crate) struct StateSlabWriter {
     id: SlabId,
-    target: SlabFile,
+    pub target: SlabFile,
 }
 
 /// How a slab is to be written.
@@ -41,12 +41,8 @@ pub(crate) struct Writing {
 impl RowSlabWriter {
     /// Opens or makes a slab for writing.
     pub fn open(dir: &Path, id: SlabId, writing: Writing) -> Result<Self> {
-        let target = SlabFile::open(
-            RowSlab::path(dir, id),
-            &RowSlab::header(id),
-            RowSlab::file_len(id),
-            writing,
-        )?;
+        let (path, header) = (RowSlab::path(dir, id), RowSlab::header(id));
+        let target = SlabFile::open(path, &header, RowSlab::file_len(id), writing)?;
         Ok(RowSlabWriter { id, bytes: vec![0; id.shape.stride()], target })
     }
 
@@ -70,11 +66,6 @@ impl RowSlabWriter {
         self.target.put(ids + at * 8, &id.to_le_bytes())?;
         self.target.put(checks + at * 4, &check.to_le_bytes())
     }
-
-    /// Makes all changes durable.
-    pub fn sync(self) -> Result<()> {
-        self.target.sync()
-    }
 }
 
 impl StateSlabWriter {
@@ -97,17 +88,12 @@ impl StateSlabWriter {
         item[12..].copy_from_slice(&check.to_le_bytes());
         self.target.put(header::SIZE + at * STATE, &item)
     }
-
-    /// Makes all changes durable.
-    pub fn sync(self) -> Result<()> {
-        self.target.sync()
-    }
 }
 
 /// A file that is written here and there, or as a whole where much of it changes. It is written and
 /// not mapped: a mapping would dirty a page of the cache, which may be a large one, for each row.
 #[derive(Debug)]
-struct SlabFile {
+pub(crate) struct SlabFile {
     path: PathBuf,
     file: File,
     /// All of it.
@@ -125,31 +111,28 @@ impl SlabFile {
             options.create(true).truncate(true);
         }
         let file = options.open(&path).map_err(io("open", &path))?;
-        let whole = if writing.fresh {
-            let mut whole = vec![0; len as usize];
-            whole[..header::SIZE].copy_from_slice(&header.encode());
-            Some(whole)
-        } else if writing.rows >= ROWS_PER_SLAB / Self::PART {
-            let mut whole = vec![0; len as usize];
-            file.read_exact_at(&mut whole, 0).map_err(io("read", &path))?;
-            Some(whole)
-        } else {
-            None
-        };
+        let is_whole = writing.fresh || writing.rows >= ROWS_PER_SLAB / Self::PART;
+        let mut whole = is_whole.then(|| vec![0; len as usize]);
+        match &mut whole {
+            Some(whole) if writing.fresh => {
+                whole[..header::SIZE].copy_from_slice(&header.encode());
+            }
+            Some(whole) => file.read_exact_at(whole, 0).map_err(io("read", &path))?,
+            None => {}
+        }
         Ok(SlabFile { path, file, whole })
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
         match &mut self.whole {
             Some(whole) => whole[at..at + bytes.len()].copy_from_slice(bytes),
-            None => {
-                self.file.write_all_at(bytes, at as u64).map_err(io("write", &self.path))?;
-            }
+            None => self.file.write_all_at(bytes, at as u64).map_err(io("write", &self.path))?,
         }
         Ok(())
     }
 
-    fn sync(self) -> Result<()> {
+    /// Makes all changes durable.
+    pub fn sync(self) -> Result<()> {
         if let Some(whole) = &self.whole {
             // Rows that are not set are written as they are, so that a reader of them sees no
             // change.

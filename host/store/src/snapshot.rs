@@ -1,17 +1,18 @@
 //! Copies of a store: inference pruning leaves optimizer state out, a saved run keeps
 //! it. A copy is written beside its place and renamed into it, so it is there whole or not at all.
 
-use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use hypercast_core::atomic_file;
 
 use crate::error::{Result, io};
 use crate::header::sync_dir;
-use crate::index::{self, IndexContents};
+use crate::index;
 use crate::journal::{Journal, JournalHead};
 use crate::lock::ReadersLock;
 use crate::meta::{Meta, StoreKind};
-use crate::slab::{ROWS_PER_SLAB, RowShape, SlabId};
+use crate::slab::{ROWS_PER_SLAB, RowShape, SlabId, slabs_for};
 use crate::slab_writer::{RowSlabWriter, Writing};
 use crate::view::View;
 use crate::{Error, RowFormat, StoreReader};
@@ -27,7 +28,7 @@ pub(crate) fn write(
         write_rows(view, partial, RowShape { dim: reader.dim(), format })?;
         let rows = view.len();
         let ids = view.ids_and_rows().map(|(id, _)| id).zip(0..);
-        index::build(partial, IndexContents { rows, ids, free: &[] })?;
+        index::build(partial, rows, ids, &[])?;
         Journal::create(partial, reader.dim(), JournalHead::folded(reader.generation(), rows))?;
         ReadersLock::create(partial)?;
         Meta::new(&reader.options(), StoreKind::Inference, format)?.write(partial)
@@ -56,59 +57,36 @@ pub(crate) fn copy(from: &Path, dir: &Path) -> Result<()> {
 /// Fills a folder beside `dir`, which must not exist or be empty, and gives it that name.
 fn into_place(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     refuse_nonempty(dir)?;
-    let partial = partial(dir);
+    let partial = atomic_file::draft_path(dir);
     if partial.exists() {
         // Left by a copy that was cut off.
         fs::remove_dir_all(&partial).map_err(io("remove", &partial))?;
     }
     fs::create_dir_all(&partial).map_err(io("create", &partial))?;
     fill(&partial)?;
-    fs::rename(&partial, dir).map_err(io("rename to", dir))?;
-    match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
-        _ => sync_dir(Path::new(".")),
-    }
+    atomic_file::rename(&partial, dir).map_err(io("rename to", dir))
 }
 
 fn write_rows(view: &View, dir: &Path, shape: RowShape) -> Result<()> {
     let mut values = vec![0.0; shape.dim];
-    let mut slab: Option<RowSlabWriter> = None;
-    for (to, (id, row)) in view.ids_and_rows().enumerate() {
-        let at = to % ROWS_PER_SLAB;
-        if at == 0 {
-            slab.take().map_or(Ok(()), RowSlabWriter::sync)?;
+    let mut rows = view.ids_and_rows();
+    for number in 0..slabs_for(view.len()) {
+        let writing = Writing { fresh: true, rows: ROWS_PER_SLAB };
+        let mut slab = RowSlabWriter::open(dir, SlabId { number, shape }, writing)?;
+        for (at, (id, row)) in rows.by_ref().take(ROWS_PER_SLAB).enumerate() {
+            view.copy_row(row, &mut values);
+            slab.set(at, id, &values)?;
         }
-        let slab = match &mut slab {
-            Some(slab) => slab,
-            None => {
-                let id = SlabId { number: to / ROWS_PER_SLAB, shape };
-                slab.insert(RowSlabWriter::open(
-                    dir,
-                    id,
-                    Writing { fresh: true, rows: ROWS_PER_SLAB },
-                )?)
-            }
-        };
-        view.copy_row(row, &mut values);
-        slab.set(at, id, &values)?;
+        slab.target.sync()?;
     }
-    slab.map_or(Ok(()), RowSlabWriter::sync)
+    Ok(())
 }
 
 fn refuse_nonempty(dir: &Path) -> Result<()> {
-    let what = match fs::read_dir(dir) {
-        Ok(mut entries) => match entries.next() {
-            None => return Ok(()),
-            Some(_) => "other files",
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(io("read", dir)(e)),
-    };
-    Err(Error::AlreadyExists { path: dir.to_owned(), what })
-}
-
-fn partial(dir: &Path) -> PathBuf {
-    let mut name: OsString = dir.as_os_str().to_owned();
-    name.push(".partial");
-    PathBuf::from(name)
+    match fs::read_dir(dir).map(|mut entries| entries.next()) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => Err(Error::AlreadyExists { path: dir.to_owned(), what: "other files" }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io("read", dir)(error)),
+    }
 }

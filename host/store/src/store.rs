@@ -3,14 +3,11 @@
 //! matter: its caller does.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::path::Path;
 
-use crate::error::{Result, io};
-use crate::header::{mix, sync_dir};
-use crate::index::{self, IndexContents};
-use crate::journal::{Journal, JournalHead};
-use crate::lock::{ReadersLock, WriterLock};
+use hypercast_core::hash::splitmix64;
+
+use crate::error::Result;
 use crate::meta::{Meta, StoreKind};
 use crate::sketch::Sketch;
 use crate::snapshot;
@@ -39,24 +36,8 @@ pub struct Store {
 impl Store {
     /// Makes an empty store in `dir`, which is made if need be and must not hold one.
     pub fn create(dir: impl AsRef<Path>, options: &StoreOptions) -> Result<Store> {
-        let dir = dir.as_ref();
         let meta = Meta::new(options, StoreKind::Training, RowFormat::F32)?;
-        fs::create_dir_all(dir).map_err(io("create", dir))?;
-        let lock = WriterLock::acquire(dir)?;
-        if Meta::exists(dir) {
-            return Err(Error::AlreadyExists { path: dir.to_owned(), what: "a store" });
-        }
-        // A creation that was cut off leaves no slab; a slab means that meta.json was lost.
-        if dir.join("rows-00000.slab").exists() {
-            let what = "parts of a store that has lost its meta.json";
-            return Err(Error::AlreadyExists { path: dir.to_owned(), what });
-        }
-        ReadersLock::create(dir)?;
-        Journal::create(dir, options.dim, JournalHead::folded(0, 0))?;
-        index::build(dir, IndexContents { rows: 0, ids: std::iter::empty(), free: &[] })?;
-        sync_dir(dir)?;
-        meta.write(dir)?;
-        Ok(Self::of(StoreWriter::load(dir, meta, lock, Verify::Full)?))
+        Ok(Self::of(StoreWriter::create(dir.as_ref(), meta)?))
     }
 
     /// Opens the store in `dir` for writing, at its last committed generation, and checks all of
@@ -72,25 +53,7 @@ impl Store {
         if meta.kind == StoreKind::Inference {
             return Err(Error::ReadOnly { path: dir.to_owned() });
         }
-        let lock = WriterLock::acquire(dir)?;
-        Ok(Self::of(StoreWriter::load(dir, meta, lock, verify)?))
-    }
-
-    /// Opens the store in `dir`, which must have been made with the same options, or makes it.
-    pub fn open_or_create(dir: impl AsRef<Path>, options: &StoreOptions) -> Result<Store> {
-        let dir = dir.as_ref();
-        if !Meta::exists(dir) {
-            return Self::create(dir, options);
-        }
-        let found = Meta::read(dir)?.options();
-        if found != *options {
-            return Err(Error::OptionsDiffer {
-                path: dir.to_owned(),
-                found: format!("{found:?}"),
-                wanted: format!("{options:?}"),
-            });
-        }
-        Self::open(dir)
+        Ok(Self::of(StoreWriter::open(dir, meta, verify)?))
     }
 
     fn of(writer: StoreWriter) -> Store {
@@ -315,11 +278,11 @@ impl Store {
 fn init_row(options: &StoreOptions, id: u64, values: &mut [f32]) {
     const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
     const HALF: f32 = (1 << 23) as f32;
-    let mut state = mix(options.seed.wrapping_add(GAMMA)) ^ mix(id.wrapping_add(GAMMA));
+    let mut state = splitmix64(options.seed) ^ splitmix64(id);
     for value in values {
-        state = state.wrapping_add(GAMMA);
-        let uniform = (mix(state) >> 40) as f32 / HALF - 1.0;
+        let uniform = (splitmix64(state) >> 40) as f32 / HALF - 1.0;
         *value = uniform * options.init_scale;
+        state = state.wrapping_add(GAMMA);
     }
 }
 

@@ -2,22 +2,25 @@
 //! an overlay upon them. It reads, and verifies; it writes no file but a lost index.
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::path::Path;
 use std::sync::Arc;
+
+use hypercast_core::hash::IdHasher;
 
 use crate::Verify;
 use crate::error::{Result, corrupt};
 use crate::gather::{self, RowSource, ValueLocation};
-use crate::header::{mix, sync_dir};
-use crate::index::{self, Index, IndexContents, NONE};
+use crate::header::sync_dir;
+use crate::index::{self, Index, NONE};
 use crate::journal::{Journal, JournalHead};
 use crate::memory::Residency;
 use crate::overlay::{Entry, Overlay, RowState};
 use crate::sketch::Sketch;
 use crate::slab::{ROWS_PER_SLAB, RowShape, RowSlab, SlabId, slabs_for};
 
-/// Row numbers by id.
+/// Row numbers by id. The default hasher's resistance to chosen keys is not needed for a map that
+/// checkpoints keep small.
 pub(crate) type RowByIdMap = HashMap<u64, u32, BuildHasherDefault<IdHasher>>;
 
 /// What the last checkpoint left, mapped. Clones share the mappings.
@@ -73,18 +76,13 @@ impl Base {
         let ValuesStart(start) = self.starts[row / ROWS_PER_SLAB];
         ValueLocation::Slab(start.wrapping_add(row % ROWS_PER_SLAB * self.shape.stride()))
     }
-
-    /// Says that the store is larger than memory, whatever was found out.
-    pub fn expect_partial(&self) {
-        self.slabs.iter().for_each(|slab| slab.advise(Residency::Partial));
-    }
 }
 
 /// The rows of a store as its writer sees them.
 #[derive(Debug)]
 pub(crate) struct View {
     /// Row numbers in use, free ones included.
-    rows: usize,
+    pub rows: usize,
     pub base: Base,
     pub overlay: Overlay,
     /// Ids that the index does not have.
@@ -94,42 +92,32 @@ pub(crate) struct View {
     free: BTreeSet<u32>,
 }
 
-/// How a view is loaded.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ViewOptions {
-    pub shape: RowShape,
-    pub verify: Verify,
-    /// Whether a lost index may be rebuilt.
-    pub may_rebuild: bool,
-}
-
 impl View {
     /// Maps, and checks as far as asked, all that the journal's head says is committed. A writer's
-    /// `sketch` is brought up to date.
+    /// `sketch` is brought up to date, and a lost index rebuilt.
     pub fn load(
         dir: &Path,
         journal: &mut Journal,
-        load: ViewOptions,
+        shape: RowShape,
+        verify: Verify,
         sketch: Option<&mut Sketch>,
     ) -> Result<View> {
-        let JournalHead { rows, base_rows, .. } = journal.head();
+        let JournalHead { rows, base_rows, .. } = journal.head;
+        let may_rebuild = sketch.is_some();
         let overlay = journal.replay(sketch)?;
-        let shape = load.shape;
-        if load.may_rebuild && !Index::exists(dir) {
+        if may_rebuild && !Index::exists(dir) {
             rebuild_index(dir, shape, base_rows, &overlay)?;
         }
         let base = Base::open(dir, shape, base_rows, None)?;
         let mut view =
             View { rows, base, overlay, young: RowByIdMap::default(), free: BTreeSet::new() };
-        if load.verify == Verify::Full {
+        if verify == Verify::Full {
             view.base.index.verify()?;
             // A row in the journal may be half written in its slab by a checkpoint that did not
             // end.
             for row in (0..base_rows as u32).filter(|&row| view.overlay.position(row).is_none()) {
                 let (slab, at) = view.base.at(row);
-                if let Some(damage) = slab.damage(at) {
-                    return Err(damage.into());
-                }
+                slab.is_free(at)?;
             }
         }
         view.find_young_ids()?;
@@ -141,9 +129,8 @@ impl View {
     /// free then, and of the journal.
     fn find_young_ids(&mut self) -> Result<()> {
         let index = Arc::clone(&self.base.index);
-        let covered = index.extent().rows;
-        let later = covered.min(self.base.rows) as u32..self.base.rows as u32;
-        let taken = index.free().iter().copied().filter(|&row| (row as usize) < self.base.rows);
+        let later = index.rows.min(self.base.rows) as u32..self.base.rows as u32;
+        let taken = index.free.iter().copied().filter(|&row| (row as usize) < self.base.rows);
         for row in taken.filter(|&row| self.overlay.position(row).is_none()) {
             let (slab, at) = self.base.at(row);
             if slab.is_free(at)? {
@@ -157,9 +144,9 @@ impl View {
             let (slab, at) = self.base.at(row);
             self.young.insert(slab.id(at), row);
         }
-        for at in 0..self.overlay.len() {
+        for at in (0..self.overlay.len()).filter(|&at| !self.overlay.is_removed(at)) {
             let Entry { id, row, .. } = self.overlay.entry(at);
-            if !self.overlay.is_removed(at) && index.find(id) != row {
+            if index.find(id) != row {
                 self.young.insert(id, row);
             }
         }
@@ -179,28 +166,21 @@ impl View {
 
     /// The ids of all rows.
     pub fn len(&self) -> usize {
-        self.rows - self.free.len() - self.overlay.removed()
-    }
-
-    /// Row numbers in use, free ones included.
-    pub fn rows(&self) -> usize {
-        self.rows
+        self.rows - self.free.len() - self.overlay.removed
     }
 
     /// Whether a checkpoint should make a new index: rows were removed, or the young ids, which
     /// take longer to find, have become many.
     pub fn wants_index(&self) -> bool {
         const FEW: usize = 1 << 14;
-        let indexed = self.base.index.extent().ids;
-        self.overlay.removed() > 0 || self.young.len() > FEW.max(indexed / 16)
+        self.overlay.removed > 0 || self.young.len() > FEW.max(self.base.index.ids / 16)
     }
 
     /// Builds the index of all that the view shows.
     pub fn build_index(&self, dir: &Path) -> Result<()> {
-        let mut free: BTreeSet<u32> = self.free.clone();
-        free.extend(removed_rows(&self.overlay));
-        let free: Vec<u32> = free.into_iter().collect();
-        index::build(dir, IndexContents { rows: self.rows, ids: self.ids_and_rows(), free: &free })
+        let free = self.free.iter().copied().chain(removed_rows(&self.overlay));
+        let free = Vec::from_iter(free.collect::<BTreeSet<u32>>());
+        index::build(dir, self.rows, self.ids_and_rows(), &free)
     }
 
     /// The row number of `id`. An index that was not verified may lead to a row that there is not:
@@ -221,7 +201,7 @@ impl View {
     }
 
     fn is_gone(&self, row: u32) -> bool {
-        self.overlay.removed() > 0
+        self.overlay.removed > 0
             && self.overlay.position(row).is_some_and(|at| self.overlay.is_removed(at))
     }
 
@@ -300,28 +280,6 @@ impl View {
         self.young.iter().map(|(&id, &row)| (id, row))
     }
 
-    /// Takes in what a journal's later records hold, which `overlay` has grown by.
-    pub fn follow(&mut self, rows: usize, journal: &Path) -> Result<()> {
-        self.rows = rows;
-        let removed: Vec<(u64, u32)> = (0..self.overlay.len())
-            .filter(|&at| self.overlay.is_removed(at))
-            .map(|at| (self.overlay.entry(at).id, self.overlay.entry(at).row))
-            .collect();
-        for (id, row) in removed {
-            if self.young.get(&id) == Some(&row) {
-                self.young.remove(&id);
-            }
-        }
-        self.free.retain(|&row| self.overlay.position(row).is_none());
-        for at in 0..self.overlay.len() {
-            let Entry { id, row, .. } = self.overlay.entry(at);
-            if !self.overlay.is_removed(at) && self.base.index.find(id) != row {
-                self.young.insert(id, row);
-            }
-        }
-        self.check_ids(journal)
-    }
-
     /// The journal's ids must be found under the same row numbers.
     fn check_ids(&self, journal: &Path) -> Result<()> {
         for at in (0..self.overlay.len()).filter(|&at| !self.overlay.is_removed(at)) {
@@ -340,12 +298,9 @@ impl View {
 // mutably. SAFETY: so what `place` points at stays, and `Base::place` and the overlay keep within
 // their rows.
 unsafe impl RowSource for View {
-    fn shape(&self) -> RowShape {
-        self.base.shape
-    }
-
-    fn index(&self) -> &Index {
-        &self.base.index
+    #[inline]
+    fn base(&self) -> &Base {
+        &self.base
     }
 
     fn prefetch_young(&self, _id: u64) {
@@ -391,27 +346,6 @@ fn rebuild_index(dir: &Path, shape: RowShape, rows: usize, overlay: &Overlay) ->
             }
         }
     }
-    index::build(dir, IndexContents { rows, ids: ids.into_iter(), free: &free })?;
+    index::build(dir, rows, ids.into_iter(), &free)?;
     sync_dir(dir)
-}
-
-/// Ids are mixed once; the default hasher's resistance to chosen keys is not
-/// needed for a map that checkpoints keep small.
-#[derive(Debug, Default)]
-pub(crate) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = mix(self.0 ^ u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = mix(id);
-    }
 }

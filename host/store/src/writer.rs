@@ -2,18 +2,23 @@
 //! folds the journal into the slabs and publishes to the handles of its process. What changes rows
 //! is the business of `store` (training) and `serving` (rows from outside).
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{self, CheckpointTarget};
-use crate::error::Result;
-use crate::handle::{Committed, HandlePublisher, StoreHandle};
-use crate::journal::{Changes, Journal};
-use crate::lock::{ReadersLock, WriterLock};
+use hypercast_core::dir_lock::DirLock;
+
+use crate::checkpoint;
+use crate::error::{Result, io};
+use crate::handle::{HandlePublisher, StoreHandle};
+use crate::header::sync_dir;
+use crate::index;
+use crate::journal::{Journal, JournalHead};
+use crate::lock::{ReadersLock, writer_lock};
 use crate::meta::{Meta, StoreKind};
 use crate::overlay::RowState;
 use crate::sketch::Sketch;
 use crate::slab::{ROWS_PER_SLAB, RowShape, RowSlab, SlabId, StateSlab, slabs_for};
-use crate::view::{View, ViewOptions};
+use crate::view::View;
 use crate::{Error, Verify};
 
 /// How long the journal may become, in bytes.
@@ -48,34 +53,56 @@ pub(crate) struct StoreWriter {
     pub limits: JournalLimits,
     poisoned: bool,
     published: Option<HandlePublisher>,
-    _lock: WriterLock,
+    _lock: DirLock,
 }
 
 impl StoreWriter {
-    /// Maps and checks what is committed. The caller has read `meta` and taken the lock.
-    pub fn load(dir: &Path, meta: Meta, lock: WriterLock, verify: Verify) -> Result<StoreWriter> {
+    /// Makes an empty store in `dir`, which is made if need be and must not hold one.
+    pub fn create(dir: &Path, meta: Meta) -> Result<StoreWriter> {
+        fs::create_dir_all(dir).map_err(io("create", dir))?;
+        let lock = writer_lock(dir)?;
+        if Meta::exists(dir) {
+            return Err(Error::AlreadyExists { path: dir.to_owned(), what: "a store" });
+        }
+        // A creation that was cut off leaves no slab; a slab means that meta.json was lost.
+        if dir.join("rows-00000.slab").exists() {
+            let what = "parts of a store that has lost its meta.json";
+            return Err(Error::AlreadyExists { path: dir.to_owned(), what });
+        }
+        ReadersLock::create(dir)?;
+        Journal::create(dir, meta.dim, JournalHead::folded(0, 0))?;
+        index::build(dir, 0, std::iter::empty(), &[])?;
+        sync_dir(dir)?;
+        meta.write(dir)?;
+        Self::load(dir, meta, lock, Verify::Full)
+    }
+
+    /// Takes the lock of the store in `dir`, which has this `meta`, and maps and checks what is
+    /// committed.
+    pub fn open(dir: &Path, meta: Meta, verify: Verify) -> Result<StoreWriter> {
+        let lock = writer_lock(dir)?;
+        Self::load(dir, meta, lock, verify)
+    }
+
+    fn load(dir: &Path, meta: Meta, lock: DirLock, verify: Verify) -> Result<StoreWriter> {
         let shape = meta.shape();
         let mut journal = Journal::open(dir, meta.dim)?;
         let mut sketch = Sketch::read(dir)?;
         // A journal may hold the counters of a sketch that no checkpoint has written yet.
         let mut fresh = Sketch::new();
-        let load = ViewOptions { shape, verify, may_rebuild: true };
-        let view =
-            View::load(dir, &mut journal, load, Some(sketch.as_mut().unwrap_or(&mut fresh)))?;
-        if fresh.sightings() > 0 {
+        let current = sketch.as_mut().unwrap_or(&mut fresh);
+        let view = View::load(dir, &mut journal, shape, verify, Some(current))?;
+        if fresh.sightings > 0 {
             sketch = Some(fresh);
         }
-        let base_rows = journal.head().base_rows;
-        let states = match meta.kind {
-            StoreKind::Training => open_states(dir, shape, base_rows)?,
-            StoreKind::Inference => Vec::new(),
-        };
+        let base_rows = journal.head.base_rows;
+        let mut states = Vec::new();
+        if meta.kind == StoreKind::Training {
+            add_states(&mut states, dir, shape, base_rows)?;
+        }
         if verify == Verify::Full && !states.is_empty() {
             for row in (0..base_rows).filter(|&row| view.overlay.position(row as u32).is_none()) {
-                let damage = states[row / ROWS_PER_SLAB].damage(row % ROWS_PER_SLAB);
-                if let Some(damage) = damage {
-                    return Err(damage.into());
-                }
+                states[row / ROWS_PER_SLAB].verify(row % ROWS_PER_SLAB)?;
             }
         }
         Ok(StoreWriter {
@@ -94,34 +121,21 @@ impl StoreWriter {
 
     /// The last committed generation.
     pub fn generation(&self) -> u64 {
-        self.journal.head().generation
+        self.journal.head.generation
     }
 
     /// What training knows of a row.
     pub fn state(&self, row: u32) -> RowState {
         match self.view.overlay.position(row) {
             Some(at) => self.view.overlay.entry(at).state,
-            None => self.slab_state(row),
-        }
-    }
-
-    fn slab_state(&self, row: u32) -> RowState {
-        let row = row as usize;
-        match self.states.get(row / ROWS_PER_SLAB) {
-            Some(states) => states.state(row % ROWS_PER_SLAB),
-            None => RowState::default(),
+            None => slab_state(&self.states, row),
         }
     }
 
     /// The overlay position of a row to be changed.
     #[inline]
     pub fn writable(&mut self, row: u32) -> usize {
-        let states = &self.states;
-        self.view.writable(row, || {
-            let row = row as usize;
-            let slab = states.get(row / ROWS_PER_SLAB);
-            slab.map_or(RowState::default(), |slab| slab.state(row % ROWS_PER_SLAB))
-        })
+        self.view.writable(row, || slab_state(&self.states, row))
     }
 
     /// Gives an id that has none a row.
@@ -135,14 +149,7 @@ impl StoreWriter {
 
     /// Takes their rows from those of `ids` that have one; gives the number.
     pub fn remove_rows(&mut self, ids: &[u64]) -> usize {
-        let mut removed = 0;
-        for &id in ids {
-            if let Some(row) = self.view.find(id) {
-                self.view.remove(row);
-                removed += 1;
-            }
-        }
-        removed
+        ids.iter().filter_map(|&id| self.view.find(id).map(|row| self.view.remove(row))).count()
     }
 
     /// A handle for this process's readers.
@@ -151,8 +158,7 @@ impl StoreWriter {
         if self.published.is_none() {
             // The view may have uncommitted changes; readers begin with what is committed.
             let shape = self.meta.shape();
-            let load = ViewOptions { shape, verify: Verify::Journal, may_rebuild: false };
-            let committed = View::load(&self.dir, &mut self.journal, load, None)?;
+            let committed = View::load(&self.dir, &mut self.journal, shape, Verify::Journal, None)?;
             let base = self.view.base.clone();
             self.published =
                 Some(HandlePublisher::new(&self.dir, base, &committed, self.generation()));
@@ -165,7 +171,7 @@ impl StoreWriter {
     pub fn commit(&mut self) -> Result<u64> {
         self.check_healthy()?;
         let sketch_is_clean = self.sketch.as_ref().is_none_or(Sketch::is_clean);
-        if self.view.overlay.dirty().is_empty() && sketch_is_clean {
+        if self.view.overlay.dirty().next().is_none() && sketch_is_clean {
             return Ok(self.generation());
         }
         let bytes = self.journal.bytes();
@@ -174,10 +180,8 @@ impl StoreWriter {
             return Err(Error::JournalHeld { path: Journal::path(&self.dir), bytes });
         }
         self.poisoned = true;
-        let StoreWriter { view, sketch, .. } = self;
-        let (overlay, rows) = (&view.overlay, view.rows());
-        let changes = Changes { overlay, rows, sketch: sketch.as_ref() };
-        let generation = self.journal.commit(changes)?;
+        let View { overlay, rows, .. } = &self.view;
+        let generation = self.journal.commit(overlay, *rows, self.sketch.as_ref())?;
         self.publish(generation);
         self.view.overlay.mark_clean(generation as u32);
         if let Some(sketch) = &mut self.sketch {
@@ -197,8 +201,7 @@ impl StoreWriter {
             self.published = None;
         }
         if let Some(published) = &mut self.published {
-            let committed = Committed { generation, len: self.view.len() };
-            published.commit(&self.view.overlay, committed);
+            published.commit(&self.view, generation);
         }
     }
 
@@ -222,7 +225,7 @@ impl StoreWriter {
         let Some(_exclusive) = ReadersLock::try_exclusive(&self.dir)? else {
             return Ok(false);
         };
-        if self.view.overlay.len() == 0 && self.journal.head().is_folded() {
+        if self.view.overlay.len() == 0 && self.journal.head.is_folded() {
             return Ok(true);
         }
         // This process's readers go on, but none may still be at a row of the slabs that changes
@@ -232,20 +235,15 @@ impl StoreWriter {
         }
         self.poisoned = true;
         let shape = self.meta.shape();
-        let base_rows = self.journal.head().base_rows;
         let with_state = self.meta.kind == StoreKind::Training;
         let wants_index = self.view.wants_index();
-        let target = CheckpointTarget { dir: &self.dir, shape, base_rows, with_state };
-        checkpoint::write(&self.view, self.sketch.as_ref(), target)?;
+        checkpoint::write(&self.view, self.sketch.as_ref(), &self.dir, with_state)?;
         self.journal.reset()?;
         self.view.reload(&self.dir, wants_index)?;
         if with_state {
-            let states = std::mem::take(&mut self.states);
-            self.states = add_states(states, &self.dir, shape, self.view.rows())?;
+            add_states(&mut self.states, &self.dir, shape, self.view.rows)?;
         }
-        let limits = JournalLimits::of(slab_bytes(shape, self.view.rows()));
-        self.limits.fold = self.limits.fold.max(limits.fold);
-        self.limits.refuse = self.limits.refuse.max(limits.refuse);
+        self.limits = JournalLimits::of(slab_bytes(shape, self.view.rows));
         if let Some(published) = &mut self.published {
             published.rebase(&self.view);
         }
@@ -258,19 +256,16 @@ fn slab_bytes(shape: RowShape, rows: usize) -> u64 {
     slabs_for(rows) as u64 * RowSlab::file_len(SlabId { number: 0, shape })
 }
 
-fn open_states(dir: &Path, shape: RowShape, rows: usize) -> Result<Vec<StateSlab>> {
-    add_states(Vec::new(), dir, shape, rows)
+/// What the slabs know of a row.
+fn slab_state(states: &[StateSlab], row: u32) -> RowState {
+    let slab = states.get(row as usize / ROWS_PER_SLAB);
+    slab.map_or_else(RowState::default, |slab| slab.state(row as usize % ROWS_PER_SLAB))
 }
 
 /// Maps the slabs that are not mapped yet.
-fn add_states(
-    mut states: Vec<StateSlab>,
-    dir: &Path,
-    shape: RowShape,
-    rows: usize,
-) -> Result<Vec<StateSlab>> {
+fn add_states(states: &mut Vec<StateSlab>, dir: &Path, shape: RowShape, rows: usize) -> Result<()> {
     for number in states.len()..slabs_for(rows) {
         states.push(StateSlab::open(dir, SlabId { number, shape })?);
     }
-    Ok(states)
+    Ok(())
 }

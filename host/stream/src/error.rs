@@ -18,12 +18,12 @@ pub enum Error {
     /// A schema, a data set or a log cannot be used.
     #[error(transparent)]
     Data(#[from] hypercast_data::Error),
-    /// An expert could not be loaded, or failed outside a request.
-    #[error(transparent)]
-    Expert(#[from] hypercast_expert::Error),
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] hypercast_config::Error),
+    /// An expert could not be loaded, or failed outside a request.
+    #[error(transparent)]
+    Expert(#[from] hypercast_expert::Error),
     /// Records of a stream that were deleted.
     #[error(
         "stream {topic}: the record at position {position} was deleted; the first stored one is {first}"

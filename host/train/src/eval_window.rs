@@ -27,7 +27,7 @@ const KEEP: usize = 1 << 16;
 pub(super) struct EvalWindow {
     tasks: Vec<(String, TaskKind)>,
     surfaces: Vec<String>,
-    rows: VecDeque<WindowRow>,
+    pub(super) rows: VecDeque<WindowRow>,
 }
 
 /// The predictions and labels of one target.
@@ -74,24 +74,6 @@ impl EvalWindow {
             surfaces: blueprint.info.surfaces.clone(),
             rows: VecDeque::new(),
         }
-    }
-
-    /// With rows that were saved.
-    pub(super) fn with(mut self, rows: Vec<WindowRow>) -> Self {
-        self.rows = rows.into();
-        self
-    }
-
-    pub(super) fn rows(&self) -> Vec<WindowRow> {
-        self.rows.iter().cloned().collect()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.rows.clear();
     }
 
     /// Keeps the rows of the examples that are counted.
@@ -288,16 +270,12 @@ mod tests {
         let known = vec![targets(&[1.0; 3], &[true; 3]), targets(&[1.0; 3], &[true; 3])];
         let said = WindowPredictions { candidate: &ones, serving: &[], targets: &known };
         own.push([example(1, 0, 3)].iter(), said, |_| false);
-        assert!(own.is_empty() && own.evaluation().slices.is_empty());
+        assert!(own.rows.is_empty() && own.evaluation().slices.is_empty());
         for user in 0..KEEP as u64 / 3 + 1 {
             own.push([example(user, 0, 3)].iter(), said, |_| true);
         }
         assert_eq!((own.rows.len(), own.rows[0].user), (KEEP, 0));
         let evaluation = own.evaluation();
         assert!(evaluation.slices.iter().all(|slice| slice.serving.is_none()));
-        let saved = own.rows();
-        assert_eq!(measured().with(saved.clone()).rows(), saved);
-        own.clear();
-        assert!(own.is_empty());
     }
 }

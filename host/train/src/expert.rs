@@ -11,15 +11,15 @@ use std::{
     sync::Arc,
 };
 
-use hypercast_fm::metrics::{MetricsWindow, ScoredPrediction};
+use hypercast_fm::metrics::{BinaryMetrics, MetricsWindow, ScoredPrediction};
 use serde::Serialize;
 
 use super::{
     eval_window::{EvalWindow, WindowPredictions, judge},
     fm::remove_dir,
     materialise,
-    report::{ALL, ReportLine},
-    stream::{ExpertStream, Load, LogView, Start},
+    report::ReportLine,
+    stream::{ExpertSetup, LogView},
 };
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, ExpertEntry};
@@ -111,27 +111,27 @@ fn train_on(
             entry.name
         ))
     })?;
-    let load = Load { engine, plugin: &entry.plugin, name: &entry.name };
-    let options = config.load_options(&entry.name);
-    let blueprint = load.blueprint(&view, &survey.fm_version, options)?;
-    let settings = &config.expert_training;
-    let parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
-    let start = Start {
-        settings,
-        rows: survey.rows,
-        without_tae: entry.without_tae,
-        device: config.device,
-    };
-    let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start)?;
+    let rows = survey.rows;
+    let mut stream = ExpertSetup::of(config, entry, engine).begin(&view, survey, |_| ())?;
+    let blueprint = stream.blueprint.clone();
     let path = config.parameters(entry);
     let serving = serving(&path, &blueprint);
     let serving_until_ms = serving.as_ref().map(|serving| serving.learned_until_ms);
     if let Some(serving) = serving {
-        stream.compare_with(serving);
+        stream.trainer.compare_with(serving);
     }
-    let mut metrics = TrainingMetrics::new(&blueprint, &log.schema, serving_until_ms);
-    let mut progress =
-        Progress::start(&format!("expert {}", entry.name), survey.rows * settings.epochs as u64);
+    let mut metrics = TrainingMetrics {
+        blueprint: blueprint.clone(),
+        kept: MetricsWindow::new(1 << 20),
+        schema: log.schema.clone(),
+        all: EvalWindow::new(&blueprint),
+        new: EvalWindow::new(&blueprint),
+        serving_until_ms,
+    };
+    let mut progress = Progress::start(
+        &format!("expert {}", entry.name),
+        rows * config.expert_training.epochs as u64,
+    );
     stream.learn_past(&view, |report| {
         let rows: usize = report.examples.iter().map(|example| example.targets.len()).sum();
         metrics.observe(report);
@@ -139,17 +139,17 @@ fn train_on(
     })?;
     let dir = path.parent().expect("a file in the expert's folder");
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let mut parameters = stream.into_parameters();
-    parameters.provenance.trained_rows = survey.rows;
+    let mut parameters = stream.trainer.into_parameters();
+    parameters.provenance.trained_rows = rows;
     let held = save(&parameters, &path, judge(&blueprint, &metrics.measured().evaluation()))?;
-    progress.finish(&format!("trained on {} rows", survey.rows));
+    progress.finish(&format!("trained on {rows} rows"));
     Ok(ExpertReport {
         name: entry.name.clone(),
         plugin: format!(
             "{} {}",
             parameters.provenance.plugin, parameters.provenance.plugin_version
         ),
-        rows: survey.rows,
+        rows,
         parameters: path,
         held,
         seconds: started.elapsed().as_secs_f64(),
@@ -170,12 +170,8 @@ fn save(parameters: &Parameters, path: &Path, verdict: Verdict) -> Result<Option
     match verdict {
         Verdict::Publish => {
             parameters.save(path)?;
-            match std::fs::remove_file(&candidate) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(Error::io(&candidate)(error))
-                }
-                _ => Ok(None),
-            }
+            Error::found(&candidate, std::fs::remove_file(&candidate))?;
+            Ok(None)
         }
         Verdict::Hold(reason) | Verdict::RollBack(reason) => {
             parameters.save(&candidate)?;
@@ -199,24 +195,9 @@ struct TrainingMetrics {
 }
 
 impl TrainingMetrics {
-    fn new(
-        blueprint: &Arc<Blueprint>,
-        schema: &Arc<Schema>,
-        serving_until_ms: Option<i64>,
-    ) -> Self {
-        Self {
-            blueprint: blueprint.clone(),
-            kept: MetricsWindow::new(1 << 20),
-            schema: schema.clone(),
-            all: EvalWindow::new(blueprint),
-            new: EvalWindow::new(blueprint),
-            serving_until_ms,
-        }
-    }
-
     /// For the plugin's `evaluate`.
     fn measured(&self) -> &EvalWindow {
-        if self.new.is_empty() { &self.all } else { &self.new }
+        if self.new.rows.is_empty() { &self.all } else { &self.new }
     }
 
     /// Keeps the predictions of a progressive batch.
@@ -235,10 +216,7 @@ impl TrainingMetrics {
             self.new.push(examples(), said(&report.serving), |own| own.time_ms > until_ms);
         }
         let all = self.schema.surfaces.len();
-        let rows = report
-            .examples
-            .iter()
-            .flat_map(|example| example.targets.iter().map(move |_| *example));
+        let rows = examples().flat_map(|example| example.targets.iter().map(move |_| example));
         for (row, example) in rows.enumerate() {
             for (task, predictions) in report.predictions.iter().enumerate() {
                 let targets = &report.targets[task];
@@ -257,21 +235,10 @@ impl TrainingMetrics {
     }
 
     fn lines(&self) -> Vec<ReportLine> {
-        let surface =
-            |at: usize| self.schema.surfaces.get(at).map_or(ALL, String::as_str).to_owned();
-        let tasks = &self.blueprint.description.tasks;
-        let line =
-            |(&(at, task), summary): (&(usize, usize), hypercast_fm::metrics::BinaryMetrics)| {
-                ReportLine {
-                    surface: surface(at),
-                    task: tasks[task].name.clone(),
-                    n: summary.n,
-                    ne: summary.ne,
-                    auc: summary.auc,
-                    gauc: summary.gauc,
-                    best_ne: None,
-                }
-            };
+        let (surfaces, tasks) = (&self.schema.surfaces, &self.blueprint.description.tasks);
+        let line = |(&(surface, task), summary): (&(usize, usize), BinaryMetrics)| {
+            ReportLine::of(surfaces, surface, &tasks[task].name, summary, None)
+        };
         self.kept.summaries().map(line).collect()
     }
 }

@@ -13,16 +13,16 @@ use hypercast_fm::{
 };
 use serde::Serialize;
 
-use super::report::{ProgressiveCollector, ReportLine, TaskRows};
+use super::report::{ProgressiveCollector, ReportLine};
 use super::run_state::{Over, RunPhase, RunPosition};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::Config;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
-use hypercast_data::features::replay::{Pretraining, Replay, ReplayOptions};
+use hypercast_data::features::replay::{Pretraining, Replay};
 use hypercast_data::logs::{self, LogVersion, LogWriter};
-use hypercast_data::schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names};
+use hypercast_data::schema::{BUILT_IN_IDS, FeatureKind, Schema, Task, TaskKind, TaskRole, names};
 
 /// The version of a freshly trained FM.
 pub const FIRST_VERSION: &str = "1.0.0";
@@ -34,7 +34,7 @@ pub struct FmReport {
     pub requests: u64,
     /// Candidates learned from.
     pub rows: u64,
-    /// TaskRows logged with their TAE.
+    /// Rows logged with their TAE.
     pub logged_rows: u64,
     /// Seconds that it took.
     pub seconds: f64,
@@ -46,42 +46,37 @@ pub struct FmReport {
 pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
     let mut tasks = schema.tasks.iter().collect::<Vec<_>>();
     tasks.sort_by_key(|task| task.role != TaskRole::Main);
-    let tasks = tasks
-        .into_iter()
-        .map(|task| {
-            let label = match task.kind {
-                TaskKind::Binary => schema.action(&task.label).map(TaskLabel::Action),
-                TaskKind::Regression => schema.value(&task.label).map(TaskLabel::Value),
-            };
-            let missing = || {
-                hypercast_data::Error::Schema(format!(
-                    "task {:?}: no label {:?}",
-                    task.name, task.label
-                ))
-            };
-            Ok(TaskSpec {
-                name: task.name.clone(),
-                main: task.role == TaskRole::Main,
-                label: label.ok_or_else(missing)?,
-                surfaces: schema
-                    .surfaces
-                    .iter()
-                    .map(|surface| task.surfaces.is_empty() || task.surfaces.contains(surface))
-                    .collect(),
-                weight: task.weight,
-            })
+    let task_spec = |task: &Task| {
+        let (name, label) = (&task.name, &task.label);
+        let found = match task.kind {
+            TaskKind::Binary => schema.action(label).map(TaskLabel::Action),
+            TaskKind::Regression => schema.value(label).map(TaskLabel::Value),
+        };
+        let missing = || format!("task {name:?}: no label {label:?}");
+        let serves = |surface: &String| task.surfaces.is_empty() || task.surfaces.contains(surface);
+        Ok(TaskSpec {
+            name: name.clone(),
+            main: task.role == TaskRole::Main,
+            label: found.ok_or_else(|| hypercast_data::Error::Schema(missing()))?,
+            surfaces: schema.surfaces.iter().map(serves).collect(),
+            weight: task.weight,
         })
-        .collect::<Result<Vec<_>>>()?;
+    };
+    let categories = |features| names(features, FeatureKind::Categorical).len();
+    let item_ids = categories(&schema.item_features);
+    // The user's and the request's categories stand after the built-in ones and the item's.
+    let first = BUILT_IN_IDS.len() + item_ids;
+    let profile = categories(&schema.user_features) + categories(&schema.context_features);
     let spec = FmSpec {
         surfaces: schema.surfaces.clone(),
         actions: schema.actions.len(),
         values: schema.values.len(),
-        item_ids: names(&schema.item_features, FeatureKind::Categorical).len(),
+        item_ids,
         item_dense: names(&schema.item_features, FeatureKind::Dense).len(),
         features: schema.feature_columns().len(),
-        profile_ids: profile_ids(schema),
+        profile_ids: (first..first + profile).collect(),
         content: 0,
-        tasks,
+        tasks: tasks.into_iter().map(task_spec).collect::<Result<_>>()?,
     };
     spec.validate()?;
     Ok(spec)
@@ -90,15 +85,6 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
 /// What the FM is told of a data set: its schema and the width of its content vectors.
 pub fn dataset_spec(dataset: &Dataset) -> Result<FmSpec> {
     Ok(FmSpec { content: dataset.content, ..fm_spec(&dataset.schema)? })
-}
-
-/// Where the user's and the request's categories stand among the id columns: after the built-in
-/// ones and the item's.
-fn profile_ids(schema: &Schema) -> Vec<usize> {
-    let count = |features| names(features, FeatureKind::Categorical).len();
-    let first = BUILT_IN_IDS.len() + count(&schema.item_features);
-    let width = count(&schema.user_features) + count(&schema.context_features);
-    (first..first + width).collect()
 }
 
 /// Trains an FM on what a data set holds before `until_ms`, writes its checkpoint and its logs.
@@ -156,6 +142,12 @@ struct FmRun {
     unsaved: u64,
 }
 
+/// The logs of a phase, without its first requests.
+struct PhaseLog<'a> {
+    writer: &'a mut LogWriter,
+    skip: u64,
+}
+
 impl FmRun {
     fn new(
         trainer: Box<dyn FmTrainer>,
@@ -192,24 +184,10 @@ impl FmRun {
         if examples.examples() == 0 {
             return Ok(());
         }
-        let mut progress = Progress::start("FM on past histories", examples.examples() as u64);
-        progress.advance(self.place.done, String::new);
-        let mut batch = Vec::with_capacity(config.fm.batch_requests);
-        let mut seen = ProgressiveCollector::new(&self.spec);
-        let mut examples = examples.skip(self.place.done as usize).peekable();
-        while let Some(example) = examples.next() {
-            batch.push(example);
-            if batch.len() == config.fm.batch_requests || examples.peek().is_none() {
-                let count = batch.len() as u64;
-                self.learn(&batch, Some(&mut seen), None)?;
-                batch.clear();
-                progress.advance(count, || seen.recent());
-                if self.save_is_due(over) {
-                    self.save(over)?;
-                }
-            }
-        }
-        progress.finish("learned");
+        let progress = Progress::start("FM on past histories", examples.examples() as u64);
+        let seen = ProgressiveCollector::new(&self.spec);
+        let examples = examples.skip(self.place.done as usize).map(Ok);
+        self.learn_all(over, examples, progress, Some(seen), None)?.finish("learned");
         Ok(())
     }
 
@@ -221,50 +199,50 @@ impl FmRun {
             remove_dir(&config.paths.logs)?;
         }
         let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
-        let mut log = LogWriter::create(
-            &config.paths.logs,
-            &dataset.schema,
-            config.logs.options(),
-            versions,
-        )?;
-        let options = ReplayOptions {
-            span: Span { from_ms: None, until_ms },
-            history_len: config.fm.max_history,
-            max_targets: config.fm.max_targets,
-            features: config.features,
-        };
-        let mut progress = Progress::start("FM on the stream", total);
-        progress.advance(self.place.done, String::new);
-        let mut batch = Vec::with_capacity(config.fm.batch_requests);
-        let mut examples = Replay::new(dataset, options)?.skipping(self.place.done).peekable();
-        while let Some(example) = examples.next() {
-            batch.push(example?);
-            if batch.len() == config.fm.batch_requests || examples.peek().is_none() {
-                let to_log = (self.place.done >= skip).then_some(&mut log);
-                self.learn(&batch, None, to_log)?;
-                let count = batch.len() as u64;
-                batch.clear();
-                progress.advance(count, || self.collector.recent());
-                if self.save_is_due(over) {
-                    self.place.log_files = log.cut()?;
-                    self.save(over)?;
-                }
-            }
-        }
+        let mut log = log_writer(dataset, config, versions)?;
+        let progress = Progress::start("FM on the stream", total);
+        let requests = config.replay(Span { from_ms: None, until_ms });
+        let examples = Replay::new(dataset, requests)?.skipping(self.place.done);
+        let phase_log = PhaseLog { writer: &mut log, skip };
+        let progress = self.learn_all(over, examples, progress, None, Some(phase_log))?;
         log.finish()?;
         let logged = self.place.logged_rows;
         progress.finish(&format!("learned; {logged} rows logged with their TAE"));
         Ok(())
     }
 
-    fn save_is_due(&self, over: Over<'_>) -> bool {
-        let every = over.config.fm.save_every_requests;
-        every > 0 && self.unsaved >= every
-    }
-
-    fn save(&mut self, over: Over<'_>) -> Result<()> {
-        self.unsaved = 0;
-        over.save(self.place, &mut *self.trainer, &self.collector)
+    /// Learns from all examples in batches, and saves the run from time to time.
+    fn learn_all(
+        &mut self,
+        over: Over<'_>,
+        examples: impl Iterator<Item = hypercast_data::Result<Example>>,
+        mut progress: Progress,
+        mut aside: Option<ProgressiveCollector>,
+        mut log: Option<PhaseLog<'_>>,
+    ) -> Result<Progress> {
+        let settings = &over.config.fm;
+        progress.advance(self.place.done, String::new);
+        let mut batch = Vec::with_capacity(settings.batch_requests);
+        let mut examples = examples.peekable();
+        while let Some(example) = examples.next() {
+            batch.push(example?);
+            if batch.len() < settings.batch_requests && examples.peek().is_some() {
+                continue;
+            }
+            let to_log = log.as_mut().filter(|log| self.place.done >= log.skip);
+            self.learn(&batch, aside.as_mut(), to_log.map(|log| &mut *log.writer))?;
+            let collector = aside.as_ref().unwrap_or(&self.collector);
+            progress.advance(batch.len() as u64, || collector.recent());
+            batch.clear();
+            if settings.save_every_requests > 0 && self.unsaved >= settings.save_every_requests {
+                if let Some(log) = &mut log {
+                    self.place.log_files = log.writer.cut()?;
+                }
+                self.unsaved = 0;
+                over.save(self.place, &mut *self.trainer, &self.collector)?;
+            }
+        }
+        Ok(progress)
     }
 
     /// Predicts, reports, logs and learns a batch.
@@ -276,35 +254,32 @@ impl FmRun {
     ) -> Result<()> {
         let references: Vec<&Example> = batch.iter().collect();
         let said = self.trainer.step(&references)?;
-        let collector = aside.unwrap_or(&mut self.collector);
-        let tasks = self.spec.tasks.len();
-        let mut row = 0;
-        for example in batch {
-            let rows = example.targets.len();
-            let cells = row * tasks..(row + rows) * tasks;
-            let view = TaskRows {
-                predictions: &said.predictions[cells.clone()],
-                labels: &said.labels[cells.clone()],
-                mask: &said.mask[cells],
-            };
-            collector.push(example, view, &self.truth_order);
-            row += rows;
-        }
+        aside.unwrap_or(&mut self.collector).push(batch, &said, &self.truth_order);
         if let Some(log) = log {
             self.place.logged_rows += log.write_batch(batch, &said.tae, |_| true)?;
         }
         self.place.done += batch.len() as u64;
         self.place.requests += batch.len() as u64;
-        self.place.rows += row as u64;
+        self.place.rows += batch.iter().map(|example| example.targets.len() as u64).sum::<u64>();
         self.unsaved += batch.len() as u64;
         Ok(())
     }
 }
 
+/// A writer of the configured logs with the TAEs of these versions.
+///
+/// # Errors
+/// Logs of another schema, or a full disk.
+pub fn log_writer(
+    dataset: &Dataset,
+    config: &Config,
+    versions: Vec<LogVersion>,
+) -> Result<LogWriter> {
+    let (logs, options) = (&config.paths.logs, config.logs.options());
+    Ok(LogWriter::create(logs, &dataset.schema, options, versions)?)
+}
+
 /// Removes the results of an earlier run of the same configuration.
 pub fn remove_dir(dir: &std::path::Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir)(error)),
-        _ => Ok(()),
-    }
+    Error::found(dir, std::fs::remove_dir_all(dir)).map(drop)
 }

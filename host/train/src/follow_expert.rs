@@ -35,8 +35,8 @@ use self::{
     state::{FollowerState, LastPublished},
 };
 use super::{
-    progress_log::{tell, told},
-    stream::ExpertStream,
+    progress_log::{serve_metrics, tell, told},
+    stream::{ExpertSetup, ExpertStream},
 };
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
@@ -49,9 +49,7 @@ use hypercast_data::logs::LoggedRequest;
 use hypercast_expert as expert;
 use hypercast_expert::{Chunk, wasm::contract::Verdict};
 use hypercast_stream::publish::{Publisher, TrainingPosition};
-use hypercast_stream::registry::{
-    RegistrationSettings, SelfRegisteredExpert, self_register_expert,
-};
+use hypercast_stream::registry::{SelfRegisteredExpert, self_register_expert};
 use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// How long the first row of a step waits for others.
@@ -116,6 +114,12 @@ pub struct ExpertContext<'a> {
     pub guests: &'a expert::Engine,
 }
 
+impl<'a> ExpertContext<'a> {
+    fn setup(&self) -> ExpertSetup<'a> {
+        ExpertSetup::of(self.config, self.entry, self.guests)
+    }
+}
+
 /// Follows until it is asked to stop; then it has saved, and published what the expert lets it.
 /// Lines of JSON go to `out`.
 ///
@@ -142,13 +146,10 @@ pub fn follow(
         return Ok(FollowExpertReport { place: None, published: 0 });
     };
     let telemetry = Arc::new(JobMetrics::default());
-    let StartedTrainer { blueprint, stream, place, last, measured } = begun;
-    let progress = ExpertProgress::new(&context.dataset.schema, &blueprint, &telemetry);
-    let gate = PublishGate::new(blueprint, measured, last, &telemetry)?;
-    if let Some(address) = options.metrics {
-        let address = telemetry.serve(address)?;
-        tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
-    }
+    let StartedTrainer { stream, place, last, measured } = begun;
+    let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
+    let gate = PublishGate::new(stream.blueprint.clone(), measured, last, &telemetry)?;
+    serve_metrics(&telemetry, options.metrics, out)?;
     let topic = Topic::expert(&entry.name, &version);
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
@@ -254,7 +255,8 @@ impl ExpertFollower<'_> {
             let next = self.feed.next(LOOK_EVERY)?;
             let at_end = options.until_end && matches!(next, FeedItem::End);
             if let FeedItem::WindowRow(logged) = next
-                && self.is_own(&logged)
+                && !logged.example.targets.is_empty()
+                && self.surfaces.contains(&logged.example.surface)
             {
                 let position = self.feed.position();
                 // A step that a trainer would have to cut would leave it one of a few rows.
@@ -276,24 +278,22 @@ impl ExpertFollower<'_> {
             if at_end {
                 break;
             }
-            if self.asked_at.elapsed() >= every {
-                self.ask_or_warn(out)?;
+            if self.asked_at.elapsed() >= every
+                && let Err(error) = self.ask(out)
+            {
+                tracing::warn!(%error, "parameters could not be published; trying again later");
             }
         }
         self.ask(out)?;
         Ok(FollowExpertReport { place: Some(self.place), published: self.published })
     }
 
-    fn is_own(&self, logged: &LoggedRequest) -> bool {
-        !logged.example.targets.is_empty() && self.surfaces.contains(&logged.example.surface)
-    }
-
     fn learn(&mut self, waiting: PendingRows, out: &mut dyn Write) -> Result<()> {
         let PendingRows { mut rows, corrections, ingested_ms, position, .. } = waiting;
         if rows.rows > 0 {
-            let predictions = self.stream.predict(rows.chunk())?;
+            let predictions = self.stream.trainer.predict(rows.chunk())?;
             self.progress.push(&rows.examples, &predictions);
-            self.gate.measure(&self.stream, rows.chunk(), &predictions)?;
+            self.gate.measure(&self.stream.trainer, rows.chunk(), &predictions)?;
         }
         let times = rows.examples.iter().map(|example| example.time_ms);
         let until_ms = times.fold(self.place.until_ms, i64::max);
@@ -301,14 +301,14 @@ impl ExpertFollower<'_> {
         // One step for both: what is corrected is nearly all of one label, and would take a step of
         // its own as far as all rows together take theirs.
         rows.append(corrections);
-        self.stream.learn(rows.chunk())?;
-        self.gate.scheduled(&self.stream);
+        self.stream.trainer.train(rows.chunk(), |_| ())?;
+        self.gate.scheduled(&self.stream.trainer);
         let now_ms = now_ms();
         for ingested_ms in ingested_ms {
             self.place.ingested_ms = self.place.ingested_ms.max(ingested_ms);
-            self.progress.latency(now_ms - ingested_ms);
+            self.progress.learning.latency(now_ms - ingested_ms);
         }
-        self.progress.corrected(late);
+        self.progress.learning.learned(0, late);
         self.place = ExpertCheckpoint {
             position,
             requests: self.place.requests + requests,
@@ -316,10 +316,7 @@ impl ExpertFollower<'_> {
             until_ms,
             ..self.place
         };
-        match self.progress.line(&self.place) {
-            Some(line) => tell(out, &line),
-            None => Ok(()),
-        }
+        self.progress.line(&self.place).map_or(Ok(()), |line| tell(out, &line))
     }
 
     /// Asks the expert whether what was learned may be published, and does what it says. Then all
@@ -339,26 +336,16 @@ impl ExpertFollower<'_> {
             }
             Verdict::Hold(_) => self.save(false)?,
             Verdict::RollBack(_) => {
-                if let Some(last) = self.gate.last() {
-                    self.stream.go_back(last)?;
+                if let Some(last) = &self.gate.last {
+                    self.stream.trainer.go_back(&last.saved)?;
                 }
-                self.gate.rolled_back();
+                // What was measured is of parameters that are no more.
+                self.gate.measured.rows.clear();
                 self.save(true)?;
             }
         }
         self.asked_position = Some(position);
-        match word.line(json!(position)) {
-            Some(line) => tell(out, &line),
-            None => Ok(()),
-        }
-    }
-
-    /// Parameters that cannot be published now are published later.
-    fn ask_or_warn(&mut self, out: &mut dyn Write) -> Result<()> {
-        if let Err(error) = self.ask(out) {
-            tracing::warn!(%error, "parameters could not be published; trying again later");
-        }
-        Ok(())
+        word.line(json!(position)).map_or(Ok(()), |line| tell(out, &line))
     }
 
     /// Saves where it stands, as what is published or as what is held.
@@ -367,7 +354,7 @@ impl ExpertFollower<'_> {
             true => (LastPublished::This, Vec::new()),
             false => self.gate.state(),
         };
-        let trainer = self.stream.saved();
+        let trainer = self.stream.trainer.saved();
         FollowerState { place: self.place, trainer, published, measured }.write(&self.work)
     }
 
@@ -378,16 +365,16 @@ impl ExpertFollower<'_> {
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };
-        let published = self.publisher.publish(self.stream.parameters(), facts)?;
+        let published = self.publisher.publish(self.stream.trainer.parameters(), facts)?;
         self.published += 1;
-        self.gate.published(self.stream.saved())?;
+        self.gate.published(self.stream.trainer.saved())?;
         let ExpertContext { dataset, config, entry, guests } = self.context;
         let own = SelfRegisteredExpert {
-            settings: RegistrationSettings::of(config, &entry.name),
+            config,
             entry,
             surfaces: &config.serving_surfaces(entry, &dataset.schema)?,
             version: &self.version,
-            provenance: &self.stream.parameters().provenance,
+            provenance: &self.stream.trainer.parameters().provenance,
             guests,
             schema: &dataset.schema,
         };

@@ -32,7 +32,7 @@ use self::{
 use super::{
     fm::dataset_spec,
     joined_reader::JoinedReader,
-    progress_log::{tell, told},
+    progress_log::{serve_metrics, tell, told},
 };
 use crate::ServiceContext;
 use crate::error::Result;
@@ -99,10 +99,7 @@ pub fn follow(
     let place = place.unwrap_or_default();
     let telemetry = Arc::new(JobMetrics::default());
     let meters = FmMeters::new(&telemetry);
-    if let Some(address) = options.metrics {
-        let address = telemetry.serve(address)?;
-        tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
-    }
+    serve_metrics(&telemetry, options.metrics, out)?;
     let topic = Topic::fm(&options.version);
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
@@ -196,10 +193,6 @@ impl JoinedBatch {
     fn len(&self) -> usize {
         self.examples.len() + self.corrections.len()
     }
-
-    fn has_waited(&self) -> bool {
-        self.since.is_some_and(|since| since.elapsed() >= BATCH_WAIT)
-    }
 }
 
 impl FmFollower<'_> {
@@ -213,7 +206,8 @@ impl FmFollower<'_> {
         while !stop.is_requested() {
             let came = self.read(&mut batch, size)?;
             let at_end = self.options.until_end && !came;
-            if batch.len() >= size || batch.has_waited() || (at_end && batch.len() > 0) {
+            let waited = batch.since.is_some_and(|since| since.elapsed() >= BATCH_WAIT);
+            if batch.len() >= size || waited || (at_end && batch.len() > 0) {
                 self.learn(std::mem::take(&mut batch), out)?;
             } else if at_end {
                 break;
@@ -222,8 +216,12 @@ impl FmFollower<'_> {
             if save_every > 0 && self.place.requests - self.saved_requests >= save_every {
                 self.save()?;
             }
-            if self.published_at.elapsed() >= every {
-                self.publish_or_warn(out)?;
+            if self.published_at.elapsed() >= every
+                && let Err(error) = self.publish(out)
+            {
+                self.meters.failures.inc();
+                tracing::warn!(%error, "weights could not be published; trying again later");
+                self.published_at = Instant::now();
             }
         }
         self.save()?;
@@ -278,19 +276,9 @@ impl FmFollower<'_> {
     }
 
     fn save(&mut self) -> Result<()> {
-        self.place.window = self.progress.window();
+        self.place.window = self.progress.window.clone();
         self.place.write(&self.work, &mut *self.trainer)?;
         self.saved_requests = self.place.requests;
-        Ok(())
-    }
-
-    /// Weights that cannot be published now are published later.
-    fn publish_or_warn(&mut self, out: &mut dyn Write) -> Result<()> {
-        if let Err(error) = self.publish(out) {
-            self.meters.publish_failed();
-            tracing::warn!(%error, "weights could not be published; trying again later");
-            self.published_at = Instant::now();
-        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, routing::get};
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, Opts, Registry, TextEncoder,
     core::Collector,
 };
 
@@ -52,11 +52,8 @@ impl JobMetrics {
 
     /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> String {
-        let mut text = Vec::new();
-        match TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            Ok(()) => String::from_utf8_lossy(&text).into_owned(),
-            Err(error) => format!("# metrics could not be written: {error}\n"),
-        }
+        let text = TextEncoder::new().encode_to_string(&self.registry.gather());
+        text.unwrap_or_else(|error| format!("# metrics could not be written: {error}\n"))
     }
 
     /// Answers `GET /metrics` at `address`, on a thread that ends with the process; gives the

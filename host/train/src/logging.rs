@@ -10,7 +10,6 @@ mod versions;
 use std::{
     io::Write,
     net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,11 +18,11 @@ use hypercast_fm::example::Example;
 use prometheus::{Gauge, Histogram, IntCounter};
 use serde_json::json;
 
-pub use self::versions::{ActiveVersions, Registered, ToLog};
 use self::versions::{FmLoading, LoadedVersions};
+pub use self::versions::{Registered, ToLog};
 use super::{
     joined_reader::{JoinedReader, PositionedExample},
-    progress_log::tell,
+    progress_log::{serve_metrics, tell},
 };
 use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
@@ -46,6 +45,9 @@ const VERSIONS_EVERY: Duration = Duration::from_secs(1);
 /// How often it says how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
+/// Gives the versions that are to be logged at the moment, each once.
+pub type ActiveVersions<'a> = dyn FnMut() -> Result<Vec<ToLog>> + 'a;
+
 /// When the tier stops, and where it serves metrics.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoggingOptions {
@@ -66,49 +68,40 @@ pub struct LoggingReport {
     pub position: u64,
 }
 
-/// Follows until it is asked to stop; then the file under way is complete. Lines of JSON go to
-/// `out`.
+/// Follows until it is asked to stop; then the file under way is complete. `active` gives the
+/// versions that are to be logged. Lines of JSON go to `out`.
 ///
 /// # Errors
 /// Logs that another process writes, or of another schema; an FM that cannot be loaded; a full
 /// disk; an engine that is away for long.
 pub fn follow(
     context: ServiceContext<'_>,
-    active: &mut dyn ActiveVersions,
+    active: &mut ActiveVersions<'_>,
     options: LoggingOptions,
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<LoggingReport> {
     let ServiceContext { dataset, config, engine } = context;
     let _owner = DirLock::acquire(&config.paths.logs)?;
-    let log =
-        LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), Vec::new())?;
+    let log = super::fm::log_writer(dataset, config, Vec::new())?;
     let reader = JoinedReader::open(engine.clone(), dataset, log.position())?;
     let telemetry = Arc::new(JobMetrics::default());
     let meters = LoggingMeters::new(&telemetry);
-    if let Some(address) = options.metrics {
-        let address = telemetry.serve(address)?;
-        tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
-    }
+    serve_metrics(&telemetry, options.metrics, out)?;
     let serving = config.fm_logging.loading(config.device);
-    let loading = FmLoading { engine, serving, work: work_dir(config) };
+    let loading = FmLoading { engine, serving, work: config.paths.fm_work.join("logging") };
     let tier = LoggingTier {
         config,
         position: reader.position(),
         log,
         reader,
-        versions: LoadedVersions::new(loading),
+        versions: LoadedVersions { loading, versions: Vec::new() },
         meters,
         report: LoggingReport::default(),
         said: Instant::now(),
         waits: false,
     };
     tier.run(active, options, shutdown, out)
-}
-
-/// Where the tier keeps the rows of FMs whose weights are published.
-fn work_dir(config: &Config) -> PathBuf {
-    config.paths.fm_work.join("logging")
 }
 
 struct LoggingTier<'a> {
@@ -155,18 +148,19 @@ impl LoggingBatch {
 impl LoggingTier<'_> {
     fn run(
         mut self,
-        active: &mut dyn ActiveVersions,
+        active: &mut ActiveVersions<'_>,
         options: LoggingOptions,
         shutdown: &Shutdown,
         out: &mut dyn Write,
     ) -> Result<LoggingReport> {
-        let (most, wait) =
-            (self.config.fm_logging.batch_candidates, self.config.fm_logging.batch_wait());
+        let settings = &self.config.fm_logging;
+        let most = settings.batch_candidates;
+        let wait = Duration::from_micros(settings.batch_wait_us);
         let mut batch = LoggingBatch::default();
         let mut asked = None::<Instant>;
         while !shutdown.is_requested() {
             if asked.is_none_or(|at| at.elapsed() >= VERSIONS_EVERY) {
-                self.versions.set(active.to_log()?)?;
+                self.versions.set(active()?)?;
                 asked = Some(Instant::now());
             }
             let look = if batch.records.is_empty() { LOOK_EVERY } else { wait.min(LOOK_EVERY) };
@@ -179,7 +173,12 @@ impl LoggingTier<'_> {
                     self.log_batch(pass)?;
                     self.waits = false;
                 } else {
-                    self.wait_for_weights();
+                    if !std::mem::replace(&mut self.waits, true) {
+                        tracing::warn!(
+                            "no FM version has weights yet; examples wait for the first publication"
+                        );
+                    }
+                    std::thread::sleep(LOOK_EVERY);
                 }
             } else if over {
                 break;
@@ -246,16 +245,6 @@ impl LoggingTier<'_> {
         }
         self.meters.logged(&records, row, self.position);
         Ok(())
-    }
-
-    fn wait_for_weights(&mut self) {
-        if !self.waits {
-            tracing::warn!(
-                "no FM version has weights yet; examples wait for the first publication"
-            );
-            self.waits = true;
-        }
-        std::thread::sleep(LOOK_EVERY);
     }
 
     fn say(&mut self, out: &mut dyn Write) -> Result<()> {

@@ -14,7 +14,7 @@ use hypercast_core::dir_lock::DirLock;
 use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
-use hypercast_data::logs::{LogVersion, LogWriter};
+use hypercast_data::logs::LogVersion;
 
 /// Requests a forward pass: latency does not matter here.
 const BATCH: usize = 128;
@@ -42,20 +42,13 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
     let fm = inference::load(&config.paths.fm, config.fm_logging.loading(config.device))?;
     let manifest = fm.manifest().clone();
     let versions = vec![LogVersion::new(&manifest.version, manifest.config.tae_width())];
-    let mut log =
-        LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), versions)?;
-    let replay = Replay::new(
-        dataset,
-        ReplayOptions {
-            span,
-            history_len: manifest.config.max_history,
-            max_targets: manifest.config.max_targets,
-            features: config.features,
-        },
-    )?;
+    let mut log = super::fm::log_writer(dataset, config, versions)?;
+    let history_len = manifest.config.max_history;
+    let max_targets = manifest.config.max_targets;
+    let options = ReplayOptions { history_len, max_targets, ..config.replay(span) };
     let mut progress = Progress::start("materialise", dataset.rows as u64);
     let (mut batch, mut rows) = (Vec::with_capacity(BATCH), 0);
-    let mut examples = replay.peekable();
+    let mut examples = Replay::new(dataset, options)?.peekable();
     while let Some(example) = examples.next() {
         batch.push(example?);
         if batch.len() == BATCH || examples.peek().is_none() {

@@ -1,7 +1,7 @@
 //! What the services of training tell: lines of JSON, and metrics of what all that learn from a
 //! stream have in common. What was predicted well is each trainer's own.
 
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{io::Write, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus::{GaugeVec, Histogram, IntCounter};
 use serde_json::{Value, json};
@@ -9,6 +9,17 @@ use serde_json::{Value, json};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::job_metrics::JobMetrics;
 use hypercast_stream::publish::{PublicationKind, PublicationStats};
+
+/// Answers `/metrics` at an address, if one is given, and says where.
+pub(super) fn serve_metrics(
+    telemetry: &Arc<JobMetrics>,
+    address: Option<SocketAddr>,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let Some(address) = address else { return Ok(()) };
+    let address = telemetry.serve(address)?;
+    tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))
+}
 
 /// Writes a line.
 ///
@@ -36,14 +47,6 @@ pub(super) struct Learning {
     corrections: IntCounter,
     /// Of the requests since the last line.
     latencies_ms: Vec<i64>,
-}
-
-/// Where a trainer stands, as a line says it.
-pub(super) struct ProgressPosition {
-    pub(super) position: Value,
-    pub(super) requests: u64,
-    pub(super) corrections: u64,
-    pub(super) until_ms: i64,
 }
 
 /// Predictions of a surface and task since the last line.
@@ -86,10 +89,10 @@ impl Learning {
         self.corrections.inc_by(corrections);
     }
 
-    /// The line of a window; the next one then begins.
+    /// The line of a window, of where the trainer stands; the next one then begins.
     pub(super) fn line<'a>(
         &mut self,
-        stands: ProgressPosition,
+        mut stands: Value,
         slices: impl Iterator<Item = ProgressSlice<'a>>,
     ) -> Value {
         let slices = slices.map(|ProgressSlice { surface, task, n, ne }| {
@@ -102,10 +105,9 @@ impl Learning {
         let mut latencies = std::mem::take(&mut self.latencies_ms);
         latencies.sort_unstable();
         let at = |share: usize| latencies.get(latencies.len() * share / 100).copied();
-        json!({
-            "kind": "trained", "position": stands.position, "requests": stands.requests,
-            "corrections": stands.corrections, "until_ms": stands.until_ms,
-            "event_to_trainer_ms": { "p50": at(50), "p99": at(99) }, "progressive": slices,
-        })
+        stands["kind"] = json!("trained");
+        stands["event_to_trainer_ms"] = json!({ "p50": at(50), "p99": at(99) });
+        stands["progressive"] = json!(slices);
+        stands
     }
 }

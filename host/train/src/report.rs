@@ -1,21 +1,20 @@
 //! Progressive metrics by surface and task, and how they are shown.
 
-use std::collections::BTreeMap;
-
 use hypercast_fm::{
     example::Example,
     metrics::{BinaryMetrics, MetricsWindow, ScoredPrediction},
     spec::{FmSpec, TaskLabel},
+    trainer::StepOutput,
 };
 use serde::Serialize;
 
 /// The name of the slice over all surfaces.
 pub const ALL: &str = "all";
 
-/// TaskRows kept a slice; a longer stream reports its newest part.
+/// Rows kept a slice; a longer stream reports its newest part.
 const KEEP: usize = 1 << 20;
 
-/// TaskRows a task that a progress bar speaks of.
+/// Rows a task that a progress bar speaks of.
 const RECENT: usize = 10_000;
 
 /// Metrics of one surface and task.
@@ -25,7 +24,7 @@ pub struct ReportLine {
     pub surface: String,
     /// The task.
     pub task: String,
-    /// TaskRows.
+    /// Rows.
     pub n: usize,
     /// Normalised entropy.
     pub ne: Option<f64>,
@@ -37,64 +36,66 @@ pub struct ReportLine {
     pub best_ne: Option<f64>,
 }
 
+impl ReportLine {
+    /// A slice's metrics; one past the last surface stands for all.
+    pub(super) fn of(
+        surfaces: &[String],
+        surface: usize,
+        task: &str,
+        summary: BinaryMetrics,
+        best_ne: Option<f64>,
+    ) -> ReportLine {
+        let surface = surfaces.get(surface).map_or(ALL, String::as_str).to_owned();
+        let BinaryMetrics { n, ne, auc, gauc, .. } = summary;
+        ReportLine { surface, task: task.to_owned(), n, ne, auc, gauc, best_ne }
+    }
+}
+
 /// Collects predictions of binary tasks as they are made.
 #[derive(Debug)]
 pub struct ProgressiveCollector {
     surfaces: Vec<String>,
     /// The binary tasks by name, with their place among all.
     tasks: Vec<(usize, String)>,
-    said: MetricsWindow<(usize, usize)>,
-    truth: MetricsWindow<(usize, usize)>,
+    /// What the model predicted, by surface and task; one past the last surface stands for all.
+    pub(super) said: MetricsWindow<(usize, usize)>,
+    /// The true probabilities, likewise.
+    pub(super) truth: MetricsWindow<(usize, usize)>,
     /// The newest rows by task, for a progress bar.
     recent: MetricsWindow<usize>,
-}
-
-/// Predictions and labels of an example's targets, row-major over all tasks.
-#[derive(Debug, Clone, Copy)]
-pub struct TaskRows<'a> {
-    /// NaN where there is none.
-    pub predictions: &'a [f32],
-    /// 0 or 1 for binary tasks.
-    pub labels: &'a [f32],
-    /// The sample space.
-    pub mask: &'a [bool],
 }
 
 impl ProgressiveCollector {
     /// For an FM's tasks.
     pub fn new(spec: &FmSpec) -> Self {
-        let binary = spec
-            .tasks
-            .iter()
-            .enumerate()
-            .filter(|(_, task)| matches!(task.label, TaskLabel::Action(_)));
         Self {
             surfaces: spec.surfaces.clone(),
-            tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
+            tasks: binary_tasks(spec),
             said: MetricsWindow::new(KEEP),
             truth: MetricsWindow::new(KEEP),
             recent: MetricsWindow::new(RECENT),
         }
     }
 
-    /// Adds the targets of an example; `truth_order` maps the tasks here to `Target::truth`.
-    pub fn push(&mut self, example: &Example, rows: TaskRows<'_>, truth_order: &[usize]) {
-        let tasks = rows.labels.len() / example.targets.len().max(1);
-        for (row, target) in example.targets.iter().enumerate() {
+    /// Adds what was said of the targets of examples; `truth_order` maps all tasks to
+    /// `Target::truth`.
+    pub fn push(&mut self, examples: &[Example], said: &StepOutput, truth_order: &[usize]) {
+        let targets = examples.iter().flat_map(|own| own.targets.iter().map(move |it| (own, it)));
+        for (row, (example, target)) in targets.enumerate() {
             for &(task, _) in &self.tasks {
-                let at = row * tasks + task;
-                if !rows.mask[at] || rows.predictions[at].is_nan() {
+                let at = row * truth_order.len() + task;
+                if !said.mask[at] || said.predictions[at].is_nan() {
                     continue;
                 }
                 let scored = |probability| ScoredPrediction {
                     user: example.user.id,
                     probability,
-                    label: rows.labels[at] > 0.5,
+                    label: said.labels[at] > 0.5,
                 };
                 let truth = target.truth.get(truth_order[task]).copied().filter(|p| p.is_finite());
-                self.recent.push(task, scored(rows.predictions[at]));
+                self.recent.push(task, scored(said.predictions[at]));
                 for surface in [usize::from(example.surface), self.surfaces.len()] {
-                    self.said.push((surface, task), scored(rows.predictions[at]));
+                    self.said.push((surface, task), scored(said.predictions[at]));
                     if let Some(truth) = truth {
                         self.truth.push((surface, task), scored(truth));
                     }
@@ -103,57 +104,33 @@ impl ProgressiveCollector {
         }
     }
 
-    /// What the model predicted, by surface and task; one past the last surface stands for all.
-    pub(super) fn said(&self) -> &MetricsWindow<(usize, usize)> {
-        &self.said
-    }
-
-    /// The true probabilities, likewise.
-    pub(super) fn truth(&self) -> &MetricsWindow<(usize, usize)> {
-        &self.truth
-    }
-
-    /// Puts back a row of `said` or `truth`, in their order.
-    pub(super) fn put_back(
-        &mut self,
-        truth: bool,
-        surface: usize,
-        task: usize,
-        row: ScoredPrediction,
-    ) {
-        let slice = (surface, task);
-        if truth { self.truth.push(slice, row) } else { self.said.push(slice, row) }
+    fn task_name(&self, task: usize) -> &str {
+        self.tasks.iter().find(|(at, _)| *at == task).map_or("", |(_, name)| name)
     }
 
     /// The NE of each task over its newest rows, in words.
     pub fn recent(&self) -> String {
         let say = |(at, summary): (&usize, BinaryMetrics)| {
-            let name = self.tasks.iter().find(|(task, _)| task == at).map_or("", |(_, name)| name);
-            format!("{name} {}", number(summary.ne))
+            format!("{} {}", self.task_name(*at), number(summary.ne))
         };
         format!("NE {}", self.recent.summaries().map(say).collect::<Vec<_>>().join(", "))
     }
 
     /// The metrics of every slice with rows; `all` comes last.
     pub fn lines(&self) -> Vec<ReportLine> {
-        let best: BTreeMap<(usize, usize), BinaryMetrics> =
-            self.truth.summaries().map(|(slice, summary)| (*slice, summary)).collect();
-        let name = |task: usize| {
-            self.tasks.iter().find(|(at, _)| *at == task).map(|(_, name)| name.clone())
+        let line = |(slice, summary): (&(usize, usize), BinaryMetrics)| {
+            let best_ne = self.truth.summary(slice).and_then(|best| best.ne);
+            ReportLine::of(&self.surfaces, slice.0, self.task_name(slice.1), summary, best_ne)
         };
-        self.said
-            .summaries()
-            .map(|(&(surface, task), summary)| ReportLine {
-                surface: self.surfaces.get(surface).map_or(ALL, String::as_str).to_owned(),
-                task: name(task).unwrap_or_default(),
-                n: summary.n,
-                ne: summary.ne,
-                auc: summary.auc,
-                gauc: summary.gauc,
-                best_ne: best.get(&(surface, task)).and_then(|summary| summary.ne),
-            })
-            .collect()
+        self.said.summaries().map(line).collect()
     }
+}
+
+/// The binary tasks by name, with their place among all.
+pub(super) fn binary_tasks(spec: &FmSpec) -> Vec<(usize, String)> {
+    let tasks = spec.tasks.iter().enumerate();
+    let binary = tasks.filter(|(_, task)| matches!(task.label, TaskLabel::Action(_)));
+    binary.map(|(at, task)| (at, task.name.clone())).collect()
 }
 
 /// A table of lines for people.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::report::ProgressiveCollector;
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::{Config, Logs};
+use hypercast_config::{Config, Logs, differing_keys, value_at};
 use hypercast_data::dataset::{
     Dataset,
     table::{CellType, Column, ColumnValues, Field, TableReader, TableWriter},
@@ -76,7 +76,6 @@ struct DatasetConditions {
     rows: u64,
     items: u64,
     users: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
     until_ms: Option<i64>,
 }
 
@@ -156,16 +155,9 @@ impl Over<'_> {
 fn difference(saved: &Conditions, now: &Conditions) -> Option<String> {
     let table = |of: &Conditions| toml::Table::try_from(of).expect("plain values");
     let (saved, now) = (table(saved), table(now));
-    let keys = saved.iter().chain(&now).flat_map(|(table, values)| {
-        let values = values.as_table().into_iter().flat_map(toml::Table::keys);
-        values.map(move |key| (table.clone(), key.clone()))
-    });
-    let get = |of: &toml::Table, table: &str, key: &str| of.get(table)?.get(key).cloned();
-    let show = |value: Option<toml::Value>| value.map_or("none".into(), |value| value.to_string());
-    keys.into_iter().find_map(|(table, key)| {
-        let (was, is) = (get(&saved, &table, &key), get(&now, &table, &key));
-        (was != is).then(|| format!("{table}.{key} was {} and is {} now", show(was), show(is)))
-    })
+    let [part, key] = differing_keys(&saved, &now).into_iter().next()?;
+    let show = |of| value_at(of, &part, &key).map_or("none".into(), toml::Value::to_string);
+    Some(format!("{part}.{key} was {} and is {} now", show(&saved), show(&now)))
 }
 
 fn fields() -> Vec<Field> {
@@ -188,8 +180,8 @@ fn write_collector(collector: &ProgressiveCollector, path: &Path) -> Result<()> 
     let of = |keeper: &MetricsWindow<(usize, usize)>, truth: bool| -> Vec<KeptRows> {
         keeper.rows().map(|(&slice, row)| (truth, slice, *row)).collect()
     };
-    let mut kept = of(collector.said(), false);
-    kept.extend(of(collector.truth(), true));
+    let mut kept = of(&collector.said, false);
+    kept.extend(of(&collector.truth, true));
     let mut writer = TableWriter::create(path, fields())?;
     for rows in kept.chunks(ROWS_A_GROUP) {
         let u32s = |get: &dyn Fn(&KeptRows) -> usize| {
@@ -222,7 +214,8 @@ fn read_collector(spec: &FmSpec, path: &Path) -> Result<ProgressiveCollector> {
                 probability: columns[4].f32s()[row],
                 label: columns[5].bools()[row],
             };
-            collector.put_back(truth, at(1), at(2), scored);
+            let window = if truth { &mut collector.truth } else { &mut collector.said };
+            window.push((at(1), at(2)), scored);
         }
     }
     Ok(collector)

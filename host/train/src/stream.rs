@@ -5,18 +5,19 @@
 //! the logs alone; what is measured is up to the caller, who sees predictions
 //! before they are learned from.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use hypercast_fm::example::Example;
 
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::ExpertTraining;
+use hypercast_config::{Config, ExpertEntry, ExpertTraining};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogReader, LoggedRequest};
+use hypercast_data::schema::Schema;
 use hypercast_expert::{
-    Blueprint, Chunk, Device, Engine, ExpertTrainer, FeatureStatistics, LoadOptions, Parameters,
-    TrainerConfig,
-    train::{BatchReport, OptimizerConfig, SavedTrainer, ServingParameters, TaskTargets},
+    Blueprint, Chunk, Engine, ExpertTrainer, FeatureStatistics, LoadOptions, Parameters,
+    Provenance, TrainerConfig,
+    train::{BatchReport, OptimizerConfig, SavedTrainer},
 };
 
 /// Rows that are held, hooked and shuffled together.
@@ -99,35 +100,40 @@ pub struct Survey {
     pub statistics: FeatureStatistics,
 }
 
-/// A plugin to be loaded for the rows of a view.
+/// An expert to train: its plugin, and how it is loaded and trained.
 #[derive(Clone, Copy)]
-pub struct Load<'a> {
+pub struct ExpertSetup<'a> {
+    /// Limits of plugins, rates, passes, batches, seed and device.
+    pub config: &'a Config,
     /// Where guests run.
     pub engine: &'a Engine,
     /// The component.
-    pub plugin: &'a std::path::Path,
-    /// The expert's name, for messages.
+    pub plugin: &'a Path,
+    /// The expert's name, for its limits and for messages.
     pub name: &'a str,
+    /// Zeros in the TAE's place.
+    pub without_tae: bool,
 }
 
-impl Load<'_> {
-    /// Loads the plugin for `view`, whose embeddings FM `fm_version` made.
+impl<'a> ExpertSetup<'a> {
+    /// A configured expert.
+    pub fn of(config: &'a Config, entry: &'a ExpertEntry, engine: &'a Engine) -> Self {
+        let (plugin, name, without_tae) = (&entry.plugin, &entry.name, entry.without_tae);
+        ExpertSetup { config, engine, plugin, name, without_tae }
+    }
+
+    /// Begins with fresh parameters, which `warm` may change, to learn from the rows of a view.
     ///
     /// # Errors
-    /// A plugin that is refused, or that wants a longer short history than was logged.
-    pub fn blueprint(
+    /// A plugin that is refused, or that wants a longer short history than was logged; a device
+    /// that is not in this build.
+    pub fn begin(
         &self,
         view: &LogView<'_>,
-        fm_version: &str,
-        options: LoadOptions,
-    ) -> Result<Arc<Blueprint>> {
-        let options = LoadOptions {
-            tae_dim: view.tae_dim(),
-            fm_version: Some(fm_version.to_owned()),
-            ..options
-        };
-        let schema = &view.log.schema;
-        let blueprint = Blueprint::load(self.engine, self.plugin, schema, &options)?;
+        survey: Survey,
+        warm: impl FnOnce(&mut Parameters),
+    ) -> Result<ExpertStream> {
+        let blueprint = self.blueprint(&view.log.schema, view.tae_dim(), &survey.fm_version)?;
         let wanted = blueprint.description.history_len as usize;
         let logged = view.log.manifest.history_len;
         if wanted > logged {
@@ -136,66 +142,47 @@ impl Load<'_> {
                 self.name
             )));
         }
-        Ok(Arc::new(blueprint))
-    }
-}
-
-/// How an expert starts.
-#[derive(Debug, Clone)]
-pub struct Start<'a> {
-    /// Rates, passes, batches and seed.
-    pub settings: &'a ExpertTraining,
-    /// Rows a pass, which the schedule spans.
-    pub rows: u64,
-    /// Zeros in the TAE's place.
-    pub without_tae: bool,
-    /// Where it is trained.
-    pub device: Device,
-}
-
-/// An expert in training over logged rows.
-pub struct ExpertStream {
-    trainer: ExpertTrainer,
-    settings: ExpertTraining,
-}
-
-/// Sees requests and, a task, the predictions for their targets, before they are learned from.
-pub type Watcher<'a> = &'a mut dyn FnMut(&[&Example], &[Vec<f32>]);
-
-impl ExpertStream {
-    /// Starts from `parameters`, which are the blueprint's: fresh or warm-started.
-    ///
-    /// # Errors
-    /// A device that is not in this build.
-    pub fn new(
-        blueprint: Arc<Blueprint>,
-        parameters: Parameters,
-        start: &Start<'_>,
-    ) -> Result<Self> {
-        let trainer =
-            ExpertTrainer::new(blueprint, parameters, Self::trainer_config(start), start.device)?;
-        Ok(Self { trainer, settings: start.settings.clone() })
+        let settings = self.config.expert_training.clone();
+        let mut parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
+        warm(&mut parameters);
+        let (config, device) = (self.trainer_config(survey.rows), self.config.device);
+        let trainer = ExpertTrainer::new(blueprint.clone(), parameters, config, device)?;
+        Ok(ExpertStream { trainer, blueprint, settings })
     }
 
-    /// Goes on online with what [`ExpertStream::saved`] gave.
+    /// Goes on online with what [`ExpertTrainer::saved`] gave.
     ///
     /// # Errors
     /// What was saved is of another network or configuration.
-    pub fn resume(
-        blueprint: Arc<Blueprint>,
-        saved: SavedTrainer,
-        start: &Start<'_>,
-    ) -> Result<Self> {
-        let config = Self::trainer_config(start);
-        let trainer = ExpertTrainer::resume(blueprint, saved, config, start.device)?;
-        let mut stream = Self { trainer, settings: start.settings.clone() };
+    pub fn resume(&self, schema: &Schema, saved: SavedTrainer) -> Result<ExpertStream> {
+        let Provenance { tae_dim, fm_version, .. } = saved.provenance();
+        let blueprint = self.blueprint(schema, *tae_dim, fm_version)?;
+        let (config, device) = (self.trainer_config(0), self.config.device);
+        let trainer = ExpertTrainer::resume(blueprint.clone(), saved, config, device)?;
+        let settings = self.config.expert_training.clone();
+        let mut stream = ExpertStream { trainer, blueprint, settings };
         stream.go_online();
         Ok(stream)
     }
 
-    fn trainer_config(start: &Start<'_>) -> TrainerConfig {
-        let settings = start.settings;
-        let steps = settings.epochs as u64 * start.rows / settings.batch_rows as u64;
+    fn blueprint(
+        &self,
+        schema: &Schema,
+        tae_dim: usize,
+        fm_version: &str,
+    ) -> Result<Arc<Blueprint>> {
+        let options = LoadOptions {
+            tae_dim,
+            fm_version: Some(fm_version.to_owned()),
+            ..self.config.load_options(self.name)
+        };
+        Ok(Arc::new(Blueprint::load(self.engine, self.plugin, schema, &options)?))
+    }
+
+    /// The schedule spans the passes over so many rows.
+    fn trainer_config(&self, rows: u64) -> TrainerConfig {
+        let settings = &self.config.expert_training;
+        let steps = settings.epochs as u64 * rows / settings.batch_rows as u64;
         TrainerConfig {
             optimizer: OptimizerConfig {
                 learning_rate: settings.learning_rate as f32,
@@ -208,13 +195,27 @@ impl ExpertStream {
             batch_rows: settings.batch_rows,
             shuffle: false,
             progressive: true,
-            without_tae: start.without_tae,
+            without_tae: self.without_tae,
             average_decay: settings.average_decay as f32,
             seed: settings.seed,
             ..TrainerConfig::default()
         }
     }
+}
 
+/// An expert in training over logged rows.
+pub struct ExpertStream {
+    /// What a step computes.
+    pub trainer: ExpertTrainer,
+    /// The plugin and its network.
+    pub blueprint: Arc<Blueprint>,
+    settings: ExpertTraining,
+}
+
+/// Sees requests and, a task, the predictions for their targets, before they are learned from.
+pub type Watcher<'a> = &'a mut dyn FnMut(&[&Example], &[Vec<f32>]);
+
+impl ExpertStream {
     /// Learns from a past in as many passes as the settings say. The first goes in time order, and
     /// `report` sees each batch's predictions before it is learned from.
     ///
@@ -251,75 +252,13 @@ impl ExpertStream {
     pub fn follow(&mut self, view: &LogView<'_>, learns: bool, watch: Watcher<'_>) -> Result<()> {
         in_chunks(view, self.settings.online_batch_rows, |examples, tae| {
             let chunk = Chunk { examples, tae };
-            let predictions = self.predict(chunk)?;
+            let predictions = self.trainer.predict(chunk)?;
             watch(&examples.iter().collect::<Vec<_>>(), &predictions);
-            if learns { self.learn(chunk) } else { Ok(()) }
+            if learns {
+                self.trainer.train(chunk, |_| ())?;
+            }
+            Ok(())
         })
-    }
-
-    /// Predictions for a chunk's targets, `[rows]` a task, as they would be served now.
-    ///
-    /// # Errors
-    /// Embeddings of another width.
-    pub fn predict(&self, chunk: Chunk<'_>) -> Result<Vec<Vec<f32>>> {
-        Ok(self.trainer.predict(chunk)?)
-    }
-
-    /// The same by other parameters of the expert.
-    ///
-    /// # Errors
-    /// Embeddings of another width.
-    pub fn predict_with(&self, parameters: &Parameters, chunk: Chunk<'_>) -> Result<Vec<Vec<f32>>> {
-        Ok(self.trainer.predict_with(parameters, chunk)?)
-    }
-
-    /// The plugin's labels of a chunk's targets, a task each.
-    ///
-    /// # Errors
-    /// A plugin whose `labels` fails.
-    pub fn targets(&self, chunk: Chunk<'_>) -> Result<Vec<TaskTargets>> {
-        Ok(self.trainer.targets(chunk)?)
-    }
-
-    /// Has the first pass over a past also predict with parameters that serve.
-    pub fn compare_with(&mut self, serving: ServingParameters) {
-        self.trainer.compare_with(serving);
-    }
-
-    /// Calls of the plugin's `schedule` that failed; their steps were taken at the host's own rate.
-    pub fn schedule_faults(&self) -> u64 {
-        self.trainer.schedule_faults()
-    }
-
-    /// Goes back to what was saved: parameters, their average and the optimiser.
-    ///
-    /// # Errors
-    /// What was saved is of another network.
-    pub fn go_back(&mut self, saved: &SavedTrainer) -> Result<()> {
-        Ok(self.trainer.go_back(saved)?)
-    }
-
-    /// Learns from a chunk.
-    ///
-    /// # Errors
-    /// A plugin whose hooks fail, embeddings of another width.
-    pub fn learn(&mut self, chunk: Chunk<'_>) -> Result<()> {
-        Ok(self.trainer.train(chunk, |_| ())?)
-    }
-
-    /// All that it goes on from.
-    pub fn saved(&self) -> SavedTrainer {
-        self.trainer.saved()
-    }
-
-    /// The parameters so far.
-    pub fn parameters(&self) -> &Parameters {
-        self.trainer.parameters()
-    }
-
-    /// Ends training and returns the parameters that predict.
-    pub fn into_parameters(self) -> Parameters {
-        self.trainer.into_parameters()
     }
 }
 

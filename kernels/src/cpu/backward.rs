@@ -9,6 +9,7 @@ use super::lanes::Lanes;
 use super::math::{Left, ProductExtent, Right, accumulate, dot, sigmoid};
 use super::task::{
     AttentionTask, Biases, HeadColumns, KEYS, OutputSink, RowBlock, pack, pack_transposed, padded,
+    zero,
 };
 
 /// Rows per block: a multiple of every tile height and vector length. The more rows, the fewer
@@ -64,45 +65,38 @@ impl IsaKernel for DifferentiateTask<'_> {
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) -> BiasTableGrads {
-        run::<V, R>(self.task, self.scratch, self.sinks)
-    }
-}
-
-#[inline(always)]
-fn run<V: Lanes, const R: usize>(
-    task: &AttentionTask<'_>,
-    scratch: &mut BackwardScratch,
-    sinks: &GradSinks<'_>,
-) -> BiasTableGrads {
-    let grad = task.grad.expect("a backward task is made with the output's gradient");
-    let mut tables = prepare::<V>(task, scratch);
-    for block in task.blocks(ROWS) {
-        let rows = block.first..block.first + block.count;
-        pack(&mut scratch.queries, task.q, rows.clone(), padded::<V>(task.dims.qk), ROWS);
-        pack(&mut scratch.grads, grad, rows.clone(), padded::<V>(task.dims.v), ROWS);
-        zero(&mut scratch.queries_grad, ROWS * padded::<V>(task.dims.qk));
-        for j0 in (0..block.end(block.count - 1)).step_by(KEYS) {
-            if !task.skips(&block, j0) {
-                score::<V, R>(task, scratch, &block, j0, &mut tables);
-                spread::<V, R>(task, scratch, &block, j0);
+        let DifferentiateTask { task, scratch, sinks } = self;
+        let grad = task.grad.expect("a backward task is made with the output's gradient");
+        let mut tables = prepare::<V>(task, scratch);
+        for block in task.blocks(ROWS) {
+            let rows = block.first..block.first + block.count;
+            pack(&mut scratch.queries, task.q, rows.clone(), padded::<V>(task.dims.qk), ROWS);
+            pack(&mut scratch.grads, grad, rows.clone(), padded::<V>(task.dims.v), ROWS);
+            zero(&mut scratch.queries_grad, ROWS * padded::<V>(task.dims.qk));
+            for j0 in (0..block.end(block.count - 1)).step_by(KEYS) {
+                if !task.skips(&block, j0) {
+                    score::<V, R>(task, scratch, &block, j0, &mut tables);
+                    spread::<V, R>(task, scratch, &block, j0);
+                }
+            }
+            let packed = &scratch.queries_grad;
+            write::<V>(&sinks.q, task.head, rows, packed, task.dims.qk, task.alpha);
+            if block.is_targets() {
+                differentiate_itself::<V>(task, grad, &block, sinks, &mut tables);
             }
         }
-        write::<V>(&sinks.q, task, rows, scaled(&scratch.queries_grad, task.dims.qk, task.alpha));
-        if block.is_targets() {
-            differentiate_itself::<V>(task, grad, &block, sinks, &mut tables);
+        let history = task.history.clone();
+        let (head, keys_grad, values_grad) = (task.head, &scratch.keys_grad, &scratch.values_grad);
+        write::<V>(&sinks.k, head, history.clone(), keys_grad, task.dims.qk, task.alpha);
+        write::<V>(&sinks.v, head, history, values_grad, task.dims.v, 1.0);
+        let last = tables.position.len().saturating_sub(1);
+        if task.position.is_some() {
+            for (x, grad) in scratch.reversed_grad[..=task.n()].iter().enumerate() {
+                tables.position[(task.n() - x).min(last)] += grad;
+            }
         }
+        tables
     }
-    let history = task.history.clone();
-    let keys_grad = scaled(&scratch.keys_grad, task.dims.qk, task.alpha);
-    write::<V>(&sinks.k, task, history.clone(), keys_grad);
-    write::<V>(&sinks.v, task, history, scaled(&scratch.values_grad, task.dims.v, 1.0));
-    let last = tables.position.len().saturating_sub(1);
-    if task.position.is_some() {
-        for (x, grad) in scratch.reversed_grad[..=task.n()].iter().enumerate() {
-            tables.position[(task.n() - x).min(last)] += grad;
-        }
-    }
-    tables
 }
 
 #[inline(always)]
@@ -283,29 +277,19 @@ fn differentiate<V: Lanes>(
     }
 }
 
-/// Packed gradients to be written: the first `width` columns of each row, times `factor`.
-struct ScaledRows<'a> {
-    packed: &'a [f32],
-    width: usize,
-    factor: f32,
-}
-
-#[inline(always)]
-fn scaled(packed: &[f32], width: usize, factor: f32) -> ScaledRows<'_> {
-    ScaledRows { packed, width, factor }
-}
-
-/// Writes gradients to `rows` of a sink.
+/// Writes packed gradients to `rows` of a sink: the first `width` columns of each, times `factor`.
 #[inline(always)]
 fn write<V: Lanes>(
     sink: &OutputSink<'_>,
-    task: &AttentionTask<'_>,
+    head: usize,
     rows: std::ops::Range<usize>,
-    ScaledRows { packed, width, factor }: ScaledRows<'_>,
+    packed: &[f32],
+    width: usize,
+    factor: f32,
 ) {
     for (row, packed) in rows.zip(packed.chunks_exact(padded::<V>(width))) {
         // SAFETY: every row and head belongs to one task, and this borrow ends here.
-        let out = unsafe { sink.part(row, task.head, width) };
+        let out = unsafe { sink.part(row, head, width) };
         for (cell, value) in out.iter_mut().zip(packed) {
             *cell = factor * value;
         }
@@ -316,10 +300,4 @@ fn write<V: Lanes>(
 #[inline(always)]
 fn seen(block: &RowBlock, r: usize, j0: usize) -> usize {
     block.end(r.min(block.count) - 1).saturating_sub(j0).min(KEYS)
-}
-
-#[inline(always)]
-fn zero(cells: &mut Vec<f32>, len: usize) {
-    cells.clear();
-    cells.resize(len, 0.0);
 }

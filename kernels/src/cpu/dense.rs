@@ -5,16 +5,15 @@
 //! the block while it is in the cache.
 
 use burn::tensor::TensorMetadata;
-use burn::tensor::ops::FloatTensor;
-use burn_flex::Flex;
+use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
 use super::isa::IsaKernel;
 use super::lanes::{Lanes, MAX_LANES};
 use super::product::{Activation, Matrix, multiply};
 use super::rowwise::{Stats, normalise};
-use super::{Isa, StridedRows, matrix, readable, rows, span};
-use crate::dense::{DenseBackend, GateInputs, NormWeights};
+use super::{Isa, StridedRows, matrix, readable, rows, values};
+use crate::dense::{GateInputs, NormWeights, PreparedLinear};
 use crate::layer::Affine;
 
 /// Columns per panel: at least two vectors of any instruction set.
@@ -72,40 +71,27 @@ impl Prepared {
     }
 }
 
-/// The left factor of a product, before its norm and gate.
+/// The inputs of a product of all rows: the left factor before its norm and gate.
 #[derive(Clone, Copy)]
 struct DenseInput<'a> {
-    /// `[rows, from]`: normalised with the scale and shift.
+    /// `[rows, from]`: normalised with the weights.
     x: StridedRows<'a>,
-    scale: &'a [f32],
-    shift: &'a [f32],
+    norm: Affine<&'a [f32]>,
     epsilon: f32,
     /// `[rows, from]`: multiplied elementwise with the normalised x.
     gate: Option<StridedRows<'a>>,
-}
-
-/// The operation after a product.
-#[derive(Clone, Copy)]
-enum DenseOutput<'a> {
-    /// SiLU of the product.
-    Activated,
-    /// The product plus a residual `[rows, to]`.
-    Added(StridedRows<'a>),
+    /// `[rows, to]`: added to the product; without it, the result is the product's SiLU.
+    residual: Option<StridedRows<'a>>,
 }
 
 /// The product of all rows, `[count, to]`.
-fn product(
-    input: DenseInput<'_>,
-    linear: &Prepared,
-    output: DenseOutput<'_>,
-    count: usize,
-) -> Vec<f32> {
-    assert_eq!((input.scale.len(), input.shift.len()), (linear.from, linear.from), "norm's width");
+fn product(input: DenseInput<'_>, linear: &Prepared, count: usize) -> FlexTensor {
+    let Affine { scale, shift } = input.norm;
+    assert_eq!((scale.len(), shift.len()), (linear.from, linear.from), "norm's width");
     let mut out = vec![0.0; count * linear.to];
     let isa = Isa::best().checked();
     let block = |left: &mut Matrix, (index, out): (usize, &mut [f32])| {
-        let job = DenseJob { input, linear, output, first: index * BLOCK };
-        isa.run(DenseBlock { job: &job, left, out });
+        isa.run(DenseBlock { input: &input, linear, first: index * BLOCK, left, out });
     };
     let size = (BLOCK * linear.to).max(1);
     if count * linear.from * linear.to < PARALLEL_FROM {
@@ -114,20 +100,14 @@ fn product(
     } else {
         out.par_chunks_mut(size).enumerate().for_each_init(Matrix::default, block);
     }
-    out
+    matrix(out, count, linear.to)
 }
 
-/// The inputs of a block of rows.
-struct DenseJob<'a> {
-    input: DenseInput<'a>,
-    linear: &'a Prepared,
-    output: DenseOutput<'a>,
-    first: usize,
-}
-
-/// Computes a block.
+/// Computes a block of rows.
 struct DenseBlock<'a> {
-    job: &'a DenseJob<'a>,
+    input: &'a DenseInput<'a>,
+    linear: &'a Prepared,
+    first: usize,
     /// Buffer for the product's left factor.
     left: &'a mut Matrix,
     out: &'a mut [f32],
@@ -138,36 +118,32 @@ impl IsaKernel for DenseBlock<'_> {
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        run::<V, R>(self.job, self.left, self.out);
-    }
-}
-
-#[inline(always)]
-fn run<V: Lanes, const R: usize>(job: &DenseJob<'_>, left: &mut Matrix, out: &mut [f32]) {
-    let (from, to) = (job.linear.from, job.linear.to);
-    let count = out.len() / to;
-    left.resize(count, from);
-    for row in 0..count {
-        prepare_row(&job.input, job.first + row, &mut left.row_mut(row)[..from]);
-    }
-    let activation = match job.output {
-        DenseOutput::Activated => Activation::Silu,
-        DenseOutput::Added(_) => Activation::None,
-    };
-    let (factor, panels) = (left.factor(0..count), 0..to.div_ceil(PANEL));
-    multiply::<V, R>(&factor, job.linear, panels, activation, |row, panel, values| {
-        let columns = panel * PANEL..to.min((panel + 1) * PANEL);
-        let out = &mut out[row * to..][columns.clone()];
-        match job.output {
-            DenseOutput::Activated => out.copy_from_slice(&values[..out.len()]),
-            DenseOutput::Added(x) => {
-                let x = &x.data[(job.first + row) * x.stride..][columns];
-                for ((out, value), x) in out.iter_mut().zip(values).zip(x) {
-                    *out = *value + x;
+        let DenseBlock { input, linear, first, left, out } = self;
+        let (from, to) = (linear.from, linear.to);
+        let count = out.len() / to;
+        left.resize(count, from);
+        for row in 0..count {
+            prepare_row(input, first + row, &mut left.row_mut(row)[..from]);
+        }
+        let activation = match input.residual {
+            None => Activation::Silu,
+            Some(_) => Activation::None,
+        };
+        let (factor, panels) = (left.factor(0..count), 0..to.div_ceil(PANEL));
+        multiply::<V, R>(&factor, linear, panels, activation, |row, panel, values| {
+            let columns = panel * PANEL..to.min((panel + 1) * PANEL);
+            let out = &mut out[row * to..][columns.clone()];
+            match input.residual {
+                None => out.copy_from_slice(&values[..out.len()]),
+                Some(x) => {
+                    let x = &x.data[(first + row) * x.stride..][columns];
+                    for ((out, value), x) in out.iter_mut().zip(values).zip(x) {
+                        *out = *value + x;
+                    }
                 }
             }
-        }
-    });
+        });
+    }
 }
 
 /// Computes a row of the left factor: normalised, and gated if there is a gate.
@@ -175,9 +151,9 @@ fn run<V: Lanes, const R: usize>(job: &DenseJob<'_>, left: &mut Matrix, out: &mu
 fn prepare_row(input: &DenseInput<'_>, row: usize, left: &mut [f32]) {
     let width = left.len();
     let x = &input.x.data[row * input.x.stride..][..width];
-    let stats = Stats::of(x, input.epsilon);
-    let weights = Affine { scale: &input.scale[..width], shift: &input.shift[..width] };
-    normalise(x, stats, weights, left);
+    let Affine { scale, shift } = input.norm;
+    let weights = Affine { scale: &scale[..width], shift: &shift[..width] };
+    normalise(x, Stats::of(x, input.epsilon), weights, left);
     if let Some(gate) = input.gate {
         for (left, gate) in left.iter_mut().zip(&gate.data[row * gate.stride..][..width]) {
             *left *= gate;
@@ -185,58 +161,31 @@ fn prepare_row(input: &DenseInput<'_>, row: usize, left: &mut [f32]) {
     }
 }
 
-impl DenseBackend for Flex {
-    type Prepared = Prepared;
-
-    fn prepare(weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> Prepared {
+impl PreparedLinear<Flex> for Prepared {
+    fn prepare(weight: FlexTensor, bias: Option<FlexTensor>) -> Self {
         let shape = [weight.shape()[0], weight.shape()[1]];
         let (weight, bias) = (readable(weight), bias.map(readable));
-        let bias = bias.as_ref().map_or(&[][..], |bias| &bias.storage()[span(bias)]);
-        Prepared::new(rows(&weight), shape, bias)
+        Prepared::new(rows(&weight), shape, bias.as_ref().map_or(&[], values))
     }
 
-    fn mix(
-        x: FloatTensor<Self>,
-        norm: NormWeights<FloatTensor<Self>>,
-        linear: &Prepared,
-    ) -> FloatTensor<Self> {
-        assert_eq!(x.shape()[1], linear.from, "the width of x");
-        let (count, x, norm) = (x.shape()[0], readable(x), readable_norm(norm));
-        let input = input(&x, &norm, None);
-        matrix(product(input, linear, DenseOutput::Activated, count), count, linear.to)
+    fn mix(&self, x: FlexTensor, norm: NormWeights<FlexTensor>) -> FlexTensor {
+        assert_eq!(x.shape()[1], self.from, "the width of x");
+        let (count, x, affine) = (x.shape()[0], readable(x), norm.affine.map(readable));
+        let (x, epsilon, norm) = (rows(&x), norm.epsilon, affine.as_ref().map(values));
+        let input = DenseInput { x, norm, epsilon, gate: None, residual: None };
+        product(input, self, count)
     }
 
-    fn gate(
-        gated: GateInputs<FloatTensor<Self>>,
-        norm: NormWeights<FloatTensor<Self>>,
-        linear: &Prepared,
-    ) -> FloatTensor<Self> {
+    fn gate(&self, gated: GateInputs<FlexTensor>, norm: NormWeights<FlexTensor>) -> FlexTensor {
         let GateInputs { x, attended, u } = gated;
         let count = x.shape()[0];
-        assert_eq!(x.shape()[..], [count, linear.to], "the layer's input");
-        assert_eq!(attended.shape()[..], [count, linear.from], "the output of attention");
-        assert_eq!(u.shape()[..], [count, linear.from], "U");
-        let (x, attended, u) = (readable(x), readable(attended), readable(u));
-        let norm = readable_norm(norm);
-        let input = input(&attended, &norm, Some(rows(&u)));
-        matrix(product(input, linear, DenseOutput::Added(rows(&x)), count), count, linear.to)
-    }
-}
-
-fn readable_norm(norm: NormWeights<FloatTensor<Flex>>) -> NormWeights<FloatTensor<Flex>> {
-    NormWeights { scale: readable(norm.scale), shift: readable(norm.shift), epsilon: norm.epsilon }
-}
-
-fn input<'a>(
-    x: &'a FloatTensor<Flex>,
-    norm: &'a NormWeights<FloatTensor<Flex>>,
-    gate: Option<StridedRows<'a>>,
-) -> DenseInput<'a> {
-    DenseInput {
-        x: rows(x),
-        scale: &norm.scale.storage()[span(&norm.scale)],
-        shift: &norm.shift.storage()[span(&norm.shift)],
-        epsilon: norm.epsilon,
-        gate,
+        assert_eq!(x.shape()[..], [count, self.to], "the layer's input");
+        assert_eq!(attended.shape()[..], [count, self.from], "the output of attention");
+        assert_eq!(u.shape()[..], [count, self.from], "U");
+        let [x, attended, u] = [x, attended, u].map(readable);
+        let affine = norm.affine.map(readable);
+        let (epsilon, norm) = (norm.epsilon, affine.as_ref().map(values));
+        let (gate, residual) = (Some(rows(&u)), Some(rows(&x)));
+        product(DenseInput { x: rows(&attended), norm, epsilon, gate, residual }, self, count)
     }
 }

@@ -3,9 +3,9 @@
 use super::isa::IsaKernel;
 use super::kept::PackedHead;
 use super::lanes::{Lanes, MAX_LANES};
-use super::math::{Left, ProductExtent, Right, accumulate, dot, product, sigmoid};
+use super::math::{Left, ProductExtent, Right, accumulate, dot, sigmoid};
 use super::task::{
-    AttentionTask, Biases, KEYS, OutputSink, RowBlock, pack, pack_transposed, padded,
+    AttentionTask, Biases, KEYS, OutputSink, RowBlock, pack, pack_transposed, padded, zero,
 };
 
 /// A thread's buffers, which grow linearly with the length of a history.
@@ -36,48 +36,39 @@ impl IsaKernel for AttendTask<'_> {
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        run::<V, R>(self.task, self.scratch, self.sink);
-    }
-}
-
-#[inline(always)]
-fn run<V: Lanes, const R: usize>(
-    task: &AttentionTask<'_>,
-    scratch: &mut ForwardScratch,
-    sink: &OutputSink<'_>,
-) {
-    let (dims, width) = (task.dims, padded::<V>(task.dims.v));
-    scratch.biases.prepare(task);
-    // Taken out so that the rest of the scratch can be borrowed mutably.
-    let (mut keys, mut values) =
-        (std::mem::take(&mut scratch.keys), std::mem::take(&mut scratch.values));
-    let history = match task.kept {
-        Some(kept) => kept.head(task.head),
-        None => {
-            pack_transposed(&mut keys, task.k, task.history.clone());
-            pack(&mut values, task.v, task.history.clone(), width, 0);
-            PackedHead { keys: &keys, values: &values, stride: width }
-        }
-    };
-    for block in task.blocks(R) {
-        let rows = block.first..block.first + block.count;
-        pack(&mut scratch.queries, task.q, rows.clone(), dims.qk, R);
-        scratch.out.clear();
-        scratch.out.resize(R * width, 0.0);
-        for j0 in (0..block.end(block.count - 1)).step_by(KEYS) {
-            if !task.skips(&block, j0) {
-                attend::<V, R>(task, scratch, history, &block, j0);
+        let AttendTask { task, scratch, sink } = self;
+        let (dims, width) = (task.dims, padded::<V>(task.dims.v));
+        scratch.biases.prepare(task);
+        // Taken out so that the rest of the scratch can be borrowed mutably.
+        let (mut keys, mut values) =
+            (std::mem::take(&mut scratch.keys), std::mem::take(&mut scratch.values));
+        let history = match task.kept {
+            Some(kept) => kept.head(task.head),
+            None => {
+                pack_transposed(&mut keys, task.k, task.history.clone());
+                pack(&mut values, task.v, task.history.clone(), width, 0);
+                PackedHead { keys: &keys, values: &values, stride: width }
+            }
+        };
+        for block in task.blocks(R) {
+            let rows = block.first..block.first + block.count;
+            pack(&mut scratch.queries, task.q, rows.clone(), dims.qk, R);
+            zero(&mut scratch.out, R * width);
+            for j0 in (0..block.end(block.count - 1)).step_by(KEYS) {
+                if !task.skips(&block, j0) {
+                    attend::<V, R>(task, scratch, history, &block, j0);
+                }
+            }
+            if block.is_targets() {
+                attend_to_itself::<V, R>(task, scratch, &block);
+            }
+            for (row, out) in rows.zip(scratch.out.chunks_exact(width)) {
+                // SAFETY: every row and head belongs to one task, and is written here only.
+                unsafe { sink.part(row, task.head, dims.v) }.copy_from_slice(&out[..dims.v]);
             }
         }
-        if block.is_targets() {
-            attend_to_itself::<V, R>(task, scratch, &block);
-        }
-        for (row, out) in rows.zip(scratch.out.chunks_exact(width)) {
-            // SAFETY: every row and head belongs to one task, and is written here only.
-            unsafe { sink.part(row, task.head, dims.v) }.copy_from_slice(&out[..dims.v]);
-        }
+        (scratch.keys, scratch.values) = (keys, values);
     }
-    (scratch.keys, scratch.values) = (keys, values);
 }
 
 /// Adds the contribution of the keys `j0..j0 + KEYS` to the block's rows.
@@ -92,8 +83,8 @@ fn attend<V: Lanes, const R: usize>(
     let (dims, width) = (task.dims, padded::<V>(task.dims.v));
     let seen = (block.end(block.count - 1) - j0).min(KEYS);
     let weights = &mut scratch.weights;
-    weights.resize(R * KEYS, 0.0);
-    product::<V, R>(
+    zero(weights, R * KEYS);
+    accumulate::<V, R>(
         weights,
         KEYS,
         Left { data: &scratch.queries, row: dims.qk, step: 1 },

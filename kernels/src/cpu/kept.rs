@@ -1,9 +1,16 @@
 //! Kept histories on the CPU: keys and values are packed once, when tokens are appended, in the
 //! layout that the attention kernel reads.
 
-use super::StridedRows;
+use std::sync::Arc;
+
+use burn::tensor::TensorMetadata;
+use burn_flex::{Flex, FlexTensor};
+
 use super::lanes::MAX_LANES;
-use super::task::KEYS;
+use super::task::{HeadColumns, KEYS, transpose};
+use super::{Isa, borrow, forward_kept, matrix, readable, rows};
+use crate::attention::{HstuAttention, HstuInputs};
+use crate::history::{KeptHistory, KeptLayer};
 
 /// Keys and values of one request's history at one layer, for all heads.
 #[derive(Debug, Clone, Default)]
@@ -23,63 +30,69 @@ struct KeptHead {
     values: Vec<f32>,
 }
 
-impl CpuKeptHistory {
-    /// The number of tokens.
-    pub fn len(&self) -> usize {
+impl KeptLayer<Flex> for CpuKeptHistory {
+    fn keep(k: FlexTensor, v: FlexTensor, shape: &HstuAttention, kept: &mut [&mut Self]) {
+        assert_eq!(kept.len(), shape.requests(), "a kept history for each request");
+        let (k, v) = (readable(k), readable(v));
+        let [qk, v_dim] = [&k, &v].map(|tensor| tensor.shape()[1] / shape.heads);
+        let width = v_dim.next_multiple_of(MAX_LANES);
+        for (b, kept) in kept.iter_mut().enumerate() {
+            let new = shape.request(b).history;
+            if kept.heads.is_empty() {
+                let head = KeptHead { qk, v: v_dim, keys: Vec::new(), values: Vec::new() };
+                kept.heads = vec![head; shape.heads];
+            }
+            assert_eq!(
+                (kept.heads.len(), kept.heads[0].qk, kept.heads[0].v),
+                (shape.heads, qk, v_dim),
+                "the new tokens must have the widths of the kept history"
+            );
+            let grown = kept.len + new.len();
+            for (index, head) in kept.heads.iter_mut().enumerate() {
+                head.keys.resize(grown.div_ceil(KEYS) * KEYS * qk, 0.0);
+                head.values.resize(grown * width, 0.0);
+                let keys = HeadColumns::new(rows(&k), index, qk);
+                transpose(&mut head.keys, kept.len, keys, new.clone());
+                let values = HeadColumns::new(rows(&v), index, v_dim);
+                let cells = head.values[kept.len * width..].chunks_exact_mut(width);
+                for (cells, row) in cells.zip(new.clone()) {
+                    cells[..v_dim].copy_from_slice(values.row(row));
+                }
+            }
+            kept.len = grown;
+        }
+    }
+
+    fn tokens(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no tokens.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Bytes of memory in use.
-    pub fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         let floats = |head: &KeptHead| head.keys.capacity() + head.values.capacity();
         self.heads.iter().map(floats).sum::<usize>() * size_of::<f32>()
     }
 
-    /// Removes all but the oldest `len` tokens.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+    fn truncate(&mut self, tokens: usize) {
+        self.len = self.len.min(tokens);
         for head in &mut self.heads {
             head.keys.truncate(self.len.div_ceil(KEYS) * KEYS * head.qk);
             head.values.truncate(self.len * head.v.next_multiple_of(MAX_LANES));
         }
     }
 
-    /// Appends tokens to every head.
-    pub(super) fn append(&mut self, tokens: &NewTokens<'_>) {
-        let NewTokens { k, v, rows, heads, qk, v_dim } = tokens;
-        let fresh = KeptHead { qk: *qk, v: *v_dim, keys: Vec::new(), values: Vec::new() };
-        if self.heads.is_empty() {
-            self.heads = vec![fresh; *heads];
-        }
-        let sizes = (self.heads.len(), self.heads[0].qk, self.heads[0].v);
-        assert_eq!(
-            sizes,
-            (*heads, *qk, *v_dim),
-            "the new tokens must have the widths of the kept history"
-        );
-        let width = v_dim.next_multiple_of(MAX_LANES);
-        let grown = self.len + rows.len();
-        for (index, head) in self.heads.iter_mut().enumerate() {
-            head.keys.resize(grown.div_ceil(KEYS) * KEYS * qk, 0.0);
-            head.values.resize(grown * width, 0.0);
-            for (j, row) in (self.len..grown).zip(rows.clone()) {
-                let key = &k.data[row * k.stride + index * qk..][..*qk];
-                let block = &mut head.keys[(j / KEYS) * KEYS * qk..];
-                for (d, value) in key.iter().enumerate() {
-                    block[d * KEYS + j % KEYS] = *value;
-                }
-                let value = &v.data[row * v.stride + index * v_dim..][..*v_dim];
-                head.values[j * width..][..*v_dim].copy_from_slice(value);
-            }
-        }
-        self.len = grown;
+    fn attend(
+        inputs: HstuInputs<FlexTensor>,
+        kept: &[KeptHistory<'_, Self>],
+        shape: &Arc<HstuAttention>,
+    ) -> FlexTensor {
+        let dims = shape.dims(&inputs);
+        let inputs = inputs.map(readable);
+        let out = forward_kept(shape, dims, &borrow(&inputs), kept, Isa::best());
+        matrix(out, dims.rows, shape.heads * dims.v)
     }
+}
 
+impl CpuKeptHistory {
     /// The packed keys and values of one head.
     #[inline(always)]
     pub(super) fn head(&self, index: usize) -> PackedHead<'_> {
@@ -92,16 +105,6 @@ impl CpuKeptHistory {
             None => PackedHead { keys: &[], values: &[], stride: MAX_LANES },
         }
     }
-}
-
-/// Tokens to append: some rows of a layer's K and V.
-pub(super) struct NewTokens<'a> {
-    pub(super) k: StridedRows<'a>,
-    pub(super) v: StridedRows<'a>,
-    pub(super) rows: std::ops::Range<usize>,
-    pub(super) heads: usize,
-    pub(super) qk: usize,
-    pub(super) v_dim: usize,
 }
 
 /// A head's packed keys and values.

@@ -5,7 +5,7 @@
 //! code. The x86 types must only be used inside such a function, which `cpu::isa`
 //! ensures.
 
-/// A vector of `N` f32.
+/// A vector of `N` f32, and nothing else in memory.
 pub(super) trait Lanes: Copy {
     /// The number of f32 in a vector.
     const N: usize;
@@ -15,12 +15,20 @@ pub(super) trait Lanes: Copy {
     ///
     /// # Safety
     /// `p` must be valid for reading `N` f32.
-    unsafe fn load(p: *const f32) -> Self;
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller guarantees N readable f32, which is what a vector is.
+        unsafe { Unaligned::read(p) }
+    }
     /// Writes the `N` values from `p` on, at any alignment.
     ///
     /// # Safety
     /// `p` must be valid for writing `N` f32.
-    unsafe fn store(self, p: *mut f32);
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller guarantees N writable f32.
+        unsafe { Unaligned::write(self, p) }
+    }
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -80,6 +88,7 @@ pub(super) unsafe fn value_at(p: *const f32) -> f32 {
 
 /// For any CPU: arrays that the compiler vectorises with what the target has.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub(super) struct Portable([f32; 8]);
 
 impl Portable {
@@ -94,16 +103,6 @@ impl Lanes for Portable {
     #[inline(always)]
     fn splat(x: f32) -> Self {
         Portable([x; 8])
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> Self {
-        // SAFETY: the caller guarantees 8 readable f32.
-        Portable(unsafe { Unaligned::read(p) })
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32) {
-        // SAFETY: the caller guarantees 8 writable f32.
-        unsafe { Unaligned::write(self.0, p) }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -141,15 +140,17 @@ pub(super) use x86::{F32x8, F32x16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Lanes, Unaligned};
+    use super::Lanes;
     use std::arch::x86_64::*;
 
     /// AVX2 with FMA.
     #[derive(Clone, Copy)]
+    #[repr(transparent)]
     pub(in crate::cpu) struct F32x8(__m256);
 
     /// AVX-512: 16 lanes of f32.
     #[derive(Clone, Copy)]
+    #[repr(transparent)]
     pub(in crate::cpu) struct F32x16(__m512);
 
     impl Lanes for F32x8 {
@@ -158,16 +159,6 @@ mod x86 {
         fn splat(x: f32) -> Self {
             // SAFETY: this type is only used where AVX2 and FMA were detected.
             F32x8(unsafe { _mm256_set1_ps(x) })
-        }
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> Self {
-            // SAFETY: the caller guarantees 8 readable f32.
-            F32x8(unsafe { Unaligned::read(p) })
-        }
-        #[inline(always)]
-        unsafe fn store(self, p: *mut f32) {
-            // SAFETY: the caller guarantees 8 writable f32.
-            unsafe { Unaligned::write(self.0, p) }
         }
         #[inline(always)]
         fn add(self, other: Self) -> Self {
@@ -216,16 +207,6 @@ mod x86 {
         fn splat(x: f32) -> Self {
             // SAFETY: this type is only used where AVX-512F was detected.
             F32x16(unsafe { _mm512_set1_ps(x) })
-        }
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> Self {
-            // SAFETY: the caller guarantees 16 readable f32.
-            F32x16(unsafe { Unaligned::read(p) })
-        }
-        #[inline(always)]
-        unsafe fn store(self, p: *mut f32) {
-            // SAFETY: the caller guarantees 16 writable f32.
-            unsafe { Unaligned::write(self.0, p) }
         }
         #[inline(always)]
         fn add(self, other: Self) -> Self {

@@ -48,18 +48,6 @@ pub(super) struct Right<'a> {
     pub(super) stride: usize,
 }
 
-/// `out[r, c] = Σ_{k < steps} left[r, k] * right[k, c]`: as [`accumulate`], but overwrites `out`.
-#[inline(always)]
-pub(super) fn product<V: Lanes, const R: usize>(
-    out: &mut [f32],
-    stride: usize,
-    left: Left<'_>,
-    right: Right<'_>,
-    extent: ProductExtent,
-) {
-    tiles::<V, R, true>(out, stride, left, right, extent);
-}
-
 /// `out[r, c] += Σ_{k < steps} left[r, k] * right[k, c]` for R rows and `columns` (a multiple of
 /// the vector's length) columns; `stride` is out's.
 ///
@@ -73,24 +61,13 @@ pub(super) fn accumulate<V: Lanes, const R: usize>(
     right: Right<'_>,
     extent: ProductExtent,
 ) {
-    tiles::<V, R, false>(out, stride, left, right, extent);
-}
-
-#[inline(always)]
-fn tiles<V: Lanes, const R: usize, const FRESH: bool>(
-    out: &mut [f32],
-    stride: usize,
-    left: Left<'_>,
-    right: Right<'_>,
-    extent: ProductExtent,
-) {
     let mut column = 0;
     while column + 2 * V::N <= extent.columns {
-        tile::<V, R, 2, FRESH>(&mut out[column..], stride, left, right.from(column), extent.steps);
+        tile::<V, R, 2>(&mut out[column..], stride, left, right.from(column), extent.steps);
         column += 2 * V::N;
     }
     if column < extent.columns {
-        tile::<V, R, 1, FRESH>(&mut out[column..], stride, left, right.from(column), extent.steps);
+        tile::<V, R, 1>(&mut out[column..], stride, left, right.from(column), extent.steps);
     }
 }
 
@@ -109,7 +86,7 @@ impl<'a> Right<'a> {
 }
 
 #[inline(always)]
-fn tile<V: Lanes, const R: usize, const C: usize, const FRESH: bool>(
+fn tile<V: Lanes, const R: usize, const C: usize>(
     out: &mut [f32],
     stride: usize,
     left: Left<'_>,
@@ -117,7 +94,6 @@ fn tile<V: Lanes, const R: usize, const C: usize, const FRESH: bool>(
     steps: usize,
 ) {
     if steps == 0 {
-        assert!(!FRESH, "a product of zero steps would leave `out` undefined");
         return;
     }
     assert!((R - 1) * stride + C * V::N <= out.len(), "tile outside its output");
@@ -127,7 +103,7 @@ fn tile<V: Lanes, const R: usize, const C: usize, const FRESH: bool>(
     );
     assert!((steps - 1) * right.stride + C * V::N <= right.data.len(), "right factor too short");
     let mut sums = [[V::splat(0.0); C]; R];
-    for (r, sums) in sums.iter_mut().enumerate().filter(|_| !FRESH) {
+    for (r, sums) in sums.iter_mut().enumerate() {
         for (c, sum) in sums.iter_mut().enumerate() {
             // SAFETY: r < R and c < C, so the first assertion bounds the load.
             *sum = unsafe { V::load(out.as_ptr().wrapping_add(r * stride + c * V::N)) };

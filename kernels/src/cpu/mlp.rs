@@ -6,7 +6,6 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Shape, TensorData};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -15,8 +14,8 @@ use super::isa::{DetectedIsa, Isa, IsaKernel};
 use super::lanes::Lanes;
 use super::product::{Activation, Factor, Matrix, WeightGrad, multiply, multiply_activated};
 use super::task::OutputSink;
-use super::{StridedRows, add_to, matrix, readable, rows, span};
-use crate::mlp::{FusedMlp, LinearWeights, MlpGrads, MlpGradsWanted, MlpInputs, MlpWidths};
+use super::{StridedRows, add_to, matrix, readable, rows, values, vector};
+use crate::mlp::{FusedMlp, LinearWeights, MlpGrads, MlpInputs, MlpWidths};
 
 /// Rows per block.
 const BLOCK: usize = 128;
@@ -68,7 +67,7 @@ pub fn mlp_forward(inputs: &CpuMlp<'_>, widths: MlpWidths, isa: Isa) -> Vec<f32>
     out
 }
 
-/// The gradients of the inputs, each row-major, given the output's.
+/// The gradients of the inputs, each row-major, given the output's; that of x if `x_wanted`.
 ///
 /// # Panics
 /// As [`mlp_forward`].
@@ -76,17 +75,17 @@ pub fn mlp_backward(
     inputs: &CpuMlp<'_>,
     widths: MlpWidths,
     grad: StridedRows<'_>,
-    wanted: MlpGradsWanted,
+    x_wanted: bool,
     isa: Isa,
 ) -> MlpGrads<Vec<f32>> {
     let MlpWidths { rows, from, hidden, to } = widths;
-    let mut x = vec![0.0; if wanted.x { rows * from } else { 0 }];
+    let mut x = vec![0.0; if x_wanted { rows * from } else { 0 }];
     let pass = MlpBackwardPass {
         network: network(inputs, widths, isa),
         hidden: Prepared::transposed(inputs.hidden.weight, [hidden, from]),
         output: Prepared::transposed(inputs.output.weight, [to, hidden]),
         grad,
-        x_grads: wanted.x.then(|| OutputSink::new(&mut x, from)),
+        x_grads: x_wanted.then(|| OutputSink::new(&mut x, from)),
     };
     let sums = each_part(rows, |part| {
         let (mut scratch, mut sums) = (MlpScratch::default(), MlpGradSums::new(widths));
@@ -105,7 +104,7 @@ pub fn mlp_backward(
         weight: of.weight.row_major(),
         bias: of.bias,
     };
-    let x = wanted.x.then_some(x);
+    let x = x_wanted.then_some(x);
     MlpGrads { x, hidden: weights(all.hidden), output: weights(all.output) }
 }
 
@@ -280,22 +279,22 @@ impl IsaKernel for MlpBackwardBlock<'_> {
 
 fn forward(inputs: MlpInputs<FlexTensor>) -> FlexTensor {
     let widths = inputs.widths();
-    let inputs = inputs.map(readable);
+    let inputs = inputs.map_all(readable);
     matrix(mlp_forward(&borrow(&inputs), widths, Isa::best()), widths.rows, widths.to)
 }
 
 fn backward(
     inputs: MlpInputs<FlexTensor>,
     grad: FlexTensor,
-    wanted: MlpGradsWanted,
+    x_wanted: bool,
 ) -> MlpGrads<FlexTensor> {
     let widths = inputs.widths();
     let MlpWidths { rows: count, from, hidden, to } = widths;
-    let (inputs, grad) = (inputs.map(readable), readable(grad));
-    let found = mlp_backward(&borrow(&inputs), widths, rows(&grad), wanted, Isa::best());
+    let (inputs, grad) = (inputs.map_all(readable), readable(grad));
+    let found = mlp_backward(&borrow(&inputs), widths, rows(&grad), x_wanted, Isa::best());
     let weights = |of: LinearWeights<Vec<f32>>, [from, to]: [usize; 2]| LinearWeights {
         weight: matrix(of.weight, from, to),
-        bias: FlexTensor::from_data(TensorData::new(of.bias, Shape::new([to]))),
+        bias: vector(of.bias),
     };
     MlpGrads {
         x: found.x.map(|x| matrix(x, count, from)),
@@ -305,13 +304,5 @@ fn backward(
 }
 
 fn borrow(inputs: &MlpInputs<FlexTensor>) -> CpuMlp<'_> {
-    let MlpInputs { x, hidden, output } = inputs;
-    MlpInputs { x: rows(x), hidden: borrow_weights(hidden), output: borrow_weights(output) }
-}
-
-fn borrow_weights(weights: &LinearWeights<FlexTensor>) -> LinearWeights<StridedRows<'_>, &[f32]> {
-    LinearWeights {
-        weight: rows(&weights.weight),
-        bias: &weights.bias.storage()[span(&weights.bias)],
-    }
+    inputs.as_ref().map(rows, values)
 }

@@ -18,21 +18,19 @@ pub mod program;
 mod rowwise;
 mod task;
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
+use burn::tensor::{DType, TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
 use crate::attention::{Dims, HstuAttention, HstuBackend, HstuInputs};
-use crate::history::{HistoryBackend, KeptHistory, KeptSize};
+use crate::history::{KeptHistory, KeptLayer};
 use crate::layer::FusedLayer;
 use crate::mlp::FusedMlp;
 pub use dense::Prepared;
 pub use isa::Isa;
 pub use kept::CpuKeptHistory;
-use kept::NewTokens;
 pub use layer::{CpuLayer, layer_backward, layer_forward};
 pub use mlp::{CpuMlp, mlp_backward, mlp_forward};
 use task::{AttentionTask, OutputSink};
@@ -57,11 +55,10 @@ const PARALLEL_FROM: usize = 200_000;
 /// # Panics
 /// If the machine lacks `isa`, or `shape`, `dims` and the inputs contradict each other.
 pub fn forward(shape: &HstuAttention, dims: Dims, inputs: &CpuInputs<'_>, isa: Isa) -> Vec<f32> {
-    let task = |index| AttentionTask::new(shape, dims, inputs, index);
-    forward_of(shape, dims, work(shape, dims, None), task, isa)
+    forward_of(shape, dims, inputs, None, isa)
 }
 
-/// The op over kept histories: see [`HistoryBackend::attend`].
+/// The op over kept histories: see [`KeptLayer::attend`].
 ///
 /// # Panics
 /// As [`forward`], and if `kept` does not match the batch.
@@ -75,29 +72,30 @@ pub fn forward_kept(
     assert_eq!(kept.len(), shape.requests(), "a kept history for each request");
     for (b, kept) in kept.iter().enumerate() {
         let newest = shape.request(b).history.len();
-        assert!(kept.layer.len() >= newest, "request {b}'s {newest} newest tokens must be kept");
+        assert!(kept.layer.tokens() >= newest, "request {b}'s {newest} newest tokens must be kept");
         let times = kept.times_s.len();
-        let needed = inputs.time.map_or(times, |_| kept.layer.len());
+        let needed = inputs.time.map_or(times, |_| kept.layer.tokens());
         assert_eq!(times, needed, "request {b}: a time for each kept token");
     }
-    let task =
-        |index| AttentionTask::new(shape, dims, inputs, index).over(kept[index / shape.heads]);
-    forward_of(shape, dims, work(shape, dims, Some(kept)), task, isa)
+    forward_of(shape, dims, inputs, Some(kept), isa)
 }
 
-fn forward_of<'a>(
+fn forward_of(
     shape: &HstuAttention,
     dims: Dims,
-    work: usize,
-    task: impl Fn(usize) -> AttentionTask<'a> + Sync + Send,
+    inputs: &CpuInputs<'_>,
+    kept: Option<&[KeptHistory<'_, CpuKeptHistory>]>,
     isa: Isa,
 ) -> Vec<f32> {
     let isa = isa.checked();
     let width = shape.heads * dims.v;
     let mut out = vec![0.0; dims.rows * width];
     let sink = OutputSink::new(&mut out, width);
+    let work = work(shape, dims, kept);
     run(shape, work, forward::ForwardScratch::default, |scratch, index| {
-        isa.run(forward::AttendTask { task: &task(index), scratch, sink: &sink });
+        let kept = kept.map(|kept| &kept[index / shape.heads]);
+        let task = &AttentionTask::new(shape, dims, inputs, index).over(kept);
+        isa.run(forward::AttendTask { task, scratch, sink: &sink });
     });
     out
 }
@@ -162,7 +160,7 @@ fn work(
         let request = shape.request(b);
         let (own, targets) = (request.history.len(), request.targets.len());
         match kept {
-            Some(kept) => kept[b].layer.len() * (own + targets),
+            Some(kept) => kept[b].layer.tokens() * (own + targets),
             None => own * (own / 2 + targets),
         }
     };
@@ -205,61 +203,23 @@ impl HstuBackend for Flex {
         assert_eq!(grad.shape()[..], expected, "the gradient must have the output's shape");
         let (inputs, grad) = (inputs.map(readable), readable(grad));
         let found = backward(&shape, dims, &borrow(&inputs), rows(&grad), Isa::best());
-        let table = |values: Vec<f32>| {
-            let entries = values.len();
-            FlexTensor::from_data(TensorData::new(values, Shape::new([entries])))
-        };
         HstuInputs {
             q: matrix(found.q, dims.rows, shape.heads * dims.qk),
             k: matrix(found.k, dims.rows, shape.heads * dims.qk),
             v: matrix(found.v, dims.rows, shape.heads * dims.v),
-            position: found.position.map(table),
-            time: found.time.map(table),
+            position: found.position.map(vector),
+            time: found.time.map(vector),
         }
-    }
-}
-
-impl HistoryBackend for Flex {
-    type Kept = CpuKeptHistory;
-
-    fn keep(k: FlexTensor, v: FlexTensor, shape: &HstuAttention, kept: &mut [&mut CpuKeptHistory]) {
-        assert_eq!(kept.len(), shape.requests(), "a kept history for each request");
-        let (k, v) = (readable(k), readable(v));
-        let columns = |tensor: &FlexTensor| tensor.shape()[1] / shape.heads;
-        for (b, kept) in kept.iter_mut().enumerate() {
-            kept.append(&NewTokens {
-                k: rows(&k),
-                v: rows(&v),
-                rows: shape.request(b).history,
-                heads: shape.heads,
-                qk: columns(&k),
-                v_dim: columns(&v),
-            });
-        }
-    }
-
-    fn kept_size(kept: &CpuKeptHistory) -> KeptSize {
-        KeptSize { tokens: kept.len(), bytes: kept.bytes() }
-    }
-
-    fn truncate(kept: &mut CpuKeptHistory, tokens: usize) {
-        kept.truncate(tokens);
-    }
-
-    fn attend(
-        inputs: HstuInputs<FlexTensor>,
-        kept: &[KeptHistory<'_, CpuKeptHistory>],
-        shape: &Arc<HstuAttention>,
-    ) -> FlexTensor {
-        let dims = shape.dims(&inputs);
-        let inputs = inputs.map(readable);
-        let out = forward_kept(shape, dims, &borrow(&inputs), kept, Isa::best());
-        matrix(out, dims.rows, shape.heads * dims.v)
     }
 }
 
 fn matrix(values: Vec<f32>, rows: usize, columns: usize) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(values, Shape::new([rows, columns])))
+    FlexTensor::from_data(TensorData::new(values, [rows, columns]))
+}
+
+fn vector(values: Vec<f32>) -> FlexTensor {
+    let entries = values.len();
+    FlexTensor::from_data(TensorData::new(values, [entries]))
 }
 
 /// Returns the tensor itself if its rows are contiguous, as in a slice of columns, otherwise a
@@ -277,29 +237,23 @@ fn readable(tensor: FlexTensor) -> FlexTensor {
 }
 
 fn borrow(inputs: &HstuInputs<FlexTensor>) -> CpuInputs<'_> {
-    HstuInputs {
-        q: rows(&inputs.q),
-        k: rows(&inputs.k),
-        v: rows(&inputs.v),
-        position: inputs.position.as_ref().map(|t| &t.storage()[span(t)]),
-        time: inputs.time.as_ref().map(|t| &t.storage()[span(t)]),
-    }
+    inputs.as_ref().map_both(rows, values)
 }
 
 fn rows(tensor: &FlexTensor) -> StridedRows<'_> {
     let stride = tensor.layout().strides()[0];
     let stride = usize::try_from(stride).expect("`readable` leaves no negative stride");
-    StridedRows { data: &tensor.storage()[span(tensor)], stride }
+    StridedRows { data: values(tensor), stride }
 }
 
-/// The range of the storage from a tensor's first value to its last.
-fn span(tensor: &FlexTensor) -> Range<usize> {
+/// The storage from a tensor's first value to its last.
+fn values(tensor: &FlexTensor) -> &[f32] {
     let layout = tensor.layout();
-    let start = layout.start_offset();
+    let storage = &tensor.storage()[layout.start_offset()..];
     if layout.num_elements() == 0 {
-        return start..start;
+        return &storage[..0];
     }
     let reach = layout.shape().iter().zip(layout.strides());
     let last: usize = reach.map(|(&size, &stride)| (size - 1) * stride.unsigned_abs()).sum();
-    start..start + last + 1
+    &storage[..=last]
 }

@@ -34,15 +34,11 @@ pub(super) fn normalise(x: &[f32], stats: Stats, weights: Affine<&[f32]>, out: &
 }
 
 /// The gradients of a layer norm's weights, summed over rows.
-#[derive(Debug, Default)]
-pub(super) struct NormGrads {
-    pub(super) scale: Vec<f32>,
-    pub(super) shift: Vec<f32>,
-}
+pub(super) type NormGrads = Affine<Vec<f32>>;
 
 impl NormGrads {
-    pub(super) fn new(width: usize) -> Self {
-        NormGrads { scale: vec![0.0; width], shift: vec![0.0; width] }
+    pub(super) fn zeros(width: usize) -> Self {
+        Affine { scale: vec![0.0; width], shift: vec![0.0; width] }
     }
 
     /// Turns the gradient of a norm's output into that of its input `x` in place, and adds to the

@@ -8,7 +8,7 @@ use super::kept::CpuKeptHistory;
 use super::lanes::Lanes;
 use super::{CpuInputs, StridedRows};
 use crate::attention::{AttentionWindow, Dims, HstuAttention, time_bucket};
-use crate::history::KeptHistory;
+use crate::history::{KeptHistory, KeptLayer};
 
 /// Keys per block: a multiple of every vector length and tile height.
 pub(super) const KEYS: usize = 64;
@@ -22,7 +22,7 @@ pub(super) struct HeadColumns<'a> {
 }
 
 impl<'a> HeadColumns<'a> {
-    fn new(rows: StridedRows<'a>, head: usize, width: usize) -> Self {
+    pub(super) fn new(rows: StridedRows<'a>, head: usize, width: usize) -> Self {
         HeadColumns { rows, start: head * width, width }
     }
 
@@ -132,8 +132,9 @@ impl<'a> AttentionTask<'a> {
         AttentionTask { grad: Some(HeadColumns::new(grad, self.head, self.dims.v)), ..self }
     }
 
-    /// The task over a kept history.
-    pub(super) fn over(self, kept: KeptHistory<'a, CpuKeptHistory>) -> Self {
+    /// The task over a kept history, if there is one.
+    pub(super) fn over(self, kept: Option<&KeptHistory<'a, CpuKeptHistory>>) -> Self {
+        let Some(kept) = kept else { return self };
         let time = self.time.map(|times| TimeBias { keys_s: kept.times_s, ..times });
         AttentionTask { kept: Some(kept.layer), time, ..self }
     }
@@ -141,7 +142,7 @@ impl<'a> AttentionTask<'a> {
     /// n, the length of the history.
     #[inline(always)]
     pub(super) fn n(&self) -> usize {
-        self.kept.map_or(self.history.len(), CpuKeptHistory::len)
+        self.kept.map_or(self.history.len(), KeptLayer::tokens)
     }
 
     /// The rows that attend, in blocks of up to `size`: the history's, then the targets'.
@@ -253,14 +254,20 @@ impl Biases {
     pub(super) fn prepare(&mut self, task: &AttentionTask<'_>) {
         let n = task.n();
         self.sums.resize(KEYS, 0.0);
-        self.reversed.clear();
-        self.reversed.resize(n + 1 + KEYS, 0.0);
+        zero(&mut self.reversed, n + 1 + KEYS);
         if let Some(table) = task.position {
             for (x, bias) in self.reversed[..=n].iter_mut().enumerate() {
                 *bias = table[(n - x).min(table.len() - 1)];
             }
         }
     }
+}
+
+/// Makes a buffer `len` zeros.
+#[inline(always)]
+pub(super) fn zero(cells: &mut Vec<f32>, len: usize) {
+    cells.clear();
+    cells.resize(len, 0.0);
 }
 
 /// `len` rounded up to whole vectors.
@@ -279,8 +286,7 @@ pub(super) fn pack(
     width: usize,
     height: usize,
 ) {
-    packed.clear();
-    packed.resize(height.max(rows.len()) * width, 0.0);
+    zero(packed, height.max(rows.len()) * width);
     for (packed, row) in packed.chunks_exact_mut(width).zip(rows) {
         packed[..head.width].copy_from_slice(head.row(row));
     }
@@ -290,9 +296,19 @@ pub(super) fn pack(
 /// `[j / KEYS, d, j % KEYS]`, zeros after the last row.
 #[inline(always)]
 pub(super) fn pack_transposed(packed: &mut Vec<f32>, head: HeadColumns<'_>, rows: Range<usize>) {
-    packed.clear();
-    packed.resize(rows.len().div_ceil(KEYS) * KEYS * head.width, 0.0);
-    for (j, row) in rows.enumerate() {
+    zero(packed, rows.len().div_ceil(KEYS) * KEYS * head.width);
+    transpose(packed, 0, head, rows);
+}
+
+/// Writes rows as packed keys from index `first` on, which `packed` has room for.
+#[inline(always)]
+pub(super) fn transpose(
+    packed: &mut [f32],
+    first: usize,
+    head: HeadColumns<'_>,
+    rows: Range<usize>,
+) {
+    for (j, row) in (first..).zip(rows) {
         let block = &mut packed[(j / KEYS) * KEYS * head.width..];
         for (d, value) in head.row(row).iter().enumerate() {
             block[d * KEYS + j % KEYS] = *value;

@@ -6,8 +6,8 @@
 use cubecl::prelude::*;
 
 use super::tile::{
-    Four, LANES, Operands, SIDE, TileRows, add_weighted, bias, columns, multiply, put_weights,
-    sees, shared, sigmoid, write, zero,
+    Four, LANES, Operands, SIDE, TileRows, add_weighted, bias, columns, item_rows, multiply,
+    put_weights, sees, shared, sigmoid, write, zero,
 };
 use super::work::{TILE, WORDS};
 
@@ -25,14 +25,8 @@ pub(super) struct ForwardItem {
 #[cube]
 pub(super) fn item(work: &Array<u32>, index: u32) -> ForwardItem {
     let at = index as usize * WORDS;
-    let queries = TileRows {
-        first: work[at],
-        count: work[at + 1],
-        position: work[at + 2],
-        step: work[at + 3],
-    };
     ForwardItem {
-        queries,
+        queries: item_rows(work, at),
         history: work[at + 4],
         end: work[at + 5],
         before: work[at + 6],

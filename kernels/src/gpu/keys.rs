@@ -8,8 +8,8 @@ use cubecl::prelude::*;
 
 use super::queries::slope;
 use super::tile::{
-    Four, LANES, Operands, SIDE, TileRows, add_weighted, bias, columns, multiply, put_weights,
-    sees, shared, sigmoid, write, zero,
+    Four, LANES, Operands, SIDE, TileRows, add_weighted, bias, columns, item_rows, multiply,
+    put_weights, sees, shared, sigmoid, write, zero,
 };
 use super::work::{TILE, WORDS};
 
@@ -28,14 +28,8 @@ pub(super) struct KeysItem {
 #[cube]
 pub(super) fn item(work: &Array<u32>, index: u32) -> KeysItem {
     let at = index as usize * WORDS;
-    let keys = TileRows {
-        first: work[at],
-        count: work[at + 1],
-        position: work[at + 2],
-        step: work[at + 3],
-    };
     KeysItem {
-        keys,
+        keys: item_rows(work, at),
         history: work[at + 4],
         from: work[at + 5],
         to: work[at + 6],

@@ -31,27 +31,14 @@ pub(super) struct Launch<'a, R: CubeRuntime> {
     shape: &'a HstuAttention,
 }
 
-/// How a kernel's work is divided: the fixed tiling of the scalar kernels, or by a plan.
-#[derive(Clone, Copy)]
-enum WorkSplit {
-    Scalar,
-    Fragments(MmaPlan),
+/// The tiling of a kernel's work: by its plan, or that of the scalar kernels.
+fn tiling(plan: Option<MmaPlan>) -> Tiling {
+    plan.map_or(Tiling::SQUARE, |plan| plan.tiling())
 }
 
-impl WorkSplit {
-    fn tiling(&self) -> Tiling {
-        match self {
-            WorkSplit::Scalar => Tiling::SQUARE,
-            WorkSplit::Fragments(plan) => Tiling { rows: plan.rows(), columns: plan.columns },
-        }
-    }
-
-    fn units(&self) -> u32 {
-        match self {
-            WorkSplit::Scalar => UNITS,
-            WorkSplit::Fragments(plan) => plan.units() as u32,
-        }
-    }
+/// The units of a kernel's workgroup.
+fn units(plan: Option<MmaPlan>) -> CubeDim {
+    CubeDim::new_1d(plan.map_or(UNITS, |plan| plan.units() as u32))
 }
 
 /// A list of work items on the device.
@@ -83,18 +70,18 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
             return out;
         }
         let inputs = self.readable(inputs);
-        let cut = self.cut(MmaKernel::Forward, &inputs, None);
-        let work = self.upload(&work::query_items(self.shape, cut.tiling()));
+        let plan = self.plan(MmaKernel::Forward, &inputs, None);
+        let work = self.upload(&work::query_items(self.shape, tiling(plan)));
         let address = address_type(&inputs, &[&out]);
         let grid = self.grid(work.items.min(MOST_GROUPS));
         let operands = self.operands(&inputs, &work);
         let written = out.clone().into_tensor_arg();
-        let units = CubeDim::new_1d(cut.units());
+        let units = units(plan);
         // SAFETY: the items contain only rows of the matrices, `dims` has their widths, and every
         // index of the kernels is compared with one or the other.
         unsafe {
-            match cut {
-                WorkSplit::Scalar => forward::forward::launch_unchecked::<E, R>(
+            match plan {
+                None => forward::forward::launch_unchecked::<E, R>(
                     &self.client,
                     grid,
                     units,
@@ -103,7 +90,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
                     written,
                     panels(self.dims.v),
                 ),
-                WorkSplit::Fragments(plan) => mma::tensor_forward::launch_unchecked::<E, R>(
+                Some(plan) => mma::tensor_forward::launch_unchecked::<E, R>(
                     &self.client,
                     grid,
                     units,
@@ -152,8 +139,8 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         grad: &CubeTensor<R>,
         dq: &CubeTensor<R>,
     ) -> CubeTensor<R> {
-        let cut = self.cut(MmaKernel::BackwardQueries, inputs, Some(grad));
-        let work = self.upload(&work::query_items(self.shape, cut.tiling()));
+        let plan = self.plan(MmaKernel::BackwardQueries, inputs, Some(grad));
+        let work = self.upload(&work::query_items(self.shape, tiling(plan)));
         let tables = [&inputs.position, &inputs.time];
         let columns: usize = tables.into_iter().flatten().map(entries).sum();
         let room = PARTIAL_BYTES / (size_of::<f32>() * self.shape.heads * columns.max(1));
@@ -166,7 +153,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         let bound = Shape::new([partials[0], columns.max(1)]);
         let partials = self.empty(bound, DType::F32);
         let address = address_type(inputs, &[grad, dq, &partials]);
-        let (grid, units) = (self.grid(groups), CubeDim::new_1d(cut.units()));
+        let (grid, units) = (self.grid(groups), units(plan));
         let operands = self.operands(inputs, &work);
         let buckets = inputs.time.as_ref().map_or(tile::LANES, buckets);
         let (read, written) = (grad.clone().into_tensor_arg(), dq.clone().into_tensor_arg());
@@ -174,8 +161,8 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         // SAFETY: as in `forward`; `partials` has a row for every workgroup and a column for every
         // entry of the tables.
         unsafe {
-            match cut {
-                WorkSplit::Scalar => queries::backward_queries::launch_unchecked::<E, R>(
+            match plan {
+                None => queries::backward_queries::launch_unchecked::<E, R>(
                     &self.client,
                     grid,
                     units,
@@ -187,20 +174,18 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
                     panels(self.dims.qk),
                     buckets,
                 ),
-                WorkSplit::Fragments(plan) => {
-                    mma::tensor_backward_queries::launch_unchecked::<E, R>(
-                        &self.client,
-                        grid,
-                        units,
-                        address,
-                        operands,
-                        read,
-                        written,
-                        sums,
-                        buckets,
-                        plan,
-                    )
-                }
+                Some(plan) => mma::tensor_backward_queries::launch_unchecked::<E, R>(
+                    &self.client,
+                    grid,
+                    units,
+                    address,
+                    operands,
+                    read,
+                    written,
+                    sums,
+                    buckets,
+                    plan,
+                ),
             }
         }
         partials
@@ -213,18 +198,18 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         grad: &CubeTensor<R>,
         grads: &GpuInputs<R>,
     ) {
-        let cut = self.cut(MmaKernel::BackwardKeys, inputs, Some(grad));
-        let work = self.upload(&work::key_items(self.shape, cut.tiling()));
+        let plan = self.plan(MmaKernel::BackwardKeys, inputs, Some(grad));
+        let work = self.upload(&work::key_items(self.shape, tiling(plan)));
         let address = address_type(inputs, &[grad, &grads.k, &grads.v]);
         let grid = self.grid(work.items.min(MOST_GROUPS));
-        let units = CubeDim::new_1d(cut.units());
+        let units = units(plan);
         let operands = self.operands(inputs, &work);
         let read = grad.clone().into_tensor_arg();
         let (dk, dv) = (grads.k.clone().into_tensor_arg(), grads.v.clone().into_tensor_arg());
         // SAFETY: as in `forward`.
         unsafe {
-            match cut {
-                WorkSplit::Scalar => keys::backward_keys::launch_unchecked::<E, R>(
+            match plan {
+                None => keys::backward_keys::launch_unchecked::<E, R>(
                     &self.client,
                     grid,
                     units,
@@ -236,7 +221,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
                     panels(self.dims.qk),
                     panels(self.dims.v),
                 ),
-                WorkSplit::Fragments(plan) => mma::tensor_backward_keys::launch_unchecked::<E, R>(
+                Some(plan) => mma::tensor_backward_keys::launch_unchecked::<E, R>(
                     &self.client,
                     grid,
                     units,
@@ -291,15 +276,15 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         }
     }
 
-    /// How one kernel's work is divided.
-    fn cut(
+    /// How one kernel's work is divided; `None` for the fixed tiling of the scalar kernels.
+    fn plan(
         &self,
         kernel: MmaKernel,
         inputs: &GpuInputs<R>,
         grad: Option<&CubeTensor<R>>,
-    ) -> WorkSplit {
+    ) -> Option<MmaPlan> {
         if self.family == Family::Scalar {
-            return WorkSplit::Scalar;
+            return None;
         }
         let matrices = [&inputs.q, &inputs.k, &inputs.v].into_iter().chain(grad);
         let wanted = PlanRequest {
@@ -308,7 +293,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
             ..PlanRequest::of(self.dims, self.dtype)
         };
         let plan = mma::plan(kernel, &wanted, self.client.properties());
-        WorkSplit::Fragments(plan.expect("`runs` found a plan with room for more"))
+        Some(plan.expect("`runs` found a plan with room for more"))
     }
 
     /// Whether every head begins at a multiple of the copy size.

@@ -96,7 +96,7 @@ pub fn runs<R: Runtime>(
 ) -> bool {
     let hardware = &client.properties().hardware;
     let usage = client.properties().type_usage(dtype.into());
-    let fits = match family {
+    let fits = || match family {
         Family::Scalar => {
             hardware.max_shared_memory_size >= SHARED_BYTES && hardware.max_units_per_cube >= UNITS
         }
@@ -104,18 +104,17 @@ pub fn runs<R: Runtime>(
             mma::plan(kernel, &mma::PlanRequest::of(dims, dtype), client.properties()).is_some()
         }),
     };
-    fits && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
         && usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
         && dims.qk.max(dims.v) <= WIDEST
         && hardware.max_bindings >= BINDINGS
+        && fits()
 }
 
 /// Whether the kernels' products run on tensor cores.
 pub fn has_tensor_cores<R: Runtime>(client: &ComputeClient<R>, dims: Dims, dtype: DType) -> bool {
-    let wanted = mma::PlanRequest::of(dims, dtype);
     mma::has_tensor_cores(dtype.into(), client.properties())
         && runs(Family::Fragments, client, dims, dtype)
-        && mma::plan(mma::MmaKernel::Forward, &wanted, client.properties()).is_some()
 }
 
 /// The op by one family's kernels: `[H + R, heads * v_dim]`.

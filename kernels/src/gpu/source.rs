@@ -18,7 +18,7 @@ use cubecl::{Compiler, Runtime};
 pub use super::mma::{MmaKernel, MmaPlan, PlanRequest, plan};
 use super::mma::{tensor_backward_keys, tensor_backward_queries, tensor_forward};
 use super::tile::{Operands, OperandsCompilationArg};
-use super::work::{self, Tiling};
+use super::work;
 use crate::attention::HstuAttention;
 
 /// A kernel as CUDA C++ source.
@@ -132,15 +132,14 @@ pub fn cuda(
 
 /// The words that a launch of the kernel uploads, and the number of workgroups per head.
 pub fn work(kernel: MmaKernel, plan: MmaPlan, shape: &HstuAttention) -> (Vec<u32>, usize) {
-    let tiling = Tiling { rows: plan.rows(), columns: plan.columns };
     let times = shape.times_s.as_deref();
     match kernel {
         MmaKernel::Forward | MmaKernel::BackwardQueries => {
-            let items = work::query_items(shape, tiling);
+            let items = work::query_items(shape, plan.tiling());
             (work::upload(&items, times), items.len())
         }
         MmaKernel::BackwardKeys => {
-            let items = work::key_items(shape, tiling);
+            let items = work::key_items(shape, plan.tiling());
             (work::upload(&items, times), items.len())
         }
     }

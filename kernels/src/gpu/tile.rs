@@ -62,6 +62,12 @@ pub(super) struct TileRows {
     pub(super) step: u32,
 }
 
+/// The rows of a work item, which begins at `at`.
+#[cube]
+pub(super) fn item_rows(work: &Array<u32>, at: usize) -> TileRows {
+    TileRows { first: work[at], count: work[at + 1], position: work[at + 2], step: work[at + 3] }
+}
+
 /// The columns of a head.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct TileColumns {

@@ -3,7 +3,9 @@
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Distribution, Tensor, TensorPrimitive};
 use burn_flex::Flex;
-use hypercast_kernels::dense::{DenseBackend, GateInputs, NormWeights, PlainDense};
+use hypercast_kernels::cpu::Prepared;
+use hypercast_kernels::dense::{GateInputs, NormWeights, PlainDense, PreparedLinear};
+use hypercast_kernels::layer::Affine;
 
 use crate::assert_close;
 
@@ -20,7 +22,8 @@ fn numbers(tensor: FloatTensor<Flex>) -> Vec<f32> {
 }
 
 fn norm(width: usize) -> NormWeights<FloatTensor<Flex>> {
-    NormWeights { scale: random([width]), shift: random([width]), epsilon: 1e-6 }
+    let affine = Affine { scale: random([width]), shift: random([width]) };
+    NormWeights { affine, epsilon: 1e-6 }
 }
 
 #[test]
@@ -35,13 +38,13 @@ fn fused_products_equal_composed_ones() {
     ] {
         let weight = random([from, to]);
         let bias = bias.then(|| random([to]));
-        let fused = Flex::prepare(weight.clone(), bias.clone());
+        let fused = Prepared::prepare(weight.clone(), bias.clone());
         let plain = PlainDense::<Flex>::prepare(weight, bias);
         let (x, norm_in) = (random([rows, from]), norm(from));
         let expected = numbers(plain.mix(x.clone(), norm_in.clone()));
         let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
         let what = format!("{rows} rows, {from} to {to}");
-        let found = numbers(Flex::mix(x, norm_in, &fused));
+        let found = numbers(fused.mix(x, norm_in));
         assert_close(&format!("mix, {what}"), &found, &expected, 3e-5);
 
         // U is a slice of columns of a wider tensor, as a layer has it.
@@ -52,7 +55,7 @@ fn fused_products_equal_composed_ones() {
         let norm_out = norm(from);
         let expected = numbers(plain.gate(gated.clone(), norm_out.clone()));
         let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
-        let found = numbers(Flex::gate(gated, norm_out, &fused));
+        let found = numbers(fused.gate(gated, norm_out));
         assert_close(&format!("gate, {what}"), &found, &expected, 3e-5);
     }
 }

@@ -8,7 +8,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use burn_flex::Flex;
 use hypercast_kernels::attention::{HstuAttention, HstuInputs};
-use hypercast_kernels::history::{HistoryBackend, JoinedHistory, KeptHistory};
+use hypercast_kernels::cpu::CpuKeptHistory;
+use hypercast_kernels::history::{JoinedHistory, KeptHistory, KeptLayer};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -91,14 +92,7 @@ fn passes(case: &AttentionCase, random: &mut SmallRng) -> Vec<KeptPass> {
     (0..4).map(part).collect()
 }
 
-type Keep<K> = fn(FloatTensor<Flex>, FloatTensor<Flex>, &HstuAttention, &mut [&mut K]);
-type AttendFn<K> = fn(
-    HstuInputs<FloatTensor<Flex>>,
-    &[KeptHistory<'_, K>],
-    &Arc<HstuAttention>,
-) -> FloatTensor<Flex>;
-
-fn check<K: Clone + Default>(path: &str, keep: Keep<K>, attend: AttendFn<K>) {
+fn check<K: KeptLayer<Flex>>(path: &str) {
     let mut random = SmallRng::seed_from_u64(21);
     let mut rows_checked = 0;
     for mut case in cases() {
@@ -112,7 +106,7 @@ fn check<K: Clone + Default>(path: &str, keep: Keep<K>, attend: AttendFn<K>) {
             let rows = pass.rows(&case);
             let (shape, inputs) = (pass.shape(&case, &rows), inputs(&case, &rows));
             let mut own: Vec<&mut K> = kept.iter_mut().collect();
-            keep(inputs.k.clone(), inputs.v.clone(), &shape, &mut own);
+            K::keep(inputs.k.clone(), inputs.v.clone(), &shape, &mut own);
             for (times, range) in times.iter_mut().zip(&pass.history) {
                 let all = case.shape.times_s.as_deref();
                 times.extend(all.into_iter().flat_map(|all| all[range.clone()].iter().copied()));
@@ -122,7 +116,7 @@ fn check<K: Clone + Default>(path: &str, keep: Keep<K>, attend: AttendFn<K>) {
                 .zip(&times)
                 .map(|(layer, times_s)| KeptHistory { layer, times_s })
                 .collect();
-            let found = attend(inputs, &kept, &shape);
+            let found = K::attend(inputs, &kept, &shape);
             let found = Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(found));
             let found: Vec<f32> = found.into_data().to_vec().expect("f32");
             let expected: Vec<f64> =
@@ -136,12 +130,12 @@ fn check<K: Clone + Default>(path: &str, keep: Keep<K>, attend: AttendFn<K>) {
 
 #[test]
 fn packed_histories_give_what_whole_passes_give() {
-    check("packed", <Flex as HistoryBackend>::keep, <Flex as HistoryBackend>::attend);
+    check::<CpuKeptHistory>("packed");
 }
 
 #[test]
 fn joined_histories_give_what_whole_passes_give() {
-    check("joined", JoinedHistory::<Flex>::keep, JoinedHistory::<Flex>::attend);
+    check::<JoinedHistory<Flex>>("joined");
 }
 
 #[test]
@@ -152,24 +146,23 @@ fn what_is_forgotten_can_be_kept_anew() {
         let all: Vec<Range<usize>> = (0..requests).map(|b| case.shape.request(b).history).collect();
         let whole = KeptPass { history: all.clone(), targets: false };
         let rows = whole.rows(&case);
-        let mut kept = vec![<Flex as HistoryBackend>::Kept::default(); requests];
-        let put = |pass: &KeptPass, kept: &mut [<Flex as HistoryBackend>::Kept]| {
+        let mut kept = vec![CpuKeptHistory::default(); requests];
+        let put = |pass: &KeptPass, kept: &mut [CpuKeptHistory]| {
             let rows = pass.rows(&case);
             let inputs = inputs(&case, &rows);
             let mut own: Vec<_> = kept.iter_mut().collect();
-            Flex::keep(inputs.k, inputs.v, &pass.shape(&case, &rows), &mut own);
+            CpuKeptHistory::keep(inputs.k, inputs.v, &pass.shape(&case, &rows), &mut own);
         };
         put(&whole, &mut kept);
-        let sizes: Vec<_> = kept.iter().map(Flex::kept_size).collect();
+        let tokens: Vec<_> = kept.iter().map(KeptLayer::tokens).collect();
         let stay: Vec<usize> = all.iter().map(|rows| random.random_range(0..=rows.len())).collect();
         for (kept, stay) in kept.iter_mut().zip(&stay) {
-            Flex::truncate(kept, *stay);
-            assert_eq!(Flex::kept_size(kept).tokens, *stay);
+            kept.truncate(*stay);
+            assert_eq!(kept.tokens(), *stay);
         }
         let rest = all.iter().zip(&stay).map(|(rows, stay)| rows.start + stay..rows.end).collect();
         put(&KeptPass { history: rest, targets: false }, &mut kept);
-        let again: Vec<_> = kept.iter().map(|kept| Flex::kept_size(kept).tokens).collect();
-        assert_eq!(again, sizes.iter().map(|size| size.tokens).collect::<Vec<_>>());
+        assert_eq!(kept.iter().map(KeptLayer::tokens).collect::<Vec<_>>(), tokens);
 
         let expected = HstuAttention { targets_only: false, ..(*case.shape).clone() };
         let expected = AttentionCase {
@@ -191,7 +184,7 @@ fn what_is_forgotten_can_be_kept_anew() {
             .zip(&times)
             .map(|(layer, times_s)| KeptHistory { layer, times_s })
             .collect();
-        let found = Flex::attend(inputs(&case, &rows), &kept, &shape);
+        let found = CpuKeptHistory::attend(inputs(&case, &rows), &kept, &shape);
         let found = Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(found));
         let found: Vec<f32> = found.into_data().to_vec().expect("f32");
         assert_close(&case.name, &found, &expected[..rows.len() * width], 1e-5);

@@ -4,7 +4,7 @@ use burn::backend::Autodiff;
 use burn::tensor::{Distribution, Tensor, TensorPrimitive};
 use burn_flex::Flex;
 use hypercast_kernels::cpu::{CpuMlp, Isa, StridedRows, mlp_backward, mlp_forward};
-use hypercast_kernels::mlp::{LinearWeights, MlpGradsWanted, MlpInputs, MlpWidths, composed, mlp};
+use hypercast_kernels::mlp::{LinearWeights, MlpInputs, MlpWidths, composed, mlp};
 
 use crate::assert_close;
 
@@ -101,8 +101,7 @@ fn a_fused_network_equals_the_composed_one_with_all_gradients() {
         };
         for isa in Isa::available() {
             assert_near(&format!("{isa:?}, {shape:?}"), &mlp_forward(&cpu, widths, isa), &expected);
-            let grads =
-                mlp_backward(&cpu, widths, matrix(&grad, to), MlpGradsWanted { x: true }, isa);
+            let grads = mlp_backward(&cpu, widths, matrix(&grad, to), true, isa);
             let found = [
                 grads.x.expect("asked for"),
                 grads.hidden.weight,
@@ -113,8 +112,7 @@ fn a_fused_network_equals_the_composed_one_with_all_gradients() {
             for (at, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
                 assert_near(&format!("{isa:?}, {shape:?}, gradient {at}"), found, wanted);
             }
-            let less =
-                mlp_backward(&cpu, widths, matrix(&grad, to), MlpGradsWanted { x: false }, isa);
+            let less = mlp_backward(&cpu, widths, matrix(&grad, to), false, isa);
             assert!(less.x.is_none() && less.output.weight == found[3], "{isa:?}, {shape:?}");
         }
     }

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use wit_component::{ComponentEncoder, DecodedWasm};
 use wit_parser::WorldItem;
+
+use crate::workspace::{read, write};
 
 /// The only function of the contract that a guest may call.
 const LOG: &str = "log";
@@ -19,12 +21,10 @@ const EXPORTS: [&str; 7] =
 /// # Errors
 /// The module is not an expert, or a file cannot be read or written.
 pub fn wrap(module: &Path, out: &Path) -> Result<()> {
-    let bytes =
-        std::fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
-    let component = encode(&bytes)
+    let component = encode(&read(module)?)
         .and_then(|component| check(&component).map(|()| component))
         .with_context(|| module.display().to_string())?;
-    std::fs::write(out, component).with_context(|| format!("cannot write {}", out.display()))
+    write(out, component)
 }
 
 /// Turns a core module that was linked with `wit-bindgen`'s bindings into a component.
@@ -43,24 +43,21 @@ pub fn encode(module: &[u8]) -> Result<Vec<u8>> {
 /// # Errors
 /// The component lacks an export of the contract, or imports more than the contract offers.
 pub fn check(component: &[u8]) -> Result<()> {
-    let interface = Interface::read(component)?;
-    if let Some(missing) = EXPORTS.iter().find(|name| !interface.exports.iter().any(|e| e == *name))
-    {
+    let Interface { mut imports, exports } = Interface::read(component)?;
+    if let Some(missing) = EXPORTS.iter().find(|name| exports.iter().all(|e| e != *name)) {
         bail!(
             "the component does not export `{missing}`: call `hypercast_sdk::export!` in the crate"
         );
     }
-    let foreign: Vec<_> =
-        interface.imports.iter().filter(|name| *name != LOG).map(String::as_str).collect();
-    if foreign.is_empty() {
-        return Ok(());
-    }
-    bail!(
+    imports.retain(|name| name != LOG);
+    ensure!(
+        imports.is_empty(),
         "the component imports {}; an expert may import nothing but `{LOG}`. \
          Usually a dependency that uses files, clocks or randomness causes this: find it with \
          `cargo tree` and remove it",
-        foreign.join(", ")
-    )
+        imports.join(", ")
+    );
+    Ok(())
 }
 
 /// The names of the functions and of the interfaces with functions that a component imports and

@@ -1,13 +1,12 @@
 //! Builds guest crates for Wasm and turns them into components.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
+use anyhow::{Context, Result, ensure};
 
 use crate::component;
 use crate::wasm_toolchain::{TARGET, Toolchain};
+use crate::workspace::{Artifact, artifacts, read, write};
 
 // Set on the command line, so that a plugin's workspace does not have to define a profile. Hostile
 // guests are built without it: link-time optimisation of some fifty of them would take minutes.
@@ -44,20 +43,6 @@ pub struct BuiltComponent {
     pub bytes: Vec<u8>,
 }
 
-#[derive(Deserialize)]
-struct CargoMessage {
-    reason: String,
-    target: Option<ArtifactTarget>,
-    #[serde(default)]
-    filenames: Vec<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct ArtifactTarget {
-    name: String,
-    kind: Vec<String>,
-}
-
 /// Builds guests. Cargo prints its progress on stderr.
 pub fn build(toolchain: Toolchain, build: &GuestBuild<'_>) -> Result<Vec<BuiltComponent>> {
     modules(toolchain, build)?.iter().map(|(name, file)| wrap(name, file, build.kind)).collect()
@@ -69,27 +54,13 @@ pub fn write_all(folder: &Path, components: &[BuiltComponent]) -> Result<()> {
         std::fs::remove_dir_all(folder)
             .with_context(|| format!("cannot delete the folder {}", folder.display()))?;
     }
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
-    components.iter().try_for_each(|c| write(&folder.join(format!("{}.wasm", c.name)), c))
-}
-
-/// Writes one component to `file`.
-pub fn write(file: &Path, component: &BuiltComponent) -> Result<()> {
-    std::fs::write(file, &component.bytes)
-        .with_context(|| format!("cannot write {}", file.display()))
+    components.iter().try_for_each(|c| write(&folder.join(format!("{}.wasm", c.name)), &c.bytes))
 }
 
 // Builds the guests and returns the target name and file of each, as cargo reports them.
 fn modules(toolchain: Toolchain, build: &GuestBuild<'_>) -> Result<Vec<(String, PathBuf)>> {
     let mut command = toolchain.cargo();
-    command.args([
-        "build",
-        "--release",
-        "--target",
-        TARGET,
-        "--message-format=json-render-diagnostics",
-    ]);
+    command.args(["build", "--release", "--target", TARGET]);
     match build.kind {
         GuestKind::Plugin => {
             command.arg("--lib");
@@ -101,44 +72,25 @@ fn modules(toolchain: Toolchain, build: &GuestBuild<'_>) -> Result<Vec<(String, 
     }
     command.arg("--manifest-path").arg(build.manifest).arg("--target-dir").arg(&build.target);
     command.args(toolchain.build_args());
-    for package in &build.packages {
-        command.args(["--package", package]);
-    }
-    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    command.args(build.packages.iter().flat_map(|package| ["--package", package]));
+    let packages = build.packages.join(", ");
+    let module = |artifact: Artifact| {
+        let Artifact { target, filenames, .. } = artifact;
+        let is_guest = target.kind.iter().any(|kind| kind == "cdylib" || kind == "example");
+        let mut files = filenames.into_iter().filter(|_| is_guest);
+        Some((target.name, files.find(|f| f.extension().is_some_and(|e| e == "wasm"))?))
+    };
+    let artifacts = artifacts(&mut command, &format!("{packages} for {TARGET}"))?;
+    let modules: Vec<_> = artifacts.into_iter().filter_map(module).collect();
     ensure!(
-        output.status.success(),
-        "building {} for {TARGET} failed: see cargo's messages above",
-        build.packages.join(", ")
+        !modules.is_empty(),
+        "{packages} built no Wasm module: set `crate-type = [\"cdylib\", \"rlib\"]` under [lib] in Cargo.toml"
     );
-    let mut modules = Vec::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let Ok(message) = serde_json::from_str::<CargoMessage>(line) else {
-            continue;
-        };
-        let (Some(target), "compiler-artifact") = (message.target, message.reason.as_str()) else {
-            continue;
-        };
-        if !target.kind.iter().any(|kind| kind == "cdylib" || kind == "example") {
-            continue;
-        }
-        if let Some(file) =
-            message.filenames.into_iter().find(|f| f.extension().is_some_and(|e| e == "wasm"))
-        {
-            modules.push((target.name, file));
-        }
-    }
-    if modules.is_empty() {
-        bail!(
-            "{} built no Wasm module: set `crate-type = [\"cdylib\", \"rlib\"]` under [lib] in Cargo.toml",
-            build.packages.join(", ")
-        );
-    }
     Ok(modules)
 }
 
 fn wrap(target: &str, file: &Path, kind: GuestKind) -> Result<BuiltComponent> {
-    let module = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let bytes = component::encode(&module)
+    let bytes = component::encode(&read(file)?)
         .with_context(|| format!("cannot make a component of {target}"))?;
     if kind == GuestKind::Hostile {
         return Ok(BuiltComponent { name: target.into(), bytes });

@@ -4,13 +4,12 @@
 //! its binary.
 
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::workspace::{Workspace, cargo};
+use crate::workspace::{Workspace, artifacts, cargo, replace};
 
 /// The name of the host's binary and package.
 const NAME: &str = "hypercast";
@@ -49,26 +48,15 @@ pub fn binary() -> Result<PathBuf> {
 /// # Errors
 /// The build fails.
 pub fn build(workspace: &Workspace) -> Result<PathBuf> {
-    let output = Command::new(cargo())
-        // With these packages, shared dependencies get the features that `cargo test --workspace`
-        // gives them, so the demo and the tests share one build.
-        .args(["build", "-p", NAME, "-p", "hypercast-lab"])
-        .args(["-p", "cargo-hypercast", "-p", "hypercast-sdk"])
-        .arg("--message-format=json-render-diagnostics")
-        .current_dir(&workspace.root)
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    ensure!(output.status.success(), "building the host failed: see cargo's messages above");
-    // Cargo reports the path of each executable that it builds.
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_host = message["target"]["name"] == NAME;
-        message["executable"].as_str().filter(|_| is_host).map(PathBuf::from)
-    };
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .find_map(executable)
+    let mut command = Command::new(cargo());
+    // With these packages, shared dependencies get the features that `cargo test --workspace`
+    // gives them, so the demo and the tests share one build.
+    command.args(["build", "-p", NAME, "-p", "hypercast-lab"]);
+    command.args(["-p", "cargo-hypercast", "-p", "hypercast-sdk"]).current_dir(&workspace.root);
+    artifacts(&mut command, "the host")?
+        .into_iter()
+        .filter(|artifact| artifact.target.name == NAME)
+        .find_map(|artifact| artifact.executable)
         .with_context(|| format!("cargo build reported no `{NAME}` executable"))
 }
 
@@ -81,6 +69,5 @@ pub fn plugin(
     subcommand: &str,
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<()> {
-    let error = Command::new(binary).args(["plugin", subcommand]).args(args).exec();
-    Err(error).with_context(|| format!("cannot run {}", binary.display()))
+    replace(Command::new(binary).args(["plugin", subcommand]).args(args))
 }

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use tasks::PackageChoice;
+use tasks::{PackageChoice, PluginCrate};
 use wasm_toolchain::ToolchainSource;
 
 /// Create, test, measure and ship expert plugins for HyperCast.
@@ -47,9 +47,22 @@ enum PluginCommand {
     /// Create the crate of a new, working expert
     New(new::NewExpertArgs),
     /// Build a plugin crate into a component
-    Build(BuildArgs),
+    Build {
+        #[command(flatten)]
+        package: PackageChoice,
+        /// Component to write [default: target/hypercast/NAME.wasm]
+        #[arg(short, long)]
+        out: Option<PathBuf>,
+    },
     /// Wrap a core module of any toolchain into a component, and check that it is an expert
-    Componentize(ComponentizeArgs),
+    Componentize {
+        /// Core module, linked with `wit-bindgen`'s bindings of the contract (see
+        /// examples/c-expert)
+        module: PathBuf,
+        /// Component to write [default: MODULE with the extension .component.wasm]
+        #[arg(short, long)]
+        out: Option<PathBuf>,
+    },
     /// Show what a plugin is, its share of the surface's budget and the columns that it receives
     /// (`hypercast plugin check`)
     Check(ComponentArgs),
@@ -79,24 +92,6 @@ enum PluginCommand {
 }
 
 #[derive(Args)]
-struct BuildArgs {
-    #[command(flatten)]
-    package: PackageChoice,
-    /// Component to write [default: target/hypercast/NAME.wasm]
-    #[arg(short, long)]
-    out: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct ComponentizeArgs {
-    /// Core module, linked with `wit-bindgen`'s bindings of the contract (see examples/c-expert)
-    module: PathBuf,
-    /// Component to write [default: MODULE with the extension .component.wasm]
-    #[arg(short, long)]
-    out: Option<PathBuf>,
-}
-
-#[derive(Args)]
 struct ComponentArgs {
     #[command(flatten)]
     package: PackageChoice,
@@ -123,12 +118,12 @@ fn main() -> anyhow::Result<()> {
             println!("created {folder}; next: cd {folder} && cargo hypercast test");
             Ok(())
         }
-        PluginCommand::Build(args) => {
-            let component = tasks::build(source, &args.package, args.out)?;
+        PluginCommand::Build { package, out } => {
+            let component = PluginCrate::load(&package)?.build(source, out)?;
             println!("{}", component.display());
             Ok(())
         }
-        PluginCommand::Componentize(ComponentizeArgs { module, out }) => {
+        PluginCommand::Componentize { module, out } => {
             let out = out.unwrap_or_else(|| module.with_extension("component.wasm"));
             component::wrap(&module, &out)?;
             println!("{}", out.display());
@@ -167,7 +162,7 @@ mod tests {
         for line in [&["cargo-hypercast", "hypercast", "build"][..], &["cargo-hypercast", "build"]]
         {
             let cli = CargoHypercast::parse_from(arguments(line.iter().map(OsString::from)));
-            assert!(matches!(cli.command, PluginCommand::Build(_)), "{line:?}");
+            assert!(matches!(cli.command, PluginCommand::Build { .. }), "{line:?}");
         }
     }
 

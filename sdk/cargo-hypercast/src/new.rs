@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+
+use crate::workspace::write;
 
 /// The surfaces of the simulated world of `hypercast simulate`.
 const SIMULATED: [&str; 3] = ["feed", "search", "stories"];
@@ -61,14 +63,14 @@ pub fn new(new: &NewExpertArgs) -> Result<PathBuf> {
         folder.display()
     );
     for (file, template) in FILES {
-        write(&folder.join(file), &filled(template, new, &sdk))?;
+        write(&folder.join(file), filled(template, new, &sdk))?;
     }
     let schema = match &new.schema {
         Some(file) => std::fs::read_to_string(file)
             .with_context(|| format!("cannot read {}", file.display()))?,
         None => filled(SCHEMA, new, &sdk),
     };
-    write(&folder.join("schema.toml"), &schema)?;
+    write(&folder.join("schema.toml"), schema)?;
     // The same versions as HyperCast's own, so that its build can be reused.
     for shared in ["Cargo.lock", "rust-toolchain.toml"] {
         let from = sdk.join(shared);
@@ -96,13 +98,12 @@ fn checkout(given: Option<&Path>) -> Result<PathBuf> {
 fn check_name(name: &str) -> Result<()> {
     let is_first = name.starts_with(|first: char| first.is_ascii_lowercase());
     let is_rest = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-    if is_first && is_rest && !name.ends_with('-') && name.len() <= 64 {
-        return Ok(());
-    }
-    bail!(
+    ensure!(
+        is_first && is_rest && !name.ends_with('-') && name.len() <= 64,
         "{name:?} is not a valid name for an expert: use lower-case letters, digits and hyphens, \
          at most 64, starting with a letter and not ending with a hyphen"
-    )
+    );
+    Ok(())
 }
 
 fn filled(template: &str, new: &NewExpertArgs, sdk: &Path) -> String {
@@ -126,13 +127,6 @@ fn type_name(name: &str) -> String {
     let part =
         |part: &str| part[..part.len().min(1)].to_ascii_uppercase() + part.get(1..).unwrap_or("");
     name.split('-').map(part).collect()
-}
-
-fn write(file: &Path, text: &str) -> Result<()> {
-    let parent = file.parent().expect("a file in the crate's folder");
-    std::fs::create_dir_all(parent)
-        .with_context(|| format!("cannot create the folder {}", parent.display()))?;
-    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! What each subcommand of `cargo hypercast` does.
 
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,7 +10,7 @@ use clap::Args;
 use crate::guests::{self, GuestBuild, GuestKind};
 use crate::host;
 use crate::wasm_toolchain::{Toolchain, ToolchainSource};
-use crate::workspace::{Package, Workspace, cargo};
+use crate::workspace::{Package, Workspace, cargo, replace, write};
 
 /// The package of the hostile guests.
 const HOSTILE: &str = "hypercast-hostile";
@@ -28,13 +27,14 @@ pub struct PackageChoice {
 }
 
 /// A plugin that can be built: its package and where it is.
-struct PluginCrate {
+pub struct PluginCrate {
     workspace: Workspace,
     package: Package,
 }
 
 impl PluginCrate {
-    fn load(choice: &PackageChoice) -> Result<Self> {
+    /// Finds the package that the user selected.
+    pub fn load(choice: &PackageChoice) -> Result<Self> {
         let mut workspace = Workspace::load(choice.manifest_path.as_deref())?;
         let index = choose(&workspace.packages, choice)?;
         let package = workspace.packages.swap_remove(index);
@@ -42,7 +42,7 @@ impl PluginCrate {
     }
 
     /// Builds the component into `out`, or into the target folder. Returns its file.
-    fn build(&self, source: ToolchainSource, out: Option<PathBuf>) -> Result<PathBuf> {
+    pub fn build(&self, source: ToolchainSource, out: Option<PathBuf>) -> Result<PathBuf> {
         let toolchain = Toolchain::ensure(source)?;
         let build = GuestBuild {
             manifest: &self.package.manifest_path,
@@ -61,22 +61,9 @@ impl PluginCrate {
         let file = out.unwrap_or_else(|| {
             output_folder(&self.workspace, "").join(format!("{}.wasm", component.name))
         });
-        if let Some(parent) = file.parent() {
-            std::fs::create_dir_all(parent)
-                .with_context(|| format!("cannot create the folder {}", parent.display()))?;
-        }
-        guests::write(&file, component)?;
+        write(&file, &component.bytes)?;
         Ok(file)
     }
-}
-
-/// Builds one plugin into `out`, or into the target folder. Returns the file.
-pub fn build(
-    source: ToolchainSource,
-    choice: &PackageChoice,
-    out: Option<PathBuf>,
-) -> Result<PathBuf> {
-    PluginCrate::load(choice)?.build(source, out)
 }
 
 /// Builds one plugin and runs the tests of its package. An environment variable tells them where
@@ -84,14 +71,10 @@ pub fn build(
 pub fn test(source: ToolchainSource, choice: &PackageChoice, args: &[OsString]) -> Result<()> {
     let plugin = PluginCrate::load(choice)?;
     let component = plugin.build(source, None)?;
-    let error = Command::new(cargo())
-        .args(["test", "--manifest-path"])
-        .arg(&plugin.package.manifest_path)
-        .args(["--package", &plugin.package.name])
-        .args(args)
-        .env("HYPERCAST_COMPONENT", component)
-        .exec();
-    Err(error).context("cannot run cargo test")
+    let mut command = Command::new(cargo());
+    command.args(["test", "--manifest-path"]).arg(&plugin.package.manifest_path);
+    command.args(["--package", &plugin.package.name]).args(args);
+    replace(command.env("HYPERCAST_COMPONENT", component))
 }
 
 /// Builds one plugin and replaces this process by `hypercast plugin SUBCOMMAND COMPONENT ARGS`.
@@ -147,8 +130,7 @@ pub fn demo(source: ToolchainSource, args: &[OsString]) -> Result<()> {
     let toolchain = Toolchain::ensure(source)?;
     let plugins = build_plugins(&workspace, toolchain, &["plugins"])?;
     let lab = host::build(&workspace)?.with_file_name("hypercast-lab");
-    let error = Command::new(&lab).arg("demo").arg("--plugins").arg(plugins).args(args).exec();
-    Err(error).with_context(|| format!("cannot run {}", lab.display()))
+    replace(Command::new(lab).arg("demo").arg("--plugins").arg(plugins).args(args))
 }
 
 /// Builds the in-tree plugins, the hello expert and the hostile guests, then runs all tests.
@@ -160,14 +142,9 @@ pub fn verify(source: ToolchainSource, args: &[OsString]) -> Result<()> {
         build_guests(&workspace, toolchain, "hostile", vec![HOSTILE], GuestKind::Hostile)?;
     // `cargo test` builds only test executables, and the black-box tests run the binary itself.
     host::build(&workspace)?;
-    let error = Command::new(cargo())
-        .args(["test", "--workspace"])
-        .args(args)
-        .current_dir(&workspace.root)
-        .env("HYPERCAST_PLUGINS", plugins)
-        .env("HYPERCAST_HOSTILE", hostile)
-        .exec();
-    Err(error).context("cannot run cargo test")
+    let mut command = Command::new(cargo());
+    command.args(["test", "--workspace"]).args(args).current_dir(&workspace.root);
+    replace(command.env("HYPERCAST_PLUGINS", plugins).env("HYPERCAST_HOSTILE", hostile))
 }
 
 fn build_plugins(workspace: &Workspace, toolchain: Toolchain, folders: &[&str]) -> Result<PathBuf> {

@@ -1,7 +1,9 @@
-//! The cargo workspace: its folders and its packages, as `cargo metadata` reports them.
+//! The cargo workspace: its folders and its packages, as `cargo metadata` reports them, and how
+//! files are read and written.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -79,6 +81,62 @@ impl Package {
             .filter(is_library)
             .any(|t| t.crate_types.iter().any(|kind| kind == "cdylib"))
     }
+}
+
+/// Reads a file.
+pub fn read(file: &Path) -> Result<Vec<u8>> {
+    std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// Writes a file, and creates its folder if that is missing.
+pub fn write(file: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    std::fs::write(file, content).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// A target that cargo built.
+#[derive(Deserialize)]
+pub struct Artifact {
+    /// The target's name and kind.
+    pub target: ArtifactTarget,
+    /// The files that belong to it.
+    pub filenames: Vec<PathBuf>,
+    /// The executable among them.
+    pub executable: Option<PathBuf>,
+}
+
+/// The name and kind of a target that cargo built.
+#[derive(Deserialize)]
+pub struct ArtifactTarget {
+    /// The name in its `Cargo.toml`.
+    pub name: String,
+    /// What it is, such as `bin`, `cdylib` or `example`.
+    pub kind: Vec<String>,
+}
+
+/// Runs `cargo build`, which prints its progress on stderr, and returns what it built. An error
+/// names `what`.
+///
+/// # Errors
+/// The build fails.
+pub fn artifacts(build: &mut Command, what: &str) -> Result<Vec<Artifact>> {
+    build.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output = build.output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "building {what} failed: see cargo's messages above");
+    // Messages about anything but artifacts have no file names.
+    let lines = output.stdout.split(|byte| *byte == b'\n');
+    Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+/// Replaces this process by a command.
+///
+/// # Errors
+/// The command cannot be run.
+pub fn replace(command: &mut Command) -> Result<()> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot run {}", command.get_program().display()))
 }
 
 /// The cargo that runs this tool, or the one in the path.

@@ -3,21 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use hypercast_expert::graph::ExpertGraph;
 use hypercast_expert::wasm::Call;
-use hypercast_expert::{
-    Blueprint, BreakerConfig, Device, Engine, EngineConfig, ExpertFault, ExpertPredictions,
-    Parameters, ServedExpert,
-};
+use hypercast_expert::{Blueprint, Engine, EngineConfig, ExpertFault};
 
-use crate::cases::Case;
-use crate::contract::{
-    ActionBatch, Description, Evaluation, HostInfo, NamedColumn, Ranked, TaskLabels, TrainingStep,
-    Verdict,
-};
+use crate::contract::{ActionBatch, Evaluation, Ranked, TaskLabels, TrainingStep, Verdict};
 use crate::error::Error;
-use crate::runtime::{RankCall, Runtime};
-use crate::training;
+use crate::harness::Harness;
+use crate::runtime::{ExpertCode, RankCall};
 use crate::world::World;
 
 /// Returns the component of a package, which `cargo hypercast test` (or, in HyperCast's repository,
@@ -40,104 +32,59 @@ pub fn component(package: &str) -> PathBuf {
     })
 }
 
-/// A loaded component and its parameters.
-pub(crate) struct ComponentRuntime {
-    world: World,
+/// A loaded component.
+pub(crate) struct ComponentCode {
     file: PathBuf,
-    expert: ServedExpert,
-    parameters: Parameters,
+    blueprint: Arc<Blueprint>,
 }
 
-impl ComponentRuntime {
-    pub(crate) fn load(world: &World, file: &Path) -> Result<ComponentRuntime, Error> {
-        let schema = world.schema();
-        let blueprint = Arc::new(Blueprint::load(engine(), file, schema, &world.options)?);
-        let parameters = blueprint.init_parameters(training::normaliser(world), training::SEED);
-        let parameters = training::shaken(parameters, &blueprint.graph);
-        ComponentRuntime::new(world, file, blueprint, parameters)
-    }
-
-    fn new(
-        world: &World,
-        file: &Path,
-        blueprint: Arc<Blueprint>,
-        parameters: Parameters,
-    ) -> Result<ComponentRuntime, Error> {
-        let breaker = BreakerConfig { faults: u32::MAX, ..BreakerConfig::default() };
-        let expert = ServedExpert::new(blueprint, parameters.clone(), Device::Cpu, breaker)?;
-        Ok(ComponentRuntime { world: world.clone(), file: file.into(), expert, parameters })
-    }
-
-    /// The loaded and checked plugin, which training needs.
-    pub(crate) fn blueprint(&self) -> &Arc<Blueprint> {
-        self.expert.blueprint()
+impl ComponentCode {
+    /// Loads the component in `file`.
+    pub(crate) fn load(world: &World, file: &Path) -> Result<Harness, Error> {
+        let blueprint = Blueprint::load(engine(), file, world.schema(), &world.options)?;
+        let Blueprint { description, info, graph, .. } = &blueprint;
+        let (description, info, graph) = (description.clone(), info.clone(), graph.clone());
+        let code = ComponentCode { file: file.into(), blueprint: Arc::new(blueprint) };
+        Harness::new(world, description, info, graph, Arc::new(code))
     }
 }
 
-impl Runtime for ComponentRuntime {
-    fn description(&self) -> &Description {
-        &self.blueprint().description
-    }
-
-    fn info(&self) -> &HostInfo {
-        &self.blueprint().info
-    }
-
-    fn graph(&self) -> &Arc<ExpertGraph> {
-        &self.blueprint().graph
-    }
-
-    fn rank_columns(&self, case: &Case) -> Vec<NamedColumn> {
-        self.blueprint().columns.rank_columns(&case.example, case.tae())
-    }
-
-    fn predict(&self, case: &Case) -> Result<ExpertPredictions, String> {
-        self.expert.predict(&[&case.example], case.tae()).map_err(words)
-    }
-
+impl ExpertCode for ComponentCode {
     fn rank(&self, call: &RankCall) -> Result<Vec<Ranked>, String> {
-        let plugin = &self.blueprint().plugin;
+        let plugin = &self.blueprint.plugin;
         plugin.rank(&call.request, &call.predictions, &call.columns).map_err(words)
     }
 
     fn rank_twice(&self, call: &RankCall) -> Result<[Vec<Ranked>; 2], String> {
-        let mut instance = self.blueprint().plugin.instance(Call::Rank).map_err(words)?;
+        let mut instance = self.blueprint.plugin.instance(Call::Rank).map_err(words)?;
         let mut rank =
             || instance.rank(&call.request, &call.predictions, &call.columns).map_err(words);
         Ok([rank()?, rank()?])
     }
 
     fn labels(&self, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String> {
-        let blueprint = self.blueprint();
-        blueprint.plugin.labels(&blueprint.description, &blueprint.info, batch).map_err(words)
+        let Blueprint { plugin, description, info, .. } = &*self.blueprint;
+        plugin.labels(description, info, batch).map_err(words)
     }
 
     fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String> {
-        self.blueprint().plugin.sample(&self.blueprint().info, batch).map_err(words)
+        self.blueprint.plugin.sample(&self.blueprint.info, batch).map_err(words)
     }
 
     fn schedule(&self, step: TrainingStep) -> Result<f32, String> {
-        self.blueprint().plugin.schedule(step).map_err(words)
+        self.blueprint.plugin.schedule(step).map_err(words)
     }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String> {
-        self.blueprint().plugin.evaluate(&self.blueprint().info, evaluation).map_err(words)
+        self.blueprint.plugin.evaluate(&self.blueprint.info, evaluation).map_err(words)
     }
 
-    fn parameters(&self) -> &Parameters {
-        &self.parameters
+    fn load(&self, world: &World) -> Result<Harness, Error> {
+        ComponentCode::load(world, &self.file)
     }
 
-    fn with_parameters(&self, parameters: Parameters) -> Result<Box<dyn Runtime>, Error> {
-        let blueprint = self.blueprint().clone();
-        Ok(Box::new(ComponentRuntime::new(&self.world, &self.file, blueprint, parameters)?))
-    }
-
-    fn reloaded(&self) -> Result<Box<dyn Runtime>, Error> {
-        let (world, file) = (&self.world, &self.file);
-        let blueprint = Blueprint::load(engine(), file, world.schema(), &world.options)?;
-        let parameters = self.parameters.clone();
-        Ok(Box::new(ComponentRuntime::new(world, file, Arc::new(blueprint), parameters)?))
+    fn blueprint(&self) -> Option<&Arc<Blueprint>> {
+        Some(&self.blueprint)
     }
 }
 

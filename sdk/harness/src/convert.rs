@@ -71,20 +71,14 @@ pub fn network(network: sdk::Network) -> host::Network {
     };
     let node = |node: sdk::Node| {
         let sdk::Node { op, inputs, attributes, layer } = node;
-        host::Node {
-            op,
-            inputs,
-            attributes: attributes.into_iter().map(attribute).collect(),
-            layer,
-        }
+        let attributes = attributes.into_iter().map(attribute).collect();
+        host::Node { op, inputs, attributes, layer }
     };
     let output = |sdk::Output { task, node }| host::Output { task, node };
-    host::Network {
-        parameters: parameters.into_iter().map(parameter).collect(),
-        nodes: nodes.into_iter().map(node).collect(),
-        outputs: outputs.into_iter().map(output).collect(),
-        extra_loss,
-    }
+    let parameters = parameters.into_iter().map(parameter).collect();
+    let nodes = nodes.into_iter().map(node).collect();
+    let outputs = outputs.into_iter().map(output).collect();
+    host::Network { parameters, nodes, outputs, extra_loss }
 }
 
 pub(crate) fn rank_request(request: &host::RankRequest) -> sdk::RankRequest {

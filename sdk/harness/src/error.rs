@@ -64,9 +64,14 @@ impl fmt::Display for FailureLocation {
     }
 }
 
+fn at(place: &FailureLocation) -> String {
+    if *place == FailureLocation::default() { String::new() } else { format!(" at {place}") }
+}
+
 /// A check that an expert failed. `{:?}` prints the same text as `{}`, so that a test can return
 /// it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{check}{}: {seen}\n  -> {advice}", at(.place))]
 pub struct Failure {
     /// The name of the check.
     pub check: &'static str,
@@ -89,38 +94,23 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = self.place.to_string();
-        let at = if place.is_empty() { String::new() } else { format!(" at {place}") };
-        write!(f, "{}{at}: {}\n  -> {}", self.check, self.seen, self.advice)
-    }
-}
-
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl std::error::Error for Failure {}
-
 /// The first failure of each check that an expert failed.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} of the checks that every expert must pass failed:{}",
+    .0.len(),
+    .0.iter().map(|failure| format!("\n{failure}")).collect::<String>()
+)]
 pub struct Failures(pub Vec<Failure>);
-
-impl fmt::Display for Failures {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.0.len();
-        write!(f, "{count} of the checks that every expert must pass failed:")?;
-        self.0.iter().try_for_each(|failure| write!(f, "\n{failure}"))
-    }
-}
 
 impl fmt::Debug for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
-
-impl std::error::Error for Failures {}

@@ -67,9 +67,7 @@ impl Harness {
         }
         let rest = differences.len().saturating_sub(MAX_LISTED);
         let mut seen = format!("{} differences from {shown}", differences.len());
-        for difference in differences.iter().take(MAX_LISTED) {
-            seen.push_str(&format!("\n  {difference}"));
-        }
+        seen.extend(differences.iter().take(MAX_LISTED).map(|what| format!("\n  {what}")));
         if rest > 0 {
             seen.push_str(&format!("\n  and {rest} more"));
         }
@@ -77,17 +75,8 @@ impl Harness {
     }
 
     fn answers(&self) -> Result<Vec<GoldenAnswer>, String> {
-        let names = &self.runtime.info().surfaces;
-        let cases = self.surfaces().into_iter().flat_map(|surface| {
-            [(5, 0), (8, 20)].into_iter().zip(500u64..).map(
-                move |((candidates, history), number)| {
-                    let request = self.world.request(number + u64::from(surface) * 10);
-                    let request = request.surface(&names[usize::from(surface)]);
-                    request.candidates(candidates).history(history).serving().build()
-                },
-            )
-        });
-        cases.map(|case| self.answer(&case)).collect()
+        let cases = self.requests(500, 10, &[[5, 0], [8, 20]]);
+        cases.iter().map(|case| self.answer(case)).collect()
     }
 
     fn answer(&self, case: &Case) -> Result<GoldenAnswer, String> {

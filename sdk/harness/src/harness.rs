@@ -1,26 +1,36 @@
 //! An expert in a world, with the calls that a test can make.
 
-use std::any::Any;
 use std::path::Path;
+use std::sync::Arc;
 
-use hypercast_expert::{ExpertPredictions, Parameters, SavedParameters};
+use hypercast_expert::batch::ExpertColumns;
+use hypercast_expert::graph::ExpertGraph;
+use hypercast_expert::network::{ServingNetwork, network};
+use hypercast_expert::{Device, ExpertPredictions, Parameters, Provenance, SavedParameters};
 use hypercast_sdk::Expert;
 
 use crate::cases::Case;
-use crate::component::ComponentRuntime;
 use crate::contract::{
-    Description, Evaluation, Prediction, RankRequest, Ranked, TaskLabels, TrainingStep, Verdict,
+    self, ActionBatch, Description, Evaluation, HostInfo, Prediction, Ranked, TaskLabels,
+    TrainingStep, Verdict,
 };
 use crate::error::{Error, FailureLocation};
-use crate::runtime::{RankCall, Runtime, action_batch};
+use crate::runtime::{ExpertCode, RankCall};
 use crate::training::{self, TrainingResult};
 use crate::world::World;
 
 /// An expert under test. Its parameters are random, unless set by [`Harness::trained`] or
 /// [`Harness::parameters`].
+#[derive(Clone)]
 pub struct Harness {
     pub(crate) world: World,
-    pub(crate) runtime: Box<dyn Runtime>,
+    description: Description,
+    pub(crate) info: HostInfo,
+    graph: Arc<ExpertGraph>,
+    columns: ExpertColumns,
+    network: Arc<dyn ServingNetwork>,
+    parameters: Parameters,
+    pub(crate) code: Arc<dyn ExpertCode>,
     /// Whether a ranking may leave candidates out.
     pub(crate) drops: bool,
 }
@@ -56,8 +66,42 @@ impl Harness {
         World::default().native::<E>().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    pub(crate) fn new(world: World, runtime: Box<dyn Runtime>) -> Harness {
-        Harness { world, runtime, drops: false }
+    /// An expert with random parameters.
+    pub(crate) fn new(
+        world: &World,
+        description: Description,
+        info: HostInfo,
+        graph: Arc<ExpertGraph>,
+        code: Arc<dyn ExpertCode>,
+    ) -> Result<Harness, Error> {
+        let tae_dim = world.options.tae_dim;
+        let fm_version = world.options.fm_version.as_deref().unwrap_or_default();
+        let normaliser = training::normaliser(world);
+        let provenance = Provenance::new(&description, &graph, fm_version, tae_dim, normaliser);
+        let parameters = Parameters::init(&graph, provenance, training::SEED);
+        let parameters = training::shaken(parameters, &graph);
+        Ok(Harness {
+            columns: ExpertColumns::new(&description, world.schema(), tae_dim)?,
+            network: network(graph.clone(), parameters.clone(), Device::Cpu)?.into(),
+            world: world.clone(),
+            description,
+            info,
+            graph,
+            parameters,
+            code,
+            drops: false,
+        })
+    }
+
+    /// The same expert with other parameters.
+    pub(crate) fn with_parameters(&self, parameters: Parameters) -> Result<Harness, Error> {
+        let network = network(self.graph.clone(), parameters.clone(), Device::Cpu)?.into();
+        Ok(Harness { network, parameters, ..self.clone() })
+    }
+
+    /// The expert loaded again, with the same parameters.
+    pub(crate) fn reloaded(&self) -> Result<Harness, Error> {
+        self.code.load(&self.world)?.with_parameters(self.parameters.clone())
     }
 
     /// Accepts rankings that leave candidates out, for an expert that filters on purpose.
@@ -71,8 +115,7 @@ impl Harness {
     /// The file cannot be read or belongs to another network.
     pub fn parameters(self, file: &Path) -> Result<Harness, Error> {
         let saved = SavedParameters::read(file)?;
-        let parameters = Parameters::restore(self.runtime.graph(), saved)?;
-        Ok(Harness { runtime: self.runtime.with_parameters(parameters)?, ..self })
+        self.with_parameters(Parameters::restore(&self.graph, saved)?)
     }
 
     /// Trains the expert on a log with the host's own trainer and the expert's hooks.
@@ -85,7 +128,7 @@ impl Harness {
     pub fn trained(self, log: &[Case]) -> Result<Harness, Error> {
         let TrainingResult { parameters, .. } =
             self.train(log)?.expect("only components can be trained, not native experts");
-        Ok(Harness { runtime: self.runtime.with_parameters(parameters)?, ..self })
+        self.with_parameters(parameters)
     }
 
     /// The world of this test, which builds requests.
@@ -95,12 +138,12 @@ impl Harness {
 
     /// The description that the expert returned at load.
     pub fn description(&self) -> &Description {
-        self.runtime.description()
+        &self.description
     }
 
     /// The expert's current parameters.
     pub fn parameter_values(&self) -> &Parameters {
-        self.runtime.parameters()
+        &self.parameters
     }
 
     /// Runs the network on a request's candidates.
@@ -108,7 +151,10 @@ impl Harness {
     /// # Errors
     /// The call faults. The error is the message of the fault.
     pub fn predict(&self, case: &Case) -> Result<ExpertPredictions, String> {
-        self.runtime.predict(case)
+        let normaliser = &self.parameters.provenance.normaliser;
+        let batch = self.columns.batch(&[&case.example], case.tae(), normaliser);
+        let outputs = if batch.rows == 0 { Vec::new() } else { self.network.outputs(&batch) };
+        Ok(ExpertPredictions::new(&self.description.tasks, &outputs))
     }
 
     /// Runs the network, then `rank`, as a daemon does.
@@ -143,7 +189,7 @@ impl Harness {
     /// # Errors
     /// The call faults. The error is the message of the fault.
     pub fn labels(&self, cases: &[Case]) -> Result<Vec<TaskLabels>, String> {
-        self.runtime.labels(&action_batch(cases, self.runtime.info()))
+        self.code.labels(&self.actions(cases))
     }
 
     /// Returns the probability of keeping each candidate of the requests for training.
@@ -151,7 +197,7 @@ impl Harness {
     /// # Errors
     /// The call faults. The error is the message of the fault.
     pub fn sample(&self, cases: &[Case]) -> Result<Vec<f32>, String> {
-        self.runtime.sample(&action_batch(cases, self.runtime.info()))
+        self.code.sample(&self.actions(cases))
     }
 
     /// Returns the factor for the learning rate of a training step.
@@ -159,7 +205,7 @@ impl Harness {
     /// # Errors
     /// The call faults. The error is the message of the fault.
     pub fn schedule(&self, step: TrainingStep) -> Result<f32, String> {
-        self.runtime.schedule(step)
+        self.code.schedule(step)
     }
 
     /// Returns the expert's verdict on an evaluation.
@@ -167,7 +213,7 @@ impl Harness {
     /// # Errors
     /// The call faults. The error is the message of the fault.
     pub fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String> {
-        self.runtime.evaluate(evaluation)
+        self.code.evaluate(evaluation)
     }
 
     fn rank_by(
@@ -177,41 +223,49 @@ impl Harness {
         limit: usize,
     ) -> Result<Ranking, String> {
         let call = self.call(case, predictions, limit);
-        let ranked = self.runtime.rank(&call)?;
-        Ranking::new(case, &ranked)
+        Ranking::new(case, &self.code.rank(&call)?)
+    }
+
+    fn actions(&self, cases: &[Case]) -> ActionBatch {
+        contract::action_batch(cases.iter().map(|case| &case.example), &self.info)
     }
 
     /// The arguments with which the host would call `rank`.
     pub(crate) fn call(&self, case: &Case, predictions: Vec<Prediction>, limit: usize) -> RankCall {
-        let example = &case.example;
-        let surfaces = &self.runtime.info().surfaces;
-        let request = RankRequest {
-            surface: surfaces[usize::from(example.surface)].clone(),
-            user: example.user.id,
-            time_ms: example.time_ms,
-            candidates: example.targets.iter().map(|target| target.item.id).collect(),
-            limit: limit.min(case.candidates()) as u32,
-        };
-        RankCall { request, predictions, columns: self.runtime.rank_columns(case) }
+        let request = contract::rank_request(&case.example, &self.info, limit);
+        let columns = self.columns.rank_columns(&case.example, case.tae());
+        RankCall { request, predictions, columns }
     }
 
     /// Trains the expert. Returns `None` for a native expert, which cannot be trained.
     pub(crate) fn train(&self, log: &[Case]) -> Result<Option<TrainingResult>, Error> {
-        let runtime: &dyn Any = &*self.runtime;
-        let component = runtime.downcast_ref::<ComponentRuntime>();
-        component.map(|component| training::train(component.blueprint(), log)).transpose()
+        self.code.blueprint().map(|blueprint| training::train(blueprint, log)).transpose()
     }
 
     /// The indices of the surfaces that the expert serves.
     pub(crate) fn surfaces(&self) -> Vec<u16> {
-        let served = &self.description().surfaces;
-        let all = self.runtime.info().surfaces.iter().enumerate();
+        let served = &self.description.surfaces;
+        let all = self.info.surfaces.iter().enumerate();
         let own = all.filter(|(_, name)| served.is_empty() || served.contains(name));
         own.map(|(index, _)| index as u16).collect()
     }
 
+    /// Requests on every surface that the expert serves, with each of the numbers of candidates and
+    /// past events in `sizes`. Those of surface s have the numbers from `first + s * step` on.
+    pub(crate) fn requests(&self, first: u64, step: u64, sizes: &[[usize; 2]]) -> Vec<Case> {
+        let of_surface = |surface: u16| {
+            let name = &self.info.surfaces[usize::from(surface)];
+            let numbers = first + u64::from(surface) * step..;
+            sizes.iter().zip(numbers).map(move |(&[candidates, history], number)| {
+                let request = self.world.request(number).surface(name);
+                request.candidates(candidates).history(history).serving().build()
+            })
+        };
+        self.surfaces().into_iter().flat_map(of_surface).collect()
+    }
+
     pub(crate) fn place(&self, case: &Case) -> FailureLocation {
-        FailureLocation::of(&case.example, &self.runtime.info().surfaces)
+        FailureLocation::of(&case.example, &self.info.surfaces)
     }
 }
 
@@ -220,13 +274,9 @@ impl Ranking {
     fn new(case: &Case, ranked: &[Ranked]) -> Result<Ranking, String> {
         let targets = &case.example.targets;
         let item = |entry: &Ranked| {
-            let target = targets.get(entry.candidate as usize);
-            target.map(|target| target.item.id).ok_or_else(|| {
-                format!(
-                    "candidate index {} is out of range: the request has {} candidates",
-                    entry.candidate,
-                    targets.len()
-                )
+            let (index, count) = (entry.candidate, targets.len());
+            targets.get(index as usize).map(|target| target.item.id).ok_or_else(|| {
+                format!("candidate index {index} is out of range: there are {count} candidates")
             })
         };
         Ok(Ranking {

@@ -8,111 +8,38 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use hypercast_expert::batch::ExpertColumns;
+use hypercast_expert::Blueprint;
 use hypercast_expert::graph::ExpertGraph;
-use hypercast_expert::network::{ServingNetwork, network};
-use hypercast_expert::params::hash_text;
-use hypercast_expert::{Device, ExpertPredictions, Parameters, Provenance};
-use hypercast_sdk::{Expert, Request};
+use hypercast_sdk::{Expert, HostInfo, Request};
 
-use crate::cases::Case;
-use crate::contract::{
-    self, ActionBatch, Description, Evaluation, HostInfo, NamedColumn, Prediction, Ranked,
-    TaskKind, TaskLabels, TrainingStep, Verdict,
-};
+use crate::contract::{self, ActionBatch, Evaluation, Ranked, TaskLabels, TrainingStep, Verdict};
 use crate::convert;
 use crate::error::Error;
-use crate::runtime::{RankCall, Runtime};
-use crate::training;
+use crate::harness::Harness;
+use crate::runtime::{ExpertCode, RankCall};
 use crate::world::World;
 
-/// A native expert and its parameters.
-pub(crate) struct NativeRuntime<E> {
-    world: World,
-    description: Description,
+/// A native expert, and the schema that it is told.
+pub(crate) struct NativeCode<E> {
     info: HostInfo,
-    graph: Arc<ExpertGraph>,
-    columns: ExpertColumns,
-    network: Box<dyn ServingNetwork>,
-    parameters: Parameters,
     expert: PhantomData<E>,
 }
 
-impl<E: Expert + 'static> NativeRuntime<E> {
-    pub(crate) fn load(world: &World) -> Result<Self, Error> {
-        let info = contract::host_info(world.schema(), world.options.tae_dim);
-        let (description, network) =
-            hypercast_sdk::build::<E>(&convert::info(&info)).map_err(Error::Network)?;
+impl<E: Expert + 'static> NativeCode<E> {
+    /// Builds the expert's network and checks it as the host does.
+    pub(crate) fn load(world: &World) -> Result<Harness, Error> {
+        let host_info = contract::host_info(world.schema(), world.options.tae_dim);
+        let info = convert::info(&host_info);
+        let (description, network) = hypercast_sdk::build::<E>(&info).map_err(Error::Network)?;
         let (description, network) = (convert::description(description), convert::network(network));
         let limits = &world.options.graph_limits;
-        let graph = Arc::new(ExpertGraph::new(&description, &network, &info, limits)?);
-        let provenance = Provenance {
-            plugin: description.name.clone(),
-            plugin_version: description.version.clone(),
-            contract: contract::VERSION.into(),
-            graph: hash_text(&graph),
-            fm_version: world.options.fm_version.clone().unwrap_or_default(),
-            tae_dim: world.options.tae_dim,
-            tasks: description.tasks.iter().map(|task| task.name.clone()).collect(),
-            trained_rows: 0,
-            trained_until_ms: 0,
-            normaliser: training::normaliser(world),
-        };
-        let parameters = Parameters::init(&graph, provenance, training::SEED);
-        let parameters = training::shaken(parameters, &graph);
-        Self::new(world, description, info, graph, parameters)
-    }
-
-    fn new(
-        world: &World,
-        description: Description,
-        info: HostInfo,
-        graph: Arc<ExpertGraph>,
-        parameters: Parameters,
-    ) -> Result<Self, Error> {
-        Ok(NativeRuntime {
-            columns: ExpertColumns::new(&description, world.schema(), world.options.tae_dim)?,
-            network: network(graph.clone(), parameters.clone(), Device::Cpu)?,
-            world: world.clone(),
-            description,
-            info,
-            graph,
-            parameters,
-            expert: PhantomData,
-        })
+        let graph = Arc::new(ExpertGraph::new(&description, &network, &host_info, limits)?);
+        let code = NativeCode::<E> { info, expert: PhantomData };
+        Harness::new(world, description, host_info, graph, Arc::new(code))
     }
 }
 
-impl<E: Expert + 'static> Runtime for NativeRuntime<E> {
-    fn description(&self) -> &Description {
-        &self.description
-    }
-
-    fn info(&self) -> &HostInfo {
-        &self.info
-    }
-
-    fn graph(&self) -> &Arc<ExpertGraph> {
-        &self.graph
-    }
-
-    fn rank_columns(&self, case: &Case) -> Vec<NamedColumn> {
-        self.columns.rank_columns(&case.example, case.tae())
-    }
-
-    fn predict(&self, case: &Case) -> Result<ExpertPredictions, String> {
-        let normaliser = &self.parameters.provenance.normaliser;
-        let batch = self.columns.batch(&[&case.example], case.tae(), normaliser);
-        let outputs = if batch.rows == 0 { Vec::new() } else { self.network.outputs(&batch) };
-        let tasks = &self.description.tasks;
-        let values = |at: usize| {
-            let outputs = outputs.iter().skip(at).step_by(tasks.len());
-            outputs.map(|output| prediction(tasks[at].kind, *output)).collect()
-        };
-        let one = |at: usize| Prediction { task: tasks[at].name.clone(), values: values(at) };
-        Ok(ExpertPredictions { tasks: (0..tasks.len()).map(one).collect() })
-    }
-
+impl<E: Expert + 'static> ExpertCode for NativeCode<E> {
     fn rank(&self, call: &RankCall) -> Result<Vec<Ranked>, String> {
         let RankCall { request, predictions, columns } = call;
         let request = Request::new(
@@ -128,11 +55,11 @@ impl<E: Expert + 'static> Runtime for NativeRuntime<E> {
     }
 
     fn labels(&self, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String> {
-        E::labels(&convert::info(&self.info), &convert::action_batch(batch)).map(convert::labels)
+        E::labels(&self.info, &convert::action_batch(batch)).map(convert::labels)
     }
 
     fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String> {
-        Ok(E::sample(&convert::info(&self.info), &convert::action_batch(batch)))
+        Ok(E::sample(&self.info, &convert::action_batch(batch)))
     }
 
     fn schedule(&self, step: TrainingStep) -> Result<f32, String> {
@@ -140,28 +67,14 @@ impl<E: Expert + 'static> Runtime for NativeRuntime<E> {
     }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String> {
-        let verdict = E::evaluate(&convert::info(&self.info), &convert::evaluation(evaluation));
-        Ok(convert::verdict(verdict))
+        Ok(convert::verdict(E::evaluate(&self.info, &convert::evaluation(evaluation))))
     }
 
-    fn parameters(&self) -> &Parameters {
-        &self.parameters
+    fn load(&self, world: &World) -> Result<Harness, Error> {
+        NativeCode::<E>::load(world)
     }
 
-    fn with_parameters(&self, parameters: Parameters) -> Result<Box<dyn Runtime>, Error> {
-        let (description, info) = (self.description.clone(), self.info.clone());
-        let graph = self.graph.clone();
-        Ok(Box::new(Self::new(&self.world, description, info, graph, parameters)?))
-    }
-
-    fn reloaded(&self) -> Result<Box<dyn Runtime>, Error> {
-        Self::load(&self.world)?.with_parameters(self.parameters.clone())
-    }
-}
-
-fn prediction(kind: TaskKind, output: f32) -> f32 {
-    match kind {
-        TaskKind::Binary => 1.0 / (1.0 + (-output).exp()),
-        TaskKind::Regression => output,
+    fn blueprint(&self) -> Option<&Arc<Blueprint>> {
+        None
     }
 }

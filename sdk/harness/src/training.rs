@@ -26,9 +26,13 @@ const PASSES: usize = 6;
 
 /// The normaliser of numeric features that a log of this world gives.
 pub(crate) fn normaliser(world: &World) -> Normaliser {
-    let mut statistics = FeatureStatistics::new(&world.schema().feature_columns());
     let surfaces: Vec<u16> = (0..world.schema().surfaces.len() as u16).collect();
-    world.log(50, &surfaces).iter().for_each(|case| statistics.observe(&case.example));
+    normaliser_of(&world.schema().feature_columns(), &world.log(50, &surfaces))
+}
+
+fn normaliser_of(columns: &[String], log: &[Case]) -> Normaliser {
+    let mut statistics = FeatureStatistics::new(columns);
+    log.iter().for_each(|case| statistics.observe(&case.example));
     statistics.finish()
 }
 
@@ -55,9 +59,8 @@ pub(crate) struct TrainingResult {
 /// # Errors
 /// A training hook that faults.
 pub(crate) fn train(blueprint: &Arc<Blueprint>, log: &[Case]) -> Result<TrainingResult, Error> {
-    let mut statistics = FeatureStatistics::new(blueprint.columns.feature_names());
-    log.iter().for_each(|case| statistics.observe(&case.example));
-    let parameters = blueprint.init_parameters(statistics.finish(), SEED);
+    let normaliser = normaliser_of(blueprint.columns.feature_names(), log);
+    let parameters = blueprint.init_parameters(normaliser, SEED);
     // The log has few rows, so use small batches and a high learning rate.
     let optimizer =
         OptimizerConfig { learning_rate: 5e-3, warmup_steps: 10, ..OptimizerConfig::default() };

@@ -12,10 +12,10 @@ use hypercast_expert::{Limits, LoadOptions};
 use hypercast_sdk::Expert;
 
 use crate::cases::{Case, RequestBuilder};
-use crate::component::ComponentRuntime;
+use crate::component::ComponentCode;
 use crate::error::Error;
 use crate::harness::Harness;
-use crate::native::NativeRuntime;
+use crate::native::NativeCode;
 
 /// The most candidates of a request, as in a daemon's default configuration.
 const MAX_CANDIDATES: usize = 1_000;
@@ -129,7 +129,7 @@ impl World {
     /// # Errors
     /// The host refuses the component.
     pub fn component(&self, file: &Path) -> Result<Harness, Error> {
-        Ok(Harness::new(self.clone(), Box::new(ComponentRuntime::load(self, file)?)))
+        ComponentCode::load(self, file)
     }
 
     /// Runs the SDK's trait in this world, without Wasm.
@@ -137,6 +137,6 @@ impl World {
     /// # Errors
     /// The network cannot be built, or the host refuses it.
     pub fn native<E: Expert + 'static>(&self) -> Result<Harness, Error> {
-        Ok(Harness::new(self.clone(), Box::new(NativeRuntime::<E>::load(self)?)))
+        NativeCode::<E>::load(self)
     }
 }

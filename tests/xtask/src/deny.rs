@@ -53,6 +53,7 @@ fn find_or_install(root: &Path) -> Result<PathBuf> {
         .args(["install", "cargo-deny", "--locked", "--debug", "--version", VERSION, "--root"])
         .arg(&tools)
         .env("CARGO_TARGET_DIR", &build)
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .status()
         .context("cannot run cargo")?;
     ensure!(status.success(), "cargo-deny {VERSION} could not be installed from crates.io");

@@ -122,11 +122,11 @@ fn fields(id: CellType) -> [Field; 2] {
 }
 
 /// Copies the vectors of `from` into the data set in `dir`; without `from`, removes the file that
-/// an earlier import left there. Returns the number of items with and without a vector.
+/// an earlier import left there. Returns the vectors.
 ///
 /// # Errors
 /// [`Content::read`] refuses the file, or it names an item that the data set does not have.
-pub fn import(from: Option<&Path>, dir: &Path, items: &[Item]) -> Result<Option<Coverage>> {
+pub fn import(from: Option<&Path>, dir: &Path, items: &[Item]) -> Result<Option<Content>> {
     let Some(from) = from else {
         let path = dir.join(FILE);
         return match fs::remove_file(&path) {
@@ -144,18 +144,7 @@ pub fn import(from: Option<&Path>, dir: &Path, items: &[Item]) -> Result<Option<
     }
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
     content.write(dir)?;
-    Ok(Some(Coverage { width: content.width, with: content.items.len(), items: items.len() }))
-}
-
-/// How many items have a content vector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Coverage {
-    /// The length of each vector.
-    pub width: usize,
-    /// Items with a vector.
-    pub with: usize,
-    /// All items.
-    pub items: usize,
+    Ok(Some(content))
 }
 
 /// Adds their vectors to the items of the data set in `dir`; returns the width, 0 without a file.
@@ -202,8 +191,8 @@ mod tests {
         write(&from, &[7, 2], &[&[3.0, 4.0], &[0.0, 0.0]]);
         let items: Vec<Item> =
             [2, 7, 9].map(|id| Item { id, ..Item::default() }).into_iter().collect();
-        let coverage = import(Some(&from), dir.path(), &items).unwrap();
-        assert_eq!(coverage, Some(Coverage { width: 2, with: 2, items: 3 }));
+        let content = import(Some(&from), dir.path(), &items).unwrap().unwrap();
+        assert_eq!((content.width, content.items), (2, vec![7, 2]));
         let mut known: HashMap<u64, Arc<Item>> =
             items.iter().map(|item| (item.id, Arc::new(item.clone()))).collect();
         assert_eq!(attach(dir.path(), &mut known).unwrap(), 2);

@@ -10,7 +10,7 @@ use hypercast_fm::example::{Item, User};
 use super::Entities;
 use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use crate::error::Result;
-use crate::schema::{Feature, FeatureKind, Schema, names};
+use crate::schema::{Feature, FeatureCounts, FeatureKind, Schema, names};
 
 /// Items and their names, by id.
 pub(super) type ItemsAndNames = (HashMap<u64, Arc<Item>>, HashMap<u64, String>);
@@ -74,16 +74,14 @@ fn write(
     row_names: Option<&[String]>,
 ) -> Result<()> {
     let mut writer = TableWriter::create(path, fields(features, row_names.is_some()))?;
-    let categorical = names(features, FeatureKind::Categorical).len();
-    let dense = names(features, FeatureKind::Dense).len();
+    let FeatureCounts { ids, dense } = FeatureCounts::of(features);
     for (index, chunk) in rows.chunks(ROWS_PER_GROUP).enumerate() {
         let mut columns = vec![Column::scalars(chunk.iter().map(|row| row.id))];
         columns.extend(row_names.map(|names| {
             let start = index * ROWS_PER_GROUP;
             Column::scalars(names[start..start + chunk.len()].iter().cloned())
         }));
-        columns
-            .extend((0..categorical).map(|i| Column::scalars(chunk.iter().map(|row| row.ids[i]))));
+        columns.extend((0..ids).map(|i| Column::scalars(chunk.iter().map(|row| row.ids[i]))));
         columns.extend((0..dense).map(|i| Column::scalars(chunk.iter().map(|row| row.dense[i]))));
         writer.write(&columns)?;
     }
@@ -100,7 +98,7 @@ fn read(
     let named = reader.has("name");
     let fields = fields(features, named);
     let first = 1 + usize::from(named);
-    let split = first + names(features, FeatureKind::Categorical).len();
+    let split = first + FeatureCounts::of(features).ids;
     for group in 0..reader.groups() {
         let columns = reader.read(group, &fields)?;
         for (row, &id) in columns[0].u64s().iter().enumerate() {

@@ -8,7 +8,7 @@ use hypercast_fm::example::{MAX_VALUES, Outcome};
 use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use super::{ContextFeatures, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{FeatureKind, Schema, names};
+use crate::schema::{FeatureCounts, FeatureKind, Schema, names};
 
 const ROWS_PER_GROUP: usize = 1 << 15;
 
@@ -29,8 +29,7 @@ const FIXED: [(&str, CellType); 9] = [
 #[derive(Debug, Clone, Copy)]
 struct ColumnCounts {
     values: usize,
-    ids: usize,
-    dense: usize,
+    context: FeatureCounts,
     truth: usize,
 }
 
@@ -38,8 +37,7 @@ impl ColumnCounts {
     fn new(schema: &Schema, simulated: bool) -> ColumnCounts {
         ColumnCounts {
             values: schema.values.len(),
-            ids: names(&schema.context_features, FeatureKind::Categorical).len(),
-            dense: names(&schema.context_features, FeatureKind::Dense).len(),
+            context: FeatureCounts::of(&schema.context_features),
             truth: if simulated { schema.tasks.len() } else { 0 },
         }
     }
@@ -107,8 +105,8 @@ pub struct ImpressionReader {
     fields: Vec<Field>,
     counts: ColumnCounts,
     next_group: usize,
-    columns: Vec<Column>,
-    row: usize,
+    /// The rest of the row group before that.
+    ready: std::vec::IntoIter<Impression>,
 }
 
 impl ImpressionReader {
@@ -125,8 +123,7 @@ impl ImpressionReader {
             reader,
             path,
             next_group: 0,
-            columns: Vec::new(),
-            row: 0,
+            ready: Vec::new().into_iter(),
         })
     }
 
@@ -135,23 +132,24 @@ impl ImpressionReader {
         self.reader.rows()
     }
 
-    /// Reads the next row group if the current one is used up; false at the end of the file.
-    fn fill(&mut self) -> Result<bool> {
-        while self.columns.first().is_none_or(|column| self.row == column.u64s().len()) {
+    fn next_impression(&mut self) -> Result<Option<Impression>> {
+        loop {
+            if let Some(impression) = self.ready.next() {
+                return Ok(Some(impression));
+            }
             if self.next_group == self.reader.groups() {
-                return Ok(false);
+                return Ok(None);
             }
-            self.columns = self.reader.read(self.next_group, &self.fields)?;
+            let columns = self.reader.read(self.next_group, &self.fields)?;
             self.next_group += 1;
-            self.row = 0;
-            if self.columns[5].u32s().iter().any(|&surface| surface as usize >= self.surfaces) {
-                return Err(Error::data(
-                    &self.path,
-                    "column `surface` has an index beyond the schema's surfaces",
-                ));
+            if columns[5].u32s().iter().any(|&surface| surface as usize >= self.surfaces) {
+                let reason = "column `surface` has an index beyond the schema's surfaces";
+                return Err(Error::data(&self.path, reason));
             }
+            let rows = 0..columns[5].u32s().len();
+            let impressions = rows.map(|row| impression(&columns, self.counts, row));
+            self.ready = impressions.collect::<Vec<Impression>>().into_iter();
         }
-        Ok(true)
     }
 }
 
@@ -159,14 +157,7 @@ impl Iterator for ImpressionReader {
     type Item = Result<Impression>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.fill() {
-            Ok(false) => None,
-            Err(error) => Some(Err(error)),
-            Ok(true) => {
-                self.row += 1;
-                Some(Ok(impression(&self.columns, self.counts, self.row - 1)))
-            }
-        }
+        self.next_impression().transpose()
     }
 }
 
@@ -205,9 +196,10 @@ fn columns(rows: &[Impression], counts: ColumnCounts) -> Vec<Column> {
     let truth = |row: &Impression, i: usize| row.truth.get(i).copied().unwrap_or(f32::NAN);
     columns.extend((0..counts.values).map(|i| of(rows, |row| row.outcome.values[i])));
     columns.extend(
-        (0..counts.ids).map(|i| of(rows, |row| row.context.ids.get(i).copied().unwrap_or(0))),
+        (0..counts.context.ids)
+            .map(|i| of(rows, |row| row.context.ids.get(i).copied().unwrap_or(0))),
     );
-    columns.extend((0..counts.dense).map(|i| of(rows, |row| context(row, i))));
+    columns.extend((0..counts.context.dense).map(|i| of(rows, |row| context(row, i))));
     columns.extend((0..counts.truth).map(|i| of(rows, |row| truth(row, i))));
     columns
 }
@@ -215,8 +207,8 @@ fn columns(rows: &[Impression], counts: ColumnCounts) -> Vec<Column> {
 fn impression(columns: &[Column], counts: ColumnCounts, row: usize) -> Impression {
     let (fixed, rest) = columns.split_at(FIXED.len());
     let (value_columns, rest) = rest.split_at(counts.values);
-    let (id_columns, rest) = rest.split_at(counts.ids);
-    let (dense_columns, truth_columns) = rest.split_at(counts.dense);
+    let (id_columns, rest) = rest.split_at(counts.context.ids);
+    let (dense_columns, truth_columns) = rest.split_at(counts.context.dense);
     let mut values = [f32::NAN; MAX_VALUES];
     for (value, column) in values.iter_mut().zip(value_columns) {
         *value = column.f32s()[row];
@@ -228,7 +220,7 @@ fn impression(columns: &[Column], counts: ColumnCounts, row: usize) -> Impressio
         outcome_ms: fixed[2].i64s()[row],
         user: fixed[3].u64s()[row],
         item: fixed[4].u64s()[row],
-        // `fill` checked it against the number of surfaces, which fits 16 bits.
+        // The reader checked it against the number of surfaces, which fits 16 bits.
         surface: fixed[5].u32s()[row] as u16,
         outcome: Outcome { actions: fixed[6].u32s()[row], known: fixed[7].u32s()[row], values },
         context: ContextFeatures {

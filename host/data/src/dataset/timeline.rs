@@ -86,13 +86,13 @@ impl Timeline {
     /// Reads the impressions of a request.
     fn next_request(&mut self, time_ms: i64, request: u64) -> Result<Vec<Impression>> {
         let mut rows: Vec<Impression> = Vec::new();
-        while let Some(Ok(row)) = self.impressions.peek() {
-            if (row.time_ms, row.request) != (time_ms, request)
-                || rows.first().is_some_and(|first| first.history_only != row.history_only)
-            {
-                break;
-            }
-            rows.push(self.impressions.next().expect("peeked")?);
+        while let Some(row) = self.impressions.next_if(|row| {
+            row.as_ref().is_ok_and(|row| {
+                (row.time_ms, row.request) == (time_ms, request)
+                    && rows.first().is_none_or(|first| first.history_only == row.history_only)
+            })
+        }) {
+            rows.push(row?);
         }
         Ok(rows)
     }

@@ -13,7 +13,7 @@ use super::FeatureConfig;
 use super::effects::{Effect, Posterior};
 use super::id_maps::RecencyMap;
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::Schema;
+use crate::schema::{Counter, Schema};
 
 /// A count above this is halved: f32 counts in steps of one up to twice this number.
 const TALLY_LIMIT: f32 = 8_388_608.0;
@@ -332,11 +332,8 @@ impl FeatureCounters {
 
 /// The first column of each counter, and the end of the last one's columns.
 fn columns_start(schema: &Schema) -> Vec<usize> {
-    let mut starts = vec![0];
-    for counter in &schema.counters {
-        starts.push(starts[starts.len() - 1] + counter.columns().len());
-    }
-    starts
+    let widths = |counters: &[Counter]| counters.iter().map(|own| own.columns().len()).sum();
+    (0..=schema.counters.len()).map(|end| widths(&schema.counters[..end])).collect()
 }
 
 impl Table {

@@ -4,9 +4,9 @@
 //! collide.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 
-use hypercast_core::hash::mix64;
+use hypercast_core::hash::IdHasher;
 
 /// A map without a bound.
 pub(super) type IdMap<V> = HashMap<u64, V, IdHashKey>;
@@ -15,10 +15,6 @@ pub(super) type IdMap<V> = HashMap<u64, V, IdHashKey>;
 #[derive(Debug, Clone)]
 pub(super) struct IdHashKey(u64);
 
-/// The hash of one id, starting from the map's key.
-#[derive(Debug)]
-pub(super) struct KeyedIdHasher(u64);
-
 impl Default for IdHashKey {
     fn default() -> IdHashKey {
         IdHashKey(RandomState::new().hash_one(0_u64))
@@ -26,24 +22,10 @@ impl Default for IdHashKey {
 }
 
 impl BuildHasher for IdHashKey {
-    type Hasher = KeyedIdHasher;
+    type Hasher = IdHasher;
 
-    fn build_hasher(&self) -> KeyedIdHasher {
-        KeyedIdHasher(self.0)
-    }
-}
-
-impl Hasher for KeyedIdHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = mix64(self.0 ^ id);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
+    fn build_hasher(&self) -> IdHasher {
+        IdHasher::keyed(self.0)
     }
 }
 
@@ -59,10 +41,6 @@ impl<V: Default> RecencyMap<V> {
     /// An empty map of at most `capacity` entries, at least one.
     pub(super) fn new(capacity: usize) -> RecencyMap<V> {
         RecencyMap { entries: IdMap::default(), capacity: capacity.max(1) }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
     }
 
     pub(super) fn get(&self, id: u64) -> Option<&V> {
@@ -134,7 +112,7 @@ mod tests {
         for id in 0..1000 {
             *map.touch(id, id as i64).1 += 1;
             map.touch(0, id as i64);
-            assert!(map.len() <= 100);
+            assert!(map.entries.len() <= 100);
         }
         assert_eq!(map.get(0), Some(&1), "touched all along");
         assert_eq!(map.get(999), Some(&1));

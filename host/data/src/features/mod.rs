@@ -24,7 +24,7 @@ use self::id_maps::{IdMap, RecencyMap};
 use crate::dataset::timeline::{Span, Timeline, TimelineStep};
 use crate::dataset::{ContextFeatures, Dataset, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureWidths, Schema};
+use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureCounts, FeatureWidths, Schema};
 
 /// Bounds of the state's memory, and the prior of counters: `[features]` in `hypercast.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -130,15 +130,6 @@ struct RequestContext<'a> {
     past: [f32; 2],
 }
 
-/// The sources of the id columns of a candidate or an impression.
-struct IdSource<'a> {
-    user: &'a User,
-    item: &'a Item,
-    surface: u16,
-    time_ms: i64,
-    context: &'a ContextFeatures,
-}
-
 impl FeatureState {
     /// A state with the data set's items and users, and no events.
     pub fn new(dataset: &Dataset, config: FeatureConfig) -> FeatureState {
@@ -193,11 +184,6 @@ impl FeatureState {
         self.items.len()
     }
 
-    /// The number of users with a history.
-    pub fn users_with_history(&self) -> usize {
-        self.histories.len()
-    }
-
     /// Adds or replaces an item's features. Its content vector stays if `item` has none.
     ///
     /// # Errors
@@ -207,13 +193,7 @@ impl FeatureState {
         if let Some(known) = self.items.get(&item.id).filter(|_| item.content.is_empty()) {
             item.content = known.content.clone();
         }
-        if self.items.len() >= self.config.max_items && !self.items.contains_key(&item.id) {
-            let most = self.config.max_items;
-            return Err(Error::invalid(format!(
-                "item {} cannot be added to {most} items; raise features.max_items",
-                item.id
-            )));
-        }
+        check_room(&self.items, item.id, self.config.max_items, "item")?;
         self.changed.items.insert(item.id);
         self.items.insert(item.id, Arc::new(item));
         Ok(())
@@ -225,13 +205,7 @@ impl FeatureState {
     /// The features do not match the schema, or the state has `features.max_users` already.
     pub fn upsert_user(&mut self, user: User) -> Result<()> {
         self.check_user(&user)?;
-        if self.users.len() >= self.config.max_users && !self.users.contains_key(&user.id) {
-            let most = self.config.max_users;
-            return Err(Error::invalid(format!(
-                "user {} cannot be added to {most} users; raise features.max_users",
-                user.id
-            )));
-        }
+        check_room(&self.users, user.id, self.config.max_users, "user")?;
         self.changed.users.insert(user.id);
         self.users.insert(user.id, Arc::new(user));
         Ok(())
@@ -242,9 +216,7 @@ impl FeatureState {
     /// # Errors
     /// It differs from the schema's.
     pub fn check_user(&self, user: &User) -> Result<()> {
-        let given = FeatureCounts::of(&user.ids, &user.dense);
-        let wanted = FeatureCounts { ids: self.widths.user_ids, dense: self.widths.user_dense };
-        given.check(&format!("user {}", user.id), wanted)
+        self.widths.user.check(&format!("user {}", user.id), user.ids.len(), user.dense.len())
     }
 
     /// Checks the number of an item's features.
@@ -252,9 +224,7 @@ impl FeatureState {
     /// # Errors
     /// It differs from the schema's.
     pub fn check_item(&self, item: &Item) -> Result<()> {
-        let given = FeatureCounts::of(&item.ids, &item.dense);
-        let wanted = FeatureCounts { ids: self.widths.item_ids, dense: self.widths.item_dense };
-        given.check(&format!("item {}", item.id), wanted)
+        self.widths.item.check(&format!("item {}", item.id), item.ids.len(), item.dense.len())
     }
 
     /// Checks the number of a context's features; an empty list stands for zeros.
@@ -263,13 +233,9 @@ impl FeatureState {
     /// It differs from the schema's.
     pub fn check_context(&self, context: &ContextFeatures) -> Result<()> {
         let or = |given, wanted| if given == 0 { wanted } else { given };
-        let FeatureWidths { context_ids, context_dense, .. } = self.widths;
-        let wanted = FeatureCounts { ids: context_ids, dense: context_dense };
-        let given = FeatureCounts {
-            ids: or(context.ids.len(), context_ids),
-            dense: or(context.dense.len(), context_dense),
-        };
-        given.check("a context", wanted)
+        let wanted = self.widths.context;
+        let (ids, dense) = (context.ids.len(), context.dense.len());
+        wanted.check("a context", or(ids, wanted.ids), or(dense, wanted.dense))
     }
 
     /// The example for a request as of now: at most `history_len` events of history, and every
@@ -278,10 +244,7 @@ impl FeatureState {
     /// # Panics
     /// Features in the request have the wrong number (see [`Self::check_user`] and the like).
     pub fn fetch(&self, request: &RequestInput, history_len: usize) -> Example {
-        let user = match &request.user_features {
-            Some(user) => user.clone(),
-            None => self.user(request.user),
-        };
+        let user = request.user_features.clone().unwrap_or_else(|| self.user(request.user));
         let history = self.histories.get(request.user);
         let events = history.map_or_else(Vec::new, |history| {
             let skip = history.events.len().saturating_sub(history_len);
@@ -334,13 +297,8 @@ impl FeatureState {
 
     /// Updates the counters with an outcome, of which `before` was counted already.
     fn count(&mut self, impression: &Impression, item: &Item, before: Outcome) {
-        let ids = self.ids(&IdSource {
-            user: &self.user(impression.user),
-            item,
-            surface: impression.surface,
-            time_ms: impression.time_ms,
-            context: &impression.context,
-        });
+        let &Impression { surface, time_ms, ref context, .. } = impression;
+        let ids = self.ids(&self.user(impression.user), item, surface, time_ms, context);
         self.counters.apply(&Observation {
             ids: &ids,
             before,
@@ -358,7 +316,7 @@ impl FeatureState {
     ) -> RequestContext<'a> {
         let RequestInput { surface, time_ms, .. } = *request;
         let (item, context) = (&Item::default(), &ContextFeatures::default());
-        let ids = self.ids(&IdSource { user, item, surface, time_ms, context });
+        let ids = self.ids(user, item, surface, time_ms, context);
         let since_last = history.map_or(0, |history| time_ms - history.last_ms);
         RequestContext {
             request,
@@ -374,11 +332,10 @@ impl FeatureState {
     /// The columns of candidates. Each stage runs over all of them, so that the cache misses of
     /// many look-ups overlap.
     fn targets(&self, shared: &RequestContext<'_>, candidates: &[CandidateInput]) -> Vec<Target> {
-        let item = |candidate: &CandidateInput| match &candidate.features {
-            Some(item) => Some(item.clone()),
-            None => self.items.get(&candidate.item).cloned(),
+        let item = |candidate: &CandidateInput| {
+            candidate.features.clone().unwrap_or_else(|| self.item_or_blank(candidate.item))
         };
-        let items: Vec<Option<Arc<Item>>> = candidates.iter().map(item).collect();
+        let items: Vec<Arc<Item>> = candidates.iter().map(item).collect();
         let first_shown: Vec<Option<i64>> = candidates
             .iter()
             .map(|candidate| self.first_shown.get(candidate.item).copied().flatten())
@@ -398,20 +355,19 @@ impl FeatureState {
         &self,
         shared: &RequestContext<'_>,
         candidate: &CandidateInput,
-        item: Option<Arc<Item>>,
+        item: Arc<Item>,
         first_ms: Option<i64>,
     ) -> Target {
         let RequestContext { request, user, .. } = *shared;
-        let item = item.unwrap_or_else(|| self.blank(candidate.item));
         let context = &*candidate.context;
         let (surface, time_ms) = (request.surface, request.time_ms);
-        let ids = self.ids(&IdSource { user, item: &item, surface, time_ms, context });
+        let ids = self.ids(user, &item, surface, time_ms, context);
         let mut features = Vec::with_capacity(
             self.widths.dense() + self.counters.columns() + BUILT_IN_FEATURES.len(),
         );
-        extend(&mut features, &item.dense, self.widths.item_dense);
-        extend(&mut features, &user.dense, self.widths.user_dense);
-        extend(&mut features, &context.dense, self.widths.context_dense);
+        extend(&mut features, &item.dense, self.widths.item.dense);
+        extend(&mut features, &user.dense, self.widths.user.dense);
+        extend(&mut features, &context.dense, self.widths.context.dense);
         features.extend_from_slice(&shared.counters.columns);
         let since_first = first_ms.map_or(0, |first_ms| time_ms - first_ms);
         features.extend(shared.past);
@@ -419,16 +375,23 @@ impl FeatureState {
         Target { item, ids, features, outcome: candidate.outcome, truth: candidate.truth.clone() }
     }
 
-    fn ids(&self, subject: &IdSource<'_>) -> Vec<u64> {
+    /// The id columns of a candidate or an impression.
+    fn ids(
+        &self,
+        user: &User,
+        item: &Item,
+        surface: u16,
+        time_ms: i64,
+        context: &ContextFeatures,
+    ) -> Vec<u64> {
         let widths = &self.widths;
-        let hour = subject.time_ms.div_euclid(3_600_000).rem_euclid(24) as u64;
-        let mut ids = Vec::with_capacity(
-            BUILT_IN_IDS.len() + widths.item_ids + widths.user_ids + widths.context_ids,
-        );
-        ids.extend([subject.user.id, subject.item.id, u64::from(subject.surface), hour]);
-        extend(&mut ids, &subject.item.ids, widths.item_ids);
-        extend(&mut ids, &subject.user.ids, widths.user_ids);
-        extend(&mut ids, &subject.context.ids, widths.context_ids);
+        let hour = time_ms.div_euclid(3_600_000).rem_euclid(24) as u64;
+        let own = widths.item.ids + widths.user.ids + widths.context.ids;
+        let mut ids = Vec::with_capacity(BUILT_IN_IDS.len() + own);
+        ids.extend([user.id, item.id, u64::from(surface), hour]);
+        extend(&mut ids, &item.ids, widths.item.ids);
+        extend(&mut ids, &user.ids, widths.user.ids);
+        extend(&mut ids, &context.ids, widths.context.ids);
         ids
     }
 
@@ -436,14 +399,12 @@ impl FeatureState {
         self.users.get(&id).cloned().unwrap_or_else(|| Arc::new(User { id, ..User::default() }))
     }
 
+    /// An item, or one without features.
     fn item_or_blank(&self, id: u64) -> Arc<Item> {
-        self.items.get(&id).cloned().unwrap_or_else(|| self.blank(id))
-    }
-
-    /// An item without features.
-    fn blank(&self, id: u64) -> Arc<Item> {
-        let (ids, dense) = (vec![0; self.widths.item_ids], vec![0.0; self.widths.item_dense]);
-        Arc::new(Item { id, ids, dense, ..Item::default() })
+        let FeatureCounts { ids, dense } = self.widths.item;
+        self.items.get(&id).cloned().unwrap_or_else(|| {
+            Arc::new(Item { id, ids: vec![0; ids], dense: vec![0.0; dense], ..Item::default() })
+        })
     }
 }
 
@@ -463,27 +424,26 @@ impl History {
     }
 }
 
-/// The number of categorical and dense features.
-#[derive(Debug, PartialEq)]
-struct FeatureCounts {
-    ids: usize,
-    dense: usize,
-}
-
 impl FeatureCounts {
-    fn of(ids: &[u64], dense: &[f32]) -> FeatureCounts {
-        FeatureCounts { ids: ids.len(), dense: dense.len() }
-    }
-
-    fn check(&self, subject: &str, wanted: FeatureCounts) -> Result<()> {
-        if *self == wanted {
+    fn check(self, subject: &str, ids: usize, dense: usize) -> Result<()> {
+        if (self.ids, self.dense) == (ids, dense) {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "{subject} has {} categorical and {} dense features; the schema has {} and {}",
-            self.ids, self.dense, wanted.ids, wanted.dense
+            "{subject} has {ids} categorical and {dense} dense features; the schema has {} and {}",
+            self.ids, self.dense
         )))
     }
+}
+
+/// Refuses an id that a full map does not have yet.
+fn check_room<V>(map: &IdMap<V>, id: u64, most: usize, what: &str) -> Result<()> {
+    if map.len() < most || map.contains_key(&id) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "{what} {id} cannot be added to {most} {what}s; raise features.max_{what}s"
+    )))
 }
 
 /// Appends features of one kind; an empty list stands for zeros.

@@ -42,15 +42,6 @@ impl Replay {
             Some(from_ms) => FeatureState::rebuild(dataset, options.features, Some(from_ms))?,
             None => FeatureState::new(dataset, options.features),
         };
-        Replay::with_state(dataset, state, options)
-    }
-
-    /// Replays from a state that is as of the span's start.
-    pub fn with_state(
-        dataset: &Dataset,
-        state: FeatureState,
-        options: ReplayOptions,
-    ) -> Result<Replay> {
         let timeline = Timeline::new(dataset, options.span)?;
         Ok(Replay { timeline, state, ready: VecDeque::new(), options, skip: 0 })
     }
@@ -59,11 +50,6 @@ impl Replay {
     /// outcomes are still applied.
     pub fn skipping(self, examples: u64) -> Replay {
         Replay { skip: examples, ..self }
-    }
-
-    /// The state at the replay's current time: after the last example, that of the span's end.
-    pub fn into_state(self) -> FeatureState {
-        self.state
     }
 
     fn fetch(&mut self, rows: &[Impression]) {
@@ -149,15 +135,16 @@ pub struct Pretraining {
     state: FeatureState,
     options: PretrainingOptions,
     users: Vec<Vec<Impression>>,
-    pass: usize,
-    round: usize,
-    next_user: usize,
-    examples: usize,
+    /// The number of the chunk and the index of the user for each example of a pass.
+    order: Vec<(usize, usize)>,
+    /// The number of examples so far, in all passes.
+    next: usize,
 }
 
 impl Pretraining {
     /// Reads the history-only events of a data set.
     pub fn new(dataset: &Dataset, options: PretrainingOptions) -> Result<Pretraining> {
+        let options = PretrainingOptions { chunk: options.chunk.max(1), ..options };
         let mut by_user: BTreeMap<u64, Vec<Impression>> = BTreeMap::new();
         for impression in dataset.impressions()? {
             let impression = impression?;
@@ -170,16 +157,18 @@ impl Pretraining {
         let mut users: Vec<(u64, Vec<Impression>)> = by_user.into_iter().collect();
         users.sort_by_key(|(user, _)| mix64(options.seed ^ mix64(*user)));
         let users: Vec<Vec<Impression>> = users.into_iter().map(|(_, events)| events).collect();
-        let once: usize =
-            users.iter().map(|events| events.len().div_ceil(options.chunk.max(1))).sum();
+        let chunks = |(user, events): (usize, &Vec<Impression>)| {
+            (0..events.len().div_ceil(options.chunk)).map(move |chunk| (chunk, user))
+        };
+        let mut order: Vec<(usize, usize)> = users.iter().enumerate().flat_map(chunks).collect();
+        order.sort_unstable();
         let state = FeatureState::new(dataset, options.features);
-        let examples = once * options.passes;
-        Ok(Pretraining { state, options, users, pass: 0, round: 0, next_user: 0, examples })
+        Ok(Pretraining { state, options, users, order, next: 0 })
     }
 
     /// The number of examples in all passes.
     pub fn examples(&self) -> usize {
-        self.examples
+        self.order.len() * self.options.passes
     }
 }
 
@@ -187,26 +176,18 @@ impl Iterator for Pretraining {
     type Item = Example;
 
     fn next(&mut self) -> Option<Example> {
-        let chunk = self.options.chunk.max(1);
-        let rounds = self.users.iter().map(|events| events.len().div_ceil(chunk)).max()?;
-        while self.pass < self.options.passes {
-            let Some(events) = self.users.get(self.next_user) else {
-                self.next_user = 0;
-                self.round += 1;
-                if self.round == rounds {
-                    self.round = 0;
-                    self.pass += 1;
-                    self.state.forget_events();
-                }
-                continue;
-            };
-            self.next_user += 1;
-            if let Some(rows) = events.chunks(chunk).nth(self.round) {
-                let example = self.state.fetch(&request_input(rows), self.options.history_len);
-                rows.iter().for_each(|row| self.state.apply(row));
-                return Some(example);
-            }
+        if self.next == self.examples() {
+            return None;
         }
-        None
+        let at = self.next % self.order.len();
+        self.next += 1;
+        if at == 0 {
+            self.state.forget_events();
+        }
+        let (chunk, user) = self.order[at];
+        let rows = self.users[user].chunks(self.options.chunk).nth(chunk)?;
+        let example = self.state.fetch(&request_input(rows), self.options.history_len);
+        rows.iter().for_each(|row| self.state.apply(row));
+        Some(example)
     }
 }

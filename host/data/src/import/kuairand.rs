@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{Destination, ImportReport, counters, mixed_features, number_requests, task};
+use super::{ImportReport, counters, finish, mixed_features, number_requests, task};
 use crate::dataset::{Entities, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::{Counter, Schema, TaskKind, TaskRole};
@@ -80,12 +80,9 @@ pub fn import(options: &KuairandOptions) -> Result<ImportReport> {
     name_surfaces(&mut rows, &tabs);
     form_requests(&mut rows);
     let items = entities::items(&videos);
-    let mut users: Vec<_> = users.into_values().collect();
-    users.sort_by_key(|user| user.id);
+    let users: Vec<_> = users.into_values().collect();
     let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
-    let destination =
-        Destination { into: &options.into, content: options.content.as_deref(), start };
-    destination.write(&entities, rows, report)
+    finish(&options.into, options.content.as_deref(), start, &entities, rows, report)
 }
 
 /// The files in `dir` whose names start with `prefix` and end with `suffix`, sorted.
@@ -142,7 +139,7 @@ fn schema(tabs: &BTreeSet<u16>) -> Schema {
             task("watch_ratio", TaskRole::Auxiliary, TaskKind::Regression),
         ],
         item_features: mixed_features(&entities::ITEM_CATEGORIES, &entities::ITEM_DENSE),
-        user_features: mixed_features(&entities::USER_CATEGORIES, &entities::USER_DENSE),
+        user_features: mixed_features(&entities::user_categories(), &entities::USER_DENSE),
         context_features: Vec::new(),
         counters: all_counters,
     }

@@ -19,36 +19,29 @@ pub use report::{BadRow, FileReport, ImportReport};
 use hypercast_fm::example::MAX_VALUES;
 
 use crate::dataset::{Entities, Impression, content, write_dataset};
-use crate::error::Result;
+use crate::error::{Result, write_json};
 use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole};
 
-/// The places that an importer writes to, and the optional content vectors.
-struct Destination<'a> {
-    into: &'a Path,
-    content: Option<&'a Path>,
+/// Writes the data set, the optional content vectors and the report.
+fn finish(
+    into: &Path,
+    content: Option<&Path>,
     start: Instant,
-}
-
-impl Destination<'_> {
-    /// Writes the data set and the report.
-    fn write(
-        &self,
-        entities: &Entities<'_>,
-        mut impressions: Vec<Impression>,
-        mut report: ImportReport,
-    ) -> Result<ImportReport> {
-        report.repeated = remove_repeated(&mut impressions);
-        report.count(&impressions);
-        (report.items, report.users) = (entities.items.len() as u64, entities.users.len() as u64);
-        if let Some(coverage) = content::import(self.content, self.into, entities.items)? {
-            report.items_with_content = coverage.with as u64;
-            report.content_width = coverage.width as u64;
-        }
-        write_dataset(self.into, entities, &mut impressions)?;
-        report.seconds = self.start.elapsed().as_secs_f64();
-        report.save(self.into)?;
-        Ok(report)
+    entities: &Entities<'_>,
+    mut impressions: Vec<Impression>,
+    mut report: ImportReport,
+) -> Result<ImportReport> {
+    report.repeated = remove_repeated(&mut impressions);
+    report.count(&impressions);
+    (report.items, report.users) = (entities.items.len() as u64, entities.users.len() as u64);
+    if let Some(content) = content::import(content, into, entities.items)? {
+        report.items_with_content = content.items.len() as u64;
+        report.content_width = content.width as u64;
     }
+    write_dataset(into, entities, &mut impressions)?;
+    report.seconds = start.elapsed().as_secs_f64();
+    write_json(&into.join("import-report.json"), &report)?;
+    Ok(report)
 }
 
 /// Removes all but the first of impressions that agree in all that the files said of them, as where
@@ -82,12 +75,12 @@ fn remove_repeated(rows: &mut Vec<Impression>) -> u64 {
     (before - rows.len()) as u64
 }
 
-fn features(names: &[&str], kind: FeatureKind) -> Vec<Feature> {
-    names.iter().map(|&name| Feature { name: name.into(), kind }).collect()
+fn features(names: &[impl AsRef<str>], kind: FeatureKind) -> Vec<Feature> {
+    names.iter().map(|name| Feature { name: name.as_ref().into(), kind }).collect()
 }
 
 /// Categorical features, then dense ones.
-fn mixed_features(categorical: &[&str], dense: &[&str]) -> Vec<Feature> {
+fn mixed_features(categorical: &[impl AsRef<str>], dense: &[&str]) -> Vec<Feature> {
     [features(categorical, FeatureKind::Categorical), features(dense, FeatureKind::Dense)].concat()
 }
 

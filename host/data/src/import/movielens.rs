@@ -16,7 +16,7 @@ use zip::ZipArchive;
 
 use super::report::{ImportReport, RowError};
 use super::text::{TextFile, TextRow};
-use super::{Destination, counters, features, mixed_features, number_requests, task};
+use super::{counters, features, finish, mixed_features, number_requests, task};
 use crate::dataset::{ContextFeatures, Entities, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole, category_id};
@@ -124,9 +124,7 @@ fn import_wheel(wheel: &Path, options: &MovielensOptions) -> Result<ImportReport
     let schema = schema(surfaces);
     let entities =
         Entities { schema: &schema, items: &items, item_names: &item_names, users: &users };
-    let MovielensOptions { into, content, .. } = options;
-    let destination = Destination { into, content: content.as_deref(), start };
-    destination.write(&entities, rows, reader.report)
+    finish(&options.into, options.content.as_deref(), start, &entities, rows, reader.report)
 }
 
 /// Reads the tab-separated files of the wheel.
@@ -141,7 +139,7 @@ impl WheelReader<'_> {
     fn read(
         &mut self,
         file: &str,
-        columns: &'static [&'static str],
+        columns: &[&str],
         add: impl FnMut(&TextRow<'_>) -> std::result::Result<(), RowError>,
     ) -> Result<()> {
         let path = format!("{FOLDER}{file}");
@@ -150,6 +148,7 @@ impl WheelReader<'_> {
             Error::data(self.wheel, reason)
         })?;
         let name = format!("{}/{path}", self.wheel.display());
+        let columns = columns.iter().map(|column| column.to_string()).collect();
         let expected = "MovieLens-1M as RecBole's atomic files";
         TextFile { name, content, delimiter: b'\t', columns, expected }.read(&mut self.report, add)
     }

@@ -1,8 +1,6 @@
 //! The files that an import read, and the rows that it could not use.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +72,7 @@ pub struct BadRow {
 /// The reason why a row cannot be used.
 #[derive(Debug)]
 pub(super) struct RowError {
-    pub(super) column: &'static str,
+    pub(super) column: String,
     pub(super) reason: String,
 }
 
@@ -96,8 +94,8 @@ impl ImportReport {
                 .entry(format!("{}: {}", file.file, bad.column))
                 .or_default() += 1;
             if self.first_bad_rows.len() < SHOWN {
-                let (file, column) = (file.file.clone(), bad.column.to_string());
-                self.first_bad_rows.push(BadRow { file, line, column, reason: bad.reason });
+                let (file, RowError { column, reason }) = (file.file.clone(), bad);
+                self.first_bad_rows.push(BadRow { file, line, column, reason });
             }
         }
     }
@@ -125,14 +123,6 @@ impl ImportReport {
         let requests: HashSet<u64> =
             rows.iter().filter(|row| !row.history_only).map(|row| row.request).collect();
         self.requests = requests.len() as u64;
-    }
-
-    /// Writes `import-report.json` into `dir`.
-    pub(super) fn save(&self, dir: &Path) -> Result<()> {
-        let path = dir.join("import-report.json");
-        let text = serde_json::to_string_pretty(self)
-            .map_err(|error| Error::data(&path, error.to_string()))?;
-        fs::write(&path, text + "\n").map_err(Error::io(&path))
     }
 }
 

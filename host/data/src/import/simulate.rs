@@ -7,7 +7,6 @@
 
 mod world;
 
-use std::fs;
 use std::path::PathBuf;
 
 use hypercast_fm::metrics::{LogLossSums, binary_entropy};
@@ -15,9 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use self::world::SimulatedWorld;
 use super::{counters, features, mixed_features, task};
-use crate::dataset::{Entities, Impression, ImpressionWriter, write_entities};
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole};
+use crate::dataset::{Entities, ImpressionWriter, write_entities};
+use crate::error::{CommonErrors as _, Error, Result, write_json};
+use crate::schema::{FeatureKind, Schema, Task, TaskKind, TaskRole};
 
 /// The size and the seed of a simulated data set.
 #[derive(Debug, Clone)]
@@ -78,7 +77,12 @@ pub fn simulate(options: &SimulateOptions) -> Result<SimulateReport> {
     for request in 0..options.requests as u64 {
         for row in world.request(request + 1) {
             for (task, sums) in sums.iter_mut().enumerate() {
-                add_truth(sums, &schema, task, &row);
+                if let Some(label) = schema.label(task, row.surface, &row.outcome) {
+                    sums.count += 1;
+                    sums.positives += u64::from(label == 1.0);
+                    // The expected log loss of the true probability is its entropy.
+                    sums.log_loss += binary_entropy(f64::from(row.truth[task]));
+                }
             }
             writer.write(&row)?;
             impressions += 1;
@@ -87,12 +91,15 @@ pub fn simulate(options: &SimulateOptions) -> Result<SimulateReport> {
     writer.finish()?;
     let tasks = schema.tasks.iter().zip(&sums);
     let binary = tasks.filter(|(task, _)| task.kind == TaskKind::Binary);
-    let tasks = binary.map(|(task, sums)| BestTask::new(&task.name, sums)).collect();
+    let best = |(task, sums): (&Task, &LogLossSums)| BestTask {
+        task: task.name.clone(),
+        rate: sums.positives as f64 / sums.count as f64,
+        best_ne: sums.normalized_entropy().unwrap_or(f64::NAN),
+        impressions: sums.count,
+    };
+    let tasks = binary.map(best).collect();
     let report = SimulateReport { requests: options.requests as u64, impressions, tasks };
-    let path = options.into.join("simulate-report.json");
-    let text = serde_json::to_string_pretty(&report)
-        .map_err(|error| Error::data(&path, error.to_string()))?;
-    fs::write(&path, text + "\n").map_err(Error::io(&path))?;
+    write_json(&options.into.join("simulate-report.json"), &report)?;
     Ok(report)
 }
 
@@ -105,38 +112,15 @@ impl SimulateOptions {
             ("surfaces", self.surfaces, 1..=1000),
         ];
         for (name, value, range) in ranges {
-            if value < *range.start() {
-                let reason = format!("--{name} is {value}; it must be at least {}", range.start());
-                return Err(Error::invalid(reason));
-            }
-            if value > *range.end() {
-                let reason = format!("--{name} is {value}; it must be at most {}", range.end());
+            if !range.contains(&value) {
+                let (least, most) = range.into_inner();
+                let limit = if value < least { "least" } else { "most" };
+                let bound = value.clamp(least, most);
+                let reason = format!("--{name} is {value}; it must be at {limit} {bound}");
                 return Err(Error::invalid(reason));
             }
         }
         Ok(())
-    }
-}
-
-/// Adds the true probability and the label of a row where the task is valid and the label known.
-fn add_truth(sums: &mut LogLossSums, schema: &Schema, task: usize, row: &Impression) {
-    let Some(action) = schema.action(&schema.tasks[task].label) else { return };
-    if schema.task_valid(task, row.surface) && row.outcome.known >> action & 1 == 1 {
-        sums.count += 1;
-        sums.positives += u64::from(row.outcome.actions >> action & 1);
-        // The expected log loss of the true probability is its entropy.
-        sums.log_loss += binary_entropy(f64::from(row.truth[task]));
-    }
-}
-
-impl BestTask {
-    fn new(task: &str, sums: &LogLossSums) -> BestTask {
-        BestTask {
-            task: task.to_owned(),
-            rate: sums.positives as f64 / sums.count as f64,
-            best_ne: sums.normalized_entropy().unwrap_or(f64::NAN),
-            impressions: sums.count,
-        }
     }
 }
 

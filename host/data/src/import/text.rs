@@ -26,7 +26,7 @@ pub(super) struct TextFile<R> {
     /// The byte between two cells.
     pub(super) delimiter: u8,
     /// The columns to read; a [`TextRow`] refers to them by index.
-    pub(super) columns: &'static [&'static str],
+    pub(super) columns: Vec<String>,
     /// A description of the right file, for messages.
     pub(super) expected: &'static str,
 }
@@ -35,7 +35,7 @@ pub(super) struct TextFile<R> {
 pub(super) struct TextRow<'a> {
     cells: &'a Cells,
     positions: &'a [usize],
-    columns: &'static [&'static str],
+    columns: &'a [String],
 }
 
 impl<R: Read> TextFile<R> {
@@ -58,7 +58,7 @@ impl<R: Read> TextFile<R> {
         lines.parse(&mut cells).map_err(|reason| damaged(format!("line 1: {reason}")))?;
         let header: Vec<String> = (0..cells.len()).map(|cell| cells.text(cell).into()).collect();
         let positions = self.columns.iter().map(|column| {
-            let is_column = |name: &String| name.trim_start_matches('\u{feff}').trim() == *column;
+            let is_column = |name: &String| name.trim_start_matches('\u{feff}').trim() == column;
             let found = header.iter().position(is_column);
             found.ok_or_else(|| wrong(&format!("column `{column}` is missing")))
         });
@@ -73,13 +73,13 @@ impl<R: Read> TextFile<R> {
             }
             let outcome = match lines.parse(&mut cells) {
                 Ok(()) if cells.len() == header.len() => {
-                    add(&TextRow { cells: &cells, positions: &positions, columns: self.columns })
+                    add(&TextRow { cells: &cells, positions: &positions, columns: &self.columns })
                 }
                 Ok(()) => {
                     let reason = format!("{} cells, the header has {}", cells.len(), header.len());
-                    Err(RowError { column: ALL, reason })
+                    Err(RowError { column: ALL.into(), reason })
                 }
-                Err(reason) => Err(RowError { column: ALL, reason }),
+                Err(reason) => Err(RowError { column: ALL.into(), reason }),
             };
             report.row(line, outcome);
         }
@@ -229,7 +229,7 @@ impl TextRow<'_> {
 
     /// An error that names a column.
     pub(super) fn bad(&self, column: usize, reason: String) -> RowError {
-        RowError { column: self.columns[column], reason }
+        RowError { column: self.columns[column].clone(), reason }
     }
 }
 
@@ -244,7 +244,7 @@ mod tests {
             name: "f.csv".to_owned(),
             content,
             delimiter,
-            columns: &["a", "b"],
+            columns: vec!["a".to_owned(), "b".to_owned()],
             expected: "two columns",
         };
         let read = file.read(&mut report, |row| {

@@ -64,11 +64,36 @@ pub(super) fn file_numbers(dir: &Path) -> Result<Vec<u32>> {
     Ok(numbers)
 }
 
+/// A complete file that is read from a row group on.
+pub(super) struct OpenLog {
+    file: LogFile,
+    version: LogVersion,
+    next_group: usize,
+    /// Requests of the row group before that.
+    ready: std::vec::IntoIter<LoggedRequest>,
+}
+
+impl OpenLog {
+    /// The next request; none at the end of the file.
+    pub(super) fn next_request(&mut self, layout: &LogLayout) -> Result<Option<LoggedRequest>> {
+        loop {
+            if let Some(logged) = self.ready.next() {
+                return Ok(Some(logged));
+            }
+            if self.next_group == self.file.requests.groups() {
+                return Ok(None);
+            }
+            self.ready = self.file.read(self.next_group, layout, &self.version)?.into_iter();
+            self.next_group += 1;
+        }
+    }
+}
+
 /// A complete file, open for reading.
 pub(super) struct LogFile {
     pub(super) note: FileNote,
-    requests: TableReader,
-    examples: TableReader,
+    pub(super) requests: TableReader,
+    pub(super) examples: TableReader,
     path: PathBuf,
 }
 
@@ -93,28 +118,13 @@ impl LogFile {
         self.note.versions.iter().find(|own| own.version == version)
     }
 
-    /// The number of requests.
-    pub(super) fn requests(&self) -> usize {
-        self.requests.rows()
+    /// Goes through the requests from row group `group` on, with the embeddings of `version`, which
+    /// the file must contain.
+    pub(super) fn from_group(self, group: usize, version: LogVersion) -> OpenLog {
+        OpenLog { file: self, version, next_group: group, ready: Vec::new().into_iter() }
     }
 
-    /// The number of examples (targets).
-    pub(super) fn examples(&self) -> usize {
-        self.examples.rows()
-    }
-
-    /// The number of row groups of either table.
-    pub(super) fn groups(&self) -> usize {
-        self.requests.groups()
-    }
-
-    /// The number of requests in a row group.
-    pub(super) fn group_requests(&self, group: usize) -> usize {
-        self.requests.group_rows(group)
-    }
-
-    /// The requests of a row group with the embeddings of `version`, which the file must contain.
-    pub(super) fn read(
+    fn read(
         &self,
         group: usize,
         layout: &LogLayout,
@@ -127,10 +137,7 @@ impl LogFile {
             examples: self.examples.read(group, &fields)?,
         };
         let fits = |rows: &Vec<LoggedRequest>| {
-            rows.iter().all(|row| {
-                row.tae.len() == version.tae_dim * row.example.targets.len()
-                    && layout.has_surface(row.example.surface)
-            })
+            rows.iter().all(|row| row.tae.len() == version.tae_dim * row.example.targets.len())
         };
         layout.rows(&group).filter(fits).ok_or_else(|| {
             Error::data(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{LogFile, file_numbers, requests_path};
+use super::file::{LogFile, OpenLog, file_numbers, requests_path};
 use super::layout::LogLayout;
 use super::{LogManifest, LogVersion, LoggedRequest, load_header};
 use crate::error::{CommonErrors as _, Error, Result};
@@ -49,9 +49,7 @@ pub struct LogFollower {
     tae_dim: Option<usize>,
     layout: LogLayout,
     position: LogPosition,
-    /// The open file and the index of its next row group.
-    open: Option<(LogFile, usize)>,
-    ready: std::vec::IntoIter<LoggedRequest>,
+    open: Option<OpenLog>,
     /// Whether a warning about files without the version was logged.
     warned: bool,
 }
@@ -72,7 +70,6 @@ impl LogFollower {
             tae_dim: None,
             position: from,
             open: None,
-            ready: Vec::new().into_iter(),
             warned: false,
         })
     }
@@ -89,34 +86,21 @@ impl LogFollower {
     /// another length than before.
     pub fn next_request(&mut self) -> Result<Option<LoggedRequest>> {
         loop {
-            if let Some(logged) = self.ready.next() {
-                self.position.row += 1;
-                return Ok(Some(logged));
+            if let Some(open) = &mut self.open {
+                if let Some(logged) = open.next_request(&self.layout)? {
+                    self.position.row += 1;
+                    return Ok(Some(logged));
+                }
+                self.position = LogPosition::file(self.position.file + 1);
+                self.open = None;
             }
-            if !self.fill()? {
+            if !self.open_next()? {
                 return Ok(None);
             }
         }
     }
 
-    /// Reads the next row group or opens the next file; false if there is none yet.
-    fn fill(&mut self) -> Result<bool> {
-        let version = self.version();
-        let Some((file, next_group)) = &mut self.open else { return self.open_next() };
-        if *next_group == file.groups() {
-            self.position = LogPosition::file(self.position.file + 1);
-            self.open = None;
-            return Ok(true);
-        }
-        self.ready = file.read(*next_group, &self.layout, &version)?.into_iter();
-        *next_group += 1;
-        Ok(true)
-    }
-
-    fn version(&self) -> LogVersion {
-        LogVersion::new(&self.version, self.tae_dim.unwrap_or(0))
-    }
-
+    /// Opens the next file, or passes over it; false if there is none yet.
     fn open_next(&mut self) -> Result<bool> {
         let wanted = self.position.file;
         let number = if requests_path(&self.dir, wanted).exists() {
@@ -129,7 +113,7 @@ impl LogFollower {
             self.skip_to(number)?;
         }
         let file = LogFile::open(&self.dir, number)?;
-        let Some(version) = file.version(&self.version) else {
+        let Some(version) = file.version(&self.version).cloned() else {
             if !self.warned {
                 tracing::warn!(
                     "{}: file {number} has no TAEs of FM {}; skipping all such files",
@@ -148,7 +132,7 @@ impl LogFollower {
                 self.version, version.tae_dim
             )));
         }
-        self.start(file)?;
+        self.start(file, version)?;
         Ok(true)
     }
 
@@ -167,27 +151,25 @@ impl LogFollower {
     }
 
     /// Moves to the row of the current position within a file.
-    fn start(&mut self, file: LogFile) -> Result<()> {
+    fn start(&mut self, file: LogFile, version: LogVersion) -> Result<()> {
         let mut left = self.position.row as usize;
         let mut group = 0;
-        while group < file.groups() && left >= file.group_requests(group) {
-            left -= file.group_requests(group);
+        let groups = file.requests.groups();
+        while group < groups && left >= file.requests.group_rows(group) {
+            left -= file.requests.group_rows(group);
             group += 1;
         }
-        if left > 0 {
-            if group == file.groups() {
-                return Err(self.error(format!(
-                    "file {} has fewer than the {} requests that were read of it; these are other \
-                     logs",
-                    self.position.file, self.position.row
-                )));
-            }
-            let mut rows = file.read(group, &self.layout, &self.version())?;
-            rows.drain(..left);
-            self.ready = rows.into_iter();
-            group += 1;
+        if left > 0 && group == groups {
+            return Err(self.error(format!(
+                "file {} has fewer than the {} requests that were read of it; these are other logs",
+                self.position.file, self.position.row
+            )));
         }
-        self.open = Some((file, group));
+        let mut open = file.from_group(group, version);
+        for _ in 0..left {
+            open.next_request(&self.layout)?;
+        }
+        self.open = Some(open);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, U
 
 use super::{LogVersion, LoggedRequest};
 use crate::dataset::table::{CellType, Column, Field};
-use crate::schema::{BUILT_IN_IDS, FeatureKind, FeatureWidths, Schema, TaskKind, names};
+use crate::schema::{BUILT_IN_IDS, FeatureKind, FeatureWidths, Schema, Task, names};
 
 /// Columns of the requests before the history's item features: name, type, and whether they contain
 /// lists.
@@ -35,31 +35,13 @@ pub(super) struct BufferedRow {
     pub(super) ingested_ms: i64,
 }
 
-/// The source of a task's label, and its sample space.
-#[derive(Debug, Clone)]
-struct TaskColumns {
-    name: String,
-    source: LabelSource,
-    /// Whether the task is valid on each surface.
-    surfaces: Vec<bool>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum LabelSource {
-    Action(usize),
-    Value(usize),
-}
-
 /// The columns of the two tables.
 #[derive(Debug, Clone)]
 pub(super) struct LogLayout {
-    item_features: Vec<String>,
+    schema: Schema,
     ids: Vec<String>,
     features: Vec<String>,
-    values: Vec<String>,
     widths: FeatureWidths,
-    surfaces: usize,
-    tasks: Vec<TaskColumns>,
 }
 
 /// One row group of both tables.
@@ -70,21 +52,12 @@ pub(super) struct RowGroup {
 
 impl LogLayout {
     pub(super) fn new(schema: &Schema) -> LogLayout {
-        let item_features = names(&schema.item_features, FeatureKind::Categorical);
         LogLayout {
-            item_features: item_features.into_iter().map(String::from).collect(),
             ids: schema.id_columns(),
             features: schema.feature_columns(),
-            values: schema.values.clone(),
             widths: FeatureWidths::new(schema),
-            surfaces: schema.surfaces.len(),
-            tasks: (0..schema.tasks.len()).map(|task| TaskColumns::new(schema, task)).collect(),
+            schema: schema.clone(),
         }
-    }
-
-    /// Whether the schema has a surface of that index.
-    pub(super) fn has_surface(&self, surface: u16) -> bool {
-        usize::from(surface) < self.surfaces
     }
 
     pub(super) fn request_fields(&self) -> Vec<Field> {
@@ -93,10 +66,8 @@ impl LogLayout {
             kind,
             list,
         });
-        let items = self
-            .item_features
-            .iter()
-            .map(|name| Field::list(format!("history_{name}"), CellType::U64));
+        let items = names(&self.schema.item_features, FeatureKind::Categorical).into_iter();
+        let items = items.map(|name| Field::list(format!("history_{name}"), CellType::U64));
         fixed.chain(items).collect()
     }
 
@@ -105,9 +76,8 @@ impl LogLayout {
         fields.extend(self.ids.iter().map(|name| Field::new(name, CellType::U64)));
         fields.extend(self.features.iter().map(|name| Field::new(name, CellType::F32)));
         fields.extend([Field::new("actions", CellType::U32), Field::new("known", CellType::U32)]);
-        fields.extend(
-            self.values.iter().map(|name| Field::new(format!("value_{name}"), CellType::F32)),
-        );
+        let value = |name: &String| Field::new(format!("value_{name}"), CellType::F32);
+        fields.extend(self.schema.values.iter().map(value));
         fields.push(Field::list("truth", CellType::F32));
         fields
     }
@@ -115,13 +85,13 @@ impl LogLayout {
     /// The label and the mask of each task, for training with other tools. They follow from outcome
     /// and surface, so readers here ignore them.
     pub(super) fn task_fields(&self) -> Vec<Field> {
-        let fields = |task: &TaskColumns| {
+        let fields = |task: &Task| {
             [
                 Field::new(format!("label:{}", task.name), CellType::F32),
                 Field::new(format!("mask:{}", task.name), CellType::Bool),
             ]
         };
-        self.tasks.iter().flat_map(fields).collect()
+        self.schema.tasks.iter().flat_map(fields).collect()
     }
 
     /// The column with the embeddings of an FM version.
@@ -133,7 +103,8 @@ impl LogLayout {
     /// column of embeddings for each version.
     pub(super) fn columns(&self, rows: &[BufferedRow], versions: &[LogVersion]) -> RowGroup {
         let mut examples = self.example_columns(rows);
-        examples.extend(self.tasks.iter().flat_map(|task| task.columns(rows)));
+        let tasks = 0..self.schema.tasks.len();
+        examples.extend(tasks.flat_map(|task| self.task_columns(task, rows)));
         let targets = || rows.iter().flat_map(|row| &row.example.targets);
         for (at, version) in versions.iter().enumerate() {
             examples.push(Column::lists(
@@ -162,7 +133,7 @@ impl LogLayout {
             Column::lists(events().map(|event| event.time_ms), lengths()),
             Column::scalars(rows.iter().map(|row| row.ingested_ms)),
         ];
-        let items = 0..self.item_features.len();
+        let items = 0..self.widths.item.ids;
         columns.extend(
             items.map(|i| Column::lists(events().map(|event| event.item.ids[i]), lengths())),
         );
@@ -181,7 +152,9 @@ impl LogLayout {
         columns.extend((0..self.features.len()).map(|i| scalars(&|target| target.features[i])));
         columns.push(Column::scalars(targets().map(|target| target.outcome.actions)));
         columns.push(Column::scalars(targets().map(|target| target.outcome.known)));
-        columns.extend((0..self.values.len()).map(|i| scalars(&|target| target.outcome.values[i])));
+        columns.extend(
+            (0..self.schema.values.len()).map(|i| scalars(&|target| target.outcome.values[i])),
+        );
         columns.push(Column::lists(
             targets().flat_map(|target| target.truth.iter().copied()),
             targets().map(|target| target.truth.len()),
@@ -189,8 +162,21 @@ impl LogLayout {
         columns
     }
 
+    /// The labels of targets (0 outside the sample space), and whether each target is inside.
+    fn task_columns(&self, task: usize, rows: &[BufferedRow]) -> [Column; 2] {
+        let labels = rows.iter().flat_map(|BufferedRow { example, .. }| {
+            let targets = example.targets.iter();
+            targets.map(|target| self.schema.label(task, example.surface, &target.outcome))
+        });
+        let labels: Vec<Option<f32>> = labels.collect();
+        [
+            Column::scalars(labels.iter().map(|label| label.unwrap_or(0.0))),
+            Column::scalars(labels.iter().map(Option::is_some)),
+        ]
+    }
+
     /// The requests of some columns: `request_fields`, and `example_fields` with one column of
-    /// embeddings. `None` if the two tables do not fit each other.
+    /// embeddings. `None` if the two tables do not fit each other, or a surface not the schema.
     pub(super) fn rows(&self, group: &RowGroup) -> Option<Vec<LoggedRequest>> {
         let requests = &group.requests;
         let examples = group.examples[0].u64s();
@@ -198,7 +184,10 @@ impl LogLayout {
         let mut start = 0;
         for (row, &request) in requests[0].u64s().iter().enumerate() {
             let end = start + requests[5].u32s()[row] as usize;
-            if examples.get(start..end)?.iter().any(|&of| of != request) {
+            let surface = requests[2].u32s()[row] as usize;
+            if surface >= self.schema.surfaces.len()
+                || examples.get(start..end)?.iter().any(|&of| of != request)
+            {
                 return None;
             }
             rows.push(self.row(group, row, start..end));
@@ -210,11 +199,7 @@ impl LogLayout {
     fn row(&self, group: &RowGroup, row: usize, targets: std::ops::Range<usize>) -> LoggedRequest {
         let requests = &group.requests;
         let tae = &group.examples[group.examples.len() - 1];
-        let embeddings = if targets.is_empty() {
-            &[]
-        } else {
-            &tae.f32s()[tae.range(targets.start).start..tae.range(targets.end - 1).end]
-        };
+        let embeddings = &tae.f32s()[tae.range_of(targets.clone())];
         let targets: Vec<Target> = targets.map(|at| self.target(&group.examples, at)).collect();
         let user_id = requests[1].u64s()[row];
         let user = match targets.first() {
@@ -243,15 +228,15 @@ impl LogLayout {
         let ids: Vec<u64> = id_columns.iter().map(|column| column.u64s()[at]).collect();
         let features: Vec<f32> = feature_columns.iter().map(|column| column.f32s()[at]).collect();
         let mut values = [f32::NAN; MAX_VALUES];
-        for (value, column) in values.iter_mut().zip(&rest[2..2 + self.values.len()]) {
+        for (value, column) in values.iter_mut().zip(&rest[2..2 + self.schema.values.len()]) {
             *value = column.f32s()[at];
         }
-        let truth = &rest[2 + self.values.len()];
-        let item_ids = BUILT_IN_IDS.len()..BUILT_IN_IDS.len() + self.item_features.len();
+        let truth = &rest[2 + self.schema.values.len()];
+        let item_ids = BUILT_IN_IDS.len()..BUILT_IN_IDS.len() + self.widths.item.ids;
         let item = Item {
             id: ids[1],
             ids: ids[item_ids].to_vec(),
-            dense: features[..self.widths.item_dense].to_vec(),
+            dense: features[..self.widths.item.dense].to_vec(),
             ..Item::default()
         };
         Target {
@@ -265,52 +250,13 @@ impl LogLayout {
 
     /// The user of a request, whose features are the same in every target.
     fn user(&self, id: u64, target: &Target) -> User {
-        let ids = BUILT_IN_IDS.len() + self.item_features.len();
+        let FeatureWidths { item, user, .. } = self.widths;
+        let ids = BUILT_IN_IDS.len() + item.ids;
         User {
             id,
-            ids: target.ids[ids..ids + self.widths.user_ids].to_vec(),
-            dense: target.features
-                [self.widths.item_dense..self.widths.item_dense + self.widths.user_dense]
-                .to_vec(),
+            ids: target.ids[ids..ids + user.ids].to_vec(),
+            dense: target.features[item.dense..item.dense + user.dense].to_vec(),
         }
-    }
-}
-
-impl TaskColumns {
-    fn new(schema: &Schema, index: usize) -> TaskColumns {
-        let task = &schema.tasks[index];
-        let source = match task.kind {
-            TaskKind::Binary => schema.action(&task.label).map(LabelSource::Action),
-            TaskKind::Regression => schema.value(&task.label).map(LabelSource::Value),
-        };
-        TaskColumns {
-            name: task.name.clone(),
-            source: source.expect("a schema's tasks have labels"),
-            surfaces: (0..schema.surfaces.len())
-                .map(|surface| schema.task_valid(index, surface as u16))
-                .collect(),
-        }
-    }
-
-    /// The labels of targets (0 outside the sample space), and whether each target is inside.
-    fn columns(&self, rows: &[BufferedRow]) -> [Column; 2] {
-        let label = |example: &Example, target: &Target| {
-            let outcome = &target.outcome;
-            let label = match self.source {
-                LabelSource::Action(bit) => (outcome.known >> bit & 1 == 1)
-                    .then_some(f32::from(u8::from(outcome.actions >> bit & 1 == 1))),
-                LabelSource::Value(at) => Some(outcome.values[at]).filter(|value| !value.is_nan()),
-            };
-            label.filter(|_| self.surfaces[usize::from(example.surface)])
-        };
-        let labels: Vec<Option<f32>> = rows
-            .iter()
-            .flat_map(|row| row.example.targets.iter().map(|target| label(&row.example, target)))
-            .collect();
-        [
-            Column::scalars(labels.iter().map(|label| label.unwrap_or(0.0))),
-            Column::scalars(labels.iter().map(Option::is_some)),
-        ]
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hypercast_fm::example::Outcome;
 
-use super::file::{FileNote, LogFile, file_numbers};
+use super::file::{FileNote, LogFile, OpenLog, file_numbers};
 use super::layout::LogLayout;
 use super::{LogManifest, LogPosition, LogVersion, LoggedRequest, load_header};
 use crate::error::{CommonErrors as _, Error, Result};
@@ -38,8 +38,9 @@ pub struct LogReader {
     dir: PathBuf,
     /// The complete files that contain the version.
     numbers: Vec<u32>,
-    /// The position after the last complete file, whether or not it contains the version.
-    end: LogPosition,
+    /// The position from which a follower continues after these logs: after the last complete file,
+    /// whether or not it contains the version.
+    pub end: LogPosition,
     corrections: Corrections,
 }
 
@@ -64,7 +65,7 @@ impl LogReader {
         for number in numbers {
             // One at a time: there can be more files than a process may have open.
             let file = LogFile::open(dir, number)?;
-            let (requests, examples) = (file.requests(), file.examples());
+            let (requests, examples) = (file.requests.rows(), file.examples.rows());
             files.push(FileInfo { number, requests, examples, note: file.note });
         }
         let notes = files.iter().flat_map(|file| &file.note.versions);
@@ -112,32 +113,27 @@ impl LogReader {
         LogIter {
             log: self,
             layout: LogLayout::new(&self.schema),
-            next_file: 0,
+            numbers: self.numbers.iter(),
             open: None,
-            ready: Vec::new().into_iter(),
         }
-    }
-
-    /// The position from which a follower continues after these logs.
-    pub fn end(&self) -> LogPosition {
-        self.end
     }
 
     fn gather_corrections(&mut self, files: &[FileInfo]) -> Result<()> {
         let layout = LogLayout::new(&self.schema);
-        let version = self.version();
         for info in files.iter().filter(|info| info.note.corrections > 0) {
-            let file = LogFile::open(&self.dir, info.number)?;
-            for group in 0..file.groups() {
-                let rows = file.read(group, &layout, &version)?;
-                rows.iter().filter(|row| row.correction).for_each(|row| self.corrections.add(row));
+            let mut open = self.open_file(info.number)?;
+            while let Some(row) = open.next_request(&layout)? {
+                if row.correction {
+                    self.corrections.add(&row);
+                }
             }
         }
         Ok(())
     }
 
-    fn version(&self) -> LogVersion {
-        LogVersion::new(&self.fm_version, self.tae_dim)
+    fn open_file(&self, number: u32) -> Result<OpenLog> {
+        let version = LogVersion::new(&self.fm_version, self.tae_dim);
+        Ok(LogFile::open(&self.dir, number)?.from_group(0, version))
     }
 }
 
@@ -211,34 +207,24 @@ fn corrected(outcome: Outcome, change: Outcome) -> Outcome {
 pub struct LogIter<'a> {
     log: &'a LogReader,
     layout: LogLayout,
-    next_file: usize,
-    /// The open file and the index of its next row group.
-    open: Option<(LogFile, usize)>,
-    ready: std::vec::IntoIter<LoggedRequest>,
+    /// The files that are not open yet.
+    numbers: std::slice::Iter<'a, u32>,
+    open: Option<OpenLog>,
 }
 
 impl LogIter<'_> {
-    /// Reads the next row group; false at the end.
-    fn fill(&mut self) -> Result<bool> {
+    fn next_request(&mut self) -> Result<Option<LoggedRequest>> {
         loop {
-            let Some((file, group)) = self.open.as_mut() else {
-                let Some(&number) = self.log.numbers.get(self.next_file) else {
-                    return Ok(false);
-                };
-                self.next_file += 1;
-                self.open = Some((LogFile::open(&self.log.dir, number)?, 0));
-                continue;
-            };
-            if *group == file.groups() {
-                self.open = None;
-                continue;
+            while let Some(open) = &mut self.open
+                && let Some(mut logged) = open.next_request(&self.layout)?
+            {
+                if !logged.correction {
+                    self.log.corrections.apply(&mut logged);
+                    return Ok(Some(logged));
+                }
             }
-            *group += 1;
-            let mut rows = file.read(*group - 1, &self.layout, &self.log.version())?;
-            rows.retain(|row| !row.correction);
-            rows.iter_mut().for_each(|row| self.log.corrections.apply(row));
-            self.ready = rows.into_iter();
-            return Ok(true);
+            let Some(&number) = self.numbers.next() else { return Ok(None) };
+            self.open = Some(self.log.open_file(number)?);
         }
     }
 }
@@ -247,15 +233,6 @@ impl Iterator for LogIter<'_> {
     type Item = Result<LoggedRequest>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(logged) = self.ready.next() {
-                return Some(Ok(logged));
-            }
-            match self.fill() {
-                Ok(true) => {}
-                Ok(false) => return None,
-                Err(error) => return Some(Err(error)),
-            }
-        }
+        self.next_request().transpose()
     }
 }

@@ -8,7 +8,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use hypercast_core::atomic_file;
 use hypercast_fm::example::Example;
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +15,9 @@ use super::file::{FileNote, NOTE, examples_path, file_numbers, requests_path};
 use super::layout::{BufferedRow, LogLayout};
 use super::{FORMAT, LogManifest, LogVersion, short_history};
 use crate::dataset::table::TableWriter;
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::error::{CommonErrors as _, Error, Result, write_json};
 use crate::schema::Schema;
-use crate::tae::to_bf16;
+use crate::tae::TaeFormat;
 
 /// Examples in a row group, which writers and readers keep in memory.
 const GROUP_ROWS: usize = 4096;
@@ -163,12 +162,8 @@ impl LogWriter {
         self.buffered_rows += example.targets.len();
         self.buffer.push(BufferedRow {
             example: Example {
-                request: example.request,
-                user: example.user.clone(),
-                surface: example.surface,
-                time_ms: example.time_ms,
                 history: short_history(&example.history, example.surface, self.options.history_len),
-                targets: example.targets.clone(),
+                ..example.clone()
             },
             taes: row.taes.iter().map(|tae| self.options.tae.rounded(tae)).collect(),
             correction: row.correction,
@@ -307,10 +302,11 @@ impl LogWriter {
 
 impl TaeStorage {
     fn rounded(self, values: &[f32]) -> Vec<f32> {
-        match self {
-            TaeStorage::F32 => values.to_vec(),
-            TaeStorage::Bf16 => values.iter().map(|&value| to_bf16(value)).collect(),
+        let mut rounded = values.to_vec();
+        if self == TaeStorage::Bf16 {
+            TaeFormat::Bf16.round(&mut rounded);
         }
+        rounded
     }
 }
 
@@ -319,10 +315,7 @@ fn start_or_check(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<
     let (schema_path, manifest_path) = (dir.join("schema.toml"), dir.join("log-manifest.json"));
     if !manifest_path.exists() {
         schema.save(&schema_path)?;
-        let text = serde_json::to_string_pretty(&manifest)
-            .map_err(|error| Error::data(&manifest_path, error.to_string()))?;
-        return atomic_file::write(&manifest_path, (text + "\n").as_bytes())
-            .map_err(Error::io(&manifest_path));
+        return write_json(&manifest_path, &manifest);
     }
     let found = LogManifest::load(dir)?;
     if found != manifest {

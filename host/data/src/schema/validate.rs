@@ -76,32 +76,15 @@ impl Schema {
 
     fn validate_tasks(&self) -> Result<()> {
         for task in &self.tasks {
-            let name = &task.name;
-            let (labels, kind) = match task.kind {
-                TaskKind::Binary => (&self.actions, "action"),
-                TaskKind::Regression => (&self.values, "value"),
-            };
-            if !labels.contains(&task.label) {
-                let known = labels.join(", ");
-                return fail(format!(
-                    "task `{name}`: its label `{}` is not a known {kind}; there are: {known}",
-                    task.label
-                ));
+            let whose = format!("task `{}`", task.name);
+            match task.kind {
+                TaskKind::Binary => known(&whose, "label", &task.label, &self.actions)?,
+                TaskKind::Regression => known(&whose, "label", &task.label, &self.values)?,
             }
-            if let Some(surface) =
-                task.surfaces.iter().find(|surface| !self.surfaces.contains(surface))
-            {
-                let known = self.surfaces.join(", ");
-                return fail(format!(
-                    "task `{name}`: no surface is called `{surface}`; there are: {known}"
-                ));
+            for surface in &task.surfaces {
+                known(&whose, "surface", surface, &self.surfaces)?;
             }
-            if !(task.weight.is_finite() && task.weight >= 0.0) {
-                return fail(format!(
-                    "task `{name}`: its weight {} is not a number of at least 0",
-                    task.weight
-                ));
-            }
+            at_least_zero(&whose, "weight", task.weight)?;
         }
         Ok(())
     }
@@ -109,32 +92,32 @@ impl Schema {
     fn validate_counters(&self) -> Result<()> {
         let ids = self.id_columns();
         for counter in &self.counters {
-            let name = &counter.name;
-            if self.action(&counter.action).is_none() {
-                let known = self.actions.join(", ");
-                return fail(format!(
-                    "counter `{name}`: no action is called `{}`; there are: {known}",
-                    counter.action
-                ));
-            }
+            let whose = format!("counter `{}`", counter.name);
+            known(&whose, "action", &counter.action, &self.actions)?;
             if counter.key.is_empty() {
-                return fail(format!("counter `{name}`: its key is empty"));
+                return fail(format!("{whose}: its key is empty"));
             }
-            if let Some(column) = counter.key.iter().find(|column| !ids.contains(column)) {
-                return fail(format!(
-                    "counter `{name}`: `{column}` is not an id column; there are: {}",
-                    ids.join(", ")
-                ));
+            for column in &counter.key {
+                known(&whose, "id column", column, &ids)?;
             }
-            if !(counter.half_life_days.is_finite() && counter.half_life_days >= 0.0) {
-                return fail(format!(
-                    "counter `{name}`: half_life_days {} is not a number of at least 0",
-                    counter.half_life_days
-                ));
-            }
+            at_least_zero(&whose, "half_life_days", counter.half_life_days)?;
         }
         Ok(())
     }
+}
+
+fn known(whose: &str, what: &str, name: &String, all: &[String]) -> Result<()> {
+    if all.contains(name) {
+        return Ok(());
+    }
+    fail(format!("{whose}: no {what} is called `{name}`; there are: {}", all.join(", ")))
+}
+
+fn at_least_zero(whose: &str, what: &str, number: f32) -> Result<()> {
+    if number.is_finite() && number >= 0.0 {
+        return Ok(());
+    }
+    fail(format!("{whose}: its {what} {number} is not a number of at least 0"))
 }
 
 fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
@@ -234,7 +217,7 @@ mod tests {
         );
         assert!(
             refused(|s| s.tasks[0].label = "buy".into())
-                .contains("task `click`: its label `buy` is not a known action")
+                .contains("task `click`: no label is called `buy`; there are: click")
         );
         assert!(
             refused(|s| s.tasks[0].surfaces.push("home".into()))
@@ -242,7 +225,7 @@ mod tests {
         );
         assert!(
             refused(|s| s.counters[0].key.push("author".into()))
-                .contains("`author` is not an id column")
+                .contains("no id column is called `author`")
         );
         assert!(
             refused(|s| s.counters[0].action = "buy".into()).contains("no action is called `buy`")

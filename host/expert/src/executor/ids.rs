@@ -14,7 +14,7 @@ pub struct Lookups {
     /// The values of each node of ids.
     ids: Vec<Vec<u64>>,
     /// The rows that each lookup node reads, as rows of its leaf.
-    index: Vec<Vec<i64>>,
+    pub(super) index: Vec<Vec<i64>>,
 }
 
 impl Lookups {
@@ -39,11 +39,6 @@ impl Lookups {
     /// The values of a `Cast` node.
     pub(super) fn cast(&self, node: usize) -> Vec<f32> {
         self.ids[node].iter().map(|id| *id as i64 as f32).collect()
-    }
-
-    /// The rows that a lookup node reads, as rows of its leaf.
-    pub(super) fn index(&self, node: usize) -> &[i64] {
-        &self.index[node]
     }
 }
 
@@ -116,7 +111,7 @@ fn id_values(graph: &ExpertGraph, node: &Node, ids: &[Vec<u64>], batch: &ExpertB
         Op::Transpose { perm } => {
             transpose(input(0), &dims(0).dims, &perm[dims(0).lead.iter().len()..], dims(0).rank())
         }
-        op => unreachable!("{} gives no ids", op.name()),
+        op => unreachable!("{op:?} gives no ids"),
     }
 }
 

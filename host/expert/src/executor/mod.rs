@@ -23,7 +23,6 @@ use rand::rngs::SmallRng;
 use super::batch::ExpertBatch;
 use super::graph::{ExpertGraph, Lead, Node, Op, TensorShape, Type};
 use super::params::Parameters;
-use jagged::Jagged;
 
 pub use ids::Lookups;
 
@@ -54,22 +53,23 @@ impl<B: HstuBackend> Executor<B> {
         Executor { graph, device, uses }
     }
 
-    /// The graph that it runs.
-    pub fn graph(&self) -> &Arc<ExpertGraph> {
-        &self.graph
-    }
-
     /// Computes the batch's ids and table rows on the host.
     pub fn lookups(&self, batch: &ExpertBatch) -> Lookups {
         Lookups::new(&self.graph, batch)
     }
 
     /// One device tensor for each parameter: the whole of a dense one, the touched rows of a table
-    /// in the order of `lookups.rows`.
-    pub fn leaves(&self, parameters: &Parameters, lookups: &Lookups) -> Vec<FloatTensor<B>> {
-        let leaf = |(index, rows): (usize, &Option<Vec<u32>>)| match rows {
-            None => self.dense_leaf(parameters, index),
-            Some(rows) => self.table_leaf(parameters, index, rows),
+    /// in the order of `lookups.rows`. Those in `kept` are on the device already.
+    pub fn leaves(
+        &self,
+        parameters: &Parameters,
+        lookups: &Lookups,
+        kept: &[Option<FloatTensor<B>>],
+    ) -> Vec<FloatTensor<B>> {
+        let leaf = |(index, rows): (usize, &Option<Vec<u32>>)| match (rows, kept.get(index)) {
+            (_, Some(Some(leaf))) => leaf.clone(),
+            (None, _) => self.dense_leaf(parameters, index),
+            (Some(rows), _) => self.table_leaf(parameters, index, rows),
         };
         lookups.rows.iter().enumerate().map(leaf).collect()
     }
@@ -80,13 +80,10 @@ impl<B: HstuBackend> Executor<B> {
     }
 
     /// The device tensor of some rows of a table.
-    pub fn table_leaf(
-        &self,
-        parameters: &Parameters,
-        index: usize,
-        rows: &[u32],
-    ) -> FloatTensor<B> {
+    fn table_leaf(&self, parameters: &Parameters, index: usize, rows: &[u32]) -> FloatTensor<B> {
         let width = self.graph.parameters[index].shape[1];
+        // A device tensor has at least one row, so an unread table gets its first.
+        let rows = if rows.is_empty() { &[0][..] } else { rows };
         self.upload(parameters.gather(index, rows), &[rows.len(), width])
     }
 
@@ -108,7 +105,6 @@ impl<B: HstuBackend> Executor<B> {
             leaves,
             lookups,
             batch,
-            jagged: Jagged::new(batch),
             dropout,
             values: vec![None; self.graph.nodes.len()],
             left: self.uses.clone(),
@@ -149,7 +145,6 @@ struct GraphRun<'a, B: HstuBackend> {
     leaves: &'a [FloatTensor<B>],
     lookups: &'a Lookups,
     batch: &'a ExpertBatch,
-    jagged: Jagged<B>,
     dropout: Option<&'a mut SmallRng>,
     values: Vec<Option<FloatTensor<B>>>,
     left: Vec<u32>,
@@ -166,46 +161,11 @@ impl<B: HstuBackend> GraphRun<'_, B> {
     }
 
     fn node(&mut self, index: usize, node: &Node) -> FloatTensor<B> {
-        if let Some(value) = self.source(index, node) {
-            return value;
-        }
         let nodes = &self.executor.graph.nodes;
         let numbers = node.inputs.iter().filter(|input| nodes[**input].ty == Type::Number);
-        let mut inputs: Vec<FloatTensor<B>> = numbers.map(|input| self.take(*input)).collect();
-        let rank = node.shape.rank();
-        match &node.op {
-            Op::Concat { axis } => B::float_cat(inputs, *axis),
-            Op::HstuAttention { heads, max_len } => self.jagged.attention(inputs, *heads, *max_len),
-            Op::HstuHistory { heads, max_len } => {
-                self.jagged.history_attention(inputs, *heads, *max_len)
-            }
-            Op::Where => {
-                let [c, a, b] = three(inputs);
-                ops::select_where::<B>(c, a, b)
-            }
-            Op::LayerNormalization { epsilon } => {
-                let [x, scale, bias] = three(inputs);
-                ops::layer_norm::<B>(x, scale, bias, *epsilon)
-            }
-            Op::MatMul | Op::Binary(_) | Op::Compare(_) => {
-                let (b, a) = (inputs.pop().expect("two inputs"), inputs.pop().expect("two inputs"));
-                match &node.op {
-                    Op::Binary(op) => ops::binary::<B>(*op, a, b, rank),
-                    Op::Compare(op) => ops::compare::<B>(*op, a, b, rank),
-                    _ => ops::matmul::<B>(a, b, &self.dims(&node.shape)),
-                }
-            }
-            _ => {
-                let x = inputs.pop().expect("one input");
-                self.unary(index, node, x)
-            }
-        }
-    }
-
-    /// The value of a node without f32 inputs; none for other nodes.
-    fn source(&mut self, index: usize, node: &Node) -> Option<FloatTensor<B>> {
+        let inputs: Vec<FloatTensor<B>> = numbers.map(|input| self.take(*input)).collect();
         let device = &self.executor.device;
-        Some(match &node.op {
+        match &node.op {
             Op::Input { column } => {
                 let values = self.batch.numbers(*column).into_owned();
                 upload::<B>(values, &self.dims(&node.shape), device)
@@ -218,8 +178,34 @@ impl<B: HstuBackend> GraphRun<'_, B> {
                 FloatDType::F32,
             ),
             Op::Cast => upload::<B>(self.lookups.cast(index), &self.dims(&node.shape), device),
-            _ => return None,
-        })
+            Op::Concat { axis } => B::float_cat(inputs, *axis),
+            Op::HstuAttention { heads, max_len } => {
+                jagged::attention::<B>(self.batch, inputs, *heads, *max_len)
+            }
+            Op::HstuHistory { heads, max_len } => {
+                jagged::history_attention::<B>(self.batch, inputs, *heads, *max_len)
+            }
+            Op::Where => {
+                let [c, a, b] = exactly(inputs);
+                ops::select_where::<B>(c, a, b)
+            }
+            Op::LayerNormalization { epsilon } => {
+                let [x, scale, bias] = exactly(inputs);
+                ops::layer_norm::<B>(x, scale, bias, *epsilon)
+            }
+            Op::MatMul => {
+                let [a, b] = exactly(inputs);
+                ops::matmul::<B>(a, b, &self.dims(&node.shape))
+            }
+            Op::Binary(op) | Op::Compare(op) => {
+                let [a, b] = exactly(inputs);
+                ops::zip::<B>(*op, a, b, node.shape.rank())
+            }
+            _ => {
+                let [x] = exactly(inputs);
+                self.unary(index, node, x)
+            }
+        }
     }
 
     fn unary(&mut self, index: usize, node: &Node, x: FloatTensor<B>) -> FloatTensor<B> {
@@ -237,11 +223,11 @@ impl<B: HstuBackend> GraphRun<'_, B> {
             },
             Op::StopGradient => B::float_set_require_grad(x, false),
             Op::EmbeddingBag | Op::Gather => {
-                let index = self.lookups.index(index);
+                let index = &self.lookups.index[index];
                 ops::embedding_bag::<B>(x, index, self.lead(&node.shape))
             }
-            Op::Pool(kind) => self.jagged.pool(*kind, x),
-            op => unreachable!("{} has its own arm", op.name()),
+            Op::Pool(kind) => jagged::pool::<B>(self.batch, *kind, x),
+            op => unreachable!("{op:?} has its own arm"),
         }
     }
 
@@ -259,8 +245,8 @@ impl<B: HstuBackend> GraphRun<'_, B> {
     }
 }
 
-fn three<T>(inputs: Vec<T>) -> [T; 3] {
-    inputs.try_into().ok().expect("the graph was checked: three inputs")
+fn exactly<T, const N: usize>(inputs: Vec<T>) -> [T; N] {
+    inputs.try_into().ok().expect("the number of inputs was checked with the graph")
 }
 
 fn dims_of<T: TensorMetadata>(tensor: &T) -> Vec<usize> {

@@ -12,7 +12,7 @@ use rand::RngCore;
 use rand::rngs::SmallRng;
 
 use super::dims_of;
-use crate::graph::{Binary, Compare, Reduction, Unary};
+use crate::graph::{Fold, Unary, Zip};
 
 /// `Log` and `Sqrt` raise smaller inputs to this value.
 const TINY: f32 = 1e-12;
@@ -34,44 +34,33 @@ pub(super) fn unary<B: Backend>(op: Unary, x: FloatTensor<B>) -> FloatTensor<B> 
     }
 }
 
-pub(super) fn binary<B: Backend>(
-    op: Binary,
+/// An elementwise op of two inputs, which broadcast to `rank` dimensions.
+pub(super) fn zip<B: Backend>(
+    op: Zip,
     a: FloatTensor<B>,
     b: FloatTensor<B>,
     rank: usize,
 ) -> FloatTensor<B> {
     let (a, b) = (with_rank::<B>(a, rank), with_rank::<B>(b, rank));
     match op {
-        Binary::Add => B::float_add(a, b),
-        Binary::Sub => B::float_sub(a, b),
-        Binary::Mul => B::float_mul(a, b),
-        Binary::Div => B::float_div(a, b),
-        Binary::Max | Binary::Min => {
+        Zip::Add => B::float_add(a, b),
+        Zip::Sub => B::float_sub(a, b),
+        Zip::Mul => B::float_mul(a, b),
+        Zip::Div => B::float_div(a, b),
+        Zip::Max | Zip::Min | Zip::Greater | Zip::Less | Zip::Equal => {
             let (a, b) = expand_both::<B>(a, b);
             let bool_dtype = get_device_settings::<B>(&B::float_device(&a)).bool_dtype;
-            let take_b = match op {
-                Binary::Max => B::float_lower(a.clone(), b.clone(), bool_dtype),
+            let truth = match op {
+                Zip::Max | Zip::Less => B::float_lower(a.clone(), b.clone(), bool_dtype),
+                Zip::Equal => B::float_equal(a.clone(), b.clone(), bool_dtype),
                 _ => B::float_greater(a.clone(), b.clone(), bool_dtype),
             };
-            B::float_mask_where(a, take_b, b)
+            match op {
+                Zip::Max | Zip::Min => B::float_mask_where(a, truth, b),
+                _ => B::bool_into_float(truth, FloatDType::F32),
+            }
         }
     }
-}
-
-pub(super) fn compare<B: Backend>(
-    op: Compare,
-    a: FloatTensor<B>,
-    b: FloatTensor<B>,
-    rank: usize,
-) -> FloatTensor<B> {
-    let (a, b) = expand_both::<B>(with_rank::<B>(a, rank), with_rank::<B>(b, rank));
-    let bool_dtype = get_device_settings::<B>(&B::float_device(&a)).bool_dtype;
-    let truth = match op {
-        Compare::Greater => B::float_greater(a, b, bool_dtype),
-        Compare::Less => B::float_lower(a, b, bool_dtype),
-        Compare::Equal => B::float_equal(a, b, bool_dtype),
-    };
-    B::bool_into_float(truth, FloatDType::F32)
 }
 
 /// `a` where `c` is not 0, else `b`. All three have the same shape.
@@ -120,15 +109,11 @@ pub(super) fn slice<B: Backend>(
     B::float_slice(x, &slices)
 }
 
-pub(super) fn reduce<B: Backend>(
-    kind: Reduction,
-    x: FloatTensor<B>,
-    axis: usize,
-) -> FloatTensor<B> {
+pub(super) fn reduce<B: Backend>(kind: Fold, x: FloatTensor<B>, axis: usize) -> FloatTensor<B> {
     match kind {
-        Reduction::Sum => B::float_sum_dim(x, axis),
-        Reduction::Mean => B::float_mean_dim(x, axis),
-        Reduction::Max => B::float_max_dim(x, axis),
+        Fold::Sum => B::float_sum_dim(x, axis),
+        Fold::Mean => B::float_mean_dim(x, axis),
+        Fold::Max => B::float_max_dim(x, axis),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Every rule returns the result's type and shape, or the rule that is broken. Requests stay apart
 //! because a symbolic dimension stays first and never meets the other one.
 
-use super::{Lead, Op, Reduction, TensorShape, Type};
+use super::{Fold, Lead, Op, TensorShape, Type};
 
 /// The result of an op other than `Input` and `Parameter`.
 pub(super) fn infer(
@@ -25,15 +25,12 @@ pub(super) fn infer(
         (Op::MatMul, Some(a)) => matmul(a, shapes[1])?,
         (Op::Binary(_) | Op::Compare(_), Some(a)) => broadcast(a, shapes[1])?,
         (Op::Where, Some(c)) => same(c, &shapes)?,
-        (Op::Softmax { axis }, Some(x)) => {
-            fixed_axis(x, *axis)?;
-            x.clone()
-        }
         (Op::Concat { axis }, Some(_)) => concat(&shapes, *axis)?,
         (Op::Slice { axis, start, end }, Some(x)) => slice(x, *axis, *start, *end)?,
         (Op::Reshape { shape }, Some(x)) => reshape(x, shape)?,
         (Op::Transpose { perm }, Some(x)) => transpose(x, perm)?,
         (Op::Gather | Op::EmbeddingBag, Some(table)) => lookup(op, table, shapes[1])?,
+        (Op::Softmax { axis }, Some(x)) => fixed_axis(x, *axis).map(|_| x.clone())?,
         (Op::Reduce { axis, .. }, Some(x)) => {
             let at = fixed_axis(x, *axis)?;
             let mut shape = x.clone();
@@ -156,11 +153,8 @@ fn broadcast(a: &TensorShape, b: &TensorShape) -> Result<TensorShape, String> {
 }
 
 fn meets_symbolic(dim: usize) -> Result<(), String> {
-    if dim == 1 {
-        Ok(())
-    } else {
-        Err(format!("a symbolic dimension meets {dim} (only 1 broadcasts)"))
-    }
+    refuse_if!(dim != 1, "a symbolic dimension meets {dim} (only 1 broadcasts)");
+    Ok(())
 }
 
 fn same(first: &TensorShape, all: &[&TensorShape]) -> Result<TensorShape, String> {
@@ -266,10 +260,9 @@ fn layer_norm(
 
 fn hstu(qkv: &[&TensorShape], lead: Lead, heads: usize) -> Result<TensorShape, String> {
     let q = qkv[0];
-    let expected = TensorShape::led(lead, &[0]);
     if q.lead != Some(lead) || q.dims.len() != 1 || qkv.iter().any(|shape| *shape != q) {
         let shapes: Vec<String> = qkv.iter().map(|shape| shape.to_string()).collect();
-        let expected = expected.to_string().replace('0', "heads * d");
+        let expected = TensorShape::led(lead, &[0]).to_string().replace('0', "heads * d");
         return Err(format!("its q, k, v {} must be {expected}, all alike", shapes.join(", ")));
     }
     refuse_if!(
@@ -292,7 +285,7 @@ fn pool(x: &TensorShape) -> Result<TensorShape, String> {
 pub(super) fn working_elements(op: &Op, inputs: &[&TensorShape], result: &TensorShape) -> usize {
     match op {
         Op::EmbeddingBag => inputs[1].dims[0].saturating_mul(result.dims[0]),
-        Op::Pool(Reduction::Max) => result.dims[0].saturating_mul(2),
+        Op::Pool(Fold::Max) => result.dims[0].saturating_mul(2),
         _ => 0,
     }
 }

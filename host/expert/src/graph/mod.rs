@@ -15,8 +15,9 @@ mod validate;
 
 use std::fmt;
 
+pub use hypercast_kernels::cpu::program::{Fold, Zip};
 pub use infer::Cost;
-pub use op::{Binary, Compare, Op, Reduction, Unary};
+pub use op::{Op, Unary};
 pub use validate::GraphLimits;
 
 use super::wasm::contract::{Column, Initialiser};
@@ -70,10 +71,7 @@ impl fmt::Debug for TensorShape {
 
 impl fmt::Display for TensorShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lead = self.lead.map(|lead| match lead {
-            Lead::Rows => "rows".to_owned(),
-            Lead::History => "history".to_owned(),
-        });
+        let lead = self.lead.map(|lead| format!("{lead:?}").to_lowercase());
         let dims = self.dims.iter().map(usize::to_string);
         let dims: Vec<String> = lead.into_iter().chain(dims).collect();
         write!(f, "[{}]", dims.join(", "))
@@ -173,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_text_that_is_hashed_stays() {
-        let op = Op::Reduce { kind: Reduction::Sum, axis: 1 };
+        let op = Op::Reduce { kind: Fold::Sum, axis: 1 };
         let shape = TensorShape::led(Lead::Rows, &[4]);
         let node = Node { op, inputs: vec![0], ty: Type::Number, shape, layer: "tower".into() };
         assert_eq!(

@@ -1,6 +1,10 @@
 //! The ops and their attributes: parsed from the names in `sdk/wit/ops.md` into a typed enum.
 //! Shapes are checked in `infer`.
 
+use std::fmt::Debug;
+
+use hypercast_kernels::cpu::program::{Fold, Zip};
+
 use crate::wasm::contract::{Attribute, Value};
 
 /// An op with its attributes. Axes count from 0 over all dimensions.
@@ -11,18 +15,18 @@ pub enum Op {
     Parameter { parameter: usize },
     Constant { value: f32, shape: Vec<usize> },
     MatMul,
-    Binary(Binary),
+    Binary(Zip),
     Unary(Unary),
     Clip { min: f32, max: f32 },
     Softmax { axis: usize },
-    Compare(Compare),
+    Compare(Zip),
     Where,
     Concat { axis: usize },
     Slice { axis: usize, start: usize, end: usize },
     Reshape { shape: Vec<usize> },
     Transpose { perm: Vec<usize> },
     Gather,
-    Reduce { kind: Reduction, axis: usize },
+    Reduce { kind: Fold, axis: usize },
     LayerNormalization { epsilon: f32 },
     Dropout { rate: f32, per_row: bool },
     StopGradient,
@@ -30,58 +34,24 @@ pub enum Op {
     Cast,
     HstuAttention { heads: usize, max_len: usize },
     HstuHistory { heads: usize, max_len: usize },
-    Pool(Reduction),
+    Pool(Fold),
 }
 
-/// Defines ops that differ only in their names, which are the contract's.
-macro_rules! named_ops {
-    ($(#[$doc:meta])* $group:ident { $($op:ident),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        #[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
-        pub enum $group {
-            $($op),*
-        }
-
-        impl $group {
-            fn named(name: &str) -> Option<$group> {
-                match name {
-                    $(stringify!($op) => Some($group::$op),)*
-                    _ => None,
-                }
-            }
-
-            fn name(self) -> &'static str {
-                match self {
-                    $($group::$op => stringify!($op)),*
-                }
-            }
-        }
-    };
-}
-
-named_ops! {
-    /// Elementwise ops of two inputs.
-    Binary { Add, Sub, Mul, Div, Max, Min }
-}
-
-named_ops! {
-    /// Elementwise ops of one input.
-    Unary { Exp, Log, Sqrt, Neg, Abs, Sigmoid, Silu, Relu, Gelu, Tanh, Softplus }
-}
-
-named_ops! {
-    /// Comparisons: 1.0 where true, else 0.0.
-    Compare { Greater, Less, Equal }
-}
-
-/// How a reduction or pooling combines its values.
+/// Elementwise ops of one input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
-pub enum Reduction {
-    Sum,
-    Mean,
-    Max,
+pub enum Unary {
+    Exp,
+    Log,
+    Sqrt,
+    Neg,
+    Abs,
+    Sigmoid,
+    Silu,
+    Relu,
+    Gelu,
+    Tanh,
+    Softplus,
 }
 
 impl Op {
@@ -124,60 +94,43 @@ impl Op {
     }
 
     /// The op's name in the contract.
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> String {
         match self {
-            Op::Input { .. } => "Input",
-            Op::Parameter { .. } => "Parameter",
-            Op::Constant { .. } => "Constant",
-            Op::MatMul => "MatMul",
-            Op::Binary(op) => op.name(),
-            Op::Unary(op) => op.name(),
-            Op::Compare(op) => op.name(),
-            Op::Clip { .. } => "Clip",
-            Op::Softmax { .. } => "Softmax",
-            Op::Where => "Where",
-            Op::Concat { .. } => "Concat",
-            Op::Slice { .. } => "Slice",
-            Op::Reshape { .. } => "Reshape",
-            Op::Transpose { .. } => "Transpose",
-            Op::Gather => "Gather",
-            Op::Reduce { kind: Reduction::Sum, .. } => "ReduceSum",
-            Op::Reduce { kind: Reduction::Mean, .. } => "ReduceMean",
-            Op::Reduce { kind: Reduction::Max, .. } => "ReduceMax",
-            Op::LayerNormalization { .. } => "LayerNormalization",
-            Op::Dropout { .. } => "Dropout",
-            Op::StopGradient => "StopGradient",
-            Op::EmbeddingBag => "EmbeddingBag",
-            Op::Cast => "Cast",
-            Op::HstuAttention { .. } => "HstuAttention",
-            Op::HstuHistory { .. } => "HstuHistory",
-            Op::Pool(Reduction::Sum) => "PoolSum",
-            Op::Pool(Reduction::Mean) => "PoolMean",
-            Op::Pool(Reduction::Max) => "PoolMax",
+            Op::Binary(op) | Op::Compare(op) => format!("{op:?}"),
+            Op::Unary(op) => format!("{op:?}"),
+            Op::Reduce { kind, .. } => format!("Reduce{kind:?}"),
+            Op::Pool(kind) => format!("Pool{kind:?}"),
+            // The name of the variant, without its attributes.
+            op => format!("{op:?}").split(' ').next().unwrap_or_default().to_owned(),
         }
     }
 }
 
+/// An op that has no attribute but its name.
 fn elementwise(name: &str) -> Option<Op> {
-    Binary::named(name)
-        .map(Op::Binary)
-        .or_else(|| Unary::named(name).map(Op::Unary))
-        .or_else(|| Compare::named(name).map(Op::Compare))
+    use Unary::*;
+    let unary = [Exp, Log, Sqrt, Neg, Abs, Sigmoid, Silu, Relu, Gelu, Tanh, Softplus];
+    let binary = [Zip::Add, Zip::Sub, Zip::Mul, Zip::Div, Zip::Max, Zip::Min];
+    let compare = [Zip::Greater, Zip::Less, Zip::Equal];
+    named(&unary, name)
+        .map(Op::Unary)
+        .or_else(|| named(&binary, name).map(Op::Binary))
+        .or_else(|| named(&compare, name).map(Op::Compare))
 }
 
 fn reduction(name: &str, a: &mut Attributes) -> Result<Op, String> {
-    let kind = |name| match name {
-        "Sum" => Some(Reduction::Sum),
-        "Mean" => Some(Reduction::Mean),
-        "Max" => Some(Reduction::Max),
-        _ => None,
-    };
+    let kind = |name| named(&[Fold::Sum, Fold::Mean, Fold::Max], name);
     if let Some(kind) = name.strip_prefix("Reduce").and_then(kind) {
         return Ok(Op::Reduce { kind, axis: a.index("axis")? });
     }
     name.strip_prefix("Pool").and_then(kind).map(Op::Pool).ok_or_else(|| {
         "the op is unknown; sdk/wit/ops.md lists those of this contract version".to_owned()
     })
+}
+
+/// The op whose variant has this name, which is the contract's.
+fn named<T: Copy + Debug>(ops: &[T], name: &str) -> Option<T> {
+    ops.iter().copied().find(|op| format!("{op:?}") == name)
 }
 
 fn clip(a: &mut Attributes) -> Result<Op, String> {

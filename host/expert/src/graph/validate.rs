@@ -62,63 +62,61 @@ struct Validator<'a> {
 impl Validator<'_> {
     fn graph(&self) -> Result<ExpertGraph, String> {
         let mut parameters = self.parameters()?;
-        if self.network.nodes.len() > self.limits.nodes {
-            let (nodes, limit) = (self.network.nodes.len(), self.limits.nodes);
-            return Err(format!("its network has {nodes} nodes, more than the limit of {limit}"));
-        }
-        let mut nodes = Vec::with_capacity(self.network.nodes.len());
+        let Network { nodes: raw, extra_loss, .. } = self.network;
+        let (count, limit) = (raw.len(), self.limits.nodes);
+        refuse_if!(count > limit, "its network has {count} nodes, more than the limit of {limit}");
+        let history_len = self.description.history_len;
+        let mut nodes = Vec::with_capacity(count);
         let mut cost = Cost::default();
         let mut elements = Elements::default();
-        for index in 0..self.network.nodes.len() {
-            let node = self.node(index, &nodes, &parameters)?;
+        for index in 0..count {
+            let at = |why: String| self.at(index, &nodes, &why);
+            let node = self.node(index, &nodes, &parameters).map_err(at)?;
             let inputs: Vec<&TensorShape> =
                 node.inputs.iter().map(|input| &nodes[*input].shape).collect();
-            cost.add(&node.op, &inputs, &node.shape, self.description.history_len);
+            cost.add(&node.op, &inputs, &node.shape, history_len);
             elements.add(&node, &inputs);
-            self.check_size(index, &node, &elements)?;
+            self.check_size(&node, &elements).map_err(at)?;
             nodes.push(node);
         }
-        self.check_cost(&cost)?;
+        let (flops, limit) = (cost.per_candidate(history_len), self.limits.flops_per_candidate);
+        refuse_if!(
+            flops > limit,
+            "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
+        );
         let outputs = self.outputs(&nodes)?;
-        let extra_loss = self
-            .network
-            .extra_loss
-            .map(|node| self.output("the extra loss", node, &nodes))
-            .transpose()?;
-        mark_tables(&mut parameters, &nodes, &outputs, extra_loss);
+        let extra_loss =
+            extra_loss.map(|node| self.output("the extra loss", node, &nodes)).transpose()?;
+        mark_tables(&mut parameters, &nodes, outputs.iter().chain(&extra_loss));
         let hash = fnv1a(0, format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}").as_bytes());
         let (plugin, columns) = (self.description.name.clone(), self.description.columns.clone());
         Ok(ExpertGraph { plugin, columns, nodes, parameters, outputs, extra_loss, cost, hash })
     }
 
     fn parameters(&self) -> Result<Vec<ParameterSpec>, String> {
-        if self.network.parameters.len() > self.limits.nodes {
-            let (count, limit) = (self.network.parameters.len(), self.limits.nodes);
-            return Err(format!(
-                "its network has {count} parameters, more than the limit of {limit}"
-            ));
-        }
+        let (count, limit) = (self.network.parameters.len(), self.limits.nodes);
+        refuse_if!(
+            count > limit,
+            "its network has {count} parameters, more than the limit of {limit}"
+        );
         let mut names = HashSet::new();
         let mut total = 0usize;
-        let mut specs = Vec::new();
+        let mut specs = Vec::with_capacity(count);
         for parameter in &self.network.parameters {
             let name = parameter.name.as_str();
-            if name.is_empty() || name.len() > TEXT_BYTES || !names.insert(name) {
-                let name = &name[..name.floor_char_boundary(TEXT_BYTES)];
-                return Err(format!(
-                    "the name of its parameter `{name}` is empty, too long or used twice"
-                ));
-            }
-            let elements = parameter_elements(parameter)?;
-            total = total.saturating_add(elements);
-            if total > self.limits.parameters {
-                let limit = self.limits.parameters;
-                return Err(format!(
-                    "its parameters up to `{name}` {:?} have {total} values, more than the limit \
-                     of {limit}",
-                    parameter.shape
-                ));
-            }
+            refuse_if!(
+                name.is_empty() || name.len() > TEXT_BYTES || !names.insert(name),
+                "the name of its parameter `{}` is empty, too long or used twice",
+                cut(name)
+            );
+            total = total.saturating_add(parameter_elements(parameter)?);
+            let limit = self.limits.parameters;
+            refuse_if!(
+                total > limit,
+                "its parameters up to `{name}` {:?} have {total} values, more than the limit of \
+                 {limit}",
+                parameter.shape
+            );
             let shape = parameter.shape.iter().map(|dim| *dim as usize).collect();
             let (name, init) = (name.to_owned(), parameter.init);
             specs.push(ParameterSpec { name, shape, init, table: false });
@@ -133,41 +131,34 @@ impl Validator<'_> {
         parameters: &[ParameterSpec],
     ) -> Result<Node, String> {
         let raw = &self.network.nodes[index];
-        let mut inputs = Vec::with_capacity(raw.inputs.len());
-        for input in &raw.inputs {
-            let input = *input as usize;
-            if input >= index {
-                let why = format!(
-                    "its input is node {input}, which is not before it: a graph has no cycle or \
-                     forward reference"
-                );
-                return Err(self.at(index, &[], &why));
-            }
-            inputs.push(input);
+        let inputs: Vec<usize> = raw.inputs.iter().map(|input| *input as usize).collect();
+        if let Some(input) = inputs.iter().find(|input| **input >= index) {
+            return Err(format!(
+                "its input is node {input}, which is not before it: a graph has no cycle or \
+                 forward reference"
+            ));
         }
         let typed: Vec<(Type, &TensorShape)> =
             inputs.iter().map(|input| (earlier[*input].ty, &earlier[*input].shape)).collect();
-        let shapes: Vec<&TensorShape> = typed.iter().map(|(_, shape)| *shape).collect();
-        let op =
-            Op::parse(&raw.op, &raw.attributes).map_err(|why| self.at(index, &shapes, &why))?;
+        let op = Op::parse(&raw.op, &raw.attributes)?;
         let (ty, shape) = match &op {
             Op::Input { .. } | Op::Parameter { .. } if !inputs.is_empty() => {
-                Err("it takes no input".to_owned())
+                return Err("it takes no input".to_owned());
             }
-            Op::Input { column } => self.column(*column),
+            Op::Input { column } => self.column(*column)?,
             Op::Parameter { parameter } => match parameters.get(*parameter) {
-                Some(spec) => Ok((Type::Number, TensorShape::fixed(&spec.shape))),
-                None => Err(format!("parameter {parameter} of {} parameters", parameters.len())),
+                Some(spec) => (Type::Number, TensorShape::fixed(&spec.shape)),
+                None => {
+                    return Err(format!(
+                        "parameter {parameter} of {} parameters",
+                        parameters.len()
+                    ));
+                }
             },
-            _ => infer(&op, &typed),
-        }
-        .map_err(|why| self.at(index, &shapes, &why))?;
-        if shape.rank() > MAX_RANK {
-            let why = format!("its result {shape} has a rank above {MAX_RANK}");
-            return Err(self.at(index, &shapes, &why));
-        }
-        let layer = raw.layer[..raw.layer.floor_char_boundary(TEXT_BYTES)].to_owned();
-        Ok(Node { op, inputs, ty, shape, layer })
+            _ => infer(&op, &typed)?,
+        };
+        refuse_if!(shape.rank() > MAX_RANK, "its result {shape} has a rank above {MAX_RANK}");
+        Ok(Node { op, inputs, ty, shape, layer: cut(&raw.layer).to_owned() })
     }
 
     fn column(&self, index: usize) -> Result<(Type, TensorShape), String> {
@@ -184,49 +175,33 @@ impl Validator<'_> {
             matches!(column, Column::HistoryActions) && self.info.actions.is_empty(),
             "it reads history actions, but the schema has no action"
         );
-        Ok(match column {
-            Column::Tae => {
-                (Type::Number, TensorShape::led(Lead::Rows, &[self.info.tae_dim as usize]))
-            }
-            Column::Feature(_) => (Type::Number, TensorShape::led(Lead::Rows, &[1])),
-            Column::Id(_) => (Type::Id, TensorShape::led(Lead::Rows, &[1])),
-            Column::HistoryId(_) => (Type::Id, TensorShape::led(Lead::History, &[1])),
-            Column::HistoryActions => {
-                (Type::Number, TensorShape::led(Lead::History, &[self.info.actions.len()]))
-            }
-            Column::HistoryAge => (Type::Number, TensorShape::led(Lead::History, &[1])),
-        })
+        let (ty, width) = match column {
+            Column::Tae => (Type::Number, self.info.tae_dim as usize),
+            Column::HistoryActions => (Type::Number, self.info.actions.len()),
+            Column::Feature(_) | Column::HistoryAge => (Type::Number, 1),
+            Column::Id(_) | Column::HistoryId(_) => (Type::Id, 1),
+        };
+        let lead = if column.is_history() { Lead::History } else { Lead::Rows };
+        Ok((ty, TensorShape::led(lead, &[width])))
     }
 
-    fn check_size(&self, index: usize, node: &Node, elements: &Elements) -> Result<(), String> {
-        let limits = self.limits;
+    fn check_size(&self, node: &Node, elements: &Elements) -> Result<(), String> {
+        let (limits, shape) = (self.limits, &node.shape);
         let is_parameter = matches!(node.op, Op::Parameter { .. });
-        if let Some(dim) =
-            node.shape.dims.iter().find(|dim| !is_parameter && **dim > limits.dimension)
-        {
-            let why = format!(
-                "its result {} has a dimension of {dim}, more than the limit of {}",
-                node.shape, limits.dimension
-            );
-            return Err(self.at(index, &[], &why));
-        }
-        if elements.led > limits.row_elements || elements.fixed > limits.parameters {
-            let why = format!(
-                "with its result {} the network has {} values a candidate and {} others, more than \
-                 the limits of {} and {}",
-                node.shape, elements.led, elements.fixed, limits.row_elements, limits.parameters
-            );
-            return Err(self.at(index, &[], &why));
-        }
-        Ok(())
-    }
-
-    fn check_cost(&self, cost: &Cost) -> Result<(), String> {
-        let flops = cost.per_candidate(self.description.history_len);
-        let limit = self.limits.flops_per_candidate;
+        let largest = shape.dims.iter().copied().max().filter(|_| !is_parameter).unwrap_or(0);
         refuse_if!(
-            flops > limit,
-            "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
+            largest > limits.dimension,
+            "its result {shape} has a dimension of {largest}, more than the limit of {}",
+            limits.dimension
+        );
+        refuse_if!(
+            elements.led > limits.row_elements || elements.fixed > limits.parameters,
+            "with its result {shape} the network has {} values a candidate and {} others, more \
+             than the limits of {} and {}",
+            elements.led,
+            elements.fixed,
+            limits.row_elements,
+            limits.parameters
         );
         Ok(())
     }
@@ -234,10 +209,9 @@ impl Validator<'_> {
     fn outputs(&self, nodes: &[Node]) -> Result<Vec<usize>, String> {
         let tasks = &self.description.tasks;
         let outputs = &self.network.outputs;
-        if let Some(extra) =
-            outputs.iter().find(|output| tasks.iter().all(|task| task.name != output.task))
-        {
-            let name = &extra.task[..extra.task.floor_char_boundary(TEXT_BYTES)];
+        let is_foreign = |task: &str| tasks.iter().all(|known| known.name != task);
+        if let Some(extra) = outputs.iter().find(|output| is_foreign(&output.task)) {
+            let name = cut(&extra.task);
             return Err(format!(
                 "its network has an output for task `{name}`, which its description lacks"
             ));
@@ -259,26 +233,30 @@ impl Validator<'_> {
             .get(index)
             .ok_or_else(|| format!("the output of {what} is node {index} of {}", nodes.len()))?;
         let expected = TensorShape::led(Lead::Rows, &[1]);
-        if found.shape != expected || found.ty != Type::Number {
-            let why = format!(
-                "it is the output of {what} with shape {}; an output is f32 {expected}",
-                found.shape
-            );
-            return Err(self.at(index, &[], &why));
+        if found.shape == expected && found.ty == Type::Number {
+            return Ok(index);
         }
-        Ok(index)
+        let shape = &found.shape;
+        let why =
+            format!("it is the output of {what} with shape {shape}; an output is f32 {expected}");
+        Err(self.at(index, nodes, &why))
     }
 
-    /// A message about node `index` with these inputs.
-    fn at(&self, index: usize, inputs: &[&TensorShape], why: &str) -> String {
+    /// A message about node `index`, whose inputs are among the checked nodes.
+    fn at(&self, index: usize, nodes: &[Node], why: &str) -> String {
         let node = &self.network.nodes[index];
-        let text =
-            |text: &str| text[..text.floor_char_boundary(TEXT_BYTES)].escape_debug().to_string();
-        let shapes: Vec<String> = inputs.iter().map(|shape| shape.to_string()).collect();
+        let inputs = node.inputs.iter().filter_map(|input| nodes.get(*input as usize));
+        let shapes: Vec<String> = inputs.map(|input| input.shape.to_string()).collect();
         let of =
             if shapes.is_empty() { String::new() } else { format!(" of {}", shapes.join(", ")) };
-        format!("layer `{}`, node {index} `{}`{of}: {why}", text(&node.layer), text(&node.op))
+        let (layer, op) = (cut(&node.layer).escape_debug(), cut(&node.op).escape_debug());
+        format!("layer `{layer}`, node {index} `{op}`{of}: {why}")
     }
+}
+
+/// The beginning of a guest's text.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TEXT_BYTES)]
 }
 
 fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {
@@ -315,35 +293,26 @@ impl Elements {
 }
 
 /// Marks as tables the parameters that only lookups read.
-fn mark_tables(
+fn mark_tables<'a>(
     parameters: &mut [ParameterSpec],
     nodes: &[Node],
-    outputs: &[usize],
-    extra_loss: Option<usize>,
+    outputs: impl Iterator<Item = &'a usize>,
 ) {
-    let mut has_lookup = vec![false; parameters.len()];
-    let mut has_other_reader = vec![false; parameters.len()];
-    let parameter = |node: usize| match nodes[node].op {
-        Op::Parameter { parameter } => Some(parameter),
-        _ => None,
+    let is_lookup = |node: &Node, position: usize| {
+        position == 0 && matches!(node.op, Op::EmbeddingBag | Op::Gather)
     };
-    for node in nodes {
-        for (position, input) in node.inputs.iter().enumerate() {
-            let Some(parameter) = parameter(*input) else {
-                continue;
-            };
-            match node.op {
-                Op::EmbeddingBag | Op::Gather if position == 0 => has_lookup[parameter] = true,
-                _ => has_other_reader[parameter] = true,
-            }
+    let reads = nodes.iter().flat_map(|node| {
+        let inputs = node.inputs.iter().enumerate();
+        inputs.map(move |(position, input)| (*input, is_lookup(node, position)))
+    });
+    let mut has_other_reader = vec![false; parameters.len()];
+    for (node, is_lookup) in reads.chain(outputs.map(|output| (*output, false))) {
+        if let Op::Parameter { parameter } = nodes[node].op {
+            parameters[parameter].table |= is_lookup;
+            has_other_reader[parameter] |= !is_lookup;
         }
     }
-    for node in outputs.iter().copied().chain(extra_loss) {
-        if let Some(parameter) = parameter(node) {
-            has_other_reader[parameter] = true;
-        }
-    }
-    for (index, spec) in parameters.iter_mut().enumerate() {
-        spec.table = has_lookup[index] && !has_other_reader[index];
+    for (spec, has_other_reader) in parameters.iter_mut().zip(has_other_reader) {
+        spec.table &= !has_other_reader;
     }
 }

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use hypercast_fm::example::{Example, Target};
+use hypercast_fm::example::Example;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::loss::TaskTargets;
-use crate::wasm::contract::{ActionBatch, Outcome, TaskLabels, TrainingStep};
+use crate::wasm::contract::{self, ActionBatch, TaskLabels, TrainingStep};
 use crate::{Blueprint, Error};
 
 /// A request of a chunk, with its place in the chunk.
@@ -81,55 +81,32 @@ impl Hooks<'_> {
     }
 
     /// Splits requests into parts of at most `self.rows` rows, or of one request.
-    fn parts<'r, 'a>(&self, requests: &'r [TrainingRequest<'a>]) -> Vec<&'r [TrainingRequest<'a>]> {
-        let mut parts = Vec::new();
-        let (mut start, mut rows) = (0, 0);
-        for (end, request) in requests.iter().enumerate() {
-            let more = request.example.targets.len();
-            if rows + more > self.rows && end > start {
-                parts.push(&requests[start..end]);
-                (start, rows) = (end, 0);
-            }
-            rows += more;
-        }
-        if start < requests.len() {
-            parts.push(&requests[start..]);
-        }
-        parts
+    fn parts<'r, 'a>(
+        &self,
+        requests: &'r [TrainingRequest<'a>],
+    ) -> impl Iterator<Item = &'r [TrainingRequest<'a>]> + use<'r, 'a> {
+        let (most, mut rows) = (self.rows, 0);
+        requests.chunk_by(move |last, next| {
+            rows += last.example.targets.len();
+            let fits = rows + next.example.targets.len() <= most;
+            rows = if fits { rows } else { 0 };
+            fits
+        })
     }
 
     fn actions(&self, requests: &[TrainingRequest]) -> ActionBatch {
-        let targets = || {
-            requests
-                .iter()
-                .flat_map(|request| request.example.targets.iter().map(move |t| (request, t)))
-        };
-        let value = |index: usize| {
-            move |(_, target): (&TrainingRequest, &Target)| target.outcome.values[index]
-        };
-        let outcome = |(index, name): (usize, &String)| Outcome {
-            name: name.clone(),
-            values: targets().map(value(index)).collect(),
-        };
-        ActionBatch {
-            surface: targets().map(|(request, _)| request.example.surface.into()).collect(),
-            actions: targets().map(|(_, target)| target.outcome.actions).collect(),
-            known: targets().map(|(_, target)| target.outcome.known).collect(),
-            values: self.blueprint.info.values.iter().enumerate().map(outcome).collect(),
-        }
+        let examples = requests.iter().map(|request| request.example);
+        contract::action_batch(examples, &self.blueprint.info)
     }
 }
 
 impl TaskTargets {
     fn append(&mut self, labels: TaskLabels) {
-        let rows = labels.labels.len();
         self.labels.extend(labels.labels);
         self.mask.extend(labels.mask.iter().map(|mask| *mask != 0));
-        if labels.weights.is_empty() {
-            self.weights.extend(std::iter::repeat_n(1.0, rows));
-        } else {
-            self.weights.extend(labels.weights);
-        }
+        // Without weights, each is 1.
+        self.weights.extend(labels.weights);
+        self.weights.resize(self.labels.len(), 1.0);
     }
 
     /// The rows of some requests of the chunk.
@@ -151,9 +128,11 @@ const MAX_FAULTS_IN_A_ROW: u32 = 3;
 /// rate.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    faults: u64,
+    /// The number of failed calls.
+    pub(super) faults: u64,
     in_a_row: u32,
-    last: Option<String>,
+    /// The last fault as text.
+    pub(super) last: Option<String>,
 }
 
 impl Schedule {
@@ -183,15 +162,5 @@ impl Schedule {
                 1.0
             }
         }
-    }
-
-    /// The number of failed calls.
-    pub(super) fn faults(&self) -> u64 {
-        self.faults
-    }
-
-    /// The last fault as text.
-    pub(super) fn last_fault(&self) -> Option<&str> {
-        self.last.as_deref()
     }
 }

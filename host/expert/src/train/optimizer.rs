@@ -135,27 +135,11 @@ impl ExpertOptimizer {
         let clip = if norm > self.config.clip_norm { self.config.clip_norm / norm } else { 1.0 };
         self.steps += 1;
         let factor = factor * self.schedule(self.steps);
-        let (config, steps) = (&self.config, self.steps);
+        let scale = StepScale { config: &self.config, factor, clip, steps: self.steps };
         for (index, state) in self.state.iter_mut().enumerate() {
-            let Some(gradient) = &gradients.values[index] else {
-                continue;
-            };
-            let values = parameters.values_mut(index);
-            match state {
-                ParameterState::Adam { mean, square, decays } => {
-                    let rate = factor * config.learning_rate;
-                    let decay = if *decays { 1.0 - rate * config.weight_decay } else { 1.0 };
-                    let adam = Adam { rate, decay, clip, steps };
-                    adam.step(values, gradient, mean, square);
-                }
-                ParameterState::RowAdagrad { sums, width } => {
-                    let rows = gradients.rows[index]
-                        .as_ref()
-                        .expect("a table's gradient comes with its rows");
-                    let rate = factor * config.table_learning_rate;
-                    let step = RowStep { rows, sums, width: *width, rate, clip };
-                    row_adagrad(values, gradient, step);
-                }
+            if let Some(gradient) = &gradients.values[index] {
+                let rows = gradients.rows[index].as_ref();
+                state.step(parameters.values_mut(index), gradient, rows, &scale);
             }
         }
         true
@@ -175,50 +159,60 @@ impl ExpertOptimizer {
     }
 }
 
-struct Adam {
-    rate: f32,
-    decay: f32,
+/// What a step has in common for all parameters.
+struct StepScale<'a> {
+    config: &'a OptimizerConfig,
+    /// Of the peak learning rates.
+    factor: f32,
+    /// The factor of all gradients.
     clip: f32,
     steps: u64,
 }
 
-impl Adam {
-    fn step(&self, values: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32]) {
-        // After 100,000 steps the corrections are exactly 1 in f32.
-        let steps = self.steps.min(100_000) as i32;
-        let (correct1, correct2) = (1.0 - BETA1.powi(steps), 1.0 - BETA2.powi(steps));
-        let rate = self.rate / correct1;
-        for (((value, gradient), mean), square) in
-            values.iter_mut().zip(gradient).zip(mean).zip(square)
-        {
-            let gradient = gradient * self.clip;
-            *mean += (1.0 - BETA1) * (gradient - *mean);
-            *square += (1.0 - BETA2) * (gradient * gradient - *square);
-            *value = *value * self.decay - rate * *mean / ((*square / correct2).sqrt() + EPSILON);
-        }
-    }
-}
-
-struct RowStep<'a> {
-    rows: &'a [u32],
-    sums: &'a mut [f32],
-    width: usize,
-    rate: f32,
-    clip: f32,
-}
-
-fn row_adagrad(values: &mut [f32], gradient: &[f32], step: RowStep) {
-    for (row, gradient) in step.rows.iter().zip(gradient.chunks_exact(step.width)) {
-        let row = *row as usize;
-        let square: f32 =
-            gradient.iter().map(|g| (g * step.clip).powi(2)).sum::<f32>() / step.width as f32;
-        step.sums[row] += square;
-        if square == 0.0 {
-            continue;
-        }
-        let rate = step.rate * step.clip / (step.sums[row].sqrt() + EPSILON);
-        for (value, gradient) in values[row * step.width..].iter_mut().zip(gradient) {
-            *value -= rate * gradient;
+impl ParameterState {
+    fn step(
+        &mut self,
+        values: &mut [f32],
+        gradient: &[f32],
+        rows: Option<&Vec<u32>>,
+        scale: &StepScale,
+    ) {
+        let StepScale { config, factor, clip, steps } = *scale;
+        match self {
+            ParameterState::Adam { mean, square, decays } => {
+                let rate = factor * config.learning_rate;
+                let decay = if *decays { 1.0 - rate * config.weight_decay } else { 1.0 };
+                // After 100,000 steps the corrections are exactly 1 in f32.
+                let steps = steps.min(100_000) as i32;
+                let (correct1, correct2) = (1.0 - BETA1.powi(steps), 1.0 - BETA2.powi(steps));
+                let rate = rate / correct1;
+                for (((value, gradient), mean), square) in
+                    values.iter_mut().zip(gradient).zip(mean).zip(square)
+                {
+                    let gradient = gradient * clip;
+                    *mean += (1.0 - BETA1) * (gradient - *mean);
+                    *square += (1.0 - BETA2) * (gradient * gradient - *square);
+                    *value =
+                        *value * decay - rate * *mean / ((*square / correct2).sqrt() + EPSILON);
+                }
+            }
+            ParameterState::RowAdagrad { sums, width } => {
+                let rate = factor * config.table_learning_rate;
+                let rows = rows.expect("a table's gradient comes with its rows");
+                for (row, gradient) in rows.iter().zip(gradient.chunks_exact(*width)) {
+                    let row = *row as usize;
+                    let squares = gradient.iter().map(|g| (g * clip).powi(2));
+                    let square = squares.sum::<f32>() / *width as f32;
+                    sums[row] += square;
+                    if square == 0.0 {
+                        continue;
+                    }
+                    let rate = rate * clip / (sums[row].sqrt() + EPSILON);
+                    for (value, gradient) in values[row * *width..].iter_mut().zip(gradient) {
+                        *value -= rate * gradient;
+                    }
+                }
+            }
         }
     }
 }
@@ -229,11 +223,13 @@ fn row_adagrad(values: &mut [f32], gradient: &[f32], step: RowStep) {
 /// step; their average does not. Table rows change too rarely for an average: they are copied.
 #[derive(Debug, Clone)]
 pub struct MovingAverage {
-    parameters: Parameters,
+    /// The averaged parameters so far.
+    pub(super) parameters: Parameters,
     /// For each parameter, the width of a table's rows; none for a dense one.
     row_widths: Vec<Option<usize>>,
     decay: f32,
-    steps: u64,
+    /// The number of steps averaged.
+    pub(super) steps: u64,
 }
 
 impl MovingAverage {
@@ -247,21 +243,6 @@ impl MovingAverage {
             decay,
             steps: 0,
         }
-    }
-
-    /// Continues from an average `parameters` of `steps` steps.
-    pub(super) fn resumed(self, parameters: Parameters, steps: u64) -> MovingAverage {
-        MovingAverage { parameters, steps, ..self }
-    }
-
-    /// The number of steps averaged.
-    pub(super) fn steps(&self) -> u64 {
-        self.steps
-    }
-
-    /// The averaged parameters so far.
-    pub fn parameters(&self) -> &Parameters {
-        &self.parameters
     }
 
     /// Adds the parameters `now` after a step with `gradients`.
@@ -286,10 +267,5 @@ impl MovingAverage {
         }
         self.parameters.provenance.trained_rows = now.provenance.trained_rows;
         self.parameters.provenance.trained_until_ms = now.provenance.trained_until_ms;
-    }
-
-    /// Returns the averaged parameters without a copy.
-    pub fn into_parameters(self) -> Parameters {
-        self.parameters
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::MovingAverage;
 use super::{ExpertOptimizer, ExpertTrainer, TrainerConfig};
 use crate::graph::ExpertGraph;
 use crate::params::{Parameters, Provenance, hash_text};
@@ -46,17 +45,6 @@ impl SavedTrainer {
         self.parameters(graph, values)
     }
 
-    /// The parameters without averaging.
-    fn learning(&self, graph: &ExpertGraph) -> Result<Parameters, &'static str> {
-        self.parameters(graph, &self.values)
-    }
-
-    /// The averaged parameters, and the number of steps averaged.
-    fn averaged(&self, graph: &ExpertGraph) -> Result<Option<(Parameters, u64)>, &'static str> {
-        let averaged = self.average.as_ref();
-        averaged.map(|(values, steps)| Ok((self.parameters(graph, values)?, *steps))).transpose()
-    }
-
     fn parameters(
         &self,
         graph: &ExpertGraph,
@@ -78,7 +66,7 @@ impl ExpertTrainer {
         SavedTrainer {
             values: self.parameters.to_values(),
             provenance: self.parameters.provenance.clone(),
-            average: average.map(|average| (average.parameters().to_values(), average.steps())),
+            average: average.map(|average| (average.parameters.to_values(), average.steps)),
             optimizer: self.optimizer.clone(),
             chunks: self.chunks,
         }
@@ -95,7 +83,8 @@ impl ExpertTrainer {
         config: TrainerConfig,
         device: Device,
     ) -> Result<ExpertTrainer, Error> {
-        let parameters = saved.learning(&blueprint.graph).map_err(misfit(&blueprint))?;
+        let graph = &blueprint.graph;
+        let parameters = saved.parameters(graph, &saved.values).map_err(misfit(&blueprint))?;
         if saved.average.is_some() != (config.average_decay > 0.0) {
             let other = "a configuration with or without averaging (expert_training.average_decay)";
             return Err(misfit(&blueprint)(other));
@@ -113,15 +102,15 @@ impl ExpertTrainer {
     /// The state is of another network.
     pub fn go_back(&mut self, saved: &SavedTrainer) -> Result<(), Error> {
         let (graph, misfit) = (&self.blueprint.graph, misfit(&self.blueprint));
-        let parameters = saved.learning(graph).map_err(&misfit)?;
-        let average = saved.averaged(graph).map_err(&misfit)?;
+        let parameters = saved.parameters(graph, &saved.values).map_err(&misfit)?;
+        let predicting = saved.predicting(graph).map_err(&misfit)?;
         self.parameters = parameters;
         self.optimizer = saved.optimizer.clone();
-        self.average = self
-            .average
-            .take()
-            .zip(average)
-            .map(|(own, (parameters, steps))| MovingAverage::resumed(own, parameters, steps));
+        let average = self.average.take().zip(saved.average.as_ref());
+        self.average = average.map(|(mut own, (_, steps))| {
+            (own.parameters, own.steps) = (predicting, *steps);
+            own
+        });
         Ok(())
     }
 }

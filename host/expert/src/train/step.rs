@@ -77,18 +77,12 @@ pub fn compute(graph: Arc<ExpertGraph>, device: Device) -> Result<Box<dyn Comput
 }
 
 /// A training backend `A`, and its inner backend for forward passes.
-pub(crate) struct OnBackend<A: AutodiffBackend + HstuBackend>
-where
-    A::InnerBackend: HstuBackend,
-{
+pub(crate) struct OnBackend<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> {
     training: Executor<A>,
     inference: Executor<A::InnerBackend>,
 }
 
-impl<A: AutodiffBackend + HstuBackend> OnBackend<A>
-where
-    A::InnerBackend: HstuBackend,
-{
+impl<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> OnBackend<A> {
     pub(crate) fn new(graph: Arc<ExpertGraph>, device: A::Device) -> Self {
         OnBackend {
             training: Executor::new(graph.clone(), device.clone()),
@@ -97,13 +91,10 @@ where
     }
 }
 
-impl<A: AutodiffBackend + HstuBackend> Compute for OnBackend<A>
-where
-    A::InnerBackend: HstuBackend,
-{
+impl<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> Compute for OnBackend<A> {
     fn forward(&self, parameters: &Parameters, batch: &ExpertBatch) -> Vec<f32> {
         let lookups = self.inference.lookups(batch);
-        let leaves = self.inference.leaves(parameters, &lookups);
+        let leaves = self.inference.leaves(parameters, &lookups, &[]);
         download::<A::InnerBackend>(self.inference.run(&leaves, &lookups, batch, None).tasks)
     }
 
@@ -115,7 +106,7 @@ where
         loss: LossFn,
     ) -> Gradients {
         let lookups = self.training.lookups(batch);
-        let leaves = self.training.leaves(parameters, &lookups);
+        let leaves = self.training.leaves(parameters, &lookups, &[]);
         let leaves: Vec<FloatTensor<A>> =
             leaves.into_iter().map(|leaf| A::float_set_require_grad(leaf, true)).collect();
         let outputs = self.training.run(&leaves, &lookups, batch, Some(rng));
@@ -133,9 +124,8 @@ fn weighted_sum<A: AutodiffBackend + HstuBackend>(
     outputs: GraphOutputs<A>,
     seed: OutputGradients,
 ) -> FloatTensor<A> {
-    let dims = |tensor: &FloatTensor<A>| tensor.shape().as_slice().to_vec();
     let weighted = |tensor: FloatTensor<A>, weights: Vec<f32>| {
-        let weights = executor.upload(weights, &dims(&tensor));
+        let weights = executor.upload(weights, tensor.shape().as_slice());
         A::float_sum(A::float_mul(tensor, weights))
     };
     let total = weighted(outputs.tasks, seed.tasks);

@@ -190,11 +190,11 @@ fn an_average_follows_dense_parameters_slowly_and_copies_table_rows() {
         average.update(&now, &gradients);
         // A tenth of the old is kept at first, a half once the warm-up allows.
         left *= (f32::from(1 + step) / f32::from(10 + step)).min(0.5);
-        let own = average.parameters().values(1)[0];
+        let own = average.parameters.values(1)[0];
         assert!((now.values(1)[0] - left - own).abs() < 1e-5, "step {step}");
     }
     for row in 0..10 {
-        let as_it_is = average.parameters().values(0)[2 * row] == now.values(0)[2 * row];
+        let as_it_is = average.parameters.values(0)[2 * row] == now.values(0)[2 * row];
         assert_eq!(as_it_is, row == 3, "row {row}");
     }
 }

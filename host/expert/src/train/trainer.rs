@@ -16,7 +16,7 @@ use crate::batch::{ExpertBatch, Tae};
 use crate::normalise::Normaliser;
 use crate::params::Parameters;
 use crate::wasm::contract::{TaskKind, TrainingStep};
-use crate::{Blueprint, Device, Error};
+use crate::{Blueprint, Device, Error, ExpertPredictions};
 
 /// How an expert is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,14 +110,6 @@ pub struct ExpertTrainer {
     rng: SmallRng,
 }
 
-/// The labels of a chunk, for each task.
-struct ChunkLabels {
-    /// With all rows, for metrics.
-    all: Vec<TaskTargets>,
-    /// With the rows to learn from; the others are masked.
-    kept: Vec<TaskTargets>,
-}
-
 impl ExpertTrainer {
     /// Trains `parameters` of the blueprint's network.
     pub fn new(
@@ -148,22 +140,22 @@ impl ExpertTrainer {
 
     /// The number of failed calls of the plugin's `schedule`.
     pub fn schedule_faults(&self) -> u64 {
-        self.schedule.faults()
+        self.schedule.faults
     }
 
     /// The last fault of the plugin's `schedule`.
     pub fn last_schedule_fault(&self) -> Option<&str> {
-        self.schedule.last_fault()
+        self.schedule.last.as_deref()
     }
 
     /// The parameters so far, averaged if the configuration says so.
     pub fn parameters(&self) -> &Parameters {
-        self.average.as_ref().map_or(&self.parameters, MovingAverage::parameters)
+        self.average.as_ref().map_or(&self.parameters, |average| &average.parameters)
     }
 
     /// Returns the parameters without a copy.
     pub fn into_parameters(self) -> Parameters {
-        self.average.map_or(self.parameters, MovingAverage::into_parameters)
+        self.average.map_or(self.parameters, |average| average.parameters)
     }
 
     /// Turns shuffling and progressive predictions on or off for the next pass.
@@ -197,7 +189,6 @@ impl ExpertTrainer {
         );
         self.chunks += 1;
         let kept = hooks.sample(&mut requests, &all, &mut self.rng)?;
-        let labels = ChunkLabels { all, kept };
         if !self.config.progressive {
             requests.retain(|request| request.kept);
         }
@@ -207,7 +198,7 @@ impl ExpertTrainer {
         let mut rest = requests.as_slice();
         while !rest.is_empty() {
             let (batch, after) = rest.split_at(self.batch_len(rest));
-            self.step(batch, &labels, &mut report);
+            self.step(batch, &all, &kept, &mut report);
             rest = after;
         }
         Ok(())
@@ -255,7 +246,9 @@ impl ExpertTrainer {
 
     fn forward(&self, parameters: &Parameters, requests: &[TrainingRequest]) -> Vec<Vec<f32>> {
         let batch = self.batch(requests, &parameters.provenance.normaliser);
-        self.blueprint.predictions(&self.compute.forward(parameters, &batch))
+        let outputs = self.compute.forward(parameters, &batch);
+        let predictions = ExpertPredictions::new(&self.blueprint.description.tasks, &outputs);
+        predictions.tasks.into_iter().map(|prediction| prediction.values).collect()
     }
 
     fn requests<'a>(&self, chunk: Chunk<'a>) -> Result<Vec<TrainingRequest<'a>>, Error> {
@@ -278,12 +271,8 @@ impl ExpertTrainer {
                 kept: true,
             }
         };
-        Ok(chunk
-            .examples
-            .iter()
-            .map(request)
-            .filter(|request| !request.example.targets.is_empty())
-            .collect())
+        let requests = chunk.examples.iter().map(request);
+        Ok(requests.filter(|request| !request.example.targets.is_empty()).collect())
     }
 
     fn uses_tae(&self) -> bool {
@@ -297,16 +286,17 @@ impl ExpertTrainer {
         self.blueprint.columns.batch(&examples, tae, normaliser)
     }
 
-    /// Predicts the requests if training is progressive, and learns from those that are kept.
+    /// Predicts the requests if training is progressive, and learns from those that are kept. The
+    /// chunk's labels are `all` for metrics; in `kept`, rows not to learn from are masked.
     fn step(
         &mut self,
         requests: &[TrainingRequest],
-        labels: &ChunkLabels,
+        all: &[TaskTargets],
+        kept: &[TaskTargets],
         report: &mut impl FnMut(&BatchReport),
     ) {
         let examples = examples(requests);
-        let targets: Vec<TaskTargets> =
-            labels.all.iter().map(|labels| labels.gather(requests)).collect();
+        let targets = gathered(all, requests);
         let (mut predictions, mut serving) = (Vec::new(), Vec::new());
         if self.config.progressive {
             predictions = self.forward(self.parameters(), requests);
@@ -317,12 +307,12 @@ impl ExpertTrainer {
                 serving = self.forward(&own.parameters, requests);
             }
         }
-        let kept: Vec<TrainingRequest> =
+        let learned: Vec<TrainingRequest> =
             requests.iter().filter(|request| request.kept).copied().collect();
-        let (losses, stepped) = if kept.is_empty() {
+        let (losses, stepped) = if learned.is_empty() {
             (vec![0.0; targets.len()], false)
         } else {
-            self.learn(&kept, &labels.kept)
+            self.learn(&learned, kept)
         };
         report(&BatchReport {
             examples: &examples,
@@ -336,8 +326,7 @@ impl ExpertTrainer {
 
     /// Each task's loss, and whether the step was taken.
     fn learn(&mut self, requests: &[TrainingRequest], labels: &[TaskTargets]) -> (Vec<f64>, bool) {
-        let targets: Vec<TaskTargets> =
-            labels.iter().map(|labels| labels.gather(requests)).collect();
+        let targets = gathered(labels, requests);
         let batch = self.batch(requests, &self.parameters.provenance.normaliser);
         let kinds: Vec<TaskKind> =
             self.blueprint.description.tasks.iter().map(|task| task.kind).collect();
@@ -366,6 +355,10 @@ impl ExpertTrainer {
         }
         (losses, stepped)
     }
+}
+
+fn gathered(labels: &[TaskTargets], requests: &[TrainingRequest]) -> Vec<TaskTargets> {
+    labels.iter().map(|labels| labels.gather(requests)).collect()
 }
 
 fn examples<'a>(requests: &[TrainingRequest<'a>]) -> Vec<&'a Example> {

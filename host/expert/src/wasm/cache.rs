@@ -82,64 +82,61 @@ impl Cache {
 
     fn load(&self, engine: &wasmtime::Engine, name: &str) -> Option<Component> {
         let path = self.path(name);
-        let mut file = match OpenOptions::new().read(true).custom_flags(NO_FOLLOW).open(&path) {
-            Ok(file) => file,
+        let file = match OpenOptions::new().read(true).custom_flags(NO_FOLLOW).open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => return self.reject(&path, &error.to_string()),
+            file => file,
         };
+        let read = file.map_err(wasmtime::Error::from);
+        match read.and_then(|file| self.read(engine, name, file)) {
+            Ok(component) => Some(component),
+            Err(why) => {
+                let file = path.display();
+                tracing::warn!(%file, %why, "a cached plugin is invalid and is compiled again");
+                // If it cannot be removed, the new file replaces it.
+                let _ = fs::remove_file(&path);
+                None
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        engine: &wasmtime::Engine,
+        name: &str,
+        mut file: File,
+    ) -> wasmtime::Result<Component> {
         let mut content = Vec::new();
         // A valid file is not larger than the whole cache.
-        let max_bytes = self.config.bytes.saturating_add(64);
-        if let Err(error) = (&mut file).take(max_bytes).read_to_end(&mut content) {
-            return self.reject(&path, &error.to_string());
-        }
-        let Some((tag, code)) =
-            content.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(TAG))
-        else {
-            return self.reject(&path, "it is no compiled plugin");
-        };
-        if hmac::verify(&self.key, &signed(name, code), tag).is_err() {
-            return self.reject(&path, "it is damaged, or belongs to another folder");
-        }
+        (&mut file).take(self.config.bytes.saturating_add(64)).read_to_end(&mut content)?;
+        let rest = content.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(TAG));
+        let (tag, code) = rest.ok_or_else(|| io::Error::other("it is no compiled plugin"))?;
+        hmac::verify(&self.key, &signed(name, code), tag)
+            .map_err(|_| io::Error::other("it is damaged, or belongs to another folder"))?;
         // SAFETY: `code` is the output of `Component::serialize`. The HMAC shows that its writer
         // knew the folder's key. The key is random, only the daemon's user can read it (checked
         // when the folder was opened), and only `save` uses it, on the output of `serialize`.
         // `code` is a copy in memory, so it cannot change after the check. The name contains hashes
         // of the component, wasmtime's version and the engine's settings with the CPU's features;
         // wasmtime checks the latter two again.
-        match unsafe { Component::deserialize(engine, code) } {
-            Ok(component) => {
-                // The time of last use. If it cannot be set, the file is deleted earlier.
-                let _ = file.set_modified(SystemTime::now());
-                Some(component)
-            }
-            Err(error) => self.reject(&path, &error.to_string()),
-        }
-    }
-
-    fn reject(&self, path: &Path, why: &str) -> Option<Component> {
-        let file = path.display();
-        tracing::warn!(%file, why, "a cached plugin is invalid and is compiled again");
-        // If it cannot be removed, the new file replaces it.
-        let _ = fs::remove_file(path);
-        None
+        let component = unsafe { Component::deserialize(engine, code) }?;
+        // The time of last use. If it cannot be set, the file is deleted earlier.
+        let _ = file.set_modified(SystemTime::now());
+        Ok(component)
     }
 
     fn save(&self, name: &str, code: &[u8]) -> io::Result<()> {
-        let folder = &self.config.folder;
         let size = (MAGIC.len() + TAG + code.len()) as u64;
-        if size > self.config.bytes {
-            return Err(io::Error::other(format!(
-                "it has {size} bytes, more than the cache's limit of {}",
-                self.config.bytes
-            )));
-        }
-        self.make_room(self.config.bytes - size)?;
-        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
+        let limit = self.config.bytes;
+        let room = limit.checked_sub(size).ok_or_else(|| {
+            let why = format!("it has {size} bytes, more than the cache's limit of {limit}");
+            io::Error::other(why)
+        })?;
+        self.make_room(room)?;
+        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.config.folder)?;
         let tag = hmac::sign(&self.key, &signed(name, code));
-        file.write_all(MAGIC)?;
-        file.write_all(tag.as_ref())?;
-        file.write_all(code)?;
+        [MAGIC.as_slice(), tag.as_ref(), code]
+            .into_iter()
+            .try_for_each(|part| file.write_all(part))?;
         file.persist(self.path(name)).map(drop).map_err(|error| error.error)
     }
 
@@ -186,10 +183,9 @@ const NO_FOLLOW: i32 = 0;
 fn name(engine: &wasmtime::Engine, bytes: &[u8]) -> String {
     let mut settings = Sha256(digest::Context::new(&digest::SHA256));
     engine.precompile_compatibility_hash().hash(&mut settings);
-    let mut whole = digest::Context::new(&digest::SHA256);
-    whole.update(settings.0.finish().as_ref());
-    whole.update(digest::digest(&digest::SHA256, bytes).as_ref());
-    hex(whole.finish().as_ref())
+    let (settings, bytes) = (settings.0.finish(), digest::digest(&digest::SHA256, bytes));
+    let whole = [settings.as_ref(), bytes.as_ref()].concat();
+    hex(digest::digest(&digest::SHA256, &whole).as_ref())
 }
 
 /// SHA-256 as a [`Hasher`], for its full 256 bits.

@@ -26,11 +26,8 @@ pub(super) fn quote(text: &str) -> String {
 
 /// Checks a component's size in bytes.
 pub(super) fn size(name: &str, size: u64, limit: usize) -> Result<(), Error> {
-    if size > limit as u64 {
-        let why = format!("the file has {size} bytes, more than the limit of {limit}");
-        return Err(Error::refused(name, why));
-    }
-    Ok(())
+    let why = || format!("the file has {size} bytes, more than the limit of {limit}");
+    if size > limit as u64 { Err(Error::refused(name, why())) } else { Ok(()) }
 }
 
 /// Checks that the file is a component.
@@ -51,7 +48,7 @@ pub(super) fn imports(name: &str, engine: &Engine, component: &Component) -> Res
     let ty = component.component_type();
     let mut foreign = Vec::new();
     let mut version = None;
-    for (import, _) in ty.imports(engine.wasmtime()) {
+    for (import, _) in ty.imports(&engine.inner.engine) {
         match import.strip_prefix(contract::TYPES_IMPORT) {
             Some(found) => version = Some(found.to_owned()),
             None if import == "log" => {}
@@ -127,12 +124,11 @@ fn tasks(tasks: &[Task]) -> Result<(), String> {
         tasks.len()
     );
     let mut names = HashSet::new();
-    match tasks.iter().find(|task| task.name.is_empty() || !names.insert(task.name.as_str())) {
-        Some(task) => {
-            Err(format!("its task `{}` is nameless or declared twice", quote(&task.name)))
-        }
-        None => Ok(()),
+    for Task { name, .. } in tasks {
+        let is_new = !name.is_empty() && names.insert(name);
+        refuse_if!(!is_new, "its task `{}` is nameless or declared twice", quote(name));
     }
+    Ok(())
 }
 
 pub(super) fn ranked(ranked: &[Ranked], candidates: usize, limit: usize) -> Result<(), String> {
@@ -145,13 +141,8 @@ pub(super) fn ranked(ranked: &[Ranked], candidates: usize, limit: usize) -> Resu
     let mut seen = vec![false; candidates];
     for entry in ranked {
         let index = entry.candidate as usize;
-        match seen.get_mut(index) {
-            None => {
-                return Err(format!("candidate index {index} of {candidates} candidates"));
-            }
-            Some(true) => return Err(format!("candidate index {index} twice")),
-            Some(seen) => *seen = true,
-        }
+        refuse_if!(index >= candidates, "candidate index {index} of {candidates} candidates");
+        refuse_if!(std::mem::replace(&mut seen[index], true), "candidate index {index} twice");
         refuse_if!(!entry.score.is_finite(), "score {} for candidate index {index}", entry.score);
     }
     Ok(())
@@ -166,27 +157,19 @@ pub(super) fn labels(
     let mut ordered = Vec::with_capacity(tasks.len());
     for task in tasks {
         let name = &task.name;
-        let Some(at) = labels.iter().position(|entry| entry.task == *name) else {
-            return Err(format!("no labels for task `{name}`"));
-        };
-        let entry = labels.swap_remove(at);
-        if entry.labels.len() != rows
-            || entry.mask.len() != rows
-            || ![0, rows].contains(&entry.weights.len())
-        {
-            let (l, m, w) = (entry.labels.len(), entry.mask.len(), entry.weights.len());
-            return Err(format!(
-                "task `{name}`: {l} labels, {m} masks and {w} weights for {rows} examples"
-            ));
-        }
+        let at = labels.iter().position(|entry| entry.task == *name);
+        let entry = labels.swap_remove(at.ok_or_else(|| format!("no labels for task `{name}`"))?);
+        let (l, m, w) = (entry.labels.len(), entry.mask.len(), entry.weights.len());
+        refuse_if!(
+            l != rows || m != rows || ![0, rows].contains(&w),
+            "task `{name}`: {l} labels, {m} masks and {w} weights for {rows} examples"
+        );
         for row in (0..rows).filter(|row| entry.mask[*row] != 0) {
-            let weight = entry.weights.get(row).copied().unwrap_or(1.0);
-            if !entry.labels[row].is_finite() || !weight.is_finite() || weight < 0.0 {
-                let label = entry.labels[row];
-                return Err(format!(
-                    "task `{name}`, example {row}: label {label} with weight {weight}"
-                ));
-            }
+            let (label, weight) = (entry.labels[row], entry.weights.get(row).unwrap_or(&1.0));
+            refuse_if!(
+                !label.is_finite() || !weight.is_finite() || *weight < 0.0,
+                "task `{name}`, example {row}: label {label} with weight {weight}"
+            );
         }
         ordered.push(entry);
     }
@@ -211,11 +194,11 @@ pub(super) fn sample(keep: Vec<f32>, rows: usize) -> Result<Vec<f32>, String> {
 }
 
 pub(super) fn factor(factor: f32) -> Result<f32, String> {
-    if (0.0..=FACTOR).contains(&factor) {
-        Ok(factor)
-    } else {
-        Err(format!("learning-rate factor {factor} outside 0..={FACTOR}"))
-    }
+    refuse_if!(
+        !(0.0..=FACTOR).contains(&factor),
+        "learning-rate factor {factor} outside 0..={FACTOR}"
+    );
+    Ok(factor)
 }
 
 /// The verdict with its reason made fit for a message.

@@ -1,9 +1,10 @@
 //! The host's bindings of `sdk/wit/expert.wit`, generated from that file, which documents them.
 //!
-//! Added are the contract's version and the host's schema as plugins see it.
+//! Added are the contract's version, and the host's schema and examples as plugins see them.
 #![allow(missing_docs, reason = "generated from expert.wit, which documents it")]
 
 use hypercast_data::schema::{FeatureKind, Schema, TaskKind as SchemaTaskKind};
+use hypercast_fm::example::Example;
 
 use super::check::quote;
 
@@ -29,6 +30,11 @@ pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
         label: task.label.clone(),
         surfaces: task.surfaces.clone(),
     });
+    // The history's ids: the item, the surface, and the items' categorical features.
+    let built_in = ["item_id", "surface"];
+    let features = schema.item_features.iter();
+    let categorical = features.filter(|feature| feature.kind == FeatureKind::Categorical);
+    let categorical = categorical.map(|feature| feature.name.as_str());
     HostInfo {
         tae_dim: tae_dim as u32,
         surfaces: schema.surfaces.clone(),
@@ -37,17 +43,40 @@ pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
         tasks: tasks.collect(),
         features: schema.feature_columns(),
         ids: schema.id_columns(),
-        history_ids: history_id_columns(schema),
+        history_ids: built_in.into_iter().chain(categorical).map(String::from).collect(),
     }
 }
 
-/// The names of the history's id columns: the item, the surface, and the items' categorical
-/// features in the schema's order.
-pub fn history_id_columns(schema: &Schema) -> Vec<String> {
-    let categorical =
-        schema.item_features.iter().filter(|feature| feature.kind == FeatureKind::Categorical);
-    let built_in = ["item_id", "surface"].map(String::from);
-    built_in.into_iter().chain(categorical.map(|feature| feature.name.clone())).collect()
+/// The request of a `rank` call for all targets of an example.
+pub fn rank_request(example: &Example, info: &HostInfo, limit: usize) -> RankRequest {
+    RankRequest {
+        surface: info.surfaces.get(usize::from(example.surface)).cloned().unwrap_or_default(),
+        user: example.user.id,
+        time_ms: example.time_ms,
+        candidates: example.targets.iter().map(|target| target.item.id).collect(),
+        limit: limit.min(example.targets.len()) as u32,
+    }
+}
+
+/// What the training hooks receive for all targets of some examples.
+pub fn action_batch<'a>(
+    examples: impl Iterator<Item = &'a Example> + Clone,
+    info: &HostInfo,
+) -> ActionBatch {
+    let targets = || {
+        let of = |example: &'a Example| example.targets.iter().map(move |t| (example, t));
+        examples.clone().flat_map(of)
+    };
+    let values = |(index, name): (usize, &String)| Outcome {
+        name: name.clone(),
+        values: targets().map(|(_, target)| target.outcome.values[index]).collect(),
+    };
+    ActionBatch {
+        surface: targets().map(|(example, _)| example.surface.into()).collect(),
+        actions: targets().map(|(_, target)| target.outcome.actions).collect(),
+        known: targets().map(|(_, target)| target.outcome.known).collect(),
+        values: info.values.iter().enumerate().map(values).collect(),
+    }
 }
 
 impl Column {

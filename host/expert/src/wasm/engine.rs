@@ -2,7 +2,7 @@
 //! epoch, which ends calls at their deadlines.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use wasmtime::component::{Component, HasSelf, Linker};
@@ -15,7 +15,7 @@ use super::cache::{Cache, CacheConfig};
 use super::contract::{self, Level};
 use super::usage::{GuestLog, LogDecision, Usage};
 use crate::Error;
-use crate::cpu_budget::{CpuBudget, LongCallRule};
+use crate::cpu_budget::CpuBudget;
 
 /// The length of an epoch.
 pub(super) const TICK: Duration = Duration::from_millis(1);
@@ -53,16 +53,17 @@ impl Default for EngineConfig {
 /// Compiles components and holds the pool. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-    inner: Arc<EngineInner>,
+    pub(super) inner: Arc<EngineInner>,
 }
 
-struct EngineInner {
-    engine: wasmtime::Engine,
-    linker: Linker<HostState>,
-    config: EngineConfig,
+pub(super) struct EngineInner {
+    pub(super) engine: wasmtime::Engine,
+    pub(super) linker: Linker<HostState>,
+    /// The sizes of its pool.
+    pub(super) config: EngineConfig,
     cache: Option<Cache>,
-    stop: Arc<AtomicBool>,
-    log: Arc<GuestLog>,
+    /// The last log lines of its guests.
+    pub(super) log: Arc<GuestLog>,
 }
 
 impl Engine {
@@ -74,37 +75,25 @@ impl Engine {
             state
         })
         .map_err(Error::engine)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        start_ticker(engine.weak(), stop.clone())?;
-        let cache = config.cache.as_ref().and_then(|cache| match Cache::open(cache) {
-            Ok(opened) => Some(opened),
-            // Without the cache everything works, but loads are slower.
-            Err(error) => {
+        start_ticker(engine.weak())?;
+        // Without the cache everything works, but loads are slower.
+        let cache = config.cache.as_ref().and_then(|cache| {
+            let warn = |error: &std::io::Error| {
                 let folder = cache.folder.display();
                 tracing::warn!(%folder, %error, "the cache of compiled plugins cannot be used");
-                None
-            }
+            };
+            Cache::open(cache).inspect_err(warn).ok()
         });
         let log = Arc::default();
-        Ok(Engine { inner: Arc::new(EngineInner { engine, linker, config, cache, stop, log }) })
-    }
-
-    /// The last log lines of its guests.
-    pub fn log(&self) -> &Arc<GuestLog> {
-        &self.inner.log
+        Ok(Engine { inner: Arc::new(EngineInner { engine, linker, config, cache, log }) })
     }
 
     /// Compiles a component, or loads it from the cache.
     pub(super) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
         match &self.inner.cache {
-            Some(cache) => cache.component(self.wasmtime(), bytes),
-            None => Component::from_binary(self.wasmtime(), bytes),
+            Some(cache) => cache.component(&self.inner.engine, bytes),
+            None => Component::from_binary(&self.inner.engine, bytes),
         }
-    }
-
-    /// The sizes of its pool.
-    pub fn config(&self) -> &EngineConfig {
-        &self.inner.config
     }
 
     /// Whether fewer than half of the pool's instances are in use. The other half is reserved for
@@ -113,20 +102,6 @@ impl Engine {
         let pool = self.inner.engine.pooling_allocator_metrics();
         let used = pool.map_or(0, |pool| pool.component_instances());
         used < u64::from(self.inner.config.instances) / 2
-    }
-
-    pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
-        &self.inner.engine
-    }
-
-    pub(super) fn linker(&self) -> &Linker<HostState> {
-        &self.inner.linker
-    }
-}
-
-impl Drop for EngineInner {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
@@ -153,14 +128,13 @@ fn wasmtime_config(config: &EngineConfig) -> Config {
     wasmtime
 }
 
-fn start_ticker(engine: wasmtime::EngineWeak, stop: Arc<AtomicBool>) -> Result<(), Error> {
+/// Starts the thread that advances the epoch, which ends with the engine.
+fn start_ticker(engine: wasmtime::EngineWeak) -> Result<(), Error> {
     let tick = move || {
-        while !stop.load(Ordering::Relaxed) {
+        while let Some(engine) = engine.upgrade() {
+            engine.increment_epoch();
+            drop(engine);
             std::thread::sleep(TICK);
-            match engine.upgrade() {
-                Some(engine) => engine.increment_epoch(),
-                None => return,
-            }
         }
     };
     std::thread::Builder::new()
@@ -209,7 +183,7 @@ impl Drop for InstanceSlot {
     }
 }
 
-/// A store whose calls end at the deadline that [`begin`] sets.
+/// A store whose calls end at the deadline of their budget.
 pub(super) fn store(engine: &wasmtime::Engine, state: HostState) -> Store<HostState> {
     let mut store = Store::new(engine, state);
     store.limiter(|state| state);
@@ -218,19 +192,6 @@ pub(super) fn store(engine: &wasmtime::Engine, state: HostState) -> Store<HostSt
         Ok(next.map_or(UpdateDeadline::Interrupt, UpdateDeadline::Continue))
     });
     store
-}
-
-/// Starts a call in the store with a deadline; `rule` says when it is slow.
-pub(super) fn begin(store: &mut Store<HostState>, deadline_ms: u32, rule: LongCallRule) {
-    // One tick more, because the current one may end at once.
-    let (budget, first) = CpuBudget::begin(u64::from(deadline_ms) + 1, rule);
-    store.data_mut().budget = Some(budget);
-    store.set_epoch_deadline(first);
-}
-
-/// Ends the call that runs in the store.
-pub(super) fn end(store: &mut Store<HostState>) {
-    store.data_mut().budget = None;
 }
 
 impl Drop for HostState {

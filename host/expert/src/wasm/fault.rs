@@ -25,16 +25,11 @@ pub enum Call {
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Call::Describe => "describe",
-            Call::Network => "network",
-            Call::Rank => "rank",
-            Call::Labels => "labels",
-            Call::Sample => "sample",
-            Call::Schedule => "schedule",
-            Call::Evaluate => "evaluate",
-            Call::Predict => "the network",
-        })
+        match self {
+            Call::Predict => f.write_str("the network"),
+            // The contract's functions are called like the variants.
+            function => f.write_str(&format!("{function:?}").to_lowercase()),
+        }
     }
 }
 
@@ -44,24 +39,15 @@ pub enum Fault {
     /// The guest trapped: a panic, an index out of bounds, a division by zero.
     #[error("trapped: {0}")]
     Trap(String),
-    /// The guest ran past its deadline.
-    #[error("ran past its deadline of {limit_ms} ms")]
-    Deadline {
-        /// The deadline in milliseconds.
-        limit_ms: u32,
-    },
-    /// The guest needed more linear memory than its limit.
-    #[error("asked for more than its {limit_mib} MiB of memory")]
-    Memory {
-        /// The plugin's memory limit.
-        limit_mib: u32,
-    },
-    /// The guest needed a larger function table than its limit.
-    #[error("asked for more than its {limit_elements} entries of a table")]
-    Table {
-        /// The plugin's limit of entries.
-        limit_elements: usize,
-    },
+    /// The guest ran past its deadline, in milliseconds.
+    #[error("ran past its deadline of {0} ms")]
+    Deadline(u32),
+    /// The guest needed more linear memory than its limit, in MiB.
+    #[error("asked for more than its {0} MiB of memory")]
+    Memory(u32),
+    /// The guest needed a larger function table than its limit of entries.
+    #[error("asked for more than its {0} entries of a table")]
+    Table(usize),
     /// The guest's call stack overflowed.
     #[error("overflowed its call stack")]
     StackOverflow,
@@ -87,9 +73,9 @@ impl Fault {
     pub fn label(&self) -> &'static str {
         match self {
             Fault::Trap(_) => "trap",
-            Fault::Deadline { .. } => "deadline",
-            Fault::Memory { .. } => "memory",
-            Fault::Table { .. } => "table",
+            Fault::Deadline(_) => "deadline",
+            Fault::Memory(_) => "memory",
+            Fault::Table(_) => "table",
             Fault::StackOverflow => "stack_overflow",
             Fault::BadOutput(_) => "bad_output",
             Fault::Refused(_) => "refused",
@@ -144,27 +130,19 @@ pub(super) fn trace(error: &wasmtime::Error) -> Vec<String> {
 /// A frame's function as in the source, without module and crate hashes.
 fn function(place: &str) -> String {
     let name = place.split_once('!').map_or(place, |(_, name)| name).trim();
-    let mut parts = name.split('[');
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.split_once(']') {
-            Some((hash, rest)) if is_hash(hash) => {
-                plain.push_str(rest);
-            }
-            _ => {
-                plain.push('[');
-                plain.push_str(part);
-            }
-        }
-    }
+    let plain = |part: &str| match part.split_once(']') {
+        Some((hash, rest)) if is_hash(hash) => rest.to_owned(),
+        _ => format!("[{part}"),
+    };
+    let (first, rest) = name.split_once('[').map_or((name, None), |(a, b)| (a, Some(b)));
+    let rest = rest.into_iter().flat_map(|rest| rest.split('[')).map(plain);
+    let name = first.to_owned() + &rest.collect::<String>();
     // Names of the older mangling end in `::h` and a hash.
-    if let Some((name, hash)) = plain.rsplit_once("::h")
-        && is_hash(hash)
-    {
-        let end = name.len();
-        plain.truncate(end);
-    }
-    plain[..plain.floor_char_boundary(FRAME_BYTES)].escape_debug().to_string()
+    let name = match name.rsplit_once("::h") {
+        Some((name, hash)) if is_hash(hash) => name,
+        _ => &name,
+    };
+    name[..name.floor_char_boundary(FRAME_BYTES)].escape_debug().to_string()
 }
 
 fn is_hash(text: &str) -> bool {

@@ -20,7 +20,7 @@ use super::contract::{
 use super::engine::{self, Engine, HostState, InstanceSlot};
 use super::fault::{Call, ExpertFault, Fault, trace};
 use super::usage::{GuestLog, LogRate, Usage, UsageSnapshot};
-use crate::cpu_budget::{GateConfig, LongCallRule, ThreadGate};
+use crate::cpu_budget::{CpuBudget, GateConfig, LongCallRule, ThreadGate};
 use crate::error::{CommonErrors as _, Error};
 
 /// What a plugin may use. A description can ask for its own `rank` limits; the `_max` fields are
@@ -81,13 +81,15 @@ const MAX_PREPARE_TIME: Duration = Duration::from_millis(5);
 pub struct Plugin {
     engine: Engine,
     pre: ExpertPre<HostState>,
+    /// The name in messages: the file's, then the description's.
     name: Arc<str>,
-    limits: Limits,
+    pub(crate) limits: Limits,
     rank_deadline_ms: u32,
     memory_mib: u32,
     usage: Arc<Usage>,
     live_instances: Arc<AtomicU32>,
-    gate: Arc<ThreadGate>,
+    /// Limits the threads of its calls.
+    pub(crate) gate: Arc<ThreadGate>,
     spares: Mutex<Spares>,
     /// Whether the last new instance failed or was slow. If so, none is made ahead.
     is_slow_to_start: AtomicBool,
@@ -130,11 +132,11 @@ impl Plugin {
             .compile(bytes)
             .map_err(|error| refused("it is not a valid component".to_owned(), error))?;
         check::imports(name, engine, &component)?;
-        let pre = engine.linker().instantiate_pre(&component).and_then(ExpertPre::new);
+        let pre = engine.inner.linker.instantiate_pre(&component).and_then(ExpertPre::new);
         let pre = pre.map_err(|error| {
             refused(format!("it does not fit the expert contract {}", contract::VERSION), error)
         })?;
-        let memory_mib = limits.memory_mib.min(engine.config().memory_mib);
+        let memory_mib = limits.memory_mib.min(engine.inner.config.memory_mib);
         Ok(Plugin {
             engine: engine.clone(),
             pre,
@@ -150,24 +152,9 @@ impl Plugin {
         })
     }
 
-    /// The name in messages: the file's, then the description's.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// The last log lines of all guests of its engine.
     pub fn log(&self) -> Arc<GuestLog> {
-        self.engine.log().clone()
-    }
-
-    /// The plugin's resource limits.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    /// Limits the threads of its calls.
-    pub(crate) fn gate(&self) -> &ThreadGate {
-        &self.gate
+        self.engine.inner.log.clone()
     }
 
     /// The resources used since it was loaded.
@@ -175,16 +162,10 @@ impl Plugin {
         self.usage.snapshot()
     }
 
-    /// The deadline of a `rank` call, in milliseconds.
-    pub fn rank_deadline_ms(&self) -> u32 {
-        self.rank_deadline_ms
-    }
-
     /// Calls `describe` and checks the description. Its name and limits apply to later calls.
     pub fn describe(&mut self, info: &HostInfo) -> Result<Description, Error> {
-        let description = self.twice(Call::Describe, |instance| {
-            instance.run(Call::Describe, |expert, store| expert.call_describe(store, info))
-        })?;
+        let description =
+            self.twice(Call::Describe, |expert, store| expert.call_describe(store, info))?;
         check::description(&description, info).map_err(|why| Error::refused(&self.name, why))?;
         self.name = description.name.as_str().into();
         let asked = description.limits;
@@ -192,7 +173,7 @@ impl Plugin {
             self.rank_deadline_ms = asked.deadline_ms.min(self.limits.deadline_max_ms);
         }
         if asked.memory_mib > 0 {
-            let max = self.limits.memory_max_mib.min(self.engine.config().memory_mib);
+            let max = self.limits.memory_max_mib.min(self.engine.inner.config.memory_mib);
             self.memory_mib = asked.memory_mib.min(max);
         }
         Ok(description)
@@ -200,14 +181,11 @@ impl Plugin {
 
     /// Calls `network`. Its result is checked in `graph`, not here.
     pub fn network(&self, info: &HostInfo) -> Result<Network, Error> {
-        let network = self.twice(Call::Network, |instance| {
-            instance.run(Call::Network, |expert, store| expert.call_network(store, info))
-        })?;
+        let network =
+            self.twice(Call::Network, |expert, store| expert.call_network(store, info))?;
         network.map_err(|why| {
-            Error::refused(
-                &self.name,
-                format!("its network does not fit this schema: {}", check::quote(&why)),
-            )
+            let why = format!("its network does not fit this schema: {}", check::quote(&why));
+            Error::refused(&self.name, why)
         })
     }
 
@@ -216,10 +194,9 @@ impl Plugin {
     fn twice<T: Debug>(
         &self,
         call: Call,
-        run: impl Fn(&mut Instance<'_>) -> Result<T, ExpertFault>,
+        f: impl Fn(&Expert, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, Error> {
-        let first = run(&mut self.instance(call)?)?;
-        let second = run(&mut self.instance(call)?)?;
+        let (first, second) = (self.run(call, &f)?, self.run(call, &f)?);
         agree(&first, &second).map_err(|why| self.fault(call, Fault::BadOutput(why)))?;
         Ok(first)
     }
@@ -272,6 +249,7 @@ impl Plugin {
     }
 
     fn clear(&self) {
+        // They are dropped when the lock is free again.
         let used = std::mem::take(&mut self.spares().used);
         drop(used);
     }
@@ -333,7 +311,7 @@ impl Plugin {
     /// Makes a fresh instance under the deadline of `call`.
     pub fn instance(&self, call: Call) -> Result<Instance<'_>, ExpertFault> {
         let start = Instant::now();
-        let mut store = engine::store(self.engine.wasmtime(), self.state(call)?);
+        let mut store = engine::store(&self.engine.inner.engine, self.state(call)?);
         store.set_hostcall_fuel(self.limits.output_bytes);
         self.begin(&mut store, call);
         let made = self.pre.instantiate(&mut store);
@@ -360,7 +338,7 @@ impl Plugin {
             memory_limit: (self.memory_mib as usize) << 20,
             table_limit: self.limits.table_elements,
             usage: self.usage.clone(),
-            log: self.engine.log().clone(),
+            log: self.engine.inner.log.clone(),
             last_error: None,
             memory_denied: false,
             table_denied: false,
@@ -370,11 +348,15 @@ impl Plugin {
         })
     }
 
+    /// Starts a call in the store with its deadline.
     fn begin(&self, store: &mut Store<HostState>, call: Call) {
         store.data_mut().last_error = None;
         let gate = (call == Call::Rank).then(|| self.gate.clone());
         let rule = LongCallRule { gate, slow_ms: self.limits.gate.slow_ms };
-        engine::begin(store, self.deadline_ms(call), rule);
+        // One tick more, because the current one may end at once.
+        let (budget, first) = CpuBudget::begin(u64::from(self.deadline_ms(call)) + 1, rule);
+        store.data_mut().budget = Some(budget);
+        store.set_epoch_deadline(first);
     }
 
     fn deadline_ms(&self, call: Call) -> u32 {
@@ -386,13 +368,13 @@ impl Plugin {
     }
 
     fn classify(&self, call: Call, error: &wasmtime::Error, state: &HostState) -> ExpertFault {
-        let memory = Fault::Memory { limit_mib: self.memory_mib };
+        let memory = Fault::Memory(self.memory_mib);
         let cause = match error.downcast_ref::<Trap>() {
-            Some(Trap::Interrupt) => Fault::Deadline { limit_ms: self.deadline_ms(call) },
+            Some(Trap::Interrupt) => Fault::Deadline(self.deadline_ms(call)),
             Some(Trap::StackOverflow) => Fault::StackOverflow,
             // A Rust guest that is denied memory aborts, which is a trap.
             _ if state.memory_denied => memory,
-            _ if state.table_denied => Fault::Table { limit_elements: self.limits.table_elements },
+            _ if state.table_denied => Fault::Table(self.limits.table_elements),
             // A guest of the SDK logs a panic's message and place before it traps.
             Some(trap) => Fault::Trap(match &state.last_error {
                 Some(message) => message.clone(),
@@ -463,7 +445,7 @@ impl Instance<'_> {
         let start = Instant::now();
         let answer = f(&self.expert, &mut self.store);
         self.plugin.usage.call(call, start.elapsed());
-        engine::end(&mut self.store);
+        self.store.data_mut().budget = None;
         answer.map_err(|error| self.plugin.classify(call, &error, self.store.data()))
     }
 }

@@ -2,13 +2,14 @@
 //! lines, and its last log lines. Limits of other resources are in `engine` and `plugin`.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use hypercast_core::clock::now_ms;
 use serde::{Deserialize, Serialize};
 
 use super::fault::Call;
+use crate::lock;
 
 /// The period of unused log lines and bytes that a plugin may use at once later.
 const LOG_BURST_S: f64 = 1.0;
@@ -53,9 +54,7 @@ pub struct LogRate {
 
 /// Counts what one plugin uses, and limits its log lines.
 #[derive(Debug)]
-pub(super) struct Usage {
-    counts: Mutex<UsageCounts>,
-}
+pub(super) struct Usage(Mutex<UsageCounts>);
 
 #[derive(Debug)]
 struct UsageCounts {
@@ -65,15 +64,9 @@ struct UsageCounts {
     lines: f64,
     bytes: f64,
     filled_at: Instant,
-    last_report: Option<DropReport>,
-}
-
-/// The last report of dropped log lines.
-#[derive(Debug, Clone, Copy)]
-struct DropReport {
-    at: Instant,
-    /// The number of lines dropped up to then.
-    dropped: u64,
+    /// When dropped log lines were last reported, and their number up to then.
+    reported_at: Option<Instant>,
+    reported: u64,
 }
 
 /// Whether a log line is written.
@@ -89,45 +82,63 @@ pub(super) enum LogDecision {
 
 impl Usage {
     pub(super) fn new(rate: LogRate) -> Usage {
-        let counts = UsageCounts {
+        Usage(Mutex::new(UsageCounts {
             totals: UsageSnapshot::default(),
             rate,
             lines: f64::from(rate.lines_per_s) * LOG_BURST_S,
             bytes: f64::from(rate.bytes_per_s) * LOG_BURST_S,
             filled_at: Instant::now(),
-            last_report: None,
-        };
-        Usage { counts: Mutex::new(counts) }
+            reported_at: None,
+            reported: 0,
+        }))
     }
 
     /// Counts a call that ended.
     pub(super) fn call(&self, call: Call, took: Duration) {
-        self.lock().totals.calls.entry(call).or_default().add(took);
+        lock(&self.0).totals.calls.entry(call).or_default().add(took);
     }
 
     /// Counts an instance that was made, or could not be made.
     pub(super) fn instance(&self, took: Duration) {
-        self.lock().totals.instances.add(took);
+        lock(&self.0).totals.instances.add(took);
     }
 
     /// Records an instance's linear memory.
     pub(super) fn memory(&self, bytes: usize) {
-        let totals = &mut self.lock().totals;
+        let totals = &mut lock(&self.0).totals;
         totals.memory_bytes = totals.memory_bytes.max(bytes as u64);
     }
 
     /// Decides on a log line of `bytes` bytes at `now`.
     pub(super) fn line(&self, bytes: usize, now: Instant) -> LogDecision {
-        self.lock().line(bytes, now)
+        let counts = &mut *lock(&self.0);
+        let passed_s = now.saturating_duration_since(counts.filled_at).as_secs_f64();
+        counts.filled_at = now;
+        let fill = |unused: f64, rate: u32| {
+            let rate = f64::from(rate);
+            (unused + passed_s * rate).min(rate * LOG_BURST_S)
+        };
+        counts.lines = fill(counts.lines, counts.rate.lines_per_s);
+        counts.bytes = fill(counts.bytes, counts.rate.bytes_per_s);
+        if counts.lines >= 1.0 && counts.bytes >= bytes as f64 {
+            counts.lines -= 1.0;
+            counts.bytes -= bytes as f64;
+            counts.totals.log_lines += 1;
+            return LogDecision::Write;
+        }
+        counts.totals.log_lines_dropped += 1;
+        counts.totals.log_bytes_dropped += bytes as u64;
+        let is_early = |at| now.saturating_duration_since(at) < REPORT_EVERY;
+        if counts.reported_at.is_some_and(is_early) {
+            return LogDecision::Drop;
+        }
+        counts.reported_at = Some(now);
+        let dropped = counts.totals.log_lines_dropped;
+        LogDecision::DropAndReport(dropped - std::mem::replace(&mut counts.reported, dropped))
     }
 
     pub(super) fn snapshot(&self) -> UsageSnapshot {
-        self.lock().totals.clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, UsageCounts> {
-        // A panic elsewhere cannot leave these counts half-written.
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0).totals.clone()
     }
 }
 
@@ -135,37 +146,6 @@ impl CallTotals {
     fn add(&mut self, took: Duration) {
         self.calls += 1;
         self.took += took;
-    }
-}
-
-impl UsageCounts {
-    fn line(&mut self, bytes: usize, now: Instant) -> LogDecision {
-        let passed_s = now.saturating_duration_since(self.filled_at).as_secs_f64();
-        self.filled_at = now;
-        let fill = |unused: f64, rate: u32| {
-            let rate = f64::from(rate);
-            (unused + passed_s * rate).min(rate * LOG_BURST_S)
-        };
-        self.lines = fill(self.lines, self.rate.lines_per_s);
-        self.bytes = fill(self.bytes, self.rate.bytes_per_s);
-        if self.lines >= 1.0 && self.bytes >= bytes as f64 {
-            self.lines -= 1.0;
-            self.bytes -= bytes as f64;
-            self.totals.log_lines += 1;
-            return LogDecision::Write;
-        }
-        self.totals.log_lines_dropped += 1;
-        self.totals.log_bytes_dropped += bytes as u64;
-        match self.last_report {
-            Some(last) if now.saturating_duration_since(last.at) < REPORT_EVERY => {
-                LogDecision::Drop
-            }
-            last => {
-                let dropped = self.totals.log_lines_dropped;
-                self.last_report = Some(DropReport { at: now, dropped });
-                LogDecision::DropAndReport(dropped - last.map_or(0, |last| last.dropped))
-            }
-        }
     }
 }
 
@@ -203,7 +183,7 @@ impl GuestLog {
             level: level.to_owned(),
             text: text.to_owned(),
         };
-        let mut all = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.lines);
         if !all.contains_key(plugin) && all.len() == PLUGINS {
             let silent = all.iter().min_by_key(|(_, lines)| lines.back().map(|line| line.at_ms));
             let silent = silent.expect("there are many").0.clone();
@@ -218,7 +198,7 @@ impl GuestLog {
 
     /// A plugin's lines, oldest first.
     pub fn lines(&self, plugin: &str) -> Vec<LogLine> {
-        let all = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = lock(&self.lines);
         all.get(plugin).into_iter().flatten().cloned().collect()
     }
 }
@@ -230,7 +210,7 @@ mod tests {
     #[test]
     fn lines_and_bytes_a_second_are_bounded_and_the_rest_is_counted() {
         let usage = Usage::new(LogRate { lines_per_s: 3, bytes_per_s: 100 });
-        let start = usage.lock().filled_at;
+        let start = lock(&usage.0).filled_at;
         let at = |ms: u64| start + Duration::from_millis(ms);
         (0..3).for_each(|_| assert_eq!(usage.line(10, at(0)), LogDecision::Write));
         assert_eq!(usage.line(10, at(0)), LogDecision::DropAndReport(1), "a fourth line at once");

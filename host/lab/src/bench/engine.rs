@@ -7,11 +7,8 @@ use hypercast_config::{EngineKind, EngineSettings};
 use hypercast_core::{quantile::quantile, shutdown::Shutdown};
 use hypercast_stream::streams::{self, Record, StreamEngine, Topic};
 
-use super::{BenchFigure, BenchOptions, BenchReport};
-use crate::{
-    error::{CommonErrors as _, Error, Result},
-    processes::ProcessGroup,
-};
+use super::{BenchOptions, BenchReport, temporary};
+use crate::{error::Result, processes::ProcessGroup};
 
 const EVENT_BYTES: usize = 200;
 
@@ -21,31 +18,38 @@ const BATCH: usize = 100;
 /// How long each figure appends.
 const DURATION: Duration = Duration::from_secs(3);
 
-/// Measures every engine that is installed.
+/// Measures a directory with and without fsync.
 ///
 /// # Errors
 /// A temporary folder that cannot be made or filled.
-pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
-    if options.wants("directory") {
-        for (name, fsync) in [("a directory", true), ("a directory, without syncs", false)] {
-            let dir = folder.path().join(format!("fsync-{fsync}"));
-            let settings = EngineSettings { dir, fsync, ..EngineSettings::default() };
-            rates(report, name, &*streams::open(&settings)?)?;
-        }
-    }
-    if options.wants("nats") {
-        let mut processes = ProcessGroup::new(folder.path().join("logs"), Shutdown::on_signals()?)?;
-        match processes.start_nats(&folder.path().join("nats")) {
-            Ok(nats_url) => {
-                let kind = EngineKind::Nats;
-                let settings = EngineSettings { kind, nats_url, ..EngineSettings::default() };
-                rates(report, "NATS", &*streams::open(&settings)?)?;
-            }
-            Err(error) => report.note(format!("NATS: {error} (apt-get install nats-server)")),
-        }
+pub(super) fn directory(_: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let folder = temporary()?;
+    for (name, fsync) in [("a directory", true), ("a directory, without syncs", false)] {
+        let dir = folder.path().join(format!("fsync-{fsync}"));
+        let settings = EngineSettings { dir, fsync, ..EngineSettings::default() };
+        rates(report, name, &*streams::open(&settings)?)?;
     }
     Ok(())
+}
+
+/// Measures NATS if it is installed.
+///
+/// # Errors
+/// A server that fails after its start.
+pub(super) fn nats(_: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let folder = temporary()?;
+    let mut processes = ProcessGroup::new(folder.path().join("logs"), Shutdown::on_signals()?)?;
+    match processes.start_nats(&folder.path().join("nats")) {
+        Ok(nats_url) => {
+            let kind = EngineKind::Nats;
+            let settings = EngineSettings { kind, nats_url, ..EngineSettings::default() };
+            rates(report, "NATS", &*streams::open(&settings)?)
+        }
+        Err(error) => {
+            report.note(format!("NATS: {error} (apt-get install nats-server)"));
+            Ok(())
+        }
+    }
 }
 
 fn rates(report: &mut BenchReport, name: &str, engine: &dyn StreamEngine) -> Result<()> {
@@ -67,14 +71,14 @@ fn rates(report: &mut BenchReport, name: &str, engine: &dyn StreamEngine) -> Res
         let size = format!("calls of {BATCH} events of {EVENT_BYTES} bytes");
         let mut add = |what: &str, value, unit| {
             let name = format!("engine: {name}, {threads} threads, {size}: {what}");
-            report.add(BenchFigure::new(name, value, unit));
+            report.figure(name, value, unit);
         };
         add("appended", appended, "events/s");
         add("p50", quantile(&mut calls_ms, 0.5), "ms");
         add("p99", quantile(&mut calls_ms, 0.99), "ms");
         add("read", read, "events/s");
         let name = format!("engine: {name}, {threads} threads, opening the stream again");
-        report.add(BenchFigure::new(name, opening_s, "s"));
+        report.figure(name, opening_s, "s");
     }
     Ok(())
 }

@@ -1,49 +1,33 @@
 //! An in-tree expert on 500 candidates: its network beside the same network in
 //! PyTorch, and its ranking in Wasm beside the same rule in native Rust.
 
-use std::{hint::black_box, sync::Arc};
+use std::sync::Arc;
 
 use hypercast_config::Config;
 use hypercast_data::{
-    dataset::{ContextFeatures, Dataset},
-    features::{CandidateInput, FeatureState, RequestInput},
-    import::simulate::{self, simulate},
-    schema::FeatureKind,
+    dataset::Dataset,
+    import::simulate::{SimulateOptions, simulate},
 };
 use hypercast_expert::{
     Blueprint, BreakerConfig, Engine, ExpertPredictions, LoadOptions, Normaliser, Plugin,
     ServedExpert, Tae,
 };
-use hypercast_fm::example::{Example, Outcome};
+use hypercast_fm::example::Example;
 use serde_json::json;
 
 use super::{
-    BenchFigure, BenchOptions, BenchReport,
-    timing::{medians_s, timed},
+    BenchOptions, BenchReport,
+    timing::{Rival, timed},
     torch::Torch,
 };
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    evaluate::stream::replay,
+};
 
 const ROWS: usize = 500;
 
 const TAE: usize = 64;
-
-/// Adds the figures of the part.
-///
-/// # Errors
-/// A plugin that is not built or is rejected.
-pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let fixture = ExpertFixture::new()?;
-    let expert = fixture.expert(options)?;
-    network(options, report, &expert, &fixture.example);
-    ranking(options, report, &expert, &fixture.example)
-}
-
-/// Adds the ranking's figures only.
-pub(super) fn rank_alone(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let fixture = ExpertFixture::new()?;
-    ranking(options, report, &fixture.expert(options)?, &fixture.example)
-}
 
 /// A small simulated world, and a request in it.
 pub(super) struct ExpertFixture {
@@ -53,15 +37,8 @@ pub(super) struct ExpertFixture {
 
 impl ExpertFixture {
     pub(super) fn new() -> Result<Self> {
-        let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
-        let world = simulate::SimulateOptions {
-            into: dir.path().join("data"),
-            users: 100,
-            items: 1000,
-            requests: 500,
-            surfaces: 2,
-            seed: 1,
-        };
+        let dir = super::temporary()?;
+        let world = SimulateOptions { users: 100, items: 1000, ..super::world(dir.path()) };
         simulate(&world)?;
         let dataset = Dataset::open(&world.into)?;
         let example = request(&dataset)?;
@@ -98,43 +75,23 @@ fn tae() -> Vec<f32> {
     (0..ROWS * TAE).map(|at| ((at * 37 % 101) as f32 - 50.0) / 40.0).collect()
 }
 
+/// A request of the world with the candidates of many.
 fn request(dataset: &Dataset) -> Result<Example> {
-    let state = FeatureState::rebuild(dataset, Config::default().features, None)?;
-    let context = |kind| {
-        dataset.schema.context_features.iter().filter(move |feature| feature.kind == kind).count()
-    };
-    let context = Arc::new(ContextFeatures {
-        ids: vec![0; context(FeatureKind::Categorical)],
-        dense: vec![0.0; context(FeatureKind::Dense)],
-    });
-    let mut items: Vec<u64> = dataset.items.keys().copied().collect();
-    items.sort_unstable();
-    let candidates = items.iter().cycle().take(ROWS).map(|&item| CandidateInput {
-        item,
-        features: None,
-        context: context.clone(),
-        outcome: Outcome::UNKNOWN,
-        truth: Vec::new(),
-    });
-    let user = dataset.users.keys().min().copied().unwrap_or(0);
-    let input = RequestInput {
-        request: 1,
-        user,
-        user_features: None,
-        surface: 0,
-        time_ms: i64::MAX / 2,
-        candidates: candidates.collect(),
-    };
-    Ok(state.fetch(&input, 64))
+    let examples = replay(dataset, &Config::default(), 64)?;
+    let mut examples: Vec<Example> = examples.collect::<hypercast_data::Result<_>>()?;
+    let targets = examples.iter().flat_map(|example| example.targets.clone());
+    let targets = targets.take(ROWS).collect();
+    let last = examples.pop().ok_or_else(|| Error::internal("the world has no request"))?;
+    Ok(Example { targets, ..last })
 }
 
 /// The network, from the request's columns to predictions.
-fn network(
-    options: &BenchOptions,
-    report: &mut BenchReport,
-    expert: &ServedExpert,
-    example: &Example,
-) {
+///
+/// # Errors
+/// A plugin that is not built or is rejected.
+pub fn network(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let fixture = ExpertFixture::new()?;
+    let expert = fixture.expert(options)?;
     let info = &expert.blueprint().info;
     let ids = info.ids.iter().filter(|id| *id != "user_id");
     let tables: Vec<[usize; 2]> =
@@ -146,40 +103,31 @@ fn network(
     });
     let tae = tae();
     let torch = Torch::start(options, report, &[case]);
-    let mut contenders =
-        vec![timed(|| drop(black_box(expert.predict(&[example], Tae::Rows(&tae)))))];
-    let mut names = Vec::new();
-    for rival in torch.iter().flat_map(|torch| torch.contenders(0)) {
-        names.push(rival.name);
-        contenders.push(rival.run);
-    }
-    let times_s = medians_s(options.runs.max(50), &mut contenders);
+    let ours = timed(|| Ok(expert.predict(&[&fixture.example], Tae::Rows(&tae))));
+    let rivals = torch.iter().flat_map(|torch| torch.rivals(0)).collect();
     let name = format!("expert's network, {ROWS} candidates");
-    let figure = BenchFigure::new(name, times_s[0] * 1e3, "ms");
-    report.add_against(&figure, &names, |rival| times_s[rival + 1] * 1e3);
+    report.race(&name, "ms", options.runs.max(50), ours, rivals, |s| s * 1e3)?;
+    Ok(())
 }
 
 /// The ranking by itself: by the first task, as the plugin does it.
-fn ranking(
-    options: &BenchOptions,
-    report: &mut BenchReport,
-    expert: &ServedExpert,
-    example: &Example,
-) -> Result<()> {
+///
+/// # Errors
+/// A plugin that is not built or is rejected.
+pub fn ranking(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let fixture = ExpertFixture::new()?;
+    let (expert, example) = (fixture.expert(options)?, &fixture.example);
     let tae = tae();
     let predictions = expert
         .predict(&[example], Tae::Rows(&tae))
         .map_err(|fault| Error::internal(format!("the expert failed: {fault}")))?;
-    let mut contenders = [
-        timed(|| drop(black_box(expert.rank(example, Tae::Rows(&tae), &predictions, ROWS)))),
-        timed(|| drop(black_box(rank_natively(&predictions)))),
-    ];
-    let times_s = medians_s(options.runs.max(200), &mut contenders);
-    let [wasm_us, native_us] = [times_s[0] * 1e6, times_s[1] * 1e6];
+    let ours = timed(|| Ok(expert.rank(example, Tae::Rows(&tae), &predictions, ROWS)));
+    let run = timed(|| Ok(rank_natively(&predictions)));
+    let rivals = vec![Rival { name: "native Rust", run }];
     let name = format!("rank in Wasm, {ROWS} candidates");
-    report.add(BenchFigure::new(name, wasm_us, "us").versus("native Rust", native_us));
-    let name = format!("what Wasm adds to it, {ROWS} candidates");
-    report.add(BenchFigure::new(name, wasm_us - native_us, "us"));
+    let times_s = report.race(&name, "us", options.runs.max(200), ours, rivals, |s| s * 1e6)?;
+    let added_us = times_s[0] * 1e6 - times_s[1] * 1e6;
+    report.figure(format!("what Wasm adds to it, {ROWS} candidates"), added_us, "us");
     Ok(())
 }
 

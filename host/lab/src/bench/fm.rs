@@ -1,7 +1,7 @@
 //! The FM's training step beside the same model in PyTorch, and its inference over cached histories
 //! beside the same inference without a cache.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::Cell, sync::Arc};
 
 use hypercast_fm::{
     device::DeviceKind,
@@ -13,12 +13,12 @@ use hypercast_fm::{
 use serde_json::json;
 
 use super::{
-    BenchFigure, BenchOptions, BenchReport,
-    timing::{medians_s, timed},
+    BenchOptions, BenchReport,
+    timing::{Contender, Rival, timed},
     torch::Torch,
     workload::{self, RequestSize},
 };
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::error::Result;
 
 /// Adds the times of whole training steps with the default settings: 64 requests of 16 targets,
 /// with histories of 65 to 128 events and with 128 events each.
@@ -45,24 +45,12 @@ pub fn step(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         let requests = (0..).zip(lengths).map(|request| workload::example(&items, size(request)));
         let examples: Vec<Example> = requests.collect();
         let examples: Vec<&Example> = examples.iter().collect();
-        let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+        let dir = super::temporary()?;
         let mut trainer = trainer::create(dir.path(), &config, &spec, DeviceKind::Cpu)?;
-        let mut failed = None;
-        let rivals = torch.as_ref().map(|torch| torch.contenders(case)).unwrap_or_default();
-        let (names, rivals): (Vec<_>, Vec<_>) =
-            rivals.into_iter().map(|rival| (rival.name, rival.run)).unzip();
-        let times_s = {
-            let ours = timed(|| failed = trainer.step(&examples).err().or(failed.take()));
-            let mut contenders: Vec<_> = std::iter::once(ours).chain(rivals).collect();
-            medians_s(options.runs, &mut contenders)
-        };
-        if let Some(error) = failed {
-            return Err(error.into());
-        }
+        let ours = timed(|| Ok(trainer.step(&examples)?));
+        let rivals = torch.iter().flat_map(|torch| torch.rivals(case)).collect();
         let name = format!("FM training step, B64 N{length} M16 d64, 2 layers");
-        report.add_against(&BenchFigure::new(name, times_s[0] * 1e3, "ms"), &names, |rival| {
-            times_s[rival + 1] * 1e3
-        });
+        report.race(&name, "ms", options.runs, ours, rivals, |s| s * 1e3)?;
     }
     Ok(())
 }
@@ -77,22 +65,12 @@ pub fn history(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     for candidates in [500, 32] {
         let size = RequestSize { user: 1, events: 1024, candidates };
         let request = workload::example(&items, size);
-        let failed = RefCell::new(None);
-        let infer = |model: &dyn FoundationModel| {
-            if let Err(error) = model.infer(&[&request]) {
-                failed.replace(Some(error));
-            }
-        };
-        let mut contenders = [timed(|| infer(&*fm.cached)), timed(|| infer(&*fm.uncached))];
-        let times_s = medians_s(options.runs, &mut contenders);
-        drop(contenders);
-        if let Some(error) = failed.take() {
-            return Err(error.into());
-        }
+        let ours = timed(|| Ok(fm.cached.infer(&[&request])?));
+        let run = timed(|| Ok(fm.uncached.infer(&[&request])?));
+        let rivals = vec![Rival { name: "the history anew", run }];
         let name =
             format!("FM, {candidates} candidates over a kept history of 1024, 4 layers d128");
-        let figure = BenchFigure::new(name, times_s[0] * 1e3, "ms");
-        report.add(figure.versus("the history anew", times_s[1] * 1e3));
+        report.race(&name, "ms", options.runs, ours, rivals, |s| s * 1e3)?;
     }
     Ok(())
 }
@@ -106,34 +84,29 @@ pub fn logging(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let items = workload::items();
     let config = FmConfig { max_history: 256, ..FmConfig::default() };
     let fm = untrained(&config, &items)?.cached;
-    let mut user = 1_000;
-    let mut new_requests = || -> Vec<Example> {
-        let size = |user| RequestSize { user, events: 256, candidates: CANDIDATES };
-        let users = user..user + REQUESTS;
-        user = users.end;
-        users.map(|user| workload::example(&items, size(user))).collect()
-    };
-    let mut times_s = [Vec::new(), Vec::new()];
-    // The first turn warms up. `timed` would run a pass twice, and find its histories in the cache.
-    for turn in 0..=options.runs {
-        for (requests_per_pass, times_s) in [REQUESTS as usize, 1].into_iter().zip(&mut times_s) {
-            let requests = new_requests();
+    let user = Cell::new(1_000);
+    // `timed` would run a pass twice, and find its histories in the cache.
+    let contender = |requests_per_pass: usize| -> Contender<'_> {
+        let (user, fm, items) = (&user, &fm, &items);
+        Box::new(move |times_s| {
+            let size = |user| RequestSize { user, events: 256, candidates: CANDIDATES };
+            let users = user.get()..user.get() + REQUESTS;
+            user.set(users.end);
+            let requests: Vec<Example> =
+                users.map(|user| workload::example(items, size(user))).collect();
             let requests: Vec<&Example> = requests.iter().collect();
             let start = std::time::Instant::now();
             for pass in requests.chunks(requests_per_pass) {
                 fm.infer(pass)?;
             }
-            if turn > 0 {
-                times_s.push(start.elapsed().as_secs_f64());
-            }
-        }
-    }
-    let [together, one_by_one] = times_s.map(|mut times_s| {
-        hypercast_core::quantile::quantile(&mut times_s, 0.5) / REQUESTS as f64 * 1e6
-    });
+            times_s.push(start.elapsed().as_secs_f64());
+            Ok(())
+        })
+    };
+    let rivals = vec![Rival { name: "the same, one request at a time", run: contender(1) }];
     let name = format!("TAEs of {CANDIDATES} served items, with 64 requests at a time, a request");
-    let figure = BenchFigure::new(name, together, "us");
-    report.add(figure.versus("the same, one request at a time", one_by_one));
+    let each_us = |seconds: f64| seconds / REQUESTS as f64 * 1e6;
+    report.race(&name, "us", options.runs, contender(REQUESTS as usize), rivals, each_us)?;
     Ok(())
 }
 
@@ -145,7 +118,7 @@ struct LoadedFm {
 
 /// A model whose embedding rows exist; their values do not matter for its speed.
 fn untrained(config: &FmConfig, items: &[Arc<Item>]) -> Result<LoadedFm> {
-    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    let dir = super::temporary()?;
     let work = dir.path().join("work");
     let mut trainer = trainer::create(&work, config, &workload::spec(), DeviceKind::Cpu)?;
     for user in 1..4 {

@@ -15,18 +15,19 @@ use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::quantile::quantile;
 use hypercast_data::{
     dataset::Dataset,
-    import::simulate::{self, simulate},
+    import::simulate::{SimulateOptions, simulate},
 };
 use hypercast_expert::{BreakerConfig, Engine, RankOutcome, ServedExpert, Tae, wasm::EngineConfig};
 use hypercast_fm::example::Example;
 
 use super::{
-    BenchFigure, BenchOptions, BenchReport,
-    expert::{self, ExpertFixture},
+    BenchOptions, BenchReport,
+    expert::ExpertFixture,
     load::{LoadResult, OpenLoopClient},
-    serving::{bodies, mlp, rank_url, train_both},
+    serving::{rank_client, train_both},
 };
 use crate::{
+    demo::preset,
     error::{CommonErrors as _, Error, Result},
     processes::{DaemonProcess, resident_mib},
 };
@@ -44,29 +45,9 @@ const FAULTS: usize = 100_000;
 /// Plugins that are loaded together.
 const PLUGINS: u64 = 100;
 
-/// Adds the figures of the part.
-///
-/// # Errors
-/// Plugins that are not built; a failure of training or serving.
-pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    if options.wants("rank") {
-        expert::rank_alone(options, report)?;
-    }
-    if options.wants("faults") {
-        faults(options, report)?;
-    }
-    if options.wants("plugins") {
-        plugins(options, report)?;
-    }
-    if options.wants("neighbours") {
-        neighbours(options, report)?;
-    }
-    Ok(())
-}
-
 /// The others' latency, with each neighbour in turn.
-fn neighbours(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+pub fn neighbours(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let dir = super::temporary()?;
     let config = world(options, dir.path())?;
     let dataset = dir.path().join("data");
     let mut p99_ms: [Vec<f64>; 3] = Default::default();
@@ -76,9 +57,8 @@ fn neighbours(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         for (at, neighbour) in NEIGHBOURS.iter().enumerate() {
             // A new daemon each time, so that the neighbour's breaker begins closed.
             let daemon = DaemonProcess::start(&config)?;
-            let own = OpenLoopClient::cycle(rank_url(&daemon), bodies(&dataset, 0, false)?)?;
-            let others =
-                OpenLoopClient::cycle(rank_url(&daemon), bodies(&dataset, at + 1, false)?)?;
+            let own = rank_client(&daemon, &dataset, 0)?;
+            let others = rank_client(&daemon, &dataset, at + 1)?;
             let alone_ms = quantile(&mut own.one_by_one(100), 0.5);
             // A fifth of what one request at a time suggests, since client and daemon share the
             // machine; the same beside every neighbour.
@@ -97,7 +77,7 @@ fn neighbours(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         let [good, bad @ ..] = times.map(|mut times| quantile(&mut times, 0.5));
         for (name, value) in NEIGHBOURS[1..].iter().zip(bad) {
             let what = format!("others' {share} beside a plugin that {name}s on every request");
-            report.add(BenchFigure::new(what, value, "ms").versus("beside a good one", good));
+            report.versus(what, value, "ms", "beside a good one", good);
         }
     }
     Ok(())
@@ -114,16 +94,11 @@ fn beside(own: &OpenLoopClient, others: &OpenLoopClient, rate: f64) -> LoadResul
 
 /// A world of four surfaces: one for the measured plugin, and one for each neighbour.
 fn world(options: &BenchOptions, dir: &Path) -> Result<PathBuf> {
-    let (path, into) = (dir.join("hypercast.toml"), dir.join("data"));
-    simulate(&simulate::SimulateOptions {
-        into: into.clone(),
-        users: 200,
-        items: 1000,
-        requests: 2000,
-        surfaces: 4,
-        seed: 1,
-    })?;
-    let surfaces = Dataset::open(&into)?.schema.surfaces.clone();
+    let path = dir.join("hypercast.toml");
+    let world = super::world(dir);
+    let world = SimulateOptions { users: 200, items: 1000, requests: 2000, surfaces: 4, ..world };
+    simulate(&world)?;
+    let surfaces = Dataset::open(&world.into)?.schema.surfaces.clone();
     let mut config = Config::default();
     (config.fm.dim, config.fm.qk_dim, config.fm.v_dim) = (32, 16, 16);
     config.fm.max_history = 64;
@@ -131,9 +106,8 @@ fn world(options: &BenchOptions, dir: &Path) -> Result<PathBuf> {
     // There are no events here.
     config.join.in_daemon = false;
     let entry = |name: &str, plugin, surface: usize| ExpertEntry {
-        name: name.into(),
         surfaces: vec![surfaces[surface].clone()],
-        ..mlp(plugin)
+        ..preset::expert(name, plugin)
     };
     let good = options.plugin("mlp-fusion")?;
     config.experts = vec![entry("measured", good.clone(), 0), entry("good", good, 1)];
@@ -146,7 +120,7 @@ fn world(options: &BenchOptions, dir: &Path) -> Result<PathBuf> {
 }
 
 /// Memory before and after many faults.
-fn faults(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+pub fn faults(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let fixture = ExpertFixture::new()?;
     let engine = Engine::new(EngineConfig::default())?;
     for name in ["trap", "bomb"] {
@@ -159,7 +133,7 @@ fn faults(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         let before = own_memory_mib();
         fail(&expert, &fixture.example, count)?;
         let what = format!("memory after {count} faults of {name}");
-        report.add(BenchFigure::new(what, own_memory_mib(), "MiB").versus("before", before));
+        report.versus(what, own_memory_mib(), "MiB", "before", before);
     }
     Ok(())
 }
@@ -176,7 +150,7 @@ fn fail(expert: &ServedExpert, example: &Example, times: usize) -> Result<()> {
 }
 
 /// Memory of a loaded plugin with its parameters, by loading many.
-fn plugins(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+pub fn plugins(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let fixture = ExpertFixture::new()?;
     let engine = Engine::new(EngineConfig::default())?;
     let bytes = read(&options.plugin("mlp-fusion")?)?;
@@ -195,11 +169,11 @@ fn plugins(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     }
     let each = (own_memory_mib() - before) / PLUGINS as f64;
     let what = format!("memory a plugin, {PLUGINS} loaded and asked");
-    report.add(BenchFigure::new(what, each, "MiB"));
+    report.figure(what, each, "MiB");
     let parameters: usize =
         first.blueprint().graph.parameters.iter().map(|parameter| parameter.len()).sum();
     let of_them = parameters as f64 * 4.0 / f64::from(1 << 20);
-    report.add(BenchFigure::new("of which its parameters", of_them, "MiB"));
+    report.figure("of which its parameters", of_them, "MiB");
     Ok(())
 }
 

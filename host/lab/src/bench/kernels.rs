@@ -3,23 +3,25 @@
 //! Only useful operations count: the pairs that the mask allows, at `2 (qk + v)` operations per
 //! pair and head forward and 5/2 of that backward, whatever a contender computes.
 
-use std::{hint::black_box, sync::Arc};
+use std::sync::Arc;
 
 use burn::tensor::{Distribution, Tensor, TensorPrimitive, ops::FloatTensor};
 use burn_flex::Flex;
 use hypercast_fm::spec::FmConfig;
 use hypercast_kernels::{
     attention::{AttentionWindow, HstuAttention, HstuBackend, HstuInputs},
-    history::{HistoryBackend, KeptHistory},
+    cpu::CpuKeptHistory,
+    history::{KeptHistory, KeptLayer},
     plain,
 };
 use serde_json::{Value, json};
 
 use super::{
-    BenchFigure, BenchOptions, BenchReport,
-    timing::{medians_s, timed},
+    BenchOptions, BenchReport,
+    timing::{Rival, timed},
     torch::Torch,
 };
+use crate::error::Result;
 
 /// A batch of histories.
 #[derive(Debug, Clone)]
@@ -115,21 +117,8 @@ fn random<const D: usize>(shape: [usize; D]) -> FloatTensor<Flex> {
     }
 }
 
-/// Adds the figures of the part.
-pub fn measure(options: &BenchOptions, report: &mut BenchReport) {
-    if options.wants("attention") {
-        attention(options, report);
-    }
-    if options.wants("window") {
-        window(options, report);
-    }
-    if options.wants("shared") {
-        shared(options, report);
-    }
-}
-
 /// Two shapes, each with full and jagged lengths and with biases, forward and with backward.
-fn attention(options: &BenchOptions, report: &mut BenchReport) {
+pub fn attention(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let shapes = [AttentionSize::full(8, 4, 256, 32), AttentionSize::full(4, 4, 1024, 64)];
     let variants = |size: AttentionSize| [size.jagged(), size.jagged().biased(), size];
     let sizes: Vec<AttentionSize> = shapes.into_iter().flat_map(variants).collect();
@@ -145,33 +134,25 @@ fn attention(options: &BenchOptions, report: &mut BenchReport) {
         let plain = || plain::forward::<Flex>(inputs.clone(), &layout, plain::GROUP_SCORES);
         let plain_backward =
             || plain::backward::<Flex>(inputs.clone(), grad.clone(), &layout, plain::GROUP_SCORES);
-        for (kind, (name, factor)) in
-            [("forward", 1.0), ("forward+backward", 3.5)].iter().enumerate()
+        let both = || Ok((forward(), backward()));
+        let plain_both = || Ok((plain(), plain_backward()));
+        let contenders =
+            [(timed(|| Ok(forward())), timed(|| Ok(plain()))), (timed(both), timed(plain_both))];
+        let kinds = [("forward", 1.0), ("forward+backward", 3.5)];
+        for (kind, ((ours, plain), (name, factor))) in contenders.into_iter().zip(kinds).enumerate()
         {
-            let mut contenders = if kind == 0 {
-                vec![timed(|| drop(black_box(forward()))), timed(|| drop(black_box(plain())))]
-            } else {
-                vec![
-                    timed(|| drop(black_box((forward(), backward())))),
-                    timed(|| drop(black_box((plain(), plain_backward())))),
-                ]
-            };
-            let mut names = vec!["plain Burn ops"];
-            for rival in torch.iter().flat_map(|torch| torch.contenders(2 * at + kind)) {
-                names.push(rival.name);
-                contenders.push(rival.run);
-            }
-            let times_s = medians_s(options.runs, &mut contenders);
-            let speed = |seconds: f64| factor * size.operations() / seconds / 1e9;
+            let mut rivals = vec![Rival { name: "plain Burn ops", run: plain }];
+            rivals.extend(torch.iter().flat_map(|torch| torch.rivals(2 * at + kind)));
             let name = format!("attention {name}, {}", size.name());
-            let figure = BenchFigure::new(name, speed(times_s[0]), "GFLOP/s");
-            report.add_against(&figure, &names, |rival| speed(times_s[rival + 1]));
+            let speed = |seconds: f64| factor * size.operations() / seconds / 1e9;
+            report.race(&name, "GFLOP/s", options.runs, ours, rivals, speed)?;
         }
     }
+    Ok(())
 }
 
 /// A window of the newest events beside the dense kernel.
-fn window(options: &BenchOptions, report: &mut BenchReport) {
+pub fn window(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let dense = AttentionSize::full(2, 4, 4096, 64);
     let windowed =
         AttentionSize { window: Some(AttentionWindow { recent: 256, global: 0 }), ..dense.clone() };
@@ -184,28 +165,26 @@ fn window(options: &BenchOptions, report: &mut BenchReport) {
         let grads = Flex::hstu_attention_backward(inputs.clone(), grad.clone(), layout.clone());
         (forward(layout), grads)
     };
-    let mut contenders = [
-        timed(|| drop(black_box(forward(&windowed)))),
-        timed(|| drop(black_box(forward(&dense)))),
-        timed(|| drop(black_box(both(&windowed)))),
-        timed(|| drop(black_box(both(&dense)))),
+    let contenders = [
+        ("forward", timed(|| Ok(forward(&windowed))), timed(|| Ok(forward(&dense)))),
+        ("forward+backward", timed(|| Ok(both(&windowed))), timed(|| Ok(both(&dense)))),
     ];
-    let times_s = medians_s(options.runs.min(10), &mut contenders);
-    for (name, at) in [("forward", 0), ("forward+backward", 2)] {
+    for (name, ours, run) in contenders {
+        let rivals = vec![Rival { name: "the dense fused kernel", run }];
         let name = format!("window 256 of N4096, B2 H4 d64, {name}");
-        let figure = BenchFigure::new(name, times_s[at] * 1e3, "ms");
-        report.add(figure.versus("the dense fused kernel", times_s[at + 1] * 1e3));
+        report.race(&name, "ms", options.runs.min(10), ours, rivals, |s| s * 1e3)?;
     }
+    Ok(())
 }
 
 /// Candidates over one shared history, beside each with its own copy of it.
-fn shared(options: &BenchOptions, report: &mut BenchReport) {
+pub fn shared(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     const CANDIDATES: usize = 100;
     let history = AttentionSize::full(1, 4, 1024, 32);
     let width = history.heads * history.dim;
-    let mut kept = <Flex as HistoryBackend>::Kept::default();
+    let mut kept = CpuKeptHistory::default();
     let own = history.inputs();
-    Flex::keep(own.k.clone(), own.v.clone(), &history.layout(), &mut [&mut kept]);
+    CpuKeptHistory::keep(own.k.clone(), own.v.clone(), &history.layout(), &mut [&mut kept]);
     let targets = HstuInputs {
         q: random([CANDIDATES, width]),
         k: random([CANDIDATES, width]),
@@ -222,15 +201,13 @@ fn shared(options: &BenchOptions, report: &mut BenchReport) {
     // Each candidate is the last token of a copy of the history.
     let copies = AttentionSize { lengths: vec![1025; CANDIDATES], ..history };
     let (copies_layout, inputs) = (copies.layout(), copies.inputs());
-    let mut contenders = [
-        timed(|| {
-            let kept = [KeptHistory { layer: &kept, times_s: &[] }];
-            black_box(Flex::attend(targets.clone(), &kept, &layout));
-        }),
-        timed(|| drop(black_box(Flex::hstu_attention(inputs.clone(), copies_layout.clone())))),
-    ];
-    let times_s = medians_s(options.runs.min(5), &mut contenders);
+    let ours = timed(|| {
+        let kept = [KeptHistory { layer: &kept, times_s: &[] }];
+        Ok(CpuKeptHistory::attend(targets.clone(), &kept, &layout))
+    });
+    let run = timed(|| Ok(Flex::hstu_attention(inputs.clone(), copies_layout.clone())));
+    let rivals = vec![Rival { name: "a copy of the history each", run }];
     let name = format!("attention of {CANDIDATES} candidates over one history of 1024, H4 d32");
-    let figure = BenchFigure::new(name, times_s[0] * 1e3, "ms");
-    report.add(figure.versus("a copy of the history each", times_s[1] * 1e3));
+    report.race(&name, "ms", options.runs.min(5), ours, rivals, |s| s * 1e3)?;
+    Ok(())
 }

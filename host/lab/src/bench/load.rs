@@ -126,6 +126,12 @@ impl OpenLoopClient {
         };
         (0..count).map(one).collect()
     }
+
+    /// The median milliseconds of one request at a time, after some that warm up.
+    pub fn alone_ms(&self) -> f64 {
+        self.one_by_one(200);
+        quantile(&mut self.one_by_one(400), 0.5)
+    }
 }
 
 /// The status (0 without one), and the milliseconds since `due`.

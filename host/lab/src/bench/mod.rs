@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
 use hypercast_config::EngineKind;
+use hypercast_data::import::simulate::SimulateOptions;
 
 pub use self::report::{BenchFigure, BenchReport};
 use crate::error::{CommonErrors as _, Error, Result};
@@ -136,6 +137,17 @@ impl BenchOptions {
     }
 }
 
+/// A folder that is removed when it is dropped.
+fn temporary() -> Result<tempfile::TempDir> {
+    tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))
+}
+
+/// A small simulated world in the folder `data`.
+fn world(dir: &Path) -> SimulateOptions {
+    let into = dir.join("data");
+    SimulateOptions { into, users: 300, items: 200, requests: 500, surfaces: 2, seed: 1 }
+}
+
 fn component(folder: &Path, name: &str, build: &str) -> Result<PathBuf> {
     let path = folder.join(format!("{name}.wasm"));
     if path.is_file() {
@@ -143,6 +155,9 @@ fn component(folder: &Path, name: &str, build: &str) -> Result<PathBuf> {
     }
     Err(Error::invalid(format!("{} is missing: {build}", path.display())))
 }
+
+/// Adds the figures of a group, or of a part that looks itself which of its groups are wanted.
+type GroupMeasure = fn(&BenchOptions, &mut BenchReport) -> Result<()>;
 
 /// Measures a part.
 ///
@@ -152,22 +167,36 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
     options.check()?;
     let part = options.part.to_possible_value().expect("no part is hidden");
     let mut report = BenchReport::new(part.get_name());
-    match options.part {
-        BenchPart::Engine => engine::measure(options, &mut report)?,
-        BenchPart::Expert => expert::measure(options, &mut report)?,
-        BenchPart::Serving => serving::measure(options, &mut report)?,
-        BenchPart::Kernels => {
-            kernels::measure(options, &mut report);
-            if options.wants("step") {
-                fm::step(options, &mut report)?;
-            }
-            if options.wants("history") {
-                fm::history(options, &mut report)?;
-            }
+    let groups: &[(Option<&str>, GroupMeasure)] = match options.part {
+        BenchPart::Expert => &[(None, expert::network), (None, expert::ranking)],
+        BenchPart::Store => &[(None, store::measure)],
+        BenchPart::Serving => &[(Some("logging"), fm::logging), (None, serving::measure)],
+        BenchPart::Engine => {
+            &[(Some("directory"), engine::directory), (Some("nats"), engine::nats)]
         }
-        BenchPart::Isolation => isolation::measure(options, &mut report)?,
-        BenchPart::Store => store::measure(options, &mut report)?,
-        BenchPart::Lifecycle => lifecycle::measure(options, &mut report)?,
+        BenchPart::Kernels => &[
+            (Some("attention"), kernels::attention),
+            (Some("window"), kernels::window),
+            (Some("shared"), kernels::shared),
+            (Some("step"), fm::step),
+            (Some("history"), fm::history),
+        ],
+        BenchPart::Isolation => &[
+            (Some("rank"), expert::ranking),
+            (Some("faults"), isolation::faults),
+            (Some("plugins"), isolation::plugins),
+            (Some("neighbours"), isolation::neighbours),
+        ],
+        BenchPart::Lifecycle => &[
+            (Some("ingest"), lifecycle::ingest::measure),
+            (Some("latency"), lifecycle::latency::measure),
+            (Some("publish"), lifecycle::publish::measure),
+        ],
+    };
+    for (group, measure) in groups {
+        if group.is_none_or(|group| options.wants(group)) {
+            measure(options, &mut report)?;
+        }
     }
     Ok(report)
 }

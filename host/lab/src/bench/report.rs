@@ -24,7 +24,7 @@ pub struct BenchReport {
 }
 
 /// One figure, and a rival's in the same run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct BenchFigure {
     /// Stable key: the part, and the name in lower case with dashes.
     pub id: String,
@@ -42,54 +42,41 @@ pub struct BenchFigure {
     pub ratio: Option<f64>,
 }
 
-impl BenchFigure {
-    /// A figure without a rival. Its id is complete once it is in a report.
-    pub fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
-        let name = name.into();
-        Self { id: slug(&name), name, value, unit, rival: None, rival_value: None, ratio: None }
-    }
-
-    /// The figure beside a rival's value in the same unit.
-    pub fn versus(mut self, rival: impl Into<String>, value: f64) -> Self {
-        let is_less_better = LESS_IS_BETTER.contains(&self.unit);
-        self.ratio = Some(if is_less_better { value / self.value } else { self.value / value });
-        self.rival = Some(rival.into());
-        self.rival_value = Some(value);
-        self
-    }
-}
-
 impl BenchReport {
     /// An empty report of a part on this machine.
     pub fn new(part: &str) -> Self {
         Self { part: part.to_owned(), machine: machine(), results: Vec::new(), notes: Vec::new() }
     }
 
-    /// Adds a figure and prints it at once, since a bench takes minutes. A figure whose rival
-    /// failed on the way has no finite ratio and is left out.
-    pub fn add(&mut self, mut figure: BenchFigure) {
-        if figure.rival_value.is_some_and(|value| !value.is_finite()) {
-            let rival = figure.rival.unwrap_or_default();
-            return self.note(format!("{}: {rival} failed while it was measured", figure.name));
-        }
-        figure.id = format!("{}/{}", self.part, figure.id);
-        eprintln!("{figure}");
-        self.results.push(figure);
+    /// Adds a figure without a rival, and prints it at once, since a bench takes minutes.
+    pub fn figure(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
+        self.add(BenchFigure { name: name.into(), value, unit, ..BenchFigure::default() });
     }
 
-    /// Adds a figure once for each rival, whose value `of` gives by index; alone without rivals.
-    pub fn add_against(
+    /// Adds a figure beside a rival's value in the same unit. A figure whose rival failed on the
+    /// way has no finite value and is left out.
+    pub fn versus(
         &mut self,
-        figure: &BenchFigure,
-        rivals: &[&str],
-        of: impl Fn(usize) -> f64,
+        name: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+        rival: &str,
+        theirs: f64,
     ) {
-        if rivals.is_empty() {
-            self.add(figure.clone());
+        let name = name.into();
+        if !theirs.is_finite() {
+            return self.note(format!("{name}: {rival} failed while it was measured"));
         }
-        for (at, rival) in rivals.iter().enumerate() {
-            self.add(figure.clone().versus(*rival, of(at)));
-        }
+        let is_less_better = LESS_IS_BETTER.contains(&unit);
+        let ratio = Some(if is_less_better { theirs / value } else { value / theirs });
+        let (rival, rival_value) = (Some(rival.to_owned()), Some(theirs));
+        self.add(BenchFigure { id: String::new(), name, value, unit, rival, rival_value, ratio });
+    }
+
+    fn add(&mut self, mut figure: BenchFigure) {
+        figure.id = format!("{}/{}", self.part, slug(&figure.name));
+        eprintln!("{figure}");
+        self.results.push(figure);
     }
 
     /// Records what could not be measured.
@@ -168,10 +155,10 @@ mod tests {
     #[test]
     fn a_ratio_above_one_is_better_whatever_the_unit() {
         let mut report = BenchReport::new("store");
-        report.add(BenchFigure::new("time", 2.0, "ms").versus("rival", 6.0));
-        report.add(BenchFigure::new("speed", 2.0, "GFLOP/s").versus("rival", 6.0));
-        report.add(BenchFigure::new("store: p50, alone", 2.0, "ms"));
-        report.add(BenchFigure::new("failed", 2.0, "ms").versus("rival", f64::NAN));
+        report.versus("time", 2.0, "ms", "rival", 6.0);
+        report.versus("speed", 2.0, "GFLOP/s", "rival", 6.0);
+        report.figure("store: p50, alone", 2.0, "ms");
+        report.versus("failed", 2.0, "ms", "rival", f64::NAN);
         let ratios: Vec<_> = report.results.iter().map(|figure| figure.ratio).collect();
         assert_eq!(ratios, [Some(3.0), Some(1.0 / 3.0), None]);
         assert_eq!(report.results[2].id, "store/store-p50-alone");

@@ -11,8 +11,11 @@ use crate::error::{CommonErrors as _, Error, Result};
 /// A read of a batch, as [`StoreReader::gather`].
 pub(super) type RivalRead<'a> = dyn FnMut(&[u64], &mut [f32]) -> usize + 'a;
 
-/// Measures a store that is open for reading; returns times.
-pub(super) type Measure<'a> = dyn FnMut(&mut RivalRead<'_>) -> Vec<f64> + 'a;
+/// Measures a store that is open for reading.
+pub(super) type Measure<'a> = dyn FnMut(&mut RivalRead<'_>) -> RivalResult + 'a;
+
+/// What a rival returns: each has error types of its own.
+type RivalResult<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Ids and their rows as bytes, by rising ids.
 type EncodedRows<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
@@ -20,8 +23,8 @@ type EncodedRows<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
 /// An embedded store.
 pub(super) struct RivalStore {
     pub name: &'static str,
-    load: fn(&Path, &mut EncodedRows<'_>) -> anyhow::Result<()>,
-    with_reader: fn(&Path, &mut Measure<'_>) -> anyhow::Result<Vec<f64>>,
+    load: fn(&Path, &mut EncodedRows<'_>) -> RivalResult,
+    with_reader: fn(&Path, &mut Measure<'_>) -> RivalResult,
 }
 
 impl RivalStore {
@@ -34,16 +37,16 @@ impl RivalStore {
             from.gather(&[id], &mut values);
             (id, values.iter().flat_map(|value| value.to_le_bytes()).collect())
         });
-        (self.load)(dir, &mut rows).map_err(|error| self.failed(&error))
+        (self.load)(dir, &mut rows).map_err(|error| self.failed(&*error))
     }
 
     /// Opens the store for reading and measures it.
-    pub fn with_reader(&self, dir: &Path, measure: &mut Measure<'_>) -> Result<Vec<f64>> {
-        (self.with_reader)(dir, measure).map_err(|error| self.failed(&error))
+    pub fn with_reader(&self, dir: &Path, measure: &mut Measure<'_>) -> Result<()> {
+        (self.with_reader)(dir, measure).map_err(|error| self.failed(&*error))
     }
 
-    fn failed(&self, error: &anyhow::Error) -> Error {
-        Error::data(self.name, format!("{error:#}"))
+    fn failed(&self, error: &dyn std::error::Error) -> Error {
+        Error::internal(format!("{}: {error}", self.name))
     }
 }
 
@@ -64,7 +67,7 @@ mod built_in {
     use heed::{CommitOrAbort, Database, Env, EnvOpenOptions};
     use redb::{ReadableDatabase, TableDefinition};
 
-    use super::{EncodedRows, Measure, RivalStore};
+    use super::{EncodedRows, Measure, RivalResult, RivalStore};
 
     const CACHE_BYTES: usize = 4 << 30;
 
@@ -86,7 +89,7 @@ mod built_in {
     fn gather<E: std::fmt::Debug>(
         ids: &[u64],
         out: &mut [f32],
-        mut get: impl FnMut(u64, &mut [f32]) -> Result<bool, E>,
+        mut get: impl FnMut(u64, &mut [f32]) -> std::result::Result<bool, E>,
     ) -> usize {
         let dim = out.len() / ids.len();
         let found = ids.iter().zip(out.chunks_exact_mut(dim)).map(|(&id, out)| get(id, out));
@@ -95,13 +98,13 @@ mod built_in {
 
     const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rows");
 
-    fn redb(dir: &Path) -> anyhow::Result<redb::Database> {
+    fn redb(dir: &Path) -> RivalResult<redb::Database> {
         let mut builder = redb::Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         Ok(builder.create(dir.join("redb"))?)
     }
 
-    fn load_redb(dir: &Path, rows: &mut EncodedRows<'_>) -> anyhow::Result<()> {
+    fn load_redb(dir: &Path, rows: &mut EncodedRows<'_>) -> RivalResult {
         let db = redb(dir)?;
         let write = db.begin_write()?;
         {
@@ -113,18 +116,18 @@ mod built_in {
         Ok(write.commit()?)
     }
 
-    fn with_redb(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<Vec<f64>> {
+    fn with_redb(dir: &Path, measure: &mut Measure<'_>) -> RivalResult {
         let db = redb(dir)?;
-        Ok(measure(&mut |ids, out| {
+        measure(&mut |ids, out| {
             let table = db.begin_read().map(|read| read.open_table(TABLE));
             let table = table.expect("it opens").expect("it has the table");
             gather(ids, out, |id, out| {
                 table.get(id).map(|row| row.map(|row| copy(row.value(), out)).is_some())
             })
-        }))
+        })
     }
 
-    fn lmdb(dir: &Path) -> anyhow::Result<Env> {
+    fn lmdb(dir: &Path) -> RivalResult<Env> {
         // SAFETY: the folder is temporary and private to this bench, so nothing else truncates the
         // file.
         Ok(unsafe { EnvOpenOptions::new().map_size(64 << 30).open(dir)? })
@@ -132,14 +135,14 @@ mod built_in {
 
     type LmdbRows<'a> = Database<'a, U64<heed::byteorder::BigEndian>, Bytes>;
 
-    fn lmdb_rows(env: &Env) -> anyhow::Result<LmdbRows<'_>> {
+    fn lmdb_rows(env: &Env) -> RivalResult<LmdbRows<'_>> {
         let made = env.create_databases_and_commit(env.write_txn()?, |opener, write| {
             opener.create_database(write, None).map(CommitOrAbort::<_, ()>::Commit)
         })?;
         Ok(made.unwrap_commit())
     }
 
-    fn load_lmdb(dir: &Path, rows: &mut EncodedRows<'_>) -> anyhow::Result<()> {
+    fn load_lmdb(dir: &Path, rows: &mut EncodedRows<'_>) -> RivalResult {
         let env = lmdb(dir)?;
         let table = lmdb_rows(&env)?;
         let mut write = env.write_txn()?;
@@ -149,24 +152,24 @@ mod built_in {
         Ok(write.commit()?)
     }
 
-    fn with_lmdb(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<Vec<f64>> {
+    fn with_lmdb(dir: &Path, measure: &mut Measure<'_>) -> RivalResult {
         let env = lmdb(dir)?;
         let table = lmdb_rows(&env)?;
-        Ok(measure(&mut |ids, out| {
+        measure(&mut |ids, out| {
             let read = env.read_txn().expect("it opens");
             gather(ids, out, |id, out| {
                 table.get(&read, &id).map(|row| row.map(|row| copy(row, out)).is_some())
             })
-        }))
+        })
     }
 
-    fn fjall(dir: &Path) -> anyhow::Result<(FjallDatabase, Keyspace)> {
+    fn fjall(dir: &Path) -> RivalResult<(FjallDatabase, Keyspace)> {
         let db = FjallDatabase::builder(dir.join("fjall")).cache_size(CACHE_BYTES as u64).open()?;
         let rows = db.keyspace("rows", KeyspaceCreateOptions::default)?;
         Ok((db, rows))
     }
 
-    fn load_fjall(dir: &Path, rows: &mut EncodedRows<'_>) -> anyhow::Result<()> {
+    fn load_fjall(dir: &Path, rows: &mut EncodedRows<'_>) -> RivalResult {
         let (_db, table) = fjall(dir)?;
         for (id, row) in rows {
             table.insert(id.to_be_bytes(), row)?;
@@ -175,12 +178,12 @@ mod built_in {
         Ok(table.major_compact()?)
     }
 
-    fn with_fjall(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<Vec<f64>> {
+    fn with_fjall(dir: &Path, measure: &mut Measure<'_>) -> RivalResult {
         let (_db, table) = fjall(dir)?;
-        Ok(measure(&mut |ids, out| {
+        measure(&mut |ids, out| {
             gather(ids, out, |id, out| {
                 table.get(id.to_be_bytes()).map(|row| row.map(|row| copy(&row, out)).is_some())
             })
-        }))
+        })
     }
 }

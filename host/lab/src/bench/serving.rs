@@ -9,27 +9,28 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     thread,
     time::Duration,
 };
 
 use axum::body::Bytes;
-use hypercast_config::{Config, ExpertEntry, TrainOn};
+use hypercast_config::Config;
 use hypercast_core::quantile::quantile;
 use hypercast_data::{
     dataset::Dataset,
-    import::simulate::{self, simulate},
+    import::simulate::{SimulateOptions, simulate},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
 
 use super::{
-    BenchFigure, BenchOptions, BenchReport, fm,
+    BenchOptions, BenchReport,
     load::{LoadResult, MetricsSnapshot, OpenLoopClient},
-    stages,
+    stages, world,
 };
 use crate::{
+    demo::preset::expert,
     error::{CommonErrors as _, Error, Result},
     processes::{DaemonProcess, hypercast},
 };
@@ -62,14 +63,11 @@ const REQUESTS_AFTER_MS: i64 = 3_600_000;
 /// # Errors
 /// A plugin that is not built; a failure of training or serving.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    if options.wants("logging") {
-        fm::logging(options, report)?;
-    }
     let (wants_stages, wants_load) = (options.wants("stages"), options.wants("load"));
     if !wants_stages && !wants_load {
         return Ok(());
     }
-    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    let dir = super::temporary()?;
     let fixture = ServingFixture::trained(dir.path(), options)?;
     if wants_stages {
         stages::measure(&fixture, report)?;
@@ -95,20 +93,15 @@ pub(super) struct ServingFixture {
 impl ServingFixture {
     /// Simulates a world in `dir`, and trains an FM and an expert.
     fn trained(dir: &Path, options: &BenchOptions) -> Result<Self> {
+        let (users, requests) = (options.users, options.users * 50);
+        let world = SimulateOptions { users, items: ITEMS, requests, ..world(dir) };
+        simulate(&world)?;
         let fixture = Self {
             two_tiers: dir.join("hypercast.toml"),
             one_stage: dir.join("one-stage.toml"),
             with_events: dir.join("with-events.toml"),
-            dataset: dir.join("data"),
+            dataset: world.into,
         };
-        simulate(&simulate::SimulateOptions {
-            into: fixture.dataset.clone(),
-            users: options.users,
-            items: ITEMS,
-            requests: options.users * 50,
-            surfaces: 2,
-            seed: 1,
-        })?;
         let mut config = Config::default();
         config.fm.max_history = HISTORY;
         config.features.history_events = HISTORY;
@@ -118,7 +111,7 @@ impl ServingFixture {
         config.paths.state = "runs/one-stage".into();
         config.write(&fixture.one_stage)?;
         config.paths.state = Config::default().paths.state;
-        config.experts = vec![mlp(options.plugin("mlp-fusion")?)];
+        config.experts = vec![expert("mlp", options.plugin("mlp-fusion")?)];
         config.write(&fixture.two_tiers)?;
         config.join.in_daemon = true;
         // The events are of the simulated past: their own times are the clock.
@@ -127,11 +120,6 @@ impl ServingFixture {
         config.write(&fixture.with_events)?;
         train_both(&fixture.two_tiers)?;
         Ok(fixture)
-    }
-
-    /// A request of every user, for random candidates.
-    pub(super) fn bodies(&self, explain: bool) -> Result<Vec<String>> {
-        bodies(&self.dataset, 0, explain)
     }
 }
 
@@ -176,30 +164,25 @@ impl LoadBench {
     }
 
     fn run(self, report: &mut BenchReport) -> Result<()> {
-        self.requests.one_by_one(200);
-        let alone = quantile(&mut self.requests.one_by_one(400), 0.5);
-        let name = format!("request of {CANDIDATES} candidates alone, p50");
-        report.add(BenchFigure::new(name, alone, "ms"));
+        let alone = self.requests.alone_ms();
+        report.figure(format!("request of {CANDIDATES} candidates alone, p50"), alone, "ms");
         let Some(peak) = self.peak(1e3 / alone)? else {
             report.note(format!("no rate kept p99 under {TARGET_MS} ms"));
             return self.daemon.stop();
         };
         let memory = self.daemon.memory_mib();
-        let name = format!("highest rate with p99 <= {TARGET_MS} ms");
-        report.add(BenchFigure::new(name, peak.rate, "requests/s"));
-        report.add(BenchFigure::new("p50 at that rate", peak.result.answered(0.5), "ms"));
-        report.add(BenchFigure::new("p99 at that rate", peak.result.answered(0.99), "ms"));
-        report.add(BenchFigure::new("events at that rate", peak.rate, "events/s"));
+        report.figure(format!("highest rate with p99 <= {TARGET_MS} ms"), peak.rate, "requests/s");
+        report.figure("p50 at that rate", peak.result.answered(0.5), "ms");
+        report.figure("p99 at that rate", peak.result.answered(0.99), "ms");
+        report.figure("events at that rate", peak.rate, "events/s");
         let new_users = 100.0 / NEW_USER_ONE_IN as f64;
-        report.add(BenchFigure::new("requests of new users", new_users, "% of requests"));
-        let name = "history cache: tokens found at that rate";
-        report.add(BenchFigure::new(name, peak.cache.tokens, "% of tokens"));
+        report.figure("requests of new users", new_users, "% of requests");
+        report.figure("history cache: tokens found at that rate", peak.cache.tokens, "% of tokens");
         let name = "history cache: whole histories found at that rate";
-        report.add(BenchFigure::new(name, peak.cache.whole, "% of requests"));
+        report.figure(name, peak.cache.whole, "% of requests");
         self.overload(&peak, report);
-        let figure =
-            BenchFigure::new("memory after twice the rate", self.daemon.memory_mib(), "MiB");
-        report.add(figure.versus("before it", memory));
+        let after = self.daemon.memory_mib();
+        report.versus("memory after twice the rate", after, "MiB", "before it", memory);
         self.daemon.stop()
     }
 
@@ -245,12 +228,10 @@ impl LoadBench {
 
     fn overload(&self, peak: &Peak, report: &mut BenchReport) {
         let mut twice = self.send(2.0 * peak.rate, 2 * self.stretch);
-        let goodput = twice.goodput(TARGET_MS);
-        let figure = BenchFigure::new("goodput at twice the rate", goodput, "requests/s");
-        report.add(figure.versus("at the rate", peak.result.goodput(TARGET_MS)));
+        let [ours, theirs] = [&twice, &peak.result].map(|load| load.goodput(TARGET_MS));
+        report.versus("goodput at twice the rate", ours, "requests/s", "at the rate", theirs);
         let late = twice.late as f64 / twice.requests().max(1) as f64 * 100.0;
-        let name = "let in at twice the rate, and late";
-        report.add(BenchFigure::new(name, late, "% of requests"));
+        report.figure("let in at twice the rate, and late", late, "% of requests");
         if twice.failed > 0 {
             report.note(format!("{} requests got no proper status", twice.failed));
         }
@@ -258,7 +239,7 @@ impl LoadBench {
             report.note("no request was refused at twice the rate");
         } else {
             let refused = quantile(&mut twice.refused_ms, 0.99);
-            report.add(BenchFigure::new("status of a refused request, p99", refused, "ms"));
+            report.figure("status of a refused request, p99", refused, "ms");
         }
     }
 }
@@ -347,31 +328,26 @@ pub(super) fn bodies(dataset: &Path, surface: usize, explain: bool) -> Result<Ve
     Ok(traffic.users.iter().map(&mut body).collect())
 }
 
+/// A client that sends these requests.
+pub(super) fn rank_client(
+    daemon: &DaemonProcess,
+    dataset: &Path,
+    surface: usize,
+) -> Result<OpenLoopClient> {
+    OpenLoopClient::cycle(rank_url(daemon), bodies(dataset, surface, false)?)
+}
+
 /// The address of a daemon's rankings.
 pub(super) fn rank_url(daemon: &DaemonProcess) -> String {
     format!("{}/v1/rank", daemon.url)
-}
-
-/// An expert on every surface.
-pub(super) fn mlp(plugin: PathBuf) -> ExpertEntry {
-    ExpertEntry {
-        name: "mlp".into(),
-        plugin,
-        surfaces: Vec::new(),
-        without_tae: false,
-        shadow: false,
-        train_on: TrainOn::All,
-        limits: Default::default(),
-    }
 }
 
 /// Trains the FM and the experts of a configuration as an operator does.
 pub(super) fn train_both(config: &Path) -> Result<()> {
     for model in ["fm", "expert"] {
         let failed = |error: std::io::Error| Error::internal(format!("cannot train: {error}"));
-        let mut command = Command::new(hypercast()?);
-        command.args(["train", model, "--config"]).arg(config).stdout(Stdio::null());
-        if !command.status().map_err(failed)?.success() {
+        let mut command = hypercast(&["train", model], config)?;
+        if !command.stdout(Stdio::null()).status().map_err(failed)?.success() {
             return Err(Error::internal(format!("`hypercast train {model}` failed; see above")));
         }
     }

@@ -11,9 +11,9 @@ use hypercast_core::quantile::quantile;
 use hypercast_serve::api::RankAnswer;
 
 use super::{
-    BenchFigure, BenchReport,
+    BenchReport,
     load::OpenLoopClient,
-    serving::{CANDIDATES, ServingFixture, rank_url},
+    serving::{CANDIDATES, ServingFixture, bodies, rank_client, rank_url},
 };
 use crate::{
     error::{CommonErrors as _, Error, Result},
@@ -30,15 +30,14 @@ const MODEL_STAGES: [&str; 3] = ["fm", "expert", "wasm"];
 struct StagedDaemon {
     daemon: DaemonProcess,
     client: OpenLoopClient,
-    /// Milliseconds by stage; `models` and `all` are sums of several.
+    /// Milliseconds by stage; `models` and `all` are sums of several, and `round trip` is the
+    /// client's.
     stages_ms: BTreeMap<String, Vec<f64>>,
-    /// Milliseconds of round trips.
-    round_trips_ms: Vec<f64>,
 }
 
 /// Adds the figures.
 pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Result<()> {
-    let explained = fixture.bodies(true)?;
+    let explained = bodies(&fixture.dataset, 0, true)?;
     let mut ours = StagedDaemon::start(fixture, &fixture.two_tiers)?;
     let mut theirs = StagedDaemon::start(fixture, &fixture.one_stage)?;
     for turn in 0..=TURNS {
@@ -46,22 +45,25 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
             daemon.turn(&explained)?;
             if turn == 0 {
                 daemon.stages_ms.clear();
-                daemon.round_trips_ms.clear();
             }
         }
     }
     for stage in ["features", "fm", "expert", "wasm"] {
-        report.add(BenchFigure::new(format!("stage {stage}, p50"), ours.p50_ms(stage), "ms"));
+        report.figure(format!("stage {stage}, p50"), ours.p50_ms(stage), "ms");
     }
-    let sums =
-        [("FM, expert and its Wasm", "models"), ("features, FM, expert and its Wasm", "all")];
-    for (name, stage) in sums {
-        let figure = BenchFigure::new(format!("{name}, p50"), ours.p50_ms(stage), "ms");
-        report.add(figure.versus("a one-stage model of the FM's size", theirs.p50_ms(stage)));
+    let one_stage = "a one-stage model of the FM's size";
+    let sums = [
+        ("FM, expert and its Wasm, p50".to_owned(), "models", one_stage),
+        ("features, FM, expert and its Wasm, p50".to_owned(), "all", one_stage),
+        (
+            format!("request of {CANDIDATES} candidates, HTTP included, p50"),
+            "round trip",
+            "a one-stage model's",
+        ),
+    ];
+    for (name, stage, rival) in sums {
+        report.versus(name, ours.p50_ms(stage), "ms", rival, theirs.p50_ms(stage));
     }
-    let name = format!("request of {CANDIDATES} candidates, HTTP included, p50");
-    let figure = BenchFigure::new(name, quantile(&mut ours.round_trips_ms, 0.5), "ms");
-    report.add(figure.versus("a one-stage model's", quantile(&mut theirs.round_trips_ms, 0.5)));
     ours.daemon.stop()?;
     theirs.daemon.stop()
 }
@@ -69,8 +71,8 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
 impl StagedDaemon {
     fn start(fixture: &ServingFixture, config: &std::path::Path) -> Result<Self> {
         let daemon = DaemonProcess::start(config)?;
-        let client = OpenLoopClient::cycle(rank_url(&daemon), fixture.bodies(false)?)?;
-        Ok(Self { daemon, client, stages_ms: BTreeMap::new(), round_trips_ms: Vec::new() })
+        let client = rank_client(&daemon, &fixture.dataset, 0)?;
+        Ok(Self { daemon, client, stages_ms: BTreeMap::new() })
     }
 
     /// Ranks for every user twice: with the stages explained, and as callers do.
@@ -93,7 +95,8 @@ impl StagedDaemon {
             add("models", models);
             add("all", models + ms("features"));
         }
-        self.round_trips_ms.extend(self.client.one_by_one(explained.len()));
+        let round_trips_ms = self.client.one_by_one(explained.len());
+        self.stages_ms.entry("round trip".into()).or_default().extend(round_trips_ms);
         Ok(())
     }
 

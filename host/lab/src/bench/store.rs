@@ -14,9 +14,8 @@ use hypercast_core::{hash::mix64, quantile::quantile};
 use hypercast_store::{Adagrad, RowFormat, Store, StoreOptions, StoreReader, Verify};
 
 use super::{
-    BenchFigure, BenchOptions, BenchReport,
-    rivals::{self, RivalStore},
-    timing::{medians_s, timed},
+    BenchOptions, BenchReport, rivals,
+    timing::{Contender, Rival, timed},
 };
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -42,15 +41,8 @@ pub(super) struct ReadPattern {
     ids: Vec<u64>,
 }
 
-/// The rows of one read, by number and by id.
-#[derive(Clone, Copy)]
-struct ReadBatch<'a> {
-    rows: &'a [usize],
-    ids: &'a [u64],
-}
-
-/// A read; returns the number of missing ids.
-type ReadFn<'a> = dyn FnMut(ReadBatch<'_>, &mut [f32]) -> usize + 'a;
+/// A read of rows, given by number and by id; returns the number of missing ids.
+type ReadFn<'a> = dyn FnMut(&[usize], &[u64], &mut [f32]) -> usize + 'a;
 
 impl ReadPattern {
     /// Random reads of a store of `rows` rows.
@@ -61,36 +53,37 @@ impl ReadPattern {
         ReadPattern { rows, ids }
     }
 
-    /// Does every read, and adds the microseconds of each to `times_us`.
-    fn time(&self, read: &mut ReadFn<'_>, times_us: &mut Vec<f64>) {
+    /// Does every read, and adds the seconds of each to `times_s`. Single reads are timed, since
+    /// they are short beside the time slices of a busy machine.
+    fn time(&self, read: &mut ReadFn<'_>, times_s: &mut Vec<f64>) {
         let mut out = vec![0.0; BATCH * DIM];
         for (rows, ids) in self.rows.chunks_exact(BATCH).zip(self.ids.chunks_exact(BATCH)) {
             let start = Instant::now();
-            let missing = read(ReadBatch { rows, ids }, &mut out);
-            times_us.push(start.elapsed().as_secs_f64() * 1e6);
+            let missing = read(rows, ids, &mut out);
+            times_s.push(start.elapsed().as_secs_f64());
             assert_eq!(missing, 0, "every row exists");
         }
     }
 
-    /// The median microseconds of a read by each contender, in turns, after a turn that warms up.
-    /// Single reads are timed, since they are short beside the time slices of a busy machine.
-    fn medians_us(&self, runs: usize, contenders: &mut [Box<ReadFn<'_>>]) -> Vec<f64> {
-        let mut times_us = vec![Vec::new(); contenders.len()];
-        for run in 0..=runs {
-            for (times_us, contender) in times_us.iter_mut().zip(contenders.iter_mut()) {
-                if run == 1 {
-                    times_us.clear();
-                }
-                self.time(contender, times_us);
-            }
-        }
-        times_us.into_iter().map(|mut times_us| quantile(&mut times_us, 0.5)).collect()
+    /// A contender that reads so.
+    fn read_by<'a>(
+        &'a self,
+        mut read: impl FnMut(&[usize], &[u64], &mut [f32]) -> usize + 'a,
+    ) -> Contender<'a> {
+        Box::new(move |times_s| {
+            self.time(&mut read, times_s);
+            Ok(())
+        })
+    }
+
+    fn gather<'a>(&'a self, reader: &'a StoreReader) -> Contender<'a> {
+        self.read_by(|_, ids, out| reader.gather(ids, out))
     }
 }
 
 /// Millions of rows per second.
-fn speed(read_us: f64) -> f64 {
-    BATCH as f64 / read_us
+fn speed(read_s: f64) -> f64 {
+    BATCH as f64 / (read_s * 1e6)
 }
 
 /// The id of a row: spread over the whole range.
@@ -103,31 +96,30 @@ pub(super) fn id(row: usize) -> u64 {
 /// # Errors
 /// A temporary folder that cannot be made or filled.
 pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    let dir = super::temporary()?;
     let bench = StoreBench { options, dir: dir.path() };
     let start = Instant::now();
     load(&bench.ours(), options.rows)?;
-    let name = format!("store: load {}", bench.size());
-    report.add(BenchFigure::new(name, start.elapsed().as_secs_f64(), "s"));
-    let bytes = bytes(&bench.ours())? / options.rows as f64;
-    report.add(BenchFigure::new("store: bytes a row, index included", bytes, "bytes"));
-    if options.wants("reads") {
-        bench.reads(report)?;
-    }
-    if options.wants("open") {
-        bench.open(report)?;
-    }
-    if options.wants("writer") {
-        bench.beside_a_writer(report)?;
-    }
-    if options.wants("formats") {
-        bench.formats(report)?;
-    }
-    if options.wants("rivals") {
-        bench.rivals(report)?;
+    report.figure(format!("store: load {}", bench.size()), start.elapsed().as_secs_f64(), "s");
+    let bytes = bench.bytes_a_row(&bench.ours())?;
+    report.figure("store: bytes a row, index included", bytes, "bytes");
+    let groups: [(&str, StoreGroup<'_>); 5] = [
+        ("reads", StoreBench::reads),
+        ("open", StoreBench::open),
+        ("writer", StoreBench::beside_a_writer),
+        ("formats", StoreBench::formats),
+        ("rivals", StoreBench::rivals),
+    ];
+    for (group, measure) in groups {
+        if options.wants(group) {
+            measure(&bench, report)?;
+        }
     }
     Ok(())
 }
+
+/// Adds the figures of a group.
+type StoreGroup<'a> = fn(&StoreBench<'a>, &mut BenchReport) -> Result<()>;
 
 /// Fills a new store.
 fn load(dir: &Path, rows: usize) -> Result<()> {
@@ -170,36 +162,38 @@ impl StoreBench<'_> {
         format!("{rows} rows of {DIM} f32")
     }
 
+    fn bytes_a_row(&self, dir: &Path) -> Result<f64> {
+        Ok(bytes(dir)? as f64 / self.options.rows as f64)
+    }
+
     fn reads(&self, report: &mut BenchReport) -> Result<()> {
         let reader = self.reader()?;
         let raw = plain_copy(&reader, self.options.rows);
-        let mut contenders: Vec<Box<ReadFn<'_>>> = vec![
-            Box::new(|batch, out| reader.gather(batch.ids, out)),
-            Box::new(|batch, out| raw_copy(&raw, batch.rows, out, None)),
-            Box::new(|batch, out| raw_copy(&raw, batch.rows, out, Some(PREFETCH_AHEAD))),
-        ];
         let pattern = ReadPattern::new(self.options.rows);
-        let times_us = pattern.medians_us(self.options.runs, &mut contenders);
+        let raw = |ahead| {
+            let raw = &raw;
+            pattern.read_by(move |rows, _, out| raw_copy(raw, rows, out, ahead))
+        };
+        let rivals = vec![
+            Rival { name: "a raw copy, places known", run: raw(None) },
+            Rival {
+                name: "a raw copy, places known, with prefetch",
+                run: raw(Some(PREFETCH_AHEAD)),
+            },
+        ];
         let name = format!("store: {BATCH} random rows a read, of {}", self.size());
-        let figure = BenchFigure::new(name, speed(times_us[0]), "Mrows/s");
-        let rivals = ["a raw copy, places known", "a raw copy, places known, with prefetch"];
-        report.add_against(&figure, &rivals, |rival| speed(times_us[rival + 1]));
+        let ours = pattern.gather(&reader);
+        report.race(&name, "Mrows/s", self.options.runs, ours, rivals, speed)?;
         Ok(())
     }
 
     fn open(&self, report: &mut BenchReport) -> Result<()> {
-        let ours = self.ours();
-        let open = |verify| StoreReader::open_with(&ours, verify).map(drop);
-        // The first failure ends the bench; later ones are of the same store.
-        open(Verify::Full)?;
-        let mut contenders = [
-            timed(|| open(Verify::Journal).expect("it opened before")),
-            timed(|| open(Verify::Full).expect("it opened before")),
-        ];
-        let times_s = medians_s(self.options.runs.min(5), &mut contenders);
+        let ours = &self.ours();
+        let open = |verify| timed(move || Ok(StoreReader::open_with(ours, verify)?));
+        let rivals = vec![Rival { name: "with every checksum", run: open(Verify::Full) }];
         let name = format!("store: open {}, journal checked", self.size());
-        let figure = BenchFigure::new(name, times_s[0] * 1e3, "ms");
-        report.add(figure.versus("with every checksum", times_s[1] * 1e3));
+        let runs = self.options.runs.min(5);
+        report.race(&name, "ms", runs, open(Verify::Journal), rivals, |s| s * 1e3)?;
         Ok(())
     }
 
@@ -208,18 +202,18 @@ impl StoreBench<'_> {
         let handle = store.handle()?;
         let rows = self.options.rows;
         let pattern = ReadPattern::new(rows);
-        let (mut alone_us, mut beside_us, mut updates) = (Vec::new(), Vec::new(), 0.0);
+        let (mut alone_s, mut beside_s, mut updates) = (Vec::new(), Vec::new(), 0.0);
         let turns = self.options.runs.max(3);
         for _ in 0..turns {
-            let mut read = |batch: ReadBatch<'_>, out: &mut [f32]| handle.gather(batch.ids, out);
-            pattern.time(&mut read, &mut alone_us);
+            let mut read = |_: &[usize], ids: &[u64], out: &mut [f32]| handle.gather(ids, out);
+            pattern.time(&mut read, &mut alone_s);
             let stop = AtomicBool::new(false);
             let rate = std::thread::scope(|scope| {
                 let writer = scope.spawn(|| update(&mut store, rows, &stop));
                 // The first commit makes the overlay that the later ones fill.
                 std::thread::sleep(Duration::from_millis(200));
                 for _ in 0..5 {
-                    pattern.time(&mut read, &mut beside_us);
+                    pattern.time(&mut read, &mut beside_s);
                 }
                 stop.store(true, Ordering::Relaxed);
                 writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -228,11 +222,11 @@ impl StoreBench<'_> {
         }
         for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
             let name = format!("store: {name} of {BATCH} rows of {} beside a writer", self.size());
-            let figure = BenchFigure::new(name, quantile(&mut beside_us, share), "us");
-            report.add(figure.versus("without a writer", quantile(&mut alone_us, share)));
+            let [beside_us, alone_us] =
+                [&mut beside_s, &mut alone_s].map(|times_s| quantile(times_s, share) * 1e6);
+            report.versus(name, beside_us, "us", "without a writer", alone_us);
         }
-        let name = "store: rows the writer updated a second";
-        report.add(BenchFigure::new(name, updates, "rows/s"));
+        report.figure("store: rows the writer updated a second", updates, "rows/s");
         Ok(())
     }
 
@@ -243,18 +237,12 @@ impl StoreBench<'_> {
             let dir = self.dir.join("snapshot");
             store.snapshot_into(&dir, format)?;
             let reader = StoreReader::open_with(&dir, Verify::Journal)?;
-            let mut contenders: Vec<Box<ReadFn<'_>>> = vec![
-                Box::new(|batch, out| reader.gather(batch.ids, out)),
-                Box::new(|batch, out| store.gather(batch.ids, out)),
-            ];
-            let times_us = pattern.medians_us(self.options.runs, &mut contenders);
-            drop(contenders);
             let name = format!("store: {BATCH} random rows a read, kept as {format:?}");
-            let figure = BenchFigure::new(name, speed(times_us[0]), "Mrows/s");
-            report.add(figure.versus("kept as F32", speed(times_us[1])));
+            let rivals = vec![Rival { name: "kept as F32", run: pattern.gather(&store) }];
+            let ours = pattern.gather(&reader);
+            report.race(&name, "Mrows/s", self.options.runs, ours, rivals, speed)?;
             let name = format!("store: bytes a row, kept as {format:?}");
-            let bytes = bytes(&dir)? / self.options.rows as f64;
-            report.add(BenchFigure::new(name, bytes, "bytes"));
+            report.figure(name, self.bytes_a_row(&dir)?, "bytes");
             drop(reader);
             std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
         }
@@ -269,35 +257,26 @@ impl StoreBench<'_> {
                 "redb, LMDB (heed) and fjall are not built in; build with `--features rivals`",
             );
         }
+        let (pattern, rows) = (ReadPattern::new(self.options.rows), self.options.rows);
+        let (reader, dir) = (self.reader()?, self.dir.join("rival"));
         for rival in rivals {
-            let dir = self.dir.join("rival");
             std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
             let start = Instant::now();
-            rival.load(&dir, &self.reader()?, self.options.rows)?;
+            rival.load(&dir, &reader, rows)?;
             let name = format!("{}: load {}", rival.name, self.size());
-            report.add(BenchFigure::new(name, start.elapsed().as_secs_f64(), "s"));
-            self.against(report, &rival, &dir)?;
+            report.figure(name, start.elapsed().as_secs_f64(), "s");
+            let name = format!("store: {BATCH} random rows a read, of {}", self.size());
+            rival.with_reader(&dir, &mut |read| {
+                let run = pattern.read_by(|_, ids, out| read(ids, out));
+                let rivals = vec![Rival { name: rival.name, run }];
+                let (runs, ours) = (self.options.runs.min(5), pattern.gather(&reader));
+                report.race(&name, "Mrows/s", runs, ours, rivals, speed)?;
+                Ok(())
+            })?;
+            let [ours, theirs] = [self.bytes_a_row(&self.ours())?, self.bytes_a_row(&dir)?];
+            report.versus("store: bytes a row on disk", ours, "bytes", rival.name, theirs);
             std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
         }
-        Ok(())
-    }
-
-    fn against(&self, report: &mut BenchReport, rival: &RivalStore, theirs: &Path) -> Result<()> {
-        let reader = self.reader()?;
-        let pattern = ReadPattern::new(self.options.rows);
-        let times_us = rival.with_reader(theirs, &mut |read| {
-            let mut contenders: Vec<Box<ReadFn<'_>>> = vec![
-                Box::new(|batch, out| reader.gather(batch.ids, out)),
-                Box::new(|batch, out| read(batch.ids, out)),
-            ];
-            pattern.medians_us(self.options.runs.min(5), &mut contenders)
-        })?;
-        let name = format!("store: {BATCH} random rows a read, of {}", self.size());
-        let figure = BenchFigure::new(name, speed(times_us[0]), "Mrows/s");
-        report.add(figure.versus(rival.name, speed(times_us[1])));
-        let of = |dir: &Path| bytes(dir).map(|bytes| bytes / self.options.rows as f64);
-        let figure = BenchFigure::new("store: bytes a row on disk", of(&self.ours())?, "bytes");
-        report.add(figure.versus(rival.name, of(theirs)?));
         Ok(())
     }
 }
@@ -356,12 +335,12 @@ fn update(store: &mut Store, rows: usize, stop: &AtomicBool) -> Result<f64> {
 }
 
 /// Bytes of a folder's files.
-fn bytes(dir: &Path) -> Result<f64> {
+fn bytes(dir: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let meta = entry.metadata().map_err(Error::io(dir))?;
-        sum += if meta.is_dir() { bytes(&entry.path())? as u64 } else { meta.len() };
+        sum += if meta.is_dir() { bytes(&entry.path())? } else { meta.len() };
     }
-    Ok(sum as f64)
+    Ok(sum)
 }

@@ -1,31 +1,73 @@
 //! Times of contenders that do the same work, taken in turns, so that other load on the machine
 //! affects all of them alike.
 
-use std::time::Instant;
+use std::{hint::black_box, time::Instant};
 
 use hypercast_core::quantile::quantile;
 
-/// Does the work and returns the seconds that it took.
-pub type Contender<'a> = Box<dyn FnMut() -> f64 + 'a>;
+use super::BenchReport;
+use crate::error::Result;
+
+/// Does the work, and adds the seconds that it took.
+pub type Contender<'a> = Box<dyn FnMut(&mut Vec<f64>) -> Result<()> + 'a>;
+
+/// A contender that ours is compared with.
+pub struct Rival<'a> {
+    /// The rival's name in figures.
+    pub name: &'static str,
+    /// One timed run.
+    pub run: Contender<'a>,
+}
 
 /// A contender that does `work` twice and counts the second run: the first warms up memory and
 /// threads that another contender left cold.
-pub fn timed<'a>(mut work: impl FnMut() + 'a) -> Contender<'a> {
-    Box::new(move || {
-        work();
+pub fn timed<'a, T>(mut work: impl FnMut() -> Result<T> + 'a) -> Contender<'a> {
+    Box::new(move |times_s| {
+        black_box(work()?);
         let start = Instant::now();
-        work();
-        start.elapsed().as_secs_f64()
+        black_box(work()?);
+        times_s.push(start.elapsed().as_secs_f64());
+        Ok(())
     })
 }
 
-/// The median seconds of each contender over `runs` turns.
-pub fn medians_s(runs: usize, contenders: &mut [Contender<'_>]) -> Vec<f64> {
-    let mut times_s = vec![Vec::with_capacity(runs); contenders.len()];
-    for _ in 0..runs {
-        for (times_s, contender) in times_s.iter_mut().zip(contenders.iter_mut()) {
-            times_s.push(contender());
+impl BenchReport {
+    /// Times ours and its rivals in `runs` turns, after one that warms up, and adds a figure once
+    /// for each rival; alone without rivals. `value` makes it of a contender's median seconds.
+    /// Returns these.
+    ///
+    /// # Errors
+    /// Those of the contenders.
+    pub fn race<'a>(
+        &mut self,
+        name: &str,
+        unit: &'static str,
+        runs: usize,
+        ours: Contender<'a>,
+        rivals: Vec<Rival<'a>>,
+        value: impl Fn(f64) -> f64,
+    ) -> Result<Vec<f64>> {
+        let names: Vec<&str> = rivals.iter().map(|rival| rival.name).collect();
+        let theirs = rivals.into_iter().map(|rival| rival.run);
+        let mut contenders: Vec<_> = std::iter::once(ours).chain(theirs).collect();
+        let mut times_s = vec![Vec::new(); contenders.len()];
+        for run in 0..=runs {
+            for (times_s, contender) in times_s.iter_mut().zip(&mut contenders) {
+                if run == 1 {
+                    times_s.clear();
+                }
+                contender(times_s)?;
+            }
         }
+        let medians_s: Vec<f64> =
+            times_s.into_iter().map(|mut times_s| quantile(&mut times_s, 0.5)).collect();
+        let own = value(medians_s[0]);
+        if names.is_empty() {
+            self.figure(name, own, unit);
+        }
+        for (rival, theirs_s) in names.into_iter().zip(&medians_s[1..]) {
+            self.versus(name, own, unit, rival, value(*theirs_s));
+        }
+        Ok(medians_s)
     }
-    times_s.into_iter().map(|mut times_s| quantile(&mut times_s, 0.5)).collect()
 }

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{BenchOptions, BenchReport, timing::Contender};
+use super::{BenchOptions, BenchReport, timing::Rival};
 
 const SCRIPT: &str = include_str!("torch_rival.py");
 
@@ -28,14 +28,6 @@ pub struct Torch {
 struct Pipes {
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
-}
-
-/// A variant of PyTorch that can take turns with our own work.
-pub struct TorchContender<'a> {
-    /// The rival's name in figures.
-    pub name: &'static str,
-    /// One timed run.
-    pub run: Contender<'a>,
 }
 
 impl Torch {
@@ -100,27 +92,30 @@ impl Torch {
         Ok((Torch { child, pipes, compiled }, prepared))
     }
 
-    /// The variants of a case.
-    pub fn contenders(&self, case: usize) -> Vec<TorchContender<'_>> {
-        let contender = |name, variant: &'static str| TorchContender {
+    /// The variants of a case; they take NaN seconds once the process has failed.
+    pub fn rivals(&self, case: usize) -> Vec<Rival<'_>> {
+        let rival = |name, variant: &'static str| Rival {
             name,
-            run: Box::new(move || self.run_s(case, variant)),
+            run: Box::new(move |times_s| {
+                times_s.push(self.run_s(case, variant).unwrap_or(f64::NAN));
+                Ok(())
+            }),
         };
-        let mut all = vec![contender("PyTorch eager", "eager")];
+        let mut all = vec![rival("PyTorch eager", "eager")];
         if self.compiled.get(case) == Some(&true) {
-            all.push(contender("PyTorch compiled", "compiled"));
+            all.push(rival("PyTorch compiled", "compiled"));
         }
         all
     }
 
-    /// The seconds of one run; NaN once the process has failed.
-    fn run_s(&self, case: usize, variant: &str) -> f64 {
+    /// The seconds of one run.
+    fn run_s(&self, case: usize, variant: &str) -> Option<f64> {
         let Pipes { requests, answers } = &mut *self.pipes.borrow_mut();
         let mut line = String::new();
         let answered =
             writeln!(requests, "{case} {variant}").and_then(|()| answers.read_line(&mut line));
         std::thread::sleep(SETTLE);
-        answered.ok().and_then(|_| line.trim().parse().ok()).unwrap_or(f64::NAN)
+        answered.ok().and_then(|_| line.trim().parse().ok())
     }
 }
 

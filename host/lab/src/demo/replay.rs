@@ -5,7 +5,10 @@
 //! daemon's features have everything that the user did before: the answer to `/v1/events` comes
 //! when they have. That wait decides how long a replay takes, so it must be short in the daemon.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use hypercast_core::progress::Progress;
 use hypercast_data::{
@@ -13,22 +16,22 @@ use hypercast_data::{
         Dataset, Impression,
         timeline::{Span, Timeline, TimelineStep},
     },
-    schema::{Schema, TaskKind},
+    schema::BinaryLabels,
 };
-use hypercast_fm::metrics::{MetricsWindow, ScoredPrediction};
 use hypercast_serve::api::{EventsRequest, Explanation, RankRequest};
 
-use super::client::{DemoClient, TimedAnswer};
+use super::{
+    client::{DemoClient, TimedAnswer},
+    report::DemoReport,
+    streaming::count,
+};
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    metrics::MetricSlice,
+    metrics::{LatencyQuantiles, ScoredPrediction, SlicedPredictions},
 };
 
 /// Requests that go out together at most.
-const BATCH: usize = 24;
-
-/// Events in one body.
-const EVENTS_PER_BODY: usize = 500;
+const BATCH: usize = 32;
 
 /// Rows kept per slice: more than any test of the demo has.
 const KEEP: usize = 1 << 22;
@@ -61,93 +64,105 @@ impl PredictionArm {
     }
 }
 
-/// What a replay gathered.
-#[derive(Debug)]
-pub struct ReplayOutcome {
-    /// Predictions and labels.
-    pub kept: MetricsWindow<MetricSlice<PredictionArm>>,
-    /// Milliseconds by stage, one per request; `total` is measured in the daemon, `request` is the
-    /// client's round trip.
-    pub stages_ms: BTreeMap<String, Vec<f64>>,
-    /// Requests answered.
-    pub requests: u64,
-    /// Requests answered by the FM's ranking.
-    pub degraded: u64,
+/// What goes out together: requests first, then the outcomes of earlier ones.
+#[derive(Default)]
+pub struct PendingBatch {
+    /// The rows of each request.
+    pub requests: Vec<Vec<Impression>>,
+    /// Impressions whose outcomes are known.
+    pub outcomes: Vec<Impression>,
+    /// The users of both; a user's next request waits for what the user did before.
+    users: BTreeSet<u64>,
+    /// When the first was added.
+    pub since: Option<Instant>,
 }
 
-/// Replays the requests of `span` through the daemon at `url`.
+impl PendingBatch {
+    /// Whether the batch goes out before this step is added.
+    pub fn goes_before(&self, step: &TimelineStep) -> bool {
+        let TimelineStep::Request(rows) = step else { return false };
+        self.requests.len() == BATCH || self.users.contains(&rows[0].user)
+    }
+
+    /// Adds a step.
+    pub fn push(&mut self, step: TimelineStep) {
+        match step {
+            TimelineStep::Outcome(row) => {
+                self.users.insert(row.user);
+                self.outcomes.push(row);
+            }
+            TimelineStep::Request(rows) => {
+                self.users.insert(rows[0].user);
+                self.requests.push(rows);
+            }
+        }
+        self.since.get_or_insert_with(Instant::now);
+    }
+}
+
+/// Replays the requests from a time on through the daemon at `url`. The report has no times of
+/// steps yet.
 ///
 /// # Errors
 /// A daemon that refuses a request or does not answer.
-pub fn run(dataset: &Dataset, span: Span, url: &str, base: &BaseRates) -> Result<ReplayOutcome> {
+pub fn run(dataset: &Dataset, from_ms: i64, url: &str, base: &BaseRates) -> Result<DemoReport> {
     let mut replay = Replayer {
         client: DemoClient::new(url.to_owned(), dataset.schema.clone()),
-        schema: &dataset.schema,
+        labels: BinaryLabels::new(&dataset.schema),
         base,
-        requests: Vec::new(),
-        outcomes: Vec::new(),
-        users: BTreeSet::new(),
-        gathered: ReplayOutcome {
-            kept: MetricsWindow::new(KEEP),
-            stages_ms: BTreeMap::new(),
-            requests: 0,
-            degraded: 0,
-        },
+        pending: PendingBatch::default(),
+        kept: SlicedPredictions::new(&dataset.schema, KEEP),
+        stages_ms: BTreeMap::new(),
+        report: DemoReport::default(),
     };
-    let mut progress = Progress::start("replay", count(dataset, span)?);
-    for step in Timeline::new(dataset, span)? {
-        match step? {
-            TimelineStep::Outcome(impression) => {
-                replay.users.insert(impression.user);
-                replay.outcomes.push(impression);
-            }
-            TimelineStep::Request(rows) => {
-                let user = rows[0].user;
-                if replay.users.contains(&user) || replay.requests.len() == BATCH {
-                    let count = replay.requests.len() as u64;
-                    replay.flush()?;
-                    let degraded = replay.gathered.degraded;
-                    progress.advance(count, || format!("{degraded} degraded"));
-                }
-                replay.users.insert(user);
-                replay.requests.push(rows);
-            }
+    let mut progress = Progress::start("replay", count(dataset, from_ms)?.0);
+    for step in Timeline::new(dataset, Span { from_ms: Some(from_ms), until_ms: None })? {
+        let step = step?;
+        if replay.pending.goes_before(&step) {
+            let count = replay.pending.requests.len() as u64;
+            replay.flush()?;
+            let degraded = replay.report.degraded;
+            progress.advance(count, || format!("{degraded} degraded"));
         }
+        replay.pending.push(step);
     }
     replay.flush()?;
-    let gathered = replay.gathered;
-    progress.finish(&format!("{} requests, {} degraded", gathered.requests, gathered.degraded));
-    Ok(gathered)
+    let Replayer { kept, stages_ms, report, .. } = replay;
+    progress.finish(&format!("{} requests, {} degraded", report.requests, report.degraded));
+    let stages = stages_ms.into_iter();
+    Ok(DemoReport {
+        rows: kept.rows(|arm| arm.name().to_owned()),
+        latency: stages.map(|(stage, ms)| (stage, LatencyQuantiles::of(ms))).collect(),
+        ..report
+    })
 }
 
 struct Replayer<'a> {
     client: DemoClient,
-    schema: &'a Schema,
+    labels: BinaryLabels,
     base: &'a BaseRates,
-    /// Requests and outcomes that go out with the next flush.
-    requests: Vec<Vec<Impression>>,
-    outcomes: Vec<Impression>,
-    /// The users of both.
-    users: BTreeSet<u64>,
-    gathered: ReplayOutcome,
+    /// What goes out with the next flush.
+    pending: PendingBatch,
+    /// Predictions and labels.
+    kept: SlicedPredictions<PredictionArm>,
+    /// Milliseconds by stage, one per request; `total` is measured in the daemon, `request` is the
+    /// client's round trip.
+    stages_ms: BTreeMap<String, Vec<f64>>,
+    /// Counts of requests.
+    report: DemoReport,
 }
 
 impl Replayer<'_> {
     /// Ranks the gathered requests, then sends the gathered outcomes.
     fn flush(&mut self) -> Result<()> {
-        let requests = std::mem::take(&mut self.requests);
+        let PendingBatch { requests, outcomes, .. } = std::mem::take(&mut self.pending);
         let bodies: Vec<RankRequest> =
             requests.iter().map(|rows| self.client.explained_request(rows)).collect();
         for (rows, answer) in requests.iter().zip(self.client.rank_all(&bodies)?) {
             self.keep(rows, answer)?;
         }
-        for part in self.outcomes.chunks(EVENTS_PER_BODY) {
-            let events = part.iter().map(|impression| self.client.event(impression)).collect();
-            self.client.send(&EventsRequest { events, ..EventsRequest::default() })?;
-        }
-        self.outcomes.clear();
-        self.users.clear();
-        Ok(())
+        let events = outcomes.iter().map(|impression| self.client.event(impression)).collect();
+        self.client.send(EventsRequest { events, ..EventsRequest::default() })
     }
 
     /// Keeps the predictions of a request under every arm, over the same rows.
@@ -155,32 +170,23 @@ impl Replayer<'_> {
         let answer = timed.answer.ok_or_else(|| {
             Error::unreachable("the daemon refused a request for lack of time; free the machine")
         })?;
-        self.gathered.requests += 1;
-        self.gathered.degraded += u64::from(answer.degraded);
+        self.report.requests += 1;
+        self.report.degraded += u64::from(answer.degraded);
         let explanation = answer.explain.ok_or_else(|| {
             Error::invalid("the daemon does not explain; set server.explain = true")
         })?;
         let stages = explanation.stages_us.iter().map(|(stage, us)| (stage.clone(), us / 1e3));
         let round_trip = ("request".to_owned(), timed.took.as_secs_f64() * 1e3);
         for (stage, ms) in stages.chain([round_trip]) {
-            self.gathered.stages_ms.entry(stage).or_default().push(ms);
+            self.stages_ms.entry(stage).or_default().push(ms);
         }
-        for (task, spec) in self.schema.tasks.iter().enumerate() {
-            let bit = self.schema.action(&spec.label).filter(|_| spec.kind == TaskKind::Binary);
-            let Some(bit) = bit else { continue };
+        for task in self.labels.tasks() {
             for (row, impression) in rows.iter().enumerate() {
-                let is_valid = self.schema.task_valid(task, impression.surface);
-                if !is_valid || impression.outcome.known >> bit & 1 == 0 {
-                    continue;
-                }
-                let label = impression.outcome.actions >> bit & 1 == 1;
-                let predictions =
-                    RowPredictions { explanation: &explanation, task, row, impression };
-                for (arm, probability) in self.arms(&predictions) {
-                    let scored = ScoredPrediction { user: impression.user, probability, label };
-                    for surface in [usize::from(impression.surface), self.schema.surfaces.len()] {
-                        self.gathered.kept.push(MetricSlice { surface, task, arm }, scored);
-                    }
+                let Impression { surface, user, outcome, .. } = impression;
+                let Some(label) = self.labels.of_outcome(outcome, *surface, task) else { continue };
+                for (arm, probability) in self.arms(&explanation, task, row, impression) {
+                    let scored = ScoredPrediction { user: *user, probability, label };
+                    self.kept.push(*surface, task, &arm, scored);
                 }
             }
         }
@@ -188,20 +194,26 @@ impl Replayer<'_> {
     }
 
     /// The probability of each arm. A degraded answer counts with what was served: the FM's.
-    fn arms(&self, of: &RowPredictions<'_>) -> Vec<(PredictionArm, f32)> {
-        let name = &self.schema.tasks[of.task].name;
+    fn arms(
+        &self,
+        explanation: &Explanation,
+        task: usize,
+        row: usize,
+        impression: &Impression,
+    ) -> Vec<(PredictionArm, f32)> {
+        let name = &self.labels.schema.tasks[task].name;
         let pick = |by_task: &BTreeMap<String, Vec<f32>>| {
-            by_task.get(name).and_then(|values| values.get(of.row)).copied()
+            by_task.get(name).and_then(|values| values.get(row)).copied()
         };
-        let base = self.base.rate(of.impression.surface, of.task);
-        let fm = pick(&of.explanation.fm);
-        let without = of.explanation.shadows.values().next().and_then(pick);
+        let base = self.base.rate(impression.surface, task);
+        let fm = pick(&explanation.fm);
+        let without = explanation.shadows.values().next().and_then(pick);
         let fallback = fm.unwrap_or(base);
-        let best = of.impression.truth.get(of.task).copied().filter(|p| p.is_finite());
+        let best = impression.truth.get(task).copied().filter(|p| p.is_finite());
         let mut arms = vec![
             (PredictionArm::Base, base),
             (PredictionArm::Expert, without.unwrap_or(fallback)),
-            (PredictionArm::ExpertTae, pick(&of.explanation.expert).unwrap_or(fallback)),
+            (PredictionArm::ExpertTae, pick(&explanation.expert).unwrap_or(fallback)),
         ];
         arms.extend(fm.map(|probability| (PredictionArm::Fm, probability)));
         arms.extend(best.map(|probability| (PredictionArm::Best, probability)));
@@ -209,24 +221,11 @@ impl Replayer<'_> {
     }
 }
 
-/// One row of an answer, for one task.
-struct RowPredictions<'a> {
-    explanation: &'a Explanation,
-    task: usize,
-    row: usize,
-    impression: &'a Impression,
-}
-
 /// The share of positives before the test, by surface and task.
 #[derive(Debug)]
 pub struct BaseRates {
-    counts: BTreeMap<(u16, usize), LabelCounts>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct LabelCounts {
-    positives: u64,
-    all: u64,
+    /// Positives and all labels.
+    counts: BTreeMap<(u16, usize), (u64, u64)>,
 }
 
 impl BaseRates {
@@ -235,20 +234,18 @@ impl BaseRates {
     /// # Errors
     /// A data set that cannot be read.
     pub fn of(dataset: &Dataset, until_ms: i64) -> Result<Self> {
-        let schema = &dataset.schema;
-        let bits: Vec<Option<usize>> =
-            schema.tasks.iter().map(|task| schema.action(&task.label)).collect();
-        let mut counts: BTreeMap<(u16, usize), LabelCounts> = BTreeMap::new();
+        let labels = BinaryLabels::new(&dataset.schema);
+        let mut counts: BTreeMap<(u16, usize), (u64, u64)> = BTreeMap::new();
         for impression in dataset.impressions()? {
-            let impression = impression?;
-            if impression.time_ms >= until_ms {
+            let Impression { time_ms, surface, outcome, .. } = impression?;
+            if time_ms >= until_ms {
                 break;
             }
-            for (task, bit) in bits.iter().enumerate() {
-                if let Some(bit) = bit.filter(|bit| impression.outcome.known >> bit & 1 == 1) {
-                    let counts = counts.entry((impression.surface, task)).or_default();
-                    counts.positives += u64::from(impression.outcome.actions >> bit & 1);
-                    counts.all += 1;
+            for task in labels.tasks() {
+                if let Some(label) = labels.of_outcome(&outcome, surface, task) {
+                    let (positives, all) = counts.entry((surface, task)).or_default();
+                    *positives += u64::from(label);
+                    *all += 1;
                 }
             }
         }
@@ -257,21 +254,7 @@ impl BaseRates {
 
     /// The rate, drawn a little to one half so that it is never 0 or 1.
     pub fn rate(&self, surface: u16, task: usize) -> f32 {
-        let LabelCounts { positives, all } =
-            self.counts.get(&(surface, task)).copied().unwrap_or_default();
+        let (positives, all) = self.counts.get(&(surface, task)).copied().unwrap_or_default();
         ((positives as f64 + 0.5) / (all as f64 + 1.0)) as f32
     }
-}
-
-fn count(dataset: &Dataset, span: Span) -> Result<u64> {
-    let (mut last, mut count) = (None, 0);
-    for impression in dataset.impressions()? {
-        let impression = impression?;
-        let is_inside = span.from_ms.is_none_or(|from_ms| impression.time_ms >= from_ms)
-            && !impression.history_only;
-        if is_inside && last.replace(impression.request) != Some(impression.request) {
-            count += 1;
-        }
-    }
-    Ok(count)
 }

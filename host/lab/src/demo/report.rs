@@ -3,14 +3,12 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use hypercast_data::schema::Schema;
 use serde::Serialize;
 
-use super::replay::ReplayOutcome;
-use crate::metrics::{LatencyQuantiles, MetricRow, metric_rows, table};
+use crate::metrics::{LatencyQuantiles, MetricRow, table};
 
 /// The result, as `--json` writes it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct DemoReport {
     /// Quality, over the same rows for every arm of a surface and task.
     pub rows: Vec<MetricRow>,
@@ -22,20 +20,6 @@ pub struct DemoReport {
     pub degraded: u64,
     /// Seconds by step.
     pub seconds: BTreeMap<String, f64>,
-}
-
-impl DemoReport {
-    /// The report of a replay.
-    pub fn new(schema: &Schema, outcome: ReplayOutcome, seconds: BTreeMap<String, f64>) -> Self {
-        let stages = outcome.stages_ms.into_iter();
-        Self {
-            rows: metric_rows(schema, &outcome.kept, |arm| arm.name().to_owned()),
-            latency: stages.map(|(stage, ms)| (stage, LatencyQuantiles::of(ms))).collect(),
-            requests: outcome.requests,
-            degraded: outcome.degraded,
-            seconds,
-        }
-    }
 }
 
 impl fmt::Display for DemoReport {

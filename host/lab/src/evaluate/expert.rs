@@ -1,25 +1,31 @@
 //! The experts' phase of an evaluation: each expert of the preset learns from the logs up to the
-//! test, then predicts the test in time order.
+//! test, then predicts the test in time order. Experiments train the same way.
 //!
 //! It reads only the logs. A surface's rows are scored by the expert that serves it, so every arm
 //! covers the same rows.
 
+use std::time::Instant;
+
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::progress::Progress;
 use hypercast_data::{dataset::timeline::Span, logs::LogReader, schema::BinaryLabels};
-use hypercast_expert::{Blueprint, Engine};
+use hypercast_expert::{Engine, Parameters};
 use hypercast_fm::example::Example;
-use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
+use hypercast_train::stream::{ExpertSetup, ExpertStream, LogView, Survey};
 
 use super::{
     scores::{EvaluationScores, ScoredImpression},
-    stream::TestMode,
+    stream::{TargetRow, TestMode, targets},
     window::TestWindow,
 };
 use crate::{
     demo::replay::PredictionArm,
     error::{CommonErrors as _, Error, Result},
 };
+
+/// The layers that read the FM's embedding, by the names that the SDK's plugins use. A warm start
+/// across FMs must leave them out (section 4.3).
+const FM_LAYERS: [&str; 2] = ["fm", "fusion"];
 
 /// The inputs of the phase.
 #[derive(Clone, Copy)]
@@ -36,6 +42,21 @@ pub struct ExpertPhase<'a> {
     pub mode: TestMode,
 }
 
+/// An expert after its past.
+pub struct TrainedExpert {
+    /// Its plugin and network, ready for the stream.
+    pub stream: ExpertStream,
+    /// Index in the schema of each of the expert's tasks.
+    tasks: Vec<Option<usize>>,
+    /// Rows that it learned from.
+    pub rows: u64,
+    /// Seconds of training.
+    pub seconds: f64,
+}
+
+/// Sees the predictions for a target, each with its task of the schema.
+pub type PredictionWatcher<'a> = &'a mut dyn FnMut(TargetRow<'_>, usize, f32);
+
 impl ExpertPhase<'_> {
     /// Trains one expert and scores it.
     ///
@@ -43,107 +64,111 @@ impl ExpertPhase<'_> {
     /// Logs or a plugin that cannot be used.
     pub fn run(&self, entry: &ExpertEntry, scores: &mut EvaluationScores) -> Result<()> {
         let test_from_ms = Some(self.window.test_from_ms);
+        let ExpertEntry { name, without_tae, .. } = entry;
         let schema = &self.log.schema;
         let serves = self.config.serving_surfaces(entry, schema)?;
-        let view = |surfaces: Vec<u16>, from_ms, until_ms| LogView {
+        let view = |surfaces: &[u16], from_ms, until_ms| LogView {
             log: self.log,
-            surfaces,
+            surfaces: surfaces.to_vec(),
             span: Span { from_ms, until_ms },
             embedding: None,
         };
-        if view(serves.clone(), test_from_ms, None).rows().next().transpose()?.is_none() {
-            eprintln!("expert {}: the test holds no row of its surfaces", entry.name);
+        if view(&serves, test_from_ms, None).rows().next().transpose()?.is_none() {
+            eprintln!("expert {name}: the test holds no row of its surfaces");
             return Ok(());
         }
         let mut surfaces = self.config.training_surfaces(entry, schema)?;
-        let mut survey = view(surfaces.clone(), None, test_from_ms).survey()?;
+        let mut survey = view(&surfaces, None, test_from_ms).survey()?;
         if survey.is_none() {
-            eprintln!(
-                "expert {}: no row of its surfaces before the test; it learns from all",
-                entry.name
-            );
+            eprintln!("expert {name}: no row of its surfaces before the test; it learns from all");
             surfaces = (0..schema.surfaces.len() as u16).collect();
-            survey = view(surfaces.clone(), None, test_from_ms).survey()?;
+            survey = view(&surfaces, None, test_from_ms).survey()?;
         }
         let survey = survey.ok_or_else(|| {
-            Error::invalid(format!("expert {:?}: the logs hold no row before the test", entry.name))
+            Error::invalid(format!("expert {name:?}: the logs hold no row before the test"))
         })?;
-        let past = view(surfaces.clone(), None, test_from_ms);
-        let load = Load { engine: self.engine, plugin: &entry.plugin, name: &entry.name };
-        let options = self.config.load_options(&entry.name);
-        let blueprint = load.blueprint(&past, &survey.fm_version, options)?;
-        let settings = &self.config.expert_training;
-        let parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
-        let start = Start {
-            settings,
-            rows: survey.rows,
-            without_tae: entry.without_tae,
-            device: self.config.device,
-        };
-        let scorer = ExpertScorer::new(self.log, &blueprint, &serves, entry);
-        let mut stream = ExpertStream::new(blueprint, parameters, &start)?;
-        let total = survey.rows * settings.epochs as u64;
-        let mut progress = Progress::start(&format!("expert {}", entry.name), total);
-        stream.learn_past(&past, |report| {
-            let rows: usize = report.examples.iter().map(|example| example.targets.len()).sum();
-            scorer.score(report.examples, &report.predictions, scores);
-            progress.advance(rows as u64, String::new);
-        })?;
-        stream.go_online();
-        let test = view(surfaces, test_from_ms, None);
-        stream.follow(&test, self.mode == TestMode::Streaming, &mut |examples, predictions| {
-            scorer.score(examples, predictions, scores);
-        })?;
-        progress.finish(&format!("trained on {} rows before the test", survey.rows));
-        Ok(())
-    }
-}
-
-/// Turns an expert's predictions into scores.
-pub struct ExpertScorer {
-    labels: BinaryLabels,
-    /// Index in the schema of each of the expert's tasks.
-    tasks: Vec<Option<usize>>,
-    serves: Vec<u16>,
-    arm: PredictionArm,
-}
-
-impl ExpertScorer {
-    /// A scorer of an expert's tasks on the surfaces that it serves.
-    pub fn new(
-        log: &LogReader,
-        blueprint: &Blueprint,
-        serves: &[u16],
-        entry: &ExpertEntry,
-    ) -> Self {
-        let labels = BinaryLabels::new(&log.schema);
-        let tasks = blueprint.description.tasks.iter().map(|task| log.schema.task(&task.name));
-        Self {
-            tasks: tasks.collect(),
-            labels,
-            serves: serves.to_vec(),
-            arm: if entry.without_tae { PredictionArm::Expert } else { PredictionArm::ExpertTae },
-        }
-    }
-
-    /// Scores predictions, `[tasks][rows]`; there are no tasks if the pass did not predict.
-    pub fn score(
-        &self,
-        examples: &[&Example],
-        predictions: &[Vec<f32>],
-        scores: &mut EvaluationScores,
-    ) {
-        let rows = examples.iter().flat_map(|e| (0..e.targets.len()).map(move |row| (*e, row)));
-        for (at, (example, row)) in rows.enumerate() {
-            if !self.serves.contains(&example.surface) {
-                continue;
+        let labels = BinaryLabels::new(schema);
+        let arm = if *without_tae { PredictionArm::Expert } else { PredictionArm::ExpertTae };
+        let mut score = |target: TargetRow<'_>, task: usize, probability: f32| {
+            let TargetRow { example, row } = target;
+            let label = labels.label(example, row, task);
+            if let Some(label) = label.filter(|_| serves.contains(&example.surface)) {
+                scores.push(ScoredImpression::of(example, task, arm, label), probability);
             }
-            for (predictions, task) in predictions.iter().zip(&self.tasks) {
-                let Some(task) = *task else { continue };
-                if let Some(label) = self.labels.label(example, row, task) {
-                    let of = ScoredImpression::of(example, task, self.arm, label);
-                    scores.push(of, predictions[at]);
-                }
+        };
+        let expert = ExpertSetup::of(self.config, entry, self.engine);
+        let past = view(&surfaces, None, test_from_ms);
+        let mut trained = self.train(expert, &past, survey, None, &mut score)?;
+        self.follow(&mut trained, &view(&surfaces, test_from_ms, None), &mut score)
+    }
+
+    /// Trains an expert on a view, from fresh parameters, or from those of `warm` for every layer
+    /// that does not read the FM's embedding.
+    ///
+    /// # Errors
+    /// A plugin that is refused or faults.
+    pub fn train(
+        &self,
+        expert: ExpertSetup<'_>,
+        view: &LogView<'_>,
+        survey: Survey,
+        warm: Option<&Parameters>,
+        watch: PredictionWatcher<'_>,
+    ) -> Result<TrainedExpert> {
+        let (name, rows) = (expert.name, survey.rows);
+        let warm_start = |parameters: &mut Parameters| {
+            if let Some(warm) = warm {
+                let reads_fm = |name: &str| name.split('/').any(|layer| FM_LAYERS.contains(&layer));
+                parameters.warm_start_from(warm, |name| !reads_fm(name));
+                parameters.provenance.normaliser = warm.provenance.normaliser.clone();
+            }
+        };
+        let mut stream = expert.begin(view, survey, warm_start)?;
+        let schema = &self.log.schema;
+        let tasks = stream.blueprint.description.tasks.iter().map(|task| schema.task(&task.name));
+        let tasks: Vec<_> = tasks.collect();
+        let total = rows * self.config.expert_training.epochs as u64;
+        let mut progress = Progress::start(&format!("expert {name}"), total);
+        let began = Instant::now();
+        stream.learn_past(view, |report| {
+            each_prediction(&tasks, report.examples, &report.predictions, watch);
+            progress.advance(targets(report.examples.iter().copied()).count() as u64, String::new);
+        })?;
+        let seconds = began.elapsed().as_secs_f64();
+        progress.finish(&format!("trained on {rows} rows before the test"));
+        Ok(TrainedExpert { stream, tasks, rows, seconds })
+    }
+
+    /// Follows the test with a trained expert.
+    ///
+    /// # Errors
+    /// Logs that cannot be read, a plugin that faults.
+    pub fn follow(
+        &self,
+        trained: &mut TrainedExpert,
+        test: &LogView<'_>,
+        watch: PredictionWatcher<'_>,
+    ) -> Result<()> {
+        let TrainedExpert { stream, tasks, .. } = trained;
+        stream.go_online();
+        let learns = self.mode == TestMode::Streaming;
+        Ok(stream.follow(test, learns, &mut |examples, predictions| {
+            each_prediction(tasks, examples, predictions, watch);
+        })?)
+    }
+}
+
+/// Hands on predictions, `[tasks][rows]`; there are no tasks if the pass did not predict.
+fn each_prediction(
+    tasks: &[Option<usize>],
+    examples: &[&Example],
+    predictions: &[Vec<f32>],
+    watch: PredictionWatcher<'_>,
+) {
+    for (at, target) in targets(examples.iter().copied()).enumerate() {
+        for (predictions, task) in predictions.iter().zip(tasks) {
+            if let Some(task) = *task {
+                watch(target, task, predictions[at]);
             }
         }
     }

@@ -10,19 +10,18 @@ use hypercast_config::Logs;
 use hypercast_data::{
     dataset::table::{CellType, Column, Field, TableReader, TableWriter},
     features::FeatureConfig,
-    logs::{LogVersion, LogWriter},
     schema::BinaryLabels,
 };
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
     trainer,
 };
-use hypercast_train::fm::{FIRST_VERSION, dataset_spec, remove_dir};
+use hypercast_train::fm::{dataset_spec, remove_dir};
 use serde::{Deserialize, Serialize};
 
 use super::{
     scores::{EvaluationScores, ScoredImpression},
-    stream::{DatasetStream, StreamBatch, TestMode},
+    stream::{DatasetStream, StreamBatch, TargetRow, TestMode, targets},
 };
 use crate::{
     demo::replay::{BaseRates, PredictionArm},
@@ -97,29 +96,15 @@ pub fn run(stream: &DatasetStream<'_>, work: &Path) -> Result<()> {
     }
     let spec = dataset_spec(stream.dataset)?;
     remove_dir(&config.paths.fm_work)?;
-    remove_dir(&config.paths.logs)?;
     let mut trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
-    let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
-    let mut log = LogWriter::create(
-        &config.paths.logs,
-        &stream.dataset.schema,
-        config.logs.options(),
-        versions,
-    )?;
     let mut table = FmPredictionTable::create(stream, &spec, work)?;
-    let skip = stream.skip()?;
-    stream.run("FM", |part| {
+    stream.log("FM", config.fm.tae_width(), None, |part, _| {
         let output = part.through(trainer.as_mut(), &|_| true)?;
-        if part.history_only {
-            return Ok(());
+        if !part.history_only {
+            table.push(part, &output.predictions)?;
         }
-        table.push(&part, &output.predictions)?;
-        if part.seen >= skip {
-            log.write_batch(part.examples, &output.tae, |_| true)?;
-        }
-        Ok(())
+        Ok(output.tae)
     })?;
-    log.finish()?;
     table.finish()?;
     let text =
         serde_json::to_string_pretty(&FmPhaseKey::new(stream)).expect("plain structs serialise");
@@ -210,8 +195,8 @@ impl FmPredictionTable {
     }
 
     fn push(&mut self, part: &StreamBatch<'_>, predictions: &[f32]) -> Result<()> {
-        let rows = part.examples.iter().flat_map(|e| (0..e.targets.len()).map(move |row| (e, row)));
-        for ((example, row), predicted) in rows.zip(predictions.chunks_exact(self.tasks)) {
+        let rows = targets(part.examples).zip(predictions.chunks_exact(self.tasks));
+        for (TargetRow { example, row }, predicted) in rows {
             self.users.push(example.user.id);
             self.surfaces.push(u32::from(example.surface));
             self.times_ms.push(example.time_ms);

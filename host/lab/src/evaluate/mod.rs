@@ -25,11 +25,11 @@ use self::{
     scores::{CurvePoint, EvaluationScores},
     setup::EvaluationSetup,
     stream::{DatasetStream, TestMode, UserSample},
-    window::{TestTimes, TestWindow},
+    window::TestWindow,
 };
 use crate::{
     demo::{StepTimes, step_times},
-    error::{CommonErrors as _, Result},
+    error::Result,
     metrics::{MetricRow, table},
 };
 
@@ -39,12 +39,6 @@ pub struct EvaluateOptions {
     /// The data set and the folders.
     #[command(flatten)]
     pub setup: EvaluationSetup,
-    /// Whether weights stay fixed from --test-from on, or go on learning (predict, then train)
-    #[arg(long, value_enum, default_value_t = TestMode::Streaming)]
-    pub mode: TestMode,
-    /// Where the test and the report begin.
-    #[command(flatten)]
-    pub times: TestTimes,
     /// Seed of FM and experts, instead of the preset's
     #[arg(long)]
     pub seed: Option<u64>,
@@ -57,9 +51,6 @@ pub struct EvaluateOptions {
     /// Also draw progressive NE over the stream to this file, as SVG
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
-    /// Also write the result to this file as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
 }
 
 /// The result, as `--json` writes it.
@@ -88,7 +79,7 @@ pub struct EvaluationReport {
 /// # Errors
 /// The failure of a phase; the files of the FM's phase stay in the work folder.
 pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
-    let mut times = StepTimes::default();
+    let times = StepTimes::default();
     let setup = EvaluationSetup { reuse_data: options.skip_fm, ..options.setup.clone() };
     let dataset = times.time("import", || setup.dataset())?;
     let mut config = setup.config(&dataset)?;
@@ -96,16 +87,15 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
         config.fm.seed = seed;
         config.expert_training.seed = seed;
     }
-    let window = TestWindow::new(setup.data, &options.times, &config, &dataset)?;
+    let window = TestWindow::new(&setup, &config, &dataset)?;
     let stream = DatasetStream {
         dataset: &dataset,
         config: &config,
         window,
-        mode: options.mode,
+        mode: setup.mode,
         history_len: config.fm.max_history,
         users: UserSample::ALL,
     };
-    std::fs::create_dir_all(setup.work()).map_err(crate::error::Error::io(setup.work()))?;
     if options.skip_fm {
         fm::FmPhaseKey::new(&stream).check(setup.work())?;
     } else {
@@ -117,18 +107,18 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
     let log = LogReader::open(&config.paths.logs)?;
     let engine = Engine::new(config.guests())?;
     let phase =
-        ExpertPhase { config: &config, log: &log, engine: &engine, window, mode: options.mode };
+        ExpertPhase { config: &config, log: &log, engine: &engine, window, mode: setup.mode };
     for entry in &config.experts {
         times.time("experts", || phase.run(entry, &mut scores))?;
     }
     Ok(EvaluationReport {
-        mode: options.mode,
+        mode: setup.mode,
         seed: config.fm.seed,
         test_from: window.format(window.test_from_ms),
         report_from: window.format(window.report_from_ms),
         rows: scores.rows(),
         progressive: scores.points(),
-        seconds: times.0,
+        seconds: times.seconds(),
         window,
     })
 }

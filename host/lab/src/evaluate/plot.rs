@@ -37,13 +37,8 @@ pub fn svg(points: &[CurvePoint], window: &TestWindow) -> String {
     );
     for (at, (_, name, colour)) in ARMS.iter().enumerate() {
         let x = LEFT + at as f64 * 180.0;
-        let _ = writeln!(
-            text,
-            "<line x1=\"{x}\" y1=\"16\" x2=\"{}\" y2=\"16\" stroke=\"{colour}\" \
-             stroke-width=\"2\"/><text x=\"{}\" y=\"20\">{name}</text>",
-            x + 24.0,
-            x + 30.0
-        );
+        line(&mut text, [x, 16.0, x + 24.0, 16.0], &format!("\"{colour}\" stroke-width=\"2\""));
+        label(&mut text, x + 30.0, 20.0, "start", name);
     }
     for (at, task) in tasks.iter().enumerate() {
         let own: Vec<&CurvePoint> = points.iter().filter(|point| point.task == **task).collect();
@@ -80,45 +75,24 @@ fn panel(text: &mut String, top: f64, task: &str, points: &[&CurvePoint], window
         values: bounds(&values),
     };
     let (right, bottom) = (WIDTH - RIGHT, top + PANEL - BOTTOM);
-    let _ = writeln!(
-        text,
-        "<text x=\"{LEFT}\" y=\"{}\" font-weight=\"bold\">NE of {}</text>",
-        top + TOP - 10.0,
-        escape(task)
-    );
+    let title = format!("<tspan font-weight=\"bold\">NE of {}</tspan>", escape(task));
+    label(text, LEFT, top + TOP - 10.0, "start", &title);
     for tick in 0..=4 {
         let value = scale.values.0 + (scale.values.1 - scale.values.0) * f64::from(tick) / 4.0;
         let y = scale.y(value);
-        let _ = writeln!(
-            text,
-            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>\
-             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{value:.3}</text>",
-            LEFT - 6.0,
-            y + 4.0
-        );
+        line(text, [LEFT, y, right, y], "\"#ddd\"");
+        label(text, LEFT - 6.0, y + 4.0, "end", &format!("{value:.3}"));
     }
     for (time_ms, anchor) in [(window.first_ms, "start"), (window.last_ms, "end")] {
-        let _ = writeln!(
-            text,
-            "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
-            scale.x(time_ms),
-            bottom + 18.0,
-            window.format(time_ms)
-        );
+        label(text, scale.x(time_ms), bottom + 18.0, anchor, &window.format(time_ms));
     }
     let x = scale.x(window.test_from_ms);
     let anchor = if x > WIDTH / 2.0 { "end" } else { "start" };
-    let _ = writeln!(
-        text,
-        "<line x1=\"{x:.1}\" y1=\"{}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#888\" \
-         stroke-dasharray=\"4 3\"/>\
-         <text x=\"{x:.1}\" y=\"{}\" text-anchor=\"{anchor}\">test from {}</text>",
-        top + TOP,
-        top + TOP - 10.0,
-        window.format(window.test_from_ms)
-    );
+    line(text, [x, top + TOP, x, bottom], "\"#888\" stroke-dasharray=\"4 3\"");
+    let test = format!("test from {}", window.format(window.test_from_ms));
+    label(text, x, top + TOP - 10.0, anchor, &test);
     for (arm, _, colour) in ARMS {
-        let line: Vec<String> = points
+        let places: Vec<String> = points
             .iter()
             .filter(|point| point.arm == arm)
             .map(|point| format!("{:.1},{:.1}", scale.x(point.time_ms), scale.y(point.ne)))
@@ -126,9 +100,20 @@ fn panel(text: &mut String, top: f64, task: &str, points: &[&CurvePoint], window
         let _ = writeln!(
             text,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.8\"/>",
-            line.join(" ")
+            places.join(" ")
         );
     }
+}
+
+/// A line from a point to another; `stroke` is its colour, quoted, and any other attributes.
+fn line(svg: &mut String, [x1, y1, x2, y2]: [f64; 4], stroke: &str) {
+    *svg += &format!(
+        "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke={stroke}/>\n"
+    );
+}
+
+fn label(svg: &mut String, x: f64, y: f64, anchor: &str, text: &str) {
+    *svg += &format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>\n");
 }
 
 /// The range of the values without the worst twentieth: the beginning of training would stretch it.

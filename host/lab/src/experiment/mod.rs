@@ -18,35 +18,32 @@ mod tests;
 mod transfer;
 mod unseen;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
+use clap::ValueEnum as _;
 use hypercast_config::Config;
-use hypercast_data::{
-    dataset::Dataset,
-    logs::{LogReader, LogVersion, LogWriter},
-    schema::BinaryLabels,
-};
+use hypercast_data::{dataset::Dataset, logs::LogReader, schema::BinaryLabels};
 use hypercast_expert::Engine;
-use hypercast_fm::example::Example;
-use hypercast_train::fm::{FIRST_VERSION, remove_dir};
+use hypercast_fm::{
+    spec::{FmConfig, FmSpec},
+    trainer::{self, FmTrainer},
+};
+use hypercast_train::fm::remove_dir;
 use serde_json::{Value, json};
 
-pub use self::report::{ExperimentReport, ExperimentRow, SeedLabel};
+pub use self::report::{ExperimentReport, ExperimentRow};
 use self::{
-    report::{ArmPair, SeedResults},
+    report::{ArmPair, SliceTotals},
     runner::ArmRunner,
-    tally::{ScoreTally, TargetRow},
+    tally::ScoreTally,
 };
 use crate::{
     demo::{DatasetChoice, StepTimes},
     error::{CommonErrors as _, Error, Result},
     evaluate::{
         setup::EvaluationSetup,
-        stream::{DatasetStream, StreamBatch, TestMode, UserSample},
-        window::{TestTimes, TestWindow},
+        stream::{DatasetStream, UserSample},
+        window::TestWindow,
     },
 };
 
@@ -74,12 +71,6 @@ pub struct ExperimentOptions {
     /// The data set and the folders.
     #[command(flatten)]
     pub setup: EvaluationSetup,
-    /// Whether weights stay fixed from --test-from on, or go on learning (predict, then train)
-    #[arg(long, value_enum, default_value_t = TestMode::Streaming)]
-    pub mode: TestMode,
-    /// Where the test and the report begin.
-    #[command(flatten)]
-    pub times: TestTimes,
     /// Seeds of FM and experts: how many, or which (`1,2,3`; `7,` for the one)
     #[arg(long, default_value = "3", value_parser = SeedList::parse)]
     pub seeds: SeedList,
@@ -105,9 +96,6 @@ pub struct ExperimentOptions {
     /// unseen: the only task of the surface that the FM learns [default: the first]
     #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
-    /// Also write the result to this file as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
 }
 
 /// The seeds of an experiment.
@@ -131,34 +119,28 @@ impl SeedList {
     }
 }
 
-/// The share of users with which an experiment of three seeds takes a quarter of an hour on two
-/// cores.
-pub fn default_users(data: DatasetChoice) -> f64 {
-    match data {
-        DatasetChoice::Movielens => 0.3,
-        DatasetChoice::Kuairand => 0.25,
-        DatasetChoice::Simulated => 1.0,
-    }
-}
-
 /// Runs an experiment.
 ///
 /// # Errors
 /// Options that do not fit the data; the failure of a step.
 pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
-    let share = options.users.unwrap_or_else(|| default_users(options.setup.data));
+    // With these, an experiment of three seeds takes a quarter of an hour on two cores.
+    let share = options.users.unwrap_or(match options.setup.data {
+        DatasetChoice::Movielens => 0.3,
+        DatasetChoice::Kuairand => 0.25,
+        DatasetChoice::Simulated => 1.0,
+    });
     if !(share > 0.0 && share <= 1.0) {
         return Err(Error::invalid(format!("--users {share}: it must be above 0 and at most 1")));
     }
     if options.seeds.0.is_empty() || options.replicates == 0 {
         return Err(Error::invalid("at least one seed and one replicate are needed"));
     }
-    let mut times = StepTimes::default();
+    let times = StepTimes::default();
     let dataset = times.time("import", || options.setup.dataset())?;
     let config = options.setup.config(&dataset)?;
-    std::fs::create_dir_all(options.setup.work()).map_err(Error::io(options.setup.work()))?;
     let context = ExperimentContext {
-        window: TestWindow::new(options.setup.data, &options.times, &config, &dataset)?,
+        window: TestWindow::new(&options.setup, &config, &dataset)?,
         users: UserSample { share, salt: 0 },
         engine: Engine::new(config.guests())?,
         plugin: options.setup.plugins.join(format!("{}.wasm", options.expert)),
@@ -166,25 +148,15 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         options,
         dataset: &dataset,
         config: &config,
+        times,
     };
-    let outcome = match options.experiment {
-        Experiment::Tae => tae::run(&context, &mut times),
-        Experiment::Transfer => transfer::run(&context, &mut times),
-        Experiment::Unseen => unseen::run(&context, &mut times),
-        Experiment::Compute => compute::run(&context, &mut times),
-        Experiment::Publish => publish::run(&context, &mut times),
-    }?;
-    Ok(context.report(outcome, times.0))
-}
-
-/// The result of an experiment.
-struct ExperimentOutcome {
-    name: &'static str,
-    rows: Vec<ExperimentRow>,
-    models: Vec<Value>,
-    table: String,
-    /// Settings besides the common ones.
-    chosen: Value,
+    match options.experiment {
+        Experiment::Tae => tae::run(&context),
+        Experiment::Transfer => transfer::run(&context),
+        Experiment::Unseen => unseen::run(&context),
+        Experiment::Compute => compute::run(&context),
+        Experiment::Publish => publish::run(&context),
+    }
 }
 
 /// What all experiments need.
@@ -197,15 +169,39 @@ struct ExperimentContext<'a> {
     engine: Engine,
     plugin: PathBuf,
     labels: BinaryLabels,
+    times: StepTimes,
 }
 
 impl ExperimentContext<'_> {
-    /// The configuration with a seed.
-    fn seeded(&self, seed: u64) -> Config {
-        let mut config = self.config.clone();
-        config.fm.seed = seed;
-        config.expert_training.seed = seed;
-        config
+    /// What `measure` tallies of some arms over the reported part, for every seed in the
+    /// configuration.
+    fn tallies(
+        &self,
+        arms: &[&str],
+        mut measure: impl FnMut(&Config, &mut ScoreTally) -> Result<()>,
+    ) -> Result<Vec<ScoreTally>> {
+        let of_seed = |&seed: &u64| {
+            let mut config = self.config.clone();
+            config.fm.seed = seed;
+            config.expert_training.seed = seed;
+            let mut tally = ScoreTally::new(&self.labels, self.window.report_from_ms, arms);
+            measure(&config, &mut tally)?;
+            Ok(tally)
+        };
+        self.options.seeds.0.iter().map(of_seed).collect()
+    }
+
+    /// A new FM with a store of its own.
+    fn fm(
+        &self,
+        config: &Config,
+        name: &str,
+        fm: &FmConfig,
+        spec: &FmSpec,
+    ) -> Result<Box<dyn FmTrainer>> {
+        let dir = config.paths.fm_work.join(name);
+        remove_dir(&dir)?;
+        Ok(trainer::create(&dir, fm, spec, config.device)?)
     }
 
     /// The stream of a configuration, with `history_len` events of history per example.
@@ -214,64 +210,31 @@ impl ExperimentContext<'_> {
             dataset: self.dataset,
             config,
             window: self.window,
-            mode: self.options.mode,
+            mode: self.options.setup.mode,
             history_len,
             users: self.users,
         }
     }
 
-    /// An empty log for embeddings of `width` values.
-    fn log(&self, config: &Config, width: usize) -> Result<LogWriter> {
-        remove_dir(&config.paths.logs)?;
-        let versions = vec![LogVersion::new(FIRST_VERSION, width)];
-        Ok(LogWriter::create(
-            &config.paths.logs,
-            &self.dataset.schema,
-            config.logs.options(),
-            versions,
-        )?)
-    }
-
     /// Trains and measures the arms of a seed.
-    fn runner<'b>(&'b self, config: &'b Config, log: &'b LogReader) -> ArmRunner<'b> {
-        ArmRunner {
-            config,
-            log,
-            engine: &self.engine,
-            plugin: &self.plugin,
-            window: self.window,
-            mode: self.options.mode,
-        }
+    fn runner<'b>(&'b self, config: &'b Config) -> Result<ArmRunner<'b>> {
+        Ok(ArmRunner { context: self, config, log: LogReader::open(&config.paths.logs)? })
     }
 
-    /// Empty sums for some arms over the reported part.
-    fn tally(&self, arms: &[&str]) -> ScoreTally {
-        ScoreTally::new(&self.labels, self.window.report_from_ms, arms)
+    /// The folder of a checkpoint for measuring latency.
+    fn checkpoint_dir(&self, name: &str) -> PathBuf {
+        self.options.setup.work().join(format!("checkpoint-{name}"))
     }
 
-    /// The sums of all seeds.
-    fn results<'b>(&'b self, tallies: &'b [ScoreTally]) -> SeedResults<'b> {
-        SeedResults {
-            schema: &self.dataset.schema,
-            tallies,
-            seeds: &self.options.seeds.0,
-            replicates: self.options.replicates,
-        }
-    }
-
-    /// The rows of some pairs on every slice that all arms predict, or only on those of `surface`.
-    fn rows(
-        &self,
-        tallies: &[ScoreTally],
-        pairs: &[ArmPair],
-        surface: Option<u16>,
-        times: &mut StepTimes,
-    ) -> Result<Vec<ExperimentRow>> {
-        let results = self.results(tallies);
+    /// The rows of all arms, compared with the first, on every slice that all arms predict, or only
+    /// on those of `surface`.
+    fn rows(&self, tallies: &[ScoreTally], surface: Option<u16>) -> Result<Vec<ExperimentRow>> {
+        let arms = 0..tallies[0].arms.len();
+        let pairs: Vec<_> = arms.map(|arm| ArmPair { baseline: 0, arm }).collect();
         let mut rows = Vec::new();
-        for cell in results.cells()? {
+        for cell in SliceTotals::all(tallies)? {
             if surface.is_none_or(|surface| cell.slice.surface == usize::from(surface)) {
-                rows.extend(times.time("bootstrap", || Ok(results.rows(&cell, pairs)))?);
+                rows.extend(self.rows_of(&cell, &pairs));
             }
         }
         Ok(rows)
@@ -300,14 +263,18 @@ impl ExperimentContext<'_> {
         Ok(most.map_or(0, |(surface, _)| surface))
     }
 
+    /// The result, with `models` that the experiment measured and the settings that it chose.
     fn report(
         &self,
-        outcome: ExperimentOutcome,
-        seconds: BTreeMap<String, f64>,
+        table: String,
+        rows: Vec<ExperimentRow>,
+        models: Vec<Value>,
+        chosen: Value,
     ) -> ExperimentReport {
+        let experiment = self.options.experiment.to_possible_value().expect("none is hidden");
         let config = json!({
             "data": format!("{:?}", self.options.setup.data).to_lowercase(),
-            "mode": self.options.mode,
+            "mode": self.options.setup.mode,
             "test_from": self.window.format(self.window.test_from_ms),
             "report_from": self.window.format(self.window.report_from_ms),
             "users_share": self.users.share,
@@ -316,36 +283,16 @@ impl ExperimentContext<'_> {
             "fm": self.config.fm,
             "expert_training": self.config.expert_training,
             "logs": self.config.logs,
-            "chosen": outcome.chosen,
+            "chosen": chosen,
         });
         ExperimentReport {
-            experiment: outcome.name,
+            experiment: experiment.get_name().to_owned(),
             config,
             seeds: self.options.seeds.0.clone(),
-            rows: outcome.rows,
-            models: outcome.models,
-            seconds,
-            table: outcome.table,
+            rows,
+            models,
+            seconds: self.times.seconds(),
+            table,
         }
     }
-}
-
-/// An empty folder for one FM's store.
-fn store_dir(config: &Config, name: &str) -> Result<PathBuf> {
-    let dir = config.paths.fm_work.join(name);
-    remove_dir(&dir)?;
-    Ok(dir)
-}
-
-/// The targets of a batch.
-fn targets<'a>(part: &StreamBatch<'a>) -> impl Iterator<Item = TargetRow<'a>> + use<'a> {
-    let rows = |example: &'a Example| {
-        (0..example.targets.len()).map(move |row| TargetRow { example, row })
-    };
-    part.examples.iter().flat_map(rows)
-}
-
-/// The folder of a checkpoint for measuring latency.
-fn checkpoint_dir(work: &Path, name: &str) -> PathBuf {
-    work.join(format!("checkpoint-{name}"))
 }

@@ -10,28 +10,24 @@ use std::{path::Path, sync::Arc, time::Duration};
 use hypercast_config::{Config, PublishSettings};
 use hypercast_fm::{
     inference::{self, FmServingOptions, FoundationModel},
-    trainer::{self, FmTrainer},
+    trainer::FmTrainer,
 };
 use hypercast_stream::{
     publish::{self, PublicationFollower, Publisher, TrainingPosition},
     streams::{MemoryEngine, StreamEngine, Topic},
 };
 use hypercast_train::{
-    fm::{FIRST_VERSION, dataset_spec},
+    fm::{FIRST_VERSION, dataset_spec, remove_dir},
     report::ALL,
 };
 use serde_json::{Value, json};
 
 use super::{
-    ExperimentContext, ExperimentOutcome,
-    report::{ArmPair, arms_by_task},
-    store_dir,
-    tally::{ScoreTally, TargetRow},
+    ExperimentContext, ExperimentReport, report::arms_by_task, tally::ScoreTally, transfer::FmHeads,
 };
 use crate::{
-    demo::StepTimes,
     error::{CommonErrors as _, Error, Result},
-    evaluate::stream::{StreamBatch, TestMode},
+    evaluate::stream::TestMode,
 };
 
 /// The arms, and the share of the weights that each receives in a publication.
@@ -39,22 +35,17 @@ const ARMS: [(&str, Option<f64>); 4] =
     [("everything", Some(1.0)), ("30 %", Some(0.3)), ("10 %", Some(0.1)), ("never", None)];
 
 /// Runs it for every seed.
-pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<ExperimentOutcome> {
-    if context.options.mode == TestMode::Fixed {
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
+    if context.options.setup.mode == TestMode::Fixed {
         return Err(Error::invalid(
             "publish: fixed weights have nothing to publish; run without --mode fixed",
         ));
     }
-    let mut tallies = Vec::new();
     let mut sent = [PublishedBytes::default(); ARMS.len()];
-    for &seed in &context.options.seeds.0 {
-        let config = context.seeded(seed);
-        let mut tally = context.tally(&ARMS.map(|(name, _)| name));
-        times.time("fm", || follow(context, &config, &mut tally, &mut sent))?;
-        tallies.push(tally);
-    }
-    let pairs: Vec<ArmPair> = (0..ARMS.len()).map(|arm| ArmPair { baseline: 0, arm }).collect();
-    let rows = context.rows(&tallies, &pairs, None, times)?;
+    let tallies = context.tallies(&ARMS.map(|(name, _)| name), |config, tally| {
+        context.times.time("fm", || follow(context, config, tally, &mut sent))
+    })?;
+    let rows = context.rows(&tallies, None)?;
     let mut table = arms_by_task(&rows, ALL);
     table += &format!(
         "\n\n{:<14}{:>14}{:>18}{:>16}\n",
@@ -70,7 +61,7 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
     }
     let models = ARMS.iter().zip(&sent).map(|((name, _), sent)| sent.json(name)).collect();
     let chosen = json!({ "publish_minutes": context.options.publish_minutes });
-    Ok(ExperimentOutcome { name: "publish", table, rows, models, chosen })
+    Ok(context.report(table, rows, models, chosen))
 }
 
 /// EventKind was published to an arm, over all seeds.
@@ -105,11 +96,10 @@ fn follow(
     sent: &mut [PublishedBytes; ARMS.len()],
 ) -> Result<()> {
     let spec = dataset_spec(context.dataset)?;
-    let names = &context.dataset.schema.tasks;
-    let place = |name: &str| names.iter().position(|task| task.name == name);
-    let tasks: Vec<Option<usize>> = spec.main_tasks().iter().map(|own| place(&own.name)).collect();
-    let dir = store_dir(config, "fm")?;
-    let mut trainer = trainer::create(&dir.join("trainer"), &config.fm, &spec, config.device)?;
+    let heads = FmHeads::new(spec.main_tasks(), context);
+    let dir = config.paths.fm_work.join("fm");
+    remove_dir(&dir)?;
+    let mut trainer = context.fm(config, "fm/trainer", &config.fm, &spec)?;
     let every_ms = (context.options.publish_minutes * 6e4) as i64;
     let mut copies: Vec<ServingCopy> = Vec::new();
     let mut next_ms = context.window.test_from_ms;
@@ -126,23 +116,18 @@ fn follow(
             next_ms = time_ms - time_ms.rem_euclid(every_ms) + every_ms;
         }
         for (arm, copy) in copies.iter().enumerate() {
-            copy.predict(&part, &tasks, |target, task, probability| {
-                tally.push(arm, target, task, probability)
-            })?;
+            let examples: Vec<_> = part.examples.iter().collect();
+            heads.tally(&part, arm, &copy.fm.infer(&examples)?.main, tally);
         }
         part.through(&mut *trainer, &|_| true).map(drop)
     })
 }
 
-/// A copy of the FM for serving.
+/// A copy of the FM for serving, and the way from the trainer to it.
 struct ServingCopy {
     fm: Arc<dyn FoundationModel>,
-    /// `None` if it receives nothing after the snapshot.
-    channel: Option<PublicationChannel>,
-}
-
-/// From the trainer to a copy.
-struct PublicationChannel {
+    /// Whether it receives anything after the snapshot.
+    receives: bool,
     streams: Arc<MemoryEngine>,
     publisher: Publisher,
     follower: PublicationFollower,
@@ -172,9 +157,8 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
         let (_, follower) = publish::bootstrap(streams.clone(), topic.clone(), &checkpoint)?
             .expect("a snapshot was published just now");
         let fm = inference::load_updatable(&checkpoint, &dir.join("rows"), serving)?;
-        let channel =
-            share.is_some().then_some(PublicationChannel { streams, publisher, follower });
-        Ok(ServingCopy { fm: Arc::from(fm), channel })
+        let (fm, receives) = (Arc::from(fm), share.is_some());
+        Ok(ServingCopy { fm, receives, streams, publisher, follower })
     };
     ARMS.iter().map(copy).collect()
 }
@@ -182,39 +166,22 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
 impl ServingCopy {
     /// Publishes the trainer's changed weights to the copy.
     fn publish(&mut self, trainer: &mut dyn FmTrainer, sent: &mut PublishedBytes) -> Result<()> {
-        let Some(channel) = &mut self.channel else { return Ok(()) };
-        let published = channel
+        if !self.receives {
+            return Ok(());
+        }
+        let published = self
             .publisher
             .publish(&trainer.trained_weights(FIRST_VERSION)?, TrainingPosition::default())?;
         sent.publications += 1;
         sent.raw_bytes += published.raw_bytes;
         sent.all_bytes += published.all_bytes;
         sent.bytes += published.bytes;
-        while let Some(publication) = channel.follower.next(Duration::ZERO)? {
+        while let Some(publication) = self.follower.next(Duration::ZERO)? {
             self.fm.update(publish::fm_update(publication)?)?;
         }
         let topic = Topic::fm(FIRST_VERSION);
-        let end = channel.streams.span(&topic)?.end;
+        let end = self.streams.span(&topic)?.end;
         // The snapshot's records are no longer needed: no new follower begins.
-        Ok(channel.streams.trim(&topic, end)?)
-    }
-
-    /// Predicts a batch's targets, before the trainer learns from them.
-    fn predict<'a>(
-        &self,
-        part: &StreamBatch<'a>,
-        tasks: &[Option<usize>],
-        mut push: impl FnMut(TargetRow<'a>, usize, f32),
-    ) -> Result<()> {
-        let examples: Vec<_> = part.examples.iter().collect();
-        let main = self.fm.infer(&examples)?.main;
-        for (target, row) in super::targets(part).zip(main.chunks_exact(tasks.len())) {
-            for (task, probability) in tasks.iter().zip(row) {
-                if let Some(task) = task {
-                    push(target, *task, *probability);
-                }
-            }
-        }
-        Ok(())
+        Ok(self.streams.trim(&topic, end)?)
     }
 }

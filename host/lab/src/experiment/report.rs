@@ -2,21 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use hypercast_data::schema::Schema;
 use hypercast_train::report::ALL;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
+    ExperimentContext,
     bootstrap::intervals,
     tally::{ScoreTally, ScoreTotals, SurfaceTask, UserTotals},
 };
+use crate::error::Result;
 
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
 pub struct ExperimentReport {
     /// `tae`, `transfer`, `unseen`, `compute` or `publish`.
-    pub experiment: &'static str,
+    pub experiment: String,
     /// Data set, window, sizes of models, plugin and everything else that was chosen.
     pub config: Value,
     /// Seeds of FM and experts.
@@ -42,8 +43,8 @@ pub struct ExperimentRow {
     pub task: String,
     /// The arm.
     pub arm: String,
-    /// The seed, or `mean`.
-    pub seed: SeedLabel,
+    /// The seed's number, or `mean`.
+    pub seed: Value,
     /// Rows predicted.
     pub n: u64,
     /// Normalised entropy.
@@ -57,24 +58,6 @@ pub struct ExperimentRow {
     pub more: BTreeMap<&'static str, Value>,
 }
 
-/// A seed, or the mean over all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SeedLabel {
-    /// One seed, serialised as its number.
-    One(u64),
-    /// The mean over seeds, serialised as `mean`.
-    Mean,
-}
-
-impl Serialize for SeedLabel {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            SeedLabel::One(seed) => serializer.serialize_u64(*seed),
-            SeedLabel::Mean => serializer.serialize_str("mean"),
-        }
-    }
-}
-
 /// Two arms, the second compared with the first.
 #[derive(Debug, Clone, Copy)]
 pub struct ArmPair {
@@ -84,52 +67,42 @@ pub struct ArmPair {
     pub arm: usize,
 }
 
-/// The sums of an experiment over its seeds.
-pub struct SeedResults<'a> {
-    /// Names.
-    pub schema: &'a Schema,
-    /// One per seed.
-    pub tallies: &'a [ScoreTally],
-    /// In the order of the tallies.
-    pub seeds: &'a [u64],
-    /// Replicates of the bootstrap.
-    pub replicates: usize,
-}
-
 /// The sums of one surface and task.
 pub struct SliceTotals {
     /// Where it is.
     pub slice: SurfaceTask,
+    /// The arms' names.
+    pub arms: Vec<String>,
     /// Its sums by user.
     pub dense: UserTotals,
     /// Its sums.
     pub totals: ScoreTotals,
 }
 
-impl SeedResults<'_> {
+impl SliceTotals {
     /// The slices that every arm of every seed predicts; those over all surfaces come last.
     ///
     /// # Errors
     /// Arms that predicted different rows.
-    pub fn cells(&self) -> crate::error::Result<Vec<SliceTotals>> {
-        let mut slices: Option<Vec<SurfaceTask>> = None;
-        for tally in self.tallies {
+    pub fn all(tallies: &[ScoreTally]) -> Result<Vec<SliceTotals>> {
+        let mut slices = tallies[0].slices()?;
+        for tally in &tallies[1..] {
             let own = tally.slices()?;
-            slices = Some(match slices {
-                None => own,
-                Some(known) => known.into_iter().filter(|slice| own.contains(slice)).collect(),
-            });
+            slices.retain(|slice| own.contains(slice));
         }
-        let cell = |slice| {
-            let dense = UserTotals::new(self.tallies, slice);
-            SliceTotals { slice, totals: dense.totals(None), dense }
+        let of = |slice| {
+            let dense = UserTotals::new(tallies, slice);
+            let (arms, totals) = (tallies[0].arms.clone(), dense.totals(None));
+            SliceTotals { slice, arms, totals, dense }
         };
-        Ok(slices.unwrap_or_default().into_iter().map(cell).collect())
+        Ok(slices.into_iter().map(of).collect())
     }
+}
 
+impl ExperimentContext<'_> {
     /// The rows of some pairs on a slice: one a seed, then the mean.
-    pub fn rows(&self, cell: &SliceTotals, pairs: &[ArmPair]) -> Vec<ExperimentRow> {
-        let seeds = self.seeds.len();
+    pub fn rows_of(&self, cell: &SliceTotals, pairs: &[ArmPair]) -> Vec<ExperimentRow> {
+        let seeds = self.options.seeds.0.len();
         let measure = |totals: &ScoreTotals| {
             let of_pair = |pair: &ArmPair| {
                 let each = (0..seeds).map(|seed| totals.ne_diff_pct(seed, pair.arm, pair.baseline));
@@ -138,7 +111,9 @@ impl SeedResults<'_> {
             };
             pairs.iter().flat_map(of_pair).collect()
         };
-        let bounds = intervals(&cell.dense, self.replicates, measure);
+        let bounds = self
+            .times
+            .time("bootstrap", || intervals(&cell.dense, self.options.replicates, measure));
         let mut rows = Vec::new();
         for (pair, bounds) in pairs.iter().zip(bounds.chunks_exact(seeds + 1)) {
             for (seed, bounds) in bounds.iter().enumerate() {
@@ -155,8 +130,8 @@ impl SeedResults<'_> {
         seed: Option<usize>,
         ci95: [f64; 2],
     ) -> ExperimentRow {
-        let totals = &cell.totals;
-        let seeds = self.seeds.len();
+        let (totals, schema) = (&cell.totals, &self.dataset.schema);
+        let seeds = self.options.seeds.0.len();
         let diffs: Vec<f64> =
             (0..seeds).map(|seed| totals.ne_diff_pct(seed, pair.arm, pair.baseline)).collect();
         let nes: Option<Vec<f64>> = (0..seeds).map(|seed| totals.ne(seed, pair.arm)).collect();
@@ -166,21 +141,16 @@ impl SeedResults<'_> {
             more.insert("sd_seeds", Value::from(deviation(&diffs)));
         }
         ExperimentRow {
-            surface: self.surface(cell.slice.surface).to_owned(),
-            task: self.schema.tasks[cell.slice.task].name.clone(),
-            arm: self.tallies[0].arms()[pair.arm].clone(),
-            seed: seed.map_or(SeedLabel::Mean, |seed| SeedLabel::One(self.seeds[seed])),
+            surface: schema.surfaces.get(cell.slice.surface).map_or(ALL, String::as_str).to_owned(),
+            task: schema.tasks[cell.slice.task].name.clone(),
+            arm: cell.arms[pair.arm].clone(),
+            seed: seed.map_or("mean".into(), |seed| self.options.seeds.0[seed].into()),
             n: totals.rows as u64,
             ne: nes.map(|nes| seed.map_or_else(|| mean(&nes), |seed| nes[seed])),
             ne_diff_pct: Some(seed.map_or_else(|| mean(&diffs), |seed| diffs[seed])),
             ci95: ci95[0].is_finite().then_some(ci95),
             more,
         }
-    }
-
-    /// The name of a slice's surface.
-    pub fn surface(&self, surface: usize) -> &str {
-        self.schema.surfaces.get(surface).map_or(ALL, String::as_str)
     }
 }
 
@@ -209,7 +179,7 @@ pub fn with_interval(value: Option<f64>, ci95: Option<[f64; 2]>) -> String {
 
 /// A table with a line per arm and a column per task, for one surface, like the paper's table 1.
 pub fn arms_by_task(rows: &[ExperimentRow], surface: &str) -> String {
-    let means = || rows.iter().filter(|row| row.surface == surface && row.seed == SeedLabel::Mean);
+    let means = || rows.iter().filter(|row| row.surface == surface && row.seed == "mean");
     let (mut tasks, mut arms): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
     for row in means() {
         if !tasks.contains(&row.task.as_str()) {

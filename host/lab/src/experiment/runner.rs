@@ -1,29 +1,18 @@
 //! Trains and measures the arms of an experiment, which share a plugin, a log and a test. An arm is
 //! the same expert with another part of the logged embedding.
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::ops::Range;
 
 use hypercast_config::Config;
-use hypercast_core::progress::Progress;
 use hypercast_data::{dataset::timeline::Span, logs::LogReader};
-use hypercast_expert::{Blueprint, Engine, Parameters};
-use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
+use hypercast_expert::Parameters;
+use hypercast_train::stream::{ExpertSetup, LogView};
 
-use super::tally::{ScoreTally, TargetRow};
+use super::{ExperimentContext, tally::ScoreTally};
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    evaluate::{stream::TestMode, window::TestWindow},
+    evaluate::expert::{ExpertPhase, TrainedExpert},
 };
-
-/// The layers that read the FM's embedding, by the names that the SDK's plugins use. A warm start
-/// across FMs must leave them out (section 4.3).
-const FM_LAYERS: [&str; 2] = ["fm", "fusion"];
-
-/// Whether a parameter belongs to the FM Embedding Module, the FM Fusion Module or a head's direct
-/// path from them.
-pub fn reads_fm(parameter: &str) -> bool {
-    parameter.split('/').any(|layer| FM_LAYERS.contains(&layer))
-}
 
 /// An expert's arm.
 #[derive(Debug, Clone)]
@@ -37,95 +26,53 @@ pub struct ExperimentArm {
 }
 
 /// Trains and measures the arms of one seed.
-#[derive(Clone, Copy)]
 pub struct ArmRunner<'a> {
+    /// The plugin and the test.
+    pub context: &'a ExperimentContext<'a>,
     /// Settings of the experts, their seed among them.
     pub config: &'a Config,
     /// The seed's log.
-    pub log: &'a LogReader,
-    /// Runs the plugin.
-    pub engine: &'a Engine,
-    /// The component.
-    pub plugin: &'a Path,
-    /// Where the test begins.
-    pub window: TestWindow,
-    /// Whether experts learn during the test.
-    pub mode: TestMode,
+    pub log: LogReader,
 }
 
-/// An expert after its past.
-pub struct TrainedArm {
-    /// Its plugin and network.
-    pub blueprint: Arc<Blueprint>,
-    /// Ready for the stream.
-    pub stream: ExpertStream,
-    /// Index in the schema of each of the expert's tasks.
-    tasks: Vec<Option<usize>>,
-    /// Rows that it learned from.
-    pub rows: u64,
-    /// Seconds of training.
-    pub seconds: f64,
-}
+impl ArmRunner<'_> {
+    fn phase(&self) -> ExpertPhase<'_> {
+        let ExperimentContext { engine, window, options, .. } = self.context;
+        let (config, log) = (self.config, &self.log);
+        ExpertPhase { config, log, engine, window: *window, mode: options.setup.mode }
+    }
 
-impl<'a> ArmRunner<'a> {
     /// The rows of some surfaces and a span of time, with the arm's part of the embedding.
-    pub fn view(&self, surfaces: &[u16], arm: &ExperimentArm, span: Span) -> LogView<'a> {
-        LogView {
-            log: self.log,
-            surfaces: surfaces.to_vec(),
-            span,
-            embedding: Some(vec![arm.embedding.clone()]),
-        }
+    fn view(&self, surfaces: &[u16], arm: &ExperimentArm, span: Span) -> LogView<'_> {
+        let embedding = Some(vec![arm.embedding.clone()]);
+        LogView { log: &self.log, surfaces: surfaces.to_vec(), span, embedding }
     }
 
-    /// The span before the test.
-    pub fn past(&self) -> Span {
-        Span { from_ms: None, until_ms: Some(self.window.test_from_ms) }
-    }
-
-    /// Trains an expert on a view, from fresh parameters, or from those of `warm` for every layer
-    /// that does not read the FM's embedding.
+    /// Trains an expert on a span of time, from fresh parameters, or from those of `warm` for every
+    /// layer that does not read the FM's embedding.
     ///
     /// # Errors
-    /// A view without rows, a plugin that is refused or faults.
+    /// A span without rows, a plugin that is refused or faults.
     pub fn train(
         &self,
-        view: &LogView<'_>,
         arm: &ExperimentArm,
+        surfaces: &[u16],
+        span: Span,
         warm: Option<&Parameters>,
-    ) -> Result<TrainedArm> {
+    ) -> Result<TrainedExpert> {
+        let view = self.view(surfaces, arm, span);
         let survey = view.survey()?.ok_or_else(|| {
             Error::invalid("the logs have no row to train the expert on: begin the test later, or take more users")
         })?;
-        let load = Load { engine: self.engine, plugin: self.plugin, name: "experiment" };
-        let options = self.config.load_options("experiment");
-        let blueprint = load.blueprint(view, &survey.fm_version, options)?;
-        let settings = &self.config.expert_training;
-        let mut parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
-        if let Some(warm) = warm {
-            parameters.warm_start_from(warm, |name| !reads_fm(name));
-            parameters.provenance.normaliser = warm.provenance.normaliser.clone();
-        }
-        let schema = &self.log.schema;
-        let tasks =
-            blueprint.description.tasks.iter().map(|task| schema.task(&task.name)).collect();
-        let start = Start {
-            settings,
-            rows: survey.rows,
+        let phase = self.phase();
+        let expert = ExpertSetup {
+            config: phase.config,
+            engine: phase.engine,
+            plugin: &self.context.plugin,
+            name: "experiment",
             without_tae: arm.without_tae,
-            device: self.config.device,
         };
-        let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start)?;
-        let total = survey.rows * settings.epochs as u64;
-        let mut progress = Progress::start("expert", total);
-        let began = std::time::Instant::now();
-        stream.learn_past(view, |report| {
-            let rows: usize = report.examples.iter().map(|example| example.targets.len()).sum();
-            progress.advance(rows as u64, String::new);
-        })?;
-        let seconds = began.elapsed().as_secs_f64();
-        progress.finish(&format!("trained on {} rows", survey.rows));
-        Ok(TrainedArm { blueprint, stream, tasks, rows: survey.rows, seconds })
+        phase.train(expert, &view, survey, warm, &mut |_, _, _| ())
     }
 
     /// Follows the test with a trained expert, and tallies its predictions.
@@ -134,31 +81,16 @@ impl<'a> ArmRunner<'a> {
     /// Logs that cannot be read, a plugin that faults.
     pub fn measure(
         &self,
-        trained: &mut TrainedArm,
+        trained: &mut TrainedExpert,
         arm: &ExperimentArm,
         surfaces: &[u16],
         tally: &mut ScoreTally,
     ) -> Result<()> {
-        let span = Span { from_ms: Some(self.window.test_from_ms), until_ms: None };
-        let view = self.view(surfaces, arm, span);
-        let TrainedArm { stream, tasks, .. } = trained;
-        stream.go_online();
-        Ok(stream.follow(
-            &view,
-            self.mode == TestMode::Streaming,
-            &mut |examples, predictions| {
-                let rows = examples.iter().flat_map(|e| {
-                    (0..e.targets.len()).map(move |row| TargetRow { example: e, row })
-                });
-                for (at, target) in rows.enumerate() {
-                    for (predictions, task) in predictions.iter().zip(&*tasks) {
-                        if let Some(task) = *task {
-                            tally.push(arm.index, target, task, predictions[at]);
-                        }
-                    }
-                }
-            },
-        )?)
+        let span = Span { from_ms: Some(self.context.window.test_from_ms), until_ms: None };
+        let test = self.view(surfaces, arm, span);
+        self.phase().follow(trained, &test, &mut |target, task, probability| {
+            tally.push(arm.index, target, task, probability);
+        })
     }
 
     /// Trains an arm on everything before the test and measures it on the test.
@@ -170,11 +102,13 @@ impl<'a> ArmRunner<'a> {
         arm: &ExperimentArm,
         surfaces: &[u16],
         tally: &mut ScoreTally,
-    ) -> Result<TrainedArm> {
-        let view = self.view(surfaces, arm, self.past());
-        let mut trained = self.train(&view, arm, None)?;
-        self.measure(&mut trained, arm, surfaces, tally)?;
-        Ok(trained)
+    ) -> Result<TrainedExpert> {
+        self.context.times.time("experts", || {
+            let past = Span { from_ms: None, until_ms: Some(self.context.window.test_from_ms) };
+            let mut trained = self.train(arm, surfaces, past, None)?;
+            self.measure(&mut trained, arm, surfaces, tally)?;
+            Ok(trained)
+        })
     }
 
     /// All surfaces of the log.

@@ -5,76 +5,52 @@
 //! that is refreshed now and then. All arms are one plugin with different `tae` inputs.
 
 use hypercast_config::Config;
-use hypercast_data::logs::LogReader;
-use hypercast_fm::{example::Example, trainer};
+use hypercast_fm::example::Example;
 use hypercast_train::{fm::dataset_spec, report::ALL};
 use serde_json::json;
 
-use super::{
-    ExperimentContext, ExperimentOutcome,
-    report::{ArmPair, arms_by_task},
-    runner::ExperimentArm,
-    store_dir,
-};
-use crate::{demo::StepTimes, error::Result};
+use super::{ExperimentContext, ExperimentReport, report::arms_by_task, runner::ExperimentArm};
+use crate::error::Result;
 
 const ARMS: [&str; 4] = ["baseline", "+UE", "+TAE", "+UE+TAE"];
 
 /// Runs it for every seed.
-pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<ExperimentOutcome> {
-    let mut tallies = Vec::new();
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let fm = &context.config.fm;
     let (ue, tae) = (fm.user_state_width(), fm.tae_width());
-    for &seed in &context.options.seeds.0 {
-        let config = context.seeded(seed);
-        times.time("fm", || embed(context, &config))?;
-        let log = LogReader::open(&config.paths.logs)?;
-        let runner = context.runner(&config, &log);
-        let mut tally = context.tally(&ARMS);
+    let tallies = context.tallies(&ARMS, |config, tally| {
+        context.times.time("fm", || embed(context, config))?;
+        let runner = context.runner(config)?;
         let parts = [ue..ue + tae, 0..ue, ue..ue + tae, 0..ue + tae];
         for (index, embedding) in parts.into_iter().enumerate() {
             let arm = ExperimentArm { index, embedding, without_tae: index == 0 };
-            times.time("experts", || runner.run(&arm, &runner.surfaces(), &mut tally))?;
+            runner.run(&arm, &runner.surfaces(), tally)?;
         }
-        tallies.push(tally);
-    }
-    let pairs: Vec<ArmPair> = (0..ARMS.len()).map(|arm| ArmPair { baseline: 0, arm }).collect();
-    let rows = context.rows(&tallies, &pairs, None, times)?;
-    Ok(ExperimentOutcome {
-        name: "tae",
-        table: arms_by_task(&rows, ALL),
-        rows,
-        models: Vec::new(),
-        chosen: json!({
-            "stale_hours": context.options.stale_hours, "ue_width": ue, "tae_width": tae,
-        }),
-    })
+        Ok(())
+    })?;
+    let rows = context.rows(&tallies, None)?;
+    let chosen = json!({
+        "stale_hours": context.options.stale_hours, "ue_width": ue, "tae_width": tae,
+    });
+    Ok(context.report(arms_by_task(&rows, ALL), rows, Vec::new(), chosen))
 }
 
 /// Runs the FM, and logs the concatenated user embedding and TAE of every target.
 fn embed(context: &ExperimentContext<'_>, config: &Config) -> Result<()> {
-    let spec = dataset_spec(context.dataset)?;
-    let dir = store_dir(config, "fm")?;
-    let mut trainer = trainer::create(&dir, &config.fm, &spec, config.device)?;
+    let mut trainer = context.fm(config, "fm", &config.fm, &dataset_spec(context.dataset)?)?;
     let (ue, tae) = (config.fm.user_state_width(), config.fm.tae_width());
-    let mut log = context.log(config, ue + tae)?;
     // The user embedding lacks the newest events; a longer history makes up for them.
     let stream = context.stream(config, config.features.history_events.max(config.fm.max_history));
-    let skip = stream.skip()?;
     let stale_ms = (context.options.stale_hours * 3.6e6) as i64;
-    stream.run("FM", |part| {
-        let logged = !part.history_only && part.seen >= skip;
-        let states = if logged {
+    stream.log("FM", ue + tae, None, |part, is_logged| {
+        let states = if is_logged {
             let old: Vec<Example> = part.examples.iter().map(|e| stale(e, stale_ms)).collect();
             trainer.user_states(&old.iter().collect::<Vec<_>>())?
         } else {
             Vec::new()
         };
         let output = part.through(trainer.as_mut(), &|_| true)?;
-        if !logged {
-            return Ok(());
-        }
-        let mut joined = Vec::with_capacity(output.tae.len() / tae * (ue + tae));
+        let mut joined = Vec::new();
         let mut rows = output.tae.chunks_exact(tae);
         for (example, state) in part.examples.iter().zip(states.chunks_exact(ue)) {
             for own in rows.by_ref().take(example.targets.len()) {
@@ -82,10 +58,8 @@ fn embed(context: &ExperimentContext<'_>, config: &Config) -> Result<()> {
                 joined.extend_from_slice(own);
             }
         }
-        log.write_batch(part.examples, &joined, |_| true)?;
-        Ok(())
-    })?;
-    Ok(log.finish()?)
+        Ok(joined)
+    })
 }
 
 /// The request with its history as it was `stale_ms` before, and without targets.

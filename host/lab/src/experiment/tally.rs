@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use hypercast_data::schema::BinaryLabels;
-use hypercast_fm::{example::Example, metrics::log_loss};
+use hypercast_fm::metrics::log_loss;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
+    evaluate::stream::TargetRow,
     metrics::normalized_entropy,
 };
 
@@ -28,21 +29,13 @@ pub struct SurfaceTask {
     pub task: usize,
 }
 
-/// A target of a request.
-#[derive(Debug, Clone, Copy)]
-pub struct TargetRow<'a> {
-    /// The request.
-    pub example: &'a Example,
-    /// Index of the target.
-    pub row: usize,
-}
-
 /// One seed's sums, by surface and task.
 #[derive(Debug, Clone)]
 pub struct ScoreTally {
     labels: BinaryLabels,
     from_ms: i64,
-    arms: Vec<String>,
+    /// The arms' names.
+    pub arms: Vec<String>,
     slices: BTreeMap<SurfaceTask, BTreeMap<u64, UserSums>>,
 }
 
@@ -51,11 +44,6 @@ impl ScoreTally {
     pub fn new(labels: &BinaryLabels, from_ms: i64, arms: &[&str]) -> Self {
         let arms = arms.iter().map(|arm| arm.to_string()).collect();
         Self { labels: labels.clone(), from_ms, arms, slices: BTreeMap::new() }
-    }
-
-    /// The arms' names.
-    pub fn arms(&self) -> &[String] {
-        &self.arms
     }
 
     /// Adds a prediction of an arm for a target and a task of the schema. A target outside the

@@ -3,19 +3,20 @@
 use std::{path::Path, sync::Arc};
 
 use hypercast_core::prerequisite::plugins;
-use hypercast_fm::example::{Event, Item, Outcome as Happened, User};
+use hypercast_fm::example::{Event, Example, Item, Outcome as Happened, User};
 use serde_json::Value;
 
 use super::*;
-use crate::evaluate::tests::{agree, setup};
+use crate::evaluate::{
+    stream::TestMode,
+    tests::{agree, setup},
+};
 
 fn options(dir: &Path, experiment: Experiment) -> Option<ExperimentOptions> {
     let plugins = plugins(&format!("{experiment:?}"))?;
     Some(ExperimentOptions {
         experiment,
         setup: setup(dir, plugins, 700),
-        mode: TestMode::Streaming,
-        times: TestTimes::default(),
         seeds: SeedList(vec![1, 2]),
         users: None,
         replicates: 50,
@@ -24,7 +25,6 @@ fn options(dir: &Path, experiment: Experiment) -> Option<ExperimentOptions> {
         publish_minutes: 30.0,
         surface: None,
         task: None,
-        json: None,
     })
 }
 
@@ -182,8 +182,9 @@ fn what_is_published_in_part_costs_bytes_in_part() {
         own.find(|row| row["task"] == "click" && row["seed"] == 1).unwrap()["ne"].clone()
     };
     assert!(ne("everything") != ne("30 %") && ne("everything") != ne("never"));
-    let fixed =
-        run(&ExperimentOptions { mode: TestMode::Fixed, ..options }).unwrap_err().to_string();
+    let mut fixed = options;
+    fixed.setup.mode = TestMode::Fixed;
+    let fixed = run(&fixed).unwrap_err().to_string();
     assert!(fixed.contains("--mode fixed"), "{fixed}");
 }
 

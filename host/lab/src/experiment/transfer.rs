@@ -7,25 +7,22 @@
 use std::ops::Range;
 
 use hypercast_config::Config;
-use hypercast_data::{dataset::timeline::Span, logs::LogReader, schema::TaskRole};
-use hypercast_fm::{
-    spec::{FmConfig, FmSpec},
-    trainer,
-    trainer::FmTrainer,
-};
+use hypercast_data::{dataset::timeline::Span, schema::TaskRole};
+use hypercast_fm::spec::{FmConfig, TaskSpec};
 use hypercast_train::fm::dataset_spec;
 use serde_json::{Value, json};
 
 use super::{
-    ExperimentContext, ExperimentOutcome, ExperimentRow, SeedLabel,
+    ExperimentContext, ExperimentReport, ExperimentRow,
     bootstrap::intervals,
-    report::{ArmPair, SeedResults, SliceTotals, with_interval},
+    report::{ArmPair, SliceTotals, with_interval},
     runner::{ArmRunner, ExperimentArm},
-    store_dir,
     tally::{ScoreTally, ScoreTotals},
-    targets,
 };
-use crate::{demo::StepTimes, error::Result, evaluate::stream::StreamBatch};
+use crate::{
+    error::Result,
+    evaluate::stream::{StreamBatch, targets},
+};
 
 const ARMS: [&str; 4] = ["FM small", "FM large", "expert small", "expert large"];
 
@@ -40,65 +37,49 @@ const WARM_SHARE: f64 = 0.5;
 const SHOWN: f64 = 100.0;
 
 /// Runs it for every seed.
-pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<ExperimentOutcome> {
-    let mut tallies = Vec::new();
-    for &seed in &context.options.seeds.0 {
-        let config = context.seeded(seed);
-        let mut tally = context.tally(&ARMS);
-        times.time("fm", || embed(context, &config, &mut tally))?;
-        let log = LogReader::open(&config.paths.logs)?;
-        let runner = context.runner(&config, &log);
-        times.time("experts", || experts(&runner, &mut tally))?;
-        tallies.push(tally);
-    }
-    let results = context.results(&tallies);
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
+    let tallies = context.tallies(&ARMS, |config, tally| {
+        context.times.time("fm", || embed(context, config, tally))?;
+        let runner = context.runner(config)?;
+        context.times.time("experts", || experts(&runner, tally))
+    })?;
     let (mut rows, mut table) = (Vec::new(), head());
-    for cell in results.cells()? {
+    for cell in SliceTotals::all(&tallies)? {
         let every = [0, 2].map(|arm| ArmPair { baseline: arm, arm });
         let pairs = [every[0], FM, every[1], EXPERT];
-        let mut of_cell = times.time("bootstrap", || Ok(results.rows(&cell, &pairs)))?;
-        add_ratios(&results, &cell, &mut of_cell);
+        let mut of_cell = context.rows_of(&cell, &pairs);
+        add_ratios(context, &cell, &mut of_cell);
         if cell.totals.positives >= SHOWN {
             table += &line(&of_cell);
         }
         rows.extend(of_cell);
     }
     let chosen = json!({ "fm_small": smaller(&context.config.fm), "warm_share": WARM_SHARE });
-    Ok(ExperimentOutcome { name: "transfer", rows, models: Vec::new(), table, chosen })
+    Ok(context.report(table, rows, Vec::new(), chosen))
 }
 
 /// Runs both FMs over one stream, logs their concatenated TAEs, and tallies their heads'
 /// predictions.
 fn embed(context: &ExperimentContext<'_>, config: &Config, tally: &mut ScoreTally) -> Result<()> {
     let spec = dataset_spec(context.dataset)?;
-    let sizes = [("small", smaller(&config.fm)), ("large", config.fm.clone())];
-    let mut fms: Vec<Box<dyn FmTrainer>> = Vec::new();
-    for (name, fm) in &sizes {
-        let dir = store_dir(config, name)?;
-        fms.push(trainer::create(&dir, fm, &spec, config.device)?);
-    }
+    let mut small = context.fm(config, "small", &smaller(&config.fm), &spec)?;
+    let mut large = context.fm(config, "large", &config.fm, &spec)?;
     let width = config.fm.tae_width();
-    let mut log = context.log(config, 2 * width)?;
+    let heads = FmHeads::new(&spec.tasks, context);
     let stream = context.stream(config, config.fm.max_history);
-    let skip = stream.skip()?;
-    let heads = FmHeads::new(&spec, context);
-    stream.run("two FMs", |part| {
-        let small = part.through(fms[0].as_mut(), &|_| true)?;
-        let large = part.through(fms[1].as_mut(), &|_| true)?;
-        if part.history_only {
-            return Ok(());
+    stream.log("two FMs", 2 * width, None, |part, is_logged| {
+        let small = part.through(small.as_mut(), &|_| true)?;
+        let large = part.through(large.as_mut(), &|_| true)?;
+        if !part.history_only {
+            heads.tally(part, 0, &small.predictions, tally);
+            heads.tally(part, 1, &large.predictions, tally);
         }
-        heads.tally(&part, 0, &small.predictions, tally);
-        heads.tally(&part, 1, &large.predictions, tally);
-        if part.seen < skip {
-            return Ok(());
+        if !is_logged {
+            return Ok(Vec::new());
         }
         let pairs = small.tae.chunks_exact(width).zip(large.tae.chunks_exact(width));
-        let joined: Vec<f32> = pairs.flat_map(|(a, b)| [a, b].concat()).collect();
-        log.write_batch(part.examples, &joined, |_| true)?;
-        Ok(())
-    })?;
-    Ok(log.finish()?)
+        Ok(pairs.flat_map(|(a, b)| [a, b].concat()).collect())
+    })
 }
 
 /// The smaller FM: a quarter of the width, one layer, an eighth of the history, and a TAE as wide
@@ -120,23 +101,23 @@ fn smaller(config: &FmConfig) -> FmConfig {
 
 /// An FM's heads as tasks of the schema.
 pub(super) struct FmHeads {
-    /// Pairs of a task's index in the schema and among the FM's tasks.
+    /// Pairs of a task's index in the schema and among the heads.
     places: Vec<(usize, usize)>,
-    tasks: usize,
+    heads: usize,
 }
 
 impl FmHeads {
-    /// The heads of the tasks that have the schema's names.
-    pub(super) fn new(spec: &FmSpec, context: &ExperimentContext<'_>) -> Self {
+    /// The heads of some tasks of the FM that have the schema's names.
+    pub(super) fn new(heads: &[TaskSpec], context: &ExperimentContext<'_>) -> Self {
         let schema = &context.dataset.schema;
         let place = |task: usize| {
             let name = &schema.tasks[task].name;
-            spec.tasks.iter().position(|own| own.name == *name).map(|place| (task, place))
+            heads.iter().position(|own| own.name == *name).map(|place| (task, place))
         };
-        Self { places: context.labels.tasks().filter_map(place).collect(), tasks: spec.tasks.len() }
+        Self { places: context.labels.tasks().filter_map(place).collect(), heads: heads.len() }
     }
 
-    /// Tallies predictions, `[rows, tasks]`, as an arm's.
+    /// Tallies predictions, `[rows, heads]`, as an arm's.
     pub(super) fn tally(
         &self,
         part: &StreamBatch<'_>,
@@ -144,7 +125,7 @@ impl FmHeads {
         predictions: &[f32],
         tally: &mut ScoreTally,
     ) {
-        for (target, row) in targets(part).zip(predictions.chunks_exact(self.tasks)) {
+        for (target, row) in targets(part.examples).zip(predictions.chunks_exact(self.heads)) {
             for &(task, place) in &self.places {
                 tally.push(arm, target, task, row[place]);
             }
@@ -155,15 +136,16 @@ impl FmHeads {
 fn experts(runner: &ArmRunner<'_>, tally: &mut ScoreTally) -> Result<()> {
     let surfaces = runner.surfaces();
     let width = runner.log.tae_dim / 2;
+    let test_from_ms = runner.context.window.test_from_ms;
     let middle_ms = middle(runner)?;
     let small = ExperimentArm { index: 2, embedding: 0..width, without_tae: false };
     let large = ExperimentArm { index: 3, embedding: width..2 * width, without_tae: false };
-    let early = runner.view(&surfaces, &small, Span { from_ms: None, until_ms: Some(middle_ms) });
-    let first = runner.train(&early, &small, None)?;
-    let late = Span { from_ms: Some(middle_ms), until_ms: Some(runner.window.test_from_ms) };
+    let early = Span { from_ms: None, until_ms: Some(middle_ms) };
+    let first = runner.train(&small, &surfaces, early, None)?;
+    let late = Span { from_ms: Some(middle_ms), until_ms: Some(test_from_ms) };
     for arm in [small, large] {
-        let view = runner.view(&surfaces, &arm, late);
-        let mut trained = runner.train(&view, &arm, Some(first.stream.parameters()))?;
+        let warm = Some(first.stream.trainer.parameters());
+        let mut trained = runner.train(&arm, &surfaces, late, warm)?;
         runner.measure(&mut trained, &arm, &surfaces, tally)?;
     }
     Ok(())
@@ -174,12 +156,12 @@ fn middle(runner: &ArmRunner<'_>) -> Result<i64> {
     let mut times = Vec::new();
     for logged in runner.log.iter() {
         let example = logged?.example;
-        if example.time_ms < runner.window.test_from_ms {
+        if example.time_ms < runner.context.window.test_from_ms {
             times.extend(std::iter::repeat_n(example.time_ms, example.targets.len()));
         }
     }
     let at = (times.len() as f64 * WARM_SHARE) as usize;
-    Ok(times.get(at).copied().unwrap_or(runner.window.test_from_ms))
+    Ok(times.get(at).copied().unwrap_or(runner.context.window.test_from_ms))
 }
 
 /// Eq. 6 over some seeds together; on the same rows the entropy of the base rate cancels.
@@ -192,13 +174,14 @@ fn ratio(totals: &ScoreTotals, seeds: Range<usize>) -> f64 {
 }
 
 /// Adds the kind of task to every row, and the transfer ratio to those of the larger FM's expert.
-fn add_ratios(results: &SeedResults<'_>, cell: &SliceTotals, rows: &mut [ExperimentRow]) {
-    let seeds = results.seeds.len();
-    let bounds = intervals(&cell.dense, results.replicates, |totals| {
+fn add_ratios(context: &ExperimentContext<'_>, cell: &SliceTotals, rows: &mut [ExperimentRow]) {
+    let ExperimentContext { options, dataset, .. } = context;
+    let seeds = options.seeds.0.len();
+    let bounds = intervals(&cell.dense, options.replicates, |totals| {
         vec![totals.mean_ne_diff_pct(FM.arm, FM.baseline), ratio(totals, 0..seeds)]
     });
     let clear = bounds[0][1] < 0.0 || bounds[0][0] > 0.0;
-    let kind = match results.schema.tasks[cell.slice.task].role {
+    let kind = match dataset.schema.tasks[cell.slice.task].role {
         TaskRole::Main => "main",
         TaskRole::Auxiliary => "aux",
     };
@@ -208,10 +191,7 @@ fn add_ratios(results: &SeedResults<'_>, cell: &SliceTotals, rows: &mut [Experim
         if row.arm != ARMS[EXPERT.arm] {
             continue;
         }
-        let own = match row.seed {
-            SeedLabel::One(seed) => results.seeds.iter().position(|known| *known == seed),
-            SeedLabel::Mean => None,
-        };
+        let own = options.seeds.0.iter().position(|known| row.seed == *known);
         let own_ratio = ratio(&cell.totals, own.map_or(0..seeds, |at| at..at + 1));
         row.more.insert("transfer_ratio", finite(own_ratio).into());
         if own.is_none() {
@@ -230,7 +210,7 @@ fn head() -> String {
 
 /// A line of table 2. A ratio is in brackets if the interval of the FM's gain contains 0.
 fn line(rows: &[ExperimentRow]) -> String {
-    let mean = |arm: &str| rows.iter().find(|row| row.arm == arm && row.seed == SeedLabel::Mean);
+    let mean = |arm: &str| rows.iter().find(|row| row.arm == arm && row.seed == "mean");
     let cell =
         |arm: &str| mean(arm).map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95));
     let Some(expert) = mean(ARMS[EXPERT.arm]) else { return String::new() };

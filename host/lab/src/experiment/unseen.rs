@@ -5,23 +5,15 @@
 //! the same expert without TAE.
 
 use hypercast_config::Config;
-use hypercast_data::logs::LogReader;
 use hypercast_fm::{
     example::Example,
     spec::{FmSpec, TaskLabel, TaskSpec},
-    trainer,
 };
 use hypercast_train::fm::dataset_spec;
 use serde_json::json;
 
-use super::{
-    ExperimentContext, ExperimentOutcome,
-    report::{ArmPair, arms_by_task},
-    runner::ExperimentArm,
-    store_dir,
-};
+use super::{ExperimentContext, ExperimentReport, report::arms_by_task, runner::ExperimentArm};
 use crate::{
-    demo::StepTimes,
     error::{CommonErrors as _, Error, Result},
     evaluate::stream::UserSample,
 };
@@ -41,7 +33,7 @@ struct UnseenCase {
 }
 
 /// Runs it for every seed.
-pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<ExperimentOutcome> {
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let case = case(context)?;
     let schema = &context.dataset.schema;
     let seen = schema.tasks[case.task].name.clone();
@@ -51,29 +43,24 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
         &case,
         schema.action(&schema.tasks[case.task].label),
     )?;
-    let mut tallies = Vec::new();
-    for &seed in &context.options.seeds.0 {
-        let config = context.seeded(seed);
-        times.time("fm", || embed(context, &config, &spec, &case))?;
-        let log = LogReader::open(&config.paths.logs)?;
-        let runner = context.runner(&config, &log);
-        let mut tally = context.tally(&ARMS);
+    let tallies = context.tallies(&ARMS, |config, tally| {
+        context.times.time("fm", || embed(context, config, &spec, &case))?;
+        let runner = context.runner(config)?;
         for index in 0..ARMS.len() {
             let embedding = 0..config.fm.tae_width();
             let arm = ExperimentArm { index, embedding, without_tae: index == 0 };
-            times.time("experts", || runner.run(&arm, &[case.surface], &mut tally))?;
+            runner.run(&arm, &[case.surface], tally)?;
         }
-        tallies.push(tally);
-    }
-    let pairs = [0, 1].map(|arm| ArmPair { baseline: 0, arm });
-    let mut rows = context.rows(&tallies, &pairs, Some(case.surface), times)?;
+        Ok(())
+    })?;
+    let mut rows = context.rows(&tallies, Some(case.surface))?;
     for row in &mut rows {
         row.more.insert("withheld", (row.task != seen).into());
     }
     let table = arms_by_task(&rows, &surface)
         + &format!("{seen} was the FM's auxiliary task there; the others were withheld from it\n");
     let chosen = json!({ "surface": surface, "auxiliary_task": seen, "fm_share": SHARE });
-    Ok(ExperimentOutcome { name: "unseen", rows, models: Vec::new(), table, chosen })
+    Ok(context.report(table, rows, Vec::new(), chosen))
 }
 
 fn case(context: &ExperimentContext<'_>) -> Result<UnseenCase> {
@@ -125,24 +112,14 @@ fn embed(
     spec: &FmSpec,
     case: &UnseenCase,
 ) -> Result<()> {
-    let dir = store_dir(config, "fm")?;
-    let mut trainer = trainer::create(&dir, &config.fm, spec, config.device)?;
-    let mut log = context.log(config, config.fm.tae_width())?;
-    let stream = context.stream(config, config.fm.max_history);
-    let skip = stream.skip()?;
+    let mut trainer = context.fm(config, "fm", &config.fm, spec)?;
     let learned = UserSample { share: SHARE, salt: SALT };
     let learns =
         |example: &Example| example.surface != case.surface || learned.contains(example.user.id);
-    stream.run("FM", |part| {
-        let output = part.through(trainer.as_mut(), &learns)?;
-        if part.history_only || part.seen < skip {
-            return Ok(());
-        }
-        let own = |example: &Example| example.surface == case.surface;
-        log.write_batch(part.examples, &output.tae, own)?;
-        Ok(())
-    })?;
-    Ok(log.finish()?)
+    let stream = context.stream(config, config.fm.max_history);
+    stream.log("FM", config.fm.tae_width(), Some(case.surface), |part, _| {
+        Ok(part.through(trainer.as_mut(), &learns)?.tae)
+    })
 }
 
 #[cfg(test)]

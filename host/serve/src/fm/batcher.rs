@@ -14,9 +14,7 @@ use std::{
 
 use hypercast_config::FmTierConfig;
 use hypercast_fm::{
-    checkpoint::FmManifest,
     example::Example,
-    history::CacheCounts,
     inference::{FmOutput, FoundationModel},
 };
 use tokio::sync::oneshot;
@@ -44,7 +42,8 @@ impl InferJob {
 
 /// An FM behind a queue. Dropping it finishes what is queued.
 pub struct FmBatcher {
-    fm: Arc<dyn FoundationModel>,
+    /// The FM itself, which takes weight updates between two passes.
+    pub(crate) fm: Arc<dyn FoundationModel>,
     thread: QueueThread<InferJob>,
 }
 
@@ -67,26 +66,11 @@ impl FmBatcher {
             fm: fm.clone(),
             pool,
             most: config.batch_candidates,
-            wait: config.batch_wait(),
+            wait: Duration::from_micros(config.batch_wait_us),
             metrics,
         };
         let thread = QueueThread::start("fm-batch", config.queue, move |jobs| worker.work(&jobs))?;
         Ok(Self { fm, thread })
-    }
-
-    /// The checkpoint's manifest.
-    pub fn manifest(&self) -> &FmManifest {
-        self.fm.manifest()
-    }
-
-    /// The FM, for applying weight updates: these run between two passes.
-    pub fn fm(&self) -> &dyn FoundationModel {
-        &*self.fm
-    }
-
-    /// Hits and misses of the history cache.
-    pub fn cache_counts(&self) -> CacheCounts {
-        self.fm.cache_counts()
     }
 
     /// The FM's predictions and TAEs for the examples' targets, in order.
@@ -130,7 +114,7 @@ impl BatchWorker {
         while let Some(first) = held.take().or_else(|| jobs.recv().ok()) {
             let (batch, next) = self.gather(first, jobs);
             held = next;
-            self.metrics.fm_batch(batch.len());
+            self.metrics.fm_batches.observe(batch.len() as f64);
             // A batch that panics fails its own requests alone.
             survive_panic("a pass of the FM panicked; its callers get an error", || {
                 self.answer(batch);
@@ -178,7 +162,7 @@ impl BatchWorker {
             Err(_) if jobs.len() > 1 => jobs.into_iter().for_each(|job| self.answer(vec![job])),
             Err(error) => {
                 for job in jobs {
-                    let _ = job.reply.send(Err(Refusal::Internal(error.to_string())));
+                    let _ = job.reply.send(Err(Refusal::internal(&error)));
                 }
             }
         }

@@ -26,8 +26,8 @@ impl FmTier {
     /// The checkpoint's manifest.
     pub fn manifest(&self) -> &FmManifest {
         match self {
-            Self::Local(fm) => fm.manifest(),
-            Self::Remote(fm) => fm.manifest(),
+            Self::Local(batcher) => batcher.fm.manifest(),
+            Self::Remote(fm) => &fm.manifest,
         }
     }
 
@@ -49,7 +49,7 @@ impl FmTier {
     /// Hits and misses of the history cache; none for an FM in another process.
     pub fn cache_counts(&self) -> Option<CacheCounts> {
         match self {
-            Self::Local(fm) => Some(fm.cache_counts()),
+            Self::Local(batcher) => Some(batcher.fm.cache_counts()),
             Self::Remote(_) => None,
         }
     }

@@ -22,13 +22,13 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use hypercast_config::FmTierConfig;
-use hypercast_data::tae::TaeFormat;
+use hypercast_data::tae::{self, TaeFormat};
 use hypercast_fm::{checkpoint::FmManifest, example::Example, inference::FmOutput};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    http::{client, secret_file},
+    http::{client, respond::in_time, secret_file},
     request::api::{DEADLINE_HEADER, FM_VERSION_HEADER, Refusal, RefusalBody, RequestResult},
 };
 
@@ -37,9 +37,6 @@ const MOST_ANSWER_BYTES: usize = 256 << 20;
 
 /// Limit of a manifest, in bytes.
 const MOST_MANIFEST_BYTES: usize = 16 << 20;
-
-/// Limit of a token file, in bytes.
-const MOST_TOKEN_BYTES: u64 = 4096;
 
 /// How long an idle connection is kept. It is far shorter than the tier keeps it
 /// (`server.header_timeout_ms`), so that no request uses a connection that the tier is closing.
@@ -55,16 +52,6 @@ struct EmbedAnswer {
     format: TaeFormat,
     tae: Vec<u8>,
     main: Vec<f32>,
-}
-
-/// Encodes the body of a request.
-///
-/// # Errors
-///
-/// Internal: the examples cannot be serialised.
-pub fn encode_examples(examples: &[Example]) -> Result<Vec<u8>> {
-    postcard::to_stdvec(examples)
-        .map_err(|error| Error::internal(format!("examples cannot be encoded: {error}")))
 }
 
 /// Decodes the body of a request.
@@ -84,12 +71,16 @@ pub fn decode_examples(body: &[u8]) -> RequestResult<Vec<Example>> {
 /// # Errors
 ///
 /// Internal: the output cannot be serialised.
-pub fn encode_output(output: FmOutput, tae_dim: usize, format: TaeFormat) -> Result<Vec<u8>> {
+pub fn encode_output(
+    output: FmOutput,
+    tae_dim: usize,
+    format: TaeFormat,
+) -> RequestResult<Vec<u8>> {
     let mut tae = Vec::new();
-    format.encode(&output.tae, tae_dim, &mut tae);
+    tae::encode(format, &output.tae, tae_dim, &mut tae);
     let answer = EmbedAnswer { tae_dim: tae_dim as u32, format, tae, main: output.main };
     postcard::to_stdvec(&answer)
-        .map_err(|error| Error::internal(format!("an answer cannot be encoded: {error}")))
+        .map_err(|error| Refusal::Internal(format!("an answer cannot be encoded: {error}")))
 }
 
 fn decode_output(body: &[u8], tae_dim: usize) -> std::result::Result<FmOutput, String> {
@@ -102,7 +93,8 @@ fn decode_output(body: &[u8], tae_dim: usize) -> std::result::Result<FmOutput, S
             answer.tae_dim
         ));
     }
-    let tae = answer.format.decode(&answer.tae, tae_dim).map_err(|error| error.to_string())?;
+    let tae =
+        tae::decode(answer.format, &answer.tae, tae_dim).map_err(|error| error.to_string())?;
     Ok(FmOutput { tae, main: answer.main })
 }
 
@@ -114,18 +106,19 @@ pub struct RemoteFm {
     /// The header with the token; none if the tier needs none.
     bearer: Option<HeaderValue>,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    manifest: FmManifest,
+    /// The manifest of the tier's checkpoint.
+    pub(crate) manifest: FmManifest,
 }
 
 impl RemoteFm {
-    /// Connects to the tier at `url` and reads the manifest of its default version, or of
+    /// Connects to the configured tier and reads the manifest of its default version, or of
     /// `version`. Blocks, so it must not run on the server's async threads.
     ///
     /// # Errors
     /// The tier does not answer, or its answer is not a manifest; a certificate file or the token
     /// cannot be read.
-    pub fn connect(url: &str, config: &FmTierConfig, version: Option<&str>) -> Result<Self> {
-        let url = url.trim_end_matches('/').to_owned();
+    pub fn connect(config: &FmTierConfig, version: Option<&str>) -> Result<Self> {
+        let url = config.url.trim_end_matches('/').to_owned();
         let given = |path: &Path| !path.as_os_str().is_empty();
         let ca = given(&config.ca).then_some(config.ca.as_path());
         let bearer = given(&config.token).then(|| bearer(&config.token)).transpose()?;
@@ -185,11 +178,6 @@ impl RemoteFm {
         }
     }
 
-    /// The manifest of the tier's checkpoint.
-    pub fn manifest(&self) -> &FmManifest {
-        &self.manifest
-    }
-
     /// The FM's predictions and TAEs for the examples' targets, in order.
     ///
     /// # Errors
@@ -199,17 +187,14 @@ impl RemoteFm {
         examples: Arc<[Example]>,
         deadline: Instant,
     ) -> RequestResult<FmOutput> {
-        match tokio::time::timeout_at(deadline.into(), self.ask(&examples, deadline)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Refusal::Deadline),
-        }
+        in_time(deadline, self.ask(&examples, deadline)).await
     }
 
     async fn ask(&self, examples: &[Example], deadline: Instant) -> RequestResult<FmOutput> {
         let unreachable =
             |why: String| Refusal::Unreachable(format!("the FM at {} failed: {why}", self.url));
-        let internal = |error: String| Refusal::Internal(error);
-        let body = encode_examples(examples).map_err(|error| internal(error.to_string()))?;
+        let body = postcard::to_stdvec(examples)
+            .map_err(|error| Refusal::Internal(format!("examples cannot be encoded: {error}")))?;
         let left_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
         let mut request = axum::http::Request::post(format!("{}/v1/embed", self.url))
             .header(DEADLINE_HEADER, left_ms.to_string());
@@ -219,9 +204,7 @@ impl RemoteFm {
         if let Some(bearer) = &self.bearer {
             request = request.header(header::AUTHORIZATION, bearer);
         }
-        let request = request
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| internal(error.to_string()))?;
+        let request = request.body(Full::new(Bytes::from(body))).map_err(Refusal::internal)?;
         let response =
             self.client.request(request).await.map_err(|error| unreachable(error.to_string()))?;
         let status = response.status();
@@ -254,7 +237,7 @@ fn refusal_message(status: u16, body: &[u8]) -> String {
 
 /// The `Authorization` header with the token in a file.
 fn bearer(path: &Path) -> Result<HeaderValue> {
-    let text = secret_file::read(path, MOST_TOKEN_BYTES)?;
+    let text = secret_file::read(path)?;
     let token = text.trim_ascii();
     let whole = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
     let header = [b"Bearer ", token].concat();

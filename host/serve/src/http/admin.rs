@@ -3,28 +3,27 @@
 //! Bodies are bounded, only one push is accepted at a time, and blocking work runs on threads of
 //! its own. `auth` decides who may use these routes.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{
-    Router,
+    Json, Router,
     body::Body,
     extract::{Path, State},
     http::StatusCode,
-    response::Response,
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use hypercast_core::error::ErrorKind;
 use hypercast_expert::wasm::LogLine;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{CommonErrors as _, Error},
     http::{
-        respond::{BODY_TIMEOUT, bytes, json, refuse, refuse_with},
+        respond::{BODY_TIMEOUT, bytes, refuse_with},
         server::AppState,
     },
     request::api::{Refusal, RequestResult},
-    rollout::{PushTarget, Rollout, RolloutService},
+    rollout::{Rollout, RolloutService},
 };
 
 /// The answer about one rollout.
@@ -80,95 +79,70 @@ async fn push(
     State(app): State<Arc<AppState>>,
     Path((name, version)): ExpertPath,
     body: Body,
-) -> Response {
-    let rollouts = match rollouts(&app) {
-        Ok(rollouts) => rollouts,
-        Err(refusal) => return refuse(&refusal),
-    };
+) -> axum::response::Result<Response> {
+    let rollouts = rollouts(&app)?;
     // Checked before the body is read, so that a waiting push is not held in memory.
     let Ok(_turn) = app.pushes.clone().try_acquire_owned() else {
-        return refuse_with(503, "busy", "another push is being processed; try again in a moment");
+        let why = "another push is being processed; try again in a moment";
+        return Ok(refuse_with(503, "busy", why));
     };
-    let most = app.config.rollout.max_push_mib << 20;
+    let most = app.reloader.settings.now().rollout.max_push_mib << 20;
     let Ok(body) = bytes(body, most).await else {
         let waited_s = BODY_TIMEOUT.as_secs();
         let why = format!(
             "the push is over {most} bytes (rollout.max_push_mib), took longer than {waited_s} s to arrive, or broke off"
         );
-        return refuse_with(413, "too_large", &why);
+        return Ok(refuse_with(413, "too_large", &why));
     };
-    let take = move || {
-        let route = PushTarget { name: &name, version: &version };
-        rollouts.push(route, &body)
-    };
-    match blocking(take).await {
-        Ok((rollout, begun)) => {
-            let status = if begun { StatusCode::ACCEPTED } else { StatusCode::OK };
-            json(status, &RolloutAnswer { rollout, begun })
+    let (rollout, begun) = blocking(move || rollouts.push(&name, &version, &body)).await?;
+    let status = if begun { StatusCode::ACCEPTED } else { StatusCode::OK };
+    Ok((status, Json(RolloutAnswer { rollout, begun })).into_response())
+}
+
+async fn rollout(
+    State(app): State<Arc<AppState>>,
+    Path((name, version)): ExpertPath,
+) -> RequestResult<Response> {
+    Ok(match rollouts(&app)?.rollout(&name, &version) {
+        Some(rollout) => Json(RolloutAnswer { rollout, begun: false }).into_response(),
+        None => {
+            let why = format!("{name} {version} was not pushed to this daemon");
+            refuse_with(404, "no_rollout", &why)
         }
-        Err(error) => failed(&error),
-    }
+    })
 }
 
-async fn rollout(State(app): State<Arc<AppState>>, Path((name, version)): ExpertPath) -> Response {
-    let found = rollouts(&app).map(|rollouts| rollouts.rollout(&name, &version));
-    match found {
-        Ok(Some(rollout)) => json(StatusCode::OK, &RolloutAnswer { rollout, begun: false }),
-        Ok(None) => refuse_with(
-            404,
-            "no_rollout",
-            &format!("{name} {version} was not pushed to this daemon"),
-        ),
-        Err(refusal) => refuse(&refusal),
+async fn logs(
+    State(app): State<Arc<AppState>>,
+    Path(name): Path<String>,
+) -> RequestResult<Response> {
+    let (rollouts, set) = (rollouts(&app)?.of(&name), app.loaded()?.models.set());
+    let arms = || set.arms.iter().filter(|arm| arm.name == name);
+    if rollouts.is_empty() && arms().next().is_none() {
+        let why = format!("expert {name:?} neither serves nor was pushed here");
+        return Ok(refuse_with(404, "no_expert", &why));
     }
+    let mut faults: Vec<FaultLine> = Vec::new();
+    for arm in arms() {
+        let of = |(at_ms, text)| FaultLine { at_ms, arm: arm.label.clone(), text };
+        faults.extend(arm.live.stats.recent_faults().into_iter().map(of));
+    }
+    faults.sort_by_key(|fault| fault.at_ms);
+    let plugins: BTreeSet<String> = arms().map(|arm| arm.expert().name().to_owned()).collect();
+    let log = arms().next().map(|arm| arm.expert().blueprint().plugin.log());
+    let lines = plugins.iter().flat_map(|plugin| log.iter().flat_map(|log| log.lines(plugin)));
+    let mut lines: Vec<LogLine> = lines.collect();
+    lines.sort_by_key(|line| line.at_ms);
+    Ok(Json(LogsAnswer { rollouts, lines, faults }).into_response())
 }
 
-async fn logs(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Response {
-    let answer = app.loaded().and_then(|loaded| {
-        let service = loaded.service.clone().ok_or(Refusal::Starting)?;
-        let rollouts = rollouts(&app)?.of(&name);
-        let set = service.models().set();
-        let arms = || set.arms().iter().filter(|arm| arm.name == name);
-        let mut plugins: Vec<String> = arms().map(|arm| arm.expert().name().to_owned()).collect();
-        plugins.sort();
-        plugins.dedup();
-        let mut faults: Vec<FaultLine> = Vec::new();
-        for arm in arms() {
-            let of = |(at_ms, text)| FaultLine { at_ms, arm: arm.label.clone(), text };
-            faults.extend(arm.stats().recent_faults().into_iter().map(of));
-        }
-        faults.sort_by_key(|fault| fault.at_ms);
-        let log = arms().next().map(|arm| arm.expert().blueprint().plugin.log());
-        let lines = plugins.iter().flat_map(|plugin| log.iter().flat_map(|log| log.lines(plugin)));
-        let mut lines: Vec<LogLine> = lines.collect();
-        lines.sort_by_key(|line| line.at_ms);
-        Ok(LogsAnswer { rollouts, lines, faults })
-    });
-    match answer {
-        Ok(answer) if answer.rollouts.is_empty() && !is_known(&app, &name) => refuse_with(
-            404,
-            "no_expert",
-            &format!("expert {name:?} neither serves nor was pushed here"),
-        ),
-        Ok(answer) => json(StatusCode::OK, &answer),
-        Err(refusal) => refuse(&refusal),
-    }
-}
-
-async fn roll_back(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Response {
-    let rollouts = match rollouts(&app) {
-        Ok(rollouts) => rollouts,
-        Err(refusal) => return refuse(&refusal),
-    };
-    match blocking(move || rollouts.roll_back(&name)).await {
-        Ok(done) => json(StatusCode::OK, &DoneAnswer { done }),
-        Err(error) => failed(&error),
-    }
-}
-
-fn is_known(app: &AppState, name: &str) -> bool {
-    let set = app.loaded().map(|loaded| loaded.models.set());
-    set.is_ok_and(|set| set.arms().iter().any(|arm| arm.name == name))
+async fn roll_back(
+    State(app): State<Arc<AppState>>,
+    Path(name): Path<String>,
+) -> axum::response::Result<Response> {
+    let rollouts = rollouts(&app)?;
+    let done = blocking(move || rollouts.roll_back(&name)).await?;
+    Ok(Json(DoneAnswer { done }).into_response())
 }
 
 fn rollouts(app: &AppState) -> RequestResult<Arc<RolloutService>> {
@@ -184,17 +158,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(run).await.map_err(ended)?
 }
 
-fn failed(error: &Error) -> Response {
-    let (status, code) = match error.kind() {
-        ErrorKind::Invalid => (400, "bad_request"),
-        ErrorKind::Refused => (409, "refused"),
-        ErrorKind::Unfit => (422, "unfit"),
-        ErrorKind::Unavailable => (503, "busy"),
-        ErrorKind::Internal => (500, "internal"),
-    };
-    refuse_with(status, code, &error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -207,8 +170,8 @@ mod tests {
     use crate::request::api::RefusalBody;
     use crate::rollout::{Acceptor, PolicyOverrides, Push, SignedManifest};
 
-    async fn answered(error: &Error) -> (u16, RefusalBody) {
-        let response = failed(error);
+    async fn answered(error: Error) -> (u16, RefusalBody) {
+        let response = error.into_response();
         let status = response.status().as_u16();
         let body = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
         (status, serde_json::from_slice(&body).unwrap())
@@ -226,8 +189,8 @@ mod tests {
         let trusted = Box::new(|| Err(Error::invalid("rollout.trusted_keys: \"x\" is not a key")));
         let acceptor =
             Acceptor::new(&config, trusted, schema, wasm, Arc::new(MemoryEngine::new(16))).unwrap();
-        let target = PushTarget { name: "feed", version: "1.0.0" };
-        let accept = |body: &[u8]| acceptor.accept(target, body, HashSet::new()).err().unwrap();
+        let accept =
+            |body: &[u8]| acceptor.accept("feed", "1.0.0", body, HashSet::new()).err().unwrap();
         let signed =
             SignedManifest { manifest: "{}".into(), key: "k".into(), signature: "00".into() };
         let push = Push {
@@ -236,14 +199,14 @@ mod tests {
             component: b"wasm",
             parameters: None,
         };
-        let (status, body) = answered(&accept(&push.encode())).await;
+        let (status, body) = answered(accept(&push.encode())).await;
         assert_eq!((status, body.error.code.as_str()), (500, "internal"));
         assert!(body.error.message.contains("trusted_keys"), "{}", body.error.message);
         let ended = blocking(|| -> crate::Result<()> { panic!("as a bug would") }).await;
-        let (status, body) = answered(&ended.unwrap_err()).await;
+        let (status, body) = answered(ended.unwrap_err()).await;
         assert_eq!((status, body.error.code.as_str()), (500, "internal"));
         // The caller's mistake stays the caller's.
-        let (status, body) = answered(&accept(b"nothing")).await;
+        let (status, body) = answered(accept(b"nothing")).await;
         assert_eq!((status, body.error.code.as_str()), (400, "bad_request"));
     }
 }

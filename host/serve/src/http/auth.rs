@@ -14,9 +14,9 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderValue, header},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn},
     response::Response,
 };
 use hypercast_config::ServerSettings;
@@ -33,34 +33,35 @@ use crate::{
 /// The fewest characters of a token.
 const SHORTEST: usize = 24;
 
-/// Limit of a token file, in bytes.
-const MOST_BYTES: u64 = 1 << 20;
-
 /// The name of the caller's token. Handlers behind a guard find it in the request's extensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CallerName(pub(crate) String);
 
-/// Puts the access rules of admin routes in front of `router`.
+/// The routes that access rules are for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum GuardedRoutes {
+    /// Those of operators.
+    Admin,
+    /// The others. They are open unless `server.tokens` is set.
+    Callers,
+}
+
+/// Puts the access rules in front of `router`.
 pub(crate) fn guard<S: Clone + Send + Sync + 'static>(
     router: Router<S>,
     access: &Arc<AccessControl>,
+    routes: GuardedRoutes,
 ) -> Router<S> {
-    router.route_layer(from_fn_with_state(access.clone(), admin))
-}
-
-/// Puts the access rules of the other routes in front of `router`. They are open unless
-/// `server.tokens` is set.
-pub(crate) fn guard_callers<S: Clone + Send + Sync + 'static>(
-    router: Router<S>,
-    access: &Arc<AccessControl>,
-) -> Router<S> {
-    router.route_layer(from_fn_with_state(access.clone(), caller))
+    let access = access.clone();
+    router.route_layer(from_fn(move |request: Request, next: Next| {
+        access.clone().check(routes, request, next)
+    }))
 }
 
 /// The access rules, which a reload replaces while requests run.
 pub(crate) struct AccessControl {
     address: IpAddr,
-    rules: Current<AccessRules>,
+    pub(crate) rules: Current<AccessRules>,
     refused: IntCounterVec,
 }
 
@@ -103,7 +104,7 @@ impl AccessControl {
         );
         let rules = Current::new(AccessRules::read(server, address)?);
         let access = Self { address, rules, refused };
-        if let AdminAccess::Off(why) = &access.rules.get().admin
+        if let AdminAccess::Off(why) = &access.rules.now().admin
             && server.admin
         {
             tracing::warn!(%address, "{why}");
@@ -120,12 +121,23 @@ impl AccessControl {
         AccessRules::read(server, self.address)
     }
 
-    /// Applies rules from the next request on.
-    pub(crate) fn replace(&self, rules: AccessRules) {
-        self.rules.replace(rules);
-    }
-
-    fn refuse(&self, routes: &str, denial: &Denial) -> Response {
+    async fn check(
+        self: Arc<Self>,
+        routes: GuardedRoutes,
+        mut request: Request,
+        next: Next,
+    ) -> Response {
+        let (routes, verdict) = match routes {
+            GuardedRoutes::Admin => ("admin", self.rules.now().admin(request.headers())),
+            GuardedRoutes::Callers => ("callers", self.rules.now().caller(request.headers())),
+        };
+        let denial = match verdict {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                return next.run(request).await;
+            }
+            Err(denial) => denial,
+        };
         self.refused.with_label_values(&[routes, denial.cause]).inc();
         tracing::debug!(routes, cause = denial.cause, "a request is refused");
         let mut response = refuse_with(denial.status, denial.code, &denial.message);
@@ -209,36 +221,6 @@ impl AccessRules {
     }
 }
 
-async fn admin(State(access): State<Arc<AccessControl>>, request: Request, next: Next) -> Response {
-    let verdict = access.rules.get().admin(request.headers());
-    answer(&access, "admin", verdict, request, next).await
-}
-
-async fn caller(
-    State(access): State<Arc<AccessControl>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let verdict = access.rules.get().caller(request.headers());
-    answer(&access, "callers", verdict, request, next).await
-}
-
-async fn answer(
-    access: &AccessControl,
-    routes: &str,
-    verdict: std::result::Result<CallerName, Denial>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    match verdict {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
-        Err(denial) => access.refuse(routes, &denial),
-    }
-}
-
 /// Whether only this machine reaches the address.
 fn is_local(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
@@ -302,7 +284,7 @@ struct TokenList {
 
 impl TokenList {
     fn read(path: &Path) -> Result<Self> {
-        let text = secret_file::read(path, MOST_BYTES)?;
+        let text = secret_file::read(path)?;
         let text = str::from_utf8(&text).map_err(|_| Error::data(path, "it is not text"))?;
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| Error::internal("the system gives no random bytes"))?;

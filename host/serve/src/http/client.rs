@@ -12,9 +12,7 @@ use std::{
 };
 
 use tokio_rustls::rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
-    crypto::ring,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring, pki_types::ServerName,
 };
 use ureq::{
     Agent,
@@ -28,7 +26,10 @@ use ureq::{
     },
 };
 
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    http::tls,
+};
 
 /// An agent for HTTP and HTTPS. `ca` is a PEM file with the daemon's certificate or one that signed
 /// it; without it, the machine's trusted certificates apply.
@@ -55,17 +56,8 @@ pub fn trusting(ca: Option<&Path>) -> Result<ClientConfig> {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         Some(path) => {
-            let text = std::fs::read(path).map_err(Error::io(path))?;
-            for certificate in CertificateDer::pem_slice_iter(&text) {
-                let added = certificate
-                    .map_err(|error| error.to_string())
-                    .and_then(|one| roots.add(one).map_err(|error| error.to_string()));
-                added.map_err(|error| {
-                    Error::data(path, format!("a certificate cannot be read: {error}"))
-                })?;
-            }
-            if roots.is_empty() {
-                return Err(Error::data(path, "it has no certificate in PEM"));
+            for certificate in tls::certificates(path)? {
+                roots.add(certificate).map_err(tls::unreadable(path))?;
             }
         }
     }
@@ -78,14 +70,9 @@ pub fn trusting(ca: Option<&Path>) -> Result<ClientConfig> {
 }
 
 /// Adds TLS to connections to `https` addresses.
+#[derive(Debug)]
 struct RustlsConnector {
     config: Arc<ClientConfig>,
-}
-
-impl fmt::Debug for RustlsConnector {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("Encrypt")
-    }
 }
 
 impl<In: Transport> Connector<In> for RustlsConnector {

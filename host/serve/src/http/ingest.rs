@@ -4,30 +4,30 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::{
-    Router,
+    Json, Router,
     body::Body,
     extract::State,
-    http::{HeaderMap, StatusCode},
-    response::Response,
+    http::HeaderMap,
+    middleware::from_fn_with_state,
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use hypercast_config::Config;
 use hypercast_data::schema::Schema;
 use hypercast_stream::events::AppendReceipt;
 
 use crate::{
     error::Result,
     http::{
-        auth,
+        auth::{self, GuardedRoutes},
         listen::BoundListener,
-        reload::{self, Reloader, Settings},
-        respond::{json, metrics_text, refuse_with, store_events, time_left, timed},
+        reload::{self, Reloader},
+        respond::{metrics_text, refuse_with, store_events, time_left, timed},
     },
     metrics::Metrics,
     request::{
-        api::{EventsAnswer, EventsRequest, RequestResult},
+        api::{EventsAnswer, RequestResult},
         events::EventIntake,
-        workers::{PoolSize, Workers},
+        workers::Workers,
     },
     threads::ThreadGroup,
 };
@@ -36,23 +36,10 @@ use crate::{
 const THREADS: usize = 4;
 
 struct IngestState {
-    settings: Arc<Settings>,
     reloader: Reloader,
     intake: Arc<EventIntake>,
     workers: Workers,
     metrics: Arc<Metrics>,
-}
-
-/// What the tier needs besides its listener.
-pub(crate) struct IngestContext {
-    /// The configuration of the start.
-    pub(crate) config: Config,
-    /// The part of it that a reload changes.
-    pub(crate) settings: Arc<Settings>,
-    /// Counts requests and events.
-    pub(crate) metrics: Arc<Metrics>,
-    /// Reads the configuration again.
-    pub(crate) reloader: Reloader,
 }
 
 /// Receives events until `stop` resolves, then finishes what was accepted.
@@ -61,20 +48,20 @@ pub(crate) struct IngestContext {
 /// The data set has no schema, or the stream engine cannot be reached or written to.
 pub(crate) async fn serve(
     bound: BoundListener,
-    context: IngestContext,
+    metrics: Arc<Metrics>,
+    reloader: Reloader,
     stop: impl Future<Output = ()> + Send + 'static,
     ready: impl FnOnce(&str) + Send + 'static,
 ) -> Result<()> {
-    let IngestContext { config, settings, metrics, reloader } = context;
+    let config = reloader.settings.now();
     let schema = Arc::new(Schema::load(&config.paths.dataset.join("schema.toml"))?);
     let engine = hypercast_stream::streams::open(&config.engine)?;
     let intake = Arc::new(EventIntake::new(engine, schema, &config, metrics.clone()));
-    intake.open()?;
-    let size = PoolSize { threads: THREADS, queue: config.server.queue };
-    let workers = Workers::start(size)?;
+    intake.writer.open()?;
+    let workers = Workers::start(THREADS, config.server.queue)?;
     let (threads, ticks) = (ThreadGroup::default(), intake.clone());
-    threads.spawn("ticks", move |stop| ticks.tick(stop))?;
-    let app = Arc::new(IngestState { settings, reloader, intake, workers, metrics });
+    threads.spawn("ticks", move |stop| ticks.writer.tick(stop))?;
+    let app = Arc::new(IngestState { reloader, intake, workers, metrics });
     let own = Arc::downgrade(&app);
     // This tier has no experts to load.
     reload::at_signals(move || Some(own.upgrade()?.reloader.reload(|_| Ok(false))))?;
@@ -85,8 +72,9 @@ pub(crate) async fn serve(
 }
 
 fn routes(app: Arc<IngestState>) -> Router {
-    let taking = Router::new().route("/v1/events", post(events));
-    auth::guard_callers(taking, &app.reloader.access)
+    let timed = from_fn_with_state(app.metrics.clone(), timed);
+    let taking = Router::new().route("/v1/events", post(events).route_layer(timed));
+    auth::guard(taking, &app.reloader.access, GuardedRoutes::Callers)
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ready\n" }))
         .route("/readyz/serving", get(|| async { "serving\n" }))
@@ -98,19 +86,18 @@ fn routes(app: Arc<IngestState>) -> Router {
 }
 
 async fn metrics(State(app): State<Arc<IngestState>>) -> Response {
-    metrics_text(&app.metrics)
+    metrics_text(&app.metrics, None)
 }
 
-async fn events(State(app): State<Arc<IngestState>>, headers: HeaderMap, body: Body) -> Response {
-    timed(&app.metrics, "/v1/events", store(&app, &headers, body)).await
-}
-
-async fn store(app: &IngestState, headers: &HeaderMap, body: Body) -> RequestResult<Response> {
-    let server = &app.settings.now().server;
-    let deadline = Instant::now() + time_left(headers, server.deadline_ms)?;
-    let intake = app.intake.clone();
-    let store = move |request: &EventsRequest| intake.take(request);
+async fn events(
+    State(app): State<Arc<IngestState>>,
+    headers: HeaderMap,
+    body: Body,
+) -> RequestResult<Response> {
+    let server = &app.reloader.settings.now().server;
+    let deadline = Instant::now() + time_left(&headers, server.deadline_ms)?;
+    let (intake, most) = (app.intake.clone(), server.max_body_bytes);
     let AppendReceipt { accepted, repeated, .. } =
-        store_events(&app.workers, body, server.max_body_bytes, deadline, store).await?;
-    Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied: false }))
+        store_events(&app.workers, intake, body, most, deadline).await?;
+    Ok(Json(EventsAnswer { accepted, repeated, applied: false }).into_response())
 }

@@ -45,7 +45,8 @@ pub(crate) struct BoundListener {
     listener: TcpListener,
     /// The address in use.
     address: SocketAddr,
-    tls: Option<Arc<Tls>>,
+    /// The TLS settings of new connections; none for plain HTTP.
+    pub(crate) tls: Option<Arc<Tls>>,
     places: Arc<Semaphore>,
     header_timeout: Duration,
     unread: Duration,
@@ -82,11 +83,6 @@ impl BoundListener {
     pub(crate) fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
-    }
-
-    /// The TLS settings of new connections; none for plain HTTP.
-    pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
-        self.tls.clone()
     }
 
     /// Answers requests until `stop` resolves, then finishes what was accepted.
@@ -228,7 +224,7 @@ mod tests {
     ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
         let server = ServerSettings { listen: "127.0.0.1:0".into(), ..server };
         let addresses = resolve(&server).await.unwrap();
-        let mut bound = BoundListener::new(&server, &addresses, &Metrics::new()).await.unwrap();
+        let mut bound = BoundListener::new(&server, &addresses, &Metrics::default()).await.unwrap();
         bound.unread = Duration::from_millis(300);
         let address = bound.address;
         let (stop, stopped) = oneshot::channel();

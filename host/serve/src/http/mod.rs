@@ -13,7 +13,7 @@ mod ingest;
 mod listen;
 mod live_page;
 pub mod reload;
-mod respond;
+pub(crate) mod respond;
 mod routes;
 pub(crate) mod secret_file;
 mod server;

@@ -5,12 +5,16 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
-use axum::{Extension, extract::State, http::StatusCode, response::Response};
-use hypercast_config::{Config, DaemonTier, Reloaded, ServerSettings};
-use hypercast_core::logging;
+use axum::{
+    Extension, Json,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
+use hypercast_config::{Config, DaemonTier, Reloaded};
+use hypercast_core::{clock::now_ms, logging};
 use prometheus::{IntCounterVec, IntGauge};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +23,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     http::{
         auth::{AccessControl, CallerName},
-        respond::{json, refuse_with},
+        respond::refuse_with,
         server::AppState,
         tls::{self, Tls},
     },
@@ -31,26 +35,7 @@ use crate::{
 const STARTING: Duration = Duration::from_millis(100);
 
 /// The current configuration. A request reads it once and keeps what it got.
-#[derive(Debug)]
-pub struct Settings {
-    now: Current<Config>,
-}
-
-impl Settings {
-    /// The configuration of the start.
-    pub fn new(config: Config) -> Arc<Self> {
-        Arc::new(Self { now: Current::new(config) })
-    }
-
-    /// The current configuration. A request reads it once and keeps what it got.
-    pub fn now(&self) -> Arc<Config> {
-        self.now.get()
-    }
-
-    fn replace(&self, config: Config) {
-        self.now.replace(config);
-    }
-}
+pub(crate) type Settings = Current<Config>;
 
 /// Where the configuration comes from.
 #[derive(Debug, Clone)]
@@ -74,16 +59,12 @@ impl Origin {
             config.server.listen.clone_from(listen);
         }
         if matches!(self.tier, DaemonTier::FmServing | DaemonTier::FmLogging) {
-            only_for_tiers(&mut config.server);
+            // The FM's tiers have no admin routes, but may share a file with a tier that has.
+            (config.server.admin, config.server.insecure_admin) = (false, false);
+            config.server.admin_tokens.clear();
         }
         Ok(config)
     }
-}
-
-/// The FM's tiers have no admin routes, but may share a file with a tier that has.
-fn only_for_tiers(server: &mut ServerSettings) {
-    (server.admin, server.insecure_admin) = (false, false);
-    server.admin_tokens = ServerSettings::default().admin_tokens;
 }
 
 /// The result of a reload.
@@ -104,16 +85,11 @@ pub(crate) struct Reloader {
     pub(crate) settings: Arc<Settings>,
     pub(crate) access: Arc<AccessControl>,
     pub(crate) tls: Option<Arc<Tls>>,
-    metrics: ReloadMetrics,
-    /// Held during a reload: only one runs at a time.
-    turn: Mutex<()>,
-}
-
-/// Results of reloads, for `/metrics`.
-struct ReloadMetrics {
     outcomes: IntCounterVec,
     well: IntGauge,
     at_s: IntGauge,
+    /// Held during a reload: only one runs at a time.
+    turn: Mutex<()>,
 }
 
 impl Reloader {
@@ -124,24 +100,23 @@ impl Reloader {
         tls: Option<Arc<Tls>>,
         metrics: &Metrics,
     ) -> Self {
-        let own = ReloadMetrics {
-            outcomes: metrics.counter(
-                "hypercast_reloads_total",
-                "Reloads of the configuration by outcome: applied, refused",
-                &["outcome"],
-            ),
-            well: metrics.gauge(
-                "hypercast_config_reload_ok",
-                "1 if the last reload was applied or there was none, 0 if it was refused",
-            ),
-            at_s: metrics.gauge(
-                "hypercast_config_loaded_seconds",
-                "When the current configuration was read, seconds since the epoch",
-            ),
-        };
-        own.well.set(1);
-        own.at_s.set(now_s());
-        Self { origin, settings, access, tls, metrics: own, turn: Mutex::default() }
+        let outcomes = metrics.counter(
+            "hypercast_reloads_total",
+            "Reloads of the configuration by outcome: applied, refused",
+            &["outcome"],
+        );
+        let well = metrics.gauge(
+            "hypercast_config_reload_ok",
+            "1 if the last reload was applied or there was none, 0 if it was refused",
+        );
+        let at_s = metrics.gauge(
+            "hypercast_config_loaded_seconds",
+            "When the current configuration was read, seconds since the epoch",
+        );
+        well.set(1);
+        at_s.set(now_ms() / 1000);
+        let turn = Mutex::default();
+        Self { origin, settings, access, tls, outcomes, well, at_s, turn }
     }
 
     /// Reads everything again. `experts` loads the experts of the new configuration and returns
@@ -156,11 +131,11 @@ impl Reloader {
         let _turn = lock(&self.turn);
         let outcome = self.try_reload(experts);
         let label = if outcome.is_ok() { "applied" } else { "refused" };
-        self.metrics.outcomes.with_label_values(&[label]).inc();
-        self.metrics.well.set(i64::from(outcome.is_ok()));
+        self.outcomes.with_label_values(&[label]).inc();
+        self.well.set(i64::from(outcome.is_ok()));
         match &outcome {
             Ok(ReloadOutcome { changed, restart, experts }) => {
-                self.metrics.at_s.set(now_s());
+                self.at_s.set(now_ms() / 1000);
                 tracing::info!(?changed, experts, "the configuration was reloaded");
                 if !restart.is_empty() {
                     tracing::warn!(keys = ?restart, "these keys keep their old values until the next start");
@@ -192,9 +167,9 @@ impl Reloader {
         };
         let experts = experts(&config)?;
         logging::set_levels(&config.server.log)?;
-        self.access.replace(rules);
+        self.access.rules.replace(rules);
         if let Some((tls, config)) = tls {
-            tls.replace(config);
+            tls.config.replace(config);
         }
         self.settings.replace(config);
         Ok(ReloadOutcome { changed, restart: waiting, experts })
@@ -238,7 +213,7 @@ pub(crate) async fn route(
 ) -> Response {
     tracing::info!(caller = name, "a reload was requested");
     match tokio::task::spawn_blocking(move || app.reload()).await {
-        Ok(Some(Ok(outcome))) => json(StatusCode::OK, &outcome),
+        Ok(Some(Ok(outcome))) => Json(outcome).into_response(),
         Ok(Some(Err(error))) => {
             refuse_with(422, "not_reloaded", &format!("nothing has changed: {error}"))
         }
@@ -246,12 +221,6 @@ pub(crate) async fn route(
         Err(_) => refuse_with(500, "internal", "the reload failed inside the host; see its log"),
     }
 }
-
-fn now_s() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,24 +1,33 @@
 //! How every route answers: work on the right threads within the deadline, bodies within their
 //! bounds, and refusals as JSON with a status and a code.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
+    Json,
     body::{Body, Bytes},
+    extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
+    middleware::Next,
     response::{IntoResponse, Response},
 };
+use hypercast_core::error::ErrorKind;
 use hypercast_stream::events::AppendReceipt;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::{
-    http::server::AppState,
+    error::Error,
     metrics::Metrics,
     request::{
-        api::{DEADLINE_HEADER, EventsRequest, Refusal, RefusalBody, RefusalText, RequestResult},
+        api::{DEADLINE_HEADER, Refusal, RefusalBody, RefusalText, RequestResult},
+        events::EventIntake,
         workers::Workers,
     },
+    versions::serving_set::ServingSet,
 };
 
 /// Time limit for reading a body; it leaves time for a push of many megabytes.
@@ -26,29 +35,17 @@ pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs a part of a request on a worker thread, unless the deadline passes first.
 pub(crate) async fn on_worker<T: Send + 'static>(
-    app: &AppState,
-    deadline: Instant,
-    run: impl FnOnce() -> RequestResult<T> + Send + 'static,
-) -> RequestResult<T> {
-    on_pool(&app.workers, deadline, run).await
-}
-
-/// Like [`on_worker`], on another pool.
-pub(crate) async fn on_pool<T: Send + 'static>(
     workers: &Workers,
     deadline: Instant,
     run: impl FnOnce() -> RequestResult<T> + Send + 'static,
 ) -> RequestResult<T> {
     let (done, result) = oneshot::channel();
-    workers
-        .submit(move || {
-            // The caller does not wait past the deadline, and a late result would only delay
-            // others.
-            if Instant::now() < deadline && !done.is_closed() {
-                let _ = done.send(run());
-            }
-        })
-        .map_err(|_| Refusal::Overloaded { retry_after_ms: 100 })?;
+    workers.submit(move || {
+        // The caller does not wait past the deadline, and a late result would only delay others.
+        if Instant::now() < deadline && !done.is_closed() {
+            let _ = done.send(run());
+        }
+    })?;
     match tokio::time::timeout_at(deadline.into(), result).await {
         Ok(Ok(answer)) => answer,
         // The job ended without a result: it was too late, or it panicked.
@@ -76,28 +73,36 @@ pub(crate) fn time_left(headers: &HeaderMap, most_ms: u64) -> RequestResult<Dura
     Ok(Duration::from_millis(left_ms.min(most_ms)))
 }
 
-/// Awaits an answer, measures its time and counts it.
+/// Awaits a part of a request until its deadline.
+pub(crate) async fn in_time<T>(
+    deadline: Instant,
+    part: impl Future<Output = RequestResult<T>>,
+) -> RequestResult<T> {
+    tokio::time::timeout_at(deadline.into(), part).await.unwrap_or(Err(Refusal::Deadline))
+}
+
+/// Middleware that measures the time of an answer and counts it.
 pub(crate) async fn timed(
-    metrics: &Metrics,
-    route: &'static str,
-    answering: impl Future<Output = RequestResult<Response>>,
+    State(metrics): State<Arc<Metrics>>,
+    request: Request,
+    next: Next,
 ) -> Response {
-    let start = Instant::now();
-    let response = answering.await.unwrap_or_else(|refusal| refuse(&refusal));
-    metrics.request(route, response.status().as_u16(), start.elapsed());
+    let (start, route) = (Instant::now(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    metrics.request(&route, response.status().as_u16(), start.elapsed());
     response
 }
 
 /// Reads the body of `POST /v1/events` and stores its events on a worker thread.
 pub(crate) async fn store_events(
     workers: &Workers,
+    intake: Arc<EventIntake>,
     body: Body,
     most_bytes: usize,
     deadline: Instant,
-    store: impl FnOnce(&EventsRequest) -> RequestResult<AppendReceipt> + Send + 'static,
 ) -> RequestResult<AppendReceipt> {
     let body = bytes(body, most_bytes).await?;
-    on_pool(workers, deadline, move || store(&parse_json(&body)?)).await
+    on_worker(workers, deadline, move || intake.take(&parse_json(&body)?)).await
 }
 
 /// A body in JSON.
@@ -106,38 +111,47 @@ pub(crate) fn parse_json<Q: DeserializeOwned>(body: &[u8]) -> RequestResult<Q> {
 }
 
 /// The text of `/metrics`.
-pub(crate) fn metrics_text(metrics: &Metrics) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()).into_response()
+pub(crate) fn metrics_text(metrics: &Metrics, set: Option<&ServingSet>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render(set)).into_response()
 }
 
-pub(crate) fn refuse(refusal: &Refusal) -> Response {
-    let (status, code) = refusal.code();
-    let mut response = refuse_with(status, code, &refusal.to_string());
-    if let Refusal::Overloaded { retry_after_ms } = refusal {
-        // The header has whole seconds.
-        let seconds = retry_after_ms.div_ceil(1000).max(1);
-        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let (status, code) = self.code();
+        let mut response = refuse_with(status, code, &self.to_string());
+        if let Refusal::Overloaded { retry_after_ms } = self {
+            // The header has whole seconds.
+            let seconds = retry_after_ms.div_ceil(1000).max(1);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
-    response
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (status, code) = match self.kind() {
+            ErrorKind::Invalid => (400, "bad_request"),
+            ErrorKind::Refused => (409, "refused"),
+            ErrorKind::Unfit => (422, "unfit"),
+            ErrorKind::Unavailable => (503, "busy"),
+            ErrorKind::Internal => (500, "internal"),
+        };
+        refuse_with(status, code, &self.to_string())
+    }
 }
 
 pub(crate) fn refuse_with(status: u16, code: &str, message: &str) -> Response {
     let body = RefusalBody { error: RefusalText { code: code.into(), message: message.into() } };
-    json(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &body)
-}
-
-pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    match serde_json::to_vec(body) {
-        Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, Json(body)).into_response()
 }
 
 /// Reads a body of at most `most` bytes.
 ///
 /// # Errors
 /// The body is longer, breaks off, or does not arrive within [`BODY_TIMEOUT`].
-pub(crate) async fn bytes(body: axum::body::Body, most: usize) -> RequestResult<Bytes> {
+pub(crate) async fn bytes(body: Body, most: usize) -> RequestResult<Bytes> {
     let reading = axum::body::to_bytes(body, most);
     let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, reading).await else {
         let waited_s = BODY_TIMEOUT.as_secs();

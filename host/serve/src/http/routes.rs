@@ -4,34 +4,35 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::{
-    Router,
+    Json, Router,
     body::Body,
     extract::State,
     http::{HeaderMap, StatusCode, header},
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use hypercast_config::DaemonTier;
 use hypercast_stream::events::AppendReceipt;
-use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
 
 use crate::{
     fm::remote::{decode_examples, encode_output},
     http::{
-        admin, auth, live_page, reload,
+        admin,
+        auth::{self, GuardedRoutes},
+        live_page, reload,
         respond::{
-            bytes, json, metrics_text, on_worker, parse_json, refuse, refuse_with, store_events,
+            bytes, in_time, metrics_text, on_worker, parse_json, refuse_with, store_events,
             time_left, timed,
         },
         server::{AppState, fm_config},
     },
     request::{
-        api::{
-            EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal, RefusalText,
-            RequestResult,
-        },
-        service::{FmAnswer, RankingService},
+        api::{EventsAnswer, FM_VERSION_HEADER, RankRequest, Refusal, RefusalText, RequestResult},
+        service::RankingService,
     },
+    threads::lock,
     versions::{
         serving_set::{ServedFm, ServingSet},
         shadow::ShadowRequest,
@@ -40,15 +41,30 @@ use crate::{
 
 /// The routes of a process.
 pub(crate) fn of(app: Arc<AppState>) -> Router {
-    let routes = match app.tier {
-        DaemonTier::All | DaemonTier::Expert | DaemonTier::Ingest => Router::new()
-            .route("/", get(|| page("text/html; charset=utf-8", include_str!("page/index.html"))))
-            .route("/page.js", get(|| page("text/javascript", include_str!("page/page.js"))))
-            .route("/page.css", get(|| page("text/css", include_str!("page/page.css"))))
-            .merge(auth::guard_callers(for_callers(), app.access()))
-            .nest("/v1/admin", auth::guard(for_operators(), app.access())),
+    let (access, timed) = (&app.reloader.access, from_fn_with_state(app.metrics.clone(), timed));
+    let routes = match app.reloader.origin.tier {
+        DaemonTier::All | DaemonTier::Expert | DaemonTier::Ingest => {
+            let for_callers = Router::new()
+                .route("/v1/live", get(live))
+                .route("/v1/rank", post(rank).route_layer(timed.clone()))
+                .route("/v1/events", post(events).route_layer(timed));
+            let for_operators =
+                Router::new().route("/reload", post(reload::route)).merge(admin::routes());
+            Router::new()
+                .route(
+                    "/",
+                    get(|| page("text/html; charset=utf-8", include_str!("page/index.html"))),
+                )
+                .route("/page.js", get(|| page("text/javascript", include_str!("page/page.js"))))
+                .route("/page.css", get(|| page("text/css", include_str!("page/page.css"))))
+                .merge(auth::guard(for_callers, access, GuardedRoutes::Callers))
+                .nest("/v1/admin", auth::guard(for_operators, access, GuardedRoutes::Admin))
+        }
         DaemonTier::FmServing | DaemonTier::FmLogging => {
-            auth::guard_callers(for_tiers(), app.access())
+            let for_tiers = Router::new()
+                .route("/v1/embed", post(embed).route_layer(timed))
+                .route("/v1/fm", get(manifest));
+            auth::guard(for_tiers, access, GuardedRoutes::Callers)
         }
     };
     routes
@@ -60,22 +76,6 @@ pub(crate) fn of(app: Arc<AppState>) -> Router {
             refuse_with(404, "not_found", "no such route; README.md lists the routes")
         })
         .with_state(app)
-}
-
-fn for_callers() -> Router<Arc<AppState>> {
-    Router::new()
-        .route("/v1/live", get(live))
-        .route("/v1/rank", post(rank))
-        .route("/v1/events", post(events))
-}
-
-fn for_tiers() -> Router<Arc<AppState>> {
-    Router::new().route("/v1/embed", post(embed)).route("/v1/fm", get(manifest))
-}
-
-/// Routes under `/v1/admin`.
-fn for_operators() -> Router<Arc<AppState>> {
-    Router::new().route("/reload", post(reload::route)).merge(admin::routes())
 }
 
 /// The page may load only this daemon's files and call only this daemon.
@@ -94,34 +94,22 @@ async fn page(content_type: &'static str, text: &'static str) -> Response {
     (headers, text).into_response()
 }
 
-async fn rank(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
-    timed(&app.metrics, "/v1/rank", rank_in_time(&app, &headers, body)).await
-}
-
-async fn events(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
-    timed(&app.metrics, "/v1/events", events_in_time(&app, &headers, body)).await
-}
-
-/// Answers the FM's output to another process.
-async fn embed(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
-    timed(&app.metrics, "/v1/embed", embed_in_time(&app, &headers, body)).await
-}
-
-async fn rank_in_time(
-    app: &Arc<AppState>,
-    headers: &HeaderMap,
+async fn rank(
+    State(app): State<Arc<AppState>>,
+    headers: HeaderMap,
     body: Body,
 ) -> RequestResult<Response> {
     let start = Instant::now();
-    let service = service(app)?;
-    let left = time_left(headers, app.settings.now().server.deadline_ms)?;
+    let service = service(&app)?;
+    let left = time_left(&headers, app.reloader.settings.now().server.deadline_ms)?;
     let deadline = start + left;
     // Checked before the body is read, so that a refusal costs nothing.
     let mut permit = app.admission.enter(left)?;
-    let request: Arc<RankRequest> = Arc::new(in_time(deadline, body_of(app, body)).await?);
+    let body = bytes(body, app.reloader.settings.now().server.max_body_bytes);
+    let request: Arc<RankRequest> = Arc::new(parse_json(&in_time(deadline, body).await?)?);
     permit.begin();
     let (of_fetch, own) = (service.clone(), request.clone());
-    let fetched = Arc::new(on_worker(app, deadline, move || of_fetch.fetch(&own)).await?);
+    let fetched = Arc::new(on_worker(&app.workers, deadline, move || of_fetch.fetch(&own)).await?);
     let asked = Instant::now();
     let output = fetched.fm().tier.infer(fetched.example.clone(), deadline).await.map(Arc::new);
     let took = asked.elapsed();
@@ -132,58 +120,53 @@ async fn rank_in_time(
     }
     let idle = service.clone();
     let seen = ShadowRequest { fetched: fetched.clone(), fm: output.as_ref().ok().cloned() };
-    let run = move || service.rank(&request, &fetched, FmAnswer { output, took });
-    let answer = on_worker(app, deadline, run).await?;
+    let run = move || service.rank(&request, &fetched, output, took);
+    let answer = on_worker(&app.workers, deadline, run).await?;
     // Work that need not delay the answer; skipped if the queue is full.
     let _ = app.workers.submit(move || idle.after(seen));
-    Ok(json(StatusCode::OK, &answer))
+    Ok(Json(answer).into_response())
 }
 
-async fn events_in_time(
-    app: &Arc<AppState>,
-    headers: &HeaderMap,
+async fn events(
+    State(app): State<Arc<AppState>>,
+    headers: HeaderMap,
     body: Body,
 ) -> RequestResult<Response> {
-    let service = service(app)?;
-    let server = &app.settings.now().server;
-    let deadline = Instant::now() + time_left(headers, server.deadline_ms)?;
-    let streams = service.streams().clone();
-    let store = move |request: &EventsRequest| streams.take(request);
+    let (service, settings) = (service(&app)?, app.reloader.settings.now());
+    let deadline = Instant::now() + time_left(&headers, settings.server.deadline_ms)?;
+    let (intake, most) = (service.streams.intake.clone(), settings.server.max_body_bytes);
     let AppendReceipt { accepted, repeated, end } =
-        store_events(&app.intake, body, server.max_body_bytes, deadline, store).await?;
+        store_events(&app.intake, intake, body, most, deadline).await?;
     // The events are durable now, so the answer is a success even if the joiner is not in time.
-    let applied = service.streams().wait_applied(end, deadline).await;
-    Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied }))
+    let applied = service.streams.wait_applied(end, deadline).await;
+    Ok(Json(EventsAnswer { accepted, repeated, applied }).into_response())
 }
 
-async fn embed_in_time(
-    app: &Arc<AppState>,
-    headers: &HeaderMap,
+/// Answers the FM's output to another process.
+async fn embed(
+    State(app): State<Arc<AppState>>,
+    headers: HeaderMap,
     body: Body,
 ) -> RequestResult<Response> {
     let start = Instant::now();
     let loaded = app.loaded()?;
-    let config = app.settings.now();
-    let left = time_left(headers, config.server.deadline_ms)?;
+    let config = app.reloader.settings.now();
+    let left = time_left(&headers, config.server.deadline_ms)?;
     let mut permit = app.admission.enter(left)?;
-    let own = fm_config(&config, app.tier);
+    let own = fm_config(&config, app.reloader.origin.tier);
     let body = in_time(start + left, bytes(body, own.max_body_bytes)).await?;
     permit.begin();
-    let examples = on_worker(app, start + left, move || decode_examples(&body)).await?;
+    let examples = on_worker(&app.workers, start + left, move || decode_examples(&body)).await?;
     let set = loaded.models.set();
-    let fm = wanted(&set, headers)?;
+    let fm = wanted(&set, &headers)?;
     let output = fm.tier.infer(examples.into(), start + left).await?;
     let (width, format) = (fm.manifest().config.tae_width(), own.tae);
-    let answer = encode_output(output, width, format)
-        .map_err(|error| Refusal::Internal(error.to_string()))?;
+    let answer = encode_output(output, width, format)?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], answer).into_response())
 }
 
-async fn manifest(State(app): State<Arc<AppState>>, headers: HeaderMap) -> Response {
-    let answer = app.loaded().and_then(|loaded| {
-        Ok(json(StatusCode::OK, wanted(&loaded.models.set(), &headers)?.manifest()))
-    });
-    answer.unwrap_or_else(|refusal| refuse(&refusal))
+async fn manifest(State(app): State<Arc<AppState>>, headers: HeaderMap) -> RequestResult<Response> {
+    Ok(Json(wanted(&app.loaded()?.models.set(), &headers)?.manifest()).into_response())
 }
 
 /// The FM version that the caller asks for.
@@ -200,20 +183,13 @@ fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> RequestResult<&'a Ser
 ///
 /// A process that cannot load a promotion is not ready, although what it served before goes on. A
 /// load balancer that must keep replicas through a bad promotion should use `/readyz/serving`.
-async fn readyz(State(app): State<Arc<AppState>>) -> Response {
-    let models = match app.loaded() {
-        Ok(loaded) => &loaded.models,
-        Err(refusal) => return refuse(&refusal),
-    };
-    let (missing, problem) = (models.missing(), models.problem());
+async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
+    let models = &app.loaded()?.models;
+    let (missing, problem) = (lock(&models.missing).clone(), models.problem());
     if missing.is_empty() {
         // A shadow or standby version that fails to load is reported; it does not affect readiness.
-        return match problem {
-            None => "ready\n".into_response(),
-            Some(problem) => {
-                format!("ready, but some versions are not loaded: {problem}\n").into_response()
-            }
-        };
+        let but = problem.map(|problem| format!(", but some versions are not loaded: {problem}"));
+        return Ok(format!("ready{}\n", but.unwrap_or_default()).into_response());
     }
     let message = format!(
         "not loaded: {}; what served before goes on. Why: {}",
@@ -221,56 +197,33 @@ async fn readyz(State(app): State<Arc<AppState>>) -> Response {
         problem.as_deref().unwrap_or("it is being loaded")
     );
     let error = RefusalText { code: "not_ready".into(), message };
-    json(StatusCode::SERVICE_UNAVAILABLE, &NotReady { error, missing })
-}
-
-/// A refusal that lists what is missing.
-#[derive(Serialize)]
-struct NotReady {
-    error: RefusalText,
-    missing: Vec<String>,
+    let body = json!({ "error": error, "missing": missing });
+    Ok((StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response())
 }
 
 /// `GET /readyz/serving`: whether requests are answered, by whatever versions.
-async fn serving(State(app): State<Arc<AppState>>) -> Response {
-    match app.loaded() {
-        Ok(_) => "serving\n".into_response(),
-        Err(refusal) => refuse(&refusal),
-    }
+async fn serving(State(app): State<Arc<AppState>>) -> RequestResult<&'static str> {
+    app.loaded().map(|_| "serving\n")
 }
 
 async fn metrics(State(app): State<Arc<AppState>>) -> Response {
-    if let Some(loaded) = app.loaded.get() {
-        app.metrics.history_cache(loaded.models.set().cache_counts());
+    let set = app.loaded.get().map(|loaded| loaded.models.set());
+    if let Some(set) = &set {
+        app.metrics.history_cache(set.cache_counts());
     }
     if let Some(service) = app.loaded.get().and_then(|loaded| loaded.service.as_ref()) {
-        live_page::gauges(service, &app.metrics);
+        app.metrics.quality(&service.predictions, &service.converter.schema);
     }
-    metrics_text(&app.metrics)
+    metrics_text(&app.metrics, set.as_deref())
 }
 
 /// The data of the page at `/`.
-async fn live(State(app): State<Arc<AppState>>) -> Response {
-    match service(&app) {
-        Ok(service) => json(StatusCode::OK, &live_page::report(&service, &app.metrics)),
-        Err(refusal) => refuse(&refusal),
-    }
+async fn live(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
+    let service = service(&app)?;
+    Ok(Json(live_page::report(&service, &app.metrics)).into_response())
 }
 
 fn service(app: &AppState) -> RequestResult<Arc<RankingService>> {
     let service = app.loaded()?.service.clone();
     Ok(service.expect("the routes of a tier without a service do not ask for one"))
-}
-
-/// Awaits a body until its request's deadline, because it occupies a slot that others may need.
-async fn in_time<B>(
-    deadline: Instant,
-    body: impl Future<Output = RequestResult<B>>,
-) -> RequestResult<B> {
-    tokio::time::timeout_at(deadline.into(), body).await.unwrap_or(Err(Refusal::Deadline))
-}
-
-async fn body_of<Q: DeserializeOwned>(app: &AppState, body: Body) -> RequestResult<Q> {
-    let bytes = bytes(body, app.settings.now().server.max_body_bytes).await?;
-    parse_json(&bytes)
 }

@@ -18,7 +18,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     http::{
         auth::AccessControl,
-        ingest::{self, IngestContext},
+        ingest,
         listen::{self, BoundListener},
         reload::{self, Origin, ReloadOutcome, Reloader, Settings},
         routes,
@@ -27,12 +27,12 @@ use crate::{
     request::{
         admission::Admission,
         api::{Refusal, RequestResult},
-        service::{RankingContext, RankingService},
-        workers::{PoolSize, Workers},
+        service::RankingService,
+        workers::Workers,
     },
     rollout::{RolloutService, serving},
     versions::{
-        follow::{FollowThreads, InitialVersions},
+        follow::{FollowThreads, SetUpdater},
         loader::VersionLoader,
         serving_set::ServingModels,
     },
@@ -40,12 +40,8 @@ use crate::{
 
 /// State that handlers share.
 pub(crate) struct AppState {
-    /// The configuration of the start.
-    pub(crate) config: Config,
-    /// The part of it that a reload changes.
-    pub(crate) settings: Arc<Settings>,
+    /// Has the configuration, of which a reload changes a part.
     pub(crate) reloader: Reloader,
-    pub(crate) tier: DaemonTier,
     pub(crate) loaded: OnceLock<LoadedTier>,
     pub(crate) workers: Workers,
     /// Threads of their own for events, because storing them waits for the disk.
@@ -71,11 +67,6 @@ pub(crate) struct LoadedTier {
 impl AppState {
     pub(crate) fn loaded(&self) -> RequestResult<&LoadedTier> {
         self.loaded.get().ok_or(Refusal::Starting)
-    }
-
-    /// The access rules.
-    pub(crate) fn access(&self) -> &Arc<AccessControl> {
-        &self.reloader.access
     }
 
     /// Reloads the configuration; none before the models are loaded. Blocks.
@@ -106,40 +97,31 @@ pub async fn serve(
 ) -> Result<()> {
     let (config, tier) = (origin.read()?, origin.tier);
     logging::set_levels(&config.server.log)?;
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::default());
     let addresses = listen::resolve(&config.server).await?;
     // Before anything is opened, because an address that others reach must be protected.
     let access = AccessControl::new(&config.server, &addresses, &metrics)?;
     let bound = BoundListener::new(&config.server, &addresses, &metrics).await?;
-    let settings = Settings::new(config.clone());
-    let reloader = Reloader::new(origin, settings.clone(), access, bound.tls(), &metrics);
+    let settings = Arc::new(Settings::new(config));
+    let reloader = Reloader::new(origin, settings.clone(), access, bound.tls.clone(), &metrics);
     if tier == DaemonTier::Ingest {
-        return ingest::serve(
-            bound,
-            IngestContext { config, settings, metrics, reloader },
-            stop,
-            ready,
-        )
-        .await;
+        return ingest::serve(bound, metrics, reloader, stop, ready).await;
     }
-    let size = PoolSize { threads: config.server.threads, queue: config.server.queue };
-    let workers = Workers::start(size)?;
-    let intake = Workers::start(PoolSize { threads: 2, ..size })?;
+    let config = settings.now();
+    let workers = Workers::start(config.server.threads, config.server.queue)?;
+    let intake = Workers::start(2, config.server.queue)?;
     let most = match tier {
         DaemonTier::All | DaemonTier::Expert | DaemonTier::Ingest => config.server.queue,
         DaemonTier::FmServing | DaemonTier::FmLogging => fm_config(&config, tier).queue,
     };
     let app = Arc::new(AppState {
-        tier,
         loaded: OnceLock::new(),
         workers,
         intake,
         admission: Admission::new(most),
         pushes: Arc::new(Semaphore::new(1)),
         metrics,
-        settings,
         reloader,
-        config,
     });
     let own = Arc::downgrade(&app);
     reload::at_signals(move || own.upgrade()?.reload())?;
@@ -147,7 +129,7 @@ pub async fn serve(
     let (failed, failure) = oneshot::channel();
     let (loading, handle) = (app.clone(), Handle::current());
     std::thread::spawn(move || {
-        match load(&loading.config, &loading.settings, loading.tier, &loading.metrics, handle) {
+        match load(&loading, handle) {
             Ok(loaded) => {
                 // Only this thread sets it.
                 let _ = loading.loaded.set(loaded);
@@ -175,7 +157,7 @@ pub async fn serve(
                 rollouts.stop();
             }
             if let Some(service) = &loaded.service {
-                service.stop();
+                service.streams.threads.stop();
             }
         }
     });
@@ -188,13 +170,9 @@ pub async fn serve(
     }
 }
 
-fn load(
-    config: &Config,
-    settings: &Arc<Settings>,
-    tier: DaemonTier,
-    metrics: &Arc<Metrics>,
-    handle: Handle,
-) -> Result<LoadedTier> {
+fn load(app: &AppState, handle: Handle) -> Result<LoadedTier> {
+    let AppState { reloader: Reloader { settings, origin, .. }, metrics, .. } = app;
+    let (config, tier) = (&*settings.now(), origin.tier);
     let ranks = matches!(tier, DaemonTier::All | DaemonTier::Expert);
     let mut fm_config = fm_config(config, tier).clone();
     if !ranks {
@@ -210,19 +188,16 @@ fn load(
     let streams = streams::open(&config.engine)?;
     let loader =
         VersionLoader::new(config, &fm_config, schema.clone(), streams.clone(), metrics.clone())?;
-    let wasm = loader.wasm();
-    let begun = InitialVersions::new(loader, config, tier, schema, &*streams)?;
-    let models = begun.models().clone();
-    let context = RankingContext {
-        settings: settings.clone(),
-        models: models.clone(),
-        metrics: metrics.clone(),
-        handle,
+    let wasm = loader.wasm.clone();
+    let updater = SetUpdater::new(loader, config, schema, &*streams)?;
+    let models = updater.models.clone();
+    let load = |dataset| {
+        let (settings, models, metrics) = (settings.clone(), models.clone(), metrics.clone());
+        RankingService::load(settings, models, metrics, handle, &dataset, streams.clone())
     };
-    let load = |dataset| RankingService::load(context, &dataset, streams.clone());
     let service = dataset.map(load).transpose()?.map(Arc::new);
     let start = |service| serving::start(settings.clone(), service, wasm, streams.clone());
     let rollouts = service.clone().map(start).transpose()?.map(Arc::new);
-    let following = begun.follow(streams, metrics.clone(), service.clone())?;
+    let following = updater.start(streams, metrics.clone(), service.clone())?;
     Ok(LoadedTier { models, service, rollouts, following })
 }

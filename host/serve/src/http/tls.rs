@@ -26,12 +26,10 @@ use crate::{
 /// Time limit of a handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Limit of a certificate or key file, in bytes.
-const MOST_BYTES: u64 = 1 << 20;
-
 /// The TLS settings of new connections.
 pub(crate) struct Tls {
-    now: Current<ServerConfig>,
+    /// What [`read`] returned, for new connections.
+    pub(crate) config: Current<ServerConfig>,
     handshakes: IntCounterVec,
 }
 
@@ -46,17 +44,12 @@ impl Tls {
             "TLS handshakes by outcome: done, failed, late",
             &["outcome"],
         );
-        Ok(Self { now: Current::new(read(server)?), handshakes })
-    }
-
-    /// Applies what [`read`] returned to new connections.
-    pub(crate) fn replace(&self, config: ServerConfig) {
-        self.now.replace(config);
+        Ok(Self { config: Current::new(read(server)?), handshakes })
     }
 
     /// An encrypted connection; none if the handshake fails or takes too long.
     pub(crate) async fn handshake(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
-        let config = self.now.get();
+        let config = self.config.now();
         let accepting = TlsAcceptor::from(config).accept(stream);
         let (outcome, stream) = match tokio::time::timeout(PATIENCE, accepting).await {
             Ok(Ok(stream)) => ("done", Some(stream)),
@@ -77,13 +70,13 @@ impl Tls {
 /// Files that are missing, of another kind, or do not fit each other; a key that others can read.
 pub(crate) fn read(server: &ServerSettings) -> Result<ServerConfig> {
     let (certificate, key) = (&server.tls_certificate, &server.tls_key);
-    let chain = certificates(certificate)?;
-    let private =
-        PrivateKeyDer::from_pem_slice(&secret_file::read(key, MOST_BYTES)?).map_err(|error| {
-            let why =
-                format!("it has no private key in PEM that can be read (server.tls_key): {error}");
-            Error::data(key, why)
-        })?;
+    let chain =
+        certificates(certificate).map_err(|error| error.within("server.tls_certificate"))?;
+    let private = PrivateKeyDer::from_pem_slice(&secret_file::read(key)?).map_err(|error| {
+        let why =
+            format!("it has no private key in PEM that can be read (server.tls_key): {error}");
+        Error::data(key, why)
+    })?;
     // Named here, because a process' default provider depends on what else is linked.
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -99,13 +92,25 @@ pub(crate) fn read(server: &ServerSettings) -> Result<ServerConfig> {
     Ok(config)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+/// The certificates in a PEM file, of which there must be one.
+///
+/// # Errors
+/// The file is missing, or is not such a file.
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let text = std::fs::read(path).map_err(Error::io(path))?;
-    let wrong = |why: String| Error::data(path, format!("{why} (server.tls_certificate)"));
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<std::result::Result<_, _>>()
-        .map_err(|error| wrong(format!("a certificate cannot be read: {error}")))?;
-    if chain.is_empty() { Err(wrong("it has no certificate in PEM".into())) } else { Ok(chain) }
+        .map_err(unreadable(path))?;
+    if chain.is_empty() {
+        Err(Error::data(path, "it has no certificate in PEM"))
+    } else {
+        Ok(chain)
+    }
+}
+
+/// The error of a certificate that cannot be read.
+pub(crate) fn unreadable<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> Error {
+    move |error| Error::data(path, format!("a certificate cannot be read: {error}"))
 }
 
 #[cfg(test)]

@@ -10,33 +10,28 @@ pub mod window;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{
-        Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Mutex,
     time::Duration,
 };
 
 use hypercast_core::clock::now_ms;
-use hypercast_expert::{ExpertTimes, RankOutcome};
+use hypercast_data::schema::Schema;
 use hypercast_fm::history::CacheCounts;
 use hypercast_stream::{
     join::{JoinMetrics, JoinerCounts, JoinerProgress},
     publish::PublicationHeader,
 };
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
-    IntGaugeVec, Registry, TextEncoder,
-    core::Collector,
-    proto::{LabelPair, MetricFamily},
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry, TextEncoder, core::Collector,
 };
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::{
     metrics::{
-        plugins::PluginMetrics,
-        register::{Buckets, MetricRegistrar},
-        window::{LiveQuality, RecentValues},
+        prediction_log::{PredictionLog, QualityKey},
+        register::MetricRegistrar,
+        window::RecentValues,
     },
     threads::lock,
     versions::serving_set::{ExpertArm, ServingSet},
@@ -44,42 +39,6 @@ use crate::{
 
 /// The stages of a request, in order.
 pub const STAGES: [&str; 4] = ["features", "fm", "expert", "wasm"];
-
-/// A rank request that was ranked, or failed.
-#[derive(Clone, Copy)]
-pub struct RankedRequest<'a> {
-    /// The surface's name.
-    pub surface: &'a str,
-    /// The expert version that was to rank; none where no expert serves the surface.
-    pub arm: Option<RankedByArm<'a>>,
-    /// The FM version that was asked.
-    pub fm: &'a str,
-    /// Why the answer is degraded, as the label `cause` has it.
-    pub degraded: Option<&'a str>,
-    /// Time spent in each of [`STAGES`].
-    pub times: [Duration; STAGES.len()],
-    /// Time from features to ranking; none if there is no answer.
-    pub took: Option<Duration>,
-}
-
-/// What an expert version did with a request.
-#[derive(Clone, Copy)]
-pub struct RankedByArm<'a> {
-    /// The version.
-    pub arm: &'a ExpertArm,
-    /// Its ranking or its fault.
-    pub outcome: &'a RankOutcome,
-    /// Time in its network and its guest.
-    pub spent: ExpertTimes,
-}
-
-/// Rank requests since the start.
-#[derive(Debug, Default)]
-struct RankTotals {
-    all: AtomicU64,
-    degraded: AtomicU64,
-    refused: AtomicU64,
-}
 
 /// All metrics of a daemon.
 #[derive(Debug)]
@@ -89,22 +48,26 @@ pub struct Metrics {
     degraded: IntCounterVec,
     stages: HistogramVec,
     duration: HistogramVec,
-    events: IntCounterVec,
+    /// Accepted impressions by surface.
+    pub(crate) events: IntCounterVec,
     event_latency: HistogramVec,
-    joiner: IntGaugeVec,
-    fm_batches: Histogram,
+    /// State of this process' joiner.
+    pub(crate) joiner: IntGaugeVec,
+    /// Passes of the FM, by the requests in them.
+    pub(crate) fm_batches: Histogram,
     history_cache: IntGaugeVec,
     versions: IntGaugeVec,
     arms: IntCounterVec,
     arm_seconds: HistogramVec,
-    shadows: IntCounterVec,
-    request_log: IntCounterVec,
+    /// Requests that were offered to shadows, by what became of them.
+    pub(crate) shadows: IntCounterVec,
+    /// Requests that were offered to the request log, by what became of them.
+    pub(crate) request_log: IntCounterVec,
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
-    plugins: PluginMetrics,
-    started_ms: i64,
-    totals: RankTotals,
+    /// When the process began, milliseconds since the epoch.
+    pub(crate) started_ms: i64,
     recent: Mutex<RecentStats>,
 }
 
@@ -114,6 +77,9 @@ struct RecentStats {
     latency: BTreeMap<&'static str, RecentValues>,
     freshness: BTreeMap<&'static str, RecentValues>,
     answered_ms: RecentValues,
+    /// Rank requests since the start that were degraded, and refused.
+    degraded: u64,
+    refused: u64,
     applied: HashMap<String, AppliedPublications>,
 }
 
@@ -131,33 +97,6 @@ pub struct AppliedPublications {
     pub at_ms: i64,
 }
 
-/// Rank requests since the start.
-#[derive(Debug, Clone, Serialize)]
-pub struct RequestTotals {
-    total: u64,
-    degraded: u64,
-    refused: u64,
-    per_second: Option<f64>,
-}
-
-/// Recent times of a stage.
-#[derive(Debug, Clone, Serialize)]
-pub struct StageLatency {
-    stage: &'static str,
-    p50_us: Option<f64>,
-    p99_us: Option<f64>,
-    count: u64,
-}
-
-/// Recent ages of something.
-#[derive(Debug, Clone, Serialize)]
-pub struct Freshness {
-    what: &'static str,
-    p50_ms: Option<f64>,
-    p99_ms: Option<f64>,
-    count: u64,
-}
-
 impl JoinMetrics for Metrics {
     fn event_latency(&self, stage: &str, took_ms: i64) {
         let took_s = took_ms.max(0) as f64 / 1e3;
@@ -167,7 +106,7 @@ impl JoinMetrics for Metrics {
             "told" => "event to outcome",
             _ => "event to live state",
         };
-        self.recent().freshness.entry(what).or_default().push(took_s);
+        lock(&self.recent).freshness.entry(what).or_default().push(took_s);
     }
 
     fn joiner(&self, progress: JoinerProgress) {
@@ -187,24 +126,24 @@ impl JoinMetrics for Metrics {
             ("early", early),
             ("refused", refused),
         ];
-        for (what, value) in values {
-            self.joiner.with_label_values(&[what]).set(value as i64);
-        }
+        set_all(&self.joiner, &values);
     }
 }
 
-impl Metrics {
+impl Default for Metrics {
     /// Registers every metric, at zero.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let registry = Registry::new();
         let register = MetricRegistrar(&registry);
+        let buckets = |first, factor, count| {
+            prometheus::exponential_buckets(first, factor, count).expect("the range is valid")
+        };
         // 50 µs to about 1.6 s.
-        let request_times = Buckets { first: 50e-6, factor: 2.0, count: 16 };
+        let request_times = buckets(50e-6, 2.0, 16);
         // 1 ms to about nine hours, because an outcome may wait for its attribution window.
-        let event_times = Buckets { first: 1e-3, factor: 2.0, count: 26 };
+        let event_times = buckets(1e-3, 2.0, 26);
         // 10 ms to about 12 hours.
-        let weight_ages = Buckets { first: 0.01, factor: 3.0, count: 15 };
-        let batch_sizes = Buckets { first: 1.0, factor: 2.0, count: 12 };
+        let weight_ages = buckets(0.01, 3.0, 15);
         Self {
             requests: register.counters(
                 "hypercast_requests_total",
@@ -281,7 +220,7 @@ impl Metrics {
                     "hypercast_fm_batch_requests",
                     "Requests that shared one forward pass of the FM",
                 )
-                .buckets(batch_sizes.bounds()),
+                .buckets(buckets(1.0, 2.0, 12)),
             )),
             history_cache: register.gauges(
                 "hypercast_history_cache",
@@ -293,19 +232,19 @@ impl Metrics {
                 "1 for each model version in service",
                 &["tier", "name", "version"],
             ),
-            quality: register.float_gauges(
+            quality: register.gauges(
                 "hypercast_live_quality",
                 "NE and calibration over the last 20 minutes, of served and shadow predictions whose outcomes are known",
                 &["surface", "task", "arm", "measure"],
             ),
-            plugins: PluginMetrics::new(&register),
             started_ms: now_ms(),
-            totals: RankTotals::default(),
             recent: Mutex::default(),
             registry,
         }
     }
+}
 
+impl Metrics {
     /// A counter of another part of the daemon.
     ///
     /// # Panics
@@ -322,35 +261,37 @@ impl Metrics {
         MetricRegistrar(&self.registry).add(IntGauge::new(name, help))
     }
 
-    /// JoinerCounts and times an HTTP request.
+    /// Counts and times an HTTP request.
     pub fn request(&self, route: &str, status: u16, took: Duration) {
         self.requests.with_label_values(&[route, &status.to_string()]).inc();
         self.duration.with_label_values(&[route]).observe(took.as_secs_f64());
         if route == "/v1/rank" {
-            self.totals.all.fetch_add(1, Ordering::Relaxed);
-            if status >= 500 {
-                self.totals.refused.fetch_add(1, Ordering::Relaxed);
-            }
-            let mut recent = self.recent();
+            let mut recent = lock(&self.recent);
+            recent.refused += u64::from(status >= 500);
             recent.answered_ms.push(now_ms() as f64);
             recent.latency.entry("total").or_default().push(took.as_secs_f64());
         }
     }
 
-    /// Accounts for a rank request: its version's statistics, degradation and times.
-    pub fn ranked(&self, request: RankedRequest<'_>) {
-        let RankedRequest { surface, arm, fm, degraded, times, took } = request;
-        let (name, label) =
-            arm.map_or(("", ""), |ranked| (ranked.arm.name.as_str(), ranked.arm.label.as_str()));
-        if let Some(ranked) = arm {
-            ranked.arm.count(ranked.outcome, ranked.spent);
-        }
+    /// Accounts for a rank request on a surface: its degradation, with the cause, and its times in
+    /// each of [`STAGES`] and from features to ranking; `took` is none if there is no answer. `arm`
+    /// was to rank, and the FM version was asked.
+    pub fn ranked(
+        &self,
+        surface: &str,
+        arm: Option<&ExpertArm>,
+        fm: &str,
+        degraded: Option<&str>,
+        times: [Duration; STAGES.len()],
+        took: Option<Duration>,
+    ) {
+        let (name, label) = arm.map_or(("", ""), |arm| (arm.name.as_str(), arm.label.as_str()));
         if let Some(cause) = degraded {
             self.degraded.with_label_values(&[name, cause]).inc();
-            self.totals.degraded.fetch_add(1, Ordering::Relaxed);
         }
+        let mut recent = lock(&self.recent);
+        recent.degraded += u64::from(degraded.is_some());
         let Some(took) = took else { return };
-        let mut recent = self.recent();
         for (stage, took) in STAGES.into_iter().zip(times) {
             self.stages.with_label_values(&[stage]).observe(took.as_secs_f64());
             recent.latency.entry(stage).or_default().push(took.as_secs_f64());
@@ -361,22 +302,12 @@ impl Metrics {
         self.arm_seconds.with_label_values(&[label]).observe(took.as_secs_f64());
     }
 
-    /// JoinerCounts a request that was offered to shadows, by what became of it.
-    pub fn shadow(&self, what: &str) {
-        self.shadows.with_label_values(&[what]).inc();
-    }
-
-    /// JoinerCounts a request that was offered to the request log, by what became of it.
-    pub fn request_logged(&self, what: &str) {
-        self.request_log.with_label_values(&[what]).inc();
-    }
-
-    /// JoinerCounts a publication that was applied; `arm` is `fm@VERSION` or `NAME@VERSION`.
+    /// Counts a publication that was applied; `arm` is `fm@VERSION` or `NAME@VERSION`.
     pub fn publication_applied(&self, arm: &str, header: &PublicationHeader) {
         self.publications.with_label_values(&[arm, "applied"]).inc();
         let tier = if arm.starts_with("fm@") { "fm" } else { "expert" };
         let now = now_ms();
-        let mut recent = self.recent();
+        let mut recent = lock(&self.recent);
         for (what, since, from_ms) in [
             ("publication to serving", "published", header.published_ms),
             ("event to serving weights", "event", header.ingested_ms),
@@ -394,89 +325,60 @@ impl Metrics {
         applied.at_ms = now;
     }
 
-    /// JoinerCounts a publication that was refused; the weights before it keep serving.
+    /// Counts a publication that was refused; the weights before it keep serving.
     pub fn publication_refused(&self, arm: &str) {
         self.publications.with_label_values(&[arm, "refused"]).inc();
-        self.recent().applied.entry(arm.to_owned()).or_default().refused += 1;
+        lock(&self.recent).applied.entry(arm.to_owned()).or_default().refused += 1;
     }
 
     /// Sets the gauges of live quality by surface, task and arm.
-    pub fn quality(&self, all: &HashMap<[String; 3], LiveQuality>) {
+    pub fn quality(&self, predictions: &PredictionLog, schema: &Schema) {
         // Arms that no longer serve disappear.
         self.quality.reset();
-        for ([surface, task, arm], quality) in all {
+        for (QualityKey { surface, task, arm }, window) in predictions.windows() {
+            let (surface, quality) = (&schema.surfaces[usize::from(surface)], window.quality());
             for (measure, value) in [("ne", quality.ne), ("calibration", quality.calibration)] {
                 if let Some(value) = value {
-                    self.quality.with_label_values(&[surface, task, arm, measure]).set(value);
+                    self.quality.with_label_values(&[surface, &*task, &*arm, measure]).set(value);
                 }
             }
         }
     }
 
-    /// Sets the metrics of the plugins in service.
-    pub fn plugins(&self, set: &ServingSet) {
-        self.plugins.copy(set);
-    }
-
-    /// When the process began, milliseconds since the epoch.
-    pub fn started_ms(&self) -> i64 {
-        self.started_ms
-    }
-
     /// Publications by `fm@VERSION` or `NAME@VERSION`.
     pub fn applied(&self) -> HashMap<String, AppliedPublications> {
-        self.recent().applied.clone()
+        lock(&self.recent).applied.clone()
     }
 
     /// Rank requests since the start, and the recent rate.
-    pub fn requests_so_far(&self) -> RequestTotals {
-        let load = |total: &AtomicU64| total.load(Ordering::Relaxed);
-        let RankTotals { all, degraded, refused } = &self.totals;
-        let (total, degraded, refused) = (load(all), load(degraded), load(refused));
-        let answered = self.recent().answered_ms.clone();
+    pub fn requests_so_far(&self) -> Value {
+        let recent = lock(&self.recent);
+        let answered = &recent.answered_ms;
         let per_second = answered.quantiles([0.0]).map(|[oldest_ms]| {
-            let kept = answered.kept() as f64;
+            let kept = answered.values.len() as f64;
             kept / ((now_ms() as f64 - oldest_ms) / 1e3).max(1.0)
         });
-        RequestTotals { total, degraded, refused, per_second }
+        json!({
+            "total": answered.count,
+            "degraded": recent.degraded,
+            "refused": recent.refused,
+            "per_second": per_second,
+        })
     }
 
     /// Recent times of each stage.
-    pub fn latency(&self) -> Vec<StageLatency> {
-        let recent = self.recent();
-        let line = |stage: &'static str| {
-            let recent = recent.latency.get(stage)?;
-            let quantiles = recent.quantiles([0.5, 0.99]);
-            let at = |index: usize| quantiles.map(|values| values[index] * 1e6);
-            Some(StageLatency { stage, p50_us: at(0), p99_us: at(1), count: recent.count })
-        };
-        STAGES.into_iter().chain(["total"]).filter_map(line).collect()
+    pub fn latency(&self) -> Vec<Value> {
+        let recent = lock(&self.recent);
+        let stages = STAGES.into_iter().chain(["total"]);
+        stages
+            .filter_map(|stage| Some(row("stage", stage, recent.latency.get(stage)?, "us", 1e6)))
+            .collect()
     }
 
     /// Recent ages of events and weights when they took effect.
-    pub fn freshness(&self) -> Vec<Freshness> {
-        let recent = self.recent();
-        let line = |(what, recent): (&&'static str, &RecentValues)| {
-            let quantiles = recent.quantiles([0.5, 0.99]);
-            let at = |index: usize| quantiles.map(|values| values[index] * 1e3);
-            Freshness { what, p50_ms: at(0), p99_ms: at(1), count: recent.count }
-        };
-        recent.freshness.iter().map(line).collect()
-    }
-
-    /// JoinerCounts accepted events.
-    pub fn events(&self, surface: &str, count: u64) {
-        self.events.with_label_values(&[surface]).inc_by(count);
-    }
-
-    /// Sets whether the joiner of this process has failed.
-    pub fn joiner_failed(&self, failed: bool) {
-        self.joiner.with_label_values(&["failed"]).set(i64::from(failed));
-    }
-
-    /// JoinerCounts a pass of the FM and the requests in it.
-    pub fn fm_batch(&self, requests: usize) {
-        self.fm_batches.observe(requests as f64);
+    pub fn freshness(&self) -> Vec<Value> {
+        let recent = lock(&self.recent);
+        recent.freshness.iter().map(|(what, recent)| row("what", what, recent, "ms", 1e3)).collect()
     }
 
     /// Sets the gauges of the history cache.
@@ -489,9 +391,7 @@ impl Metrics {
             ("warmed_tokens", warmup_tokens),
             ("bytes", bytes),
         ];
-        for (what, value) in values {
-            self.history_cache.with_label_values(&[what]).set(value as i64);
-        }
+        set_all(&self.history_cache, &values);
     }
 
     /// Sets which versions are in service.
@@ -501,7 +401,7 @@ impl Metrics {
         for fm in set.fms() {
             self.versions.with_label_values(&["fm", "fm", fm.version()]).set(1);
         }
-        for arm in set.arms() {
+        for arm in &set.arms {
             self.versions.with_label_values(&["expert", &arm.name, &arm.version]).set(1);
         }
     }
@@ -509,46 +409,44 @@ impl Metrics {
     /// Removes the series of versions that are no longer loaded; otherwise every push would add
     /// some.
     fn forget(&self, set: &ServingSet) {
-        let loaded: HashSet<&str> = set.arms().iter().map(|arm| arm.label.as_str()).collect();
-        let gone = |labels: &[LabelPair]| {
-            let arm = labels.iter().find(|label| label.name() == "arm").map(|label| label.value());
-            arm.is_some_and(|arm| !arm.is_empty() && !loaded.contains(arm))
-        };
-        let value = |labels: &[LabelPair], name: &str| {
-            let found = labels.iter().find(|label| label.name() == name);
-            found.map_or_else(String::new, |label| label.value().to_owned())
-        };
-        let series = |families: Vec<MetricFamily>| -> Vec<Vec<LabelPair>> {
-            let all = families.iter().flat_map(|family| family.get_metric());
-            all.map(|metric| metric.get_label().to_vec()).filter(|labels| gone(labels)).collect()
-        };
-        // A request that still runs on the old set may create one again; the next change removes
-        // it.
-        for labels in series(self.arms.collect()) {
-            let values = ["surface", "arm", "fm", "degraded"].map(|name| value(&labels, name));
-            let _ = self.arms.remove_label_values(&values);
-        }
-        for labels in series(self.arm_seconds.collect()) {
-            let _ = self.arm_seconds.remove_label_values(&[value(&labels, "arm")]);
+        let loaded: HashSet<&str> = set.arms.iter().map(|arm| arm.label.as_str()).collect();
+        let families = [self.arms.collect(), self.arm_seconds.collect()].concat();
+        for metric in families.iter().flat_map(|family| family.get_metric()) {
+            let labels = metric.get_label().iter().map(|label| (label.name(), label.value()));
+            let labels: HashMap<&str, &str> = labels.collect();
+            if !labels["arm"].is_empty() && !loaded.contains(labels["arm"]) {
+                // One of both has the series. A request that still runs on the old set may create
+                // it again; the next change removes it.
+                let _ = self.arms.remove(&labels);
+                let _ = self.arm_seconds.remove(&labels);
+            }
         }
     }
 
-    fn recent(&self) -> MutexGuard<'_, RecentStats> {
-        lock(&self.recent)
-    }
-
-    /// The text of `/metrics`.
-    pub fn render(&self) -> String {
-        let mut text = Vec::new();
-        match TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            Ok(()) => String::from_utf8_lossy(&text).into_owned(),
-            Err(error) => format!("# metrics could not be written: {error}\n"),
-        }
+    /// The text of `/metrics`, with the plugins of `set`.
+    pub fn render(&self, set: Option<&ServingSet>) -> String {
+        let mut families = self.registry.gather();
+        families.extend(set.into_iter().flat_map(plugins::families));
+        TextEncoder::new()
+            .encode_to_string(&families)
+            .unwrap_or_else(|error| format!("# metrics could not be written: {error}\n"))
     }
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
+fn set_all(gauges: &IntGaugeVec, values: &[(&str, u64)]) {
+    for (what, value) in values {
+        gauges.with_label_values(&[what]).set(*value as i64);
     }
+}
+
+/// The quantiles of recent seconds in a unit of which `per_s` make a second.
+fn row(key: &str, of: &str, recent: &RecentValues, unit: &str, per_s: f64) -> Value {
+    let quantiles = recent.quantiles([0.5, 0.99]);
+    let at = |index: usize| quantiles.map(|values| values[index] * per_s);
+    json!({
+        (key): of,
+        (format!("p50_{unit}")): at(0),
+        (format!("p99_{unit}")): at(1),
+        "count": recent.count,
+    })
 }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Mutex, MutexGuard},
+    sync::Mutex,
 };
 
 use hypercast_data::{
@@ -26,15 +26,6 @@ pub struct ArmPredictions {
     pub arm: String,
     /// By task, one value per item.
     pub tasks: BTreeMap<String, Vec<f32>>,
-}
-
-/// The request that predictions are for.
-#[derive(Debug, Clone, Copy)]
-pub struct ShownItems<'a> {
-    /// The request's id.
-    pub request: u64,
-    /// The items, in the order of the predictions.
-    pub items: &'a [u64],
 }
 
 /// What a window of quality belongs to.
@@ -76,22 +67,21 @@ impl PredictionLog {
         Self { most, inner: Mutex::default() }
     }
 
-    /// Adds an arm's predictions for the items of a request, beside those of other arms.
+    /// Adds an arm's predictions for the items of a request, in their order, beside those of other
+    /// arms.
     ///
     /// # Panics
     /// If a task does not have one value per item.
-    pub fn keep(&self, shown: ShownItems<'_>, predicted: ArmPredictions) {
+    pub fn keep(&self, request: u64, items: &[u64], predicted: ArmPredictions) {
         let values = predicted.tasks.values().map(Vec::len).sum::<usize>();
-        assert_eq!(values, shown.items.len() * predicted.tasks.len(), "a value an item");
-        let inner = &mut *self.inner();
-        if !inner.requests.contains_key(&shown.request) {
-            inner.order.push_back(shown.request);
-            let request = PredictedRequest { items: shown.items.to_vec(), arms: Vec::new() };
-            inner.requests.insert(shown.request, request);
-        }
-        let request = inner.requests.get_mut(&shown.request).expect("it was inserted");
+        assert_eq!(values, items.len() * predicted.tasks.len(), "a value an item");
+        let inner = &mut *lock(&self.inner);
+        let request = inner.requests.entry(request).or_insert_with(|| {
+            inner.order.push_back(request);
+            PredictedRequest { items: items.to_vec(), arms: Vec::new() }
+        });
         // A caller may use an id again for other items; predictions for those do not belong here.
-        if request.items != shown.items || request.arms.iter().any(|arm| arm.arm == predicted.arm) {
+        if request.items != items || request.arms.iter().any(|arm| arm.arm == predicted.arm) {
             return;
         }
         request.arms.push(predicted);
@@ -106,7 +96,7 @@ impl PredictionLog {
 
     /// Compares an impression's outcome with the predictions for it.
     pub fn outcome(&self, impression: &Impression, schema: &Schema, now_ms: i64) {
-        let inner = &mut *self.inner();
+        let inner = &mut *lock(&self.inner);
         let found = inner.requests.get(&impression.request);
         let place = found.and_then(|request| {
             Some((request, request.items.iter().position(|item| *item == impression.item)?))
@@ -136,18 +126,14 @@ impl PredictionLog {
 
     /// Quality by surface, task and arm.
     pub fn windows(&self) -> BTreeMap<QualityKey, QualityWindow> {
-        self.inner().windows.clone()
+        lock(&self.inner).windows.clone()
     }
 
     /// Outcomes that were compared, and those whose request is unknown: not served here, or
     /// dropped.
     pub fn counts(&self) -> (u64, u64) {
-        let inner = self.inner();
+        let inner = lock(&self.inner);
         (inner.joined, inner.unknown)
-    }
-
-    fn inner(&self) -> MutexGuard<'_, LogState> {
-        lock(&self.inner)
     }
 }
 
@@ -209,9 +195,8 @@ mod tests {
     fn outcomes_are_compared_with_what_each_arm_predicted_of_the_item() {
         let (served, schema) = (PredictionLog::new(1000), schema());
         for request in 1..=100 {
-            let shown = ShownItems { request, items: &[7, 8] };
-            served.keep(shown, predicted("a@1.0.0", &[0.9, 0.1]));
-            served.keep(shown, predicted("a@2.0.0", &[0.1, 0.9]));
+            served.keep(request, &[7, 8], predicted("a@1.0.0", &[0.9, 0.1]));
+            served.keep(request, &[7, 8], predicted("a@2.0.0", &[0.1, 0.9]));
         }
         // Six values per arm and request: the oldest requests were dropped.
         for request in 1..=100 {
@@ -236,8 +221,8 @@ mod tests {
     #[test]
     fn an_id_that_comes_again_with_other_items_is_not_compared_with_them() {
         let (served, schema) = (PredictionLog::new(1000), schema());
-        served.keep(ShownItems { request: 1, items: &[7] }, predicted("a@1.0.0", &[0.9]));
-        served.keep(ShownItems { request: 1, items: &[8] }, predicted("a@2.0.0", &[0.9]));
+        served.keep(1, &[7], predicted("a@1.0.0", &[0.9]));
+        served.keep(1, &[8], predicted("a@2.0.0", &[0.9]));
         served.outcome(&clicked(1, 8, true), &schema, 1000);
         assert_eq!(served.counts(), (0, 1));
     }

@@ -1,8 +1,8 @@
 //! How metrics are created: registered under their name, with help text and labels.
 
 use prometheus::{
-    CounterVec, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
-    core::Collector,
+    HistogramOpts, HistogramVec, Opts, Registry,
+    core::{Atomic, Collector, GenericCounterVec, GenericGaugeVec},
 };
 
 /// Registers metrics. Their names are constants of this crate, so a name that is taken or not valid
@@ -16,20 +16,22 @@ impl MetricRegistrar<'_> {
         metric
     }
 
-    pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    pub(super) fn counters<P: Atomic + 'static>(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> GenericCounterVec<P> {
+        self.add(GenericCounterVec::new(Opts::new(name, help), labels))
     }
 
-    pub(super) fn float_counters(&self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
-        self.add(CounterVec::new(Opts::new(name, help), labels))
-    }
-
-    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    pub(super) fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-        self.add(GaugeVec::new(Opts::new(name, help), labels))
+    pub(super) fn gauges<P: Atomic + 'static>(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> GenericGaugeVec<P> {
+        self.add(GenericGaugeVec::new(Opts::new(name, help), labels))
     }
 
     pub(super) fn histograms(
@@ -37,26 +39,9 @@ impl MetricRegistrar<'_> {
         name: &str,
         help: &str,
         labels: &[&str],
-        buckets: &Buckets,
+        buckets: &[f64],
     ) -> HistogramVec {
-        let options = HistogramOpts::new(name, help).buckets(buckets.bounds());
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         self.add(HistogramVec::new(options, labels))
-    }
-}
-
-/// Exponential buckets of a histogram.
-pub(super) struct Buckets {
-    /// Upper bound of the first one, in seconds or whatever is observed.
-    pub(super) first: f64,
-    /// Each bound over the one before.
-    pub(super) factor: f64,
-    /// How many there are.
-    pub(super) count: usize,
-}
-
-impl Buckets {
-    pub(super) fn bounds(&self) -> Vec<f64> {
-        prometheus::exponential_buckets(self.first, self.factor, self.count)
-            .expect("the range is valid")
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use hypercast_core::quantile::quantile;
+use hypercast_fm::metrics::{LogLossSums, calibration};
 
 /// Width of a bucket, in milliseconds.
 const BUCKET_MS: i64 = 5_000;
@@ -23,19 +24,12 @@ pub struct QualityWindow {
 #[derive(Debug, Clone, Copy, Default)]
 struct QualityBucket {
     from_ms: i64,
-    sum: QualitySums,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct QualitySums {
-    n: u64,
-    positives: u64,
-    log_loss: f64,
+    sums: LogLossSums,
     predicted: f64,
 }
 
 /// Quality of predictions whose outcomes are known.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LiveQuality {
     /// Number of outcomes.
     pub n: u64,
@@ -53,14 +47,11 @@ impl QualityWindow {
             if self.buckets.len() == BUCKETS {
                 self.buckets.pop_front();
             }
-            self.buckets.push_back(QualityBucket { from_ms, sum: QualitySums::default() });
+            self.buckets.push_back(QualityBucket { from_ms, ..QualityBucket::default() });
         }
         let bucket = self.buckets.back_mut().expect("one was pushed");
-        let p = f64::from(probability).clamp(1e-6, 1.0 - 1e-6);
-        bucket.sum.n += 1;
-        bucket.sum.positives += u64::from(happened);
-        bucket.sum.log_loss -= if happened { p.ln() } else { (1.0 - p).ln() };
-        bucket.sum.predicted += p;
+        bucket.sums.push(probability, happened);
+        bucket.predicted += f64::from(probability);
     }
 
     /// The quality over all buckets.
@@ -90,20 +81,14 @@ impl QualityWindow {
     }
 
     fn over(&self, buckets: std::ops::Range<usize>) -> LiveQuality {
-        let mut sum = QualitySums::default();
-        for bucket in self.buckets.range(buckets) {
-            sum.n += bucket.sum.n;
-            sum.positives += bucket.sum.positives;
-            sum.log_loss += bucket.sum.log_loss;
-            sum.predicted += bucket.sum.predicted;
-        }
-        let (n, positives) = (sum.n as f64, sum.positives as f64);
-        let rate = positives / n;
-        let entropy = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
+        let buckets = || self.buckets.range(buckets.clone());
+        let mut sums = LogLossSums::default();
+        buckets().for_each(|bucket| sums += bucket.sums);
+        let predicted = buckets().map(|bucket| bucket.predicted).sum();
         LiveQuality {
-            n: sum.n,
-            ne: (sum.positives > 0 && sum.positives < sum.n).then(|| sum.log_loss / n / entropy),
-            calibration: (sum.positives > 0).then(|| sum.predicted / positives),
+            n: sums.count,
+            ne: sums.normalized_entropy(),
+            calibration: calibration(predicted, sums.positives as f64),
         }
     }
 }
@@ -114,7 +99,8 @@ const KEPT: usize = 1024;
 /// The newest values of a measurement, and their number since the start.
 #[derive(Debug, Clone, Default)]
 pub struct RecentValues {
-    values: Vec<f64>,
+    /// The values that are kept.
+    pub(super) values: Vec<f64>,
     next: usize,
     /// Values since the start.
     pub count: u64,
@@ -130,11 +116,6 @@ impl RecentValues {
             self.values[self.next] = value;
             self.next = (self.next + 1) % KEPT;
         }
-    }
-
-    /// Number of values that are kept now.
-    pub fn kept(&self) -> usize {
-        self.values.len()
     }
 
     /// Quantiles of the kept values; none before the first value.

@@ -319,6 +319,19 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// A failure of the host.
+    pub(crate) fn internal(error: impl std::fmt::Display) -> Self {
+        Refusal::Internal(error.to_string())
+    }
+
+    /// Puts the place in the body in front of what is wrong with it.
+    pub(crate) fn at(self, place: &str) -> Self {
+        match self {
+            Refusal::BadRequest(why) => Refusal::BadRequest(format!("{place}: {why}")),
+            other => other,
+        }
+    }
+
     /// The HTTP status and the code for programs.
     pub fn code(&self) -> (u16, &'static str) {
         match self {

@@ -7,15 +7,15 @@ use std::{
 };
 
 use hypercast_data::{
-    dataset::{ContextFeatures, Impression},
+    dataset::ContextFeatures,
     features::{CandidateInput, RequestInput},
     schema::{Feature, FeatureKind, Schema, category_id},
 };
-use hypercast_fm::example::{Item, Outcome};
+use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 use hypercast_stream::events::check_time;
 use serde::{Deserialize, Serialize};
 
-use crate::request::api::{EventBody, RankCandidate, RankRequest, Refusal, RequestResult};
+use crate::request::api::{RankCandidate, RankRequest, Refusal, RequestResult};
 
 /// A feature's value in JSON: an id or number, or the text of a category.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,7 +35,8 @@ pub type NamedFeatures = BTreeMap<String, FeatureValue>;
 /// Converts requests with one schema.
 #[derive(Debug, Clone)]
 pub struct Converter {
-    schema: Arc<Schema>,
+    /// The schema that bodies are converted by.
+    pub(crate) schema: Arc<Schema>,
 }
 
 impl Converter {
@@ -58,8 +59,7 @@ impl Converter {
     ) -> RequestResult<RequestInput> {
         let surface = self.surface(&request.surface)?;
         check_time(time_ms).map_err(|why| Refusal::BadRequest(format!("time_ms: {why}")))?;
-        self.refuse_unknown(&request.context, &[&self.schema.context_features], "context")?;
-        let shared = Arc::new(self.context(&request.context, &NamedFeatures::new())?);
+        let shared = Arc::new(self.context_of(&request.context)?);
         let of_request = CandidateInput {
             item: 0,
             features: None,
@@ -90,27 +90,6 @@ impl Converter {
         })
     }
 
-    /// Converts an event with its outcome.
-    ///
-    /// # Errors
-    /// An unknown surface, action, value or feature name.
-    pub fn event(&self, event: &EventBody) -> RequestResult<Impression> {
-        let surface = self.surface(&event.surface)?;
-        let outcome = self.outcome(&event.actions, &event.values)?;
-        Ok(Impression {
-            request: event.request,
-            time_ms: event.time_ms,
-            outcome_ms: event.outcome_ms.unwrap_or(event.time_ms),
-            user: event.user,
-            item: event.item,
-            surface,
-            outcome,
-            context: self.context_of(&event.context)?,
-            truth: Vec::new(),
-            history_only: false,
-        })
-    }
-
     /// A context by name, as a caller would send it.
     pub fn named(&self, context: &ContextFeatures) -> NamedFeatures {
         let (mut ids, mut dense) = (context.ids.iter(), context.dense.iter());
@@ -122,43 +101,49 @@ impl Converter {
         features.filter_map(|feature| Some((feature.name.clone(), value(feature.kind)?))).collect()
     }
 
-    /// The schema that bodies are converted by.
-    pub(crate) fn schema(&self) -> &Schema {
-        &self.schema
-    }
-
-    /// The bit of an action.
-    pub(crate) fn action(&self, name: &str) -> RequestResult<usize> {
-        let known = &self.schema.actions;
-        self.schema.action(name).ok_or_else(|| unknown("action", name, known))
-    }
-
-    /// The index of a real-valued outcome.
-    pub(crate) fn value(&self, name: &str) -> RequestResult<usize> {
-        self.schema.value(name).ok_or_else(|| unknown("value", name, &self.schema.values))
-    }
-
-    /// The context features of an impression.
+    /// The context features of a request or an impression.
     pub(crate) fn context_of(&self, named: &NamedFeatures) -> RequestResult<ContextFeatures> {
-        self.refuse_unknown(named, &[&self.schema.context_features], "context")?;
-        self.context(named, &NamedFeatures::new())
+        refuse_unknown(named, &[&self.schema.context_features])
+            .map_err(|refusal| refusal.at("context"))?;
+        self.context(&[named])
     }
 
-    /// The features of an item or user, with 0 for missing ones.
+    /// All features of an item or user. They must be complete, because stored features are not
+    /// available here.
     pub(crate) fn entity_columns(
         &self,
         features: &[Feature],
         named: &NamedFeatures,
     ) -> RequestResult<(Vec<u64>, Vec<f32>)> {
-        if let Some(name) = named.keys().find(|name| features.iter().all(|f| f.name != **name)) {
-            let known: Vec<String> = features.iter().map(|feature| feature.name.clone()).collect();
-            return Err(unknown("feature", name, &known));
+        if let Some(missing) = features.iter().find(|feature| !named.contains_key(&feature.name)) {
+            let what = format!("feature {:?} is missing; send all of them", missing.name);
+            return Err(Refusal::BadRequest(what));
         }
-        let (sent_ids, sent_dense) = self.columns(features, &[named])?;
+        refuse_unknown(named, &[features])?;
         let (mut ids, mut dense) = (Vec::new(), Vec::new());
-        overlay(&mut ids, sent_ids, 0);
-        overlay(&mut dense, sent_dense, 0.0);
+        fill(features, &[named], &mut ids, &mut dense)?;
         Ok((ids, dense))
+    }
+
+    /// An outcome by name; actions and values that are missing are unknown.
+    pub(crate) fn outcome(
+        &self,
+        actions: &BTreeMap<String, bool>,
+        values: &BTreeMap<String, f32>,
+    ) -> RequestResult<Outcome> {
+        let schema = &self.schema;
+        let mut outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
+        for (name, &happened) in actions {
+            let bit =
+                schema.action(name).ok_or_else(|| unknown("action", name, &schema.actions))?;
+            outcome.known |= 1 << bit;
+            outcome.actions |= u32::from(happened) << bit;
+        }
+        for (name, &value) in values {
+            let at = schema.value(name).ok_or_else(|| unknown("value", name, &schema.values))?;
+            outcome.values[at] = value;
+        }
+        Ok(outcome)
     }
 
     pub(crate) fn surface(&self, name: &str) -> RequestResult<u16> {
@@ -176,113 +161,83 @@ impl Converter {
         known: &impl Fn(u64) -> Option<Arc<Item>>,
     ) -> RequestResult<CandidateInput> {
         let schema = &self.schema;
-        let place = format!("candidate {}", candidate.id);
-        self.refuse_unknown(
-            &candidate.features,
-            &[&schema.item_features, &schema.context_features],
-            &place,
-        )?;
-        let own = schema
-            .item_features
-            .iter()
-            .any(|feature| candidate.features.contains_key(&feature.name));
-        let features =
-            own.then(|| self.item(candidate, known(candidate.id)).map(Arc::new)).transpose()?;
+        refuse_unknown(&candidate.features, &[&schema.item_features, &schema.context_features])
+            .map_err(|refusal| refusal.at(&format!("candidate {}", candidate.id)))?;
+        let mut features = None;
+        if schema.item_features.iter().any(|own| candidate.features.contains_key(&own.name)) {
+            // Those in the request, else the stored ones, else 0.
+            let mut item = known(candidate.id).map(Arc::unwrap_or_clone).unwrap_or_default();
+            item.id = candidate.id;
+            let sent = [&candidate.features];
+            fill(&schema.item_features, &sent, &mut item.ids, &mut item.dense)?;
+            features = Some(Arc::new(item));
+        }
         Ok(CandidateInput {
             item: candidate.id,
             features,
-            context: Arc::new(self.context(context, &candidate.features)?),
+            // The candidate's own come before those of its request.
+            context: Arc::new(self.context(&[&candidate.features, context])?),
             outcome: Outcome::UNKNOWN,
             truth: Vec::new(),
         })
     }
 
-    /// The item's features: those in the request, else the stored ones, else 0.
-    fn item(&self, candidate: &RankCandidate, known: Option<Arc<Item>>) -> RequestResult<Item> {
-        let mut item = known.map_or_else(Item::default, |item| (*item).clone());
-        item.id = candidate.id;
-        let (ids, dense) = self.columns(&self.schema.item_features, &[&candidate.features])?;
-        overlay(&mut item.ids, ids, 0);
-        overlay(&mut item.dense, dense, 0.0);
-        Ok(item)
-    }
-
-    /// Context features: the candidate's own before those of its request.
-    fn context(
-        &self,
-        request: &NamedFeatures,
-        candidate: &NamedFeatures,
-    ) -> RequestResult<ContextFeatures> {
-        let (ids, dense) = self.columns(&self.schema.context_features, &[candidate, request])?;
+    fn context(&self, from: &[&NamedFeatures]) -> RequestResult<ContextFeatures> {
         let mut context = ContextFeatures::default();
-        overlay(&mut context.ids, ids, 0);
-        overlay(&mut context.dense, dense, 0.0);
+        fill(&self.schema.context_features, from, &mut context.ids, &mut context.dense)?;
         Ok(context)
     }
+}
 
-    #[allow(
-        clippy::type_complexity,
-        reason = "two lists of optional columns read better than a type for them"
-    )]
-    fn columns(
-        &self,
-        features: &[Feature],
-        from: &[&NamedFeatures],
-    ) -> RequestResult<(Vec<Option<u64>>, Vec<Option<f32>>)> {
-        let (mut ids, mut dense) = (Vec::new(), Vec::new());
-        for feature in features {
-            let value = from.iter().find_map(|named| named.get(&feature.name));
-            let wrong = |wants| {
-                Refusal::BadRequest(format!(
-                    "feature {:?} is {value:?}; it takes {wants}",
-                    feature.name
-                ))
-            };
-            match (feature.kind, value) {
-                (FeatureKind::Categorical, None) => ids.push(None),
-                (FeatureKind::Dense, None) => dense.push(None),
-                (FeatureKind::Categorical, Some(FeatureValue::Id(id))) => ids.push(Some(*id)),
-                (FeatureKind::Categorical, Some(FeatureValue::Text(text))) => {
-                    ids.push(Some(category_id(text)))
-                }
-                (FeatureKind::Dense, Some(FeatureValue::Id(number))) => {
-                    dense.push(Some(*number as f32))
-                }
-                (FeatureKind::Dense, Some(FeatureValue::Number(number))) => {
-                    dense.push(Some(*number as f32))
-                }
-                (FeatureKind::Categorical, Some(_)) => return Err(wrong("an id or a text")),
-                (FeatureKind::Dense, Some(_)) => return Err(wrong("a number")),
+/// Sets columns to the first value that was sent; a column without one keeps its value, or becomes
+/// 0.
+fn fill(
+    features: &[Feature],
+    from: &[&NamedFeatures],
+    ids: &mut Vec<u64>,
+    dense: &mut Vec<f32>,
+) -> RequestResult<()> {
+    let count = |kind| features.iter().filter(|feature| feature.kind == kind).count();
+    ids.resize(count(FeatureKind::Categorical), 0);
+    dense.resize(count(FeatureKind::Dense), 0.0);
+    let (mut ids, mut dense) = (ids.iter_mut(), dense.iter_mut());
+    for Feature { name, kind, .. } in features {
+        let value = from.iter().find_map(|named| named.get(name));
+        let wrong =
+            |wants| Refusal::BadRequest(format!("feature {name:?} is {value:?}; it takes {wants}"));
+        match kind {
+            FeatureKind::Categorical => {
+                let column = ids.next().expect("one for each");
+                *column = match value {
+                    None => *column,
+                    Some(FeatureValue::Id(id)) => *id,
+                    Some(FeatureValue::Text(text)) => category_id(text),
+                    Some(FeatureValue::Number(_)) => return Err(wrong("an id or a text")),
+                };
+            }
+            FeatureKind::Dense => {
+                let column = dense.next().expect("one for each");
+                *column = match value {
+                    None => *column,
+                    Some(FeatureValue::Id(number)) => *number as f32,
+                    Some(FeatureValue::Number(number)) => *number as f32,
+                    Some(FeatureValue::Text(_)) => return Err(wrong("a number")),
+                };
             }
         }
-        Ok((ids, dense))
     }
+    Ok(())
+}
 
-    fn refuse_unknown(
-        &self,
-        named: &NamedFeatures,
-        features: &[&Vec<Feature>],
-        place: &str,
-    ) -> RequestResult<()> {
-        let known: Vec<&str> =
-            features.iter().flat_map(|list| list.iter().map(|f| f.name.as_str())).collect();
-        match named.keys().find(|name| !known.contains(&name.as_str())) {
-            Some(name) => Err(Refusal::BadRequest(format!(
-                "{place}: unknown feature {name:?}; there are {known:?}"
-            ))),
-            None => Ok(()),
-        }
+fn refuse_unknown(named: &NamedFeatures, features: &[&[Feature]]) -> RequestResult<()> {
+    let known: Vec<&str> =
+        features.iter().copied().flatten().map(|feature| feature.name.as_str()).collect();
+    match named.keys().find(|name| !known.contains(&name.as_str())) {
+        Some(name) => Err(unknown("feature", name, &known)),
+        None => Ok(()),
     }
 }
 
-fn unknown(what: &str, name: &str, known: &[String]) -> Refusal {
+fn unknown(what: &str, name: &str, known: &impl std::fmt::Debug) -> Refusal {
     Refusal::BadRequest(format!("unknown {what} {name:?}; there are {known:?}"))
-}
-
-/// Replaces columns by the values that were sent; a column that neither has becomes `blank`.
-fn overlay<T: Copy>(columns: &mut Vec<T>, sent: Vec<Option<T>>, blank: T) {
-    columns.resize(sent.len(), blank);
-    for (column, sent) in columns.iter_mut().zip(sent) {
-        *column = sent.unwrap_or(*column);
-    }
 }

@@ -1,15 +1,11 @@
 //! Converts bodies of `POST /v1/events` into records of the events stream. Refusals name the list
 //! and the index of the wrong element.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use hypercast_config::Config;
-use hypercast_core::shutdown::Shutdown;
-use hypercast_data::{
-    dataset::Impression,
-    schema::{Feature, Schema},
-};
-use hypercast_fm::example::{Item, MAX_VALUES, Outcome, User};
+use hypercast_data::{dataset::Impression, schema::Schema};
+use hypercast_fm::example::{Item, User};
 use hypercast_stream::{
     events::{
         ActionEvent, AppendReceipt, EventKind, EventWriter, ImpressionEvent, NewEvent, check_time,
@@ -19,29 +15,28 @@ use hypercast_stream::{
 };
 
 use crate::{
-    error::Result,
     metrics::Metrics,
     request::{
         api::{
             ActionBody, EntityBody, EventBody, EventsRequest, ImpressionBody, Refusal,
             RequestResult,
         },
-        convert::{Converter, NamedFeatures},
+        convert::Converter,
     },
 };
 
 /// Checks the bodies of `POST /v1/events`, converts them, counts them and appends them to the
 /// stream.
 pub struct EventIntake {
-    intake: EventWriter,
+    /// Appends to the stream.
+    pub(crate) writer: EventWriter,
     converter: Converter,
-    schema: Arc<Schema>,
     max_events: usize,
     metrics: Arc<Metrics>,
 }
 
 impl EventIntake {
-    /// Becomes the stream's writer with its first event, or with [`EventIntake::open`].
+    /// Becomes the stream's writer with its first event, or with [`EventWriter::open`].
     pub fn new(
         engine: Arc<dyn StreamEngine>,
         schema: Arc<Schema>,
@@ -49,21 +44,11 @@ impl EventIntake {
         metrics: Arc<Metrics>,
     ) -> EventIntake {
         EventIntake {
-            intake: EventWriter::new(engine, &config.join),
-            converter: Converter::new(schema.clone()),
-            schema,
+            writer: EventWriter::new(engine, &config.join),
+            converter: Converter::new(schema),
             max_events: config.server.max_events,
             metrics,
         }
-    }
-
-    /// Becomes the stream's writer.
-    ///
-    /// # Errors
-    /// As [`EventWriter::open`].
-    pub fn open(&self) -> Result<()> {
-        self.intake.open()?;
-        Ok(())
     }
 
     /// Appends the events of a body, all or none. They are durable when it returns.
@@ -76,22 +61,15 @@ impl EventIntake {
         if given > self.max_events {
             return Err(Refusal::TooMany { given, what: "events", most: self.max_events });
         }
-        let events = self.converter.new_events(request, self.intake.latest_ms())?;
+        let events = self.converter.new_events(request, self.writer.latest_ms())?;
         let impressions: Vec<(u16, u64)> =
             events.iter().filter_map(NewEvent::impressions).collect();
-        let taken = self
-            .intake
-            .append(events, given)
-            .map_err(|error| Refusal::Internal(error.to_string()))?;
+        let taken = self.writer.append(events, given).map_err(Refusal::internal)?;
         for (surface, count) in impressions {
-            self.metrics.events(&self.schema.surfaces[usize::from(surface)], count);
+            let surface = &self.converter.schema.surfaces[usize::from(surface)];
+            self.metrics.events.with_label_values(&[surface]).inc_by(count);
         }
         Ok(taken)
-    }
-
-    /// Appends ticks until `stop`, as [`EventWriter::tick`].
-    pub fn tick(&self, stop: &Shutdown) {
-        self.intake.tick(stop);
     }
 }
 
@@ -110,38 +88,35 @@ impl Converter {
         latest_ms: i64,
     ) -> RequestResult<Vec<NewEvent>> {
         let mut new_events = Vec::with_capacity(request.len() + 1);
-        for (at, item) in request.items.iter().enumerate() {
-            new_events.push(placed("items", at, self.item_event(item))?);
-        }
-        for (at, user) in request.users.iter().enumerate() {
-            new_events.push(placed("users", at, self.user_event(user))?);
-        }
-        for (at, body) in request.impressions.iter().enumerate() {
-            let made = in_time(body.time_ms, latest_ms).and_then(|()| self.shown(body));
-            new_events.push(placed("impressions", at, made)?);
-        }
-        for (at, body) in request.events.iter().enumerate() {
-            let known_ms = body.outcome_ms.unwrap_or(body.time_ms);
-            let made = in_time(body.time_ms, latest_ms)
-                .and_then(|()| in_time(known_ms, latest_ms))
-                .and_then(|()| self.whole(body));
-            let whole = placed("events", at, made)?;
+        new_events.extend(each("items", &request.items, |body| self.item_event(body))?);
+        new_events.extend(each("users", &request.users, |body| self.user_event(body))?);
+        new_events.extend(each("impressions", &request.impressions, |body| {
+            in_time(body.time_ms, latest_ms)?;
+            self.shown(body)
+        })?);
+        let wholes = each("events", &request.events, |body| {
+            in_time(body.time_ms, latest_ms)?;
+            in_time(body.outcome_ms.unwrap_or(body.time_ms), latest_ms)?;
+            self.whole(body)
+        })?;
+        for (id, whole) in request.events.iter().map(|body| body.id).zip(wholes) {
             match new_events.last_mut() {
                 Some(NewEvent { id: None, kind: EventKind::CompleteRequest(rows) })
-                    if body.id.is_none() && same_request(&rows[0], &whole) =>
+                    if id.is_none() && same_request(&rows[0], &whole) =>
                 {
                     rows.push(whole);
                 }
-                _ => new_events
-                    .push(NewEvent { id: body.id, kind: EventKind::CompleteRequest(vec![whole]) }),
+                _ => {
+                    new_events.push(NewEvent { id, kind: EventKind::CompleteRequest(vec![whole]) });
+                }
             }
         }
-        for (at, body) in request.actions.iter().enumerate() {
-            let made = in_time(body.time_ms, latest_ms).and_then(|()| self.reaction(body));
-            new_events.push(placed("actions", at, made)?);
-        }
+        new_events.extend(each("actions", &request.actions, |body| {
+            in_time(body.time_ms, latest_ms)?;
+            self.reaction(body)
+        })?);
         if let Some(time_ms) = request.clock_ms {
-            in_time(time_ms, latest_ms).map_err(|refusal| prefixed("clock_ms", refusal))?;
+            in_time(time_ms, latest_ms).map_err(|refusal| refusal.at("clock_ms"))?;
             new_events.push(NewEvent { id: None, kind: EventKind::Tick { time_ms } });
         }
         Ok(new_events)
@@ -157,7 +132,18 @@ impl Converter {
     }
 
     fn whole(&self, body: &EventBody) -> RequestResult<Impression> {
-        let mut impression = self.event(body)?;
+        let mut impression = Impression {
+            request: body.request,
+            time_ms: body.time_ms,
+            outcome_ms: body.outcome_ms.unwrap_or(body.time_ms),
+            user: body.user,
+            item: body.item,
+            surface: self.surface(&body.surface)?,
+            outcome: self.outcome(&body.actions, &body.values)?,
+            context: self.context_of(&body.context)?,
+            truth: Vec::new(),
+            history_only: false,
+        };
         impression.request = request_of(body.request, body.id, &impression)?;
         Ok(impression)
     }
@@ -175,48 +161,15 @@ impl Converter {
         })
     }
 
-    /// An outcome by name; actions and values that are missing are unknown.
-    pub(crate) fn outcome(
-        &self,
-        actions: &BTreeMap<String, bool>,
-        values: &BTreeMap<String, f32>,
-    ) -> RequestResult<Outcome> {
-        let mut outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
-        for (name, &happened) in actions {
-            let bit = self.action(name)?;
-            outcome.known |= 1 << bit;
-            outcome.actions |= u32::from(happened) << bit;
-        }
-        for (name, &value) in values {
-            outcome.values[self.value(name)?] = value;
-        }
-        Ok(outcome)
-    }
-
     fn item_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
-        let (ids, dense) = self.whole_columns(&self.schema().item_features, &body.features)?;
+        let (ids, dense) = self.entity_columns(&self.schema.item_features, &body.features)?;
         let item = Item { id: body.id, ids, dense, ..Item::default() };
         Ok(NewEvent { id: None, kind: EventKind::Item(item) })
     }
 
     fn user_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
-        let (ids, dense) = self.whole_columns(&self.schema().user_features, &body.features)?;
+        let (ids, dense) = self.entity_columns(&self.schema.user_features, &body.features)?;
         Ok(NewEvent { id: None, kind: EventKind::User(User { id: body.id, ids, dense }) })
-    }
-
-    /// All features of an item or user. They must be complete, because stored features are not
-    /// available here.
-    fn whole_columns(
-        &self,
-        features: &[Feature],
-        named: &NamedFeatures,
-    ) -> RequestResult<(Vec<u64>, Vec<f32>)> {
-        let missing = features.iter().find(|feature| !named.contains_key(&feature.name));
-        if let Some(Feature { name, .. }) = missing {
-            let what = format!("feature {name:?} is missing; send all of them");
-            return Err(Refusal::BadRequest(what));
-        }
-        self.entity_columns(features, named)
     }
 }
 
@@ -226,10 +179,9 @@ fn request_of(
     id: Option<u64>,
     content: &impl serde::Serialize,
 ) -> RequestResult<u64> {
-    let given = Some(request).filter(|&request| request != 0).or(id);
-    match given {
+    match Some(request).filter(|&request| request != 0).or(id) {
         Some(given) => Ok(given),
-        None => content_id(content).map_err(|error| Refusal::Internal(error.to_string())),
+        None => content_id(content).map_err(Refusal::internal),
     }
 }
 
@@ -249,15 +201,16 @@ fn in_time(time_ms: i64, latest_ms: i64) -> RequestResult<()> {
     )))
 }
 
-fn placed<T>(list: &str, at: usize, made: RequestResult<T>) -> RequestResult<T> {
-    made.map_err(|refusal| prefixed(&format!("{list}[{at}]"), refusal))
-}
-
-fn prefixed(place: &str, refusal: Refusal) -> Refusal {
-    match refusal {
-        Refusal::BadRequest(why) => Refusal::BadRequest(format!("{place}: {why}")),
-        other => other,
-    }
+/// Converts the elements of a list; a refusal names the list and the index.
+fn each<B, T>(
+    list: &str,
+    bodies: &[B],
+    convert: impl Fn(&B) -> RequestResult<T>,
+) -> RequestResult<Vec<T>> {
+    let placed = |at: usize, made: RequestResult<T>| {
+        made.map_err(|refusal| refusal.at(&format!("{list}[{at}]")))
+    };
+    bodies.iter().enumerate().map(|(at, body)| placed(at, convert(body))).collect()
 }
 
 /// Refuses a request id that JSON would round.
@@ -275,7 +228,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use hypercast_data::schema::{FeatureKind, Schema};
+    use hypercast_data::schema::{Feature, FeatureKind};
 
     fn converter() -> Converter {
         let schema = Schema {

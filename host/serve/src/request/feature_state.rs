@@ -5,7 +5,6 @@
 
 use std::{
     ops::Range,
-    path::Path,
     sync::{Arc, RwLock, RwLockReadGuard},
     time::Duration,
 };
@@ -41,13 +40,14 @@ const IDLE: Duration = Duration::from_millis(100);
 pub(crate) struct LiveFeatures {
     state: RwLock<FeatureState>,
     /// Position of the next outcome.
-    applied: watch::Sender<u64>,
+    pub(super) applied: watch::Sender<u64>,
     metrics: Arc<Metrics>,
 }
 
 /// Applies new outcomes to the state, and saves it.
 pub(crate) struct FeatureFollower {
-    live: Arc<LiveFeatures>,
+    /// The state that it updates.
+    pub(super) live: Arc<LiveFeatures>,
     engine: Arc<dyn StreamEngine>,
     reader: Box<dyn Reader>,
     folder: StateDir,
@@ -68,11 +68,6 @@ impl LiveFeatures {
     /// Locks the state for reading.
     pub(crate) fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
         self.state.read().expect("no writer panics")
-    }
-
-    /// Watches the position of the next outcome.
-    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
-        self.applied.subscribe()
     }
 
     fn apply(&self, stored: &[StreamRecord]) -> Result<()> {
@@ -155,11 +150,6 @@ impl FeatureFollower {
         Ok(follower)
     }
 
-    /// The state that it updates.
-    pub(crate) fn live(&self) -> Arc<LiveFeatures> {
-        self.live.clone()
-    }
-
     /// Follows until a stop is requested, then saves the state. It retries while the stream engine
     /// is away.
     pub(crate) fn run(mut self, stop: &Shutdown) {
@@ -193,12 +183,9 @@ impl FeatureFollower {
         let position = self.position();
         let state = self.live.state().saved();
         let saved = SavedLiveState { position, world: self.world.clone(), state };
-        match self.folder.write(&saved) {
-            Ok(()) => self.saved_at = position,
-            Err(error) => {
-                self.saved_at = position;
-                tracing::warn!(%error, "the live state is not saved; the next start takes longer");
-            }
+        self.saved_at = position;
+        if let Err(error) = self.folder.write(&saved) {
+            tracing::warn!(%error, "the live state is not saved; the next start takes longer");
         }
     }
 }
@@ -211,26 +198,17 @@ fn begin(
     dataset: &Dataset,
     config: &Config,
 ) -> Result<(FeatureState, u64)> {
-    let fits = |saved: &SavedLiveState| {
-        saved.world == world && (kept.start..=kept.end).contains(&saved.position)
-    };
-    let saved = match folder.read::<SavedLiveState>() {
-        Ok(Some(saved)) if fits(&saved) => Some(saved),
-        Ok(None) => None,
-        Ok(Some(saved)) => {
-            let dir: &Path = folder.dir();
-            tracing::warn!(dir = %dir.display(), position = saved.position, "the saved live state is of another data set or stream; starting from the data set");
-            None
+    let saved = folder.read::<SavedLiveState>().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the saved live state cannot be read; starting from the data set");
+        None
+    });
+    if let Some(SavedLiveState { position, world: of, state: saved }) = saved {
+        if of == world && (kept.start..=kept.end).contains(&position) {
+            let mut state = FeatureState::new(dataset, config.features);
+            state.restore(saved)?;
+            return Ok((state, position));
         }
-        Err(error) => {
-            tracing::warn!(%error, "the saved live state cannot be read; starting from the data set");
-            None
-        }
-    };
-    if let Some(saved) = saved {
-        let mut state = FeatureState::new(dataset, config.features);
-        state.restore(saved.state)?;
-        return Ok((state, saved.position));
+        tracing::warn!(dir = %folder.dir().display(), position, "the saved live state is of another data set or stream; starting from the data set");
     }
     if kept.start > 0 {
         return Err(Error::invalid(format!(

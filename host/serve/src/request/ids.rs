@@ -23,13 +23,6 @@ pub struct RequestIds {
 }
 
 impl RequestIds {
-    /// A generator for this process.
-    pub fn new() -> Self {
-        // The standard library seeds its maps randomly for each process.
-        let process = RandomState::new().hash_one(std::process::id()) & ((1 << BITS) - 1);
-        Self { process, last: AtomicU64::new(0) }
-    }
-
     /// The next id.
     pub fn next(&self) -> u64 {
         let second = (now_ms() / 1000 - EPOCH_S).clamp(1, (1 << 29) - 1) as u64;
@@ -43,7 +36,9 @@ impl RequestIds {
 
 impl Default for RequestIds {
     fn default() -> Self {
-        Self::new()
+        // The standard library seeds its maps randomly for each process.
+        let process = RandomState::new().hash_one(std::process::id()) & ((1 << BITS) - 1);
+        Self { process, last: AtomicU64::new(0) }
     }
 }
 
@@ -53,7 +48,7 @@ mod tests {
 
     #[test]
     fn ids_of_a_process_differ_even_where_many_come_at_once() {
-        let ids = RequestIds::new();
+        let ids = RequestIds::default();
         let made: std::collections::BTreeSet<u64> = (0..20_000).map(|_| ids.next()).collect();
         assert_eq!(made.len(), 20_000);
         assert!(made.iter().all(|&id| id > 0 && id < 1 << 53));

@@ -12,9 +12,9 @@ use std::{
 };
 
 use hypercast_core::clock::now_ms;
-use hypercast_data::{dataset::Dataset, features::RequestInput, schema::Schema};
-use hypercast_expert::{ExpertPredictions, RankOutcome, ServedExpert, wasm::contract};
-use hypercast_fm::{example::Example, inference::FmOutput, spec::TaskSpec};
+use hypercast_data::{dataset::Dataset, features::RequestInput};
+use hypercast_expert::{ExpertPredictions, RankOutcome, ServedExpert};
+use hypercast_fm::{example::Example, inference::FmOutput};
 use hypercast_stream::{registry::schema_hash, streams::StreamEngine};
 use tokio::runtime::Handle;
 
@@ -22,8 +22,8 @@ use crate::{
     error::Result,
     http::reload::Settings,
     metrics::{
-        Metrics, RankedByArm, RankedRequest, STAGES,
-        prediction_log::{ArmPredictions, PredictionLog, ShownItems},
+        Metrics, STAGES,
+        prediction_log::{ArmPredictions, PredictionLog},
     },
     request::{
         api::{
@@ -34,7 +34,7 @@ use crate::{
         ids::RequestIds,
         streams::EventStreams,
     },
-    request_log::{RequestLog, RequestToLog},
+    request_log::{RecordedRequest, RequestLog},
     versions::{
         serving_set::{ExpertArm, ServedFm, ServingModels, ServingSet},
         shadow::{ShadowQueue, ShadowRequest, ShadowWorker, of_fm},
@@ -44,27 +44,19 @@ use crate::{
 /// Everything that a rank request needs besides the models.
 pub struct RankingService {
     settings: Arc<Settings>,
-    schema: Arc<Schema>,
-    converter: Converter,
-    streams: Arc<EventStreams>,
-    models: Arc<ServingModels>,
-    predictions: Arc<PredictionLog>,
+    /// Converts bodies, by the data set's schema.
+    pub(crate) converter: Converter,
+    /// The streams of events and outcomes.
+    pub(crate) streams: EventStreams,
+    /// The versions that serve.
+    pub(crate) models: Arc<ServingModels>,
+    /// Predictions that wait for their outcomes.
+    pub(crate) predictions: Arc<PredictionLog>,
     shadows: ShadowQueue,
     metrics: Arc<Metrics>,
     requests: RequestIds,
     request_log: RequestLog,
-}
-
-/// What the service shares with the rest of the process.
-pub struct RankingContext {
-    /// The configuration, which a reload may change.
-    pub settings: Arc<Settings>,
-    /// The versions that serve.
-    pub models: Arc<ServingModels>,
-    /// Counts requests.
-    pub metrics: Arc<Metrics>,
-    /// The runtime from which shadows call FMs in other processes.
-    pub handle: Handle,
+    schema_hash: String,
 }
 
 /// A request with its features, and the versions that answer it.
@@ -88,39 +80,25 @@ impl Fetched {
     }
 }
 
-/// The answer of the FM's tier.
-pub struct FmAnswer {
-    /// The output, or why there is none.
-    pub output: RequestResult<Arc<FmOutput>>,
-    /// Time until the answer, waiting included.
-    pub took: Duration,
-}
-
-/// Why an answer is degraded.
-struct Degradation {
-    /// The metric's label.
-    cause: &'static str,
-    /// The text for the caller.
-    reason: String,
-}
-
 /// Time spent in each of [`STAGES`].
 type StageTimes = [Duration; STAGES.len()];
 
 impl RankingService {
-    /// Loads the feature state and starts the streams.
+    /// Loads the feature state and starts the streams. Shadows call FMs in other processes from the
+    /// runtime of `handle`.
     ///
     /// # Errors
     /// Streams that cannot be read, or written by this process.
-    pub fn load(
-        context: RankingContext,
+    pub(crate) fn load(
+        settings: Arc<Settings>,
+        models: Arc<ServingModels>,
+        metrics: Arc<Metrics>,
+        handle: Handle,
         dataset: &Dataset,
         engine: Arc<dyn StreamEngine>,
     ) -> Result<Self> {
-        let RankingContext { settings, models, metrics, handle } = context;
         let config = &*settings.now();
-        let schema = dataset.schema.clone();
-        let streams = Arc::new(EventStreams::start(engine, config, dataset, metrics.clone())?);
+        let streams = EventStreams::start(engine, config, dataset, metrics.clone())?;
         let predictions = Arc::new(PredictionLog::new(config.server.served_predictions));
         let shadows = ShadowQueue::start(ShadowWorker {
             share: config.server.shadow_share,
@@ -130,40 +108,24 @@ impl RankingService {
             log: predictions.clone(),
             metrics: metrics.clone(),
         })?;
-        let counted = metrics.clone();
+        let counted = metrics.request_log.clone();
         let request_log = RequestLog::start(
             &config.paths.state.join("recorded"),
-            schema_hash(&schema),
             &config.recorded,
-            move |what| counted.request_logged(what),
+            move |what| counted.with_label_values(&[what]).inc(),
         )?;
         Ok(Self {
-            converter: Converter::new(schema.clone()),
+            converter: Converter::new(dataset.schema.clone()),
             settings,
-            schema,
             streams,
             models,
             predictions,
             shadows,
             metrics,
-            requests: RequestIds::new(),
+            requests: RequestIds::default(),
             request_log,
+            schema_hash: schema_hash(&dataset.schema),
         })
-    }
-
-    /// The versions that serve.
-    pub fn models(&self) -> &ServingModels {
-        &self.models
-    }
-
-    /// Predictions that wait for their outcomes.
-    pub fn predictions(&self) -> &PredictionLog {
-        &self.predictions
-    }
-
-    /// The data set's schema.
-    pub fn schema(&self) -> &Schema {
-        &self.schema
     }
 
     /// Fetches the current features of a request, for FM and expert.
@@ -171,13 +133,18 @@ impl RankingService {
     /// # Errors
     /// The request is wrong.
     pub fn fetch(&self, request: &RankRequest) -> RequestResult<Fetched> {
-        self.check_size(request)?;
+        let (given, most) = (request.candidates.len(), self.settings.now().server.max_candidates);
+        match given {
+            0 => return Err(Refusal::NoCandidates),
+            _ if given > most => return Err(Refusal::TooMany { given, what: "candidates", most }),
+            _ => {}
+        }
         let start = Instant::now();
         let time_ms = request.time_ms.unwrap_or_else(now_ms);
         check_request(request.request)?;
         let id = request.request.unwrap_or_else(|| self.requests.next());
         let set = self.models.set();
-        let state = self.streams.state();
+        let state = self.streams.live.state();
         let input: RequestInput =
             self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
         let unknown_items = input
@@ -201,42 +168,47 @@ impl RankingService {
         &self,
         request: &RankRequest,
         fetched: &Fetched,
-        fm: FmAnswer,
+        fm: RequestResult<Arc<FmOutput>>,
+        fm_took: Duration,
     ) -> RequestResult<RankAnswer> {
         let example = &fetched.example[0];
         let limit = request.limit.unwrap_or(usize::MAX).clamp(1, example.targets.len());
-        let output = fm.output.as_deref().ok();
-        let ranked = fetched.arm.as_ref().map(|(arm, expert)| {
+        let output = fm.as_deref().ok();
+        let arm = fetched.arm.as_ref().map(|(arm, _)| &**arm);
+        let served = fetched.arm.as_ref().map(|(arm, expert)| {
             let (outcome, spent) = expert.serve(example, arm.tae(rows(output)), limit);
-            (arm, outcome, spent)
+            arm.count(&outcome, spent);
+            (outcome, spent)
         });
-        let arm = ranked.as_ref().map(|(arm, outcome, spent)| RankedByArm {
-            arm,
-            outcome,
-            spent: *spent,
-        });
-        let spent = arm.map(|arm| arm.spent).unwrap_or_default();
-        let times = [fetched.took, fm.took, spent.network, spent.wasm];
-        let outcome = arm.map(|arm| arm.outcome);
-        let degradation = self.degradation(example, &fm, outcome);
-        let ranking = match (outcome, &fm.output) {
-            (Some(RankOutcome::Ranked { ranked, predictions }), _) => {
-                Ok(expert_ranking(example, ranked, predictions))
+        let (outcome, spent) = served.unzip();
+        let spent = spent.unwrap_or_default();
+        let times = [fetched.took, fm_took, spent.network, spent.wasm];
+        let surface = &self.converter.schema.surfaces[usize::from(example.surface)];
+        let (cause, reason) = degradation(surface, &fm, outcome.as_ref()).unzip();
+        let by_expert = match &outcome {
+            Some(RankOutcome::Ranked { ranked, predictions }) => {
+                let places = ranked.iter().map(|place| (place.candidate as usize, place.score));
+                Some((places.collect::<Vec<_>>(), by_task(predictions)))
             }
-            (_, Ok(output)) => Ok(fm_ranking(example, fetched.fm().tasks(), output, limit)),
-            (_, Err(refusal)) => Err(refusal.clone()),
+            _ => None,
         };
-        self.metrics.ranked(RankedRequest {
-            surface: &self.schema.surfaces[usize::from(example.surface)],
-            arm,
-            fm: fetched.fm().version(),
-            degraded: degradation.as_ref().map(|degradation| degradation.cause),
-            times,
-            took: ranking.is_ok().then(|| fetched.start.elapsed()),
-        });
-        let mut answer = RankAnswer {
+        let by_fm = fm.as_ref().map(|output| of_fm(fetched.fm(), output));
+        let ranking = match (&by_expert, &by_fm) {
+            (Some((places, tasks)), _) => Ok(ranking(example, places, tasks)),
+            (None, Ok(by_fm)) => {
+                let main = &by_fm.tasks[&fetched.fm().tasks()[0].name];
+                Ok(ranking(example, &best_first(main, limit), &by_fm.tasks))
+            }
+            (None, Err(refusal)) => Err((*refusal).clone()),
+        };
+        let took = ranking.is_ok().then(|| fetched.start.elapsed());
+        self.metrics.ranked(surface, arm, fetched.fm().version(), cause, times, took);
+        let ranking = ranking?;
+        let by_expert = by_expert.map(|(_, tasks)| tasks);
+        let explained = request.explain && self.settings.now().server.explain;
+        let answer = RankAnswer {
             request: example.request,
-            ranking: ranking?,
+            ranking,
             fm_version: fetched.fm().version().to_owned(),
             expert: fetched.arm.as_ref().map(|(arm, expert)| AnsweringExpert {
                 name: arm.name.clone(),
@@ -244,60 +216,25 @@ impl RankingService {
                 version: arm.version.clone(),
                 arm: arm.label.clone(),
             }),
-            degraded: degradation.is_some(),
-            reason: degradation.map(|degradation| degradation.reason),
+            degraded: cause.is_some(),
+            reason,
             new_user: example.history.is_empty(),
             unknown_items: fetched.unknown_items.clone(),
-            explain: None,
+            explain: explained.then(|| Explanation {
+                expert: by_expert.clone().unwrap_or_default(),
+                fm: of_fm(fetched.fm(), output.unwrap_or(&FmOutput::default())).tasks,
+                shadows: shadows(fetched, output),
+                stages_us: stages_us(fetched, times),
+            }),
         };
-        self.keep_predictions(fetched, output, outcome);
-        self.log_request(fetched, fm.output.as_ref().ok(), &answer);
-        if request.explain && self.settings.now().server.explain {
-            answer.explain = Some(explain(fetched, output, outcome, times));
-        }
-        Ok(answer)
-    }
-
-    /// Why the answer is degraded, if it is.
-    fn degradation(
-        &self,
-        example: &Example,
-        fm: &FmAnswer,
-        outcome: Option<&RankOutcome>,
-    ) -> Option<Degradation> {
-        let (cause, reason) = match (outcome, &fm.output) {
-            (Some(RankOutcome::Ranked { .. }), Ok(_)) => return None,
-            (Some(RankOutcome::Ranked { .. }), Err(refusal)) => {
-                ("no_fm", format!("ranked without the FM's embedding: {refusal}"))
-            }
-            (Some(RankOutcome::Degraded(fault)), _) => (fault.cause.label(), fault.to_string()),
-            (None, _) => {
-                let surface = &self.schema.surfaces[usize::from(example.surface)];
-                ("no_expert", format!("no expert serves surface {surface:?}"))
-            }
-        };
-        Some(Degradation { cause, reason })
-    }
-
-    /// Keeps the predictions of expert and FM until the outcomes are known.
-    fn keep_predictions(
-        &self,
-        fetched: &Fetched,
-        fm: Option<&FmOutput>,
-        outcome: Option<&RankOutcome>,
-    ) {
-        let example = &fetched.example[0];
         let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
-        let shown = ShownItems { request: example.request, items: &items };
-        if let (Some((arm, _)), Some(RankOutcome::Ranked { predictions, .. })) =
-            (&fetched.arm, outcome)
-        {
-            let tasks = by_task(predictions);
-            self.predictions.keep(shown, ArmPredictions { arm: arm.label.clone(), tasks });
+        let keep = |predicted| self.predictions.keep(example.request, &items, predicted);
+        if let (Some(arm), Some(tasks)) = (arm, by_expert) {
+            keep(ArmPredictions { arm: arm.label.clone(), tasks });
         }
-        if let Some(output) = fm {
-            self.predictions.keep(shown, of_fm(fetched.fm(), output));
-        }
+        by_fm.into_iter().for_each(keep);
+        self.log_request(fetched, fm.as_ref().ok(), &answer);
+        Ok(answer)
     }
 
     /// Offers the request to the request log if it is in the sample.
@@ -305,30 +242,25 @@ impl RankingService {
         if !self.request_log.wants(answer.request) {
             return;
         }
-        let fm = fetched.fm();
-        let kept = self.request_log.offer(RequestToLog {
-            example: fetched.example.clone(),
+        let (schema, example) = (self.schema_hash.clone(), fetched.example.clone());
+        let (fm, output) = (fetched.fm().clone(), output.cloned());
+        let arm = fetched.arm.as_ref().map_or_else(String::new, |(arm, _)| arm.label.clone());
+        let (at_ms, degraded) = (now_ms(), answer.degraded);
+        let ranking = answer.ranking.iter().map(|place| (place.id, place.score)).collect();
+        let kept = self.request_log.offer(move || RecordedRequest {
+            schema,
+            at_ms,
+            example: example[0].clone(),
             fm: fm.version().to_owned(),
             tae_dim: fm.manifest().config.tae_width(),
-            output: output.cloned(),
-            arm: fetched.arm.as_ref().map_or_else(String::new, |(arm, _)| arm.label.clone()),
-            degraded: answer.degraded,
-            ranking: answer.ranking.iter().map(|place| (place.id, place.score)).collect(),
-            at_ms: now_ms(),
+            tae: output.map(|output| output.tae.to_vec()).unwrap_or_default(),
+            arm,
+            degraded,
+            ranking,
         });
         if !kept {
-            self.metrics.request_logged("dropped");
+            self.metrics.request_log.with_label_values(&["dropped"]).inc();
         }
-    }
-
-    /// The streams of events and outcomes.
-    pub fn streams(&self) -> &Arc<EventStreams> {
-        &self.streams
-    }
-
-    /// Stops the streams and saves their state.
-    pub fn stop(&self) {
-        self.streams.stop();
     }
 
     /// Does the work that need not delay the answer.
@@ -339,68 +271,70 @@ impl RankingService {
         }
         self.shadows.offer(seen);
     }
+}
 
-    fn check_size(&self, request: &RankRequest) -> RequestResult<()> {
-        let (given, most) = (request.candidates.len(), self.settings.now().server.max_candidates);
-        match given {
-            0 => Err(Refusal::NoCandidates),
-            _ if given > most => Err(Refusal::TooMany { given, what: "candidates", most }),
-            _ => Ok(()),
+/// Why an answer is degraded, if it is: the metric's label, and the text for the caller.
+fn degradation(
+    surface: &str,
+    fm: &RequestResult<Arc<FmOutput>>,
+    outcome: Option<&RankOutcome>,
+) -> Option<(&'static str, String)> {
+    match (outcome, fm) {
+        (Some(RankOutcome::Ranked { .. }), Ok(_)) => None,
+        (Some(RankOutcome::Ranked { .. }), Err(refusal)) => {
+            Some(("no_fm", format!("ranked without the FM's embedding: {refusal}")))
         }
+        (Some(RankOutcome::Degraded(fault)), _) => Some((fault.cause.label(), fault.to_string())),
+        (None, _) => Some(("no_expert", format!("no expert serves surface {surface:?}"))),
     }
 }
 
-/// The fallback: sorted by the FM's first main task, best first.
-fn fm_ranking(example: &Example, tasks: &[TaskSpec], fm: &FmOutput, limit: usize) -> Vec<Ranked> {
-    let mut order: Vec<usize> = (0..example.targets.len()).collect();
-    let score = |row: usize| fm.main[row * tasks.len()];
-    order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+/// The fallback: candidates with the FM's scores, best first.
+fn best_first(scores: &[f32], limit: usize) -> Vec<(usize, f32)> {
+    let mut order: Vec<(usize, f32)> = scores.iter().copied().enumerate().collect();
+    // The sort is stable: of equal candidates the first stays first.
+    order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     order.truncate(limit);
-    let ranked = |row: usize| Ranked {
-        id: example.targets[row].item.id,
-        score: score(row),
-        predictions: tasks
-            .iter()
-            .enumerate()
-            .map(|(task, spec)| (spec.name.clone(), fm.main[row * tasks.len() + task]))
-            .collect(),
-    };
-    order.into_iter().map(ranked).collect()
+    order
 }
 
-fn explain(
+/// Candidates in the order of `places`, with their scores and the predictions for them.
+fn ranking(
+    example: &Example,
+    places: &[(usize, f32)],
+    tasks: &BTreeMap<String, Vec<f32>>,
+) -> Vec<Ranked> {
+    let of = |row: usize| tasks.iter().map(move |(task, values)| (task.clone(), values[row]));
+    let id = |row: usize| example.targets[row].item.id;
+    places
+        .iter()
+        .map(|&(row, score)| Ranked { id: id(row), score, predictions: of(row).collect() })
+        .collect()
+}
+
+fn stages_us(fetched: &Fetched, times: StageTimes) -> BTreeMap<String, f64> {
+    let total = [("total", fetched.start.elapsed())];
+    let stages = STAGES.into_iter().zip(times).chain(total);
+    stages.map(|(stage, took)| (stage.to_owned(), took.as_secs_f64() * 1e6)).collect()
+}
+
+/// The predictions of the shadow experts, by name and task.
+fn shadows(
     fetched: &Fetched,
     fm: Option<&FmOutput>,
-    outcome: Option<&RankOutcome>,
-    times: StageTimes,
-) -> Explanation {
+) -> BTreeMap<String, BTreeMap<String, Vec<f32>>> {
     let example = &fetched.example[0];
-    let micros = |took: Duration| took.as_secs_f64() * 1e6;
-    let mut stages: BTreeMap<String, f64> =
-        STAGES.iter().zip(times).map(|(stage, took)| (stage.to_string(), micros(took))).collect();
-    stages.insert("total".into(), micros(fetched.start.elapsed()));
     // Shadows on another FM version are measured after the answer only.
     let asked = fetched.fm().version();
     let shadows = fetched.set.shadows(example.surface).iter().filter(|arm| arm.fm == asked);
-    let shadows =
-        shadows.filter_map(|arm| match arm.expert().predict(&[example], arm.tae(rows(fm))) {
-            Ok(predictions) => Some((arm.name.clone(), by_task(&predictions))),
-            Err(fault) => {
-                tracing::warn!(%fault, "a shadow expert failed; the request is not affected");
-                None
-            }
-        });
-    Explanation {
-        expert: match outcome {
-            Some(RankOutcome::Ranked { predictions, .. }) => by_task(predictions),
-            _ => BTreeMap::new(),
-        },
-        fm: fm.map(|output| of_fm(fetched.fm(), output).tasks).unwrap_or_else(|| {
-            fetched.fm().tasks().iter().map(|task| (task.name.clone(), Vec::new())).collect()
-        }),
-        shadows: shadows.collect(),
-        stages_us: stages,
-    }
+    let predict = |arm: &Arc<ExpertArm>| match arm.expert().predict(&[example], arm.tae(rows(fm))) {
+        Ok(predictions) => Some((arm.name.clone(), by_task(&predictions))),
+        Err(fault) => {
+            tracing::warn!(%fault, "a shadow expert failed; the request is not affected");
+            None
+        }
+    };
+    shadows.filter_map(predict).collect()
 }
 
 fn rows(fm: Option<&FmOutput>) -> Option<&[f32]> {
@@ -409,26 +343,4 @@ fn rows(fm: Option<&FmOutput>) -> Option<&[f32]> {
 
 pub(crate) fn by_task(predictions: &ExpertPredictions) -> BTreeMap<String, Vec<f32>> {
     predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone())).collect()
-}
-
-fn expert_ranking(
-    example: &Example,
-    ranked: &[contract::Ranked],
-    predictions: &ExpertPredictions,
-) -> Vec<Ranked> {
-    ranked
-        .iter()
-        .map(|place| {
-            let row = place.candidate as usize;
-            Ranked {
-                id: example.targets[row].item.id,
-                score: place.score,
-                predictions: predictions
-                    .tasks
-                    .iter()
-                    .map(|task| (task.task.clone(), task.values[row]))
-                    .collect(),
-            }
-        })
-        .collect()
 }

@@ -3,15 +3,14 @@
 //! state.
 
 use std::{
-    sync::{Arc, RwLockReadGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use hypercast_config::Config;
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::{dataset::Dataset, features::FeatureState};
+use hypercast_data::dataset::Dataset;
 use hypercast_stream::{
-    events::AppendReceipt,
     join::{JoinerPosition, Runner},
     streams::{StreamEngine, Topic},
 };
@@ -21,7 +20,6 @@ use crate::{
     error::Result,
     metrics::Metrics,
     request::{
-        api::{EventsRequest, RequestResult},
         events::EventIntake,
         feature_state::{FeatureFollower, LiveFeatures},
     },
@@ -30,11 +28,14 @@ use crate::{
 
 /// The threads of the streams, and what requests need of them.
 pub struct EventStreams {
-    intake: Arc<EventIntake>,
-    live: Arc<LiveFeatures>,
+    /// Takes the events that arrive.
+    pub(crate) intake: Arc<EventIntake>,
+    /// The current features.
+    pub(crate) live: Arc<LiveFeatures>,
     /// Progress of this process' joiner; none if another process joins.
     passed: Option<watch::Receiver<JoinerPosition>>,
-    threads: ThreadGroup,
+    /// Stopping them saves their state.
+    pub(crate) threads: ThreadGroup,
 }
 
 impl EventStreams {
@@ -53,12 +54,12 @@ impl EventStreams {
         let intake = Arc::new(EventIntake::new(engine.clone(), schema, config, metrics.clone()));
         let mut joiner = None;
         if config.join.in_daemon {
-            intake.open()?;
-            joiner = Some(caught_up(&engine, config, dataset, &metrics, threads.stop_flag())?);
+            intake.writer.open()?;
+            joiner = Some(caught_up(&engine, config, dataset, &metrics, &threads.stop)?);
         }
         let follower = FeatureFollower::open(engine, config, dataset, metrics.clone())?;
         let mut streams =
-            Self { intake: intake.clone(), live: follower.live(), passed: None, threads };
+            Self { intake: intake.clone(), live: follower.live.clone(), passed: None, threads };
         if let Some(joiner) = joiner {
             let (progress, passed) = watch::channel(joiner.passed());
             streams.passed = Some(passed);
@@ -66,46 +67,28 @@ impl EventStreams {
                 let ended = joiner.run(|passed| {
                     progress.send_replace(passed);
                 });
-                metrics.joiner_failed(ended.is_err());
+                metrics.joiner.with_label_values(&["failed"]).set(i64::from(ended.is_err()));
                 if let Err(error) = ended {
                     tracing::error!(%error, "the joiner has stopped; events are still stored, and are joined after a restart");
                 }
             })?;
         }
-        streams.threads.spawn("ticks", move |stop| intake.tick(stop))?;
+        streams.threads.spawn("ticks", move |stop| intake.writer.tick(stop))?;
         streams.threads.spawn("live", move |stop| follower.run(stop))?;
         Ok(streams)
-    }
-
-    /// Locks the current features for reading.
-    pub fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
-        self.live.state()
-    }
-
-    /// Appends events.
-    ///
-    /// # Errors
-    /// As [`EventIntake::take`].
-    pub fn take(&self, request: &EventsRequest) -> RequestResult<AppendReceipt> {
-        self.intake.take(request)
     }
 
     /// Waits until rankings use the events before `end`, or until the deadline. Returns whether
     /// they do; always false if this process does not join.
     pub async fn wait_applied(&self, end: u64, deadline: Instant) -> bool {
         let Some(mut passed) = self.passed.clone() else { return false };
-        let mut applied = self.live.applied();
+        let mut applied = self.live.applied.subscribe();
         let both = async {
             let outcomes = passed.wait_for(|passed| passed.events >= end).await.ok()?.outcomes;
             applied.wait_for(|&applied| applied >= outcomes).await.ok()?;
             Some(())
         };
         matches!(tokio::time::timeout_at(deadline.into(), both).await, Ok(Some(())))
-    }
-
-    /// Stops the threads and waits until their state is saved.
-    pub fn stop(&self) {
-        self.threads.stop();
     }
 }
 

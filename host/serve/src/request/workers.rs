@@ -7,8 +7,8 @@
 use std::{
     cell::{Cell, RefCell},
     sync::{
-        Arc, Mutex, MutexGuard,
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        Arc, Mutex,
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
 };
@@ -18,6 +18,7 @@ use hypercast_expert::cpu_budget;
 
 use crate::{
     error::Result,
+    request::api::{Refusal, RequestResult},
     threads::{join, lock, spawn, survive_panic},
 };
 
@@ -29,30 +30,18 @@ pub struct Workers {
     pool: Arc<WorkerPool>,
 }
 
-/// The error for a full queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Busy;
-
-/// The size of a pool.
-#[derive(Debug, Clone, Copy)]
-pub struct PoolSize {
-    /// Number of threads. As many more may have been replaced and still run a job.
-    pub threads: usize,
-    /// Most jobs that wait.
-    pub queue: usize,
-}
-
 impl Workers {
-    /// Starts the threads.
+    /// Starts so many threads, before which at most `queue` jobs wait. As many more threads may
+    /// have been replaced and still run a job.
     ///
     /// # Errors
     /// Threads that cannot be started.
-    pub fn start(size: PoolSize) -> Result<Self> {
-        let (queue, jobs) = sync_channel::<RequestJob>(size.queue);
-        let threads = Mutex::new(Vec::with_capacity(2 * size.threads));
-        let pool = Arc::new(WorkerPool { jobs: Mutex::new(jobs), threads, most: 2 * size.threads });
-        for index in 0..size.threads {
-            pool.spawn(&mut pool.threads(), &format!("rank-{index}"))?;
+    pub fn start(threads: usize, queue: usize) -> Result<Self> {
+        let (queue, jobs) = sync_channel::<RequestJob>(queue);
+        let (jobs, most) = (Mutex::new(jobs), 2 * threads);
+        let pool = Arc::new(WorkerPool { jobs, threads: Mutex::default(), most });
+        for index in 0..threads {
+            pool.spawn(&mut lock(&pool.threads), &format!("rank-{index}"))?;
         }
         Ok(Self { queue: Some(queue), pool })
     }
@@ -60,13 +49,10 @@ impl Workers {
     /// Queues a job.
     ///
     /// # Errors
-    /// [`Busy`] if the queue is full; the job is dropped.
-    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> std::result::Result<(), Busy> {
+    /// [`Refusal::Overloaded`] if the queue is full; the job is dropped.
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> RequestResult<()> {
         let queue = self.queue.as_ref().expect("only drop takes the queue");
-        match queue.try_send(Box::new(job)) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(Busy),
-        }
+        queue.try_send(Box::new(job)).map_err(|_| Refusal::Overloaded { retry_after_ms: 100 })
     }
 }
 
@@ -75,7 +61,7 @@ impl Drop for Workers {
         drop(self.queue.take());
         loop {
             // The lock is not held during the join, because a thread that ends removes itself.
-            let Some(thread) = self.pool.threads().pop() else { return };
+            let Some(thread) = lock(&self.pool.threads).pop() else { return };
             join(thread);
         }
     }
@@ -108,27 +94,19 @@ impl WorkerPool {
 
     fn work(&self) {
         while !LEFT.get() {
-            let job = match self.jobs.lock() {
-                Ok(jobs) => jobs.recv(),
-                Err(_) => return,
-            };
-            let Ok(job) = job else { return };
+            let Ok(job) = lock(&self.jobs).recv() else { return };
             // A panic must not end the thread, which would cost capacity.
             survive_panic("a request panicked; its caller gets an error, the thread goes on", job);
         }
         let own = thread::current().id();
-        self.threads().retain(|thread| thread.thread().id() != own);
-    }
-
-    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        lock(&self.threads)
+        lock(&self.threads).retain(|thread| thread.thread().id() != own);
     }
 }
 
 /// Replaces the calling thread in its pool, unless as many as the pool has were replaced already.
 fn leave() {
     let Some(pool) = POOL.with_borrow(Clone::clone) else { return };
-    let mut threads = pool.threads();
+    let mut threads = lock(&pool.threads);
     if LEFT.get() || threads.len() >= pool.most {
         return;
     }
@@ -152,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses_and_a_panic_costs_no_thread() {
-        let workers = Workers::start(PoolSize { threads: 1, queue: 1 }).unwrap();
+        let workers = Workers::start(1, 1).unwrap();
         let (release, gate) = channel::<()>();
         let (started, running) = channel();
         workers
@@ -165,14 +143,15 @@ mod tests {
         running.recv().unwrap();
         let (done, after) = channel();
         workers.submit(move || done.send(()).unwrap()).unwrap();
-        assert_eq!(workers.submit(|| ()), Err(Busy), "one runs, one waits");
+        let refused = workers.submit(|| ()).unwrap_err();
+        assert!(matches!(refused, Refusal::Overloaded { .. }), "one runs, one waits: {refused:?}");
         release.send(()).unwrap();
         after.recv().unwrap();
     }
 
     #[test]
     fn a_thread_with_a_long_call_leaves_its_place_to_another_and_ends_after_its_job() {
-        let workers = Workers::start(PoolSize { threads: 1, queue: 4 }).unwrap();
+        let workers = Workers::start(1, 4).unwrap();
         let (release, gate) = channel::<()>();
         let (started, running) = channel();
         workers
@@ -202,7 +181,7 @@ mod tests {
         release.send(()).unwrap();
         let pool = workers.pool.clone();
         drop(workers);
-        assert_eq!(pool.threads().len(), 0);
+        assert_eq!(lock(&pool.threads).len(), 0);
     }
 
     #[test]
@@ -211,7 +190,7 @@ mod tests {
         // SAFETY: the call takes numbers alone; 0 is the calling thread.
         let niceness = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         let before = niceness();
-        let workers = Workers::start(PoolSize { threads: 1, queue: 4 }).unwrap();
+        let workers = Workers::start(1, 4).unwrap();
         let (done, after) = channel();
         let started_on = done.clone();
         workers

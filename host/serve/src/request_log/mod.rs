@@ -17,7 +17,7 @@ pub use crate::request_log::{
     reader::newest,
     replay::{ReplayExpert, ReplaySettings, replay},
     report::ReplayReport,
-    writer::{RequestLog, RequestToLog},
+    writer::RequestLog,
 };
 
 /// The first bytes of a file, with the version of the layout.

@@ -8,11 +8,10 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc::Receiver},
+    sync::mpsc::Receiver,
 };
 
 use hypercast_config::RecordedSettings;
-use hypercast_fm::{example::Example, inference::FmOutput};
 use hypercast_stream::registry::user_bucket;
 
 use crate::{
@@ -24,30 +23,13 @@ use crate::{
 /// zstd's fastest regular level.
 const LEVEL: i32 = 1;
 
-/// A request that is offered to the log.
-pub struct RequestToLog {
-    /// The request, as a slice of one example.
-    pub example: Arc<[Example]>,
-    /// The FM version that was asked.
-    pub fm: String,
-    /// Width of its TAE.
-    pub tae_dim: usize,
-    /// The FM's output; none where it did not answer.
-    pub output: Option<Arc<FmOutput>>,
-    /// The expert version that answered; empty if none did.
-    pub arm: String,
-    /// Whether the answer was degraded.
-    pub degraded: bool,
-    /// Items with their scores, in the order of the answer.
-    pub ranking: Vec<(u64, f32)>,
-    /// When it was answered, milliseconds since the epoch.
-    pub at_ms: i64,
-}
+/// Makes the record of a request that is offered to the log; the log's thread calls it.
+type MakeRecord = Box<dyn FnOnce() -> RecordedRequest + Send>;
 
 /// Writes the log in a thread. Dropping it writes what is queued first.
 pub struct RequestLog {
     /// None where the share is 0.
-    thread: Option<QueueThread<RequestToLog>>,
+    thread: Option<QueueThread<MakeRecord>>,
     share: f64,
 }
 
@@ -58,7 +40,6 @@ impl RequestLog {
     /// The folder cannot be created, or a thread cannot be started.
     pub fn start(
         dir: &Path,
-        schema: String,
         settings: &RecordedSettings,
         count: impl Fn(&'static str) + Send + 'static,
     ) -> Result<Self> {
@@ -66,10 +47,10 @@ impl RequestLog {
             return Ok(Self { thread: None, share: 0.0 });
         }
         let mut ring = FileRing::open(dir, settings)?;
-        let run = move |requests: Receiver<RequestToLog>| {
+        let run = move |requests: Receiver<MakeRecord>| {
             let mut failing = false;
-            while let Ok(request) = requests.recv() {
-                match ring.append(&record(request, &schema)) {
+            while let Ok(make) = requests.recv() {
+                match ring.append(&make()) {
                     Ok(()) => count("kept"),
                     Err(error) => {
                         count("failed");
@@ -93,22 +74,8 @@ impl RequestLog {
     }
 
     /// Queues a request. Returns false if the queue is full.
-    pub fn offer(&self, request: RequestToLog) -> bool {
-        self.thread.as_ref().is_some_and(|thread| thread.try_send(request).is_ok())
-    }
-}
-
-fn record(request: RequestToLog, schema: &str) -> RecordedRequest {
-    RecordedRequest {
-        schema: schema.to_owned(),
-        at_ms: request.at_ms,
-        example: request.example[0].clone(),
-        fm: request.fm,
-        tae_dim: request.tae_dim,
-        tae: request.output.map(|output| output.tae.to_vec()).unwrap_or_default(),
-        arm: request.arm,
-        degraded: request.degraded,
-        ranking: request.ranking,
+    pub fn offer(&self, make: impl FnOnce() -> RecordedRequest + Send + 'static) -> bool {
+        self.thread.as_ref().is_some_and(|thread| thread.try_send(Box::new(make)).is_ok())
     }
 }
 
@@ -135,15 +102,10 @@ impl FileRing {
         let wrong = |error: postcard::Error| Error::data(&self.dir, error.to_string());
         let plain = postcard::to_allocvec(record).map_err(wrong)?;
         let packed = zstd::encode_all(&plain[..], LEVEL).map_err(Error::io(&self.dir))?;
-        let mut bytes = Vec::with_capacity(packed.len() + 8);
-        bytes.extend((packed.len() as u32).to_le_bytes());
-        bytes.extend(crc32fast::hash(&packed).to_le_bytes());
-        bytes.extend(packed);
-        if self
-            .file
-            .as_ref()
-            .is_none_or(|(_, size)| size + bytes.len() as u64 > self.bytes_per_file)
-        {
+        let (length, checksum) = (packed.len() as u32, crc32fast::hash(&packed));
+        let bytes = [&length.to_le_bytes(), &checksum.to_le_bytes(), &*packed].concat();
+        let fits = |size: &u64| size + bytes.len() as u64 <= self.bytes_per_file;
+        if !self.file.as_ref().is_some_and(|(_, size)| fits(size)) {
             self.roll()?;
         }
         let (file, size) = self.file.as_mut().expect("one was opened");

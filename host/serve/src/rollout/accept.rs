@@ -5,7 +5,6 @@ use std::{
     collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use hypercast_config::{Config, PublicKey, sha256};
@@ -16,10 +15,8 @@ use hypercast_expert::{
     wasm::contract,
 };
 use hypercast_stream::{
-    publish::PublicationFollower,
     registry::{
-        Change, ExpertVersion, NewExpert, RegistrationSettings, Registry, RegistryClient,
-        VersionState, WeightsLocation,
+        Change, ExpertVersion, NewExpert, Registry, RegistryClient, VersionState, WeightsLocation,
     },
     streams::{StreamEngine as Streams, Topic},
 };
@@ -27,29 +24,11 @@ use hypercast_stream::{
 use crate::{
     error::{CommonErrors as _, Error, Result},
     rollout::{
-        Push, Rollout, RolloutPolicy, RolloutStep, frame, import_config,
-        repository::{PushAdmission, Repository},
-        signature::PushManifest,
-        transitions,
+        Push, Rollout, RolloutPolicy, RolloutStep, frame, import_config, repository::Repository,
+        signature::PushManifest, transitions,
     },
+    versions::weight_updates,
 };
-
-/// The expert version that a push was sent to.
-#[derive(Debug, Clone, Copy)]
-pub struct PushTarget<'a> {
-    /// The expert's name.
-    pub name: &'a str,
-    /// Its version.
-    pub version: &'a str,
-}
-
-/// The result of a push.
-pub enum PushOutcome {
-    /// The push is known; its rollout goes on.
-    Known,
-    /// The push is new; its rollout can start.
-    New(AcceptedPush),
-}
 
 /// An accepted push whose rollout can start.
 pub struct AcceptedPush {
@@ -70,9 +49,9 @@ pub struct Acceptor {
     config: Config,
     /// Read for every push, because a reload may change the keys.
     trusted: Trusted,
-    schema: Arc<Schema>,
+    pub(super) schema: Arc<Schema>,
     wasm: Engine,
-    streams: Arc<dyn Streams>,
+    pub(super) streams: Arc<dyn Streams>,
     repository: Repository,
 }
 
@@ -92,18 +71,19 @@ impl Acceptor {
         Ok(Self { config: config.clone(), trusted, schema, wasm, streams, repository })
     }
 
-    /// Checks the body of a push. `under_way` are the files of rollouts that the registry does not
-    /// know yet.
+    /// Checks the body of a push that was sent to a version; none if the push is known and its
+    /// rollout goes on. `under_way` are the files of rollouts that the registry does not know yet.
     ///
     /// # Errors
     /// A refusal by a rule, an invalid body, or an expert that does not fit; nothing has changed
     /// then.
     pub fn accept(
         &self,
-        target: PushTarget<'_>,
+        name: &str,
+        version: &str,
         body: &[u8],
         under_way: HashSet<PathBuf>,
-    ) -> Result<PushOutcome> {
+    ) -> Result<Option<AcceptedPush>> {
         let settings = &self.config.rollout;
         let push = frame::Push::decode(body)?;
         let keys = (self.trusted)().map_err(Error::of_the_host)?;
@@ -114,11 +94,16 @@ impl Acceptor {
             );
         }
         let manifest = push.signed.verify(&keys)?;
-        check(&manifest, target, &push)?;
+        if (manifest.name.as_str(), manifest.version.as_str()) != (name, version) {
+            return refuse(format!(
+                "{} {} was signed, but it was pushed as {name} {version}",
+                manifest.name, manifest.version
+            ));
+        }
+        check(&manifest, &push)?;
         let limits = RolloutPolicy::new(settings, &push.wishes)?;
-        let admitted = self.repository.admits(&manifest, now_ms())?;
-        if admitted == PushAdmission::Repeated {
-            return Ok(PushOutcome::Known);
+        if self.repository.has_seen(&manifest, now_ms())? {
+            return Ok(None);
         }
         let registry = RegistryClient::new(&*self.streams).read()?;
         let adoption = if import_config::is_due(&registry) {
@@ -130,13 +115,14 @@ impl Acceptor {
         let mut plan = transitions::PlannedChanges::new(&registry);
         plan.add(adoption)?;
         let transitions::PlannedChanges { registry, changes: adoption } = plan;
-        let mut used = used(&registry);
-        used.extend(under_way);
+        let versions = registry.experts().flat_map(|(_, expert)| expert.versions.values());
+        let in_use = versions.filter(|version| version.state != VersionState::Retired);
+        let used: HashSet<PathBuf> = in_use.flat_map(files).chain(under_way).collect();
         let bytes = push.component.len() + push.parameters.map_or(0, <[u8]>::len);
         // A warm start writes parameters of its own, about as large as those that serve.
         self.repository.make_room(bytes as u64 * 2, settings.repository_mib << 20, &used)?;
-        let mut files: Vec<PathBuf> = Vec::new();
-        let loaded = self.load(&manifest, &push, &registry, &mut files);
+        let mut kept: Vec<PathBuf> = Vec::new();
+        let loaded = self.load(&manifest, &push, &registry, &mut kept);
         let begun = loaded.and_then(|(expert, loaded)| {
             let rehearsed =
                 transitions::rehearse(&registry, &expert, limits.canary_share, limits.replace)?;
@@ -147,10 +133,10 @@ impl Acceptor {
         match begun {
             Ok((rollout, expert)) => {
                 let rollout = Box::new(rollout);
-                Ok(PushOutcome::New(AcceptedPush { rollout, expert: Arc::new(expert), adoption }))
+                Ok(Some(AcceptedPush { rollout, expert: Arc::new(expert), adoption }))
             }
             Err(error) => {
-                for file in files.iter().filter(|file| !used.contains(*file)) {
+                for file in kept.iter().filter(|file| !used.contains(*file)) {
                     self.repository.forget(file);
                 }
                 Err(error)
@@ -245,11 +231,7 @@ impl Acceptor {
             without_tae,
             weights: WeightsLocation::Path(parameters),
         };
-        let (mut version, expert) = new.describe_loaded(
-            &RegistrationSettings::of(&self.config, &manifest.name),
-            &self.schema,
-            &blueprint,
-        )?;
+        let (mut version, expert) = new.describe_loaded(&self.config, &self.schema, &blueprint)?;
         version.parent = serving.map(|serving| serving.version.clone());
         Ok((version, expert.expect("its parameters are in a file")))
     }
@@ -307,13 +289,7 @@ impl Acceptor {
         let blueprint =
             self.blueprint(&serving.name, &serving.plugin, &serving.fm, serving.tae_dim)?;
         let topic = Topic::expert(&serving.name, &serving.version);
-        let mut follower = PublicationFollower::open(self.streams.clone(), topic)?;
-        let normaliser = hypercast_expert::FeatureStatistics::new(&[]).finish();
-        let mut parameters = blueprint.init_parameters(normaliser, 0);
-        while let Some(publication) = follower.next(Duration::ZERO)? {
-            parameters = parameters.apply(&publication.parameter_update())?;
-        }
-        Ok(parameters)
+        Ok(weight_updates::open_expert(self.streams.clone(), topic, &blueprint)?.0)
     }
 }
 
@@ -344,13 +320,7 @@ fn pin(
 }
 
 /// Checks that the content is what was signed, and was sent to the right place.
-fn check(manifest: &PushManifest, target: PushTarget<'_>, push: &Push<'_>) -> Result<()> {
-    if (manifest.name.as_str(), manifest.version.as_str()) != (target.name, target.version) {
-        return refuse(format!(
-            "{} {} was signed, but it was pushed as {} {}",
-            manifest.name, manifest.version, target.name, target.version
-        ));
-    }
+fn check(manifest: &PushManifest, push: &Push<'_>) -> Result<()> {
     if let Err(error) = semver::Version::parse(&manifest.version) {
         return refuse(format!(
             "version {:?} is not a semantic version: {error}",
@@ -434,17 +404,12 @@ fn new_rollout(
     rollout
 }
 
-/// The files of all versions that are not retired.
-fn used(registry: &Registry) -> HashSet<PathBuf> {
-    let versions = registry.experts().flat_map(|(_, expert)| expert.versions.values());
-    let mut used = HashSet::new();
-    for version in versions.filter(|version| version.state != VersionState::Retired) {
-        used.insert(version.plugin.clone());
-        if let WeightsLocation::Path(path) = &version.weights {
-            used.insert(path.clone());
-        }
+/// The files of a version.
+pub(super) fn files(expert: &ExpertVersion) -> Vec<PathBuf> {
+    match &expert.weights {
+        WeightsLocation::Path(path) => vec![expert.plugin.clone(), path.clone()],
+        WeightsLocation::Published => vec![expert.plugin.clone()],
     }
-    used
 }
 
 fn few(names: &[String]) -> String {

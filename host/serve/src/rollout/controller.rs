@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -27,7 +27,7 @@ use crate::{
         replay::{ReplayInput, ReplayTask, ReplayVerdict},
         service::{RolloutCommand, RolloutContext},
         state::{RolloutFiles, RolloutMap},
-        stats::StepWatch,
+        stats::{ArmCounts, StepWatch},
         transitions,
     },
     threads::lock,
@@ -78,10 +78,10 @@ impl RolloutController {
         stop: Shutdown,
     ) -> Result<Self> {
         Ok(Self {
-            follower: RegistryFollower::new(&*context.streams)?,
+            follower: RegistryFollower::new(&*context.acceptor.streams)?,
             request_log: config.paths.state.join("recorded"),
             keep_versions: config.rollout.keep_versions,
-            schema: schema_hash(&context.schema),
+            schema: schema_hash(&context.acceptor.schema),
             context,
             files,
             all,
@@ -113,11 +113,7 @@ impl RolloutController {
     }
 
     fn active(&self) -> Vec<Rollout> {
-        self.all().values().filter(|rollout| rollout.is_active()).cloned().collect()
-    }
-
-    fn all(&self) -> MutexGuard<'_, RolloutMap> {
-        lock(&self.all)
+        lock(&self.all).values().filter(|rollout| rollout.is_active()).cloned().collect()
     }
 
     fn execute(&mut self, command: RolloutCommand) {
@@ -191,10 +187,9 @@ impl RolloutController {
         } else {
             self.decide(|registry| transitions::roll_back(registry, name))?;
         }
-        let shares = self.follower.registry().expert(name).map(|all| all.shares.clone());
-        let shares: Vec<String> = shares
-            .into_iter()
-            .flatten()
+        let answering =
+            self.follower.registry().expert(name).into_iter().flat_map(|all| &all.shares);
+        let shares: Vec<String> = answering
             .map(|(version, share)| format!("{version} ({:.0} %)", share * 100.0))
             .collect();
         if shares.is_empty() {
@@ -204,7 +199,7 @@ impl RolloutController {
     }
 
     fn decide(&mut self, changes: impl Fn(&Registry) -> Result<Vec<Change>>) -> Result<bool> {
-        self.follower.decide(&*self.context.streams, changes)
+        self.follower.decide(&*self.context.acceptor.streams, changes)
     }
 
     /// Advances a rollout, and saves it if that changed it.
@@ -243,7 +238,8 @@ impl RolloutController {
             RolloutStep::Replay => self.replay(rollout),
             RolloutStep::Shadow => self.shadow(rollout),
             RolloutStep::Canary => self.canary(rollout),
-            RolloutStep::Waiting => self.wait(rollout),
+            // Under the same limits as a canary.
+            RolloutStep::Waiting => self.measure(rollout).map(drop),
             RolloutStep::Promoted => self.watch(rollout),
             RolloutStep::Failed | RolloutStep::RolledBack => Ok(()),
         }
@@ -286,7 +282,7 @@ impl RolloutController {
     /// Starts the replay, or takes its result once it has one.
     fn replay(&mut self, rollout: &mut Rollout) -> Result<()> {
         let label = rollout.label();
-        let Some(task) = self.replays.get(&label) else {
+        let Some(task) = self.replays.get_mut(&label) else {
             let task = ReplayTask::start(self.replay_input(rollout), self.context.replay)?;
             self.replays.insert(label, task);
             return Ok(());
@@ -312,7 +308,9 @@ impl RolloutController {
         ReplayInput {
             expert: self.loaded.get(&rollout.label()).cloned(),
             before: previous.and_then(|version| serving.arm(rollout.name(), version)),
-            surfaces: surfaces.filter_map(|name| self.context.schema.surface(name)).collect(),
+            surfaces: surfaces
+                .filter_map(|name| self.context.acceptor.schema.surface(name))
+                .collect(),
             schema: self.schema.clone(),
             request_log: self.request_log.clone(),
             acceptor: self.context.acceptor.clone(),
@@ -344,7 +342,6 @@ impl RolloutController {
 
     fn canary(&mut self, rollout: &mut Rollout) -> Result<()> {
         let Some(stats) = self.measure(rollout)? else { return Ok(()) };
-        rollout.before_us = stats.before_us.or(rollout.before_us);
         let limits = &rollout.limits;
         let (seen, wanted) = (stats.requests, limits.canary_requests);
         let lasted_s = (now_ms() - rollout.since_ms) / 1000;
@@ -365,17 +362,9 @@ impl RolloutController {
         self.promote_to_all(rollout)
     }
 
-    /// Waits for an operator, under the same limits as a canary.
-    fn wait(&mut self, rollout: &mut Rollout) -> Result<()> {
-        if let Some(stats) = self.measure(rollout)? {
-            rollout.before_us = stats.before_us.or(rollout.before_us);
-        }
-        Ok(())
-    }
-
     /// Watches a promoted version for `watch_s` seconds.
     fn watch(&mut self, rollout: &mut Rollout) -> Result<()> {
-        let Some(StepStats { requests, faults, .. }) = self.measure(rollout)? else {
+        let Some(ArmCounts { requests, faults, .. }) = self.measure(rollout)? else {
             return Ok(());
         };
         let watch_s = rollout.limits.watch_s;
@@ -437,7 +426,7 @@ impl RolloutController {
 
     /// What the version did in this step. None while it is not loaded yet, and where it broke a
     /// limit: its rollout is given up then.
-    fn measure(&mut self, rollout: &mut Rollout) -> Result<Option<StepStats>> {
+    fn measure(&mut self, rollout: &mut Rollout) -> Result<Option<ArmCounts>> {
         let (name, version) = (rollout.name().to_owned(), rollout.version().to_owned());
         let now = Instant::now();
         let serving = &self.context.serving;
@@ -456,26 +445,30 @@ impl RolloutController {
             }
             return Ok(None);
         };
-        let own = watch.own.update(now, &arm.stats);
+        let own = watch.own.update(now, &arm.live.stats);
         let previous = rollout.previous.as_deref();
         let before = previous.and_then(|version| serving.arm(&name, version));
         let before_us =
-            before.and_then(|before| p99_us(&watch.before.update(now, &before.stats).window));
+            before.and_then(|before| p99_us(&watch.before.update(now, &before.live.stats).window));
+        // Once the version before answers nobody, its last p99 beside this one is the measure.
+        let before_us = before_us.or(rollout.before_us);
+        if matches!(rollout.step, RolloutStep::Canary | RolloutStep::Waiting) {
+            rollout.before_us = before_us;
+        }
         let limits = &rollout.limits;
         let answers = arm.share > 0.0;
-        let mut cause = limits.faulty(&own.window).map(|cause| match arm.stats.last_fault() {
+        let mut cause = limits.faulty(&own.window).map(|cause| match arm.live.stats.last_fault() {
             Some(fault) => format!("{cause}; the last one: {fault}"),
             None => cause,
         });
         if answers && cause.is_none() {
-            // Once the version before answers nobody, its last p99 beside this one is the measure.
-            cause = limits.slow(&own.window, before_us.or(rollout.before_us));
+            cause = limits.slow(&own.window, before_us);
         }
         if answers && cause.is_none() && watch.evaluated.is_none_or(|at| now - at >= EVALUATE_EVERY)
         {
             watch.evaluated = Some(now);
             let mut held = None;
-            match judge(&arm.expert, serving.slices(&name, &version, previous)) {
+            match judge(&arm.expert(), serving.slices(&name, &version, previous)) {
                 Verdict::Publish => {}
                 Verdict::Hold(why) => held = Some(why),
                 Verdict::RollBack(why) => cause = Some(format!("evaluate: {why}")),
@@ -490,19 +483,10 @@ impl RolloutController {
             self.give_up(rollout, format!("{step}: {cause}"))?;
             return Ok(None);
         }
-        let (requests, faults) = (own.whole.requests, own.whole.faults);
-        Ok(Some(StepStats { requests, faults, before_us }))
+        Ok(Some(own.whole))
     }
 }
 
 fn answers_share(share: f64) -> String {
     format!("it answers {:.1} % of the users", share * 100.0)
-}
-
-/// What a version did since its step began.
-struct StepStats {
-    requests: u64,
-    faults: u64,
-    /// p99 of the version before in the same window, in microseconds.
-    before_us: Option<f64>,
 }

@@ -12,8 +12,8 @@ use hypercast_data::schema::Schema;
 use hypercast_expert::{Engine, SavedParameters};
 use hypercast_fm::checkpoint::FmManifest;
 use hypercast_stream::registry::{
-    Change, ExpertVersion, FmVersion, NewExpert, Promotion, RegistrationSettings, Registry,
-    VersionState, WeightsLocation, keep_version_file,
+    Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState,
+    WeightsLocation, keep_version_file,
 };
 
 use crate::{
@@ -90,5 +90,5 @@ fn describe(
         tae_dim: fm.config.tae_width(),
         without_tae: entry.without_tae,
     };
-    Ok(new.describe(&RegistrationSettings::of(config, &entry.name), wasm, schema)?)
+    Ok(new.describe(config, wasm, schema)?)
 }

@@ -27,7 +27,7 @@ use hypercast_stream::registry::ExpertVersion;
 use serde::{Deserialize, Serialize};
 
 pub use crate::rollout::{
-    accept::{Acceptor, PushTarget},
+    accept::Acceptor,
     frame::Push,
     policy::{PolicyOverrides, RolloutPolicy},
     service::{RolloutContext, RolloutService},

@@ -1,14 +1,7 @@
 //! The replay step: recorded requests through the new version and the one before it. It runs on a
 //! thread of its own, because it may take minutes and commands must not wait for it.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        mpsc::{Receiver, TryRecvError, sync_channel},
-    },
-    thread::JoinHandle,
-};
+use std::{path::PathBuf, sync::Arc, thread::JoinHandle};
 
 use hypercast_core::shutdown::Shutdown;
 use hypercast_expert::ServedExpert;
@@ -16,8 +9,9 @@ use hypercast_expert::ServedExpert;
 use crate::{
     error::{CommonErrors as _, Error, Result},
     request_log::{self, RecordedRequest, ReplayExpert, ReplaySettings},
-    rollout::{Acceptor, Rollout, serving::LoadedArm},
+    rollout::{Acceptor, Rollout},
     threads,
+    versions::serving_set::ExpertArm,
 };
 
 /// Length of the top lists that a replay compares.
@@ -30,7 +24,7 @@ pub struct ReplayInput {
     /// The expert of the push while it is still loaded; after a restart it is loaded again.
     pub expert: Option<Arc<ServedExpert>>,
     /// The version before, if it serves.
-    pub before: Option<LoadedArm>,
+    pub before: Option<Arc<ExpertArm>>,
     /// The new version's surfaces, by index.
     pub surfaces: Vec<u16>,
     /// Hash of the schema that requests must have been recorded with.
@@ -56,31 +50,22 @@ pub type ReplayFn = fn(&ReplayInput, &Shutdown) -> Result<ReplayVerdict>;
 /// A replay on its thread. Dropping it cancels the replay without waiting for its current request.
 pub(super) struct ReplayTask {
     cancelled: Shutdown,
-    result: Receiver<Result<ReplayVerdict>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Result<ReplayVerdict>>>,
 }
 
 impl ReplayTask {
     pub(super) fn start(input: ReplayInput, replay: ReplayFn) -> Result<Self> {
         let cancelled = Shutdown::default();
-        let (done, result) = sync_channel(1);
         let cancel = cancelled.clone();
-        let thread = threads::spawn("replay", move || {
-            // Nobody waits for the result of a replay that was cancelled.
-            let _ = done.send(replay(&input, &cancel));
-        })?;
-        Ok(Self { cancelled, result, thread: Some(thread) })
+        let thread = threads::spawn("replay", move || replay(&input, &cancel))?;
+        Ok(Self { cancelled, thread: Some(thread) })
     }
 
-    /// The result; none while the replay runs.
-    pub(super) fn result(&self) -> Option<Result<ReplayVerdict>> {
-        match self.result.try_recv() {
-            Ok(result) => Some(result),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => {
-                Some(Err(Error::internal("the replay panicked; see the daemon's log")))
-            }
-        }
+    /// The result, once; none while the replay runs.
+    pub(super) fn result(&mut self) -> Option<Result<ReplayVerdict>> {
+        let ended = self.thread.take_if(|thread| thread.is_finished())?.join();
+        let panicked = |_| Err(Error::internal("the replay panicked; see the daemon's log"));
+        Some(ended.unwrap_or_else(panicked))
     }
 
     /// Cancels the replay and waits for its thread.
@@ -119,14 +104,14 @@ pub(super) fn run(input: &ReplayInput, cancelled: &Shutdown) -> Result<ReplayVer
         None => Arc::new(input.acceptor.open(version)?),
     };
     let (label, without_tae) = (rollout.label(), version.without_tae);
-    let before_label = format!("{}@{}", version.name, rollout.previous.as_deref().unwrap_or("-"));
+    let before = input.before.as_ref().map(|arm| (arm, arm.expert()));
     let report = request_log::replay(
         &requests,
         ReplayExpert { expert: &expert, without_tae, label: &label },
-        input.before.as_ref().map(|arm| ReplayExpert {
-            expert: &arm.expert,
-            without_tae: arm.without_tae,
-            label: &before_label,
+        before.as_ref().map(|(arm, expert)| ReplayExpert {
+            expert,
+            without_tae: arm.desired.without_tae,
+            label: &arm.label,
         }),
         &ReplaySettings { k: TOP, stop_at_fault: true, stop: &|| cancelled.is_requested() },
     );

@@ -43,17 +43,6 @@ pub struct PushedVersion {
     pub parameters: Option<String>,
 }
 
-/// How a push relates to those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PushAdmission {
-    /// A new version.
-    New,
-    /// The same push, sent again.
-    Repeated,
-    /// The same content with a new signature.
-    Again,
-}
-
 /// The versions of one expert that were pushed.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct PushHistory {
@@ -74,11 +63,11 @@ impl Repository {
         Ok(Self { dir: dir.canonicalize().map_err(Error::io(dir))? })
     }
 
-    /// Whether a push is allowed after those before it.
+    /// Whether the same push was sent before; if not, it is allowed after those before it.
     ///
     /// # Errors
     /// Refused: an invalid name, an older push, or other content. Internal: a file cannot be read.
-    pub fn admits(&self, manifest: &PushManifest, now_ms: i64) -> Result<PushAdmission> {
+    pub fn has_seen(&self, manifest: &PushManifest, now_ms: i64) -> Result<bool> {
         check_name(&manifest.name)?;
         let known = self.known(&manifest.name)?;
         let PushManifest { name, version, created_ms, .. } = manifest;
@@ -92,7 +81,7 @@ impl Repository {
                 ));
             }
             if pushed.created_ms == *created_ms {
-                return Ok(PushAdmission::Repeated);
+                return Ok(true);
             }
         }
         if *created_ms <= known.newest_ms {
@@ -106,11 +95,7 @@ impl Repository {
                 "this push of {name} was signed at {created_ms}, which is ahead of this machine's clock ({now_ms}); set the signer's clock, and sign it anew"
             ));
         }
-        Ok(if known.versions.contains_key(version) {
-            PushAdmission::Again
-        } else {
-            PushAdmission::New
-        })
+        Ok(false)
     }
 
     /// Records a push.
@@ -239,14 +224,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::open(dir.path()).unwrap();
         let first = manifest("1.0.0", b"a", 1000);
-        assert_eq!(repository.admits(&first, 1000).unwrap(), PushAdmission::New);
+        assert!(!repository.has_seen(&first, 1000).unwrap());
         repository.remember(&first).unwrap();
-        assert_eq!(repository.admits(&first, 1000).unwrap(), PushAdmission::Repeated);
+        assert!(repository.has_seen(&first, 1000).unwrap());
         repository.remember(&manifest("1.1.0", b"b", 2000)).unwrap();
-        assert_eq!(
-            repository.admits(&manifest("1.0.0", b"a", 3000), 3000).unwrap(),
-            PushAdmission::Again
-        );
+        let again = manifest("1.0.0", b"a", 3000);
+        assert!(!repository.has_seen(&again, 3000).unwrap(), "the signature is new");
         for (manifest, word) in [
             (manifest("1.0.0", b"other", 3000), "other content"),
             (manifest("1.0.1", b"c", 1500), "signed anew"),
@@ -257,12 +240,12 @@ mod tests {
                 "not a valid expert name",
             ),
         ] {
-            let why = repository.admits(&manifest, 3000).unwrap_err().to_string();
+            let why = repository.has_seen(&manifest, 3000).unwrap_err().to_string();
             assert!(why.contains(word) || why.contains("sign it anew"), "{word}: {why}");
         }
         // Another expert has pushes of its own.
         let other = PushManifest { name: "search".into(), ..manifest("1.0.0", b"a", 1) };
-        assert_eq!(repository.admits(&other, 3000).unwrap(), PushAdmission::New);
+        assert!(!repository.has_seen(&other, 3000).unwrap());
     }
 
     #[test]

@@ -5,20 +5,18 @@ use std::{
     collections::HashSet,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         mpsc::{SyncSender, sync_channel},
     },
 };
 
 use hypercast_config::Config;
-use hypercast_data::schema::Schema;
-use hypercast_stream::{registry::WeightsLocation, streams::StreamEngine as Streams};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
     rollout::{
         Rollout,
-        accept::{AcceptedPush, Acceptor, PushOutcome, PushTarget},
+        accept::{AcceptedPush, Acceptor, files},
         controller::RolloutController,
         replay::ReplayFn,
         serving::VersionLookup,
@@ -40,14 +38,11 @@ pub struct RolloutService {
 
 /// What the controller works with.
 pub struct RolloutContext {
-    /// Accepts pushes, and loads versions after a restart.
+    /// Accepts pushes, and loads versions after a restart. It has the schema, and the streams that
+    /// hold the registry.
     pub acceptor: Arc<Acceptor>,
     /// The versions that serve.
     pub serving: Arc<dyn VersionLookup>,
-    /// The streams that hold the registry.
-    pub streams: Arc<dyn Streams>,
-    /// The data set's schema.
-    pub schema: Arc<Schema>,
     /// Runs the replay of a rollout.
     pub replay: ReplayFn,
 }
@@ -70,13 +65,8 @@ impl RolloutService {
         let all = Arc::new(Mutex::new(files.read()?));
         let (commands, asked) = sync_channel(COMMANDS);
         let (threads, acceptor) = (ThreadGroup::default(), context.acceptor.clone());
-        let controller = RolloutController::new(
-            config,
-            context,
-            files,
-            all.clone(),
-            threads.stop_flag().clone(),
-        )?;
+        let controller =
+            RolloutController::new(config, context, files, all.clone(), threads.stop.clone())?;
         threads.spawn("rollouts", move |_| controller.run(&asked))?;
         Ok(Self { all, acceptor, commands, threads })
     }
@@ -86,9 +76,9 @@ impl RolloutService {
     ///
     /// # Errors
     /// As [`Acceptor::accept`]; refused while another rollout of the expert is under way.
-    pub fn push(&self, target: PushTarget<'_>, body: &[u8]) -> Result<(Rollout, bool)> {
-        let (other, files) = self.under_way(target.name);
-        if let Some(other) = other.filter(|other| other.version() != target.version) {
+    pub fn push(&self, name: &str, version: &str, body: &[u8]) -> Result<(Rollout, bool)> {
+        let (other, files) = self.under_way(name);
+        if let Some(other) = other.filter(|other| other.version() != version) {
             return Err(Error::refused(format!(
                 "the rollout of {} {} is under way ({}); wait for its end, or roll it back",
                 other.name(),
@@ -96,19 +86,18 @@ impl RolloutService {
                 other.step.word()
             )));
         }
-        match self.acceptor.accept(target, body, files)? {
-            PushOutcome::Known => {
-                let rollout = self.rollout(target.name, target.version);
+        match self.acceptor.accept(name, version, body, files)? {
+            None => {
+                let rollout = self.rollout(name, version);
                 let gone = || {
                     Error::refused(format!(
-                        "{} {} was pushed before, and its rollout is forgotten; sign it anew to start another one",
-                        target.name, target.version
+                        "{name} {version} was pushed before, and its rollout is forgotten; sign it anew to start another one"
                     ))
                 };
                 Ok((rollout.ok_or_else(gone)?, false))
             }
-            PushOutcome::New(begun) => {
-                if let Some(known) = self.rollout(target.name, target.version)
+            Some(begun) => {
+                if let Some(known) = self.rollout(name, version)
                     && !known.step.is_over()
                 {
                     return Ok((known, false));
@@ -122,26 +111,21 @@ impl RolloutService {
 
     /// The rollout of an expert that is under way, and the files of all that are.
     fn under_way(&self, name: &str) -> (Option<Rollout>, HashSet<PathBuf>) {
-        let all = self.all();
+        let all = lock(&self.all);
         let under_way = || all.values().filter(|rollout| rollout.is_under_way());
-        let mut files: HashSet<PathBuf> =
-            under_way().map(|rollout| rollout.expert.plugin.clone()).collect();
-        files.extend(under_way().filter_map(|rollout| match &rollout.expert.weights {
-            WeightsLocation::Path(path) => Some(path.clone()),
-            WeightsLocation::Published => None,
-        }));
+        let files = under_way().flat_map(|rollout| files(&rollout.expert)).collect();
         (under_way().find(|rollout| rollout.name() == name).cloned(), files)
     }
 
     /// A known rollout.
     pub fn rollout(&self, name: &str, version: &str) -> Option<Rollout> {
-        self.all().get(&(name.to_owned(), version.to_owned())).cloned()
+        lock(&self.all).get(&(name.to_owned(), version.to_owned())).cloned()
     }
 
     /// The rollouts of an expert, the newest last.
     pub fn of(&self, name: &str) -> Vec<Rollout> {
         let mut own: Vec<Rollout> =
-            self.all().values().filter(|rollout| rollout.name() == name).cloned().collect();
+            lock(&self.all).values().filter(|rollout| rollout.name() == name).cloned().collect();
         own.sort_by_key(|rollout| rollout.begun_ms);
         own
     }
@@ -168,10 +152,6 @@ impl RolloutService {
             .map_err(|_| Error::unreachable("too many commands are waiting; try again"))?;
         outcome.recv().map_err(|_| ended())?
     }
-
-    fn all(&self) -> MutexGuard<'_, RolloutMap> {
-        lock(&self.all)
-    }
 }
 
 #[cfg(test)]
@@ -182,22 +162,23 @@ mod tests {
     };
 
     use hypercast_core::shutdown::Shutdown;
+    use hypercast_data::schema::Schema;
     use hypercast_expert::{Engine, wasm::contract::Slice};
-    use hypercast_stream::streams::MemoryEngine;
+    use hypercast_stream::streams::{MemoryEngine, StreamEngine as Streams};
 
     use super::*;
     use crate::fixtures;
     use crate::rollout::{
         RolloutStep,
         replay::{ReplayInput, ReplayVerdict},
-        serving::LoadedArm,
     };
+    use crate::versions::serving_set::ExpertArm;
 
     /// Serves nothing: rollouts alone are tested.
     struct Nothing;
 
     impl VersionLookup for Nothing {
-        fn arm(&self, _: &str, _: &str) -> Option<LoadedArm> {
+        fn arm(&self, _: &str, _: &str) -> Option<Arc<ExpertArm>> {
             None
         }
 
@@ -234,11 +215,9 @@ mod tests {
         let streams: Arc<dyn Streams> = Arc::new(MemoryEngine::new(16));
         let wasm = Engine::new(config.guests()).unwrap();
         let trusted = Box::new(|| Ok(Vec::new()));
-        let acceptor =
-            Acceptor::new(&config, trusted, schema.clone(), wasm, streams.clone()).unwrap();
-        let acceptor = Arc::new(acceptor);
-        let serving = Arc::new(Nothing);
-        let context = RolloutContext { acceptor, serving, streams, schema, replay };
+        let acceptor = Acceptor::new(&config, trusted, schema, wasm, streams).unwrap();
+        let (acceptor, serving) = (Arc::new(acceptor), Arc::new(Nothing));
+        let context = RolloutContext { acceptor, serving, replay };
         RolloutService::start(&config, context).unwrap()
     }
 

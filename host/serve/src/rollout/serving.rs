@@ -4,10 +4,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hypercast_expert::{
-    Engine, ServedExpert,
+    Engine,
     wasm::contract::{Quality as Measured, Slice},
 };
-use hypercast_stream::{registry::VersionState, streams::StreamEngine as Streams};
+use hypercast_stream::streams::StreamEngine as Streams;
 
 use crate::{
     error::Result,
@@ -17,27 +17,14 @@ use crate::{
         window::{LiveQuality, QualityWindow},
     },
     request::service::RankingService,
-    rollout::{Acceptor, ArmStats, RolloutContext, RolloutService, replay},
+    rollout::{Acceptor, RolloutContext, RolloutService, replay},
+    versions::serving_set::ExpertArm,
 };
-
-/// A loaded version.
-pub struct LoadedArm {
-    /// Its state in the registry.
-    pub state: VersionState,
-    /// The share of the users that it serves.
-    pub share: f64,
-    /// Its requests, faults and times.
-    pub stats: Arc<ArmStats>,
-    /// The expert.
-    pub expert: Arc<ServedExpert>,
-    /// Whether it runs without the TAE.
-    pub without_tae: bool,
-}
 
 /// Looks up loaded versions.
 pub trait VersionLookup: Send + Sync {
     /// A loaded version of an expert.
-    fn arm(&self, name: &str, version: &str) -> Option<LoadedArm>;
+    fn arm(&self, name: &str, version: &str) -> Option<Arc<ExpertArm>>;
 
     /// Why the registry's newest decision is not served.
     fn problem(&self) -> Option<String>;
@@ -54,79 +41,52 @@ pub(crate) fn start(
     wasm: Engine,
     streams: Arc<dyn Streams>,
 ) -> Result<RolloutService> {
-    let schema = Arc::new(service.schema().clone());
-    let config = settings.now();
+    let (schema, config) = (service.converter.schema.clone(), settings.now());
     let trusted = Box::new(move || Ok(settings.now().rollout.keys()?));
-    let acceptor = Acceptor::new(&config, trusted, schema.clone(), wasm, streams.clone())?;
-    let acceptor = Arc::new(acceptor);
-    RolloutService::start(
-        &config,
-        RolloutContext { acceptor, serving: service, streams, schema, replay: replay::run },
-    )
+    let acceptor = Arc::new(Acceptor::new(&config, trusted, schema, wasm, streams)?);
+    let context = RolloutContext { acceptor, serving: service, replay: replay::run };
+    RolloutService::start(&config, context)
 }
 
 impl VersionLookup for RankingService {
-    fn arm(&self, name: &str, version: &str) -> Option<LoadedArm> {
-        let set = self.models().set();
-        let arm = set.arms().iter().find(|arm| arm.name == name && arm.version == version)?;
-        Some(LoadedArm {
-            state: arm.state(),
-            share: arm.share,
-            stats: arm.stats().clone(),
-            expert: arm.expert(),
-            without_tae: arm.without_tae(),
-        })
+    fn arm(&self, name: &str, version: &str) -> Option<Arc<ExpertArm>> {
+        let set = self.models.set();
+        set.arms.iter().find(|arm| arm.name == name && arm.version == version).cloned()
     }
 
     fn problem(&self) -> Option<String> {
-        self.models().problem()
+        self.models.problem()
     }
 
     fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice> {
         let label = |version: &str| format!("{name}@{version}");
-        let (own, before) = (label(version), before.map(label));
-        // By task and surface: the windows of the version and of the one before.
-        let mut pairs: BTreeMap<(String, u16), [Option<QualityWindow>; 2]> = BTreeMap::new();
-        for (QualityKey { surface, task, arm }, window) in self.predictions().windows() {
-            let place = match &arm {
-                arm if *arm == own => 0,
-                arm if Some(arm) == before.as_ref() => 1,
-                _ => continue,
-            };
-            pairs.entry((task, surface)).or_default()[place] = Some(window);
-        }
-        let mut slices = Vec::new();
-        let mut whole: BTreeMap<String, [Vec<QualityWindow>; 2]> = BTreeMap::new();
-        for ((task, surface), [own, before]) in pairs {
-            let Some(own) = own else { continue };
-            slices.push(Slice {
-                task: task.clone(),
-                surface: Some(self.schema().surfaces[usize::from(surface)].clone()),
-                examples: own.quality().n,
-                candidate: measured(own.quality()),
-                serving: before.as_ref().map(|before| measured(before.quality())),
-            });
-            let [owns, befores] = whole.entry(task).or_default();
-            owns.push(own);
-            befores.extend(before);
-        }
-        slices.extend(whole.into_iter().map(|(task, [owns, befores])| {
-            let own = QualityWindow::together(owns.iter());
-            Slice {
-                task,
-                surface: None,
-                examples: own.n,
-                candidate: measured(own),
-                serving: (!befores.is_empty())
-                    .then(|| measured(QualityWindow::together(befores.iter()))),
+        let windows = self.predictions.windows();
+        // The windows of the version and of the one before: of each task on each surface, then on
+        // all.
+        let mut pairs: BTreeMap<(bool, &str, u16), [Vec<&QualityWindow>; 2]> = BTreeMap::new();
+        for (key, own) in windows.iter().filter(|(key, _)| key.arm == label(version)) {
+            let of_before = |before| QualityKey { arm: label(before), ..key.clone() };
+            let before = before.and_then(|before| windows.get(&of_before(before)));
+            for place in [(false, &*key.task, key.surface), (true, &*key.task, 0)] {
+                let [owns, befores] = pairs.entry(place).or_default();
+                owns.push(own);
+                befores.extend(before);
             }
-        }));
-        slices
+        }
+        let quality = |windows: &[&QualityWindow]| {
+            // Outcomes are kept without users, and regressions are not measured here.
+            let LiveQuality { ne, calibration, .. } =
+                QualityWindow::together(windows.iter().copied());
+            Measured { ne, auc: None, gauc: None, calibration, mse: None }
+        };
+        let slices = pairs.iter().map(|((whole, task, surface), [owns, befores])| Slice {
+            task: (*task).to_owned(),
+            surface: (!whole)
+                .then(|| self.converter.schema.surfaces[usize::from(*surface)].clone()),
+            examples: owns.iter().map(|own| own.quality().n).sum(),
+            candidate: quality(owns),
+            serving: (!befores.is_empty()).then(|| quality(befores)),
+        });
+        slices.collect()
     }
-}
-
-fn measured(quality: LiveQuality) -> Measured {
-    // Outcomes are kept without users, and regressions are not measured here.
-    let (ne, calibration) = (quality.ne, quality.calibration);
-    Measured { ne, auc: None, gauc: None, calibration, mse: None }
 }

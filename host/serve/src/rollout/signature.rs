@@ -103,7 +103,7 @@ impl SecretKey {
     /// The public key that verifies its signatures.
     pub fn public(&self) -> PublicKey {
         let bytes = self.pair.public_key().as_ref();
-        PublicKey::from(<[u8; 32]>::try_from(bytes).expect("an Ed25519 key has 32 bytes"))
+        PublicKey(bytes.try_into().expect("an Ed25519 key has 32 bytes"))
     }
 
     /// Signs a manifest.
@@ -144,7 +144,7 @@ impl SignedManifest {
         let Some(key) = trusted.iter().find(|key| key.id() == self.key) else {
             return refused(format!(
                 "key {:?} is not trusted here; the operator must add the public key to rollout.trusted_keys",
-                short(&self.key)
+                &self.key[..self.key.floor_char_boundary(64)]
             ));
         };
         let signature = unhex(&self.signature).unwrap_or_default();
@@ -171,10 +171,6 @@ impl SignedManifest {
 
 fn message(manifest: &str) -> Vec<u8> {
     [DOMAIN, manifest.as_bytes()].concat()
-}
-
-fn short(text: &str) -> &str {
-    &text[..text.floor_char_boundary(64)]
 }
 
 #[cfg(test)]

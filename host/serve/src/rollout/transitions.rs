@@ -28,6 +28,16 @@ impl PlannedChanges {
         self.changes.extend(changes);
         Ok(())
     }
+
+    /// Rolls an expert back until the version serves nobody, or there is no traffic split without
+    /// it. Several splits may contain it, because a rollout's own steps made them.
+    fn take_users(&mut self, name: &str, version: &str) -> Result<()> {
+        while share(&self.registry, name, version) > 0.0 {
+            let Ok(changes) = self.registry.roll_back(name) else { break };
+            self.add(changes)?;
+        }
+        Ok(())
+    }
 }
 
 /// Registers a version and makes it a shadow.
@@ -109,13 +119,7 @@ pub(super) fn give_up(registry: &Registry, rollout: &Rollout) -> Result<Vec<Chan
     if registered.state == VersionState::Retired {
         return Ok(Vec::new());
     }
-    // Several traffic splits may contain the version, because its own steps made them.
-    while share(&plan.registry, name, version) > 0.0 {
-        match plan.registry.roll_back(name) {
-            Ok(changes) => plan.add(changes)?,
-            Err(_) => break,
-        }
-    }
+    plan.take_users(name, version)?;
     plan.add(plan.registry.retire_expert(name, version, true)?)?;
     for other in &rollout.displaced {
         if plan.registry.expert(other).is_some_and(|all| all.shares.is_empty()) {
@@ -127,22 +131,13 @@ pub(super) fn give_up(registry: &Registry, rollout: &Rollout) -> Result<Vec<Chan
 
 /// Gives an expert's users back to the version before its main one, which stays loaded.
 pub(super) fn roll_back(registry: &Registry, name: &str) -> Result<Vec<Change>> {
-    let all = registry
-        .expert(name)
-        .ok_or_else(|| Error::refused(format!("expert {name} is not registered")))?;
-    let most =
-        all.shares.iter().max_by(|a, b| a.1.total_cmp(b.1)).map(|(version, _)| version.clone());
+    if registry.expert(name).is_none() {
+        return Err(Error::refused(format!("expert {name} is not registered")));
+    }
     let mut plan = PlannedChanges::new(registry);
     plan.add(plan.registry.roll_back(name)?)?;
-    while let Some(version) = &most {
-        if share(&plan.registry, name, version) == 0.0 {
-            break;
-        }
-        match plan.registry.roll_back(name) {
-            Ok(changes) => plan.add(changes)?,
-            // There is no traffic split without the version.
-            Err(_) => break,
-        }
+    if let Some(main) = main_version(registry, name) {
+        plan.take_users(name, &main.version)?;
     }
     Ok(plan.changes)
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use hypercast_config::{Config, DaemonTier, ExpertEntry};
+use hypercast_config::{Config, ExpertEntry};
 use hypercast_data::schema::Schema;
 use hypercast_stream::registry::{Registry, VersionState, WeightsLocation, content_hash};
 
@@ -14,21 +14,10 @@ use crate::error::{CommonErrors as _, Error, Result};
 pub struct DesiredFm {
     /// Its version; none for whatever the configured checkpoint is.
     pub version: Option<String>,
-    /// Where its weights come from.
-    pub source: FmSource,
+    /// Where its weights come from, unless it runs in another process.
+    pub weights: WeightsLocation,
     /// Its state in the registry.
     pub state: VersionState,
-}
-
-/// Where an FM's weights come from.
-#[derive(Debug, Clone, PartialEq)]
-pub enum FmSource {
-    /// A checkpoint on this machine.
-    Checkpoint(PathBuf),
-    /// The version's stream of publications.
-    Published,
-    /// Another process, by URL.
-    Remote(String),
 }
 
 /// An expert version that should be loaded.
@@ -81,24 +70,26 @@ pub struct DesiredSet {
 }
 
 impl DesiredSet {
-    /// The desired versions of a process.
+    /// The desired versions of a process. `hashes` are those of the configured experts' files, so
+    /// that changed files at the same paths are loaded again.
     ///
     /// # Errors
     /// The configuration or the registry contradicts the schema or itself.
     pub fn new(
         config: &Config,
-        tier: DaemonTier,
         schema: Option<&Schema>,
         registry: &Registry,
+        hashes: &ExpertFileHashes,
     ) -> Result<Self> {
         let mut plan = Self::default();
         // A promoted version comes last and becomes the default.
         if registry.leaves_the_configured_fm() {
-            plan.fms.push(configured_fm(config, tier));
+            let weights = WeightsLocation::Path(config.paths.fm.clone());
+            plan.fms.push(DesiredFm { version: None, weights, state: VersionState::Active });
         }
         plan.fms.extend(registry.live_fms().into_iter().map(|fm| DesiredFm {
             version: Some(fm.version.clone()),
-            source: source(config, tier, &fm.weights),
+            weights: fm.weights.clone(),
             state: fm.state,
         }));
         // The sort is stable: shadows first, then by age, the newest last.
@@ -106,42 +97,16 @@ impl DesiredSet {
         if let Some(schema) = schema {
             plan.experts = registered_experts(registry, schema)?;
             if !registry.has_promoted() {
-                plan.experts.extend(configured_experts(config, schema)?);
+                plan.experts.extend(configured_experts(config, schema, hashes)?);
             }
         }
         Ok(plan)
-    }
-}
-
-impl DesiredSet {
-    /// Stores the hashes of the configured experts' files, so that changed files at the same paths
-    /// are loaded again.
-    pub fn attach_file_hashes(&mut self, expert_file_hashes: &ExpertFileHashes) {
-        for expert in self.experts.iter_mut().filter(|expert| expert.version.is_none()) {
-            expert.content = expert_file_hashes.get(&expert.name).cloned().flatten();
-        }
     }
 
     /// Whether an FM version must be loaded: it is the configured one, or a serving expert pins it.
     pub fn needs(&self, fm: &DesiredFm) -> bool {
         fm.version.is_none()
             || self.experts.iter().any(|expert| expert.share > 0.0 && expert.fm == fm.version)
-    }
-}
-
-fn configured_fm(config: &Config, tier: DaemonTier) -> DesiredFm {
-    let weights = WeightsLocation::Path(config.paths.fm.clone());
-    DesiredFm { version: None, source: source(config, tier, &weights), state: VersionState::Active }
-}
-
-fn source(config: &Config, tier: DaemonTier, weights: &WeightsLocation) -> FmSource {
-    let asks = matches!(tier, DaemonTier::All | DaemonTier::Expert);
-    match weights {
-        _ if asks && !config.fm_serving.url.is_empty() => {
-            FmSource::Remote(config.fm_serving.url.clone())
-        }
-        WeightsLocation::Path(path) => FmSource::Checkpoint(path.clone()),
-        WeightsLocation::Published => FmSource::Published,
     }
 }
 
@@ -178,7 +143,11 @@ fn registered_experts(registry: &Registry, schema: &Schema) -> Result<Vec<Desire
     Ok(desired)
 }
 
-fn configured_experts(config: &Config, schema: &Schema) -> Result<Vec<DesiredExpert>> {
+fn configured_experts(
+    config: &Config,
+    schema: &Schema,
+    hashes: &ExpertFileHashes,
+) -> Result<Vec<DesiredExpert>> {
     let mut desired: Vec<DesiredExpert> = Vec::new();
     for entry in &config.experts {
         let surfaces = config.serving_surfaces(entry, schema)?;
@@ -205,7 +174,7 @@ fn configured_experts(config: &Config, schema: &Schema) -> Result<Vec<DesiredExp
             surfaces,
             state: if entry.shadow { VersionState::Shadow } else { VersionState::Active },
             share: if entry.shadow { 0.0 } else { 1.0 },
-            content: None,
+            content: hashes.get(&entry.name).cloned().flatten(),
         });
     }
     Ok(desired)
@@ -240,7 +209,7 @@ mod tests {
     }
 
     fn plan(registry: &Registry) -> DesiredSet {
-        DesiredSet::new(&configured(), DaemonTier::All, Some(&schema()), registry).unwrap()
+        DesiredSet::new(&configured(), Some(&schema()), registry, &BTreeMap::new()).unwrap()
     }
 
     #[test]

@@ -10,13 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_config::{Config, DaemonTier};
+use hypercast_config::Config;
 use hypercast_core::{clock::now_ms, shutdown::Shutdown};
 use hypercast_data::schema::Schema;
 use hypercast_fm::priority::lower_thread_priority;
 use hypercast_stream::{
     join::{OutcomeRecord, StateUpdate},
-    registry::{Registry, RegistryFollower, VersionState},
+    registry::{ExpertVersion, Registry, RegistryFollower, VersionState},
     streams::{StreamEngine, Topic},
 };
 
@@ -24,11 +24,11 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     metrics::Metrics,
     request::service::RankingService,
-    threads::ThreadGroup,
+    threads::{ThreadGroup, lock},
     versions::{
         desired_set::{DesiredSet, ExpertFileHashes, expert_file_hashes},
         loader::VersionLoader,
-        serving_set::{ServingModels, ServingSet},
+        serving_set::ServingModels,
     },
 };
 
@@ -44,12 +44,21 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Most records in one read.
 const MOST: usize = 4096;
 
-/// The first set of versions, loaded; no thread runs yet.
-pub struct InitialVersions {
-    updater: SetUpdater,
+/// Turns registry decisions into serving sets.
+pub struct SetUpdater {
+    config: Config,
+    /// Of the configured experts.
+    expert_file_hashes: ExpertFileHashes,
+    schema: Option<Arc<Schema>>,
+    loader: VersionLoader,
+    follower: RegistryFollower,
+    /// The set that was last loaded.
+    plan: DesiredSet,
+    /// The versions that serve.
+    pub(crate) models: Arc<ServingModels>,
 }
 
-impl InitialVersions {
+impl SetUpdater {
     /// Reads the registry and loads the first set.
     ///
     /// # Errors
@@ -58,33 +67,27 @@ impl InitialVersions {
     pub fn new(
         loader: VersionLoader,
         config: &Config,
-        tier: DaemonTier,
         schema: Option<Arc<Schema>>,
         streams: &dyn StreamEngine,
     ) -> Result<Self> {
         let mut follower = RegistryFollower::new(streams)?;
         follower.catch_up()?;
         let expert_file_hashes = expert_file_hashes(config);
-        let mut plan = DesiredSet::new(config, tier, schema.as_deref(), follower.registry())?;
-        plan.attach_file_hashes(&expert_file_hashes);
+        let (of, hashes) = (schema.as_deref(), &expert_file_hashes);
+        let plan = DesiredSet::new(config, of, follower.registry(), hashes)?;
         let models = Arc::new(ServingModels::new(loader.load(&plan, None, follower.position())?));
         let config = config.clone();
         let updater =
-            SetUpdater { config, expert_file_hashes, tier, schema, loader, follower, plan, models };
+            SetUpdater { config, expert_file_hashes, schema, loader, follower, plan, models };
         updater.report_missing();
-        Ok(Self { updater })
-    }
-
-    /// The versions that serve.
-    pub fn models(&self) -> &Arc<ServingModels> {
-        &self.updater.models
+        Ok(updater)
     }
 
     /// Starts the threads that follow weights, versions and, if there is a service, outcomes.
     ///
     /// # Errors
     /// Threads that cannot be started.
-    pub fn follow(
+    pub fn start(
         self,
         streams: Arc<dyn StreamEngine>,
         metrics: Arc<Metrics>,
@@ -92,13 +95,12 @@ impl InitialVersions {
     ) -> Result<FollowThreads> {
         let (asks, asked) = sync_channel(1);
         let following = FollowThreads { threads: ThreadGroup::default(), asks };
-        let updater = self.updater;
-        let feeds = updater.loader.feeds();
+        let feeds = self.loader.feeds.clone();
         following.threads.spawn("weights", move |stop| {
             lower_thread_priority();
             feeds.follow(stop, &metrics);
         })?;
-        following.threads.spawn("versions", move |stop| updater.follow(stop, &asked))?;
+        following.threads.spawn("versions", move |stop| self.follow(stop, &asked))?;
         if let Some(service) = service {
             following
                 .threads
@@ -106,49 +108,6 @@ impl InitialVersions {
         }
         Ok(following)
     }
-}
-
-/// The threads that follow; dropping it stops them.
-pub struct FollowThreads {
-    threads: ThreadGroup,
-    asks: SyncSender<ReloadRequest>,
-}
-
-/// Another configuration, with a channel for the result.
-struct ReloadRequest {
-    config: Config,
-    done: SyncSender<Result<bool>>,
-}
-
-impl FollowThreads {
-    /// Loads the experts of another configuration if they or their files changed. Returns whether
-    /// other experts serve now. Blocks.
-    ///
-    /// # Errors
-    /// An expert cannot be loaded; the old ones keep serving then.
-    pub fn reload(&self, config: Config) -> Result<bool> {
-        let (done, outcome) = sync_channel(1);
-        let ended = || Error::internal("versions are no longer followed; see the daemon's log");
-        self.asks.send(ReloadRequest { config, done }).map_err(|_| ended())?;
-        outcome.recv().map_err(|_| ended())?
-    }
-}
-
-/// Turns registry decisions into serving sets.
-struct SetUpdater {
-    config: Config,
-    /// Of the configured experts.
-    expert_file_hashes: ExpertFileHashes,
-    tier: DaemonTier,
-    schema: Option<Arc<Schema>>,
-    loader: VersionLoader,
-    follower: RegistryFollower,
-    /// The set that was last loaded.
-    plan: DesiredSet,
-    models: Arc<ServingModels>,
-}
-
-impl SetUpdater {
     fn follow(mut self, stop: &Shutdown, asked: &Receiver<ReloadRequest>) {
         let mut tried = Instant::now();
         while !stop.is_requested() {
@@ -201,8 +160,8 @@ impl SetUpdater {
 
     fn swap(&mut self) -> Result<()> {
         let registry = self.follower.registry();
-        let mut plan = DesiredSet::new(&self.config, self.tier, self.schema.as_deref(), registry)?;
-        plan.attach_file_hashes(&self.expert_file_hashes);
+        let (schema, hashes) = (self.schema.as_deref(), &self.expert_file_hashes);
+        let plan = DesiredSet::new(&self.config, schema, registry, hashes)?;
         // Versions that are only in training change nothing here.
         if plan == self.plan && self.models.problem().is_none() {
             return Ok(());
@@ -216,44 +175,76 @@ impl SetUpdater {
     }
 
     fn report_missing(&self) {
-        let known = ServedVersions::of(&self.models.set(), self.schema.is_some());
-        self.models.set_missing(missing(self.follower.registry(), &known));
+        let set = self.models.set();
+        let fms: Vec<&str> = set.fms().map(|fm| fm.version()).collect();
+        let arms = set.arms.iter();
+        let experts: Vec<[&str; 3]> =
+            arms.map(|arm| [&*arm.name, &*arm.version, &*arm.fm]).collect();
+        let experts = self.schema.is_some().then_some(&*experts);
+        let missing = missing(self.follower.registry(), &fms, experts);
+        *lock(&self.models.missing) = missing;
     }
 
     fn report(&self, outcome: Result<()>) {
         self.report_missing();
         if let Err(error) = outcome {
             tracing::error!(%error, "a change of versions cannot be served; the versions before keep serving");
-            self.models.set_problem(Some(error.to_string()));
+            *lock(&self.models.problem) = Some(error.to_string());
         }
     }
 }
 
-/// Follows outcomes from the stream's end on, because this process has no predictions for older
-/// ones.
+/// The threads that follow; dropping it stops them.
+pub struct FollowThreads {
+    threads: ThreadGroup,
+    asks: SyncSender<ReloadRequest>,
+}
+
+/// Another configuration, with a channel for the result.
+struct ReloadRequest {
+    config: Config,
+    done: SyncSender<Result<bool>>,
+}
+
+impl FollowThreads {
+    /// Loads the experts of another configuration if they or their files changed. Returns whether
+    /// other experts serve now. Blocks.
+    ///
+    /// # Errors
+    /// An expert cannot be loaded; the old ones keep serving then.
+    pub fn reload(&self, config: Config) -> Result<bool> {
+        let (done, outcome) = sync_channel(1);
+        let ended = || Error::internal("versions are no longer followed; see the daemon's log");
+        self.asks.send(ReloadRequest { config, done }).map_err(|_| ended())?;
+        outcome.recv().map_err(|_| ended())?
+    }
+}
+
+/// Follows outcomes until `stop`, and tries again while the stream cannot be read.
 fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &Shutdown) {
-    let topic = Topic::outcomes();
-    let open = || streams.reader(&topic, streams.span(&topic)?.end);
-    let mut reader = None;
     while !stop.is_requested() {
-        let next = match &mut reader {
-            None => open().map(|opened| {
-                reader = Some(opened);
-                Vec::new()
-            }),
-            Some(reader) => reader.next(MOST, WAIT),
-        };
-        let records = next.unwrap_or_else(|error| {
+        if let Err(error) = compare_outcomes(streams, service, stop) {
             tracing::warn!(%error, "outcomes cannot be read; trying again");
-            reader = None;
             std::thread::sleep(REST);
-            Vec::new()
-        });
-        let now = now_ms();
+        }
+    }
+}
+
+/// Compares outcomes with predictions from the stream's end on, because this process has no
+/// predictions for older ones.
+fn compare_outcomes(
+    streams: &dyn StreamEngine,
+    service: &RankingService,
+    stop: &Shutdown,
+) -> Result<()> {
+    let topic = Topic::outcomes();
+    let mut reader = streams.reader(&topic, streams.span(&topic)?.end)?;
+    while !stop.is_requested() {
+        let (records, now) = (reader.next(MOST, WAIT)?, now_ms());
         for stored in records {
             match OutcomeRecord::decode(&stored.payload).map(|outcome| outcome.update) {
                 Ok(StateUpdate::Outcome(impression)) => {
-                    service.predictions().outcome(&impression, service.schema(), now);
+                    service.predictions.outcome(&impression, &service.converter.schema, now);
                 }
                 // A correction is ignored, because the outcome was compared when it first became
                 // known.
@@ -264,41 +255,22 @@ fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &
             }
         }
     }
+    Ok(())
 }
 
-/// Versions that are loaded.
-struct ServedVersions {
-    fms: Vec<String>,
-    /// Name, version and pinned FM; none in a process without experts.
-    experts: Option<Vec<[String; 3]>>,
-}
-
-impl ServedVersions {
-    /// The versions in a set. `ranks` is whether the process runs experts.
-    fn of(set: &ServingSet, ranks: bool) -> Self {
-        let fms = set.fms().map(|fm| fm.version().to_owned()).collect();
-        let arms =
-            || set.arms().iter().map(|arm| [&arm.name, &arm.version, &arm.fm].map(String::clone));
-        Self { fms, experts: ranks.then(|| arms().collect()) }
-    }
-}
-
-/// Active versions of the registry that are not loaded: experts, and the FMs that they pin.
-fn missing(registry: &Registry, known: &ServedVersions) -> Vec<String> {
+/// Active versions of the registry that are not loaded: experts, and the FMs that they pin. The
+/// loaded experts are name, version and pinned FM; none in a process without experts.
+fn missing(registry: &Registry, fms: &[&str], experts: Option<&[[&str; 3]]>) -> Vec<String> {
     let mut missing = Vec::new();
-    for (name, expert) in registry.experts() {
-        for version in expert.in_order() {
-            if version.state != VersionState::Active {
-                continue;
-            }
-            let of = [name, &version.version, &version.fm];
-            if known.experts.as_ref().is_some_and(|all| !all.iter().any(|one| *one == of)) {
-                missing.push(format!("expert {name} {} on FM {}", version.version, version.fm));
-            }
-            let fm = format!("FM {}", version.fm);
-            if !known.fms.contains(&version.fm) && !missing.contains(&fm) {
-                missing.push(fm);
-            }
+    let versions = registry.experts().flat_map(|(_, expert)| expert.in_order());
+    for version in versions.filter(|version| version.state == VersionState::Active) {
+        let ExpertVersion { name, version, fm, .. } = version;
+        if experts.is_some_and(|loaded| !loaded.contains(&[name, version, fm])) {
+            missing.push(format!("expert {name} {version} on FM {fm}"));
+        }
+        let pinned = format!("FM {fm}");
+        if !fms.contains(&fm.as_str()) && !missing.contains(&pinned) {
+            missing.push(pinned);
         }
     }
     missing
@@ -308,7 +280,7 @@ fn missing(registry: &Registry, known: &ServedVersions) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::fixtures::expert_version;
-    use hypercast_stream::registry::{Change, Decision, ExpertVersion};
+    use hypercast_stream::registry::{Change, Decision};
 
     fn registry(state: VersionState) -> Registry {
         let expert = ExpertVersion { fm: "2.0.0".into(), ..expert_version("feed", "1.1.0") };
@@ -322,28 +294,20 @@ mod tests {
         registry
     }
 
-    fn known(fms: &[&str], experts: Option<[&str; 3]>) -> ServedVersions {
-        ServedVersions {
-            fms: fms.iter().map(|fm| fm.to_string()).collect(),
-            experts: Some(experts.into_iter().map(|of| of.map(str::to_owned)).collect()),
-        }
-    }
-
     #[test]
     fn active_versions_and_the_fms_they_pin_must_be_loaded() {
         let active = registry(VersionState::Active);
-        let loaded = Some(["feed", "1.1.0", "2.0.0"]);
-        assert_eq!(missing(&active, &known(&["1.0.0", "2.0.0"], loaded)), [""; 0]);
+        let loaded = Some([["feed", "1.1.0", "2.0.0"]].as_slice());
+        assert_eq!(missing(&active, &["1.0.0", "2.0.0"], loaded), [""; 0]);
         let expert = "expert feed 1.1.0 on FM 2.0.0";
-        assert_eq!(missing(&active, &known(&["2.0.0"], None)), [expert]);
-        assert_eq!(missing(&active, &known(&["1.0.0"], None)), [expert, "FM 2.0.0"]);
+        assert_eq!(missing(&active, &["2.0.0"], Some(&[])), [expert]);
+        assert_eq!(missing(&active, &["1.0.0"], Some(&[])), [expert, "FM 2.0.0"]);
         // The same version on another FM counts as another one.
-        let repinned = Some(["feed", "1.1.0", "1.0.0"]);
-        assert_eq!(missing(&active, &known(&["1.0.0", "2.0.0"], repinned)), [expert]);
-        let tier = ServedVersions { experts: None, ..known(&["1.0.0"], None) };
-        assert_eq!(missing(&active, &tier), ["FM 2.0.0"]);
+        let repinned = Some([["feed", "1.1.0", "1.0.0"]].as_slice());
+        assert_eq!(missing(&active, &["1.0.0", "2.0.0"], repinned), [expert]);
+        assert_eq!(missing(&active, &["1.0.0"], None), ["FM 2.0.0"]);
         for state in [VersionState::Shadow, VersionState::Training] {
-            assert_eq!(missing(&registry(state), &known(&[], None)), [""; 0]);
+            assert_eq!(missing(&registry(state), &[], Some(&[])), [""; 0]);
         }
     }
 }

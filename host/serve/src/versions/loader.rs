@@ -17,9 +17,9 @@ use crate::{
     fm::{FmTier, batcher::FmBatcher, remote::RemoteFm},
     metrics::Metrics,
     versions::{
-        desired_set::{DesiredExpert, DesiredFm, DesiredSet, FmSource},
+        desired_set::{DesiredExpert, DesiredFm, DesiredSet},
         serving_set::{ExpertArm, LiveExpert, ServedFm, ServingSet},
-        weight_updates::{self, WeightFeed, WeightFeeds},
+        weight_updates::{self, FeedTarget, WeightFeed, WeightFeeds},
     },
 };
 
@@ -28,10 +28,12 @@ pub struct VersionLoader {
     config: Config,
     fm_config: FmTierConfig,
     schema: Option<Arc<Schema>>,
-    wasm: Engine,
+    /// The engine that compiles components.
+    pub(crate) wasm: Engine,
     metrics: Arc<Metrics>,
     streams: Arc<dyn Streams>,
-    feeds: Arc<WeightFeeds>,
+    /// The streams of published weights that the loaded versions follow.
+    pub(crate) feeds: Arc<WeightFeeds>,
 }
 
 impl VersionLoader {
@@ -49,16 +51,6 @@ impl VersionLoader {
         let wasm = Engine::new(config.guests())?;
         let (config, fm_config) = (config.clone(), fm_config.clone());
         Ok(Self { config, fm_config, schema, wasm, metrics, streams, feeds: Arc::default() })
-    }
-
-    /// The engine that compiles components.
-    pub fn wasm(&self) -> Engine {
-        self.wasm.clone()
-    }
-
-    /// The streams of published weights that the loaded versions follow.
-    pub fn feeds(&self) -> Arc<WeightFeeds> {
-        self.feeds.clone()
     }
 
     /// Loads the versions of `plan` that `old` does not have.
@@ -121,7 +113,7 @@ impl VersionLoader {
 
     fn fm(&self, desired: &DesiredFm, old: Option<&ServingSet>) -> Result<ServedFm> {
         let alike = |fm: &&ServedFm| {
-            (&fm.desired.version, &fm.desired.source) == (&desired.version, &desired.source)
+            (&fm.desired.version, &fm.desired.weights) == (&desired.version, &desired.weights)
         };
         let tier = match old.and_then(|old| old.fms().find(alike)) {
             Some(loaded) => loaded.tier.clone(),
@@ -132,38 +124,33 @@ impl VersionLoader {
             Some(version) if version != found => Err(Error::invalid(format!(
                 "the checkpoint registered as FM {version} is FM {found} now; register that, and restore the checkpoint"
             ))),
-            _ => Ok(ServedFm { tier, state: desired.state, desired: desired.clone() }),
+            _ => Ok(ServedFm { tier, desired: desired.clone() }),
         }
     }
 
     fn open_fm(&self, desired: &DesiredFm) -> Result<Arc<FmTier>> {
-        let fm: Arc<dyn FoundationModel> = match &desired.source {
-            FmSource::Remote(url) => {
-                let remote = RemoteFm::connect(url, &self.fm_config, desired.version.as_deref())?;
-                return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
-            }
-            FmSource::Checkpoint(dir) => {
-                Arc::from(inference::load(dir, self.fm_config.loading(self.config.device))?)
-            }
-            FmSource::Published => return self.follow_fm(desired),
-        };
-        self.local(fm)
-    }
-
-    fn local(&self, fm: Arc<dyn FoundationModel>) -> Result<Arc<FmTier>> {
-        let batcher = FmBatcher::start(fm, &self.fm_config, self.metrics.clone())?;
-        Ok(Arc::new(FmTier::Local(batcher)))
-    }
-
-    fn follow_fm(&self, desired: &DesiredFm) -> Result<Arc<FmTier>> {
-        let version = desired.version.as_deref().expect("what is published is registered");
+        if !self.fm_config.url.is_empty() {
+            let remote = RemoteFm::connect(&self.fm_config, desired.version.as_deref())?;
+            return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
+        }
         let serving = self.fm_config.loading(self.config.device);
-        let base = self.config.paths.fm_work.join("served");
-        let topic = Topic::fm(version);
-        let (fm, follower, folder) =
-            weight_updates::open_fm(self.streams.clone(), topic, &base, serving)?;
-        let tier = self.local(fm)?;
-        self.feeds.add(WeightFeed::fm(version, follower, &tier, folder));
+        let (fm, published): (Arc<dyn FoundationModel>, _) = match &desired.weights {
+            WeightsLocation::Path(dir) => (Arc::from(inference::load(dir, serving)?), None),
+            WeightsLocation::Published => {
+                let version = desired.version.as_deref().expect("what is published is registered");
+                let (streams, topic) = (self.streams.clone(), Topic::fm(version));
+                let base = self.config.paths.fm_work.join("served");
+                let (fm, follower, folder) =
+                    weight_updates::open_fm(streams, topic, &base, serving)?;
+                (fm, Some((format!("fm@{version}"), follower, folder)))
+            }
+        };
+        let batcher = FmBatcher::start(fm, &self.fm_config, self.metrics.clone())?;
+        let tier = Arc::new(FmTier::Local(batcher));
+        if let Some((label, follower, folder)) = published {
+            let model = FeedTarget::Fm { tier: Arc::downgrade(&tier), folder };
+            self.feeds.add(WeightFeed::new(label, follower, model));
+        }
         Ok(tier)
     }
 
@@ -188,11 +175,12 @@ impl VersionLoader {
             };
             same == *desired && arm.fm == pinned
         };
-        let live = match old.and_then(|old| old.arms().iter().find(alike)) {
+        let live = match old.and_then(|old| old.arms.iter().find(alike)) {
             Some(arm) => arm.live.clone(),
             None => self.open_expert(desired, fm)?,
         };
-        let version = desired.version.clone().unwrap_or_else(|| live.now().version().to_owned());
+        let version =
+            desired.version.clone().unwrap_or_else(|| live.expert.now().version().to_owned());
         Ok(ExpertArm {
             name: desired.name.clone(),
             label: format!("{}@{version}", desired.name),
@@ -247,7 +235,9 @@ impl VersionLoader {
                 let expert = ServedExpert::new(blueprint, parameters.clone(), device, breaker)?;
                 let live = Arc::new(LiveExpert::new(expert));
                 let label = format!("{}@{version}", desired.name);
-                self.feeds.add(WeightFeed::expert(label, follower, &live, parameters, device));
+                let (weak, parameters) = (Arc::downgrade(&live), Box::new(parameters));
+                let model = FeedTarget::Expert { live: weak, parameters, device };
+                self.feeds.add(WeightFeed::new(label, follower, model));
                 Ok(live)
             }
         }

@@ -23,8 +23,6 @@ use crate::{
 pub struct ServedFm {
     /// Where it runs.
     pub tier: Arc<FmTier>,
-    /// Its state in the registry.
-    pub state: VersionState,
     pub(crate) desired: DesiredFm,
 }
 
@@ -65,21 +63,14 @@ pub struct ExpertArm {
 /// An expert whose parameters may be replaced by newer ones. Serving sets share it, so that a new
 /// set does not lose an update.
 pub(crate) struct LiveExpert {
-    now: Current<ServedExpert>,
-    stats: Arc<ArmStats>,
+    pub(super) expert: Current<ServedExpert>,
+    /// Its statistics since it was loaded.
+    pub(crate) stats: Arc<ArmStats>,
 }
 
 impl LiveExpert {
     pub(crate) fn new(expert: ServedExpert) -> Self {
-        Self { now: Current::new(expert), stats: Arc::default() }
-    }
-
-    pub(crate) fn now(&self) -> Arc<ServedExpert> {
-        self.now.get()
-    }
-
-    pub(crate) fn replace(&self, expert: ServedExpert) {
-        self.now.replace(expert);
+        Self { expert: Current::new(expert), stats: Arc::default() }
     }
 }
 
@@ -94,12 +85,7 @@ impl ExpertArm {
 
     /// The expert with its newest parameters. A request calls this once.
     pub fn expert(&self) -> Arc<ServedExpert> {
-        self.live.now()
-    }
-
-    /// Its statistics since it was loaded.
-    pub fn stats(&self) -> &Arc<ArmStats> {
-        &self.live.stats
+        self.live.expert.now()
     }
 
     /// Counts a request that it ranked, or failed to.
@@ -114,21 +100,6 @@ impl ExpertArm {
         if let Some(fault) = fault.filter(|fault| fault.cause != Fault::Open) {
             self.live.stats.add_fault(now_ms(), fault.to_string());
         }
-    }
-
-    /// Whether it runs without the TAE.
-    pub fn without_tae(&self) -> bool {
-        self.desired.without_tae
-    }
-
-    /// Its state in the registry.
-    pub fn state(&self) -> VersionState {
-        self.desired.state
-    }
-
-    /// Its surfaces, by index.
-    pub fn surfaces(&self) -> &[u16] {
-        &self.desired.surfaces
     }
 }
 
@@ -151,7 +122,8 @@ pub struct ServingSet {
     pub unloaded: Vec<String>,
     fms: BTreeMap<String, ServedFm>,
     default_fm: String,
-    arms: Vec<Arc<ExpertArm>>,
+    /// Every expert version, including those on standby.
+    pub(crate) arms: Vec<Arc<ExpertArm>>,
     routes: HashMap<u16, SurfaceRoute>,
 }
 
@@ -171,9 +143,9 @@ impl ServingSet {
         assert!(fms.contains_key(&default_fm), "FM {default_fm} is not loaded");
         let mut routes: HashMap<u16, SurfaceRoute> = HashMap::new();
         for arm in &arms {
-            for &surface in arm.surfaces() {
+            for &surface in &arm.desired.surfaces {
                 let route = routes.entry(surface).or_default();
-                match arm.state() {
+                match arm.desired.state {
                     VersionState::Shadow => route.shadows.push(arm.clone()),
                     _ if arm.share > 0.0 => {
                         route.expert.clone_from(&arm.name);
@@ -202,11 +174,6 @@ impl ServingSet {
     /// Every FM version.
     pub fn fms(&self) -> impl Iterator<Item = &ServedFm> {
         self.fms.values()
-    }
-
-    /// Every expert version, including those on standby.
-    pub fn arms(&self) -> &[Arc<ExpertArm>] {
-        &self.arms
     }
 
     /// The expert version that serves a user on a surface.
@@ -238,15 +205,17 @@ impl ServingSet {
 
     /// FM versions that are shadows.
     pub fn shadow_fms(&self) -> impl Iterator<Item = &ServedFm> {
-        self.fms().filter(|fm| fm.state == VersionState::Shadow)
+        self.fms().filter(|fm| fm.desired.state == VersionState::Shadow)
     }
 }
 
 /// The current set, and what is wrong with the one that should follow it.
 pub struct ServingModels {
     set: Current<ServingSet>,
-    problem: Mutex<Option<String>>,
-    missing: Mutex<Vec<String>>,
+    /// Why the registry's newest decision is not served.
+    pub(crate) problem: Mutex<Option<String>>,
+    /// Versions that should serve and are not loaded.
+    pub(crate) missing: Mutex<Vec<String>>,
 }
 
 impl ServingModels {
@@ -258,7 +227,7 @@ impl ServingModels {
 
     /// The current set. A request calls this once.
     pub fn set(&self) -> Arc<ServingSet> {
-        self.set.get()
+        self.set.now()
     }
 
     /// Replaces the set from the next request on.
@@ -266,22 +235,7 @@ impl ServingModels {
         let problem = set.problem();
         // Models that only the old set has are unloaded here, or by its last request.
         self.set.replace(set);
-        self.set_problem(problem);
-    }
-
-    /// Sets why the registry's newest decision is not served.
-    pub fn set_problem(&self, problem: Option<String>) {
         *lock(&self.problem) = problem;
-    }
-
-    /// Sets which versions should serve and are not loaded.
-    pub fn set_missing(&self, missing: Vec<String>) {
-        *lock(&self.missing) = missing;
-    }
-
-    /// Versions that should serve and are not loaded.
-    pub fn missing(&self) -> Vec<String> {
-        lock(&self.missing).clone()
     }
 
     /// Why the registry's newest decision is not served.

@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     metrics::{
         Metrics,
-        prediction_log::{ArmPredictions, PredictionLog, ShownItems},
+        prediction_log::{ArmPredictions, PredictionLog},
     },
     request::service::{Fetched, by_task},
     threads::{QueueThread, survive_panic},
@@ -74,7 +74,8 @@ impl ShadowQueue {
             return;
         }
         let kept = self.thread.try_send(request).is_ok();
-        self.metrics.shadow(if kept { "seen" } else { "dropped" });
+        let what = if kept { "seen" } else { "dropped" };
+        self.metrics.shadows.with_label_values(&[what]).inc();
     }
 }
 
@@ -90,9 +91,7 @@ impl ShadowWorker {
     fn measure(&self, request: &ShadowRequest) {
         let (set, example) = (&request.fetched.set, &request.fetched.example[0]);
         let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
-        let keep = |predicted| {
-            self.log.keep(ShownItems { request: example.request, items: &items }, predicted);
-        };
+        let keep = |predicted| self.log.keep(example.request, &items, predicted);
         let mut outputs: HashMap<&str, Option<Arc<FmOutput>>> = HashMap::new();
         outputs.insert(request.fetched.fm().version(), request.fm.clone());
         for fm in set.shadow_fms() {
@@ -117,7 +116,7 @@ impl ShadowWorker {
                     keep(ArmPredictions { arm: arm.label.clone(), tasks });
                 }
                 RankOutcome::Degraded(fault) => {
-                    self.metrics.shadow("failed");
+                    self.metrics.shadows.with_label_values(&["failed"]).inc();
                     tracing::warn!(%fault, arm = arm.label, "a shadow expert failed; its request was answered before");
                 }
             }
@@ -129,7 +128,7 @@ impl ShadowWorker {
         match self.handle.block_on(fm.tier.infer(fetched.example.clone(), until)) {
             Ok(output) => Some(Arc::new(output)),
             Err(refusal) => {
-                self.metrics.shadow("failed");
+                self.metrics.shadows.with_label_values(&["failed"]).inc();
                 tracing::warn!(%refusal, fm = fm.version(), "a shadow's FM failed");
                 None
             }

@@ -51,39 +51,17 @@ pub struct WeightFeed {
     awaits_snapshot: bool,
 }
 
-enum FeedTarget {
+/// The model that publications are applied to.
+pub(super) enum FeedTarget {
+    /// An FM, whose rows are in `folder`.
     Fm { tier: Weak<FmTier>, folder: TempDir },
+    /// An expert with its current parameters.
     Expert { live: Weak<LiveExpert>, parameters: Box<Parameters>, device: Device },
 }
 
 impl WeightFeed {
-    /// The feed of an FM version, whose rows are in `folder`.
-    pub fn fm(
-        version: &str,
-        follower: PublicationFollower,
-        tier: &Arc<FmTier>,
-        folder: TempDir,
-    ) -> Self {
-        Self::new(
-            format!("fm@{version}"),
-            follower,
-            FeedTarget::Fm { tier: Arc::downgrade(tier), folder },
-        )
-    }
-
-    /// The feed of an expert version with its current parameters.
-    pub(crate) fn expert(
-        label: String,
-        follower: PublicationFollower,
-        live: &Arc<LiveExpert>,
-        parameters: Parameters,
-        device: Device,
-    ) -> Self {
-        let (live, parameters) = (Arc::downgrade(live), Box::new(parameters));
-        Self::new(label, follower, FeedTarget::Expert { live, parameters, device })
-    }
-
-    fn new(label: String, follower: PublicationFollower, model: FeedTarget) -> Self {
+    /// A feed of `fm@VERSION` or `NAME@VERSION`.
+    pub(super) fn new(label: String, follower: PublicationFollower, model: FeedTarget) -> Self {
         Self { label, follower, model, refused: 0, rest_until: None, awaits_snapshot: false }
     }
 
@@ -143,12 +121,12 @@ impl WeightFeed {
                 let FmTier::Local(batcher) = &*tier else {
                     unreachable!("the FM of another process is fed there")
                 };
-                batcher.fm().update(publish::fm_update(publication)?)?;
+                batcher.fm.update(publish::fm_update(publication)?)?;
             }
             FeedTarget::Expert { live, parameters, device } => {
                 let Some(live) = live.upgrade() else { return Ok(false) };
                 let new = parameters.apply(&publication.parameter_update())?;
-                live.replace(live.now().renewed(new.clone(), *device)?);
+                live.expert.replace(live.expert.now().renewed(new.clone(), *device)?);
                 **parameters = new;
             }
         }
@@ -156,7 +134,7 @@ impl WeightFeed {
     }
 
     fn count_refused(&mut self, metrics: &Metrics) {
-        let publish::Refusals { damaged, foreign, torn, out_of_chain } = self.follower.refusals();
+        let publish::Refusals { damaged, foreign, torn, out_of_chain } = self.follower.refusals;
         let refused = damaged + foreign + torn + out_of_chain;
         for _ in self.refused..refused {
             metrics.publication_refused(&self.label);

@@ -136,33 +136,23 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
         timed("network (building it)", few, || plugin.network(info).map(drop))?.each_of(2.0),
     ];
     let slowest_hook_us = hooks.iter().map(|hook| hook.p99_us).fold(0.0, f64::max);
-    let limits = &loaded.limits;
+    let (limits, own) = (&loaded.limits, &blueprint.description.limits);
+    let deadline_ms = f64::from(bounded(own.deadline_ms, limits.deadline_ms));
+    let memory_mib = f64::from(bounded(own.memory_mib, limits.memory_mib));
     let used = |limit, used: f64, most: f64, unit| Used { limit, used, most, unit };
     let flops = blueprint.graph.cost.per_candidate(blueprint.description.history_len);
     let output = limits.load_options().limits.output_bytes;
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    let setup_ms = f64::from(limits.setup_deadline_ms);
+    let ranked = (RANKED_BYTES * args.candidates as u64) as f64;
+    let (parameters, most) = (blueprint.graph.parameter_count(), limits.max_parameters);
     let headroom = vec![
-        used("deadline_ms", rank.p99_us / 1e3, f64::from(deadline_ms(&loaded)), "ms"),
-        used(
-            "setup_deadline_ms",
-            slowest_hook_us / 1e3,
-            f64::from(limits.setup_deadline_ms),
-            "ms, the slowest hook",
-        ),
-        used("memory_mib", mib(memory_bytes as f64), f64::from(memory_mib(&loaded)), "MiB"),
-        used(
-            "output",
-            mib((RANKED_BYTES * args.candidates as u64) as f64),
-            mib(output as f64),
-            "MiB",
-        ),
+        used("deadline_ms", rank.p99_us / 1e3, deadline_ms, "ms"),
+        used("setup_deadline_ms", slowest_hook_us / 1e3, setup_ms, "ms, the slowest hook"),
+        used("memory_mib", mib(memory_bytes as f64), memory_mib, "MiB"),
+        used("output", mib(ranked), mib(output as f64), "MiB"),
         used("max_flops", flops as f64, limits.max_flops as f64, "FLOPs a candidate"),
-        used(
-            "max_parameters",
-            blueprint.graph.parameter_count() as f64,
-            limits.max_parameters as f64,
-            "values",
-        ),
+        used("max_parameters", parameters as f64, most as f64, "values"),
     ];
     Ok(PluginBenchReport {
         expert: format!("{} {}", blueprint.description.name, blueprint.description.version),
@@ -247,16 +237,7 @@ fn evaluation(blueprint: &Blueprint) -> Evaluation {
     Evaluation { decision: Decision::Publication, slices: slices.collect() }
 }
 
-/// The deadline of `rank` that holds for this component: its own, or the configuration's if that is
-/// less.
-fn deadline_ms(loaded: &LoadedPlugin) -> u32 {
-    bounded(loaded.blueprint.description.limits.deadline_ms, loaded.limits.deadline_ms)
-}
-
-fn memory_mib(loaded: &LoadedPlugin) -> u32 {
-    bounded(loaded.blueprint.description.limits.memory_mib, loaded.limits.memory_mib)
-}
-
+/// What holds for this component: its own limit, or the configuration's if that is less.
 fn bounded(asked: u32, most: u32) -> u32 {
     if asked == 0 { most } else { asked.min(most) }
 }

@@ -9,7 +9,7 @@ use clap::Parser;
 
 use super::subject::{LoadedPlugin, PluginUnderTest};
 use hypercast_expert::graph::{ExpertGraph, Lead, Op};
-use hypercast_expert::wasm::contract::{self, Column, Description, TaskKind};
+use hypercast_expert::wasm::contract::{self, Column, TaskKind};
 
 /// Arguments of `hypercast plugin check`.
 #[derive(Debug, Parser)]
@@ -81,14 +81,22 @@ pub fn share(part: u64, whole: u64) -> String {
 /// What goes to the network and to `rank` for a request of so many candidates.
 fn columns(loaded: &LoadedPlugin, candidates: usize) -> String {
     let d = &loaded.blueprint.description;
-    let widths = LayerWidths { loaded, candidates };
+    let (rows, events) = (candidates as u64, u64::from(d.history_len));
+    let width = |column: &Column| match column {
+        Column::Tae => 4 * rows * loaded.blueprint.columns.tae_dim() as u64,
+        Column::Feature(_) => 4 * rows,
+        Column::Id(_) => 8 * rows,
+        Column::HistoryId(_) => 8 * events,
+        Column::HistoryActions => 4 * events * loaded.schema.actions.len() as u64,
+        Column::HistoryAge => 4 * events,
+    };
     let mut text = format!("columns of a request of {candidates} candidates\n");
     let mut part = |name: &str, columns: &[Column], more: u64| {
-        let bytes: u64 = columns.iter().map(|column| widths.bytes(column)).sum::<u64>() + more;
+        let bytes: u64 = columns.iter().map(width).sum::<u64>() + more;
         let (count, size) = (columns.len(), bytes as f64 / 1024.0);
         text.push_str(&format!("  {name:<22} {count:>4} columns {size:>10.1} KiB\n"));
         for column in columns {
-            let (label, size) = (column.label(), widths.bytes(column) as f64 / 1024.0);
+            let (label, size) = (column.label(), width(column) as f64 / 1024.0);
             text.push_str(&format!("    {label:<32} {size:>10.1} KiB\n"));
         }
     };
@@ -99,30 +107,10 @@ fn columns(loaded: &LoadedPlugin, candidates: usize) -> String {
     text
 }
 
-struct LayerWidths<'a> {
-    loaded: &'a LoadedPlugin,
-    candidates: usize,
-}
-
-impl LayerWidths<'_> {
-    fn bytes(&self, column: &Column) -> u64 {
-        let Description { history_len, .. } = self.loaded.blueprint.description;
-        let (rows, events) = (self.candidates as u64, u64::from(history_len));
-        match column {
-            Column::Tae => 4 * rows * self.loaded.blueprint.columns.tae_dim() as u64,
-            Column::Feature(_) => 4 * rows,
-            Column::Id(_) => 8 * rows,
-            Column::HistoryId(_) => 8 * events,
-            Column::HistoryActions => 4 * events * self.loaded.schema.actions.len() as u64,
-            Column::HistoryAge => 4 * events,
-        }
-    }
-}
-
 /// What one layer holds.
 #[derive(Default)]
 struct LayerReport {
-    ops: BTreeMap<&'static str, usize>,
+    ops: BTreeMap<String, usize>,
     parameters: usize,
     last: String,
 }
@@ -147,9 +135,10 @@ fn layers(graph: &ExpertGraph) -> String {
     let mut text = format!("{:<28} {:<18} {:>12}  ops\n", "layer", "result", "parameters");
     for name in order {
         let layer = &layers[name];
-        let ops = layer.ops.iter().map(|(op, count)| {
-            if *count > 1 { format!("{op} x{count}") } else { (*op).to_owned() }
-        });
+        let ops = layer
+            .ops
+            .iter()
+            .map(|(op, count)| if *count > 1 { format!("{op} x{count}") } else { op.clone() });
         let ops: Vec<String> = ops.collect();
         text.push_str(&format!(
             "{name:<28} {:<18} {:>12}  {}\n",

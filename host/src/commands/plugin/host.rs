@@ -35,11 +35,8 @@ impl Host {
     /// # Errors
     /// A daemon that cannot be reached, or refuses.
     pub fn get<T: DeserializeOwned>(&self, route: &str) -> anyhow::Result<T> {
-        let mut request = self.agent()?.get(self.url(route));
-        if let Some(token) = self.token()? {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        self.answer(request.call())
+        let request = self.agent()?.get(self.url(route));
+        self.answer(self.authorised(request)?.call())
     }
 
     /// POSTs a body.
@@ -47,12 +44,9 @@ impl Host {
     /// # Errors
     /// A daemon that cannot be reached, or refuses.
     pub fn post<T: DeserializeOwned>(&self, route: &str, body: &[u8]) -> anyhow::Result<T> {
-        let mut request =
+        let request =
             self.agent()?.post(self.url(route)).header("content-type", "application/octet-stream");
-        if let Some(token) = self.token()? {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        self.answer(request.send(body))
+        self.answer(self.authorised(request)?.send(body))
     }
 
     fn answer<T: DeserializeOwned>(
@@ -89,11 +83,20 @@ impl Host {
         }
     }
 
-    fn token(&self) -> anyhow::Result<Option<String>> {
-        if let Some(path) = &self.token_file {
-            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            return Ok(Some(text.trim().to_owned()));
-        }
-        Ok(std::env::var(TOKEN).ok().map(|token| token.trim().to_owned()))
+    /// Adds the token, if there is one.
+    fn authorised<B>(
+        &self,
+        request: ureq::RequestBuilder<B>,
+    ) -> anyhow::Result<ureq::RequestBuilder<B>> {
+        let token = match &self.token_file {
+            Some(path) => {
+                Some(std::fs::read_to_string(path).with_context(|| path.display().to_string())?)
+            }
+            None => std::env::var(TOKEN).ok(),
+        };
+        Ok(match token {
+            Some(token) => request.header("authorization", format!("Bearer {}", token.trim())),
+            None => request,
+        })
     }
 }

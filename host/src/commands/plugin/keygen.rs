@@ -17,9 +17,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let key = SecretKey::generate()?;
     key.write(&args.file)?;
     let public = key.public();
-    let mut name = args.file.clone().into_os_string();
-    name.push(".pub");
-    std::fs::write(&name, format!("{}\n", public.text()))?;
+    std::fs::write(args.file.with_added_extension("pub"), format!("{}\n", public.text()))?;
     eprintln!(
         "key {}: {} is secret; the operator adds this line to rollout.trusted_keys:",
         public.id(),

@@ -13,6 +13,10 @@ pub mod sign;
 pub mod subject;
 pub mod train;
 
+use std::path::Path;
+
+use anyhow::Context;
+
 /// Work on expert plugins
 #[derive(Debug, clap::Args)]
 pub struct PluginArgs {
@@ -57,4 +61,8 @@ pub fn run(args: PluginArgs) -> anyhow::Result<()> {
         PluginSubcommand::Logs(args) => logs::run(args),
         PluginSubcommand::Rollback(args) => rollback::run(args),
     }
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| path.display().to_string())
 }

@@ -9,12 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
-use super::{
-    host::Host,
-    sign::{SignRequest, signature_path},
-};
+use super::{host::Host, read, sign::SignRequest};
 use hypercast_serve::admin::RolloutAnswer;
 use hypercast_serve::rollout::{
     PolicyOverrides, Push, PushManifest, Rollout, RolloutStep, SignedManifest,
@@ -56,17 +53,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let signed = match (&args.what.key, &args.signature) {
         (Some(_), _) => args.what.sign(&args.component)?,
         (None, Some(path)) => SignedManifest::read(path)?,
-        (None, None) => SignedManifest::read(&signature_path(&args.component))?,
+        (None, None) => SignedManifest::read(&args.component.with_added_extension("sig"))?,
     };
     let PushManifest { name, version, .. } = signed.claims()?;
-    let component =
-        std::fs::read(&args.component).with_context(|| args.component.display().to_string())?;
-    let parameters = args
-        .what
-        .parameters
-        .as_ref()
-        .map(|path| std::fs::read(path).with_context(|| path.display().to_string()))
-        .transpose()?;
+    let component = read(&args.component)?;
+    let parameters = args.what.parameters.as_deref().map(read).transpose()?;
     let push = Push {
         signed,
         wishes: args.wishes,

@@ -57,14 +57,6 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What components are loaded with.
-struct ReplayTarget<'a> {
-    config: &'a Config,
-    schema: &'a Schema,
-    engine: &'a Engine,
-    options: &'a LoadOptions,
-}
-
 /// Runs, and prints what came of it.
 pub fn run(args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.k > 0 && args.most > 0, "--k and --most: at least 1");
@@ -95,13 +87,27 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ..config.plugin_limits.load_options()
     };
     let engine = Engine::new(config.guests())?;
-    let loading =
-        ReplayTarget { config: &config, schema: &schema, engine: &engine, options: &options };
-    let own = loading.open(&args.component, args.parameters.as_deref())?;
+    let open = |component: &Path, parameters: Option<&Path>| -> anyhow::Result<ServedExpert> {
+        let blueprint = Blueprint::load(&engine, component, &schema, &options)?;
+        let parameters = match parameters {
+            Some(path) => Parameters::restore(&blueprint.graph, SavedParameters::read(path)?)?,
+            None => {
+                eprintln!(
+                    "{}: no parameters given, so it runs with initial values",
+                    component.display()
+                );
+                let columns = blueprint.columns.feature_names().to_vec();
+                blueprint.init_parameters(FeatureStatistics::new(&columns).finish(), 0)
+            }
+        };
+        let breaker = config.plugin_limits.breaker();
+        Ok(ServedExpert::new(Arc::new(blueprint), parameters, config.device, breaker)?)
+    };
+    let own = open(&args.component, args.parameters.as_deref())?;
     let other = args
         .against
         .as_ref()
-        .map(|path| loading.open(path, args.against_parameters.as_deref()))
+        .map(|path| open(path, args.against_parameters.as_deref()))
         .transpose()?;
     let mut left_out = std::collections::BTreeMap::new();
     let serves = |expert: &ServedExpert, record: &RecordedRequest| {
@@ -142,23 +148,4 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         false => print!("{report}"),
     }
     Ok(())
-}
-
-impl ReplayTarget<'_> {
-    fn open(&self, component: &Path, parameters: Option<&Path>) -> anyhow::Result<ServedExpert> {
-        let blueprint = Blueprint::load(self.engine, component, self.schema, self.options)?;
-        let breaker = self.config.plugin_limits.breaker();
-        let parameters = match parameters {
-            Some(path) => Parameters::restore(&blueprint.graph, SavedParameters::read(path)?)?,
-            None => {
-                eprintln!(
-                    "{}: no parameters given, so it runs with initial values",
-                    component.display()
-                );
-                let columns = blueprint.columns.feature_names().to_vec();
-                blueprint.init_parameters(FeatureStatistics::new(&columns).finish(), 0)
-            }
-        };
-        Ok(ServedExpert::new(Arc::new(blueprint), parameters, self.config.device, breaker)?)
-    }
 }

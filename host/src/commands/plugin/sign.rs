@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use super::read;
 use hypercast_config::sha256;
 use hypercast_core::clock::now_ms;
 use hypercast_expert::wasm::contract::TYPES_IMPORT;
@@ -50,7 +51,7 @@ pub struct SignRequest {
 /// Signs, and writes the signature.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let signed = args.what.sign(&args.component)?;
-    let out = args.out.unwrap_or_else(|| signature_path(&args.component));
+    let out = args.out.unwrap_or_else(|| args.component.with_added_extension("sig"));
     let text = serde_json::to_string_pretty(&signed)?;
     std::fs::write(&out, text + "\n").with_context(|| out.display().to_string())?;
     let PushManifest { name, version, .. } = signed.claims()?;
@@ -65,9 +66,8 @@ impl SignRequest {
     /// An argument that is missing; files that cannot be read.
     pub fn sign(&self, component: &Path) -> anyhow::Result<SignedManifest> {
         let key = SecretKey::read(self.key.as_ref().context("--key is missing")?)?;
-        let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
         let bytes = read(component)?;
-        let parameters = self.parameters.as_ref().map(|path| read(path)).transpose()?;
+        let parameters = self.parameters.as_deref().map(read).transpose()?;
         let manifest = PushManifest {
             name: self.name.clone().context("--name is missing")?,
             version: self.version.clone().context("--version is missing")?,
@@ -85,13 +85,6 @@ impl SignRequest {
         };
         Ok(key.sign(&manifest))
     }
-}
-
-/// Where a component's signature is.
-pub fn signature_path(component: &Path) -> PathBuf {
-    let mut path = component.to_path_buf().into_os_string();
-    path.push(".sig");
-    path.into()
 }
 
 /// The contract's version in a component's type import; the host checks the import itself.

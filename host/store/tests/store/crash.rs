@@ -48,7 +48,11 @@ fn expired(generation: u64) -> Vec<u64> {
 /// The child: commits generation after generation until it is killed, while threads read what is
 /// committed.
 fn write_forever(dir: &Path) {
-    let mut store = Store::open_or_create(dir, &OPTIONS).unwrap();
+    let opened = match Store::open(dir) {
+        Err(Error::NotAStore { .. }) => Store::create(dir, &OPTIONS),
+        other => other,
+    };
+    let mut store = opened.unwrap();
     let handle = store.handle().unwrap();
     std::thread::spawn(move || {
         let mut out = vec![0.0; 2000 * OPTIONS.dim];
@@ -150,7 +154,7 @@ fn follow_and_kill(child: &mut Child, dir: &Path, after_ms: u64) -> u64 {
     is_open.recv().expect("the child opens the store");
     let found = StoreReader::open(dir).unwrap().generation();
     match Store::open(dir) {
-        Err(Error::Locked { pid, .. }) => assert_eq!(pid, child.id().to_string()),
+        Err(Error::Locked { holder, .. }) => assert_eq!(holder, format!("process {}", child.id())),
         other => panic!("two writers: {other:?}"),
     }
     std::thread::sleep(Duration::from_millis(after_ms));

@@ -55,7 +55,7 @@ fn run(rng: &mut StdRng, options: &StoreOptions, steps: usize) {
             }
             16 => {
                 drop(store);
-                store = Store::open_or_create(dir.path().join("s"), options).unwrap();
+                store = Store::open(dir.path().join("s")).unwrap();
                 model = committed.clone();
             }
             17 if readers.len() < 3 => {

@@ -117,10 +117,7 @@ impl NewEvent {
         match &self.kind {
             EventKind::Impression(impression) => Some((impression.surface, 1)),
             EventKind::CompleteRequest(rows) => Some((rows.first()?.surface, rows.len() as u64)),
-            EventKind::Action(_)
-            | EventKind::Item(_)
-            | EventKind::User(_)
-            | EventKind::Tick { .. } => None,
+            _ => None,
         }
     }
 }

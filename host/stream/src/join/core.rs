@@ -37,6 +37,7 @@ pub struct Joiner {
     pub(super) swept_ms: i64,
     pub(super) orphans: OrphanActions,
     pub(super) seen: SeenImpressions,
+    /// Since the first event.
     pub(super) counts: JoinerCounts,
     bounds: WindowBounds,
     /// For each surface, the actions (one bit each) that its impressions wait for.
@@ -47,8 +48,14 @@ pub struct Joiner {
     windows: OpenWindows,
     open: BTreeSet<u64>,
     /// The joined requests in the order in which they were joined.
-    joined: VecDeque<u64>,
+    pub(super) joined: VecDeque<u64>,
     impressions: usize,
+}
+
+/// The rows of a request are numbered with 16 bits.
+fn bounded(options: JoinerOptions) -> JoinerOptions {
+    let max_targets = options.max_targets.clamp(1, usize::from(u16::MAX));
+    JoinerOptions { max_targets, ..options }
 }
 
 /// How often windows are closed, by the joiner's own clock.
@@ -57,7 +64,7 @@ const SWEEP_MS: i64 = 100;
 impl Joiner {
     /// A joiner over the feature state as of the first event. Items have no content vectors.
     pub fn new(state: FeatureState, options: JoinerOptions) -> Joiner {
-        let options = options.bounded();
+        let options = bounded(options);
         let schema = state.schema().clone();
         let bounds = WindowBounds::of(&options.settings);
         Joiner {
@@ -86,23 +93,13 @@ impl Joiner {
     pub fn set_options(&mut self, options: JoinerOptions) {
         self.bounds = WindowBounds::of(&options.settings);
         self.delays.update_windows(&self.bounds);
-        self.options = options.bounded();
-    }
-
-    /// The current options.
-    pub fn options(&self) -> &JoinerOptions {
-        &self.options
-    }
-
-    /// Counters since the first event.
-    pub fn counts(&self) -> JoinerCounts {
-        self.counts
+        self.options = bounded(options);
     }
 
     /// The number of impressions that wait or can be corrected, and of actions that wait for their
     /// impression.
     pub fn held(&self) -> (usize, usize) {
-        (self.impressions, self.orphans.len())
+        (self.impressions, self.orphans.len)
     }
 
     /// Processes the next event and writes the resulting records to `output`.
@@ -237,13 +234,12 @@ impl Joiner {
         }
         let surface = impression.surface;
         let awaited = AwaitedActions { surface, actions: self.awaited[usize::from(surface)] };
-        let (request, time_ms) = (impression.request, impression.time_ms);
+        let time_ms = impression.time_ms;
         let slot = self.add_impression(impression, ingested_ms);
         let pending = self.pending.get_mut(&slot.request).expect("added above");
         pending.rows[usize::from(slot.row)].done = awaited.actions == 0;
         self.windows.insert(awaited, time_ms, slot);
         self.slots.insert(key, slot);
-        self.requests.insert(request, slot.request);
         for orphan in self.orphans.take(key) {
             self.on_action(orphan.action, orphan.ingested_ms, output);
         }
@@ -253,8 +249,8 @@ impl Joiner {
 
     /// Adds an impression to its pending request, or to a new one, with its features as of now.
     fn add_impression(&mut self, impression: ImpressionEvent, ingested_ms: i64) -> ImpressionSlot {
-        let newest = self.requests.get(&impression.request).copied();
-        let extended = newest.filter(|newest| {
+        let newest = self.requests.get(&impression.request);
+        let extended = newest.copied().filter(|newest| {
             let PendingRequest { example, joined_ms, .. } = &self.pending[newest];
             joined_ms.is_none()
                 && (example.user.id, example.surface) == (impression.user, impression.surface)
@@ -276,12 +272,11 @@ impl Joiner {
         let history = if extended.is_some() { 0 } else { self.options.history_len };
         let fetched = self.state.fetch(&replay::request_input(&[row]), history);
         let row = PendingImpression { time_ms, context, done: false };
-        self.impressions += 1;
         let Some(sequence) = extended else {
-            let part = newest.map_or(0, |newest| self.pending[&newest].part + 1);
-            let request = PendingRequest::new(part, fetched, vec![row], ingested_ms);
-            return ImpressionSlot { request: self.add_request(request), row: 0 };
+            let request = self.add_request(fetched, vec![row], ingested_ms);
+            return ImpressionSlot { request, row: 0 };
         };
+        self.impressions += 1;
         let pending = self.pending.get_mut(&sequence).expect("found above");
         pending.example.targets.extend(fetched.targets);
         pending.rows.push(row);
@@ -289,10 +284,19 @@ impl Joiner {
         ImpressionSlot { request: sequence, row: (pending.rows.len() - 1) as u16 }
     }
 
-    fn add_request(&mut self, request: PendingRequest) -> u64 {
+    /// Adds a request, or the next part of one.
+    fn add_request(
+        &mut self,
+        example: Example,
+        rows: Vec<PendingImpression>,
+        ingested_ms: i64,
+    ) -> u64 {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
-        self.pending.insert(sequence, request);
+        let newest = self.requests.insert(example.request, sequence);
+        let part = newest.map_or(0, |newest| self.pending[&newest].part + 1);
+        self.impressions += rows.len();
+        self.pending.insert(sequence, PendingRequest::new(part, example, rows, ingested_ms));
         self.open.insert(sequence);
         sequence
     }
@@ -355,21 +359,17 @@ impl Joiner {
     ) {
         rows.retain(|row| self.is_new(impression_key(row.request, row.item)));
         for rows in rows.chunks(self.options.max_targets.max(1)) {
-            let (request, time_ms) = (rows[0].request, rows[0].time_ms);
+            let time_ms = rows[0].time_ms;
             let input = replay::request_input(rows);
             let mut example = self.state.fetch(&input, self.options.history_len);
             example.history.retain(|event| event.time_ms < time_ms);
-            let newest = self.requests.get(&request);
-            let part = newest.map_or(0, |newest| self.pending[newest].part + 1);
             let done = |row: &Impression| PendingImpression {
                 time_ms: row.time_ms,
                 context: row.context.clone(),
                 done: true,
             };
             let done = rows.iter().map(done).collect();
-            let sequence = self.add_request(PendingRequest::new(part, example, done, ingested_ms));
-            self.impressions += rows.len();
-            self.requests.insert(request, sequence);
+            let sequence = self.add_request(example, done, ingested_ms);
             for (at, row) in rows.iter().enumerate() {
                 let slot = ImpressionSlot { request: sequence, row: at as u16 };
                 self.slots.insert(impression_key(row.request, row.item), slot);
@@ -505,10 +505,5 @@ impl Joiner {
                 self.windows.insert(awaited, time_ms, slot);
             }
         }
-    }
-
-    /// The joined requests in the order in which they were joined.
-    pub(super) fn joined(&self) -> &VecDeque<u64> {
-        &self.joined
     }
 }

@@ -17,14 +17,13 @@ mod state_dir;
 mod tests;
 mod waiting;
 
+pub use hypercast_config::JoinerOptions;
 use hypercast_data::dataset::Impression;
 use hypercast_fm::example::{Example, Item, User};
 use serde::{Deserialize, Serialize};
 
 pub use self::core::Joiner;
-pub use self::output::{
-    JoinMetrics, JoinSink, JoinerCounts, JoinerOptions, JoinerOutput, JoinerProgress,
-};
+pub use self::output::{JoinMetrics, JoinSink, JoinerCounts, JoinerOutput, JoinerProgress};
 pub use self::runner::{JoinerPosition, Runner, state_fingerprint};
 pub use self::state_dir::StateDir;
 use crate::error::{CommonErrors as _, Error, Result};

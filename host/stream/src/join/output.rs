@@ -1,21 +1,8 @@
-//! A joiner's options, outputs, counters and metrics.
+//! A joiner's outputs, counters and metrics.
 
-use hypercast_config::{JoinSettings, JoinerSettings};
 use serde::{Deserialize, Serialize};
 
 use super::{JoinedRecord, OutcomeRecord};
-
-/// What determines the output besides the events. They are saved with the state: a joiner that
-/// repeats records uses the options of the first time.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JoinerOptions {
-    /// How long impressions wait for outcomes.
-    pub settings: JoinSettings,
-    /// The most history events of an example.
-    pub history_len: usize,
-    /// The most targets of an example; a larger request becomes several examples.
-    pub max_targets: usize,
-}
 
 /// A joiner's output in memory.
 #[derive(Debug, Default)]
@@ -66,22 +53,6 @@ pub struct JoinerCounts {
     /// Events that were refused: items and users beyond `features.max_items` and
     /// `features.max_users`, and events that do not fit the schema.
     pub refused: u64,
-}
-
-impl JoinerOptions {
-    /// The configured options.
-    pub(super) fn of(settings: &JoinerSettings) -> JoinerOptions {
-        JoinerOptions {
-            settings: settings.join.clone(),
-            history_len: settings.history_len,
-            max_targets: settings.max_targets,
-        }
-    }
-
-    /// The rows of a request are numbered with 16 bits.
-    pub(super) fn bounded(self) -> JoinerOptions {
-        JoinerOptions { max_targets: self.max_targets.clamp(1, usize::from(u16::MAX)), ..self }
-    }
 }
 
 /// Receives a joiner's measurements; the caller decides how to expose them.

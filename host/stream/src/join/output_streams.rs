@@ -24,8 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub(super) struct OutputStreams {
     pub(super) joined: OutputStream,
     pub(super) outcomes: OutputStream,
-    pub(super) metrics: Arc<dyn JoinMetrics>,
-    pub(super) stop: Shutdown,
+    /// The first failure, for [`OutputStreams::flush`].
     failure: Option<Error>,
 }
 
@@ -36,6 +35,8 @@ pub(super) struct OutputStream {
     stage: &'static str,
     engine: Arc<dyn StreamEngine>,
     appender: Arc<dyn Appender>,
+    metrics: Arc<dyn JoinMetrics>,
+    stop: Shutdown,
     /// Records that the joiner wrote since the first event.
     pub(super) made: u64,
     /// The end of the stream.
@@ -49,12 +50,27 @@ impl OutputStreams {
     /// Opens both streams for writing.
     pub(super) fn open(
         engine: &Arc<dyn StreamEngine>,
-        metrics: Arc<dyn JoinMetrics>,
-        stop: Shutdown,
+        metrics: &Arc<dyn JoinMetrics>,
+        stop: &Shutdown,
     ) -> Result<OutputStreams> {
-        let joined = OutputStream::open(engine, Topic::joined(), "joined")?;
-        let outcomes = OutputStream::open(engine, Topic::outcomes(), "told")?;
-        Ok(OutputStreams { joined, outcomes, metrics, stop, failure: None })
+        let open = |topic: Topic, stage| -> Result<OutputStream> {
+            Ok(OutputStream {
+                appender: engine.appender(&topic)?,
+                end: engine.span(&topic)?.end,
+                engine: engine.clone(),
+                metrics: metrics.clone(),
+                stop: stop.clone(),
+                topic,
+                stage,
+                made: 0,
+                batch: Vec::new(),
+                bytes: 0,
+                ingested_ms: Vec::new(),
+            })
+        };
+        let (joined, outcomes) =
+            (open(Topic::joined(), "joined")?, open(Topic::outcomes(), "told")?);
+        Ok(OutputStreams { joined, outcomes, failure: None })
     }
 
     /// Whether the joiner has repeated all records that the streams have.
@@ -64,7 +80,7 @@ impl OutputStreams {
 
     /// Compares the joiner's counters with the streams.
     pub(super) fn begin(&mut self, joiner: &Joiner) -> Result<()> {
-        let counts = joiner.counts();
+        let counts = joiner.counts;
         let both = [(&mut self.joined, counts.joined), (&mut self.outcomes, counts.outcomes)];
         for (output, made) in both {
             if output.end < made {
@@ -80,57 +96,32 @@ impl OutputStreams {
     }
 
     pub(super) fn flush(&mut self) -> Result<()> {
-        let outcomes = self.outcomes.flush(&*self.metrics, &self.stop);
-        let joined = self.joined.flush(&*self.metrics, &self.stop);
+        let outcomes = self.outcomes.flush();
+        let joined = self.joined.flush();
         self.failure.take().map_or(Ok(()), Err).and(outcomes).and(joined)
-    }
-
-    /// Keeps the first failure for [`OutputStreams::flush`].
-    fn note(&mut self, result: Result<()>) {
-        self.failure = self.failure.take().or(result.err());
     }
 }
 
 impl JoinSink for OutputStreams {
     fn joined(&mut self, joined: JoinedRecord) {
+        let ingested_ms = joined.joined().ingested_ms;
         if self.joined.is_new() && self.failure.is_none() {
-            let ingested_ms = joined.joined().ingested_ms;
-            let pushed = shortened(joined).and_then(|payload| {
-                self.joined.push(payload, ingested_ms, &*self.metrics, &self.stop)
-            });
-            self.note(pushed);
+            let pushed =
+                shortened(joined).and_then(|payload| self.joined.push(payload, ingested_ms));
+            self.failure = pushed.err();
         }
     }
 
     fn outcome(&mut self, outcome: OutcomeRecord) {
         if self.outcomes.is_new() && self.failure.is_none() {
-            let pushed = encode(&outcome).and_then(|payload| {
-                self.outcomes.push(payload, outcome.ingested_ms, &*self.metrics, &self.stop)
-            });
-            self.note(pushed);
+            let pushed = encode(&outcome)
+                .and_then(|payload| self.outcomes.push(payload, outcome.ingested_ms));
+            self.failure = pushed.err();
         }
     }
 }
 
 impl OutputStream {
-    fn open(
-        engine: &Arc<dyn StreamEngine>,
-        topic: Topic,
-        stage: &'static str,
-    ) -> Result<OutputStream> {
-        Ok(OutputStream {
-            appender: engine.appender(&topic)?,
-            end: engine.span(&topic)?.end,
-            engine: engine.clone(),
-            topic,
-            stage,
-            made: 0,
-            batch: Vec::new(),
-            bytes: 0,
-            ingested_ms: Vec::new(),
-        })
-    }
-
     /// Counts a record; true if the stream does not have it yet.
     fn is_new(&mut self) -> bool {
         self.made += 1;
@@ -138,24 +129,18 @@ impl OutputStream {
     }
 
     /// Adds a record to the batch and appends the batch if it is full.
-    fn push(
-        &mut self,
-        payload: Vec<u8>,
-        ingested_ms: i64,
-        metrics: &dyn JoinMetrics,
-        stop: &Shutdown,
-    ) -> Result<()> {
+    fn push(&mut self, payload: Vec<u8>, ingested_ms: i64) -> Result<()> {
         self.bytes += payload.len();
         self.batch.push(Record { id: 0, payload });
         self.ingested_ms.push(ingested_ms);
         if self.batch.len() >= BATCH_RECORDS || self.bytes >= BATCH_BYTES {
-            self.flush(metrics, stop)?;
+            self.flush()?;
         }
         Ok(())
     }
 
     /// Appends the batch. Repeats failed appends until they succeed or the process shuts down.
-    fn flush(&mut self, metrics: &dyn JoinMetrics, stop: &Shutdown) -> Result<()> {
+    fn flush(&mut self) -> Result<()> {
         let mut pause = Duration::from_millis(50);
         let mut may_be_stored = false;
         while !self.batch.is_empty() {
@@ -184,7 +169,7 @@ impl OutputStream {
             if self.batch.is_empty() {
                 break;
             }
-            if stop.is_requested() {
+            if self.stop.is_requested() {
                 return Err(error);
             }
             tracing::warn!(%error, topic = %self.topic, "cannot append; trying again");
@@ -193,7 +178,7 @@ impl OutputStream {
         }
         let now = now_ms();
         for ingested_ms in self.ingested_ms.drain(..) {
-            metrics.event_latency(self.stage, now - ingested_ms);
+            self.metrics.event_latency(self.stage, now - ingested_ms);
         }
         self.bytes = 0;
         Ok(())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hypercast_core::hash::mix64;
 use hypercast_data::dataset::{ContextFeatures, Impression};
 use hypercast_data::schema::Schema;
-use hypercast_fm::example::{Example, MAX_VALUES, Outcome};
+use hypercast_fm::example::{Example, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::events::ActionEvent;
@@ -126,11 +126,9 @@ pub(super) fn merged(mut outcome: Outcome, action: &ActionEvent, awaited: u32) -
 /// What changed in an outcome; the rest is unknown.
 pub(super) fn difference(before: Outcome, after: Outcome) -> Outcome {
     let known = after.known & (!before.known | before.actions ^ after.actions);
-    let mut values = [f32::NAN; MAX_VALUES];
-    for (value, (before, after)) in values.iter_mut().zip(before.values.iter().zip(after.values)) {
-        if after.is_finite() && after != *before {
-            *value = after;
-        }
-    }
+    let values = std::array::from_fn(|at| {
+        let (was, is) = (before.values[at], after.values[at]);
+        if is.is_finite() && is != was { is } else { f32::NAN }
+    });
     Outcome { actions: after.actions & known, known, values }
 }

@@ -46,6 +46,8 @@ pub struct Runner {
     reader: Box<dyn Reader>,
     position: u64,
     outputs: OutputStreams,
+    metrics: Arc<dyn JoinMetrics>,
+    stop: Shutdown,
     state_dir: StateDir,
     fingerprint: String,
     /// Options to apply once replay has caught up.
@@ -71,8 +73,8 @@ impl Runner {
     ) -> Result<Runner> {
         let state_dir = StateDir::lock(&settings.state_dir)?;
         let (fingerprint, wanted) =
-            (state_fingerprint(dataset, settings)?, JoinerOptions::of(settings));
-        let outputs = OutputStreams::open(&engine, metrics, stop)?;
+            (state_fingerprint(dataset, settings)?, settings.options.clone());
+        let outputs = OutputStreams::open(&engine, &metrics, &stop)?;
         let kept = engine.span(&Topic::events())?;
         let bare = dataset.without_content();
         let saved = state_dir.read::<SavedJoiner>()?;
@@ -99,13 +101,15 @@ impl Runner {
         }
         let mut runner = Runner {
             reader: engine.reader(&Topic::events(), position)?,
-            wanted: Some(wanted).filter(|wanted| wanted != joiner.options()),
+            wanted: Some(wanted).filter(|wanted| wanted != &joiner.options),
             engine,
             position,
             outputs,
+            metrics,
+            stop,
             state_dir,
             fingerprint,
-            save_every: settings.join.save_every_events,
+            save_every: settings.options.settings.save_every_events,
             saved_at: position,
             reported: Instant::now(),
             joiner,
@@ -125,9 +129,8 @@ impl Runner {
     /// An event cannot be decoded, another process writes to the output streams, or the state
     /// cannot be saved.
     pub fn run(mut self, mut passed: impl FnMut(JoinerPosition)) -> Result<()> {
-        let stop = self.outputs.stop.clone();
         passed(self.passed());
-        while !stop.is_requested() {
+        while !self.stop.is_requested() {
             if self.step(IDLE)? > 0 {
                 passed(self.passed());
             }
@@ -214,13 +217,12 @@ impl Runner {
         }
         self.reported = Instant::now();
         if let Ok(kept) = self.engine.span(&Topic::events()) {
-            let lag = kept.end.saturating_sub(self.position);
             let (impressions, orphans) = self.joiner.held();
-            self.outputs.metrics.joiner(JoinerProgress {
-                counts: self.joiner.counts(),
+            self.metrics.joiner(JoinerProgress {
+                counts: self.joiner.counts,
                 impressions,
                 orphans,
-                lag_events: lag,
+                lag_events: kept.end.saturating_sub(self.position),
             });
         }
     }

@@ -83,7 +83,7 @@ impl Joiner {
             shelf: shelving.finish(),
             state: self.state.saved(),
             pending,
-            joined: self.joined().iter().copied().collect(),
+            joined: self.joined.iter().copied().collect(),
             requests: self.requests.iter().map(|(&request, &newest)| (request, newest)).collect(),
             next_sequence: self.next_sequence,
             delays: self.delays.clone(),

@@ -64,10 +64,7 @@ impl StateDir {
     /// The state is damaged, or another version wrote it.
     pub fn read<T: DeserializeOwned>(&self) -> Result<Option<T>> {
         let path = self.path();
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            bytes => bytes.map_err(Error::io(&path))?,
-        };
+        let Some(bytes) = Error::found(&path, fs::read(&path))? else { return Ok(None) };
         let failed = |why: &str| {
             let what_to_do = "move it away to begin at the first event again";
             Error::data(&path, format!("{why}; {what_to_do}"))

@@ -98,14 +98,10 @@ pub(super) struct OrphanActions {
     /// Clock and key of each action in the order they came; an entry whose actions are gone is
     /// skipped.
     order: VecDeque<(i64, u64)>,
-    len: usize,
+    pub(super) len: usize,
 }
 
 impl OrphanActions {
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
     pub(super) fn insert(&mut self, key: u64, orphan: OrphanAction) {
         self.order.push_back((orphan.came_ms, key));
         self.by_key.entry(key).or_default().push_back(orphan);
@@ -173,10 +169,10 @@ mod tests {
         }
         let items: Vec<u64> = orphans.take(3).iter().map(|o| o.action.item).collect();
         assert_eq!(items, [3, 8], "in the order they came");
-        assert_eq!((orphans.len(), orphans.take(3).len()), (8, 0));
+        assert_eq!((orphans.len, orphans.take(3).len()), (8, 0));
         assert_eq!(orphans.forget(2, 100), 2, "those of times 0 and 1");
         assert_eq!(orphans.forget(0, 4), 2, "beyond four");
-        assert_eq!(orphans.len(), 4);
+        assert_eq!(orphans.len, 4);
         assert_eq!(orphans.forget(100, 100), 4);
         assert!(orphans.by_key.is_empty() && orphans.order.is_empty());
     }
@@ -201,6 +197,6 @@ mod tests {
         assert_eq!(layout.by_key[&1].len() as u64, count);
         assert_eq!((layout.order.len() as u64, layout.len as u64), (count, count));
         assert_eq!(orphans.forget(i64::MAX, usize::MAX / 4), count);
-        assert_eq!(orphans.len(), 0);
+        assert_eq!(orphans.len, 0);
     }
 }

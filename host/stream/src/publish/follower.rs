@@ -11,11 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{
     Publication, PublicationHeader, PublicationKind,
-    codec::{self, RecordBody, RecordEnvelope, WeightsTotal},
+    codec::{self, PackedPart, RecordBody, RecordEnvelope, WeightsTotal},
     publisher::PublishedTail,
 };
 use crate::error::Result;
@@ -23,17 +23,6 @@ use crate::streams::{Reader, StreamEngine, StreamRecord, Topic};
 
 /// Records per read.
 const RECORDS: usize = 8;
-
-/// A follower's position, after the publication that it returned last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FollowerPosition {
-    /// The publisher's chain.
-    pub chain: u64,
-    /// The publication's number.
-    pub sequence: u64,
-    /// The position of the next record.
-    pub position: u64,
-}
 
 /// What a follower refused since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -54,11 +43,19 @@ pub struct PublicationFollower {
     topic: Topic,
     reader: Box<dyn Reader>,
     read: VecDeque<StreamRecord>,
-    at: Option<FollowerPosition>,
+    /// The chain and the number of the publication that was returned last.
+    pub(super) at: Option<(u64, u64)>,
     partial: Option<PartialPublication>,
     /// A refused publication; its remaining records are skipped.
     refused: Option<(u64, u64)>,
-    refusals: Refusals,
+    /// What was refused so far.
+    pub refusals: Refusals,
+}
+
+/// Why a record and its publication are refused.
+struct RecordRefusal {
+    count: fn(&mut Refusals) -> &mut u64,
+    why: String,
 }
 
 /// A publication whose end was not read yet.
@@ -77,49 +74,16 @@ impl PublicationFollower {
     /// # Errors
     /// The engine cannot be reached.
     pub fn open(engine: Arc<dyn StreamEngine>, topic: Topic) -> Result<PublicationFollower> {
-        let from = newest_snapshot(&*engine, &topic)?;
-        let reader = engine.reader(&topic, from)?;
-        Ok(Self::from_reader(engine, topic, reader, None))
-    }
-
-    /// Continues where another follower stopped, with the weights that it had.
-    ///
-    /// # Errors
-    /// The engine cannot be reached.
-    pub fn resume(
-        engine: Arc<dyn StreamEngine>,
-        topic: Topic,
-        at: FollowerPosition,
-    ) -> Result<PublicationFollower> {
-        let span = engine.span(&topic)?;
-        // A snapshot replaces what was deleted.
-        let from = if span.contains(&at.position) || at.position == span.end {
-            at.position
-        } else {
-            newest_snapshot(&*engine, &topic)?
-        };
-        let reader = engine.reader(&topic, from)?;
-        Ok(Self::from_reader(engine, topic, reader, Some(at)))
-    }
-
-    fn from_reader(
-        engine: Arc<dyn StreamEngine>,
-        topic: Topic,
-        reader: Box<dyn Reader>,
-        at: Option<FollowerPosition>,
-    ) -> PublicationFollower {
-        let (read, refusals) = (VecDeque::new(), Refusals::default());
-        Self { engine, topic, reader, read, at, partial: None, refused: None, refusals }
-    }
-
-    /// The current position; `None` before the first publication.
-    pub fn at(&self) -> Option<FollowerPosition> {
-        self.at
-    }
-
-    /// What was refused so far.
-    pub fn refusals(&self) -> Refusals {
-        self.refusals
+        Ok(Self {
+            reader: newest_snapshot(&*engine, &topic)?,
+            engine,
+            topic,
+            read: VecDeque::new(),
+            at: None,
+            partial: None,
+            refused: None,
+            refusals: Refusals::default(),
+        })
     }
 
     /// The next publication; waits for it up to `wait`.
@@ -142,9 +106,7 @@ impl PublicationFollower {
                 Err(_) if position < self.engine.span(&self.topic)?.start => {
                     tracing::warn!(topic = %self.topic, position, "published weights were deleted before they were read; continuing at the newest snapshot");
                     self.partial = None;
-                    self.reader = self
-                        .engine
-                        .reader(&self.topic, newest_snapshot(&*self.engine, &self.topic)?)?;
+                    self.reader = newest_snapshot(&*self.engine, &self.topic)?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -157,47 +119,34 @@ impl PublicationFollower {
 
     /// Processes a record; returns the publication that it completes, if any.
     fn take(&mut self, record: StreamRecord) -> Option<Publication> {
+        let position = record.position;
         let (envelope, body) = match codec::decode(&record.payload) {
             Ok(found) => found,
-            Err(why) => {
-                return self.refuse(|counts| &mut counts.damaged, record.position, None, &why);
-            }
+            Err(why) => return self.refuse(damaged(why), position, None),
         };
-        match body {
+        let this = envelope.publication();
+        let taken = match body {
             RecordBody::Begin { header, total, dim } => {
-                self.begin(record.position, PartialPublication::new(envelope, *header, total, dim))
+                let begun = PartialPublication::new(envelope, *header, total, dim);
+                self.begin(position, begun).map(|()| None)
             }
-            RecordBody::Part(_) | RecordBody::End { .. }
-                if self.refused == Some(envelope.publication()) =>
-            {
-                None
-            }
-            RecordBody::Part(packed) => self.next_part(record.position, envelope, |partial| {
-                partial.checksum = packed.digest(partial.checksum);
-                let part = packed.unpack(partial.dim)?;
-                partial.found.add(&part);
-                if !partial.found.is_within(&partial.total) {
-                    return Err("it has more weights than announced".into());
-                }
-                let Publication { blocks, ids, rows, removed, .. } = &mut partial.publication;
-                blocks.extend(part.blocks);
-                ids.extend(part.ids);
-                rows.extend(part.rows);
-                removed.extend(part.removed);
-                Ok(false)
-            }),
-            RecordBody::End { checksum, .. } => {
-                self.next_part(record.position, envelope, |partial| {
-                    if partial.found != partial.total || partial.checksum != checksum {
-                        return Err("its checksum is wrong".into());
-                    }
-                    Ok(true)
-                })
-            }
-        }
+            _ if self.refused == Some(this) => Ok(None),
+            RecordBody::Part(packed) => self
+                .continued(envelope)
+                .and_then(|partial| partial.add(packed).map_err(damaged))
+                .map(|()| None),
+            RecordBody::End { checksum, .. } => self
+                .continued(envelope)
+                .and_then(|partial| partial.check(checksum).map_err(damaged))
+                .map(|()| {
+                    self.at = Some(this);
+                    self.partial.take().map(|partial| partial.publication)
+                }),
+        };
+        taken.unwrap_or_else(|refusal| self.refuse(refusal, position, Some(this)))
     }
 
-    fn begin(&mut self, position: u64, begun: PartialPublication) -> Option<Publication> {
+    fn begin(&mut self, position: u64, begun: PartialPublication) -> Refusable<()> {
         if self.partial.take().is_some() {
             self.refusals.torn += 1;
             tracing::warn!(
@@ -208,80 +157,39 @@ impl PublicationFollower {
         }
         let envelope = begun.envelope;
         let PublicationHeader { kind, sequence, parent, .. } = begun.publication.header;
-        let this = Some(envelope.publication());
         if (envelope.begin, envelope.number, envelope.sequence) != (position, 0, sequence) {
-            return self.refuse(
-                |counts| &mut counts.foreign,
-                position,
-                this,
-                "its position or number is not the announced one",
-            );
+            return Err(foreign("its position or number is not the announced one"));
         }
-        let continues = self.at.is_some_and(|at| {
-            at.chain == envelope.chain
-                && at.sequence == parent
-                && parent.checked_add(1) == Some(sequence)
-        });
+        let continues =
+            self.at == Some((envelope.chain, parent)) && parent.checked_add(1) == Some(sequence);
         if kind == PublicationKind::Delta && !continues {
-            return self.refuse(
-                |counts| &mut counts.out_of_chain,
-                position,
-                this,
-                "it continues other weights",
-            );
+            let why = "it continues other weights".to_owned();
+            return Err(RecordRefusal { count: |counts| &mut counts.out_of_chain, why });
         }
-        if let Err(why) = begun.total.check(begun.dim) {
-            return self.refuse(|counts| &mut counts.damaged, position, this, &why);
-        }
+        begun.total.check(begun.dim).map_err(damaged)?;
         self.partial = Some(begun);
-        None
+        Ok(())
     }
 
-    /// Processes a record of the current publication; `take` returns whether it is the last one.
-    fn next_part(
-        &mut self,
-        position: u64,
-        envelope: RecordEnvelope,
-        take: impl FnOnce(&mut PartialPublication) -> std::result::Result<bool, String>,
-    ) -> Option<Publication> {
-        let this = Some(envelope.publication());
-        let Some(partial) = &mut self.partial else {
-            return self.refuse(
-                |counts| &mut counts.foreign,
-                position,
-                this,
-                "the beginning of its publication was not read",
-            );
-        };
+    /// The publication that a record continues.
+    fn continued(&mut self, envelope: RecordEnvelope) -> Refusable<&mut PartialPublication> {
+        let partial = self.partial.as_mut();
+        let partial =
+            partial.ok_or_else(|| foreign("the beginning of its publication was not read"))?;
         let number = partial.envelope.number + 1;
         if envelope != (RecordEnvelope { number, ..partial.envelope }) {
-            return self.refuse(
-                |counts| &mut counts.foreign,
-                position,
-                this,
-                "it belongs to another publication, or records are missing",
-            );
+            return Err(foreign("it belongs to another publication, or records are missing"));
         }
         partial.envelope.number = number;
-        match take(partial) {
-            Ok(false) => None,
-            Ok(true) => {
-                let partial = self.partial.take().expect("matched above");
-                let RecordEnvelope { chain, sequence, .. } = envelope;
-                self.at = Some(FollowerPosition { chain, sequence, position: position + 1 });
-                Some(partial.publication)
-            }
-            Err(why) => self.refuse(|counts| &mut counts.damaged, position, this, &why),
-        }
+        Ok(partial)
     }
 
     /// Counts and refuses a record and its publication.
     fn refuse(
         &mut self,
-        count: impl Fn(&mut Refusals) -> &mut u64,
+        RecordRefusal { count, why }: RecordRefusal,
         position: u64,
         publication: Option<(u64, u64)>,
-        why: &str,
     ) -> Option<Publication> {
         *count(&mut self.refusals) += 1;
         let in_way = self.partial.take().map(|partial| partial.envelope.publication());
@@ -295,18 +203,19 @@ impl PublicationFollower {
     }
 }
 
+type Refusable<T> = std::result::Result<T, RecordRefusal>;
+
+fn damaged(why: String) -> RecordRefusal {
+    RecordRefusal { count: |counts| &mut counts.damaged, why }
+}
+
+fn foreign(why: &str) -> RecordRefusal {
+    RecordRefusal { count: |counts| &mut counts.foreign, why: why.to_owned() }
+}
+
 impl RecordEnvelope {
     fn publication(&self) -> (u64, u64) {
         (self.chain, self.sequence)
-    }
-}
-
-impl WeightsTotal {
-    fn is_within(&self, most: &WeightsTotal) -> bool {
-        self.blocks <= most.blocks
-            && self.values <= most.values
-            && self.rows <= most.rows
-            && self.removed <= most.removed
     }
 }
 
@@ -322,11 +231,39 @@ impl PartialPublication {
         let found = WeightsTotal::default();
         PartialPublication { envelope, total, dim, found, checksum: 0, publication }
     }
+
+    fn add(&mut self, packed: PackedPart) -> std::result::Result<(), String> {
+        self.checksum = packed.digest(self.checksum);
+        let part = packed.unpack(self.dim)?;
+        self.found.add(&part);
+        let (found, total) = (&self.found, &self.total);
+        if found.blocks > total.blocks
+            || found.values > total.values
+            || found.rows > total.rows
+            || found.removed > total.removed
+        {
+            return Err("it has more weights than announced".into());
+        }
+        let Publication { blocks, ids, rows, removed, .. } = &mut self.publication;
+        blocks.extend(part.blocks);
+        ids.extend(part.ids);
+        rows.extend(part.rows);
+        removed.extend(part.removed);
+        Ok(())
+    }
+
+    /// Checks that all weights have come.
+    fn check(&self, checksum: u64) -> std::result::Result<(), String> {
+        if self.found != self.total || self.checksum != checksum {
+            return Err("its checksum is wrong".into());
+        }
+        Ok(())
+    }
 }
 
-/// Where a new follower begins.
-fn newest_snapshot(engine: &dyn StreamEngine, topic: &Topic) -> Result<u64> {
+/// A reader from the newest complete snapshot on, or from the first record.
+fn newest_snapshot(engine: &dyn StreamEngine, topic: &Topic) -> Result<Box<dyn Reader>> {
     let span = engine.span(topic)?;
     let tail = PublishedTail::of(engine, topic)?;
-    Ok(tail.snapshot.filter(|at| span.contains(at)).unwrap_or(span.start))
+    engine.reader(topic, tail.snapshot.filter(|at| span.contains(at)).unwrap_or(span.start))
 }

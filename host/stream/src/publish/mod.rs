@@ -13,12 +13,13 @@ mod published_state;
 mod publisher;
 mod select;
 
-pub use follower::{FollowerPosition, PublicationFollower, Refusals};
+pub use follower::{PublicationFollower, Refusals};
 pub use models::{bootstrap, fm_update};
 pub use publisher::{PublicationStats, Publisher, TrainingPosition};
 
 use hypercast_expert::params::ParameterUpdate;
 pub use hypercast_fm::update::TensorSlice;
+use hypercast_store::Store;
 use serde::{Deserialize, Serialize};
 
 /// A model's weights at one moment: named dense tensors and rows by id.
@@ -29,8 +30,8 @@ pub trait WeightSource {
     /// All dense tensors, always in the same order.
     fn dense(&self) -> Vec<DenseTensor<'_>>;
 
-    /// The rows, if the model has any.
-    fn rows(&self) -> Option<&dyn WeightRows>;
+    /// The rows, if the model has any, with nothing uncommitted.
+    fn rows(&self) -> Option<&Store>;
 }
 
 /// A dense tensor.
@@ -42,38 +43,6 @@ pub struct DenseTensor<'a> {
     pub shape: &'a [usize],
     /// Its values, row-major.
     pub values: &'a [f32],
-}
-
-/// Rows by id, with their changes.
-pub trait WeightRows {
-    /// The number of values in a row.
-    fn dim(&self) -> usize;
-
-    /// The number of rows.
-    fn len(&self) -> usize;
-
-    /// Whether there are no rows.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The current generation, for [`WeightRows::changed_since`].
-    fn generation(&self) -> u64;
-
-    /// The ids of all rows.
-    fn ids(&self) -> Box<dyn Iterator<Item = u64> + '_>;
-
-    /// The ids of rows that changed or were added since a generation; may include others.
-    fn changed_since(&self, generation: u64) -> Vec<u64>;
-
-    /// The ids that were removed since a generation; `None` if that is no longer known.
-    fn removed_since(&self, generation: u64) -> Option<Vec<u64>>;
-
-    /// Whether an id has a row.
-    fn contains(&self, id: u64) -> bool;
-
-    /// Copies rows to `out`, of shape `[ids.len(), dim]`.
-    fn gather(&self, ids: &[u64], out: &mut [f32]);
 }
 
 /// The header of a publication.

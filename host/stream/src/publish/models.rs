@@ -12,8 +12,7 @@ use hypercast_fm::{
 use hypercast_store::Store;
 
 use super::{
-    DenseTensor, Publication, PublicationFollower, PublicationKind, TensorSlice, WeightRows,
-    WeightSource,
+    DenseTensor, Publication, PublicationFollower, PublicationKind, TensorSlice, WeightSource,
 };
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::streams::{StreamEngine, Topic};
@@ -30,42 +29,8 @@ impl WeightSource for TrainedWeights<'_> {
             .collect()
     }
 
-    fn rows(&self) -> Option<&dyn WeightRows> {
+    fn rows(&self) -> Option<&Store> {
         Some(self.rows)
-    }
-}
-
-impl WeightRows for Store {
-    fn dim(&self) -> usize {
-        Store::dim(self)
-    }
-
-    fn len(&self) -> usize {
-        Store::len(self)
-    }
-
-    fn generation(&self) -> u64 {
-        Store::generation(self)
-    }
-
-    fn ids(&self) -> Box<dyn Iterator<Item = u64> + '_> {
-        Box::new(Store::ids(self))
-    }
-
-    fn changed_since(&self, generation: u64) -> Vec<u64> {
-        Store::changed_since(self, generation).collect()
-    }
-
-    fn removed_since(&self, generation: u64) -> Option<Vec<u64>> {
-        Store::removed_since(self, generation)
-    }
-
-    fn contains(&self, id: u64) -> bool {
-        Store::contains(self, id)
-    }
-
-    fn gather(&self, ids: &[u64], out: &mut [f32]) {
-        Store::gather(self, ids, out);
     }
 }
 
@@ -79,7 +44,7 @@ impl WeightSource for Parameters {
         tensors.map(|(name, shape, values)| DenseTensor { name, shape, values }).collect()
     }
 
-    fn rows(&self) -> Option<&dyn WeightRows> {
+    fn rows(&self) -> Option<&Store> {
         None
     }
 }
@@ -94,9 +59,8 @@ pub fn fm_update(publication: Publication) -> Result<WeightUpdate> {
     let manifest: FmManifest = serde_json::from_str(&header.manifest).map_err(|error| {
         Error::internal(format!("published weights have no readable FM manifest: {error}"))
     })?;
-    let whole = header.kind == PublicationKind::Snapshot;
     Ok(WeightUpdate {
-        complete: whole,
+        complete: header.kind == PublicationKind::Snapshot,
         manifest,
         dense: blocks,
         row_ids: ids,

@@ -11,10 +11,11 @@ use std::{
 };
 
 use hypercast_config::PublishSettings;
-use hypercast_store::{RowFormat, ServingStore};
+use hypercast_fm::update::WeightTensor;
+use hypercast_store::{RowFormat, ServingStore, Store};
 
 use super::{
-    DenseTensor, TensorSlice, WeightRows, WeightSource,
+    DenseTensor, TensorSlice, WeightSource,
     codec::{WeightsPart, block_bytes, row_bytes},
     select::{DeltaCandidate, DeltaLimits, DeltaSelection, select},
 };
@@ -31,17 +32,11 @@ pub(super) const ROWS: usize = 1 << 12;
 
 /// The published weights of a model.
 pub(super) struct PublishedState {
-    dense: Vec<PublishedTensor>,
+    dense: Vec<WeightTensor>,
     /// Values per block.
     block: usize,
     rows: Option<ServingStore>,
     unsent: UnsentChanges,
-}
-
-struct PublishedTensor {
-    name: String,
-    shape: Vec<usize>,
-    values: Vec<f32>,
 }
 
 /// The content of a delta.
@@ -55,26 +50,18 @@ pub(super) struct Delta {
 /// What moved and was not sent.
 #[derive(Debug, Default)]
 struct UnsentChanges {
-    /// Blocks, with the publications without them since they moved.
-    blocks: HashMap<BlockIndex, u32>,
-    /// Rows, with the publications without them since they moved.
-    rows: HashMap<u64, u32>,
+    /// Blocks and rows, with the publications without them since they moved.
+    waited: HashMap<WeightComponent, u32>,
     /// Removed rows.
     removed: BTreeSet<u64>,
     /// The trainer's generation up to which changes were considered.
     generation: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct BlockIndex {
-    tensor: usize,
-    block: usize,
-}
-
 /// A component of the weights.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum WeightComponent {
-    Block(BlockIndex),
+    Block { tensor: usize, block: usize },
     Row(u64),
 }
 
@@ -91,16 +78,14 @@ impl PublishedState {
         // A budget has some tens of blocks, so that it can be used well.
         let total = 4 * values + rows_bytes(source);
         let block = (total as f64 * settings.share / 4.0 / 32.0) as usize;
-        let dense = dense.iter().map(|tensor| PublishedTensor {
+        let dense = dense.iter().map(|tensor| WeightTensor {
             name: tensor.name.into(),
             shape: tensor.shape.into(),
             values: tensor.values.into(),
         });
-        if work.exists() {
-            fs::remove_dir_all(work).map_err(Error::io(work))?;
-        }
-        let create = |rows: &dyn WeightRows| ServingStore::create(work, rows.dim(), RowFormat::F32);
-        let generation = source.rows().map_or(0, WeightRows::generation);
+        Error::found(work, fs::remove_dir_all(work))?;
+        let create = |rows: &Store| ServingStore::create(work, rows.dim(), RowFormat::F32);
+        let generation = source.rows().map_or(0, Store::generation);
         Ok(Self {
             dense: dense.collect(),
             block: block.clamp(MIN_BLOCK_VALUES, MAX_BLOCK_VALUES),
@@ -122,13 +107,13 @@ impl PublishedState {
     pub(super) fn all_blocks(&self) -> impl Iterator<Item = TensorSlice> + '_ {
         self.dense.iter().flat_map(move |kept| {
             let blocks = kept.values.chunks(self.block).enumerate();
-            blocks.map(move |(at, values)| kept.block(at * self.block, values))
+            blocks.map(move |(at, values)| slice(kept, at * self.block, values))
         })
     }
 
     /// The size of a snapshot of `source` before compression.
     pub(super) fn all_bytes(&self, source: &dyn WeightSource) -> u64 {
-        let of = |kept: &PublishedTensor| -> usize {
+        let of = |kept: &WeightTensor| -> usize {
             kept.values.chunks(self.block).map(|block| block_bytes(&kept.name, block.len())).sum()
         };
         let dense: usize = self.dense.iter().map(of).sum();
@@ -143,7 +128,7 @@ impl PublishedState {
     ) -> Result<Option<Delta>> {
         let dense = source.dense();
         let same = dense.len() == self.dense.len()
-            && dense.iter().zip(&self.dense).all(|(tensor, kept)| kept.is(tensor));
+            && dense.iter().zip(&self.dense).all(|(tensor, kept)| is_alike(tensor, kept));
         if !same || source.rows().is_some() != self.rows.is_some() {
             return Ok(None);
         }
@@ -164,20 +149,15 @@ impl PublishedState {
         }
         let limits = DeltaLimits { budget, starve_after: settings.starve_after };
         let DeltaSelection { sent, left } = select(candidates, limits);
-        for candidate in left {
-            let waited = candidate.waited + 1;
-            match candidate.component {
-                WeightComponent::Block(at) => _ = delta.unsent.blocks.insert(at, waited),
-                WeightComponent::Row(id) => _ = delta.unsent.rows.insert(id, waited),
-            }
-        }
+        let left = left.into_iter();
+        delta.unsent.waited = left.map(|left| (left.component, left.waited + 1)).collect();
         for candidate in sent {
             match candidate.component {
-                WeightComponent::Block(BlockIndex { tensor, block }) => {
+                WeightComponent::Block { tensor, block } => {
                     let start = block * self.block;
                     let values = dense[tensor].values.chunks(self.block).nth(block);
                     let values = values.expect("a candidate is a block of the tensor");
-                    delta.weights.blocks.push(self.dense[tensor].block(start, values));
+                    delta.weights.blocks.push(slice(&self.dense[tensor], start, values));
                 }
                 WeightComponent::Row(id) => delta.weights.ids.push(id),
             }
@@ -200,9 +180,8 @@ impl PublishedState {
         }
         if let Some(store) = &mut self.rows {
             store.remove_rows(removed);
-            store.upsert_rows(ids, rows)?;
-            store.commit()?;
         }
+        self.keep_rows(ids, rows)?;
         self.unsent = delta.unsent;
         Ok(())
     }
@@ -215,26 +194,37 @@ impl PublishedState {
             for (block, (now, was)) in blocks.enumerate() {
                 let movement = distance(now, was) / scale;
                 if movement > 0.0 {
-                    let bytes = block_bytes(&kept.name, now.len()) as u64;
-                    let at = BlockIndex { tensor, block };
-                    let waited = self.unsent.blocks.get(&at).copied().unwrap_or(0);
-                    let component = WeightComponent::Block(at);
-                    moved.push(DeltaCandidate { component, bytes, movement, waited });
+                    let bytes = block_bytes(&kept.name, now.len());
+                    let component = WeightComponent::Block { tensor, block };
+                    moved.push(self.candidate(component, bytes, movement));
                 }
             }
         }
         moved
     }
 
+    fn candidate(
+        &self,
+        component: WeightComponent,
+        bytes: usize,
+        movement: f64,
+    ) -> DeltaCandidate<WeightComponent> {
+        let waited = self.unsent.waited.get(&component).copied().unwrap_or(0);
+        DeltaCandidate { component, bytes: bytes as u64, movement, waited }
+    }
+
     /// The rows that differ from the published ones.
     fn moved_rows(
         &self,
-        rows: &dyn WeightRows,
+        rows: &Store,
         store: &ServingStore,
     ) -> Vec<DeltaCandidate<WeightComponent>> {
         let dim = rows.dim();
-        let mut ids = rows.changed_since(self.unsent.generation);
-        ids.extend(self.unsent.rows.keys().filter(|&&id| rows.contains(id)));
+        let mut ids: Vec<u64> = rows.changed_since(self.unsent.generation).collect();
+        ids.extend(self.unsent.waited.keys().filter_map(|component| match *component {
+            WeightComponent::Row(id) if rows.contains(id) => Some(id),
+            _ => None,
+        }));
         ids.sort_unstable();
         ids.dedup();
         let (mut now, mut was) = (vec![0.0; ROWS * dim], vec![0.0; ROWS * dim]);
@@ -250,10 +240,8 @@ impl PublishedState {
                 values += dim as u64;
                 // A new row of zeros is equal to a missing row for a follower.
                 if movement > 0.0 {
-                    let waited = self.unsent.rows.get(&id).copied().unwrap_or(0);
-                    let bytes = row_bytes(dim) as u64;
                     let component = WeightComponent::Row(id);
-                    moved.push(DeltaCandidate { component, bytes, movement, waited });
+                    moved.push(self.candidate(component, row_bytes(dim), movement));
                 }
             }
         }
@@ -263,17 +251,15 @@ impl PublishedState {
     }
 }
 
-impl PublishedTensor {
-    fn is(&self, tensor: &DenseTensor<'_>) -> bool {
-        self.name == tensor.name
-            && self.shape == tensor.shape
-            && self.values.len() == tensor.values.len()
-    }
+fn is_alike(tensor: &DenseTensor<'_>, kept: &WeightTensor) -> bool {
+    kept.name == tensor.name
+        && kept.shape == tensor.shape
+        && kept.values.len() == tensor.values.len()
+}
 
-    fn block(&self, start: usize, values: &[f32]) -> TensorSlice {
-        let (name, shape) = (self.name.clone(), self.shape.clone());
-        TensorSlice { name, shape, start, values: values.into() }
-    }
+fn slice(kept: &WeightTensor, start: usize, values: &[f32]) -> TensorSlice {
+    let (name, shape) = (kept.name.clone(), kept.shape.clone());
+    TensorSlice { name, shape, start, values: values.into() }
 }
 
 /// The encoded size of all rows.

@@ -14,10 +14,11 @@ use std::{
 
 use hypercast_config::PublishSettings;
 use hypercast_core::clock::now_ms;
+use hypercast_store::Store;
 use serde::Serialize;
 
 use super::{
-    PublicationHeader, PublicationKind, TensorSlice, WeightRows, WeightSource,
+    PublicationHeader, PublicationKind, TensorSlice, WeightSource,
     codec::{self, PART_BYTES, RecordBody, RecordEnvelope, WeightsPart, WeightsTotal},
     published_state::{Delta, PublishedState, ROWS},
 };
@@ -128,15 +129,22 @@ impl Publisher {
             Some(tail) => tail,
             None => PublishedTail::of(&*self.engine, &self.topic)?,
         };
+        let mut header = PublicationHeader {
+            sequence: tail.sequence,
+            kind: PublicationKind::Snapshot,
+            parent: 0,
+            trained_position: training.trained_position,
+            trained_until_ms: training.trained_until_ms,
+            ingested_ms: training.ingested_ms,
+            published_ms: now_ms(),
+            manifest: source.manifest(),
+        };
         match (delta, state) {
             (Some(delta), Some(state)) => {
-                let header = self.header(source, training, PublicationKind::Delta, tail);
-                self.publish_delta(source, header, tail, UnsentDelta { delta, state })
+                (header.kind, header.parent) = (PublicationKind::Delta, tail.sequence - 1);
+                self.publish_delta(source, header, tail, delta, state)
             }
-            _ => {
-                let header = self.header(source, training, PublicationKind::Snapshot, tail);
-                self.publish_snapshot(source, header, tail)
-            }
+            _ => self.publish_snapshot(source, header, tail),
         }
     }
 
@@ -145,9 +153,10 @@ impl Publisher {
         source: &dyn WeightSource,
         header: PublicationHeader,
         tail: PublishedTail,
-        UnsentDelta { delta, mut state }: UnsentDelta,
+        delta: Delta,
+        mut state: PublishedState,
     ) -> Result<PublicationStats> {
-        let dim = source.rows().map_or(0, WeightRows::dim);
+        let dim = source.rows().map_or(0, Store::dim);
         let WeightsPart { blocks, ids, rows, removed } = &delta.weights;
         let mut total = WeightsTotal::default();
         total.add(&delta.weights);
@@ -207,28 +216,6 @@ impl Publisher {
         Ok(published)
     }
 
-    fn header(
-        &self,
-        source: &dyn WeightSource,
-        training: TrainingPosition,
-        kind: PublicationKind,
-        tail: PublishedTail,
-    ) -> PublicationHeader {
-        PublicationHeader {
-            sequence: tail.sequence,
-            kind,
-            parent: match kind {
-                PublicationKind::Snapshot => 0,
-                PublicationKind::Delta => tail.sequence - 1,
-            },
-            trained_position: training.trained_position,
-            trained_until_ms: training.trained_until_ms,
-            ingested_ms: training.ingested_ms,
-            published_ms: now_ms(),
-            manifest: source.manifest(),
-        }
-    }
-
     fn begin(
         &self,
         header: PublicationHeader,
@@ -267,12 +254,6 @@ impl Publisher {
         writer.record(&RecordBody::Begin { header: Box::new(header), total, dim })?;
         Ok(writer)
     }
-}
-
-/// A delta, and the state that it was computed from.
-struct UnsentDelta {
-    delta: Delta,
-    state: PublishedState,
 }
 
 /// The number of rows that fit a part.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use hypercast_config::PublishSettings;
+use hypercast_store::{Adagrad, StoreOptions};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::*;
@@ -16,19 +17,11 @@ use crate::streams::{MemoryEngine, Record, StreamEngine, Topic};
 const DIM: usize = 3;
 
 /// A model whose weights the test changes.
-#[derive(Default)]
 struct Model {
     dense: Vec<(String, Vec<usize>, Vec<f32>)>,
-    table: Table,
-}
-
-#[derive(Default)]
-struct Table {
-    rows: BTreeMap<u64, [f32; DIM]>,
-    changed: BTreeMap<u64, u64>,
-    removed: Vec<(u64, u64)>,
-    generation: u64,
-    forgetful: bool,
+    /// `None` while it is opened again.
+    store: Option<Store>,
+    dir: tempfile::TempDir,
 }
 
 impl Model {
@@ -37,9 +30,17 @@ impl Model {
             (name.to_owned(), shape.to_vec(), vec![value; shape[0] * shape[1]])
         };
         let dense = vec![dense("a", [40, 50], 1.0), dense("b", [7, 9], -2.0)];
-        let mut model = Model { dense, table: Table::default() };
-        (0..1000).for_each(|id| model.table.set(id * 77, [id as f32, 1.0, -1.0]));
-        model
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions { dim: DIM, init_scale: 1.0, seed: 7 };
+        let mut store = Store::create(dir.path().join("rows"), &options).unwrap();
+        let ids: Vec<u64> = (0..1000).map(|id| id * 77).collect();
+        store.gather_or_init(&ids, &mut vec![0.0; ids.len() * DIM]).unwrap();
+        store.commit().unwrap();
+        Model { dense, store: Some(store), dir }
+    }
+
+    fn table(&self) -> &Store {
+        self.store.as_ref().unwrap()
     }
 
     /// Changes the weights as a training step does.
@@ -47,34 +48,29 @@ impl Model {
         for (_, _, values) in &mut self.dense {
             values.iter_mut().for_each(|value| *value += random.random_range(-0.01..0.01));
         }
-        for _ in 0..random.random_range(0..200) {
+        let store = self.store.as_mut().unwrap();
+        let adagrad = Adagrad { learning_rate: 1.0, epsilon: 1e-8 };
+        for _ in 0..random.random_range(1..200) {
             let id = random.random_range(0..1200u64) * 77;
-            let values = std::array::from_fn(|_| random.random_range(-9.0..9.0));
-            self.table.set(id, values);
+            let gradient: [f32; DIM] = std::array::from_fn(|_| random.random_range(-9.0..9.0));
+            store.adagrad(&[id], &gradient, &adagrad).unwrap();
         }
         for _ in 0..random.random_range(0..9) {
-            self.table.remove(random.random_range(0..1200) * 77);
+            store.remove_rows(&[random.random_range(0..1200) * 77]);
         }
-        self.table.generation += 1;
-    }
-}
-
-impl Table {
-    fn set(&mut self, id: u64, row: [f32; DIM]) {
-        self.rows.insert(id, row);
-        self.changed.insert(id, self.generation + 1);
+        store.commit().unwrap();
     }
 
-    fn remove(&mut self, id: u64) {
-        if self.rows.remove(&id).is_some() {
-            self.removed.push((self.generation + 1, id));
-        }
+    /// Opens the store again, which then does not know what was removed before.
+    fn forget_removals(&mut self) {
+        self.store = None;
+        self.store = Some(Store::open(self.dir.path().join("rows")).unwrap());
     }
 }
 
 impl WeightSource for Model {
     fn manifest(&self) -> String {
-        format!("generation {}", self.table.generation)
+        format!("generation {}", self.table().generation())
     }
 
     fn dense(&self) -> Vec<DenseTensor<'_>> {
@@ -82,46 +78,8 @@ impl WeightSource for Model {
         tensors.map(|(name, shape, values)| DenseTensor { name, shape, values }).collect()
     }
 
-    fn rows(&self) -> Option<&dyn WeightRows> {
-        Some(&self.table)
-    }
-}
-
-impl WeightRows for Table {
-    fn dim(&self) -> usize {
-        DIM
-    }
-
-    fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    fn ids(&self) -> Box<dyn Iterator<Item = u64> + '_> {
-        Box::new(self.rows.keys().copied())
-    }
-
-    fn changed_since(&self, generation: u64) -> Vec<u64> {
-        let newer = self.changed.iter().filter(|&(id, &at)| at > generation && self.contains(*id));
-        newer.map(|(&id, _)| id).collect()
-    }
-
-    fn removed_since(&self, generation: u64) -> Option<Vec<u64>> {
-        let newer = self.removed.iter().filter(|(at, _)| *at > generation);
-        (!self.forgetful).then(|| newer.map(|&(_, id)| id).collect())
-    }
-
-    fn contains(&self, id: u64) -> bool {
-        self.rows.contains_key(&id)
-    }
-
-    fn gather(&self, ids: &[u64], out: &mut [f32]) {
-        for (id, out) in ids.iter().zip(out.chunks_exact_mut(DIM)) {
-            out.copy_from_slice(self.rows.get(id).unwrap_or(&[0.0; DIM]));
-        }
+    fn rows(&self) -> Option<&Store> {
+        Some(self.table())
     }
 }
 
@@ -150,7 +108,12 @@ impl Served {
     }
 
     fn of(model: &Model) -> Served {
-        let rows = model.table.rows.iter().map(|(&id, row)| (id, row.to_vec())).collect();
+        let row = |id| {
+            let mut row = vec![0.0; DIM];
+            model.table().gather(&[id], &mut row);
+            (id, row)
+        };
+        let rows = model.table().ids().map(row).collect();
         let dense = model.dense.iter().map(|(name, _, values)| (name.clone(), values.clone()));
         Served { dense: dense.collect(), rows }
     }
@@ -230,7 +193,7 @@ fn a_follower_of_every_publication_has_the_trainers_weights() {
         assert_eq!(next(&mut follower), None);
         model.learn(&mut world.random);
     }
-    assert_eq!(follower.refusals(), Refusals::default());
+    assert_eq!(follower.refusals, Refusals::default());
     assert!(world.engine.span(&world.topic).unwrap().start > 0, "old records are deleted");
     let mut late = world.follower();
     let mut begun = next(&mut late).unwrap();
@@ -298,7 +261,8 @@ fn after_a_restart_or_forgotten_removals_a_snapshot_comes_first() {
     assert_eq!((again.kind, again.sequence), (PublicationKind::Snapshot, 1));
     model.learn(&mut world.random);
     assert_eq!(publisher.publish(&model, FACTS).unwrap().kind, PublicationKind::Delta);
-    model.table.forgetful = true;
+    model.learn(&mut world.random);
+    model.forget_removals();
     assert_eq!(publisher.publish(&model, FACTS).unwrap().kind, PublicationKind::Snapshot);
     model.dense[0].1 = vec![2000];
     assert_eq!(publisher.publish(&model, FACTS).unwrap().kind, PublicationKind::Snapshot);
@@ -361,14 +325,14 @@ fn a_damaged_torn_or_foreign_delta_changes_nothing_until_the_next_snapshot() {
         world.append(snapshot);
         let mut follower = world.follower();
         let first = next(&mut follower).unwrap();
-        let at = follower.at().unwrap();
+        let at = follower.at;
         world.append(&bad);
         assert_eq!(next(&mut follower).map(|publication| publication.header.kind), None, "{what}");
-        assert_eq!(follower.at(), Some(at), "{what}");
+        assert_eq!(follower.at, at, "{what}");
         world.publisher(&all_of_it()).publish(&model, FACTS).unwrap();
         let next = next(&mut follower).expect("the next snapshot is accepted");
         assert_eq!(next.header.kind, PublicationKind::Snapshot, "{what}");
-        let refusals = follower.refusals();
+        let refusals = follower.refusals;
         let count = refusals.damaged + refusals.foreign + refusals.torn + refusals.out_of_chain;
         assert!(count > 0, "{what}: {refusals:?}");
         let mut served = Served::default();
@@ -380,25 +344,17 @@ fn a_damaged_torn_or_foreign_delta_changes_nothing_until_the_next_snapshot() {
 }
 
 #[test]
-fn a_follower_continues_where_another_stopped() {
+fn a_follower_whose_records_were_deleted_continues_at_the_newest_snapshot() {
     let (world, mut model, mut publisher, _) = with_delta(7);
     let mut follower = world.follower();
     next(&mut follower).unwrap();
-    let at = follower.at().unwrap();
-    let engine: Arc<dyn StreamEngine> = world.engine.clone();
-    let mut other = PublicationFollower::resume(engine.clone(), world.topic.clone(), at).unwrap();
-    assert_eq!(next(&mut other).unwrap().header.sequence, 1, "the delta");
-    let text = serde_json::to_string(&at).unwrap();
-    assert_eq!(serde_json::from_str::<FollowerPosition>(&text).unwrap(), at);
-    // Too far behind, after its records were deleted, it continues at the newest snapshot.
+    let end = world.end();
     for _ in 0..8 {
         model.learn(&mut SmallRng::seed_from_u64(3));
         publisher.publish(&model, FACTS).unwrap();
     }
-    let start = world.engine.span(&world.topic).unwrap().start;
-    assert!(at.position < start);
-    let mut late = PublicationFollower::resume(engine, world.topic.clone(), at).unwrap();
-    let newest = next(&mut late).unwrap();
+    assert!(world.engine.span(&world.topic).unwrap().start > end);
+    let newest = next(&mut world.follower()).unwrap();
     assert_eq!(newest.header.kind, PublicationKind::Snapshot);
     assert_eq!(next(&mut follower).unwrap().header.sequence, 1, "it had read this one before");
     assert_eq!(next(&mut follower).unwrap().header.sequence, newest.header.sequence);
@@ -414,7 +370,7 @@ fn a_damaged_end_of_the_stream_does_not_hide_its_snapshot() {
     assert_eq!(next(&mut follower).unwrap().header.sequence, 0);
     assert_eq!(next(&mut follower).unwrap().header.sequence, 1);
     assert_eq!(next(&mut follower), None);
-    assert_eq!(follower.refusals().damaged, 1);
+    assert_eq!(follower.refusals.damaged, 1);
     let mut publisher = world.publisher(&all_of_it());
     let published = publisher.publish(&model, FACTS).unwrap();
     assert!(published.sequence > 1, "no number is used twice");

@@ -90,8 +90,10 @@ impl RegistryFollower {
                 return Ok(false);
             }
             let made = Decision { at_ms: now_ms(), changes };
-            let end = self.reader.position();
-            if engine.append_at(&Topic::versions(), end, &[record(&made)?])?.is_some() {
+            let payload = serde_json::to_vec(&made)
+                .map_err(|error| Error::internal(format!("cannot encode a decision: {error}")))?;
+            let (end, record) = (self.reader.position(), Record { id: 0, payload });
+            if engine.append_at(&Topic::versions(), end, &[record])?.is_some() {
                 // Reads the decision back, so that this follower has applied it, too.
                 self.catch_up()?;
                 return Ok(true);
@@ -129,10 +131,4 @@ impl RegistryFollower {
         }
         Ok(!records.is_empty())
     }
-}
-
-fn record(decision: &Decision) -> Result<Record> {
-    let payload = serde_json::to_vec(decision)
-        .map_err(|error| Error::internal(format!("cannot encode a decision: {error}")))?;
-    Ok(Record { id: 0, payload })
 }

@@ -10,7 +10,7 @@ use std::{
 use hypercast_config::Config;
 use hypercast_core::{atomic_file, clock::now_ms};
 use hypercast_data::schema::Schema;
-use hypercast_expert::{Blueprint, BreakerConfig, Device, Engine, LoadOptions, ServedExpert};
+use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert};
 use hypercast_fm::checkpoint::FmManifest;
 
 use super::{ExpertVersion, FmVersion, VersionState, WeightsLocation, content_hash, schema_hash};
@@ -30,31 +30,6 @@ impl FmVersion {
             created_ms: now_ms(),
             trained_ms: manifest.trained_until_ms,
             weights,
-        }
-    }
-}
-
-/// The settings that the registration of an expert's version needs.
-#[derive(Debug, Clone)]
-pub struct RegistrationSettings {
-    /// Where the files of experts' versions are kept.
-    pub experts_dir: PathBuf,
-    /// The limits of the expert's plugin.
-    pub load_options: LoadOptions,
-    /// When the expert's circuit breaker opens.
-    pub breaker: BreakerConfig,
-    /// The device that the expert runs on.
-    pub device: Device,
-}
-
-impl RegistrationSettings {
-    /// The configured settings of an expert.
-    pub fn of(config: &Config, expert: &str) -> RegistrationSettings {
-        RegistrationSettings {
-            experts_dir: config.paths.experts.clone(),
-            load_options: config.load_options(expert),
-            breaker: config.plugin_limits.breaker(),
-            device: config.device,
         }
     }
 }
@@ -87,17 +62,17 @@ impl NewExpert {
     /// The version cannot be served.
     pub fn describe(
         &self,
-        settings: &RegistrationSettings,
+        config: &Config,
         engine: &Engine,
         schema: &Schema,
     ) -> Result<ExpertVersion> {
         let options = LoadOptions {
             tae_dim: self.tae_dim,
             fm_version: Some(self.fm.clone()),
-            ..settings.load_options.clone()
+            ..config.load_options(&self.name)
         };
         let blueprint = Arc::new(Blueprint::load(engine, &self.plugin, schema, &options)?);
-        Ok(self.describe_loaded(settings, schema, &blueprint)?.0)
+        Ok(self.describe_loaded(config, schema, &blueprint)?.0)
     }
 
     /// As [`NewExpert::describe`] for a loaded plugin. Also returns the expert as it would serve,
@@ -107,7 +82,7 @@ impl NewExpert {
     /// The version cannot be served.
     pub fn describe_loaded(
         &self,
-        settings: &RegistrationSettings,
+        config: &Config,
         schema: &Schema,
         blueprint: &Arc<Blueprint>,
     ) -> Result<(ExpertVersion, Option<ServedExpert>)> {
@@ -125,8 +100,8 @@ impl NewExpert {
             WeightsLocation::Path(path) => Some(ServedExpert::open(
                 blueprint.clone(),
                 path,
-                settings.device,
-                settings.breaker.clone(),
+                config.device,
+                config.plugin_limits.breaker(),
             )?),
             WeightsLocation::Published => None,
         };

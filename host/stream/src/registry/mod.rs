@@ -14,14 +14,14 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use hypercast_data::schema::Schema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     client::{RegistryClient, RegistryFollower},
-    describe::{NewExpert, RegistrationSettings, keep_version_file},
+    describe::{NewExpert, keep_version_file},
     rules::Promotion,
     self_register::{SelfRegisteredExpert, self_register_expert, self_register_fm},
     state::{ExpertVersions, Registry, choose_version, user_bucket},
@@ -39,6 +39,12 @@ pub enum VersionState {
     Active,
     /// It is out of use.
     Retired,
+}
+
+impl fmt::Display for VersionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{self:?}").to_lowercase())
+    }
 }
 
 /// Where a version's weights are.

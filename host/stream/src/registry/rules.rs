@@ -116,9 +116,7 @@ impl Registry {
         self.check_pinned_fm(expert, &[VersionState::Active])?;
         let shares = share_out(all, expert, promotion.share)?;
         let mut changes = self.displace(expert, promotion.replace)?;
-        if expert.state != VersionState::Active {
-            changes.push(expert_state(expert, VersionState::Active));
-        }
+        changes.extend(expert_state(expert, VersionState::Active));
         if shares != all.shares {
             changes.push(Change::Traffic { name: expert.name.clone(), shares });
         }
@@ -135,10 +133,7 @@ impl Registry {
         check_not_retired(&label(expert), expert.state)?;
         check_idle(all, expert)?;
         self.check_pinned_fm(expert, &[VersionState::Active, VersionState::Shadow])?;
-        Ok(match expert.state {
-            VersionState::Shadow => Vec::new(),
-            _ => vec![expert_state(expert, VersionState::Shadow)],
-        })
+        Ok(expert_state(expert, VersionState::Shadow).into_iter().collect())
     }
 
     /// Restores an expert's previous shares.
@@ -172,9 +167,7 @@ impl Registry {
         } else {
             check_idle(all, expert)?;
         }
-        if expert.state != VersionState::Retired {
-            changes.push(expert_state(expert, VersionState::Retired));
-        }
+        changes.extend(expert_state(expert, VersionState::Retired));
         Ok(changes)
     }
 
@@ -186,10 +179,9 @@ impl Registry {
         let (_, expert) = self.known_expert(name, version)?;
         let what = label(expert);
         if expert.state != VersionState::Training {
-            let state = state_name(expert.state);
             return refuse(format!(
-                "{what} is {state}, and its parameters belong to FM {}; register and train a new version for FM {fm}",
-                expert.fm
+                "{what} is {}, and its parameters belong to FM {}; register and train a new version for FM {fm}",
+                expert.state, expert.fm
             ));
         }
         let fm = self.known_fm(fm)?;
@@ -242,11 +234,7 @@ impl Registry {
             VersionState::Retired => "register a version that is trained on another FM",
             _ => "promote that FM first",
         };
-        refuse(format!(
-            "{what} pins FM {}, which is {}; {advice}",
-            fm.version,
-            state_name(fm.state)
-        ))
+        refuse(format!("{what} pins FM {}, which is {}; {advice}", fm.version, fm.state))
     }
 
     /// The changes that remove other experts from an expert's surfaces.
@@ -289,7 +277,7 @@ impl Registry {
             .pins(fm)
             .into_iter()
             .filter(counts)
-            .map(|pin| format!("{} ({})", label(pin), state_name(pin.state)))
+            .map(|pin| format!("{} ({})", label(pin), pin.state))
             .collect();
         if pins.is_empty() {
             return Ok(());
@@ -410,29 +398,19 @@ fn semver(text: &str, what: &str) -> Result<semver::Version> {
         .map_err(|error| Error::refused(format!("{what} {text:?} is no semver version: {error}")))
 }
 
+/// The change to a state, unless the version has it.
 fn fm_state(fm: &FmVersion, state: VersionState) -> Vec<Change> {
-    if fm.state == state {
-        return Vec::new();
-    }
-    vec![Change::FmState { version: fm.version.clone(), state }]
+    let change = Change::FmState { version: fm.version.clone(), state };
+    if fm.state == state { Vec::new() } else { vec![change] }
 }
 
-fn expert_state(expert: &ExpertVersion, state: VersionState) -> Change {
+fn expert_state(expert: &ExpertVersion, state: VersionState) -> Option<Change> {
     let (name, version) = (expert.name.clone(), expert.version.clone());
-    Change::ExpertState { name, version, state }
+    (expert.state != state).then_some(Change::ExpertState { name, version, state })
 }
 
 fn label(expert: &ExpertVersion) -> String {
     format!("expert {} {}", expert.name, expert.version)
-}
-
-fn state_name(state: VersionState) -> &'static str {
-    match state {
-        VersionState::Training => "training",
-        VersionState::Shadow => "shadow",
-        VersionState::Active => "active",
-        VersionState::Retired => "retired",
-    }
 }
 
 fn refuse<T>(why: String) -> Result<T> {

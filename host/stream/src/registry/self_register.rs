@@ -4,14 +4,14 @@
 //! A version that is registered already stays as it is. If the registration fails, the trainer
 //! still publishes, logs the error, and tries again with its next publication.
 
-use hypercast_config::ExpertEntry;
+use hypercast_config::{Config, ExpertEntry};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{self as expert, Provenance};
 use hypercast_fm::checkpoint::FmManifest;
 
 use super::{
-    Change, ExpertVersion, FmVersion, NewExpert, RegistrationSettings, Registry, RegistryFollower,
-    WeightsLocation, keep_version_file,
+    Change, ExpertVersion, FmVersion, NewExpert, Registry, RegistryFollower, WeightsLocation,
+    keep_version_file,
 };
 use crate::error::Result;
 use crate::streams::StreamEngine;
@@ -28,9 +28,9 @@ pub fn self_register_fm(engine: &dyn StreamEngine, manifest: &FmManifest, schema
 
 /// A published version of an expert.
 pub struct SelfRegisteredExpert<'a> {
-    /// The settings for its registration.
-    pub settings: RegistrationSettings,
-    /// The expert's configuration.
+    /// The configuration, for where its files are kept and how its plugin is loaded.
+    pub config: &'a Config,
+    /// The expert's entry in it.
     pub entry: &'a ExpertEntry,
     /// The surfaces that it will serve, as indexes into the schema.
     pub surfaces: &'a [u16],
@@ -56,8 +56,8 @@ pub fn self_register_expert(engine: &dyn StreamEngine, published: &SelfRegistere
 }
 
 fn describe(published: &SelfRegisteredExpert<'_>) -> Result<ExpertVersion> {
-    let SelfRegisteredExpert { settings, entry, version, provenance, schema, .. } = published;
-    let (dir, plugin) = (&settings.experts_dir, &entry.plugin);
+    let SelfRegisteredExpert { config, entry, version, provenance, schema, .. } = published;
+    let (dir, plugin) = (&config.paths.experts, &entry.plugin);
     let surface = |at: &u16| schema.surfaces[usize::from(*at)].clone();
     let new = NewExpert {
         name: entry.name.clone(),
@@ -69,7 +69,7 @@ fn describe(published: &SelfRegisteredExpert<'_>) -> Result<ExpertVersion> {
         without_tae: entry.without_tae,
         weights: WeightsLocation::Published,
     };
-    let described = new.describe(settings, published.guests, schema)?;
+    let described = new.describe(config, published.guests, schema)?;
     Ok(ExpertVersion { trained_ms: provenance.trained_until_ms, ..described })
 }
 

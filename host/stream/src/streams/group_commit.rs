@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::{Appended, Appender, Record, Topic, check_lengths};
+use super::{Appended, Appender, Record, Topic, check_lengths, locked};
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// A group takes no more calls once it has this many bytes.
@@ -61,42 +61,14 @@ struct CommitQueue<R> {
 
 impl<S: CommitSink> GroupCommit<S> {
     pub(super) fn new(topic: &Topic, sink: S) -> GroupCommit<S> {
-        let queue = CommitQueue {
-            next_ticket: 0,
-            waiting: VecDeque::new(),
-            results: HashMap::new(),
-            busy: false,
-        };
+        let (waiting, results) = (VecDeque::new(), HashMap::new());
+        let queue = CommitQueue { next_ticket: 0, waiting, results, busy: false };
         GroupCommit {
             topic: topic.clone(),
             queue: Mutex::new(queue),
             committed: Condvar::new(),
             sink: Mutex::new(sink),
         }
-    }
-
-    /// Queues a call and returns its result once it is committed.
-    fn submit(&self, expected_end: Option<u64>, records: &[Record]) -> Result<CommitOutcome> {
-        check_lengths(&self.topic, records)?;
-        let records = S::prepare(records, expected_end.is_none());
-        let mut queue = self.queue();
-        let ticket = queue.next_ticket;
-        queue.next_ticket += 1;
-        queue.waiting.push_back((ticket, AppendJob { expected_end, records }));
-        loop {
-            if let Some(result) = queue.results.remove(&ticket) {
-                return result;
-            }
-            queue = if queue.busy {
-                self.committed.wait(queue).unwrap_or_else(PoisonError::into_inner)
-            } else {
-                self.commit_group(queue)
-            };
-        }
-    }
-
-    fn queue(&self) -> MutexGuard<'_, CommitQueue<S::Records>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Commits the queued calls and stores their results.
@@ -121,13 +93,16 @@ impl<S: CommitSink> GroupCommit<S> {
         };
         let tickets = turn.tickets.iter().copied();
         match outcomes {
-            Ok(outcomes) => self.queue().results.extend(tickets.zip(outcomes.into_iter().map(Ok))),
+            Ok(outcomes) => {
+                locked(&self.queue).results.extend(tickets.zip(outcomes.into_iter().map(Ok)));
+            }
             Err(error) => {
-                self.queue().results.extend(tickets.map(|ticket| (ticket, Err(again(&error)))));
+                let results = tickets.map(|ticket| (ticket, Err(again(&error))));
+                locked(&self.queue).results.extend(results);
             }
         }
         drop(turn);
-        self.queue()
+        locked(&self.queue)
     }
 
     fn poisoned(&self) -> Error {
@@ -139,13 +114,24 @@ impl<S: CommitSink> GroupCommit<S> {
 }
 
 impl<S: CommitSink> Appender for GroupCommit<S> {
-    fn append(&self, records: &[Record]) -> Result<Appended> {
-        let appended = self.submit(None, records)?;
-        Ok(appended.expect("only a job with an expected end has no result"))
-    }
-
-    fn append_at(&self, end: u64, records: &[Record]) -> Result<Option<Appended>> {
-        self.submit(Some(end), records)
+    /// Queues a call and returns its result once it is committed.
+    fn submit(&self, expected_end: Option<u64>, records: &[Record]) -> Result<CommitOutcome> {
+        check_lengths(&self.topic, records)?;
+        let records = S::prepare(records, expected_end.is_none());
+        let mut queue = locked(&self.queue);
+        let ticket = queue.next_ticket;
+        queue.next_ticket += 1;
+        queue.waiting.push_back((ticket, AppendJob { expected_end, records }));
+        loop {
+            if let Some(result) = queue.results.remove(&ticket) {
+                return result;
+            }
+            queue = if queue.busy {
+                self.committed.wait(queue).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                self.commit_group(queue)
+            };
+        }
     }
 }
 
@@ -158,7 +144,7 @@ struct CommitTurn<'a, S: CommitSink> {
 
 impl<S: CommitSink> Drop for CommitTurn<'_, S> {
     fn drop(&mut self) {
-        let mut queue = self.appender.queue();
+        let mut queue = locked(&self.appender.queue);
         queue.busy = false;
         if std::thread::panicking() {
             let failed = |&ticket: &u64| (ticket, Err(self.appender.poisoned()));
@@ -171,7 +157,7 @@ impl<S: CommitSink> Drop for CommitTurn<'_, S> {
 /// The same error, for another call that failed with it.
 fn again(error: &Error) -> Error {
     match error {
-        Error::Core(error) => Error::Core(error.again()),
+        Error::Core(error) => Error::Core(error.clone()),
         other => Error::internal(other.to_string()),
     }
 }

@@ -3,15 +3,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::ids::RecentIds;
 use super::{
     Appended, Appender, READ_BYTES, Reader, Record, StreamEngine, StreamRecord, Topic,
-    check_lengths,
+    check_lengths, gone, locked,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Streams in memory. A stream may have any number of appenders.
 #[derive(Debug)]
@@ -27,19 +27,12 @@ impl MemoryEngine {
     }
 
     fn stream(&self, topic: &Topic) -> Arc<MemoryStream> {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || {
-            let kept = MemoryRecords {
-                ids: RecentIds::new(self.remembered_ids),
-                ..MemoryRecords::default()
-            };
-            Arc::new(MemoryStream {
-                topic: topic.clone(),
-                kept: Mutex::new(kept),
-                grew: Condvar::new(),
-            })
+            let ids = RecentIds::new(self.remembered_ids);
+            let kept = Mutex::new(MemoryRecords { first: 0, payloads: VecDeque::new(), ids });
+            Arc::new(MemoryStream { topic: topic.clone(), kept, grew: Condvar::new() })
         };
-        streams.entry(topic.clone()).or_insert_with(make).clone()
+        locked(&self.streams).entry(topic.clone()).or_insert_with(make).clone()
     }
 }
 
@@ -60,13 +53,13 @@ impl StreamEngine for MemoryEngine {
 
     fn span(&self, topic: &Topic) -> Result<Range<u64>> {
         let stream = self.stream(topic);
-        let kept = stream.kept();
+        let kept = locked(&stream.kept);
         Ok(kept.first..kept.end())
     }
 
     fn trim(&self, topic: &Topic, before: u64) -> Result<()> {
         let stream = self.stream(topic);
-        let mut kept = stream.kept();
+        let mut kept = locked(&stream.kept);
         let gone = before.clamp(kept.first, kept.end()) - kept.first;
         kept.payloads.drain(..gone as usize);
         kept.first += gone;
@@ -81,7 +74,7 @@ struct MemoryStream {
     grew: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct MemoryRecords {
     first: u64,
     payloads: VecDeque<Vec<u8>>,
@@ -94,19 +87,16 @@ impl MemoryRecords {
     }
 }
 
-impl MemoryStream {
-    fn kept(&self) -> MutexGuard<'_, MemoryRecords> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Appender for MemoryStream {
-    fn append(&self, records: &[Record]) -> Result<Appended> {
+    fn submit(&self, expected_end: Option<u64>, records: &[Record]) -> Result<Option<Appended>> {
         check_lengths(&self.topic, records)?;
-        let mut kept = self.kept();
+        let mut kept = locked(&self.kept);
+        if expected_end.is_some_and(|expected| expected != kept.end()) {
+            return Ok(None);
+        }
         let mut repeated = 0;
         for record in records {
-            if kept.ids.admit(record.id) {
+            if expected_end.is_some() || kept.ids.admit(record.id) {
                 kept.payloads.push_back(record.payload.clone());
             } else {
                 repeated += 1;
@@ -114,18 +104,7 @@ impl Appender for MemoryStream {
         }
         kept.ids.settle();
         self.grew.notify_all();
-        Ok(Appended { end: kept.end(), repeated })
-    }
-
-    fn append_at(&self, end: u64, records: &[Record]) -> Result<Option<Appended>> {
-        check_lengths(&self.topic, records)?;
-        let mut kept = self.kept();
-        if kept.end() != end {
-            return Ok(None);
-        }
-        kept.payloads.extend(records.iter().map(|record| record.payload.clone()));
-        self.grew.notify_all();
-        Ok(Some(Appended { end: kept.end(), repeated: 0 }))
+        Ok(Some(Appended { end: kept.end(), repeated }))
     }
 }
 
@@ -137,7 +116,7 @@ struct MemoryReader {
 impl Reader for MemoryReader {
     fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<StreamRecord>> {
         let until = Instant::now() + wait;
-        let mut kept = self.stream.kept();
+        let mut kept = locked(&self.stream.kept);
         while self.position >= kept.end() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -147,11 +126,7 @@ impl Reader for MemoryReader {
             kept = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         if self.position < kept.first {
-            return Err(Error::Gone {
-                topic: self.stream.topic.to_string(),
-                position: self.position,
-                first: kept.first,
-            });
+            return Err(gone(&self.stream.topic, self.position, kept.first));
         }
         let mut bytes = 0;
         let mut read = Vec::new();

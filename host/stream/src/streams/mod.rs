@@ -14,7 +14,12 @@ mod nats;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, ops::Range, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use hypercast_config::{EngineKind, EngineSettings};
 
@@ -87,15 +92,12 @@ impl fmt::Display for Topic {
 /// Encodes a name for a topic: keeps lower-case letters and digits, writes a dot as `_` and any
 /// other character as its code point, so that different names stay different.
 fn topic_part(name: &str) -> String {
-    let mut text = String::new();
-    for c in name.chars() {
-        match c {
-            'a'..='z' | '0'..='9' => text.push(c),
-            '.' => text.push('_'),
-            c => text.push_str(&format!("-{:x}-", c as u32)),
-        }
-    }
-    text
+    let encoded = name.chars().map(|c| match c {
+        'a'..='z' | '0'..='9' => c.to_string(),
+        '.' => "_".into(),
+        c => format!("-{:x}-", c as u32),
+    });
+    encoded.collect()
 }
 
 /// A record to append.
@@ -124,6 +126,11 @@ fn check_lengths(topic: &Topic, records: &[Record]) -> Result<()> {
             records[at].payload.len()
         ))),
     }
+}
+
+/// The error for a position before the first stored one.
+fn gone(topic: &Topic, position: u64, first: u64) -> Error {
+    Error::Gone { topic: topic.to_string(), position, first }
 }
 
 /// A record read from a stream.
@@ -185,8 +192,20 @@ pub trait StreamEngine: Send + Sync {
     fn trim(&self, topic: &Topic, before: u64) -> Result<()>;
 }
 
+/// Locks what is sound even after a panic of another holder.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Writes to one stream. Threads may share an appender; calls that arrive together share a sync.
 pub trait Appender: Send + Sync {
+    /// [`Appender::append_at`] if there is an expected end, else [`Appender::append`], which always
+    /// gives a result.
+    ///
+    /// # Errors
+    /// As [`Appender::append`].
+    fn submit(&self, expected_end: Option<u64>, records: &[Record]) -> Result<Option<Appended>>;
+
     /// Appends records in order; they are durable when it returns. A second record with the same id
     /// in one call is skipped, too.
     ///
@@ -194,14 +213,19 @@ pub trait Appender: Send + Sync {
     /// A record is too long: nothing is appended. The disk is full, or the engine cannot be
     /// reached: the first records may have been appended. Records with ids can be appended again
     /// safely.
-    fn append(&self, records: &[Record]) -> Result<Appended>;
+    fn append(&self, records: &[Record]) -> Result<Appended> {
+        let appended = self.submit(None, records)?;
+        Ok(appended.expect("only an append at an expected end may have no result"))
+    }
 
     /// Appends only if the stream ends at `end`; else returns `None` and appends nothing. So of two
     /// writers that decide on the same state one fails. Ids are neither compared nor remembered.
     ///
     /// # Errors
     /// As [`Appender::append`].
-    fn append_at(&self, end: u64, records: &[Record]) -> Result<Option<Appended>>;
+    fn append_at(&self, end: u64, records: &[Record]) -> Result<Option<Appended>> {
+        self.submit(Some(end), records)
+    }
 }
 
 /// Reads one stream in order of positions.

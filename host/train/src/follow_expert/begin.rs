@@ -7,7 +7,7 @@ use super::{
     super::{
         eval_window::{EvalWindow, WindowPredictions},
         fm, materialise,
-        stream::{ExpertStream, Load, LogView, Start},
+        stream::{ExpertStream, LogView},
     },
     ExpertCheckpoint, ExpertContext, FollowExpertOptions, LOOK_EVERY,
     feed::{ComputedFeed, FeedPosition, LogFeed},
@@ -15,17 +15,15 @@ use super::{
 };
 use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::ExpertEntry;
+use hypercast_config::TrainOn;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
-use hypercast_expert as expert;
 use hypercast_expert::train::SavedTrainer;
 use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// What there is to go on with.
 pub(super) struct StartedTrainer {
-    pub(super) blueprint: Arc<expert::Blueprint>,
     pub(super) stream: ExpertStream,
     pub(super) place: ExpertCheckpoint,
     /// What was published last.
@@ -59,20 +57,17 @@ pub(super) fn begin(
     shutdown: &Shutdown,
 ) -> Result<Option<Beginning>> {
     let ExpertContext { dataset, config, entry, .. } = context;
-    let surfaces = match options.surfaces.is_empty() {
-        true => config.training_surfaces(entry, &dataset.schema)?,
-        false => {
-            let own = ExpertEntry { surfaces: options.surfaces.clone(), ..entry.clone() };
-            let own = ExpertEntry { train_on: hypercast_config::TrainOn::Own, ..own };
-            config.training_surfaces(&own, &dataset.schema)?
-        }
-    };
+    let mut entry = entry.clone();
+    if !options.surfaces.is_empty() {
+        (entry.surfaces, entry.train_on) = (options.surfaces.clone(), TrainOn::Own);
+    }
+    let surfaces = config.training_surfaces(&entry, &dataset.schema)?;
     let found = match FollowerState::read(work)? {
         Some(state) => Some(resume(context, state)?),
         None => learn_past(context, engine, Past { options, surfaces: &surfaces, work }, shutdown)?,
     };
     let Some(begun) = found else { return Ok(None) };
-    let fm = begun.stream.parameters().provenance.fm_version.clone();
+    let fm = begun.stream.trainer.parameters().provenance.fm_version.clone();
     if let Some(asked) = options.fm.as_ref().filter(|asked| **asked != fm) {
         return Err(Error::data(
             work,
@@ -99,33 +94,15 @@ pub(super) fn begin(
 }
 
 fn resume(context: ExpertContext<'_>, state: FollowerState) -> Result<StartedTrainer> {
-    let ExpertContext { dataset, config, entry, guests } = context;
-    let provenance = state.trainer.provenance();
-    let options = expert::LoadOptions {
-        tae_dim: provenance.tae_dim,
-        fm_version: Some(provenance.fm_version.clone()),
-        ..config.load_options(&entry.name)
-    };
-    let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
-    let blueprint = Arc::new(blueprint);
     let last = match state.published {
         LastPublished::Nothing => None,
         LastPublished::This => Some(state.trainer.clone()),
         LastPublished::Earlier(saved) => Some(*saved),
     };
-    let start = start(context, 0);
-    let stream = ExpertStream::resume(blueprint.clone(), state.trainer, &start)?;
-    let measured = EvalWindow::new(&blueprint).with(state.measured);
-    Ok(StartedTrainer { blueprint, stream, place: state.place, last, measured })
-}
-
-fn start<'a>(context: ExpertContext<'a>, rows: u64) -> Start<'a> {
-    Start {
-        settings: &context.config.expert_training,
-        rows,
-        without_tae: context.entry.without_tae,
-        device: context.config.device,
-    }
+    let stream = context.setup().resume(&context.dataset.schema, state.trainer)?;
+    let mut measured = EvalWindow::new(&stream.blueprint);
+    measured.rows = state.measured.into();
+    Ok(StartedTrainer { stream, place: state.place, last, measured })
 }
 
 /// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the
@@ -137,7 +114,7 @@ fn learn_past(
     shutdown: &Shutdown,
 ) -> Result<Option<StartedTrainer>> {
     let Past { options, surfaces, work } = past;
-    let ExpertContext { dataset, config, entry, guests } = context;
+    let ExpertContext { dataset, config, entry, .. } = context;
     // The past ends where the stream begins.
     let (logs, joined) = match &options.fm_checkpoint {
         Some(checkpoint) => {
@@ -170,14 +147,9 @@ fn learn_past(
         std::thread::sleep(LOOK_EVERY);
     };
     let view = view(&log, surfaces);
-    let load = Load { engine: guests, plugin: &entry.plugin, name: &entry.name };
-    let blueprint = load.blueprint(&view, &survey.fm_version, config.load_options(&entry.name))?;
-    let seed = config.expert_training.seed;
-    let parameters = blueprint.init_parameters(survey.statistics.finish(), seed);
-    let mut stream =
-        ExpertStream::new(blueprint.clone(), parameters, &start(context, survey.rows))?;
+    let mut stream = context.setup().begin(&view, survey, |_| ())?;
     let mut until_ms = i64::MIN;
-    let mut measured = EvalWindow::new(&blueprint);
+    let mut measured = EvalWindow::new(&stream.blueprint);
     stream.learn_past(&view, |report| {
         until_ms = report.examples.iter().map(|own| own.time_ms).fold(until_ms, i64::max);
         // The first pass alone predicts: what comes after it has seen all rows.
@@ -189,15 +161,15 @@ fn learn_past(
     })?;
     stream.go_online();
     let position = match joined {
-        Some(position) => FeedPosition::Joined(position),
-        None => FeedPosition::Logs(log.end()),
+        Some(position) => {
+            fm::remove_dir(&logs)?;
+            FeedPosition::Joined(position)
+        }
+        None => FeedPosition::Logs(log.end),
     };
-    if joined.is_some() {
-        fm::remove_dir(&logs)?;
-    }
     let place =
         ExpertCheckpoint { position, requests: 0, corrections: 0, until_ms, ingested_ms: 0 };
-    Ok(Some(StartedTrainer { blueprint, stream, place, last: None, measured }))
+    Ok(Some(StartedTrainer { stream, place, last: None, measured }))
 }
 
 /// The logs, if there are any yet.

@@ -7,31 +7,28 @@ use prometheus::IntCounter;
 use serde_json::{Value, json};
 
 use super::{
-    super::{
-        eval_window::{self, EvalWindow, WindowPredictions, judge},
-        stream::ExpertStream,
-    },
+    super::eval_window::{self, EvalWindow, WindowPredictions, judge},
     state::LastPublished,
 };
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
 use hypercast_expert::{
-    Blueprint, Chunk, Parameters, train::SavedTrainer, wasm::contract::Verdict,
+    Blueprint, Chunk, ExpertTrainer, Parameters, train::SavedTrainer, wasm::contract::Verdict,
 };
 
 /// Puts the rows measured since the last publication to the expert's `evaluate`.
 pub(super) struct PublishGate {
     blueprint: Arc<Blueprint>,
-    measured: EvalWindow,
-    last: Option<PublishedTrainer>,
+    pub(super) measured: EvalWindow,
+    pub(super) last: Option<PublishedTrainer>,
     held: IntCounter,
     rolled_back: IntCounter,
     schedule_faults: IntCounter,
 }
 
 /// What was published last.
-struct PublishedTrainer {
-    saved: SavedTrainer,
+pub(super) struct PublishedTrainer {
+    pub(super) saved: SavedTrainer,
     parameters: Parameters,
 }
 
@@ -79,27 +76,27 @@ impl PublishGate {
         Ok(PublishedTrainer { saved, parameters })
     }
 
-    /// Notes what `stream` said of rows that it is about to learn from, and what was published last
-    /// would say.
+    /// Notes what `trainer` said of rows that it is about to learn from, and what those parameters
+    /// would say that were published last.
     pub(super) fn measure(
         &mut self,
-        stream: &ExpertStream,
+        trainer: &ExpertTrainer,
         chunk: Chunk<'_>,
         candidate: &[Vec<f32>],
     ) -> Result<()> {
         let serving = match &self.last {
-            Some(last) => stream.predict_with(&last.parameters, chunk)?,
+            Some(last) => trainer.predict_with(&last.parameters, chunk)?,
             None => Vec::new(),
         };
-        let targets = stream.targets(chunk)?;
+        let targets = trainer.targets(chunk)?;
         let said = WindowPredictions { candidate, serving: &serving, targets: &targets };
         self.measured.push(chunk.examples.iter(), said, |_| true);
         Ok(())
     }
 
     /// Notes how often `schedule` has failed so far.
-    pub(super) fn scheduled(&self, stream: &ExpertStream) {
-        let new = stream.schedule_faults().saturating_sub(self.schedule_faults.get());
+    pub(super) fn scheduled(&self, trainer: &ExpertTrainer) {
+        let new = trainer.schedule_faults().saturating_sub(self.schedule_faults.get());
         self.schedule_faults.inc_by(new);
     }
 
@@ -121,21 +118,11 @@ impl PublishGate {
         GateDecision { verdict, measured: eval_window::line(&evaluation) }
     }
 
-    /// What was published last.
-    pub(super) fn last(&self) -> Option<&SavedTrainer> {
-        self.last.as_ref().map(|last| &last.saved)
-    }
-
     /// From here on this is what was published last, and all is measured anew.
     pub(super) fn published(&mut self, saved: SavedTrainer) -> Result<()> {
         self.last = Some(self.with_parameters(saved)?);
-        self.measured.clear();
+        self.measured.rows.clear();
         Ok(())
-    }
-
-    /// Forgets what was measured of parameters that are no more.
-    pub(super) fn rolled_back(&mut self) {
-        self.measured.clear();
     }
 
     /// What is to be saved beside a trainer that was not published as it is.
@@ -143,7 +130,7 @@ impl PublishGate {
         let last = self.last.as_ref().map_or(LastPublished::Nothing, |last| {
             LastPublished::Earlier(Box::new(last.saved.clone()))
         });
-        (last, self.measured.rows())
+        (last, self.measured.rows.iter().cloned().collect())
     }
 }
 

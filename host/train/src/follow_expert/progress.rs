@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        progress_log::{Learning, ProgressPosition, ProgressSlice},
+        progress_log::{Learning, ProgressSlice},
         report::ALL,
     },
     ExpertCheckpoint,
@@ -34,7 +34,7 @@ pub(super) struct ExpertProgress {
     tasks: Vec<(Option<usize>, String)>,
     kept: MetricsWindow<(usize, usize)>,
     requests: u64,
-    learning: Learning,
+    pub(super) learning: Learning,
 }
 
 impl ExpertProgress {
@@ -72,15 +72,6 @@ impl ExpertProgress {
         self.learning.learned(examples.len() as u64, 0);
     }
 
-    /// Notes how long after its newest event a request was learned from.
-    pub(super) fn latency(&mut self, ms: i64) {
-        self.learning.latency(ms);
-    }
-
-    pub(super) fn corrected(&self, corrections: u64) {
-        self.learning.learned(0, corrections);
-    }
-
     /// A line for every window; the next one then begins.
     pub(super) fn line(&mut self, place: &ExpertCheckpoint) -> Option<Value> {
         if self.requests < WINDOW {
@@ -95,12 +86,10 @@ impl ExpertProgress {
             n: summary.n as u64,
             ne: summary.ne,
         });
-        let stands = ProgressPosition {
-            position: json!(place.position),
-            requests: place.requests,
-            corrections: place.corrections,
-            until_ms: place.until_ms,
-        };
+        let stands = json!({
+            "position": place.position, "requests": place.requests,
+            "corrections": place.corrections, "until_ms": place.until_ms,
+        });
         Some(self.learning.line(stands, slices))
     }
 }

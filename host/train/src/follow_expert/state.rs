@@ -44,22 +44,19 @@ impl FollowerState {
     /// What was saved; none where nothing was.
     pub(super) fn read(work: &Path) -> Result<Option<FollowerState>> {
         let path = path(work);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(&path)(error)),
-        };
+        let Some(bytes) = Error::found(&path, fs::read(&path))? else { return Ok(None) };
         let wrong = |why: &str| {
             Error::data(&path, format!("{why}; remove it to train the expert anew on the logs"))
         };
-        let (head, body) = bytes.split_at_checked(8).ok_or_else(|| wrong("it is damaged"))?;
-        let word =
-            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        if word(0) != FORMAT {
-            return Err(wrong(&format!("format {}, this build reads {FORMAT}", word(0))));
+        let damaged = || wrong("it is damaged");
+        let (format, rest) = bytes.split_first_chunk().ok_or_else(damaged)?;
+        let (checksum, body) = rest.split_first_chunk().ok_or_else(damaged)?;
+        let format = u32::from_le_bytes(*format);
+        if format != FORMAT {
+            return Err(wrong(&format!("format {format}, this build reads {FORMAT}")));
         }
-        if word(4) != crc32fast::hash(body) {
-            return Err(wrong("it is damaged"));
+        if u32::from_le_bytes(*checksum) != crc32fast::hash(body) {
+            return Err(damaged());
         }
         let state = postcard::from_bytes(body).map_err(|error| wrong(&error.to_string()))?;
         Ok(Some(state))

@@ -47,11 +47,7 @@ impl FmCheckpoint {
         let dir = saved_dir(work);
         recover_directory(&dir)?;
         let path = dir.join("place.json");
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(&path)(error)),
-        };
+        let Some(text) = Error::found(&path, std::fs::read(&path))? else { return Ok(None) };
         let place: FmCheckpoint =
             serde_json::from_slice(&text).map_err(|error| Error::data(&path, error.to_string()))?;
         if place.format != FORMAT {

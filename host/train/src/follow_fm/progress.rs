@@ -3,20 +3,15 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use hypercast_fm::{
-    example::Example,
-    metrics::log_loss,
-    spec::{FmSpec, TaskLabel},
-    trainer::StepOutput,
-};
+use hypercast_fm::{example::Example, metrics::log_loss, spec::FmSpec, trainer::StepOutput};
 use prometheus::{Histogram, IntCounter};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
     super::{
-        progress_log::{self, Learning, ProgressPosition},
-        report::ALL,
+        progress_log::{self, Learning},
+        report::{ALL, binary_tasks},
     },
     checkpoint::FmCheckpoint,
 };
@@ -62,7 +57,7 @@ impl WindowSlice {
 
 /// The window, and what is not saved with it.
 pub(super) struct FmProgress {
-    window: ProgressWindow,
+    pub(super) window: ProgressWindow,
     surfaces: Vec<String>,
     /// Binary tasks by name, with their place among all.
     tasks: Vec<(usize, String)>,
@@ -71,37 +66,24 @@ pub(super) struct FmProgress {
 
 impl FmProgress {
     pub(super) fn new(spec: &FmSpec, window: ProgressWindow) -> Self {
-        let tasks = spec.tasks.iter().enumerate();
-        let binary = tasks.filter(|(_, task)| matches!(task.label, TaskLabel::Action(_)));
-        Self {
-            window,
-            surfaces: spec.surfaces.clone(),
-            tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
-            width: spec.tasks.len(),
-        }
-    }
-
-    pub(super) fn window(&self) -> ProgressWindow {
-        self.window.clone()
+        let (surfaces, tasks) = (spec.surfaces.clone(), binary_tasks(spec));
+        Self { window, surfaces, tasks, width: spec.tasks.len() }
     }
 
     /// Notes what was said of examples before they were learned from.
     pub(super) fn push(&mut self, examples: &[Example], said: &StepOutput) {
-        let mut row = 0;
-        for example in examples {
+        let targets = examples.iter().flat_map(|own| own.targets.iter().map(move |_| own));
+        for (row, example) in targets.enumerate() {
             let surface = &self.surfaces[usize::from(example.surface)];
-            for _ in &example.targets {
-                for (task, name) in &self.tasks {
-                    let at = row * self.width + task;
-                    if !said.mask[at] || said.predictions[at].is_nan() {
-                        continue;
-                    }
-                    for surface in [surface.as_str(), ALL] {
-                        let slice = self.window.slices.entry(format!("{surface}/{name}"));
-                        slice.or_default().push(said.predictions[at], said.labels[at] > 0.5);
-                    }
+            for (task, name) in &self.tasks {
+                let at = row * self.width + task;
+                if !said.mask[at] || said.predictions[at].is_nan() {
+                    continue;
                 }
-                row += 1;
+                for surface in [surface.as_str(), ALL] {
+                    let slice = self.window.slices.entry(format!("{surface}/{name}"));
+                    slice.or_default().push(said.predictions[at], said.labels[at] > 0.5);
+                }
             }
         }
         self.window.requests += examples.len() as u64;
@@ -117,12 +99,10 @@ impl FmProgress {
             let (surface, task) = name.split_once('/').unwrap_or((ALL, name));
             progress_log::ProgressSlice { surface, task, n: slice.n, ne: slice.ne() }
         });
-        let stands = ProgressPosition {
-            position: json!(place.position),
-            requests: place.requests,
-            corrections: place.corrections,
-            until_ms: place.until_ms,
-        };
+        let stands = json!({
+            "position": place.position, "requests": place.requests,
+            "corrections": place.corrections, "until_ms": place.until_ms,
+        });
         Some(learning.line(stands, slices))
     }
 }
@@ -132,7 +112,7 @@ pub(super) struct FmMeters {
     pub(super) learning: Learning,
     publishing: Histogram,
     publications: IntCounter,
-    failures: IntCounter,
+    pub(super) failures: IntCounter,
     raw_bytes: IntCounter,
     bytes: IntCounter,
 }
@@ -158,9 +138,5 @@ impl FmMeters {
         self.publications.inc();
         self.raw_bytes.inc_by(published.raw_bytes);
         self.bytes.inc_by(published.bytes);
-    }
-
-    pub(super) fn publish_failed(&self) {
-        self.failures.inc();
     }
 }

@@ -82,15 +82,6 @@ fn joined(examples: &[Example]) -> Vec<JoinedRecord> {
     examples.iter().map(|own| JoinedRecord::Example(joined(own))).collect()
 }
 
-/// Versions that do not change.
-struct Fixed(Vec<ToLog>);
-
-impl ActiveVersions for Fixed {
-    fn to_log(&mut self) -> Result<Vec<ToLog>> {
-        Ok(self.0.clone())
-    }
-}
-
 fn checkpoint(version: &str, dir: &Path) -> ToLog {
     ToLog { version: version.into(), checkpoint: Some(dir.to_path_buf()), published: false }
 }
@@ -104,7 +95,7 @@ fn run(
     let options = LoggingOptions { until_end: true, metrics: None };
     let stop = Shutdown::default();
     let context = ServiceContext { dataset, config, engine };
-    follow(context, &mut Fixed(to_log), options, &stop, &mut Vec::new())
+    follow(context, &mut || Ok(to_log.clone()), options, &stop, &mut Vec::new())
 }
 
 fn logged(config: &Config, version: &str) -> Vec<LoggedRequest> {
@@ -259,7 +250,8 @@ fn weights_are_used_only_past_what_they_had_learned() {
     let mut registered = Registered::new(&*engine, &config.paths.fm).unwrap();
     let options = LoggingOptions { until_end: true, metrics: None };
     let context = ServiceContext { dataset: &dataset, config: &config, engine };
-    follow(context, &mut registered, options, &Shutdown::default(), &mut Vec::new()).unwrap();
+    follow(context, &mut || registered.to_log(), options, &Shutdown::default(), &mut Vec::new())
+        .unwrap();
     let rows = logged(&config, "1.0.0");
     let of = |dir: &Path| {
         let fm = inference::load(dir, Default::default()).unwrap();

@@ -34,15 +34,6 @@ pub struct ToLog {
     pub published: bool,
 }
 
-/// Says which versions are to be logged.
-pub trait ActiveVersions {
-    /// Those of this moment, each once.
-    ///
-    /// # Errors
-    /// An engine that cannot be reached, a checkpoint that cannot be read.
-    fn to_log(&mut self) -> Result<Vec<ToLog>>;
-}
-
 /// The registry's active and shadow versions, and the configured checkpoint as long as it serves
 /// (`serve::plan`).
 pub struct Registered {
@@ -59,10 +50,12 @@ impl Registered {
         let follower = registry::RegistryFollower::new(engine)?;
         Ok(Registered { follower, checkpoint: checkpoint.to_path_buf() })
     }
-}
 
-impl ActiveVersions for Registered {
-    fn to_log(&mut self) -> Result<Vec<ToLog>> {
+    /// Those of this moment, each once.
+    ///
+    /// # Errors
+    /// An engine that cannot be reached, a checkpoint that cannot be read.
+    pub fn to_log(&mut self) -> Result<Vec<ToLog>> {
         self.follower.catch_up()?;
         let registry = self.follower.registry();
         let to_log = |fm: &registry::FmVersion| {
@@ -103,11 +96,11 @@ pub(super) struct FmLoading {
 
 /// The versions in use.
 pub(super) struct LoadedVersions {
-    loading: FmLoading,
-    versions: Vec<LoadedFmVersion>,
+    pub(super) loading: FmLoading,
+    pub(super) versions: Vec<LoadedFmVersion>,
 }
 
-struct LoadedFmVersion {
+pub(super) struct LoadedFmVersion {
     to_log: ToLog,
     fm: Option<Box<dyn FoundationModel>>,
     /// Where its weights come from, if they are published.
@@ -117,10 +110,6 @@ struct LoadedFmVersion {
 }
 
 impl LoadedVersions {
-    pub(super) fn new(loading: FmLoading) -> LoadedVersions {
-        LoadedVersions { loading, versions: Vec::new() }
-    }
-
     /// Takes up versions that are new and lets go of those that are out of use.
     pub(super) fn set(&mut self, to_log: Vec<ToLog>) -> Result<()> {
         self.versions.retain(|own| to_log.contains(&own.to_log));
@@ -160,13 +149,9 @@ impl LoadedVersions {
 
 impl LoadedFmVersion {
     fn open(loading: &FmLoading, to_log: ToLog) -> Result<LoadedFmVersion> {
-        let follower = match to_log.published {
-            true => {
-                let topic = Topic::fm(&to_log.version);
-                Some(publish::PublicationFollower::open(loading.engine.clone(), topic)?)
-            }
-            false => None,
-        };
+        let topic = Topic::fm(&to_log.version);
+        let open = || publish::PublicationFollower::open(loading.engine.clone(), topic);
+        let follower = to_log.published.then(open).transpose()?;
         let fm = match (&to_log.checkpoint, to_log.published) {
             (Some(dir), false) => Some(inference::load(dir, loading.serving)?),
             (Some(dir), true) => {

@@ -16,7 +16,7 @@ use crate::cpu::product::{Activation, Factor, Matrix, WeightGrad, multiply};
 use crate::cpu::rowwise::{NormGrads, Stats, drop_out, normalise};
 use crate::cpu::task::{AttentionTask, OutputSink};
 use crate::cpu::{StridedRows, add_to, backward};
-use crate::layer::{Affine, LayerInputs, LayerOutput};
+use crate::layer::{LayerInputs, LayerOutput};
 
 /// The settings that all groups share.
 pub(super) struct LayerBackwardPass<'a> {
@@ -62,12 +62,12 @@ impl LayerGradSums {
         let (dim, v, width) = (layer.widths.dim, layer.widths.v, layer.mix.to);
         let table = |table: &[f32]| vec![0.0; table.len()];
         LayerGradSums {
-            norm_in: NormGrads::new(dim),
+            norm_in: NormGrads::zeros(dim),
             mix: WeightGrad::new([dim, width]),
             bias: vec![0.0; width.next_multiple_of(PANEL)],
             position: layer.inputs.position.map(table),
             time: layer.inputs.time.map(table),
-            norm_out: NormGrads::new(v),
+            norm_out: NormGrads::zeros(v),
             output: WeightGrad::new([v, dim]),
         }
     }
@@ -91,15 +91,14 @@ impl LayerGradSums {
         layer: &LayerPass<'_>,
     ) -> LayerInputs<Vec<f32>> {
         self.bias.truncate(layer.mix.to);
-        let affine = |norm: NormGrads| Affine { scale: norm.scale, shift: norm.shift };
         LayerInputs {
             x,
-            norm_in: affine(self.norm_in),
+            norm_in: self.norm_in,
             uvqk: self.mix.row_major(),
             bias: self.bias,
             position: self.position,
             time: self.time,
-            norm_out: affine(self.norm_out),
+            norm_out: self.norm_out,
             output: self.output.row_major(),
         }
     }

@@ -10,14 +10,13 @@ mod backward;
 mod forward;
 mod group;
 
-use burn::tensor::{Shape, TensorData};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::dense::Prepared;
 use super::isa::{DetectedIsa, Isa};
 use super::task::OutputSink;
-use super::{StridedRows, matrix, readable, rows, span};
+use super::{StridedRows, matrix, readable, rows, values, vector};
 use crate::layer::{FusedLayer, HstuLayerWidths, LayerInputs, LayerOptions, LayerOutput};
 use group::{RequestGroup, parts};
 
@@ -147,22 +146,18 @@ fn backward(
     let given = LayerOutput { out: readable(given.out), attended: readable(given.attended) };
     let given = LayerOutput { out: rows(&given.out), attended: rows(&given.attended) };
     let found = layer_backward(&borrow(&inputs), widths, &given, options, Isa::best());
-    let table = |values: Vec<f32>| {
-        let entries = values.len();
-        FlexTensor::from_data(TensorData::new(values, Shape::new([entries])))
-    };
     LayerInputs {
         x: matrix(found.x, widths.rows, dim),
-        norm_in: found.norm_in.map(table),
+        norm_in: found.norm_in.map(vector),
         uvqk: matrix(found.uvqk, dim, 2 * (v + qk)),
-        bias: table(found.bias),
-        position: found.position.map(table),
-        time: found.time.map(table),
-        norm_out: found.norm_out.map(table),
+        bias: vector(found.bias),
+        position: found.position.map(vector),
+        time: found.time.map(vector),
+        norm_out: found.norm_out.map(vector),
         output: matrix(found.output, v, dim),
     }
 }
 
 fn borrow(inputs: &LayerInputs<FlexTensor>) -> CpuLayer<'_> {
-    inputs.as_ref().map(rows, |table| &table.storage()[span(table)])
+    inputs.as_ref().map(rows, values)
 }

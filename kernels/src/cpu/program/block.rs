@@ -11,19 +11,14 @@ use crate::cpu::lanes::Lanes;
 use crate::cpu::math::dot;
 use crate::cpu::product::{Activation, Factor, multiply};
 
-/// A thread's buffer for intermediate values.
-#[derive(Default)]
-pub(super) struct ProgramScratch {
-    values: Vec<f32>,
-}
-
 /// A block of rows to run through a program.
 pub(super) struct ProgramBlock<'a, 'b> {
     pub(super) program: &'a Program,
     pub(super) feed: &'a ProgramFeed<'a>,
     /// The block's first row in the inputs.
     pub(super) first: usize,
-    pub(super) scratch: &'b mut ProgramScratch,
+    /// A thread's buffer for intermediate values.
+    pub(super) scratch: &'b mut Vec<f32>,
     pub(super) out: &'b mut [f32],
 }
 
@@ -34,33 +29,18 @@ impl IsaKernel for ProgramBlock<'_, '_> {
     fn run<V: Lanes, const R: usize>(self) {
         let ProgramBlock { program, feed, first, scratch, out } = self;
         let count = out.len() / program.outputs.len();
-        let scratch = room(&mut scratch.values, program.scratch * BLOCK);
+        let scratch = room(scratch, program.scratch * BLOCK);
         for (at, step) in program.steps.iter().enumerate() {
             let start = program.offsets[at] * BLOCK;
             // Split off the result, so that operands can be read from the rest of the scratch.
             let (before, rest) = scratch.split_at_mut(start);
             let (result, after) = rest.split_at_mut(step.width * BLOCK);
-            let sources = OperandSources {
-                program,
-                feed,
-                first,
-                count,
-                before,
-                after,
-                gap: start..start + step.width * BLOCK,
-            };
+            let gap = start..start + result.len();
+            let sources = OperandSources { program, feed, first, count, before, after, gap };
             step_block::<V, R>(step, &sources, &mut result[..step.width * count]);
         }
-        let end = scratch.len();
-        let sources = OperandSources {
-            program,
-            feed,
-            first,
-            count,
-            before: scratch,
-            after: &[],
-            gap: end..end,
-        };
+        let (before, after, gap) = (&*scratch, &[][..], scratch.len()..scratch.len());
+        let sources = OperandSources { program, feed, first, count, before, after, gap };
         for (column, output) in program.outputs.iter().enumerate() {
             let values = sources.of(*output);
             for (row, out) in out.chunks_exact_mut(program.outputs.len()).enumerate() {

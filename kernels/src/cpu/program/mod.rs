@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use super::dense::Prepared;
 use super::isa::Isa;
-use block::{ProgramBlock, ProgramScratch};
+use block::ProgramBlock;
 
 /// Rows per block.
 const BLOCK: usize = 32;
@@ -209,7 +209,7 @@ impl Program {
         let width = self.outputs.len();
         let mut out = vec![0.0; feed.rows * width];
         let blocks = Mutex::new(out.chunks_mut((BLOCK * width).max(1)).enumerate());
-        let work = |scratch: &mut ProgramScratch| {
+        let work = |scratch: &mut Vec<f32>| {
             loop {
                 let next = blocks.lock().expect("no holder panics").next();
                 let Some((index, out)) = next else { return };
@@ -233,7 +233,7 @@ impl Program {
 
 thread_local! {
     /// This thread's scratch buffer.
-    static SCRATCH: RefCell<ProgramScratch> = RefCell::default();
+    static SCRATCH: RefCell<Vec<f32>> = RefCell::default();
 }
 
 /// The offset of each step's result and the size of the scratch. Memory is reused after a result's

@@ -121,34 +121,28 @@ fn zipped(
 ) {
     // Contiguous rows, or one value for all rows, need one loop instead of one per row.
     match (a.flat(width), b.flat(width)) {
-        (Some(a), Some(b)) => {
+        (Some(a), Some(b)) => zipped_row(a, b, out, f),
+        (Some(a), None) if b.is_one() => zipped_row(a, &b.data[..1], out, f),
+        (None, Some(b)) if a.is_one() => zipped_row(&a.data[..1], b, out, f),
+        _ => {
+            for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                zipped_row(a.row(row), b.row(row), out, &f);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn zipped_row(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
+    match (a.len() == out.len(), b.len() == out.len()) {
+        (true, true) => {
             for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
                 *out = f(*a, *b);
             }
-            return;
         }
-        (Some(a), None) if b.is_one() => {
-            out.iter_mut().zip(a).for_each(|(out, a)| *out = f(*a, b.data[0]));
-            return;
-        }
-        (None, Some(b)) if a.is_one() => {
-            out.iter_mut().zip(b).for_each(|(out, b)| *out = f(a.data[0], *b));
-            return;
-        }
-        _ => {}
-    }
-    for (row, out) in out.chunks_exact_mut(width).enumerate() {
-        let (a, b) = (a.row(row), b.row(row));
-        match (a.len() == width, b.len() == width) {
-            (true, true) => {
-                for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
-                    *out = f(*a, *b);
-                }
-            }
-            (true, false) => out.iter_mut().zip(a).for_each(|(out, a)| *out = f(*a, b[0])),
-            (false, true) => out.iter_mut().zip(b).for_each(|(out, b)| *out = f(a[0], *b)),
-            (false, false) => out.fill(f(a[0], b[0])),
-        }
+        (true, false) => out.iter_mut().zip(a).for_each(|(out, a)| *out = f(*a, b[0])),
+        (false, true) => out.iter_mut().zip(b).for_each(|(out, b)| *out = f(a[0], *b)),
+        (false, false) => out.fill(f(a[0], b[0])),
     }
 }
 

@@ -5,11 +5,11 @@
 //! on the device is decided here, once per launch.
 
 use burn::tensor::DType;
-use cubecl::features::TypeUsage;
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind, StorageType};
 
 use crate::attention::Dims;
+use crate::gpu::work::Tiling;
 
 /// Rows of the instruction `mma.m16n8k16`, and its depth.
 pub(super) const STEP: usize = 16;
@@ -22,8 +22,6 @@ pub(super) const WARP: usize = 32;
 pub(in crate::gpu) const CHUNK_BYTES: usize = 16;
 /// Padded widths of a head are multiples of this.
 const WIDTH: usize = 32;
-/// The widest head that the kernels have registers for.
-const WIDEST: usize = 256;
 
 /// One of the three kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,6 +88,10 @@ impl MmaPlan {
         self.row_warps * self.row_fragments * STEP
     }
 
+    pub(in crate::gpu) fn tiling(&self) -> Tiling {
+        Tiling { rows: self.rows(), columns: self.columns }
+    }
+
     /// Units of a workgroup.
     pub fn units(&self) -> usize {
         self.row_warps * self.column_warps * WARP
@@ -129,19 +131,10 @@ impl MmaPlan {
     }
 }
 
-/// The best plan that fits the device, if any does.
+/// The best plan that fits the device, if any does. `runs` checks the type and the widths.
 pub fn plan(kernel: MmaKernel, wanted: &PlanRequest, device: &DeviceProperties) -> Option<MmaPlan> {
-    let storage: StorageType = wanted.dtype.into();
-    let usage = device.type_usage(storage);
-    let floats = matches!(wanted.dtype, DType::F32 | DType::F16 | DType::BF16);
-    if !floats
-        || !usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
-        || wanted.qk.max(wanted.v) > WIDEST
-    {
-        return None;
-    }
     let [qk, v] = [wanted.qk, wanted.v].map(|width| width.next_multiple_of(WIDTH));
-    let tensor_cores = has_tensor_cores(storage, device);
+    let tensor_cores = has_tensor_cores(wanted.dtype.into(), device);
     let asynchronous = tensor_cores && device.features.copy_async && wanted.aligned;
     let hardware = &device.hardware;
     let best = tensor_cores.then(|| shapes(kernel, qk, v)).into_iter().flatten();

@@ -42,14 +42,8 @@ impl Harness {
             let seen = format!("the gradient of step {step} was not finite");
             return fail(FailureLocation::default(), seen, STEP);
         }
-        let means = self
-            .runtime
-            .with_parameters(trained.parameters)
-            .map_err(|error| error.to_string())
-            .and_then(|runtime| {
-                let harness = Harness { world: self.world.clone(), runtime, drops: self.drops };
-                harness.means(&log)
-            });
+        let trained = self.with_parameters(trained.parameters).map_err(|error| error.to_string());
+        let means = trained.and_then(|trained| trained.means(&log));
         match means {
             Err(fault) => fail(FailureLocation::default(), fault, FAULT),
             Ok(means) => match means.iter().find_map(Means::far_off) {

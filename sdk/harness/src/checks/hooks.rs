@@ -45,17 +45,17 @@ impl Harness {
         let mut flipped = log.to_vec();
         each_outcome(&mut flipped, |outcome| outcome.actions ^= !outcome.known);
         for (one, two) in labels.iter().zip(&self.labelled(&flipped)?) {
-            for row in 0..one.mask.len() {
-                let counts = one.mask[row] != 0;
-                let differ = one.mask[row] != two.mask[row]
-                    || counts && one.labels[row].to_bits() != two.labels[row].to_bits();
-                if differ {
-                    let seen = format!(
-                        "label {} (mask {}) became {} (mask {}) when an action that is not known changed",
-                        one.labels[row], one.mask[row], two.labels[row], two.mask[row]
-                    );
-                    return Err(failure(self.row(log, row).task(&one.task), seen, UNKNOWN));
-                }
+            let differ = |row: &usize| {
+                one.mask[*row] != two.mask[*row]
+                    || one.mask[*row] != 0
+                        && one.labels[*row].to_bits() != two.labels[*row].to_bits()
+            };
+            if let Some(row) = (0..one.mask.len()).find(differ) {
+                let seen = format!(
+                    "label {} (mask {}) became {} (mask {}) when an action that is not known changed",
+                    one.labels[row], one.mask[row], two.labels[row], two.mask[row]
+                );
+                return Err(failure(self.row(log, row).task(&one.task), seen, UNKNOWN));
             }
         }
         Ok(())
@@ -75,8 +75,7 @@ impl Harness {
     }
 
     fn all_known_counts(&self, mut log: Vec<Case>) -> CheckResult {
-        let (actions, values) =
-            (self.runtime.info().actions.len(), self.runtime.info().values.len());
+        let (actions, values) = (self.info.actions.len(), self.info.values.len());
         each_outcome(&mut log, |outcome| {
             outcome.known = (1u64 << actions).wrapping_sub(1) as u32;
             outcome.values[..values].iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = 0.5);
@@ -101,13 +100,9 @@ impl Harness {
             let [entry] = found.as_slice() else {
                 return Err(failure(place, format!("{} entries", found.len()), SHAPE));
             };
-            let sizes = [entry.labels.len(), entry.mask.len()];
-            if sizes != [rows; 2] || ![0, rows].contains(&entry.weights.len()) {
-                let weights = entry.weights.len();
-                let [labels, masks] = sizes;
-                let seen = format!(
-                    "{labels} labels, {masks} masks and {weights} weights for {rows} examples"
-                );
+            let (l, m, w) = (entry.labels.len(), entry.mask.len(), entry.weights.len());
+            if l != rows || m != rows || ![0, rows].contains(&w) {
+                let seen = format!("{l} labels, {m} masks and {w} weights for {rows} examples");
                 return Err(failure(place, seen, SHAPE));
             }
             let weight = |row: usize| entry.weights.get(row).copied().unwrap_or(1.0);
@@ -121,18 +116,15 @@ impl Harness {
             }
         }
         let keep = self.sample(log).map_err(fault)?;
-        let bad = keep.iter().position(|keep| !(0.0..=1.0).contains(keep));
-        match bad {
-            Some(row) => {
-                let seen = format!("keep probability {}", keep[row]);
-                Err(failure(self.row(log, row), seen, PROBABILITY))
-            }
-            None if ![0, rows].contains(&keep.len()) => {
-                let seen = format!("{} keep probabilities for {rows} examples", keep.len());
-                Err(failure(FailureLocation::default(), seen, SHAPE))
-            }
-            None => Ok(labels),
+        if let Some(row) = keep.iter().position(|keep| !(0.0..=1.0).contains(keep)) {
+            let seen = format!("keep probability {}", keep[row]);
+            return Err(failure(self.row(log, row), seen, PROBABILITY));
         }
+        if ![0, rows].contains(&keep.len()) {
+            let seen = format!("{} keep probabilities for {rows} examples", keep.len());
+            return Err(failure(FailureLocation::default(), seen, SHAPE));
+        }
+        Ok(labels)
     }
 
     /// The location of a row of a log's batch.

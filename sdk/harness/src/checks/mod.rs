@@ -34,25 +34,11 @@ impl Harness {
 
     /// Requests of various sizes, on every surface that the expert serves.
     fn cases(&self) -> Vec<Case> {
-        let names = &self.runtime.info().surfaces;
-        let sizes = [(1, 0), (1, 40), (2, 3), (20, 0), (20, 200), (100, 40)];
-        let of_surface = |surface: u16| {
-            sizes.iter().zip(u64::from(surface) * 100..).map(
-                move |(&(candidates, history), number)| {
-                    let request = self.world.request(number).surface(&names[usize::from(surface)]);
-                    request.candidates(candidates).history(history).serving().build()
-                },
-            )
-        };
-        self.surfaces().into_iter().flat_map(of_surface).collect()
+        self.requests(0, 100, &[[1, 0], [1, 40], [2, 3], [20, 0], [20, 200], [100, 40]])
     }
 
     /// A request with as many candidates as a daemon accepts.
     fn largest(&self) -> Option<Case> {
-        let surface = *self.surfaces().first()?;
-        let request = self.world.request(9_999);
-        let request = request.surface(&self.runtime.info().surfaces[usize::from(surface)]);
-        let candidates = self.world.max_candidates;
-        Some(request.candidates(candidates).history(256).serving().build())
+        self.requests(9_999, 0, &[[self.world.max_candidates, 256]]).into_iter().next()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::CheckResult;
 use crate::cases::Case;
-use crate::contract::TaskKind;
+use crate::contract::{Description, TaskKind};
 use crate::error::Failure;
 use crate::harness::Harness;
 
@@ -51,7 +51,8 @@ impl Harness {
             Ok(predictions) => predictions,
             Err(fault) => return fail(place, fault, FAULT),
         };
-        for task in &self.description().tasks {
+        let Description { name, tasks, .. } = self.description();
+        for task in tasks {
             let place = place.clone().task(&task.name);
             let Some(values) = predictions.task(&task.name) else {
                 return fail(place, "no prediction".into(), ROWS);
@@ -64,7 +65,8 @@ impl Harness {
                 TaskKind::Regression => value.is_finite(),
             };
             if let Some(row) = values.iter().position(|value| !valid(value)) {
-                return fail(place.row(row), format!("prediction {}", values[row]), NUMBER);
+                let seen = format!("prediction {} of expert `{name}`", values[row]);
+                return fail(place.row(row), seen, NUMBER);
             }
         }
         Ok(())

@@ -29,9 +29,8 @@ impl Harness {
         let empty = self.world.request(77).candidates(0).serving().build();
         for case in self.cases().iter().chain(&self.largest()).chain([&empty]) {
             let all = case.candidates();
-            let predictions = self.predict(case).map(|predictions| predictions.tasks);
-            let predictions =
-                predictions.map_err(|fault| Failure::new(CHECK, self.place(case), fault, FAULT))?;
+            let fault = |fault| Failure::new(CHECK, self.place(case), fault, FAULT);
+            let predictions = self.predict(case).map_err(fault)?.tasks;
             for limit in [all, all / 2, 1.min(all)] {
                 self.ranked(case, &predictions, limit)?;
             }
@@ -45,7 +44,7 @@ impl Harness {
     /// # Errors
     /// The first request that gets another answer.
     pub fn check_determinism(&self) -> CheckResult {
-        let reloaded = self.runtime.reloaded().map_err(|error| {
+        let reloaded = self.reloaded().map_err(|error| {
             let seen = format!("reloading fails: {error}");
             Failure::new(DETERMINISM, FailureLocation::default(), seen, SAME)
         })?;
@@ -60,15 +59,12 @@ impl Harness {
                 self.same_predictions(case, name, &first, &again)?;
             }
             let call = self.call(case, first, case.candidates());
-            let [one, two] = self.runtime.rank_twice(&call).map_err(fault)?;
-            let fresh = self.runtime.rank(&call).map_err(fault)?;
-            let reloaded = reloaded.rank(&call).map_err(fault)?;
-            let others = [
+            let [one, two] = self.code.rank_twice(&call).map_err(fault)?;
+            for (name, other) in [
                 ("twice in one instance", two),
-                ("in a fresh instance", fresh),
-                ("after reloading", reloaded),
-            ];
-            for (name, other) in others {
+                ("in a fresh instance", self.code.rank(&call).map_err(fault)?),
+                ("after reloading", reloaded.code.rank(&call).map_err(fault)?),
+            ] {
                 if let Some(at) = differs(&one, &other) {
                     let seen = format!(
                         "{name}, place {at} of the ranking has {}, and had {}",
@@ -110,25 +106,26 @@ impl Harness {
             place
         };
         let call = self.call(case, predictions.to_vec(), limit);
-        let ranked =
-            self.runtime.rank(&call).map_err(|fault| Failure::new(CHECK, place(), fault, FAULT))?;
+        let fail = |place, seen: String, advice| Err(Failure::new(CHECK, place, seen, advice));
+        let ranked = match self.code.rank(&call) {
+            Ok(ranked) => ranked,
+            Err(fault) => return fail(place(), fault, FAULT),
+        };
         let mut seen = vec![false; case.candidates()];
         for entry in &ranked {
             let row = entry.candidate as usize;
             if seen.get(row).copied().unwrap_or(true) {
                 let why = if row < seen.len() { "ranked twice" } else { "not a candidate" };
-                return Err(Failure::new(CHECK, place().row(row), why.into(), ORDER));
+                return fail(place().row(row), why.into(), ORDER);
             }
             seen[row] = true;
             if !entry.score.is_finite() {
-                let score = format!("score {}", entry.score);
-                return Err(Failure::new(CHECK, place().row(row), score, SCORE));
+                return fail(place().row(row), format!("score {}", entry.score), SCORE);
             }
         }
         let short = ranked.len() < limit && (ranked.is_empty() || !self.drops);
         if ranked.len() > limit || short {
-            let seen = format!("{} candidates ranked", ranked.len());
-            return Err(Failure::new(CHECK, place(), seen, ALL));
+            return fail(place(), format!("{} candidates ranked", ranked.len()), ALL);
         }
         Ok(())
     }

@@ -87,9 +87,14 @@ impl Column {
 
     /// The range of `row`'s cell or elements in `values`.
     pub fn range(&self, row: usize) -> Range<usize> {
+        self.range_of(row..row + 1)
+    }
+
+    /// The range of the cells or elements of `rows` in `values`.
+    pub fn range_of(&self, rows: Range<usize>) -> Range<usize> {
         match &self.offsets {
-            Some(offsets) => offsets[row]..offsets[row + 1],
-            None => row..row + 1,
+            Some(offsets) => offsets[rows.start]..offsets[rows.end],
+            None => rows,
         }
     }
 }

@@ -73,8 +73,8 @@ impl TableReader {
         let rows = group.metadata().num_rows().max(0) as usize;
         let reader = group.get_column_reader(index).map_err(Error::parquet(&self.path))?;
         let descriptor = group.metadata().column(index).column_descr();
-        let request = ColumnRequest { field, rows, descriptor };
-        let column = read_column(reader, &request).map_err(Error::parquet(&self.path))?;
+        let column =
+            read_column(reader, field, rows, descriptor).map_err(Error::parquet(&self.path))?;
         column.ok_or_else(|| {
             let what = if field.list { "a list of " } else { "" };
             Error::data(
@@ -85,65 +85,64 @@ impl TableReader {
     }
 }
 
-/// A column to read, with the file's own description of it.
-struct ColumnRequest<'a> {
-    field: &'a Field,
-    rows: usize,
-    descriptor: &'a ColumnDescriptor,
-}
-
-/// `None` if the file's column has another type or contains a null.
+/// Reads a column, of which `descriptor` is the file's own description; `None` if it has another
+/// type than `field` or contains a null.
 fn read_column(
     reader: ColumnReader,
-    request: &ColumnRequest<'_>,
+    field: &Field,
+    rows: usize,
+    descriptor: &ColumnDescriptor,
 ) -> std::result::Result<Option<Column>, ParquetError> {
-    match (reader, request.field.kind) {
+    if descriptor.max_rep_level() != i16::from(field.list) {
+        return Ok(None);
+    }
+    match (reader, field.kind) {
         (ColumnReader::Int64ColumnReader(r), CellType::I64) => {
-            read_as(r, request, ColumnValues::I64)
+            read_as(r, rows, descriptor, |cell| cell)
         }
         (ColumnReader::Int64ColumnReader(r), CellType::U64) => {
-            read_as(r, request, |cells| cells.into_iter().map(|x| x as u64).collect())
+            read_as(r, rows, descriptor, |cell| cell as u64)
         }
         (ColumnReader::Int32ColumnReader(r), CellType::I64) => {
-            read_as(r, request, |cells| cells.into_iter().map(i64::from).collect())
+            read_as(r, rows, descriptor, i64::from)
         }
         (ColumnReader::Int32ColumnReader(r), CellType::U32) => {
-            read_as(r, request, |cells| cells.into_iter().map(|x| x as u32).collect())
+            read_as(r, rows, descriptor, |cell| cell as u32)
         }
         (ColumnReader::FloatColumnReader(r), CellType::F32) => {
-            read_as(r, request, ColumnValues::F32)
+            read_as(r, rows, descriptor, |cell| cell)
         }
         (ColumnReader::BoolColumnReader(r), CellType::Bool) => {
-            read_as(r, request, ColumnValues::Bool)
+            read_as(r, rows, descriptor, |cell| cell)
         }
         (ColumnReader::ByteArrayColumnReader(r), CellType::Text) => {
-            let text = |bytes: &ByteArray| String::from_utf8_lossy(bytes.data()).into_owned();
-            read_as(r, request, |cells| cells.iter().map(text).collect())
+            let text = |cell: ByteArray| String::from_utf8_lossy(cell.data()).into_owned();
+            read_as(r, rows, descriptor, text)
         }
         _ => Ok(None),
     }
 }
 
-fn read_as<T: DataType>(
+fn read_as<T: DataType, C>(
     mut reader: ColumnReaderImpl<T>,
-    request: &ColumnRequest<'_>,
-    wrap: impl FnOnce(Vec<T::T>) -> ColumnValues,
-) -> std::result::Result<Option<Column>, ParquetError> {
-    let descriptor = request.descriptor;
-    let (max_definition, max_repetition) = (descriptor.max_def_level(), descriptor.max_rep_level());
-    if max_repetition != i16::from(request.field.list) {
-        return Ok(None);
-    }
-    let rows = request.rows;
+    rows: usize,
+    descriptor: &ColumnDescriptor,
+    cell: impl FnMut(T::T) -> C,
+) -> std::result::Result<Option<Column>, ParquetError>
+where
+    ColumnValues: FromIterator<C>,
+{
+    let max_definition = descriptor.max_def_level();
     let (mut values, mut definition, mut repetition) = (Vec::new(), Vec::new(), Vec::new());
     let (read, ..) =
         reader.read_records(rows, Some(&mut definition), Some(&mut repetition), &mut values)?;
     if read != rows {
         return Ok(None);
     }
-    if !request.field.list {
-        let complete = values.len() == rows;
-        return Ok(complete.then(|| Column { values: wrap(values), offsets: None }));
+    let elements = values.len();
+    let values = values.into_iter().map(cell).collect();
+    if descriptor.max_rep_level() == 0 {
+        return Ok((elements == rows).then_some(Column { values, offsets: None }));
     }
     // A definition level below `empty` is a null list, `empty` itself an empty list; a level
     // between `empty` and the greatest is a null element.
@@ -160,5 +159,5 @@ fn read_as<T: DataType>(
         elements += usize::from(definition == max_definition);
     }
     offsets.push(elements);
-    Ok(Some(Column { values: wrap(values), offsets: Some(offsets) }))
+    Ok(Some(Column { values, offsets: Some(offsets) }))
 }

@@ -1,6 +1,6 @@
 //! KuaiRand's features of users and videos.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -11,9 +11,8 @@ use crate::import::ImportReport;
 use crate::import::text::{TextFile, TextRow};
 use crate::schema::category_id;
 
-/// Columns of `user_features_pure.csv`: the id, then `USER_CATEGORIES`, then numbers.
-const USER_COLUMNS: [&str; 31] = [
-    "user_id",
+/// Categorical user features before the anonymous ones.
+const NAMED_CATEGORIES: [&str; 8] = [
     "user_active_degree",
     "is_lowactive_period",
     "is_live_streamer",
@@ -22,42 +21,18 @@ const USER_COLUMNS: [&str; 31] = [
     "fans_user_num_range",
     "friend_user_num_range",
     "register_days_range",
-    "onehot_feat0",
-    "onehot_feat1",
-    "onehot_feat2",
-    "onehot_feat3",
-    "onehot_feat4",
-    "onehot_feat5",
-    "onehot_feat6",
-    "onehot_feat7",
-    "onehot_feat8",
-    "onehot_feat9",
-    "onehot_feat10",
-    "onehot_feat11",
-    "onehot_feat12",
-    "onehot_feat13",
-    "onehot_feat14",
-    "onehot_feat15",
-    "onehot_feat16",
-    "onehot_feat17",
-    "follow_user_num",
-    "fans_user_num",
-    "friend_user_num",
-    "register_days",
 ];
 
-const FIRST_USER_NUMBER: usize = 27;
+/// Numbers of a user, after the categories.
+const USER_NUMBERS: [&str; 4] =
+    ["follow_user_num", "fans_user_num", "friend_user_num", "register_days"];
 
-/// Categorical user features: the columns after the id.
-pub(super) const USER_CATEGORIES: [&str; FIRST_USER_NUMBER - 1] = {
-    let mut names = [""; FIRST_USER_NUMBER - 1];
-    let mut i = 0;
-    while i < names.len() {
-        names[i] = USER_COLUMNS[i + 1];
-        i += 1;
-    }
-    names
-};
+/// Categorical user features: the columns of `user_features_pure.csv` between the id and the
+/// numbers.
+pub(super) fn user_categories() -> Vec<String> {
+    let anonymous = (0..18).map(|at| format!("onehot_feat{at}"));
+    NAMED_CATEGORIES.map(String::from).into_iter().chain(anonymous).collect()
+}
 
 /// Dense user features: log(1 + n) for each number.
 pub(super) const USER_DENSE: [&str; 4] =
@@ -92,14 +67,18 @@ pub(super) struct Video {
     pub(super) duration_ms: Option<f32>,
 }
 
-pub(super) fn read_users(path: &Path, report: &mut ImportReport) -> Result<HashMap<u64, User>> {
-    let file = open(path, &USER_COLUMNS, "KuaiRand-Pure's user_features_pure.csv")?;
-    let mut users = HashMap::new();
+pub(super) fn read_users(path: &Path, report: &mut ImportReport) -> Result<BTreeMap<u64, User>> {
+    let categories = user_categories();
+    let first_number = 1 + categories.len();
+    let numbers = USER_NUMBERS.map(String::from);
+    let columns = ["user_id".into()].into_iter().chain(categories).chain(numbers);
+    let file = open(path, columns, "KuaiRand-Pure's user_features_pure.csv")?;
+    let mut users = BTreeMap::new();
     file.read(report, |row| {
         let id = row.number(0)?;
-        let ids = (1..FIRST_USER_NUMBER).map(|column| category(row, column)).collect();
+        let ids = (1..first_number).map(|column| category(row, column)).collect();
         let mut dense = Vec::with_capacity(USER_DENSE.len());
-        for column in FIRST_USER_NUMBER..USER_COLUMNS.len() {
+        for column in first_number..first_number + USER_NUMBERS.len() {
             dense.push(row.optional(column)?.unwrap_or(0.0).max(0.0).ln_1p());
         }
         match users.insert(id, User { id, ids, dense }) {
@@ -110,9 +89,9 @@ pub(super) fn read_users(path: &Path, report: &mut ImportReport) -> Result<HashM
     Ok(users)
 }
 
-pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<HashMap<u64, Video>> {
-    let file = open(path, &VIDEO_COLUMNS, "KuaiRand-Pure's video_features_basic_pure.csv")?;
-    let mut videos = HashMap::new();
+pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<BTreeMap<u64, Video>> {
+    let file = open(path, VIDEO_COLUMNS, "KuaiRand-Pure's video_features_basic_pure.csv")?;
+    let mut videos = BTreeMap::new();
     file.read(report, |row| {
         let id = row.number(0)?;
         let ids = (1..FIRST_VIDEO_NUMBER).map(|column| category(row, column)).collect();
@@ -132,7 +111,7 @@ pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<Hash
 }
 
 /// The items, sorted by id, with the durations that are known by now.
-pub(super) fn items(videos: &HashMap<u64, Video>) -> Vec<Item> {
+pub(super) fn items(videos: &BTreeMap<u64, Video>) -> Vec<Item> {
     let finished = |video: &Video| {
         let mut item = video.item.clone();
         let duration_s = video.duration_ms.unwrap_or(0.0) / 1e3;
@@ -140,15 +119,13 @@ pub(super) fn items(videos: &HashMap<u64, Video>) -> Vec<Item> {
         item.ids.push((2.0 * (1.0 + duration_s).log2()) as u64);
         item
     };
-    let mut items: Vec<Item> = videos.values().map(finished).collect();
-    items.sort_by_key(|item| item.id);
-    items
+    videos.values().map(finished).collect()
 }
 
 /// Opens a comma-separated file of the data set.
 pub(super) fn open(
     path: &Path,
-    columns: &'static [&'static str],
+    columns: impl IntoIterator<Item = impl Into<String>>,
     expected: &'static str,
 ) -> Result<TextFile<std::io::BufReader<File>>> {
     let missing = |error: std::io::Error| match error.kind() {
@@ -158,6 +135,7 @@ pub(super) fn open(
         _ => Error::io(path)(error),
     };
     let content = std::io::BufReader::new(File::open(path).map_err(missing)?);
+    let columns = columns.into_iter().map(Into::into).collect();
     Ok(TextFile { name: path.display().to_string(), content, delimiter: b',', columns, expected })
 }
 

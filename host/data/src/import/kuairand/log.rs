@@ -1,6 +1,6 @@
 //! KuaiRand's impressions: its logs, and the history before them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use hypercast_core::clock::mistaken_unit;
@@ -8,31 +8,14 @@ use hypercast_fm::example::{MAX_VALUES, Outcome, User};
 
 use super::ACTIONS;
 use super::entities::{Video, open};
-use crate::dataset::table::{CellType, Field, TableReader};
+use crate::dataset::table::{CellType, Column, Field, TableReader};
 use crate::dataset::{ContextFeatures, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::import::ImportReport;
 use crate::import::report::RowError;
 
-/// The columns to read of the log's nineteen: ids, time, tab and durations, then `ACTIONS`.
-const COLUMNS: [&str; 14] = [
-    "user_id",
-    "video_id",
-    "time_ms",
-    "tab",
-    "play_time_ms",
-    "duration_ms",
-    "is_click",
-    "long_view",
-    "is_like",
-    "is_profile_enter",
-    "is_follow",
-    "is_comment",
-    "is_forward",
-    "is_hate",
-];
-
-const FIRST_ACTION: usize = 6;
+/// The columns to read of the log's nineteen; `ACTIONS` follow.
+const COLUMNS: [&str; 6] = ["user_id", "video_id", "time_ms", "tab", "play_time_ms", "duration_ms"];
 
 /// The actions that the history contains, as bits of `ACTIONS`.
 const LONG_VIEW: u32 = 1 << 1;
@@ -46,15 +29,16 @@ const MAX_WATCH_RATIO: f32 = 4.0;
 
 /// Collects impressions. Their surface is the number of the tab until all tabs are known.
 pub(super) struct KuairandReader<'a> {
-    pub(super) users: &'a HashMap<u64, User>,
-    pub(super) videos: &'a mut HashMap<u64, Video>,
+    pub(super) users: &'a BTreeMap<u64, User>,
+    pub(super) videos: &'a mut BTreeMap<u64, Video>,
     pub(super) rows: &'a mut Vec<Impression>,
     pub(super) report: &'a mut ImportReport,
 }
 
 impl KuairandReader<'_> {
     pub(super) fn read_log(&mut self, path: &Path) -> Result<()> {
-        let file = open(path, &COLUMNS, "a KuaiRand log of 19 columns (log_standard_*_pure.csv)")?;
+        let columns = [&COLUMNS[..], &ACTIONS].concat();
+        let file = open(path, columns, "a KuaiRand log of 19 columns (log_standard_*_pure.csv)")?;
         let (users, videos, rows) = (self.users, &mut *self.videos, &mut *self.rows);
         file.read(self.report, |row| {
             let (user, item) = (row.number(0)?, row.number(1)?);
@@ -63,7 +47,7 @@ impl KuairandReader<'_> {
             let (play_ms, duration_ms): (i64, i64) = (row.number(4)?, row.number(5)?);
             let mut actions = 0;
             for action in 0..ACTIONS.len() {
-                actions |= u32::from(row.flag(FIRST_ACTION + action)?) << action;
+                actions |= u32::from(row.flag(COLUMNS.len() + action)?) << action;
             }
             for (column, value) in [(2, time_ms), (4, play_ms), (5, duration_ms)] {
                 if value < 0 {
@@ -121,15 +105,15 @@ impl KuairandReader<'_> {
                     return Err(Error::data(path, reason));
                 }
                 for (place, at) in range.clone().enumerate() {
-                    let event = HistoryEvent {
-                        user: user.i64s()[row],
-                        video: videos.i64s()[at],
-                        time_ms: last.i64s()[row]
-                            - (range.len() - 1 - place) as i64 * HISTORY_STEP_MS,
-                        liked: likes.i64s()[likes.range(row).start + place] != 0,
-                        viewed: views.i64s()[views.range(row).start + place] != 0,
+                    let bit = |column: &Column, bit: u32| {
+                        let happened = column.i64s()[column.range(row).start + place] != 0;
+                        u32::from(happened) * bit
                     };
-                    let outcome = self.add_event(&event);
+                    let actions = bit(views, LONG_VIEW) | bit(likes, IS_LIKE);
+                    let before = (range.len() - 1 - place) as i64 * HISTORY_STEP_MS;
+                    let time_ms = last.i64s()[row] - before;
+                    let outcome =
+                        self.add_event(user.i64s()[row], videos.i64s()[at], time_ms, actions);
                     self.report.row(line, outcome);
                 }
             }
@@ -137,27 +121,32 @@ impl KuairandReader<'_> {
         self.report.close()
     }
 
-    fn add_event(&mut self, event: &HistoryEvent) -> std::result::Result<(), RowError> {
-        let negative = |column, id: i64| RowError { column, reason: format!("{id} is not an id") };
-        let user = u64::try_from(event.user).map_err(|_| negative("user_id", event.user))?;
-        let item = u64::try_from(event.video).map_err(|_| negative("video_id", event.video))?;
+    fn add_event(
+        &mut self,
+        user: i64,
+        video: i64,
+        time_ms: i64,
+        actions: u32,
+    ) -> std::result::Result<(), RowError> {
+        let id = |column: &str, id: i64| {
+            u64::try_from(id).map_err(|_| {
+                let reason = format!("{id} is not an id");
+                RowError { column: column.into(), reason }
+            })
+        };
+        let (user, item) = (id("user_id", user)?, id("video_id", video)?);
         check_user(self.users, user)?;
         if !self.videos.contains_key(&item) {
             return Err(unknown_video(item));
         }
-        let actions = (u32::from(event.viewed) * LONG_VIEW) | (u32::from(event.liked) * IS_LIKE);
         self.rows.push(Impression {
             request: 0,
-            time_ms: event.time_ms,
-            outcome_ms: event.time_ms,
+            time_ms,
+            outcome_ms: time_ms,
             user,
             item,
             surface: 0,
-            outcome: Outcome {
-                actions,
-                known: LONG_VIEW | IS_LIKE,
-                values: [f32::NAN; MAX_VALUES],
-            },
+            outcome: Outcome { actions, known: LONG_VIEW | IS_LIKE, ..Outcome::UNKNOWN },
             context: ContextFeatures::default(),
             truth: Vec::new(),
             history_only: true,
@@ -166,25 +155,17 @@ impl KuairandReader<'_> {
     }
 }
 
-struct HistoryEvent {
-    user: i64,
-    video: i64,
-    time_ms: i64,
-    liked: bool,
-    viewed: bool,
-}
-
-fn check_user(users: &HashMap<u64, User>, user: u64) -> std::result::Result<(), RowError> {
+fn check_user(users: &BTreeMap<u64, User>, user: u64) -> std::result::Result<(), RowError> {
     if users.contains_key(&user) {
         return Ok(());
     }
     let reason = format!("user {user} has no row in user_features_pure.csv");
-    Err(RowError { column: "user_id", reason })
+    Err(RowError { column: "user_id".into(), reason })
 }
 
 fn unknown_video(item: u64) -> RowError {
     RowError {
-        column: "video_id",
+        column: "video_id".into(),
         reason: format!("video {item} has no row in video_features_basic_pure.csv"),
     }
 }

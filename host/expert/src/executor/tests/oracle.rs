@@ -4,7 +4,7 @@
 use hypercast_core::hash::mix64;
 
 use crate::batch::{ColumnData, ExpertBatch};
-use crate::graph::{Binary, Compare, ExpertGraph, Lead, Node, Op, Reduction, Type, Unary};
+use crate::graph::{ExpertGraph, Fold, Lead, Node, Op, Type, Unary, Zip};
 
 /// A dense value.
 #[derive(Clone, Debug, Default)]
@@ -88,19 +88,11 @@ fn evaluate_node(
             };
             Array::fill(dims, |i| (0..k).map(|j| term(i, j)).sum())
         }
-        Op::Binary(op) => Array::fill(dims, |i| binary(*op, x(0).at(i), x(1).at(i))),
+        Op::Binary(op) | Op::Compare(op) => Array::fill(dims, |i| zip(*op, x(0).at(i), x(1).at(i))),
         Op::Unary(op) => Array::fill(dims, |i| unary(*op, x(0).at(i))),
         Op::Clip { min, max } => {
             Array::fill(dims, |i| x(0).at(i).clamp(f64::from(*min), f64::from(*max)))
         }
-        Op::Compare(op) => Array::fill(dims, |i| {
-            let (a, b) = (x(0).at(i), x(1).at(i));
-            f64::from(u8::from(match op {
-                Compare::Greater => a > b,
-                Compare::Less => a < b,
-                Compare::Equal => a == b,
-            }))
-        }),
         Op::Where => Array::fill(dims, |i| if x(0).at(i) != 0.0 { x(1).at(i) } else { x(2).at(i) }),
         Op::Softmax { axis } => {
             let n = dims[*axis];
@@ -205,23 +197,26 @@ fn owner(offsets: &[u32], entry: usize) -> usize {
         .expect("the entry is in a request")
 }
 
-fn reduce(kind: Reduction, values: impl ExactSizeIterator<Item = f64>) -> f64 {
+fn reduce(kind: Fold, values: impl ExactSizeIterator<Item = f64>) -> f64 {
     let n = values.len() as f64;
     match kind {
-        Reduction::Sum => values.sum(),
-        Reduction::Mean => values.sum::<f64>() / n,
-        Reduction::Max => values.fold(f64::NEG_INFINITY, f64::max),
+        Fold::Sum => values.sum(),
+        Fold::Mean => values.sum::<f64>() / n,
+        Fold::Max => values.fold(f64::NEG_INFINITY, f64::max),
     }
 }
 
-fn binary(op: Binary, a: f64, b: f64) -> f64 {
+fn zip(op: Zip, a: f64, b: f64) -> f64 {
     match op {
-        Binary::Add => a + b,
-        Binary::Sub => a - b,
-        Binary::Mul => a * b,
-        Binary::Div => a / b,
-        Binary::Max => a.max(b),
-        Binary::Min => a.min(b),
+        Zip::Add => a + b,
+        Zip::Sub => a - b,
+        Zip::Mul => a * b,
+        Zip::Div => a / b,
+        Zip::Max => a.max(b),
+        Zip::Min => a.min(b),
+        Zip::Greater => f64::from(a > b),
+        Zip::Less => f64::from(a < b),
+        Zip::Equal => f64::from(a == b),
     }
 }
 

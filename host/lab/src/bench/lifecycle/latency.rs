@@ -4,7 +4,6 @@
 //! above that length is the system's own delay.
 
 use std::{
-    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -16,9 +15,9 @@ use hypercast_stream::{
 };
 use serde_json::Value;
 
-use super::{LifecycleFixture, folder, sender::EventLoad};
+use super::{LifecycleFixture, sender::EventLoad};
 use crate::{
-    bench::{BenchFigure, BenchOptions, BenchReport},
+    bench::{BenchOptions, BenchReport, temporary},
     error::{CommonErrors as _, Error, Result},
 };
 
@@ -30,7 +29,7 @@ const ALLOWED_S: f64 = 10.0;
 
 /// Adds the figures.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let dir = folder()?;
+    let dir = temporary()?;
     let mut fixture = LifecycleFixture::new(dir.path(), options.engine, |config| {
         config.join.min_window_s = WINDOW_S;
         config.join.first_window_s = WINDOW_S;
@@ -45,7 +44,7 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let ended = AtomicBool::new(false);
     let (sent, ages) = std::thread::scope(|scope| {
         let watching = scope.spawn(|| ages_s(&*engine, &ended));
-        let sent = load.send(&url, || Ok(()));
+        let sent = load.send(&url, || ());
         // The last windows must end too.
         std::thread::sleep(Duration::from_secs(WINDOW_S + ALLOWED_S as u64));
         ended.store(true, Ordering::Release);
@@ -54,10 +53,10 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let (sent, mut ages) = (sent?, ages?);
     fixture.processes.stop()?;
     let rate = sent.events as f64 / sent.seconds;
-    report.add(BenchFigure::new("events of the latencies", rate, "events/s"));
+    report.figure("events of the latencies", rate, "events/s");
     let limit_s = WINDOW_S as f64 + ALLOWED_S;
     let mut add = |name: String, age_s: f64| {
-        report.add(BenchFigure::new(name, age_s, "s").versus("window + 10 s", limit_s));
+        report.versus(name, age_s, "s", "window + 10 s", limit_s);
     };
     if ages.is_empty() {
         return Err(Error::internal("nothing was joined"));
@@ -65,13 +64,22 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
         add(format!("impression to joined example, {name}"), quantile(&mut ages, share));
     }
-    let Some(trainer) = TrainerLatency::read(&fixture.processes.log("train-fm"))? else {
+    // Its log has a line for every window of requests.
+    let log = fixture.processes.log("train-fm");
+    let text = std::fs::read_to_string(&log).map_err(Error::io(&log))?;
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let of = |line: &Value, key: &str| line["event_to_trainer_ms"][key].as_f64();
+    let pairs = lines.filter_map(|line| of(&line, "p50").zip(of(&line, "p99")));
+    let (mut p50_ms, p99_ms): (Vec<f64>, Vec<f64>) = pairs.unzip();
+    if p50_ms.is_empty() {
         report.note("event to trainer: the trainer has not learned from 1000 requests");
         return Ok(());
-    };
-    let of = format!("of {} windows of 1000 requests", trainer.windows);
-    add(format!("newest event to trainer, p50 (median {of})"), trainer.median_p50_s);
-    add(format!("newest event to trainer, p99 (worst {of})"), trainer.worst_p99_s);
+    }
+    let of = format!("of {} windows of 1000 requests", p50_ms.len());
+    let (median_s, worst_s) =
+        (quantile(&mut p50_ms, 0.5) / 1e3, p99_ms.into_iter().fold(0.0, f64::max) / 1e3);
+    add(format!("newest event to trainer, p50 (median {of})"), median_s);
+    add(format!("newest event to trainer, p99 (worst {of})"), worst_s);
     Ok(())
 }
 
@@ -89,27 +97,4 @@ fn ages_s(engine: &dyn StreamEngine, ended: &AtomicBool) -> Result<Vec<f64>> {
         }
     }
     Ok(ages)
-}
-
-/// The latencies in a trainer's log, which has a line for every window of requests.
-struct TrainerLatency {
-    median_p50_s: f64,
-    worst_p99_s: f64,
-    windows: usize,
-}
-
-impl TrainerLatency {
-    /// `None` if the log has no such line.
-    fn read(log: &Path) -> Result<Option<TrainerLatency>> {
-        let text = std::fs::read_to_string(log).map_err(Error::io(log))?;
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let of = |line: &Value, key: &str| line["event_to_trainer_ms"][key].as_f64();
-        let pairs = lines.filter_map(|line| of(&line, "p50").zip(of(&line, "p99")));
-        let (mut p50_ms, p99_ms): (Vec<f64>, Vec<f64>) = pairs.unzip();
-        Ok((!p50_ms.is_empty()).then(|| TrainerLatency {
-            windows: p50_ms.len(),
-            median_p50_s: quantile(&mut p50_ms, 0.5) / 1e3,
-            worst_p99_s: p99_ms.into_iter().fold(0.0, f64::max) / 1e3,
-        }))
-    }
 }

@@ -4,49 +4,28 @@
 //! Every part is a process of its own over loopback, as an operator runs them. Files are in the
 //! temporary folder (`TMPDIR`), and appends wait for its disk.
 
-mod ingest;
-mod latency;
-mod publish;
+pub mod ingest;
+pub mod latency;
+pub mod publish;
 mod sender;
 
 use std::{
-    ffi::OsStr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use hypercast_config::{Config, EngineKind};
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::import::simulate::{self, simulate};
+use hypercast_data::import::simulate::{SimulateOptions, simulate};
 
-use super::{BenchOptions, BenchReport};
-use crate::{
-    error::{CommonErrors as _, Error, Result},
-    processes::ProcessGroup,
-};
+use super::world;
+use crate::{error::Result, processes::ProcessGroup};
 
 /// How long a process may take to start.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const USERS: usize = 300;
 const ITEMS: usize = 200;
-
-/// Adds the figures of the part.
-///
-/// # Errors
-/// A plugin that is not built; a process that ends early.
-pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    if options.wants("ingest") {
-        ingest::measure(options, report)?;
-    }
-    if options.wants("latency") {
-        latency::measure(options, report)?;
-    }
-    if options.wants("publish") {
-        publish::measure(options, report)?;
-    }
-    Ok(())
-}
 
 /// A small world whose processes share one configuration.
 struct LifecycleFixture {
@@ -62,14 +41,7 @@ impl LifecycleFixture {
         engine: EngineKind,
         adjust: impl FnOnce(&mut Config),
     ) -> Result<LifecycleFixture> {
-        simulate(&simulate::SimulateOptions {
-            into: dir.join("data"),
-            users: USERS,
-            items: ITEMS,
-            requests: 500,
-            surfaces: 2,
-            seed: 1,
-        })?;
+        simulate(&SimulateOptions { users: USERS, items: ITEMS, ..world(dir) })?;
         let mut processes = ProcessGroup::new(dir.join("process-logs"), Shutdown::on_signals()?)?;
         let mut config = Config::default();
         config.join.in_daemon = false;
@@ -87,9 +59,7 @@ impl LifecycleFixture {
 
     /// Starts a command that runs until it is stopped, and waits until it has written `ready`.
     fn start(&mut self, name: &str, words: &[&str], ready: &str) -> Result<String> {
-        let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-        args.extend([OsStr::new("--config"), self.path.as_os_str()]);
-        self.processes.start(name, &args)?;
+        self.processes.start(name, words, &self.path)?;
         self.processes.await_output(name, ready, PATIENCE)
     }
 
@@ -113,9 +83,4 @@ fn choose_engine(
         config.engine.nats_url = processes.start_nats(&dir.join("nats"))?;
     }
     Ok(())
-}
-
-/// A folder that is removed when it is dropped.
-fn folder() -> Result<tempfile::TempDir> {
-    tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))
 }

@@ -5,7 +5,6 @@
 //! another machine.
 
 use std::{
-    ffi::OsStr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,9 +13,12 @@ use std::{
 use hypercast_config::{Config, PublishSettings};
 use hypercast_core::{quantile::quantile, shutdown::Shutdown};
 use hypercast_data::{
-    dataset::{Dataset, timeline::Span},
-    features::replay::{Replay, ReplayOptions},
-    import::simulate::{self, simulate},
+    dataset::Dataset,
+    import::simulate::{SimulateOptions, simulate},
+};
+use hypercast_fm::{
+    example::Example,
+    trainer::{self, ResumePaths},
 };
 use hypercast_stream::{
     publish::{Publisher, TrainingPosition},
@@ -24,14 +26,17 @@ use hypercast_stream::{
 };
 use hypercast_train::fm::{FIRST_VERSION, dataset_spec, trained_dir};
 
-use super::{PATIENCE, choose_engine, folder};
+use super::{PATIENCE, choose_engine};
 use crate::{
     bench::{
-        BenchFigure, BenchOptions, BenchReport,
-        load::{LoadResult, MetricsSnapshot, OpenLoopClient},
-        serving::{bodies, mlp, rank_url, train_both},
+        BenchOptions, BenchReport,
+        load::{LoadResult, MetricsSnapshot},
+        serving::{rank_client, train_both},
+        temporary, world,
     },
-    error::{CommonErrors as _, Error, Result},
+    demo::preset::expert,
+    error::Result,
+    evaluate::stream::replay,
     processes::{DaemonProcess, ProcessGroup},
 };
 
@@ -49,40 +54,46 @@ const SHARE: f64 = 0.3;
 
 /// Adds the figures.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let dir = folder()?;
+    let dir = temporary()?;
     let mut processes =
         ProcessGroup::new(dir.path().join("process-logs"), Shutdown::on_signals()?)?;
     let path = trained(dir.path(), options, &mut processes)?;
     let config = Config::read(&path)?;
     let prepared = PreparedPublications::new(&config, dir.path(), options.publications)?;
-    report.add(BenchFigure::new("weights of a delta", prepared.share * 100.0, "% of the bytes"));
+    report.figure("weights of a delta", prepared.share * 100.0, "% of the bytes");
     let streams = streams::open(&config.engine)?;
     let to = streams.appender(&Topic::fm(FIRST_VERSION))?;
     to.append(&prepared.snapshot)?;
-    register(&processes, &path)?;
+    let commands: [&[&str]; 4] = [
+        &["register", "fm", "--published", FIRST_VERSION],
+        &["promote", "fm", FIRST_VERSION],
+        &["register", "expert", "mlp", "1.0.0"],
+        &["promote", "expert", "mlp", "1.0.0"],
+    ];
+    for words in commands {
+        processes.accepted(words, &path)?;
+    }
     let daemon = DaemonProcess::start(&path)?;
-    let client =
-        OpenLoopClient::cycle(rank_url(&daemon), bodies(&config.paths.dataset, 0, false)?)?;
-    client.one_by_one(200);
-    let rate = 0.5e3 / quantile(&mut client.one_by_one(400), 0.5);
+    let client = rank_client(&daemon, &config.paths.dataset, 0)?;
+    let rate = 0.5e3 / client.alone_ms();
     let before = MetricsSnapshot::read(&daemon)?;
     let every = Duration::from_millis(options.publish_every_ms);
-    let mut rounds = PublishRounds { every, ..PublishRounds::default() };
+    let (mut quiet, mut busy) = (Vec::new(), Vec::new());
     for deltas in prepared.deltas.chunks(options.publications.div_ceil(ROUNDS)) {
         let lasting = every * deltas.len() as u32;
-        rounds.quiet.push(client.send(rate, lasting));
+        quiet.push(client.send(rate, lasting));
         let stretch = std::thread::scope(|scope| {
-            let publishing = scope.spawn(|| {
+            let publishing = scope.spawn(|| -> Result<()> {
                 for delta in deltas {
                     to.append(delta)?;
                     std::thread::sleep(every);
                 }
-                Result::Ok(())
+                Ok(())
             });
             let stretch = client.send(rate, lasting);
             publishing.join().expect("a publisher does not panic").map(|()| stretch)
         })?;
-        rounds.busy.push(stretch);
+        busy.push(stretch);
     }
     let all = prepared.deltas.len() as f64;
     let start = std::time::Instant::now();
@@ -94,59 +105,43 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     }
     daemon.stop()?;
     processes.stop()?;
-    report.add(BenchFigure::new(
-        "load, half of what one request at a time gives",
-        rate,
-        "requests/s",
-    ));
-    rounds.figures(report);
-    let figure = BenchFigure::new("publications applied", applied(&after), "");
-    report.add(figure.versus("published", all));
+    report.figure("load, half of what one request at a time gives", rate, "requests/s");
+    for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
+        let of = |stretches: &[LoadResult]| {
+            let mut each: Vec<f64> = stretches.iter().map(|s| s.answered(share)).collect();
+            quantile(&mut each, 0.5)
+        };
+        let (busy_ms, quiet_ms) = (of(&busy), of(&quiet));
+        let name = format!("request, {name}, with publications every {} ms", every.as_millis());
+        report.versus(&*name, busy_ms, "ms", "without", quiet_ms);
+        report.figure(format!("{name}, over without"), busy_ms / quiet_ms, "times");
+    }
+    for (name, stretches) in [("without", &quiet), ("with", &busy)] {
+        let sum = |of: fn(&LoadResult) -> usize| stretches.iter().map(of).sum::<usize>() as f64;
+        report.figure(format!("requests {name} publications"), sum(LoadResult::requests), "");
+        let failed = sum(|s| s.failed + s.late + s.refused_ms.len());
+        report.figure(format!("of them not answered, {name}"), failed, "");
+    }
+    report.versus("publications applied", applied(&after), "", "published", all);
     let degraded = |metrics: &MetricsSnapshot| metrics.sum("hypercast_degraded_total", "");
     let degraded = degraded(&after) - degraded(&before);
-    report.add(BenchFigure::new("degraded requests", degraded, ""));
+    report.figure("degraded requests", degraded, "");
     Ok(())
 }
 
 /// Simulates a world and trains both tiers; returns the path of the configuration.
 fn trained(dir: &Path, options: &BenchOptions, processes: &mut ProcessGroup) -> Result<PathBuf> {
-    simulate(&simulate::SimulateOptions {
-        into: dir.join("data"),
-        users: 300,
-        items: 5_000,
-        requests: 4_000,
-        surfaces: 2,
-        seed: 1,
-    })?;
+    simulate(&SimulateOptions { items: 5_000, requests: 4_000, ..world(dir) })?;
     let mut config = Config::default();
     config.fm.max_history = 64;
     config.features.history_events = 64;
     config.join.in_daemon = false;
     choose_engine(&mut config, options.engine, dir, processes)?;
-    config.experts = vec![mlp(options.plugin("mlp-fusion")?)];
+    config.experts = vec![expert("mlp", options.plugin("mlp-fusion")?)];
     let path = dir.join("hypercast.toml");
     config.write(&path)?;
     train_both(&path)?;
     Ok(path)
-}
-
-/// Registers and promotes the published FM and the expert that pins it.
-fn register(processes: &ProcessGroup, config: &Path) -> Result<()> {
-    let commands: [&[&str]; 4] = [
-        &["register", "fm", "--published", FIRST_VERSION],
-        &["promote", "fm", FIRST_VERSION],
-        &["register", "expert", "mlp", "1.0.0"],
-        &["promote", "expert", "mlp", "1.0.0"],
-    ];
-    for words in commands {
-        let mut args = vec![OsStr::new("versions")];
-        args.extend(words.iter().map(OsStr::new));
-        args.extend([OsStr::new("--config"), config.as_os_str()]);
-        processes
-            .output(&args)?
-            .map_err(|reason| Error::internal(format!("versions {}: {reason}", words.join(" "))))?;
-    }
-    Ok(())
 }
 
 /// The records of publications, made before they are needed.
@@ -163,9 +158,8 @@ impl PreparedPublications {
         let dataset = Dataset::open(&config.paths.dataset)?;
         let spec = dataset_spec(&dataset)?;
         let saved = trained_dir(config);
-        let from =
-            hypercast_fm::trainer::ResumePaths { saved: &saved, work: &dir.join("learning") };
-        let mut trainer = hypercast_fm::trainer::resume(from, &config.fm, &spec, config.device)?;
+        let from = ResumePaths { saved: &saved, work: &dir.join("learning") };
+        let mut trainer = trainer::resume(from, &config.fm, &spec, config.device)?;
         let memory: Arc<dyn StreamEngine> = Arc::new(MemoryEngine::default());
         let topic = Topic::fm(FIRST_VERSION);
         let settings = PublishSettings {
@@ -190,70 +184,16 @@ impl PreparedPublications {
         let facts = TrainingPosition::default();
         publisher.publish(&trainer.trained_weights(FIRST_VERSION)?, facts)?;
         let (snapshot, mut deltas, mut share) = (records()?, Vec::new(), 0.0f64);
-        let mut examples = std::iter::empty().chain(replayed(&dataset, config)?);
-        while deltas.len() < publications {
-            let batch: Vec<_> = examples
-                .by_ref()
-                .take(REQUESTS_PER_DELTA)
-                .collect::<hypercast_data::Result<_>>()?;
-            if batch.len() < REQUESTS_PER_DELTA {
-                // The same requests again: they still move the weights.
-                examples = std::iter::empty().chain(replayed(&dataset, config)?);
-                continue;
-            }
-            let all: Vec<_> = batch.iter().collect();
-            trainer.step(&all)?;
+        let examples = replay(&dataset, config, config.fm.max_history)?;
+        let examples: Vec<Example> = examples.collect::<hypercast_data::Result<_>>()?;
+        // The same requests again and again: they still move the weights.
+        for batch in examples.chunks_exact(REQUESTS_PER_DELTA).cycle().take(publications) {
+            trainer.step(&batch.iter().collect::<Vec<_>>())?;
             let published = publisher.publish(&trainer.trained_weights(FIRST_VERSION)?, facts)?;
             share = share.max(published.raw_bytes as f64 / published.all_bytes as f64);
             deltas.push(records()?);
         }
         Ok(PreparedPublications { snapshot, deltas, share })
-    }
-}
-
-/// The data set's requests as examples.
-fn replayed(dataset: &Dataset, config: &Config) -> Result<Replay> {
-    let options = ReplayOptions {
-        span: Span::default(),
-        history_len: config.fm.max_history,
-        max_targets: config.fm.max_targets,
-        features: config.features,
-    };
-    Ok(Replay::new(dataset, options)?)
-}
-
-/// The stretches of load so far.
-#[derive(Default)]
-struct PublishRounds {
-    every: Duration,
-    quiet: Vec<LoadResult>,
-    busy: Vec<LoadResult>,
-}
-
-impl PublishRounds {
-    fn figures(&self, report: &mut BenchReport) {
-        for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
-            let of = |stretches: &[LoadResult]| {
-                let mut each: Vec<f64> = stretches.iter().map(|s| s.answered(share)).collect();
-                quantile(&mut each, 0.5)
-            };
-            let (busy_ms, quiet_ms) = (of(&self.busy), of(&self.quiet));
-            let name =
-                format!("request, {name}, with publications every {} ms", self.every.as_millis());
-            report.add(BenchFigure::new(&*name, busy_ms, "ms").versus("without", quiet_ms));
-            let name = format!("{name}, over without");
-            report.add(BenchFigure::new(name, busy_ms / quiet_ms, "times"));
-        }
-        for (name, stretches) in [("without", &self.quiet), ("with", &self.busy)] {
-            let sum = |of: fn(&LoadResult) -> usize| stretches.iter().map(of).sum::<usize>() as f64;
-            report.add(BenchFigure::new(
-                format!("requests {name} publications"),
-                sum(LoadResult::requests),
-                "",
-            ));
-            let failed = sum(|s| s.failed + s.late + s.refused_ms.len());
-            report.add(BenchFigure::new(format!("of them not answered, {name}"), failed, ""));
-        }
     }
 }
 

@@ -4,7 +4,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -68,52 +71,46 @@ impl EventLoad {
     /// Sends to `url` until the end; `meanwhile` runs on this thread.
     ///
     /// # Errors
-    /// A server that rejects a body; those of `meanwhile`.
-    pub fn send(
-        &self,
-        url: &str,
-        meanwhile: impl FnOnce() -> Result<()>,
-    ) -> Result<EventLoadResult> {
+    /// A server that rejects a body.
+    pub fn send(&self, url: &str, meanwhile: impl FnOnce()) -> Result<EventLoadResult> {
         let (next, start) = (AtomicU64::new(0), Instant::now());
-        let send = || self.send_some(url, &next, start);
-        let all: Vec<Result<EventLoadResult>> = std::thread::scope(|scope| {
+        let sum = Mutex::new(EventLoadResult::default());
+        std::thread::scope(|scope| {
+            let send = || self.send_some(url, &next, start, &sum);
             let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(send)).collect();
-            let waited = meanwhile();
-            let joined = threads.into_iter().map(|thread| thread.join().expect("no panic"));
-            let mut all: Vec<_> = joined.collect();
-            all.extend(waited.err().map(Err));
-            all
-        });
-        let mut sum = EventLoadResult::default();
-        for part in all {
-            let part = part?;
-            sum.ack_ms.extend(part.ack_ms);
-            sum.events += part.events;
-            sum.impressions += part.impressions;
-            sum.retries += part.retries;
-            sum.seconds = sum.seconds.max(part.seconds);
-        }
-        Ok(sum)
+            meanwhile();
+            let mut joined = threads.into_iter().map(|thread| thread.join().expect("no panic"));
+            joined.try_for_each(|sent| sent)
+        })?;
+        let sum = sum.into_inner().expect("no thread panicked");
+        Ok(EventLoadResult { seconds: start.elapsed().as_secs_f64(), ..sum })
     }
 
-    fn send_some(&self, url: &str, next: &AtomicU64, start: Instant) -> Result<EventLoadResult> {
+    fn send_some(
+        &self,
+        url: &str,
+        next: &AtomicU64,
+        start: Instant,
+        sum: &Mutex<EventLoadResult>,
+    ) -> Result<()> {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(30)))
             .build()
             .new_agent();
-        let mut sum = EventLoadResult::default();
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             if at >= self.bodies() {
-                sum.seconds = start.elapsed().as_secs_f64();
-                return Ok(sum);
+                return Ok(());
             }
             let due = start + Duration::from_secs_f64((at * self.batch) as f64 / self.rate);
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             let body = self.body(at);
-            sum.retries += post(&agent, url, &body)?;
-            sum.ack_ms.push(due.elapsed().as_secs_f64() * 1e3);
+            let retries = post(&agent, url, &body)?;
+            let ack_ms = due.elapsed().as_secs_f64() * 1e3;
+            let mut sum = sum.lock().expect("no thread panicked");
+            sum.ack_ms.push(ack_ms);
+            sum.retries += retries;
             sum.events += body.len() as u64;
             sum.impressions += body.impressions.len() as u64;
         }

@@ -6,8 +6,7 @@
 //! after their window on purpose.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -15,25 +14,21 @@ use hypercast_data::dataset::{
     Dataset, Impression,
     timeline::{Span, Timeline, TimelineStep},
 };
-use hypercast_serve::api::{ActionBody, EventBody, EventsRequest, ImpressionBody};
+use hypercast_serve::api::{ActionBody, EventsRequest};
+
+use serde::Serialize;
 
 use super::{operator::ReplayProgress, scores::ServedScores};
 use crate::{
-    demo::client::DemoClient,
+    demo::{client::DemoClient, replay::PendingBatch},
     error::{CommonErrors as _, Error, Result},
 };
-
-/// Requests that go out together at most.
-const BATCH: usize = 32;
 
 /// How long due events may be gathered.
 const GATHER: Duration = Duration::from_millis(100);
 
 /// One in so many impressions with a positive outcome is sent late.
 const LATE_ONE_IN: u64 = 25;
-
-/// Events in one body.
-const EVENTS_PER_BODY: usize = 500;
 
 /// Round trips that are kept for quantiles at most.
 const MAX_ROUND_TRIPS: usize = 1 << 20;
@@ -54,7 +49,7 @@ pub struct ReplaySchedule {
 }
 
 /// Counts of what was sent and answered.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct ReplayCounts {
     /// Requests for rankings.
     pub requests: u64,
@@ -69,12 +64,15 @@ pub struct ReplayCounts {
     /// Actions sent within their windows.
     pub actions: u64,
     /// Actions sent after their windows.
-    pub late: u64,
+    pub late_actions: u64,
     /// Round trips of requests.
+    #[serde(skip)]
     pub round_trips_ms: Vec<f64>,
     /// The time of the newest event.
+    #[serde(skip)]
     pub event_ms: i64,
     /// How far behind its schedule the replay is.
+    #[serde(skip)]
     pub behind: Duration,
 }
 
@@ -85,24 +83,13 @@ pub struct LoadGenerator<'a> {
     /// What was sent so far.
     pub sent: ReplayCounts,
     /// Quality of the served predictions.
-    pub scores: ServedScores<'a>,
+    pub scores: ServedScores,
     pending: PendingBatch,
-    late: BinaryHeap<Reverse<LateOutcome>>,
-    /// The actions that are sent late, by request and item.
-    held: BTreeMap<(u64, u64), ActionBody>,
+    /// The actions that are sent late.
+    late: BTreeMap<LateOutcome, ActionBody>,
     /// Impressions that were shown before the stream began.
     older: BTreeSet<(u64, u64)>,
     started: Instant,
-}
-
-/// What goes out together: requests first, then the outcomes of earlier ones.
-#[derive(Default)]
-struct PendingBatch {
-    requests: Vec<Vec<Impression>>,
-    outcomes: Vec<Impression>,
-    /// The users of both; a user's next request waits for what the user did before.
-    users: BTreeSet<u64>,
-    since: Option<Instant>,
 }
 
 /// An outcome that is sent late.
@@ -115,7 +102,7 @@ struct LateOutcome {
 
 impl<'a> LoadGenerator<'a> {
     /// A replay that has not begun.
-    pub fn new(client: &'a DemoClient, scores: ServedScores<'a>, schedule: ReplaySchedule) -> Self {
+    pub fn new(client: &'a DemoClient, scores: ServedScores, schedule: ReplaySchedule) -> Self {
         let sent = ReplayCounts { event_ms: schedule.from_ms, ..ReplayCounts::default() };
         Self {
             client,
@@ -123,8 +110,7 @@ impl<'a> LoadGenerator<'a> {
             sent,
             scores,
             pending: PendingBatch::default(),
-            late: BinaryHeap::new(),
-            held: BTreeMap::new(),
+            late: BTreeMap::new(),
             older: BTreeSet::new(),
             started: Instant::now(),
         }
@@ -158,24 +144,13 @@ impl<'a> LoadGenerator<'a> {
                 std::thread::sleep(GATHER);
             }
             self.sent.event_ms = time_ms;
-            match step {
-                TimelineStep::Outcome(row) if row.history_only => {}
-                TimelineStep::Outcome(row) => {
-                    self.pending.users.insert(row.user);
-                    self.pending.outcomes.push(row);
-                }
-                TimelineStep::Request(rows) => {
-                    let user = rows[0].user;
-                    let full = self.pending.requests.len() == BATCH;
-                    if full || self.pending.users.contains(&user) {
-                        self.flush()?;
-                        look(self)?;
-                    }
-                    self.pending.users.insert(user);
-                    self.pending.requests.push(rows);
-                }
+            if self.pending.goes_before(&step) {
+                self.flush()?;
+                look(self)?;
             }
-            self.pending.since.get_or_insert_with(Instant::now);
+            if !matches!(&step, TimelineStep::Outcome(row) if row.history_only) {
+                self.pending.push(step);
+            }
             progress.advance_to(self.share());
         }
         self.flush()?;
@@ -242,8 +217,9 @@ impl<'a> LoadGenerator<'a> {
         for row in outcomes {
             self.outcome(row, &mut body);
         }
-        self.send_late(self.sent.event_ms, &mut body);
-        self.send(body, self.sent.event_ms)
+        body.clock_ms = Some(self.sent.event_ms);
+        self.add_late(self.sent.event_ms, &mut body);
+        self.client.send(body)
     }
 
     /// The outcome of an impression: sent now, or late.
@@ -263,47 +239,29 @@ impl<'a> LoadGenerator<'a> {
         if row.outcome.actions != 0 && hash.is_multiple_of(LATE_ONE_IN) {
             let due_ms = action.time_ms + self.schedule.late_ms;
             let (request, item) = (action.request, action.item);
-            self.late.push(Reverse(LateOutcome { due_ms, request, item }));
-            self.held.insert((request, item), ActionBody { time_ms: due_ms, ..action });
+            let late = ActionBody { time_ms: due_ms, ..action };
+            self.late.insert(LateOutcome { due_ms, request, item }, late);
         } else {
             self.sent.actions += 1;
             body.actions.push(action);
         }
     }
 
-    fn send_late(&mut self, until_ms: i64, body: &mut EventsRequest) {
-        while self.late.peek().is_some_and(|Reverse(late)| late.due_ms <= until_ms) {
-            if let Some(Reverse(late)) = self.late.pop() {
-                body.actions.extend(self.held.remove(&(late.request, late.item)));
-                self.sent.late += 1;
-            }
+    fn add_late(&mut self, until_ms: i64, body: &mut EventsRequest) {
+        while let Some(late) = self.late.first_entry().filter(|late| late.key().due_ms <= until_ms)
+        {
+            body.actions.push(late.remove());
+            self.sent.late_actions += 1;
         }
-    }
-
-    /// Sends a body in parts: impressions before actions, the clock last.
-    fn send(&self, body: EventsRequest, clock_ms: i64) -> Result<()> {
-        for part in body.events.chunks(EVENTS_PER_BODY) {
-            let events: Vec<EventBody> = part.to_vec();
-            self.client.send(&EventsRequest { events, ..EventsRequest::default() })?;
-        }
-        for part in body.impressions.chunks(EVENTS_PER_BODY) {
-            let impressions: Vec<ImpressionBody> = part.to_vec();
-            self.client.send(&EventsRequest { impressions, ..EventsRequest::default() })?;
-        }
-        for part in body.actions.chunks(EVENTS_PER_BODY) {
-            let actions: Vec<ActionBody> = part.to_vec();
-            self.client.send(&EventsRequest { actions, ..EventsRequest::default() })?;
-        }
-        self.client.send(&EventsRequest { clock_ms: Some(clock_ms), ..EventsRequest::default() })
     }
 
     /// Sends the late outcomes, after every window has closed.
     fn end(&mut self) -> Result<()> {
-        let close_ms = self.sent.event_ms + self.schedule.late_ms;
-        self.send(EventsRequest::default(), close_ms)?;
-        let mut body = EventsRequest::default();
-        self.send_late(i64::MAX, &mut body);
-        self.send(body, close_ms)
+        let clock_ms = Some(self.sent.event_ms + self.schedule.late_ms);
+        let mut body = EventsRequest { clock_ms, ..EventsRequest::default() };
+        self.client.send(body.clone())?;
+        self.add_late(i64::MAX, &mut body);
+        self.client.send(body)
     }
 }
 

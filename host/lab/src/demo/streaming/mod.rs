@@ -13,8 +13,8 @@ mod scores;
 mod status;
 
 use std::{
-    ffi::OsStr,
-    sync::{Mutex, PoisonError},
+    collections::BTreeMap,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -22,41 +22,46 @@ use hypercast_config::EngineKind;
 use hypercast_core::{dir_lock::DirLock, shutdown::Shutdown};
 use hypercast_stream::streams;
 
-pub use self::report::StreamingReport;
+pub use self::{load::count, report::StreamingReport};
 use self::{
     load::{LoadGenerator, ReplaySchedule},
-    operator::{OperatorScript, PUBLISHED, ReplayProgress, VERSION_WITHIN, VERSIONS},
+    operator::{PUBLISHED, ReplayProgress, VERSION_WITHIN, VERSIONS},
     prepare::DemoSetup,
     report::JoinedCounts,
     scores::ServedScores,
-    status::{LiveStatus, StatusLine},
+    status::{LiveStatus, status_text},
 };
 use super::{DemoOptions, StepTimes, client::DemoClient};
 use crate::{
     error::{CommonErrors as _, Error, Result},
+    metrics::LatencyQuantiles,
     processes::ProcessGroup,
 };
 
 /// The time between two printed status lines.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 
-/// What to run the loop on.
-#[derive(Debug, Clone)]
-pub struct StreamingDemoOptions {
-    /// Options that every demo has.
-    pub base: DemoOptions,
-    /// Event time over wall time. By default the stream ends with the minutes, as far as two cores
-    /// can serve it.
+/// How the loop runs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LiveOptions {
+    /// Replay events so many times as fast as they came [default: what fits the minutes, at 40
+    /// requests a second at most]
+    #[arg(long, requires = "streaming", value_name = "N")]
     pub speed_up: Option<f64>,
-    /// The replay ends after so many minutes.
+    /// End the replay after so many minutes
+    #[arg(long, requires = "streaming", value_name = "M", default_value_t = 5.0)]
     pub minutes: f64,
-    /// The stream engine.
+    /// The stream engine
+    #[arg(long, requires = "streaming", value_enum, default_value_t)]
     pub engine: EngineKind,
-    /// The address of a NATS server; if missing, one is started.
+    /// A running NATS server, as nats://HOST:PORT; by default `nats-server` is started
+    #[arg(long, requires = "streaming", value_name = "URL")]
     pub nats_url: Option<String>,
-    /// The daemon's address.
+    /// The address of the daemon and its page; port 0 takes a free one
+    #[arg(long, requires = "streaming", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: String,
-    /// Tiny models and a tiny world, for a look in seconds.
+    /// Tiny models and a tiny simulated world, for a look in seconds
+    #[arg(long, requires = "streaming")]
     pub small: bool,
 }
 
@@ -65,46 +70,43 @@ pub struct StreamingDemoOptions {
 /// # Errors
 /// A work folder that another demo uses (the error has its process id); a process that ends early;
 /// an impression that was lost or doubled.
-pub fn run(options: &StreamingDemoOptions) -> Result<StreamingReport> {
-    if !(options.minutes > 0.0 && options.speed_up.is_none_or(|speed_up| speed_up > 0.0)) {
+pub fn run(options: &DemoOptions) -> Result<StreamingReport> {
+    let LiveOptions { minutes, speed_up, .. } = options.live;
+    if !(minutes > 0.0 && speed_up.is_none_or(|speed_up| speed_up > 0.0)) {
         return Err(Error::invalid("--minutes and --speed-up must be above 0"));
     }
-    let _owner = DirLock::acquire(&options.base.work)?;
-    prepare::clear(&options.base.work)?;
+    let _owner = DirLock::acquire(options.work())?;
+    prepare::clear(options.work())?;
     let stop = Shutdown::on_signals()?;
-    let mut times = StepTimes::default();
+    let times = StepTimes::default();
     let mut options = options.clone();
-    let mut processes = ProcessGroup::new(options.base.work.join("process-logs"), stop.clone())?;
-    if options.engine == EngineKind::Nats && options.nats_url.is_none() {
-        options.nats_url = Some(processes.start_nats(&options.base.work.join("nats"))?);
+    let mut processes = ProcessGroup::new(options.work().join("process-logs"), stop.clone())?;
+    if options.live.engine == EngineKind::Nats && options.live.nats_url.is_none() {
+        options.live.nats_url = Some(processes.start_nats(&options.work().join("nats"))?);
     }
-    let setup = prepare::prepare(&options, &processes, &mut times)?;
-    let url = times.time("start", || start(&setup, &mut processes, &options.listen))?;
+    let setup = prepare::prepare(&options, &processes, &times)?;
+    let url = times.time("start", || start(&setup, &mut processes, &options.live.listen))?;
     println!("the page is at {url}/");
     let client = DemoClient::new(url, setup.dataset.schema.clone());
     let processes = Mutex::new(processes);
     let running = RunningDemo {
-        options: &options,
         setup: &setup,
         client: &client,
         processes: &processes,
         stop: &stop,
+        progress: ReplayProgress::default(),
     };
-    let replayed = running.replay(&mut times);
-    let mut processes = processes.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut report = match replayed {
-        Ok(report) => report,
-        Err(error) => {
-            // The first failure matters more than how the others end.
-            if let Err(also) = processes.stop() {
-                tracing::warn!("{also}");
-            }
-            return Err(error);
+    let replayed = running.replay(&times);
+    let mut processes = operator::lock(&processes);
+    let mut report = replayed.inspect_err(|_| {
+        // The first failure matters more than how the others end.
+        if let Err(also) = processes.stop() {
+            tracing::warn!("{also}");
         }
-    };
+    })?;
     report.memory_mib = processes.memory_mib().into_iter().collect();
     times.time("stop", || processes.stop())?;
-    report.seconds = times.0;
+    report.seconds = times.seconds();
     Ok(report)
 }
 
@@ -113,46 +115,37 @@ pub fn run(options: &StreamingDemoOptions) -> Result<StreamingReport> {
 fn start(setup: &DemoSetup, processes: &mut ProcessGroup, listen: &str) -> Result<String> {
     let configs = [&setup.first, &setup.second];
     for (version, config) in VERSIONS.into_iter().zip(configs) {
-        let mut args =
-            ["train", "fm", "--follow", "--version", version, "--config"].map(OsStr::new).to_vec();
-        args.push(config.as_os_str());
-        processes.start(&format!("train-fm-{version}"), &args)?;
+        let words = ["train", "fm", "--follow", "--version", version];
+        processes.start(&format!("train-fm-{version}"), &words, config)?;
     }
     operator::start_expert(setup, processes, VERSIONS[0])?;
     for version in VERSIONS {
         processes.await_output(&format!("train-fm-{version}"), PUBLISHED, VERSION_WITHIN)?;
     }
     processes.await_output(&operator::trainer(VERSIONS[0]), PUBLISHED, VERSION_WITHIN)?;
-    OperatorScript::begin(setup, processes)?;
-    let config = [OsStr::new("--config"), setup.first.as_os_str()];
-    processes
-        .start("log", &[&["materialise", "--follow"].map(OsStr::new)[..], &config].concat())?;
-    processes
-        .start("serve", &[&["serve", "--listen", listen].map(OsStr::new)[..], &config].concat())?;
+    operator::begin(setup, processes)?;
+    processes.start("log", &["materialise", "--follow"], &setup.first)?;
+    processes.start("serve", &["serve", "--listen", listen], &setup.first)?;
     processes.await_output("serve", "listening on ", VERSION_WITHIN)
 }
 
 /// A demo whose processes run.
 struct RunningDemo<'a> {
-    options: &'a StreamingDemoOptions,
     setup: &'a DemoSetup,
     client: &'a DemoClient,
     processes: &'a Mutex<ProcessGroup>,
     stop: &'a Shutdown,
+    progress: ReplayProgress,
 }
 
 impl RunningDemo<'_> {
     /// Replays under an operator's decisions, then waits for the last examples.
-    fn replay(&self, times: &mut StepTimes) -> Result<StreamingReport> {
-        let Self { setup, client, processes, stop, .. } = *self;
-        let DemoSetup { from_ms, requests, speed_up, .. } = *setup;
-        let max_duration = Duration::from_secs_f64(self.options.minutes * 60.0);
+    fn replay(&self, times: &StepTimes) -> Result<StreamingReport> {
+        let Self { setup, client, stop, progress, .. } = self;
+        let ReplaySchedule { requests, speed_up, .. } = setup.schedule;
         println!("replaying {requests} requests, {speed_up:.0} times as fast as they came");
-        let late_ms = (setup.config.join.max_window_s as i64 + 1) * 1000;
-        let schedule = ReplaySchedule { from_ms, speed_up, requests, max_duration, late_ms };
         let scores = ServedScores::new(&setup.dataset.schema);
-        let mut load = LoadGenerator::new(client, scores, schedule);
-        let progress = ReplayProgress::default();
+        let mut load = LoadGenerator::new(client, scores, setup.schedule);
         let mut printed = Instant::now();
         let look = |load: &mut LoadGenerator<'_>| {
             if stop.is_requested() {
@@ -165,11 +158,10 @@ impl RunningDemo<'_> {
             }
             Ok(())
         };
-        let operator = OperatorScript { setup, processes, client, stop };
         times.time("replay", || {
             std::thread::scope(|scope| {
-                scope.spawn(|| operator.follow(&progress));
-                let outcome = load.run(&setup.dataset, &progress, look);
+                scope.spawn(|| self.operate());
+                let outcome = load.run(&setup.dataset, progress, look);
                 if outcome.is_err() {
                     // The operator would wait for a replay that goes no further.
                     stop.request();
@@ -180,9 +172,16 @@ impl RunningDemo<'_> {
         progress.take_failure().map_or(Ok(()), Err)?;
         let streams = streams::open(&setup.config.engine)?;
         let joined = JoinedCounts::read(&*streams, load.sent.impressions)?;
-        let live = LiveStatus::read(&client.live()?);
-        let mut report = StreamingReport::new(&load.sent, load.scores.rows(), live, joined);
-        report.decisions = progress.decisions();
+        let report = StreamingReport {
+            rows: load.scores.rows(),
+            round_trip: LatencyQuantiles::of(load.sent.round_trips_ms.clone()),
+            sent: load.sent,
+            live: LiveStatus::read(&client.live()?),
+            joined,
+            decisions: progress.decisions(),
+            memory_mib: BTreeMap::new(),
+            seconds: BTreeMap::new(),
+        };
         report.check()?;
         Ok(report)
     }
@@ -193,10 +192,7 @@ impl RunningDemo<'_> {
             processes.check()?;
         }
         let live = LiveStatus::read(&self.client.live()?);
-        let (tasks, share) = (load.scores.next_line(), load.share());
-        let utc_offset_h = self.setup.config.timeline.utc_offset_h;
-        let line = StatusLine { sent: &load.sent, share, live: &live, tasks: &tasks, utc_offset_h };
-        println!("{}", line.text());
+        println!("{}", status_text(load, &live, self.setup.config.timeline.utc_offset_h));
         Ok(())
     }
 }

@@ -6,20 +6,20 @@
 //! quality of versions decides nothing here.
 
 use std::{
-    ffi::OsStr,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use hypercast_core::shutdown::Shutdown;
 use serde::Serialize;
 
-use super::prepare::{DemoSetup, EXPERT};
+use super::{
+    RunningDemo,
+    prepare::{DemoSetup, EXPERT},
+};
 use crate::{
-    demo::client::DemoClient,
     error::{CommonErrors as _, Error, Result},
     processes::ProcessGroup,
 };
@@ -94,12 +94,12 @@ impl ReplayProgress {
 
     /// The reason why the operator gave up; returned once.
     pub fn take_failure(&self) -> Option<Error> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.failed).take()
     }
 
     /// The decisions so far.
     pub fn decisions(&self) -> Vec<DecisionRecord> {
-        self.decisions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.decisions).clone()
     }
 
     fn is_at(&self, share: f64) -> bool {
@@ -107,162 +107,127 @@ impl ReplayProgress {
     }
 }
 
-/// Makes the decisions.
-pub struct OperatorScript<'a> {
-    /// The configurations.
-    pub setup: &'a DemoSetup,
-    /// The processes.
-    pub processes: &'a Mutex<ProcessGroup>,
-    /// The daemon.
-    pub client: &'a DemoClient,
-    /// Ends all waiting.
-    pub stop: &'a Shutdown,
+/// What `mutex` holds, whatever a thread that panicked left there.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl OperatorScript<'_> {
-    /// Registers and promotes what serves from the beginning: both FMs and the first expert
-    /// version.
-    ///
-    /// # Errors
-    /// A registry that refuses.
-    pub fn begin(setup: &DemoSetup, processes: &ProcessGroup) -> Result<()> {
-        let accepted = |words: &[&str]| {
-            versions(setup, processes, words)
-                .and_then(|answer| answer.map(drop).map_err(Error::internal))
-        };
-        for version in VERSIONS {
-            accepted(&["register", "fm", "--published", version])?;
-            accepted(&["promote", "fm", version])?;
-        }
-        accepted(&["register", "expert", EXPERT, VERSIONS[0], "--published"])?;
-        accepted(&["promote", "expert", EXPERT, VERSIONS[0]])
+/// Registers and promotes what serves from the beginning: both FMs and the first expert version.
+///
+/// # Errors
+/// A registry that refuses.
+pub fn begin(setup: &DemoSetup, processes: &ProcessGroup) -> Result<()> {
+    let accepted = |words: &[&str]| processes.accepted(words, &setup.first);
+    for version in VERSIONS {
+        accepted(&["register", "fm", "--published", version])?;
+        accepted(&["promote", "fm", version])?;
     }
+    accepted(&["register", "expert", EXPERT, VERSIONS[0], "--published"])?;
+    accepted(&["promote", "expert", EXPERT, VERSIONS[0]])
+}
 
+impl RunningDemo<'_> {
     /// Makes every decision when the replay has reached it.
-    pub fn follow(&self, progress: &ReplayProgress) {
+    pub fn operate(&self) {
         for (share, decision) in DECISIONS {
-            while !progress.is_at(share) {
+            while !self.progress.is_at(share) {
                 if self.stop.is_requested() {
                     return;
                 }
                 std::thread::sleep(POLL_INTERVAL);
             }
-            if let Err(error) = self.decide(decision, progress) {
-                *progress.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            if let Err(error) = self.decide(decision) {
+                *lock(&self.progress.failed) = Some(error);
                 return;
             }
-            progress.made.fetch_add(1, Ordering::Release);
+            self.progress.made.fetch_add(1, Ordering::Release);
         }
     }
 
-    fn decide(&self, decision: OperatorDecision, progress: &ReplayProgress) -> Result<()> {
+    fn decide(&self, decision: OperatorDecision) -> Result<()> {
         let [first, second] = VERSIONS;
-        match decision {
+        let promote = ["promote", "expert", EXPERT, second, "--share", "0.5"];
+        let roll_back = &["rollback", "expert", EXPERT][..];
+        let (words, share) = match decision {
             OperatorDecision::Train => {
-                start_expert(self.setup, &mut self.processes(), second)?;
+                start_expert(self.setup, &mut lock(self.processes), second)?;
                 self.published(second)?;
-                self.accepted(&["register", "expert", EXPERT, second, "--published"], progress)?;
-                self.accepted(&["shadow", "expert", EXPERT, second], progress)
+                self.versions(&["register", "expert", EXPERT, second, "--published"], true)?;
+                return self.versions(&["shadow", "expert", EXPERT, second], true);
             }
-            OperatorDecision::PromoteHalf => {
-                self.accepted(&["promote", "expert", EXPERT, second, "--share", "0.5"], progress)?;
-                self.served(0.5, progress)
+            OperatorDecision::RetireFm => return self.versions(&["retire", "fm", first], false),
+            OperatorDecision::PromoteHalf => (&promote[..], 0.5),
+            OperatorDecision::PromoteAll => (&promote[..4], 1.0),
+            OperatorDecision::RollBackHalf => (roll_back, 0.5),
+            OperatorDecision::RollBackAll => (roll_back, 0.0),
+        };
+        self.versions(words, true)?;
+        self.served(share)
+    }
+
+    /// Polls until `done`; whether it was in time.
+    fn in_time(&self, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
+        let until = Instant::now() + VERSION_WITHIN;
+        while !done()? {
+            if Instant::now() > until || self.stop.is_requested() {
+                return Ok(false);
             }
-            OperatorDecision::PromoteAll => {
-                self.accepted(&["promote", "expert", EXPERT, second], progress)?;
-                self.served(1.0, progress)
-            }
-            OperatorDecision::RetireFm => self.refused(&["retire", "fm", first], progress),
-            OperatorDecision::RollBackHalf => {
-                self.accepted(&["rollback", "expert", EXPERT], progress)?;
-                self.served(0.5, progress)
-            }
-            OperatorDecision::RollBackAll => {
-                self.accepted(&["rollback", "expert", EXPERT], progress)?;
-                self.served(0.0, progress)
-            }
+            std::thread::sleep(POLL_INTERVAL);
         }
+        Ok(true)
     }
 
     /// Waits for a trainer's first publication, without holding the processes.
     fn published(&self, version: &str) -> Result<()> {
-        let until = Instant::now() + VERSION_WITHIN;
-        while self.processes().find_output(&trainer(version), PUBLISHED)?.is_none() {
-            if Instant::now() > until || self.stop.is_requested() {
-                return Err(Error::internal(format!(
-                    "expert {EXPERT} {version} has published nothing within {VERSION_WITHIN:?}"
-                )));
-            }
-            std::thread::sleep(POLL_INTERVAL);
+        let name = trainer(version);
+        let has = || Ok(lock(self.processes).find_output(&name, PUBLISHED)?.is_some());
+        if self.in_time(has)? {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::internal(format!(
+            "expert {EXPERT} {version} has published nothing within {VERSION_WITHIN:?}"
+        )))
     }
 
     /// Waits until the daemon gives the second version this share of users.
-    fn served(&self, share: f64, progress: &ReplayProgress) -> Result<()> {
+    fn served(&self, share: f64) -> Result<()> {
         let asked = Instant::now();
-        loop {
+        let has = || {
             let live = self.client.live()?;
-            let experts = live["experts"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let second =
-                experts.iter().find(|own| own["name"] == EXPERT && own["version"] == VERSIONS[1]);
+            let mut experts = live["experts"].as_array().into_iter().flatten();
+            let second = experts.find(|own| own["name"] == EXPERT && own["version"] == VERSIONS[1]);
             let is = second.and_then(|own| own["share"].as_f64()).unwrap_or(0.0);
-            if (is - share).abs() < 1e-9 {
-                break;
-            }
-            if asked.elapsed() > VERSION_WITHIN || self.stop.is_requested() {
-                return Err(Error::internal(format!(
-                    "the daemon does not serve as decided: {}",
-                    live["problem"]
-                )));
-            }
-            std::thread::sleep(POLL_INTERVAL);
+            Ok((is - share).abs() < 1e-9)
+        };
+        if !self.in_time(has)? {
+            let problem = &self.client.live()?["problem"];
+            return Err(Error::internal(format!(
+                "the daemon does not serve as decided: {problem}"
+            )));
         }
-        let mut notes = progress.decisions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(note) = notes.last_mut() {
+        if let Some(note) = lock(&self.progress.decisions).last_mut() {
             note.served_s = asked.elapsed().as_secs_f64();
             println!("  served so after {:.1} s", note.served_s);
         }
         Ok(())
     }
 
-    fn accepted(&self, words: &[&str], progress: &ReplayProgress) -> Result<()> {
-        let answer = versions(self.setup, &self.processes(), words)?;
-        self.record(words, None, progress);
-        match answer {
-            Ok(table) => {
-                table.lines().for_each(|line| println!("  {line}"));
-                Ok(())
-            }
-            Err(why) => {
-                Err(Error::internal(format!("hypercast versions {}: {why}", words.join(" "))))
-            }
-        }
-    }
-
-    fn refused(&self, words: &[&str], progress: &ReplayProgress) -> Result<()> {
-        match versions(self.setup, &self.processes(), words)? {
-            Err(why) => {
-                self.record(words, Some(why.clone()), progress);
-                println!("  {why}");
-                Ok(())
-            }
-            Ok(_) => Err(Error::internal(format!(
-                "hypercast versions {}: it was not refused",
-                words.join(" ")
-            ))),
-        }
-    }
-
-    fn record(&self, words: &[&str], refused: Option<String>, progress: &ReplayProgress) {
+    /// Runs `hypercast versions`, and records whether it was refused.
+    fn versions(&self, words: &[&str], is_allowed: bool) -> Result<()> {
+        let answer = lock(self.processes).versions(words, &self.setup.first)?;
         let command = format!("hypercast versions {}", words.join(" "));
         println!("\n$ {command}");
-        let note = DecisionRecord { command, refused, served_s: 0.0 };
-        progress.decisions.lock().unwrap_or_else(PoisonError::into_inner).push(note);
-    }
-
-    fn processes(&self) -> std::sync::MutexGuard<'_, ProcessGroup> {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+        let refused = answer.as_ref().err().cloned();
+        let note = DecisionRecord { command: command.clone(), refused, served_s: 0.0 };
+        lock(&self.progress.decisions).push(note);
+        match (answer, is_allowed) {
+            (Ok(text), true) | (Err(text), false) => {
+                text.lines().for_each(|line| println!("  {line}"));
+                Ok(())
+            }
+            (Err(why), true) => Err(Error::internal(format!("{command}: {why}"))),
+            (Ok(_), false) => Err(Error::internal(format!("{command}: it was not refused"))),
+        }
     }
 }
 
@@ -280,19 +245,5 @@ pub fn trainer(version: &str) -> String {
 /// A process that cannot be started.
 pub fn start_expert(setup: &DemoSetup, processes: &mut ProcessGroup, version: &str) -> Result<()> {
     let words = ["train", "expert", EXPERT, "--follow", "--version", version, "--fm", version];
-    let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-    args.extend([OsStr::new("--config"), setup.first.as_os_str()]);
-    processes.start(&trainer(version), &args)
-}
-
-/// Runs `hypercast versions`: the table, or the reason for a refusal.
-fn versions(
-    setup: &DemoSetup,
-    processes: &ProcessGroup,
-    words: &[&str],
-) -> Result<std::result::Result<String, String>> {
-    let mut args = vec![OsStr::new("versions")];
-    args.extend(words.iter().map(OsStr::new));
-    args.extend([OsStr::new("--config"), setup.first.as_os_str()]);
-    processes.output(&args)
+    processes.start(&trainer(version), &words, &setup.first)
 }

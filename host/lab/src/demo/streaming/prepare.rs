@@ -1,15 +1,21 @@
 //! The start of the streaming demo: a data set, two configurations that differ only in the FM's
 //! size, and both FMs trained on the past, which ends where the stream begins.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use hypercast_config::{Config, EngineKind, ExpertEntry, TrainOn, parse_time_ms};
-use hypercast_data::{dataset::Dataset, import::simulate};
+use hypercast_config::{Config, EngineKind};
+use hypercast_data::{
+    dataset::Dataset,
+    import::simulate::{SimulateOptions, simulate},
+};
 
-use super::{StreamingDemoOptions, load};
+use super::load::{self, ReplaySchedule};
 use crate::{
-    demo::{DatasetChoice, StepTimes, preset, remove_dirs},
-    error::{CommonErrors as _, Error, Result},
+    demo::{DatasetChoice, DemoOptions, StepTimes, preset, remove_dirs},
+    error::Result,
     processes::ProcessGroup,
 };
 
@@ -41,12 +47,8 @@ const OWN_DIRS: [&str; 12] = [
 pub struct DemoSetup {
     /// The data set.
     pub dataset: Dataset,
-    /// Where the stream begins, milliseconds since the epoch.
-    pub from_ms: i64,
-    /// Requests of the stream.
-    pub requests: u64,
-    /// Event time over wall time.
-    pub speed_up: f64,
+    /// What is replayed of it, and how fast.
+    pub schedule: ReplaySchedule,
     /// The configuration of every process but the second FM's trainer.
     pub config: Config,
     /// Its path.
@@ -68,28 +70,30 @@ pub fn clear(work: &Path) -> Result<()> {
 /// # Errors
 /// The failure of a step.
 pub fn prepare(
-    options: &StreamingDemoOptions,
+    options: &DemoOptions,
     processes: &ProcessGroup,
-    times: &mut StepTimes,
+    times: &StepTimes,
 ) -> Result<DemoSetup> {
-    let data = options.base.work.join("data");
+    let data = options.work().join("data");
     times.time("import", || import(options, &data))?;
     let dataset = Dataset::open(&data)?;
-    let mut config = options.base.source.data.config(&dataset.schema, &options.base.plugins);
-    let from_ms = from_ms(options, &config, &dataset)?;
+    let mut config = options.source.data.config(&dataset.schema, &options.plugins);
+    // Else it begins after six tenths of the impressions.
+    let (given, row) = (options.test_from.as_deref(), dataset.rows * 6 / 10);
+    let from_ms = options.source.data.test_from_ms(given, row, &config, &dataset)?;
     config.timeline.until = from_ms.to_string();
     let (requests, until_ms) = load::count(&dataset, from_ms)?;
     let span_s = ((until_ms - from_ms) as f64 / 1e3).max(1.0);
-    let fits = span_s / (options.minutes * 60.0);
+    let fits = span_s / (options.live.minutes * 60.0);
     let bearable = REQUESTS_PER_SECOND * span_s / requests as f64;
-    let speed_up = options.speed_up.unwrap_or(fits.min(bearable).max(1.0));
+    let speed_up = options.live.speed_up.unwrap_or(fits.min(bearable).max(1.0));
     configure(options, speed_up, &mut config);
     let mut second = config.clone();
-    config.fm.dim = if options.small { 16 } else { 32 };
+    config.fm.dim = if options.live.small { 16 } else { 32 };
     config.fm.layers = 1;
     config.fm.qk_dim = 16;
     config.fm.v_dim = 16;
-    if options.small {
+    if options.live.small {
         second.fm.dim = 32;
         second.fm.qk_dim = 16;
         second.fm.v_dim = 16;
@@ -99,64 +103,40 @@ pub fn prepare(
     second.paths.fm_work = "fm-work-2".into();
     second.paths.logs = "logs-2".into();
     let write = |config: &Config, name: &str| {
-        let path = options.base.work.join(name);
+        let path = options.work().join(name);
         config.write(&path).map(|()| path)
     };
     let (first, second) = (write(&config, "hypercast.toml")?, write(&second, "second.toml")?);
     let config = Config::read(&first)?;
     for (step, path) in [("train_fm_1", &first), ("train_fm_2", &second)] {
-        let args = ["train".as_ref(), "fm".as_ref(), "--config".as_ref(), path.as_os_str()];
-        times.time(step, || processes.complete(&args))?;
+        times.time(step, || processes.complete(&["train", "fm"], path))?;
     }
-    Ok(DemoSetup { dataset, from_ms, requests, speed_up, config, first, second })
+    let max_duration = Duration::from_secs_f64(options.live.minutes * 60.0);
+    let late_ms = (config.join.max_window_s as i64 + 1) * 1000;
+    let schedule = ReplaySchedule { from_ms, speed_up, requests, max_duration, late_ms };
+    Ok(DemoSetup { dataset, schedule, config, first, second })
 }
 
-fn import(options: &StreamingDemoOptions, into: &Path) -> Result<()> {
-    if let DatasetChoice::Simulated = options.base.source.data {
-        let full = preset::world(into.to_path_buf());
-        let world = if options.small {
-            simulate::SimulateOptions {
-                users: 100,
-                items: 100,
-                requests: 1500,
-                surfaces: 2,
-                ..full
-            }
-        } else {
-            simulate::SimulateOptions { requests: 16_000, ..full }
-        };
-        eprint!("{}", simulate::simulate(&world)?);
-        return Ok(());
-    }
-    options.base.source.import(into)
-}
-
-/// Where the stream begins: as given, at the data set's own date, else after six tenths of its
-/// impressions.
-fn from_ms(options: &StreamingDemoOptions, config: &Config, dataset: &Dataset) -> Result<i64> {
-    match (&options.base.test_from, options.base.source.data) {
-        (Some(asked), _) => Ok(parse_time_ms(asked, config.timeline.utc_offset_h)?),
-        (None, DatasetChoice::Kuairand) => {
-            options.base.source.data.test_from_ms(None, config, dataset)
-        }
-        (None, DatasetChoice::Movielens | DatasetChoice::Simulated) => {
-            match dataset.impressions()?.nth(dataset.rows * 6 / 10) {
-                Some(impression) => Ok(impression?.time_ms),
-                None => Err(Error::invalid("the data set is empty")),
-            }
-        }
-    }
+fn import(options: &DemoOptions, into: &Path) -> Result<()> {
+    let DatasetChoice::Simulated = options.source.data else {
+        return options.source.import(into);
+    };
+    let full = SimulateOptions { requests: 16_000, ..preset::world(into.to_path_buf()) };
+    let small =
+        SimulateOptions { users: 100, items: 100, requests: 1500, surfaces: 2, ..full.clone() };
+    eprint!("{}", simulate(if options.live.small { &small } else { &full })?);
+    Ok(())
 }
 
 /// A loop over minutes must publish and log within seconds.
-fn configure(options: &StreamingDemoOptions, speed_up: f64, config: &mut Config) {
-    config.engine.kind = options.engine;
-    if let (EngineKind::Nats, Some(url)) = (options.engine, &options.nats_url) {
+fn configure(options: &DemoOptions, speed_up: f64, config: &mut Config) {
+    config.engine.kind = options.live.engine;
+    if let (EngineKind::Nats, Some(url)) = (options.live.engine, &options.live.nats_url) {
         config.engine.nats_url.clone_from(url);
     }
-    config.publish.every_s = if options.small { 1 } else { 5 };
+    config.publish.every_s = if options.live.small { 1 } else { 5 };
     config.publish.snapshot_every = 20;
-    config.logs.file_seconds = if options.small { 1 } else { 3 };
+    config.logs.file_seconds = if options.live.small { 1 } else { 3 };
     config.fm.save_every_requests = 2000;
     // Pretraining on events without times would take longer than the whole demo.
     config.fm.pretraining_passes = 0;
@@ -166,13 +146,5 @@ fn configure(options: &StreamingDemoOptions, speed_up: f64, config: &mut Config)
     config.join.first_window_s = config.join.min_window_s.max(300);
     config.join.max_window_s = 2 * config.join.first_window_s;
     config.join.correction_s = 100 * config.join.max_window_s;
-    config.experts = vec![ExpertEntry {
-        name: EXPERT.into(),
-        plugin: options.base.plugins.join("mlp-fusion.wasm"),
-        surfaces: Vec::new(),
-        without_tae: false,
-        shadow: false,
-        train_on: TrainOn::All,
-        limits: Default::default(),
-    }];
+    config.experts = vec![preset::expert(EXPERT, options.plugins.join("mlp-fusion.wasm"))];
 }

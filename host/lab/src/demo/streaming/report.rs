@@ -30,24 +30,13 @@ const RECORDS: usize = 1024;
 pub struct StreamingReport {
     /// Quality of served predictions.
     pub rows: Vec<MetricRow>,
-    /// Requests for rankings.
-    pub requests: u64,
-    /// Requests by the arm that answered.
-    pub arms: BTreeMap<String, u64>,
-    /// Requests answered by the FM's own ranking.
-    pub degraded: u64,
-    /// Requests refused.
-    pub refused: u64,
+    /// What was sent, and how it was answered.
+    #[serde(flatten)]
+    pub sent: ReplayCounts,
     /// Round trips of requests.
     pub round_trip: LatencyQuantiles,
     /// The daemon's numbers at the end.
     pub live: LiveStatus,
-    /// Impressions sent.
-    pub impressions: u64,
-    /// Actions sent within their windows.
-    pub actions: u64,
-    /// Actions sent after their windows.
-    pub late_actions: u64,
     /// The joined examples.
     pub joined: JoinedCounts,
     /// The operator's decisions.
@@ -111,32 +100,7 @@ impl JoinedCounts {
 impl StreamingReport {
     /// Impressions that are in no example.
     pub fn lost(&self) -> u64 {
-        self.impressions.saturating_sub(self.joined.impressions)
-    }
-
-    /// The report of a replay; the caller adds decisions, memory and step times.
-    pub fn new(
-        sent: &ReplayCounts,
-        rows: Vec<MetricRow>,
-        live: LiveStatus,
-        joined: JoinedCounts,
-    ) -> StreamingReport {
-        StreamingReport {
-            rows,
-            requests: sent.requests,
-            arms: sent.arms.clone(),
-            degraded: sent.degraded,
-            refused: sent.refused,
-            round_trip: LatencyQuantiles::of(sent.round_trips_ms.clone()),
-            live,
-            impressions: sent.impressions,
-            actions: sent.actions,
-            late_actions: sent.late,
-            joined,
-            decisions: Vec::new(),
-            memory_mib: BTreeMap::new(),
-            seconds: BTreeMap::new(),
-        }
+        self.sent.impressions.saturating_sub(self.joined.impressions)
     }
 
     /// Checks that no impression was lost or doubled.
@@ -149,7 +113,7 @@ impl StreamingReport {
         }
         Err(Error::internal(format!(
             "of {} impressions {} are in no example, and {} in more than one",
-            self.impressions,
+            self.sent.impressions,
             self.lost(),
             self.joined.doubled
         )))
@@ -170,8 +134,9 @@ impl fmt::Display for StreamingReport {
             let counts: Vec<_> = counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
             counts.join(", ")
         };
-        let Self { requests, degraded, refused, impressions, late_actions, joined, .. } = self;
-        let arms = list(&self.arms);
+        let Self { sent, joined, .. } = self;
+        let ReplayCounts { requests, degraded, refused, impressions, late_actions, .. } = sent;
+        let arms = list(&sent.arms);
         writeln!(f, "\n{requests} requests ({arms}), {degraded} degraded, {refused} refused")?;
         let (served, refused) = (list(&self.live.publications), self.live.refused_publications);
         writeln!(f, "publications served: {served}; {refused} refused")?;

@@ -3,16 +3,18 @@
 //!
 //! A prediction counts once its outcome is known. Only served predictions are scored.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
 
 use hypercast_data::{
     dataset::Impression,
-    schema::{Schema, Task, TaskKind, TaskRole},
+    schema::{BinaryLabels, Schema, Task, TaskRole},
 };
-use hypercast_fm::metrics::{MetricsWindow, ScoredPrediction};
 use hypercast_serve::api::RankAnswer;
 
-use crate::metrics::{LogLossSums, MetricRow, MetricSlice, metric_rows};
+use crate::metrics::{LogLossSums, MetricRow, ScoredPrediction, SlicedPredictions};
 
 /// Rows kept per slice.
 const KEEP: usize = 1 << 20;
@@ -23,36 +25,15 @@ const WINDOW_LINES: usize = 4;
 /// The arm of the true probabilities, in a simulated world.
 const BEST: &str = "best possible";
 
-/// NE of a main task over all surfaces, for a status line.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TaskStatus {
-    /// The task.
-    pub task: String,
-    /// The arm.
-    pub arm: String,
-    /// NE over the run so far.
-    pub all: Option<f64>,
-    /// NE over the last lines.
-    pub window: Option<f64>,
-}
-
 /// Served predictions and their outcomes.
 #[derive(Debug)]
-pub struct ServedScores<'a> {
-    schema: &'a Schema,
-    /// Binary tasks with the bit of their label.
-    tasks: Vec<LabelledTask>,
+pub struct ServedScores {
+    labels: BinaryLabels,
     /// Served predictions by request and item, until the outcome is known.
     served: HashMap<(u64, u64), ServedPredictions>,
-    kept: MetricsWindow<MetricSlice<String>>,
+    kept: SlicedPredictions<String>,
     /// By task and arm, over all surfaces.
     sums: BTreeMap<(usize, String), WindowedSums>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct LabelledTask {
-    task: usize,
-    bit: usize,
 }
 
 #[derive(Debug)]
@@ -65,21 +46,18 @@ struct ServedPredictions {
 #[derive(Debug, Default)]
 struct WindowedSums {
     all: LogLossSums,
+    /// Since the last status line, and of those before.
+    line: LogLossSums,
     lines: VecDeque<LogLossSums>,
 }
 
-impl<'a> ServedScores<'a> {
+impl ServedScores {
     /// No scores yet.
-    pub fn new(schema: &'a Schema) -> Self {
-        let labelled = |(task, spec): (usize, &Task)| {
-            let bit = schema.action(&spec.label).filter(|_| spec.kind == TaskKind::Binary)?;
-            Some(LabelledTask { task, bit })
-        };
+    pub fn new(schema: &Arc<Schema>) -> Self {
         Self {
-            schema,
-            tasks: schema.tasks.iter().enumerate().filter_map(labelled).collect(),
+            labels: BinaryLabels::new(schema),
             served: HashMap::new(),
-            kept: MetricsWindow::new(KEEP),
+            kept: SlicedPredictions::new(schema, KEEP),
             sums: BTreeMap::new(),
         }
     }
@@ -92,7 +70,7 @@ impl<'a> ServedScores<'a> {
         };
         for ranked in &answer.ranking {
             let of = |task: &Task| ranked.predictions.get(&task.name).copied().unwrap_or(f32::NAN);
-            let predictions = self.schema.tasks.iter().map(of).collect();
+            let predictions = self.labels.schema.tasks.iter().map(of).collect();
             let served = ServedPredictions { arm: arm.clone(), predictions };
             self.served.insert((answer.request, ranked.id), served);
         }
@@ -102,57 +80,51 @@ impl<'a> ServedScores<'a> {
     /// Scores the predictions that were served for an impression.
     pub fn score(&mut self, request: u64, impression: &Impression) {
         let Some(served) = self.served.remove(&(request, impression.item)) else { return };
-        let outcome = &impression.outcome;
-        for LabelledTask { task, bit } in self.tasks.clone() {
-            if !self.schema.task_valid(task, impression.surface) || outcome.known >> bit & 1 == 0 {
-                continue;
-            }
-            let (user, label) = (impression.user, outcome.actions >> bit & 1 == 1);
+        let Impression { surface, user, outcome, .. } = impression;
+        for task in self.labels.tasks() {
+            let Some(label) = self.labels.of_outcome(outcome, *surface, task) else { continue };
             let best = impression.truth.get(task).copied().unwrap_or(f32::NAN);
             for (arm, probability) in [(&*served.arm, served.predictions[task]), (BEST, best)] {
                 if probability.is_finite() {
-                    let surface = usize::from(impression.surface);
-                    let slice = MetricSlice { surface, task, arm: arm.to_owned() };
-                    self.push(slice, ScoredPrediction { user, probability, label });
+                    let arm = arm.to_owned();
+                    let scored = ScoredPrediction { user: *user, probability, label };
+                    self.kept.push(*surface, task, &arm, scored);
+                    let sums = self.sums.entry((task, arm)).or_default();
+                    sums.all += LogLossSums::of(probability, label);
+                    sums.line += LogLossSums::of(probability, label);
                 }
             }
         }
     }
 
-    fn push(&mut self, slice: MetricSlice<String>, scored: ScoredPrediction) {
-        let one = LogLossSums::of(scored.probability, scored.label);
-        let sums = self.sums.entry((slice.task, slice.arm.clone())).or_default();
-        sums.all += one;
-        if sums.lines.is_empty() {
-            sums.lines.push_back(LogLossSums::default());
-        }
-        *sums.lines.back_mut().expect("pushed above") += one;
-        let all = MetricSlice { surface: self.schema.surfaces.len(), ..slice.clone() };
-        self.kept.push(slice, scored);
-        self.kept.push(all, scored);
-    }
-
-    /// The state of the main tasks. The next status line begins.
-    pub fn next_line(&mut self) -> Vec<TaskStatus> {
-        let mut line = Vec::new();
+    /// NE of the main tasks over all surfaces, over the run so far and over the last status lines:
+    /// a line per task with its arms. The next status line begins.
+    pub fn next_line(&mut self) -> String {
+        let (mut text, mut last) = (String::new(), "");
+        let number = |sums: LogLossSums| {
+            sums.normalized_entropy().map_or("–".into(), |ne| format!("{ne:.4}"))
+        };
         for ((task, arm), sums) in &mut self.sums {
-            let mut window = LogLossSums::default();
-            sums.lines.iter().for_each(|sums| window += *sums);
-            sums.lines.push_back(LogLossSums::default());
+            sums.lines.push_back(std::mem::take(&mut sums.line));
             if sums.lines.len() > WINDOW_LINES {
                 sums.lines.pop_front();
             }
-            let task = &self.schema.tasks[*task];
+            let mut window = LogLossSums::default();
+            sums.lines.iter().for_each(|sums| window += *sums);
+            let task = &self.labels.schema.tasks[*task];
             if task.role == TaskRole::Main && arm != BEST {
-                let (all, window) = (sums.all.normalized_entropy(), window.normalized_entropy());
-                line.push(TaskStatus { task: task.name.clone(), arm: arm.clone(), all, window });
+                if task.name != last {
+                    text += &format!("\n    NE {:<12}", task.name);
+                    last = &task.name;
+                }
+                text += &format!(" {arm} {} (now {})", number(sums.all), number(window));
             }
         }
-        line
+        text
     }
 
     /// The metrics of the whole run.
     pub fn rows(&self) -> Vec<MetricRow> {
-        metric_rows(self.schema, &self.kept, String::clone)
+        self.kept.rows(String::clone)
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{load::ReplayCounts, scores::TaskStatus};
+use super::load::LoadGenerator;
 use crate::{evaluate::window::format_time, metrics::LatencyQuantiles};
 
 /// The numbers of the live page.
@@ -62,55 +62,29 @@ impl LiveStatus {
     }
 }
 
-/// The contents of a printed status.
-pub struct StatusLine<'a> {
-    /// What was sent so far.
-    pub sent: &'a ReplayCounts,
-    /// The share of the replay that is done.
-    pub share: f64,
-    /// The daemon's numbers.
-    pub live: &'a LiveStatus,
-    /// NE by task and arm.
-    pub tasks: &'a [TaskStatus],
-    /// Hours by which the data set's clock is ahead of UTC.
-    pub utc_offset_h: i32,
-}
-
-impl StatusLine<'_> {
-    /// A line on the replay, and a line per task with its arms.
-    pub fn text(&self) -> String {
-        let StatusLine { sent, share, live, .. } = self;
-        let recent = &sent.round_trips_ms[sent.round_trips_ms.len().saturating_sub(1000)..];
-        let round_trip = LatencyQuantiles::of(recent.to_vec());
-        let fresh = match live.freshness.get("event to serving weights") {
-            Some(fresh) => format!("{:.1} s p99 {:.1} s", fresh.p50_ms / 1e3, fresh.p99_ms / 1e3),
-            None => "–".into(),
-        };
-        let mut text = format!(
-            "{} ({:.0} %): {} requests, {} degraded, {} refused; p50 {:.1} ms p99 {:.1} ms; \
+/// A line on the replay, and a line per task with its arms. The next line begins.
+pub fn status_text(load: &mut LoadGenerator<'_>, live: &LiveStatus, utc_offset_h: i32) -> String {
+    let (tasks, share, sent) = (load.scores.next_line(), load.share(), &load.sent);
+    let recent = &sent.round_trips_ms[sent.round_trips_ms.len().saturating_sub(1000)..];
+    let round_trip = LatencyQuantiles::of(recent.to_vec());
+    let fresh = match live.freshness.get("event to serving weights") {
+        Some(fresh) => format!("{:.1} s p99 {:.1} s", fresh.p50_ms / 1e3, fresh.p99_ms / 1e3),
+        None => "–".into(),
+    };
+    let mut text = format!(
+        "{} ({:.0} %): {} requests, {} degraded, {} refused; p50 {:.1} ms p99 {:.1} ms; \
              {} publications served; event to serving weights {fresh}",
-            format_time(sent.event_ms, self.utc_offset_h),
-            share * 100.0,
-            sent.requests,
-            sent.degraded,
-            sent.refused,
-            round_trip.p50_ms,
-            round_trip.p99_ms,
-            live.applied_publications(),
-        );
-        if sent.behind.as_secs() > 0 {
-            text += &format!("; {} s behind", sent.behind.as_secs());
-        }
-        let mut last = "";
-        for status in self.tasks {
-            if status.task != last {
-                text += &format!("\n    NE {:<12}", status.task);
-                last = &status.task;
-            }
-            let number = |ne: Option<f64>| ne.map_or("–".into(), |ne| format!("{ne:.4}"));
-            let (all, window) = (number(status.all), number(status.window));
-            text += &format!(" {} {all} (now {window})", status.arm);
-        }
-        text
+        format_time(sent.event_ms, utc_offset_h),
+        share * 100.0,
+        sent.requests,
+        sent.degraded,
+        sent.refused,
+        round_trip.p50_ms,
+        round_trip.p99_ms,
+        live.applied_publications(),
+    );
+    if sent.behind.as_secs() > 0 {
+        text += &format!("; {} s behind", sent.behind.as_secs());
     }
+    text + &tasks
 }

@@ -48,7 +48,7 @@ fn an_event_with_a_time_out_of_range_is_skipped() {
         );
         assert!(made.joined.is_empty());
     }
-    assert_eq!(joiner.counts().refused, 9);
+    assert_eq!(joiner.counts.refused, 9);
     let made = all(&mut joiner, &[tick(100_000)]);
     assert_eq!(examples(&made).len(), 1, "the joiner continues");
 }
@@ -65,7 +65,7 @@ fn an_action_that_the_schema_lacks_is_skipped() {
         assert!(made.joined.is_empty() && made.outcomes.is_empty());
     }
     all(&mut joiner, &[acted(7, 1, 2000, 0, 1 << 31)]);
-    assert_eq!((joiner.counts().refused, joiner.held()), (3, (1, 0)));
+    assert_eq!((joiner.counts.refused, joiner.held()), (3, (1, 0)));
     let made = all(&mut joiner, &[shown(8, 1, 0, 1000), tick(100_000)]);
     assert_eq!(examples(&made).len(), 2, "the joiner continues");
 }
@@ -145,12 +145,12 @@ fn late_outcomes_correct_and_later_ones_are_counted() {
         "and counts no impression twice"
     );
     assert!(all(&mut joiner, &[acted(7, 1, 100_001, CLICK, CLICK)]).joined.is_empty());
-    assert_eq!(joiner.counts().unchanged, 1);
+    assert_eq!(joiner.counts.unchanged, 1);
     let made = all(&mut joiner, &[tick(3_700_000), acted(7, 1, 3_700_001, LIKE, LIKE)]);
     assert!(made.joined.is_empty() && made.outcomes.is_empty());
-    assert_eq!((joiner.counts().late, joiner.held()), (1, (0, 0)));
+    assert_eq!((joiner.counts.late, joiner.held()), (1, (0, 0)));
     assert!(all(&mut joiner, &[shown(7, 1, 0, 0)]).joined.is_empty());
-    assert_eq!(joiner.counts().repeated, 1, "although it is forgotten");
+    assert_eq!(joiner.counts.repeated, 1, "although it is forgotten");
 }
 
 fn ask(user: u64) -> hypercast_data::features::RequestInput {
@@ -171,7 +171,7 @@ fn an_action_before_its_impression_waits_for_it() {
     let made = all(&mut joiner, &[shown(7, 1, 0, 1000)]);
     assert_eq!(examples(&made), [(7, vec![(1, CLICK, both)])]);
     all(&mut joiner, &[acted(9, 1, 2000, CLICK, both), tick(10_000_000)]);
-    assert_eq!((joiner.held().1, joiner.counts().orphaned), (0, 1));
+    assert_eq!((joiner.held().1, joiner.counts.orphaned), (0, 1));
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn large_requests_come_in_parts_and_room_is_bounded() {
         joiner.take(shown(request, 1, 0, 1000 + request as i64), &mut made);
         assert!(joiner.held().0 <= 10);
     }
-    assert_eq!((made.joined.len(), joiner.counts().early), (90, 90));
+    assert_eq!((made.joined.len(), joiner.counts.early), (90, 90));
     let requests: Vec<u64> = examples(&made).iter().map(|(request, _)| *request).collect();
     assert_eq!(requests, (1..=90).collect::<Vec<u64>>(), "oldest first");
 }
@@ -264,7 +264,7 @@ fn every_impression_is_in_exactly_one_example_whatever_the_order() {
             }
             assert_eq!(rows.into_iter().collect::<BTreeSet<_>>(), wanted, "seed {seed}");
             assert!(!corrections(&made).is_empty() || max_impressions == 30, "seed {seed}");
-            let counts = joiner.counts();
+            let counts = joiner.counts;
             let made = (made.joined.len() as u64, made.outcomes.len() as u64);
             assert_eq!((counts.joined, counts.outcomes), made);
         }

@@ -60,17 +60,16 @@ impl StreamEngine for Failing {
 }
 
 impl Appender for FailingAppender {
-    fn append(&self, records: &[Record]) -> Result<Appended> {
-        self.to.append(records)
-    }
-
-    fn append_at(&self, end: u64, records: &[Record]) -> Result<Option<Appended>> {
+    fn submit(&self, expected_end: Option<u64>, records: &[Record]) -> Result<Option<Appended>> {
+        if expected_end.is_none() {
+            return self.to.submit(None, records);
+        }
         let left = self.left.fetch_sub(records.len() as i64, Ordering::Relaxed).max(0) as usize;
         if left >= records.len() {
-            return self.to.append_at(end, records);
+            return self.to.submit(expected_end, records);
         }
         // A part of the batch is stored, but the caller gets an error.
-        self.to.append_at(end, &records[..left])?;
+        self.to.submit(expected_end, &records[..left])?;
         Err(Error::unreachable("killed"))
     }
 }

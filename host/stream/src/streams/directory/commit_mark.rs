@@ -5,13 +5,13 @@
 //! the torn last record of a writer that was killed. The file itself is not synced: after a power
 //! cut it may lag behind, and the next writer corrects it.
 
-use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use super::open_or_create;
 use crate::error::{CommonErrors as _, Error, Result};
 
 const BYTES: usize = 28;
@@ -54,9 +54,7 @@ impl CommitMark {
     }
 
     fn decode(bytes: &[u8; BYTES]) -> Option<CommitMark> {
-        let mut values = bytes
-            .chunks_exact(8)
-            .map(|eight| u64::from_le_bytes(eight.try_into().expect("chunks of eight bytes")));
+        let mut values = bytes.as_chunks().0.iter().map(|&eight| u64::from_le_bytes(eight));
         let end =
             CommitMark { position: values.next()?, base: values.next()?, offset: values.next()? };
         (end.encode() == *bytes).then_some(end)
@@ -74,19 +72,13 @@ impl CommitFile {
     /// Opens the file for reading; `None` if it does not exist yet.
     pub(super) fn open(folder: &Path) -> Result<Option<CommitFile>> {
         let path = folder.join("end");
-        match File::open(&path) {
-            Ok(file) => Ok(Some(CommitFile { path, file })),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io(path)(error)),
-        }
+        Ok(Error::found(&path, File::open(&path))?.map(|file| CommitFile { path, file }))
     }
 
     /// Opens the file for the writer and creates it if needed.
     pub(super) fn create(folder: &Path) -> Result<CommitFile> {
         let path = folder.join("end");
-        let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(&path).map_err(Error::io(&path))?;
+        let file = open_or_create(&path)?;
         Ok(CommitFile { path, file })
     }
 

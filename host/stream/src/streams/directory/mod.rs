@@ -12,11 +12,10 @@ mod segment_writer;
 mod signal;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use hypercast_config::EngineSettings;
 
@@ -25,7 +24,7 @@ use self::reader::DirectoryReader;
 use self::segment_writer::SegmentWriter;
 use self::signal::AppendSignal;
 use super::group_commit::GroupCommit;
-use super::{Appender, Reader, StreamEngine, Topic};
+use super::{Appender, Reader, StreamEngine, Topic, locked};
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Streams in a directory of one machine.
@@ -85,14 +84,13 @@ impl DirectoryEngine {
     }
 
     fn signal(&self, topic: &Topic) -> Arc<AppendSignal> {
-        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
-        signals.entry(topic.clone()).or_default().clone()
+        locked(&self.signals).entry(topic.clone()).or_default().clone()
     }
 }
 
 impl StreamEngine for DirectoryEngine {
     fn appender(&self, topic: &Topic) -> Result<Arc<dyn Appender>> {
-        let mut appenders = self.appenders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut appenders = locked(&self.appenders);
         if let Some(appender) = appenders.get(topic).and_then(Weak::upgrade) {
             return Ok(appender);
         }
@@ -117,20 +115,20 @@ impl StreamEngine for DirectoryEngine {
     fn trim(&self, topic: &Topic, before: u64) -> Result<()> {
         let folder = self.folder(topic);
         // A segment is deleted if the next one begins early enough. The last one, which is written
-        // to, never is.
+        // to, never is. Another process may have deleted it already.
         for pair in segment::bases(&folder)?.windows(2) {
             if pair[1] <= before {
-                remove(&segment::path(&folder, pair[0]))?;
+                let path = segment::path(&folder, pair[0]);
+                Error::found(&path, fs::remove_file(&path))?;
             }
         }
         Ok(())
     }
 }
 
-/// Deletes a segment, which another process may have deleted already.
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
-        _ => Ok(()),
-    }
+/// Opens a file to read and write, and creates it if needed.
+fn open_or_create(path: &Path) -> Result<File> {
+    let mut options = File::options();
+    let options = options.read(true).write(true).create(true).truncate(false);
+    options.open(path).map_err(Error::io(path))
 }

@@ -1,7 +1,6 @@
 //! Reads a stream's segments in order up to the commit mark, from any process. A reader at the end
 //! is woken by appends of its own process, and finds those of others by polling.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use super::commit_mark::{CommitFile, CommitMark};
 use super::segment::{self, SegmentItem, SegmentReader};
 use super::signal::AppendSignal;
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::streams::{READ_BYTES, Reader, StreamRecord, Topic};
+use crate::streams::{READ_BYTES, Reader, StreamRecord, Topic, gone};
 
 /// The first pause between two polls; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -128,13 +127,12 @@ fn seek(topic: &Topic, folder: &Path, position: u64) -> Result<OpenSegment> {
             return Err(Error::data(folder, reason));
         };
         let Some(&base) = bases.iter().rev().find(|&&base| base <= position) else {
-            return Err(Error::Gone { topic: topic.to_string(), position, first });
+            return Err(gone(topic, position, first));
         };
-        match SegmentReader::open(segment::path(folder, base)) {
-            Ok(records) => return Ok(OpenSegment { base, next: base, records }),
-            // Deleted since the directory was listed.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io(segment::path(folder, base))(error)),
+        let path = segment::path(folder, base);
+        // Else it was deleted since the directory was listed.
+        if let Some(records) = Error::found(&path, SegmentReader::open(path.clone()))? {
+            return Ok(OpenSegment { base, next: base, records });
         }
     }
 }

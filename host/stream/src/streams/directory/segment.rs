@@ -5,7 +5,6 @@
 //! tells which records were written together. The checksum covers everything but itself.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -24,13 +23,8 @@ pub(super) fn path(folder: &Path, base: u64) -> PathBuf {
 
 /// The first positions of a directory's segments, in order; empty if there is no directory.
 pub(super) fn bases(folder: &Path) -> Result<Vec<u64>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io(folder)(error)),
-    };
     let mut bases = Vec::new();
-    for entry in entries {
+    for entry in Error::found(folder, fs::read_dir(folder))?.into_iter().flatten() {
         let name = entry.map_err(Error::io(folder))?.file_name();
         let base = name.to_str().and_then(|name| name.strip_suffix(".records"));
         bases.extend(base.and_then(|base| base.parse::<u64>().ok()));
@@ -106,7 +100,7 @@ pub(super) struct SegmentReader {
     file: File,
     path: PathBuf,
     /// The offset of the next record in the file.
-    offset: u64,
+    pub(super) offset: u64,
     /// Bytes of the file; those from `start` on begin at `offset`.
     buffer: Vec<u8>,
     start: usize,
@@ -116,10 +110,6 @@ impl SegmentReader {
     pub(super) fn open(path: PathBuf) -> std::io::Result<SegmentReader> {
         let file = File::open(&path)?;
         Ok(SegmentReader { file, path, offset: 0, buffer: Vec::new(), start: 0 })
-    }
-
-    pub(super) fn offset(&self) -> u64 {
-        self.offset
     }
 
     /// The next record that ends before `limit` bytes.

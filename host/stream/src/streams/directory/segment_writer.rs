@@ -1,7 +1,7 @@
 //! Writes a stream's segments: appends groups of calls with one write and one sync, begins new
 //! segments and deletes old ones.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hypercast_core::atomic_file::sync_dir;
-use hypercast_core::dir_lock::{DirLock, LockAttempt};
+use hypercast_core::dir_lock::DirLock;
 
 use super::commit_mark::{CommitFile, CommitMark};
 use super::segment::{self, SegmentReader, SoundRecords};
 use super::signal::AppendSignal;
-use super::{DirectoryLimits, remove};
+use super::{DirectoryLimits, open_or_create};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::streams::group_commit::{AppendJob, CommitOutcome, CommitSink};
 use crate::streams::ids::RecentIds;
@@ -56,9 +56,7 @@ impl SegmentWriter {
             let lost = segment::path(folder, end.base);
             return Err(Error::data(lost, "this segment is missing; restore it from a copy"));
         }
-        let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(&path).map_err(Error::io(&path))?;
+        let file = open_or_create(&path)?;
         let acknowledged = believed.filter(|end| end.base == base).map_or(0, |end| end.offset);
         let (end, newest) = recover(&path, base, acknowledged, limits.fsync)?;
         let length = file.metadata().map_err(Error::io(&path))?.len();
@@ -125,10 +123,9 @@ impl SegmentWriter {
     fn begin_segment(&mut self) -> Result<()> {
         let base = self.end.position;
         let path = segment::path(&self.folder, base);
-        let mut options = OpenOptions::new();
+        let file = open_or_create(&path)?;
         // The file may exist from an attempt that failed; its content was never acknowledged.
-        let options = options.read(true).write(true).create(true).truncate(true);
-        let file = options.open(&path).map_err(Error::io(&path))?;
+        file.set_len(0).map_err(Error::io(&path))?;
         if self.limits.fsync {
             sync_dir(&self.folder).map_err(Error::io(&self.folder))?;
         }
@@ -151,7 +148,7 @@ impl SegmentWriter {
             keep &= age == 0 || bytes <= room;
             room = room.saturating_sub(bytes);
             if !keep {
-                remove(&path)?;
+                Error::found(&path, fs::remove_file(&path))?;
             }
         }
         Ok(())
@@ -228,7 +225,7 @@ fn recover(
 ) -> Result<(CommitMark, Vec<u64>)> {
     let mut records = SegmentReader::open(path.to_path_buf()).map_err(Error::io(path))?;
     let SoundRecords { ids, torn } = records.read_ids()?;
-    let offset = records.offset();
+    let offset = records.offset;
     // Without syncs a power cut may lose acknowledged records; the user chose that.
     let lost = fsync && offset < acknowledged;
     if lost || (torn && segment::later_write_follows(path, offset)?) {
@@ -246,11 +243,9 @@ fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Re
             break;
         }
         let path = segment::path(folder, base);
-        let mut records = match SegmentReader::open(path.clone()) {
-            // Just deleted by another process.
-            Err(error) if error.kind() == ErrorKind::NotFound => break,
-            opened => opened.map_err(Error::io(path))?,
-        };
+        let opened = Error::found(&path, SegmentReader::open(path.clone()))?;
+        // Or just deleted by another process.
+        let Some(mut records) = opened else { break };
         let SoundRecords { ids, torn } = records.read_ids()?;
         if torn {
             return Err(records.damaged());
@@ -269,14 +264,11 @@ fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Re
 /// Locks a stream for writing, or names the process that has it.
 fn lock(topic: &Topic, folder: &Path) -> Result<DirLock> {
     let path = folder.join("owner");
-    match DirLock::try_acquire(&path, LOCK_WAIT)? {
-        LockAttempt::Acquired(owner) => Ok(owner),
-        LockAttempt::Held(holder) => Err(Error::data(
-            &path,
-            format!(
-                "{holder} writes to the stream {topic}, and a stream has one writer; \
-                 stop it, or give this process another engine.dir"
-            ),
-        )),
-    }
+    DirLock::try_acquire(&path, LOCK_WAIT)?.map_err(|holder| {
+        let reason = format!(
+            "{holder} writes to the stream {topic}, and a stream has one writer; stop it, or give \
+             this process another engine.dir"
+        );
+        Error::data(&path, reason)
+    })
 }

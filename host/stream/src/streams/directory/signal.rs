@@ -3,8 +3,10 @@
 //! Without it a reader sees an append only at its next poll. In a daemon two readers follow each
 //! other (the joiner and the serving features), so an event would wait some 10 ms for them.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
+
+use crate::streams::locked;
 
 /// Counts the appends of this process to one stream.
 #[derive(Debug, Default)]
@@ -15,21 +17,18 @@ pub(super) struct AppendSignal {
 
 impl AppendSignal {
     pub(super) fn count(&self) -> u64 {
-        *self.lock()
+        *locked(&self.count)
     }
 
     pub(super) fn notify(&self) {
-        *self.lock() += 1;
+        *locked(&self.count) += 1;
         self.appended.notify_all();
     }
 
     /// Waits for an append after the `seen` ones, for at most `timeout`.
     pub(super) fn wait(&self, seen: u64, timeout: Duration) {
-        let waited = self.appended.wait_timeout_while(self.lock(), timeout, |count| *count == seen);
+        let waited =
+            self.appended.wait_timeout_while(locked(&self.count), timeout, |count| *count == seen);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, u64> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

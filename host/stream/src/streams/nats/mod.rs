@@ -155,12 +155,7 @@ struct NatsConnection {
 
 impl NatsConnection {
     fn connect(url: &str, prefix: String) -> Result<NatsConnection> {
-        let cannot = |reason: String| {
-            Error::unreachable(format!(
-                "NATS at {url}: {reason}; check that the server runs with JetStream (`nats-server -js`) and \
-                 that engine.nats_url is right"
-            ))
-        };
+        let cannot = |reason: String| unreachable(url, &reason);
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("nats")
@@ -255,11 +250,14 @@ impl NatsConnection {
     }
 
     fn unreachable(&self, what: &str, reason: &str) -> Error {
-        Error::unreachable(format!(
-            "NATS at {}: cannot {what}: {reason}; check that the server runs with JetStream (`nats-server -js`), that its disk has room, and that engine.nats_url is right",
-            self.url
-        ))
+        unreachable(&self.url, &format!("cannot {what}: {reason}"))
     }
+}
+
+fn unreachable(url: &str, reason: &str) -> Error {
+    Error::unreachable(format!(
+        "NATS at {url}: {reason}; check that the server runs with JetStream (`nats-server -js`), that its disk has room, and that engine.nats_url is right"
+    ))
 }
 
 impl Drop for NatsConnection {
@@ -271,28 +269,23 @@ impl Drop for NatsConnection {
     }
 }
 
-/// Where a consumer begins, and what it delivers.
-struct StartAt {
-    position: u64,
-    headers_only: bool,
-}
-
-/// Creates a consumer that delivers a stream's messages once, in order, and that the server removes
-/// when it is unused.
+/// Creates a consumer that delivers a stream's messages from a position on once, in order, and that
+/// the server removes when it is unused.
 async fn consumer(
     js: &Context,
     name: &str,
-    start: StartAt,
+    position: u64,
+    headers_only: bool,
 ) -> std::result::Result<jetstream::consumer::PullConsumer, String> {
     let config = jetstream::consumer::pull::Config {
         deliver_policy: jetstream::consumer::DeliverPolicy::ByStartSequence {
-            start_sequence: start.position + 1,
+            start_sequence: position + 1,
         },
         ack_policy: jetstream::consumer::AckPolicy::None,
         memory_storage: true,
         num_replicas: 1,
         inactive_threshold: 2 * RETRY_FOR,
-        headers_only: start.headers_only,
+        headers_only,
         ..Default::default()
     };
     js.create_consumer_on_stream(config, name).await.map_err(text)

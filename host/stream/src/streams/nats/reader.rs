@@ -11,10 +11,10 @@ use futures_util::StreamExt;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    ANSWER_TIMEOUT, FETCH_MESSAGES, NatsConnection, RETRY_FOR, RETRY_PAUSE, StartAt, consumer, text,
+    ANSWER_TIMEOUT, FETCH_MESSAGES, NatsConnection, RETRY_FOR, RETRY_PAUSE, consumer, text,
 };
-use crate::error::{Error, Result};
-use crate::streams::{READ_BYTES, Reader, StreamRecord, Topic};
+use crate::error::Result;
+use crate::streams::{READ_BYTES, Reader, StreamRecord, Topic, gone};
 
 /// How long the server keeps a request that waits for the first message.
 const FIRST_MESSAGE_WAIT: Duration = Duration::from_secs(5);
@@ -64,7 +64,14 @@ impl NatsReader {
                     return Ok(read);
                 }
                 Ok(()) => self.away = None,
-                Err(PullFault::Gap) => self.check_deleted().await?,
+                // Messages are missing because they were deleted, or were lost in transit.
+                Err(PullFault::Gap) => {
+                    if let Ok(Some(span)) = self.server.span(&self.name).await
+                        && self.position < span.start
+                    {
+                        return Err(gone(&self.topic, self.position, span.start));
+                    }
+                }
                 Err(PullFault::Transient(reason)) => {
                     let since = *self.away.get_or_insert_with(Instant::now);
                     if since.elapsed() > RETRY_FOR {
@@ -101,8 +108,7 @@ impl NatsReader {
         let consumer = match &mut self.consumer {
             Some(consumer) => consumer,
             none => {
-                let start = StartAt { position: self.position, headers_only: false };
-                let made = consumer(&self.server.js, &self.name, start).await;
+                let made = consumer(&self.server.js, &self.name, self.position, false).await;
                 none.insert(made.map_err(PullFault::Transient)?)
             }
         };
@@ -121,19 +127,6 @@ impl NatsReader {
             collect(more, position, ANSWER_TIMEOUT, read).await?;
         }
         Ok(())
-    }
-
-    /// Returns an error if messages are missing because they were deleted, and not because they
-    /// were lost in transit.
-    async fn check_deleted(&self) -> Result<()> {
-        match self.server.span(&self.name).await {
-            Ok(Some(span)) if self.position < span.start => Err(Error::Gone {
-                topic: self.topic.to_string(),
-                position: self.position,
-                first: span.start,
-            }),
-            _ => Ok(()),
-        }
     }
 }
 

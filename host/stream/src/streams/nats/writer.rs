@@ -16,7 +16,7 @@ use futures_util::StreamExt;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    ANSWER_TIMEOUT, FETCH_MESSAGES, NatsConnection, RETRY_FOR, RETRY_PAUSE, StartAt, consumer, text,
+    ANSWER_TIMEOUT, FETCH_MESSAGES, NatsConnection, RETRY_FOR, RETRY_PAUSE, consumer, text,
 };
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::streams::group_commit::{AppendJob, CommitOutcome, CommitSink};
@@ -63,17 +63,16 @@ impl CommitSink for NatsWriter {
 
     fn commit(&mut self, jobs: &[AppendJob<Vec<Record>>]) -> Result<Vec<CommitOutcome>> {
         let known = self.ids.len();
-        let outcomes: Result<Vec<CommitOutcome>> = jobs
+        let outcomes: Result<Vec<Vec<CommitOutcome>>> = jobs
             .chunk_by(|left, right| left.expected_end.is_none() && right.expected_end.is_none())
             .map(|run| self.append(run))
-            .collect::<Result<Vec<_>>>()
-            .map(|outcomes| outcomes.into_iter().flatten().collect());
+            .collect();
         match &outcomes {
             Ok(_) => self.ids.settle(),
             // Some may be stored; the server detects the duplicates when they are sent again.
             Err(_) => self.ids.undo(known),
         }
-        outcomes
+        Ok(outcomes?.concat())
     }
 }
 
@@ -150,13 +149,7 @@ impl NatsWriter {
         let until = Instant::now() + RETRY_FOR;
         let mut done = 0;
         while done < messages.len() {
-            let (before, rest) = messages.split_at_mut(done);
-            let first = match (expected_end, before.last()) {
-                (None, _) => ExpectedLast::Anywhere,
-                (Some(end), None) => ExpectedLast::At(end),
-                (Some(_), Some(last)) => ExpectedLast::Behind(&last.id),
-            };
-            let round = self.server.block_on(self.round(rest, &first));
+            let round = self.server.block_on(self.round(messages, done, expected_end));
             for (at, ack) in round.acks.iter().enumerate() {
                 published.end = published.end.max(Some(ack.sequence));
                 if ack.duplicate && !ack.tried {
@@ -195,23 +188,24 @@ impl NatsWriter {
         Ok(Some(published))
     }
 
-    /// Sends as many messages as may be in flight, and returns the acknowledgements up to the first
-    /// failure.
+    /// Sends as many messages from `done` on as may be in flight, and returns the acknowledgements
+    /// up to the first failure.
     async fn round(
         &self,
         messages: &mut [OutgoingMessage<'_>],
-        first: &ExpectedLast<'_>,
+        done: usize,
+        expected_end: Option<u64>,
     ) -> SendRound {
         let mut in_flight = Vec::new();
         let mut bytes = 0;
         let mut round = SendRound::default();
-        for at in 0..messages.len().min(IN_FLIGHT_MESSAGES) {
+        for at in done..messages.len().min(done + IN_FLIGHT_MESSAGES) {
             let message = PublishMessage::build().payload(messages[at].payload.to_vec().into());
-            let message = match (at, first) {
-                (0, ExpectedLast::Anywhere) => message,
-                (0, ExpectedLast::At(end)) => message.expected_last_sequence(*end),
-                (0, ExpectedLast::Behind(id)) => message.expected_last_message_id(id),
-                (at, _) => message.expected_last_message_id(&messages[at - 1].id),
+            let message = match expected_end {
+                Some(end) if at == 0 => message.expected_last_sequence(end),
+                // Messages of other processes may come before those of this round.
+                None if at == done => message,
+                _ => message.expected_last_message_id(&messages[at - 1].id),
             };
             let message = message.message_id(&messages[at].id);
             let tried = std::mem::replace(&mut messages[at].tried, true);
@@ -251,13 +245,6 @@ impl NatsWriter {
     }
 }
 
-/// The message that the first message of a round must follow.
-enum ExpectedLast<'a> {
-    Anywhere,
-    At(u64),
-    Behind(&'a str),
-}
-
 #[derive(Default)]
 struct SendRound {
     acks: Vec<PublishAck>,
@@ -287,7 +274,7 @@ fn recent_ids(server: &NatsConnection, name: &str, most: usize) -> Result<Recent
         if position == span.end {
             return Ok(ids);
         }
-        let consumer = consumer(&server.js, name, StartAt { position, headers_only: true }).await?;
+        let consumer = consumer(&server.js, name, position, true).await?;
         while position < span.end {
             let mut batch =
                 consumer.fetch().max_messages(FETCH_MESSAGES).messages().await.map_err(text)?;

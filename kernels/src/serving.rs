@@ -1,0 +1,25 @@
+//! What serving needs of a backend.
+
+use crate::attention::HstuBackend;
+use crate::cpu::{CpuKeptHistory, Prepared};
+use crate::dense::PreparedLinear;
+use crate::history::KeptLayer;
+
+/// A backend that can serve: it keeps histories between passes and has prepared weights.
+pub trait ServingBackend: HstuBackend {
+    /// Keys and values of one request's history at one layer.
+    type Kept: KeptLayer<Self>;
+    /// The weights of a linear layer, laid out for this backend's product.
+    type Prepared: PreparedLinear<Self>;
+}
+
+impl ServingBackend for burn_flex::Flex {
+    type Kept = CpuKeptHistory;
+    type Prepared = Prepared;
+}
+
+#[cfg(feature = "cuda")]
+impl ServingBackend for burn_cuda::Cuda {
+    type Kept = crate::history::JoinedHistory<Self>;
+    type Prepared = crate::dense::PlainDense<Self>;
+}
