@@ -60,6 +60,9 @@ pub(crate) struct TrainingState {
     pub(crate) steps: u64,
     pub(crate) requests: u64,
     pub(crate) trained_until_ms: i64,
+    /// A moving average of the loss; 0 before the first step, and in runs of before it was kept.
+    #[serde(default)]
+    pub(crate) mean_loss: f64,
     /// The number of threads that a batch is split over, which fixes the order of sums.
     pub(crate) shards: usize,
     /// AdamW's step count of each weight; a weight without a gradient so far is missing.
@@ -77,6 +80,7 @@ impl TrainingState {
             steps: 0,
             requests: 0,
             trained_until_ms: 0,
+            mean_loss: 0.0,
             shards,
             moment_steps: BTreeMap::new(),
         }

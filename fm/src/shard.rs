@@ -205,7 +205,7 @@ fn step_output<B: Backend>(
     let FmOutput { tae, main } = to_output(forward, spec.main_tasks());
     let predictions = by_task(batch, &main, aligned, spec);
     let (labels, mask) = (batch.labels.clone(), batch.mask.clone());
-    StepOutput { tae, predictions, labels, mask, loss: 0.0 }
+    StepOutput { tae, predictions, labels, mask, ..StepOutput::default() }
 }
 
 /// The distinct keys of all shards and the sums of their gradients `[keys, dim]`.

@@ -10,9 +10,9 @@ use std::path::Path;
 use burn::{
     backend::Autodiff,
     grad_clipping::GradientClippingConfig,
-    module::{AutodiffModule, Module},
-    optim::{AdamWConfig, GradientsAccumulator, Optimizer as _},
-    tensor::backend::AutodiffBackend,
+    module::{AutodiffModule, Module, ModuleVisitor, Param},
+    optim::{AdamWConfig, GradientsAccumulator, GradientsParams, Optimizer as _},
+    tensor::{ElementConversion as _, Tensor, backend::AutodiffBackend},
 };
 use hypercast_kernels::attention::HstuBackend;
 use hypercast_store::{Adagrad, Store, StoreOptions};
@@ -54,6 +54,9 @@ pub struct StepOutput {
     pub mask: Vec<bool>,
     /// The loss of eq. 3; 0 where nothing was learned.
     pub loss: f32,
+    /// The examples that were not learned from, as they would have harmed the model, by index; the
+    /// corrections' indices follow the examples'. Their predictions are NaN, their masks false.
+    pub set_aside: Vec<usize>,
 }
 
 impl StepOutput {
@@ -63,14 +66,35 @@ impl StepOutput {
         self.labels.extend(other.labels);
         self.mask.extend(other.mask);
     }
+
+    /// Gives the examples that were set aside rows as of a prediction that there is not.
+    fn fill_gaps(&mut self, examples: &[&Example], [tae, tasks]: [usize; 2]) {
+        let mut row = 0;
+        let mut aside = self.set_aside.iter().peekable();
+        for (at, example) in examples.iter().enumerate() {
+            let rows = example.targets.len();
+            if aside.next_if_eq(&&at).is_some() {
+                let (taes, cells) = (row * tae, row * tasks);
+                self.tae.splice(taes..taes, std::iter::repeat_n(0.0, rows * tae));
+                let gap = || std::iter::repeat_n(f32::NAN, rows * tasks);
+                self.predictions.splice(cells..cells, gap());
+                self.labels.splice(cells..cells, gap());
+                self.mask.splice(cells..cells, std::iter::repeat_n(false, rows * tasks));
+            }
+            row += rows;
+        }
+    }
 }
 
 /// An FM in training, on any device.
 pub trait FmTrainer: Send {
-    /// Predicts `examples`, then learns from them. Without targets nothing is learned.
+    /// Predicts `examples`, then learns from them. Without targets nothing is learned. An example
+    /// whose loss or gradients are not finite, or whose loss is a thousand times what is usual, is
+    /// set aside.
     ///
     /// # Errors
-    /// An example that does not fit, a store that fails, a loss that is not finite.
+    /// An example that does not fit, a store that fails, a loss that is not finite although no
+    /// example alone makes it so.
     fn step(&mut self, examples: &[&Example]) -> Result<StepOutput> {
         self.step_with_corrections(examples, &[])
     }
@@ -212,6 +236,15 @@ const MIN_REQUESTS_PER_SHARD: usize = 4;
 /// Approximate limit on the memory of one shard's activations.
 const MAX_SHARD_BYTES: usize = 512 << 20;
 
+/// An example whose loss is this many times the mean one is set aside.
+const UNUSUAL_LOSS: f64 = 1000.0;
+
+/// Steps before the mean loss says what is usual.
+const WARM_STEPS: u64 = 20;
+
+/// How much a step moves the mean loss.
+const MEAN_LOSS_RATE: f64 = 0.05;
+
 /// More threads than this gain little at the batch sizes of one machine.
 const MAX_SHARDS: usize = 8;
 
@@ -293,6 +326,49 @@ where
         let mut rows = vec![0.0; batch.keys.len() * self.state.config.embedding_dim];
         self.store.gather_or_init(&batch.keys, &mut rows)?;
         Ok(GatheredBatch { batch, rows })
+    }
+
+    /// Predicts and differentiates examples, after their features joined the statistics. The first
+    /// `observed` are no corrections.
+    fn attempt(&mut self, examples: &[&Example], observed: usize) -> Result<Vec<ShardResult>> {
+        examples[..observed].iter().for_each(|example| self.state.statistics.observe(example));
+        let mut shards = Vec::with_capacity(self.state.shards);
+        let requests = examples.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
+        for part in split_by_memory(examples, &self.state.config, requests, MAX_SHARD_BYTES) {
+            shards.extend(self.shard(part)?);
+        }
+        self.passes(shards)
+    }
+
+    /// Whether learning from these passes would harm the model.
+    fn is_harmful(&self, passes: &[ShardResult]) -> bool {
+        let usual = self.state.mean_loss * UNUSUAL_LOSS;
+        let is_warm = self.state.steps >= WARM_STEPS && usual > 0.0;
+        !self.is_finite(passes) || (is_warm && f64::from(loss(passes)) > usual)
+    }
+
+    /// Whether the loss and all gradients are finite.
+    fn is_finite(&self, passes: &[ShardResult]) -> bool {
+        let has_finite_gradients = |ShardResult { gradients, .. }: &ShardResult| {
+            let mut check = FiniteCheck { gradients: &gradients.dense, is_finite: true };
+            self.network.visit(&mut check);
+            check.is_finite && gradients.row_gradients.iter().all(|gradient| gradient.is_finite())
+        };
+        loss(passes).is_finite() && passes.iter().all(has_finite_gradients)
+    }
+
+    /// The examples that would harm the model each alone, by index. It changes no statistics.
+    fn harmful_examples(&mut self, examples: &[&Example], observed: usize) -> Result<Vec<usize>> {
+        let statistics = self.state.statistics.clone();
+        let mut harmful = Vec::new();
+        for (at, example) in examples.iter().enumerate() {
+            let passes = self.attempt(&[example], usize::from(at < observed))?;
+            self.state.statistics = statistics.clone();
+            if self.is_harmful(&passes) {
+                harmful.push(at);
+            }
+        }
+        Ok(harmful)
     }
 
     fn learning_rate(&self) -> f64 {
@@ -391,6 +467,26 @@ where
     }
 }
 
+/// The loss of all shards.
+fn loss(passes: &[ShardResult]) -> f32 {
+    passes.iter().map(|pass| pass.gradients.loss).sum()
+}
+
+/// Whether the gradients of all weights are finite.
+struct FiniteCheck<'a> {
+    gradients: &'a GradientsParams,
+    is_finite: bool,
+}
+
+impl<A: AutodiffBackend> ModuleVisitor<A> for FiniteCheck<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
+        let gradient = self.gradients.get::<A::InnerBackend, D>(param.id);
+        // A number that is not finite makes the sum so.
+        self.is_finite &=
+            gradient.is_none_or(|gradient| gradient.sum().into_scalar().elem::<f32>().is_finite());
+    }
+}
+
 /// The time stamp of the store's rows: the training step.
 fn clock(steps: u64) -> u32 {
     u32::try_from(steps).unwrap_or(u32::MAX)
@@ -406,32 +502,46 @@ where
         examples: &[&Example],
         corrections: &[&Example],
     ) -> Result<StepOutput> {
-        examples.iter().for_each(|example| self.state.statistics.observe(example));
         self.store.set_clock(clock(self.state.steps));
-        let mut shards = Vec::with_capacity(self.state.shards);
         let all: Vec<&Example> = examples.iter().chain(corrections).copied().collect();
-        let requests = all.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
-        for part in split_by_memory(&all, &self.state.config, requests, MAX_SHARD_BYTES) {
-            shards.extend(self.shard(part)?);
+        let statistics = self.state.statistics.clone();
+        let mut passes = self.attempt(&all, examples.len())?;
+        let mut set_aside = Vec::new();
+        if self.is_harmful(&passes) {
+            self.state.statistics = statistics;
+            set_aside = self.harmful_examples(&all, examples.len())?;
+            let is_kept = |at: &usize| set_aside.binary_search(at).is_err();
+            let kept: Vec<&Example> = (0..all.len()).filter(is_kept).map(|at| all[at]).collect();
+            let observed = (0..examples.len()).filter(is_kept).count();
+            passes = self.attempt(&kept, observed)?;
+            if !self.is_finite(&passes) {
+                return Err(Error::Training {
+                    step: self.state.steps,
+                    message: format!(
+                        "the loss is {}, and no example alone makes it so; lower fm.learning_rate \
+                         or set fm.clip_norm",
+                        loss(&passes)
+                    ),
+                });
+            }
         }
-        let mut passes = self.passes(shards)?;
-        let loss: f32 = passes.iter().map(|pass| pass.gradients.loss).sum();
-        if !loss.is_finite() {
-            return Err(Error::Training {
-                step: self.state.steps,
-                message: format!("the loss is {loss}; lower fm.learning_rate or set fm.clip_norm"),
-            });
-        }
+        let loss = loss(&passes);
         if !passes.is_empty() {
+            self.state.mean_loss = match self.state.mean_loss {
+                0.0 => f64::from(loss),
+                mean => mean + (f64::from(loss) - mean) * MEAN_LOSS_RATE,
+            };
             self.learn(&mut passes)?;
         }
         self.state.requests += examples.len() as u64;
         self.state.trained_until_ms =
             examples.iter().map(|e| e.time_ms).fold(self.state.trained_until_ms, i64::max);
-        let mut output = StepOutput { loss, ..StepOutput::default() };
+        let mut output = StepOutput { loss, set_aside, ..StepOutput::default() };
         for pass in passes {
             output.append(pass.output);
         }
+        let widths = [self.state.config.tae_width(), self.state.spec.tasks.len()];
+        output.fill_gaps(&all, widths);
         // The rows of corrections come last.
         let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
         let cells = rows * self.state.spec.tasks.len();

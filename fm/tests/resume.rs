@@ -107,3 +107,51 @@ fn sampling_an_unknown_surface_is_refused() {
     let error = error.to_string();
     assert!(error.contains("\"hme\"") && error.contains("home, shop"), "{error}");
 }
+
+/// Of the requests of step 3, one has a value or a feature that ruins the model if it learns it.
+#[test]
+fn an_example_that_would_harm_the_model_is_set_aside_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, value, feature) in
+        [("loss", 3e38, 0.0), ("unusual", 1e15, 0.0), ("both", 3e38, 3e38), ("fine", 0.5, 3e38)]
+    {
+        let path = |part: &str| dir.path().join(name).join(part);
+        let mut with = trainer::create(&path("a"), &config(), &spec(), DeviceKind::Cpu).unwrap();
+        let mut without = trainer::create(&path("b"), &config(), &spec(), DeviceKind::Cpu).unwrap();
+        for at in 0..30 {
+            step(&mut *with, at);
+            step(&mut *without, at);
+        }
+        let mut examples = batch(30 * 16);
+        let honest: Vec<Example> = [&examples[..3], &examples[4..]].concat();
+        examples[3].surface = 0;
+        for target in &mut examples[3].targets {
+            target.outcome.values[0] = value;
+            target.features[0] = feature;
+        }
+        let said = with.step(&examples.iter().collect::<Vec<_>>()).unwrap();
+        assert!(said.loss.is_finite(), "{name}");
+        if name == "fine" {
+            assert!(said.set_aside.is_empty(), "features are standardised and clipped");
+            continue;
+        }
+        assert_eq!(said.set_aside, [3], "{name}");
+        let alone = without.step(&honest.iter().collect::<Vec<_>>()).unwrap();
+        let tasks = spec().tasks.len();
+        let rows = |examples: &[Example]| -> usize {
+            examples.iter().map(|example| example.targets.len()).sum()
+        };
+        let (from, gap) = (rows(&examples[..3]) * tasks, rows(&examples[3..4]) * tasks);
+        assert!(said.predictions[from..from + gap].iter().all(|value| value.is_nan()));
+        assert!(!said.mask[from..from + gap].contains(&true));
+        let rest = [&said.predictions[..from], &said.predictions[from + gap..]].concat();
+        let same = |a: &[f32], b: &[f32]| {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+        };
+        assert!(same(&rest, &alone.predictions), "{name}: the others are predicted as before");
+        for at in 31..34 {
+            let (a, b) = (bits(&step(&mut *with, at)), bits(&step(&mut *without, at)));
+            assert_eq!(a, b, "{name}: the model never saw it, step {at}");
+        }
+    }
+}

@@ -254,9 +254,14 @@ impl FmRun {
     ) -> Result<()> {
         let references: Vec<&Example> = batch.iter().collect();
         let said = self.trainer.step(&references)?;
+        let harmful: Vec<u64> = said.set_aside.iter().map(|&at| batch[at].request).collect();
+        for request in &harmful {
+            tracing::warn!(request, "a request would harm the model; it is not learned from");
+        }
         aside.unwrap_or(&mut self.collector).push(batch, &said, &self.truth_order);
         if let Some(log) = log {
-            self.place.logged_rows += log.write_batch(batch, &said.tae, |_| true)?;
+            self.place.logged_rows +=
+                log.write_batch(batch, &said.tae, |example| !harmful.contains(&example.request))?;
         }
         self.place.done += batch.len() as u64;
         self.place.requests += batch.len() as u64;

@@ -185,6 +185,8 @@ struct JoinedBatch {
     corrections: Vec<Example>,
     /// When the newest event of each example was taken in.
     ingested_ms: Vec<i64>,
+    /// Positions of the examples, and of the corrections, in the stream.
+    positions: [Vec<u64>; 2],
     end: u64,
     since: Option<Instant>,
 }
@@ -239,6 +241,7 @@ impl FmFollower<'_> {
         for record in records {
             batch.end = record.end;
             batch.since.get_or_insert_with(Instant::now);
+            batch.positions[usize::from(record.correction)].push(record.end - 1);
             if record.correction {
                 self.place.ingested_ms = self.place.ingested_ms.max(record.ingested_ms);
                 batch.corrections.push(record.example);
@@ -254,6 +257,7 @@ impl FmFollower<'_> {
         let examples: Vec<&Example> = batch.examples.iter().collect();
         let corrections: Vec<&Example> = batch.corrections.iter().collect();
         let said = self.trainer.step_with_corrections(&examples, &corrections)?;
+        self.report_set_aside(&batch, &said.set_aside);
         let now = now_ms();
         for &ingested_ms in &batch.ingested_ms {
             self.meters.learning.latency(now - ingested_ms);
@@ -273,6 +277,18 @@ impl FmFollower<'_> {
             tell(out, &line)?;
         }
         Ok(())
+    }
+
+    /// Counts the records that were not learned from, and logs where they are.
+    fn report_set_aside(&self, batch: &JoinedBatch, set_aside: &[usize]) {
+        let records = batch.examples.iter().chain(&batch.corrections);
+        let records: Vec<_> = records.zip(batch.positions.iter().flatten()).collect();
+        for &at in set_aside {
+            let (Example { request, user, .. }, position) = records[at];
+            let user = user.id;
+            tracing::warn!(position, request, user, "a record would harm the model; set aside");
+            self.meters.set_aside.inc();
+        }
     }
 
     fn save(&mut self) -> Result<()> {
