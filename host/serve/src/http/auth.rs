@@ -208,7 +208,16 @@ impl AccessRules {
     }
 
     fn caller(&self, headers: &HeaderMap) -> std::result::Result<CallerName, Denial> {
-        let Some(callers) = &self.callers else { return Ok(CallerName("anyone".into())) };
+        let Some(callers) = &self.callers else {
+            if of_another_site(headers) {
+                return Err(Denial::new(
+                    403,
+                    "forbidden",
+                    "without server.tokens, requests are for programs, not for pages of other sites",
+                ));
+            }
+            return Ok(CallerName("anyone".into()));
+        };
         let Some(token) = presented(headers) else {
             return Err(Denial::missing("server.tokens"));
         };
@@ -219,6 +228,15 @@ impl AccessRules {
         let name = callers.holder(token).or(admin);
         name.map(|name| CallerName(name.into())).ok_or_else(|| Denial::unknown("server.tokens"))
     }
+}
+
+/// Whether a browser sent the request for a page that another host served.
+fn of_another_site(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let own = text(header::HOST).unwrap_or_default();
+    headers.contains_key(header::ORIGIN)
+        && text(header::ORIGIN).and_then(|origin| origin.split_once("://")).map(|(_, host)| host)
+            != Some(own)
 }
 
 /// Whether only this machine reaches the address.

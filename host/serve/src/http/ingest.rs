@@ -8,7 +8,7 @@ use axum::{
     body::Body,
     extract::State,
     http::HeaderMap,
-    middleware::from_fn_with_state,
+    middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
@@ -21,7 +21,10 @@ use crate::{
         auth::{self, GuardedRoutes},
         listen::BoundListener,
         reload::{self, Reloader},
-        respond::{metrics_text, refuse_with, store_events, time_left, timed},
+        respond::{
+            metrics_text, refuse_compressed, refuse_with, store_events, time_left, timed,
+            wrong_method,
+        },
     },
     metrics::Metrics,
     request::{
@@ -73,12 +76,15 @@ pub(crate) async fn serve(
 
 fn routes(app: Arc<IngestState>) -> Router {
     let timed = from_fn_with_state(app.metrics.clone(), timed);
-    let taking = Router::new().route("/v1/events", post(events).route_layer(timed));
+    let taking = Router::new()
+        .route("/v1/events", post(events).route_layer(timed))
+        .route_layer(from_fn(refuse_compressed));
     auth::guard(taking, &app.reloader.access, GuardedRoutes::Callers)
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ready\n" }))
         .route("/readyz/serving", get(|| async { "serving\n" }))
         .route("/metrics", get(metrics))
+        .method_not_allowed_fallback(wrong_method)
         .fallback(|| async {
             refuse_with(404, "not_found", "this tier only receives events: POST /v1/events")
         })

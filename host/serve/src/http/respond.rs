@@ -93,6 +93,23 @@ pub(crate) async fn timed(
     response
 }
 
+/// Middleware that refuses bodies that are compressed: no route decompresses them.
+pub(crate) async fn refuse_compressed(request: Request, next: Next) -> Response {
+    match request.headers().get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => {
+            let why = format!("the body is encoded as {encoding:?}; send it as it is");
+            refuse_with(415, "unsupported_encoding", &why)
+        }
+        _ => next.run(request).await,
+    }
+}
+
+/// The answer to a method that a route does not have; the header `Allow` names those it has.
+pub(crate) async fn wrong_method(request: Request) -> Response {
+    let why = format!("this route does not take {}; see the header Allow", request.method());
+    refuse_with(405, "wrong_method", &why)
+}
+
 /// Reads the body of `POST /v1/events` and stores its events on a worker thread.
 pub(crate) async fn store_events(
     workers: &Workers,
@@ -107,7 +124,19 @@ pub(crate) async fn store_events(
 
 /// A body in JSON.
 pub(crate) fn parse_json<Q: DeserializeOwned>(body: &[u8]) -> RequestResult<Q> {
-    serde_json::from_slice(body).map_err(|error| Refusal::BadRequest(format!("the body: {error}")))
+    serde_json::from_slice(body).map_err(|error| {
+        let hint = match body {
+            [0x1f, 0x8b, ..] => " (it is compressed with gzip; send it as it is)",
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => " (it is compressed with zstd; send it as it is)",
+            [0xef, 0xbb, 0xbf, ..] => " (it begins with a byte order mark; leave it out)",
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, ..] | [_, 0, ..] => {
+                " (it is UTF-16 or binary; send UTF-8)"
+            }
+            _ if std::str::from_utf8(body).is_err() => " (it is not UTF-8)",
+            _ => "",
+        };
+        Refusal::BadRequest(format!("the body: {error}{hint}"))
+    })
 }
 
 /// The text of `/metrics`.

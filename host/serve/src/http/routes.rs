@@ -8,7 +8,7 @@ use axum::{
     body::Body,
     extract::State,
     http::{HeaderMap, StatusCode, header},
-    middleware::from_fn_with_state,
+    middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -23,8 +23,8 @@ use crate::{
         auth::{self, GuardedRoutes},
         live_page, reload,
         respond::{
-            bytes, in_time, metrics_text, on_worker, parse_json, refuse_with, store_events,
-            time_left, timed,
+            bytes, in_time, metrics_text, on_worker, parse_json, refuse_compressed, refuse_with,
+            store_events, time_left, timed, wrong_method,
         },
         server::{AppState, fm_config},
     },
@@ -47,7 +47,8 @@ pub(crate) fn of(app: Arc<AppState>) -> Router {
             let for_callers = Router::new()
                 .route("/v1/live", get(live))
                 .route("/v1/rank", post(rank).route_layer(timed.clone()))
-                .route("/v1/events", post(events).route_layer(timed));
+                .route("/v1/events", post(events).route_layer(timed))
+                .route_layer(from_fn(refuse_compressed));
             let for_operators =
                 Router::new().route("/reload", post(reload::route)).merge(admin::routes());
             Router::new()
@@ -72,6 +73,7 @@ pub(crate) fn of(app: Arc<AppState>) -> Router {
         .route("/readyz", get(readyz))
         .route("/readyz/serving", get(serving))
         .route("/metrics", get(metrics))
+        .method_not_allowed_fallback(wrong_method)
         .fallback(|| async {
             refuse_with(404, "not_found", "no such route; README.md lists the routes")
         })

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::convert::NamedFeatures;
+use crate::request::convert::{NamedFeatures, unique_keys};
 
 /// The header with the milliseconds that are left, from a caller or from one tier to the next.
 pub const DEADLINE_HEADER: &str = "hypercast-deadline-ms";
@@ -34,7 +34,7 @@ pub struct RankRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     /// Context features of the whole request, by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique_keys")]
     pub context: NamedFeatures,
     /// Whether to return the FM's and the shadows' predictions and the stage times, too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -48,7 +48,7 @@ pub struct RankCandidate {
     /// The item's id.
     pub id: u64,
     /// Item or context features by name; needed for an item the host does not know.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique_keys")]
     pub features: NamedFeatures,
 }
 
@@ -176,7 +176,7 @@ pub struct ImpressionBody {
     /// When the item was shown, milliseconds since the epoch.
     pub time_ms: i64,
     /// Context features that the request had, by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique_keys")]
     pub context: NamedFeatures,
 }
 
@@ -197,10 +197,10 @@ pub struct ActionBody {
     /// When it happened, milliseconds since the epoch.
     pub time_ms: i64,
     /// Actions whose outcome is known now, by name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique_keys")]
     pub actions: BTreeMap<String, bool>,
     /// Real-valued outcomes that are known now, by name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique_keys")]
     pub values: BTreeMap<String, f32>,
     /// Whether the outcome is complete: actions that were not reported did not happen.
     #[serde(default)]
@@ -214,6 +214,7 @@ pub struct EntityBody {
     /// The item's or user's id.
     pub id: u64,
     /// All its features, by name.
+    #[serde(deserialize_with = "unique_keys")]
     pub features: NamedFeatures,
 }
 
@@ -236,13 +237,13 @@ pub struct EventBody {
     /// When it was shown, milliseconds since the epoch.
     pub time_ms: i64,
     /// Actions whose outcome is known, by name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique_keys")]
     pub actions: BTreeMap<String, bool>,
     /// Real-valued outcomes that are known, by name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique_keys")]
     pub values: BTreeMap<String, f32>,
     /// Context features that the request had, by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique_keys")]
     pub context: NamedFeatures,
     /// When the outcome became known; `time_ms` if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,6 +3,8 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    fmt,
+    marker::PhantomData,
     sync::Arc,
 };
 
@@ -13,7 +15,10 @@ use hypercast_data::{
 };
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 use hypercast_stream::events::check_time;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, MapAccess, Visitor},
+};
 
 use crate::request::api::{RankCandidate, RankRequest, Refusal, RequestResult};
 
@@ -31,6 +36,36 @@ pub enum FeatureValue {
 
 /// Features by name.
 pub type NamedFeatures = BTreeMap<String, FeatureValue>;
+
+/// Reads a map in which no key may stand twice. Otherwise the last one would count, silently.
+pub(crate) fn unique_keys<'de, D, V>(from: D) -> Result<BTreeMap<String, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    V: Deserialize<'de>,
+{
+    struct UniqueKeys<V>(PhantomData<V>);
+
+    impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueKeys<V> {
+        type Value = BTreeMap<String, V>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map of names")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, mut entries: M) -> Result<Self::Value, M::Error> {
+            let mut map = BTreeMap::new();
+            while let Some((key, value)) = entries.next_entry::<String, V>()? {
+                if map.contains_key(&key) {
+                    return Err(de::Error::custom(format_args!("{key:?} stands twice")));
+                }
+                map.insert(key, value);
+            }
+            Ok(map)
+        }
+    }
+
+    from.deserialize_map(UniqueKeys(PhantomData))
+}
 
 /// Converts requests with one schema.
 #[derive(Debug, Clone)]
