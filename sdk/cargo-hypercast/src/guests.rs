@@ -1,6 +1,7 @@
 //! Builds guest crates for Wasm and turns them into components.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
@@ -80,7 +81,8 @@ fn modules(toolchain: Toolchain, build: &GuestBuild<'_>) -> Result<Vec<(String, 
         let mut files = filenames.into_iter().filter(|_| is_guest);
         Some((target.name, files.find(|f| f.extension().is_some_and(|e| e == "wasm"))?))
     };
-    let artifacts = artifacts(&mut command, &format!("{packages} for {TARGET}"))?;
+    let artifacts = artifacts(&mut command, &format!("{packages} for {TARGET}"))
+        .with_context(|| unfit_dependencies(build.manifest))?;
     let modules: Vec<_> = artifacts.into_iter().filter_map(module).collect();
     ensure!(
         !modules.is_empty(),
@@ -98,4 +100,28 @@ fn wrap(target: &str, file: &Path, kind: GuestKind) -> Result<BuiltComponent> {
     component::check(&bytes).with_context(|| format!("{target} is not a valid expert"))?;
     // Cargo replaces the hyphens of a package name by underscores in the name of its library.
     Ok(BuiltComponent { name: target.replace('_', "-"), bytes })
+}
+
+/// What to look for after a build that failed: a sandbox has no source of random numbers, and the
+/// crate that asks for them is often one that the author never named.
+fn unfit_dependencies(manifest: &Path) -> String {
+    let tree = ["tree", "--target", TARGET, "--edges", "normal", "--invert", "getrandom"];
+    let mut command = Command::new("cargo");
+    command.args(tree).args(["--prefix", "none", "--depth", "1", "--manifest-path"]).arg(manifest);
+    let output = command.output().ok().filter(|output| output.status.success());
+    let users = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let users: Vec<String> = users
+        .iter()
+        .flat_map(|tree| tree.lines().skip(1))
+        .filter_map(|line| Some(line.split_once(' ')?.0.to_owned()))
+        .collect();
+    if users.is_empty() {
+        return format!("the plugin does not build for {TARGET}");
+    }
+    format!(
+        "a plugin's sandbox has no random numbers, and its dependency {} wants some from getrandom; \
+         `cargo tree --target {TARGET} --invert getrandom` shows by which way. Leave the dependency \
+         or its feature out",
+        users.join(", ")
+    )
 }
