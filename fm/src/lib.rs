@@ -82,6 +82,7 @@ pub mod cost;
 pub mod device;
 mod ema;
 pub mod example;
+mod harm;
 mod hash_rng;
 pub mod history;
 pub mod hstu;

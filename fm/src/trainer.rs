@@ -10,9 +10,9 @@ use std::path::Path;
 use burn::{
     backend::Autodiff,
     grad_clipping::GradientClippingConfig,
-    module::{AutodiffModule, Module, ModuleVisitor, Param},
-    optim::{AdamWConfig, GradientsAccumulator, GradientsParams, Optimizer as _},
-    tensor::{ElementConversion as _, Tensor, backend::AutodiffBackend},
+    module::{AutodiffModule, Module},
+    optim::{AdamWConfig, GradientsAccumulator, Optimizer as _},
+    tensor::backend::AutodiffBackend,
 };
 use hypercast_kernels::attention::HstuBackend;
 use hypercast_store::{Adagrad, Store, StoreOptions};
@@ -29,6 +29,7 @@ use crate::{
     device::{Cpu, DeviceKind},
     ema,
     example::Example,
+    harm,
     model::{FmModel, lock_weight_rng},
     resume::{self, DenseOptimizer, TrainingState},
     sampling::{ExampleSampler, ExampleSelection, split_by_memory},
@@ -236,15 +237,6 @@ const MIN_REQUESTS_PER_SHARD: usize = 4;
 /// Approximate limit on the memory of one shard's activations.
 const MAX_SHARD_BYTES: usize = 512 << 20;
 
-/// An example whose loss is this many times the mean one is set aside.
-const UNUSUAL_LOSS: f64 = 1000.0;
-
-/// Steps before the mean loss says what is usual.
-const WARM_STEPS: u64 = 20;
-
-/// How much a step moves the mean loss.
-const MEAN_LOSS_RATE: f64 = 0.05;
-
 /// More threads than this gain little at the batch sizes of one machine.
 const MAX_SHARDS: usize = 8;
 
@@ -342,19 +334,9 @@ where
 
     /// Whether learning from these passes would harm the model.
     fn is_harmful(&self, passes: &[ShardResult]) -> bool {
-        let usual = self.state.mean_loss * UNUSUAL_LOSS;
-        let is_warm = self.state.steps >= WARM_STEPS && usual > 0.0;
-        !self.is_finite(passes) || (is_warm && f64::from(loss(passes)) > usual)
-    }
-
-    /// Whether the loss and all gradients are finite.
-    fn is_finite(&self, passes: &[ShardResult]) -> bool {
-        let has_finite_gradients = |ShardResult { gradients, .. }: &ShardResult| {
-            let mut check = FiniteCheck { gradients: &gradients.dense, is_finite: true };
-            self.network.visit(&mut check);
-            check.is_finite && gradients.row_gradients.iter().all(|gradient| gradient.is_finite())
-        };
-        loss(passes).is_finite() && passes.iter().all(has_finite_gradients)
+        let TrainingState { steps, mean_loss, .. } = self.state;
+        !harm::is_finite(&self.network, passes)
+            || harm::is_unusual(harm::loss(passes), mean_loss, steps)
     }
 
     /// The examples that would harm the model each alone, by index. It changes no statistics.
@@ -467,26 +449,6 @@ where
     }
 }
 
-/// The loss of all shards.
-fn loss(passes: &[ShardResult]) -> f32 {
-    passes.iter().map(|pass| pass.gradients.loss).sum()
-}
-
-/// Whether the gradients of all weights are finite.
-struct FiniteCheck<'a> {
-    gradients: &'a GradientsParams,
-    is_finite: bool,
-}
-
-impl<A: AutodiffBackend> ModuleVisitor<A> for FiniteCheck<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
-        let gradient = self.gradients.get::<A::InnerBackend, D>(param.id);
-        // A number that is not finite makes the sum so.
-        self.is_finite &=
-            gradient.is_none_or(|gradient| gradient.sum().into_scalar().elem::<f32>().is_finite());
-    }
-}
-
 /// The time stamp of the store's rows: the training step.
 fn clock(steps: u64) -> u32 {
     u32::try_from(steps).unwrap_or(u32::MAX)
@@ -514,23 +476,20 @@ where
             let kept: Vec<&Example> = (0..all.len()).filter(is_kept).map(|at| all[at]).collect();
             let observed = (0..examples.len()).filter(is_kept).count();
             passes = self.attempt(&kept, observed)?;
-            if !self.is_finite(&passes) {
+            if !harm::is_finite(&self.network, &passes) {
                 return Err(Error::Training {
                     step: self.state.steps,
                     message: format!(
                         "the loss is {}, and no example alone makes it so; lower fm.learning_rate \
                          or set fm.clip_norm",
-                        loss(&passes)
+                        harm::loss(&passes)
                     ),
                 });
             }
         }
-        let loss = loss(&passes);
+        let loss = harm::loss(&passes);
         if !passes.is_empty() {
-            self.state.mean_loss = match self.state.mean_loss {
-                0.0 => f64::from(loss),
-                mean => mean + (f64::from(loss) - mean) * MEAN_LOSS_RATE,
-            };
+            self.state.mean_loss = harm::moved_mean(self.state.mean_loss, loss);
             self.learn(&mut passes)?;
         }
         self.state.requests += examples.len() as u64;

@@ -263,7 +263,7 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     }
 }
 
-/// Serves until the user is set aside, then trains and calls `evaluate`. Returns the first fault, or
+/// Serves until the user is set aside, then trains and calls `evaluate`. Gives the first fault, or
 /// the reason against publishing.
 fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
     let own = blueprint.clone();

@@ -1,0 +1,65 @@
+//! What a model must not learn from: numbers that are not finite, and losses far beyond the usual.
+//!
+//! A single label of 3e38 makes the loss infinite and all weights NaN; one of 1e15 keeps the loss
+//! finite, and its gradient stops the rows that it reaches for good. The trainer sets such examples
+//! aside; this module only recognises them.
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    optim::GradientsParams,
+    tensor::{ElementConversion as _, Tensor, backend::AutodiffBackend},
+};
+
+use crate::shard::{FmNetwork, ShardResult};
+
+/// A loss is unusual from so many times the mean on.
+const UNUSUAL_LOSS: f64 = 1000.0;
+
+/// Steps before the mean loss says what is usual.
+const WARM_STEPS: u64 = 20;
+
+/// How much a step moves the mean loss.
+const MEAN_LOSS_RATE: f64 = 0.05;
+
+/// The loss of all shards.
+pub(crate) fn loss(passes: &[ShardResult]) -> f32 {
+    passes.iter().map(|pass| pass.gradients.loss).sum()
+}
+
+/// Whether a loss is far beyond the mean one of earlier steps.
+pub(crate) fn is_unusual(loss: f32, mean: f64, steps: u64) -> bool {
+    steps >= WARM_STEPS && mean > 0.0 && f64::from(loss) > mean * UNUSUAL_LOSS
+}
+
+/// The mean loss after a step; it is 0 before the first one.
+pub(crate) fn moved_mean(mean: f64, loss: f32) -> f64 {
+    if mean == 0.0 { f64::from(loss) } else { mean + (f64::from(loss) - mean) * MEAN_LOSS_RATE }
+}
+
+/// Whether the loss and all gradients are finite.
+pub(crate) fn is_finite<A: AutodiffBackend>(
+    network: &FmNetwork<A>,
+    passes: &[ShardResult],
+) -> bool {
+    let has_finite_gradients = |ShardResult { gradients, .. }: &ShardResult| {
+        let mut check = FiniteCheck { gradients: &gradients.dense, is_finite: true };
+        network.visit(&mut check);
+        check.is_finite && gradients.row_gradients.iter().all(|gradient| gradient.is_finite())
+    };
+    loss(passes).is_finite() && passes.iter().all(has_finite_gradients)
+}
+
+/// Whether the gradients of all weights are finite.
+struct FiniteCheck<'a> {
+    gradients: &'a GradientsParams,
+    is_finite: bool,
+}
+
+impl<A: AutodiffBackend> ModuleVisitor<A> for FiniteCheck<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
+        let gradient = self.gradients.get::<A::InnerBackend, D>(param.id);
+        // A number that is not finite makes the sum so.
+        self.is_finite &=
+            gradient.is_none_or(|gradient| gradient.sum().into_scalar().elem::<f32>().is_finite());
+    }
+}
