@@ -28,7 +28,7 @@ pub fn error(message: &str) {
 pub(crate) fn report_panics() {
     // A native build prints them itself.
     #[cfg(target_arch = "wasm32")]
-    std::panic::set_hook(Box::new(|panic| error(&panic.to_string())));
+    std::panic::set_hook(Box::new(|panic| error(&panic.to_string().replacen('\n', " ", 1))));
 }
 
 #[cfg(target_arch = "wasm32")]

@@ -1,4 +1,4 @@
-//! FmServingOptions: the daemon's HTTP server, and the tiers of the FM (paper section 3.3.3), each
+//! Serving: the daemon's HTTP server, and the tiers of the FM (paper section 3.3.3), each
 //! with its own threads, batching and limits.
 
 use std::path::PathBuf;

@@ -354,6 +354,7 @@ mod tests {
         let breaker = Breaker::new(config);
         let mut now = Instant::now();
         breaker.fault(failed(now, 0));
+        breaker.fault(failed(now, 0));
         for rest_ms in [100, 200, 400, 400] {
             assert!(!breaker.admit(after(now, rest_ms - 1)), "{rest_ms} ms");
             now = after(now, rest_ms);
@@ -364,6 +365,7 @@ mod tests {
         assert!(breaker.admit(now));
         breaker.success(0, now);
         now = after(now, 400);
+        breaker.fault(failed(now, 0));
         breaker.fault(failed(now, 0));
         assert!(breaker.admit(after(now, 100)), "it was closed for as long as it had been open");
     }

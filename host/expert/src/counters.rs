@@ -8,7 +8,7 @@ use super::lock;
 use super::wasm::{Call, ExpertFault, Fault};
 
 /// The causes, as [`Fault::label`] names them.
-const CAUSES: [&str; 9] = [
+const CAUSES: [&str; 10] = [
     "trap",
     "deadline",
     "memory",
@@ -18,6 +18,7 @@ const CAUSES: [&str; 9] = [
     "refused",
     "busy",
     "breaker_open",
+    "user_set_aside",
 ];
 
 /// The shortest time between two log lines about faults of the same call and cause.

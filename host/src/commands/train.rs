@@ -20,12 +20,12 @@ use hypercast_train::{
 /// Train the foundation model or an expert
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// TrainTarget to train.
+    /// The model to train.
     #[command(subcommand)]
     pub what: TrainTarget,
 }
 
-/// TrainTarget can be trained.
+/// The models that can be trained.
 #[derive(Debug, Subcommand)]
 pub enum TrainTarget {
     /// The foundation model, over the data set's stream; logs TAEs on the way
@@ -44,7 +44,7 @@ pub enum TrainTarget {
     Expert(ExpertArgs),
 }
 
-/// TrainTarget an expert is trained on.
+/// The experts to train, and how.
 #[derive(Debug, clap::Args)]
 pub struct ExpertArgs {
     /// Its name in the configuration; every expert if none is given
@@ -199,7 +199,7 @@ pub struct MaterialiseArgs {
     /// The day (or millisecond) to end before; the end of the data set if missing
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
-    /// FollowArgs the joined examples until SIGTERM, with every FM version that is in use: the
+    /// Follow the joined examples until SIGTERM, with every FM version that is in use: the
     /// logging tier
     #[arg(long, conflicts_with_all = ["from", "until"])]
     pub follow: bool,

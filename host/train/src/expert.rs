@@ -48,7 +48,7 @@ pub struct ExpertReport {
     pub held: Option<HeldExpert>,
     /// Seconds that it took.
     pub seconds: f64,
-    /// TrainingMetrics of the first pass, each prediction made before learning from it.
+    /// Metrics of the first pass, each prediction made before learning from it.
     pub progressive: Vec<ReportLine>,
 }
 

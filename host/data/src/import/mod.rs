@@ -16,7 +16,7 @@ use std::time::Instant;
 
 pub use report::{BadRow, FileReport, ImportReport};
 
-use hypercast_fm::example::MAX_VALUES;
+use hypercast_fm::example::Outcome;
 
 use crate::dataset::{Entities, Impression, content, write_dataset};
 use crate::error::{Result, write_json};
@@ -31,7 +31,7 @@ fn finish(
     mut impressions: Vec<Impression>,
     mut report: ImportReport,
 ) -> Result<ImportReport> {
-    report.repeated = remove_repeated(&mut impressions);
+    report.repeated = count_repeated(&impressions);
     report.count(&impressions);
     (report.items, report.users) = (entities.items.len() as u64, entities.users.len() as u64);
     if let Some(content) = content::import(content, into, entities.items)? {
@@ -44,35 +44,16 @@ fn finish(
     Ok(report)
 }
 
-/// Removes all but the first of impressions that agree in all that the files said of them, as where
-/// two files overlap. Returns how many it removed.
-fn remove_repeated(rows: &mut Vec<Impression>) -> u64 {
-    #[derive(PartialEq, Eq, Hash)]
-    struct ImpressionKey {
-        user: u64,
-        item: u64,
-        surface: u16,
-        time_ms: i64,
-        outcome_ms: i64,
-        actions: u32,
-        known: u32,
-        values: [u32; MAX_VALUES],
-    }
-    let before = rows.len();
-    let mut seen = HashSet::with_capacity(before);
-    rows.retain(|row| {
-        seen.insert(ImpressionKey {
-            user: row.user,
-            item: row.item,
-            surface: row.surface,
-            time_ms: row.time_ms,
-            outcome_ms: row.outcome_ms,
-            actions: row.outcome.actions,
-            known: row.outcome.known,
-            values: row.outcome.values.map(f32::to_bits),
-        })
-    });
-    (before - rows.len()) as u64
+/// How many impressions agree with an earlier one in all that the files said of them, as where two
+/// files overlap. They count: published logs have such rows, too.
+fn count_repeated(rows: &[Impression]) -> u64 {
+    let told = |row: &Impression| {
+        let Outcome { actions, known, values } = row.outcome;
+        let shown = (row.user, row.item, row.surface, row.time_ms, row.outcome_ms);
+        (shown, actions, known, values.map(f32::to_bits))
+    };
+    let mut seen = HashSet::with_capacity(rows.len());
+    rows.iter().filter(|row| !seen.insert(told(row))).count() as u64
 }
 
 fn features(names: &[impl AsRef<str>], kind: FeatureKind) -> Vec<Feature> {

@@ -21,8 +21,7 @@ pub struct ImportReport {
     pub bad_rows_by_column: BTreeMap<String, u64>,
     /// The first ten bad rows.
     pub first_bad_rows: Vec<BadRow>,
-    /// Impressions that stood in the files more than once, each counted once less than it stood
-    /// there. They were left out.
+    /// Impressions that say the same as an earlier one. They were written, too.
     #[serde(default)]
     pub repeated: u64,
     /// Impressions written, including history-only ones.
@@ -143,7 +142,11 @@ impl std::fmt::Display for ImportReport {
             writeln!(f, "{with} of {items} items have a content vector of {width} numbers")?;
         }
         if self.repeated > 0 {
-            writeln!(f, "{} rows repeat others and were left out", self.repeated)?;
+            writeln!(
+                f,
+                "{} rows say the same as earlier ones and count all the same; do files overlap?",
+                self.repeated
+            )?;
         }
         if self.bad_rows > 0 {
             writeln!(f, "{} rows could not be used:", self.bad_rows)?;

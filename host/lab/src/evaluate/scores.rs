@@ -1,7 +1,7 @@
 //! Predictions with their labels: by surface, task and arm over the reported part of the data, and
 //! by time over the whole stream.
 //!
-//! BinaryLabels are the schema's, whatever a plugin trains on, so that all arms are measured on the
+//! Labels are the schema's, whatever a plugin trains on, so that all arms are measured on the
 //! same rows.
 
 use std::{collections::BTreeMap, sync::Arc};

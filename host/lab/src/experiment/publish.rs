@@ -64,7 +64,7 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     Ok(context.report(table, rows, models, chosen))
 }
 
-/// EventKind was published to an arm, over all seeds.
+/// What was published to an arm, over all seeds.
 #[derive(Debug, Clone, Copy, Default)]
 struct PublishedBytes {
     publications: u64,

@@ -471,6 +471,9 @@ mod tests {
         }
         let page = [(header::HOST, "localhost:8570"), (header::ORIGIN, "http://page.example")];
         assert_eq!(rules.admin(&headers(&page)).unwrap_err().status, 403);
-        assert!(rules.caller(&headers(&page)).is_ok(), "other routes are open");
+        assert_eq!(rules.caller(&headers(&page)).unwrap_err().status, 403, "of another site");
+        let own = [(header::HOST, "localhost:8570"), (header::ORIGIN, "http://localhost:8570")];
+        assert!(rules.caller(&headers(&own)).is_ok(), "its own page");
+        assert!(rules.caller(&headers(&own[..1])).is_ok(), "other routes are open to programs");
     }
 }

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use hypercast_core::clock::mistaken_unit;
 use hypercast_data::{
     dataset::ContextFeatures,
     features::{CandidateInput, RequestInput},
@@ -36,6 +37,15 @@ pub enum FeatureValue {
 
 /// Features by name.
 pub type NamedFeatures = BTreeMap<String, FeatureValue>;
+
+/// Refuses a time that is out of range, or that looks like one in another unit.
+pub(crate) fn check_sent_time(time_ms: i64) -> RequestResult<()> {
+    if let Some(unit) = mistaken_unit(time_ms) {
+        let why = format!("{time_ms} looks like {unit}; send milliseconds since 1970");
+        return Err(Refusal::BadRequest(why));
+    }
+    check_time(time_ms).map_err(|why| Refusal::BadRequest(why.to_string()))
+}
 
 /// Reads a map in which no key may stand twice. Otherwise the last one would count, silently.
 pub(crate) fn unique_keys<'de, D, V>(from: D) -> Result<BTreeMap<String, V>, D::Error>
@@ -93,7 +103,7 @@ impl Converter {
         known: impl Fn(u64) -> Option<Arc<Item>>,
     ) -> RequestResult<RequestInput> {
         let surface = self.surface(&request.surface)?;
-        check_time(time_ms).map_err(|why| Refusal::BadRequest(format!("time_ms: {why}")))?;
+        check_sent_time(time_ms).map_err(|refusal| refusal.at("time_ms"))?;
         let shared = Arc::new(self.context_of(&request.context)?);
         let of_request = CandidateInput {
             item: 0,

@@ -8,8 +8,7 @@ use hypercast_data::{dataset::Impression, schema::Schema};
 use hypercast_fm::example::{Item, User};
 use hypercast_stream::{
     events::{
-        ActionEvent, AppendReceipt, EventKind, EventWriter, ImpressionEvent, NewEvent, check_time,
-        content_id,
+        ActionEvent, AppendReceipt, EventKind, EventWriter, ImpressionEvent, NewEvent, content_id,
     },
     streams::StreamEngine,
 };
@@ -21,7 +20,7 @@ use crate::{
             ActionBody, EntityBody, EventBody, EventsRequest, ImpressionBody, Refusal,
             RequestResult,
         },
-        convert::Converter,
+        convert::{Converter, check_sent_time},
     },
 };
 
@@ -81,7 +80,7 @@ impl Converter {
     /// impressions, outcomes. Times after `latest_ms` are refused.
     ///
     /// # Errors
-    /// EventKind does not fit the schema, with its list and index.
+    /// An event that does not fit the schema, with its list and index.
     pub fn new_events(
         &self,
         request: &EventsRequest,
@@ -192,7 +191,7 @@ fn same_request(first: &Impression, next: &Impression) -> bool {
 }
 
 fn in_time(time_ms: i64, latest_ms: i64) -> RequestResult<()> {
-    check_time(time_ms).map_err(|why| Refusal::BadRequest(why.to_string()))?;
+    check_sent_time(time_ms)?;
     if time_ms <= latest_ms {
         return Ok(());
     }

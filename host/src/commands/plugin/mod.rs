@@ -20,12 +20,12 @@ use anyhow::Context;
 /// Work on expert plugins
 #[derive(Debug, clap::Args)]
 pub struct PluginArgs {
-    /// SignRequest to do.
+    /// What to do.
     #[command(subcommand)]
     pub action: PluginSubcommand,
 }
 
-/// SignRequest can be done with a plugin.
+/// What can be done with a plugin.
 #[derive(Debug, clap::Subcommand)]
 pub enum PluginSubcommand {
     /// Print what a component says of itself and what its network costs, or why it is refused

@@ -37,7 +37,7 @@ pub struct Args {
     /// Its signature; with --key it is signed at once [default: COMPONENT.sig]
     #[arg(long, value_name = "FILE", conflicts_with = "key")]
     pub signature: Option<PathBuf>,
-    /// SignRequest it is to be, where it is signed at once; its parameters in any case
+    /// What a signature made now vouches for; the parameters in any case
     #[command(flatten)]
     pub what: SignRequest,
     /// How it is to go

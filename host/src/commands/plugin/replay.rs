@@ -22,7 +22,7 @@ use hypercast_stream::registry::schema_hash;
 pub struct Args {
     /// The component
     pub component: PathBuf,
-    /// RecordedRequest requests: a file, or a folder of them as a daemon keeps it
+    /// Recorded requests: a file, or a folder of them as a daemon keeps it
     /// (paths.state/recorded)
     #[arg(long, value_name = "PATH")]
     pub requests: PathBuf,

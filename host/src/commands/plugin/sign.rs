@@ -16,7 +16,7 @@ use hypercast_serve::rollout::{PushManifest, SecretKey, SignedManifest};
 pub struct Args {
     /// The component
     pub component: PathBuf,
-    /// SignRequest it is to be
+    /// The names that the signature vouches for
     #[command(flatten)]
     pub what: SignRequest,
     /// Where the signature goes [default: COMPONENT.sig]
@@ -24,7 +24,7 @@ pub struct Args {
     pub out: Option<PathBuf>,
 }
 
-/// SignRequest is vouched for.
+/// What a signature vouches for.
 #[derive(Debug, Clone, clap::Args)]
 pub struct SignRequest {
     /// The expert's name

@@ -7,7 +7,6 @@
 
 mod writer;
 
-use hypercast_core::clock::mistaken_unit;
 use hypercast_data::dataset::{ContextFeatures, Impression};
 use hypercast_fm::example::{Item, Outcome, User};
 use serde::{Deserialize, Serialize};
@@ -114,17 +113,11 @@ impl NewEvent {
 /// represents it exactly, and no difference of two timestamps overflows.
 const MAX_TIME_MS: i64 = 1 << 53;
 
-/// Returns an error for a timestamp that is out of range, or in another unit by its looks.
+/// Returns an error for a timestamp that is out of range.
 ///
 /// # Errors
-/// The timestamp is farther from the epoch than 2^53 ms, or has as many digits as one of today in
-/// seconds, microseconds or nanoseconds.
+/// The timestamp is farther from the epoch than 2^53 ms.
 pub fn check_time(time_ms: i64) -> Result<()> {
-    if let Some(unit) = mistaken_unit(time_ms) {
-        return Err(Error::invalid(format!(
-            "timestamp {time_ms} looks like {unit}; send milliseconds since 1970"
-        )));
-    }
     if time_ms.unsigned_abs() <= MAX_TIME_MS.unsigned_abs() {
         return Ok(());
     }

@@ -124,7 +124,7 @@ fn bad_rows_are_counted_and_named() {
 }
 
 #[test]
-fn rows_that_stand_twice_count_once_and_times_in_other_units_are_bad() {
+fn rows_that_stand_twice_are_told_and_times_in_other_units_are_bad() {
     let dir = tempfile::tempdir().unwrap();
     let shared = log_row(7, 1, 1_650_844_800_000, 1, 1) + &log_row(8, 2, 1_650_844_900_000, 0, 1);
     let seconds = log_row(8, 1, 1_650_844_800, 1, 1);
@@ -132,8 +132,8 @@ fn rows_that_stand_twice_count_once_and_times_in_other_units_are_bad() {
     let more = log_row(8, 2, 1_650_844_900_000, 1, 1);
     write(dir.path(), "log_standard_b_pure.csv", &format!("{LOG_HEADER}{shared}{more}"));
     let (report, data) = import_into(dir.path()).unwrap();
-    assert_eq!((report.repeated, report.bad_rows, data.rows), (2, 1, 3));
-    assert!(report.to_string().contains("2 rows repeat others"), "{report}");
+    assert_eq!((report.repeated, report.bad_rows, data.rows), (2, 1, 5));
+    assert!(report.to_string().contains("2 rows say the same as earlier ones"), "{report}");
     assert_eq!(report.first_bad_rows[0].column, "time_ms");
     assert!(report.first_bad_rows[0].reason.contains("seconds"), "{report}");
 }
