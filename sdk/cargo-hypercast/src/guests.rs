@@ -1,5 +1,6 @@
 //! Builds guest crates for Wasm and turns them into components.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -102,26 +103,26 @@ fn wrap(target: &str, file: &Path, kind: GuestKind) -> Result<BuiltComponent> {
     Ok(BuiltComponent { name: target.replace('_', "-"), bytes })
 }
 
+/// Crates that ask for random numbers, or fail to build where there are none.
+const WANT_ENTROPY: [&str; 5] = ["getrandom", "rand", "uuid", "ahash", "ring"];
+
 /// What to look for after a build that failed: a sandbox has no source of random numbers, and the
 /// crate that asks for them is often one that the author never named.
 fn unfit_dependencies(manifest: &Path) -> String {
-    let tree = ["tree", "--target", TARGET, "--edges", "normal", "--invert", "getrandom"];
+    let failed = format!("the plugin does not build for {TARGET}");
+    let tree = ["tree", "--target", TARGET, "--edges", "normal", "--prefix", "none"];
     let mut command = Command::new("cargo");
-    command.args(tree).args(["--prefix", "none", "--depth", "1", "--manifest-path"]).arg(manifest);
-    let output = command.output().ok().filter(|output| output.status.success());
-    let users = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    let users: Vec<String> = users
-        .iter()
-        .flat_map(|tree| tree.lines().skip(1))
-        .filter_map(|line| Some(line.split_once(' ')?.0.to_owned()))
-        .collect();
-    if users.is_empty() {
-        return format!("the plugin does not build for {TARGET}");
-    }
+    let output = command.args(tree).arg("--manifest-path").arg(manifest).output();
+    let output = output.map(|output| output.stdout).unwrap_or_default();
+    let tree = String::from_utf8_lossy(&output);
+    let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    let names: BTreeSet<String> = tree.lines().map(name).collect();
+    let found: Vec<&str> = WANT_ENTROPY.into_iter().filter(|name| names.contains(*name)).collect();
+    let [first, ..] = found[..] else { return failed };
     format!(
-        "a plugin's sandbox has no random numbers, and its dependency {} wants some from getrandom; \
-         `cargo tree --target {TARGET} --invert getrandom` shows by which way. Leave the dependency \
-         or its feature out",
-        users.join(", ")
+        "{failed}. It depends on {}, and a plugin's sandbox has no random numbers: \
+         `cargo tree --target {TARGET} --invert {first}` shows by which way it came in; leave it or \
+         its feature out",
+        found.join(", ")
     )
 }
