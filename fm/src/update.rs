@@ -222,7 +222,7 @@ impl TensorSlice {
         let TensorSlice { name, shape, start, values } = self;
         let len = shape.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
         let (count, end) = (values.len(), start.checked_add(values.len()));
-        if !len.zip(end).is_some_and(|(len, end)| end <= len) {
+        if len.zip(end).is_none_or(|(len, end)| end > len) {
             return refused(format!(
                 "{name} of shape {shape:?} has no {count} values from index {start} on"
             ));

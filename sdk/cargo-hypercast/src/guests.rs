@@ -120,9 +120,8 @@ fn unfit_dependencies(manifest: &Path) -> String {
     let found: Vec<&str> = WANT_ENTROPY.into_iter().filter(|name| names.contains(*name)).collect();
     let [first, ..] = found[..] else { return failed };
     format!(
-        "{failed}. It depends on {}, and a plugin's sandbox has no random numbers: \
-         `cargo tree --target {TARGET} --invert {first}` shows by which way it came in; leave it or \
-         its feature out",
+        "{failed}. `cargo tree --target {TARGET} --invert {first}` shows which dependency brings in \
+         {}: leave it or its feature out, because a plugin's sandbox has no random numbers",
         found.join(", ")
     )
 }

@@ -120,7 +120,7 @@ impl LogFile {
 
     /// Goes through the requests from row group `group` on, with the embeddings of `version`, which
     /// the file must contain.
-    pub(super) fn from_group(self, group: usize, version: LogVersion) -> OpenLog {
+    pub(super) fn starting_at(self, group: usize, version: LogVersion) -> OpenLog {
         OpenLog { file: self, version, next_group: group, ready: Vec::new().into_iter() }
     }
 

@@ -133,7 +133,7 @@ impl LogReader {
 
     fn open_file(&self, number: u32) -> Result<OpenLog> {
         let version = LogVersion::new(&self.fm_version, self.tae_dim);
-        Ok(LogFile::open(&self.dir, number)?.from_group(0, version))
+        Ok(LogFile::open(&self.dir, number)?.starting_at(0, version))
     }
 }
 
