@@ -48,7 +48,7 @@ pub fn binary() -> Result<PathBuf> {
 /// # Errors
 /// The build fails.
 pub fn build(workspace: &Workspace) -> Result<PathBuf> {
-    let mut command = Command::new(cargo());
+    let mut command = cargo();
     // With these packages, shared dependencies get the features that `cargo test --workspace`
     // gives them, so the demo and the tests share one build.
     command.args(["build", "-p", NAME, "-p", "hypercast-lab"]);

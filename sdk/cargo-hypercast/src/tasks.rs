@@ -71,7 +71,7 @@ impl PluginCrate {
 pub fn test(source: ToolchainSource, choice: &PackageChoice, args: &[OsString]) -> Result<()> {
     let plugin = PluginCrate::load(choice)?;
     let component = plugin.build(source, None)?;
-    let mut command = Command::new(cargo());
+    let mut command = cargo();
     command.args(["test", "--manifest-path"]).arg(&plugin.package.manifest_path);
     command.args(["--package", &plugin.package.name]).args(args);
     replace(command.env("HYPERCAST_COMPONENT", component))
@@ -142,7 +142,7 @@ pub fn verify(source: ToolchainSource, args: &[OsString]) -> Result<()> {
         build_guests(&workspace, toolchain, "hostile", vec![HOSTILE], GuestKind::Hostile)?;
     // `cargo test` builds only test executables, and the black-box tests run the binary itself.
     host::build(&workspace)?;
-    let mut command = Command::new(cargo());
+    let mut command = cargo();
     command.args(["test", "--workspace"]).args(args).current_dir(&workspace.root);
     replace(command.env("HYPERCAST_PLUGINS", plugins).env("HYPERCAST_HOSTILE", hostile))
 }

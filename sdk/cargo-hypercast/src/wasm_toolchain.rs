@@ -71,7 +71,7 @@ impl Toolchain {
     /// cargo has set up.
     pub fn cargo(self) -> Command {
         let mut command = match self {
-            Self::Rustup => Command::new(cargo()),
+            Self::Rustup => cargo(),
             Self::Debian => Command::new(DEBIAN_CARGO),
         };
         // Flags meant for native code may not work for Wasm.

@@ -45,7 +45,7 @@ impl Workspace {
     /// # Errors
     /// `cargo metadata` fails, for example because there is no `Cargo.toml`.
     pub fn load(manifest: Option<&Path>) -> Result<Self> {
-        let mut command = Command::new(cargo());
+        let mut command = cargo();
         command.args(["metadata", "--no-deps", "--format-version", "1"]);
         if let Some(manifest) = manifest {
             command.arg("--manifest-path").arg(manifest);
@@ -139,7 +139,16 @@ pub fn replace(command: &mut Command) -> Result<()> {
     Err(error).with_context(|| format!("cannot run {}", command.get_program().display()))
 }
 
-/// The cargo that runs this tool, or the one in the path.
-pub fn cargo() -> std::ffi::OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+/// The cargo that runs this program, or the one in the path. It does not get what cargo told this
+/// program of its package: build scripts that read it, as ring's does, would run again, and all
+/// that is built on them would be built again.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }

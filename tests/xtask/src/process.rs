@@ -47,9 +47,18 @@ pub fn now() -> Result<String> {
     Ok(String::from_utf8(output.context("cannot run date")?.stdout)?.trim_end().to_owned())
 }
 
-/// The cargo that runs this program.
+/// The cargo that runs this program, or the one in the path. It does not get what cargo told this
+/// program of its package: build scripts that read it, as ring's does, would run again, and all
+/// that is built on them would be built again.
 pub fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// The folder of cargo's output.
