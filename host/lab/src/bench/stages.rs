@@ -80,11 +80,12 @@ impl StagedDaemon {
         let failed = |error: ureq::Error| Error::internal(format!("the daemon failed: {error}"));
         let agent = ureq::Agent::new_with_defaults();
         for body in explained {
-            let mut answer = agent
-                .post(rank_url(&self.daemon))
-                .header("content-type", "application/json")
-                .send(body)
-                .map_err(failed)?;
+            let asked = agent.post(rank_url(&self.daemon)).content_type("application/json");
+            let mut answer = match asked.send(body) {
+                // Too late for the daemon's deadline, as the first ones after a start can be.
+                Err(ureq::Error::StatusCode(504)) => continue,
+                answer => answer.map_err(failed)?,
+            };
             let answer: RankAnswer = answer.body_mut().read_json().map_err(failed)?;
             let stages_us = answer.explain.map(|explain| explain.stages_us).unwrap_or_default();
             let ms = |stage: &str| stages_us.get(stage).map_or(0.0, |us| us / 1e3);
