@@ -267,13 +267,14 @@ impl Cells {
         }
         let mut cells: [Vec<String>; 3] = Default::default();
         for (rival, figures) in by_rival {
-            let unit = &figures[0].unit;
+            // A unit that all share is written once, behind the last value.
+            let is_shared = figures.iter().all(|figure| figure.unit == figures[0].unit);
+            let (shared, own) = if is_shared { (&*figures[0].unit, false) } else { ("", true) };
             let ours = side_by_side(figures.iter().map(|figure| {
-                // One unit is written once, behind the last value.
-                let own = if figure.unit == *unit { "" } else { &figure.unit };
-                format!("{} {own}", short(figure.value)).trim_end().to_owned()
+                let unit = if own { &*figure.unit } else { "" };
+                format!("{} {unit}", short(figure.value)).trim_end().to_owned()
             }));
-            cells[0].push(format!("{ours} {unit}").trim_end().to_owned());
+            cells[0].push(format!("{ours} {shared}").trim_end().to_owned());
             let Some(rival) = rival else { continue };
             let values = figures.iter().filter_map(|figure| figure.rival_value);
             cells[1].push(format!("{} {rival}", side_by_side(values.map(short))));
