@@ -14,8 +14,7 @@ use hypercast_fm::{
     trainer,
 };
 
-#[allow(dead_code)]
-#[path = "../tests/fixtures/mod.rs"]
+#[path = "../tests/fixtures/requests.rs"]
 mod fixtures;
 
 /// Events per history.
@@ -24,7 +23,6 @@ const HISTORY: usize = 10_000;
 const TARGETS: usize = 16;
 /// Requests per training batch: several times what fits in memory at once.
 const REQUESTS: u64 = 24;
-/// Steps of training.
 const STEPS: u64 = 1;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -136,12 +136,11 @@ impl<B: ServingBackend> HistoryCache<B> {
         self.entries.set_capacity(self.max_bytes.saturating_sub(bytes));
     }
 
-    /// Removes all entries.
     pub(crate) fn clear(&self) {
         self.entries.clear();
     }
 
-    /// Bytes in use.
+    /// Bytes that its entries take.
     pub(crate) fn bytes(&self) -> u64 {
         self.entries.weight()
     }

@@ -117,7 +117,6 @@ impl<B: ServingBackend> LiveUpdater<B> {
         Ok(Self { store, handle, dense, retired: Vec::new() })
     }
 
-    /// The committed rows.
     pub(crate) fn committed_rows(&self) -> SparseRows {
         SparseRows::Updatable { store: self.handle.clone(), overlay: None }
     }

@@ -53,7 +53,7 @@ impl LogLossSums {
         Self { count: 1, positives: u64::from(label), log_loss: log_loss(probability, label) }
     }
 
-    /// Adds a row.
+    /// Adds the prediction for a row with its label.
     pub fn push(&mut self, probability: f32, label: bool) {
         *self += Self::of(probability, label);
     }

@@ -23,7 +23,7 @@ impl Standardiser {
         Self { count: 0.0, mean: vec![0.0; width], spread: vec![0.0; width] }
     }
 
-    /// Columns per row.
+    /// The number of columns of a row.
     pub fn width(&self) -> usize {
         self.mean.len()
     }

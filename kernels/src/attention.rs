@@ -296,7 +296,7 @@ impl HstuAttention {
 }
 
 impl<T> HstuInputs<T> {
-    /// The inputs, borrowed.
+    /// The same inputs, by reference.
     pub fn as_ref(&self) -> HstuInputs<&T> {
         HstuInputs {
             q: &self.q,

@@ -252,7 +252,7 @@ impl<T: TensorMetadata> LayerInputs<T> {
 }
 
 impl<M, V> LayerInputs<M, V> {
-    /// The inputs, borrowed.
+    /// The same inputs, by reference.
     pub fn as_ref(&self) -> LayerInputs<&M, &V> {
         LayerInputs {
             x: &self.x,
@@ -311,7 +311,7 @@ impl<T> LayerInputs<T> {
 }
 
 impl<T> Affine<T> {
-    /// The weights, borrowed.
+    /// The same weights, by reference.
     pub fn as_ref(&self) -> Affine<&T> {
         Affine { scale: &self.scale, shift: &self.shift }
     }

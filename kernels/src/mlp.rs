@@ -113,7 +113,7 @@ impl<M, V> MlpInputs<M, V> {
 }
 
 impl<T> MlpInputs<T> {
-    /// The inputs, borrowed.
+    /// The same inputs, by reference.
     pub(crate) fn as_ref(&self) -> MlpInputs<&T> {
         let Self { x, hidden, output } = self;
         MlpInputs {

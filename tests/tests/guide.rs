@@ -86,9 +86,6 @@ fn all_commands_of_the_guide_succeed() {
         .current_dir(dir.path())
         .env("PATH", std::env::join_paths(folders).unwrap())
         .env("CARGO_TARGET_DIR", target)
-        // The new expert's harness needs fewer features than the workspace, so its dependencies
-        // are built for this test alone: quickly rather than well.
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         // All dependencies were fetched to build this test.
         .env("CARGO_NET_OFFLINE", "true")
         .env_remove("HYPERCAST")

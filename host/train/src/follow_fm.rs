@@ -282,10 +282,9 @@ impl FmFollower<'_> {
     /// Counts the records that were not learned from, and logs where they are.
     fn report_set_aside(&self, batch: &JoinedBatch, set_aside: &[usize]) {
         let records = batch.examples.iter().chain(&batch.corrections);
-        let records: Vec<_> = records.zip(batch.positions.iter().flatten()).collect();
-        for &at in set_aside {
-            let (Example { request, user, .. }, position) = records[at];
-            let user = user.id;
+        let records = records.zip(batch.positions.iter().flatten()).enumerate();
+        for (_, (example, position)) in records.filter(|(at, _)| set_aside.contains(at)) {
+            let (request, user) = (example.request, example.user.id);
             tracing::warn!(position, request, user, "a record would harm the model; set aside");
             self.meters.set_aside.inc();
         }

@@ -29,9 +29,9 @@ const TABLE_RATE: f64 = 10.0;
 /// Which logged rows an expert sees, and which part of their embeddings.
 #[derive(Clone)]
 pub struct LogView<'a> {
-    /// The logs.
+    /// The feature logs that are read.
     pub log: &'a LogReader,
-    /// Surfaces, by index.
+    /// Indices of the surfaces whose requests are read.
     pub surfaces: Vec<u16>,
     /// Requests of this stretch of time alone.
     pub span: Span,
@@ -92,7 +92,7 @@ impl LogView<'_> {
 
 /// What a first look at the logs tells.
 pub struct Survey {
-    /// Targets.
+    /// Targets of all requests in the view.
     pub rows: u64,
     /// The FM that made the embeddings.
     pub fm_version: String,
@@ -105,9 +105,9 @@ pub struct Survey {
 pub struct ExpertSetup<'a> {
     /// Limits of plugins, rates, passes, batches, seed and device.
     pub config: &'a Config,
-    /// Where guests run.
+    /// The Wasm engine in which hooks run.
     pub engine: &'a Engine,
-    /// The component.
+    /// The file of the plugin's component.
     pub plugin: &'a Path,
     /// The expert's name, for its limits and for messages.
     pub name: &'a str,
@@ -116,7 +116,7 @@ pub struct ExpertSetup<'a> {
 }
 
 impl<'a> ExpertSetup<'a> {
-    /// A configured expert.
+    /// An expert as the configuration names it.
     pub fn of(config: &'a Config, entry: &'a ExpertEntry, engine: &'a Engine) -> Self {
         let (plugin, name, without_tae) = (&entry.plugin, &entry.name, entry.without_tae);
         ExpertSetup { config, engine, plugin, name, without_tae }

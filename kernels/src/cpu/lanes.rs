@@ -143,7 +143,7 @@ mod x86 {
     use super::Lanes;
     use std::arch::x86_64::*;
 
-    /// AVX2 with FMA.
+    /// Eight f32 of AVX2 with FMA.
     #[derive(Clone, Copy)]
     #[repr(transparent)]
     pub(in crate::cpu) struct F32x8(__m256);

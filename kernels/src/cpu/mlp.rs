@@ -36,7 +36,7 @@ struct MlpPass<'a> {
     isa: DetectedIsa,
 }
 
-/// A thread's buffers.
+/// Buffers that a thread uses again.
 #[derive(Default)]
 struct MlpScratch {
     input: Matrix,

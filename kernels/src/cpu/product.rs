@@ -196,7 +196,7 @@ impl WeightGrad {
         }
     }
 
-    /// `[from, to]`, row-major.
+    /// The matrix `[from, to]` in row-major order.
     pub(super) fn row_major(&self) -> Vec<f32> {
         let height = self.from.next_multiple_of(TALLEST);
         let mut values = vec![0.0; self.from * self.to];

@@ -84,7 +84,6 @@ struct EmulatedRun<'a> {
 }
 
 impl EmulatedRun<'_> {
-    /// The kernel's outputs.
     fn outputs(&self) -> Vec<Buffer> {
         let AttentionCase { shape, inputs, qk, v, .. } = self.case;
         let tables =

@@ -83,7 +83,7 @@ impl Package {
     }
 }
 
-/// Reads a file.
+/// Reads a file; an error names it.
 pub fn read(file: &Path) -> Result<Vec<u8>> {
     std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))
 }

@@ -32,7 +32,6 @@ pub fn component(package: &str) -> PathBuf {
     })
 }
 
-/// A loaded component.
 pub(crate) struct ComponentCode {
     file: PathBuf,
     blueprint: Arc<Blueprint>,

@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{ImportReport, counters, finish, mixed_features, number_requests, task};
+use super::{Destination, ImportReport, counters, finish, mixed_features, number_requests, task};
 use crate::dataset::{Entities, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::{Counter, Schema, TaskKind, TaskRole};
@@ -82,7 +82,9 @@ pub fn import(options: &KuairandOptions) -> Result<ImportReport> {
     let items = entities::items(&videos);
     let users: Vec<_> = users.into_values().collect();
     let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
-    finish(&options.into, options.content.as_deref(), start, &entities, rows, report)
+    let KuairandOptions { into, content, .. } = options;
+    let destination = Destination { into, content: content.as_deref(), start };
+    finish(&destination, &entities, rows, report)
 }
 
 /// The files in `dir` whose names start with `prefix` and end with `suffix`, sorted.

@@ -22,15 +22,21 @@ use crate::dataset::{Entities, Impression, content, write_dataset};
 use crate::error::{Result, write_json};
 use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole};
 
-/// Writes the data set, the optional content vectors and the report.
-fn finish(
-    into: &Path,
-    content: Option<&Path>,
+/// Where an import writes to, its optional file of content vectors, and when it began.
+struct Destination<'a> {
+    into: &'a Path,
+    content: Option<&'a Path>,
     start: Instant,
+}
+
+/// Writes the data set, the content vectors and the report.
+fn finish(
+    destination: &Destination<'_>,
     entities: &Entities<'_>,
     mut impressions: Vec<Impression>,
     mut report: ImportReport,
 ) -> Result<ImportReport> {
+    let &Destination { into, content, start } = destination;
     report.repeated = count_repeated(&impressions);
     report.count(&impressions);
     (report.items, report.users) = (entities.items.len() as u64, entities.users.len() as u64);

@@ -16,7 +16,7 @@ use zip::ZipArchive;
 
 use super::report::{ImportReport, RowError};
 use super::text::{TextFile, TextRow};
-use super::{counters, features, finish, mixed_features, number_requests, task};
+use super::{Destination, counters, features, finish, mixed_features, number_requests, task};
 use crate::dataset::{ContextFeatures, Entities, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole, category_id};
@@ -124,7 +124,9 @@ fn import_wheel(wheel: &Path, options: &MovielensOptions) -> Result<ImportReport
     let schema = schema(surfaces);
     let entities =
         Entities { schema: &schema, items: &items, item_names: &item_names, users: &users };
-    finish(&options.into, options.content.as_deref(), start, &entities, rows, reader.report)
+    let MovielensOptions { into, content, .. } = options;
+    let destination = Destination { into, content: content.as_deref(), start };
+    finish(&destination, &entities, rows, reader.report)
 }
 
 /// Reads the tab-separated files of the wheel.

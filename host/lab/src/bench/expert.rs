@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::{
     BenchOptions, BenchReport,
-    timing::{Rival, timed},
+    timing::{MS, Rival, US, timed},
     torch::Torch,
 };
 use crate::{
@@ -106,7 +106,7 @@ pub fn network(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let ours = timed(|| Ok(expert.predict(&[&fixture.example], Tae::Rows(&tae))));
     let rivals = torch.iter().flat_map(|torch| torch.rivals(0)).collect();
     let name = format!("expert's network, {ROWS} candidates");
-    report.race(&name, "ms", options.runs.max(50), ours, rivals, |s| s * 1e3)?;
+    report.race(&name, MS, options.runs.max(50), ours, rivals)?;
     Ok(())
 }
 
@@ -125,7 +125,7 @@ pub fn ranking(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let run = timed(|| Ok(rank_natively(&predictions)));
     let rivals = vec![Rival { name: "native Rust", run }];
     let name = format!("rank in Wasm, {ROWS} candidates");
-    let times_s = report.race(&name, "us", options.runs.max(200), ours, rivals, |s| s * 1e6)?;
+    let times_s = report.race(&name, US, options.runs.max(200), ours, rivals)?;
     let added_us = times_s[0] * 1e6 - times_s[1] * 1e6;
     report.figure(format!("what Wasm adds to it, {ROWS} candidates"), added_us, "us");
     Ok(())

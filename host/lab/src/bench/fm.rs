@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{
     BenchOptions, BenchReport,
-    timing::{Contender, Rival, timed},
+    timing::{Contender, MS, Rival, Scale, timed},
     torch::Torch,
     workload::{self, RequestSize},
 };
@@ -50,7 +50,7 @@ pub fn step(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         let ours = timed(|| Ok(trainer.step(&examples)?));
         let rivals = torch.iter().flat_map(|torch| torch.rivals(case)).collect();
         let name = format!("FM training step, B64 N{length} M16 d64, 2 layers");
-        report.race(&name, "ms", options.runs, ours, rivals, |s| s * 1e3)?;
+        report.race(&name, MS, options.runs, ours, rivals)?;
     }
     Ok(())
 }
@@ -70,7 +70,7 @@ pub fn history(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         let rivals = vec![Rival { name: "the history anew", run }];
         let name =
             format!("FM, {candidates} candidates over a kept history of 1024, 4 layers d128");
-        report.race(&name, "ms", options.runs, ours, rivals, |s| s * 1e3)?;
+        report.race(&name, MS, options.runs, ours, rivals)?;
     }
     Ok(())
 }
@@ -106,7 +106,13 @@ pub fn logging(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let rivals = vec![Rival { name: "the same, one request at a time", run: contender(1) }];
     let name = format!("TAEs of {CANDIDATES} served items, with 64 requests at a time, a request");
     let each_us = |seconds: f64| seconds / REQUESTS as f64 * 1e6;
-    report.race(&name, "us", options.runs, contender(REQUESTS as usize), rivals, each_us)?;
+    report.race(
+        &name,
+        Scale { unit: "us", of_seconds: each_us },
+        options.runs,
+        contender(REQUESTS as usize),
+        rivals,
+    )?;
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{
     BenchOptions, BenchReport,
-    timing::{Rival, timed},
+    timing::{MS, Rival, Scale, timed},
     torch::Torch,
 };
 use crate::error::Result;
@@ -145,7 +145,13 @@ pub fn attention(options: &BenchOptions, report: &mut BenchReport) -> Result<()>
             rivals.extend(torch.iter().flat_map(|torch| torch.rivals(2 * at + kind)));
             let name = format!("attention {name}, {}", size.name());
             let speed = |seconds: f64| factor * size.operations() / seconds / 1e9;
-            report.race(&name, "GFLOP/s", options.runs, ours, rivals, speed)?;
+            report.race(
+                &name,
+                Scale { unit: "GFLOP/s", of_seconds: speed },
+                options.runs,
+                ours,
+                rivals,
+            )?;
         }
     }
     Ok(())
@@ -172,7 +178,7 @@ pub fn window(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     for (name, ours, run) in contenders {
         let rivals = vec![Rival { name: "the dense fused kernel", run }];
         let name = format!("window 256 of N4096, B2 H4 d64, {name}");
-        report.race(&name, "ms", options.runs.min(10), ours, rivals, |s| s * 1e3)?;
+        report.race(&name, MS, options.runs.min(10), ours, rivals)?;
     }
     Ok(())
 }
@@ -208,6 +214,6 @@ pub fn shared(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let run = timed(|| Ok(Flex::hstu_attention(inputs.clone(), copies_layout.clone())));
     let rivals = vec![Rival { name: "a copy of the history each", run }];
     let name = format!("attention of {CANDIDATES} candidates over one history of 1024, H4 d32");
-    report.race(&name, "ms", options.runs.min(5), ours, rivals, |s| s * 1e3)?;
+    report.race(&name, MS, options.runs.min(5), ours, rivals)?;
     Ok(())
 }

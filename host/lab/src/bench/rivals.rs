@@ -20,7 +20,7 @@ type RivalResult<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Ids and their rows as bytes, by rising ids.
 type EncodedRows<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
 
-/// An embedded store.
+/// An embedded store to compare with ours.
 pub(super) struct RivalStore {
     pub name: &'static str,
     load: fn(&Path, &mut EncodedRows<'_>) -> RivalResult,

@@ -35,7 +35,7 @@ struct StagedDaemon {
     stages_ms: BTreeMap<String, Vec<f64>>,
 }
 
-/// Adds the figures.
+/// Adds the group's figures to the report.
 pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Result<()> {
     let explained = bodies(&fixture.dataset, 0, true)?;
     let mut ours = StagedDaemon::start(fixture, &fixture.two_tiers)?;

@@ -15,7 +15,7 @@ use hypercast_store::{Adagrad, RowFormat, Store, StoreOptions, StoreReader, Veri
 
 use super::{
     BenchOptions, BenchReport, rivals,
-    timing::{Contender, Rival, timed},
+    timing::{Contender, MS, Rival, Scale, timed},
 };
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -183,7 +183,13 @@ impl StoreBench<'_> {
         ];
         let name = format!("store: {BATCH} random rows a read, of {}", self.size());
         let ours = pattern.gather(&reader);
-        report.race(&name, "Mrows/s", self.options.runs, ours, rivals, speed)?;
+        report.race(
+            &name,
+            Scale { unit: "Mrows/s", of_seconds: speed },
+            self.options.runs,
+            ours,
+            rivals,
+        )?;
         Ok(())
     }
 
@@ -193,7 +199,7 @@ impl StoreBench<'_> {
         let rivals = vec![Rival { name: "with every checksum", run: open(Verify::Full) }];
         let name = format!("store: open {}, journal checked", self.size());
         let runs = self.options.runs.min(5);
-        report.race(&name, "ms", runs, open(Verify::Journal), rivals, |s| s * 1e3)?;
+        report.race(&name, MS, runs, open(Verify::Journal), rivals)?;
         Ok(())
     }
 
@@ -240,7 +246,13 @@ impl StoreBench<'_> {
             let name = format!("store: {BATCH} random rows a read, kept as {format:?}");
             let rivals = vec![Rival { name: "kept as F32", run: pattern.gather(&store) }];
             let ours = pattern.gather(&reader);
-            report.race(&name, "Mrows/s", self.options.runs, ours, rivals, speed)?;
+            report.race(
+                &name,
+                Scale { unit: "Mrows/s", of_seconds: speed },
+                self.options.runs,
+                ours,
+                rivals,
+            )?;
             let name = format!("store: bytes a row, kept as {format:?}");
             report.figure(name, self.bytes_a_row(&dir)?, "bytes");
             drop(reader);
@@ -270,7 +282,13 @@ impl StoreBench<'_> {
                 let run = pattern.read_by(|_, ids, out| read(ids, out));
                 let rivals = vec![Rival { name: rival.name, run }];
                 let (runs, ours) = (self.options.runs.min(5), pattern.gather(&reader));
-                report.race(&name, "Mrows/s", runs, ours, rivals, speed)?;
+                report.race(
+                    &name,
+                    Scale { unit: "Mrows/s", of_seconds: speed },
+                    runs,
+                    ours,
+                    rivals,
+                )?;
                 Ok(())
             })?;
             let [ours, theirs] = [self.bytes_a_row(&self.ours())?, self.bytes_a_row(&dir)?];

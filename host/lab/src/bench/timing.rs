@@ -15,7 +15,7 @@ pub type Contender<'a> = Box<dyn FnMut(&mut Vec<f64>) -> Result<()> + 'a>;
 pub struct Rival<'a> {
     /// The rival's name in figures.
     pub name: &'static str,
-    /// One timed run.
+    /// Runs once and adds its seconds to a list.
     pub run: Contender<'a>,
 }
 
@@ -31,22 +31,36 @@ pub fn timed<'a, T>(mut work: impl FnMut() -> Result<T> + 'a) -> Contender<'a> {
     })
 }
 
+/// The unit of a figure, and how seconds become one.
+pub struct Scale<F> {
+    /// As the report prints it.
+    pub unit: &'static str,
+    /// The figure of a number of seconds.
+    pub of_seconds: F,
+}
+
+/// Figures in milliseconds of time.
+pub const MS: Scale<fn(f64) -> f64> = Scale { unit: "ms", of_seconds: |s| s * 1e3 };
+
+/// Figures in microseconds of time.
+pub const US: Scale<fn(f64) -> f64> = Scale { unit: "us", of_seconds: |s| s * 1e6 };
+
 impl BenchReport {
     /// Times ours and its rivals in `runs` turns, after one that warms up, and adds a figure once
-    /// for each rival; alone without rivals. `value` makes it of a contender's median seconds.
-    /// Returns these.
+    /// for each rival; alone without rivals. It is a contender's median
+    /// seconds in `scale`; the medians themselves are returned.
     ///
     /// # Errors
     /// Those of the contenders.
     pub fn race<'a>(
         &mut self,
         name: &str,
-        unit: &'static str,
+        scale: Scale<impl Fn(f64) -> f64>,
         runs: usize,
         ours: Contender<'a>,
         rivals: Vec<Rival<'a>>,
-        value: impl Fn(f64) -> f64,
     ) -> Result<Vec<f64>> {
+        let Scale { unit, of_seconds } = scale;
         let names: Vec<&str> = rivals.iter().map(|rival| rival.name).collect();
         let theirs = rivals.into_iter().map(|rival| rival.run);
         let mut contenders: Vec<_> = std::iter::once(ours).chain(theirs).collect();
@@ -61,12 +75,12 @@ impl BenchReport {
         }
         let medians_s: Vec<f64> =
             times_s.into_iter().map(|mut times_s| quantile(&mut times_s, 0.5)).collect();
-        let own = value(medians_s[0]);
+        let own = of_seconds(medians_s[0]);
         if names.is_empty() {
             self.figure(name, own, unit);
         }
         for (rival, theirs_s) in names.into_iter().zip(&medians_s[1..]) {
-            self.versus(name, own, unit, rival, value(*theirs_s));
+            self.versus(name, own, unit, rival, of_seconds(*theirs_s));
         }
         Ok(medians_s)
     }

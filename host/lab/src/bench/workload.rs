@@ -17,7 +17,7 @@ pub const COLUMNS: usize = 32;
 
 const ACTIONS: usize = 3;
 
-/// A request's size.
+/// The size of a request that is made up.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestSize {
     /// The user, who also seeds the request's random choices.

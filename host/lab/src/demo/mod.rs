@@ -158,7 +158,7 @@ fn remove_dirs(dirs: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<()> {
     dirs.into_iter().try_for_each(|dir| Ok(train::fm::remove_dir(dir.as_ref())?))
 }
 
-/// Seconds by step.
+/// Seconds that each step took, by its name.
 #[derive(Debug, Default)]
 pub struct StepTimes(RefCell<BTreeMap<String, f64>>);
 

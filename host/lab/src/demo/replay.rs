@@ -84,7 +84,7 @@ impl PendingBatch {
         self.requests.len() == BATCH || self.users.contains(&rows[0].user)
     }
 
-    /// Adds a step.
+    /// Sends what the step of the timeline says.
     pub fn push(&mut self, step: TimelineStep) {
         match step {
             TimelineStep::Outcome(row) => {
@@ -143,12 +143,12 @@ struct Replayer<'a> {
     base: &'a BaseRates,
     /// What goes out with the next flush.
     pending: PendingBatch,
-    /// Predictions and labels.
+    /// Predictions with the labels that came later, by slice.
     kept: SlicedPredictions<PredictionArm>,
     /// Milliseconds by stage, one per request; `total` is measured in the daemon, `request` is the
     /// client's round trip.
     stages_ms: BTreeMap<String, Vec<f64>>,
-    /// Counts of requests.
+    /// Requests, degraded ones and items, counted so far.
     report: DemoReport,
 }
 

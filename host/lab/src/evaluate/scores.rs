@@ -87,7 +87,7 @@ impl EvaluationScores {
         }
     }
 
-    /// Adds a prediction.
+    /// Counts a prediction for each of its slices.
     pub fn push(&mut self, of: ScoredImpression, probability: f32) {
         let ScoredImpression { user, time_ms, task, arm, label, .. } = of;
         let interval = (time_ms - self.first_ms).div_euclid(self.every_ms);

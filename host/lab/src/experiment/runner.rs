@@ -14,7 +14,7 @@ use crate::{
     evaluate::expert::{ExpertPhase, TrainedExpert},
 };
 
-/// An expert's arm.
+/// What one arm of an experiment trains an expert on.
 #[derive(Debug, Clone)]
 pub struct ExperimentArm {
     /// Index of the arm in the tally.

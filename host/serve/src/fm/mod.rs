@@ -23,7 +23,7 @@ pub enum FmTier {
 }
 
 impl FmTier {
-    /// The checkpoint's manifest.
+    /// The manifest of the checkpoint that it was loaded from.
     pub fn manifest(&self) -> &FmManifest {
         match self {
             Self::Local(batcher) => batcher.fm.manifest(),

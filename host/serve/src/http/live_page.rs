@@ -12,7 +12,6 @@ use crate::{
     versions::serving_set::{ExpertArm, ServedFm},
 };
 
-/// Collects the report.
 pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
     let set = service.models.set();
     let surface = |at: u16| service.converter.schema.surfaces[usize::from(at)].clone();

@@ -206,7 +206,6 @@ pub(crate) fn at_signals(
     Ok(())
 }
 
-/// Answers `POST /v1/admin/reload`.
 pub(crate) async fn route(
     State(app): State<Arc<AppState>>,
     Extension(CallerName(name)): Extension<CallerName>,

@@ -27,7 +27,7 @@ use crate::{
     request::{
         admission::Admission,
         api::{Refusal, RequestResult},
-        service::RankingService,
+        service::{RankingContext, RankingService},
         workers::Workers,
     },
     rollout::{RolloutService, serving},
@@ -193,7 +193,8 @@ fn load(app: &AppState, handle: Handle) -> Result<LoadedTier> {
     let models = updater.models.clone();
     let load = |dataset| {
         let (settings, models, metrics) = (settings.clone(), models.clone(), metrics.clone());
-        RankingService::load(settings, models, metrics, handle, &dataset, streams.clone())
+        let context = RankingContext { settings, models, metrics, handle };
+        RankingService::load(context, &dataset, streams.clone())
     };
     let service = dataset.map(load).transpose()?.map(Arc::new);
     let start = |service| serving::start(settings.clone(), service, wasm, streams.clone());

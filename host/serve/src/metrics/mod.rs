@@ -130,6 +130,15 @@ impl JoinMetrics for Metrics {
     }
 }
 
+/// The times of a rank request.
+#[derive(Debug, Clone, Copy)]
+pub struct RankTimes {
+    /// In each of [`STAGES`].
+    pub stages: [Duration; STAGES.len()],
+    /// From features to the ranking; none if there is no answer.
+    pub total: Option<Duration>,
+}
+
 impl Default for Metrics {
     /// Registers every metric, at zero.
     fn default() -> Self {
@@ -273,17 +282,15 @@ impl Metrics {
         }
     }
 
-    /// Accounts for a rank request on a surface: its degradation, with the cause, and its times in
-    /// each of [`STAGES`] and from features to ranking; `took` is none if there is no answer. `arm`
-    /// was to rank, and the FM version was asked.
+    /// Accounts for a rank request on a surface: its degradation, with the cause, and its times.
+    /// `arm` was to rank, and the FM version was asked.
     pub fn ranked(
         &self,
         surface: &str,
         arm: Option<&ExpertArm>,
         fm: &str,
         degraded: Option<&str>,
-        times: [Duration; STAGES.len()],
-        took: Option<Duration>,
+        times: RankTimes,
     ) {
         let (name, label) = arm.map_or(("", ""), |arm| (arm.name.as_str(), arm.label.as_str()));
         if let Some(cause) = degraded {
@@ -291,8 +298,8 @@ impl Metrics {
         }
         let mut recent = lock(&self.recent);
         recent.degraded += u64::from(degraded.is_some());
-        let Some(took) = took else { return };
-        for (stage, took) in STAGES.into_iter().zip(times) {
+        let Some(took) = times.total else { return };
+        for (stage, took) in STAGES.into_iter().zip(times.stages) {
             self.stages.with_label_values(&[stage]).observe(took.as_secs_f64());
             recent.latency.entry(stage).or_default().push(took.as_secs_f64());
         }
@@ -409,16 +416,20 @@ impl Metrics {
     /// Removes the series of versions that are no longer loaded; otherwise every push would add
     /// some.
     fn forget(&self, set: &ServingSet) {
-        let loaded: HashSet<&str> = set.arms.iter().map(|arm| arm.label.as_str()).collect();
-        let families = [self.arms.collect(), self.arm_seconds.collect()].concat();
+        let fms = set.fms().map(|fm| format!("fm@{}", fm.version()));
+        let loaded: HashSet<String> =
+            set.arms.iter().map(|arm| arm.label.clone()).chain(fms).collect();
+        let by_arm = [self.arms.collect(), self.arm_seconds.collect(), self.publications.collect()];
+        let families = by_arm.concat();
         for metric in families.iter().flat_map(|family| family.get_metric()) {
             let labels = metric.get_label().iter().map(|label| (label.name(), label.value()));
             let labels: HashMap<&str, &str> = labels.collect();
             if !labels["arm"].is_empty() && !loaded.contains(labels["arm"]) {
-                // One of both has the series. A request that still runs on the old set may create
+                // One of them has the series. A request that still runs on the old set may create
                 // it again; the next change removes it.
                 let _ = self.arms.remove(&labels);
                 let _ = self.arm_seconds.remove(&labels);
+                let _ = self.publications.remove(&labels);
             }
         }
     }

@@ -79,7 +79,7 @@ pub struct RankAnswer {
     pub explain: Option<Explanation>,
 }
 
-/// A ranked candidate.
+/// One place of the answer's ranking.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ranked {
     /// The item.

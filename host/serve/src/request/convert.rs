@@ -2,7 +2,7 @@
 //! the caller's words.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, btree_map::Entry},
     fmt,
     marker::PhantomData,
     sync::Arc,
@@ -35,7 +35,7 @@ pub enum FeatureValue {
     Text(String),
 }
 
-/// Features by name.
+/// Features by the names that the schema gives them.
 pub type NamedFeatures = BTreeMap<String, FeatureValue>;
 
 /// Refuses a time that is out of range, or that looks like one in another unit.
@@ -65,10 +65,13 @@ where
         fn visit_map<M: MapAccess<'de>>(self, mut entries: M) -> Result<Self::Value, M::Error> {
             let mut map = BTreeMap::new();
             while let Some((key, value)) = entries.next_entry::<String, V>()? {
-                if map.contains_key(&key) {
-                    return Err(de::Error::custom(format_args!("{key:?} stands twice")));
-                }
-                map.insert(key, value);
+                match map.entry(key) {
+                    Entry::Vacant(place) => place.insert(value),
+                    Entry::Occupied(place) => {
+                        let why = format!("{:?} stands twice", place.key());
+                        return Err(de::Error::custom(why));
+                    }
+                };
             }
             Ok(map)
         }

@@ -23,7 +23,7 @@ pub struct RequestIds {
 }
 
 impl RequestIds {
-    /// The next id.
+    /// An id that this process has not given before.
     pub fn next(&self) -> u64 {
         let second = (now_ms() / 1000 - EPOCH_S).clamp(1, (1 << 29) - 1) as u64;
         let after = |last: u64| Some((second << BITS).max(last + 1));

@@ -22,7 +22,7 @@ use crate::{
     error::Result,
     http::reload::Settings,
     metrics::{
-        Metrics, STAGES,
+        Metrics, RankTimes, STAGES,
         prediction_log::{ArmPredictions, PredictionLog},
     },
     request::{
@@ -83,20 +83,26 @@ impl Fetched {
 /// Time spent in each of [`STAGES`].
 type StageTimes = [Duration; STAGES.len()];
 
+/// What the service shares with the rest of the daemon.
+pub(crate) struct RankingContext {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) models: Arc<ServingModels>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// The runtime from which shadows call FMs in other processes.
+    pub(crate) handle: Handle,
+}
+
 impl RankingService {
-    /// Loads the feature state and starts the streams. Shadows call FMs in other processes from the
-    /// runtime of `handle`.
+    /// Loads the feature state and starts the streams.
     ///
     /// # Errors
     /// Streams that cannot be read, or written by this process.
     pub(crate) fn load(
-        settings: Arc<Settings>,
-        models: Arc<ServingModels>,
-        metrics: Arc<Metrics>,
-        handle: Handle,
+        context: RankingContext,
         dataset: &Dataset,
         engine: Arc<dyn StreamEngine>,
     ) -> Result<Self> {
+        let RankingContext { settings, models, metrics, handle } = context;
         let config = &*settings.now();
         let streams = EventStreams::start(engine, config, dataset, metrics.clone())?;
         let predictions = Arc::new(PredictionLog::new(config.server.served_predictions));
@@ -201,8 +207,9 @@ impl RankingService {
             }
             (None, Err(refusal)) => Err((*refusal).clone()),
         };
-        let took = ranking.is_ok().then(|| fetched.start.elapsed());
-        self.metrics.ranked(surface, arm, fetched.fm().version(), cause, times, took);
+        let total = ranking.is_ok().then(|| fetched.start.elapsed());
+        let of_request = RankTimes { stages: times, total };
+        self.metrics.ranked(surface, arm, fetched.fm().version(), cause, of_request);
         let ranking = ranking?;
         let by_expert = by_expert.map(|(_, tasks)| tasks);
         let explained = request.explain && self.settings.now().server.explain;

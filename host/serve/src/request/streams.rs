@@ -30,7 +30,7 @@ use crate::{
 pub struct EventStreams {
     /// Takes the events that arrive.
     pub(crate) intake: Arc<EventIntake>,
-    /// The current features.
+    /// Features of items and users as the outcomes so far make them.
     pub(crate) live: Arc<LiveFeatures>,
     /// Progress of this process' joiner; none if another process joins.
     passed: Option<watch::Receiver<JoinerPosition>>,

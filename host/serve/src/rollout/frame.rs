@@ -42,7 +42,7 @@ pub struct Push<'a> {
 }
 
 impl<'a> Push<'a> {
-    /// Encodes the body.
+    /// The body of a push as it is sent.
     pub fn encode(&self) -> Vec<u8> {
         let header = PushHeader {
             signed: self.signed.clone(),

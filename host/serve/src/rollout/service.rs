@@ -117,7 +117,7 @@ impl RolloutService {
         (under_way().find(|rollout| rollout.name() == name).cloned(), files)
     }
 
-    /// A known rollout.
+    /// The rollout of a version, if it was pushed to this daemon.
     pub fn rollout(&self, name: &str, version: &str) -> Option<Rollout> {
         lock(&self.all).get(&(name.to_owned(), version.to_owned())).cloned()
     }

@@ -106,7 +106,7 @@ impl SecretKey {
         PublicKey(bytes.try_into().expect("an Ed25519 key has 32 bytes"))
     }
 
-    /// Signs a manifest.
+    /// Signs a manifest with the team's key.
     pub fn sign(&self, manifest: &PushManifest) -> SignedManifest {
         let manifest = serde_json::to_string(manifest).expect("a plain struct serialises");
         let signature = hex(self.pair.sign(&message(&manifest)).as_ref());

@@ -19,7 +19,7 @@ const REMEMBERED: usize = 32;
 /// Rollouts by name and version.
 pub(super) type RolloutMap = BTreeMap<(String, String), Rollout>;
 
-/// The state folder.
+/// The files of rollouts in the state folder.
 pub(super) struct RolloutFiles {
     dir: PathBuf,
 }
@@ -52,7 +52,6 @@ impl RolloutFiles {
         Ok(all)
     }
 
-    /// Writes one rollout.
     pub(super) fn write(&self, rollout: &Rollout) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(rollout).expect("a plain struct serialises");
         let path = self.path(rollout);

@@ -53,7 +53,7 @@ pub struct ArmCounts {
 }
 
 impl ArmStats {
-    /// Counts a request.
+    /// Counts a request with its time in the expert.
     pub fn add(&self, took: Duration, faulted: bool) {
         self.faults.fetch_add(u64::from(faulted), Ordering::Relaxed);
         self.times[bucket(took)].fetch_add(1, Ordering::Relaxed);

@@ -161,7 +161,7 @@ impl ServingSet {
         Self { revision, max_history, unloaded: Vec::new(), fms, default_fm, arms, routes }
     }
 
-    /// An FM version.
+    /// An FM version, if it is loaded.
     pub fn fm(&self, version: &str) -> Option<&ServedFm> {
         self.fms.get(version)
     }
@@ -171,7 +171,7 @@ impl ServingSet {
         &self.fms[&self.default_fm]
     }
 
-    /// Every FM version.
+    /// Every FM version that is loaded.
     pub fn fms(&self) -> impl Iterator<Item = &ServedFm> {
         self.fms.values()
     }

@@ -144,7 +144,7 @@ impl WeightFeed {
 }
 
 impl WeightFeeds {
-    /// Adds a feed.
+    /// Follows one more stream of published weights.
     pub fn add(&self, feed: WeightFeed) {
         lock(&self.new).push(feed);
     }

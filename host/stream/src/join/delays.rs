@@ -92,7 +92,6 @@ impl OutcomeDelays {
         (self.surfaces.len(), self.surfaces.first().map_or(0, |surface| surface.actions.len()))
     }
 
-    /// Recomputes the windows.
     pub(super) fn update_windows(&mut self, bounds: &WindowBounds) {
         self.surfaces.iter_mut().for_each(|surface| surface.update_windows(bounds));
     }

@@ -39,7 +39,7 @@ pub enum JoinedRecord {
     Correction(JoinedExample),
 }
 
-/// A joined request.
+/// A request with its known outcomes, as trainers read it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JoinedExample {
     /// The request. Its items have no content vectors; a reader adds them from the data set.

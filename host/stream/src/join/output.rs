@@ -64,7 +64,7 @@ pub trait JoinMetrics: Send + Sync {
     fn joiner(&self, progress: JoinerProgress);
 }
 
-/// A joiner's progress.
+/// How far a joiner has come in the stream of events.
 #[derive(Debug, Clone, Copy)]
 pub struct JoinerProgress {
     /// Counters since the first event.

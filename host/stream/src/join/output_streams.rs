@@ -20,7 +20,7 @@ const BATCH_BYTES: usize = 4 << 20;
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Both output streams.
+/// The streams `joined` and `outcomes`.
 pub(super) struct OutputStreams {
     pub(super) joined: OutputStream,
     pub(super) outcomes: OutputStream,
@@ -28,7 +28,7 @@ pub(super) struct OutputStreams {
     failure: Option<Error>,
 }
 
-/// One output stream.
+/// One of the output streams, with its writer.
 pub(super) struct OutputStream {
     topic: Topic,
     /// The label of its latency metric.

@@ -98,7 +98,6 @@ pub(super) fn row_bytes(dim: usize) -> usize {
     8 + 4 * dim
 }
 
-/// Encodes a record.
 pub(super) fn encode(
     envelope: &RecordEnvelope,
     body: &RecordBody,
@@ -138,7 +137,6 @@ pub(super) fn envelope(payload: &[u8]) -> Result<(RecordEnvelope, &[u8]), String
 }
 
 impl WeightsTotal {
-    /// Adds a part.
     pub(super) fn add(&mut self, part: &WeightsPart) {
         self.blocks += part.blocks.len() as u64;
         self.values += part.blocks.iter().map(|block| block.values.len() as u64).sum::<u64>();
@@ -166,7 +164,6 @@ impl WeightsPart {
             + 4 * self.rows.len()
     }
 
-    /// Encodes the part.
     pub(super) fn pack(&self) -> PackedPart {
         let header = |block: &TensorSlice| BlockHeader {
             name: block.name.clone(),

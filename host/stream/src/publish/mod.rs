@@ -34,7 +34,7 @@ pub trait WeightSource {
     fn rows(&self) -> Option<&Store>;
 }
 
-/// A dense tensor.
+/// A dense tensor of the weights, by name.
 #[derive(Debug, Clone, Copy)]
 pub struct DenseTensor<'a> {
     /// Its name.

@@ -94,7 +94,7 @@ impl PublishedState {
         })
     }
 
-    /// Records published rows.
+    /// Keeps the rows as followers now have them.
     pub(super) fn keep_rows(&mut self, ids: &[u64], rows: &[f32]) -> Result<()> {
         if let Some(store) = &mut self.rows {
             store.upsert_rows(ids, rows)?;

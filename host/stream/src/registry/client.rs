@@ -48,7 +48,7 @@ impl<'a> RegistryClient<'a> {
     }
 }
 
-/// Follows the registry.
+/// Keeps a copy of the registry up to date with its stream.
 pub struct RegistryFollower {
     reader: Box<dyn Reader>,
     registry: Registry,

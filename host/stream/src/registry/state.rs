@@ -11,7 +11,7 @@ use crate::error::{CommonErrors as _, Error, Result};
 /// The number of earlier shares that are kept for rollbacks.
 const EARLIER_SHARES: usize = 32;
 
-/// All registered versions.
+/// All registered versions, and which of them answer.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Registry {
     fms: BTreeMap<String, FmVersion>,
@@ -49,7 +49,7 @@ impl Registry {
         self.fms.is_empty() && self.experts.is_empty()
     }
 
-    /// An FM version.
+    /// An FM version, if it is registered.
     pub fn fm(&self, version: &str) -> Option<&FmVersion> {
         self.fms.get(version)
     }
@@ -92,7 +92,7 @@ impl Registry {
         self.experts.get(name)
     }
 
-    /// An expert's version.
+    /// A version of an expert, if it is registered.
     pub fn expert_version(&self, name: &str, version: &str) -> Option<&ExpertVersion> {
         self.experts.get(name)?.versions.get(version)
     }

@@ -158,7 +158,7 @@ pub struct ProgramStep {
     pub width: usize,
 }
 
-/// A planned program.
+/// A program with its buffers planned.
 #[derive(Debug)]
 pub struct Program {
     steps: Vec<ProgramStep>,

@@ -13,11 +13,12 @@ use crate::sources::{RustFile, Sources, attributes, is_test_only, line};
 /// options of one command file.
 const SHARED_NAMES: [&str; 3] = ["Args", "Error", "Result"];
 
-/// A doc comment with fewer words repeats the name of what it documents.
+/// A doc comment with fewer words repeats the name of what it documents, but for a unit such as
+/// "Rows per block."
 ///
 /// Fields and variants are exempt: "In milliseconds." is all that a field may need, and variants'
 /// docs are the command line's help.
-const MIN_DOC_WORDS: usize = 3;
+const MIN_DOC_WORDS: usize = 4;
 
 /// Functions and methods with a tuple among their parameters. Closures may have one.
 pub fn tuple_parameters(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>> {
@@ -120,7 +121,8 @@ impl Collected {
         let text: Vec<&str> = docs.iter().map(|(_, text)| text.trim()).collect();
         let text = text.join(" ");
         let is_word = |word: &&str| word.contains(char::is_alphanumeric);
-        if text.split_whitespace().filter(is_word).count() < MIN_DOC_WORDS {
+        let words = || text.split_whitespace().filter(is_word);
+        if words().count() < MIN_DOC_WORDS && !words().any(|word| word == "per") {
             self.docs.push((*line, text));
         }
     }

@@ -6,7 +6,7 @@ use hypercast_core::hash::mix64;
 use crate::batch::{ColumnData, ExpertBatch};
 use crate::graph::{ExpertGraph, Fold, Lead, Node, Op, Type, Unary, Zip};
 
-/// A dense value.
+/// A dense value in f64.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Array {
     pub(super) dims: Vec<usize>,

@@ -29,7 +29,7 @@ const BATCH: u64 = 500;
 /// How long a raw append loop runs for comparison.
 const RAW: Duration = Duration::from_secs(5);
 
-/// Adds the figures.
+/// Adds the group's figures to the report.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let dir = temporary()?;
     let lasting = Duration::from_secs(options.seconds);

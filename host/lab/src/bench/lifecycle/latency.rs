@@ -27,7 +27,7 @@ const WINDOW_S: u64 = 5;
 /// The delay that is allowed on top of the window, in seconds.
 const ALLOWED_S: f64 = 10.0;
 
-/// Adds the figures.
+/// Adds the group's figures to the report.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let dir = temporary()?;
     let mut fixture = LifecycleFixture::new(dir.path(), options.engine, |config| {

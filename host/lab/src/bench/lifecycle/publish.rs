@@ -52,7 +52,7 @@ const REQUESTS_PER_DELTA: usize = 32;
 /// The largest share of the weights in a delta.
 const SHARE: f64 = 0.3;
 
-/// Adds the figures.
+/// Adds the group's figures to the report.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let dir = temporary()?;
     let mut processes =

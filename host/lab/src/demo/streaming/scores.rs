@@ -52,7 +52,7 @@ struct WindowedSums {
 }
 
 impl ServedScores {
-    /// No scores yet.
+    /// Scores before the first prediction.
     pub fn new(schema: &Arc<Schema>) -> Self {
         Self {
             labels: BinaryLabels::new(schema),

@@ -19,7 +19,6 @@ use crate::events::NewEvent;
 use crate::join::{JoinMetrics, JoinedRecord, JoinerProgress, OutcomeRecord, Runner};
 use crate::streams::{Appended, Appender, MemoryEngine, Reader, Record, StreamEngine, Topic};
 
-/// Drops every measurement.
 struct NoMetrics;
 
 impl JoinMetrics for NoMetrics {
