@@ -1,7 +1,7 @@
 //! Bodies of HTTP requests, and what a daemon does with them: it converts names to columns, joins
 //! events, updates the state of features, and runs the FM on the examples.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -109,7 +109,12 @@ impl FuzzDaemon {
         let known = |id| self.state.item(id).cloned();
         let Ok(input) = self.converter.request(&request, 7, time_ms, known) else { return };
         let example = self.state.fetch(&input, 8);
-        assert_eq!(example.targets.len(), request.candidates.len());
+        // An item that is named more than once is a target once, where it was named first.
+        let mut seen = HashSet::new();
+        let named = request.candidates.iter().map(|candidate| candidate.id);
+        let expected: Vec<u64> = named.filter(|id| seen.insert(*id)).collect();
+        let targets: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
+        assert_eq!(targets, expected);
         let output = model().served.infer(&[&example]).expect("the example fits the model");
         assert_eq!(output.main.len() % example.targets.len().max(1), 0);
     }
