@@ -2,15 +2,19 @@
 //! new folder. So the guide always matches the tool.
 //!
 //! Two things are replaced: the daemon's port, by a free one, and `cargo install`, by the binaries
-//! that were built along with this test.
+//! that were built along with this test. One is added: the new expert also depends on what the
+//! checkout depends on, so that its dependencies have the features that they have in the checkout
+//! and are not compiled a second time, which takes minutes.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
 };
 
 use hypercast_tests::{Prerequisites, prerequisites, services::free_port};
+use serde_json::Value;
 
 const GUIDE: &str = include_str!("../../sdk/README.md");
 
@@ -39,6 +43,41 @@ fn blocks(guide: &str) -> Vec<String> {
     blocks
 }
 
+fn checkout() -> PathBuf {
+    std::fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap()
+}
+
+/// The external dependencies of the checkout's packages, as lines for an expert's `Cargo.toml`.
+fn dependencies(checkout: &Path) -> String {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
+        .current_dir(checkout)
+        .output()
+        .expect("cargo runs");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("metadata is JSON");
+    // Whether a dependency has its default features, and which others.
+    let mut found: BTreeMap<(String, String), (bool, BTreeSet<String>)> = BTreeMap::new();
+    let packages = metadata["packages"].as_array().expect("packages is a list").iter();
+    for dependency in packages.flat_map(|package| package["dependencies"].as_array().unwrap()) {
+        let is_built = dependency["optional"] == false && dependency["target"].is_null();
+        if dependency["source"].is_null() || !is_built {
+            continue;
+        }
+        let text = |key: &str| dependency[key].as_str().expect("a text").to_owned();
+        let entry = found.entry((text("name"), text("req"))).or_default();
+        entry.0 |= dependency["uses_default_features"] == true;
+        let features = dependency["features"].as_array().expect("features is a list").iter();
+        entry.1.extend(features.map(|feature| feature.as_str().expect("a text").to_owned()));
+    }
+    let lines = found.iter().map(|((name, version), (default, features))| {
+        format!(
+            "{name} = {{ version = \"{version}\", default-features = {default}, \
+             features = {features:?} }}\n"
+        )
+    });
+    lines.collect()
+}
+
 /// The guide as one script. It stops at the first command that fails, and kills its background
 /// jobs.
 fn script(blocks: &[String], checkout: &Path, port: u16) -> String {
@@ -54,7 +93,18 @@ fn script(blocks: &[String], checkout: &Path, port: u16) -> String {
                     let manifest = checkout.join(package).join("Cargo.toml");
                     script.push_str(&format!("test -f '{}'\n", manifest.display()));
                 }
-                None => script.push_str(&(line + "\n")),
+                None => script.push_str(&(line.clone() + "\n")),
+            }
+            if let Some(expert) = line.strip_prefix("cargo hypercast new ") {
+                let name = expert.split(' ').next().unwrap_or(expert);
+                let lock = checkout.join("Cargo.lock");
+                // A table of its own, because the file has one of dev-dependencies already.
+                script.push_str(&format!(
+                    "cat >> {name}/Cargo.toml << 'END'\n[target.'cfg(unix)'.dev-dependencies]\n\
+                     {}END\ncp '{}' {name}/\n",
+                    dependencies(checkout),
+                    lock.display(),
+                ));
             }
         }
     }
@@ -66,7 +116,7 @@ fn script(blocks: &[String], checkout: &Path, port: u16) -> String {
 fn all_commands_of_the_guide_succeed() {
     let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("guide") else { return };
     let dir = tempfile::tempdir().unwrap();
-    let checkout = std::fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
+    let checkout = checkout();
     let beside = binary.parent().expect("the binary is in a folder");
     let target = beside.parent().expect("the profile's folder is in the target folder");
     // Put only those binaries into the path that `cargo install` would install.
@@ -123,7 +173,7 @@ fn the_test_runs_every_fenced_command_of_the_guide() {
     // An alias would hide the installed tool in the checkout, and in experts created inside it.
     let config = include_str!("../../.cargo/config.toml");
     assert!(!config.contains("\nhypercast ="), "an alias hides `cargo hypercast`");
-    let script = script(&blocks, &PathBuf::from("/checkout"), 4321);
+    let script = script(&blocks, &checkout(), 4321);
     assert!(!script.contains("8570"), "every port is replaced");
-    assert!(script.contains("test -f '/checkout/host/Cargo.toml'"), "{script}");
+    assert!(script.contains("/host/Cargo.toml'\n"), "{script}");
 }

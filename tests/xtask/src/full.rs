@@ -29,7 +29,8 @@ const FUZZ_MINUTES: u64 = 15;
 /// The steps but for the fuzz targets: name, environment and command, where `{target}` is cargo's
 /// folder. `--workspace` gives dependencies the features that they have in `verify`, so that
 /// nothing heavy is built twice.
-const STEPS: [(&str, &str, &str); 11] = [
+const STEPS: [(&str, &str, &str); 12] = [
+    ("c-tools", "", "examples/c-expert/tools.sh {target}/c-tools"),
     // Builds the binary, the plugins and the hostile guests that the other steps use.
     ("verify", "", "cargo verify"),
     (
@@ -56,7 +57,7 @@ const STEPS: [(&str, &str, &str); 11] = [
     (
         "rollout",
         "HYPERCAST_ROLLOUT_PUSHES=1000",
-        "cargo test --workspace --test rollout one_push -- --nocapture",
+        "cargo test --workspace --test rollout many_pushes -- --nocapture",
     ),
     ("guide", "", "cargo test --workspace --test guide -- --include-ignored"),
     ("trials", "", "cargo test --workspace --test trials -- --include-ignored"),
@@ -146,7 +147,7 @@ fn read(path: &Path) -> Result<Summary> {
     serde_json::from_str(&text).with_context(|| format!("{}: not a summary", path.display()))
 }
 
-/// All steps, with one for each fuzz target behind `verify`.
+/// All steps, with one for each fuzz target behind `verify`, the second step.
 fn steps(root: &Path, fuzz_minutes: u64) -> Result<Vec<Step>> {
     let mut steps: Vec<Step> = STEPS
         .iter()
@@ -168,7 +169,7 @@ fn steps(root: &Path, fuzz_minutes: u64) -> Result<Vec<Step>> {
     let fuzzing = targets.iter().map(|target| {
         Step::new(&format!("fuzz-{target}"), "", &format!("{fuzz}/run {target} {seconds}"))
     });
-    steps.splice(1..1, fuzzing);
+    steps.splice(2..2, fuzzing);
     Ok(steps)
 }
 
@@ -194,11 +195,15 @@ impl Step {
         std::fs::create_dir_all(folder)?;
         let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let components = target(root).join("hypercast");
+        let c_tools = target(root).join("c-tools/bin");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::iter::once(c_tools).chain(std::env::split_paths(&path));
         let start = Instant::now();
         let status = Command::new(&self.command[0])
             .args(&self.command[1..])
             // A prerequisite that is missing fails, instead of passing as skipped.
             .env("CI", "true")
+            .env("PATH", std::env::join_paths(path)?)
             .env("HYPERCAST_PLUGINS", components.join("plugins"))
             .env("HYPERCAST_HOSTILE", components.join("hostile"))
             .envs(self.environment.iter().map(|(key, value)| (key, value)))
@@ -256,6 +261,7 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::git;
 
     fn run(command: &[&str]) -> StepResult {
         let dir = tempfile::tempdir().unwrap();
@@ -296,9 +302,30 @@ mod tests {
         std::fs::write(fuzz.join("fuzz_targets/bodies.rs"), "").unwrap();
         let steps = steps(dir.path(), 2).unwrap();
         assert_eq!(steps.len(), STEPS.len() + 2);
-        assert_eq!(steps[0].line(), "cargo verify");
-        assert_eq!(steps[1].line(), "tests/fuzz/run bodies 120");
-        assert_eq!(steps[2].name, "fuzz-graph");
+        assert_eq!(steps[1].line(), "cargo verify");
+        assert_eq!(steps[2].line(), "tests/fuzz/run bodies 120");
+        assert_eq!(steps[3].name, "fuzz-graph");
+    }
+
+    /// Otherwise one learns after hours that a test was renamed.
+    #[test]
+    fn every_step_names_a_test_that_exists() {
+        let root = repository_root().unwrap();
+        // A test's path has the names of its file and function.
+        let functions = ["grep", "-e", "^ *fn [a-z0-9_]*()", "--", "*.rs"];
+        let functions = String::from_utf8(git(&root, &functions, "").unwrap()).unwrap();
+        for (name, _, command) in STEPS {
+            let Some(options) = command.strip_prefix("cargo test --workspace ") else { continue };
+            let words: Vec<&str> = options.split(' ').collect();
+            let filters = words.iter().enumerate().filter(|(place, word)| {
+                let is_value = *place > 0 && words[place - 1] == "--test";
+                !is_value && !word.starts_with("--")
+            });
+            for (_, filter) in filters {
+                let is_there = functions.lines().any(|function| function.contains(filter));
+                assert!(is_there, "{name}: no test contains {filter}");
+            }
+        }
     }
 
     #[test]
