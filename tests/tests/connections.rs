@@ -78,8 +78,8 @@ fn slow_connections_stay_below_the_stated_memory() {
     let address = daemon.url().trim_start_matches("http://");
     let body = vec![b' '; BODY_BYTES];
     let mut open: Vec<TcpStream> = std::thread::scope(|scope| {
-        let share = connections / 16;
-        let send = || (0..share).map(|_| almost_send(address, &body)).collect::<Vec<_>>();
+        let (share, body) = (connections / 16, &body);
+        let send = move || (0..share).map(|_| almost_send(address, body)).collect::<Vec<_>>();
         let threads: Vec<_> = (0..16).map(|_| scope.spawn(send)).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
