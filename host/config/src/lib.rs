@@ -289,6 +289,20 @@ impl Config {
         EngineConfig { cache: (limits.compiled_mib > 0).then_some(cache), ..limits.engine() }
     }
 
+    /// Memory for the bodies of all requests in flight, in bytes: `server.max_inflight_body_mib`,
+    /// or more if a single body may have more.
+    pub fn inflight_body_bytes(&self) -> usize {
+        [
+            self.server.max_inflight_body_mib << 20,
+            self.server.max_body_bytes,
+            self.fm_serving.max_body_bytes,
+            self.fm_logging.max_body_bytes,
+            self.rollout.max_push_mib << 20,
+        ]
+        .into_iter()
+        .fold(0, usize::max)
+    }
+
     /// The limits for loading an expert. Callers add what the FM determines.
     pub fn load_options(&self, expert: &str) -> LoadOptions {
         let own = self.experts.iter().find(|entry| entry.name == expert).map(|entry| &entry.limits);
@@ -334,6 +348,7 @@ impl Config {
             ("server.max_candidates", self.server.max_candidates),
             ("server.max_events", self.server.max_events),
             ("server.max_body_bytes", self.server.max_body_bytes),
+            ("server.max_inflight_body_mib", self.server.max_inflight_body_mib),
             ("fm_serving.queue", self.fm_serving.queue),
             ("fm_serving.batch_candidates", self.fm_serving.batch_candidates),
             ("fm_serving.max_body_bytes", self.fm_serving.max_body_bytes),

@@ -15,6 +15,11 @@ use crate::check_share;
 pub struct ServerSettings {
     /// Address and port. Port 0 takes a free port and prints it.
     pub listen: String,
+    /// Address and port of a listener for /healthz, /readyz, /readyz/serving and /metrics alone, so
+    /// that these answer while requests take all connections. It speaks plain HTTP without tokens,
+    /// and has 64 connections: keep it in a private network. "" opens none; `listen` answers probes
+    /// in any case.
+    pub probe_listen: String,
     /// Certificates in PEM, the server's own first. With this and `tls_key` the daemon speaks HTTPS
     /// (TLS 1.3).
     pub tls_certificate: PathBuf,
@@ -39,8 +44,13 @@ pub struct ServerSettings {
     pub threads: usize,
     /// Requests that may wait for a thread. Further requests get status 503 at once.
     pub queue: usize,
-    /// Connections that may be open. Further connections wait in the operating system's queue.
+    /// Connections that may be open, each of which takes up to 128 KiB. Further connections wait in
+    /// the operating system's queue.
     pub max_connections: usize,
+    /// Connections that one peer may have open: an IPv4 address, or a /64 network of IPv6. Further
+    /// ones of that peer are closed at once. 0 allows a quarter of `max_connections`. Behind a
+    /// proxy, whose address is that of all callers, set it to `max_connections`.
+    pub max_connections_per_peer: usize,
     /// Time for a connection to send the headers of a request, and to stay idle between two
     /// requests, in milliseconds.
     pub header_timeout_ms: u64,
@@ -50,6 +60,10 @@ pub struct ServerSettings {
     pub max_events: usize,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// Memory for the bodies of all requests in flight (rankings, events, examples of other tiers,
+    /// pushes), in MiB. A request that finds none left gets status 503 at once, with the time after
+    /// which to try again. The largest body that any key allows fits even if this is less.
+    pub max_inflight_body_mib: usize,
     /// Time for a request to wait and run, in milliseconds; then it gets status 504. A request that
     /// is expected to take longer gets status 503 at once, with the time after which to try again.
     pub deadline_ms: u64,
@@ -69,6 +83,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8570".into(),
+            probe_listen: String::new(),
             tls_certificate: PathBuf::new(),
             tls_key: PathBuf::new(),
             admin: true,
@@ -79,10 +94,12 @@ impl Default for ServerSettings {
             threads: 2,
             queue: 256,
             max_connections: 4096,
+            max_connections_per_peer: 0,
             header_timeout_ms: 60_000,
             max_candidates: 1000,
             max_events: 10_000,
             max_body_bytes: 4 << 20,
+            max_inflight_body_mib: 256,
             deadline_ms: 1000,
             explain: true,
             shadow_share: 1.0,
@@ -96,6 +113,14 @@ impl ServerSettings {
     /// Whether the daemon speaks HTTPS.
     pub fn has_tls(&self) -> bool {
         !self.tls_certificate.as_os_str().is_empty()
+    }
+
+    /// Connections that one peer may have open; at least one.
+    pub fn connections_per_peer(&self) -> usize {
+        match self.max_connections_per_peer {
+            0 => self.max_connections.div_ceil(4),
+            most => most,
+        }
     }
 
     pub(super) fn files(&mut self) -> [&mut PathBuf; 4] {

@@ -37,11 +37,17 @@ pub fn parse_time_ms(text: &str, utc_offset_h: i32) -> Result<i64> {
         return Ok(ms);
     }
     let parts: Option<Vec<i64>> = text.split('-').map(|part| part.parse().ok()).collect();
-    let Some(&[year, month @ 1..=12, day @ 1..=31]) = parts.as_deref() else {
-        return Err(Error::invalid(format!(
+    let neither = || {
+        Error::invalid(format!(
             "{text:?} is neither a date like 2022-04-29 nor milliseconds since 1970"
-        )));
+        ))
     };
+    let Some(&[year @ 1..=9999, month @ 1..=12, day]) = parts.as_deref() else {
+        return Err(neither());
+    };
+    if !(1..=days_of(year, month)).contains(&day) {
+        return Err(neither());
+    }
     // Days since the epoch in the proleptic Gregorian calendar; years start in March.
     let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
     let days =
@@ -49,6 +55,17 @@ pub fn parse_time_ms(text: &str, utc_offset_h: i32) -> Result<i64> {
             - 1
             - 719_468;
     Ok(days * 86_400_000 - i64::from(utc_offset_h) * 3_600_000)
+}
+
+/// The number of days of a month (1 to 12).
+fn days_of(year: i64, month: i64) -> i64 {
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    match month {
+        2 if leap => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
 }
 
 /// The feature logs for expert training: `[logs]`.
@@ -145,6 +162,11 @@ mod tests {
         assert_eq!(parse_time_ms("2022-04-29", 8).unwrap(), 1_651_161_600_000);
         assert_eq!(parse_time_ms("2000-02-29", 0).unwrap(), 951_782_400_000);
         assert_eq!(parse_time_ms("1651161600000", 8).unwrap(), 1_651_161_600_000);
+        let no_days = ["2022-02-31", "2023-02-29", "1900-02-29", "2022-04-31", "2022-01-00"];
+        for text in no_days.into_iter().chain(["99999999999999-01-01", "", "2022-02", "2022-2-x"]) {
+            let error = parse_time_ms(text, 0).unwrap_err().to_string();
+            assert!(error.contains("neither a date"), "{text}: {error}");
+        }
         assert!(parse_time_ms("29 April", 0).is_err());
         assert!(parse_time_ms("2022-13-01", 0).is_err());
     }

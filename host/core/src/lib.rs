@@ -1,11 +1,12 @@
 //! What every crate of HyperCast uses, and nothing that knows what HyperCast does: errors, files
-//! that are replaced as a whole, locks of work directories, shutdown, logging, progress, the clock,
-//! hashing and quantiles.
+//! that are replaced as a whole, locks of work directories, shutdown, supervised threads, logging,
+//! progress, the clock, hashing and quantiles.
 //!
 //! ```text
 //! error         the errors that any crate can meet, and what a caller can do about each
 //! atomic_file   replace a file as a whole      dir_lock   one process a work directory
 //! shutdown      finish the step and save       clock      wall clock, processor time, priority
+//! supervised_thread   a thread whose panic is not missed
 //! logging       lines on standard error        progress   bars of long commands
 //! hash          SplitMix64                     hex        bytes as text
 //! quantile      the one definition             prerequisite   what tests need beside the code
@@ -29,5 +30,6 @@ pub mod prerequisite;
 pub mod progress;
 pub mod quantile;
 pub mod shutdown;
+pub mod supervised_thread;
 
 pub use error::{Error, Result};

@@ -8,7 +8,10 @@ use std::sync::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    supervised_thread::{self, OnPanic},
+};
 
 /// Whether shutdown was requested. Clones share one state.
 #[derive(Debug, Clone, Default)]
@@ -50,7 +53,7 @@ impl Shutdown {
             });
             signalled.request();
         };
-        std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(cannot)?;
+        supervised_thread::spawn("signals", OnPanic::EndProcess, watch)?;
         Ok(shutdown)
     }
 

@@ -9,11 +9,14 @@ use std::{
     thread::JoinHandle,
 };
 
-use hypercast_core::shutdown::Shutdown;
+use hypercast_core::{
+    shutdown::Shutdown,
+    supervised_thread::{self, OnPanic},
+};
 
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// Starts a thread.
+/// Starts a thread for one job. Its caller sees by joining it whether it panicked.
 ///
 /// # Errors
 /// The system has no thread left; the error is internal.
@@ -48,14 +51,16 @@ pub(crate) struct ThreadGroup {
 }
 
 impl ThreadGroup {
-    /// Starts a thread, which must end once the flag is set.
+    /// Starts a thread, which must end once the flag is set. If it panics, the process is not
+    /// ready.
     pub(crate) fn spawn(
         &self,
         name: &str,
         run: impl FnOnce(&Shutdown) + Send + 'static,
     ) -> Result<()> {
         let stop = self.stop.clone();
-        lock(&self.threads).push(spawn(name, move || run(&stop))?);
+        let run = move || run(&stop);
+        lock(&self.threads).push(supervised_thread::spawn(name, OnPanic::NotReady, run)?);
         Ok(())
     }
 
@@ -85,10 +90,11 @@ impl<T: Send + 'static> QueueThread<T> {
     pub(crate) fn start(
         name: &str,
         capacity: usize,
+        on_panic: OnPanic,
         run: impl FnOnce(Receiver<T>) + Send + 'static,
     ) -> Result<Self> {
         let (queue, jobs) = sync_channel(capacity);
-        let thread = spawn(name, move || run(jobs))?;
+        let thread = supervised_thread::spawn(name, on_panic, move || run(jobs))?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
 

@@ -16,6 +16,9 @@ pub struct Args {
     /// Address and port instead of `server.listen`
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
+    /// Address and port for probes instead of `server.probe_listen`; "" for none
+    #[arg(long, value_name = "ADDRESS")]
+    pub probe_listen: Option<String>,
     /// The tier that this process runs
     #[arg(long, value_enum, default_value_t)]
     pub tier: DaemonTier,
@@ -24,7 +27,8 @@ pub struct Args {
 /// Serves until SIGTERM or SIGINT, and reads its configuration again on SIGHUP. When it is ready it
 /// prints `listening on http://ADDRESS`, or `https://` where it has a certificate.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let origin = Origin { path: args.config, listen: args.listen, tier: args.tier };
+    let Args { config: path, listen, probe_listen, tier } = args;
+    let origin = Origin { path, listen, probe_listen, tier };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {

@@ -13,8 +13,8 @@ use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
 use hypercast_fm::checkpoint::FmManifest;
 use hypercast_stream::publish::{PublicationFollower, PublicationHeader};
 use hypercast_stream::registry::{
-    ExpertVersion, FmVersion, NewExpert, Promotion, Registry, RegistryClient, VersionState,
-    WeightsLocation, keep_version_file,
+    ExpertVersion, FmVersion, NewExpert, Promotion, Registry, RegistryClient, UnappliedDecisions,
+    VersionState, WeightsLocation, keep_version_file,
 };
 use hypercast_stream::streams::{self, StreamEngine, Topic};
 
@@ -354,8 +354,12 @@ fn show(registry: &Registry, which: &Which) -> anyhow::Result<()> {
 
 /// Every version in a line.
 pub fn table(registry: &Registry) -> String {
+    let missing = registry.unapplied().map_or_else(String::new, |unapplied| {
+        let UnappliedDecisions { count, first } = unapplied;
+        format!("incomplete: {count} decisions are left out; the first is {first}\n")
+    });
     if registry.is_empty() {
-        return "nothing is registered: the configuration says what serves\n".into();
+        return missing + "nothing is registered: the configuration says what serves\n";
     }
     let mut lines = vec![
         ["kind", "version", "state", "share", "FM", "TAE", "weights", "surfaces"]
@@ -399,7 +403,7 @@ pub fn table(registry: &Registry) -> String {
             cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
-    lines.iter().map(line).collect()
+    missing + &lines.iter().map(line).collect::<String>()
 }
 
 fn place(weights: &WeightsLocation) -> String {

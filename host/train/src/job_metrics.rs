@@ -6,6 +6,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, routing::get};
+use hypercast_core::supervised_thread::{self, OnPanic};
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, Opts, Registry, TextEncoder,
     core::Collector,
@@ -91,7 +92,7 @@ pub fn serve(
             tracing::warn!(%error, "metrics are no longer answered");
         }
     };
-    std::thread::Builder::new().name("metrics".into()).spawn(serve).map_err(cannot)?;
+    supervised_thread::spawn("metrics", OnPanic::EndProcess, serve)?;
     Ok(bound)
 }
 

@@ -29,7 +29,7 @@ const FUZZ_MINUTES: u64 = 15;
 /// The steps but for the fuzz targets: name, environment and command, where `{target}` is cargo's
 /// folder. `--workspace` gives dependencies the features that they have in `verify`, so that
 /// nothing heavy is built twice.
-const STEPS: [(&str, &str, &str); 12] = [
+const STEPS: &[(&str, &str, &str)] = &[
     ("c-tools", "", "examples/c-expert/tools.sh {target}/c-tools"),
     // Builds the binary, the plugins and the hostile guests that the other steps use.
     ("verify", "", "cargo verify"),
@@ -59,6 +59,7 @@ const STEPS: [(&str, &str, &str); 12] = [
         "HYPERCAST_ROLLOUT_PUSHES=1000",
         "cargo test --workspace --test rollout many_pushes -- --nocapture",
     ),
+    ("connections", "HYPERCAST_SLOW_CONNECTIONS=4096", "cargo test --workspace --test connections"),
     ("guide", "", "cargo test --workspace --test guide -- --include-ignored"),
     ("trials", "", "cargo test --workspace --test trials -- --include-ignored"),
     ("streaming", "", "cargo demo -- --streaming --minutes 30"),

@@ -99,6 +99,11 @@ impl ImportReport {
         }
     }
 
+    /// Whether the file that was opened last has had no row.
+    pub(super) fn is_without_rows(&self) -> bool {
+        self.files.last().is_some_and(|file| file.rows == 0)
+    }
+
     /// Ends the file that was opened last.
     ///
     /// # Errors

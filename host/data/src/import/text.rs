@@ -60,7 +60,10 @@ impl<R: Read> TextFile<R> {
         let positions = self.columns.iter().map(|column| {
             let is_column = |name: &String| name.trim_start_matches('\u{feff}').trim() == column;
             let found = header.iter().position(is_column);
-            found.ok_or_else(|| wrong(&format!("column `{column}` is missing")))
+            found.ok_or_else(|| {
+                let hint = other_delimiter(&header, self.delimiter);
+                wrong(&format!("column `{column}` is missing{hint}"))
+            })
         });
         let positions = positions.collect::<Result<Vec<usize>>>()?;
         report.open(&self.name);
@@ -83,6 +86,9 @@ impl<R: Read> TextFile<R> {
             };
             report.row(line, outcome);
         }
+        if report.is_without_rows() {
+            return Err(wrong("the file has a header and no rows"));
+        }
         report.close()
     }
 }
@@ -98,8 +104,19 @@ fn foreign_format(start: &[u8]) -> Option<&'static str> {
         [b'P', b'A', b'R', b'1', ..] => Some("the file is Parquet, not text"),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("the file is UTF-16; convert it to UTF-8"),
         _ if start.contains(&0) => Some("the file is binary, not text"),
+        _ if start.trim_ascii_end().contains(&b'\r') => {
+            Some("its lines end with CR alone; convert it to LF or CR LF")
+        }
         _ => None,
     }
+}
+
+/// A hint for a header of one cell that another delimiter would split.
+fn other_delimiter(header: &[String], own: u8) -> String {
+    let [cell] = header else { return String::new() };
+    let others = [(',', "commas"), (';', "semicolons"), ('\t', "tabs"), ('|', "bars")];
+    let found = others.iter().find(|(other, _)| *other != char::from(own) && cell.contains(*other));
+    found.map_or_else(String::new, |(_, name)| format!(" (its cells seem to be between {name})"))
 }
 
 /// The lines of a file, of which no more than [`MAX_LINE_BYTES`] are kept.
@@ -285,6 +302,21 @@ mod tests {
     }
 
     #[test]
+    fn columns_are_found_by_name_and_blanks_are_trimmed() {
+        let (read, rows, _) = read(b" b , x,a \r\n2 ,7, 1\t\r\n4,8,3\r\n", b',');
+        read.unwrap();
+        assert_eq!(rows, [["1", "2"], ["3", "4"]]);
+    }
+
+    #[test]
+    fn a_file_that_was_cut_loses_its_last_row_alone() {
+        let (read, rows, report) = read(b"a,b\n1,2\n3,4\n5", b',');
+        read.unwrap();
+        assert_eq!(rows, [["1", "2"], ["3", "4"]]);
+        assert_eq!((report.bad_rows, report.first_bad_rows[0].line), (1, 4));
+    }
+
+    #[test]
     fn files_that_are_no_text_are_named() {
         for (content, word) in [
             (&b"\x1f\x8b\x08\x00"[..], "gzip"),
@@ -296,6 +328,11 @@ mod tests {
             (b"", "empty"),
             (b"a,\"b\n", "line 1: a quote"),
             (b"a,c\n", "column `b` is missing"),
+            (b"a;b\n1;2\n", "between semicolons"),
+            (b"a\tb\n1\t2\n", "between tabs"),
+            (b"a,b\r1,2\r", "CR alone"),
+            (b"a,b\r\n", "no rows"),
+            (b"a,b", "no rows"),
         ] {
             let (read, ..) = read(content, b',');
             let error = read.unwrap_err().to_string();

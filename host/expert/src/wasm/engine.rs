@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use hypercast_core::supervised_thread::{self, OnPanic};
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{
     Config, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter, Store,
@@ -137,11 +138,9 @@ fn start_ticker(engine: wasmtime::EngineWeak) -> Result<(), Error> {
             std::thread::sleep(TICK);
         }
     };
-    std::thread::Builder::new()
-        .name("wasm-epochs".into())
-        .spawn(tick)
-        .map(drop)
-        .map_err(|error| Error::engine(error.into()))
+    // Without it, no guest's deadline would ever pass.
+    supervised_thread::spawn("wasm-epochs", OnPanic::EndProcess, tick)?;
+    Ok(())
 }
 
 /// The host's data of an instance: its limits and what it used.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use hypercast_config::FmTierConfig;
+use hypercast_core::supervised_thread::OnPanic;
 use hypercast_fm::{
     example::Example,
     inference::{FmOutput, FoundationModel},
@@ -69,7 +70,8 @@ impl FmBatcher {
             wait: Duration::from_micros(config.batch_wait_us),
             metrics,
         };
-        let thread = QueueThread::start("fm-batch", config.queue, move |jobs| worker.work(&jobs))?;
+        let run = move |jobs| worker.work(&jobs);
+        let thread = QueueThread::start("fm-batch", config.queue, OnPanic::EndProcess, run)?;
         Ok(Self { fm, thread })
     }
 

@@ -18,10 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{CommonErrors as _, Error},
-    http::{
-        respond::{BODY_TIMEOUT, bytes, refuse_with},
-        server::AppState,
-    },
+    http::{bodies::BODY_TIMEOUT, respond::refuse_with, server::AppState},
     request::api::{Refusal, RequestResult},
     rollout::{Rollout, RolloutService},
 };
@@ -87,7 +84,11 @@ async fn push(
         return Ok(refuse_with(503, "busy", why));
     };
     let most = app.reloader.settings.now().rollout.max_push_mib << 20;
-    let Ok(body) = bytes(body, most).await else {
+    let read = app.bodies.read(body, most).await;
+    if let Err(full @ Refusal::BodiesFull { .. }) = read {
+        return Ok(full.into_response());
+    }
+    let Ok(body) = read else {
         let waited_s = BODY_TIMEOUT.as_secs();
         let why = format!(
             "the push is over {most} bytes (rollout.max_push_mib), took longer than {waited_s} s to arrive, or broke off"

@@ -19,11 +19,12 @@ use crate::{
     error::Result,
     http::{
         auth::{self, GuardedRoutes},
-        listen::BoundListener,
+        bodies::BodyBudget,
+        listen::{self, Listeners},
         reload::{self, Reloader},
         respond::{
-            metrics_text, refuse_compressed, refuse_with, store_events, time_left, timed,
-            wrong_method,
+            in_time, lost_thread, metrics_text, refuse_compressed, refuse_with, store_events,
+            time_left, timed, wrong_method,
         },
     },
     metrics::Metrics,
@@ -42,6 +43,7 @@ struct IngestState {
     reloader: Reloader,
     intake: Arc<EventIntake>,
     workers: Workers,
+    bodies: BodyBudget,
     metrics: Arc<Metrics>,
 }
 
@@ -50,7 +52,7 @@ struct IngestState {
 /// # Errors
 /// The data set has no schema, or the stream engine cannot be reached or written to.
 pub(crate) async fn serve(
-    bound: BoundListener,
+    listeners: Listeners,
     metrics: Arc<Metrics>,
     reloader: Reloader,
     stop: impl Future<Output = ()> + Send + 'static,
@@ -64,12 +66,15 @@ pub(crate) async fn serve(
     let workers = Workers::start(THREADS, config.server.queue)?;
     let (threads, ticks) = (ThreadGroup::default(), intake.clone());
     threads.spawn("ticks", move |stop| ticks.writer.tick(stop))?;
-    let app = Arc::new(IngestState { reloader, intake, workers, metrics });
+    let bodies = BodyBudget::new(config.inflight_body_bytes(), &metrics);
+    let app = Arc::new(IngestState { reloader, intake, workers, bodies, metrics });
     let own = Arc::downgrade(&app);
     // This tier has no experts to load.
     reload::at_signals(move || Some(own.upgrade()?.reloader.reload(|_| Ok(false))))?;
-    ready(&bound.url());
-    bound.serve(routes(app), stop).await;
+    let Listeners { requests, probes } = listeners;
+    listen::answer_probes(probes, probe_routes().with_state(app.clone()));
+    ready(&requests.url());
+    requests.serve(routes(app), stop).await;
     threads.stop();
     Ok(())
 }
@@ -80,15 +85,24 @@ fn routes(app: Arc<IngestState>) -> Router {
         .route("/v1/events", post(events).route_layer(timed))
         .route_layer(from_fn(refuse_compressed));
     auth::guard(taking, &app.reloader.access, GuardedRoutes::Callers)
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async { "ready\n" }))
-        .route("/readyz/serving", get(|| async { "serving\n" }))
-        .route("/metrics", get(metrics))
+        .merge(probe_routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(|| async {
             refuse_with(404, "not_found", "this tier only receives events: POST /v1/events")
         })
         .with_state(app)
+}
+
+fn probe_routes() -> Router<Arc<IngestState>> {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/readyz/serving", get(|| async { "serving\n" }))
+        .route("/metrics", get(metrics))
+}
+
+async fn readyz() -> Response {
+    lost_thread().unwrap_or_else(|| "ready\n".into_response())
 }
 
 async fn metrics(State(app): State<Arc<IngestState>>) -> Response {
@@ -103,7 +117,8 @@ async fn events(
     let server = &app.reloader.settings.now().server;
     let deadline = Instant::now() + time_left(&headers, server.deadline_ms)?;
     let (intake, most) = (app.intake.clone(), server.max_body_bytes);
+    let body = in_time(deadline, app.bodies.read(body, most)).await?;
     let AppendReceipt { accepted, repeated, .. } =
-        store_events(&app.workers, intake, body, most, deadline).await?;
+        store_events(&app.workers, intake, body, deadline).await?;
     Ok(Json(EventsAnswer { accepted, repeated, applied: false }).into_response())
 }

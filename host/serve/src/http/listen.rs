@@ -1,12 +1,22 @@
 //! Accepts connections: plain HTTP, or TLS if the configuration names a certificate.
 //!
-//! The number of connections is bounded; further ones wait in the system's queue. The handshake,
-//! the headers of every request and the reading of an answer each have a time limit, so that a
-//! client that sends or reads nothing does not occupy a connection for longer.
-//! [`super::drain_body`] reads the rest of bodies, [`super::tls`] encrypts, and [`super::auth`]
-//! decides who may do what.
+//! The number of connections is bounded; further ones wait in the system's queue, except that those
+//! of a peer that has its share already are closed ([`super::peers`]). The handshake, the headers
+//! of every request and the reading of an answer each have a time limit, so that a client that
+//! sends or reads nothing does not occupy a connection for longer. [`super::drain_body`] reads the
+//! rest of bodies, [`super::tls`] encrypts, and [`super::auth`] decides who may do what.
+//!
+//! Probes can have a listener of their own, so that they are answered while requests take all
+//! connections of the other one.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, middleware::map_request};
 use hyper::server::conn::http1;
@@ -16,7 +26,8 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use hypercast_config::ServerSettings;
-use prometheus::IntGauge;
+use hypercast_core::supervised_thread::{OnPanic, PanicWatch};
+use prometheus::{IntCounter, IntGauge};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -26,7 +37,11 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    http::{drain_body, tls::Tls},
+    http::{
+        drain_body,
+        peers::{PeerLimit, PeerPlace},
+        tls::Tls,
+    },
     metrics::Metrics,
 };
 
@@ -40,6 +55,62 @@ const UNREAD: Duration = Duration::from_secs(20);
 /// must be saved.
 const LAST_ANSWERS: Duration = Duration::from_secs(30);
 
+/// The size of a connection's read buffer, and so the most that a request's headers may have. With
+/// what TLS and the request's task need, a connection stays under 128 KiB.
+const READ_BUFFER_BYTES: usize = 32 << 10;
+
+/// The most connections of probes.
+const PROBE_CONNECTIONS: usize = 64;
+
+/// Time for a probe to send its headers, and to stay idle between two requests.
+const PROBE_HEADERS: Duration = Duration::from_secs(10);
+
+/// The listeners of a process.
+pub(crate) struct Listeners {
+    /// For requests; it answers probes, too.
+    pub(crate) requests: BoundListener,
+    /// For probes alone.
+    pub(crate) probes: Option<BoundListener>,
+}
+
+impl Listeners {
+    /// Binds one of the addresses from [`resolve`], and the one for probes if there is one.
+    ///
+    /// # Errors
+    /// As [`BoundListener::new`].
+    pub(crate) async fn new(
+        server: &ServerSettings,
+        addresses: &[SocketAddr],
+        metrics: &Metrics,
+    ) -> Result<Self> {
+        let counts = ConnectionCounts {
+            open: metrics
+                .gauge("hypercast_connections", "Open connections; at most server.max_connections"),
+            refused: metrics
+                .counter(
+                    "hypercast_connections_refused_total",
+                    "Connections that were closed at once, because their peer had server.max_connections_per_peer open",
+                    &[],
+                )
+                .with_label_values::<&str>(&[]),
+        };
+        let probes = BoundListener::probes(server, counts.refused.clone(), metrics).await?;
+        let requests = BoundListener::new(server, addresses, counts, metrics).await?;
+        Ok(Self { requests, probes })
+    }
+}
+
+/// Answers probes as long as the process lives, if they have a listener.
+pub(crate) fn answer_probes(probes: Option<BoundListener>, router: Router) {
+    if let Some(probes) = probes {
+        tracing::info!("probes on {}", probes.url());
+        tokio::spawn(async move {
+            let _watched = PanicWatch::new("probes", OnPanic::EndProcess);
+            probes.serve(router, pending()).await;
+        });
+    }
+}
+
 /// A bound address, with TLS or without.
 pub(crate) struct BoundListener {
     listener: TcpListener,
@@ -48,9 +119,17 @@ pub(crate) struct BoundListener {
     /// The TLS settings of new connections; none for plain HTTP.
     pub(crate) tls: Option<Arc<Tls>>,
     places: Arc<Semaphore>,
+    peers: Arc<PeerLimit>,
     header_timeout: Duration,
     unread: Duration,
-    connections: IntGauge,
+    counts: ConnectionCounts,
+}
+
+/// How many connections there are, and were refused.
+#[derive(Clone)]
+struct ConnectionCounts {
+    open: IntGauge,
+    refused: IntCounter,
 }
 
 impl BoundListener {
@@ -58,13 +137,14 @@ impl BoundListener {
     ///
     /// # Errors
     /// No address can be bound; TLS files are missing or do not fit each other.
-    pub(crate) async fn new(
+    async fn new(
         server: &ServerSettings,
         addresses: &[SocketAddr],
+        counts: ConnectionCounts,
         metrics: &Metrics,
     ) -> Result<Self> {
         let tls = server.has_tls().then(|| Tls::new(server, metrics)).transpose()?;
-        let cannot = |error: io::Error| cannot_listen(server, &error);
+        let cannot = |error: io::Error| cannot_listen(LISTEN, &server.listen, &error);
         let listener = TcpListener::bind(addresses).await.map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
         Ok(Self {
@@ -72,11 +152,37 @@ impl BoundListener {
             address,
             tls: tls.map(Arc::new),
             places: Arc::new(Semaphore::new(server.max_connections)),
+            peers: PeerLimit::new(server.connections_per_peer()),
             unread: UNREAD,
             header_timeout: Duration::from_millis(server.header_timeout_ms),
-            connections: metrics
-                .gauge("hypercast_connections", "Open connections; at most server.max_connections"),
+            counts,
         })
+    }
+
+    /// Binds `server.probe_listen`, if it is set. Probes speak plain HTTP and need no token.
+    async fn probes(
+        server: &ServerSettings,
+        refused: IntCounter,
+        metrics: &Metrics,
+    ) -> Result<Option<Self>> {
+        let address = server.probe_listen.as_str();
+        if address.is_empty() {
+            return Ok(None);
+        }
+        let cannot = |error: io::Error| cannot_listen("server.probe_listen", address, &error);
+        let listener = TcpListener::bind(address).await.map_err(cannot)?;
+        let help = "Open connections of server.probe_listen; at most 64";
+        let open = metrics.gauge("hypercast_probe_connections", help);
+        Ok(Some(Self {
+            address: listener.local_addr().map_err(cannot)?,
+            listener,
+            tls: None,
+            places: Arc::new(Semaphore::new(PROBE_CONNECTIONS)),
+            peers: PeerLimit::new(PROBE_CONNECTIONS),
+            unread: UNREAD,
+            header_timeout: PROBE_HEADERS,
+            counts: ConnectionCounts { open, refused },
+        }))
     }
 
     /// Its URL: `http://ADDRESS` or `https://ADDRESS`.
@@ -95,8 +201,8 @@ impl BoundListener {
                 () = &mut stop => break,
                 accepted = self.accept() => accepted,
             };
-            let Some((stream, place)) = accepted else { continue };
-            let (tls, open) = (self.tls.clone(), ConnectionSlot::new(&self.connections, place));
+            let Some((stream, open)) = accepted else { continue };
+            let tls = self.tls.clone();
             let talk = Connection {
                 router: router.clone(),
                 header_timeout: self.header_timeout,
@@ -120,14 +226,16 @@ impl BoundListener {
         }
     }
 
-    /// The next connection, once there is a free slot for it; none if accepting fails.
-    async fn accept(&self) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    /// The next connection, once there is a free slot for it; none if accepting fails or its peer
+    /// has too many.
+    async fn accept(&self) -> Option<(TcpStream, ConnectionSlot)> {
         let place = self.places.clone().acquire_owned().await.ok()?;
         match self.listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
+                let slot = self.slot(from.ip(), place)?;
                 // Answers are written whole, so waiting for more bytes would only delay them.
                 let _ = stream.set_nodelay(true);
-                Some((stream, place))
+                Some((stream, slot))
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection cannot be accepted");
@@ -136,7 +244,21 @@ impl BoundListener {
             }
         }
     }
+
+    /// The slot of a connection; none if its peer has too many.
+    fn slot(&self, peer: IpAddr, place: OwnedSemaphorePermit) -> Option<ConnectionSlot> {
+        let Some(own) = self.peers.enter(peer) else {
+            self.counts.refused.inc();
+            tracing::debug!(%peer, "a connection is refused; its peer has server.max_connections_per_peer open");
+            return None;
+        };
+        self.counts.open.inc();
+        Some(ConnectionSlot { connections: self.counts.open.clone(), _place: place, _own: own })
+    }
 }
+
+/// The key of the address for requests.
+const LISTEN: &str = "server.listen";
 
 /// Resolves `server.listen`, without opening anything.
 ///
@@ -144,7 +266,8 @@ impl BoundListener {
 /// The text is not an address with a port, or the name is unknown.
 pub(crate) async fn resolve(server: &ServerSettings) -> Result<Vec<SocketAddr>> {
     let found = tokio::net::lookup_host(&server.listen).await;
-    let addresses: Vec<_> = found.map_err(|error| cannot_listen(server, &error))?.collect();
+    let cannot = |error: io::Error| cannot_listen(LISTEN, &server.listen, &error);
+    let addresses: Vec<_> = found.map_err(cannot)?.collect();
     if addresses.is_empty() {
         let why = format!("{:?} (server.listen) is not an address", server.listen);
         return Err(Error::invalid(why));
@@ -152,8 +275,8 @@ pub(crate) async fn resolve(server: &ServerSettings) -> Result<Vec<SocketAddr>> 
     Ok(addresses)
 }
 
-fn cannot_listen(server: &ServerSettings, error: &io::Error) -> Error {
-    Error::invalid(format!("cannot listen on {:?} (server.listen): {error}", server.listen))
+fn cannot_listen(key: &str, address: &str, error: &io::Error) -> Error {
+    Error::invalid(format!("cannot listen on {address:?} ({key}): {error}"))
 }
 
 /// Serves the requests of one connection.
@@ -172,6 +295,7 @@ impl Connection {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
+            .max_buf_size(READ_BUFFER_BYTES)
             .serve_connection(
                 TokioIo::new(Box::pin(stream)),
                 TowerToHyperService::new(self.router),
@@ -182,17 +306,11 @@ impl Connection {
     }
 }
 
-/// One of the bounded number of connections, counted while it is open.
+/// One of the bounded number of connections, and of those of its peer, counted while it is open.
 struct ConnectionSlot {
     connections: IntGauge,
     _place: OwnedSemaphorePermit,
-}
-
-impl ConnectionSlot {
-    fn new(connections: &IntGauge, place: OwnedSemaphorePermit) -> Self {
-        connections.inc();
-        Self { connections: connections.clone(), _place: place }
-    }
+    _own: PeerPlace,
 }
 
 impl Drop for ConnectionSlot {
@@ -224,7 +342,8 @@ mod tests {
     ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
         let server = ServerSettings { listen: "127.0.0.1:0".into(), ..server };
         let addresses = resolve(&server).await.unwrap();
-        let mut bound = BoundListener::new(&server, &addresses, &Metrics::default()).await.unwrap();
+        let listeners = Listeners::new(&server, &addresses, &Metrics::default()).await.unwrap();
+        let mut bound = listeners.requests;
         bound.unread = Duration::from_millis(300);
         let address = bound.address;
         let (stop, stopped) = oneshot::channel();
@@ -315,6 +434,67 @@ mod tests {
         let mut rest = Vec::new();
         next.read_to_end(&mut rest).await.unwrap();
         assert!(rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_peer_cannot_take_all_connections() {
+        let server = ServerSettings { max_connections: 8, ..ServerSettings::default() };
+        assert_eq!(server.connections_per_peer(), 2);
+        let (address, _stop, _serving) = started(server).await;
+        let mut own = Vec::new();
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            assert!(ask(&mut stream).await.ends_with("here"));
+            own.push(stream);
+        }
+        let mut third = TcpStream::connect(address).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = third.read_to_end(&mut rest).await;
+        assert!(rest.is_empty(), "the third is closed without an answer");
+        // Another machine is answered: on loopback, another address.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut other = socket.connect(address).await.unwrap();
+        assert!(ask(&mut other).await.ends_with("here"));
+        drop(own);
+        let again = async {
+            loop {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                let _ = stream.write_all(REQUEST).await;
+                let mut answer = [0; 12];
+                if stream.read_exact(&mut answer).await.is_ok() {
+                    return answer;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let again = tokio::time::timeout(Duration::from_secs(30), again).await;
+        assert_eq!(&again.expect("its places are free again"), b"HTTP/1.1 200");
+    }
+
+    #[tokio::test]
+    async fn probes_are_answered_while_requests_take_all_connections() {
+        let server = ServerSettings {
+            listen: "127.0.0.1:0".into(),
+            probe_listen: "127.0.0.1:0".into(),
+            max_connections: 1,
+            ..ServerSettings::default()
+        };
+        let addresses = resolve(&server).await.unwrap();
+        let listeners = Listeners::new(&server, &addresses, &Metrics::default()).await.unwrap();
+        let Listeners { requests, probes } = listeners;
+        let probes = probes.unwrap();
+        let (busy, quick) = (requests.address, probes.address);
+        let router = Router::new().route("/", get(|| async { "here" }));
+        answer_probes(Some(probes), router.clone());
+        tokio::spawn(requests.serve(router, pending()));
+        let mut all = TcpStream::connect(busy).await.unwrap();
+        assert!(ask(&mut all).await.ends_with("here"));
+        let mut waits = TcpStream::connect(busy).await.unwrap();
+        let asked = tokio::time::timeout(Duration::from_millis(300), ask(&mut waits)).await;
+        assert!(asked.is_err(), "the only connection is taken");
+        let mut probe = TcpStream::connect(quick).await.unwrap();
+        assert!(ask(&mut probe).await.ends_with("here"));
     }
 
     #[tokio::test]

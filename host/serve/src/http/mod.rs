@@ -1,17 +1,19 @@
 //! The HTTP side: connections, TLS, access control, routes, and how each route answers.
 //!
-//! `server` starts the process; `listen` accepts connections and `tls` encrypts them;
-//! `auth` lets requests in; `routes`, [`admin`], `ingest` and `live_page` answer them with
-//! the helpers of `respond`. [`reload`] takes over a changed configuration. [`client`] is the
-//! other end: how commands and tiers call a daemon.
+//! `server` starts the process; `listen` accepts connections, `peers` bounds those of one machine
+//! and `tls` encrypts them; `bodies` reads what requests send; `auth` lets requests in; `routes`,
+//! [`admin`], `ingest` and `live_page` answer them with the helpers of `respond`. [`reload`] takes
+//! over a changed configuration. [`client`] is the other end: how commands and tiers call a daemon.
 
 pub mod admin;
 mod auth;
+mod bodies;
 pub mod client;
 mod drain_body;
 mod ingest;
 mod listen;
 mod live_page;
+mod peers;
 pub mod reload;
 pub(crate) mod respond;
 mod routes;

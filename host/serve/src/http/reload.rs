@@ -14,7 +14,11 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use hypercast_config::{Config, DaemonTier, Reloaded};
-use hypercast_core::{clock::now_ms, logging};
+use hypercast_core::{
+    clock::now_ms,
+    logging,
+    supervised_thread::{OnPanic, PanicWatch},
+};
 use prometheus::{IntCounterVec, IntGauge};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,6 +48,8 @@ pub struct Origin {
     pub path: PathBuf,
     /// Overrides its `server.listen`.
     pub listen: Option<String>,
+    /// Overrides its `server.probe_listen`.
+    pub probe_listen: Option<String>,
     /// The tier that the process runs.
     pub tier: DaemonTier,
 }
@@ -57,6 +63,9 @@ impl Origin {
         let mut config = Config::read(&self.path)?;
         if let Some(listen) = &self.listen {
             config.server.listen.clone_from(listen);
+        }
+        if let Some(listen) = &self.probe_listen {
+            config.server.probe_listen.clone_from(listen);
         }
         if matches!(self.tier, DaemonTier::FmServing | DaemonTier::FmLogging) {
             // The FM's tiers have no admin routes, but may share a file with a tier that has.
@@ -188,6 +197,7 @@ pub(crate) fn at_signals(
         .map_err(|error| Error::internal(format!("cannot watch for SIGHUP: {error}")))?;
     let reload = Arc::new(reload);
     tokio::spawn(async move {
+        let _watched = PanicWatch::new("reloads", OnPanic::NotReady);
         while hangups.recv().await.is_some() {
             loop {
                 let reload = reload.clone();
@@ -231,7 +241,8 @@ mod tests {
         let text = "[server]\nlisten = 'a:1'\nadmin_tokens = 'admin'\ntokens = 'callers'\ntls_certificate = 'c'\ntls_key = 'k'\n";
         std::fs::write(&path, text).unwrap();
         let read = |tier| {
-            let origin = Origin { path: path.clone(), listen: Some("b:2".into()), tier };
+            let (listen, probe_listen) = (Some("b:2".into()), Some("b:3".into()));
+            let origin = Origin { path: path.clone(), listen, probe_listen, tier };
             origin.read().unwrap().server
         };
         let whole = read(DaemonTier::All);
@@ -240,5 +251,6 @@ mod tests {
         assert!(tier.has_tls() && !tier.admin, "it has no admin routes");
         assert_eq!((tier.admin_tokens, tier.tokens), (PathBuf::new(), whole.tokens));
         assert_eq!((whole.listen, tier.listen), ("b:2".into(), "b:2".into()));
+        assert_eq!(tier.probe_listen, "b:3");
     }
 }

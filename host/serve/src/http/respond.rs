@@ -1,5 +1,5 @@
-//! How every route answers: work on the right threads within the deadline, bodies within their
-//! bounds, and refusals as JSON with a status and a code.
+//! How every route answers: work on the right threads within the deadline, and refusals as JSON
+//! with a status and a code.
 
 use std::{
     sync::Arc,
@@ -8,19 +8,20 @@ use std::{
 
 use axum::{
     Json,
-    body::{Body, Bytes},
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use hypercast_core::error::ErrorKind;
+use hypercast_core::{error::ErrorKind, supervised_thread};
 use hypercast_stream::events::AppendReceipt;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::{
     error::Error,
+    http::bodies::ReceivedBody,
     metrics::Metrics,
     request::{
         api::{DEADLINE_HEADER, Refusal, RefusalBody, RefusalText, RequestResult},
@@ -29,9 +30,6 @@ use crate::{
     },
     versions::serving_set::ServingSet,
 };
-
-/// Time limit for reading a body; it leaves time for a push of many megabytes.
-pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs a part of a request on a worker thread, unless the deadline passes first.
 pub(crate) async fn on_worker<T: Send + 'static>(
@@ -110,15 +108,13 @@ pub(crate) async fn wrong_method(request: Request) -> Response {
     refuse_with(405, "wrong_method", &why)
 }
 
-/// Reads the body of `POST /v1/events` and stores its events on a worker thread.
+/// Stores the events of a body of `POST /v1/events` on a worker thread.
 pub(crate) async fn store_events(
     workers: &Workers,
     intake: Arc<EventIntake>,
-    body: Body,
-    most_bytes: usize,
+    body: ReceivedBody,
     deadline: Instant,
 ) -> RequestResult<AppendReceipt> {
-    let body = bytes(body, most_bytes).await?;
     on_worker(workers, deadline, move || intake.take(&parse_json(&body)?)).await
 }
 
@@ -139,6 +135,22 @@ pub(crate) fn parse_json<Q: DeserializeOwned>(body: &[u8]) -> RequestResult<Q> {
     })
 }
 
+/// The answer of `/readyz` while something is missing; `why` says what it means.
+pub(crate) fn not_ready(missing: &[String], why: &str) -> Response {
+    let message = format!("{}; {why}", missing.join(", "));
+    let error = RefusalText { code: "not_ready".into(), message };
+    let body = json!({ "error": error, "missing": missing });
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
+/// The answer of `/readyz` if a thread that should live as long as the process has panicked.
+pub(crate) fn lost_thread() -> Option<Response> {
+    let lost = supervised_thread::lost_threads();
+    let missing: Vec<String> = lost.iter().map(|name| format!("thread `{name}`")).collect();
+    let why = "it has panicked: see the log, and restart this process";
+    (!missing.is_empty()).then(|| not_ready(&missing, why))
+}
+
 /// The text of `/metrics`.
 pub(crate) fn metrics_text(metrics: &Metrics, set: Option<&ServingSet>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render(set)).into_response()
@@ -148,7 +160,9 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, code) = self.code();
         let mut response = refuse_with(status, code, &self.to_string());
-        if let Refusal::Overloaded { retry_after_ms } = self {
+        if let Refusal::Overloaded { retry_after_ms } | Refusal::BodiesFull { retry_after_ms } =
+            self
+        {
             // The header has whole seconds.
             let seconds = retry_after_ms.div_ceil(1000).max(1);
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
@@ -176,17 +190,22 @@ pub(crate) fn refuse_with(status: u16, code: &str, message: &str) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// Reads a body of at most `most` bytes.
-///
-/// # Errors
-/// The body is longer, breaks off, or does not arrive within [`BODY_TIMEOUT`].
-pub(crate) async fn bytes(body: Body, most: usize) -> RequestResult<Bytes> {
-    let reading = axum::body::to_bytes(body, most);
-    let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, reading).await else {
-        let waited_s = BODY_TIMEOUT.as_secs();
-        return Err(Refusal::BadRequest(format!("the body did not arrive within {waited_s} s")));
-    };
-    read.map_err(|_| {
-        Refusal::BadRequest(format!("the body is over {most} bytes (max_body_bytes), or broke off"))
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::threads::ThreadGroup;
+
+    #[tokio::test]
+    async fn a_daemon_that_lost_a_thread_is_not_ready_and_names_it() {
+        let threads = ThreadGroup::default();
+        threads.spawn("lost-in-a-test", |_| panic!("as a bug would")).unwrap();
+        threads.stop();
+        let answer = lost_thread().expect("the panic is known");
+        assert_eq!(answer.status(), 503);
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 16).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["missing"], json!(["thread `lost-in-a-test`"]));
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.contains("panicked") && message.contains("restart"), "{message}");
+    }
 }

@@ -7,14 +7,13 @@ use axum::{
     Json, Router,
     body::Body,
     extract::State,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, header},
     middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use hypercast_config::DaemonTier;
 use hypercast_stream::events::AppendReceipt;
-use serde_json::json;
 
 use crate::{
     fm::remote::{decode_examples, encode_output},
@@ -23,13 +22,13 @@ use crate::{
         auth::{self, GuardedRoutes},
         live_page, reload,
         respond::{
-            bytes, in_time, metrics_text, on_worker, parse_json, refuse_compressed, refuse_with,
-            store_events, time_left, timed, wrong_method,
+            in_time, lost_thread, metrics_text, not_ready, on_worker, parse_json,
+            refuse_compressed, refuse_with, store_events, time_left, timed, wrong_method,
         },
         server::{AppState, fm_config},
     },
     request::{
-        api::{EventsAnswer, FM_VERSION_HEADER, RankRequest, Refusal, RefusalText, RequestResult},
+        api::{EventsAnswer, FM_VERSION_HEADER, RankRequest, Refusal, RequestResult},
         service::RankingService,
     },
     threads::lock,
@@ -69,15 +68,25 @@ pub(crate) fn of(app: Arc<AppState>) -> Router {
         }
     };
     routes
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .route("/readyz/serving", get(serving))
-        .route("/metrics", get(metrics))
+        .merge(probe_routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(|| async {
             refuse_with(404, "not_found", "no such route; README.md lists the routes")
         })
         .with_state(app)
+}
+
+/// The routes of `server.probe_listen`.
+pub(crate) fn probes(app: Arc<AppState>) -> Router {
+    probe_routes().with_state(app)
+}
+
+fn probe_routes() -> Router<Arc<AppState>> {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/readyz/serving", get(serving))
+        .route("/metrics", get(metrics))
 }
 
 /// The page may load only this daemon's files and call only this daemon.
@@ -107,11 +116,18 @@ async fn rank(
     let deadline = start + left;
     // Checked before the body is read, so that a refusal costs nothing.
     let mut permit = app.admission.enter(left)?;
-    let body = bytes(body, app.reloader.settings.now().server.max_body_bytes);
-    let request: Arc<RankRequest> = Arc::new(parse_json(&in_time(deadline, body).await?)?);
+    let body = app.bodies.read(body, app.reloader.settings.now().server.max_body_bytes);
+    let body = in_time(deadline, body).await?;
     permit.begin();
-    let (of_fetch, own) = (service.clone(), request.clone());
-    let fetched = Arc::new(on_worker(&app.workers, deadline, move || of_fetch.fetch(&own)).await?);
+    let of_fetch = service.clone();
+    // A parsed body may be several times as large as its bytes, so no more are parsed at a time
+    // than there are threads.
+    let fetch = move || {
+        let request: RankRequest = parse_json(&body)?;
+        let fetched = of_fetch.fetch(&request)?;
+        Ok((request, Arc::new(fetched)))
+    };
+    let (request, fetched) = on_worker(&app.workers, deadline, fetch).await?;
     let asked = Instant::now();
     let output = fetched.fm().tier.infer(fetched.example.clone(), deadline).await.map(Arc::new);
     let took = asked.elapsed();
@@ -137,8 +153,9 @@ async fn events(
     let (service, settings) = (service(&app)?, app.reloader.settings.now());
     let deadline = Instant::now() + time_left(&headers, settings.server.deadline_ms)?;
     let (intake, most) = (service.streams.intake.clone(), settings.server.max_body_bytes);
+    let body = in_time(deadline, app.bodies.read(body, most)).await?;
     let AppendReceipt { accepted, repeated, end } =
-        store_events(&app.intake, intake, body, most, deadline).await?;
+        store_events(&app.intake, intake, body, deadline).await?;
     // The events are durable now, so the answer is a success even if the joiner is not in time.
     let applied = service.streams.wait_applied(end, deadline).await;
     Ok(Json(EventsAnswer { accepted, repeated, applied }).into_response())
@@ -156,9 +173,11 @@ async fn embed(
     let left = time_left(&headers, config.server.deadline_ms)?;
     let mut permit = app.admission.enter(left)?;
     let own = fm_config(&config, app.reloader.origin.tier);
-    let body = in_time(start + left, bytes(body, own.max_body_bytes)).await?;
+    let body = in_time(start + left, app.bodies.read(body, own.max_body_bytes)).await?;
     permit.begin();
-    let examples = on_worker(&app.workers, start + left, move || decode_examples(&body)).await?;
+    let decode = move || Ok((decode_examples(&body)?, body.into_reserved()));
+    // The examples are as large as the body was, and wait for the FM.
+    let (examples, _reserved) = on_worker(&app.workers, start + left, decode).await?;
     let set = loaded.models.set();
     let fm = wanted(&set, &headers)?;
     let output = fm.tier.infer(examples.into(), start + left).await?;
@@ -181,11 +200,14 @@ fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> RequestResult<&'a Ser
     })
 }
 
-/// `GET /readyz`: whether every version that should serve is loaded.
+/// `GET /readyz`: whether every version that should serve is loaded, and every thread runs.
 ///
 /// A process that cannot load a promotion is not ready, although what it served before goes on. A
 /// load balancer that must keep replicas through a bad promotion should use `/readyz/serving`.
 async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
+    if let Some(lost) = lost_thread() {
+        return Ok(lost);
+    }
     let models = &app.loaded()?.models;
     let (missing, problem) = (lock(&models.missing).clone(), models.problem());
     if missing.is_empty() {
@@ -193,14 +215,8 @@ async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
         let but = problem.map(|problem| format!(", but some versions are not loaded: {problem}"));
         return Ok(format!("ready{}\n", but.unwrap_or_default()).into_response());
     }
-    let message = format!(
-        "not loaded: {}; what served before goes on. Why: {}",
-        missing.join(", "),
-        problem.as_deref().unwrap_or("it is being loaded")
-    );
-    let error = RefusalText { code: "not_ready".into(), message };
-    let body = json!({ "error": error, "missing": missing });
-    Ok((StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response())
+    let problem = problem.as_deref().unwrap_or("it is being loaded");
+    Ok(not_ready(&missing, &format!("what served before goes on. Why: {problem}")))
 }
 
 /// `GET /readyz/serving`: whether requests are answered, by whatever versions.

@@ -3,10 +3,16 @@
 //!
 //! The server answers `/healthz` at once and everything else once the models are loaded.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    future::pending,
+    sync::{Arc, OnceLock},
+};
 
 use hypercast_config::{Config, DaemonTier, FmTierConfig};
-use hypercast_core::logging;
+use hypercast_core::{
+    logging,
+    supervised_thread::{OnPanic, PanicWatch},
+};
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::streams;
 use tokio::{
@@ -18,8 +24,9 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     http::{
         auth::AccessControl,
+        bodies::BodyBudget,
         ingest,
-        listen::{self, BoundListener},
+        listen::{self, Listeners},
         reload::{self, Origin, ReloadOutcome, Reloader, Settings},
         routes,
     },
@@ -47,6 +54,8 @@ pub(crate) struct AppState {
     /// Threads of their own for events, because storing them waits for the disk.
     pub(crate) intake: Workers,
     pub(crate) admission: Arc<Admission>,
+    /// The memory of the bodies that are read.
+    pub(crate) bodies: BodyBudget,
     /// Held by a push: only one is accepted at a time, because each may be large and is compiled.
     pub(crate) pushes: Arc<Semaphore>,
     pub(crate) metrics: Arc<Metrics>,
@@ -101,11 +110,12 @@ pub async fn serve(
     let addresses = listen::resolve(&config.server).await?;
     // Before anything is opened, because an address that others reach must be protected.
     let access = AccessControl::new(&config.server, &addresses, &metrics)?;
-    let bound = BoundListener::new(&config.server, &addresses, &metrics).await?;
+    let listeners = Listeners::new(&config.server, &addresses, &metrics).await?;
+    let tls = listeners.requests.tls.clone();
     let settings = Arc::new(Settings::new(config));
-    let reloader = Reloader::new(origin, settings.clone(), access, bound.tls.clone(), &metrics);
+    let reloader = Reloader::new(origin, settings.clone(), access, tls, &metrics);
     if tier == DaemonTier::Ingest {
-        return ingest::serve(bound, metrics, reloader, stop, ready).await;
+        return ingest::serve(listeners, metrics, reloader, stop, ready).await;
     }
     let config = settings.now();
     let workers = Workers::start(config.server.threads, config.server.queue)?;
@@ -119,13 +129,16 @@ pub async fn serve(
         workers,
         intake,
         admission: Admission::new(most),
+        bodies: BodyBudget::new(config.inflight_body_bytes(), &metrics),
         pushes: Arc::new(Semaphore::new(1)),
         metrics,
         reloader,
     });
     let own = Arc::downgrade(&app);
     reload::at_signals(move || own.upgrade()?.reload())?;
-    let url = bound.url();
+    let Listeners { requests, probes } = listeners;
+    listen::answer_probes(probes, routes::probes(app.clone()));
+    let url = requests.url();
     let (failed, failure) = oneshot::channel();
     let (loading, handle) = (app.clone(), Handle::current());
     std::thread::spawn(move || {
@@ -140,13 +153,24 @@ pub async fn serve(
         }
     });
     let (halt, halted) = oneshot::channel::<()>();
-    let server = tokio::spawn(bound.serve(routes::of(app.clone()), async {
+    let router = routes::of(app.clone());
+    let server = tokio::spawn(async move {
+        let _watched = PanicWatch::new("connections", OnPanic::EndProcess);
         // An error means that the sender is gone, which is a reason to stop, too.
-        let _ = halted.await;
-    }));
+        requests.serve(router, async { drop(halted.await) }).await;
+    });
+    let failure = async {
+        match failure.await {
+            Ok(error) => error,
+            Err(_) if app.loaded.get().is_none() => {
+                Error::internal("loading the models panicked; see the log")
+            }
+            Err(_) => pending().await,
+        }
+    };
     let outcome = tokio::select! {
         () = stop => Ok(()),
-        Ok(error) = failure => Err(error),
+        error = failure => Err(error),
     };
     let _ = halt.send(());
     let served = server.await;

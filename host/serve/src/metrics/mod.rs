@@ -1,7 +1,8 @@
 //! What the daemon counts: as Prometheus text at `/metrics`, and recent values for `GET /v1/live`.
 //!
-//! [`prediction_log`] holds predictions until their outcomes are known, and [`window`] computes
-//! their quality over the last minutes.
+//! Reading either takes no lock that a request waits for: requests count in atomics, and windows of
+//! quality are apart from the predictions that requests add. [`prediction_log`] holds predictions
+//! until their outcomes are known, and [`window`] computes their quality over the last minutes.
 
 mod plugins;
 pub mod prediction_log;
@@ -9,8 +10,11 @@ mod register;
 pub mod window;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::Mutex,
+    collections::{HashMap, HashSet},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -68,19 +72,39 @@ pub struct Metrics {
     quality: GaugeVec,
     /// When the process began, milliseconds since the epoch.
     pub(crate) started_ms: i64,
-    recent: Mutex<RecentStats>,
+    recent: RecentStats,
+    /// Publications by `fm@VERSION` or `NAME@VERSION`. No request takes this lock.
+    applied: Mutex<HashMap<String, AppliedPublications>>,
 }
 
-/// Recent values for the live page.
+/// Recent values for the live page. They have no lock, because every request adds some.
 #[derive(Debug, Default)]
 struct RecentStats {
-    latency: BTreeMap<&'static str, RecentValues>,
-    freshness: BTreeMap<&'static str, RecentValues>,
+    /// Seconds of each of [`STAGES`], and of whole requests.
+    stages: [RecentValues; STAGES.len()],
+    total: RecentValues,
+    /// Seconds by what is measured, as in [`FRESHNESS`].
+    freshness: [RecentValues; FRESHNESS.len()],
     answered_ms: RecentValues,
     /// Rank requests since the start that were degraded, and refused.
-    degraded: u64,
-    refused: u64,
-    applied: HashMap<String, AppliedPublications>,
+    degraded: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// The ages of events and weights when they take effect, by their names on the live page.
+const FRESHNESS: [&str; 5] = [
+    "event to example",
+    "event to live state",
+    "event to outcome",
+    "event to serving weights",
+    "publication to serving",
+];
+
+impl RecentStats {
+    fn fresh(&self, what: &str, age_s: f64) {
+        let at = FRESHNESS.iter().position(|known| *known == what);
+        self.freshness[at.expect("the callers name one of them")].push(age_s);
+    }
 }
 
 /// Publications of one version's weights.
@@ -106,7 +130,7 @@ impl JoinMetrics for Metrics {
             "told" => "event to outcome",
             _ => "event to live state",
         };
-        lock(&self.recent).freshness.entry(what).or_default().push(took_s);
+        self.recent.fresh(what, took_s);
     }
 
     fn joiner(&self, progress: JoinerProgress) {
@@ -247,7 +271,8 @@ impl Default for Metrics {
                 &["surface", "task", "arm", "measure"],
             ),
             started_ms: now_ms(),
-            recent: Mutex::default(),
+            recent: RecentStats::default(),
+            applied: Mutex::default(),
             registry,
         }
     }
@@ -275,10 +300,9 @@ impl Metrics {
         self.requests.with_label_values(&[route, &status.to_string()]).inc();
         self.duration.with_label_values(&[route]).observe(took.as_secs_f64());
         if route == "/v1/rank" {
-            let mut recent = lock(&self.recent);
-            recent.refused += u64::from(status >= 500);
-            recent.answered_ms.push(now_ms() as f64);
-            recent.latency.entry("total").or_default().push(took.as_secs_f64());
+            self.recent.refused.fetch_add(u64::from(status >= 500), Ordering::Relaxed);
+            self.recent.answered_ms.push(now_ms() as f64);
+            self.recent.total.push(took.as_secs_f64());
         }
     }
 
@@ -296,14 +320,12 @@ impl Metrics {
         if let Some(cause) = degraded {
             self.degraded.with_label_values(&[name, cause]).inc();
         }
-        let mut recent = lock(&self.recent);
-        recent.degraded += u64::from(degraded.is_some());
+        self.recent.degraded.fetch_add(u64::from(degraded.is_some()), Ordering::Relaxed);
         let Some(took) = times.total else { return };
-        for (stage, took) in STAGES.into_iter().zip(times.stages) {
+        for ((stage, recent), took) in STAGES.iter().zip(&self.recent.stages).zip(times.stages) {
             self.stages.with_label_values(&[stage]).observe(took.as_secs_f64());
-            recent.latency.entry(stage).or_default().push(took.as_secs_f64());
+            recent.push(took.as_secs_f64());
         }
-        drop(recent);
         let degraded = if degraded.is_some() { "true" } else { "false" };
         self.arms.with_label_values(&[surface, label, fm, degraded]).inc();
         self.arm_seconds.with_label_values(&[label]).observe(took.as_secs_f64());
@@ -314,7 +336,6 @@ impl Metrics {
         self.publications.with_label_values(&[arm, "applied"]).inc();
         let tier = if arm.starts_with("fm@") { "fm" } else { "expert" };
         let now = now_ms();
-        let mut recent = lock(&self.recent);
         for (what, since, from_ms) in [
             ("publication to serving", "published", header.published_ms),
             ("event to serving weights", "event", header.ingested_ms),
@@ -323,10 +344,11 @@ impl Metrics {
             if from_ms > 0 {
                 let age_s = (now - from_ms).max(0) as f64 / 1e3;
                 self.freshness.with_label_values(&[tier, since]).observe(age_s);
-                recent.freshness.entry(what).or_default().push(age_s);
+                self.recent.fresh(what, age_s);
             }
         }
-        let applied = recent.applied.entry(arm.to_owned()).or_default();
+        let mut all = lock(&self.applied);
+        let applied = all.entry(arm.to_owned()).or_default();
         applied.applied += 1;
         applied.trained_until_ms = header.trained_until_ms;
         applied.at_ms = now;
@@ -335,7 +357,7 @@ impl Metrics {
     /// Counts a publication that was refused; the weights before it keep serving.
     pub fn publication_refused(&self, arm: &str) {
         self.publications.with_label_values(&[arm, "refused"]).inc();
-        lock(&self.recent).applied.entry(arm.to_owned()).or_default().refused += 1;
+        lock(&self.applied).entry(arm.to_owned()).or_default().refused += 1;
     }
 
     /// Sets the gauges of live quality by surface, task and arm.
@@ -354,38 +376,38 @@ impl Metrics {
 
     /// Publications by `fm@VERSION` or `NAME@VERSION`.
     pub fn applied(&self) -> HashMap<String, AppliedPublications> {
-        lock(&self.recent).applied.clone()
+        lock(&self.applied).clone()
     }
 
     /// Rank requests since the start, and the recent rate.
     pub fn requests_so_far(&self) -> Value {
-        let recent = lock(&self.recent);
-        let answered = &recent.answered_ms;
-        let per_second = answered.quantiles([0.0]).map(|[oldest_ms]| {
-            let kept = answered.values.len() as f64;
-            kept / ((now_ms() as f64 - oldest_ms) / 1e3).max(1.0)
-        });
+        let RecentStats { answered_ms, degraded, refused, .. } = &self.recent;
+        let kept = answered_ms.kept();
+        let per_second =
+            kept.iter().copied().reduce(f64::min).map(|oldest_ms| {
+                kept.len() as f64 / ((now_ms() as f64 - oldest_ms) / 1e3).max(1.0)
+            });
         json!({
-            "total": answered.count,
-            "degraded": recent.degraded,
-            "refused": recent.refused,
+            "total": answered_ms.count(),
+            "degraded": degraded.load(Ordering::Relaxed),
+            "refused": refused.load(Ordering::Relaxed),
             "per_second": per_second,
         })
     }
 
     /// Recent times of each stage.
     pub fn latency(&self) -> Vec<Value> {
-        let recent = lock(&self.recent);
-        let stages = STAGES.into_iter().chain(["total"]);
-        stages
-            .filter_map(|stage| Some(row("stage", stage, recent.latency.get(stage)?, "us", 1e6)))
-            .collect()
+        let stages = STAGES.into_iter().zip(&self.recent.stages);
+        let all = stages.chain([("total", &self.recent.total)]);
+        let seen = all.filter(|(_, recent)| recent.count() > 0);
+        seen.map(|(stage, recent)| row("stage", stage, recent, "us", 1e6)).collect()
     }
 
     /// Recent ages of events and weights when they took effect.
     pub fn freshness(&self) -> Vec<Value> {
-        let recent = lock(&self.recent);
-        recent.freshness.iter().map(|(what, recent)| row("what", what, recent, "ms", 1e3)).collect()
+        let all = FRESHNESS.into_iter().zip(&self.recent.freshness);
+        let seen = all.filter(|(_, recent)| recent.count() > 0);
+        seen.map(|(what, recent)| row("what", what, recent, "ms", 1e3)).collect()
     }
 
     /// Sets the gauges of the history cache.
@@ -458,6 +480,6 @@ fn row(key: &str, of: &str, recent: &RecentValues, unit: &str, per_s: f64) -> Va
         (key): of,
         (format!("p50_{unit}")): at(0),
         (format!("p99_{unit}")): at(1),
-        "count": recent.count,
+        "count": recent.count(),
     })
 }

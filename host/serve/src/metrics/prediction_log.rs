@@ -2,11 +2,15 @@
 //! on real traffic, whether it answered or was a shadow.
 //!
 //! Memory is bounded: the oldest requests are dropped. Outcomes come from the joiner's stream, one
-//! per impression.
+//! per impression. Requests and readers of the quality take different locks, so that neither waits
+//! for the other.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use hypercast_data::{
@@ -42,17 +46,18 @@ pub struct QualityKey {
 /// Predictions that wait for outcomes, and the quality of those whose outcomes are known.
 pub struct PredictionLog {
     most: usize,
-    inner: Mutex<LogState>,
+    waiting: Mutex<WaitingPredictions>,
+    windows: Mutex<BTreeMap<QualityKey, QualityWindow>>,
+    /// Outcomes that were compared, and those whose request is unknown.
+    joined: AtomicU64,
+    unknown: AtomicU64,
 }
 
 #[derive(Default)]
-struct LogState {
+struct WaitingPredictions {
     order: VecDeque<u64>,
     requests: HashMap<u64, PredictedRequest>,
     values: usize,
-    windows: BTreeMap<QualityKey, QualityWindow>,
-    joined: u64,
-    unknown: u64,
 }
 
 #[derive(Default)]
@@ -61,10 +66,23 @@ struct PredictedRequest {
     arms: Vec<ArmPredictions>,
 }
 
+/// A prediction whose outcome is known.
+struct ComparedPrediction {
+    key: QualityKey,
+    probability: f32,
+    happened: bool,
+}
+
 impl PredictionLog {
     /// Holds at most `most` predicted values, but at least one request.
     pub fn new(most: usize) -> Self {
-        Self { most, inner: Mutex::default() }
+        Self {
+            most,
+            waiting: Mutex::default(),
+            windows: Mutex::default(),
+            joined: AtomicU64::new(0),
+            unknown: AtomicU64::new(0),
+        }
     }
 
     /// Adds an arm's predictions for the items of a request, in their order, beside those of other
@@ -75,7 +93,7 @@ impl PredictionLog {
     pub fn keep(&self, request: u64, items: &[u64], predicted: ArmPredictions) {
         let values = predicted.tasks.values().map(Vec::len).sum::<usize>();
         assert_eq!(values, items.len() * predicted.tasks.len(), "a value an item");
-        let inner = &mut *lock(&self.inner);
+        let inner = &mut *lock(&self.waiting);
         let request = inner.requests.entry(request).or_insert_with(|| {
             inner.order.push_back(request);
             PredictedRequest { items: items.to_vec(), arms: Vec::new() }
@@ -96,44 +114,49 @@ impl PredictionLog {
 
     /// Compares an impression's outcome with the predictions for it.
     pub fn outcome(&self, impression: &Impression, schema: &Schema, now_ms: i64) {
-        let inner = &mut *lock(&self.inner);
-        let found = inner.requests.get(&impression.request);
-        let place = found.and_then(|request| {
-            Some((request, request.items.iter().position(|item| *item == impression.item)?))
-        });
-        let Some((request, row)) = place else {
-            inner.unknown += 1;
+        let Some(compared) = self.compare(impression, schema) else {
+            self.unknown.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        inner.joined += 1;
+        self.joined.fetch_add(1, Ordering::Relaxed);
+        let mut windows = lock(&self.windows);
+        for ComparedPrediction { key, probability, happened } in compared {
+            if !windows.contains_key(&key) && windows.len() == WINDOWS {
+                let oldest = windows.iter().min_by_key(|(_, window)| window.newest_ms());
+                let oldest = oldest.expect("there are many").0.clone();
+                windows.remove(&oldest);
+            }
+            windows.entry(key).or_default().push(now_ms, probability, happened);
+        }
+    }
+
+    /// What was predicted of an impression, beside what is known of it; none for a request that was
+    /// not served here.
+    fn compare(&self, impression: &Impression, schema: &Schema) -> Option<Vec<ComparedPrediction>> {
+        let waiting = lock(&self.waiting);
+        let request = waiting.requests.get(&impression.request)?;
+        let row = request.items.iter().position(|item| *item == impression.item)?;
+        let mut compared = Vec::new();
         for arm in &request.arms {
             for (task, values) in &arm.tasks {
                 let Some(happened) = label(schema, task, impression) else { continue };
-                let key = QualityKey {
-                    surface: impression.surface,
-                    task: task.clone(),
-                    arm: arm.arm.clone(),
-                };
-                if !inner.windows.contains_key(&key) && inner.windows.len() == WINDOWS {
-                    let oldest = inner.windows.iter().min_by_key(|(_, window)| window.newest_ms());
-                    let oldest = oldest.expect("there are many").0.clone();
-                    inner.windows.remove(&oldest);
-                }
-                inner.windows.entry(key).or_default().push(now_ms, values[row], happened);
+                let (surface, arm) = (impression.surface, arm.arm.clone());
+                let key = QualityKey { surface, task: task.clone(), arm };
+                compared.push(ComparedPrediction { key, probability: values[row], happened });
             }
         }
+        Some(compared)
     }
 
     /// Quality by surface, task and arm.
     pub fn windows(&self) -> BTreeMap<QualityKey, QualityWindow> {
-        lock(&self.inner).windows.clone()
+        lock(&self.windows).clone()
     }
 
     /// Outcomes that were compared, and those whose request is unknown: not served here, or
     /// dropped.
     pub fn counts(&self) -> (u64, u64) {
-        let inner = lock(&self.inner);
-        (inner.joined, inner.unknown)
+        (self.joined.load(Ordering::Relaxed), self.unknown.load(Ordering::Relaxed))
     }
 }
 
@@ -216,6 +239,24 @@ mod tests {
             windows[&key].quality().ne.unwrap()
         };
         assert!(ne("a@1.0.0") < 0.2 && ne("a@2.0.0") > 2.0);
+    }
+
+    #[test]
+    fn a_request_does_not_wait_for_who_reads_the_quality() {
+        let (served, schema) = (PredictionLog::new(1000), schema());
+        served.keep(1, &[7], predicted("a@1.0.0", &[0.9]));
+        let reading = lock(&served.windows);
+        served.keep(2, &[7], predicted("a@1.0.0", &[0.9]));
+        std::thread::scope(|scope| {
+            // An outcome waits for the reader, and no request waits for the outcome.
+            scope.spawn(|| served.outcome(&clicked(1, 7, true), &schema, 1000));
+            while served.counts().0 == 0 {
+                std::thread::yield_now();
+            }
+            served.keep(3, &[7], predicted("a@1.0.0", &[0.9]));
+            drop(reading);
+        });
+        assert_eq!(served.windows().len(), 1);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! The quality of predictions over the last minutes, and recent values of measurements. Both have
 //! bounded memory.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use hypercast_core::quantile::quantile;
 use hypercast_fm::metrics::{LogLossSums, calibration};
@@ -96,31 +99,43 @@ impl QualityWindow {
 /// Number of values that are kept.
 const KEPT: usize = 1024;
 
-/// The newest values of a measurement, and their number since the start.
-#[derive(Debug, Clone, Default)]
+/// The newest values of a measurement, and their number since the start. There is no lock, so
+/// that a request which adds a value never waits for a page that reads them.
+#[derive(Debug)]
 pub struct RecentValues {
-    /// The values that are kept.
-    pub(super) values: Vec<f64>,
-    next: usize,
-    /// Values since the start.
-    pub count: u64,
+    /// A ring of the kept values, as bits; NaN where there is none yet.
+    ring: Box<[AtomicU64]>,
+    count: AtomicU64,
+}
+
+impl Default for RecentValues {
+    fn default() -> Self {
+        let ring = (0..KEPT).map(|_| AtomicU64::new(f64::NAN.to_bits())).collect();
+        Self { ring, count: AtomicU64::new(0) }
+    }
 }
 
 impl RecentValues {
     /// Adds a value; the oldest is dropped.
-    pub fn push(&mut self, value: f64) {
-        self.count += 1;
-        if self.values.len() < KEPT {
-            self.values.push(value);
-        } else {
-            self.values[self.next] = value;
-            self.next = (self.next + 1) % KEPT;
-        }
+    pub fn push(&self, value: f64) {
+        let at = self.count.fetch_add(1, Ordering::Relaxed) as usize % KEPT;
+        self.ring[at].store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Values since the start.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The kept values in no particular order.
+    pub fn kept(&self) -> Vec<f64> {
+        let values = self.ring.iter().map(|bits| f64::from_bits(bits.load(Ordering::Relaxed)));
+        values.filter(|value| !value.is_nan()).collect()
     }
 
     /// Quantiles of the kept values; none before the first value.
     pub fn quantiles<const N: usize>(&self, shares: [f64; N]) -> Option<[f64; N]> {
-        let mut values = self.values.clone();
+        let mut values = self.kept();
         (!values.is_empty()).then(|| shares.map(|share| quantile(&mut values, share)))
     }
 }
@@ -156,12 +171,12 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_the_last_values() {
-        let mut recent = RecentValues::default();
+        let recent = RecentValues::default();
         assert_eq!(recent.quantiles([0.5]), None);
         for value in 0..KEPT * 3 {
             recent.push(value as f64);
         }
-        assert_eq!(recent.count, KEPT as u64 * 3);
+        assert_eq!((recent.count(), recent.kept().len()), (KEPT as u64 * 3, KEPT));
         let [least, median, most] = recent.quantiles([0.0, 0.5, 1.0]).unwrap();
         assert_eq!((least, most), (KEPT as f64 * 2.0, KEPT as f64 * 3.0 - 1.0));
         assert!((median - KEPT as f64 * 2.5).abs() <= 1.0, "{median}");

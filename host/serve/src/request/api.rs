@@ -308,6 +308,14 @@ pub enum Refusal {
         /// When to try again.
         retry_after_ms: u64,
     },
+    /// The bodies of other requests fill the memory for them.
+    #[error(
+        "the bodies of other requests fill server.max_inflight_body_mib; try again after {retry_after_ms} ms"
+    )]
+    BodiesFull {
+        /// When to try again.
+        retry_after_ms: u64,
+    },
     /// The deadline passed.
     #[error("no answer in time (server.deadline_ms, or the caller's {DEADLINE_HEADER})")]
     Deadline,
@@ -342,7 +350,7 @@ impl Refusal {
             Refusal::TooMany { .. } => (413, "too_many"),
             Refusal::NoVersion { .. } => (404, "no_version"),
             Refusal::Starting => (503, "starting"),
-            Refusal::Overloaded { .. } => (503, "overloaded"),
+            Refusal::Overloaded { .. } | Refusal::BodiesFull { .. } => (503, "overloaded"),
             Refusal::Deadline => (504, "deadline"),
             Refusal::Unreachable(_) => (502, "unreachable"),
             Refusal::Internal(_) => (500, "internal"),

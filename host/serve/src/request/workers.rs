@@ -13,13 +13,16 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use hypercast_core::clock;
+use hypercast_core::{
+    clock,
+    supervised_thread::{self, OnPanic},
+};
 use hypercast_expert::cpu_budget;
 
 use crate::{
     error::Result,
     request::api::{Refusal, RequestResult},
-    threads::{join, lock, spawn, survive_panic},
+    threads::{join, lock, survive_panic},
 };
 
 type RequestJob = Box<dyn FnOnce() + Send>;
@@ -83,7 +86,7 @@ thread_local! {
 impl WorkerPool {
     fn spawn(self: &Arc<Self>, threads: &mut Vec<JoinHandle<()>>, name: &str) -> Result<()> {
         let pool = self.clone();
-        let thread = spawn(name, move || {
+        let thread = supervised_thread::spawn(name, OnPanic::EndProcess, move || {
             POOL.set(Some(pool.clone()));
             cpu_budget::on_long_call(leave);
             pool.work();

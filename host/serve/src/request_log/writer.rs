@@ -12,6 +12,7 @@ use std::{
 };
 
 use hypercast_config::RecordedSettings;
+use hypercast_core::supervised_thread::OnPanic;
 use hypercast_stream::registry::user_bucket;
 
 use crate::{
@@ -64,7 +65,7 @@ impl RequestLog {
                 failing = false;
             }
         };
-        let thread = QueueThread::start("recorded", settings.queue, run)?;
+        let thread = QueueThread::start("recorded", settings.queue, OnPanic::NotReady, run)?;
         Ok(Self { thread: Some(thread), share: settings.share })
     }
 

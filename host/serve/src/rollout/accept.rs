@@ -106,6 +106,7 @@ impl Acceptor {
             return Ok(None);
         }
         let registry = RegistryClient::new(&*self.streams).read()?;
+        registry.check_complete()?;
         let adoption = if import_config::is_due(&registry) {
             import_config::changes(&self.config, &self.schema, &self.wasm, &registry)
                 .map_err(Error::of_the_host)?

@@ -231,6 +231,7 @@ impl RolloutController {
 
     fn advance(&mut self, rollout: &mut Rollout) -> Result<()> {
         self.follower.catch_up()?;
+        self.follower.registry().check_complete()?;
         if rollout.step != RolloutStep::Replay && self.follow_registry(rollout) {
             return Ok(());
         }

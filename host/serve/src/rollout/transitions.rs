@@ -24,7 +24,7 @@ impl PlannedChanges {
     }
 
     pub(super) fn add(&mut self, changes: Vec<Change>) -> Result<()> {
-        self.registry.apply(&Decision { at_ms: 0, changes: changes.clone() })?;
+        self.registry.apply(&Decision::new(changes.clone()))?;
         self.changes.extend(changes);
         Ok(())
     }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     fn decide(registry: &mut Registry, changes: Vec<Change>) {
-        registry.apply(&Decision { at_ms: 1, changes }).unwrap();
+        registry.apply(&Decision::new(changes)).unwrap();
     }
 
     fn with_fm() -> Registry {

@@ -216,7 +216,7 @@ mod tests {
     fn the_configuration_serves_until_something_is_promoted() {
         let mut registry = Registry::default();
         let mut decide = |changes: Vec<Change>| {
-            registry.apply(&Decision { at_ms: 1, changes }).unwrap();
+            registry.apply(&Decision::new(changes)).unwrap();
             plan(&registry)
         };
         let own = decide(Vec::new());

@@ -19,6 +19,7 @@ use hypercast_stream::{
     registry::{ExpertVersion, Registry, RegistryFollower, VersionState},
     streams::{StreamEngine, Topic},
 };
+use prometheus::IntGauge;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
@@ -54,6 +55,8 @@ pub struct SetUpdater {
     follower: RegistryFollower,
     /// The set that was last loaded.
     plan: DesiredSet,
+    /// Counts the decisions of the registry that this version of hypercast cannot apply.
+    unapplied: IntGauge,
     /// The versions that serve.
     pub(crate) models: Arc<ServingModels>,
 }
@@ -76,9 +79,20 @@ impl SetUpdater {
         let (of, hashes) = (schema.as_deref(), &expert_file_hashes);
         let plan = DesiredSet::new(config, of, follower.registry(), hashes)?;
         let models = Arc::new(ServingModels::new(loader.load(&plan, None, follower.position())?));
-        let config = config.clone();
-        let updater =
-            SetUpdater { config, expert_file_hashes, schema, loader, follower, plan, models };
+        let unapplied = loader.metrics.gauge(
+            "hypercast_registry_unapplied_decisions",
+            "Decisions of the registry that this version of hypercast cannot apply; it decides nothing meanwhile",
+        );
+        let updater = SetUpdater {
+            config: config.clone(),
+            expert_file_hashes,
+            schema,
+            loader,
+            follower,
+            plan,
+            unapplied,
+            models,
+        };
         updater.report_missing();
         Ok(updater)
     }
@@ -181,7 +195,13 @@ impl SetUpdater {
         let experts: Vec<[&str; 3]> =
             arms.map(|arm| [&*arm.name, &*arm.version, &*arm.fm]).collect();
         let experts = self.schema.is_some().then_some(&*experts);
-        let missing = missing(self.follower.registry(), &fms, experts);
+        let registry = self.follower.registry();
+        let mut missing = missing(registry, &fms, experts);
+        // What should serve is not known then, so the daemon cannot say that it does.
+        missing.extend(
+            registry.unapplied().map(|unapplied| format!("a decision: {}", unapplied.first)),
+        );
+        self.unapplied.set(registry.unapplied().map_or(0, |unapplied| unapplied.count as i64));
         *lock(&self.models.missing) = missing;
     }
 
@@ -290,7 +310,7 @@ mod tests {
             Change::ExpertRegistered { expert: Box::new(expert) },
             Change::ExpertState { name, version, state },
         ];
-        registry.apply(&Decision { at_ms: 1, changes }).unwrap();
+        registry.apply(&Decision::new(changes)).unwrap();
         registry
     }
 

@@ -30,7 +30,7 @@ pub struct VersionLoader {
     schema: Option<Arc<Schema>>,
     /// The engine that compiles components.
     pub(crate) wasm: Engine,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     streams: Arc<dyn Streams>,
     /// The streams of published weights that the loaded versions follow.
     pub(crate) feeds: Arc<WeightFeeds>,

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hypercast_core::supervised_thread::OnPanic;
 use hypercast_expert::RankOutcome;
 use hypercast_fm::inference::FmOutput;
 use hypercast_stream::registry::user_bucket;
@@ -61,8 +62,9 @@ impl ShadowQueue {
     /// A thread that cannot be started.
     pub fn start(worker: ShadowWorker) -> Result<Self> {
         let (share, metrics) = (worker.share, worker.metrics.clone());
-        let thread =
-            QueueThread::start("shadow", worker.queue.max(1), move |jobs| worker.work(&jobs))?;
+        let queue = worker.queue.max(1);
+        let run = move |jobs| worker.work(&jobs);
+        let thread = QueueThread::start("shadow", queue, OnPanic::NotReady, run)?;
         Ok(Self { thread, share, metrics })
     }
 

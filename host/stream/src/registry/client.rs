@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use hypercast_core::clock::now_ms;
+use serde::Deserialize;
 
 use super::{Change, Decision, Registry};
 use crate::error::{CommonErrors as _, Error, Result};
@@ -26,7 +26,7 @@ impl<'a> RegistryClient<'a> {
     /// Reads the current state.
     ///
     /// # Errors
-    /// The engine cannot be read, or a record is not a decision.
+    /// The engine cannot be read.
     pub fn read(&self) -> Result<Registry> {
         let mut follower = RegistryFollower::new(self.engine)?;
         follower.catch_up()?;
@@ -37,7 +37,8 @@ impl<'a> RegistryClient<'a> {
     /// faster. Returns the new state. A decision without changes appends nothing.
     ///
     /// # Errors
-    /// The error of `decision`; or the engine cannot be read or written.
+    /// The error of `decision`; the engine cannot be read or written; the state misses a decision
+    /// ([`Registry::check_complete`]).
     pub fn decide<E: From<Error>>(
         &self,
         decision: impl Fn(&Registry) -> std::result::Result<Vec<Change>, E>,
@@ -85,12 +86,12 @@ impl RegistryFollower {
     ) -> std::result::Result<bool, E> {
         loop {
             self.catch_up()?;
+            self.registry.check_complete()?;
             let changes = decision(&self.registry)?;
             if changes.is_empty() {
                 return Ok(false);
             }
-            let made = Decision { at_ms: now_ms(), changes };
-            let payload = serde_json::to_vec(&made)
+            let payload = serde_json::to_vec(&Decision::new(changes))
                 .map_err(|error| Error::internal(format!("cannot encode a decision: {error}")))?;
             let (end, record) = (self.reader.position(), Record { id: 0, payload });
             if engine.append_at(&Topic::versions(), end, &[record])?.is_some() {
@@ -111,24 +112,39 @@ impl RegistryFollower {
     }
 
     /// Reads further decisions, after waiting up to `wait` for the first; true if there were any.
+    /// One that cannot be applied is logged and kept in mind ([`Registry::unapplied`]).
     ///
     /// # Errors
-    /// The engine cannot be read, or a record is not a decision that this version knows.
+    /// The engine cannot be read.
     pub fn poll(&mut self, wait: Duration) -> Result<bool> {
         let records = self.reader.next(READ_RECORDS, wait)?;
         for stored in &records {
-            let wrong = |why: String| {
-                Error::internal(format!(
-                    "stream {}, record {}: {why}; it is damaged, or another version of hypercast \
-                     wrote it",
-                    Topic::versions(),
-                    stored.position
-                ))
-            };
-            let decision: Decision = serde_json::from_slice(&stored.payload)
-                .map_err(|error| wrong(format!("it is not a decision ({error})")))?;
-            self.registry.apply(&decision).map_err(|error| wrong(error.to_string()))?;
+            let applied = serde_json::from_slice(&stored.payload)
+                .map_err(|error| Error::internal(format!("it is not a decision ({error})")))
+                .and_then(|decision| self.registry.apply(&decision));
+            if let Err(error) = applied {
+                let record = format!("stream {}, record {}", Topic::versions(), stored.position);
+                let why = format!("{record}: {error}; {}", writer(&stored.payload));
+                tracing::error!("a decision is left out: {why}");
+                self.registry.leave_out(why);
+            }
         }
         Ok(!records.is_empty())
+    }
+}
+
+/// Who wrote a record that cannot be applied, as far as the record says it.
+fn writer(payload: &[u8]) -> String {
+    /// What a decision of any version has.
+    #[derive(Deserialize)]
+    struct DecisionWriter {
+        made_by: String,
+    }
+    let own = env!("CARGO_PKG_VERSION");
+    match serde_json::from_slice(payload) {
+        Ok(DecisionWriter { made_by }) if made_by != own => {
+            format!("hypercast {made_by} wrote it and this is {own}: install {made_by}")
+        }
+        _ => format!("it is damaged, or a version newer than this {own} wrote it: install that"),
     }
 }

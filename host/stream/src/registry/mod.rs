@@ -5,6 +5,9 @@
 //! from all decisions ([`Registry`]). A decision obeys the rules (`rules`), and it is appended only
 //! if the state that it was made on is still current ([`RegistryClient`]). The registry has no
 //! weights.
+//!
+//! A newer version of hypercast may write decisions that this one does not know. Those are reported
+//! ([`UnappliedDecisions`]), the decisions after them apply, and this version decides nothing more.
 
 mod client;
 mod describe;
@@ -16,6 +19,7 @@ mod tests;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use hypercast_core::clock::now_ms;
 use hypercast_data::schema::Schema;
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +28,7 @@ pub use self::{
     describe::{NewExpert, keep_version_file},
     rules::Promotion,
     self_register::{SelfRegisteredExpert, self_register_expert, self_register_fm},
-    state::{ExpertVersions, Registry, choose_version, user_bucket},
+    state::{ExpertVersions, Registry, UnappliedDecisions, choose_version, user_bucket},
 };
 
 /// What a version is used for.
@@ -190,6 +194,16 @@ pub struct Decision {
     pub at_ms: i64,
     /// The changes in order.
     pub changes: Vec<Change>,
+    /// The version of hypercast that made it; empty if that was before 0.2.
+    #[serde(default)]
+    pub made_by: String,
+}
+
+impl Decision {
+    /// A decision of this version of hypercast, made now.
+    pub fn new(changes: Vec<Change>) -> Self {
+        Self { at_ms: now_ms(), changes, made_by: env!("CARGO_PKG_VERSION").into() }
+    }
 }
 
 /// A hash of a schema: models with the same hash read the same columns.

@@ -16,6 +16,17 @@ const EARLIER_SHARES: usize = 32;
 pub struct Registry {
     fms: BTreeMap<String, FmVersion>,
     experts: BTreeMap<String, ExpertVersions>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unapplied: Option<UnappliedDecisions>,
+}
+
+/// Decisions that this state misses, because this version of hypercast cannot apply them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnappliedDecisions {
+    /// The number of decisions.
+    pub count: u64,
+    /// The first of them: its stream and record, why it cannot be applied, and what to do.
+    pub first: String,
 }
 
 /// The versions of an expert.
@@ -118,6 +129,32 @@ impl Registry {
             versions.any(|version| version.surfaces.iter().any(|own| own == surface))
         };
         self.experts().find(|(_, expert)| serves(expert)).map(|(name, _)| name)
+    }
+
+    /// The decisions that this state misses, if there are any.
+    pub fn unapplied(&self) -> Option<&UnappliedDecisions> {
+        self.unapplied.as_ref()
+    }
+
+    /// Checks that the state has every decision. On a state that misses one, nothing may be
+    /// decided.
+    ///
+    /// # Errors
+    /// Refused: the first decision that is missing, and the version of hypercast that knows it.
+    pub fn check_complete(&self) -> Result<()> {
+        match &self.unapplied {
+            None => Ok(()),
+            Some(UnappliedDecisions { count, first }) => Err(Error::refused(format!(
+                "the registry has {count} decisions that this version of hypercast cannot apply, \
+                 so it decides nothing: {first}"
+            ))),
+        }
+    }
+
+    /// Notes that a decision is missing.
+    pub(super) fn leave_out(&mut self, why: String) {
+        let unapplied = self.unapplied.get_or_insert(UnappliedDecisions { count: 0, first: why });
+        unapplied.count += 1;
     }
 
     /// Applies a decision.

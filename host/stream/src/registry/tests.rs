@@ -344,11 +344,49 @@ fn users_keep_their_version_and_are_split_by_share() {
     assert_eq!(choose_version(&Shares::new(), 0.5), None);
 }
 
-#[test]
-fn a_record_that_is_no_decision_is_named() {
-    let engine = MemoryEngine::default();
-    let payload = b"{\"at_ms\":1,\"changes\":[{\"change\":\"sold\"}]}".to_vec();
+/// Appends a record that another version of hypercast may have written.
+fn append_record(engine: &dyn StreamEngine, record: &str) {
+    let payload = record.as_bytes().to_vec();
     engine.appender(&Topic::versions()).unwrap().append(&[Record { id: 0, payload }]).unwrap();
-    let error = RegistryClient::new(&engine).read().unwrap_err().to_string();
-    assert!(error.contains("record 0") && error.contains("sold"), "{error}");
+}
+
+#[test]
+fn what_a_newer_version_decided_is_left_out_and_named() {
+    let desk = Desk::with_feed();
+    let before = desk.decisions();
+    append_record(
+        &desk.engine,
+        r#"{"at_ms":1,"made_by":"9.1.0","changes":[{"change":"sold","name":"feed"}]}"#,
+    );
+    // Of a decision with an unknown change, the known ones do not apply either.
+    let mixed = r#"{"change":"fm-registered","fm":{}},{"change":"fm-state","version":"1.0.0","state":"retired"}"#;
+    append_record(&desk.engine, &format!(r#"{{"at_ms":1,"changes":[{mixed}]}}"#));
+    let known = r#"{"change":"expert-state","name":"feed","version":"2.0.0","state":"active"}"#;
+    append_record(&desk.engine, &format!(r#"{{"at_ms":1,"changes":[{known}]}}"#));
+    let registry = RegistryClient::new(&desk.engine).read().unwrap();
+    let unapplied = registry.unapplied().unwrap();
+    assert_eq!(unapplied.count, 2);
+    let record = format!("record {before}");
+    for word in [&record, "sold", "hypercast 9.1.0 wrote it", "install 9.1.0"] {
+        assert!(unapplied.first.contains(word), "{word}: {}", unapplied.first);
+    }
+    assert_eq!(registry.expert_version("feed", "2.0.0").unwrap().state, VersionState::Active);
+    assert_eq!(registry.fm("1.0.0").unwrap().state, VersionState::Active);
+    // Even a decision that would change nothing is refused, because that may be wrong, too.
+    desk.refused("9.1.0", |r| r.promote_expert(&promotion("feed", "2.0.0", 1.0)));
+    desk.refused("decides nothing", |_| Ok(Vec::new()));
+}
+
+#[test]
+fn decisions_that_follow_from_an_unknown_one_and_damaged_records_end_nothing() {
+    let desk = Desk::with_feed();
+    append_record(&desk.engine, "{\"at_ms\":1,\"chan");
+    let unknown = r#"{"change":"fm-state","version":"7.0.0","state":"active"}"#;
+    append_record(&desk.engine, &format!(r#"{{"at_ms":1,"changes":[{unknown}]}}"#));
+    let mut follower = RegistryFollower::new(&desk.engine).unwrap();
+    follower.catch_up().unwrap();
+    assert_eq!(follower.position(), desk.decisions());
+    let unapplied = follower.registry().unapplied().unwrap();
+    assert!(unapplied.count == 2 && unapplied.first.contains("damaged"), "{unapplied:?}");
+    assert_eq!(follower.registry().serving("feed"), Some("feed"));
 }

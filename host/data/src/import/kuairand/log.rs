@@ -49,14 +49,12 @@ impl KuairandReader<'_> {
             for action in 0..ACTIONS.len() {
                 actions |= u32::from(row.flag(COLUMNS.len() + action)?) << action;
             }
-            for (column, value) in [(2, time_ms), (4, play_ms), (5, duration_ms)] {
+            for (column, value) in [(4, play_ms), (5, duration_ms)] {
                 if value < 0 {
                     return Err(row.bad(column, format!("{value} is negative")));
                 }
             }
-            if let Some(unit) = mistaken_unit(time_ms) {
-                return Err(row.bad(2, format!("{time_ms} looks like {unit}, not milliseconds")));
-            }
+            check_time("time_ms", time_ms)?;
             check_user(users, user)?;
             let video = videos.get_mut(&item).ok_or_else(|| unknown_video(item))?;
             let mut values = [f32::NAN; MAX_VALUES];
@@ -111,9 +109,11 @@ impl KuairandReader<'_> {
                     };
                     let actions = bit(views, LONG_VIEW) | bit(likes, IS_LIKE);
                     let before = (range.len() - 1 - place) as i64 * HISTORY_STEP_MS;
-                    let time_ms = last.i64s()[row] - before;
-                    let outcome =
-                        self.add_event(user.i64s()[row], videos.i64s()[at], time_ms, actions);
+                    let last_ms = last.i64s()[row];
+                    let outcome = check_time("last_time_ms", last_ms).and_then(|()| {
+                        let (user, video) = (user.i64s()[row], videos.i64s()[at]);
+                        self.add_event(user, video, last_ms - before, actions)
+                    });
                     self.report.row(line, outcome);
                 }
             }
@@ -152,6 +152,17 @@ impl KuairandReader<'_> {
             history_only: true,
         });
         Ok(())
+    }
+}
+
+fn check_time(column: &str, time_ms: i64) -> std::result::Result<(), RowError> {
+    let bad = |reason| Err(RowError { column: column.into(), reason });
+    if time_ms < 0 {
+        return bad(format!("{time_ms} is negative"));
+    }
+    match mistaken_unit(time_ms) {
+        Some(unit) => bad(format!("{time_ms} looks like {unit}, not milliseconds")),
+        None => Ok(()),
     }
 }
 
