@@ -181,13 +181,22 @@ fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> RequestResult<&'a Ser
     })
 }
 
-/// `GET /readyz`: whether every version that should serve is loaded.
+/// `GET /readyz`: whether every version that should serve is loaded, and the streams bring few
+/// records that cannot be used.
 ///
 /// A process that cannot load a promotion is not ready, although what it served before goes on. A
 /// load balancer that must keep replicas through a bad promotion should use `/readyz/serving`.
 async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
     let models = &app.loaded()?.models;
     let (missing, problem) = (lock(&models.missing).clone(), models.problem());
+    let not_ready = |message: String| {
+        let error = RefusalText { code: "not_ready".into(), message };
+        let body = json!({ "error": error, "missing": &missing });
+        (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+    };
+    if let Some(warning) = app.metrics.set_aside_warning().filter(|_| missing.is_empty()) {
+        return Ok(not_ready(warning));
+    }
     if missing.is_empty() {
         // A shadow or standby version that fails to load is reported; it does not affect readiness.
         let but = problem.map(|problem| format!(", but some versions are not loaded: {problem}"));
@@ -198,9 +207,7 @@ async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
         missing.join(", "),
         problem.as_deref().unwrap_or("it is being loaded")
     );
-    let error = RefusalText { code: "not_ready".into(), message };
-    let body = json!({ "error": error, "missing": missing });
-    Ok((StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response())
+    Ok(not_ready(message))
 }
 
 /// `GET /readyz/serving`: whether requests are answered, by whatever versions.
