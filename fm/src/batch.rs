@@ -160,7 +160,7 @@ impl BatchBuilder {
     ///
     /// # Errors
     /// The first mismatch, with both numbers.
-    pub(crate) fn check(&self, example: &Example) -> Result<()> {
+    pub fn check(&self, example: &Example) -> Result<()> {
         let fail = |found: String, wanted: String| {
             let message = format!("{found}; the model was made for {wanted}");
             Err(Error::Example { request: example.request, message })

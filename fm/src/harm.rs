@@ -1,8 +1,8 @@
 //! What a model must not learn from: numbers that are not finite, and losses far beyond the usual.
 //!
 //! A single label of 3e38 makes the loss infinite and all weights NaN; one of 1e15 keeps the loss
-//! finite, and its gradient stops the rows that it reaches for good. The trainer sets such examples
-//! aside; this module only recognises them.
+//! finite, and its gradient stops the rows that it reaches for good. Trainers, of the FM and of
+//! experts, set such examples aside; this module only recognises them.
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
@@ -11,6 +11,10 @@ use burn::{
 };
 
 use crate::shard::{FmNetwork, ShardResult};
+
+/// What is wrong with an example that is set aside.
+pub const HARMFUL: &str = "learning from it would harm the model: its loss or a gradient is not \
+                           finite, or its loss is a thousand times the usual one";
 
 /// A loss is unusual from so many times the mean on.
 const UNUSUAL_LOSS: f64 = 1000.0;
@@ -27,13 +31,14 @@ pub(crate) fn loss(passes: &[ShardResult]) -> f32 {
 }
 
 /// Whether a loss is far beyond the mean one of earlier steps.
-pub(crate) fn is_unusual(loss: f32, mean: f64, steps: u64) -> bool {
-    steps >= WARM_STEPS && mean > 0.0 && f64::from(loss) > mean * UNUSUAL_LOSS
+pub fn is_unusual(loss: f64, mean: f64, steps: u64) -> bool {
+    steps >= WARM_STEPS && mean > 0.0 && loss > mean * UNUSUAL_LOSS
 }
 
-/// The mean loss after a step; it is 0 before the first one.
-pub(crate) fn moved_mean(mean: f64, loss: f32) -> f64 {
-    if mean == 0.0 { f64::from(loss) } else { mean + (f64::from(loss) - mean) * MEAN_LOSS_RATE }
+/// The mean loss after a step; it is 0 before the first one. A step without a label has no loss to
+/// count.
+pub fn moved_mean(mean: f64, loss: f64) -> f64 {
+    if mean == 0.0 || loss == 0.0 { mean.max(loss) } else { mean + (loss - mean) * MEAN_LOSS_RATE }
 }
 
 /// Whether the loss and all gradients are finite.

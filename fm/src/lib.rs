@@ -82,7 +82,7 @@ pub mod cost;
 pub mod device;
 mod ema;
 pub mod example;
-mod harm;
+pub mod harm;
 mod hash_rng;
 pub mod history;
 pub mod hstu;
@@ -132,15 +132,6 @@ pub enum Error {
     /// The embedding store failed.
     #[error(transparent)]
     Store(#[from] hypercast_store::Error),
-    /// Training failed in a way that further steps cannot repair, such as a loss that is not
-    /// finite.
-    #[error("FM training, step {step}: {message}")]
-    Training {
-        /// The optimizer step that failed, counted from 0.
-        step: u64,
-        /// What failed, and which settings to change.
-        message: String,
-    },
 }
 
 /// A result with this crate's [`enum@Error`].

@@ -18,7 +18,7 @@ use hypercast_kernels::attention::HstuBackend;
 use hypercast_store::{Adagrad, Store, StoreOptions};
 
 use crate::{
-    Error, Result,
+    Result,
     alignment::AlignmentModules,
     batch::{BatchBuilder, FmBatch},
     checkpoint::{
@@ -91,11 +91,10 @@ impl StepOutput {
 pub trait FmTrainer: Send {
     /// Predicts `examples`, then learns from them. Without targets nothing is learned. An example
     /// whose loss or gradients are not finite, or whose loss is a thousand times what is usual, is
-    /// set aside.
+    /// set aside, and so are all examples of a step that is not finite although none alone is so.
     ///
     /// # Errors
-    /// An example that does not fit, a store that fails, a loss that is not finite although no
-    /// example alone makes it so.
+    /// An example that does not fit, a store that fails.
     fn step(&mut self, examples: &[&Example]) -> Result<StepOutput> {
         self.step_with_corrections(examples, &[])
     }
@@ -336,7 +335,7 @@ where
     fn is_harmful(&self, passes: &[ShardResult]) -> bool {
         let TrainingState { steps, mean_loss, .. } = self.state;
         !harm::is_finite(&self.network, passes)
-            || harm::is_unusual(harm::loss(passes), mean_loss, steps)
+            || harm::is_unusual(harm::loss(passes).into(), mean_loss, steps)
     }
 
     /// The examples that would harm the model each alone, by index. It changes no statistics.
@@ -466,30 +465,30 @@ where
     ) -> Result<StepOutput> {
         self.store.set_clock(clock(self.state.steps));
         let all: Vec<&Example> = examples.iter().chain(corrections).copied().collect();
-        let statistics = self.state.statistics.clone();
+        let before = self.state.statistics.clone();
         let mut passes = self.attempt(&all, examples.len())?;
         let mut set_aside = Vec::new();
         if self.is_harmful(&passes) {
-            self.state.statistics = statistics;
+            self.state.statistics = before.clone();
             set_aside = self.harmful_examples(&all, examples.len())?;
             let is_kept = |at: &usize| set_aside.binary_search(at).is_err();
             let kept: Vec<&Example> = (0..all.len()).filter(is_kept).map(|at| all[at]).collect();
             let observed = (0..examples.len()).filter(is_kept).count();
             passes = self.attempt(&kept, observed)?;
             if !harm::is_finite(&self.network, &passes) {
-                return Err(Error::Training {
-                    step: self.state.steps,
-                    message: format!(
-                        "the loss is {}, and no example alone makes it so; lower fm.learning_rate \
-                         or set fm.clip_norm",
-                        harm::loss(&passes)
-                    ),
-                });
+                tracing::warn!(
+                    step = self.state.steps,
+                    "the loss of a step is not finite, and no example alone makes it so: all are \
+                     set aside; lower fm.learning_rate or set fm.clip_norm"
+                );
+                self.state.statistics = before;
+                set_aside = (0..all.len()).collect();
+                passes.clear();
             }
         }
         let loss = harm::loss(&passes);
         if !passes.is_empty() {
-            self.state.mean_loss = harm::moved_mean(self.state.mean_loss, loss);
+            self.state.mean_loss = harm::moved_mean(self.state.mean_loss, loss.into());
             self.learn(&mut passes)?;
         }
         self.state.requests += examples.len() as u64;

@@ -28,6 +28,7 @@ enum HypercastCommand {
     Plugin(commands::plugin::PluginArgs),
     Store(commands::store::StoreArgs),
     Versions(commands::versions::Args),
+    DeadLetters(commands::dead_letters::Args),
     /// Names the program that has the commands which this one had once.
     #[command(name = "demo", aliases = ["evaluate", "experiment", "bench"], hide = true)]
     Moved(MovedArgs),
@@ -52,6 +53,7 @@ fn main() -> anyhow::Result<()> {
         HypercastCommand::Plugin(args) => commands::plugin::run(args),
         HypercastCommand::Store(args) => commands::store::run(args),
         HypercastCommand::Versions(args) => commands::versions::run(args),
+        HypercastCommand::DeadLetters(args) => commands::dead_letters::run(args),
         HypercastCommand::Moved(_) => anyhow::bail!(
             "demo, evaluate, experiment and bench are commands of `hypercast-lab`, with the same \
              options: install it with `cargo install --locked --path host/lab`"

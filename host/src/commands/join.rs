@@ -16,7 +16,7 @@ pub struct Args {
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = "hypercast.toml")]
     pub config: PathBuf,
-    /// Answer GET /metrics here, for example 127.0.0.1:9465
+    /// Answer GET /metrics and /readyz here, for example 127.0.0.1:9465
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<SocketAddr>,
 }
@@ -30,8 +30,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let engine = streams::open(&config.engine)?;
     let metrics = Arc::new(Metrics::default());
     if let Some(address) = args.metrics {
-        let metrics = metrics.clone();
-        let address = job_metrics::serve(address, move || metrics.render(None))?;
+        let (counted, ready) = (metrics.clone(), metrics.clone());
+        let render = move || counted.render(None);
+        let address = job_metrics::serve(address, render, move || ready.set_aside_warning())?;
         println!("metrics at http://{address}/metrics");
     }
     let runner = Runner::open(engine, &config.joiner()?, &dataset, metrics, stop)?;

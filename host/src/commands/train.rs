@@ -68,7 +68,7 @@ pub struct ExpertArgs {
     /// missing
     #[arg(long = "surface", value_name = "SURFACE", requires = "follow")]
     pub surfaces: Vec<String>,
-    /// Answer /metrics at this address, with --follow
+    /// Answer /metrics and /readyz at this address, with --follow
     #[arg(long, value_name = "ADDRESS", requires = "follow")]
     pub metrics: Option<SocketAddr>,
     /// Stop at the end of what is there, with --follow
@@ -88,7 +88,7 @@ pub struct FollowArgs {
     /// A saved trainer to begin this version with, instead of what `train fm` left
     #[arg(long, requires = "follow", value_name = "DIR")]
     pub from: Option<PathBuf>,
-    /// Answer GET /metrics here, for example 127.0.0.1:9464
+    /// Answer GET /metrics and /readyz here, for example 127.0.0.1:9464
     #[arg(long, requires = "follow", value_name = "ADDRESS")]
     pub metrics: Option<std::net::SocketAddr>,
     /// Stop at the end of the stream instead of waiting for more
@@ -203,7 +203,7 @@ pub struct MaterialiseArgs {
     /// logging tier
     #[arg(long, conflicts_with_all = ["from", "until"])]
     pub follow: bool,
-    /// Answer /metrics at this address, with --follow
+    /// Answer /metrics and /readyz at this address, with --follow
     #[arg(long, value_name = "ADDRESS", requires = "follow")]
     pub metrics: Option<SocketAddr>,
     /// Stop at the end of the stream, with --follow

@@ -6,11 +6,12 @@
 //! `serve` use this crate.
 //!
 //! ```text
-//! streams    append and read durable streams: a directory, NATS JetStream, or memory
-//! events     the records of the `events` stream, and their writer
-//! join       events to examples and outcomes: a state machine (`core`) and what runs it
-//! publish    weights from a trainer to servers: snapshots and deltas
-//! registry   which versions exist, and which of them answers whom: decisions in a stream
+//! streams       append and read durable streams: a directory, NATS JetStream, or memory
+//! events        the records of the `events` stream, and their writer
+//! join          events to examples and outcomes: a state machine (`core`) and what runs it
+//! dead_letters  records that a reader could not use, and orders to try them again
+//! publish       weights from a trainer to servers: snapshots and deltas
+//! registry      which versions exist, and which of them answers whom: decisions in a stream
 //! ```
 //!
 //! The way of an event: a caller's request becomes a [`events::NewEvent`], which
@@ -44,6 +45,7 @@
 //! # }
 //! ```
 
+pub mod dead_letters;
 pub mod error;
 pub mod events;
 pub mod join;

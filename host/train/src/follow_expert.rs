@@ -28,13 +28,14 @@ use serde_json::json;
 
 pub use self::feed::FeedPosition;
 use self::{
-    begin::{Beginning, StartedTrainer, begin},
-    feed::{FeedItem, LogFeed},
+    begin::{Beginning, OwnVersion, StartedTrainer, begin},
+    feed::{FeedItem, FeedRow, LogFeed},
     gate::{GateDecision, PublishGate},
     progress::ExpertProgress,
-    state::{FollowerState, LastPublished},
+    state::{FollowerState, LastPublished, StateAddition},
 };
 use super::{
+    joined_reader::RecordKey,
     progress_log::{serve_metrics, tell, told},
     stream::{ExpertSetup, ExpertStream},
 };
@@ -47,7 +48,8 @@ use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::logs::LoggedRequest;
 use hypercast_expert as expert;
-use hypercast_expert::{Chunk, wasm::contract::Verdict};
+use hypercast_expert::{Chunk, train::RefusedRequest, wasm::contract::Verdict};
+use hypercast_stream::dead_letters::UnusableRecord;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
 use hypercast_stream::registry::{SelfRegisteredExpert, self_register_expert};
 use hypercast_stream::streams::{StreamEngine, Topic};
@@ -140,19 +142,21 @@ pub fn follow(
     };
     let work = work_dir(config, entry, &version);
     let _owner = DirLock::acquire(&work)?;
+    let telemetry = Arc::new(JobMetrics::default());
+    let topic = Topic::expert(&entry.name, &version);
+    let own = OwnVersion { work: &work, topic: &topic, rate: &telemetry.set_aside };
     let Some(Beginning { trainer: begun, feed, surfaces }) =
-        begin(context, &engine, options, &work, shutdown)?
+        begin(context, &engine, options, own, shutdown)?
     else {
         return Ok(FollowExpertReport { place: None, published: 0 });
     };
-    let telemetry = Arc::new(JobMetrics::default());
-    let StartedTrainer { stream, place, last, measured } = begun;
+    let StartedTrainer { stream, place, last, measured, .. } = begun;
     let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
     let gate = PublishGate::new(stream.blueprint.clone(), measured, last, &telemetry)?;
     serve_metrics(&telemetry, options.metrics, out)?;
-    let topic = Topic::expert(&entry.name, &version);
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
+    let orders = Some(feed.orders_position());
     let following = ExpertFollower {
         context,
         engine,
@@ -162,6 +166,7 @@ pub fn follow(
         surfaces,
         stream,
         place,
+        orders,
         publisher,
         gate,
         progress,
@@ -193,6 +198,8 @@ struct ExpertFollower<'a> {
     surfaces: Vec<u16>,
     stream: ExpertStream,
     place: ExpertCheckpoint,
+    /// The position of the next order to try a row again.
+    orders: Option<u64>,
     publisher: Publisher,
     gate: PublishGate,
     progress: ExpertProgress,
@@ -208,19 +215,57 @@ struct LoggedBatch {
     examples: Vec<Example>,
     tae: Vec<f32>,
     rows: usize,
+    /// Where the examples were read.
+    keys: Vec<RecordKey>,
 }
 
 impl LoggedBatch {
-    fn add(&mut self, logged: LoggedRequest) {
-        self.rows += logged.example.targets.len();
-        self.tae.extend_from_slice(&logged.tae);
-        self.examples.push(logged.example);
+    fn add(&mut self, row: FeedRow) {
+        let FeedRow { logged: LoggedRequest { example, tae, .. }, key } = row;
+        self.rows += example.targets.len();
+        self.tae.extend_from_slice(&tae);
+        self.examples.push(example);
+        self.keys.push(key);
     }
 
     fn append(&mut self, mut other: LoggedBatch) {
         self.rows += other.rows;
         self.tae.append(&mut other.tae);
         self.examples.append(&mut other.examples);
+        self.keys.append(&mut other.keys);
+    }
+
+    /// The requests that a trainer refused, as records to set aside.
+    fn unusable(&self, refused: &[RefusedRequest]) -> Vec<UnusableRecord> {
+        let record = |own: &RefusedRequest| {
+            self.keys[own.index].unusable(&self.examples[own.index], own.reason.clone())
+        };
+        refused.iter().map(record).collect()
+    }
+
+    /// Takes the first examples of the batch that are kept, and their rows of what was predicted of
+    /// the first examples.
+    fn retain(&mut self, first: usize, is_kept: impl Fn(usize) -> bool, said: &mut [Vec<f32>]) {
+        let width = self.tae.len() / self.rows.max(1);
+        let all = std::mem::take(self);
+        let mut kept_rows = Vec::new();
+        let mut tae = all.tae.chunks(width.max(1));
+        let examples = all.examples.into_iter().zip(all.keys).take(first);
+        for (at, (example, key)) in examples.enumerate() {
+            let rows = example.targets.len();
+            let own: Vec<f32> = tae.by_ref().take(rows).flatten().copied().collect();
+            kept_rows.extend(std::iter::repeat_n(is_kept(at), rows));
+            if is_kept(at) {
+                self.rows += rows;
+                self.tae.extend(own);
+                self.examples.push(example);
+                self.keys.push(key);
+            }
+        }
+        for task in said {
+            let mut kept = kept_rows.iter();
+            task.retain(|_| *kept.next().expect("a prediction a row"));
+        }
     }
 
     fn chunk(&self) -> Chunk<'_> {
@@ -236,6 +281,8 @@ struct PendingRows {
     since: Instant,
     /// After the last of them.
     position: FeedPosition,
+    /// After the last order that is carried out with them.
+    orders: Option<u64>,
 }
 
 impl ExpertFollower<'_> {
@@ -252,20 +299,21 @@ impl ExpertFollower<'_> {
         }
         let mut waiting = None::<PendingRows>;
         while !shutdown.is_requested() {
+            self.take_retries(&mut waiting)?;
             let next = self.feed.next(LOOK_EVERY)?;
             let at_end = options.until_end && matches!(next, FeedItem::End);
-            if let FeedItem::WindowRow(logged) = next
-                && !logged.example.targets.is_empty()
-                && self.surfaces.contains(&logged.example.surface)
+            if let FeedItem::WindowRow(row) = next
+                && self.is_own(&row)
             {
                 let position = self.feed.position();
                 // A step that a trainer would have to cut would leave it one of a few rows.
-                let rows = logged.example.targets.len();
+                let rows = row.logged.example.targets.len();
                 if waiting.as_ref().is_some_and(|own| own.rows() + rows > most) {
                     self.learn(waiting.take().expect("it is there"), out)?;
                 }
                 let own = waiting.get_or_insert_with(|| PendingRows::new(position));
-                own.add(logged, position);
+                own.position = position;
+                own.add(row);
             } else if waiting.is_none() {
                 self.place.position = self.feed.position();
             }
@@ -288,21 +336,51 @@ impl ExpertFollower<'_> {
         Ok(FollowExpertReport { place: Some(self.place), published: self.published })
     }
 
-    fn learn(&mut self, waiting: PendingRows, out: &mut dyn Write) -> Result<()> {
-        let PendingRows { mut rows, corrections, ingested_ms, position, .. } = waiting;
-        if rows.rows > 0 {
-            let predictions = self.stream.trainer.predict(rows.chunk())?;
-            self.progress.push(&rows.examples, &predictions);
-            self.gate.measure(&self.stream.trainer, rows.chunk(), &predictions)?;
+    /// Adds the rows that an operator had tried again, all to one step: it is saved whole or not at
+    /// all.
+    fn take_retries(&mut self, waiting: &mut Option<PendingRows>) -> Result<()> {
+        let rows = self.feed.retries()?;
+        for row in rows.into_iter().filter(|row| self.is_own(row)) {
+            let own = waiting.get_or_insert_with(|| PendingRows::new(self.place.position));
+            own.orders = Some(self.feed.orders_position());
+            own.add(row);
         }
+        Ok(())
+    }
+
+    fn is_own(&self, row: &FeedRow) -> bool {
+        let example = &row.logged.example;
+        !example.targets.is_empty() && self.surfaces.contains(&example.surface)
+    }
+
+    fn learn(&mut self, waiting: PendingRows, out: &mut dyn Write) -> Result<()> {
+        let PendingRows { mut rows, corrections, ingested_ms, position, orders, .. } = waiting;
+        let mut predictions = match rows.rows {
+            0 => Vec::new(),
+            _ => self.stream.trainer.predict(rows.chunk())?,
+        };
         let times = rows.examples.iter().map(|example| example.time_ms);
         let until_ms = times.fold(self.place.until_ms, i64::max);
-        let (requests, late) = (rows.examples.len() as u64, corrections.examples.len() as u64);
+        let first = rows.examples.len();
         // One step for both: what is corrected is nearly all of one label, and would take a step of
         // its own as far as all rows together take theirs.
         rows.append(corrections);
-        self.stream.trainer.train(rows.chunk(), |_| ())?;
+        let refused = self.stream.trainer.train(rows.chunk(), |_| ())?;
         self.gate.scheduled(&self.stream.trainer);
+        // Before the place moves past them.
+        self.feed.set_aside(rows.unusable(&refused))?;
+        let is_kept = |at: usize| refused.binary_search_by_key(&at, |own| own.index).is_err();
+        let late = (first..rows.examples.len()).filter(|&at| is_kept(at)).count() as u64;
+        if orders.is_some() {
+            self.orders = orders;
+            // What was tried again is new, although the place is not.
+            self.asked_position = None;
+        }
+        rows.retain(first, is_kept, &mut predictions);
+        if rows.rows > 0 {
+            self.progress.push(&rows.examples, &predictions);
+            self.gate.measure(&self.stream.trainer, rows.chunk(), &predictions)?;
+        }
         let now_ms = now_ms();
         for ingested_ms in ingested_ms {
             self.place.ingested_ms = self.place.ingested_ms.max(ingested_ms);
@@ -311,7 +389,7 @@ impl ExpertFollower<'_> {
         self.progress.learning.learned(0, late);
         self.place = ExpertCheckpoint {
             position,
-            requests: self.place.requests + requests,
+            requests: self.place.requests + rows.examples.len() as u64,
             corrections: self.place.corrections + late,
             until_ms,
             ..self.place
@@ -355,7 +433,10 @@ impl ExpertFollower<'_> {
             false => self.gate.state(),
         };
         let trainer = self.stream.trainer.saved();
-        FollowerState { place: self.place, trainer, published, measured }.write(&self.work)
+        let mean_loss = self.stream.trainer.mean_loss();
+        let addition = StateAddition { orders: self.orders, mean_loss };
+        FollowerState { place: self.place, trainer, published, measured, addition }
+            .write(&self.work)
     }
 
     fn publish(&mut self, word: &GateDecision, out: &mut dyn Write) -> Result<()> {
@@ -388,22 +469,20 @@ impl ExpertFollower<'_> {
 impl PendingRows {
     fn new(position: FeedPosition) -> PendingRows {
         let (rows, corrections) = (LoggedBatch::default(), LoggedBatch::default());
-        PendingRows { rows, corrections, ingested_ms: Vec::new(), since: Instant::now(), position }
+        let (ingested_ms, since) = (Vec::new(), Instant::now());
+        PendingRows { rows, corrections, ingested_ms, since, position, orders: None }
     }
 
     fn rows(&self) -> usize {
         self.rows.rows + self.corrections.rows
     }
 
-    fn add(&mut self, logged: LoggedRequest, position: FeedPosition) {
-        self.position = position;
-        match logged.correction {
-            true => self.corrections.add(logged),
-            false => {
-                self.ingested_ms.extend(Some(logged.ingested_ms).filter(|&ms| ms > 0));
-                self.rows.add(logged);
-            }
+    fn add(&mut self, row: FeedRow) {
+        if row.logged.correction {
+            return self.corrections.add(row);
         }
+        self.ingested_ms.extend(Some(row.logged.ingested_ms).filter(|&ms| ms > 0));
+        self.rows.add(row);
     }
 }
 

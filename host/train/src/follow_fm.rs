@@ -20,6 +20,7 @@ use std::{
 
 use hypercast_fm::{
     example::Example,
+    harm::HARMFUL,
     spec::FmSpec,
     trainer::{self, FmTrainer, ResumePaths},
 };
@@ -31,7 +32,7 @@ use self::{
 };
 use super::{
     fm::dataset_spec,
-    joined_reader::JoinedReader,
+    joined_reader::{JoinedPosition, JoinedReader, PositionedExample, RecordKey},
     progress_log::{serve_metrics, tell, told},
 };
 use crate::ServiceContext;
@@ -42,6 +43,7 @@ use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
+use hypercast_stream::dead_letters::LetterReader;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
 use hypercast_stream::registry::self_register_fm;
 use hypercast_stream::streams::{StreamEngine, Topic};
@@ -90,20 +92,26 @@ pub fn follow(
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<FollowFmReport> {
-    let ServiceContext { dataset, config, engine } = context;
+    let ServiceContext { dataset, config, engine } = context.clone();
     let work = work_dir(config, &options.version);
     let _owner = DirLock::acquire(&work)?;
     let spec = dataset_spec(dataset)?;
     let (trainer, place) = begin(config, &spec, options, &work)?;
-    let from = place.as_ref().map(|place| place.position);
-    let place = place.unwrap_or_default();
+    let from = JoinedPosition {
+        joined: place.as_ref().map(|place| place.position),
+        orders: place.as_ref().and_then(|place| place.orders),
+    };
+    let mut place = place.unwrap_or_default();
     let telemetry = Arc::new(JobMetrics::default());
     let meters = FmMeters::new(&telemetry);
     serve_metrics(&telemetry, options.metrics, out)?;
     let topic = Topic::fm(&options.version);
+    let published = work.join("published");
     let publisher =
-        Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
-    let reader = JoinedReader::open(engine.clone(), dataset, from)?;
+        Publisher::open(engine.clone(), topic.clone(), config.publish.clone(), &published)?;
+    let (of, rate) = (LetterReader::Trainer(topic), telemetry.set_aside.clone());
+    let reader = JoinedReader::open(context, &of, from, rate)?;
+    place.orders = Some(reader.orders_position());
     let follower = FmFollower {
         config,
         options,
@@ -185,15 +193,33 @@ struct JoinedBatch {
     corrections: Vec<Example>,
     /// When the newest event of each example was taken in.
     ingested_ms: Vec<i64>,
-    /// Positions of the examples, and of the corrections, in the stream.
-    positions: [Vec<u64>; 2],
+    /// When the newest of all events was.
+    newest_ms: i64,
+    /// Where the examples, and the corrections, were read.
+    keys: [Vec<RecordKey>; 2],
+    /// How far the stream was read.
     end: u64,
+    /// How far orders to try records again were read.
+    orders: u64,
     since: Option<Instant>,
 }
 
 impl JoinedBatch {
     fn len(&self) -> usize {
         self.examples.len() + self.corrections.len()
+    }
+
+    fn add(&mut self, record: PositionedExample) {
+        let PositionedExample { example, correction, ingested_ms, key } = record;
+        self.since.get_or_insert_with(Instant::now);
+        self.keys[usize::from(correction)].push(key);
+        self.newest_ms = self.newest_ms.max(ingested_ms);
+        if correction {
+            self.corrections.push(example);
+        } else {
+            self.ingested_ms.push(ingested_ms);
+            self.examples.push(example);
+        }
     }
 }
 
@@ -234,21 +260,17 @@ impl FmFollower<'_> {
 
     /// Whether records came, or may be there.
     fn read(&mut self, batch: &mut JoinedBatch, size: usize) -> Result<bool> {
-        let Some(records) = self.reader.next(size - batch.len(), LOOK_EVERY)? else {
+        self.reader.retries()?.into_iter().for_each(|record| batch.add(record));
+        batch.orders = self.reader.orders_position();
+        // Records that are tried again may have filled it.
+        let room = size.saturating_sub(batch.len()).max(1);
+        let Some(records) = self.reader.next(room, LOOK_EVERY)? else {
             return Ok(true);
         };
         let came = !records.is_empty();
         for record in records {
-            batch.end = record.end;
-            batch.since.get_or_insert_with(Instant::now);
-            batch.positions[usize::from(record.correction)].push(record.end - 1);
-            if record.correction {
-                self.place.ingested_ms = self.place.ingested_ms.max(record.ingested_ms);
-                batch.corrections.push(record.example);
-            } else {
-                batch.ingested_ms.push(record.ingested_ms);
-                batch.examples.push(record.example);
-            }
+            batch.end = record.key.position + 1;
+            batch.add(record);
         }
         Ok(came)
     }
@@ -257,17 +279,20 @@ impl FmFollower<'_> {
         let examples: Vec<&Example> = batch.examples.iter().collect();
         let corrections: Vec<&Example> = batch.corrections.iter().collect();
         let said = self.trainer.step_with_corrections(&examples, &corrections)?;
-        self.report_set_aside(&batch, &said.set_aside);
+        // Before the place moves past them.
+        self.set_aside(&batch, &said.set_aside)?;
         let now = now_ms();
-        for &ingested_ms in &batch.ingested_ms {
-            self.meters.learning.latency(now - ingested_ms);
-            self.place.ingested_ms = self.place.ingested_ms.max(ingested_ms);
-        }
+        batch.ingested_ms.iter().for_each(|ms| self.meters.learning.latency(now - ms));
+        self.place.ingested_ms = self.place.ingested_ms.max(batch.newest_ms);
         self.progress.push(&batch.examples, &said);
         let times = batch.examples.iter().map(|example| example.time_ms);
         self.place.until_ms = times.fold(self.place.until_ms, i64::max);
-        self.place.position = batch.end;
-        let (requests, late) = (batch.examples.len() as u64, batch.corrections.len() as u64);
+        // A batch may be of records that are tried again alone.
+        self.place.position = self.place.position.max(batch.end);
+        self.place.orders = Some(batch.orders);
+        let harmful = said.set_aside.iter().filter(|&&at| at < examples.len()).count();
+        let requests = (examples.len() - harmful) as u64;
+        let late = (corrections.len() + harmful - said.set_aside.len()) as u64;
         self.place.requests += requests;
         self.place.corrections += late;
         self.report.requests += requests;
@@ -279,15 +304,15 @@ impl FmFollower<'_> {
         Ok(())
     }
 
-    /// Counts the records that were not learned from, and logs where they are.
-    fn report_set_aside(&self, batch: &JoinedBatch, set_aside: &[usize]) {
-        let records = batch.examples.iter().chain(&batch.corrections);
-        let records = records.zip(batch.positions.iter().flatten()).enumerate();
-        for (_, (example, position)) in records.filter(|(at, _)| set_aside.contains(at)) {
-            let (request, user) = (example.request, example.user.id);
-            tracing::warn!(position, request, user, "a record would harm the model; set aside");
-            self.meters.set_aside.inc();
-        }
+    /// Sets the records aside that were not learned from.
+    fn set_aside(&self, batch: &JoinedBatch, set_aside: &[usize]) -> Result<()> {
+        let examples = batch.examples.iter().chain(&batch.corrections);
+        let records: Vec<_> = examples.zip(batch.keys.iter().flatten()).collect();
+        let unusable = |&at: &usize| {
+            let (example, key) = records[at];
+            key.unusable(example, HARMFUL.to_owned())
+        };
+        self.reader.set_aside(set_aside.iter().map(unusable).collect())
     }
 
     fn save(&mut self) -> Result<()> {

@@ -1,12 +1,14 @@
 //! What a job without an HTTP server of its own counts: the trainers and the logging tier.
-//! Prometheus' text, at `/metrics` of an address that the operator gives, if any.
+//! Prometheus' text, at `/metrics` of an address that the operator gives, if any; `/readyz` there
+//! says whether more records are set aside than now and then.
 //!
 //! The daemon has metrics of its own (`serve::metrics`). Nothing is sent anywhere.
 
 use std::{net::SocketAddr, sync::Arc};
 
-use axum::{Router, routing::get};
+use axum::{Router, http::StatusCode, routing::get};
 use hypercast_core::supervised_thread::{self, OnPanic};
+use hypercast_stream::dead_letters::SetAsideRate;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, Opts, Registry, TextEncoder,
     core::Collector,
@@ -15,9 +17,34 @@ use prometheus::{
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// The metrics of a job.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct JobMetrics {
     registry: Registry,
+    /// The records that it sets aside.
+    pub set_aside: Arc<SetAsideRate>,
+    set_aside_total: IntCounter,
+    sets_aside_many: Gauge,
+}
+
+impl Default for JobMetrics {
+    fn default() -> Self {
+        let registry = Registry::new();
+        Self {
+            set_aside: Arc::default(),
+            set_aside_total: counter(
+                &registry,
+                "hypercast_examples_set_aside_total",
+                "Records that could not be used, or whose learning would harm the model: they were \
+                 set aside; `hypercast dead-letters list` says which and why",
+            ),
+            sets_aside_many: gauge(
+                &registry,
+                "hypercast_sets_aside_many",
+                "1 while more than a few records a minute are set aside; `/readyz` says so, too",
+            ),
+            registry,
+        }
+    }
 }
 
 impl JobMetrics {
@@ -28,54 +55,68 @@ impl JobMetrics {
     pub fn seconds(&self, name: &str, help: &str) -> Histogram {
         let buckets = prometheus::exponential_buckets(1e-3, 2.0, 26).expect("a valid range");
         let options = HistogramOpts::new(name, help).buckets(buckets);
-        self.register(Histogram::with_opts(options).expect("a valid name"))
+        register(&self.registry, Histogram::with_opts(options).expect("a valid name"))
     }
 
     /// A counter that starts at 0.
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.register(IntCounter::new(name, help).expect("a valid name"))
+        counter(&self.registry, name, help)
     }
 
     /// A value that goes up and down.
     pub fn gauge(&self, name: &str, help: &str) -> Gauge {
-        self.register(Gauge::new(name, help).expect("a valid name"))
+        gauge(&self.registry, name, help)
     }
 
     /// Gauges with the given label names.
     pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-        self.register(GaugeVec::new(Opts::new(name, help), labels).expect("a valid name"))
-    }
-
-    fn register<C: Collector + Clone + 'static>(&self, metric: C) -> C {
-        self.registry.register(Box::new(metric.clone())).expect("registered once");
-        metric
+        let gauges = GaugeVec::new(Opts::new(name, help), labels);
+        register(&self.registry, gauges.expect("a valid name"))
     }
 
     /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> String {
+        let new = self.set_aside.total().saturating_sub(self.set_aside_total.get());
+        self.set_aside_total.inc_by(new);
+        self.sets_aside_many.set(f64::from(u8::from(self.set_aside.warning().is_some())));
         let text = TextEncoder::new().encode_to_string(&self.registry.gather());
         text.unwrap_or_else(|error| format!("# metrics could not be written: {error}\n"))
     }
 
-    /// Answers `GET /metrics` at `address`, on a thread that ends with the process; gives the
-    /// address in use.
+    /// Answers `GET /metrics` and `GET /readyz` at `address`, on a thread that ends with the
+    /// process; gives the address in use.
     ///
     /// # Errors
     /// An address that cannot be had.
     pub fn serve(self: &Arc<Self>, address: SocketAddr) -> Result<SocketAddr> {
-        let own = self.clone();
-        serve(address, move || own.render())
+        let (metrics, set_aside) = (self.clone(), self.set_aside.clone());
+        serve(address, move || metrics.render(), move || set_aside.warning())
     }
 }
 
-/// Answers `GET /metrics` at `address` with what `render` gives, on a thread that ends with the
-/// process; gives the address in use.
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help).expect("a valid name"))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
+    register(registry, Gauge::new(name, help).expect("a valid name"))
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> C {
+    registry.register(Box::new(metric.clone())).expect("registered once");
+    metric
+}
+
+/// Answers `GET /metrics` at `address` with what `render` gives, and `GET /readyz` with 503 and
+/// what `warning` says, if anything, on a thread that ends with the process; gives the address in
+/// use.
 ///
 /// # Errors
 /// An address that cannot be had.
 pub fn serve(
     address: SocketAddr,
     render: impl Fn() -> String + Clone + Send + Sync + 'static,
+    warning: impl Fn() -> Option<String> + Clone + Send + Sync + 'static,
 ) -> Result<SocketAddr> {
     let cannot = |error: std::io::Error| Error::invalid(format!("metrics at {address}: {error}"));
     let listener = std::net::TcpListener::bind(address).map_err(cannot)?;
@@ -83,7 +124,15 @@ pub fn serve(
     let bound = listener.local_addr().map_err(cannot)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
-    let app = Router::new().route("/metrics", get(move || async move { render() }));
+    let ready = move || async move {
+        match warning() {
+            Some(warning) => (StatusCode::SERVICE_UNAVAILABLE, format!("{warning}\n")),
+            None => (StatusCode::OK, "ready\n".to_owned()),
+        }
+    };
+    let app = Router::new()
+        .route("/metrics", get(move || async move { render() }))
+        .route("/readyz", get(ready));
     let serve = move || {
         let served = runtime.block_on(async {
             axum::serve(tokio::net::TcpListener::from_std(listener)?, app).await
@@ -110,5 +159,25 @@ mod tests {
         let text = answer.body_mut().read_to_string().unwrap();
         assert!(text.contains("hypercast_test_total 3"), "{text}");
         assert!(text.contains("hypercast_test_seconds_count 1"), "{text}");
+    }
+
+    #[test]
+    fn a_job_that_sets_many_records_aside_says_so_and_goes_on() {
+        let telemetry = Arc::new(JobMetrics::default());
+        let address = telemetry.serve(([127, 0, 0, 1], 0).into()).unwrap();
+        let get = |path: &str| {
+            let agent = ureq::Agent::config_builder().http_status_as_error(false).build();
+            let agent = ureq::Agent::new_with_config(agent);
+            let mut answer = agent.get(format!("http://{address}{path}")).call().unwrap();
+            (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
+        };
+        assert_eq!(get("/readyz"), (200, "ready\n".into()));
+        assert!(get("/metrics").1.contains("hypercast_sets_aside_many 0"));
+        telemetry.set_aside.add(9);
+        let (status, text) = get("/readyz");
+        assert!(status == 503 && text.contains("dead-letters list"), "{status} {text}");
+        let (_, text) = get("/metrics");
+        assert!(text.contains("hypercast_sets_aside_many 1"), "{text}");
+        assert!(text.contains("hypercast_examples_set_aside_total 9"), "{text}");
     }
 }

@@ -1,14 +1,22 @@
 //! The stream of joined examples as its followers read it: decoded, with the content vectors of the
-//! data set put back. An engine that fails is asked again for a while, and its failing is no end.
+//! data set put back. A record that cannot be read or does not fit the schema is set aside. An
+//! engine that fails is asked again for a while, and its failing is no end.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use hypercast_fm::example::{Event, Example, Item};
+use hypercast_fm::{
+    batch::BatchBuilder,
+    example::{Event, Example, Item},
+};
 
+use super::fm::dataset_spec;
+use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_data::dataset::Dataset;
+use hypercast_stream::dead_letters::{
+    DeadLetter, DeadLetterQueue, LetterReader, SetAsideRate, UnusableRecord,
+};
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
-use hypercast_stream::streams::{Reader, StreamEngine, Topic};
+use hypercast_stream::streams::{Reader, StreamEngine, StreamRecord, Topic};
 
 /// How long it waits after an engine has failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -21,31 +29,67 @@ pub(super) struct PositionedExample {
     pub(super) example: Example,
     pub(super) correction: bool,
     pub(super) ingested_ms: i64,
-    /// The position after it.
-    pub(super) end: u64,
+    /// Where it was read.
+    pub(super) key: RecordKey,
+}
+
+/// A record's position in its source, and which attempt at it this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RecordKey {
+    pub(super) position: u64,
+    /// How often it was tried again before; 0 for a record that the stream brings.
+    pub(super) retries: u32,
+}
+
+impl RecordKey {
+    /// The record as one that cannot be used.
+    pub(super) fn unusable(self, example: &Example, reason: String) -> UnusableRecord {
+        let RecordKey { position, retries } = self;
+        UnusableRecord { position, retries, request: Some(example.request), reason }
+    }
+
+    /// A record that cannot be read.
+    pub(super) fn unreadable(self, why: &Error) -> UnusableRecord {
+        let RecordKey { position, retries } = self;
+        UnusableRecord { position, retries, request: None, reason: why.to_string() }
+    }
+}
+
+/// Where a follower of `joined` begins.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct JoinedPosition {
+    /// In `joined`; none for the first record that is kept.
+    pub(super) joined: Option<u64>,
+    /// In the orders to try records again; none for those that come from now on.
+    pub(super) orders: Option<u64>,
 }
 
 /// Follows the stream `joined`, and waits out an engine that fails for a while.
 pub(super) struct JoinedReader {
     engine: Arc<dyn StreamEngine>,
     reader: Box<dyn Reader>,
+    letters: DeadLetterQueue,
+    /// Says whether an example fits the schema.
+    fits: BatchBuilder,
     content: HashMap<u64, Arc<[f32]>>,
     failures: u32,
 }
 
 impl JoinedReader {
-    /// From a position on, or from the first record that is kept.
+    /// Reads for `reader`, in whose name records are set aside and counted.
     ///
     /// # Errors
     /// A stream that ends before the position, or no longer has it.
     pub(super) fn open(
-        engine: Arc<dyn StreamEngine>,
-        dataset: &Dataset,
-        from: Option<u64>,
+        context: ServiceContext<'_>,
+        reader: &LetterReader,
+        position: JoinedPosition,
+        rate: Arc<SetAsideRate>,
     ) -> Result<JoinedReader> {
+        let ServiceContext { dataset, config, engine } = context;
         let topic = Topic::joined();
         let span = engine.span(&topic)?;
-        let from = from.unwrap_or(span.start);
+        let from = position.joined.unwrap_or(span.start);
         if from < span.start || from > span.end {
             return Err(Error::invalid(format!(
                 "stream {topic} holds positions {} to {}, and {from} is where to go on; what was written so far is of another stream, or records are gone: begin in another folder",
@@ -54,8 +98,11 @@ impl JoinedReader {
         }
         let with = dataset.items.values().filter(|item| !item.content.is_empty());
         let content = with.map(|item| (item.id, item.content.clone())).collect();
+        let orders = position.orders;
+        let letters = DeadLetterQueue::open(engine.clone(), reader, topic.name(), orders, rate)?;
+        let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm);
         let reader = engine.reader(&topic, from)?;
-        Ok(JoinedReader { engine, reader, content, failures: 0 })
+        Ok(JoinedReader { engine, reader, letters, fits, content, failures: 0 })
     }
 
     /// The position of the next record.
@@ -63,11 +110,40 @@ impl JoinedReader {
         self.reader.position()
     }
 
-    /// The next records, for the first of which it waits: an empty list at the end of what is
-    /// there, and none where the engine has failed, which says nothing about what is there.
+    /// How far orders to try records again were read.
+    pub(super) fn orders_position(&self) -> u64 {
+        self.letters.position()
+    }
+
+    /// Sets records aside that its caller cannot use. The letters are durable when it returns.
     ///
     /// # Errors
-    /// A record of another version, or an engine that has failed for long.
+    /// An engine that has failed for long.
+    pub(super) fn set_aside(&self, records: Vec<UnusableRecord>) -> Result<()> {
+        Ok(self.letters.set_aside(records)?)
+    }
+
+    /// Records that an operator had tried again since the last call.
+    ///
+    /// # Errors
+    /// An engine that has failed for long.
+    pub(super) fn retries(&mut self) -> Result<Vec<PositionedExample>> {
+        let orders = self.letters.orders();
+        let read = orders.into_iter().map(|letter| {
+            let DeadLetter { position, retries, .. } = letter;
+            let key = RecordKey { position, retries };
+            let read = letter.record(&*self.engine).map_err(Error::from);
+            read.and_then(|payload| self.decode(key, &payload)).map_err(|why| key.unreadable(&why))
+        });
+        self.usable(read.collect())
+    }
+
+    /// The next records, for the first of which it waits: an empty list at the end of what is
+    /// there, and none where the engine has failed or no record can be used, which says nothing
+    /// about what is there.
+    ///
+    /// # Errors
+    /// An engine that has failed for long.
     pub(super) fn next(
         &mut self,
         most: usize,
@@ -81,19 +157,40 @@ impl JoinedReader {
             }
         };
         self.failures = 0;
-        let read = |record: hypercast_stream::streams::StreamRecord| {
-            let joined = JoinedRecord::decode(&record.payload).map_err(|error| {
-                let at = record.position;
-                Error::invalid(format!("position {at}: {error}; another version wrote it"))
-            })?;
-            let (correction, JoinedExample { example, ingested_ms }) = match joined {
+        let at_end = records.is_empty();
+        let read = records.into_iter().map(|StreamRecord { position, payload }| {
+            let key = RecordKey { position, retries: 0 };
+            self.decode(key, &payload).map_err(|why| key.unreadable(&why))
+        });
+        let usable = self.usable(read.collect())?;
+        Ok((at_end || !usable.is_empty()).then_some(usable))
+    }
+
+    fn decode(&self, key: RecordKey, payload: &[u8]) -> Result<PositionedExample> {
+        let (correction, JoinedExample { example, ingested_ms }) =
+            match JoinedRecord::decode(payload)? {
                 JoinedRecord::Example(joined) => (false, joined),
                 JoinedRecord::Correction(joined) => (true, joined),
             };
-            let example = self.restored(example);
-            Ok(PositionedExample { example, correction, ingested_ms, end: record.position + 1 })
-        };
-        records.into_iter().map(read).collect::<Result<_>>().map(Some)
+        let example = self.restored(example);
+        self.fits.check(&example)?;
+        Ok(PositionedExample { example, correction, ingested_ms, key })
+    }
+
+    /// Sets the others aside.
+    fn usable(
+        &self,
+        read: Vec<std::result::Result<PositionedExample, UnusableRecord>>,
+    ) -> Result<Vec<PositionedExample>> {
+        let (mut usable, mut unusable) = (Vec::with_capacity(read.len()), Vec::new());
+        for record in read {
+            match record {
+                Ok(record) => usable.push(record),
+                Err(record) => unusable.push(record),
+            }
+        }
+        self.set_aside(unusable)?;
+        Ok(usable)
     }
 
     fn retry(&mut self, error: Error) -> Result<()> {
@@ -129,7 +226,10 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
-    use hypercast_stream::streams::{Appender, MemoryEngine, Record as Told, StreamRecord};
+    use hypercast_config::Config;
+    use hypercast_data::dataset::Dataset;
+    use hypercast_stream::dead_letters;
+    use hypercast_stream::streams::{Appender, MemoryEngine, Record as Told};
 
     /// An engine whose first reader fails once.
     #[derive(Default)]
@@ -143,7 +243,8 @@ mod tests {
         }
 
         fn reader(&self, topic: &Topic, from: u64) -> hypercast_stream::Result<Box<dyn Reader>> {
-            let first = !self.1.swap(true, std::sync::atomic::Ordering::Relaxed);
+            let first = *topic == Topic::joined()
+                && !self.1.swap(true, std::sync::atomic::Ordering::Relaxed);
             let error = first.then(|| hypercast_stream::Error::unreachable("gone for a moment"));
             Ok(Box::new(FailingReader(error, self.0.reader(topic, from)?)))
         }
@@ -175,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_fails_is_no_end_of_the_stream() {
+    fn neither_an_engine_that_fails_nor_a_record_without_use_ends_the_stream() {
         let dir = tempfile::tempdir().unwrap();
         let world = hypercast_data::import::simulate::SimulateOptions {
             into: dir.path().join("data"),
@@ -196,12 +297,38 @@ mod tests {
             history: Vec::new(),
             targets: Vec::new(),
         };
-        let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
-        let payload = postcard::to_stdvec(&joined).unwrap();
+        let payload = |surface: u16| {
+            let example = Example { surface, ..example.clone() };
+            let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
+            postcard::to_stdvec(&joined).unwrap()
+        };
         let appender = engine.appender(&Topic::joined()).unwrap();
-        appender.append(&[Told { id: 0, payload }]).unwrap();
-        let mut reader = JoinedReader::open(engine, &dataset, None).unwrap();
+        let append = |payload| appender.append(&[Told { id: 0, payload }]).unwrap();
+        append(payload(0));
+        let config = Config::default();
+        let context = ServiceContext { dataset: &dataset, config: &config, engine: engine.clone() };
+        let open = |position| {
+            let of = LetterReader::Logging;
+            JoinedReader::open(context.clone(), &of, position, Arc::default()).unwrap()
+        };
+        let mut reader = open(JoinedPosition::default());
         let mut next = || reader.next(8, Duration::ZERO).unwrap().map(|records| records.len());
         assert_eq!([next(), next(), next()], [None, Some(1), Some(0)]);
+
+        // Records that cannot be used are no end either, and no reader stops at them.
+        append(vec![0xff; 9]);
+        append(payload(3));
+        assert_eq!([next(), next()], [None, Some(0)]);
+        append(vec![]);
+        append(payload(0));
+        assert_eq!([next(), next()], [Some(1), Some(0)]);
+        let mut again = open(JoinedPosition { joined: Some(0), orders: None });
+        let records = again.next(8, Duration::ZERO).unwrap().unwrap();
+        let positions: Vec<u64> = records.iter().map(|record| record.key.position).collect();
+        assert_eq!(positions, [0, 4]);
+        let letters = dead_letters::list(&*engine).unwrap();
+        let positions: Vec<u64> = letters.iter().map(|own| own.letter.position).collect();
+        assert_eq!(positions, [1, 2, 3], "each once, although they were read twice");
+        assert!(letters[1].letter.reason.contains("its surface has index 3"), "{letters:?}");
     }
 }

@@ -21,7 +21,7 @@ use serde_json::json;
 use self::versions::{FmLoading, LoadedVersions};
 pub use self::versions::{Registered, ToLog};
 use super::{
-    joined_reader::{JoinedReader, PositionedExample},
+    joined_reader::{JoinedPosition, JoinedReader, PositionedExample},
     progress_log::{serve_metrics, tell},
 };
 use crate::ServiceContext;
@@ -32,6 +32,7 @@ use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::logs::{LogRow, LogWriter};
+use hypercast_stream::dead_letters::LetterReader;
 
 /// Records that are read together.
 const RECORDS: usize = 256;
@@ -81,11 +82,13 @@ pub fn follow(
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<LoggingReport> {
-    let ServiceContext { dataset, config, engine } = context;
+    let ServiceContext { dataset, config, engine } = context.clone();
     let _owner = DirLock::acquire(&config.paths.logs)?;
     let log = super::fm::log_writer(dataset, config, Vec::new())?;
-    let reader = JoinedReader::open(engine.clone(), dataset, log.position())?;
     let telemetry = Arc::new(JobMetrics::default());
+    let position = JoinedPosition { joined: log.position(), orders: None };
+    let (of, rate) = (LetterReader::Logging, telemetry.set_aside.clone());
+    let reader = JoinedReader::open(context, &of, position, rate)?;
     let meters = LoggingMeters::new(&telemetry);
     serve_metrics(&telemetry, options.metrics, out)?;
     let serving = config.fm_logging.loading(config.device);
@@ -224,7 +227,7 @@ impl LoggingTier<'_> {
         for record in &records {
             let rows = row..row + record.example.targets.len();
             row = rows.end;
-            self.position = record.end;
+            self.position = record.key.position + 1;
             if rows.is_empty() {
                 continue;
             }
@@ -238,7 +241,7 @@ impl LoggingTier<'_> {
                 taes: &own,
                 correction: record.correction,
                 ingested_ms: record.ingested_ms,
-                position: Some(record.end),
+                position: Some(self.position),
             })?;
             self.report.requests += 1;
             self.report.rows += rows.len() as u64;

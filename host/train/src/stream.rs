@@ -229,7 +229,11 @@ impl ExpertStream {
         for epoch in 0..self.settings.epochs {
             self.trainer.set_pass(epoch > 0, epoch == 0);
             in_chunks(view, CHUNK_ROWS, |examples, tae| {
-                Ok(self.trainer.train(Chunk { examples, tae }, &mut report)?)
+                for refused in self.trainer.train(Chunk { examples, tae }, &mut report)? {
+                    let (request, reason) = (examples[refused.index].request, refused.reason);
+                    tracing::warn!(epoch, request, reason, "a request is not learned from");
+                }
+                Ok(())
             })?;
         }
         Ok(())

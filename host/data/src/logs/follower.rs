@@ -36,6 +36,11 @@ impl LogPosition {
     pub fn number(self) -> u64 {
         u64::from(self.file) << 32 | u64::from(self.row)
     }
+
+    /// The position with a number ([`LogPosition::number`]).
+    pub fn from_number(number: u64) -> LogPosition {
+        LogPosition { file: (number >> 32) as u32, row: number as u32 }
+    }
 }
 
 /// Reads logs as they grow.
@@ -77,6 +82,18 @@ impl LogFollower {
     /// The position after the last request that was returned.
     pub fn position(&self) -> LogPosition {
         self.position
+    }
+
+    /// The request at an earlier position, as [`LogFollower::next_request`] returned it.
+    ///
+    /// # Errors
+    /// Its file was removed, is damaged, or has no such request.
+    pub fn request_at(&self, position: LogPosition) -> Result<LoggedRequest> {
+        let gone = || self.error(format!("{position:?} is no longer there"));
+        if !requests_path(&self.dir, position.file).exists() {
+            return Err(gone());
+        }
+        LogFollower::open(&self.dir, &self.version, position)?.next_request()?.ok_or_else(gone)
     }
 
     /// The next request; none if no complete file contains one yet.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use hypercast_core::prerequisite::skip;
+use hypercast_data::schema::{Task, TaskKind};
 use hypercast_fm::example::Example;
 
 use super::build::{TAE_DIM, example, noise, schema};
@@ -409,4 +410,63 @@ fn what_is_no_component_is_refused() {
     assert!(load(b"\0asm\x01\0\0\0").contains("core Wasm module"));
     assert!(load(b"\0asm\x0d\0\x01\0").contains("no HyperCast expert"));
     assert!(load(b"\0asm\x0d\0\x01\0rest").contains("not a valid component"));
+}
+
+#[test]
+fn requests_that_would_harm_an_expert_are_set_aside_alone() {
+    let mlp =
+        components("HYPERCAST_PLUGINS").into_iter().find(|at| at.ends_with("mlp-fusion.wasm"));
+    let Some(path) = mlp else { return };
+    let mut schema = schema();
+    schema.tasks.push(Task {
+        name: "seconds".into(),
+        kind: TaskKind::Regression,
+        label: "seconds".into(),
+        ..schema.tasks[0].clone()
+    });
+    let blueprint = Arc::new(Blueprint::load(engine(), &path, &schema, &options()).unwrap());
+    let config =
+        TrainerConfig { batch_rows: 64, shuffle: false, progressive: true, ..Default::default() };
+    let past = log(600);
+    for (name, value, tae) in [
+        ("a label that the plugin cannot give", f32::INFINITY, 0.5),
+        ("an infinite gradient", 3e38, 0.5),
+        ("an unusual loss", 1e15, 0.5),
+        ("an embedding of NaN", 1.0, f32::NAN),
+    ] {
+        let mut with = trainer(&blueprint, &past, config.clone());
+        let mut without = trainer(&blueprint, &past, config.clone());
+        for own in [&mut with, &mut without] {
+            assert_eq!(own.train(past.chunk(), |report| assert!(report.stepped)).unwrap(), []);
+        }
+        let (mut odd, mut honest) = (log(12), log(12));
+        let rows =
+            |examples: &[Example]| examples.iter().map(|own| own.targets.len()).sum::<usize>();
+        let (first, count) = (rows(&odd.examples[..5]), rows(&odd.examples[5..6]));
+        honest.examples.remove(5);
+        honest.tae.drain(first * TAE_DIM..(first + count) * TAE_DIM);
+        odd.examples[5].targets.iter_mut().for_each(|own| own.outcome.values = [value; 4]);
+        odd.tae[first * TAE_DIM] = tae;
+        let mut counted = 0;
+        let refused = with.train(odd.chunk(), |report| {
+            assert!(report.stepped && report.losses.iter().all(|loss| loss.is_finite()), "{name}");
+            counted += report.targets[0].mask.iter().filter(|valid| **valid).count();
+        });
+        let refused = refused.unwrap();
+        assert_eq!(refused.iter().map(|own| own.index).collect::<Vec<_>>(), [5], "{name}");
+        assert_eq!(counted, rows(&honest.examples), "{name}: its rows count in no metric");
+        assert_eq!(without.train(honest.chunk(), |_| ()).unwrap(), []);
+        assert!(with.saved() == without.saved(), "{name}: the expert never saw it");
+        assert_eq!(with.mean_loss(), without.mean_loss(), "{name}");
+        let targets = with.targets(odd.chunk()).unwrap();
+        let is_refused = value.is_infinite();
+        assert_eq!(!targets[2].mask[first], is_refused, "{name}: {}", refused[0].reason);
+        assert_eq!(refused[0].reason.contains("`labels` gave a bad output"), is_refused);
+    }
+    // A plugin that fails for every request fails itself.
+    let mut all = log(12);
+    let targets = all.examples.iter_mut().flat_map(|example| &mut example.targets);
+    targets.for_each(|own| own.outcome.values = [f32::INFINITY; 4]);
+    let error = trainer(&blueprint, &past, config).train(all.chunk(), |_| ()).unwrap_err();
+    assert!(error.to_string().contains("`labels` gave a bad output"), "{error}");
 }

@@ -7,6 +7,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::loss::TaskTargets;
+use crate::wasm::ExpertFault;
 use crate::wasm::contract::{self, ActionBatch, TaskLabels, TrainingStep};
 use crate::{Blueprint, Error};
 
@@ -15,6 +16,8 @@ use crate::{Blueprint, Error};
 pub(super) struct TrainingRequest<'a> {
     pub(super) example: &'a Example,
     pub(super) tae: &'a [f32],
+    /// Its index among the chunk's examples.
+    pub(super) index: usize,
     /// Its first row in the chunk's labels.
     pub(super) row: usize,
     /// Whether the trainer learns from any of its rows.
@@ -22,6 +25,10 @@ pub(super) struct TrainingRequest<'a> {
 }
 
 impl TrainingRequest<'_> {
+    fn refused(&self, fault: &ExpertFault) -> RefusedRequest {
+        RefusedRequest { index: self.index, reason: fault.to_string() }
+    }
+
     /// Its rows in the chunk's labels.
     fn rows(&self) -> Range<usize> {
         self.row..self.row + self.example.targets.len()
@@ -35,47 +42,125 @@ pub(super) struct Hooks<'a> {
     pub(super) rows: usize,
 }
 
+/// A request that the trainer does not learn from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedRequest {
+    /// Its index among the chunk's examples.
+    pub index: usize,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a hook gave for some requests.
+struct HookAnswer<'r, 'a, T> {
+    requests: &'r [TrainingRequest<'a>],
+    /// A fault is that of one request.
+    answer: Result<T, ExpertFault>,
+}
+
+/// Requests for which a hook faults, and for no other so far, until the fault is the plugin's own:
+/// one that never returns would cost its deadline for every request.
+const MAX_REFUSED: usize = 8;
+
 impl Hooks<'_> {
-    /// The labels of every row, for each task.
-    pub(super) fn labels(&self, requests: &[TrainingRequest]) -> Result<Vec<TaskTargets>, Error> {
+    /// The labels of every row, for each task. A request for which the plugin faults is refused:
+    /// its rows are in no sample space.
+    ///
+    /// # Errors
+    /// The plugin faults for all of several requests.
+    pub(super) fn labels(
+        &self,
+        requests: &[TrainingRequest],
+        refused: &mut Vec<RefusedRequest>,
+    ) -> Result<Vec<TaskTargets>, Error> {
         let Blueprint { plugin, description, info, .. } = self.blueprint;
         let mut all = vec![TaskTargets::default(); description.tasks.len()];
-        for part in self.parts(requests) {
-            let labels = plugin.labels(description, info, &self.actions(part))?;
-            for (all, part) in all.iter_mut().zip(labels) {
-                all.append(part);
+        let answers = self.call(requests, |batch| plugin.labels(description, info, batch))?;
+        for HookAnswer { requests, answer } in answers {
+            match answer {
+                Ok(labels) => {
+                    all.iter_mut().zip(labels).for_each(|(all, part)| all.append(part));
+                }
+                Err(fault) => {
+                    let rows = requests[0].example.targets.len();
+                    all.iter_mut().for_each(|all| all.append_unlabelled(rows));
+                    refused.push(requests[0].refused(&fault));
+                }
             }
         }
         Ok(all)
     }
 
+    /// Calls a hook for all requests, in parts. Where it faults, it is called for each request of
+    /// the part alone, so that one odd request does not end the training, again at each start.
+    fn call<'r, 'a, T>(
+        &self,
+        requests: &'r [TrainingRequest<'a>],
+        hook: impl Fn(&ActionBatch) -> Result<T, ExpertFault>,
+    ) -> Result<Vec<HookAnswer<'r, 'a, T>>, Error> {
+        let mut answers: Vec<HookAnswer<'r, 'a, T>> = Vec::new();
+        for part in self.parts(requests) {
+            let answer = hook(&self.actions(part));
+            if answer.is_ok() || part.len() == 1 {
+                answers.push(HookAnswer { requests: part, answer });
+                continue;
+            }
+            let mut faults = 0;
+            for requests in part.chunks(1) {
+                let answer = hook(&self.actions(requests));
+                faults += usize::from(answer.is_err());
+                answers.push(HookAnswer { requests, answer });
+                let is_enough = faults == part.len().min(MAX_REFUSED);
+                if is_enough && answers.iter().all(|own| own.answer.is_err()) {
+                    let last = answers.pop().and_then(|own| own.answer.err());
+                    return Err(last.expect("all are faults").into());
+                }
+            }
+        }
+        Ok(answers)
+    }
+
     /// The labels to learn from. Rows that `sample` drops leave every task's sample space, and the
-    /// kept rows have larger weights instead. Sets `kept` of each request.
+    /// kept rows have larger weights instead. Sets `kept` of each request; one for which the plugin
+    /// faults is refused and not kept.
+    ///
+    /// # Errors
+    /// As [`Hooks::labels`].
     pub(super) fn sample(
         &self,
         requests: &mut [TrainingRequest],
         labels: &[TaskTargets],
         rng: &mut SmallRng,
+        refused: &mut Vec<RefusedRequest>,
     ) -> Result<Vec<TaskTargets>, Error> {
+        let Blueprint { plugin, info, .. } = self.blueprint;
         let mut shares = Vec::new();
-        for part in self.parts(requests) {
-            let Blueprint { plugin, info, .. } = self.blueprint;
-            shares.extend(plugin.sample(info, &self.actions(part))?);
-        }
-        let kept: Vec<bool> =
-            shares.iter().map(|share| *share >= 1.0 || rng.random::<f32>() < *share).collect();
-        let mut labels = labels.to_vec();
-        for (row, (kept, share)) in kept.iter().zip(&shares).enumerate() {
-            for task in &mut labels {
-                if *kept {
-                    task.weights[row] /= share;
-                } else {
-                    task.mask[row] = false;
+        for HookAnswer { requests, answer } in
+            self.call(requests, |batch| plugin.sample(info, batch))?
+        {
+            match answer {
+                Ok(own) => shares.extend(own),
+                Err(fault) => {
+                    shares.extend(vec![0.0; requests[0].example.targets.len()]);
+                    refused.push(requests[0].refused(&fault));
                 }
             }
         }
+        let mut labels = labels.to_vec();
+        let mut shares = shares.into_iter();
         for request in requests {
-            request.kept = kept[request.rows()].contains(&true);
+            request.kept = false;
+            for (row, share) in request.rows().zip(shares.by_ref()) {
+                let kept = share >= 1.0 || rng.random::<f32>() < share;
+                request.kept |= kept;
+                for task in &mut labels {
+                    if kept {
+                        task.weights[row] /= share;
+                    } else {
+                        task.mask[row] = false;
+                    }
+                }
+            }
         }
         Ok(labels)
     }
@@ -107,6 +192,14 @@ impl TaskTargets {
         // Without weights, each is 1.
         self.weights.extend(labels.weights);
         self.weights.resize(self.labels.len(), 1.0);
+    }
+
+    /// Rows in no sample space.
+    fn append_unlabelled(&mut self, rows: usize) {
+        let all = self.labels.len() + rows;
+        self.labels.resize(all, 0.0);
+        self.mask.resize(all, false);
+        self.weights.resize(all, 1.0);
     }
 
     /// The rows of some requests of the chunk.

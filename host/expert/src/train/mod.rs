@@ -13,6 +13,7 @@ mod step;
 mod tests;
 mod trainer;
 
+pub use hooks::RefusedRequest;
 pub(crate) use loss::prediction;
 pub use loss::{TaskTargets, task_loss};
 pub use optimizer::{ExpertOptimizer, OptimizerConfig};

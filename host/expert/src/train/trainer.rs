@@ -4,14 +4,15 @@
 use std::sync::Arc;
 
 use hypercast_fm::example::Example;
+use hypercast_fm::harm::{self, HARMFUL};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
-use super::hooks::{Hooks, Schedule, TrainingRequest};
+use super::hooks::{Hooks, RefusedRequest, Schedule, TrainingRequest};
 use super::loss::{TaskTargets, all_losses};
 use super::optimizer::{ExpertOptimizer, MovingAverage, OptimizerConfig};
-use super::step::{Compute, compute};
+use super::step::{Compute, Gradients, compute};
 use crate::batch::{ExpertBatch, Tae};
 use crate::normalise::Normaliser;
 use crate::params::Parameters;
@@ -76,11 +77,11 @@ pub struct BatchReport<'a> {
     /// learned from all rows.
     pub serving: Vec<Vec<f32>>,
     /// For each task, labels, sample space and weights of all rows, those that `sample` drops
-    /// included.
+    /// included. Rows of requests that were set aside are in no sample space.
     pub targets: &'a [TaskTargets],
     /// For each task, the loss, with dropout, of the rows that the step learned from.
     pub losses: Vec<f64>,
-    /// Whether the step was taken: a gradient may not be finite, or `sample` may keep no row.
+    /// Whether the step was taken: all requests may be set aside, or `sample` may keep no row.
     pub stepped: bool,
 }
 
@@ -104,6 +105,8 @@ pub struct ExpertTrainer {
     schedule: Schedule,
     serving: Option<ServingParameters>,
     config: TrainerConfig,
+    /// A moving average of the steps' losses, which says what is usual; 0 before the first step.
+    mean_loss: f64,
     /// The number of chunks learned from. With the seed it gives the random state of the next
     /// chunk, so that a resumed training equals an uninterrupted one.
     pub(super) chunks: u64,
@@ -123,6 +126,7 @@ impl ExpertTrainer {
             optimizer: ExpertOptimizer::new(&blueprint.graph, config.optimizer.clone()),
             schedule: Schedule::default(),
             serving: None,
+            mean_loss: 0.0,
             chunks: 0,
             rng: SmallRng::seed_from_u64(config.seed),
             average: (config.average_decay > 0.0)
@@ -158,6 +162,17 @@ impl ExpertTrainer {
         self.average.map_or(self.parameters, |average| average.parameters)
     }
 
+    /// The usual loss of a step, by which harmful requests are told; 0 before the first step. It is
+    /// no part of [`ExpertTrainer::saved`].
+    pub fn mean_loss(&self) -> f64 {
+        self.mean_loss
+    }
+
+    /// Continues with the usual loss of an earlier trainer.
+    pub fn set_mean_loss(&mut self, mean_loss: f64) {
+        self.mean_loss = mean_loss;
+    }
+
     /// Turns shuffling and progressive predictions on or off for the next pass.
     pub fn set_pass(&mut self, shuffle: bool, progressive: bool) {
         self.config.shuffle = shuffle;
@@ -176,19 +191,27 @@ impl ExpertTrainer {
     }
 
     /// Learns from a chunk, within which requests are shuffled. `report` is called for every batch.
+    /// Returns the requests that were set aside, in the chunk's order: those for which the plugin
+    /// faults, and those that would harm the parameters ([`hypercast_fm::harm`]). Others are
+    /// learned from as if these had not come.
+    ///
+    /// # Errors
+    /// TAEs that do not fit, or a plugin that faults for all requests.
     pub fn train(
         &mut self,
         chunk: Chunk,
         mut report: impl FnMut(&BatchReport),
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<RefusedRequest>, Error> {
         let mut requests = self.requests(chunk)?;
+        let mut refused = Vec::new();
         let hooks = Hooks { blueprint: &self.blueprint, rows: self.config.hook_rows };
-        let all = hooks.labels(&requests)?;
+        let all = hooks.labels(&requests, &mut refused)?;
+        requests.retain(|request| refused.iter().all(|own| own.index != request.index));
         self.rng = SmallRng::seed_from_u64(
             self.config.seed ^ self.chunks.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         );
         self.chunks += 1;
-        let kept = hooks.sample(&mut requests, &all, &mut self.rng)?;
+        let kept = hooks.sample(&mut requests, &all, &mut self.rng, &mut refused)?;
         if !self.config.progressive {
             requests.retain(|request| request.kept);
         }
@@ -198,10 +221,17 @@ impl ExpertTrainer {
         let mut rest = requests.as_slice();
         while !rest.is_empty() {
             let (batch, after) = rest.split_at(self.batch_len(rest));
-            self.step(batch, &all, &kept, &mut report);
+            let harmful = self.step(batch, &all, &kept, &mut report);
+            refused.extend(
+                harmful.into_iter().map(|at| RefusedRequest {
+                    index: batch[at].index,
+                    reason: HARMFUL.to_owned(),
+                }),
+            );
             rest = after;
         }
-        Ok(())
+        refused.sort_by_key(|own| own.index);
+        Ok(refused)
     }
 
     /// The number of requests in the next step: those with `batch_rows` rows to learn from, and
@@ -238,10 +268,11 @@ impl ExpertTrainer {
         Ok(predictions)
     }
 
-    /// The plugin's labels of all targets of a chunk, for each task.
+    /// The plugin's labels of all targets of a chunk, for each task. Rows for which it faults are
+    /// in no sample space.
     pub fn targets(&self, chunk: Chunk) -> Result<Vec<TaskTargets>, Error> {
         let hooks = Hooks { blueprint: &self.blueprint, rows: self.config.hook_rows };
-        hooks.labels(&self.requests(chunk)?)
+        hooks.labels(&self.requests(chunk)?, &mut Vec::new())
     }
 
     fn forward(&self, parameters: &Parameters, requests: &[TrainingRequest]) -> Vec<Vec<f32>> {
@@ -261,17 +292,18 @@ impl ExpertTrainer {
             return Err(Error::refused(name, why));
         }
         let mut row = 0;
-        let request = |example: &'a Example| {
+        let request = |(index, example): (usize, &'a Example)| {
             let start = row;
             row += example.targets.len();
             TrainingRequest {
                 example,
                 tae: if dim > 0 { &chunk.tae[start * dim..row * dim] } else { &[] },
+                index,
                 row: start,
                 kept: true,
             }
         };
-        let requests = chunk.examples.iter().map(request);
+        let requests = chunk.examples.iter().enumerate().map(request);
         Ok(requests.filter(|request| !request.example.targets.is_empty()).collect())
     }
 
@@ -287,16 +319,17 @@ impl ExpertTrainer {
     }
 
     /// Predicts the requests if training is progressive, and learns from those that are kept. The
-    /// chunk's labels are `all` for metrics; in `kept`, rows not to learn from are masked.
+    /// chunk's labels are `all` for metrics; in `kept`, rows not to learn from are masked. Returns
+    /// the requests that would harm the parameters, by their place in the batch.
     fn step(
         &mut self,
         requests: &[TrainingRequest],
         all: &[TaskTargets],
         kept: &[TaskTargets],
         report: &mut impl FnMut(&BatchReport),
-    ) {
+    ) -> Vec<usize> {
         let examples = examples(requests);
-        let targets = gathered(all, requests);
+        let mut targets = gathered(all, requests);
         let (mut predictions, mut serving) = (Vec::new(), Vec::new());
         if self.config.progressive {
             predictions = self.forward(self.parameters(), requests);
@@ -309,11 +342,17 @@ impl ExpertTrainer {
         }
         let learned: Vec<TrainingRequest> =
             requests.iter().filter(|request| request.kept).copied().collect();
-        let (losses, stepped) = if learned.is_empty() {
-            (vec![0.0; targets.len()], false)
-        } else {
-            self.learn(&learned, kept)
-        };
+        let Learned { losses, stepped, harmful } = self.learn(&learned, kept);
+        let harmful: Vec<usize> =
+            (0..requests.len()).filter(|&at| harmful.contains(&requests[at].index)).collect();
+        let mut row = 0;
+        for (at, example) in examples.iter().enumerate() {
+            let rows = row..row + example.targets.len();
+            row = rows.end;
+            if harmful.contains(&at) {
+                targets.iter_mut().for_each(|task| task.mask[rows.clone()].fill(false));
+            }
+        }
         report(&BatchReport {
             examples: &examples,
             predictions,
@@ -322,10 +361,46 @@ impl ExpertTrainer {
             losses,
             stepped,
         });
+        harmful
     }
 
-    /// Each task's loss, and whether the step was taken.
-    fn learn(&mut self, requests: &[TrainingRequest], labels: &[TaskTargets]) -> (Vec<f64>, bool) {
+    /// Takes a step with the requests that do no harm.
+    fn learn(&mut self, requests: &[TrainingRequest], labels: &[TaskTargets]) -> Learned {
+        let nothing = Learned { losses: vec![0.0; labels.len()], ..Learned::default() };
+        if requests.is_empty() {
+            return nothing;
+        }
+        let rng = self.rng.clone();
+        let mut harmful = Vec::new();
+        let mut learned = requests.to_vec();
+        let mut attempt = self.attempt(requests, labels);
+        if self.is_harmful(&attempt) {
+            for request in requests {
+                self.rng = rng.clone();
+                let alone = self.attempt(std::slice::from_ref(request), labels);
+                if self.is_harmful(&alone) {
+                    harmful.push(request.index);
+                }
+            }
+            learned.retain(|request| !harmful.contains(&request.index));
+            self.rng = rng;
+            if learned.is_empty() {
+                return Learned { harmful, ..nothing };
+            }
+            attempt = self.attempt(&learned, labels);
+            if !attempt.is_finite() {
+                // No request alone makes it so.
+                let harmful = requests.iter().map(|request| request.index).collect();
+                return Learned { harmful, ..nothing };
+            }
+        }
+        self.mean_loss = harm::moved_mean(self.mean_loss, attempt.loss());
+        let stepped = self.apply(&learned, &attempt.gradients);
+        Learned { losses: attempt.losses, stepped, harmful }
+    }
+
+    /// The losses and gradients of some requests, with dropout.
+    fn attempt(&mut self, requests: &[TrainingRequest], labels: &[TaskTargets]) -> StepAttempt {
         let targets = gathered(labels, requests);
         let batch = self.batch(requests, &self.parameters.provenance.normaliser);
         let kinds: Vec<TaskKind> =
@@ -337,23 +412,60 @@ impl ExpertTrainer {
             gradients
         };
         let gradients = self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
+        StepAttempt { losses, gradients }
+    }
+
+    fn is_harmful(&self, attempt: &StepAttempt) -> bool {
+        !attempt.is_finite()
+            || harm::is_unusual(attempt.loss(), self.mean_loss, self.optimizer.steps())
+    }
+
+    /// Applies the gradients of some requests; whether the step was taken.
+    fn apply(&mut self, requests: &[TrainingRequest], gradients: &Gradients) -> bool {
+        let rows: usize = requests.iter().map(|request| request.example.targets.len()).sum();
         let step = TrainingStep {
             taken: self.optimizer.steps(),
             planned: self.optimizer.planned(),
             trained_rows: self.parameters.provenance.trained_rows,
-            rows: batch.rows as u32,
+            rows: rows as u32,
             learning_rate: self.optimizer.learning_rate(),
         };
         let factor = self.schedule.factor(&self.blueprint, step);
-        let stepped = self.optimizer.step(&mut self.parameters, &gradients, factor);
+        let stepped = self.optimizer.step(&mut self.parameters, gradients, factor);
         let provenance = &mut self.parameters.provenance;
-        provenance.trained_rows += batch.rows as u64;
+        provenance.trained_rows += rows as u64;
         let times = requests.iter().map(|request| request.example.time_ms);
         provenance.trained_until_ms = times.fold(provenance.trained_until_ms, i64::max);
         if let Some(average) = self.average.as_mut().filter(|_| stepped) {
-            average.update(&self.parameters, &gradients);
+            average.update(&self.parameters, gradients);
         }
-        (losses, stepped)
+        stepped
+    }
+}
+
+/// What a step did.
+#[derive(Default)]
+struct Learned {
+    /// Each task's loss.
+    losses: Vec<f64>,
+    stepped: bool,
+    /// Requests that were not learned from, by their index in the chunk.
+    harmful: Vec<usize>,
+}
+
+/// Losses and gradients that may be learned from.
+struct StepAttempt {
+    losses: Vec<f64>,
+    gradients: Gradients,
+}
+
+impl StepAttempt {
+    fn loss(&self) -> f64 {
+        self.losses.iter().sum()
+    }
+
+    fn is_finite(&self) -> bool {
+        self.loss().is_finite() && self.gradients.norm().is_finite()
     }
 }
 

@@ -137,7 +137,8 @@ pub(crate) fn parse_json<Q: DeserializeOwned>(body: &[u8]) -> RequestResult<Q> {
 
 /// The answer of `/readyz` while something is missing; `why` says what it means.
 pub(crate) fn not_ready(missing: &[String], why: &str) -> Response {
-    let message = format!("{}; {why}", missing.join(", "));
+    let missing_text = missing.iter().map(|what| format!("{what}; ")).collect::<String>();
+    let message = missing_text + why;
     let error = RefusalText { code: "not_ready".into(), message };
     let body = json!({ "error": error, "missing": missing });
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()

@@ -200,7 +200,8 @@ fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> RequestResult<&'a Ser
     })
 }
 
-/// `GET /readyz`: whether every version that should serve is loaded, and every thread runs.
+/// `GET /readyz`: whether every version that should serve is loaded, every thread runs, and the
+/// streams bring few records that cannot be used.
 ///
 /// A process that cannot load a promotion is not ready, although what it served before goes on. A
 /// load balancer that must keep replicas through a bad promotion should use `/readyz/serving`.
@@ -210,6 +211,9 @@ async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
     }
     let models = &app.loaded()?.models;
     let (missing, problem) = (lock(&models.missing).clone(), models.problem());
+    if let Some(warning) = app.metrics.set_aside_warning().filter(|_| missing.is_empty()) {
+        return Ok(not_ready(&missing, &warning));
+    }
     if missing.is_empty() {
         // A shadow or standby version that fails to load is reported; it does not affect readiness.
         let but = problem.map(|problem| format!(", but some versions are not loaded: {problem}"));

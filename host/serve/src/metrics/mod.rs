@@ -12,7 +12,7 @@ pub mod window;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -22,6 +22,7 @@ use hypercast_core::clock::now_ms;
 use hypercast_data::schema::Schema;
 use hypercast_fm::history::CacheCounts;
 use hypercast_stream::{
+    dead_letters::SetAsideRate,
     join::{JoinMetrics, JoinerCounts, JoinerProgress},
     publish::PublicationHeader,
 };
@@ -70,6 +71,9 @@ pub struct Metrics {
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
+    /// Records of streams that this process sets aside.
+    set_aside: Arc<SetAsideRate>,
+    sets_aside_many: IntGauge,
     /// When the process began, milliseconds since the epoch.
     pub(crate) started_ms: i64,
     recent: RecentStats,
@@ -151,6 +155,10 @@ impl JoinMetrics for Metrics {
             ("refused", refused),
         ];
         set_all(&self.joiner, &values);
+    }
+
+    fn set_aside_rate(&self) -> Arc<SetAsideRate> {
+        self.set_aside.clone()
     }
 }
 
@@ -270,6 +278,12 @@ impl Default for Metrics {
                 "NE and calibration over the last 20 minutes, of served and shadow predictions whose outcomes are known",
                 &["surface", "task", "arm", "measure"],
             ),
+            set_aside: Arc::default(),
+            sets_aside_many: register.add(IntGauge::new(
+                "hypercast_sets_aside_many",
+                "1 while more than a few records a minute are set aside; `hypercast dead-letters \
+                 list` says which and why",
+            )),
             started_ms: now_ms(),
             recent: RecentStats::default(),
             applied: Mutex::default(),
@@ -456,8 +470,14 @@ impl Metrics {
         }
     }
 
+    /// What is wrong, while more than a few records a minute are set aside.
+    pub fn set_aside_warning(&self) -> Option<String> {
+        self.set_aside.warning()
+    }
+
     /// The text of `/metrics`, with the plugins of `set`.
     pub fn render(&self, set: Option<&ServingSet>) -> String {
+        self.sets_aside_many.set(i64::from(self.set_aside.warning().is_some()));
         let mut families = self.registry.gather();
         families.extend(set.into_iter().flat_map(plugins::families));
         TextEncoder::new()

@@ -16,6 +16,7 @@ use hypercast_data::{
     features::{FeatureState, saved::SavedState},
 };
 use hypercast_stream::{
+    dead_letters::{DeadLetterQueue, LetterReader, UnusableRecord},
     join::{JoinMetrics as _, OutcomeRecord, StateDir, StateUpdate, state_fingerprint},
     streams::{Reader, StreamEngine, StreamRecord, Topic},
 };
@@ -50,6 +51,7 @@ pub(crate) struct FeatureFollower {
     pub(super) live: Arc<LiveFeatures>,
     engine: Arc<dyn StreamEngine>,
     reader: Box<dyn Reader>,
+    letters: DeadLetterQueue,
     folder: StateDir,
     world: String,
     save_every: u64,
@@ -70,12 +72,20 @@ impl LiveFeatures {
         self.state.read().expect("no writer panics")
     }
 
-    fn apply(&self, stored: &[StreamRecord]) -> Result<()> {
+    fn apply(&self, stored: &[StreamRecord], letters: &DeadLetterQueue) -> Result<()> {
         for part in stored.chunks(AT_ONCE) {
-            let outcomes: Vec<OutcomeRecord> = part
-                .iter()
-                .map(|record| Ok(OutcomeRecord::decode(&record.payload)?))
-                .collect::<Result<_>>()?;
+            let (mut outcomes, mut unusable) = (Vec::with_capacity(part.len()), Vec::new());
+            for record in part {
+                match OutcomeRecord::decode(&record.payload) {
+                    Ok(outcome) => outcomes.push(outcome),
+                    Err(error) => {
+                        let (position, reason) = (record.position, error.to_string());
+                        let request = None;
+                        unusable.push(UnusableRecord { position, retries: 0, request, reason });
+                    }
+                }
+            }
+            letters.set_aside(unusable)?;
             let mut ingested_ms = Vec::with_capacity(outcomes.len());
             {
                 let mut state = self.state.write().expect("no writer panics");
@@ -129,6 +139,9 @@ impl FeatureFollower {
         let world = state_fingerprint(dataset, &config.joiner()?)?;
         let kept = engine.span(&Topic::outcomes())?;
         let (state, position) = begin(&folder, &world, &kept, dataset, config)?;
+        let (of, rate) = (LetterReader::Features, metrics.set_aside_rate());
+        let source = Topic::outcomes();
+        let letters = DeadLetterQueue::open(engine.clone(), &of, source.name(), None, rate)?;
         let live = LiveFeatures {
             state: RwLock::new(state),
             applied: watch::Sender::new(position),
@@ -138,6 +151,7 @@ impl FeatureFollower {
             live: Arc::new(live),
             reader: engine.reader(&Topic::outcomes(), position)?,
             engine,
+            letters,
             folder,
             world,
             save_every: config.join.save_every_events,
@@ -170,7 +184,7 @@ impl FeatureFollower {
 
     fn step(&mut self, wait: Duration) -> Result<()> {
         let stored = self.reader.next(READ, wait)?;
-        self.live.apply(&stored)
+        self.live.apply(&stored, &self.letters)
     }
 
     fn position(&self) -> u64 {

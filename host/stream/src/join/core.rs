@@ -137,7 +137,7 @@ impl Joiner {
 
     /// Checks an event against the schema. The host checked it when it received it, but the schema
     /// may have changed since.
-    fn check(&self, kind: &EventKind) -> Result<()> {
+    pub(super) fn check(&self, kind: &EventKind) -> Result<()> {
         kind.check_times()?;
         let check_row = |surface: u16, context: &ContextFeatures| {
             if usize::from(surface) >= self.awaited.len() {
@@ -152,7 +152,9 @@ impl Joiner {
                 self.check_outcome(&row.outcome)
             }),
             EventKind::Action(action) => self.check_outcome(&action.outcome),
-            EventKind::Item(_) | EventKind::User(_) | EventKind::Tick { .. } => Ok(()),
+            EventKind::Item(item) => Ok(self.state.check_item(item)?),
+            EventKind::User(user) => Ok(self.state.check_user(user)?),
+            EventKind::Tick { .. } => Ok(()),
         }
     }
 

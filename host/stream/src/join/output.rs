@@ -1,8 +1,11 @@
 //! A joiner's outputs, counters and metrics.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{JoinedRecord, OutcomeRecord};
+use crate::dead_letters::SetAsideRate;
 
 /// A joiner's output in memory.
 #[derive(Debug, Default)]
@@ -51,7 +54,8 @@ pub struct JoinerCounts {
     /// (`join.max_impressions`).
     pub early: u64,
     /// Events that were refused: items and users beyond `features.max_items` and
-    /// `features.max_users`, and events that do not fit the schema.
+    /// `features.max_users`, and events that cannot be read or do not fit the schema, which are set
+    /// aside.
     pub refused: u64,
 }
 
@@ -62,6 +66,9 @@ pub trait JoinMetrics: Send + Sync {
 
     /// A joiner's progress, reported about once a second.
     fn joiner(&self, progress: JoinerProgress);
+
+    /// Counts the events that the joiner sets aside.
+    fn set_aside_rate(&self) -> Arc<SetAsideRate>;
 }
 
 /// How far a joiner has come in the stream of events.

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use hypercast_core::clock::now_ms;
 use hypercast_core::shutdown::Shutdown;
+use hypercast_fm::example::Example;
 use serde::Serialize;
 
 use super::{JoinMetrics, JoinSink, JoinedRecord, Joiner, OutcomeRecord};
@@ -207,7 +208,9 @@ impl OutputStream {
     }
 }
 
-/// Encodes a joined record. While it is too long, the older half of its history is removed.
+/// Encodes a joined record. While it is too long, the older half of its history is removed, and
+/// then the second half of its targets: a record that cannot be stored would stop the joiner for
+/// good.
 fn shortened(mut joined: JoinedRecord) -> Result<Vec<u8>> {
     loop {
         let payload = encode(&joined)?;
@@ -215,24 +218,60 @@ fn shortened(mut joined: JoinedRecord) -> Result<Vec<u8>> {
             return Ok(payload);
         }
         let (JoinedRecord::Example(of) | JoinedRecord::Correction(of)) = &mut joined;
-        let history = &mut of.example.history;
-        if history.is_empty() {
-            let (request, bytes) = (of.example.request, payload.len());
+        let Example { request, history, targets, .. } = &mut of.example;
+        let (events, rows) = (history.len(), targets.len());
+        if events > 0 {
+            history.drain(..events.div_ceil(2));
+            tracing::warn!(request, events, "a record is too long; half of its history is removed");
+        } else if rows > 0 {
+            targets.truncate(rows / 2);
+            tracing::warn!(
+                request,
+                rows,
+                "a record is too long; half of its targets are removed: lower fm.max_targets"
+            );
+        } else {
             return Err(Error::refused(format!(
-                "the record of request {request} has {bytes} bytes; at most {MAX_RECORD_BYTES} fit; lower \
-                 fm.max_targets"
+                "the user of request {request} alone has {} bytes; at most {MAX_RECORD_BYTES} fit",
+                payload.len()
             )));
         }
-        tracing::warn!(
-            request = of.example.request,
-            events = history.len(),
-            "a record is too long; the older half of its history is removed"
-        );
-        history.drain(..history.len().div_ceil(2));
     }
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
     postcard::to_allocvec(value)
         .map_err(|error| Error::internal(format!("cannot encode a joined record: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use hypercast_fm::example::{Item, Outcome, Target};
+
+    use super::super::JoinedExample;
+    use super::*;
+
+    #[test]
+    fn a_request_that_does_not_fit_a_record_keeps_as_many_targets_as_do() {
+        let item = Arc::new(Item { ids: vec![u64::MAX; 10_000], ..Item::default() });
+        let target = Target {
+            item,
+            ids: vec![],
+            features: vec![],
+            outcome: Outcome::UNKNOWN,
+            truth: vec![],
+        };
+        let example = Example {
+            request: 5,
+            user: Arc::default(),
+            surface: 0,
+            time_ms: 1,
+            history: Vec::new(),
+            targets: vec![target; 32],
+        };
+        let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
+        let payload = shortened(joined).unwrap();
+        assert!(payload.len() <= MAX_RECORD_BYTES);
+        assert_eq!(JoinedRecord::decode(&payload).unwrap().joined().example.targets.len(), 8);
+    }
 }

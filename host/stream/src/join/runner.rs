@@ -20,9 +20,10 @@ use super::{
     JoinMetrics, Joiner, JoinerOptions, JoinerProgress, StateDir, output_streams::OutputStreams,
     saved::SavedJoiner,
 };
+use crate::dead_letters::{DeadLetterQueue, LetterReader, UnusableRecord};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::events::EventRecord;
-use crate::streams::{Reader, StreamEngine, Topic};
+use crate::streams::{Reader, StreamEngine, StreamRecord, Topic};
 
 /// The number of events per read.
 const READ: usize = 1024;
@@ -46,6 +47,7 @@ pub struct Runner {
     reader: Box<dyn Reader>,
     position: u64,
     outputs: OutputStreams,
+    letters: DeadLetterQueue,
     metrics: Arc<dyn JoinMetrics>,
     stop: Shutdown,
     state_dir: StateDir,
@@ -99,7 +101,11 @@ impl Runner {
                 state_dir.dir().display()
             )));
         }
+        let source = Topic::events();
+        let (of, rate) = (LetterReader::Joiner, metrics.set_aside_rate());
+        let letters = DeadLetterQueue::open(engine.clone(), &of, source.name(), None, rate)?;
         let mut runner = Runner {
+            letters,
             reader: engine.reader(&Topic::events(), position)?,
             wanted: Some(wanted).filter(|wanted| wanted != &joiner.options),
             engine,
@@ -126,8 +132,8 @@ impl Runner {
     /// Joins until shutdown, then saves the state. Calls `passed` after each step.
     ///
     /// # Errors
-    /// An event cannot be decoded, another process writes to the output streams, or the state
-    /// cannot be saved.
+    /// Another process writes to the output streams, the engine cannot be reached for long, or the
+    /// state cannot be saved.
     pub fn run(mut self, mut passed: impl FnMut(JoinerPosition)) -> Result<()> {
         passed(self.passed());
         while !self.stop.is_requested() {
@@ -151,12 +157,15 @@ impl Runner {
                 return Ok(0);
             }
         };
+        let mut unusable = Vec::new();
         for record in &stored {
-            let event = EventRecord::decode(&record.payload)
-                .map_err(|error| Error::internal(format!("event {}: {error}", record.position)))?;
-            self.joiner.take(event, &mut self.outputs);
+            if let Err(reason) = self.take(record) {
+                let (position, reason) = (record.position, reason.to_string());
+                unusable.push(UnusableRecord { position, retries: 0, request: None, reason });
+            }
         }
         self.outputs.flush()?;
+        self.letters.set_aside(unusable)?;
         if let Some(last) = stored.last() {
             self.position = last.position + 1;
         }
@@ -166,6 +175,20 @@ impl Runner {
         }
         self.report_progress(stored.is_empty());
         Ok(stored.len())
+    }
+
+    /// Joins an event; an error says why it cannot be used.
+    fn take(&mut self, record: &StreamRecord) -> Result<()> {
+        let decoded = EventRecord::decode(&record.payload);
+        let checked = decoded.and_then(|event| self.joiner.check(&event.kind).map(|()| event));
+        match checked {
+            Ok(event) => self.joiner.take(event, &mut self.outputs),
+            Err(error) => {
+                self.joiner.counts.refused += 1;
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// How far the joiner is.

@@ -67,6 +67,18 @@ impl Topic {
         Topic("versions".into())
     }
 
+    /// Records that were set aside ([`crate::dead_letters`]).
+    pub fn dead_letters() -> Topic {
+        Topic("dead-letters".into())
+    }
+
+    /// The stream with a name, of those whose records can be set aside.
+    pub(crate) fn source(name: &str) -> Option<Topic> {
+        [Topic::events(), Topic::joined(), Topic::outcomes()]
+            .into_iter()
+            .find(|topic| topic.name() == name)
+    }
+
     /// The published weights of an FM version ([`crate::publish`]).
     pub fn fm(version: &str) -> Topic {
         Topic(format!("fm-{}", topic_part(version)))

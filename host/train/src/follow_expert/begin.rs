@@ -6,12 +6,14 @@ use std::{path::Path, sync::Arc};
 use super::{
     super::{
         eval_window::{EvalWindow, WindowPredictions},
-        fm, materialise,
+        fm,
+        joined_reader::{JoinedPosition, JoinedReader},
+        materialise,
         stream::{ExpertStream, LogView},
     },
     ExpertCheckpoint, ExpertContext, FollowExpertOptions, LOOK_EVERY,
-    feed::{ComputedFeed, FeedPosition, LogFeed},
-    state::{FollowerState, LastPublished},
+    feed::{ComputedFeed, FeedPosition, FollowedLogs, LogFeed},
+    state::{FollowerState, LastPublished, StateAddition},
 };
 use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
@@ -20,12 +22,15 @@ use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert::train::SavedTrainer;
+use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader, SetAsideRate};
 use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// What there is to go on with.
 pub(super) struct StartedTrainer {
     pub(super) stream: ExpertStream,
     pub(super) place: ExpertCheckpoint,
+    /// The position of the next order to try a record again; none for those that come from now on.
+    pub(super) orders: Option<u64>,
     /// What was published last.
     pub(super) last: Option<SavedTrainer>,
     /// What was measured since.
@@ -38,6 +43,16 @@ pub(super) struct Beginning {
     pub(super) feed: LogFeed,
     /// The surfaces whose rows it learns from.
     pub(super) surfaces: Vec<u16>,
+}
+
+/// The version that is trained.
+pub(super) struct OwnVersion<'a> {
+    /// Its work folder.
+    pub(super) work: &'a Path,
+    /// The stream of its weights, by which it sets records aside.
+    pub(super) topic: &'a Topic,
+    /// Counts these records.
+    pub(super) rate: &'a Arc<SetAsideRate>,
 }
 
 /// What [`learn_past`] learns from.
@@ -53,9 +68,10 @@ pub(super) fn begin(
     context: ExpertContext<'_>,
     engine: &Arc<dyn StreamEngine>,
     options: &FollowExpertOptions,
-    work: &Path,
+    own: OwnVersion<'_>,
     shutdown: &Shutdown,
 ) -> Result<Option<Beginning>> {
+    let OwnVersion { work, topic, rate } = own;
     let ExpertContext { dataset, config, entry, .. } = context;
     let mut entry = entry.clone();
     if !options.surfaces.is_empty() {
@@ -74,13 +90,19 @@ pub(super) fn begin(
             format!("this version learns with FM {fm}, not {asked}; give another --version"),
         ));
     }
+    let (reader, orders, rate) = (LetterReader::Trainer(topic.clone()), begun.orders, rate.clone());
     let feed = match (begun.place.position, &options.fm_checkpoint) {
         (FeedPosition::Logs(from), None) => {
-            LogFeed::Logs(Box::new(LogFollower::open(&config.paths.logs, &fm, from)?))
+            let logs = LogFollower::open(&config.paths.logs, &fm, from)?;
+            let letters =
+                DeadLetterQueue::open(engine.clone(), &reader, FEATURE_LOGS, orders, rate)?;
+            LogFeed::Logs(Box::new(FollowedLogs { logs, letters }))
         }
         (FeedPosition::Joined(from), Some(checkpoint)) => {
             let context = ServiceContext { dataset, config, engine: engine.clone() };
-            let computed = ComputedFeed::open(context, checkpoint, Some(from), surfaces.clone())?;
+            let from = JoinedPosition { joined: Some(from), orders };
+            let joined = JoinedReader::open(context.clone(), &reader, from, rate)?;
+            let computed = ComputedFeed::open(context, checkpoint, joined, surfaces.clone())?;
             LogFeed::Computed(Box::new(computed))
         }
         _ => {
@@ -99,10 +121,12 @@ fn resume(context: ExpertContext<'_>, state: FollowerState) -> Result<StartedTra
         LastPublished::This => Some(state.trainer.clone()),
         LastPublished::Earlier(saved) => Some(*saved),
     };
-    let stream = context.setup().resume(&context.dataset.schema, state.trainer)?;
+    let StateAddition { orders, mean_loss } = state.addition;
+    let mut stream = context.setup().resume(&context.dataset.schema, state.trainer)?;
+    stream.trainer.set_mean_loss(mean_loss);
     let mut measured = EvalWindow::new(&stream.blueprint);
     measured.rows = state.measured.into();
-    Ok(StartedTrainer { stream, place: state.place, last, measured })
+    Ok(StartedTrainer { stream, place: state.place, orders, last, measured })
 }
 
 /// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the
@@ -169,7 +193,7 @@ fn learn_past(
     };
     let place =
         ExpertCheckpoint { position, requests: 0, corrections: 0, until_ms, ingested_ms: 0 };
-    Ok(Some(StartedTrainer { stream, place, last: None, measured }))
+    Ok(Some(StartedTrainer { stream, place, orders: None, last: None, measured }))
 }
 
 /// The logs, if there are any yet.

@@ -9,10 +9,11 @@ use hypercast_fm::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::super::joined_reader::JoinedReader;
+use super::super::joined_reader::{JoinedReader, PositionedExample, RecordKey};
 use crate::ServiceContext;
 use crate::error::Result;
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
+use hypercast_stream::dead_letters::{DeadLetter, DeadLetterQueue, UnusableRecord};
 
 /// Records of the joined stream whose TAEs are computed together.
 const RECORDS: usize = 128;
@@ -39,17 +40,29 @@ impl FeedPosition {
 /// What a feed has next.
 pub(super) enum FeedItem {
     /// A request, or a correction.
-    WindowRow(LoggedRequest),
+    WindowRow(FeedRow),
     /// Nothing now, though there may be more: rows of others, or an engine that fails.
     Later,
     /// Nothing that is there already.
     End,
 }
 
+/// A request, or a correction, and where it was read.
+pub(super) struct FeedRow {
+    pub(super) logged: LoggedRequest,
+    pub(super) key: RecordKey,
+}
+
 /// Rows as they come.
 pub(super) enum LogFeed {
-    Logs(Box<LogFollower>),
+    Logs(Box<FollowedLogs>),
     Computed(Box<ComputedFeed>),
+}
+
+/// Feature logs, and the letters about their rows.
+pub(super) struct FollowedLogs {
+    pub(super) logs: LogFollower,
+    pub(super) letters: DeadLetterQueue,
 }
 
 /// Joined examples, with TAEs of a checkpoint that does not change.
@@ -57,58 +70,86 @@ pub(super) struct ComputedFeed {
     reader: JoinedReader,
     fm: Box<dyn FoundationModel>,
     surfaces: Vec<u16>,
-    ready: std::collections::VecDeque<(LoggedRequest, u64)>,
+    ready: std::collections::VecDeque<FeedRow>,
     position: u64,
+}
+
+impl FollowedLogs {
+    fn next(&mut self, wait: Duration) -> Result<FeedItem> {
+        let Some(logged) = self.logs.next_request()? else {
+            std::thread::sleep(wait);
+            return Ok(FeedItem::End);
+        };
+        // The follower stands behind the row, in the row's own file.
+        let key = RecordKey { position: self.logs.position().number() - 1, retries: 0 };
+        Ok(FeedItem::WindowRow(FeedRow { logged, key }))
+    }
+
+    /// Rows that an operator had tried again.
+    fn retries(&mut self) -> Result<Vec<FeedRow>> {
+        let (mut rows, mut unusable) = (Vec::new(), Vec::new());
+        for DeadLetter { position, retries, .. } in self.letters.orders() {
+            let key = RecordKey { position, retries };
+            match self.logs.request_at(LogPosition::from_number(position)) {
+                Ok(logged) => rows.push(FeedRow { logged, key }),
+                Err(why) => unusable.push(key.unreadable(&why.into())),
+            }
+        }
+        self.letters.set_aside(unusable)?;
+        Ok(rows)
+    }
 }
 
 impl ComputedFeed {
     pub(super) fn open(
         context: ServiceContext<'_>,
         checkpoint: &Path,
-        from: Option<u64>,
+        reader: JoinedReader,
         surfaces: Vec<u16>,
     ) -> Result<ComputedFeed> {
-        let ServiceContext { dataset, config, engine } = context;
+        let ServiceContext { config, .. } = context;
         let fm = inference::load(checkpoint, config.fm_logging.loading(config.device))?;
-        let reader = JoinedReader::open(engine, dataset, from)?;
         let position = reader.position();
         Ok(ComputedFeed { reader, fm, surfaces, ready: Default::default(), position })
     }
 
     fn next(&mut self, wait: Duration) -> Result<FeedItem> {
         if self.ready.is_empty() {
-            let Some(mut records) = self.reader.next(RECORDS, wait)? else {
+            let Some(records) = self.reader.next(RECORDS, wait)? else {
                 return Ok(FeedItem::Later);
             };
-            let at_end = records.is_empty();
-            let end = self.reader.position();
-            records.retain(|record| {
-                !record.example.targets.is_empty()
-                    && self.surfaces.contains(&record.example.surface)
-            });
-            if records.is_empty() {
+            let (at_end, end) = (records.is_empty(), self.reader.position());
+            self.ready = self.with_tae(records)?.into();
+            if self.ready.is_empty() {
                 self.position = end;
                 return Ok(if at_end { FeedItem::End } else { FeedItem::Later });
             }
-            let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
-            let tae = self.fm.infer(&examples)?.tae;
-            let dim = self.fm.manifest().config.tae_width();
-            let mut row = 0;
-            for record in records {
-                let rows = row..row + record.example.targets.len();
-                row = rows.end;
-                let logged = LoggedRequest {
-                    example: record.example,
-                    tae: tae[rows.start * dim..rows.end * dim].to_vec(),
-                    correction: record.correction,
-                    ingested_ms: record.ingested_ms,
-                };
-                self.ready.push_back((logged, record.end));
-            }
         }
-        let (logged, end) = self.ready.pop_front().expect("it was filled");
-        self.position = end;
-        Ok(FeedItem::WindowRow(logged))
+        let row = self.ready.pop_front().expect("it was filled");
+        self.position = row.key.position + 1;
+        Ok(FeedItem::WindowRow(row))
+    }
+
+    /// Those of its surfaces, with their TAEs.
+    fn with_tae(&self, mut records: Vec<PositionedExample>) -> Result<Vec<FeedRow>> {
+        records.retain(|record| {
+            !record.example.targets.is_empty() && self.surfaces.contains(&record.example.surface)
+        });
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
+        let tae = self.fm.infer(&examples)?.tae;
+        let dim = self.fm.manifest().config.tae_width();
+        let mut row = 0;
+        let rows = records.into_iter().map(|record| {
+            let PositionedExample { example, correction, ingested_ms, key } = record;
+            let rows = row..row + example.targets.len();
+            row = rows.end;
+            let tae = tae[rows.start * dim..rows.end * dim].to_vec();
+            FeedRow { logged: LoggedRequest { example, tae, correction, ingested_ms }, key }
+        });
+        Ok(rows.collect())
     }
 }
 
@@ -116,13 +157,7 @@ impl LogFeed {
     /// The next row; at the end of what is there after a wait of about `wait`.
     pub(super) fn next(&mut self, wait: Duration) -> Result<FeedItem> {
         match self {
-            LogFeed::Logs(logs) => {
-                if let Some(logged) = logs.next_request()? {
-                    return Ok(FeedItem::WindowRow(logged));
-                }
-                std::thread::sleep(wait);
-                Ok(FeedItem::End)
-            }
+            LogFeed::Logs(followed) => followed.next(wait),
             LogFeed::Computed(computed) => computed.next(wait),
         }
     }
@@ -130,8 +165,34 @@ impl LogFeed {
     /// After the last row that was given.
     pub(super) fn position(&self) -> FeedPosition {
         match self {
-            LogFeed::Logs(logs) => FeedPosition::Logs(logs.position()),
+            LogFeed::Logs(followed) => FeedPosition::Logs(followed.logs.position()),
             LogFeed::Computed(computed) => FeedPosition::Joined(computed.position),
+        }
+    }
+    /// Rows that an operator had tried again since the last call.
+    pub(super) fn retries(&mut self) -> Result<Vec<FeedRow>> {
+        match self {
+            LogFeed::Logs(followed) => followed.retries(),
+            LogFeed::Computed(computed) => {
+                let records = computed.reader.retries()?;
+                computed.with_tae(records)
+            }
+        }
+    }
+
+    /// How far orders to try rows again were read.
+    pub(super) fn orders_position(&self) -> u64 {
+        match self {
+            LogFeed::Logs(followed) => followed.letters.position(),
+            LogFeed::Computed(computed) => computed.reader.orders_position(),
+        }
+    }
+
+    /// Sets rows aside; the letters are durable when it returns.
+    pub(super) fn set_aside(&self, rows: Vec<UnusableRecord>) -> Result<()> {
+        match self {
+            LogFeed::Logs(followed) => Ok(followed.letters.set_aside(rows)?),
+            LogFeed::Computed(computed) => computed.reader.set_aside(rows),
         }
     }
 }

@@ -23,6 +23,18 @@ pub(super) struct FollowerState {
     pub(super) published: LastPublished,
     /// Since then.
     pub(super) measured: Vec<WindowRow>,
+    /// It comes after the rest in the file.
+    #[serde(skip)]
+    pub(super) addition: StateAddition,
+}
+
+/// What the files of earlier releases do not have, and their readers pass over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct StateAddition {
+    /// The position of the next order to try a row again; none before the first step.
+    pub(super) orders: Option<u64>,
+    /// The usual loss of a step; 0 where it is not known.
+    pub(super) mean_loss: f64,
 }
 
 /// What was published last, beside what is saved.
@@ -58,15 +70,21 @@ impl FollowerState {
         if u32::from_le_bytes(*checksum) != crc32fast::hash(body) {
             return Err(damaged());
         }
-        let state = postcard::from_bytes(body).map_err(|error| wrong(&error.to_string()))?;
-        Ok(Some(state))
+        let unreadable = |error: postcard::Error| wrong(&error.to_string());
+        let (state, rest) = postcard::take_from_bytes::<FollowerState>(body).map_err(unreadable)?;
+        let addition = match rest {
+            [] => StateAddition::default(),
+            rest => postcard::from_bytes(rest).map_err(unreadable)?,
+        };
+        Ok(Some(FollowerState { addition, ..state }))
     }
 
     /// Saves it: after a crash the old one is there or this one.
     pub(super) fn write(&self, work: &Path) -> Result<()> {
         let path = path(work);
-        let body =
-            postcard::to_stdvec(self).map_err(|error| Error::data(&path, error.to_string()))?;
+        let unwritable = |error: postcard::Error| Error::data(&path, error.to_string());
+        let mut body = postcard::to_stdvec(self).map_err(unwritable)?;
+        body.extend(postcard::to_stdvec(&self.addition).map_err(unwritable)?);
         let checksum = crc32fast::hash(&body).to_le_bytes();
         let bytes = [&FORMAT.to_le_bytes(), &checksum, &body[..]].concat();
         atomic_file::write(&path, &bytes).map_err(Error::io(&path))

@@ -10,7 +10,8 @@ use hypercast_core::prerequisite::{hostile, plugins};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
-use hypercast_data::logs::{LogRow, LogVersion, LogWriter};
+use hypercast_data::logs::{LogPosition, LogRow, LogVersion, LogWriter};
+use hypercast_stream::dead_letters::{self, DeadLetterQueue, FEATURE_LOGS, LetterReader};
 use hypercast_stream::publish::PublicationFollower;
 use hypercast_stream::registry::{RegistryClient, VersionState, WeightsLocation};
 use hypercast_stream::streams::MemoryEngine;
@@ -240,4 +241,63 @@ fn an_expert_that_fails_to_judge_publishes_nothing_and_is_not_registered() {
     assert_eq!(engine.span(&Topic::expert("all", "1.0.0")).unwrap().end, 0);
     assert!(RegistryClient::new(&*engine).read().unwrap().is_empty());
     assert_eq!(world.state(&world.config).published, LastPublished::Nothing);
+}
+
+#[test]
+fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
+    let Some(plugins) = plugins("expert and dead letters") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world(dir.path(), plugins);
+    let engine = Arc::new(MemoryEngine::new(1000));
+    world.log(0..80, false);
+    world.follow(&engine, &world.config);
+    // The plugin refuses to label the first, and the second has no finite gradient.
+    for (at, value) in [(85, f32::INFINITY), (95, 3e38)] {
+        let targets = &mut world.examples[at].targets;
+        targets.iter_mut().for_each(|target| target.outcome.values[0] = value);
+    }
+    world.log(80..160, false);
+    let place = world.follow(&engine, &world.config).place.unwrap();
+    assert_eq!(place.requests, 78);
+    let listed = || dead_letters::list(&*engine).unwrap();
+    let letters = listed();
+    let file = LogPosition::file(1).number();
+    let positions: Vec<u64> = letters.iter().map(|own| own.letter.position - file).collect();
+    assert_eq!(positions, [5, 15]);
+    assert!(letters.iter().all(|own| own.letter.reader == "expert-all-1_0_0"), "{letters:?}");
+    assert!(letters[0].letter.reason.contains("`labels`"), "{letters:?}");
+    let saved = world.state(&world.config);
+    assert!(saved.addition.mean_loss > 0.0);
+
+    let reader = LetterReader::Trainer(Topic::expert("all", "1.0.0"));
+    let own: Arc<dyn StreamEngine> = engine.clone();
+    let queue = DeadLetterQueue::open(own, &reader, FEATURE_LOGS, None, Arc::default()).unwrap();
+    let by_hand =
+        |position| UnusableRecord { position, retries: 0, request: None, reason: "by hand".into() };
+    // An honest row, and one of a file that is not there.
+    queue.set_aside(vec![by_hand(file + 7), by_hand(file * 9)]).unwrap();
+    for number in [1, 2, 3] {
+        dead_letters::retry(&*engine, number).unwrap();
+    }
+    for _ in 0..2 {
+        let after = world.follow(&engine, &world.config).place.unwrap();
+        assert_eq!((after.requests, after.position), (79, place.position), "once");
+        let again: Vec<[u64; 2]> = listed()[4..]
+            .iter()
+            .map(|own| [own.letter.position, u64::from(own.letter.retries)])
+            .collect();
+        assert_eq!(again, [[file * 9, 1], [file + 15, 1]]);
+    }
+    assert_ne!(world.state(&world.config).trainer, saved.trainer);
+
+    // A state of a release without dead letters.
+    let work = work_dir(&world.config, &world.entry, "1.0.0");
+    let bytes = std::fs::read(work.join("state.bin")).unwrap();
+    let state = world.state(&world.config);
+    let addition = postcard::to_stdvec(&state.addition).unwrap().len();
+    let body = &bytes[8..bytes.len() - addition];
+    let checksum = crc32fast::hash(body).to_le_bytes();
+    std::fs::write(work.join("state.bin"), [&bytes[..4], &checksum, body].concat()).unwrap();
+    let earlier = world.state(&world.config);
+    assert_eq!((earlier.addition.orders, earlier.place), (None, state.place));
 }

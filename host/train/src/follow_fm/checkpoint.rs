@@ -20,6 +20,9 @@ pub(super) struct FmCheckpoint {
     format: u32,
     /// The position of the next record in the joined stream.
     pub(super) position: u64,
+    /// The position of the next order to try a record again; none before the first step.
+    #[serde(default)]
+    pub(super) orders: Option<u64>,
     /// Requests learned from.
     pub(super) requests: u64,
     /// Corrections learned from.

@@ -115,7 +115,6 @@ pub(super) struct FmMeters {
     pub(super) failures: IntCounter,
     raw_bytes: IntCounter,
     bytes: IntCounter,
-    pub(super) set_aside: IntCounter,
 }
 
 impl FmMeters {
@@ -131,11 +130,6 @@ impl FmMeters {
                 "Bytes of published weights before compression",
             ),
             bytes: counter("hypercast_published_bytes_total", "Bytes of published records"),
-            set_aside: counter(
-                "hypercast_examples_set_aside_total",
-                "Examples and corrections that would harm the model and were not learned from; \
-                 the log names their positions",
-            ),
         }
     }
 

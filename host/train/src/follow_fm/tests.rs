@@ -12,6 +12,7 @@ use hypercast_config::PublishSettings;
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
+use hypercast_stream::dead_letters::{self, DeadLetterQueue, UnusableRecord};
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish;
 use hypercast_stream::registry::{RegistryClient, VersionState, WeightsLocation};
@@ -231,4 +232,62 @@ fn it_begins_with_what_was_trained_and_has_one_owner() {
     );
     let error = second.unwrap_err().to_string();
     assert!(error.contains(&format!("process {} works here", std::process::id())), "{error}");
+}
+
+#[test]
+fn a_harmful_record_is_a_dead_letter_and_is_tried_again_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, mut records) = world(dir.path());
+    let mut poisoned = Vec::new();
+    for (position, record) in records.iter_mut().enumerate().skip(200) {
+        let JoinedRecord::Example(mut joined) = JoinedRecord::decode(&record.payload).unwrap()
+        else {
+            continue;
+        };
+        joined.example.targets.iter_mut().for_each(|target| target.outcome.values[0] = 3e38);
+        record.payload = postcard::to_stdvec(&JoinedRecord::Example(joined)).unwrap();
+        poisoned.push(position as u64);
+        if poisoned.len() == 3 {
+            break;
+        }
+    }
+    records[120].payload = vec![0xff; 7];
+    let config = config(&dir.path().join("work"));
+    let engine = streams(&records);
+    // It is killed behind the first of them, with nothing saved since, and meets it again.
+    let cut = Arc::new(Cut { inner: engine.clone(), at: poisoned[0] + 12, stop: None });
+    let killed = AssertUnwindSafe(|| run(&dataset, &config, cut, &Shutdown::default()));
+    assert!(catch_unwind(killed).is_err());
+    run(&dataset, &config, engine.clone(), &Shutdown::default());
+    let listed = || dead_letters::list(&*engine).unwrap();
+    let letters = listed();
+    let positions: Vec<u64> = letters.iter().map(|own| own.letter.position).collect();
+    assert_eq!(positions, [[120].as_slice(), &poisoned].concat());
+    assert!(letters.iter().all(|own| own.letter.reader == "fm-1_0_0"), "{letters:?}");
+    assert!(letters[1].letter.reason.contains("would harm the model"), "{letters:?}");
+    let place = || FmCheckpoint::read(&work_dir(&config, "1.0.0")).unwrap().unwrap();
+    let before = place();
+    assert_eq!(before.requests + before.corrections, records.len() as u64 - 4);
+
+    // One that harms again, one that still cannot be read, and an honest one.
+    let reader = LetterReader::Trainer(Topic::fm("1.0.0"));
+    let own: Arc<dyn StreamEngine> = engine.clone();
+    let queue = DeadLetterQueue::open(own, &reader, "joined", None, Arc::default()).unwrap();
+    let (reason, honest) = ("by hand".to_owned(), 3);
+    let by_hand = UnusableRecord { position: honest, retries: 0, request: None, reason };
+    queue.set_aside(vec![by_hand]).unwrap();
+    for number in [0, 1, 4] {
+        dead_letters::retry(&*engine, number).unwrap();
+    }
+    for _ in 0..2 {
+        run(&dataset, &config, engine.clone(), &Shutdown::default());
+        let after = place();
+        assert_eq!(after.requests, before.requests + 1, "it learns from it once");
+        assert_eq!((after.position, after.corrections), (before.position, before.corrections));
+        let again: Vec<[u64; 2]> = listed()[5..]
+            .iter()
+            .map(|own| [own.letter.position, u64::from(own.letter.retries)])
+            .collect();
+        assert_eq!(again, [[120, 1], [poisoned[0], 1]]);
+    }
 }

@@ -14,6 +14,7 @@ use hypercast_core::shutdown::Shutdown;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::world::*;
+use crate::dead_letters::{self, SetAsideRate};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::events::NewEvent;
 use crate::join::{JoinMetrics, JoinedRecord, JoinerProgress, OutcomeRecord, Runner};
@@ -25,6 +26,10 @@ impl JoinMetrics for NoMetrics {
     fn event_latency(&self, _: &str, _: i64) {}
 
     fn joiner(&self, _: JoinerProgress) {}
+
+    fn set_aside_rate(&self) -> Arc<SetAsideRate> {
+        Arc::default()
+    }
 }
 
 /// Streams whose appends at an expected end fail after a number of records, as when the process is
@@ -209,4 +214,35 @@ fn settings_change_only_after_the_records_of_the_old_ones_are_repeated() {
         while runner.step(Duration::ZERO).unwrap() > 0 {}
         assert_eq!(streams(&memory), expected, "each written once, with the first settings");
     }
+}
+
+#[test]
+fn an_event_that_cannot_be_used_is_set_aside_and_the_rest_is_joined() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&dir.path().join("data"));
+    let config = config(dir.path());
+    let memory = Arc::new(MemoryEngine::default());
+    let events = random(3, 60);
+    let expected = texts(&all(&mut joiner(&data, settings()), &events));
+    append_events(&memory, &events[..40]);
+    let appender = memory.appender(&Topic::events()).unwrap();
+    for payload in [vec![9, 9], vec![], vec![1, 0xff]] {
+        appender.append(&[Record { id: 0, payload }]).unwrap();
+    }
+    append_events(&memory, &[shown(9000, 1, 7, 1)]);
+    append_events(&memory, &events[40..]);
+    // The second one starts without a state: it meets the same events again.
+    for _ in 0..2 {
+        let (metrics, stop) = (Arc::new(NoMetrics), Shutdown::default());
+        let mut runner =
+            Runner::open(memory.clone(), &config.joiner().unwrap(), &data, metrics, stop).unwrap();
+        while runner.step(Duration::ZERO).unwrap() > 0 {}
+        assert_eq!(streams(&memory), expected);
+        std::fs::remove_file(config.joiner().unwrap().state_dir.join("state")).unwrap();
+    }
+    let letters = dead_letters::list(&*memory).unwrap();
+    let positions: Vec<u64> = letters.iter().map(|own| own.letter.position).collect();
+    assert_eq!(positions, [40, 41, 42, 43]);
+    assert!(letters[0].letter.reason.contains("format Some(9)"), "{:?}", letters[0]);
+    assert!(letters[3].letter.reason.contains("no surface 7"), "{:?}", letters[3]);
 }
