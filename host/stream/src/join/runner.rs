@@ -101,7 +101,8 @@ impl Runner {
         }
         let mut runner = Runner {
             reader: engine.reader(&Topic::events(), position)?,
-            wanted: Some(wanted).filter(|wanted| wanted != &joiner.options),
+            wanted: Some(wanted)
+                .filter(|wanted| wanted != &joiner.options || !joiner.bounded_by_arrival),
             engine,
             position,
             outputs,
@@ -152,8 +153,11 @@ impl Runner {
             }
         };
         for record in &stored {
-            let event = EventRecord::decode(&record.payload)
+            let mut event = EventRecord::decode(&record.payload)
                 .map_err(|error| Error::internal(format!("event {}: {error}", record.position)))?;
+            if self.joiner.doubts_times() {
+                event = event.bounded(record.stored_ms);
+            }
             self.joiner.take(event, &mut self.outputs);
         }
         self.outputs.flush()?;
