@@ -2,8 +2,8 @@
 //! acknowledged.
 //!
 //! A record has an id, by default a hash of its content, so that a request that is sent again
-//! changes nothing. This module defines the records and appends them ([`EventWriter`]); the joiner
-//! reads them ([`crate::join`]).
+//! changes nothing. Updates of items and users have one only if the caller gave it. This module
+//! defines the records and appends them ([`EventWriter`]); the joiner reads them ([`crate::join`]).
 
 mod writer;
 
@@ -83,7 +83,8 @@ pub struct ActionEvent {
 /// An event to append.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewEvent {
-    /// The id that the caller gave, if any.
+    /// The id that the caller gave, if any. An update of an item or user without one is always
+    /// appended: it may restore what an update in between had changed.
     pub id: Option<u64>,
     /// The content.
     pub kind: EventKind,
@@ -99,7 +100,7 @@ impl NewEvent {
         let content = encode(&self.kind)?;
         // The first byte of the content is the kind of event.
         let id = match (self.id, &self.kind) {
-            (_, EventKind::Tick { .. }) => 0,
+            (_, EventKind::Tick { .. }) | (None, EventKind::Item(_) | EventKind::User(_)) => 0,
             (Some(id), _) => hash(&[&content[..1], &id.to_le_bytes()]),
             (None, _) => hash(&[&content]),
         };
@@ -265,6 +266,9 @@ mod tests {
         let user = EventKind::User(User { id: 3, ..User::default() });
         assert_ne!(record(Some(9), user).id, record(Some(9), shown(4)).id, "kinds differ");
         assert_eq!(record(None, EventKind::Tick { time_ms: 1 }).id, 0, "every tick is appended");
+        let item = || EventKind::Item(Item { id: 3, ..Item::default() });
+        assert_eq!(record(None, item()).id, 0, "it may be what the item was before");
+        assert_eq!(record(Some(9), item()).id, record(Some(9), item()).id);
         assert!(EventRecord::decode(&[2, 0]).unwrap_err().to_string().contains("format Some(2)"));
     }
 }
