@@ -115,10 +115,10 @@ impl Joiner {
     }
 
     /// Processes the next event and writes the resulting records to `output`.
-    pub fn take(&mut self, event: EventRecord, output: &mut dyn JoinSink) {
+    pub fn take(&mut self, mut event: EventRecord, output: &mut dyn JoinSink) {
         let time_ms = if self.doubts_times() { event.reached_ms() } else { event.time_ms() };
         let ingested_ms = event.ingested_ms;
-        if let Err(error) = self.check(&event.kind) {
+        if let Err(error) = self.check(&mut event.kind) {
             return self.refuse(&error);
         }
         match event.kind {
@@ -148,19 +148,22 @@ impl Joiner {
     }
 
     /// Checks an event against the schema. The host checked it when it received it, but the schema
-    /// may have changed since.
-    fn check(&self, kind: &EventKind) -> Result<()> {
+    /// may have changed since; a context that no longer fits is left out.
+    fn check(&self, kind: &mut EventKind) -> Result<()> {
         kind.check_times()?;
-        let check_row = |surface: u16, context: &ContextFeatures| {
+        let check_row = |surface: u16, context: &mut ContextFeatures| {
             if usize::from(surface) >= self.awaited.len() {
                 return Err(Error::invalid(format!("the schema has no surface {surface}")));
             }
-            Ok(self.state.check_context(context)?)
+            if self.state.empty_foreign_context(context) {
+                tracing::warn!("left out the context of an event, which is of another schema");
+            }
+            Ok(())
         };
         match kind {
-            EventKind::Impression(impression) => check_row(impression.surface, &impression.context),
-            EventKind::CompleteRequest(rows) => rows.iter().try_for_each(|row| {
-                check_row(row.surface, &row.context)?;
+            EventKind::Impression(row) => check_row(row.surface, &mut row.context),
+            EventKind::CompleteRequest(rows) => rows.iter_mut().try_for_each(|row| {
+                check_row(row.surface, &mut row.context)?;
                 self.check_outcome(&row.outcome)
             }),
             EventKind::Action(action) => self.check_outcome(&action.outcome),

@@ -1,5 +1,5 @@
-//! Clocks that are ahead or behind: of a caller, or of an ingest host. None alone closes a window
-//! early, and all windows close in time.
+//! Clocks that are ahead or behind: of a caller, or of one of several ingest hosts. None closes a
+//! window early, and all windows close in time.
 
 use std::collections::BTreeMap;
 
@@ -123,7 +123,7 @@ fn one_window() -> JoinSettings {
 }
 
 #[test]
-fn no_clock_alone_closes_a_window_early_or_keeps_one_open() {
+fn a_wrong_clock_closes_no_window_early_and_keeps_none_open() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path());
     for seed in 0..20 {
