@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::State,
     http::HeaderMap,
@@ -18,12 +18,12 @@ use hypercast_stream::events::AppendReceipt;
 use crate::{
     error::Result,
     http::{
-        auth::{self, GuardedRoutes},
+        auth::{self, Caller, GuardedRoutes},
         listen::BoundListener,
         reload::{self, Reloader},
         respond::{
-            metrics_text, refuse_compressed, refuse_with, store_events, time_left, timed,
-            wrong_method,
+            SentEvents, metrics_text, refuse_compressed, refuse_with, store_events, time_left,
+            timed, wrong_method,
         },
     },
     metrics::Metrics,
@@ -97,13 +97,14 @@ async fn metrics(State(app): State<Arc<IngestState>>) -> Response {
 
 async fn events(
     State(app): State<Arc<IngestState>>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Body,
 ) -> RequestResult<Response> {
     let server = &app.reloader.settings.now().server;
     let deadline = Instant::now() + time_left(&headers, server.deadline_ms)?;
-    let (intake, most) = (app.intake.clone(), server.max_body_bytes);
+    let sent = SentEvents { caller, body, most_bytes: server.max_body_bytes };
     let AppendReceipt { accepted, repeated, .. } =
-        store_events(&app.workers, intake, body, most, deadline).await?;
+        store_events(&app.workers, app.intake.clone(), sent, deadline).await?;
     Ok(Json(EventsAnswer { accepted, repeated, applied: false }).into_response())
 }

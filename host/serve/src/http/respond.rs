@@ -21,9 +21,10 @@ use tokio::sync::oneshot;
 
 use crate::{
     error::Error,
+    http::auth::Caller,
     metrics::Metrics,
     request::{
-        api::{DEADLINE_HEADER, Refusal, RefusalBody, RefusalText, RequestResult},
+        api::{DEADLINE_HEADER, EventsRequest, Refusal, RefusalBody, RefusalText, RequestResult},
         events::EventIntake,
         workers::Workers,
     },
@@ -110,16 +111,31 @@ pub(crate) async fn wrong_method(request: Request) -> Response {
     refuse_with(405, "wrong_method", &why)
 }
 
+/// A request to `POST /v1/events` before its body is read.
+pub(crate) struct SentEvents {
+    pub(crate) caller: Caller,
+    pub(crate) body: Body,
+    /// The most that the body may have.
+    pub(crate) most_bytes: usize,
+}
+
 /// Reads the body of `POST /v1/events` and stores its events on a worker thread.
 pub(crate) async fn store_events(
     workers: &Workers,
     intake: Arc<EventIntake>,
-    body: Body,
-    most_bytes: usize,
+    sent: SentEvents,
     deadline: Instant,
 ) -> RequestResult<AppendReceipt> {
+    let SentEvents { caller, body, most_bytes } = sent;
     let body = bytes(body, most_bytes).await?;
-    on_worker(workers, deadline, move || intake.take(&parse_json(&body)?)).await
+    let store = move || {
+        let request: EventsRequest = parse_json(&body)?;
+        if request.clock_ms.is_some() && !caller.may_replay {
+            return Err(Refusal::MayNotReplay { caller: caller.name });
+        }
+        intake.take(&request)
+    };
+    on_worker(workers, deadline, store).await
 }
 
 /// A body in JSON.
