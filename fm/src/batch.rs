@@ -4,7 +4,9 @@
 //! all requests. A history is laid out once for all targets of its request (compute
 //! de-duplication, section 3.1.4). This module decides which numbers describe a token.
 
-use std::{collections::HashMap, hash::BuildHasherDefault};
+use std::collections::HashMap;
+
+use hypercast_core::hash::IdHashKey;
 
 use crate::{
     Error, Result,
@@ -203,7 +205,7 @@ struct BatchWriter<'a> {
     batch_builder: &'a BatchBuilder,
     statistics: &'a ColumnStatistics,
     /// The index of each key of the batch.
-    known: HashMap<u64, u32, BuildHasherDefault<KeyHasher>>,
+    known: HashMap<u64, u32, IdHashKey>,
     batch: FmBatch,
 }
 
@@ -327,25 +329,6 @@ fn append_outcome(outcome: &Outcome, spec: &FmSpec, out: &mut Vec<f32>) {
     }
     for &value in &outcome.values[..spec.values] {
         out.extend(if value.is_finite() { [value.clamp(-4.0, 4.0), 1.0] } else { [0.0, 0.0] });
-    }
-}
-
-/// Store keys are already well distributed, so one multiplication suffices.
-#[derive(Default)]
-struct KeyHasher(u64);
-
-impl std::hash::Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(u64::from(byte)));
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        let mixed = (self.0 ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 = mixed ^ (mixed >> 29);
     }
 }
 

@@ -312,12 +312,20 @@ fn the_ingest_tier_requires_tokens_too() {
     write_secret(&dir.join("callers"), &format!("feed {FEED}\n"));
     write(&config, dir);
     let daemon = TestDaemon::start_with(&binary, dir, &["--tier", "ingest"]);
-    let body = json!({ "clock_ms": 1_700_000_000_000_u64 }).to_string();
-    let tell = HttpRequest { route: "/v1/events", body: Some(&body), ..HttpRequest::default() };
-    let status = |token| ask(daemon.url(), None, HttpRequest { token, ..tell }).unwrap().status;
+    let [events, clock] = [json!({}), json!({ "clock_ms": 1_700_000_000_000_u64 })];
+    let answer = |token, body: &Value| {
+        let body = body.to_string();
+        let tell = HttpRequest { route: "/v1/events", body: Some(&body), ..HttpRequest::default() };
+        ask(daemon.url(), None, HttpRequest { token, ..tell }).unwrap()
+    };
+    let status = |token| answer(token, &events).status;
     assert_eq!((status(None), status(Some(FEED)), status(Some(OPS))), (401, 200, 401));
-    write_secret(&dir.join("callers"), &format!("feed {FEED}\nlater {OPS}\n"));
+    let refused = answer(Some(FEED), &clock);
+    assert!(refused.status == 403 && refused.body.contains("`replay`"), "{}", refused.body);
+    write_secret(&dir.join("callers"), &format!("feed {FEED}\nlater {OPS} replay\n"));
     reloaded(&daemon, "applied", &|| daemon.get("/metrics").1);
     assert_eq!((status(Some(FEED)), status(Some(OPS))), (200, 200));
+    let clock_by = |token| answer(Some(token), &clock).status;
+    assert_eq!((clock_by(FEED), clock_by(OPS)), (403, 200));
     assert!(daemon.stop());
 }

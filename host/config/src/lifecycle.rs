@@ -74,8 +74,9 @@ pub struct JoinSettings {
     pub first_window_s: u64,
     /// Time after an example in which a late outcome still becomes a correction, in seconds.
     pub correction_s: u64,
-    /// The most that an event's time may be ahead of the machine's clock, in seconds. The joiner's
-    /// time never goes back, so one wrong time would close every window. 0 accepts any time.
+    /// The most that an event's time may be ahead of the machine's clock, in seconds; a later one
+    /// is refused. What is ahead counts as the time of arrival, so that a fast clock closes
+    /// nobody's windows. 0 accepts any time and believes it, as a replay of the future needs.
     pub max_future_s: u64,
     /// The most impressions that wait or can still be corrected. The oldest are released first.
     pub max_impressions: usize,

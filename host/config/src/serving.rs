@@ -35,8 +35,10 @@ pub struct ServerSettings {
     pub admin_tokens: PathBuf,
     /// Accept admin tokens over plain HTTP, for a proxy in front that speaks TLS.
     pub insecure_admin: bool,
-    /// File of tokens for the other routes under /v1. Admin tokens are valid there, too. "" accepts
-    /// every client that can reach the address.
+    /// File of tokens for the other routes under /v1, in the same form. The word `replay` at the
+    /// end of a line gives its holder the right to set the time (`clock_ms`). Admin tokens are
+    /// valid there, too, and have that right. "" accepts every client that can reach the address;
+    /// only a server that other machines cannot reach then lets everyone set the time.
     pub tokens: PathBuf,
     /// Log levels by module. The environment variable HYPERCAST_LOG overrides them.
     pub log: String,

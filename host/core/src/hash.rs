@@ -1,8 +1,9 @@
 //! SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): spreads the bits of ids and seeds.
 //!
-//! It is not keyed: whoever chooses the inputs can choose collisions.
+//! It is not keyed: whoever chooses the inputs can choose collisions. Maps whose ids come from
+//! callers are keyed by [`IdHashKey`].
 
-use std::hash::Hasher;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// The increment of the generator: 2^64 over the golden ratio.
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -24,17 +25,28 @@ pub fn mix_parts(parts: &[u64]) -> u64 {
     parts.iter().fold(GOLDEN_GAMMA, |state, part| splitmix64(state ^ part))
 }
 
-/// The hash of 64-bit ids, for maps: a few multiplications an id.
-#[derive(Debug, Default)]
-pub struct IdHasher(u64);
+/// The random key of one map by 64-bit ids. A hash costs a few multiplications, and who does not
+/// know the key can choose no ids that collide.
+#[derive(Debug, Clone)]
+pub struct IdHashKey(u64);
 
-impl IdHasher {
-    /// A hasher whose results depend on `key`, so that who does not know it can choose no
-    /// collisions.
-    pub fn keyed(key: u64) -> IdHasher {
-        IdHasher(key)
+impl Default for IdHashKey {
+    fn default() -> IdHashKey {
+        IdHashKey(RandomState::new().hash_one(0_u64))
     }
 }
+
+impl BuildHasher for IdHashKey {
+    type Hasher = IdHasher;
+
+    fn build_hasher(&self) -> IdHasher {
+        IdHasher(self.0)
+    }
+}
+
+/// The hash of 64-bit ids under an [`IdHashKey`].
+#[derive(Debug)]
+pub struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn write(&mut self, bytes: &[u8]) {
@@ -65,5 +77,27 @@ mod tests {
     fn parts_and_their_order_count() {
         assert_ne!(mix_parts(&[1, 2]), mix_parts(&[2, 1]));
         assert_ne!(mix_parts(&[1]), mix_parts(&[1, 0]));
+    }
+
+    /// The inverse of [`mix64`]: an id with a chosen hash.
+    fn unmix64(x: u64) -> u64 {
+        let x = (x ^ (x >> 31) ^ (x >> 62)).wrapping_mul(0x3196_42b2_d24d_8ec3);
+        let x = (x ^ (x >> 27) ^ (x >> 54)).wrapping_mul(0x96de_1b17_3f11_9089);
+        x ^ (x >> 30) ^ (x >> 60)
+    }
+
+    #[test]
+    fn ids_that_are_chosen_to_fall_together_or_are_alike_do_not() {
+        let key = IdHashKey::default();
+        for id in [|at: u64| unmix64(at << 8), |at: u64| at << 32] {
+            let mut low = [0; 256];
+            for at in 0..25_600 {
+                low[(key.hash_one(id(at)) & 255) as usize] += 1;
+            }
+            assert!(low.iter().all(|&count| (40..200).contains(&count)), "{low:?}");
+        }
+        assert!((0..1000).all(|at| mix64(unmix64(at << 8)) == at << 8), "without a key they do");
+        let other = IdHashKey::default();
+        assert_ne!(key.hash_one(1_u64), other.hash_one(1_u64), "each map has its own");
     }
 }

@@ -10,12 +10,13 @@
 //! when it can be used again.
 
 use std::collections::VecDeque;
+use std::hash::BuildHasher as _;
 use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
-use hypercast_core::hash::mix64;
+use hypercast_core::hash::IdHashKey;
 
 use crate::epoch::Epochs;
 use crate::gather::{RowSource, ValueLocation, prefetch};
@@ -181,8 +182,8 @@ unsafe impl RowSource for LiveRows {
 
     #[inline]
     fn prefetch_young(&self, id: u64) {
-        let slots = &self.table().slots;
-        prefetch((&raw const slots[mix64(id) as usize & (slots.len() - 1)]).cast());
+        let table = self.table();
+        prefetch((&raw const table.slots[table.home(id)]).cast());
     }
 
     #[inline]
@@ -234,6 +235,7 @@ impl VersionChunk {
 struct IdTable {
     slots: Box<[Slot]>,
     len: AtomicU64,
+    key: IdHashKey,
 }
 
 #[derive(Debug)]
@@ -246,7 +248,11 @@ struct Slot {
 impl IdTable {
     fn new(slots: usize) -> IdTable {
         let empty = || Slot { id: AtomicU64::new(0), row: AtomicU32::new(NONE) };
-        IdTable { slots: (0..slots).map(|_| empty()).collect(), len: AtomicU64::new(0) }
+        IdTable {
+            slots: (0..slots).map(|_| empty()).collect(),
+            len: AtomicU64::new(0),
+            key: IdHashKey::default(),
+        }
     }
 
     fn has_room(&self) -> bool {
@@ -262,11 +268,17 @@ impl IdTable {
         slot.row.store(row, Release);
     }
 
+    /// Where the search for `id` begins.
+    #[inline]
+    fn home(&self, id: u64) -> usize {
+        self.key.hash_one(id) as usize & (self.slots.len() - 1)
+    }
+
     /// The slot of `id`, or the empty one where it would be (half of them are), and its row.
     #[inline]
     fn probe(&self, id: u64) -> (&Slot, u32) {
         let mask = self.slots.len() - 1;
-        let mut at = mix64(id) as usize & mask;
+        let mut at = self.home(id);
         loop {
             let slot = &self.slots[at];
             // Once: a slot that was empty may be another id's by the next look at it.
@@ -338,5 +350,29 @@ impl Drop for Arena {
             // dropped.
             drop(unsafe { Box::from_raw(block) });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hypercast_core::hash::mix64;
+
+    use super::*;
+
+    #[test]
+    fn ids_that_are_chosen_to_fall_together_are_found_at_once() {
+        let table = IdTable::new(4096);
+        // Their hashes without a key have the same last ten bits.
+        let ids = (0_u64..).filter(|id| mix64(*id) & 1023 == 7).take(1000);
+        let ids: Vec<u64> = ids.collect();
+        ids.iter().zip(0..).for_each(|(&id, row)| table.set(id, row));
+        let mask = table.slots.len() - 1;
+        let steps = |id: u64| {
+            let at = table.slots.iter().position(|slot| slot.id.load(Relaxed) == id).unwrap();
+            at.wrapping_sub(table.home(id)) & mask
+        };
+        let most = ids.iter().map(|&id| steps(id)).max().unwrap();
+        assert!(most < 64, "{most} steps");
+        assert!(ids.iter().zip(0..).all(|(&id, row)| table.probe(id).1 == row));
     }
 }

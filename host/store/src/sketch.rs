@@ -10,11 +10,10 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::hash::BuildHasherDefault;
 use std::path::{Path, PathBuf};
 
 use hypercast_core::atomic_file;
-use hypercast_core::hash::{IdHasher, mix64};
+use hypercast_core::hash::{IdHashKey, mix64};
 
 use crate::error::{Result, corrupt, io};
 use crate::header::{self, FileHeader};
@@ -34,7 +33,7 @@ pub(crate) struct Sketch {
     pub sightings: u64,
     committed: u64,
     /// Counters that differ from the last commit; `None` for all of them.
-    pub changed: Option<HashSet<u32, BuildHasherDefault<IdHasher>>>,
+    pub changed: Option<HashSet<u32, IdHashKey>>,
 }
 
 impl Sketch {

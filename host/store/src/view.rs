@@ -2,11 +2,10 @@
 //! an overlay upon them. It reads, and verifies; it writes no file but a lost index.
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::BuildHasherDefault;
 use std::path::Path;
 use std::sync::Arc;
 
-use hypercast_core::hash::IdHasher;
+use hypercast_core::hash::IdHashKey;
 
 use crate::Verify;
 use crate::error::{Result, corrupt};
@@ -19,9 +18,8 @@ use crate::overlay::{Entry, Overlay, RowState};
 use crate::sketch::Sketch;
 use crate::slab::{ROWS_PER_SLAB, RowShape, RowSlab, SlabId, slabs_for};
 
-/// Row numbers by id. The default hasher's resistance to chosen keys is not needed for a map that
-/// checkpoints keep small.
-pub(crate) type RowByIdMap = HashMap<u64, u32, BuildHasherDefault<IdHasher>>;
+/// Row numbers by id.
+pub(crate) type RowByIdMap = HashMap<u64, u32, IdHashKey>;
 
 /// What the last checkpoint left, mapped. Clones share the mappings.
 #[derive(Debug, Clone)]

@@ -4,30 +4,11 @@
 //! collide.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 
-use hypercast_core::hash::IdHasher;
+use hypercast_core::hash::IdHashKey;
 
 /// A map without a bound.
 pub(super) type IdMap<V> = HashMap<u64, V, IdHashKey>;
-
-/// The random key of one map.
-#[derive(Debug, Clone)]
-pub(super) struct IdHashKey(u64);
-
-impl Default for IdHashKey {
-    fn default() -> IdHashKey {
-        IdHashKey(RandomState::new().hash_one(0_u64))
-    }
-}
-
-impl BuildHasher for IdHashKey {
-    type Hasher = IdHasher;
-
-    fn build_hasher(&self) -> IdHasher {
-        IdHasher::keyed(self.0)
-    }
-}
 
 /// A map of bounded size that drops the entries touched longest ago. It has no clock: callers pass
 /// the time.
@@ -90,21 +71,6 @@ impl<V: Default> RecencyMap<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_that_are_alike_do_not_fall_together() {
-        let key = IdHashKey::default();
-        let mut low = [0; 256];
-        for id in 0..25_600_u64 {
-            low[(key.hash_one(id << 32) & 255) as usize] += 1;
-        }
-        assert!(low.iter().all(|&count| (40..200).contains(&count)), "{low:?}");
-        assert_ne!(
-            key.hash_one(1_u64),
-            IdHashKey::default().hash_one(1_u64),
-            "each map has its own key"
-        );
-    }
 
     #[test]
     fn the_oldest_are_forgotten_and_the_bound_holds() {

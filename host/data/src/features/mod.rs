@@ -227,15 +227,16 @@ impl FeatureState {
         self.widths.item.check(&format!("item {}", item.id), item.ids.len(), item.dense.len())
     }
 
-    /// Checks the number of a context's features; an empty list stands for zeros.
-    ///
-    /// # Errors
-    /// It differs from the schema's.
-    pub fn check_context(&self, context: &ContextFeatures) -> Result<()> {
-        let or = |given, wanted| if given == 0 { wanted } else { given };
-        let wanted = self.widths.context;
-        let (ids, dense) = (context.ids.len(), context.dense.len());
-        wanted.check("a context", or(ids, wanted.ids), or(dense, wanted.dense))
+    /// Empties the context of an impression that was recorded with another schema, so that zeros
+    /// stand for its features; returns whether it did.
+    pub fn empty_foreign_context(&self, context: &mut ContextFeatures) -> bool {
+        let FeatureCounts { ids, dense } = self.widths.context;
+        let fits = |given: usize, wanted: usize| given == 0 || given == wanted;
+        let foreign = !fits(context.ids.len(), ids) || !fits(context.dense.len(), dense);
+        if foreign {
+            *context = ContextFeatures::default();
+        }
+        foreign
     }
 
     /// The example for a request as of now: at most `history_len` events of history, and every

@@ -3,8 +3,7 @@
 //!
 //! Admin routes need tokens wherever other machines can reach the address. On a loopback address
 //! without tokens they are for programs of this machine, so requests that a browser sends for some
-//! page are refused. Tokens are neither stored nor logged: only a MAC of each under a key of this
-//! process is kept, and every comparison goes through all of them in constant time.
+//! page are refused.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -21,21 +20,22 @@ use axum::{
 };
 use hypercast_config::ServerSettings;
 use prometheus::IntCounterVec;
-use ring::{hmac, rand::SystemRandom};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    http::{respond::refuse_with, secret_file},
+    http::{respond::refuse_with, tokens::TokenList},
     metrics::Metrics,
     threads::Current,
 };
 
-/// The fewest characters of a token.
-const SHORTEST: usize = 24;
-
-/// The name of the caller's token. Handlers behind a guard find it in the request's extensions.
+/// Who sent a request. Handlers behind a guard find it in the request's extensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CallerName(pub(crate) String);
+pub(crate) struct Caller {
+    /// The name of the caller's token.
+    pub(crate) name: String,
+    /// Whether the caller may set the joiner's time (`clock_ms`), as a replay of the past needs.
+    pub(crate) may_replay: bool,
+}
 
 /// The routes that access rules are for.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +69,8 @@ pub(crate) struct AccessControl {
 pub(crate) struct AccessRules {
     admin: AdminAccess,
     callers: Option<TokenList>,
+    /// Whether only this machine reaches the server.
+    local: bool,
 }
 
 enum AdminAccess {
@@ -180,13 +182,13 @@ impl AccessRules {
                  server.tls_key, or server.admin = false to say that none are wanted",
             ),
         };
-        Ok(Self { admin, callers })
+        Ok(Self { admin, callers, local })
     }
 
-    fn admin(&self, headers: &HeaderMap) -> std::result::Result<CallerName, Denial> {
+    fn admin(&self, headers: &HeaderMap) -> std::result::Result<Caller, Denial> {
         match &self.admin {
             AdminAccess::Off(why) => Err(Denial::new(403, "admin_off", why)),
-            AdminAccess::Local if !from_a_page(headers) => Ok(CallerName("local".into())),
+            AdminAccess::Local if !from_a_page(headers) => Ok(Caller::operator("local")),
             AdminAccess::Local => Err(Denial::new(
                 403,
                 "forbidden",
@@ -195,7 +197,7 @@ impl AccessRules {
             AdminAccess::Tokens(tokens) => match presented(headers) {
                 None => Err(Denial::missing("server.admin_tokens")),
                 Some(token) => match (tokens.holder(token), &self.callers) {
-                    (Some(name), _) => Ok(CallerName(name.into())),
+                    (Some(holder), _) => Ok(Caller::operator(&holder.name)),
                     (None, Some(callers)) if callers.holder(token).is_some() => Err(Denial::new(
                         403,
                         "forbidden",
@@ -207,7 +209,13 @@ impl AccessRules {
         }
     }
 
-    fn caller(&self, headers: &HeaderMap) -> std::result::Result<CallerName, Denial> {
+    fn caller(&self, headers: &HeaderMap) -> std::result::Result<Caller, Denial> {
+        let token = presented(headers);
+        let operator = match (&self.admin, token) {
+            (AdminAccess::Tokens(tokens), Some(token)) => tokens.holder(token),
+            _ => None,
+        };
+        let operator = operator.map(|holder| Caller::operator(&holder.name));
         let Some(callers) = &self.callers else {
             if of_another_site(headers) {
                 return Err(Denial::new(
@@ -216,17 +224,23 @@ impl AccessRules {
                     "without server.tokens, requests are for programs, not for pages of other sites",
                 ));
             }
-            return Ok(CallerName("anyone".into()));
+            let anyone = Caller { name: "anyone".into(), may_replay: self.local };
+            return Ok(operator.unwrap_or(anyone));
         };
-        let Some(token) = presented(headers) else {
+        let Some(token) = token else {
             return Err(Denial::missing("server.tokens"));
         };
-        let admin = match &self.admin {
-            AdminAccess::Tokens(tokens) => tokens.holder(token),
-            AdminAccess::Off(_) | AdminAccess::Local => None,
-        };
-        let name = callers.holder(token).or(admin);
-        name.map(|name| CallerName(name.into())).ok_or_else(|| Denial::unknown("server.tokens"))
+        let holder = callers.holder(token);
+        let caller = holder
+            .map(|holder| Caller { name: holder.name.clone(), may_replay: holder.may_replay });
+        operator.or(caller).ok_or_else(|| Denial::unknown("server.tokens"))
+    }
+}
+
+impl Caller {
+    /// Someone with all rights.
+    fn operator(name: &str) -> Caller {
+        Caller { name: name.into(), may_replay: true }
     }
 }
 
@@ -294,75 +308,14 @@ fn from_a_page(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN) || !own
 }
 
-/// Tokens with the names of their holders.
-struct TokenList {
-    key: hmac::Key,
-    known: Vec<(String, hmac::Tag)>,
-}
-
-impl TokenList {
-    fn read(path: &Path) -> Result<Self> {
-        let text = secret_file::read(path)?;
-        let text = str::from_utf8(&text).map_err(|_| Error::data(path, "it is not text"))?;
-        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
-            .map_err(|_| Error::internal("the system gives no random bytes"))?;
-        let mut known: Vec<(String, hmac::Tag)> = Vec::new();
-        for (at, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            // The message leaves the line out, because it may hold a secret.
-            let wrong = |why: &str| Error::data(path, format!("line {}: {why}", at + 1));
-            let mut words = line.split_whitespace();
-            let (Some(name), Some(token), None) = (words.next(), words.next(), words.next()) else {
-                return Err(wrong("it is not `NAME TOKEN`; lines that start with # are comments"));
-            };
-            if token.len() < SHORTEST || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(wrong(&format!(
-                    "the token of {name:?} is too short or not plain ASCII: use at least {SHORTEST} characters, for example from `openssl rand -hex 32`"
-                )));
-            }
-            if known.iter().any(|(other, _)| other == name) {
-                return Err(wrong(&format!(
-                    "{name:?} has a token already; give each its own name"
-                )));
-            }
-            known.push((name.to_owned(), hmac::sign(&key, token.as_bytes())));
-        }
-        if known.is_empty() {
-            return Err(Error::data(path, "it has no token; write one `NAME TOKEN` per line"));
-        }
-        Ok(Self { key, known })
-    }
-
-    /// The name of a token's holder. Always compares with all tokens, to take constant time.
-    fn holder(&self, token: &str) -> Option<&str> {
-        let mut found = None;
-        for (name, tag) in &self.known {
-            if hmac::verify(&self.key, token.as_bytes(), tag.as_ref()).is_ok() {
-                found = Some(name.as_str());
-            }
-        }
-        found
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
+    use crate::http::tokens::tests::written;
 
     const OPS: &str = "0123456789abcdef0123456789abcdef";
     const CALLER: &str = "fedcba9876543210fedcba9876543210";
-
-    fn written(dir: &Path, name: &str, text: &str) -> std::path::PathBuf {
-        let path = dir.join(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        path
-    }
+    const OTHER: &str = "00112233445566778899aabbccddeeff";
 
     fn headers(of: &[(header::HeaderName, &str)]) -> HeaderMap {
         of.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect()
@@ -377,30 +330,6 @@ mod tests {
             .err()
             .expect("it is refused")
             .to_string()
-    }
-
-    #[test]
-    fn files_of_tokens_are_read_or_refused_without_telling_a_secret() {
-        let dir = tempfile::tempdir().unwrap();
-        let read = |text: &str| TokenList::read(&written(dir.path(), "tokens", text));
-        let tokens = read(&format!("# who may\n\nops {OPS}\nci\t{CALLER}\n")).unwrap();
-        assert_eq!((tokens.holder(OPS), tokens.holder(CALLER)), (Some("ops"), Some("ci")));
-        assert_eq!((tokens.holder(&OPS[1..]), tokens.holder("")), (None, None));
-        for (text, word) in [
-            ("# none\n", "no token"),
-            ("ops\n", "line 1"),
-            ("a b c\n", "NAME TOKEN"),
-            ("ops secretsecret\n", "at least 24"),
-            (&format!("ops {OPS}\nops {CALLER}\n"), "line 2"),
-        ] {
-            let error = read(text).err().expect(text).to_string();
-            assert!(error.contains(word) && !error.contains("secretsecret"), "{error}");
-            assert!(!error.contains(OPS) && !error.contains(CALLER), "{error}");
-        }
-        let path = written(dir.path(), "open", &format!("ops {OPS}\n"));
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        let error = TokenList::read(&path).err().expect("others may read it").to_string();
-        assert!(error.contains("chmod 640"), "{error}");
     }
 
     #[test]
@@ -447,15 +376,42 @@ mod tests {
             ..ServerSettings::default()
         };
         let rules = AccessRules::read(&server, "127.0.0.1".parse().unwrap()).unwrap();
-        assert_eq!(rules.admin(&bearer(OPS)).unwrap(), CallerName("ops".into()));
-        assert_eq!(rules.caller(&bearer(CALLER)).unwrap(), CallerName("feed".into()));
-        assert_eq!(rules.caller(&bearer(OPS)).unwrap(), CallerName("ops".into()));
+        assert_eq!(rules.admin(&bearer(OPS)).unwrap(), Caller::operator("ops"));
+        let feed = Caller { name: "feed".into(), may_replay: false };
+        assert_eq!(rules.caller(&bearer(CALLER)).unwrap(), feed);
+        assert_eq!(rules.caller(&bearer(OPS)).unwrap(), Caller::operator("ops"));
         assert_eq!(rules.admin(&bearer(CALLER)).unwrap_err().status, 403);
         assert_eq!(rules.admin(&bearer("0")).unwrap_err().cause, "unknown");
         assert_eq!(rules.admin(&HeaderMap::new()).unwrap_err().cause, "missing");
         assert_eq!(rules.caller(&HeaderMap::new()).unwrap_err().status, 401);
         let basic = headers(&[(header::AUTHORIZATION, "Basic b3BzOm9wcw==")]);
         assert_eq!(rules.admin(&basic).unwrap_err().cause, "missing");
+    }
+
+    #[test]
+    fn the_right_to_set_the_time_is_a_tokens_own_or_this_machines() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = ServerSettings {
+            tls_certificate: "c".into(),
+            tls_key: "k".into(),
+            admin_tokens: written(dir.path(), "admin", &format!("ops {OPS}\n")),
+            ..ServerSettings::default()
+        };
+        let lines = format!("feed {OTHER}\nbackfill {CALLER} replay\n");
+        let closed =
+            ServerSettings { tokens: written(dir.path(), "callers", &lines), ..open.clone() };
+        let may = |server: &ServerSettings, address: &str, headers: &HeaderMap| {
+            let rules = AccessRules::read(server, address.parse().unwrap()).unwrap();
+            rules.caller(headers).unwrap().may_replay
+        };
+        for address in ["127.0.0.1", "0.0.0.0"] {
+            assert!(!may(&closed, address, &bearer(OTHER)), "{address}");
+            assert!(may(&closed, address, &bearer(CALLER)), "{address}");
+            assert!(may(&closed, address, &bearer(OPS)), "{address}");
+            assert!(may(&open, address, &bearer(OPS)), "{address}");
+        }
+        assert!(may(&open, "127.0.0.1", &HeaderMap::new()), "programs of this machine");
+        assert!(!may(&open, "0.0.0.0", &HeaderMap::new()), "anyone else");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::State,
     http::HeaderMap,
@@ -18,13 +18,13 @@ use hypercast_stream::events::AppendReceipt;
 use crate::{
     error::Result,
     http::{
-        auth::{self, GuardedRoutes},
+        auth::{self, Caller, GuardedRoutes},
         bodies::BodyBudget,
         listen::{self, Listeners},
         reload::{self, Reloader},
         respond::{
-            in_time, lost_thread, metrics_text, refuse_compressed, refuse_with, store_events,
-            time_left, timed, wrong_method,
+            SentEvents, in_time, lost_thread, metrics_text, refuse_compressed, refuse_with,
+            store_events, time_left, timed, wrong_method,
         },
     },
     metrics::Metrics,
@@ -111,14 +111,15 @@ async fn metrics(State(app): State<Arc<IngestState>>) -> Response {
 
 async fn events(
     State(app): State<Arc<IngestState>>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Body,
 ) -> RequestResult<Response> {
     let server = &app.reloader.settings.now().server;
     let deadline = Instant::now() + time_left(&headers, server.deadline_ms)?;
-    let (intake, most) = (app.intake.clone(), server.max_body_bytes);
-    let body = in_time(deadline, app.bodies.read(body, most)).await?;
+    let body = in_time(deadline, app.bodies.read(body, server.max_body_bytes)).await?;
+    let sent = SentEvents { caller, body };
     let AppendReceipt { accepted, repeated, .. } =
-        store_events(&app.workers, intake, body, deadline).await?;
+        store_events(&app.workers, app.intake.clone(), sent, deadline).await?;
     Ok(Json(EventsAnswer { accepted, repeated, applied: false }).into_response())
 }

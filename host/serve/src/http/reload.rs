@@ -26,7 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     error::{CommonErrors as _, Error, Result},
     http::{
-        auth::{AccessControl, CallerName},
+        auth::{AccessControl, Caller},
         respond::refuse_with,
         server::AppState,
         tls::{self, Tls},
@@ -218,7 +218,7 @@ pub(crate) fn at_signals(
 
 pub(crate) async fn route(
     State(app): State<Arc<AppState>>,
-    Extension(CallerName(name)): Extension<CallerName>,
+    Extension(Caller { name, .. }): Extension<Caller>,
 ) -> Response {
     tracing::info!(caller = name, "a reload was requested");
     match tokio::task::spawn_blocking(move || app.reload()).await {

@@ -21,10 +21,10 @@ use tokio::sync::oneshot;
 
 use crate::{
     error::Error,
-    http::bodies::ReceivedBody,
+    http::{auth::Caller, bodies::ReceivedBody},
     metrics::Metrics,
     request::{
-        api::{DEADLINE_HEADER, Refusal, RefusalBody, RefusalText, RequestResult},
+        api::{DEADLINE_HEADER, EventsRequest, Refusal, RefusalBody, RefusalText, RequestResult},
         events::EventIntake,
         workers::Workers,
     },
@@ -108,14 +108,27 @@ pub(crate) async fn wrong_method(request: Request) -> Response {
     refuse_with(405, "wrong_method", &why)
 }
 
-/// Stores the events of a body of `POST /v1/events` on a worker thread.
+/// A request to `POST /v1/events`.
+pub(crate) struct SentEvents {
+    pub(crate) caller: Caller,
+    pub(crate) body: ReceivedBody,
+}
+
+/// Stores the events of a request on a worker thread.
 pub(crate) async fn store_events(
     workers: &Workers,
     intake: Arc<EventIntake>,
-    body: ReceivedBody,
+    sent: SentEvents,
     deadline: Instant,
 ) -> RequestResult<AppendReceipt> {
-    on_worker(workers, deadline, move || intake.take(&parse_json(&body)?)).await
+    let store = move || {
+        let request: EventsRequest = parse_json(&sent.body)?;
+        if request.clock_ms.is_some() && !sent.caller.may_replay {
+            return Err(Refusal::MayNotReplay { caller: sent.caller.name });
+        }
+        intake.take(&request)
+    };
+    on_worker(workers, deadline, store).await
 }
 
 /// A body in JSON.

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::State,
     http::{HeaderMap, header},
@@ -19,10 +19,10 @@ use crate::{
     fm::remote::{decode_examples, encode_output},
     http::{
         admin,
-        auth::{self, GuardedRoutes},
+        auth::{self, Caller, GuardedRoutes},
         live_page, reload,
         respond::{
-            in_time, lost_thread, metrics_text, not_ready, on_worker, parse_json,
+            SentEvents, in_time, lost_thread, metrics_text, not_ready, on_worker, parse_json,
             refuse_compressed, refuse_with, store_events, time_left, timed, wrong_method,
         },
         server::{AppState, fm_config},
@@ -147,15 +147,17 @@ async fn rank(
 
 async fn events(
     State(app): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Body,
 ) -> RequestResult<Response> {
     let (service, settings) = (service(&app)?, app.reloader.settings.now());
     let deadline = Instant::now() + time_left(&headers, settings.server.deadline_ms)?;
-    let (intake, most) = (service.streams.intake.clone(), settings.server.max_body_bytes);
-    let body = in_time(deadline, app.bodies.read(body, most)).await?;
+    let body = app.bodies.read(body, settings.server.max_body_bytes);
+    let sent = SentEvents { caller, body: in_time(deadline, body).await? };
+    let intake = service.streams.intake.clone();
     let AppendReceipt { accepted, repeated, end } =
-        store_events(&app.intake, intake, body, deadline).await?;
+        store_events(&app.intake, intake, sent, deadline).await?;
     // The events are durable now, so the answer is a success even if the joiner is not in time.
     let applied = service.streams.wait_applied(end, deadline).await;
     Ok(Json(EventsAnswer { accepted, repeated, applied }).into_response())

@@ -138,7 +138,7 @@ pub struct EventsRequest {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub users: Vec<EntityBody>,
     /// Watermark: no earlier event will arrive. It closes attribution windows that end before it,
-    /// which a replay of the past needs.
+    /// which a replay of the past needs. The caller needs the right to set the time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clock_ms: Option<i64>,
 }
@@ -213,6 +213,10 @@ pub struct ActionBody {
 pub struct EntityBody {
     /// The item's or user's id.
     pub id: u64,
+    /// Deduplication id among this item's or user's updates, so that one can be sent again. Updates
+    /// without one are all taken, in the order in which they arrive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<u64>,
     /// All its features, by name.
     #[serde(deserialize_with = "unique_keys")]
     pub features: NamedFeatures,
@@ -291,6 +295,15 @@ pub enum Refusal {
         /// The most that one request may have.
         most: usize,
     },
+    /// The caller set the time without the right to.
+    #[error(
+        "clock_ms: {caller:?} may not set the time; use an admin token, or one whose line in the file of \
+         server.tokens ends with the word `replay`"
+    )]
+    MayNotReplay {
+        /// The name of the caller's token.
+        caller: String,
+    },
     /// Models are still being loaded.
     #[error("starting: models are being loaded; try again when /readyz says so")]
     Starting,
@@ -348,6 +361,7 @@ impl Refusal {
             Refusal::UnknownSurface { .. } => (404, "unknown_surface"),
             Refusal::NoCandidates => (422, "no_candidates"),
             Refusal::TooMany { .. } => (413, "too_many"),
+            Refusal::MayNotReplay { .. } => (403, "forbidden"),
             Refusal::NoVersion { .. } => (404, "no_version"),
             Refusal::Starting => (503, "starting"),
             Refusal::Overloaded { .. } | Refusal::BodiesFull { .. } => (503, "overloaded"),

@@ -163,13 +163,20 @@ impl Converter {
     fn item_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
         let (ids, dense) = self.entity_columns(&self.schema.item_features, &body.features)?;
         let item = Item { id: body.id, ids, dense, ..Item::default() };
-        Ok(NewEvent { id: None, kind: EventKind::Item(item) })
+        Ok(NewEvent { id: update_id(body)?, kind: EventKind::Item(item) })
     }
 
     fn user_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
         let (ids, dense) = self.entity_columns(&self.schema.user_features, &body.features)?;
-        Ok(NewEvent { id: None, kind: EventKind::User(User { id: body.id, ids, dense }) })
+        let user = User { id: body.id, ids, dense };
+        Ok(NewEvent { id: update_id(body)?, kind: EventKind::User(user) })
     }
+}
+
+/// The id of an update of an item or user, if the caller gave it one.
+fn update_id(body: &EntityBody) -> RequestResult<Option<u64>> {
+    let id = |update: u64| content_id(&[body.id, update]).map_err(Refusal::internal);
+    body.update.map(id).transpose()
 }
 
 /// The request of an impression: the given one, else the impression's own id.
@@ -292,6 +299,22 @@ mod tests {
             format!("{:?}", new_events(body).unwrap()),
             format!("{:?}", new_events(body).unwrap())
         );
+    }
+
+    #[test]
+    fn an_update_that_is_sent_again_has_the_same_id_if_the_caller_gave_one() {
+        let id = |body: &str| {
+            let record = new_events(body).unwrap().remove(0).record(1).unwrap();
+            record.id
+        };
+        let of = |item: u64, update: &str| {
+            format!(r#"{{"items": [{{"id": {item}{update}, "features": {{"tag": "a"}}}}]}}"#)
+        };
+        assert_eq!(id(&of(3, "")), 0, "taken whenever it comes");
+        let first = id(&of(3, r#", "update": 1"#));
+        assert!(first > 0 && first == id(&of(3, r#", "update": 1"#)));
+        assert_ne!(first, id(&of(3, r#", "update": 2"#)));
+        assert_ne!(first, id(&of(4, r#", "update": 1"#)), "of another item");
     }
 
     #[test]

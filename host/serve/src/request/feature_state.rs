@@ -87,12 +87,20 @@ impl LiveFeatures {
             }
             letters.set_aside(unusable)?;
             let mut ingested_ms = Vec::with_capacity(outcomes.len());
+            let mut foreign = 0;
             {
                 let mut state = self.state.write().expect("no writer panics");
-                for outcome in outcomes {
+                for mut outcome in outcomes {
                     ingested_ms.push(outcome.ingested_ms);
+                    foreign += usize::from(empty_foreign_context(&state, &mut outcome.update));
                     take(&mut state, outcome.update);
                 }
+            }
+            if foreign > 0 {
+                tracing::warn!(
+                    outcomes = foreign,
+                    "left out contexts, which are of another schema"
+                );
             }
             if let Some(last) = part.last() {
                 self.applied.send_replace(last.position + 1);
@@ -101,6 +109,16 @@ impl LiveFeatures {
             ingested_ms.iter().for_each(|ms| self.metrics.event_latency("live", now - ms));
         }
         Ok(())
+    }
+}
+
+/// Empties the context of an outcome that was joined with another schema; returns whether it did.
+fn empty_foreign_context(state: &FeatureState, known: &mut StateUpdate) -> bool {
+    match known {
+        StateUpdate::Outcome(row) | StateUpdate::Corrected(row) => {
+            state.empty_foreign_context(&mut row.context)
+        }
+        StateUpdate::Item(_) | StateUpdate::User(_) => false,
     }
 }
 
@@ -233,4 +251,74 @@ fn begin(
     }
     let until_ms = config.timeline.until_ms()?;
     Ok((FeatureState::rebuild(dataset, config.features, until_ms)?, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use hypercast_data::{
+        dataset::{ContextFeatures, Entities, Impression, write_dataset},
+        schema::Schema,
+    };
+    use hypercast_fm::example::{Item, Outcome, User};
+    use hypercast_stream::streams::{MemoryEngine, Record};
+
+    use super::*;
+
+    const SCHEMA: &str = r#"
+        surfaces = ["feed"]
+        actions = ["click"]
+        tasks = [{ name = "click", role = "main", kind = "binary", label = "click" }]
+        context_features = [
+            { name = "device", kind = "categorical" },
+            { name = "network", kind = "categorical" },
+        ]"#;
+
+    #[test]
+    fn outcomes_from_before_a_context_feature_was_added_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let schema: Schema = toml::from_str(SCHEMA).unwrap();
+        let items = [Item { id: 1, ..Item::default() }];
+        let users = [User { id: 2, ..User::default() }];
+        let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
+        write_dataset(&dir.path().join("data"), &entities, &mut []).unwrap();
+        let dataset = Dataset::open(&dir.path().join("data")).unwrap();
+        let outcome_of = |context: ContextFeatures| OutcomeRecord {
+            update: StateUpdate::Outcome(Impression {
+                request: 1,
+                time_ms: 1000,
+                outcome_ms: 2000,
+                user: 2,
+                item: 1,
+                surface: 0,
+                outcome: Outcome::UNKNOWN,
+                context,
+                truth: Vec::new(),
+                history_only: false,
+            }),
+            ingested_ms: 2000,
+        };
+        let of_before = ContextFeatures { ids: vec![7], dense: vec![] };
+        let of_now = ContextFeatures { ids: vec![7, 8], dense: vec![] };
+        let record = |context: &ContextFeatures| {
+            let payload = postcard::to_allocvec(&outcome_of(context.clone())).unwrap();
+            Record { id: 0, payload }
+        };
+        let engine = Arc::new(MemoryEngine::new(16));
+        let appender = engine.appender(&Topic::outcomes()).unwrap();
+        appender.append(&[of_before, of_now].map(|context| record(&context))).unwrap();
+        let mut config = Config::without_folder();
+        config.paths.state = dir.path().join("state");
+        let metrics = Arc::new(Metrics::default());
+        let follower = FeatureFollower::open(engine, &config, &dataset, metrics).unwrap();
+        let state = follower.live.state();
+        let request = hypercast_data::features::RequestInput {
+            request: 2,
+            user: 2,
+            user_features: None,
+            surface: 0,
+            time_ms: 3000,
+            candidates: Vec::new(),
+        };
+        assert_eq!(state.fetch(&request, 8).history.len(), 2, "both are in the history");
+    }
 }

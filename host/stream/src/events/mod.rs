@@ -2,8 +2,8 @@
 //! acknowledged.
 //!
 //! A record has an id, by default a hash of its content, so that a request that is sent again
-//! changes nothing. This module defines the records and appends them ([`EventWriter`]); the joiner
-//! reads them ([`crate::join`]).
+//! changes nothing. Updates of items and users have one only if the caller gave it. This module
+//! defines the records and appends them ([`EventWriter`]); the joiner reads them ([`crate::join`]).
 
 mod writer;
 
@@ -40,7 +40,8 @@ pub enum EventKind {
     Item(Item),
     /// A user's features are new or changed.
     User(User),
-    /// Watermark: no earlier event will arrive.
+    /// Watermark: no earlier event will arrive. An ingest host appends its own at their time of
+    /// arrival; any other time was sent by a caller who has the right to.
     Tick {
         /// Milliseconds since the epoch.
         time_ms: i64,
@@ -82,7 +83,8 @@ pub struct ActionEvent {
 /// An event to append.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewEvent {
-    /// The id that the caller gave, if any.
+    /// The id that the caller gave, if any. An update of an item or user without one is always
+    /// appended: it may restore what an update in between had changed.
     pub id: Option<u64>,
     /// The content.
     pub kind: EventKind,
@@ -98,7 +100,7 @@ impl NewEvent {
         let content = encode(&self.kind)?;
         // The first byte of the content is the kind of event.
         let id = match (self.id, &self.kind) {
-            (_, EventKind::Tick { .. }) => 0,
+            (_, EventKind::Tick { .. }) | (None, EventKind::Item(_) | EventKind::User(_)) => 0,
             (Some(id), _) => hash(&[&content[..1], &id.to_le_bytes()]),
             (None, _) => hash(&[&content]),
         };
@@ -138,6 +140,21 @@ impl EventKind {
         }
     }
 
+    /// Replaces timestamps after `latest_ms` by it.
+    fn bound_times(&mut self, latest_ms: i64) {
+        let bound = |time_ms: &mut i64| *time_ms = latest_ms.min(*time_ms);
+        match self {
+            EventKind::Impression(impression) => bound(&mut impression.time_ms),
+            EventKind::Action(action) => bound(&mut action.time_ms),
+            EventKind::CompleteRequest(rows) => rows.iter_mut().for_each(|row| {
+                bound(&mut row.time_ms);
+                bound(&mut row.outcome_ms);
+            }),
+            EventKind::Tick { time_ms } => bound(time_ms),
+            EventKind::Item(_) | EventKind::User(_) => {}
+        }
+    }
+
     /// Returns an error if one of its timestamps is out of range.
     pub(crate) fn check_times(&self) -> Result<()> {
         self.times_ms().into_iter().try_for_each(check_time)
@@ -159,6 +176,32 @@ impl EventRecord {
                 other.map(|(format, _)| format)
             ))),
         }
+    }
+
+    /// Corrects clocks that are ahead, as far as the clocks that saw the event arrive show it: the
+    /// ingest host's, and that of the stream's server if it has one. `ingested_ms` becomes the
+    /// earlier of the two, and no timestamp stays after the later one.
+    #[must_use]
+    pub(crate) fn bounded(mut self, stored_ms: Option<i64>) -> EventRecord {
+        let stored_ms = stored_ms.unwrap_or(self.ingested_ms);
+        let arrived_ms = self.ingested_ms.min(stored_ms);
+        match &mut self.kind {
+            EventKind::Tick { time_ms } if *time_ms == self.ingested_ms => *time_ms = arrived_ms,
+            EventKind::Tick { .. } => {}
+            kind => kind.bound_times(self.ingested_ms.max(stored_ms)),
+        }
+        self.ingested_ms = arrived_ms;
+        self
+    }
+
+    /// How far the event shows time to have come: to its newest timestamp, but not beyond its
+    /// arrival. `None` if it has no timestamp.
+    pub(crate) fn reached_ms(&self) -> Option<i64> {
+        let arrived_ms = match self.kind {
+            EventKind::Tick { .. } => i64::MAX,
+            _ => self.ingested_ms,
+        };
+        self.time_ms().map(|time_ms| time_ms.min(arrived_ms))
     }
 
     /// The newest timestamp in the event; `None` if it has none.
@@ -223,6 +266,9 @@ mod tests {
         let user = EventKind::User(User { id: 3, ..User::default() });
         assert_ne!(record(Some(9), user).id, record(Some(9), shown(4)).id, "kinds differ");
         assert_eq!(record(None, EventKind::Tick { time_ms: 1 }).id, 0, "every tick is appended");
+        let item = || EventKind::Item(Item { id: 3, ..Item::default() });
+        assert_eq!(record(None, item()).id, 0, "it may be what the item was before");
+        assert_eq!(record(Some(9), item()).id, record(Some(9), item()).id);
         assert!(EventRecord::decode(&[2, 0]).unwrap_err().to_string().contains("format Some(2)"));
     }
 }

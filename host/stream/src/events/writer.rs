@@ -121,3 +121,25 @@ impl NewEvent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hypercast_fm::example::Item;
+
+    use super::*;
+    use crate::streams::MemoryEngine;
+
+    #[test]
+    fn an_item_that_changes_back_is_taken_again_and_an_update_with_an_id_once() {
+        let engine = Arc::new(MemoryEngine::new(16));
+        let writer = EventWriter::new(engine, &JoinSettings::default());
+        let repeated = |id, tag| {
+            let item = Item { id: 1, ids: vec![tag], ..Item::default() };
+            let update = NewEvent { id, kind: EventKind::Item(item) };
+            writer.append(vec![update], 1).unwrap().repeated
+        };
+        assert_eq!([7, 8, 7].map(|tag| repeated(None, tag)), [0; 3]);
+        let updates = [1, 2, 3, 1].map(|id| repeated(Some(id), 7));
+        assert_eq!(updates, [0, 0, 0, 1]);
+    }
+}

@@ -1,8 +1,10 @@
 //! The joiner as a state machine: it takes one event and writes examples and outcomes.
 //!
 //! It reads no clock and does no input or output. Its time is the newest timestamp among the events
-//! so far. Its output depends only on the events and their order, so two joiners that begin with
-//! the same state, or with the first event, write the same records.
+//! so far; one that is after its event's arrival counts as the arrival. So a window closes early
+//! only if every clock that the event passed is ahead: the caller's, the ingest host's, and that of
+//! the stream's server if it has one. Its output depends only on the events and their order, so two
+//! joiners that begin with the same state, or with the first event, write the same records.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -39,6 +41,9 @@ pub struct Joiner {
     pub(super) seen: SeenImpressions,
     /// Since the first event.
     pub(super) counts: JoinerCounts,
+    /// Whether no event moves time beyond its arrival. Releases before had no such bound, and what
+    /// they wrote is repeated without it.
+    pub(super) bounded_by_arrival: bool,
     bounds: WindowBounds,
     /// For each surface, the actions (one bit each) that its impressions wait for.
     awaited: Vec<u32>,
@@ -80,6 +85,7 @@ impl Joiner {
             orphans: OrphanActions::default(),
             seen: SeenImpressions::default(),
             counts: JoinerCounts::default(),
+            bounded_by_arrival: true,
             requests: HashMap::new(),
             slots: HashMap::new(),
             windows: OpenWindows::default(),
@@ -89,11 +95,17 @@ impl Joiner {
         }
     }
 
-    /// Changes the options from the next event on.
+    /// Changes the options, and the rules to those of this release, from the next event on.
     pub fn set_options(&mut self, options: JoinerOptions) {
+        self.bounded_by_arrival = true;
         self.bounds = WindowBounds::of(&options.settings);
         self.delays.update_windows(&self.bounds);
         self.options = bounded(options);
+    }
+
+    /// Whether times after an event's arrival are not believed.
+    pub(super) fn doubts_times(&self) -> bool {
+        self.bounded_by_arrival && self.options.settings.max_future_s > 0
     }
 
     /// The number of impressions that wait or can be corrected, and of actions that wait for their
@@ -103,10 +115,10 @@ impl Joiner {
     }
 
     /// Processes the next event and writes the resulting records to `output`.
-    pub fn take(&mut self, event: EventRecord, output: &mut dyn JoinSink) {
-        let time_ms = event.time_ms();
+    pub fn take(&mut self, mut event: EventRecord, output: &mut dyn JoinSink) {
+        let time_ms = if self.doubts_times() { event.reached_ms() } else { event.time_ms() };
         let ingested_ms = event.ingested_ms;
-        if let Err(error) = self.check(&event.kind) {
+        if let Err(error) = self.check(&mut event.kind) {
             return self.refuse(&error);
         }
         match event.kind {
@@ -136,19 +148,22 @@ impl Joiner {
     }
 
     /// Checks an event against the schema. The host checked it when it received it, but the schema
-    /// may have changed since.
-    pub(super) fn check(&self, kind: &EventKind) -> Result<()> {
+    /// may have changed since; a context that no longer fits is left out.
+    pub(super) fn check(&self, kind: &mut EventKind) -> Result<()> {
         kind.check_times()?;
-        let check_row = |surface: u16, context: &ContextFeatures| {
+        let check_row = |surface: u16, context: &mut ContextFeatures| {
             if usize::from(surface) >= self.awaited.len() {
                 return Err(Error::invalid(format!("the schema has no surface {surface}")));
             }
-            Ok(self.state.check_context(context)?)
+            if self.state.empty_foreign_context(context) {
+                tracing::warn!("left out the context of an event, which is of another schema");
+            }
+            Ok(())
         };
         match kind {
-            EventKind::Impression(impression) => check_row(impression.surface, &impression.context),
-            EventKind::CompleteRequest(rows) => rows.iter().try_for_each(|row| {
-                check_row(row.surface, &row.context)?;
+            EventKind::Impression(row) => check_row(row.surface, &mut row.context),
+            EventKind::CompleteRequest(rows) => rows.iter_mut().try_for_each(|row| {
+                check_row(row.surface, &mut row.context)?;
                 self.check_outcome(&row.outcome)
             }),
             EventKind::Action(action) => self.check_outcome(&action.outcome),
@@ -305,7 +320,8 @@ impl Joiner {
 
     fn on_action(&mut self, action: ActionEvent, ingested_ms: i64, output: &mut dyn JoinSink) {
         let key = impression_key(action.request, action.item);
-        let now_ms = self.clock_ms.max(action.time_ms);
+        let latest_ms = if self.doubts_times() { ingested_ms } else { i64::MAX };
+        let now_ms = self.clock_ms.max(action.time_ms.min(latest_ms));
         let Some(&slot) = self.slots.get(&key) else {
             if self.seen.contains(key) {
                 self.counts.late += 1;

@@ -107,7 +107,8 @@ impl Runner {
         let mut runner = Runner {
             letters,
             reader: engine.reader(&Topic::events(), position)?,
-            wanted: Some(wanted).filter(|wanted| wanted != &joiner.options),
+            wanted: Some(wanted)
+                .filter(|wanted| wanted != &joiner.options || !joiner.bounded_by_arrival),
             engine,
             position,
             outputs,
@@ -180,8 +181,12 @@ impl Runner {
     /// Joins an event; an error says why it cannot be used.
     fn take(&mut self, record: &StreamRecord) -> Result<()> {
         let decoded = EventRecord::decode(&record.payload);
-        let checked = decoded.and_then(|event| self.joiner.check(&event.kind).map(|()| event));
+        let checked =
+            decoded.and_then(|mut event| self.joiner.check(&mut event.kind).map(|()| event));
         match checked {
+            Ok(event) if self.joiner.doubts_times() => {
+                self.joiner.take(event.bounded(record.stored_ms), &mut self.outputs);
+            }
             Ok(event) => self.joiner.take(event, &mut self.outputs),
             Err(error) => {
                 self.joiner.counts.refused += 1;

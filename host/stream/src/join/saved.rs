@@ -8,7 +8,7 @@ use hypercast_data::features::{
     saved::{ItemTable, ItemTableBuilder, SavedEvent, SavedState, table_item},
 };
 use hypercast_fm::example::{Example, Item, Outcome, Target, User};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
     Joiner, JoinerCounts, JoinerOptions,
@@ -19,7 +19,7 @@ use super::{
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// A joiner's state at a position in the `events` stream. The file is encoded by position: fields
-/// must not be reordered.
+/// must not be reordered, and new ones are added at the end with [`or_default`].
 #[derive(Serialize, Deserialize)]
 pub(super) struct SavedJoiner {
     /// The position of the next event.
@@ -40,6 +40,16 @@ pub(super) struct SavedJoiner {
     orphans: OrphanActions,
     seen: SeenImpressions,
     counts: JoinerCounts,
+    #[serde(deserialize_with = "or_default")]
+    bounded_by_arrival: bool,
+}
+
+/// Reads a field that states of earlier releases end before. A checksum guards the file, so an end
+/// is no damage.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> std::result::Result<T, D::Error> {
+    Ok(T::deserialize(from).unwrap_or_default())
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,6 +102,7 @@ impl Joiner {
             orphans: std::mem::take(&mut self.orphans),
             seen: std::mem::take(&mut self.seen),
             counts: self.counts,
+            bounded_by_arrival: self.bounded_by_arrival,
         };
         let written = write(&saved);
         (self.orphans, self.seen) = (saved.orphans, saved.seen);
@@ -122,6 +133,7 @@ impl Joiner {
         joiner.requests = saved.requests.into_iter().collect();
         (joiner.clock_ms, joiner.swept_ms) = (saved.clock_ms, saved.swept_ms);
         (joiner.orphans, joiner.seen, joiner.counts) = (saved.orphans, saved.seen, saved.counts);
+        joiner.bounded_by_arrival = saved.bounded_by_arrival;
         joiner.index(saved.joined.into());
         Ok(joiner)
     }

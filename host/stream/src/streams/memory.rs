@@ -131,9 +131,10 @@ impl Reader for MemoryReader {
         let mut bytes = 0;
         let mut read = Vec::new();
         for payload in kept.payloads.range((self.position - kept.first) as usize..).take(most) {
-            read.push(StreamRecord { position: self.position, payload: payload.clone() });
-            self.position += 1;
+            let (position, payload) = (self.position, payload.clone());
             bytes += payload.len();
+            read.push(StreamRecord { position, stored_ms: None, payload });
+            self.position += 1;
             if bytes >= READ_BYTES {
                 break;
             }

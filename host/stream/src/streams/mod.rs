@@ -150,6 +150,9 @@ fn gone(topic: &Topic, position: u64, first: u64) -> Error {
 pub struct StreamRecord {
     /// The position in the stream.
     pub position: u64,
+    /// When it was stored by the clock of the engine's server, milliseconds since the epoch; none
+    /// where the engine has no clock but that of the process that appended.
+    pub stored_ms: Option<i64>,
     /// The content.
     pub payload: Vec<u8>,
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hypercast_data::dataset::{ContextFeatures, Impression};
 use hypercast_data::features::{FeatureConfig, FeatureState};
 
 use super::world::*;
@@ -51,6 +52,27 @@ fn an_event_with_a_time_out_of_range_is_skipped() {
     assert_eq!(joiner.counts.refused, 9);
     let made = all(&mut joiner, &[tick(100_000)]);
     assert_eq!(examples(&made).len(), 1, "the joiner continues");
+}
+
+#[test]
+fn an_event_of_a_schema_with_other_context_features_is_joined_without_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut joiner = joiner(&dataset(dir.path()), settings());
+    let before = ContextFeatures { ids: vec![], dense: vec![0.5] };
+    let mut one = shown(7, 1, 0, 1000);
+    if let EventKind::Impression(shown) = &mut one.kind {
+        shown.context = before.clone();
+    }
+    let row = Impression { context: before, ..whole(8, 2, 1000) };
+    let other = event(EventKind::CompleteRequest(vec![row]));
+    let made = all(&mut joiner, &[one, other, tick(100_000)]);
+    assert_eq!(examples(&made).len(), 2);
+    let contexts = made.outcomes.iter().map(|outcome| match &outcome.update {
+        StateUpdate::Outcome(row) => &row.context,
+        other => panic!("{other:?}"),
+    });
+    assert!(contexts.eq([&ContextFeatures::default(); 2]));
+    assert_eq!(joiner.counts.refused, 0);
 }
 
 #[test]

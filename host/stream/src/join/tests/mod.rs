@@ -1,6 +1,7 @@
 //! The joiner as a state machine over handwritten and random events, and its runner over streams in
 //! memory that fail at any moment.
 
+mod clocks;
 mod machine;
 mod runner;
 mod world;

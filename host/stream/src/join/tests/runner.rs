@@ -16,9 +16,11 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use super::world::*;
 use crate::dead_letters::{self, SetAsideRate};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::events::NewEvent;
+use crate::events::{EventRecord, NewEvent};
 use crate::join::{JoinMetrics, JoinedRecord, JoinerProgress, OutcomeRecord, Runner};
-use crate::streams::{Appended, Appender, MemoryEngine, Reader, Record, StreamEngine, Topic};
+use crate::streams::{
+    Appended, Appender, MemoryEngine, Reader, Record, StreamEngine, StreamRecord, Topic,
+};
 
 struct NoMetrics;
 
@@ -78,6 +80,48 @@ impl Appender for FailingAppender {
     }
 }
 
+/// Streams whose server stored everything at one time.
+struct Stamped {
+    streams: Arc<MemoryEngine>,
+    stored_ms: i64,
+}
+
+struct StampedReader {
+    from: Box<dyn Reader>,
+    stored_ms: i64,
+}
+
+impl StreamEngine for Stamped {
+    fn appender(&self, topic: &Topic) -> Result<Arc<dyn Appender>> {
+        self.streams.appender(topic)
+    }
+
+    fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
+        let from = self.streams.reader(topic, from)?;
+        Ok(Box::new(StampedReader { from, stored_ms: self.stored_ms }))
+    }
+
+    fn span(&self, topic: &Topic) -> Result<std::ops::Range<u64>> {
+        self.streams.span(topic)
+    }
+
+    fn trim(&self, topic: &Topic, before: u64) -> Result<()> {
+        self.streams.trim(topic, before)
+    }
+}
+
+impl Reader for StampedReader {
+    fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<StreamRecord>> {
+        let stored_ms = Some(self.stored_ms);
+        let stored = self.from.next(most, wait)?;
+        Ok(stored.into_iter().map(|record| StreamRecord { stored_ms, ..record }).collect())
+    }
+
+    fn position(&self) -> u64 {
+        self.from.position()
+    }
+}
+
 fn config(dir: &std::path::Path) -> Config {
     let mut config = Config { join: settings(), ..Config::default() };
     config.paths.state = dir.join("state");
@@ -86,8 +130,8 @@ fn config(dir: &std::path::Path) -> Config {
     config
 }
 
-fn append_events(streams: &MemoryEngine, events: &[crate::events::EventRecord]) {
-    let record = |event: &crate::events::EventRecord| {
+fn append_events(streams: &MemoryEngine, events: &[EventRecord]) {
+    let record = |event: &EventRecord| {
         let new = NewEvent { id: None, kind: event.kind.clone() };
         Record { id: 0, ..new.record(event.ingested_ms).unwrap() }
     };
@@ -245,4 +289,30 @@ fn an_event_that_cannot_be_used_is_set_aside_and_the_rest_is_joined() {
     assert_eq!(positions, [40, 41, 42, 43]);
     assert!(letters[0].letter.reason.contains("format Some(9)"), "{:?}", letters[0]);
     assert!(letters[3].letter.reason.contains("no surface 7"), "{:?}", letters[3]);
+}
+
+#[test]
+fn an_ingest_host_that_is_ahead_of_the_streams_server_closes_no_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&dir.path().join("data"));
+    let memory = Arc::new(MemoryEngine::default());
+    let ingested = |ingested_ms, event: EventRecord| EventRecord { ingested_ms, ..event };
+    append_events(
+        &memory,
+        &[
+            ingested(1_000_000, shown(7, 1, 0, 1_000_000)),
+            ingested(4_600_000, tick(4_600_000)),
+            ingested(4_600_000, shown(8, 1, 0, 1_290_000)),
+        ],
+    );
+    for (stored_ms, joined) in [(1_000_100, 0), (4_600_100, 1)] {
+        let config = config(&dir.path().join(stored_ms.to_string()));
+        let streams = memory.clone();
+        let engine = Arc::new(Stamped { streams, stored_ms });
+        let (metrics, stop) = (Arc::new(NoMetrics), Shutdown::default());
+        let mut runner =
+            Runner::open(engine, &config.joiner().unwrap(), &data, metrics, stop).unwrap();
+        while runner.step(Duration::ZERO).unwrap() > 0 {}
+        assert_eq!(memory.span(&Topic::joined()).unwrap().end, joined, "stored at {stored_ms}");
+    }
 }

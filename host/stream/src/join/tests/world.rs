@@ -74,8 +74,11 @@ pub(super) fn joiner(data: &Dataset, settings: JoinSettings) -> Joiner {
     Joiner::new(state, JoinerOptions { settings, history_len: 8, max_targets: 4 })
 }
 
+/// When events arrive: after all times in them.
+const ARRIVAL_MS: i64 = 1 << 53;
+
 pub(super) fn event(kind: EventKind) -> EventRecord {
-    EventRecord { ingested_ms: 1, kind }
+    EventRecord { ingested_ms: ARRIVAL_MS, kind }
 }
 
 pub(super) fn shown(request: u64, item: u64, surface: u16, time_ms: i64) -> EventRecord {
@@ -183,7 +186,7 @@ pub(super) fn random(seed: u64, requests: u64) -> Vec<EventRecord> {
     timed.sort_by_key(|(at, _)| *at);
     let mut events: Vec<EventRecord> = timed.into_iter().map(|(_, event)| event).collect();
     for (at, event) in events.iter_mut().enumerate() {
-        event.ingested_ms = at as i64;
+        event.ingested_ms = ARRIVAL_MS + at as i64;
     }
     events.push(tick(1 << 52));
     events

@@ -68,6 +68,7 @@ impl DirectoryReader {
                         bytes += payload.len();
                         read.push(StreamRecord {
                             position: self.position,
+                            stored_ms: None,
                             payload: payload.to_vec(),
                         });
                         self.position += 1;

@@ -143,13 +143,14 @@ async fn collect(
             Ok(Some(message)) => message.map_err(transient)?,
             Err(_) => return Err(PullFault::Transient("no answer".to_owned())),
         };
-        let sequence = message.info().map_err(transient)?.stream_sequence;
-        match sequence.cmp(&(*position + 1)) {
+        let info = message.info().map_err(transient)?;
+        let stored_ms = i64::try_from(info.published.unix_timestamp_nanos() / 1_000_000).ok();
+        match info.stream_sequence.cmp(&(*position + 1)) {
             std::cmp::Ordering::Less => {}
             std::cmp::Ordering::Greater => return Err(PullFault::Gap),
             std::cmp::Ordering::Equal => {
                 let payload = message.message.payload.to_vec();
-                read.push(StreamRecord { position: *position, payload });
+                read.push(StreamRecord { position: *position, stored_ms, payload });
                 *position += 1;
             }
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
+use hypercast_core::clock::now_ms;
 use hypercast_core::prerequisite::skip;
 
 use super::super::*;
@@ -71,6 +72,19 @@ fn spawn(dir: &Path, port: u16) -> Child {
 fn nats_keeps_every_promise() {
     let Some(server) = TestServer::start() else { return };
     suite::every_promise(&*open(&server.settings()).unwrap());
+}
+
+#[test]
+fn a_record_has_the_time_at_which_the_server_stored_it() {
+    let Some(server) = TestServer::start() else { return };
+    let engine = open(&server.settings()).unwrap();
+    let topic = topic("stored");
+    let before_ms = now_ms();
+    engine.appender(&topic).unwrap().append(&numbered(1..3)).unwrap();
+    let stored = engine.reader(&topic, 0).unwrap().next(2, LONG).unwrap();
+    let times: Vec<i64> = stored.iter().map(|record| record.stored_ms.unwrap()).collect();
+    assert!(times.len() == 2 && times.is_sorted(), "{times:?}");
+    assert!(before_ms - 1 <= times[0] && times[1] <= now_ms() + 1, "{before_ms}: {times:?}");
 }
 
 #[test]
