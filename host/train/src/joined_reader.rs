@@ -1,5 +1,6 @@
 //! The stream of joined examples as its followers read it: decoded, with the content vectors of the
-//! data set put back. An engine that fails is asked again for a while, and its failing is no end.
+//! data set put back, and clipped to the ranges of its schema, because another release may have
+//! written the stream. An engine that fails is asked again for a while, and its failing is no end.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -7,6 +8,7 @@ use hypercast_fm::example::{Event, Example, Item};
 
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_data::dataset::Dataset;
+use hypercast_data::schema::ColumnRanges;
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::streams::{Reader, StreamEngine, Topic};
 
@@ -30,6 +32,7 @@ pub(super) struct JoinedReader {
     engine: Arc<dyn StreamEngine>,
     reader: Box<dyn Reader>,
     content: HashMap<u64, Arc<[f32]>>,
+    ranges: ColumnRanges,
     failures: u32,
 }
 
@@ -55,7 +58,8 @@ impl JoinedReader {
         let with = dataset.items.values().filter(|item| !item.content.is_empty());
         let content = with.map(|item| (item.id, item.content.clone())).collect();
         let reader = engine.reader(&topic, from)?;
-        Ok(JoinedReader { engine, reader, content, failures: 0 })
+        let ranges = ColumnRanges::new(&dataset.schema);
+        Ok(JoinedReader { engine, reader, content, ranges, failures: 0 })
     }
 
     /// The position of the next record.
@@ -110,6 +114,10 @@ impl JoinedReader {
     }
 
     fn restored(&self, mut example: Example) -> Example {
+        let clipped = self.ranges.clip(&mut example);
+        if clipped > 0 {
+            tracing::debug!(request = example.request, clipped, "numbers were beyond their ranges");
+        }
         if self.content.is_empty() {
             return example;
         }
@@ -129,6 +137,12 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
+    use hypercast_data::dataset::timeline::Span;
+    use hypercast_data::features::{
+        FeatureConfig,
+        replay::{Replay, ReplayOptions},
+    };
+    use hypercast_data::import::simulate::{SimulateOptions, simulate};
     use hypercast_stream::streams::{Appender, MemoryEngine, Record as Told, StreamRecord};
 
     /// An engine whose first reader fails once.
@@ -203,5 +217,31 @@ mod tests {
         let mut reader = JoinedReader::open(engine, &dataset, None).unwrap();
         let mut next = || reader.next(8, Duration::ZERO).unwrap().map(|records| records.len());
         assert_eq!([next(), next(), next()], [None, Some(1), Some(0)]);
+    }
+
+    #[test]
+    fn numbers_of_another_release_are_clipped_to_the_ranges_of_the_schema() {
+        let dir = tempfile::tempdir().unwrap();
+        let into = dir.path().join("data");
+        let world =
+            SimulateOptions { into, users: 5, items: 20, requests: 20, surfaces: 1, seed: 1 };
+        simulate(&world).unwrap();
+        let dataset = Dataset::open(&world.into).unwrap();
+        let replay = ReplayOptions {
+            span: Span::default(),
+            history_len: 4,
+            max_targets: 8,
+            features: FeatureConfig::default(),
+        };
+        let mut example = Replay::new(&dataset, replay).unwrap().next().unwrap().unwrap();
+        example.targets[0].outcome.values[0] = 1e15;
+        let joined = JoinedRecord::Correction(JoinedExample { example, ingested_ms: 1 });
+        let engine = Arc::new(MemoryEngine::default());
+        let payload = postcard::to_stdvec(&joined).unwrap();
+        let appender = engine.appender(&Topic::joined()).unwrap();
+        appender.append(&[Told { id: 0, payload }]).unwrap();
+        let mut reader = JoinedReader::open(engine, &dataset, None).unwrap();
+        let read = reader.next(1, Duration::ZERO).unwrap().unwrap();
+        assert_eq!(read[0].example.targets[0].outcome.values[0], 1.0);
     }
 }

@@ -352,3 +352,12 @@ fn a_record_that_is_no_decision_is_named() {
     let error = RegistryClient::new(&engine).read().unwrap_err().to_string();
     assert!(error.contains("record 0") && error.contains("sold"), "{error}");
 }
+
+#[test]
+fn ranges_change_no_hash_of_a_schema() {
+    let schema = hypercast_data::import::simulate::schema(2);
+    assert!(!schema.ranges.is_empty());
+    assert_eq!(schema_hash(&schema), schema_hash(&schema.without_ranges()));
+    let other = hypercast_data::import::simulate::schema(3);
+    assert_ne!(schema_hash(&schema), schema_hash(&other));
+}
