@@ -1,21 +1,42 @@
 //! Running standardisation of numeric columns, so that counts in the thousands and rates below one
 //! have similar scales.
 //!
-//! Training updates the statistics; a checkpoint freezes them.
+//! Training updates the statistics; a checkpoint freezes them. A single row moves them little,
+//! whatever is in it: a number counts as at most [`OBSERVED_LIMIT`] standard deviations from the
+//! mean, from the first row on. A column whose numbers are larger than that is caught up with in a
+//! few rows, because each of them widens the deviation. Old rows are forgotten.
 
 use serde::{Deserialize, Serialize};
 
 /// Means and variances of numeric columns (Welford's method).
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Standardiser {
+    /// Rows so far, at most [`WINDOW_ROWS`].
     count: f64,
     mean: Vec<f64>,
-    /// By column: the sum of squared distances from the mean.
+    /// By column: the sum of squared distances from the mean, of as many rows as `count`.
     spread: Vec<f64>,
 }
 
 /// Standardised values are clipped to ± this limit.
 const LIMIT: f32 = 5.0;
+
+/// A number further from the mean, in standard deviations, counts as one at this distance. If fewer
+/// than 1 in 8² = 64 rows have such numbers, they cannot widen the deviation without end.
+const OBSERVED_LIMIT: f64 = 8.0;
+
+/// From this many rows on, each row takes the place of the mean one: the weight of a row falls to
+/// 37 % after so many further ones. A whole pass over a data set of a million rows forgets nothing.
+const WINDOW_ROWS: f64 = 1e6;
+
+/// The mean and the variance of a column.
+#[derive(Debug, Clone, Copy)]
+pub struct ColumnMoments {
+    /// The mean of its numbers.
+    pub mean: f64,
+    /// The mean squared distance from it; 0 without rows.
+    pub variance: f64,
+}
 
 impl Standardiser {
     /// Statistics of rows of `width` columns, before the first row.
@@ -35,18 +56,30 @@ impl Standardiser {
         self.count.is_finite() && finite && self.spread.len() == self.width()
     }
 
+    /// The moments of each column.
+    pub fn moments(&self) -> impl Iterator<Item = ColumnMoments> + '_ {
+        let count = self.count.max(1.0);
+        let columns = self.mean.iter().zip(&self.spread);
+        columns.map(move |(&mean, &spread)| ColumnMoments { mean, variance: spread / count })
+    }
+
     /// Updates the statistics with a row. Values that are not finite count as the mean.
     ///
     /// # Panics
     /// If the row has another number of columns.
     pub fn observe(&mut self, row: &[f32]) {
         assert_eq!(row.len(), self.width());
-        self.count += 1.0;
+        let before = self.count;
+        let kept = before.min(WINDOW_ROWS - 1.0);
+        let fade = if kept < before { kept / before } else { 1.0 };
+        self.count = kept + 1.0;
         for ((&value, mean), spread) in row.iter().zip(&mut self.mean).zip(&mut self.spread) {
+            let most = OBSERVED_LIMIT * deviation(*spread, before);
             let value = if value.is_finite() { f64::from(value) } else { *mean };
-            let before = value - *mean;
-            *mean += before / self.count;
-            *spread += before * (value - *mean);
+            let away = (value - *mean).clamp(-most, most);
+            let value = *mean + away;
+            *mean += away / self.count;
+            *spread = *spread * fade + away * (value - *mean);
         }
     }
 
@@ -57,18 +90,22 @@ impl Standardiser {
     /// If the row has another number of columns.
     pub fn append(&self, row: &[f32], out: &mut Vec<f32>) {
         assert_eq!(row.len(), self.width());
-        let count = self.count.max(1.0);
         out.extend(row.iter().zip(self.mean.iter().zip(&self.spread)).map(
             |(&value, (&mean, &spread))| {
                 if !value.is_finite() {
                     return 0.0;
                 }
-                // Half a count of unit variance keeps a nearly constant column from exploding.
-                let deviation = ((spread + 0.5) / (count + 0.5)).sqrt().max(1e-4);
-                (((f64::from(value) - mean) / deviation) as f32).clamp(-LIMIT, LIMIT)
+                let scaled = (f64::from(value) - mean) / deviation(spread, self.count.max(1.0));
+                (scaled as f32).clamp(-LIMIT, LIMIT)
             },
         ));
     }
+}
+
+/// The standard deviation. Half a row of unit variance stands for none, and keeps a nearly constant
+/// column from exploding.
+fn deviation(spread: f64, count: f64) -> f64 {
+    ((spread + 0.5) / (count + 0.5)).sqrt().max(1e-4)
 }
 
 #[cfg(test)]
@@ -87,5 +124,55 @@ mod tests {
         assert!(out[0].abs() < 1e-3 && out[1].abs() < 1e-3);
         assert!((out[2] - 1.0).abs() < 0.01, "{}", out[2]);
         assert_eq!(out[3], 0.0);
+    }
+
+    /// Numbers with mean 3 and deviation 2.
+    fn usual(row: u32) -> f32 {
+        3.0 + 2.0 * if row.is_multiple_of(2) { 1.0 } else { -1.0 }
+    }
+
+    fn moments(rows: impl IntoIterator<Item = f32>) -> ColumnMoments {
+        let mut standardiser = Standardiser::new(1);
+        rows.into_iter().for_each(|row| standardiser.observe(&[row]));
+        standardiser.moments().next().unwrap()
+    }
+
+    #[test]
+    fn extremes_move_the_statistics_little_whenever_they_come() {
+        let extreme = [1e15, -3e38, 1e15];
+        let first = moments(extreme.into_iter().chain((0..20_000).map(usual)));
+        let late = moments((0..20_000).map(usual).chain(extreme));
+        // One row in two hundred.
+        let often = moments((0..20_000).map(|row| if row % 200 == 0 { 3e38 } else { usual(row) }));
+        for found in [first, late, often] {
+            let deviation = found.variance.sqrt();
+            assert!((found.mean - 3.0).abs() < 0.2 && (1.9..2.6).contains(&deviation), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn large_numbers_are_caught_up_with() {
+        let rows = |row: u32| 1e6 + 5e5 * (usual(row) - 3.0);
+        let found = moments((0..20_000).map(rows));
+        assert!((found.mean / 1e6 - 1.0).abs() < 0.01, "{found:?}");
+        assert!((found.variance.sqrt() / 1e6 - 1.0).abs() < 0.05, "{found:?}");
+    }
+
+    #[test]
+    fn old_rows_are_forgotten() {
+        let shifted =
+            (0..6_000_000).map(|row| usual(row) + if row < 1_500_000 { 0.0 } else { 4.0 });
+        let found = moments(shifted);
+        assert!((found.mean - 7.0).abs() < 0.1, "{found:?}");
+        assert!((found.variance.sqrt() - 2.0).abs() < 0.1, "{found:?}");
+    }
+
+    #[test]
+    fn statistics_of_earlier_releases_load() {
+        let saved = r#"{"count": 5000000.0, "mean": [2.0], "spread": [20000000.0]}"#;
+        let mut standardiser: Standardiser = serde_json::from_str(saved).unwrap();
+        standardiser.observe(&[2.0]);
+        let found = standardiser.moments().next().unwrap();
+        assert!((found.variance - 4.0).abs() < 1e-3 && found.mean == 2.0, "{found:?}");
     }
 }

@@ -3,6 +3,7 @@
 //! `import` writes `schema.toml`, and everything else reads it. It defines the meaning of columns,
 //! not how a model uses them.
 
+mod ranges;
 mod validate;
 
 use std::fs;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use hypercast_fm::example::{Example, Outcome};
 use serde::{Deserialize, Serialize};
 
+pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Numeric columns that every data set has, computed by `features`: log(1 + the user's events so
@@ -49,6 +51,9 @@ pub struct Schema {
     /// Running counters over past outcomes, which the host maintains.
     #[serde(default)]
     pub counters: Vec<Counter>,
+    /// Bounds of values and dense features; those without one are bounded only by being finite.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<ValueRange>,
 }
 
 /// A target that models predict.
@@ -166,6 +171,12 @@ impl Schema {
         self.validate()?;
         let text = toml::to_string(self).map_err(|error| Error::data(path, error.to_string()))?;
         fs::write(path, text).map_err(Error::io(path))
+    }
+
+    /// The schema without ranges: what decides whether models, logs and states of two schemas fit
+    /// each other. Ranges can be added or changed at any time.
+    pub fn without_ranges(&self) -> Schema {
+        Schema { ranges: Vec::new(), ..self.clone() }
     }
 
     /// The names of `Target::ids`: the built-in ids, then the categorical features of items, users

@@ -2,6 +2,7 @@
 //! with the parameters, and training and serving apply the same one. TAEs are not standardised.
 
 use hypercast_fm::example::Example;
+use hypercast_fm::standardise::{ColumnMoments, Standardiser};
 use serde::{Deserialize, Serialize};
 
 /// Standardised values are clipped to this range.
@@ -50,61 +51,37 @@ impl ColumnScale {
     }
 }
 
-/// Computes a [`Normaliser`] from examples (Welford's method).
+/// Computes a [`Normaliser`] from examples.
 #[derive(Debug, Clone)]
 pub struct FeatureStatistics {
     names: Vec<String>,
-    columns: Vec<ColumnMoments>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct ColumnMoments {
-    count: f64,
-    mean: f64,
-    squares: f64,
+    columns: Standardiser,
 }
 
 impl FeatureStatistics {
     /// Statistics of no example. `names` are the schema's `feature_columns`.
     pub fn new(names: &[String]) -> FeatureStatistics {
-        FeatureStatistics {
-            names: names.to_vec(),
-            columns: vec![ColumnMoments::default(); names.len()],
-        }
+        FeatureStatistics { names: names.to_vec(), columns: Standardiser::new(names.len()) }
     }
 
-    /// Adds every target of an example. Values that are not finite are skipped.
+    /// Adds every target of an example. Extremes count for little, as in the FM's statistics.
+    ///
+    /// # Panics
+    /// A target has another number of features.
     pub fn observe(&mut self, example: &Example) {
-        for target in &example.targets {
-            for (moments, value) in self.columns.iter_mut().zip(&target.features) {
-                moments.add(*value);
-            }
-        }
+        example.targets.iter().for_each(|target| self.columns.observe(&target.features));
     }
 
     /// The normaliser of all observed examples.
     pub fn finish(self) -> Normaliser {
-        let deviation = |moments: &ColumnMoments| {
-            let deviation = (moments.squares / moments.count.max(1.0)).sqrt();
+        let deviation = |moments: ColumnMoments| {
+            let deviation = moments.variance.sqrt();
             if deviation > 1e-6 { deviation as f32 } else { 1.0 }
         };
         Normaliser {
-            mean: self.columns.iter().map(|moments| moments.mean as f32).collect(),
-            deviation: self.columns.iter().map(deviation).collect(),
+            mean: self.columns.moments().map(|moments| moments.mean as f32).collect(),
+            deviation: self.columns.moments().map(deviation).collect(),
             names: self.names,
         }
-    }
-}
-
-impl ColumnMoments {
-    fn add(&mut self, value: f32) {
-        if !value.is_finite() {
-            return;
-        }
-        let value = f64::from(value);
-        self.count += 1.0;
-        let delta = value - self.mean;
-        self.mean += delta / self.count;
-        self.squares += delta * (value - self.mean);
     }
 }

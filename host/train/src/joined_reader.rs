@@ -1,5 +1,6 @@
 //! The stream of joined examples as its followers read it: decoded, with the content vectors of the
-//! data set put back. A record that cannot be read or does not fit the schema is set aside. An
+//! data set put back, and clipped to the ranges of its schema, because another release may have
+//! written the stream. A record that cannot be read or does not fit the schema is set aside. An
 //! engine that fails is asked again for a while, and its failing is no end.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -12,6 +13,7 @@ use hypercast_fm::{
 use super::fm::dataset_spec;
 use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_data::schema::ColumnRanges;
 use hypercast_stream::dead_letters::{
     DeadLetter, DeadLetterQueue, LetterReader, SetAsideRate, UnusableRecord,
 };
@@ -72,6 +74,7 @@ pub(super) struct JoinedReader {
     /// Says whether an example fits the schema.
     fits: BatchBuilder,
     content: HashMap<u64, Arc<[f32]>>,
+    ranges: ColumnRanges,
     failures: u32,
 }
 
@@ -102,7 +105,8 @@ impl JoinedReader {
         let letters = DeadLetterQueue::open(engine.clone(), reader, topic.name(), orders, rate)?;
         let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm);
         let reader = engine.reader(&topic, from)?;
-        Ok(JoinedReader { engine, reader, letters, fits, content, failures: 0 })
+        let ranges = ColumnRanges::new(&dataset.schema);
+        Ok(JoinedReader { engine, reader, letters, fits, content, ranges, failures: 0 })
     }
 
     /// The position of the next record.
@@ -158,7 +162,7 @@ impl JoinedReader {
         };
         self.failures = 0;
         let at_end = records.is_empty();
-        let read = records.into_iter().map(|StreamRecord { position, payload }| {
+        let read = records.into_iter().map(|StreamRecord { position, payload, .. }| {
             let key = RecordKey { position, retries: 0 };
             self.decode(key, &payload).map_err(|why| key.unreadable(&why))
         });
@@ -207,6 +211,10 @@ impl JoinedReader {
     }
 
     fn restored(&self, mut example: Example) -> Example {
+        let clipped = self.ranges.clip(&mut example);
+        if clipped > 0 {
+            tracing::debug!(request = example.request, clipped, "numbers were beyond their ranges");
+        }
         if self.content.is_empty() {
             return example;
         }
@@ -227,9 +235,14 @@ mod tests {
 
     use super::*;
     use hypercast_config::Config;
-    use hypercast_data::dataset::Dataset;
+    use hypercast_data::dataset::{Dataset, timeline::Span};
+    use hypercast_data::features::{
+        FeatureConfig,
+        replay::{Replay, ReplayOptions},
+    };
+    use hypercast_data::import::simulate::{SimulateOptions, simulate};
     use hypercast_stream::dead_letters;
-    use hypercast_stream::streams::{Appender, MemoryEngine, Record as Told};
+    use hypercast_stream::streams::{Appender, MemoryEngine, Record as Told, StreamRecord};
 
     /// An engine whose first reader fails once.
     #[derive(Default)]
@@ -330,5 +343,35 @@ mod tests {
         let positions: Vec<u64> = letters.iter().map(|own| own.letter.position).collect();
         assert_eq!(positions, [1, 2, 3], "each once, although they were read twice");
         assert!(letters[1].letter.reason.contains("its surface has index 3"), "{letters:?}");
+    }
+
+    #[test]
+    fn numbers_of_another_release_are_clipped_to_the_ranges_of_the_schema() {
+        let dir = tempfile::tempdir().unwrap();
+        let into = dir.path().join("data");
+        let world =
+            SimulateOptions { into, users: 5, items: 20, requests: 20, surfaces: 1, seed: 1 };
+        simulate(&world).unwrap();
+        let dataset = Dataset::open(&world.into).unwrap();
+        let replay = ReplayOptions {
+            span: Span::default(),
+            history_len: 4,
+            max_targets: 8,
+            features: FeatureConfig::default(),
+        };
+        let mut example = Replay::new(&dataset, replay).unwrap().next().unwrap().unwrap();
+        example.targets[0].outcome.values[0] = 1e15;
+        let joined = JoinedRecord::Correction(JoinedExample { example, ingested_ms: 1 });
+        let engine = Arc::new(MemoryEngine::default());
+        let payload = postcard::to_stdvec(&joined).unwrap();
+        let appender = engine.appender(&Topic::joined()).unwrap();
+        appender.append(&[Told { id: 0, payload }]).unwrap();
+        let config = Config::default();
+        let context = ServiceContext { dataset: &dataset, config: &config, engine };
+        let position = JoinedPosition::default();
+        let of = LetterReader::Logging;
+        let mut reader = JoinedReader::open(context, &of, position, Arc::default()).unwrap();
+        let read = reader.next(1, Duration::ZERO).unwrap().unwrap();
+        assert_eq!(read[0].example.targets[0].outcome.values[0], 1.0);
     }
 }

@@ -24,7 +24,9 @@ use self::id_maps::{IdMap, RecencyMap};
 use crate::dataset::timeline::{Span, Timeline, TimelineStep};
 use crate::dataset::{ContextFeatures, Dataset, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureCounts, FeatureWidths, Schema};
+use crate::schema::{
+    BUILT_IN_FEATURES, BUILT_IN_IDS, ColumnRanges, FeatureCounts, FeatureWidths, Schema,
+};
 
 /// Bounds of the state's memory, and the prior of counters: `[features]` in `hypercast.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -96,6 +98,7 @@ pub struct FeatureState {
     schema: Arc<Schema>,
     config: FeatureConfig,
     widths: FeatureWidths,
+    ranges: ColumnRanges,
     items: IdMap<Arc<Item>>,
     users: IdMap<Arc<User>>,
     histories: RecencyMap<History>,
@@ -135,6 +138,7 @@ impl FeatureState {
     pub fn new(dataset: &Dataset, config: FeatureConfig) -> FeatureState {
         FeatureState {
             widths: FeatureWidths::new(&dataset.schema),
+            ranges: ColumnRanges::new(&dataset.schema),
             items: dataset.items.iter().map(|(&id, item)| (id, item.clone())).collect(),
             users: dataset.users.iter().map(|(&id, user)| (id, user.clone())).collect(),
             histories: RecencyMap::new(config.max_users),
@@ -240,7 +244,7 @@ impl FeatureState {
     }
 
     /// The example for a request as of now: at most `history_len` events of history, and every
-    /// column of its candidates.
+    /// column of its candidates. Numbers beyond the ranges of the schema are clipped.
     ///
     /// # Panics
     /// Features in the request have the wrong number (see [`Self::check_user`] and the like).
@@ -259,14 +263,16 @@ impl FeatureState {
             let parts = candidates.par_chunks(PARALLEL_FROM / 2);
             parts.flat_map_iter(|part| self.targets(&context, part)).collect()
         };
-        Example {
+        let mut example = Example {
             request: request.request,
             surface: request.surface,
             time_ms: request.time_ms,
             history: events,
             targets,
             user,
-        }
+        };
+        self.ranges.clip(&mut example);
+        example
     }
 
     /// Replaces the outcome of an impression that was applied by `impression.outcome`, which is

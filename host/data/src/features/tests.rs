@@ -4,10 +4,10 @@ use std::path::Path;
 
 use hypercast_fm::example::MAX_VALUES;
 
-use super::replay::{Pretraining, PretrainingOptions, Replay, ReplayOptions};
+use super::replay::{Pretraining, PretrainingOptions, Replay, ReplayOptions, request_input};
 use super::*;
 use crate::dataset::{Entities, write_dataset};
-use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole};
+use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole, ValueRange};
 
 fn schema() -> Schema {
     let feature = |name: &str, kind| Feature { name: name.into(), kind };
@@ -40,6 +40,7 @@ fn schema() -> Schema {
             counter("user_surface", &["user_id", "surface"], 0.0),
             counter("tag", &["tag"], 1.0),
         ],
+        ranges: Vec::new(),
     }
 }
 
@@ -81,6 +82,50 @@ fn options(span: Span) -> ReplayOptions {
 
 fn seen(example: &Example) -> Vec<u64> {
     example.history.iter().map(|event| event.item.id).collect()
+}
+
+/// Whichever way a number came in, no example has it: with the data set, an update, a request, or
+/// an outcome.
+#[test]
+fn examples_hold_no_number_beyond_its_range() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), vec![impression(1, [1, 2], 1, 1, true)]);
+    let range =
+        |name: &str| ValueRange { name: name.into(), low: -1.0, high: 3.0, ..Default::default() };
+    let mut schema = schema();
+    schema.values = vec!["watch".into()];
+    schema.user_features.push(Feature { name: "income".into(), kind: FeatureKind::Dense });
+    schema.context_features.push(Feature { name: "battery".into(), kind: FeatureKind::Dense });
+    schema.ranges = ["watch", "length", "income", "battery"].map(range).to_vec();
+    schema.validate().unwrap();
+    let mut state =
+        FeatureState::new(&Dataset { schema: Arc::new(schema), ..data }, FeatureConfig::default());
+    state.upsert_item(Item { id: 2, ids: vec![1], dense: vec![-1e15], ..Item::default() }).unwrap();
+    state.upsert_user(User { id: 1, ids: vec![1], dense: vec![3e38] }).unwrap();
+    let outcome = Outcome { values: [1e15, 1e15, f32::NAN, f32::NAN], ..Outcome::UNKNOWN };
+    let context = ContextFeatures { ids: vec![5], dense: vec![-2.0] };
+    let row = |item| {
+        let context = context.clone();
+        Impression { outcome, context, ..impression(2, [3, 4], 1, item, true) }
+    };
+    state.apply(&row(2));
+    let sent = Item { id: 3, ids: vec![1], dense: vec![9.0], ..Item::default() };
+    let mut request = request_input(&[row(4), row(2), row(3)]);
+    request.candidates[2].features = Some(Arc::new(sent));
+    let example = state.fetch(&request, 8);
+    assert_eq!(example.user.dense, [3.0]);
+    // Item 4 has length 4 in the data set.
+    let lengths: Vec<f32> = example.targets.iter().map(|target| target.item.dense[0]).collect();
+    assert_eq!(lengths, [3.0, -1.0, 3.0]);
+    assert_eq!(example.history[0].item.dense, [-1.0]);
+    for target in &example.targets {
+        assert_eq!(target.features[..3], [target.item.dense[0], 3.0, -1.0]);
+    }
+    let outcomes = example.targets.iter().map(|target| target.outcome);
+    for outcome in outcomes.chain([example.history[0].outcome]) {
+        assert_eq!(outcome.values[..2], [3.0, 1e15], "the schema has one value");
+        assert!(outcome.values[2].is_nan(), "unknown stays unknown");
+    }
 }
 
 #[test]

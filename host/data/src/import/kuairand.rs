@@ -144,6 +144,7 @@ fn schema(tabs: &BTreeSet<u16>) -> Schema {
         user_features: mixed_features(&entities::user_categories(), &entities::USER_DENSE),
         context_features: Vec::new(),
         counters: all_counters,
+        ranges: Vec::new(),
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod kuairand;
 pub mod movielens;
+mod ranges;
 mod report;
 pub mod simulate;
 mod text;
@@ -14,13 +15,14 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 
+pub use ranges::InferredRange;
 pub use report::{BadRow, FileReport, ImportReport};
 
 use hypercast_fm::example::Outcome;
 
 use crate::dataset::{Entities, Impression, content, write_dataset};
 use crate::error::{Result, write_json};
-use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole};
+use crate::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole, ValueRange};
 
 /// Where an import writes to, its optional file of content vectors, and when it began.
 struct Destination<'a> {
@@ -29,7 +31,7 @@ struct Destination<'a> {
     start: Instant,
 }
 
-/// Writes the data set, the content vectors and the report.
+/// Writes the data set, with ranges inferred from it, the content vectors and the report.
 fn finish(
     destination: &Destination<'_>,
     entities: &Entities<'_>,
@@ -44,7 +46,10 @@ fn finish(
         report.items_with_content = content.items.len() as u64;
         report.content_width = content.width as u64;
     }
-    write_dataset(into, entities, &mut impressions)?;
+    report.ranges = ranges::infer(entities, &impressions);
+    let ranges = report.ranges.iter().map(|inferred| inferred.range.clone()).collect();
+    let schema = &Schema { ranges, ..entities.schema.clone() };
+    write_dataset(into, &Entities { schema, ..*entities }, &mut impressions)?;
     report.seconds = start.elapsed().as_secs_f64();
     write_json(&into.join("import-report.json"), &report)?;
     Ok(report)
@@ -73,6 +78,10 @@ fn mixed_features(categorical: &[impl AsRef<str>], dense: &[&str]) -> Vec<Featur
 
 fn task(name: &str, role: TaskRole, kind: TaskKind) -> Task {
     Task { name: name.into(), role, kind, label: name.into(), surfaces: Vec::new(), weight: 1.0 }
+}
+
+fn range(name: &str, low: f32, high: f32) -> ValueRange {
+    ValueRange { name: name.into(), low, high, ..ValueRange::default() }
 }
 
 /// A counter for each key and action, named after both without the columns' `_id`:

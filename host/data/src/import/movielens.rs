@@ -282,6 +282,7 @@ fn schema(surfaces: Vec<String>) -> Schema {
         user_features: features(&USER_CATEGORIES, FeatureKind::Categorical),
         context_features: Vec::new(),
         counters: all_counters,
+        ranges: Vec::new(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::InferredRange;
 use crate::dataset::Impression;
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -40,6 +41,9 @@ pub struct ImportReport {
     /// The length of a content vector; 0 without any.
     #[serde(default)]
     pub content_width: u64,
+    /// The ranges that were inferred and written to `schema.toml`.
+    #[serde(default)]
+    pub ranges: Vec<InferredRange>,
     /// The duration of the import.
     pub seconds: f64,
 }
@@ -152,6 +156,9 @@ impl std::fmt::Display for ImportReport {
                 "{} rows say the same as earlier ones and count all the same; do files overlap?",
                 self.repeated
             )?;
+        }
+        for inferred in &self.ranges {
+            writeln!(f, "{inferred}")?;
         }
         if self.bad_rows > 0 {
             writeln!(f, "{} rows could not be used:", self.bad_rows)?;

@@ -13,7 +13,7 @@ use hypercast_fm::metrics::{LogLossSums, binary_entropy};
 use serde::{Deserialize, Serialize};
 
 use self::world::SimulatedWorld;
-use super::{counters, features, mixed_features, task};
+use super::{counters, features, mixed_features, range, task};
 use crate::dataset::{Entities, ImpressionWriter, write_entities};
 use crate::error::{CommonErrors as _, Error, Result, write_json};
 use crate::schema::{FeatureKind, Schema, Task, TaskKind, TaskRole};
@@ -168,6 +168,11 @@ pub fn schema(surfaces: usize) -> Schema {
         user_features: features(&["age_group"], FeatureKind::Categorical),
         context_features: mixed_features(&["device"], &["battery"]),
         counters: counters(&keys, &["click", "like"]),
+        ranges: vec![
+            range("watch", 0.0, 1.0),
+            range("length", -6.0, 6.0),
+            range("battery", 0.0, 1.0),
+        ],
     }
 }
 

@@ -6,7 +6,7 @@ use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, U
 
 use super::{LogVersion, LoggedRequest};
 use crate::dataset::table::{CellType, Column, Field};
-use crate::schema::{BUILT_IN_IDS, FeatureKind, FeatureWidths, Schema, Task, names};
+use crate::schema::{BUILT_IN_IDS, ColumnRanges, FeatureKind, FeatureWidths, Schema, Task, names};
 
 /// Columns of the requests before the history's item features: name, type, and whether they contain
 /// lists.
@@ -42,6 +42,7 @@ pub(super) struct LogLayout {
     ids: Vec<String>,
     features: Vec<String>,
     widths: FeatureWidths,
+    ranges: ColumnRanges,
 }
 
 /// One row group of both tables.
@@ -56,6 +57,7 @@ impl LogLayout {
             ids: schema.id_columns(),
             features: schema.feature_columns(),
             widths: FeatureWidths::new(schema),
+            ranges: ColumnRanges::new(schema),
             schema: schema.clone(),
         }
     }
@@ -206,7 +208,7 @@ impl LogLayout {
             Some(target) => self.user(user_id, target),
             None => User { id: user_id, ..User::default() },
         };
-        let example = Example {
+        let mut example = Example {
             request: requests[0].u64s()[row],
             user: Arc::new(user),
             surface: requests[2].u32s()[row] as u16,
@@ -214,6 +216,7 @@ impl LogLayout {
             history: requests[6].range(row).map(|at| event(requests, at)).collect(),
             targets,
         };
+        self.ranges.clip(&mut example);
         LoggedRequest {
             example,
             tae: embeddings.to_vec(),

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use hypercast_fm::example::MAX_VALUES;
 
-use super::{Schema, TaskKind};
+use super::{FeatureKind, Schema, TaskKind, ValueRange};
 use crate::error::{Error, Result};
 
 /// Columns of logs and imported tables that are not features.
@@ -56,7 +56,8 @@ impl Schema {
         unique("counter", self.counters.iter().map(|counter| counter.name.as_str()))?;
         self.validate_columns()?;
         self.validate_tasks()?;
-        self.validate_counters()
+        self.validate_counters()?;
+        self.validate_ranges()
     }
 
     fn validate_columns(&self) -> Result<()> {
@@ -104,6 +105,23 @@ impl Schema {
         }
         Ok(())
     }
+
+    fn validate_ranges(&self) -> Result<()> {
+        unique("range", self.ranges.iter().map(|range| range.name.as_str()))?;
+        let dense: Vec<String> = self.features_of(FeatureKind::Dense).collect();
+        let bounded = [&self.values[..], &dense].concat();
+        for ValueRange { name, low, high, .. } in &self.ranges {
+            let whose = format!("range `{name}`");
+            known(&whose, "value or dense feature", name, &bounded)?;
+            if !(low.is_finite() && high.is_finite() && low < high) {
+                return fail(format!("{whose}: {low} to {high} are not two numbers, lower first"));
+            }
+            if dense.contains(name) && !(*low..=*high).contains(&0.0) {
+                return fail(format!("{whose}: it lacks 0, which a missing feature is"));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn known(whose: &str, what: &str, name: &String, all: &[String]) -> Result<()> {
@@ -140,7 +158,7 @@ fn fail<T>(reason: String) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::{Counter, Feature, FeatureKind, Task, TaskRole, category_id};
+    use crate::schema::{BeyondRange, Counter, Feature, FeatureKind, Task, TaskRole, category_id};
 
     fn schema() -> Schema {
         Schema {
@@ -164,6 +182,15 @@ mod tests {
                 action: "click".into(),
                 half_life_days: 7.0,
             }],
+            ranges: vec![
+                ValueRange { name: "watch".into(), low: 0.1, high: 1e6, ..ValueRange::default() },
+                ValueRange {
+                    name: "age".into(),
+                    low: 0.0,
+                    high: 120.0,
+                    beyond: BeyondRange::Refuse,
+                },
+            ],
         }
     }
 
@@ -179,6 +206,8 @@ mod tests {
         let path = dir.path().join("schema.toml");
         schema().save(&path).unwrap();
         assert_eq!(Schema::load(&path).unwrap(), schema());
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("low = 0.1\n"), "ranges are written for people: {text}");
     }
 
     #[test]
@@ -239,6 +268,13 @@ mod tests {
             refused(|s| s.values.extend((0..9).map(|i| format!("v{i}"))))
                 .contains("10 values, at most 4")
         );
+        assert!(
+            refused(|s| s.ranges[0].name = "tag".into())
+                .contains("range `tag`: no value or dense feature is called `tag`")
+        );
+        assert!(refused(|s| s.ranges[0].high = f32::NAN).contains("range `watch`: 0.1 to NaN"));
+        assert!(refused(|s| s.ranges[1].low = 18.0).contains("range `age`: it lacks 0"));
+        assert!(refused(|s| s.ranges[1].name = "watch".into()).contains("appears twice"));
         assert!(refused(|s| s.tasks.clear()).contains("at least one surface and one task"));
     }
 

@@ -27,7 +27,7 @@ use hypercast_stream::{
     publish::PublicationHeader,
 };
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder, core::Collector,
 };
 use serde_json::{Value, json};
@@ -55,6 +55,8 @@ pub struct Metrics {
     duration: HistogramVec,
     /// Accepted impressions by surface.
     pub(crate) events: IntCounterVec,
+    /// Numbers beyond the ranges of the schema, by the name of the value or feature and by fate.
+    pub(crate) beyond_range: IntCounterVec,
     event_latency: HistogramVec,
     /// State of this process' joiner.
     pub(crate) joiner: IntGaugeVec,
@@ -245,6 +247,7 @@ impl Default for Metrics {
                 "Accepted impressions by surface",
                 &["surface"],
             ),
+            beyond_range: register.add(Ok(beyond_range())),
             event_latency: register.histograms(
                 "hypercast_event_seconds",
                 "Time from receiving an event to its training example (joined), to its outcome (told), and to rankings that use it (live)",
@@ -484,6 +487,15 @@ impl Metrics {
             .encode_to_string(&families)
             .unwrap_or_else(|error| format!("# metrics could not be written: {error}\n"))
     }
+}
+
+/// A counter of numbers beyond the ranges of a schema, by name and outcome.
+pub(crate) fn beyond_range() -> IntCounterVec {
+    let options = Opts::new(
+        "hypercast_beyond_range_total",
+        "Numbers of requests and events beyond the range that the schema gives, by the name of the value or feature: clipped or refused",
+    );
+    IntCounterVec::new(options, &["name", "outcome"]).expect("the name is valid")
 }
 
 fn set_all(gauges: &IntGaugeVec, values: &[(&str, u64)]) {

@@ -2,7 +2,7 @@
 //! the caller's words.
 
 use std::{
-    collections::{BTreeMap, HashSet, btree_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     fmt,
     marker::PhantomData,
     sync::Arc,
@@ -12,16 +12,20 @@ use hypercast_core::clock::mistaken_unit;
 use hypercast_data::{
     dataset::ContextFeatures,
     features::{CandidateInput, RequestInput},
-    schema::{Feature, FeatureKind, Schema, category_id},
+    schema::{BeyondRange, Feature, FeatureKind, Schema, ValueRange, category_id},
 };
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 use hypercast_stream::events::check_time;
+use prometheus::IntCounterVec;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{self, MapAccess, Visitor},
 };
 
-use crate::request::api::{RankCandidate, RankRequest, Refusal, RequestResult};
+use crate::{
+    metrics::{Metrics, beyond_range},
+    request::api::{RankCandidate, RankRequest, Refusal, RequestResult},
+};
 
 /// A feature's value in JSON: an id or number, or the text of a category.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,19 +89,31 @@ where
 pub struct Converter {
     /// The schema that bodies are converted by.
     pub(crate) schema: Arc<Schema>,
+    /// The schema's ranges by name.
+    ranges: HashMap<String, ValueRange>,
+    /// Numbers beyond them, by name and fate.
+    beyond: IntCounterVec,
 }
 
 impl Converter {
     /// A converter for `schema`.
     pub fn new(schema: Arc<Schema>) -> Self {
-        Self { schema }
+        let by_name = |range: &ValueRange| (range.name.clone(), range.clone());
+        let ranges = schema.ranges.iter().map(by_name).collect();
+        Self { schema, ranges, beyond: beyond_range() }
+    }
+
+    /// Counts numbers beyond their ranges in a daemon's metrics.
+    pub(crate) fn counting_in(self, metrics: &Metrics) -> Self {
+        Self { beyond: metrics.beyond_range.clone(), ..self }
     }
 
     /// Converts a rank request; `known` returns the stored features of an item. An item that is a
     /// candidate more than once is ranked once, as it was named first.
     ///
     /// # Errors
-    /// An unknown surface or feature name, a value of the wrong kind, or a time out of range.
+    /// An unknown surface or feature name, a value of the wrong kind, a time out of range, or a
+    /// number beyond a range that refuses it.
     pub fn request(
         &self,
         request: &RankRequest,
@@ -169,7 +185,7 @@ impl Converter {
         }
         refuse_unknown(named, &[features])?;
         let (mut ids, mut dense) = (Vec::new(), Vec::new());
-        fill(features, &[named], &mut ids, &mut dense)?;
+        self.fill(features, &[named], &mut ids, &mut dense)?;
         Ok((ids, dense))
     }
 
@@ -189,7 +205,7 @@ impl Converter {
         }
         for (name, &value) in values {
             let at = schema.value(name).ok_or_else(|| unknown("value", name, &schema.values))?;
-            outcome.values[at] = value;
+            outcome.values[at] = self.number(name, value)?;
         }
         Ok(outcome)
     }
@@ -217,7 +233,7 @@ impl Converter {
             let mut item = known(candidate.id).map(Arc::unwrap_or_clone).unwrap_or_default();
             item.id = candidate.id;
             let sent = [&candidate.features];
-            fill(&schema.item_features, &sent, &mut item.ids, &mut item.dense)?;
+            self.fill(&schema.item_features, &sent, &mut item.ids, &mut item.dense)?;
             features = Some(Arc::new(item));
         }
         Ok(CandidateInput {
@@ -232,49 +248,72 @@ impl Converter {
 
     fn context(&self, from: &[&NamedFeatures]) -> RequestResult<ContextFeatures> {
         let mut context = ContextFeatures::default();
-        fill(&self.schema.context_features, from, &mut context.ids, &mut context.dense)?;
+        self.fill(&self.schema.context_features, from, &mut context.ids, &mut context.dense)?;
         Ok(context)
     }
-}
 
-/// Sets columns to the first value that was sent; a column without one keeps its value, or becomes
-/// 0.
-fn fill(
-    features: &[Feature],
-    from: &[&NamedFeatures],
-    ids: &mut Vec<u64>,
-    dense: &mut Vec<f32>,
-) -> RequestResult<()> {
-    let count = |kind| features.iter().filter(|feature| feature.kind == kind).count();
-    ids.resize(count(FeatureKind::Categorical), 0);
-    dense.resize(count(FeatureKind::Dense), 0.0);
-    let (mut ids, mut dense) = (ids.iter_mut(), dense.iter_mut());
-    for Feature { name, kind, .. } in features {
-        let value = from.iter().find_map(|named| named.get(name));
-        let wrong =
-            |wants| Refusal::BadRequest(format!("feature {name:?} is {value:?}; it takes {wants}"));
-        match kind {
-            FeatureKind::Categorical => {
-                let column = ids.next().expect("one for each");
-                *column = match value {
-                    None => *column,
-                    Some(FeatureValue::Id(id)) => *id,
-                    Some(FeatureValue::Text(text)) => category_id(text),
-                    Some(FeatureValue::Number(_)) => return Err(wrong("an id or a text")),
-                };
+    /// Sets columns to the first value that was sent; a column without one keeps its value, or
+    /// becomes 0.
+    fn fill(
+        &self,
+        features: &[Feature],
+        from: &[&NamedFeatures],
+        ids: &mut Vec<u64>,
+        dense: &mut Vec<f32>,
+    ) -> RequestResult<()> {
+        let count = |kind| features.iter().filter(|feature| feature.kind == kind).count();
+        ids.resize(count(FeatureKind::Categorical), 0);
+        dense.resize(count(FeatureKind::Dense), 0.0);
+        let (mut ids, mut dense) = (ids.iter_mut(), dense.iter_mut());
+        for Feature { name, kind, .. } in features {
+            let value = from.iter().find_map(|named| named.get(name));
+            let wrong = |wants| {
+                Refusal::BadRequest(format!("feature {name:?} is {value:?}; it takes {wants}"))
+            };
+            match kind {
+                FeatureKind::Categorical => {
+                    let column = ids.next().expect("one for each");
+                    *column = match value {
+                        None => *column,
+                        Some(FeatureValue::Id(id)) => *id,
+                        Some(FeatureValue::Text(text)) => category_id(text),
+                        Some(FeatureValue::Number(_)) => return Err(wrong("an id or a text")),
+                    };
+                }
+                FeatureKind::Dense => {
+                    let column = dense.next().expect("one for each");
+                    *column = match value {
+                        None => *column,
+                        Some(FeatureValue::Id(number)) => self.number(name, *number as f32)?,
+                        Some(FeatureValue::Number(number)) => self.number(name, *number as f32)?,
+                        Some(FeatureValue::Text(_)) => return Err(wrong("a number")),
+                    };
+                }
             }
-            FeatureKind::Dense => {
-                let column = dense.next().expect("one for each");
-                *column = match value {
-                    None => *column,
-                    Some(FeatureValue::Id(number)) => *number as f32,
-                    Some(FeatureValue::Number(number)) => *number as f32,
-                    Some(FeatureValue::Text(_)) => return Err(wrong("a number")),
-                };
+        }
+        Ok(())
+    }
+
+    /// A number of a value or dense feature, in its range.
+    fn number(&self, name: &str, sent: f32) -> RequestResult<f32> {
+        if !sent.is_finite() {
+            return Err(Refusal::BadRequest(format!("{name:?} is not a number of 32 bits")));
+        }
+        let Some(range) = self.ranges.get(name).filter(|range| range.is_beyond(sent)) else {
+            return Ok(sent);
+        };
+        match range.beyond {
+            BeyondRange::Clip => {
+                self.beyond.with_label_values(&[name, "clipped"]).inc();
+                Ok(range.clip(sent))
+            }
+            BeyondRange::Refuse => {
+                self.beyond.with_label_values(&[name, "refused"]).inc();
+                let ValueRange { low, high, .. } = range;
+                Err(Refusal::BadRequest(format!("{name:?} is {sent}; send {low} to {high}")))
             }
         }
     }
-    Ok(())
 }
 
 fn refuse_unknown(named: &NamedFeatures, features: &[&[Feature]]) -> RequestResult<()> {

@@ -44,7 +44,7 @@ impl EventIntake {
     ) -> EventIntake {
         EventIntake {
             writer: EventWriter::new(engine, &config.join),
-            converter: Converter::new(schema),
+            converter: Converter::new(schema).counting_in(&metrics),
             max_events: config.server.max_events,
             metrics,
         }
@@ -234,7 +234,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use hypercast_data::schema::{Feature, FeatureKind};
+    use hypercast_data::schema::{BeyondRange, Feature, FeatureKind, ValueRange};
 
     fn converter() -> Converter {
         let schema = Schema {
@@ -243,9 +243,18 @@ mod tests {
             values: vec!["watched".into()],
             tasks: vec![],
             item_features: vec![Feature { name: "tag".into(), kind: FeatureKind::Categorical }],
-            user_features: vec![],
+            user_features: vec![Feature { name: "age".into(), kind: FeatureKind::Dense }],
             context_features: vec![],
             counters: vec![],
+            ranges: vec![
+                ValueRange { name: "watched".into(), low: 0.0, high: 2.0, ..Default::default() },
+                ValueRange {
+                    name: "age".into(),
+                    low: 0.0,
+                    high: 120.0,
+                    beyond: BeyondRange::Refuse,
+                },
+            ],
         };
         Converter::new(Arc::new(schema))
     }
@@ -318,6 +327,39 @@ mod tests {
     }
 
     #[test]
+    fn numbers_beyond_their_ranges_are_clipped_or_refused_and_counted() {
+        let metrics = Metrics::default();
+        let converter = converter().counting_in(&metrics);
+        let new_events =
+            |body: &str| converter.new_events(&serde_json::from_str(body).unwrap(), 1000);
+        let watched = |sent: &str| {
+            let body = format!(
+                r#"{{"actions": [{{"request": 7, "item": 1, "time_ms": 5, "values": {{"watched": {sent}}}}}]}}"#
+            );
+            new_events(&body).map(|made| match &made[0].kind {
+                EventKind::Action(action) => action.outcome.values[0],
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!([watched("1.5").unwrap(), watched("2").unwrap()], [1.5, 2.0]);
+        assert_eq!([watched("1e15").unwrap(), watched("-0.1").unwrap()], [2.0, 0.0]);
+        let why = watched("1e39").unwrap_err().to_string();
+        assert!(why.contains("actions[0]") && why.contains("32 bits"), "{why}");
+        let aged = |age: &str| {
+            new_events(&format!(r#"{{"users": [{{"id": 1, "features": {{"age": {age}}}}}]}}"#))
+        };
+        aged("120").unwrap();
+        let why = aged("121").unwrap_err().to_string();
+        assert!(why.contains("users[0]") && why.contains("send 0 to 120"), "{why}");
+        let text = metrics.render(None);
+        for count in
+            [r#"{name="watched",outcome="clipped"} 2"#, r#"{name="age",outcome="refused"} 1"#]
+        {
+            assert!(text.contains(&format!("hypercast_beyond_range_total{count}")), "{text}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_said_with_their_place() {
         let refused = |body: &str, place: &str, word: &str| {
             let why = new_events(body).unwrap_err().to_string();
@@ -337,7 +379,7 @@ mod tests {
         let never = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "outcome_ms": -9223372036854775808}]}"#;
         refused(never, "events[0]", "out of range");
         refused(r#"{"items": [{"id": 1, "features": {}}]}"#, "items[0]", "tag");
-        refused(r#"{"users": [{"id": 1, "features": {"age": 3}}]}"#, "users[0]", "age");
+        refused(r#"{"users": [{"id": 1, "features": {"age": 3, "size": 4}}]}"#, "users[0]", "size");
         let bought = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "actions": {"bought": true}}]}"#;
         refused(bought, "events[0]", "bought");
         assert!(check_request(Some(MOST_ID)).is_err() && check_request(Some(5)).is_ok());

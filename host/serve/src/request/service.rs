@@ -121,7 +121,7 @@ impl RankingService {
             move |what| counted.with_label_values(&[what]).inc(),
         )?;
         Ok(Self {
-            converter: Converter::new(dataset.schema.clone()),
+            converter: Converter::new(dataset.schema.clone()).counting_in(&metrics),
             settings,
             streams,
             models,

@@ -258,7 +258,7 @@ impl Runner {
 
 /// Describes the data set, schema and settings that a saved state is valid for.
 pub fn state_fingerprint(dataset: &Dataset, settings: &JoinerSettings) -> Result<String> {
-    let schema = toml::to_string(&*dataset.schema)
+    let schema = toml::to_string(&dataset.schema.without_ranges())
         .map_err(|error| Error::data(&dataset.dir, error.to_string()))?;
     let until = settings.until_ms;
     let (rows, hash) = (dataset.rows, crc32fast::hash(schema.as_bytes()));

@@ -390,3 +390,12 @@ fn decisions_that_follow_from_an_unknown_one_and_damaged_records_end_nothing() {
     assert!(unapplied.count == 2 && unapplied.first.contains("damaged"), "{unapplied:?}");
     assert_eq!(follower.registry().serving("feed"), Some("feed"));
 }
+
+#[test]
+fn ranges_change_no_hash_of_a_schema() {
+    let schema = hypercast_data::import::simulate::schema(2);
+    assert!(!schema.ranges.is_empty());
+    assert_eq!(schema_hash(&schema), schema_hash(&schema.without_ranges()));
+    let other = hypercast_data::import::simulate::schema(3);
+    assert_ne!(schema_hash(&schema), schema_hash(&other));
+}
