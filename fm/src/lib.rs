@@ -101,6 +101,8 @@ pub mod standardise;
 pub mod trainer;
 pub mod update;
 
+use hypercast_core::error::ErrorKind;
+
 /// The errors of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -141,6 +143,16 @@ pub enum Error {
         /// What failed, and which settings to change.
         message: String,
     },
+}
+
+impl Error {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Store(error) => error.kind(),
+            _ => ErrorKind::Internal,
+        }
+    }
 }
 
 /// A result with this crate's [`enum@Error`].

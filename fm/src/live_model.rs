@@ -42,18 +42,27 @@ pub(crate) enum SparseRows {
 
 impl SparseRows {
     /// Writes the rows of `ids` to `out`, zeros for ids without a row.
-    pub(crate) fn gather(&self, ids: &[u64], out: &mut [f32]) {
+    pub(crate) fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
         match self {
             SparseRows::Fixed(store) => {
-                store.gather(ids, out);
+                store.gather(ids, out)?;
             }
             SparseRows::Updatable { store, overlay } => {
-                store.gather(ids, out);
+                store.gather(ids, out)?;
                 if let Some(overlay) = overlay {
                     overlay.apply(ids, out);
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Fails if a file of the store was cut, and names it.
+    pub(crate) fn check_files(&self) -> Result<()> {
+        Ok(match self {
+            SparseRows::Fixed(store) => store.check_files(),
+            SparseRows::Updatable { store, .. } => store.check_files(),
+        }?)
     }
 }
 

@@ -396,7 +396,7 @@ where
         for part in split_by_memory(examples, &self.state.config, requests, MAX_SHARD_BYTES) {
             let batch = self.batch_builder.build(part, &self.state.statistics)?;
             let mut rows = vec![0.0; batch.keys.len() * self.state.config.embedding_dim];
-            self.store.gather(&batch.keys, &mut rows);
+            self.store.gather(&batch.keys, &mut rows)?;
             all.push(GatheredBatch { batch, rows });
         }
         let prepare = |part| (network.clone(), part);

@@ -26,6 +26,7 @@ pub(crate) fn write(
 ) -> Result<()> {
     into_place(dir, |partial| {
         write_rows(view, partial, RowShape { dim: reader.dim(), format })?;
+        view.base.check_always_whole()?;
         let rows = view.len();
         let ids = view.ids_and_rows().map(|(id, _)| id).zip(0..);
         index::build(partial, rows, ids, &[])?;

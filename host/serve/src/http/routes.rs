@@ -115,8 +115,12 @@ async fn rank(
     let asked = Instant::now();
     let output = fetched.fm().tier.infer(fetched.example.clone(), deadline).await.map(Arc::new);
     let took = asked.elapsed();
-    if let Err(refusal @ (Refusal::Overloaded { .. } | Refusal::Deadline | Refusal::Internal(_))) =
-        output
+    if let Err(
+        refusal @ (Refusal::Overloaded { .. }
+        | Refusal::Deadline
+        | Refusal::FileLost(_)
+        | Refusal::Internal(_)),
+    ) = output
     {
         return Err(refusal);
     }
@@ -181,13 +185,20 @@ fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> RequestResult<&'a Ser
     })
 }
 
-/// `GET /readyz`: whether every version that should serve is loaded.
+/// `GET /readyz`: whether every version that should serve is loaded, and its files are whole.
 ///
 /// A process that cannot load a promotion is not ready, although what it served before goes on. A
 /// load balancer that must keep replicas through a bad promotion should use `/readyz/serving`.
 async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
     let models = &app.loaded()?.models;
     let (missing, problem) = (lock(&models.missing).clone(), models.problem());
+    let set = models.set();
+    // It looks at files, and reads those that were cut and are whole again.
+    let lost = tokio::task::spawn_blocking(move || set.lost_files());
+    let lost = lost.await.map_err(Refusal::internal)?;
+    if !lost.is_empty() {
+        return Err(Refusal::FileLost(lost.join("; ")));
+    }
     if missing.is_empty() {
         // A shadow or standby version that fails to load is reported; it does not affect readiness.
         let but = problem.map(|problem| format!(", but some versions are not loaded: {problem}"));
