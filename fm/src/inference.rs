@@ -22,7 +22,7 @@ use crate::{
     Result,
     batch::{BatchBuilder, FmBatch},
     cache_warmup::CacheWarmer,
-    checkpoint::{FmManifest, load_weights},
+    checkpoint::{FmManifest, current_checkpoint, load_weights},
     device::{Cpu, DeviceKind},
     example::Example,
     history::{CacheCounts, CacheLookup, EncodedHistory, HistoryCache},
@@ -142,6 +142,7 @@ fn open(
     serving: FmServingOptions,
 ) -> Result<Box<dyn FoundationModel>> {
     serving.device.check()?;
+    let dir = &current_checkpoint(dir);
     match serving.device {
         DeviceKind::Cpu => Ok(Box::new(LoadedModel::<Cpu>::open(dir, work, serving)?)),
         #[cfg(feature = "cuda")]

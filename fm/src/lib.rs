@@ -131,6 +131,9 @@ pub enum Error {
     /// The device is not available in this build.
     #[error("{0}")]
     Device(String),
+    /// A folder could not be replaced or removed.
+    #[error(transparent)]
+    Core(#[from] hypercast_core::Error),
     /// The embedding store failed.
     #[error(transparent)]
     Store(#[from] hypercast_store::Error),
@@ -149,6 +152,7 @@ impl Error {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Error::Core(error) => error.kind(),
             Error::Store(error) => error.kind(),
             _ => ErrorKind::Internal,
         }

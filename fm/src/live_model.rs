@@ -8,11 +8,12 @@
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
+use hypercast_core::atomic_dir;
 use hypercast_store::{RowFormat, ServingStore, StoreHandle, StoreReader, Verify};
 
 use crate::{
     Error, Result,
-    checkpoint::{FmManifest, TensorMap, assign_weights, read_tensors, remove_directory},
+    checkpoint::{FmManifest, TensorMap, assign_weights, read_tensors},
     history::HistoryCache,
     model::FmModel,
     serving::{ServingBackend, ServingModel},
@@ -117,7 +118,7 @@ pub(crate) struct PreparedUpdate<B: ServingBackend> {
 impl<B: ServingBackend> LiveUpdater<B> {
     /// Copies the store of the checkpoint in `dir` to `work`, replacing its content.
     pub(crate) fn open(dir: &Path, work: &Path) -> Result<Self> {
-        remove_directory(work)?;
+        atomic_dir::remove(work)?;
         let from = StoreReader::open(dir.join("store"))?;
         from.snapshot_into(work, from.format())?;
         let mut store = ServingStore::open(work, Verify::Journal)?;

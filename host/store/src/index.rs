@@ -9,10 +9,9 @@
 //! match. After the buckets come the numbers of the rows that belonged to no id when the table was
 //! built.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use hypercast_core::hash::mix64;
+use hypercast_core::{atomic_file, hash::mix64};
 use memmap2::MmapMut;
 
 use crate::Error;
@@ -211,7 +210,7 @@ pub(crate) fn build(
         return Err(Error::FileLost { path: partial, what });
     }
     let path = path(dir);
-    fs::rename(&partial, &path).map_err(io("rename to", &path))
+    atomic_file::rename(&partial, &path).map_err(io("rename to", &path))
 }
 
 fn insert(table: &mut [IndexBucket], id: u64, row: u32) {

@@ -4,10 +4,14 @@
 use std::time::Duration;
 
 use hypercast_core::clock::now_ms;
+use hypercast_data::versioned;
 
 use super::{Change, Decision, Registry};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::streams::{Reader, Record, StreamEngine, Topic};
+
+/// The version of a decision's format.
+const FORMAT: u32 = 1;
 
 /// Records per read.
 const READ_RECORDS: usize = 1024;
@@ -90,8 +94,7 @@ impl RegistryFollower {
                 return Ok(false);
             }
             let made = Decision { at_ms: now_ms(), changes };
-            let payload = serde_json::to_vec(&made)
-                .map_err(|error| Error::internal(format!("cannot encode a decision: {error}")))?;
+            let payload = versioned::to_json(&made, FORMAT).to_string().into_bytes();
             let (end, record) = (self.reader.position(), Record { id: 0, payload });
             if engine.append_at(&Topic::versions(), end, &[record])?.is_some() {
                 // Reads the decision back, so that this follower has applied it, too.
@@ -125,7 +128,7 @@ impl RegistryFollower {
                     stored.position
                 ))
             };
-            let decision: Decision = serde_json::from_slice(&stored.payload)
+            let decision: Decision = versioned::from_json(&stored.payload, FORMAT)
                 .map_err(|error| wrong(format!("it is not a decision ({error})")))?;
             self.registry.apply(&decision).map_err(|error| wrong(error.to_string()))?;
         }
