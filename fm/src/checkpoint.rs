@@ -5,12 +5,18 @@
 //! A checkpoint is written beside its final name and then renamed, so a folder with the final name
 //! is always complete. Optimizer state is not part of a checkpoint; see `resume`.
 
-use std::{borrow::Cow, collections::HashMap, fs, path::Path};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     tensor::{Tensor, TensorData, backend::Backend},
 };
+use hypercast_core::{atomic_dir, atomic_file};
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -49,6 +55,11 @@ impl FmManifest {
     /// # Errors
     /// A file that is missing, unreadable or of another format.
     pub fn read(dir: &Path) -> Result<Self> {
+        Self::read_in(&current_checkpoint(dir))
+    }
+
+    /// The same of the very folder `dir`.
+    fn read_in(dir: &Path) -> Result<Self> {
         let path = dir.join("fm.json");
         let manifest: Self = read_json(&path, "train one with `hypercast train fm`")?;
         if manifest.format != FORMAT {
@@ -77,52 +88,31 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, hint: &str) -> Result<
 
 pub(crate) fn write_json(value: &impl Serialize, path: &Path) -> Result<()> {
     let text = serde_json::to_vec_pretty(value).map_err(|error| checkpoint_error(path, error))?;
-    fs::write(path, text).map_err(|error| checkpoint_error(path, error))
+    atomic_file::write(path, &text).map_err(|error| checkpoint_error(path, error))
 }
 
-/// Replaces the folder `dir` as a whole: `fill` writes a new folder beside it, which is then
-/// renamed. After a crash, [`recover_directory`] restores a complete folder.
+/// Replaces the checkpoint `dir` as a whole by what `fill` writes.
 ///
 /// # Errors
 /// Errors of `fill` or the file system; `dir` is then unchanged.
-pub fn replace_directory<E: From<Error>>(
-    dir: &Path,
-    fill: impl FnOnce(&Path) -> std::result::Result<(), E>,
-) -> std::result::Result<(), E> {
-    let draft = dir.with_extension("partial");
-    let io = |error: std::io::Error| E::from(checkpoint_error(dir, error));
-    recover_directory(dir)?;
-    remove_directory(&draft)?;
-    fs::create_dir_all(&draft).map_err(io)?;
-    fill(&draft)?;
-    let old = dir.with_extension("old");
-    // Left behind by a crash after the rename below.
-    remove_directory(&old)?;
-    if dir.exists() {
-        fs::rename(dir, &old).map_err(io)?;
+pub(crate) fn replace_checkpoint(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let current = current_checkpoint(dir);
+    if current != dir {
+        atomic_file::rename(&current, dir).map_err(|error| checkpoint_error(dir, error))?;
     }
-    fs::rename(&draft, dir).map_err(io)?;
-    Ok(remove_directory(&old)?)
+    atomic_dir::replace(dir, fill)
 }
 
-/// Removes a folder, if there is one.
-pub(crate) fn remove_directory(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).map_err(|error| checkpoint_error(dir, error))?;
-    }
-    Ok(())
-}
-
-/// Restores the old folder if a crash interrupted [`replace_directory`] between its two renames.
-///
-/// # Errors
-/// Errors of the file system.
-pub fn recover_directory(dir: &Path) -> Result<()> {
-    let old = dir.with_extension("old");
-    if !dir.exists() && old.exists() {
-        fs::rename(&old, dir).map_err(|error| checkpoint_error(dir, error))?;
-    }
-    Ok(())
+/// The folder to read a checkpoint from: `dir`, or what a replacement that was cut off has left.
+/// Version 0.1.0 of hypercast set both `fm-1.0.0` and `fm-1.0.1` aside as `fm-1.0.old`; such a
+/// folder counts if it is of this version.
+pub(crate) fn current_checkpoint(dir: &Path) -> PathBuf {
+    let current = atomic_dir::current(dir);
+    let early = dir.with_extension("old");
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let is_early = !current.exists()
+        && FmManifest::read_in(&early).is_ok_and(|manifest| name.ends_with(&manifest.version));
+    if is_early { early } else { current }
 }
 
 /// Saves every weight of a module under its path, for example `layers.0.uvqk.weight`.

@@ -22,7 +22,7 @@ use crate::{
     Result,
     batch::{BatchBuilder, FmBatch},
     cache_warmup::CacheWarmer,
-    checkpoint::{FmManifest, load_weights},
+    checkpoint::{FmManifest, current_checkpoint, load_weights},
     device::{Cpu, DeviceKind},
     example::Example,
     history::{CacheCounts, CacheLookup, EncodedHistory, HistoryCache},
@@ -93,7 +93,8 @@ pub trait FoundationModel: Send + Sync {
     /// results beyond rounding (1e-5).
     ///
     /// # Errors
-    /// An example that does not match the model's specification.
+    /// An example that does not match the model's specification, or a file of the checkpoint that
+    /// was cut ([`hypercast_store::Error::FileLost`]).
     fn infer(&self, examples: &[&Example]) -> Result<FmOutput>;
 
     /// The same in one joint pass over histories and targets, as in training, without the cache.
@@ -104,6 +105,13 @@ pub trait FoundationModel: Send + Sync {
 
     /// Hits and misses of the history cache since the model was loaded.
     fn cache_counts(&self) -> CacheCounts;
+
+    /// Looks whether the files that are read while the model serves are whole.
+    ///
+    /// # Errors
+    /// [`hypercast_store::Error::FileLost`] with the first file that was cut. Requests are answered
+    /// again once it is as it was.
+    fn check_files(&self) -> Result<()>;
 }
 
 /// Loads a checkpoint that takes no updates.
@@ -134,6 +142,7 @@ fn open(
     serving: FmServingOptions,
 ) -> Result<Box<dyn FoundationModel>> {
     serving.device.check()?;
+    let dir = &current_checkpoint(dir);
     match serving.device {
         DeviceKind::Cpu => Ok(Box::new(LoadedModel::<Cpu>::open(dir, work, serving)?)),
         #[cfg(feature = "cuda")]
@@ -292,7 +301,7 @@ where
                 continue;
             }
             let attention = model::batch_attention(&self.manifest.config, &batch)?;
-            let forward = generation.model.model.forward(pass.embed(&batch), &batch, &attention);
+            let forward = generation.model.model.forward(pass.embed(&batch)?, &batch, &attention);
             output.append(to_output(forward, self.manifest.spec.main_tasks()));
         }
         Ok(output)
@@ -303,6 +312,10 @@ where
             self.counts.each_ref().map(|count| count.load(Ordering::Relaxed));
         let bytes = self.generation().cache.bytes();
         CacheCounts { full_hits, cached_tokens, encoded_tokens, warmup_tokens, bytes }
+    }
+
+    fn check_files(&self) -> Result<()> {
+        self.generation().rows.check_files()
     }
 }
 
@@ -373,7 +386,7 @@ where
     ) -> Result<()> {
         let batch = self.fm.batch_builder.lay_out(selected, &self.generation.manifest.statistics);
         let attention = model::batch_attention(&self.fm.manifest.config, &batch)?;
-        self.generation.model.encode(self.embed(&batch), &batch, &attention, growing);
+        self.generation.model.encode(self.embed(&batch)?, &batch, &attention, growing);
         Ok(())
     }
 
@@ -397,14 +410,14 @@ where
         let batch = self.fm.batch_builder.lay_out(&selected, &self.generation.manifest.statistics);
         let attention = model::batch_attention(&self.fm.manifest.config, &batch)?;
         let forward =
-            self.generation.model.score(self.embed(&batch), &batch, &attention, &histories);
+            self.generation.model.score(self.embed(&batch)?, &batch, &attention, &histories);
         Ok(to_output(forward, self.fm.manifest.spec.main_tasks()))
     }
 
-    fn embed(&self, batch: &FmBatch) -> EmbeddedBatch<B> {
+    fn embed(&self, batch: &FmBatch) -> Result<EmbeddedBatch<B>> {
         let mut rows = vec![0.0; batch.keys.len() * self.fm.manifest.config.embedding_dim];
-        self.generation.rows.gather(&batch.keys, &mut rows);
-        EmbeddedBatch::new(batch, &rows)
+        self.generation.rows.gather(&batch.keys, &mut rows)?;
+        Ok(EmbeddedBatch::new(batch, &rows))
     }
 }
 

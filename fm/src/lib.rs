@@ -101,6 +101,8 @@ pub mod standardise;
 pub mod trainer;
 pub mod update;
 
+use hypercast_core::error::ErrorKind;
+
 /// The errors of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -129,9 +131,23 @@ pub enum Error {
     /// The device is not available in this build.
     #[error("{0}")]
     Device(String),
+    /// A folder could not be replaced or removed.
+    #[error(transparent)]
+    Core(#[from] hypercast_core::Error),
     /// The embedding store failed.
     #[error(transparent)]
     Store(#[from] hypercast_store::Error),
+}
+
+impl Error {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Core(error) => error.kind(),
+            Error::Store(error) => error.kind(),
+            _ => ErrorKind::Internal,
+        }
+    }
 }
 
 /// A result with this crate's [`enum@Error`].

@@ -8,11 +8,12 @@
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
+use hypercast_core::atomic_dir;
 use hypercast_store::{RowFormat, ServingStore, StoreHandle, StoreReader, Verify};
 
 use crate::{
     Error, Result,
-    checkpoint::{FmManifest, TensorMap, assign_weights, read_tensors, remove_directory},
+    checkpoint::{FmManifest, TensorMap, assign_weights, read_tensors},
     history::HistoryCache,
     model::FmModel,
     serving::{ServingBackend, ServingModel},
@@ -42,18 +43,27 @@ pub(crate) enum SparseRows {
 
 impl SparseRows {
     /// Writes the rows of `ids` to `out`, zeros for ids without a row.
-    pub(crate) fn gather(&self, ids: &[u64], out: &mut [f32]) {
+    pub(crate) fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
         match self {
             SparseRows::Fixed(store) => {
-                store.gather(ids, out);
+                store.gather(ids, out)?;
             }
             SparseRows::Updatable { store, overlay } => {
-                store.gather(ids, out);
+                store.gather(ids, out)?;
                 if let Some(overlay) = overlay {
                     overlay.apply(ids, out);
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Fails if a file of the store was cut, and names it.
+    pub(crate) fn check_files(&self) -> Result<()> {
+        Ok(match self {
+            SparseRows::Fixed(store) => store.check_files(),
+            SparseRows::Updatable { store, .. } => store.check_files(),
+        }?)
     }
 }
 
@@ -108,7 +118,7 @@ pub(crate) struct PreparedUpdate<B: ServingBackend> {
 impl<B: ServingBackend> LiveUpdater<B> {
     /// Copies the store of the checkpoint in `dir` to `work`, replacing its content.
     pub(crate) fn open(dir: &Path, work: &Path) -> Result<Self> {
-        remove_directory(work)?;
+        atomic_dir::remove(work)?;
         let from = StoreReader::open(dir.join("store"))?;
         from.snapshot_into(work, from.format())?;
         let mut store = ServingStore::open(work, Verify::Journal)?;

@@ -14,6 +14,7 @@ use burn::{
     optim::{AdamWConfig, GradientsAccumulator, Optimizer as _},
     tensor::backend::AutodiffBackend,
 };
+use hypercast_core::atomic_dir;
 use hypercast_kernels::attention::HstuBackend;
 use hypercast_store::{Adagrad, Store, StoreOptions};
 
@@ -21,10 +22,7 @@ use crate::{
     Result,
     alignment::AlignmentModules,
     batch::{BatchBuilder, FmBatch},
-    checkpoint::{
-        FORMAT, FmManifest, load_weights, remove_directory, replace_directory, save_weights,
-        weights_of,
-    },
+    checkpoint::{FORMAT, FmManifest, load_weights, replace_checkpoint, save_weights, weights_of},
     cost::ModelSize,
     device::{Cpu, DeviceKind},
     ema,
@@ -262,7 +260,7 @@ where
             Some(saved) => {
                 let mut state = TrainingState::read(saved)?;
                 state.check(saved, config, spec)?;
-                remove_directory(&store)?;
+                atomic_dir::remove(&store)?;
                 Store::open(saved.join("store"))?.copy_into(&store)?;
                 network = load_weights(network, &saved.join(resume::NETWORK_FILE))?;
                 average = average
@@ -395,7 +393,7 @@ where
         for part in split_by_memory(examples, &self.state.config, requests, MAX_SHARD_BYTES) {
             let batch = self.batch_builder.build(part, &self.state.statistics)?;
             let mut rows = vec![0.0; batch.keys.len() * self.state.config.embedding_dim];
-            self.store.gather(&batch.keys, &mut rows);
+            self.store.gather(&batch.keys, &mut rows)?;
             all.push(GatheredBatch { batch, rows });
         }
         let prepare = |part| (network.clone(), part);
@@ -546,7 +544,7 @@ where
         self.store.commit()?;
         let manifest = self.manifest(version);
         let network = self.predicting();
-        replace_directory(dir, |draft| {
+        replace_checkpoint(dir, |draft| {
             save_weights(&network.model, &draft.join("model.safetensors"))?;
             save_weights(&network.alignments, &draft.join("alignment.safetensors"))?;
             self.store.snapshot_into(draft.join("store"), self.state.config.serving_rows)?;
@@ -556,7 +554,7 @@ where
 
     fn save(&mut self, dir: &Path) -> Result<()> {
         let record = self.optimizer.to_record();
-        replace_directory(dir, |draft| {
+        atomic_dir::replace(dir, |draft| {
             self.store.copy_into(draft.join("store"))?;
             save_weights(&self.network, &draft.join(resume::NETWORK_FILE))?;
             if let Some(average) = &self.average {

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Result,
     checkpoint::{
-        FmManifest, ModuleWeight, TensorMap, replace_directory, weights_of, write_tensors,
+        FmManifest, ModuleWeight, TensorMap, replace_checkpoint, weights_of, write_tensors,
     },
 };
 
@@ -192,7 +192,7 @@ impl WeightUpdate {
         let tensor = |(name, (shape, values))| WeightTensor { name, shape, values };
         let tensors = self.tensors()?.into_iter().map(tensor).collect();
         let config = &self.manifest.config;
-        replace_directory(dir, |draft| {
+        replace_checkpoint(dir, |draft| {
             write_tensors(tensors, &draft.join("model.safetensors"))?;
             let store = draft.join("store");
             let mut store = ServingStore::create(store, config.embedding_dim, config.serving_rows)?;

@@ -93,6 +93,30 @@ fn a_request_without_targets_and_a_new_user_are_served() {
 }
 
 #[test]
+fn a_checkpoint_is_found_where_a_replacement_was_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let work = dir.path().join("work");
+    let mut trainer = trainer::create(&work, &config(), &spec(), DeviceKind::Cpu).unwrap();
+    let path = |name: &str| dir.path().join(name);
+    trainer.checkpoint(&path("fm-1.0.0"), "1.0.0").unwrap();
+    let load = |name: &str| inference::load(&path(name), FmServingOptions::default());
+    // As version 0.1.0 set it aside, under a name that fm-1.0.1 had too; and as it is now.
+    for aside in ["fm-1.0.old", "fm-1.0.0.old"] {
+        std::fs::rename(path("fm-1.0.0"), path(aside)).unwrap();
+        assert_eq!(load("fm-1.0.0").unwrap().manifest().version, "1.0.0", "{aside}");
+        assert!(load("fm-1.0.1").is_err(), "{aside} is not of version 1.0.1");
+        trainer.checkpoint(&path("fm-1.0.1"), "1.0.1").unwrap();
+        assert_eq!(load("fm-1.0.0").unwrap().manifest().version, "1.0.0", "{aside}");
+        trainer.checkpoint(&path("fm-1.0.0"), "1.0.0").unwrap();
+        let entries = std::fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["fm-1.0.0", "fm-1.0.1", "work"], "nothing is left of {aside}");
+        std::fs::remove_dir_all(path("fm-1.0.1")).unwrap();
+    }
+}
+
+#[test]
 fn a_damaged_checkpoint_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let mut trainer = trainer::create(dir.path(), &config(), &spec(), DeviceKind::Cpu).unwrap();

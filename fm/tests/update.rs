@@ -34,7 +34,7 @@ fn whole(trainer: &mut dyn FmTrainer) -> WeightUpdate {
     let trained = trainer.trained_weights("1.0.0").unwrap();
     let row_ids: Vec<u64> = trained.rows.ids().collect();
     let mut rows = vec![0.0; row_ids.len() * trained.rows.dim()];
-    trained.rows.gather(&row_ids, &mut rows);
+    trained.rows.gather(&row_ids, &mut rows).unwrap();
     let whole_tensor = |dense: hypercast_fm::update::WeightTensor| TensorSlice {
         name: dense.name,
         shape: dense.shape,
@@ -62,7 +62,7 @@ fn changed(trainer: &mut dyn FmTrainer, since: u64) -> (WeightUpdate, u64) {
     removed.sort_unstable();
     removed.dedup();
     let mut rows = vec![0.0; row_ids.len() * trained.rows.dim()];
-    trained.rows.gather(&row_ids, &mut rows);
+    trained.rows.gather(&row_ids, &mut rows).unwrap();
     let split = |tensor: &TensorSlice| -> Vec<TensorSlice> {
         let parts = tensor.values.chunks(37).enumerate();
         parts

@@ -98,7 +98,32 @@ fn every_kind_of_request_gets_its_documented_response() {
     }
     let (status, answer) = daemon.post("/v2/rank", "{}");
     assert_eq!((status, answer["error"]["code"].as_str()), (404, Some("not_found")));
+    files_that_are_cut_are_named(&daemon, &dir.path().join("runs/fm/store"));
     assert!(daemon.stop());
+}
+
+/// While a file of the store is cut, requests get a 503 and the daemon is not ready; both name the
+/// file. Once it is as it was, both go on.
+fn files_that_are_cut_are_named(daemon: &TestDaemon, store: &std::path::Path) {
+    let body = rank(5, "feed", &[1, 2, 3, 4]).to_string();
+    let (_, expected) = daemon.post("/v1/rank", &body);
+    for name in ["index.table", "rows-00000.slab"] {
+        let path = store.join(name);
+        let content = std::fs::read(&path).unwrap();
+        // In place, as `cp` does it.
+        std::fs::write(&path, &content[..content.len() / 2]).unwrap();
+        let (status, text) = daemon.get("/readyz");
+        assert!(status == 503 && text.contains(name), "{status} {text}");
+        std::fs::write(&path, "").unwrap();
+        let (status, answer) = daemon.post("/v1/rank", &body);
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert_eq!((status, answer["error"]["code"].as_str()), (503, Some("file_lost")));
+        assert!(message.contains(name), "{message}");
+        std::fs::write(&path, content).unwrap();
+        let (status, answer) = daemon.post("/v1/rank", &body);
+        assert_eq!((status, &answer["ranking"]), (200, &expected["ranking"]), "{answer}");
+        assert_eq!(daemon.get("/readyz").0, 200);
+    }
 }
 
 #[test]

@@ -41,6 +41,7 @@ mod training;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use hypercast_core::atomic_file;
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::{
     FeatureConfig,
@@ -183,7 +184,7 @@ impl Config {
     pub fn write(&self, path: &Path) -> Result<()> {
         let text =
             toml::to_string_pretty(self).map_err(|error| Error::data(path, error.to_string()))?;
-        std::fs::write(path, text).map_err(Error::io(path))
+        atomic_file::write(path, text.as_bytes()).map_err(Error::io(path))
     }
 
     /// The entry of an expert by its name.

@@ -1,11 +1,14 @@
 //! Files that are replaced as a whole: after a crash at any moment, a reader finds the old content
-//! or the new one.
+//! or the new one. Folders are in `atomic_dir`.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
+
+use crate::atomic_dir::parent;
 
 /// Replaces the file `path` by `bytes`, and syncs it and its directory.
 ///
@@ -15,7 +18,9 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_with(path, |file| file.write_all(bytes))
 }
 
-/// Replaces the file `path` by what `fill` writes, and syncs it and its directory.
+/// Replaces the file `path` by what `fill` writes, and syncs it and its directory. Who may read the
+/// old file may read the new one, and no others. A device, such as `/dev/stdout`, is written as it
+/// is.
 ///
 /// # Errors
 /// `fill` or the file system fails; the old file is then unchanged.
@@ -23,8 +28,16 @@ pub fn write_with(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {
+    let old = fs::metadata(path).ok();
+    if old.as_ref().is_some_and(|old| !old.is_file()) {
+        let mut device = BufWriter::new(OpenOptions::new().write(true).open(path)?);
+        return fill(&mut device).and_then(|()| device.flush());
+    }
     let draft = draft_path(path);
     let mut file = BufWriter::new(File::create(&draft)?);
+    if let Some(old) = old {
+        file.get_ref().set_permissions(old.permissions())?;
+    }
     fill(&mut file)?;
     let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
@@ -45,10 +58,18 @@ pub fn draft_path(path: &Path) -> PathBuf {
 /// The file system fails.
 pub fn rename(draft: &Path, path: &Path) -> io::Result<()> {
     fs::rename(draft, path)?;
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
-        _ => sync_dir(Path::new(".")),
-    }
+    sync_dir(parent(path))
+}
+
+/// Writes a new file that its owner alone can read, and syncs it and its directory.
+///
+/// # Errors
+/// The file exists, or the file system fails.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    sync_dir(parent(path))
 }
 
 /// Syncs the entries of a directory.
@@ -62,6 +83,18 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_file_is_as_private_as_the_old_one() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write_secret(&path, b"secret").unwrap();
+        assert!(write_secret(&path, b"another").is_err());
+        write(&path, b"changed").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"changed");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 
     #[test]
     fn a_write_that_fails_leaves_the_old_file() {

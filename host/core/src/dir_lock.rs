@@ -5,14 +5,17 @@
 //! file that is left over means nothing.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
     io::{Read, Seek, Write},
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    atomic_dir,
+    error::{CommonErrors as _, Error, Result},
+};
 
 /// The pause between two attempts to get a lock.
 const RETRY_EVERY: Duration = Duration::from_millis(2);
@@ -29,7 +32,7 @@ impl DirLock {
     /// # Errors
     /// Another process holds it (the error has its process id), or the file system fails.
     pub fn acquire(dir: &Path) -> Result<DirLock> {
-        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        atomic_dir::create(dir)?;
         DirLock::try_acquire(&dir.join("owner.lock"), Duration::ZERO)?.map_err(|holder| {
             Error::data(dir, format!("{holder} works here; stop it first, or use another folder"))
         })

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! error         the errors that any crate can meet, and what a caller can do about each
-//! atomic_file   replace a file as a whole      dir_lock   one process a work directory
+//! atomic_file   replace a file as a whole      atomic_dir the same for a folder
+//! dir_lock      one process a work directory
 //! shutdown      finish the step and save       clock      wall clock, processor time, priority
 //! supervised_thread   a thread whose panic is not missed
 //! logging       lines on standard error        progress   bars of long commands
@@ -19,6 +20,7 @@
 //! assert_eq!(error.kind(), ErrorKind::Invalid);
 //! ```
 
+pub mod atomic_dir;
 pub mod atomic_file;
 pub mod clock;
 pub mod dir_lock;

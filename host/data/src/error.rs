@@ -47,7 +47,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::Core(error) => error.kind(),
-            Error::Parquet { .. } | Error::Store(_) | Error::Fm(_) => ErrorKind::Internal,
+            Error::Store(error) => error.kind(),
+            Error::Fm(error) => error.kind(),
+            Error::Parquet { .. } => ErrorKind::Internal,
             Error::Schema(_) => ErrorKind::Invalid,
         }
     }

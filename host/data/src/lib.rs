@@ -56,5 +56,6 @@ pub mod logs;
 pub mod schema;
 pub mod synthetic;
 pub mod tae;
+pub mod versioned;
 
 pub use error::{Error, Result};

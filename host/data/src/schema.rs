@@ -10,6 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use hypercast_core::atomic_file;
 use hypercast_fm::example::{Example, Outcome};
 use serde::{Deserialize, Serialize};
 
@@ -170,7 +171,7 @@ impl Schema {
     pub fn save(&self, path: &Path) -> Result<()> {
         self.validate()?;
         let text = toml::to_string(self).map_err(|error| Error::data(path, error.to_string()))?;
-        fs::write(path, text).map_err(Error::io(path))
+        atomic_file::write(path, text.as_bytes()).map_err(Error::io(path))
     }
 
     /// The schema without ranges: what decides whether models, logs and states of two schemas fit

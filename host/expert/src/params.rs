@@ -24,6 +24,9 @@ use super::wasm::contract::{self, Description, Initialiser};
 /// The metadata key of the [`Provenance`] in a parameter file.
 const PROVENANCE: &str = "hypercast_expert";
 
+/// The version of a parameter file's format.
+const FORMAT: &str = "1";
+
 /// The plugin, network and FM that a set of parameters belongs to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -226,7 +229,8 @@ impl Parameters {
         let tensors = self.tensors().map(|(name, _, values)| checksum(name, values));
         let checksum = checksum_text(tensors);
         let metadata =
-            HashMap::from([(PROVENANCE.to_owned(), provenance), ("checksum".to_owned(), checksum)]);
+            [(PROVENANCE, provenance), ("checksum", checksum), ("format", FORMAT.into())];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
         let file = safetensors::serialize(views, Some(metadata))
             .map_err(|error| Error::data(path, error.to_string()))?;
         atomic_file::write(path, &file).map_err(Error::io(path))
@@ -343,6 +347,9 @@ fn parse(bytes: &[u8], path: &Path) -> Result<SavedParameters, String> {
     let provenance = metadata
         .get(PROVENANCE)
         .ok_or("it is a safetensors file, but not one of an expert's parameters")?;
+    // Files of before there was such a key are of format 1.
+    let format = metadata.get("format").map_or(FORMAT, String::as_str);
+    refuse_if!(format != FORMAT, "it has format {format}, this version reads {FORMAT}");
     let provenance: Provenance = serde_json::from_str(provenance)
         .map_err(|error| format!("its provenance cannot be parsed: {error}"))?;
     let mut tensors = HashMap::new();

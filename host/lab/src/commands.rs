@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
+use hypercast_core::atomic_file;
 use serde::Serialize;
 
 use crate::{
@@ -50,7 +51,7 @@ pub fn run(command: LabCommand) -> anyhow::Result<()> {
             options.setup.work.get_or_insert_with(|| default_work("evaluate", data));
             let report = evaluate::run(&options)?;
             if let Some(path) = &options.plot {
-                std::fs::write(path, report.plot())
+                atomic_file::write(path, report.plot().as_bytes())
                     .with_context(|| format!("writing --plot {}", path.display()))?;
             }
             print_report(&report, options.setup.json.as_deref())
@@ -75,7 +76,7 @@ fn default_work(command: &str, data: DatasetChoice) -> PathBuf {
 fn print_report(report: &(impl Serialize + Display), json: Option<&Path>) -> anyhow::Result<()> {
     print!("{report}");
     if let Some(path) = json {
-        std::fs::write(path, serde_json::to_vec_pretty(report)?)
+        atomic_file::write(path, &serde_json::to_vec_pretty(report)?)
             .with_context(|| format!("writing --json {}", path.display()))?;
     }
     Ok(())

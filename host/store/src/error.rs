@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hypercast_core::error::ErrorKind;
+
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -54,6 +56,14 @@ pub enum Error {
     /// The options are out of range.
     #[error("bad store option: {0}")]
     Options(String),
+    /// A file was cut while it was mapped. Reads go on once it is as it was.
+    #[error("{} cannot be read: {what}; put the file back as it was, from a copy of the store, and it is used again", path.display())]
+    FileLost {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it now.
+        what: String,
+    },
     /// Another writer has the store open.
     #[error("{} is open for writing in {holder}; stop that process or open a reader", path.display())]
     Locked {
@@ -112,6 +122,17 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+}
+
+impl Error {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Core(error) => error.kind(),
+            Error::FileLost { .. } => ErrorKind::Unavailable,
+            _ => ErrorKind::Internal,
+        }
+    }
 }
 
 /// One thing that is wrong with a store's files; see [`check`](crate::check).

@@ -3,6 +3,8 @@
 //! themselves, each stage prefetched some ids ahead. It knows nothing of who may change what
 //! meanwhile; a [`RowSource`] promises that what it points at stays.
 
+use crate::error::Result;
+use crate::fault_guard;
 use crate::index::{NONE, find_from, home};
 use crate::slab::RowShape;
 use crate::view::Base;
@@ -49,10 +51,37 @@ pub(crate) unsafe trait RowSource: Sync {
 }
 
 /// Copies the rows of `ids` to `out`, `[ids.len(), dim]`, zeros for missing ones; gives the number
-/// of those.
-pub(crate) fn gather(source: &impl RowSource, ids: &[u64], out: &mut [f32]) -> usize {
+/// of those. What was read while a file was lost is read again, or is an error.
+pub(crate) fn gather(source: &impl RowSource, ids: &[u64], out: &mut [f32]) -> Result<usize> {
     let dim = source.base().shape.dim;
     assert_eq!(out.len(), ids.len() * dim, "out must be [ids.len(), dim]");
+    loop {
+        let losses = fault_guard::losses();
+        if losses > 0 {
+            restore(source)?;
+        }
+        let misses = gather_parts(source, ids, out);
+        if fault_guard::losses() == losses {
+            return Ok(misses);
+        }
+    }
+}
+
+/// Fails if a file of the source was cut, and names it. A file that is whole again is in use again.
+pub(crate) fn check_files(source: &impl RowSource) -> Result<()> {
+    source.base().look_at_lengths();
+    restore(source)
+}
+
+fn restore(source: &impl RowSource) -> Result<()> {
+    if source.base().check_files().is_ok() {
+        return Ok(());
+    }
+    source.base().restore(&|row| matches!(source.place(row), ValueLocation::Slab(_)))
+}
+
+fn gather_parts(source: &impl RowSource, ids: &[u64], out: &mut [f32]) -> usize {
+    let dim = source.base().shape.dim;
     if ids.len() >= PARALLEL {
         let half = ids.len() / 2;
         let (low, high) = out.split_at_mut(half * dim);

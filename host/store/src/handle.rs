@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::epoch::Epochs;
+use crate::error::Result;
 use crate::gather::{self, RowSource};
 use crate::index::NONE;
 use crate::live::LiveRows;
@@ -43,10 +44,21 @@ struct HandleShared {
 
 impl StoreHandle {
     /// Copies the rows of `ids` to `out`, `[ids.len(), dim]` row-major; a missing
-    /// id gives zeros. Returns the number of missing ids.
-    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> usize {
+    /// id gives zeros. Returns the number of missing ids, or
+    /// [`Error::FileLost`](crate::Error::FileLost).
+    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<usize> {
         let _pin = self.shared.epochs.pin();
         gather::gather(self.shared.live(), ids, out)
+    }
+
+    /// Looks whether every file is whole, also those that nobody reads at the moment. It costs a
+    /// system call a file.
+    ///
+    /// # Errors
+    /// [`Error::FileLost`](crate::Error::FileLost) with the first file that was cut.
+    pub fn check_files(&self) -> Result<()> {
+        let _pin = self.shared.epochs.pin();
+        gather::check_files(self.shared.live())
     }
 
     /// Whether `id` has a row.

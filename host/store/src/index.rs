@@ -9,15 +9,16 @@
 //! match. After the buckets come the numbers of the rows that belonged to no id when the table was
 //! built.
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use hypercast_core::hash::mix64;
-use memmap2::{Mmap, MmapMut};
+use hypercast_core::{atomic_file, hash::mix64};
+use memmap2::MmapMut;
 
 use crate::Error;
 use crate::error::{Damage, REBUILD, Result, io};
+use crate::fault_guard::{FaultGuard, MappingAccess};
 use crate::header::{self, FileHeader, create_zeroed};
+use crate::mapped_file::MappedFile;
 use crate::memory::Residency;
 
 const MAGIC: [u8; 8] = *b"HCINDEX\0";
@@ -72,8 +73,8 @@ impl IndexBucket {
 /// The table, mapped for reading.
 #[derive(Debug)]
 pub(crate) struct Index {
-    path: PathBuf,
-    map: Mmap,
+    pub file: MappedFile,
+    header: FileHeader,
     buckets: usize,
     /// Row numbers below this are in the table, or in its list of free rows.
     pub rows: usize,
@@ -91,38 +92,31 @@ impl Index {
 
     /// Maps `dir`'s index and checks its header, its size and its list of free rows.
     pub fn open(dir: &Path) -> Result<Index> {
-        let path = path(dir);
-        let file = File::open(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => damaged(&path, "it is missing"),
-            _ => io("open", &path)(error),
-        })?;
-        // SAFETY: a table is never changed once it has its name, and never shortened.
-        let map = unsafe { Mmap::map(&file) }.map_err(io("map", &path))?;
-        Residency::of(map.len() as u64).advise(&map);
-        let header = FileHeader::decode(&map, MAGIC, &path).map_err(|error| match error {
-            Error::Corrupt(damage) => Damage { remedy: REBUILD, ..*damage }.into(),
-            other => other,
-        })?;
+        // SAFETY: a table is never changed once it has its name.
+        let file = unsafe { MappedFile::open(path(dir), |path| damaged(path, "it is missing")) }?;
+        file.advise(Residency::of(file.len() as u64));
+        let header = header_of(&file)?;
         let [buckets, rows, ids, free, free_crc, _] = header.fields;
         let wanted = (header::SIZE as u64)
             .checked_add(buckets.saturating_mul(64))
             .and_then(|len| len.checked_add(free.saturating_mul(4)));
-        if wanted != Some(map.len() as u64) || buckets == 0 || ids.checked_add(free) != Some(rows) {
-            return Err(damaged(&path, format!("{} bytes are not its length", map.len())));
+        if wanted != Some(file.len() as u64) || buckets == 0 || ids.checked_add(free) != Some(rows)
+        {
+            return Err(damaged(file.path(), format!("{} bytes are not its length", file.len())));
         }
-        let tail = &map[map.len() - free as usize * 4..];
+        let tail = &file[file.len() - free as usize * 4..];
         if u64::from(crc32fast::hash(tail)) != free_crc {
-            return Err(damaged(&path, "the checksum of its free rows does not match"));
+            return Err(damaged(file.path(), "the checksum of its free rows does not match"));
         }
         let free = tail.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
         let (buckets, rows, ids) = (buckets as usize, rows as usize, ids as usize);
-        Ok(Index { path, map, buckets, rows, ids, free })
+        Ok(Index { file, header, buckets, rows, ids, free })
     }
 
     /// The table, for many lookups: [`home`], then [`find_from`].
     #[inline]
     pub fn table(&self) -> &[IndexBucket] {
-        table(&self.map, self.buckets)
+        table(&self.file, self.buckets)
     }
 
     /// The row number of `id`, or `NONE`.
@@ -132,8 +126,11 @@ impl Index {
         find_from(table, home(id, table.len()), id)
     }
 
-    /// Fails at the first damage.
+    /// Fails at the first damage, and where the file is another index by now.
     pub fn verify(&self) -> Result<()> {
+        if header_of(&self.file)? != self.header {
+            return Err(damaged(self.file.path(), "its header is that of another index"));
+        }
         let mut first = None;
         self.damages(&mut |damage| {
             first.get_or_insert(damage);
@@ -143,7 +140,7 @@ impl Index {
 
     /// Reports every bucket that is not as written, and ids that are too few or too many.
     pub fn damages(&self, report: &mut dyn FnMut(Damage)) {
-        let damage = |what: String| Damage::of_file(&self.path, what, REBUILD);
+        let damage = |what: String| Damage::of_file(self.file.path(), what, REBUILD);
         let mut seen = vec![0u64; self.rows.div_ceil(64)];
         let mut distinct = 0;
         for (at, bucket) in self.table().iter().enumerate() {
@@ -192,6 +189,9 @@ pub(crate) fn build(
     let file = create_zeroed(&partial, &FileHeader { magic: MAGIC, fields }, len as u64)?;
     // SAFETY: the file was made just now under a name that nobody else opens.
     let mut map = unsafe { MmapMut::map_mut(&file) }.map_err(io("map", &partial))?;
+    // SAFETY: the mapping was made just now, and the guard, which comes later, is dropped earlier.
+    let guard = unsafe { FaultGuard::over(map.as_ptr(), map.len(), MappingAccess::ReadWrite) };
+    let guard = guard.map_err(io("guard the mapping of", &partial))?;
     let at = map.len() - tail.len();
     map[at..].copy_from_slice(&tail);
     let table = table_mut(&mut map, buckets);
@@ -205,8 +205,12 @@ pub(crate) fn build(
         bucket.seal |= bucket.checksum();
     }
     map.flush().map_err(io("sync", &partial))?;
+    if guard.losses() > 0 {
+        let what = "it was cut off, or the disk became full, while it was written".into();
+        return Err(Error::FileLost { path: partial, what });
+    }
     let path = path(dir);
-    fs::rename(&partial, &path).map_err(io("rename to", &path))
+    atomic_file::rename(&partial, &path).map_err(io("rename to", &path))
 }
 
 fn insert(table: &mut [IndexBucket], id: u64, row: u32) {
@@ -264,6 +268,13 @@ fn table_mut(bytes: &mut [u8], buckets: usize) -> &mut [IndexBucket] {
     let bytes = &mut bytes[header::SIZE..header::SIZE + buckets * size_of::<IndexBucket>()];
     // SAFETY: as in `table`; and the slice is borrowed mutably.
     unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), buckets) }
+}
+
+fn header_of(file: &MappedFile) -> Result<FileHeader> {
+    FileHeader::decode(file, MAGIC, file.path()).map_err(|error| match error {
+        Error::Corrupt(damage) => Damage { remedy: REBUILD, ..*damage }.into(),
+        other => other,
+    })
 }
 
 fn damaged(path: &Path, what: impl Into<String>) -> Error {

@@ -78,10 +78,16 @@
 //! what can be torn; [`check`] reports all damage. No open needs the store in memory: slabs and
 //! index are mapped, and where they are larger than memory, pages are read singly. In memory are
 //! the overlay, the ids younger than the index (at most a sixteenth), and a bit a row while
-//! verifying. Files are little-endian, and a store must lie on a local disk of a POSIX system:
-//! mappings must not be truncated by others, and file locks must work. At most 2³² − 2 rows and 2³²
-//! − 1 generations, dim at most 4096. The overlay takes about 4·dim + 40 bytes for each distinct
-//! row changed since the last checkpoint.
+//! verifying. Files are little-endian, and a store must lie on a local disk of a POSIX system,
+//! where file locks work. At most 2³² − 2 rows and 2³² − 1 generations, dim at most 4096. The
+//! overlay takes about 4·dim + 40 bytes for each distinct row changed since the last checkpoint.
+//!
+//! # Files that are cut while they are mapped
+//!
+//! A file that others cut under its mapping does not end the process. Reads of that store fail with
+//! [`Error::FileLost`], which names the file, and so do commits. A reader or handle maps the file
+//! again at the next read once it has its length and all its checksums again; a writer must be
+//! opened again, since what it read may have been zeros.
 
 #[cfg(not(all(unix, target_endian = "little")))]
 compile_error!("the store maps little-endian files and needs a POSIX system");
@@ -90,6 +96,7 @@ mod check;
 mod checkpoint;
 mod epoch;
 mod error;
+mod fault_guard;
 mod format;
 mod gather;
 mod handle;
@@ -98,6 +105,7 @@ mod index;
 mod journal;
 mod live;
 mod lock;
+mod mapped_file;
 mod memory;
 mod meta;
 mod overlay;

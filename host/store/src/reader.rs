@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::error::Result;
+use crate::gather;
 use crate::journal::Journal;
 use crate::lock::ReadersLock;
 use crate::meta::Meta;
@@ -73,9 +74,19 @@ impl StoreReader {
     }
 
     /// Copies the rows of `ids` to `out`, `[ids.len(), dim]` row-major; a missing
-    /// id gives zeros. Returns the number of missing ids.
-    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> usize {
+    /// id gives zeros. Returns the number of missing ids, or
+    /// [`Error::FileLost`](crate::Error::FileLost).
+    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<usize> {
         self.view.gather(ids, out)
+    }
+
+    /// Looks whether every file is whole, also those that nobody reads at the moment. It costs a
+    /// system call a file.
+    ///
+    /// # Errors
+    /// [`Error::FileLost`](crate::Error::FileLost) with the first file that was cut.
+    pub fn check_files(&self) -> Result<()> {
+        gather::check_files(&self.view)
     }
 
     /// Writes a snapshot as [`Store::snapshot_into`](crate::Store::snapshot_into) does.

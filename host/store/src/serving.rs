@@ -62,8 +62,9 @@ impl ServingStore {
     }
 
     /// Copies the rows of `ids` to `out`, `[ids.len(), dim]` row-major; a missing
-    /// id gives zeros. Returns the number of missing ids. Sees uncommitted rows.
-    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> usize {
+    /// id gives zeros. Returns the number of missing ids, or [`Error::FileLost`]. Sees uncommitted
+    /// rows.
+    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<usize> {
         self.writer.view.gather(ids, out)
     }
 

@@ -7,15 +7,12 @@
 //! and 65536 items of f32 accumulator, u32 generation of the last change, u32 clock of the last
 //! touch, u32 checksum.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
 use crate::RowFormat;
-use crate::error::{Damage, RESTORE, Result, corrupt, io};
+use crate::error::{Damage, RESTORE, Result, corrupt};
 use crate::header::{self, FileHeader, u32_at, u64_at};
-use crate::memory::Residency;
+use crate::mapped_file::MappedFile;
 use crate::overlay::RowState;
 
 /// The number of rows in one slab.
@@ -70,33 +67,38 @@ impl SlabOffsets {
 #[derive(Debug)]
 pub(crate) struct RowSlab {
     id: SlabId,
-    path: PathBuf,
-    map: Mmap,
+    pub file: MappedFile,
 }
 
 /// Adagrad accumulators of 65536 rows, and when they were changed and touched.
 #[derive(Debug)]
 pub(crate) struct StateSlab {
     id: SlabId,
-    path: PathBuf,
-    map: Mmap,
+    pub file: MappedFile,
 }
 
 impl RowSlab {
     /// Maps a slab that must exist.
     pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
-        let path = Self::path(dir, id);
-        Ok(RowSlab { id, map: map(&path, &Self::header(id), Self::file_len(id))?, path })
+        let file = map(Self::path(dir, id), Self::file_len(id))?;
+        check_header(&file, &Self::header(id))?;
+        Ok(RowSlab { id, file })
     }
 
-    /// Says how it will be used.
-    pub fn advise(&self, residency: Residency) {
-        residency.advise(&self.map);
+    /// Fails if the header, or one of the rows for which `counts` says that they are read here, is
+    /// not as it was written. It is told row numbers of the store.
+    pub fn verify(&self, rows: usize, counts: &dyn Fn(u32) -> bool) -> Result<()> {
+        check_header(&self.file, &Self::header(self.id))?;
+        let first = self.id.number * ROWS_PER_SLAB;
+        for row in (first..rows.min(first + ROWS_PER_SLAB)).filter(|&row| counts(row as u32)) {
+            self.is_free(row - first)?;
+        }
+        Ok(())
     }
 
     /// Where the values of row 0 begin; row `n` follows `n` strides later.
     pub fn start(&self) -> *const u8 {
-        self.map.as_ptr().wrapping_add(header::SIZE)
+        self.file.as_ptr().wrapping_add(header::SIZE)
     }
 
     pub fn path(dir: &Path, id: SlabId) -> PathBuf {
@@ -117,7 +119,7 @@ impl RowSlab {
     /// A row's values as they are kept.
     fn bytes(&self, at: usize) -> &[u8] {
         let stride = self.id.shape.stride();
-        &self.map[SlabOffsets::of(self.id).values + at * stride..][..stride]
+        &self.file[SlabOffsets::of(self.id).values + at * stride..][..stride]
     }
 
     /// Widens a row's values into `out`.
@@ -127,20 +129,20 @@ impl RowSlab {
 
     /// The id in row `row` of this slab.
     pub fn id(&self, at: usize) -> u64 {
-        u64_at(&self.map, SlabOffsets::of(self.id).ids + at * 8)
+        u64_at(&self.file, SlabOffsets::of(self.id).ids + at * 8)
     }
 
     /// Whether a row belongs to no id. Fails if it is not what was written.
     pub fn is_free(&self, at: usize) -> std::result::Result<bool, Damage> {
         let (row, id) = (row_number(self.id, at), self.id(at));
-        let expected = u32_at(&self.map, SlabOffsets::of(self.id).checks + at * 4);
+        let expected = u32_at(&self.file, SlabOffsets::of(self.id).checks + at * 4);
         let found = row_checksum(row, id, self.bytes(at));
         match expected ^ found {
             0 => Ok(false),
             u32::MAX => Ok(true),
             _ => {
                 let what = "the checksum of a row does not match";
-                let damage = Damage::of_file(&self.path, what, RESTORE);
+                let damage = Damage::of_file(self.file.path(), what, RESTORE);
                 let checksums = Some((expected, found));
                 Err(Damage { row: Some(row), id: Some(id), checksums, ..damage })
             }
@@ -153,8 +155,9 @@ impl StateSlab {
 
     /// Maps a slab that must exist.
     pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
-        let path = Self::path(dir, id);
-        Ok(StateSlab { id, map: map(&path, &Self::header(id), Self::FILE_LEN)?, path })
+        let file = map(Self::path(dir, id), Self::FILE_LEN)?;
+        check_header(&file, &Self::header(id))?;
+        Ok(StateSlab { id, file })
     }
 
     pub fn path(dir: &Path, id: SlabId) -> PathBuf {
@@ -170,22 +173,22 @@ impl StateSlab {
     pub fn state(&self, at: usize) -> RowState {
         let start = header::SIZE + at * STATE;
         RowState {
-            accumulator: f32::from_bits(u32_at(&self.map, start)),
-            generation: u32_at(&self.map, start + 4),
-            clock: u32_at(&self.map, start + 8),
+            accumulator: f32::from_bits(u32_at(&self.file, start)),
+            generation: u32_at(&self.file, start + 4),
+            clock: u32_at(&self.file, start + 8),
         }
     }
 
     /// Fails if a row's state is not what was written.
     pub fn verify(&self, at: usize) -> std::result::Result<(), Damage> {
         let (row, start) = (row_number(self.id, at), header::SIZE + at * STATE);
-        let expected = u32_at(&self.map, start + STATE - 4);
-        let found = state_checksum(row, &self.map[start..start + STATE - 4]);
+        let expected = u32_at(&self.file, start + STATE - 4);
+        let found = state_checksum(row, &self.file[start..start + STATE - 4]);
         if expected == found {
             return Ok(());
         }
         let what = "the checksum of a row's optimizer state does not match";
-        let damage = Damage::of_file(&self.path, what, RESTORE);
+        let damage = Damage::of_file(self.file.path(), what, RESTORE);
         Err(Damage { row: Some(row), checksums: Some((expected, found)), ..damage })
     }
 }
@@ -209,21 +212,20 @@ pub(crate) fn row_number(id: SlabId, at: usize) -> u64 {
     (id.number * ROWS_PER_SLAB + at) as u64
 }
 
-fn map(path: &Path, header: &FileHeader, len: u64) -> Result<Mmap> {
-    let file = File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => corrupt(path, "it is missing"),
-        _ => io("open", path)(error),
-    })?;
+fn map(path: PathBuf, len: u64) -> Result<MappedFile> {
     // A checkpoint changes rows of it while it is mapped, but never one that is read here
     // meanwhile: other processes' readers have left (`ReadersLock`), and those of this one have
-    // these rows above the slab (`live`). SAFETY: so no byte that a slice covers changes, and files
-    // of a store are never shortened.
-    let map = unsafe { Mmap::map(&file) }.map_err(io("map", path))?;
-    if map.len() as u64 != len {
-        return Err(corrupt(path, format!("it has {} bytes instead of {len}", map.len())));
+    // these rows above the slab (`live`). SAFETY: so no byte that a slice covers changes.
+    let file = unsafe { MappedFile::open(path, |path| corrupt(path, "it is missing")) }?;
+    if file.len() as u64 != len {
+        return Err(corrupt(file.path(), format!("it has {} bytes instead of {len}", file.len())));
     }
-    if FileHeader::decode(&map, header.magic, path)? != *header {
-        return Err(corrupt(path, "its header is that of another slab"));
+    Ok(file)
+}
+
+fn check_header(file: &MappedFile, header: &FileHeader) -> Result<()> {
+    match FileHeader::decode(file, header.magic, file.path())? == *header {
+        true => Ok(()),
+        false => Err(corrupt(file.path(), "its header is that of another slab")),
     }
-    Ok(map)
 }

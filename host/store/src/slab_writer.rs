@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Result, io};
+use crate::error::{Result, corrupt, io};
 use crate::header::{self, FileHeader};
 use crate::overlay::RowState;
 use crate::slab::{
@@ -111,6 +111,10 @@ impl SlabFile {
             options.create(true).truncate(true);
         }
         let file = options.open(&path).map_err(io("open", &path))?;
+        let found = file.metadata().map_err(io("read", &path))?.len();
+        if !writing.fresh && found != len {
+            return Err(corrupt(&path, format!("it has {found} bytes instead of {len}")));
+        }
         let is_whole = writing.fresh || writing.rows >= ROWS_PER_SLAB / Self::PART;
         let mut whole = is_whole.then(|| vec![0; len as usize]);
         match &mut whole {

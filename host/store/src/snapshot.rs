@@ -4,10 +4,9 @@
 use std::fs;
 use std::path::Path;
 
-use hypercast_core::atomic_file;
+use hypercast_core::atomic_dir;
 
 use crate::error::{Result, io};
-use crate::header::sync_dir;
 use crate::index;
 use crate::journal::{Journal, JournalHead};
 use crate::lock::ReadersLock;
@@ -26,6 +25,7 @@ pub(crate) fn write(
 ) -> Result<()> {
     into_place(dir, |partial| {
         write_rows(view, partial, RowShape { dim: reader.dim(), format })?;
+        view.base.check_always_whole()?;
         let rows = view.len();
         let ids = view.ids_and_rows().map(|(id, _)| id).zip(0..);
         index::build(partial, rows, ids, &[])?;
@@ -46,25 +46,16 @@ pub(crate) fn copy(from: &Path, dir: &Path) -> Result<()> {
             if path.is_file() && kind != "lock" && kind != "partial" {
                 let to = partial.join(name);
                 fs::copy(&path, &to).map_err(io("copy", &path))?;
-                fs::File::open(&to).and_then(|file| file.sync_all()).map_err(io("sync", &to))?;
             }
         }
-        ReadersLock::create(partial)?;
-        sync_dir(partial)
+        ReadersLock::create(partial)
     })
 }
 
 /// Fills a folder beside `dir`, which must not exist or be empty, and gives it that name.
 fn into_place(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     refuse_nonempty(dir)?;
-    let partial = atomic_file::draft_path(dir);
-    if partial.exists() {
-        // Left by a copy that was cut off.
-        fs::remove_dir_all(&partial).map_err(io("remove", &partial))?;
-    }
-    fs::create_dir_all(&partial).map_err(io("create", &partial))?;
-    fill(&partial)?;
-    atomic_file::rename(&partial, dir).map_err(io("rename to", dir))
+    atomic_dir::replace(dir, fill)
 }
 
 fn write_rows(view: &View, dir: &Path, shape: RowShape) -> Result<()> {

@@ -166,8 +166,9 @@ impl Store {
     }
 
     /// Copies the rows of `ids` to `out`, `[ids.len(), dim]` row-major; a missing
-    /// id gives zeros. Returns the number of missing ids. Sees uncommitted updates.
-    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> usize {
+    /// id gives zeros. Returns the number of missing ids, or [`Error::FileLost`]. Sees uncommitted
+    /// updates.
+    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<usize> {
         self.writer.view.gather(ids, out)
     }
 
@@ -185,7 +186,7 @@ impl Store {
                 }
             }
         }
-        self.gather(ids, out);
+        self.gather(ids, out)?;
         Ok(self.len() - before)
     }
 
@@ -327,11 +328,11 @@ mod tests {
         assert_eq!(reader.generation(), 1);
         drop(reader);
         let mut before = [0.0; 3];
-        store.gather(&[1], &mut before);
+        store.gather(&[1], &mut before).unwrap();
         assert_eq!(store.commit().unwrap(), 4);
         assert_eq!(store.writer.journal.bytes(), empty);
         let mut after = [0.0; 3];
-        store.gather(&[1], &mut after);
+        store.gather(&[1], &mut after).unwrap();
         assert_eq!(before, after);
     }
 

@@ -13,6 +13,7 @@ use crate::gather::{self, RowSource, ValueLocation};
 use crate::header::sync_dir;
 use crate::index::{self, Index, NONE};
 use crate::journal::{Journal, JournalHead};
+use crate::mapped_file::MappedFile;
 use crate::memory::Residency;
 use crate::overlay::{Entry, Overlay, RowState};
 use crate::sketch::Sketch;
@@ -51,12 +52,38 @@ impl Base {
         let residency = Residency::of(bytes);
         for number in slabs.len()..slabs_for(rows) {
             let slab = RowSlab::open(dir, SlabId { number, shape })?;
-            slab.advise(residency);
+            slab.file.advise(residency);
             slabs.push(Arc::new(slab));
         }
         let starts = slabs.iter().map(|slab| ValuesStart(slab.start())).collect();
         let index = Arc::new(Index::open(dir)?);
         Ok(Base { shape, rows, slabs, starts, index })
+    }
+
+    /// Fails if a file is lost, and names it.
+    pub fn check_files(&self) -> Result<()> {
+        self.files().try_for_each(MappedFile::check)
+    }
+
+    /// Fails if a file was ever lost since it was mapped: what was read may have been zeros.
+    pub fn check_always_whole(&self) -> Result<()> {
+        self.files().try_for_each(MappedFile::check_always_whole)
+    }
+
+    /// Finds files that were cut and that nobody has read since.
+    pub fn look_at_lengths(&self) {
+        self.files().for_each(MappedFile::look_at_length);
+    }
+
+    /// Maps lost files again that are whole. `counts` says of a row number whether the slabs' row
+    /// is read; what the journal holds may be half written in its slab.
+    pub fn restore(&self, counts: &dyn Fn(u32) -> bool) -> Result<()> {
+        self.index.file.restore(|| self.index.verify())?;
+        self.slabs.iter().try_for_each(|slab| slab.file.restore(|| slab.verify(self.rows, counts)))
+    }
+
+    fn files(&self) -> impl Iterator<Item = &MappedFile> {
+        std::iter::once(&self.index.file).chain(self.slabs.iter().map(|slab| &slab.file))
     }
 
     /// A slab and a row's place in it.
@@ -222,7 +249,7 @@ impl View {
     }
 
     /// Copies the rows of `ids` to `out`, zeros for missing ones; gives the misses.
-    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> usize {
+    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<usize> {
         gather::gather(self, ids, out)
     }
 

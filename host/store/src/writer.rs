@@ -170,6 +170,7 @@ impl StoreWriter {
     /// [`Store::commit`](crate::Store::commit).
     pub fn commit(&mut self) -> Result<u64> {
         self.check_healthy()?;
+        self.check_files()?;
         let sketch_is_clean = self.sketch.as_ref().is_none_or(Sketch::is_clean);
         if self.view.overlay.dirty().next().is_none() && sketch_is_clean {
             return Ok(self.generation());
@@ -192,6 +193,13 @@ impl StoreWriter {
             self.fold()?;
         }
         Ok(generation)
+    }
+
+    /// What was read of a file that was cut may have been zeros, and must not become durable.
+    fn check_files(&self) -> Result<()> {
+        self.view.base.look_at_lengths();
+        self.view.base.check_always_whole()?;
+        self.states.iter().try_for_each(|slab| slab.file.check_always_whole())
     }
 
     fn publish(&mut self, generation: u64) {

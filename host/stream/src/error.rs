@@ -48,7 +48,9 @@ impl Error {
             Error::Core(error) => error.kind(),
             Error::Data(error) => error.kind(),
             Error::Config(error) => error.kind(),
-            Error::Gone { .. } | Error::Store(_) | Error::Fm(_) => ErrorKind::Internal,
+            Error::Store(error) => error.kind(),
+            Error::Fm(error) => error.kind(),
+            Error::Gone { .. } => ErrorKind::Internal,
             Error::Expert(_) => ErrorKind::Unfit,
         }
     }

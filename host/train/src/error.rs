@@ -40,7 +40,8 @@ impl Error {
             Error::Data(error) => error.kind(),
             Error::Config(error) => error.kind(),
             Error::Stream(error) => error.kind(),
-            Error::Store(_) | Error::Fm(_) => ErrorKind::Internal,
+            Error::Store(error) => error.kind(),
+            Error::Fm(error) => error.kind(),
             Error::Expert(error) => error.kind(),
         }
     }

@@ -16,14 +16,13 @@ use serde::Serialize;
 
 use super::{
     eval_window::{EvalWindow, WindowPredictions, judge},
-    fm::remove_dir,
     materialise,
     report::ReportLine,
     stream::{ExpertSetup, LogView},
 };
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, ExpertEntry};
-use hypercast_core::progress::Progress;
+use hypercast_core::{atomic_dir, progress::Progress};
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::logs::LogReader;
 use hypercast_data::schema::Schema;
@@ -91,7 +90,7 @@ pub fn train(
     };
     let report = train_on(config, entry, engine, &LogReader::open_for(&logs, version)?)?;
     if let TrainingSource::Checkpoint(_) = source {
-        remove_dir(&logs)?;
+        atomic_dir::remove(&logs)?;
     }
     Ok(report)
 }
@@ -138,7 +137,7 @@ fn train_on(
         progress.advance(rows as u64, || format!("loss {:.4}", report.losses.iter().sum::<f64>()));
     })?;
     let dir = path.parent().expect("a file in the expert's folder");
-    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    atomic_dir::create(dir)?;
     let mut parameters = stream.trainer.into_parameters();
     parameters.provenance.trained_rows = rows;
     let held = save(&parameters, &path, judge(&blueprint, &metrics.measured().evaluation()))?;

@@ -15,8 +15,9 @@ use serde::Serialize;
 
 use super::report::{ProgressiveCollector, ReportLine};
 use super::run_state::{Over, RunPhase, RunPosition};
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::error::Result;
 use hypercast_config::Config;
+use hypercast_core::atomic_dir;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
@@ -96,7 +97,7 @@ pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resul
     let _owner = DirLock::acquire(&config.paths.fm_work)?;
     // What trainers that follow the stream keep beside it stays.
     for own in ["store", "saved", "saved.old", "saved.partial", "trained"] {
-        remove_dir(&config.paths.fm_work.join(own))?;
+        atomic_dir::remove(&config.paths.fm_work.join(own))?;
     }
     let trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let collector = ProgressiveCollector::new(&spec);
@@ -196,7 +197,7 @@ impl FmRun {
         let total = dataset.requests(until_ms, |_| true)?;
         let skip = (total as f64 * config.logs.skip_share) as u64;
         if self.place.done == 0 {
-            remove_dir(&config.paths.logs)?;
+            atomic_dir::remove(&config.paths.logs)?;
         }
         let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
         let mut log = log_writer(dataset, config, versions)?;
@@ -282,9 +283,4 @@ pub fn log_writer(
 ) -> Result<LogWriter> {
     let (logs, options) = (&config.paths.logs, config.logs.options());
     Ok(LogWriter::create(logs, &dataset.schema, options, versions)?)
-}
-
-/// Removes the results of an earlier run of the same configuration.
-pub fn remove_dir(dir: &std::path::Path) -> Result<()> {
-    Error::found(dir, std::fs::remove_dir_all(dir)).map(drop)
 }

@@ -39,6 +39,7 @@ use crate::ServiceContext;
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
+use hypercast_core::atomic_dir;
 use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
@@ -160,7 +161,7 @@ fn begin(
             tracing::warn!(
                 "no trained FM to begin with; it begins anew (`hypercast train fm` trains one on the past)"
             );
-            super::fm::remove_dir(&own)?;
+            atomic_dir::remove(&own)?;
             trainer::create(&own, &config.fm, spec, config.device)?
         }
     };

@@ -10,6 +10,7 @@ use hypercast_fm::inference;
 
 use crate::error::Result;
 use hypercast_config::Config;
+use hypercast_core::atomic_dir;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
@@ -25,7 +26,7 @@ const BATCH: usize = 128;
 /// # Errors
 /// As [`materialise`].
 pub fn past(dataset: &Dataset, config: &Config, checkpoint: &Path, logs: &Path) -> Result<u64> {
-    super::fm::remove_dir(logs)?;
+    atomic_dir::remove(logs)?;
     let mut config = config.clone();
     config.paths.fm = checkpoint.to_path_buf();
     config.paths.logs = logs.to_path_buf();

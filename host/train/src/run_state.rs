@@ -9,8 +9,8 @@
 
 use std::path::{Path, PathBuf};
 
+use hypercast_core::{atomic_dir, atomic_file};
 use hypercast_fm::{
-    checkpoint::{recover_directory, replace_directory},
     metrics::{MetricsWindow, ScoredPrediction},
     spec::FmSpec,
     trainer::FmTrainer,
@@ -118,20 +118,20 @@ impl Over<'_> {
         collector: &ProgressiveCollector,
     ) -> Result<()> {
         let saved = RunState { format: FORMAT, place, conditions: self.conditions() };
-        replace_directory(&self.dir(), |draft| {
+        atomic_dir::replace(&self.dir(), |draft| {
             trainer.save(&draft.join("trainer"))?;
             write_collector(collector, &draft.join("progressive.parquet"))?;
             let path = draft.join("run.toml");
             let text = toml::to_string_pretty(&saved)
                 .map_err(|error| Error::data(&path, error.to_string()))?;
-            std::fs::write(&path, text).map_err(Error::io(&path))
+            atomic_file::write(&path, text.as_bytes()).map_err(Error::io(&path))
         })
     }
 
     /// Where the saved run stands, and what it predicted so far.
     pub(super) fn load(&self, spec: &FmSpec) -> Result<(RunPosition, ProgressiveCollector)> {
         let dir = self.dir();
-        recover_directory(&dir)?;
+        atomic_dir::recover(&dir)?;
         let path = dir.join("run.toml");
         let text = std::fs::read_to_string(&path).map_err(|error| {
             let advice = "no run is saved here; train without --resume (fm.save_every_requests sets how often a run is saved)";

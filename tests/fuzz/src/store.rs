@@ -64,6 +64,9 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
     Ok(())
 }
 
+/// Files are damaged before they are opened, and not cut afterwards.
+const WHOLE: &str = "no file is cut while it is open";
+
 fn open(dir: &Path, written: &WrittenStore, deep: bool) {
     let ids: Vec<u64> = (0..IDS).chain([u64::MAX]).collect();
     let mut out = vec![0.0; ids.len() * DIM];
@@ -76,7 +79,7 @@ fn open(dir: &Path, written: &WrittenStore, deep: bool) {
         if reader.dim() != DIM {
             continue;
         }
-        reader.gather(&ids, &mut out);
+        reader.gather(&ids, &mut out).expect(WHOLE);
         if verify == Verify::Full {
             assert_known(&ids, &out, written);
         }
@@ -88,7 +91,7 @@ fn open(dir: &Path, written: &WrittenStore, deep: bool) {
         if store.dim() != DIM {
             return;
         }
-        store.gather(&ids, &mut out);
+        store.gather(&ids, &mut out).expect(WHOLE);
         if verify == Verify::Full {
             assert_known(&ids, &out, written);
         }
@@ -98,7 +101,7 @@ fn open(dir: &Path, written: &WrittenStore, deep: bool) {
         if store.dim() != DIM {
             return;
         }
-        store.gather(&ids, &mut out);
+        store.gather(&ids, &mut out).expect(WHOLE);
         if verify == Verify::Full {
             assert_known(&ids, &out, written);
         }
@@ -136,7 +139,7 @@ fn written() -> &'static [WrittenStore; 2] {
         let mut rows = BTreeMap::new();
         for round in 0..4 {
             learn(&mut store, round).expect("a commit");
-            note(&mut rows, |ids, out| _ = store.gather(ids, out));
+            note(&mut rows, |ids, out| _ = store.gather(ids, out).expect(WHOLE));
             if round == 1 {
                 store.checkpoint().expect("a checkpoint");
             }
@@ -149,7 +152,7 @@ fn written() -> &'static [WrittenStore; 2] {
         let mut store = ServingStore::open(&serving, Verify::Full).expect("a snapshot");
         store.upsert_rows(&[2, 90], &[0.5; 2 * DIM]).expect("rows");
         store.commit().expect("a commit");
-        note(&mut rows, |ids, out| _ = store.gather(ids, out));
+        note(&mut rows, |ids, out| _ = store.gather(ids, out).expect(WHOLE));
         drop(store);
         [first, WrittenStore { files: files(&serving), rows, trains: false }]
     })

@@ -5,9 +5,9 @@
 //! versions change. It records its position in the stream, so that a restarted writer continues
 //! after the last complete file without losing or repeating requests.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use hypercast_core::atomic_dir;
 use hypercast_fm::example::Example;
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +100,7 @@ impl LogWriter {
         options: LogOptions,
         versions: Vec<LogVersion>,
     ) -> Result<LogWriter> {
-        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        atomic_dir::create(dir)?;
         let manifest = LogManifest { format: FORMAT, history_len: options.history_len };
         start_or_check(dir, schema, manifest)?;
         let numbers = file_numbers(dir)?;

@@ -97,6 +97,12 @@ fn damaged_and_foreign_files_are_refused() {
         let message = refused(&path);
         assert!(message.contains(why) && message.contains("expert.safetensors"), "{message}");
     }
+    let from = br#""format":"1""#;
+    let at = whole.windows(from.len()).position(|bytes| bytes == from).unwrap();
+    let mut later = whole.clone();
+    later[at + from.len() - 2] = b'2';
+    std::fs::write(&path, later).unwrap();
+    assert!(refused(&path).contains("it has format 2, this version reads 1"));
     let foreign =
         safetensors::serialize(Vec::<(&str, safetensors::tensor::TensorView)>::new(), None)
             .unwrap();

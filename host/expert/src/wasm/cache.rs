@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use hypercast_core::hex::hex;
+use hypercast_core::{atomic_file, hex::hex};
 use ring::rand::SecureRandom;
 use ring::{digest, hmac};
 use wasmtime::component::Component;
@@ -137,7 +137,9 @@ impl Cache {
         [MAGIC.as_slice(), tag.as_ref(), code]
             .into_iter()
             .try_for_each(|part| file.write_all(part))?;
-        file.persist(self.path(name)).map(drop).map_err(|error| error.error)
+        file.as_file().sync_all()?;
+        file.persist(self.path(name)).map_err(|error| error.error)?;
+        atomic_file::sync_dir(&self.config.folder)
     }
 
     /// Deletes the least recently used files until at most `max_bytes` are left.
@@ -222,8 +224,9 @@ fn create_key(folder: &Path) -> io::Result<[u8; TAG]> {
     // Temporary files are readable by their owner alone.
     let mut file = tempfile::Builder::new().prefix(".key-").tempfile_in(folder)?;
     file.write_all(&key)?;
+    file.as_file().sync_all()?;
     match file.persist_noclobber(folder.join(KEY)) {
-        Ok(_) => Ok(key),
+        Ok(_) => atomic_file::sync_dir(folder).map(|()| key),
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => read_key(folder),
         Err(error) => Err(error.error),
     }

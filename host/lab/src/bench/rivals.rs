@@ -34,7 +34,7 @@ impl RivalStore {
         ids.sort_unstable();
         let mut values = vec![0.0; super::store::DIM];
         let mut rows = ids.iter().map(|&id| {
-            from.gather(&[id], &mut values);
+            from.gather(&[id], &mut values).expect(super::store::WHOLE);
             (id, values.iter().flat_map(|value| value.to_le_bytes()).collect())
         });
         (self.load)(dir, &mut rows).map_err(|error| self.failed(&*error))

@@ -35,6 +35,9 @@ const PREFETCH_AHEAD: usize = 8;
 const UPDATES_PER_SECOND: f64 = 100_000.0;
 const UPDATES_PER_COMMIT: usize = 10_000;
 
+/// The bench's folder is its own, so no other program cuts a file.
+pub(super) const WHOLE: &str = "the store's files are whole";
+
 /// The random rows of a read pattern.
 pub(super) struct ReadPattern {
     rows: Vec<usize>,
@@ -77,7 +80,7 @@ impl ReadPattern {
     }
 
     fn gather<'a>(&'a self, reader: &'a StoreReader) -> Contender<'a> {
-        self.read_by(|_, ids, out| reader.gather(ids, out))
+        self.read_by(|_, ids, out| reader.gather(ids, out).expect(WHOLE))
     }
 }
 
@@ -211,7 +214,8 @@ impl StoreBench<'_> {
         let (mut alone_s, mut beside_s, mut updates) = (Vec::new(), Vec::new(), 0.0);
         let turns = self.options.runs.max(3);
         for _ in 0..turns {
-            let mut read = |_: &[usize], ids: &[u64], out: &mut [f32]| handle.gather(ids, out);
+            let mut read =
+                |_: &[usize], ids: &[u64], out: &mut [f32]| handle.gather(ids, out).expect(WHOLE);
             pattern.time(&mut read, &mut alone_s);
             let stop = AtomicBool::new(false);
             let rate = std::thread::scope(|scope| {
@@ -305,7 +309,7 @@ fn plain_copy(reader: &StoreReader, rows: usize) -> Vec<f32> {
     let mut raw = vec![0.0; rows * DIM];
     for (part, out) in raw.chunks_mut(PART * DIM).enumerate() {
         let ids: Vec<u64> = (part * PART..).map(id).take(out.len() / DIM).collect();
-        assert_eq!(reader.gather(&ids, out), 0, "every row exists");
+        assert_eq!(reader.gather(&ids, out).expect(WHOLE), 0, "every row exists");
     }
     raw
 }

@@ -18,6 +18,7 @@ use std::{
 };
 
 use hypercast_config::Config;
+use hypercast_core::atomic_dir;
 use hypercast_data::{
     dataset::Dataset,
     import::{kuairand, movielens, simulate},
@@ -130,7 +131,7 @@ impl DatasetSource {
     /// # Errors
     /// Files that are missing or of another format.
     pub fn import(&self, into: &Path) -> Result<()> {
-        train::fm::remove_dir(into)?;
+        atomic_dir::remove(into)?;
         let into = into.to_path_buf();
         match self.data {
             DatasetChoice::Movielens => {
@@ -155,7 +156,7 @@ impl DatasetSource {
 
 /// Removes folders that may be missing.
 fn remove_dirs(dirs: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<()> {
-    dirs.into_iter().try_for_each(|dir| Ok(train::fm::remove_dir(dir.as_ref())?))
+    dirs.into_iter().try_for_each(|dir| Ok(atomic_dir::remove(dir.as_ref())?))
 }
 
 /// Seconds that each step took, by its name.

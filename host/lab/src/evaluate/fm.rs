@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use hypercast_config::Logs;
+use hypercast_core::{atomic_dir, atomic_file};
 use hypercast_data::{
     dataset::table::{CellType, Column, Field, TableReader, TableWriter},
     features::FeatureConfig,
@@ -16,7 +17,7 @@ use hypercast_fm::{
     spec::{FmConfig, FmSpec},
     trainer,
 };
-use hypercast_train::fm::{dataset_spec, remove_dir};
+use hypercast_train::fm::dataset_spec;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -95,7 +96,7 @@ pub fn run(stream: &DatasetStream<'_>, work: &Path) -> Result<()> {
         std::fs::remove_file(&key_path).map_err(Error::io(&key_path))?;
     }
     let spec = dataset_spec(stream.dataset)?;
-    remove_dir(&config.paths.fm_work)?;
+    atomic_dir::remove(&config.paths.fm_work)?;
     let mut trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let mut table = FmPredictionTable::create(stream, &spec, work)?;
     stream.log("FM", config.fm.tae_width(), None, |part, _| {
@@ -108,7 +109,7 @@ pub fn run(stream: &DatasetStream<'_>, work: &Path) -> Result<()> {
     table.finish()?;
     let text =
         serde_json::to_string_pretty(&FmPhaseKey::new(stream)).expect("plain structs serialise");
-    std::fs::write(&key_path, text + "\n").map_err(Error::io(&key_path))
+    atomic_file::write(&key_path, (text + "\n").as_bytes()).map_err(Error::io(&key_path))
 }
 
 /// Adds the predictions of the FM's heads and the base rates to `scores`.

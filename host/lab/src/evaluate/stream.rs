@@ -5,7 +5,7 @@
 //! the test.
 
 use hypercast_config::Config;
-use hypercast_core::progress::Progress;
+use hypercast_core::{atomic_dir, progress::Progress};
 use hypercast_data::{
     dataset::{Dataset, timeline::Span},
     features::replay::{Pretraining, Replay, ReplayOptions},
@@ -15,7 +15,7 @@ use hypercast_fm::{
     example::Example,
     trainer::{FmTrainer, StepOutput},
 };
-use hypercast_train::fm::{FIRST_VERSION, log_writer, remove_dir};
+use hypercast_train::fm::{FIRST_VERSION, log_writer};
 
 use super::window::TestWindow;
 use crate::error::Result;
@@ -200,7 +200,7 @@ impl DatasetStream<'_> {
         surface: Option<u16>,
         mut embed: impl FnMut(&StreamBatch<'_>, bool) -> Result<Vec<f32>>,
     ) -> Result<()> {
-        remove_dir(&self.config.paths.logs)?;
+        atomic_dir::remove(&self.config.paths.logs)?;
         let versions = vec![LogVersion::new(FIRST_VERSION, width)];
         let mut log = log_writer(self.dataset, self.config, versions)?;
         let skip = self.skip()?;

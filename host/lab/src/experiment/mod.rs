@@ -22,13 +22,13 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::ValueEnum as _;
 use hypercast_config::Config;
+use hypercast_core::atomic_dir;
 use hypercast_data::{dataset::Dataset, logs::LogReader, schema::BinaryLabels};
 use hypercast_expert::Engine;
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
     trainer::{self, FmTrainer},
 };
-use hypercast_train::fm::remove_dir;
 use serde_json::{Value, json};
 
 pub use self::report::{ExperimentReport, ExperimentRow};
@@ -200,7 +200,7 @@ impl ExperimentContext<'_> {
         spec: &FmSpec,
     ) -> Result<Box<dyn FmTrainer>> {
         let dir = config.paths.fm_work.join(name);
-        remove_dir(&dir)?;
+        atomic_dir::remove(&dir)?;
         Ok(trainer::create(&dir, fm, spec, config.device)?)
     }
 

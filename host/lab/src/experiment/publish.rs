@@ -8,6 +8,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use hypercast_config::{Config, PublishSettings};
+use hypercast_core::atomic_dir;
 use hypercast_fm::{
     inference::{self, FmServingOptions, FoundationModel},
     trainer::FmTrainer,
@@ -17,7 +18,7 @@ use hypercast_stream::{
     streams::{MemoryEngine, StreamEngine, Topic},
 };
 use hypercast_train::{
-    fm::{FIRST_VERSION, dataset_spec, remove_dir},
+    fm::{FIRST_VERSION, dataset_spec},
     report::ALL,
 };
 use serde_json::{Value, json};
@@ -98,7 +99,7 @@ fn follow(
     let spec = dataset_spec(context.dataset)?;
     let heads = FmHeads::new(spec.main_tasks(), context);
     let dir = config.paths.fm_work.join("fm");
-    remove_dir(&dir)?;
+    atomic_dir::remove(&dir)?;
     let mut trainer = context.fm(config, "fm/trainer", &config.fm, &spec)?;
     let every_ms = (context.options.publish_minutes * 6e4) as i64;
     let mut copies: Vec<ServingCopy> = Vec::new();

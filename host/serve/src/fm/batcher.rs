@@ -164,7 +164,7 @@ impl BatchWorker {
             Err(_) if jobs.len() > 1 => jobs.into_iter().for_each(|job| self.answer(vec![job])),
             Err(error) => {
                 for job in jobs {
-                    let _ = job.reply.send(Err(Refusal::internal(&error)));
+                    let _ = job.reply.send(Err(Refusal::of_fm(&error)));
                 }
             }
         }

@@ -46,6 +46,18 @@ impl FmTier {
         }
     }
 
+    /// Looks whether the files that the FM reads while it serves are whole. Another process looks
+    /// after its own.
+    ///
+    /// # Errors
+    /// See [`hypercast_fm::inference::FoundationModel::check_files`].
+    pub fn check_files(&self) -> hypercast_fm::Result<()> {
+        match self {
+            Self::Local(batcher) => batcher.fm.check_files(),
+            Self::Remote(_) => Ok(()),
+        }
+    }
+
     /// Hits and misses of the history cache; none for an FM in another process.
     pub fn cache_counts(&self) -> Option<CacheCounts> {
         match self {

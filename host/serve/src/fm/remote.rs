@@ -223,10 +223,19 @@ impl RemoteFm {
 /// Translates the other tier's refusal for the caller of this one.
 fn refusal(status: u16, body: &[u8], unreachable: impl Fn(String) -> Refusal) -> Refusal {
     match status {
+        503 if refusal_code(body) == Refusal::FILE_LOST => {
+            Refusal::FileLost(refusal_message(status, body))
+        }
         503 => Refusal::Overloaded { retry_after_ms: 100 },
         504 => Refusal::Deadline,
         _ => unreachable(refusal_message(status, body)),
     }
+}
+
+/// The code of a refusal's body; empty if it has none.
+fn refusal_code(body: &[u8]) -> String {
+    serde_json::from_slice::<RefusalBody>(body)
+        .map_or_else(|_| String::new(), |body| body.error.code)
 }
 
 /// The message of a refusal's body.

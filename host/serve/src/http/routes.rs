@@ -131,8 +131,12 @@ async fn rank(
     let asked = Instant::now();
     let output = fetched.fm().tier.infer(fetched.example.clone(), deadline).await.map(Arc::new);
     let took = asked.elapsed();
-    if let Err(refusal @ (Refusal::Overloaded { .. } | Refusal::Deadline | Refusal::Internal(_))) =
-        output
+    if let Err(
+        refusal @ (Refusal::Overloaded { .. }
+        | Refusal::Deadline
+        | Refusal::FileLost(_)
+        | Refusal::Internal(_)),
+    ) = output
     {
         return Err(refusal);
     }
@@ -202,8 +206,8 @@ fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> RequestResult<&'a Ser
     })
 }
 
-/// `GET /readyz`: whether every version that should serve is loaded, every thread runs, and the
-/// streams bring few records that cannot be used.
+/// `GET /readyz`: whether every version that should serve is loaded and its files are whole, every
+/// thread runs, and the streams bring few records that cannot be used.
 ///
 /// A process that cannot load a promotion is not ready, although what it served before goes on. A
 /// load balancer that must keep replicas through a bad promotion should use `/readyz/serving`.
@@ -213,6 +217,13 @@ async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
     }
     let models = &app.loaded()?.models;
     let (missing, problem) = (lock(&models.missing).clone(), models.problem());
+    let set = models.set();
+    // It looks at files, and reads those that were cut and are whole again.
+    let lost = tokio::task::spawn_blocking(move || set.lost_files());
+    let lost = lost.await.map_err(Refusal::internal)?;
+    if !lost.is_empty() {
+        return Err(Refusal::FileLost(lost.join("; ")));
+    }
     if let Some(warning) = app.metrics.set_aside_warning().filter(|_| missing.is_empty()) {
         return Ok(not_ready(&missing, &warning));
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hypercast_core::error::ErrorKind;
 use serde::{Deserialize, Serialize};
 
 use crate::request::convert::{NamedFeatures, unique_keys};
@@ -332,6 +333,9 @@ pub enum Refusal {
     /// The deadline passed.
     #[error("no answer in time (server.deadline_ms, or the caller's {DEADLINE_HEADER})")]
     Deadline,
+    /// A file that the FM reads while it serves was cut; the message names it.
+    #[error("{0}")]
+    FileLost(String),
     /// Another tier does not answer.
     #[error("{0}")]
     Unreachable(String),
@@ -341,6 +345,17 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The code of [`Refusal::FileLost`].
+    pub(crate) const FILE_LOST: &str = "file_lost";
+
+    /// A failure of the FM in this process.
+    pub(crate) fn of_fm(error: &hypercast_fm::Error) -> Self {
+        match error.kind() {
+            ErrorKind::Unavailable => Refusal::FileLost(error.to_string()),
+            _ => Refusal::internal(error),
+        }
+    }
+
     /// A failure of the host.
     pub(crate) fn internal(error: impl std::fmt::Display) -> Self {
         Refusal::Internal(error.to_string())
@@ -365,6 +380,7 @@ impl Refusal {
             Refusal::NoVersion { .. } => (404, "no_version"),
             Refusal::Starting => (503, "starting"),
             Refusal::Overloaded { .. } | Refusal::BodiesFull { .. } => (503, "overloaded"),
+            Refusal::FileLost(_) => (503, Refusal::FILE_LOST),
             Refusal::Deadline => (504, "deadline"),
             Refusal::Unreachable(_) => (502, "unreachable"),
             Refusal::Internal(_) => (500, "internal"),

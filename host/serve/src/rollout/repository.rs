@@ -11,13 +11,17 @@ use std::{
 };
 
 use hypercast_config::sha256;
-use hypercast_core::atomic_file;
+use hypercast_core::{atomic_dir, atomic_file};
+use hypercast_data::versioned;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
     rollout::signature::PushManifest,
 };
+
+/// The version of the format of the lists of pushes.
+const FORMAT: u32 = 1;
 
 /// How far in the future a push may be signed, in milliseconds. Later pushes must be newer, so a
 /// wrong clock would block them.
@@ -57,8 +61,7 @@ impl Repository {
     /// The folder cannot be created.
     pub fn open(dir: &Path) -> Result<Self> {
         for part in ["objects", "names"] {
-            let part = dir.join(part);
-            fs::create_dir_all(&part).map_err(Error::io(&part))?;
+            atomic_dir::create(&dir.join(part))?;
         }
         Ok(Self { dir: dir.canonicalize().map_err(Error::io(dir))? })
     }
@@ -111,9 +114,9 @@ impl Repository {
             parameters: manifest.parameters.clone(),
         };
         known.versions.insert(manifest.version.clone(), pushed);
-        let bytes = serde_json::to_vec(&known).expect("a plain struct serialises");
+        let text = versioned::to_json(&known, FORMAT).to_string();
         let path = self.name_path(&manifest.name);
-        atomic_file::write(&path, &bytes).map_err(Error::io(&path))
+        atomic_file::write(&path, text.as_bytes()).map_err(Error::io(&path))
     }
 
     /// Stores bytes under their hash, unless they are there already.
@@ -170,7 +173,7 @@ impl Repository {
     fn known(&self, name: &str) -> Result<PushHistory> {
         let path = self.name_path(name);
         match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+            Ok(bytes) => versioned::from_json(&bytes, FORMAT).map_err(|error| {
                 Error::data(&path, format!("the list of pushes is damaged ({error}); restore it; moving it away also removes the protection against old pushes"))
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(PushHistory::default()),

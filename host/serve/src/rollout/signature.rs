@@ -3,10 +3,13 @@
 //! The signed text is kept exactly as it was signed, and never serialised again before the check.
 //! [`accept`](super::accept) decides which keys are trusted.
 
-use std::{io::Write, path::Path};
+use std::path::Path;
 
 use hypercast_config::PublicKey;
-use hypercast_core::hex::{hex, unhex};
+use hypercast_core::{
+    atomic_file,
+    hex::{hex, unhex},
+};
 use ring::{
     rand::SystemRandom,
     signature::{Ed25519KeyPair, KeyPair},
@@ -93,11 +96,8 @@ impl SecretKey {
     /// # Errors
     /// The file exists, or cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let mut options = std::fs::OpenOptions::new();
-        let mut file =
-            options.write(true).create_new(true).mode(0o600).open(path).map_err(Error::io(path))?;
-        writeln!(file, "{SECRET}{}", hex(&self.document)).map_err(Error::io(path))
+        let text = format!("{SECRET}{}\n", hex(&self.document));
+        atomic_file::write_secret(path, text.as_bytes()).map_err(Error::io(path))
     }
 
     /// The public key that verifies its signatures.

@@ -6,12 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hypercast_core::atomic_file;
+use hypercast_core::{atomic_dir, atomic_file};
+use hypercast_data::versioned;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
     rollout::Rollout,
 };
+
+/// The version of the files' format.
+const FORMAT: u32 = 1;
 
 /// Most rollouts of an expert that are kept after their end.
 const REMEMBERED: usize = 32;
@@ -27,7 +31,7 @@ pub(super) struct RolloutFiles {
 impl RolloutFiles {
     /// Opens the folder, and creates it if it is missing.
     pub(super) fn open(dir: &Path) -> Result<Self> {
-        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        atomic_dir::create(dir)?;
         Ok(Self { dir: dir.to_path_buf() })
     }
 
@@ -40,7 +44,7 @@ impl RolloutFiles {
                 continue;
             }
             let bytes = fs::read(&path).map_err(Error::io(&path))?;
-            match serde_json::from_slice::<Rollout>(&bytes) {
+            match versioned::from_json::<Rollout>(&bytes, FORMAT) {
                 Ok(rollout) => {
                     all.insert((rollout.name().to_owned(), rollout.version().to_owned()), rollout);
                 }
@@ -53,9 +57,9 @@ impl RolloutFiles {
     }
 
     pub(super) fn write(&self, rollout: &Rollout) -> Result<()> {
-        let bytes = serde_json::to_vec_pretty(rollout).expect("a plain struct serialises");
+        let text = format!("{:#}\n", versioned::to_json(rollout, FORMAT));
         let path = self.path(rollout);
-        atomic_file::write(&path, &bytes).map_err(Error::io(&path))
+        atomic_file::write(&path, text.as_bytes()).map_err(Error::io(&path))
     }
 
     /// Removes the oldest finished rollouts of an expert.

@@ -199,6 +199,15 @@ impl ServingSet {
         })
     }
 
+    /// What is wrong with files that its FMs read while they serve, by FM.
+    pub fn lost_files(&self) -> Vec<String> {
+        let lost = self.fms().filter_map(|fm| {
+            let error = fm.tier.check_files().err()?;
+            Some(format!("FM {}: {error}", fm.version()))
+        });
+        lost.collect()
+    }
+
     fn problem(&self) -> Option<String> {
         (!self.unloaded.is_empty()).then(|| self.unloaded.join("; "))
     }

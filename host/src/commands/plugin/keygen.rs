@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use hypercast_core::atomic_file;
 use hypercast_serve::rollout::SecretKey;
 
 /// Arguments of `hypercast plugin keygen`.
@@ -17,7 +18,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let key = SecretKey::generate()?;
     key.write(&args.file)?;
     let public = key.public();
-    std::fs::write(args.file.with_added_extension("pub"), format!("{}\n", public.text()))?;
+    let text = format!("{}\n", public.text());
+    atomic_file::write(&args.file.with_added_extension("pub"), text.as_bytes())?;
     eprintln!(
         "key {}: {} is secret; the operator adds this line to rollout.trusted_keys:",
         public.id(),

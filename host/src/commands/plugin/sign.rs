@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::read;
 use hypercast_config::sha256;
-use hypercast_core::clock::now_ms;
+use hypercast_core::{atomic_file, clock::now_ms};
 use hypercast_expert::wasm::contract::TYPES_IMPORT;
 use hypercast_serve::rollout::{PushManifest, SecretKey, SignedManifest};
 
@@ -53,7 +53,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let signed = args.what.sign(&args.component)?;
     let out = args.out.unwrap_or_else(|| args.component.with_added_extension("sig"));
     let text = serde_json::to_string_pretty(&signed)?;
-    std::fs::write(&out, text + "\n").with_context(|| out.display().to_string())?;
+    atomic_file::write(&out, (text + "\n").as_bytes())
+        .with_context(|| out.display().to_string())?;
     let PushManifest { name, version, .. } = signed.claims()?;
     println!("{name} {version}: signed by key {} in {}", signed.key, out.display());
     Ok(())

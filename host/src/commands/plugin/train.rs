@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 
 use hypercast_config::{Config, ExpertEntry, TrainOn};
+use hypercast_core::atomic_file;
 use hypercast_data::logs::LogReader;
 use hypercast_expert::wasm::contract;
 use hypercast_expert::{Engine, Plugin};
@@ -74,14 +75,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let source = expert::TrainingSource::Logs(args.fm.as_deref());
     let trained = expert::train(&config, &entry, &engine, source)?;
-    std::fs::rename(&trained.parameters, &out)
+    atomic_file::rename(&trained.parameters, &out)
         .with_context(|| format!("cannot write {}", out.display()))?;
     println!("{}, {} rows, first pass, {:.1} s:", trained.plugin, trained.rows, trained.seconds);
     print!("{}", report::table(&trained.progressive));
     println!("parameters: {}", out.display());
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&trained.progressive)?;
-        std::fs::write(file, text + "\n")
+        atomic_file::write(file, (text + "\n").as_bytes())
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(())

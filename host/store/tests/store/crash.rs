@@ -58,7 +58,7 @@ fn write_forever(dir: &Path) {
         let mut out = vec![0.0; 2000 * OPTIONS.dim];
         for generation in (1..=handle.generation().max(10)).cycle() {
             let (ids, _) = updates(generation);
-            handle.gather(&ids, &mut out[..ids.len() * OPTIONS.dim]);
+            handle.gather(&ids, &mut out[..ids.len() * OPTIONS.dim]).unwrap();
             std::thread::sleep(Duration::from_micros(100));
         }
     });

@@ -209,5 +209,5 @@ fn gradients_that_are_not_finite_change_nothing() {
 #[should_panic(expected = "out must be [ids.len(), dim]")]
 fn a_slice_of_the_wrong_length_panics() {
     let dir = tempfile::tempdir().unwrap();
-    Store::create(dir.path(), &OPTIONS).unwrap().gather(&[1, 2], &mut [0.0; 3]);
+    Store::create(dir.path(), &OPTIONS).unwrap().gather(&[1, 2], &mut [0.0; 3]).unwrap();
 }

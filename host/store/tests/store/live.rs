@@ -25,13 +25,13 @@ fn a_handle_sees_what_is_committed_and_nothing_else() {
     train(&mut store, &[1, 2]);
     let handle = store.handle().unwrap();
     assert_eq!((handle.len(), handle.generation()), (0, 0), "nothing is committed yet");
-    assert_eq!(handle.gather(&[1], &mut [0.0; DIM]), 1);
+    assert_eq!(handle.gather(&[1], &mut [0.0; DIM]).unwrap(), 1);
     let mut all: Vec<u64> = vec![1, 2];
     model.adagrad(&all, &[0.5; DIM * 2], &STEP);
     for round in 0..6u64 {
         store.commit().unwrap();
         let check = |model: &Model| {
-            model.check(all.iter().copied(), DIM, |ids, out| handle.gather(ids, out))
+            model.check(all.iter().copied(), DIM, |ids, out| handle.gather(ids, out).unwrap())
         };
         check(&model);
         // Uncommitted updates and new ids do not show.
@@ -51,14 +51,14 @@ fn a_handle_sees_what_is_committed_and_nothing_else() {
     assert_eq!((handle.len(), handle.generation()), (all.len(), store.generation()));
     assert!(handle.contains(1) && !handle.contains(0));
     let late = store.handle().unwrap();
-    model.check(all.iter().copied(), DIM, |ids, out| late.gather(ids, out));
+    model.check(all.iter().copied(), DIM, |ids, out| late.gather(ids, out).unwrap());
     drop(store);
-    model.check(all.iter().copied(), DIM, |ids, out| handle.gather(ids, out));
+    model.check(all.iter().copied(), DIM, |ids, out| handle.gather(ids, out).unwrap());
     // Another writer may come, but changes no slab under a handle that is left.
     let mut again = Store::open(dir.path()).unwrap();
     train(&mut again, &all);
     assert!(!again.checkpoint().unwrap());
-    model.check(all.iter().copied(), DIM, |ids, out| handle.gather(ids, out));
+    model.check(all.iter().copied(), DIM, |ids, out| handle.gather(ids, out).unwrap());
     drop((handle, late));
     assert!(again.checkpoint().unwrap());
 }
@@ -95,7 +95,7 @@ fn rows_are_whole_and_their_own_while_the_writer_goes_on() {
                 let ids: Vec<u64> = (0..700).map(|i| (i * (7 + reader)) % (2 * IDS)).collect();
                 let mut out = vec![0.0; ids.len() * DIM];
                 while !stop.load(Ordering::Relaxed) {
-                    handle.gather(&ids, &mut out);
+                    handle.gather(&ids, &mut out).unwrap();
                     for (&id, values) in ids.iter().zip(out.chunks(DIM)) {
                         assert!(
                             values.iter().all(|v| *v == values[0]),
@@ -155,7 +155,7 @@ fn quantised_snapshots_give_rounded_rows_and_take_upserts() {
         let reader = StoreReader::open(&to).unwrap();
         assert_eq!(reader.format(), format);
         let mut out = vec![0.0; exact.len()];
-        assert_eq!(reader.gather(&ids, &mut out), 0);
+        assert_eq!(reader.gather(&ids, &mut out).unwrap(), 0);
         assert!(exact.iter().zip(&out).all(|(a, b)| (a - b).abs() <= most), "{format:?}");
         drop(reader);
         let mut serving = ServingStore::open(&to, Verify::Full).unwrap();
@@ -164,10 +164,10 @@ fn quantised_snapshots_give_rounded_rows_and_take_upserts() {
         serving.upsert_rows(&[10, 7], &[&sent[..], &sent[..]].concat()).unwrap();
         serving.commit().unwrap();
         let mut before = vec![0.0; DIM * 3];
-        assert_eq!(handle.gather(&[7, 10, 8], &mut before), 1);
+        assert_eq!(handle.gather(&[7, 10, 8], &mut before).unwrap(), 1);
         assert!(serving.checkpoint().unwrap());
         let mut after = vec![0.0; DIM * 3];
-        handle.gather(&[7, 10, 8], &mut after);
+        handle.gather(&[7, 10, 8], &mut after).unwrap();
         assert_eq!(before, after, "{format:?}: a checkpoint changes no row");
         let error = serving.upsert_rows(&[1], &[f32::NAN; DIM]).unwrap_err();
         assert!(matches!(error, Error::NotFiniteValue { id: 1 }), "{error}");

@@ -1,6 +1,7 @@
 //! Black-box tests of the store against a model in a hash map.
 
 mod crash;
+mod cut;
 mod damage;
 mod live;
 mod model;

@@ -76,12 +76,12 @@ impl Model {
 
     pub fn check_store(&self, store: &Store) {
         assert_eq!(store.len(), self.rows.len());
-        self.check(store.ids(), store.dim(), |ids, out| store.gather(ids, out));
+        self.check(store.ids(), store.dim(), |ids, out| store.gather(ids, out).unwrap());
     }
 
     pub fn check_reader(&self, reader: &StoreReader) {
         assert_eq!(reader.len(), self.rows.len());
-        self.check(reader.ids(), reader.dim(), |ids, out| reader.gather(ids, out));
+        self.check(reader.ids(), reader.dim(), |ids, out| reader.gather(ids, out).unwrap());
     }
 
     /// Panics unless `store` has this optimizer state too, which shows in

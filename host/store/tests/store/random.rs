@@ -107,7 +107,7 @@ fn initial_values_depend_on_seed_and_id_alone() {
             store.gather_or_init(&[*id], &mut out).unwrap();
         }
         let mut out = vec![0.0; 48];
-        assert_eq!(store.gather(&[5, 6, u64::MAX], &mut out), 0);
+        assert_eq!(store.gather(&[5, 6, u64::MAX], &mut out).unwrap(), 0);
         out
     };
     let a = make("a", 1, &[5, 6, u64::MAX]);

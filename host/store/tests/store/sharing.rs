@@ -40,7 +40,7 @@ fn a_reader_sees_its_generation_while_the_writer_goes_on() {
     }
     std::thread::scope(|scope| {
         for (reader, _) in &readers {
-            scope.spawn(|| reader.gather(&[1, 2, 3], &mut [0.0; 12]));
+            scope.spawn(|| reader.gather(&[1, 2, 3], &mut [0.0; 12]).unwrap());
         }
     });
     for (reader, model) in &readers {

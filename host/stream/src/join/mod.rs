@@ -100,7 +100,27 @@ impl OutcomeRecord {
     }
 }
 
+/// Records of both streams begin with the number of their variant, which is smaller than this. A
+/// later version of the format begins with a number from here on.
+const LATER_FORMATS: u8 = 16;
+
 fn decode<'a, T: Deserialize<'a>>(stream: &str, payload: &'a [u8]) -> Result<T> {
-    postcard::from_bytes(payload)
-        .map_err(|error| Error::internal(format!("a record of the {stream} stream: {error}")))
+    let wrong = |why: String| Error::internal(format!("a record of the {stream} stream: {why}"));
+    if let Some(format @ LATER_FORMATS..) = payload.first() {
+        return Err(wrong(format!(
+            "its format {format} is of a later version of hypercast; use that version"
+        )));
+    }
+    postcard::from_bytes(payload).map_err(|error| wrong(error.to_string()))
+}
+
+#[cfg(test)]
+#[test]
+fn records_of_a_later_format_are_refused_as_such() {
+    for format in [LATER_FORMATS, u8::MAX] {
+        let error = JoinedRecord::decode(&[format, 0, 0]).unwrap_err().to_string();
+        assert!(error.contains("later version"), "{error}");
+    }
+    let error = OutcomeRecord::decode(&[3]).unwrap_err().to_string();
+    assert!(!error.contains("later version"), "{error}");
 }

@@ -143,7 +143,7 @@ impl PublishedState {
             delta.weights.removed = removed.iter().copied().take((budget / 8) as usize).collect();
             delta.weights.removed.iter().for_each(|id| _ = removed.remove(id));
             budget -= 8 * delta.weights.removed.len() as u64;
-            candidates.extend(self.moved_rows(rows, store));
+            candidates.extend(self.moved_rows(rows, store)?);
             delta.unsent.removed = removed;
             delta.unsent.generation = rows.generation();
         }
@@ -164,7 +164,7 @@ impl PublishedState {
         }
         if let Some(rows) = source.rows() {
             delta.weights.rows = vec![0.0; delta.weights.ids.len() * rows.dim()];
-            rows.gather(&delta.weights.ids, &mut delta.weights.rows);
+            rows.gather(&delta.weights.ids, &mut delta.weights.rows)?;
         }
         Ok(Some(delta))
     }
@@ -218,7 +218,7 @@ impl PublishedState {
         &self,
         rows: &Store,
         store: &ServingStore,
-    ) -> Vec<DeltaCandidate<WeightComponent>> {
+    ) -> Result<Vec<DeltaCandidate<WeightComponent>>> {
         let dim = rows.dim();
         let mut ids: Vec<u64> = rows.changed_since(self.unsent.generation).collect();
         ids.extend(self.unsent.waited.keys().filter_map(|component| match *component {
@@ -232,8 +232,8 @@ impl PublishedState {
         let (mut square, mut values) = (0.0, 0u64);
         for ids in ids.chunks(ROWS) {
             let (now, was) = (&mut now[..ids.len() * dim], &mut was[..ids.len() * dim]);
-            rows.gather(ids, now);
-            store.gather(ids, was);
+            rows.gather(ids, now)?;
+            store.gather(ids, was)?;
             for ((&id, now), was) in ids.iter().zip(now.chunks(dim)).zip(was.chunks(dim)) {
                 let movement = distance(now, was);
                 square += rms(now).powi(2) * dim as f64;
@@ -247,7 +247,7 @@ impl PublishedState {
         }
         let scale = (square / values.max(1) as f64).sqrt().max(f64::MIN_POSITIVE);
         moved.iter_mut().for_each(|candidate| candidate.movement /= scale);
-        moved
+        Ok(moved)
     }
 }
 

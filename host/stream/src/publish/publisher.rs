@@ -203,7 +203,7 @@ impl Publisher {
             let all: Vec<u64> = rows.ids().collect();
             for ids in all.chunks(rows_per_part(dim)) {
                 let mut values = vec![0.0; ids.len() * dim];
-                rows.gather(ids, &mut values);
+                rows.gather(ids, &mut values)?;
                 writer.rows(ids, &values)?;
                 state.keep_rows(ids, &values)?;
             }

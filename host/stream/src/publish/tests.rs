@@ -110,7 +110,7 @@ impl Served {
     fn of(model: &Model) -> Served {
         let row = |id| {
             let mut row = vec![0.0; DIM];
-            model.table().gather(&[id], &mut row);
+            model.table().gather(&[id], &mut row).unwrap();
             (id, row)
         };
         let rows = model.table().ids().map(row).collect();

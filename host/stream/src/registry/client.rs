@@ -3,11 +3,15 @@
 
 use std::time::Duration;
 
+use hypercast_data::versioned;
 use serde::Deserialize;
 
 use super::{Change, Decision, Registry};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::streams::{Reader, Record, StreamEngine, Topic};
+
+/// The version of a decision's format.
+const FORMAT: u32 = 1;
 
 /// Records per read.
 const READ_RECORDS: usize = 1024;
@@ -91,8 +95,8 @@ impl RegistryFollower {
             if changes.is_empty() {
                 return Ok(false);
             }
-            let payload = serde_json::to_vec(&Decision::new(changes))
-                .map_err(|error| Error::internal(format!("cannot encode a decision: {error}")))?;
+            let decision = versioned::to_json(&Decision::new(changes), FORMAT);
+            let payload = decision.to_string().into_bytes();
             let (end, record) = (self.reader.position(), Record { id: 0, payload });
             if engine.append_at(&Topic::versions(), end, &[record])?.is_some() {
                 // Reads the decision back, so that this follower has applied it, too.
@@ -119,9 +123,9 @@ impl RegistryFollower {
     pub fn poll(&mut self, wait: Duration) -> Result<bool> {
         let records = self.reader.next(READ_RECORDS, wait)?;
         for stored in &records {
-            let applied = serde_json::from_slice(&stored.payload)
+            let applied = versioned::from_json(&stored.payload, FORMAT)
                 .map_err(|error| Error::internal(format!("it is not a decision ({error})")))
-                .and_then(|decision| self.registry.apply(&decision));
+                .and_then(|decision: Decision| self.registry.apply(&decision));
             if let Err(error) = applied {
                 let record = format!("stream {}, record {}", Topic::versions(), stored.position);
                 let why = format!("{record}: {error}; {}", writer(&stored.payload));

@@ -8,7 +8,7 @@ use std::{
 };
 
 use hypercast_config::Config;
-use hypercast_core::{atomic_file, clock::now_ms};
+use hypercast_core::{atomic_dir, atomic_file, clock::now_ms};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert};
 use hypercast_fm::checkpoint::FmManifest;
@@ -141,7 +141,7 @@ pub fn keep_version_file(
     as_name: &str,
 ) -> Result<PathBuf> {
     let dir = experts_dir.join(name).join(version);
-    std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+    atomic_dir::create(&dir)?;
     let bytes = std::fs::read(file).map_err(Error::io(file))?;
     let kept = dir.join(as_name);
     if kept.exists() {

@@ -6,7 +6,6 @@ use std::{path::Path, sync::Arc};
 use super::{
     super::{
         eval_window::{EvalWindow, WindowPredictions},
-        fm,
         joined_reader::{JoinedPosition, JoinedReader},
         materialise,
         stream::{ExpertStream, LogView},
@@ -18,7 +17,7 @@ use super::{
 use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::TrainOn;
-use hypercast_core::shutdown::Shutdown;
+use hypercast_core::{atomic_dir, shutdown::Shutdown};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert::train::SavedTrainer;
@@ -186,7 +185,7 @@ fn learn_past(
     stream.go_online();
     let position = match joined {
         Some(position) => {
-            fm::remove_dir(&logs)?;
+            atomic_dir::remove(&logs)?;
             FeedPosition::Joined(position)
         }
         None => FeedPosition::Logs(log.end),

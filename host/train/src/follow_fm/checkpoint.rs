@@ -3,10 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use hypercast_fm::{
-    checkpoint::{recover_directory, replace_directory},
-    trainer::FmTrainer,
-};
+use hypercast_core::{atomic_dir, atomic_file};
+use hypercast_fm::trainer::FmTrainer;
 use serde::{Deserialize, Serialize};
 
 use super::progress::ProgressWindow;
@@ -48,7 +46,7 @@ impl FmCheckpoint {
     /// What was saved; none where nothing was.
     pub(super) fn read(work: &Path) -> Result<Option<FmCheckpoint>> {
         let dir = saved_dir(work);
-        recover_directory(&dir)?;
+        atomic_dir::recover(&dir)?;
         let path = dir.join("place.json");
         let Some(text) = Error::found(&path, std::fs::read(&path))? else { return Ok(None) };
         let place: FmCheckpoint =
@@ -65,12 +63,12 @@ impl FmCheckpoint {
 
     /// Saves it with its trainer.
     pub(super) fn write(&self, work: &Path, trainer: &mut dyn FmTrainer) -> Result<()> {
-        replace_directory(&saved_dir(work), |draft| {
+        atomic_dir::replace(&saved_dir(work), |draft| {
             trainer.save(&draft.join("trainer"))?;
             let path = draft.join("place.json");
             let place = FmCheckpoint { format: FORMAT, ..self.clone() };
             let text = serde_json::to_vec_pretty(&place).expect("plain values");
-            std::fs::write(&path, text).map_err(Error::io(&path))
+            atomic_file::write(&path, &text).map_err(Error::io(&path))
         })
     }
 }

@@ -3,6 +3,7 @@
 //! Each check takes the [`Sources`] and returns its [`Finding`]s, so a test can make up a tree.
 
 mod documents;
+mod durable;
 mod items;
 mod layers;
 mod lines;
@@ -39,13 +40,14 @@ impl fmt::Display for Finding {
 /// A check by its name. The parsed files are those of the sources.
 type Check = fn(&Sources, &[RustFile<'_>]) -> Result<Vec<Finding>>;
 
-const CHECKS: [(&str, Check); 8] = [
+const CHECKS: [(&str, Check); 9] = [
     ("layers", layers::check),
     ("width", lines::width),
     ("size", lines::size),
     ("tuples", items::tuple_parameters),
     ("names", items::doubled_names),
     ("prose", items::short_docs),
+    ("durable", durable::whole_files),
     ("keys", documents::config_keys),
     ("invariants", documents::invariants),
 ];

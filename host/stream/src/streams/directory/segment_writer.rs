@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hypercast_core::atomic_dir;
 use hypercast_core::atomic_file::sync_dir;
 use hypercast_core::dir_lock::DirLock;
 
@@ -46,7 +47,7 @@ impl SegmentWriter {
         limits: DirectoryLimits,
         signal: Arc<AppendSignal>,
     ) -> Result<SegmentWriter> {
-        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        atomic_dir::create(folder)?;
         let owner = lock(topic, folder)?;
         let bases = segment::bases(folder)?;
         let believed = CommitMark::read(folder)?;
