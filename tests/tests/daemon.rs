@@ -5,7 +5,7 @@ use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::dataset::timeline::{Span, Timeline, TimelineStep};
 use hypercast_data::logs::LogReader;
-use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert, Tae};
+use hypercast_expert::{Blueprint, Engine, LoadOptions, SavedParameters, ServedExpert, Tae};
 use hypercast_serve::convert::Converter;
 use hypercast_tests::{Prerequisites, TestDaemon, expert, prerequisites, run, run_well, world};
 use serde_json::{Value, json};
@@ -237,7 +237,7 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
         let parameters = config.parameters(entry);
         ServedExpert::open(
             blueprint.into(),
-            &parameters,
+            SavedParameters::read(&parameters).unwrap(),
             config.device,
             config.plugin_limits.breaker(),
         )

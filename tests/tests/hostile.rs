@@ -8,12 +8,13 @@ use hypercast_tests::{Prerequisites, TestDaemon, expert, prerequisites, run, run
 
 /// Guests that load and train like any other and fail in `rank` or in their network, with the cause
 /// that an answer must contain.
-const AT_SERVING: [(&str, &str); 13] = [
+const AT_SERVING: [(&str, &str); 14] = [
     ("empty", "no ranked candidate"),
     ("greedy", "deadline of 1000 ms"),
     ("spin", "deadline"),
     ("bomb", "MiB of memory"),
     ("overflow", "call stack"),
+    ("overflow_array", "call stack"),
     ("trap", "trapped"),
     ("rank_error", "returned an error"),
     ("nan", "score NaN"),
@@ -25,12 +26,13 @@ const AT_SERVING: [(&str, &str); 13] = [
 ];
 
 /// Guests that are refused at load, with a part of the reason.
-const AT_LOAD: [(&str, &str); 18] = [
+const AT_LOAD: [(&str, &str); 19] = [
     ("bomb_describe", "MiB of memory"),
     ("deep", "more than the limit"),
     ("flops", "FLOPs a candidate"),
     ("foreign_column", "`no_such_feature`"),
     ("foreign_rank_column", "rank-columns"),
+    ("hoards", "MiB of memory where it serves, more than the limit of 4096 MiB"),
     ("long_history", "history-len"),
     ("long_name", "longer than"),
     ("shape_overflow", "overflows"),

@@ -10,8 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_config::Config;
-use hypercast_config::sha256;
+use hypercast_config::{Config, sha256};
 use hypercast_serve::rollout::{PolicyOverrides, Push, PushManifest, SecretKey, SignedManifest};
 use hypercast_tests::{
     Prerequisites, TestDaemon, agent, expert, prerequisites, rank_body, run, run_well,
@@ -258,6 +257,9 @@ fn a_push_is_rolled_out_to_everybody_and_invalid_pushes_are_refused_with_a_reaso
         component: sha256(&component),
         parameters: None,
         created_ms: i64::MAX,
+        audience: None,
+        expires_ms: None,
+        policy: PolicyOverrides::default(),
     };
     let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
     let body = |signed: SignedManifest, component: &[u8]| {
@@ -287,9 +289,17 @@ fn a_push_is_rolled_out_to_everybody_and_invalid_pushes_are_refused_with_a_reaso
     refused("1.1.0", &body(sign("1.1.0", now()), &component), "other content");
     refused("1.2.0", b"no push", "hcpush01");
     let wishes = PolicyOverrides { canary_share: Some(0.9), ..PolicyOverrides::default() };
-    let eager =
+    let policy = wishes.clone();
+    let eager = PushManifest { created_ms: now(), policy, ..manifest("1.2.0") };
+    refused("1.2.0", &body(key.sign(&eager), &component), "rollout.canary_share");
+    let unsigned =
         Push { signed: sign("1.2.0", now()), wishes, component: &component, parameters: None };
-    refused("1.2.0", &eager.encode(), "rollout.canary_share");
+    refused("1.2.0", &unsigned.encode(), "other conditions than were signed");
+    let expired = PushManifest { created_ms: now(), expires_ms: Some(1), ..manifest("1.2.0") };
+    refused("1.2.0", &body(key.sign(&expired), &component), "the signature expired");
+    let audience = Some("another".to_owned());
+    let elsewhere = PushManifest { created_ms: now(), audience, ..manifest("1.2.0") };
+    refused("1.2.0", &body(key.sign(&elsewhere), &component), "rollout.audience");
     // A push without parameters needs a network whose parameters the serving version has.
     let short = team.plugins.join("short-term.wasm");
     let (status, said) = team.push(&daemon, &short, &["--version", "2.0.0"]);

@@ -48,6 +48,7 @@ use hypercast_data::features::{
     replay::{PRETRAINING_CHUNK, PretrainingOptions, ReplayOptions},
 };
 use hypercast_data::schema::Schema;
+use hypercast_expert::graph::NetworkUse;
 use hypercast_expert::{CacheConfig, EngineConfig, LoadOptions};
 use hypercast_fm::{device::DeviceKind, spec::FmConfig};
 use serde::{Deserialize, Serialize};
@@ -59,7 +60,9 @@ pub use self::lifecycle::{
 };
 pub use self::plugins::{ExpertEntry, ExpertLimits, PluginLimits, TrainOn};
 pub use self::reload::{Reloaded, differing_keys, value_at};
-pub use self::rollout::{PublicKey, RecordedSettings, RolloutSettings, StopAfter, sha256};
+pub use self::rollout::{
+    PublicKey, RecordedSettings, RolloutSettings, StopAfter, TrustedKey, sha256,
+};
 pub use self::serving::{DaemonTier, FmTierConfig, ServerSettings};
 pub use self::training::{ExpertTraining, Logs, TimelineSettings, parse_time_ms};
 
@@ -310,8 +313,24 @@ impl Config {
         let limits =
             own.map_or_else(|| self.plugin_limits.clone(), |own| self.plugin_limits.with(own));
         let mut options = limits.load_options();
+        options.registered = Some(expert.to_owned());
         let threads = self.server.threads as f64 * self.plugin_limits.threads_share;
         options.limits.gate.threads = (threads as u32).max(1);
+        // Every thread of the server, one for shadows and one for a replay.
+        let runs = self.server.threads as usize + 2;
+        let candidates = self.server.max_candidates;
+        // A trainer's batch has up to four times as many rows to predict, in whole requests.
+        let training = &self.expert_training;
+        let batch = training.batch_rows.max(training.online_batch_rows).saturating_mul(4);
+        let device = self.device;
+        let graph = &mut options.graph_limits;
+        graph.serving = NetworkUse { device, ..NetworkUse::serving(candidates, runs) };
+        graph.training = NetworkUse {
+            rows: batch.max(candidates),
+            requests: batch,
+            device,
+            ..NetworkUse::training(batch)
+        };
         options
     }
 

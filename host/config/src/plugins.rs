@@ -81,6 +81,10 @@ pub struct PluginLimits {
     pub max_parameters: usize,
     /// The most floating-point operations of a plugin's network for one candidate.
     pub max_flops: u64,
+    /// The most memory of a plugin's network, in MiB, where it serves or is trained: parameters,
+    /// what is derived from them, and the values of all runs at a time. It is computed for the
+    /// largest requests and batches before anything is allocated.
+    pub network_memory_mib: u64,
     /// Consecutive faults, of as many users, that open a plugin's breaker. As many of one user set
     /// that user aside: the FM's ranking answers for `breaker_rest_ms`.
     pub breaker_faults: u32,
@@ -132,6 +136,7 @@ impl Default for PluginLimits {
             log_bytes_per_s: 8192,
             max_parameters: 64 << 20,
             max_flops: 20_000_000,
+            network_memory_mib: 4096,
             breaker_faults: 5,
             breaker_lost_share: 0.01,
             breaker_rest_ms: 5000,
@@ -164,6 +169,7 @@ impl PluginLimits {
             graph_limits: GraphLimits {
                 parameters: self.max_parameters,
                 flops_per_candidate: self.max_flops,
+                memory_bytes: self.network_memory_mib.saturating_mul(1 << 20),
                 ..GraphLimits::default()
             },
             ..LoadOptions::default()
@@ -214,6 +220,7 @@ impl PluginLimits {
             ("plugin_limits.instances_each", self.instances_each),
             ("plugin_limits.breaker_faults", self.breaker_faults),
         ])?;
+        check_positive([("plugin_limits.network_memory_mib", self.network_memory_mib)])?;
         check_share("plugin_limits.threads_share", self.threads_share)?;
         check_share("plugin_limits.breaker_lost_share", self.breaker_lost_share)?;
         check(self.slow_ms >= 0.0, "plugin_limits.slow_ms", self.slow_ms, "at least 0")

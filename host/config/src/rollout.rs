@@ -41,8 +41,12 @@ pub enum StopAfter {
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutSettings {
     /// Public keys whose signatures are accepted, as "ed25519:HEX" (`hypercast plugin keygen`
-    /// prints one). Without keys, nothing can be pushed.
+    /// prints one). Names of experts after a space, separated by commas, are all that the key may
+    /// push: "ed25519:HEX feed,search". Without keys, nothing can be pushed.
     pub trusted_keys: Vec<String>,
+    /// The name of this deployment. A signature that names another one is refused, and with a name
+    /// here also one that names none (`hypercast plugin sign --audience`).
+    pub audience: String,
     /// The largest push, component and parameters together, in MiB.
     pub max_push_mib: usize,
     /// The most disk space for all pushed files, in MiB. Files of retired versions are removed
@@ -86,6 +90,7 @@ impl Default for RolloutSettings {
     fn default() -> Self {
         Self {
             trusted_keys: Vec::new(),
+            audience: String::new(),
             max_push_mib: 128,
             repository_mib: 4096,
             keep_versions: 1,
@@ -129,9 +134,9 @@ impl RolloutSettings {
     /// The keys whose signatures are accepted.
     ///
     /// # Errors
-    /// An entry is not a key.
-    pub fn keys(&self) -> crate::Result<Vec<PublicKey>> {
-        self.trusted_keys.iter().map(|text| PublicKey::parse(text)).collect()
+    /// An entry is not a key, or not a list of names after it.
+    pub fn keys(&self) -> crate::Result<Vec<TrustedKey>> {
+        self.trusted_keys.iter().map(|text| TrustedKey::parse(text)).collect()
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {
@@ -159,6 +164,40 @@ impl RecordedSettings {
             );
         }
         Ok(())
+    }
+}
+
+/// A key whose signatures are accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustedKey {
+    /// The key.
+    pub key: PublicKey,
+    /// The experts that it may push; empty for any.
+    pub names: Vec<String>,
+}
+
+impl TrustedKey {
+    /// Parses an entry of `rollout.trusted_keys`.
+    ///
+    /// # Errors
+    /// The text is not a key, or a name after it is empty.
+    pub fn parse(text: &str) -> crate::Result<Self> {
+        let Some((key, names)) = text.trim().split_once(char::is_whitespace) else {
+            return Ok(Self { key: PublicKey::parse(text)?, names: Vec::new() });
+        };
+        let names: Vec<String> = names.split(',').map(|name| name.trim().to_owned()).collect();
+        if names.iter().any(|name| name.is_empty() || name.contains(char::is_whitespace)) {
+            return Err(Error::invalid(format!(
+                "{text:?} has an empty name, or one with a space; expected \"{PUBLIC_KEY}HEX\" and \
+                 names separated by commas"
+            )));
+        }
+        Ok(Self { key: PublicKey::parse(key)?, names })
+    }
+
+    /// Whether it may push the expert `name`.
+    pub fn may_push(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|allowed| allowed == name)
     }
 }
 

@@ -55,6 +55,7 @@ pub mod graph;
 pub mod network;
 pub mod normalise;
 pub mod params;
+mod plan;
 pub mod runtime;
 #[cfg(test)]
 mod tests;

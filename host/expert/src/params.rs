@@ -326,8 +326,17 @@ impl Parameters {
 impl SavedParameters {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<SavedParameters, Error> {
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        parse(&bytes, path).map_err(|why| Error::Parameters { path: path.to_path_buf(), why })
+        SavedParameters::from_bytes(&std::fs::read(path).map_err(Error::io(path))?, path)
+    }
+
+    /// The file that it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Checks the content of the file at `path`.
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<SavedParameters, Error> {
+        parse(bytes, path).map_err(|why| Error::Parameters { path: path.to_path_buf(), why })
     }
 }
 

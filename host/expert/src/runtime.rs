@@ -29,6 +29,9 @@ use super::{Device, Error};
 /// The FM that an expert is loaded for, and the expert's limits.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
+    /// The name under which the expert is registered, and its log lines are kept; `None` keeps them
+    /// under the plugin's own name, which a plugin chooses itself.
+    pub registered: Option<String>,
     /// Limits of the guest's calls.
     pub limits: Limits,
     /// Size and cost of the graph.
@@ -72,6 +75,9 @@ impl Blueprint {
         schema: &Schema,
         options: &LoadOptions,
     ) -> Result<Blueprint, Error> {
+        if let Some(registered) = &options.registered {
+            plugin.keep_log_under(registered);
+        }
         let info = contract::host_info(schema, options.tae_dim);
         let description = plugin.describe(&info)?;
         check_fm_version(&description.fm_version, options.fm_version.as_deref())
@@ -93,9 +99,10 @@ impl Blueprint {
         Parameters::init(&self.graph, provenance, seed)
     }
 
-    /// Reads a parameter file of exactly this network and FM.
-    pub fn restore(&self, path: &Path) -> Result<Parameters, Error> {
-        let trained = Parameters::restore(&self.graph, SavedParameters::read(path)?)?;
+    /// The parameters of a file of exactly this network and FM.
+    pub fn restore(&self, saved: SavedParameters) -> Result<Parameters, Error> {
+        let path = saved.path().to_path_buf();
+        let trained = Parameters::restore(&self.graph, saved)?;
         let found = &trained.provenance;
         let tae_dim = self.columns.tae_dim();
         let why = if (found.fm_version.as_str(), found.tae_dim) != (&self.fm_version, tae_dim) {
@@ -110,7 +117,17 @@ impl Blueprint {
         } else {
             return Ok(trained);
         };
-        Err(Error::Parameters { path: path.to_path_buf(), why })
+        Err(Error::Parameters { path, why })
+    }
+
+    /// Checks the network's memory against other limits than those it was loaded with.
+    ///
+    /// # Errors
+    /// It needs more.
+    pub fn check_memory(&self, limits: &GraphLimits) -> Result<(), Error> {
+        let Description { name, history_len, .. } = &self.description;
+        let checked = self.graph.check_memory(*history_len, limits);
+        checked.map(drop).map_err(|why| Error::refused(name, why))
     }
 
     /// Whether the expert can serve `surface`.
@@ -226,7 +243,7 @@ impl ServedExpert {
     /// Like `new`, with the parameters of a file of exactly this network and FM.
     pub fn open(
         blueprint: Arc<Blueprint>,
-        parameters: &Path,
+        parameters: SavedParameters,
         device: Device,
         breaker: BreakerConfig,
     ) -> Result<ServedExpert, Error> {

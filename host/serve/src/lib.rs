@@ -60,6 +60,7 @@ mod fixtures {
             parent: None,
             plugin: "p.wasm".into(),
             plugin_hash: "1".into(),
+            sha256: None,
             plugin_version: "0.1.0".into(),
             accepts_fm: "*".into(),
             fm: "1.0.0".into(),

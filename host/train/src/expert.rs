@@ -27,7 +27,7 @@ use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::logs::LogReader;
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
-    Blueprint, Engine, Parameters,
+    Blueprint, Engine, Parameters, SavedParameters,
     train::{BatchReport, ServingParameters},
     wasm::contract::{TaskKind, Verdict},
 };
@@ -158,7 +158,7 @@ fn train_on(
 
 /// What serves now, if it is of this network and FM, and it is known what it has learned from.
 fn serving(path: &Path, blueprint: &Blueprint) -> Option<ServingParameters> {
-    let parameters = blueprint.restore(path).ok()?;
+    let parameters = blueprint.restore(SavedParameters::read(path).ok()?).ok()?;
     let learned_until_ms = parameters.provenance.trained_until_ms;
     (learned_until_ms > 0).then_some(ServingParameters { parameters, learned_until_ms })
 }
@@ -249,7 +249,6 @@ mod tests {
     use hypercast_data::features::replay::{Replay, ReplayOptions};
     use hypercast_data::import::simulate;
     use hypercast_data::logs::{LogVersion, LogWriter};
-    use hypercast_expert::SavedParameters;
 
     /// A configuration, and a log of the first requests of a world.
     fn logged(dir: &Path, requests: usize) -> Config {

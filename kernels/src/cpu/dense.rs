@@ -56,6 +56,12 @@ impl Prepared {
         Self { from, to, panels: laid, bias: padded }
     }
 
+    /// The size in bytes of prepared weights `[from, to]` with their bias.
+    pub fn bytes(from: usize, to: usize) -> u64 {
+        let columns = to.div_ceil(PANEL).saturating_mul(PANEL * size_of::<f32>()) as u64;
+        columns.saturating_mul(from as u64 + 1)
+    }
+
     /// Lays out the transpose of `weight`, row-major `[to, from]`, for the backward pass.
     pub(super) fn transposed(weight: StridedRows<'_>, [from, to]: [usize; 2]) -> Self {
         let panels = to.div_ceil(PANEL);

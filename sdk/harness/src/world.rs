@@ -48,6 +48,7 @@ impl World {
         World {
             synthetic: Synthetic::new(Arc::new(schema), 64, 1),
             options: LoadOptions {
+                registered: None,
                 limits,
                 graph_limits: GraphLimits::default(),
                 tae_dim: 64,
@@ -85,7 +86,8 @@ impl World {
     }
 
     /// Sets the most candidates of a request; 1,000 by default, as in a daemon.
-    pub fn max_candidates(self, max_candidates: usize) -> World {
+    pub fn max_candidates(mut self, max_candidates: usize) -> World {
+        self.options.graph_limits.serving.rows = max_candidates;
         World { max_candidates, ..self }
     }
 

@@ -25,13 +25,16 @@ use crate::world;
 /// The number of nodes that an input tries to add.
 const NODES: usize = 24;
 
-const LIMITS: GraphLimits = GraphLimits {
-    nodes: 64,
-    parameters: 1 << 14,
-    dimension: 1 << 9,
-    row_elements: 1 << 11,
-    flops_per_candidate: 1 << 20,
-};
+fn limits() -> GraphLimits {
+    GraphLimits {
+        nodes: 64,
+        parameters: 1 << 14,
+        dimension: 1 << 9,
+        row_elements: 1 << 11,
+        flops_per_candidate: 1 << 20,
+        ..GraphLimits::default()
+    }
+}
 
 /// The ops, and how many inputs each takes.
 const OPS: [(&str, usize); 43] = [
@@ -86,7 +89,7 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
     if u.ratio(1, 8)? {
         // A network with random fields, as a hostile guest may send it.
         let network = wild(u)?;
-        if let Ok(graph) = ExpertGraph::new(&description, &network, &world::info(), &LIMITS) {
+        if let Ok(graph) = ExpertGraph::new(&description, &network, &world::info(), &limits()) {
             exercise(&description, graph, [(2, 2), (0, 1)]);
         }
         return Ok(());
@@ -222,7 +225,7 @@ impl<'a> GrownNetwork<'a> {
         let output = |(task, node): (&str, u32)| Output { task: task.into(), node };
         let outputs = ["click", "seconds"].into_iter().zip(outputs).map(output).collect();
         let network = Network { outputs, extra_loss, ..self.network.clone() };
-        ExpertGraph::new(self.description, &network, &world::info(), &LIMITS)
+        ExpertGraph::new(self.description, &network, &world::info(), &limits())
     }
 
     /// The graph. Its first output depends on the last node that can be an output, and on others.

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use arbitrary::{Result, Unstructured};
-use hypercast_config::{PublicKey, sha256};
+use hypercast_config::{TrustedKey, sha256};
 use hypercast_serve::rollout::frame::Push;
 use hypercast_serve::rollout::policy::PolicyOverrides;
 use hypercast_serve::rollout::signature::{PushManifest, SecretKey};
@@ -16,7 +16,7 @@ const COMPONENT: &[u8] = b"\0asm component";
 struct SignedPush {
     body: Vec<u8>,
     manifest: PushManifest,
-    key: PublicKey,
+    key: TrustedKey,
 }
 
 /// Changes the body of a push, reads it and verifies its signature.
@@ -33,7 +33,10 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
     let Ok(push) = Push::decode(&body) else { return Ok(()) };
     let _ = push.signed.claims();
     if let Ok(verified) = push.signed.verify(std::slice::from_ref(key)) {
-        assert_eq!(verified, *manifest, "the manifest is the signed one");
+        assert_eq!(verified.manifest, *manifest, "the manifest is the signed one");
+        if let Ok(policy) = verified.policy("prod", 1_700_000_000_001, &push.wishes) {
+            assert_eq!(policy, manifest.policy, "the policy is the signed one");
+        }
     }
     assert_eq!(Push::decode(&push.encode()).expect("the push was read before"), push);
     Ok(())
@@ -53,13 +56,17 @@ fn sent() -> &'static SignedPush {
             component: sha256(COMPONENT),
             parameters: Some(sha256(parameters)),
             created_ms: 1_700_000_000_000,
+            audience: Some("prod".into()),
+            expires_ms: Some(1_800_000_000_000),
+            policy: PolicyOverrides { canary_share: Some(0.5), ..PolicyOverrides::default() },
         };
         let push = Push {
             signed: secret.sign(&manifest),
-            wishes: PolicyOverrides { canary_share: Some(0.5), ..PolicyOverrides::default() },
+            wishes: manifest.policy.clone(),
             component: COMPONENT,
             parameters: Some(parameters),
         };
-        SignedPush { body: push.encode(), manifest, key: secret.public() }
+        let key = TrustedKey { key: secret.public(), names: vec!["expert".into()] };
+        SignedPush { body: push.encode(), manifest, key }
     })
 }

@@ -18,11 +18,12 @@ pub struct Lookups {
 }
 
 impl Lookups {
-    pub(super) fn new(graph: &ExpertGraph, batch: &ExpertBatch) -> Lookups {
+    /// Those of the nodes that have readers, of which `uses` has the numbers.
+    pub(super) fn new(graph: &ExpertGraph, uses: &[u32], batch: &ExpertBatch) -> Lookups {
         let nodes = &graph.nodes;
         let mut ids: Vec<Vec<u64>> = vec![Vec::new(); nodes.len()];
         let mut index: Vec<Vec<i64>> = vec![Vec::new(); nodes.len()];
-        for (at, node) in nodes.iter().enumerate() {
+        for (at, node) in nodes.iter().enumerate().filter(|(at, _)| uses[*at] > 0) {
             match node.op {
                 Op::EmbeddingBag | Op::Gather => {
                     index[at] = row_indices(graph, node, &ids[node.inputs[1]])

@@ -23,6 +23,7 @@ use rand::rngs::SmallRng;
 use super::batch::ExpertBatch;
 use super::graph::{ExpertGraph, Lead, Node, Op, TensorShape, Type};
 use super::params::Parameters;
+use super::plan::reach;
 
 pub use ids::Lookups;
 
@@ -30,7 +31,7 @@ pub use ids::Lookups;
 pub struct Executor<B: HstuBackend> {
     graph: Arc<ExpertGraph>,
     device: B::Device,
-    /// The number of readers of each node's value.
+    /// The readers of each node's value among the nodes that the outputs depend on.
     uses: Vec<u32>,
 }
 
@@ -46,8 +47,10 @@ impl<B: HstuBackend> Executor<B> {
     /// Puts `graph` on `device`.
     pub fn new(graph: Arc<ExpertGraph>, device: B::Device) -> Executor<B> {
         let mut uses = vec![0; graph.nodes.len()];
-        let read = graph.nodes.iter().flat_map(|node| &node.inputs);
-        for input in read.chain(&graph.outputs).chain(&graph.extra_loss) {
+        let outputs: Vec<usize> = graph.outputs.iter().chain(&graph.extra_loss).copied().collect();
+        let needed = reach(&graph, &outputs);
+        let needed = graph.nodes.iter().zip(needed).filter(|(_, needed)| *needed);
+        for input in needed.flat_map(|(node, _)| &node.inputs).chain(&outputs) {
             uses[*input] += 1;
         }
         Executor { graph, device, uses }
@@ -55,7 +58,7 @@ impl<B: HstuBackend> Executor<B> {
 
     /// Computes the batch's ids and table rows on the host.
     pub fn lookups(&self, batch: &ExpertBatch) -> Lookups {
-        Lookups::new(&self.graph, batch)
+        Lookups::new(&self.graph, &self.uses, batch)
     }
 
     /// One device tensor for each parameter: the whole of a dense one, the touched rows of a table

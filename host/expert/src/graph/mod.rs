@@ -10,6 +10,7 @@
 //! computation in `executor` (and in `compiled`, if it works row by row).
 
 mod infer;
+mod memory;
 mod op;
 mod validate;
 
@@ -17,6 +18,7 @@ use std::fmt;
 
 pub use hypercast_kernels::cpu::program::{Fold, Zip};
 pub use infer::Cost;
+pub use memory::{LargestNode, NetworkMemory, NetworkUse};
 pub use op::{Op, Unary};
 pub use validate::GraphLimits;
 
@@ -145,6 +147,10 @@ pub struct ExpertGraph {
     pub extra_loss: Option<usize>,
     /// The floating-point operations of a run.
     pub cost: Cost,
+    /// What it needs to serve, with the sizes of [`GraphLimits::serving`].
+    pub serving_memory: NetworkMemory,
+    /// What it needs to train, with the sizes of [`GraphLimits::training`].
+    pub training_memory: NetworkMemory,
     /// Equal for equal networks: FNV-1a over the `Debug` text of nodes, parameters and outputs. It
     /// is in every parameter file, so a change of that text (a renamed field, too) makes all
     /// existing files unusable.

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::infer::{Cost, infer, working_elements};
-use super::{ExpertGraph, Lead, Node, Op, ParameterSpec, TensorShape, Type, fnv1a};
+use super::{ExpertGraph, Lead, NetworkUse, Node, Op, ParameterSpec, TensorShape, Type, fnv1a};
 use crate::Error;
 use crate::wasm::contract::{Column, Description, HostInfo, Network, Parameter};
 
@@ -25,6 +25,12 @@ pub struct GraphLimits {
     pub row_elements: usize,
     /// Floating-point operations a candidate, as [`Cost::per_candidate`] counts them.
     pub flops_per_candidate: u64,
+    /// The memory in bytes that serving may need, and that training may need.
+    pub memory_bytes: u64,
+    /// How it serves.
+    pub serving: NetworkUse,
+    /// How it is trained.
+    pub training: NetworkUse,
 }
 
 impl Default for GraphLimits {
@@ -35,6 +41,9 @@ impl Default for GraphLimits {
             dimension: 1 << 20,
             row_elements: 1 << 18,
             flops_per_candidate: 50_000_000,
+            memory_bytes: 4 << 30,
+            serving: NetworkUse::serving(1000, 4),
+            training: NetworkUse::training(2048),
         }
     }
 }
@@ -90,7 +99,22 @@ impl Validator<'_> {
         mark_tables(&mut parameters, &nodes, outputs.iter().chain(&extra_loss));
         let hash = fnv1a(0, format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}").as_bytes());
         let (plugin, columns) = (self.description.name.clone(), self.description.columns.clone());
-        Ok(ExpertGraph { plugin, columns, nodes, parameters, outputs, extra_loss, cost, hash })
+        let (serving_memory, training_memory) = Default::default();
+        let mut graph = ExpertGraph {
+            plugin,
+            columns,
+            nodes,
+            parameters,
+            outputs,
+            extra_loss,
+            cost,
+            serving_memory,
+            training_memory,
+            hash,
+        };
+        [graph.serving_memory, graph.training_memory] =
+            graph.check_memory(history_len, self.limits)?;
+        Ok(graph)
     }
 
     fn parameters(&self) -> Result<Vec<ParameterSpec>, String> {

@@ -14,7 +14,8 @@ use crate::wasm::Fault;
 use crate::wasm::contract::{Decision, Evaluation, Quality, Slice, Verdict};
 use crate::{
     Blueprint, BreakerConfig, Chunk, Device, Engine, EngineConfig, ExpertTrainer,
-    FeatureStatistics, Limits, LoadOptions, RankOutcome, ServedExpert, Tae, TrainerConfig,
+    FeatureStatistics, Limits, LoadOptions, RankOutcome, SavedParameters, ServedExpert, Tae,
+    TrainerConfig,
 };
 
 /// The components in the folder that `variable` names; none if it is not set.
@@ -118,8 +119,9 @@ fn plugins_learn_and_serve_what_the_trainer_predicts() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("expert.safetensors");
         trainer.parameters().save(&file).unwrap();
+        let saved = SavedParameters::read(&file).unwrap();
         let expert =
-            ServedExpert::open(blueprint, &file, Device::Cpu, BreakerConfig::default()).unwrap();
+            ServedExpert::open(blueprint, saved, Device::Cpu, BreakerConfig::default()).unwrap();
         let mut row = 0;
         for example in &log.examples {
             let rows = example.targets.len();
@@ -172,7 +174,7 @@ fn training_is_deterministic() {
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
 /// a fault.
-const EXPECTED: [(&str, Option<&str>); 47] = [
+const EXPECTED: [(&str, Option<&str>); 49] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -187,6 +189,7 @@ const EXPECTED: [(&str, Option<&str>); 47] = [
     ("foreign_version", Some("contract 1.0.0, and this host speaks 2.0.0")),
     ("frozen", None),
     ("greedy", Some("past its deadline of 1000 ms")),
+    ("hoards", Some("MiB of memory where it serves")),
     ("huge", Some("1000000000 values")),
     ("huge_output", Some("bytes of output")),
     ("labels_short", Some("`labels` gave a bad output")),
@@ -200,6 +203,7 @@ const EXPECTED: [(&str, Option<&str>); 47] = [
     ("other_import", Some("may import nothing but `log`")),
     ("out_of_range", Some("candidate index")),
     ("overflow", Some("call stack")),
+    ("overflow_array", Some("call stack")),
     ("plods", None),
     ("rank_error", Some("returned an error")),
     ("sample_invalid", Some("`sample` gave a bad output")),
@@ -315,6 +319,29 @@ fn hooks(blueprint: &Blueprint, trainer: &mut ExpertTrainer, log: &Log) -> Optio
             Some(why)
         }
     }
+}
+
+#[test]
+fn log_lines_are_kept_under_the_registered_name_and_not_under_the_plugins_own() {
+    let Some(path) =
+        components("HYPERCAST_HOSTILE").into_iter().find(|p| p.ends_with("log_flood.wasm"))
+    else {
+        return;
+    };
+    let engine = Engine::new(EngineConfig { instances: 4, ..EngineConfig::default() }).unwrap();
+    let options = LoadOptions { registered: Some("home".into()), ..options() };
+    let blueprint = Arc::new(Blueprint::load(&engine, &path, &schema(), &options).unwrap());
+    let log = log(8);
+    let parameters = trainer(&blueprint, &log, TrainerConfig::default()).parameters().clone();
+    let breaker = BreakerConfig::default();
+    let expert = ServedExpert::new(blueprint.clone(), parameters, Device::Cpu, breaker).unwrap();
+    let example = &log.examples[4];
+    let tae = noise(3, example.targets.len() * TAE_DIM);
+    expert.serve(example, Tae::Rows(&tae), 3);
+    let log = blueprint.plugin.log();
+    let lines = log.lines("home");
+    assert!(lines.first().is_some_and(|line| line.plugin == "log_flood"), "{lines:?}");
+    assert!(log.lines("log_flood").is_empty());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Tests of the expert runtime across its parts.
 
+pub(crate) mod allocations;
 pub(crate) mod build;
 mod components;
 mod parameters;

@@ -260,10 +260,13 @@ impl ExpertTrainer {
     ) -> Result<Vec<Vec<f32>>, Error> {
         let requests = self.requests(chunk)?;
         let mut predictions = vec![Vec::new(); self.blueprint.description.tasks.len()];
-        for requests in requests.chunks(64) {
-            for (all, part) in predictions.iter_mut().zip(self.forward(parameters, requests)) {
+        let mut rest = requests.as_slice();
+        while !rest.is_empty() {
+            let (batch, after) = rest.split_at(self.batch_len(rest));
+            for (all, part) in predictions.iter_mut().zip(self.forward(parameters, batch)) {
                 all.extend(part);
             }
+            rest = after;
         }
         Ok(predictions)
     }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use hypercast_core::supervised_thread::{self, OnPanic};
+use hypercast_core::{
+    clock::now_ms,
+    supervised_thread::{self, OnPanic},
+};
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{
     Config, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter, Store,
@@ -14,7 +17,7 @@ use wasmtime::{
 
 use super::cache::{Cache, CacheConfig};
 use super::contract::{self, Level};
-use super::usage::{GuestLog, LogDecision, Usage};
+use super::usage::{GuestLog, LogDecision, LogLine, Usage};
 use crate::Error;
 use crate::cpu_budget::CpuBudget;
 
@@ -146,6 +149,8 @@ fn start_ticker(engine: wasmtime::EngineWeak) -> Result<(), Error> {
 /// The host's data of an instance: its limits and what it used.
 pub(super) struct HostState {
     pub(super) plugin: Arc<str>,
+    /// The name under which its log lines are kept.
+    pub(super) log_name: Arc<str>,
     pub(super) memory_limit: usize,
     pub(super) table_limit: usize,
     pub(super) usage: Arc<Usage>,
@@ -252,7 +257,13 @@ impl contract::ExpertImports for HostState {
             Level::Warn => "warn",
             Level::Error => "error",
         };
-        self.log.keep(plugin, word, &message);
+        let line = LogLine {
+            at_ms: now_ms(),
+            plugin: plugin.to_owned(),
+            level: word.to_owned(),
+            text: message.clone(),
+        };
+        self.log.keep(&self.log_name, line);
         match level {
             Level::Debug => tracing::debug!(plugin, "{message}"),
             Level::Info => tracing::info!(plugin, "{message}"),

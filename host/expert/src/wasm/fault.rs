@@ -1,5 +1,6 @@
 //! The faults of guests. A fault is data: it degrades a request but never fails it.
 
+use std::collections::HashSet;
 use std::fmt;
 
 /// The function that was called.
@@ -112,6 +113,30 @@ impl ExpertFault {
     }
 }
 
+/// The part of the address space, in bytes, below a memory whose end is at 2^32.
+const BELOW_MEMORY: u64 = 256 << 20;
+
+/// Whether an access out of bounds is an overflow of the guest's own stack. A guest keeps its large
+/// local values in a stack that grows down to the start of its memory: the access is just below
+/// that, or it copies a block in a deep recursion, for which no address is told.
+pub(super) fn overflows_own_stack(error: &wasmtime::Error) -> bool {
+    // wasmtime tells the address only in its text, in a context of the trap.
+    let address = |text: String| {
+        let (_, rest) = text.split_once("memory fault at wasm address 0x")?;
+        u64::from_str_radix(rest.split(' ').next()?, 16).ok()
+    };
+    let mut addresses = error.chain().filter_map(|cause| address(cause.to_string()));
+    addresses.any(|address| address >= (1 << 32) - BELOW_MEMORY) || recurses(&trace(error))
+}
+
+/// The number of functions on a stack from which few different ones are a recursion.
+const RECURSION: usize = 16;
+
+fn recurses(trace: &[String]) -> bool {
+    let different: HashSet<&String> = trace.iter().collect();
+    trace.len() >= RECURSION && different.len() <= trace.len() / 4
+}
+
 /// Limits of a trace's length and of its names, because the guest chooses both.
 const FRAMES: usize = 24;
 const FRAME_BYTES: usize = 200;
@@ -152,6 +177,17 @@ fn is_hash(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_recursion_is_a_long_stack_of_few_functions() {
+        let stack = |names: &[&str], frames: usize| {
+            names.iter().cycle().take(frames).map(|name| name.to_string()).collect::<Vec<_>>()
+        };
+        assert!(recurses(&stack(&["descend"], 20)) && recurses(&stack(&["even", "odd"], 20)));
+        assert!(!recurses(&stack(&["descend"], 5)));
+        let names: Vec<String> = (0..20).map(|at| format!("layer{at}")).collect();
+        assert!(!recurses(&names));
+    }
 
     #[test]
     fn functions_are_named_without_module_and_hashes() {

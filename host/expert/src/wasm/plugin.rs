@@ -18,7 +18,7 @@ use super::contract::{
     Prediction, RankRequest, Ranked, TaskLabels, TrainingStep, Verdict,
 };
 use super::engine::{self, Engine, HostState, InstanceSlot};
-use super::fault::{Call, ExpertFault, Fault, trace};
+use super::fault::{Call, ExpertFault, Fault, overflows_own_stack, trace};
 use super::usage::{GuestLog, LogRate, Usage, UsageSnapshot};
 use crate::cpu_budget::{CpuBudget, GateConfig, LongCallRule, ThreadGate};
 use crate::error::{CommonErrors as _, Error};
@@ -83,6 +83,8 @@ pub struct Plugin {
     pre: ExpertPre<HostState>,
     /// The name in messages: the file's, then the description's.
     name: Arc<str>,
+    /// The name under which its log lines are kept, if that is not its own.
+    log_name: Option<Arc<str>>,
     pub(crate) limits: Limits,
     rank_deadline_ms: u32,
     memory_mib: u32,
@@ -107,13 +109,20 @@ struct Spares {
 impl Plugin {
     /// Reads, checks and compiles the component at `path`. Runs no guest code.
     pub fn load(engine: &Engine, path: &Path, limits: &Limits) -> Result<Plugin, Error> {
-        let name = path
-            .file_stem()
-            .map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into_owned());
         let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
-        check::size(&name, size, limits.component_bytes)?;
+        check::size(&file_name(path), size, limits.component_bytes)?;
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        Plugin::from_bytes(engine, &name, &bytes, limits)
+        Plugin::from_file(engine, path, &bytes, limits)
+    }
+
+    /// As [`Plugin::load`], with the bytes that were read from `path`.
+    pub fn from_file(
+        engine: &Engine,
+        path: &Path,
+        bytes: &[u8],
+        limits: &Limits,
+    ) -> Result<Plugin, Error> {
+        Plugin::from_bytes(engine, &file_name(path), bytes, limits)
     }
 
     /// Checks and compiles a component. `name` is used in messages until its description is known.
@@ -141,6 +150,7 @@ impl Plugin {
             engine: engine.clone(),
             pre,
             name: name.into(),
+            log_name: None,
             rank_deadline_ms: limits.deadline_ms,
             memory_mib,
             usage: Arc::new(Usage::new(limits.log)),
@@ -152,7 +162,12 @@ impl Plugin {
         })
     }
 
-    /// The last log lines of all guests of its engine.
+    /// Keeps its log lines under the name of the expert from here on.
+    pub(crate) fn keep_log_under(&mut self, registered: &str) {
+        self.log_name = Some(registered.into());
+    }
+
+    /// The last log lines of all guests of its engine, by the names of their experts.
     pub fn log(&self) -> Arc<GuestLog> {
         self.engine.inner.log.clone()
     }
@@ -335,6 +350,7 @@ impl Plugin {
         })?;
         Ok(HostState {
             plugin: self.name.clone(),
+            log_name: self.log_name.clone().unwrap_or_else(|| self.name.clone()),
             memory_limit: (self.memory_mib as usize) << 20,
             table_limit: self.limits.table_elements,
             usage: self.usage.clone(),
@@ -372,6 +388,7 @@ impl Plugin {
         let cause = match error.downcast_ref::<Trap>() {
             Some(Trap::Interrupt) => Fault::Deadline(self.deadline_ms(call)),
             Some(Trap::StackOverflow) => Fault::StackOverflow,
+            Some(Trap::MemoryOutOfBounds) if overflows_own_stack(error) => Fault::StackOverflow,
             // A Rust guest that is denied memory aborts, which is a trap.
             _ if state.memory_denied => memory,
             _ if state.table_denied => Fault::Table(self.limits.table_elements),
@@ -391,6 +408,12 @@ impl Plugin {
         };
         ExpertFault { trace: trace(error), ..self.fault(call, cause) }
     }
+}
+
+/// A plugin's name before its description is known.
+fn file_name(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or(path.as_os_str());
+    stem.to_string_lossy().into_owned()
 }
 
 /// Checks that two results are equal, by their text, because NaN equals NaN there.

@@ -5,7 +5,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use hypercast_core::clock::now_ms;
 use serde::{Deserialize, Serialize};
 
 use super::fault::Call;
@@ -149,11 +148,11 @@ impl CallTotals {
     }
 }
 
-/// Log lines that are kept of each plugin.
+/// Log lines that are kept of each expert.
 const LINES: usize = 256;
 
-/// Plugins whose lines are kept. A new one replaces the one with the oldest last line.
-const PLUGINS: usize = 256;
+/// Experts whose lines are kept. A new one replaces the one with the oldest last line.
+const EXPERTS: usize = 256;
 
 /// A log line of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,38 +167,33 @@ pub struct LogLine {
     pub text: String,
 }
 
-/// The last lines of all plugins of an engine, so that authors can see theirs.
+/// The last lines of all guests of an engine, by the name of their expert, so that authors can see
+/// theirs. A guest cannot choose that name.
 #[derive(Debug, Default)]
 pub struct GuestLog {
     lines: Mutex<HashMap<String, VecDeque<LogLine>>>,
 }
 
 impl GuestLog {
-    /// Keeps a line and drops the plugin's oldest one if there are too many.
-    pub fn keep(&self, plugin: &str, level: &str, text: &str) {
-        let line = LogLine {
-            at_ms: now_ms(),
-            plugin: plugin.to_owned(),
-            level: level.to_owned(),
-            text: text.to_owned(),
-        };
+    /// Keeps a line of an expert and drops the expert's oldest one if there are too many.
+    pub(super) fn keep(&self, expert: &str, line: LogLine) {
         let mut all = lock(&self.lines);
-        if !all.contains_key(plugin) && all.len() == PLUGINS {
+        if !all.contains_key(expert) && all.len() == EXPERTS {
             let silent = all.iter().min_by_key(|(_, lines)| lines.back().map(|line| line.at_ms));
             let silent = silent.expect("there are many").0.clone();
             all.remove(&silent);
         }
-        let lines = all.entry(plugin.to_owned()).or_default();
+        let lines = all.entry(expert.to_owned()).or_default();
         if lines.len() == LINES {
             lines.pop_front();
         }
         lines.push_back(line);
     }
 
-    /// A plugin's lines, oldest first.
-    pub fn lines(&self, plugin: &str) -> Vec<LogLine> {
+    /// An expert's lines, oldest first.
+    pub fn lines(&self, expert: &str) -> Vec<LogLine> {
         let all = lock(&self.lines);
-        all.get(plugin).into_iter().flatten().cloned().collect()
+        all.get(expert).into_iter().flatten().cloned().collect()
     }
 }
 
@@ -246,18 +240,19 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_plugins_are_bounded() {
+    fn lines_and_experts_are_bounded() {
         let log = GuestLog::default();
+        let line =
+            |text: String| LogLine { at_ms: 1, plugin: "mlp".into(), level: "info".into(), text };
         for at in 0..LINES + 10 {
-            log.keep("a", "info", &at.to_string());
+            log.keep("a", line(at.to_string()));
         }
         let lines = log.lines("a");
         assert_eq!((lines.len(), lines[0].text.as_str()), (LINES, "10"));
-        for plugin in 0..PLUGINS * 2 {
-            log.keep(&plugin.to_string(), "warn", "x");
+        for expert in 0..EXPERTS * 2 {
+            log.keep(&expert.to_string(), line("x".into()));
         }
-        assert_eq!(log.lines.lock().unwrap().len(), PLUGINS);
-        assert_eq!(log.lines(&(PLUGINS * 2 - 1).to_string()).len(), 1);
-        assert!(log.lines("nobody").is_empty());
+        assert_eq!(log.lines.lock().unwrap().len(), EXPERTS);
+        assert!(log.lines("nobody").is_empty() && log.lines("mlp").is_empty());
     }
 }

@@ -3,7 +3,7 @@
 //! Bodies are bounded, only one push is accepted at a time, and blocking work runs on threads of
 //! its own. `auth` decides who may use these routes.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
@@ -129,11 +129,9 @@ async fn logs(
         faults.extend(arm.live.stats.recent_faults().into_iter().map(of));
     }
     faults.sort_by_key(|fault| fault.at_ms);
-    let plugins: BTreeSet<String> = arms().map(|arm| arm.expert().name().to_owned()).collect();
-    let log = arms().next().map(|arm| arm.expert().blueprint().plugin.log());
-    let lines = plugins.iter().flat_map(|plugin| log.iter().flat_map(|log| log.lines(plugin)));
-    let mut lines: Vec<LogLine> = lines.collect();
-    lines.sort_by_key(|line| line.at_ms);
+    // One engine runs all guests.
+    let log = set.arms.first().map(|arm| arm.expert().blueprint().plugin.log());
+    let lines = log.map_or_else(Vec::new, |log| log.lines(&name));
     Ok(Json(LogsAnswer { rollouts, lines, faults }).into_response())
 }
 

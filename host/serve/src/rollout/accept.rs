@@ -4,19 +4,20 @@
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
-use hypercast_config::{Config, PublicKey, sha256};
+use hypercast_config::{Config, TrustedKey, sha256};
 use hypercast_core::clock::now_ms;
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
-    Blueprint, Engine, LoadOptions, Parameters, SavedParameters, ServedExpert, upgrade,
-    wasm::contract,
+    Blueprint, BreakerConfig, Engine, LoadOptions, Parameters, Plugin, SavedParameters,
+    ServedExpert, upgrade, wasm::contract,
 };
 use hypercast_stream::{
     registry::{
-        Change, ExpertVersion, NewExpert, Registry, RegistryClient, VersionState, WeightsLocation,
+        ExpertVersion, NewExpert, ReadExpert, Registry, RegistryClient, VersionState,
+        WeightsLocation, read_version_file,
     },
     streams::{StreamEngine as Streams, Topic},
 };
@@ -24,25 +25,25 @@ use hypercast_stream::{
 use crate::{
     error::{CommonErrors as _, Error, Result},
     rollout::{
-        Push, Rollout, RolloutPolicy, RolloutStep, frame, import_config, repository::Repository,
-        signature::PushManifest, transitions,
+        Push, Rollout, RolloutPolicy, RolloutStep, frame, import_config,
+        repository::{PendingRollout, Repository},
+        signature::PushManifest,
+        transitions,
     },
+    threads::lock,
     versions::weight_updates,
 };
 
 /// An accepted push whose rollout can start.
 pub struct AcceptedPush {
-    /// The rollout at its first step.
-    pub rollout: Box<Rollout>,
+    /// The rollout, as it is recorded.
+    pub pending: Box<PendingRollout>,
     /// The loaded expert.
     pub expert: Arc<ServedExpert>,
-    /// Changes that register and promote what the configuration serves; empty if something is
-    /// promoted already.
-    pub adoption: Vec<Change>,
 }
 
 /// Returns the keys that are trusted now.
-pub type Trusted = Box<dyn Fn() -> Result<Vec<PublicKey>> + Send + Sync>;
+pub type Trusted = Box<dyn Fn() -> Result<Vec<TrustedKey>> + Send + Sync>;
 
 /// Accepts pushes for one daemon.
 pub struct Acceptor {
@@ -52,7 +53,9 @@ pub struct Acceptor {
     pub(super) schema: Arc<Schema>,
     wasm: Engine,
     pub(super) streams: Arc<dyn Streams>,
-    repository: Repository,
+    pub(super) repository: Repository,
+    /// One push at a time checks the recorded pushes and records its own.
+    accepting: Mutex<()>,
 }
 
 impl Acceptor {
@@ -68,7 +71,16 @@ impl Acceptor {
         streams: Arc<dyn Streams>,
     ) -> Result<Self> {
         let repository = Repository::open(&config.paths.experts.join("pushed"))?;
-        Ok(Self { config: config.clone(), trusted, schema, wasm, streams, repository })
+        if let Err(error) = repository.own() {
+            tracing::info!(%error, "this daemon accepts no pushes as long as another one does");
+        }
+        let (config, accepting) = (config.clone(), Mutex::default());
+        Ok(Self { config, trusted, schema, wasm, streams, repository, accepting })
+    }
+
+    /// When the breaker of a plugin's calls opens.
+    pub(super) fn breaker(&self) -> BreakerConfig {
+        self.config.plugin_limits.breaker()
     }
 
     /// Checks the body of a push that was sent to a version; none if the push is known and its
@@ -93,7 +105,9 @@ impl Acceptor {
                     .into(),
             );
         }
-        let manifest = push.signed.verify(&keys)?;
+        let verified = push.signed.verify(&keys)?;
+        let policy = verified.policy(&settings.audience, now_ms(), &push.wishes)?;
+        let manifest = verified.manifest;
         if (manifest.name.as_str(), manifest.version.as_str()) != (name, version) {
             return refuse(format!(
                 "{} {} was signed, but it was pushed as {name} {version}",
@@ -101,7 +115,9 @@ impl Acceptor {
             ));
         }
         check(&manifest, &push)?;
-        let limits = RolloutPolicy::new(settings, &push.wishes)?;
+        let limits = RolloutPolicy::new(settings, &policy)?;
+        let _one_push = lock(&self.accepting);
+        self.repository.own()?;
         if self.repository.has_seen(&manifest, now_ms())? {
             return Ok(None);
         }
@@ -128,14 +144,13 @@ impl Acceptor {
             let rehearsed =
                 transitions::rehearse(&registry, &expert, limits.canary_share, limits.replace)?;
             let limits = RolloutPolicy { canary_share: rehearsed.unwrap_or(1.0), ..limits };
-            self.repository.remember(&manifest)?;
-            Ok((new_rollout(expert, &push, &manifest, limits, &registry), loaded))
+            let rollout = new_rollout(expert, &push, &manifest, limits, &registry);
+            let pending = Box::new(PendingRollout { rollout, adoption });
+            self.repository.remember(&manifest, (*pending).clone())?;
+            Ok(AcceptedPush { pending, expert: Arc::new(loaded) })
         });
         match begun {
-            Ok((rollout, expert)) => {
-                let rollout = Box::new(rollout);
-                Ok(Some(AcceptedPush { rollout, expert: Arc::new(expert), adoption }))
-            }
+            Ok(accepted) => Ok(Some(accepted)),
             Err(error) => {
                 for file in kept.iter().filter(|file| !used.contains(*file)) {
                     self.repository.forget(file);
@@ -150,11 +165,14 @@ impl Acceptor {
     /// # Errors
     /// The version cannot be served.
     pub fn open(&self, expert: &ExpertVersion) -> Result<ServedExpert> {
-        let blueprint = self.blueprint(&expert.name, &expert.plugin, &expert.fm, expert.tae_dim)?;
+        let sha256 = expert.sha256.as_ref();
+        let blueprint = self.registered(expert)?;
         match &expert.weights {
             WeightsLocation::Path(path) => {
-                let breaker = self.config.plugin_limits.breaker();
-                Ok(ServedExpert::open(blueprint, path, self.config.device, breaker)?)
+                let parameters = sha256.and_then(|sha256| sha256.parameters.as_deref());
+                let parameters = read_version_file(path, parameters)?;
+                let saved = SavedParameters::from_bytes(&parameters, path)?;
+                Ok(ServedExpert::open(blueprint, saved, self.config.device, self.breaker())?)
             }
             WeightsLocation::Published => Err(Error::internal(format!(
                 "{} {} publishes its weights, and a pushed version has them in a file",
@@ -163,19 +181,28 @@ impl Acceptor {
         }
     }
 
+    /// The plugin of a registered version.
+    fn registered(&self, expert: &ExpertVersion) -> Result<Arc<Blueprint>> {
+        let component = expert.sha256.as_ref().map(|sha256| sha256.component.as_str());
+        let component = read_version_file(&expert.plugin, component)?;
+        let options = self.options(&expert.name, &expert.fm, expert.tae_dim);
+        self.blueprint(&expert.plugin, &component, &options)
+    }
+
+    /// The plugin whose file at `path` has these bytes.
     fn blueprint(
         &self,
-        expert: &str,
-        plugin: &Path,
-        fm: &str,
-        tae_dim: usize,
+        path: &Path,
+        component: &[u8],
+        options: &LoadOptions,
     ) -> Result<Arc<Blueprint>> {
-        let options = LoadOptions {
-            tae_dim,
-            fm_version: Some(fm.to_owned()),
-            ..self.config.load_options(expert)
-        };
-        Ok(Arc::new(Blueprint::load(&self.wasm, plugin, &self.schema, &options)?))
+        let plugin = Plugin::from_file(&self.wasm, path, component, &options.limits)?;
+        Ok(Arc::new(Blueprint::new(plugin, &self.schema, options)?))
+    }
+
+    fn options(&self, expert: &str, fm: &str, tae_dim: usize) -> LoadOptions {
+        let fm_version = Some(fm.to_owned());
+        LoadOptions { tae_dim, fm_version, ..self.config.load_options(expert) }
     }
 
     fn load(
@@ -187,21 +214,18 @@ impl Acceptor {
     ) -> Result<(ExpertVersion, ServedExpert)> {
         let plugin = self.repository.keep(push.component, "wasm")?;
         files.push(plugin.clone());
-        let parameters =
-            push.parameters.map(|bytes| self.repository.keep(bytes, "safetensors")).transpose()?;
-        files.extend(parameters.clone());
         let serving = transitions::main_version(registry, &manifest.name);
-        let saved = parameters.as_deref().map(SavedParameters::read).transpose()?;
-        let (fm, tae_dim) = pin(manifest, saved.as_ref(), registry, serving)?;
-        let blueprint = self.blueprint(&manifest.name, &plugin, &fm, tae_dim)?;
-        let parameters = match parameters {
-            Some(path) => path,
-            None => {
-                let path = self.warm_start(manifest, &blueprint, serving)?;
-                files.push(path.clone());
-                path
-            }
+        let file = Path::new("the push's parameters");
+        let saved = push.parameters.map(|bytes| SavedParameters::from_bytes(bytes, file));
+        let (fm, tae_dim) = pin(manifest, saved.transpose()?.as_ref(), registry, serving)?;
+        let options = self.options(&manifest.name, &fm, tae_dim);
+        let blueprint = self.blueprint(&plugin, push.component, &options)?;
+        let parameters = match push.parameters {
+            Some(bytes) => bytes.to_vec(),
+            None => self.warm_start(manifest, &blueprint, serving)?,
         };
+        let path = self.repository.keep(&parameters, "safetensors")?;
+        files.push(path.clone());
         let entry = self.config.experts.iter().find(|entry| entry.name == manifest.name);
         let surfaces = match (manifest.surfaces.is_empty(), serving, entry) {
             (false, ..) => manifest.surfaces.clone(),
@@ -230,9 +254,11 @@ impl Acceptor {
             fm,
             tae_dim,
             without_tae,
-            weights: WeightsLocation::Path(parameters),
+            weights: WeightsLocation::Path(path),
         };
-        let (mut version, expert) = new.describe_loaded(&self.config, &self.schema, &blueprint)?;
+        let component = push.component;
+        let read = ReadExpert { blueprint, component, parameters: Some(parameters) };
+        let (mut version, expert) = new.describe_read(&self.config, &self.schema, &read)?;
         version.parent = serving.map(|serving| serving.version.clone());
         Ok((version, expert.expect("its parameters are in a file")))
     }
@@ -243,7 +269,7 @@ impl Acceptor {
         manifest: &PushManifest,
         blueprint: &Arc<Blueprint>,
         serving: Option<&ExpertVersion>,
-    ) -> Result<PathBuf> {
+    ) -> Result<Vec<u8>> {
         let Some(serving) = serving else {
             return refuse(format!(
                 "no version of {} serves, so there are no parameters to start from; train it (`cargo hypercast train`) and push it with --parameters",
@@ -281,14 +307,12 @@ impl Acceptor {
         let draft = tempfile::Builder::new().suffix(".safetensors").tempfile();
         let draft = draft.map_err(Error::io(std::env::temp_dir()))?;
         parameters.save(draft.path())?;
-        let bytes = std::fs::read(draft.path()).map_err(Error::io(draft.path()))?;
-        self.repository.keep(&bytes, "safetensors")
+        Ok(std::fs::read(draft.path()).map_err(Error::io(draft.path()))?)
     }
 
     /// The newest published parameters of a version.
     fn published(&self, serving: &ExpertVersion) -> Result<Parameters> {
-        let blueprint =
-            self.blueprint(&serving.name, &serving.plugin, &serving.fm, serving.tae_dim)?;
+        let blueprint = self.registered(serving)?;
         let topic = Topic::expert(&serving.name, &serving.version);
         Ok(weight_updates::open_expert(self.streams.clone(), topic, &blueprint)?.0)
     }

@@ -1,6 +1,6 @@
 //! The thread that advances rollouts. A few times a second it reads what was counted, decides in
 //! the registry, and writes each rollout's state to its file. What fails for the moment is tried
-//! again. Replays run on threads of their own, so a command never waits for one.
+//! again. Replays and a plugin's `evaluate` run on threads of their own: no command waits for one.
 
 use std::{
     collections::HashMap,
@@ -23,8 +23,9 @@ use crate::{
         Rollout, RolloutStep,
         accept::AcceptedPush,
         import_config,
-        policy::{judge, p99_us},
+        policy::p99_us,
         replay::{ReplayInput, ReplayTask, ReplayVerdict},
+        repository::PendingRollout,
         service::{RolloutCommand, RolloutContext},
         state::{RolloutFiles, RolloutMap},
         stats::{ArmCounts, StepWatch},
@@ -44,9 +45,6 @@ const BACK_OFF: Duration = Duration::from_secs(1);
 
 /// How long a version may take to load before its rollout fails.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Time between two evaluations of a version's quality.
-const EVALUATE_EVERY: Duration = Duration::from_secs(2);
 
 /// Advances all rollouts of a daemon.
 pub(super) struct RolloutController {
@@ -95,6 +93,9 @@ impl RolloutController {
 
     /// Runs until a stop is requested or the commands end.
     pub(super) fn run(mut self, commands: &Receiver<RolloutCommand>) {
+        if let Err(error) = self.begin_recorded() {
+            tracing::error!(%error, "an accepted push has not begun its rollout; it is tried again at the next start");
+        }
         while !self.stop.is_requested() {
             let wait = if self.active().is_empty() { IDLE } else { BUSY };
             match commands.recv_timeout(wait) {
@@ -119,12 +120,15 @@ impl RolloutController {
     fn execute(&mut self, command: RolloutCommand) {
         // The caller may have gone; its answer is lost then.
         match command {
-            RolloutCommand::Begin { begun: AcceptedPush { rollout, expert, adoption }, done } => {
-                let begun = self.import(&adoption).and_then(|()| self.begin(&rollout));
+            RolloutCommand::Begin { begun: AcceptedPush { pending, expert }, done } => {
+                let begun = self.begin(&pending);
                 if begun.is_ok() {
-                    self.loaded.insert(rollout.label(), expert);
+                    self.loaded.insert(pending.rollout.label(), expert);
                 }
                 let _ = done.send(begun);
+            }
+            RolloutCommand::BeginRecorded { done } => {
+                let _ = done.send(self.begin_recorded());
             }
             RolloutCommand::RollBack { name, done } => {
                 let _ = done.send(self.roll_back(&name));
@@ -146,7 +150,40 @@ impl RolloutController {
         Ok(())
     }
 
-    fn begin(&mut self, rollout: &Rollout) -> Result<()> {
+    /// Begins the rollouts that were recorded with their push and have no file yet: the process
+    /// ended in between, or something failed.
+    fn begin_recorded(&mut self) -> Result<()> {
+        let acceptor = self.context.acceptor.clone();
+        if acceptor.repository.own().is_err() {
+            return Ok(());
+        }
+        let mut outcome = Ok(());
+        for pending in acceptor.repository.pending()? {
+            let rollout = &pending.rollout;
+            let key = (rollout.name().to_owned(), rollout.version().to_owned());
+            let known = lock(&self.all).get(&key).map(|known| known.created_ms);
+            let begun = if known == Some(rollout.created_ms) {
+                acceptor.repository.begun(rollout)
+            } else {
+                self.begin(&pending)
+            };
+            outcome = outcome.and(begun);
+        }
+        outcome
+    }
+
+    /// Begins a recorded rollout. A refusal gives it up; whatever else fails is tried again when
+    /// the push is sent again, and at the next start.
+    fn begin(&mut self, pending: &PendingRollout) -> Result<()> {
+        let rollout = &pending.rollout;
+        let begun = self.import(&pending.adoption).and_then(|()| self.replace(rollout));
+        if begun.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::Refused) {
+            self.context.acceptor.repository.begun(rollout)?;
+        }
+        begun
+    }
+
+    fn replace(&mut self, rollout: &Rollout) -> Result<()> {
         // The new version replaces the promoted one, which need not be watched any longer.
         let watched = self
             .active()
@@ -350,7 +387,7 @@ impl RolloutController {
             return self.check_time(rollout, format!("it answered {seen} of {wanted} requests"));
         }
         let watch = self.watches.get(&rollout.label());
-        if let Some(why) = watch.and_then(|watch| watch.held.clone()) {
+        if let Some(why) = watch.and_then(|watch| watch.evaluation.held.clone()) {
             return self.check_time(rollout, format!("held: {why}"));
         }
         if limits.stop_after == StopAfter::Canary {
@@ -431,12 +468,13 @@ impl RolloutController {
         let (name, version) = (rollout.name().to_owned(), rollout.version().to_owned());
         let now = Instant::now();
         let serving = &self.context.serving;
+        let breaker = self.context.acceptor.breaker();
         let share = transitions::share(self.follower.registry(), &name, &version);
         let arm = serving.arm(&name, &version).filter(|arm| (arm.share - share).abs() < 1e-9);
         let watch = self
             .watches
             .entry(rollout.label())
-            .or_insert_with(|| StepWatch::new(now, rollout.limits.window_s));
+            .or_insert_with(|| StepWatch::new(now, rollout.limits.window_s, breaker));
         let Some(arm) = arm else {
             if now - watch.began > LOAD_TIMEOUT {
                 let why = serving
@@ -447,7 +485,8 @@ impl RolloutController {
             return Ok(None);
         };
         let own = watch.own.update(now, &arm.live.stats);
-        let previous = rollout.previous.as_deref();
+        let previous = rollout.previous.clone();
+        let previous = previous.as_deref();
         let before = previous.and_then(|version| serving.arm(&name, version));
         let before_us =
             before.and_then(|before| p99_us(&watch.before.update(now, &before.live.stats).window));
@@ -465,19 +504,16 @@ impl RolloutController {
         if answers && cause.is_none() {
             cause = limits.slow(&own.window, before_us);
         }
-        if answers && cause.is_none() && watch.evaluated.is_none_or(|at| now - at >= EVALUATE_EVERY)
-        {
-            watch.evaluated = Some(now);
-            let mut held = None;
-            match judge(&arm.expert(), serving.slices(&name, &version, previous)) {
-                Verdict::Publish => {}
-                Verdict::Hold(why) => held = Some(why),
-                Verdict::RollBack(why) => cause = Some(format!("evaluate: {why}")),
+        if answers && cause.is_none() {
+            let before = watch.evaluation.held.clone();
+            match watch.evaluation.verdict(now) {
+                None | Some(Verdict::Publish) => {}
+                Some(Verdict::Hold(why)) if before.as_ref() == Some(&why) => {}
+                Some(Verdict::Hold(why)) => rollout.add_line(format!("held: {why}")),
+                Some(Verdict::RollBack(why)) => cause = Some(format!("evaluate: {why}")),
             }
-            if let Some(why) = held.as_ref().filter(|_| held != watch.held) {
-                rollout.add_line(format!("held: {why}"));
-            }
-            watch.held = held;
+            let slices = || serving.slices(&name, &version, previous);
+            watch.evaluation.start(now, arm.expert(), slices)?;
         }
         if let Some(cause) = cause {
             let step = rollout.step.word();

@@ -10,6 +10,7 @@
 
 pub mod accept;
 mod controller;
+mod evaluation;
 pub mod frame;
 mod import_config;
 pub mod policy;

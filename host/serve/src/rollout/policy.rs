@@ -1,10 +1,6 @@
 //! The limits of a rollout, and the rules that apply them to counts.
 
 use hypercast_config::{RolloutSettings, StopAfter};
-use hypercast_expert::{
-    ServedExpert,
-    wasm::contract::{Decision, Evaluation, Slice, Verdict},
-};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -174,15 +170,6 @@ impl RolloutPolicy {
 /// p99 in microseconds, if there are enough requests for it.
 pub fn p99_us(seen: &ArmCounts) -> Option<f64> {
     (seen.requests >= FEWEST_TIMES).then(|| seen.quantile_us(0.99)).flatten()
-}
-
-/// The plugin's verdict on its own quality on live traffic, beside that of the version before. A
-/// plugin that fails to give one holds the rollout.
-pub(super) fn judge(expert: &ServedExpert, slices: Vec<Slice>) -> Verdict {
-    let blueprint = expert.blueprint();
-    let evaluation = Evaluation { decision: Decision::Canary, slices };
-    let verdict = blueprint.plugin.evaluate(&blueprint.info, &evaluation);
-    verdict.unwrap_or_else(|fault| Verdict::Hold(fault.to_string()))
 }
 
 fn refuse<T, V: std::fmt::Display>(key: &str, wish: &V, how: &str, bound: &V) -> Result<T> {

@@ -1,23 +1,28 @@
-//! The repository of pushed files, named by their content, and the newest push of each expert. An
-//! old push that is sent again, or other content under the same version, is refused.
+//! The repository of pushed files, named by their content, and the pushes of each expert. An old
+//! push that is sent again, or other content under the same version, is refused.
 //!
-//! Files are written atomically and durably. The repository knows neither keys nor the registry.
+//! Files are written atomically and durably. That a push was accepted and that its rollout is to
+//! begin is one record. One process at a time accepts pushes for a folder; others may read its
+//! files. The repository knows neither keys nor what the registry decides.
 
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
     path::{Path, PathBuf},
+    sync::Mutex,
     time::SystemTime,
 };
 
 use hypercast_config::sha256;
-use hypercast_core::{atomic_dir, atomic_file};
+use hypercast_core::{atomic_dir, atomic_file, dir_lock::DirLock};
 use hypercast_data::versioned;
+use hypercast_stream::registry::Change;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    rollout::signature::PushManifest,
+    rollout::{Rollout, signature::PushManifest},
+    threads::lock,
 };
 
 /// The version of the format of the lists of pushes.
@@ -31,9 +36,11 @@ const AHEAD_MS: i64 = 300_000;
 const LONGEST_NAME: usize = 64;
 
 /// The folder of pushed files.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Repository {
     dir: PathBuf,
+    /// Held from the first push, or from the start if no other process holds it.
+    owned: Mutex<Option<DirLock>>,
 }
 
 /// A version that was pushed before.
@@ -47,11 +54,24 @@ pub struct PushedVersion {
     pub parameters: Option<String>,
 }
 
+/// A rollout that is to begin, with what it changes in the registry first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PendingRollout {
+    /// The rollout at its first step.
+    pub rollout: Rollout,
+    /// Changes that register and promote what the configuration serves; empty if something is
+    /// promoted already.
+    pub adoption: Vec<Change>,
+}
+
 /// The versions of one expert that were pushed.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct PushHistory {
     newest_ms: i64,
     versions: BTreeMap<String, PushedVersion>,
+    /// The rollout of the newest push, until it has a file of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pending: Option<PendingRollout>,
 }
 
 impl Repository {
@@ -63,7 +83,25 @@ impl Repository {
         for part in ["objects", "names"] {
             atomic_dir::create(&dir.join(part))?;
         }
-        Ok(Self { dir: dir.canonicalize().map_err(Error::io(dir))? })
+        let dir = dir.canonicalize().map_err(Error::io(dir))?;
+        Ok(Self { dir, owned: Mutex::default() })
+    }
+
+    /// Makes this process the one that accepts pushes for the folder, until it ends.
+    ///
+    /// # Errors
+    /// Refused: another process is, and the message names it.
+    pub fn own(&self) -> Result<()> {
+        let mut owned = lock(&self.owned);
+        if owned.is_none() {
+            let held = DirLock::acquire(&self.dir).map_err(|error| {
+                Error::refused(format!(
+                    "another daemon accepts pushes for this folder of experts, send them there: {error}"
+                ))
+            })?;
+            *owned = Some(held);
+        }
+        Ok(())
     }
 
     /// Whether the same push was sent before; if not, it is allowed after those before it.
@@ -101,11 +139,12 @@ impl Repository {
         Ok(false)
     }
 
-    /// Records a push.
+    /// Records a push together with its rollout, which is to begin: also after a restart, until
+    /// [`Repository::begun`].
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn remember(&self, manifest: &PushManifest) -> Result<()> {
+    pub fn remember(&self, manifest: &PushManifest, pending: PendingRollout) -> Result<()> {
         let mut known = self.known(&manifest.name)?;
         known.newest_ms = known.newest_ms.max(manifest.created_ms);
         let pushed = PushedVersion {
@@ -114,8 +153,46 @@ impl Repository {
             parameters: manifest.parameters.clone(),
         };
         known.versions.insert(manifest.version.clone(), pushed);
-        let text = versioned::to_json(&known, FORMAT).to_string();
-        let path = self.name_path(&manifest.name);
+        known.pending = Some(pending);
+        self.write(&manifest.name, &known)
+    }
+
+    /// The rollouts that were recorded and have not begun.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn pending(&self) -> Result<Vec<PendingRollout>> {
+        let names = self.dir.join("names");
+        let mut pending = Vec::new();
+        for entry in fs::read_dir(&names).map_err(Error::io(&names))? {
+            let path = entry.map_err(Error::io(&names))?.path();
+            let name = path.file_stem().and_then(|name| name.to_str());
+            if let Some(name) = name.filter(|_| path.extension().is_some_and(|of| of == "json")) {
+                pending.extend(self.known(name)?.pending);
+            }
+        }
+        Ok(pending)
+    }
+
+    /// Notes that the rollout of an expert's newest push has a file of its own, or was given up.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn begun(&self, rollout: &Rollout) -> Result<()> {
+        let mut known = self.known(rollout.name())?;
+        let is_same = |pending: &PendingRollout| {
+            (pending.rollout.version(), pending.rollout.created_ms)
+                == (rollout.version(), rollout.created_ms)
+        };
+        match known.pending.take_if(|pending| is_same(pending)) {
+            Some(_) => self.write(rollout.name(), &known),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&self, name: &str, known: &PushHistory) -> Result<()> {
+        let text = versioned::to_json(known, FORMAT).to_string();
+        let path = self.name_path(name);
         atomic_file::write(&path, text.as_bytes()).map_err(Error::io(&path))
     }
 
@@ -208,6 +285,7 @@ pub fn check_name(name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{fixtures, rollout::PolicyOverrides};
 
     fn manifest(version: &str, content: &[u8], created_ms: i64) -> PushManifest {
         PushManifest {
@@ -219,7 +297,34 @@ mod tests {
             component: sha256(content),
             parameters: None,
             created_ms,
+            audience: None,
+            expires_ms: None,
+            policy: PolicyOverrides::default(),
         }
+    }
+
+    fn pending(manifest: &PushManifest) -> PendingRollout {
+        let expert = fixtures::expert_version(&manifest.name, &manifest.version);
+        let created_ms = manifest.created_ms;
+        let rollout = Rollout { created_ms, ..fixtures::rollout(expert) };
+        PendingRollout { rollout, adoption: Vec::new() }
+    }
+
+    #[test]
+    fn an_accepted_push_and_its_rollout_are_one_record_until_the_rollout_has_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (manifest("1.0.0", b"a", 1000), manifest("1.1.0", b"b", 2000));
+        let repository = Repository::open(dir.path()).unwrap();
+        repository.remember(&first, pending(&first)).unwrap();
+        // Another process finds both or neither.
+        let repository = Repository::open(dir.path()).unwrap();
+        assert!(repository.has_seen(&first, 1000).unwrap());
+        assert_eq!(repository.pending().unwrap(), [pending(&first)]);
+        repository.begun(&pending(&second).rollout).unwrap();
+        assert_eq!(repository.pending().unwrap().len(), 1, "another one has begun");
+        repository.begun(&pending(&first).rollout).unwrap();
+        assert_eq!(repository.pending().unwrap(), []);
+        assert!(repository.has_seen(&first, 1000).unwrap());
     }
 
     #[test]
@@ -228,9 +333,10 @@ mod tests {
         let repository = Repository::open(dir.path()).unwrap();
         let first = manifest("1.0.0", b"a", 1000);
         assert!(!repository.has_seen(&first, 1000).unwrap());
-        repository.remember(&first).unwrap();
+        repository.remember(&first, pending(&first)).unwrap();
         assert!(repository.has_seen(&first, 1000).unwrap());
-        repository.remember(&manifest("1.1.0", b"b", 2000)).unwrap();
+        let second = manifest("1.1.0", b"b", 2000);
+        repository.remember(&second, pending(&second)).unwrap();
         let again = manifest("1.0.0", b"a", 3000);
         assert!(!repository.has_seen(&again, 3000).unwrap(), "the signature is new");
         for (manifest, word) in [

@@ -51,6 +51,8 @@ pub struct RolloutContext {
 pub(super) enum RolloutCommand {
     /// Start a rollout.
     Begin { begun: AcceptedPush, done: SyncSender<Result<()>> },
+    /// Start the rollouts of pushes that were accepted and have not begun.
+    BeginRecorded { done: SyncSender<Result<()>> },
     /// Give an expert's users back to the version before.
     RollBack { name: String, done: SyncSender<Result<String>> },
 }
@@ -88,6 +90,9 @@ impl RolloutService {
         }
         match self.acceptor.accept(name, version, body, files)? {
             None => {
+                if self.rollout(name, version).is_none() {
+                    self.send(|done| RolloutCommand::BeginRecorded { done })?;
+                }
                 let rollout = self.rollout(name, version);
                 let gone = || {
                     Error::refused(format!(
@@ -100,9 +105,10 @@ impl RolloutService {
                 if let Some(known) = self.rollout(name, version)
                     && !known.step.is_over()
                 {
+                    self.acceptor.repository.begun(&begun.pending.rollout)?;
                     return Ok((known, false));
                 }
-                let rollout = (*begun.rollout).clone();
+                let rollout = begun.pending.rollout.clone();
                 self.send(|done| RolloutCommand::Begin { begun, done })?;
                 Ok((rollout, true))
             }
@@ -163,16 +169,27 @@ mod tests {
 
     use hypercast_core::shutdown::Shutdown;
     use hypercast_data::schema::Schema;
-    use hypercast_expert::{Engine, wasm::contract::Slice};
-    use hypercast_stream::streams::{MemoryEngine, StreamEngine as Streams};
+    use hypercast_expert::{
+        Blueprint, BreakerConfig, Device, Engine, EngineConfig, FeatureStatistics, Limits,
+        LoadOptions, ServedExpert, wasm::contract::Slice,
+    };
+    use hypercast_stream::{
+        registry::{Change, Registry, RegistryFollower, VersionState, WeightsLocation},
+        streams::{MemoryEngine, StreamEngine as Streams},
+    };
 
     use super::*;
     use crate::fixtures;
     use crate::rollout::{
-        RolloutStep,
+        PolicyOverrides, PushManifest, RolloutStep,
         replay::{ReplayInput, ReplayVerdict},
+        repository::{PendingRollout, Repository},
+        transitions,
     };
-    use crate::versions::serving_set::ExpertArm;
+    use crate::versions::{
+        desired_set::DesiredExpert,
+        serving_set::{ExpertArm, LiveExpert},
+    };
 
     /// Serves nothing: rollouts alone are tested.
     struct Nothing;
@@ -207,17 +224,25 @@ mod tests {
 
     /// The rollouts of a daemon whose state is in `dir`, and whose replays are `replay`.
     fn started(dir: &Path, replay: ReplayFn) -> RolloutService {
+        let streams = Arc::new(MemoryEngine::new(16));
+        started_with(dir, streams, Arc::new(Nothing), replay)
+    }
+
+    fn started_with(
+        dir: &Path,
+        streams: Arc<dyn Streams>,
+        serving: Arc<dyn VersionLookup>,
+        replay: ReplayFn,
+    ) -> RolloutService {
         let mut config = Config::without_folder();
         config.paths.state = dir.to_path_buf();
         config.paths.experts = dir.join("experts");
         let schema: Arc<Schema> =
             Arc::new(toml::from_str("surfaces = ['feed']\nactions = []\ntasks = []").unwrap());
-        let streams: Arc<dyn Streams> = Arc::new(MemoryEngine::new(16));
         let wasm = Engine::new(config.guests()).unwrap();
         let trusted = Box::new(|| Ok(Vec::new()));
         let acceptor = Acceptor::new(&config, trusted, schema, wasm, streams).unwrap();
-        let (acceptor, serving) = (Arc::new(acceptor), Arc::new(Nothing));
-        let context = RolloutContext { acceptor, serving, replay };
+        let context = RolloutContext { acceptor: Arc::new(acceptor), serving, replay };
         RolloutService::start(&config, context).unwrap()
     }
 
@@ -267,5 +292,151 @@ mod tests {
         let rollout = || rollouts.rollout("feed", "1.0.0").unwrap();
         wait_for("the rollout ends", || rollout().step == RolloutStep::Failed);
         assert_eq!(rollout().cause.as_deref(), Some("replay: it faulted"));
+    }
+
+    #[test]
+    fn a_push_that_was_accepted_before_the_process_was_killed_begins_its_rollout_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = || {
+            // What a process leaves behind that was killed after it accepted a push.
+            let repository = Repository::open(&dir.path().join("experts/pushed")).unwrap();
+            let pending = PendingRollout { rollout: at_replay(), adoption: Vec::new() };
+            let manifest = PushManifest {
+                name: "feed".into(),
+                version: "1.0.0".into(),
+                contract: "2.0.0".into(),
+                surfaces: Vec::new(),
+                fm: None,
+                component: "ab".into(),
+                parameters: None,
+                created_ms: 1,
+                audience: None,
+                expires_ms: None,
+                policy: PolicyOverrides::default(),
+            };
+            repository.remember(&manifest, pending).unwrap();
+            repository
+        };
+        let repository = record();
+        let rollouts = started(dir.path(), slow);
+        wait_for("it begins", || rollouts.rollout("feed", "1.0.0").is_some());
+        assert_eq!(rollouts.rollout("feed", "1.0.0").unwrap().step, RolloutStep::Replay);
+        wait_for("that is noted", || repository.pending().unwrap().is_empty());
+        drop(rollouts);
+        // Killed a moment later: the rollout has a file, and that is not noted yet.
+        let files = RolloutFiles::open(&dir.path().join("rollouts")).unwrap();
+        let failed = Rollout { step: RolloutStep::Failed, settled: true, ..at_replay() };
+        files.write(&failed).unwrap();
+        let repository = record();
+        let rollouts = started(dir.path(), slow);
+        wait_for("that is noted", || repository.pending().unwrap().is_empty());
+        assert_eq!(rollouts.rollout("feed", "1.0.0").unwrap().step, RolloutStep::Failed);
+    }
+
+    #[test]
+    fn another_process_accepts_no_push_for_the_same_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Repository::open(dir.path()).unwrap();
+        first.own().unwrap();
+        first.own().unwrap();
+        let second = Repository::open(dir.path()).unwrap();
+        let why = second.own().unwrap_err().to_string();
+        assert!(why.contains("another daemon accepts pushes"), "{why}");
+        drop(first);
+        second.own().unwrap();
+    }
+
+    /// Serves one version to everybody, whose `evaluate` runs until its deadline.
+    struct Spinning(Arc<ExpertArm>);
+
+    impl VersionLookup for Spinning {
+        fn arm(&self, _: &str, version: &str) -> Option<Arc<ExpertArm>> {
+            (version == "1.0.0").then(|| self.0.clone())
+        }
+
+        fn problem(&self) -> Option<String> {
+            None
+        }
+
+        fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<Slice> {
+            Vec::new()
+        }
+    }
+
+    /// The deadline of a guest's `evaluate`, in milliseconds.
+    const SPINS_MS: u32 = 20_000;
+
+    /// A loaded version of a guest whose `evaluate` never returns.
+    fn spinning(component: &Path) -> ExpertArm {
+        let schema = hypercast_data::import::simulate::schema(1);
+        let engine = Engine::new(EngineConfig::default()).unwrap();
+        let limits = Limits { hook_deadline_ms: SPINS_MS, ..Limits::default() };
+        let options = LoadOptions { limits, tae_dim: 4, ..LoadOptions::default() };
+        let blueprint = Blueprint::load(&engine, component, &schema, &options).unwrap();
+        let names = blueprint.columns.feature_names().to_vec();
+        let parameters = blueprint.init_parameters(FeatureStatistics::new(&names).finish(), 0);
+        let (device, breaker) = (Device::Cpu, BreakerConfig::default());
+        let expert = ServedExpert::new(Arc::new(blueprint), parameters, device, breaker).unwrap();
+        let desired = DesiredExpert {
+            name: "feed".into(),
+            version: Some("1.0.0".into()),
+            plugin: component.to_path_buf(),
+            plugin_hash: None,
+            sha256: None,
+            weights: WeightsLocation::Published,
+            fm: None,
+            without_tae: false,
+            surfaces: vec![0],
+            state: VersionState::Active,
+            share: 1.0,
+            content: None,
+        };
+        ExpertArm {
+            name: "feed".into(),
+            version: "1.0.0".into(),
+            label: "feed@1.0.0".into(),
+            fm: "1.0.0".into(),
+            share: 1.0,
+            live: Arc::new(LiveExpert::new(expert)),
+            desired,
+        }
+    }
+
+    #[test]
+    fn a_rollback_is_answered_while_evaluate_runs() {
+        let Some(component) = hypercast_core::prerequisite::hostile("evaluate", "spin_evaluate")
+        else {
+            return;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let streams: Arc<dyn Streams> = Arc::new(MemoryEngine::new(16));
+        let version = fixtures::expert_version("feed", "1.0.0");
+        let mut follower = RegistryFollower::new(&*streams).unwrap();
+        let fm = fixtures::fm_version("1.0.0");
+        let mut decide = |of: &dyn Fn(&Registry) -> Result<Vec<Change>>| {
+            assert!(follower.decide(&*streams, of).unwrap());
+        };
+        decide(&|registry| Ok(registry.register_fm(&fm)?));
+        decide(&|registry| Ok(registry.promote_fm("1.0.0")?));
+        decide(&|registry| transitions::shadow(registry, &version));
+        decide(&|registry| transitions::promote(registry, &version, 1.0, false));
+        let promoted = Rollout {
+            step: RolloutStep::Promoted,
+            since_ms: hypercast_core::clock::now_ms(),
+            ..fixtures::rollout(version.clone())
+        };
+        let files = RolloutFiles::open(&dir.path().join("rollouts")).unwrap();
+        files.write(&promoted).unwrap();
+        let arm = Arc::new(spinning(&component));
+        let serving = Arc::new(Spinning(arm.clone()));
+        let rollouts = started_with(dir.path(), streams.clone(), serving, slow);
+        let plugin = || arm.expert().blueprint().plugin.usage().instances.calls;
+        let at_load = plugin();
+        wait_for("`evaluate` runs", || plugin() > at_load);
+        let start = Instant::now();
+        let done = rollouts.roll_back("feed").unwrap();
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        assert!(done.contains("no version of feed answers"), "{done}");
+        assert_eq!(rollouts.rollout("feed", "1.0.0").unwrap().step, RolloutStep::RolledBack);
     }
 }

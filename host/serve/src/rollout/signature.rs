@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use hypercast_config::PublicKey;
+use hypercast_config::{PublicKey, TrustedKey};
 use hypercast_core::{
     atomic_file,
     hex::{hex, unhex},
@@ -16,16 +16,22 @@ use ring::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::policy::PolicyOverrides,
+};
 
 /// Prefix of the signed text, so that a signature made for another purpose is not valid here.
-const DOMAIN: &[u8] = b"hypercast plugin push 1\n";
+const DOMAIN: &[u8] = b"hypercast plugin push 2\n";
+
+/// The prefix of statements before 0.2, which did not cover what a push asks of its rollout.
+const FIRST_DOMAIN: &[u8] = b"hypercast plugin push 1\n";
 
 /// Prefix of a secret key's file; its PKCS#8 document follows in hex.
 const SECRET: &str = "ed25519-secret:";
 
 /// What a signature covers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PushManifest {
     /// The expert's name.
@@ -48,6 +54,24 @@ pub struct PushManifest {
     pub parameters: Option<String>,
     /// When it was signed, milliseconds since the epoch; later pushes of an expert are newer.
     pub created_ms: i64,
+    /// The deployment that it is for (`rollout.audience`); any if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+    /// When it can no longer be pushed, milliseconds since the epoch; never if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<i64>,
+    /// What it asks of its rollout.
+    #[serde(default)]
+    pub policy: PolicyOverrides,
+}
+
+/// A manifest whose signature was verified.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerifiedManifest {
+    /// What was signed.
+    pub manifest: PushManifest,
+    /// Whether the signature covers the policy; statements before 0.2 did not.
+    pub covers_policy: bool,
 }
 
 /// A manifest with its signature, as in a file and in a push.
@@ -109,7 +133,7 @@ impl SecretKey {
     /// Signs a manifest with the team's key.
     pub fn sign(&self, manifest: &PushManifest) -> SignedManifest {
         let manifest = serde_json::to_string(manifest).expect("a plain struct serialises");
-        let signature = hex(self.pair.sign(&message(&manifest)).as_ref());
+        let signature = hex(self.pair.sign(&message(DOMAIN, &manifest)).as_ref());
         SignedManifest { manifest, key: self.public().id(), signature }
     }
 
@@ -135,28 +159,42 @@ impl SignedManifest {
         })
     }
 
-    /// Verifies the signature with one of the trusted keys, and returns the manifest.
+    /// Verifies the signature with one of the trusted keys.
     ///
     /// # Errors
-    /// Refused: the key is not trusted, the signature does not fit, or the text is not a manifest.
-    pub fn verify(&self, trusted: &[PublicKey]) -> Result<PushManifest> {
+    /// Refused: the key is not trusted or may not push this name, the signature does not fit, or
+    /// the text is not a manifest.
+    pub fn verify(&self, trusted: &[TrustedKey]) -> Result<VerifiedManifest> {
         let refused = |why: String| Err(Error::refused(why));
-        let Some(key) = trusted.iter().find(|key| key.id() == self.key) else {
+        let Some(TrustedKey { key, names }) =
+            trusted.iter().find(|trusted| trusted.key.id() == self.key)
+        else {
             return refused(format!(
                 "key {:?} is not trusted here; the operator must add the public key to rollout.trusted_keys",
                 &self.key[..self.key.floor_char_boundary(64)]
             ));
         };
         let signature = unhex(&self.signature).unwrap_or_default();
-        if !key.verifies(&message(&self.manifest), &signature) {
+        let fits = |domain: &[u8]| key.verifies(&message(domain, &self.manifest), &signature);
+        let covers_policy = fits(DOMAIN);
+        if !covers_policy && !fits(FIRST_DOMAIN) {
             return refused(format!(
                 "the signature does not fit key {} and this manifest; sign it again",
                 key.id()
             ));
         }
-        serde_json::from_str(&self.manifest).map_err(|error| {
+        let manifest: PushManifest = serde_json::from_str(&self.manifest).map_err(|error| {
             Error::refused(format!("the signed text is not a manifest of this version: {error}"))
-        })
+        })?;
+        if !names.is_empty() && !names.contains(&manifest.name) {
+            return refused(format!(
+                "key {} may push {}, and not {:?}; the operator can add the name in rollout.trusted_keys",
+                key.id(),
+                names.join(", "),
+                manifest.name
+            ));
+        }
+        Ok(VerifiedManifest { manifest, covers_policy })
     }
 
     /// The manifest without any check, for messages.
@@ -169,8 +207,46 @@ impl SignedManifest {
     }
 }
 
-fn message(manifest: &str) -> Vec<u8> {
-    [DOMAIN, manifest.as_bytes()].concat()
+impl VerifiedManifest {
+    /// What the push may ask of its rollout: the signed policy. Beside a statement that does not
+    /// cover it, it is what was `sent` with the push.
+    ///
+    /// # Errors
+    /// Refused: it is for another deployment than `audience`, it has expired at `now_ms`, or
+    /// something else was sent than was signed.
+    pub fn policy(
+        &self,
+        audience: &str,
+        now_ms: i64,
+        sent: &PolicyOverrides,
+    ) -> Result<PolicyOverrides> {
+        let refused = |why: String| Err(Error::refused(why));
+        let PushManifest { expires_ms, policy, .. } = &self.manifest;
+        let named = self.manifest.audience.as_deref().unwrap_or_default();
+        if named != audience {
+            let is_for = if named.is_empty() { "no deployment" } else { named };
+            return refused(format!(
+                "the signature names {is_for}, and this deployment is {audience:?} (rollout.audience); sign it again with --audience {audience:?}"
+            ));
+        }
+        if let Some(expired) = expires_ms.filter(|expires_ms| *expires_ms <= now_ms) {
+            return refused(format!(
+                "the signature expired at {expired} (milliseconds since 1970), and it is {now_ms}; sign it again"
+            ));
+        }
+        match self.covers_policy {
+            false => Ok(sent.clone()),
+            true if *sent == PolicyOverrides::default() || sent == policy => Ok(policy.clone()),
+            true => refused(
+                "the push asks for other conditions than were signed; give them to `hypercast plugin sign`"
+                    .into(),
+            ),
+        }
+    }
+}
+
+fn message(domain: &[u8], manifest: &str) -> Vec<u8> {
+    [domain, manifest.as_bytes()].concat()
 }
 
 #[cfg(test)]
@@ -189,7 +265,15 @@ mod tests {
             component: sha256(b"component"),
             parameters: None,
             created_ms: 5,
+            audience: Some("prod".into()),
+            expires_ms: Some(10),
+            policy: PolicyOverrides { canary_share: Some(0.01), ..PolicyOverrides::default() },
         }
+    }
+
+    fn trusts(key: &SecretKey, names: &[&str]) -> TrustedKey {
+        let names = names.iter().map(|name| name.to_string()).collect();
+        TrustedKey { key: key.public(), names }
     }
 
     #[test]
@@ -197,8 +281,11 @@ mod tests {
         let key = SecretKey::generate().unwrap();
         let other = SecretKey::generate().unwrap();
         let signed = key.sign(&manifest());
-        let trusted = [other.public(), key.public()];
-        assert_eq!(signed.verify(&trusted).unwrap(), manifest());
+        let trusted = [trusts(&other, &[]), trusts(&key, &["search", "feed"])];
+        let verified = signed.verify(&trusted).unwrap();
+        assert_eq!(verified, VerifiedManifest { manifest: manifest(), covers_policy: true });
+        let why = signed.verify(&[trusts(&key, &["search"])]).unwrap_err().to_string();
+        assert!(why.contains("may push search, and not \"feed\""), "{why}");
         let why = signed.verify(&trusted[..1]).unwrap_err().to_string();
         assert!(why.contains("not trusted") && why.contains("rollout.trusted_keys"), "{why}");
         let changed = SignedManifest {
@@ -209,6 +296,40 @@ mod tests {
         // Naming another trusted key does not help.
         let posing = SignedManifest { key: other.public().id(), ..signed };
         assert!(posing.verify(&trusted).unwrap_err().to_string().contains("signature"));
+    }
+
+    #[test]
+    fn a_signature_holds_for_its_deployment_its_time_and_its_policy() {
+        let key = SecretKey::generate().unwrap();
+        let verified = key.sign(&manifest()).verify(&[trusts(&key, &[])]).unwrap();
+        let (signed, nothing) = (manifest().policy, PolicyOverrides::default());
+        for sent in [&signed, &nothing] {
+            assert_eq!(verified.policy("prod", 9, sent).unwrap(), signed);
+        }
+        let other = PolicyOverrides { replace: true, ..signed.clone() };
+        for (audience, now_ms, sent, word) in [
+            ("", 9, &signed, "names prod"),
+            ("test", 9, &signed, "names prod"),
+            ("prod", 10, &signed, "expired"),
+            ("prod", 9, &other, "other conditions than were signed"),
+        ] {
+            let why = verified.policy(audience, now_ms, sent).unwrap_err().to_string();
+            assert!(why.contains(word), "{word}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_statement_of_the_first_version_holds_with_the_policy_that_is_sent() {
+        let key = SecretKey::generate().unwrap();
+        let text = r#"{"name":"feed","version":"1.2.0","contract":"1.0.0","component":"ab","created_ms":5}"#;
+        let signature = hex(key.pair.sign(&message(FIRST_DOMAIN, text)).as_ref());
+        let signed = SignedManifest { manifest: text.into(), key: key.public().id(), signature };
+        let verified = signed.verify(&[trusts(&key, &[])]).unwrap();
+        assert!(!verified.covers_policy);
+        let sent = manifest().policy;
+        assert_eq!(verified.policy("", 9, &sent).unwrap(), sent);
+        let why = verified.policy("prod", 9, &sent).unwrap_err().to_string();
+        assert!(why.contains("names no deployment") && why.contains("--audience"), "{why}");
     }
 
     #[test]

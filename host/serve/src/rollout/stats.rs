@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::threads::lock;
+use hypercast_expert::BreakerConfig;
+
+use crate::{rollout::evaluation::StepEvaluation, threads::lock};
 
 /// Buckets per octave: quantiles are exact to a tenth.
 const STEPS: u32 = 8;
@@ -130,18 +132,17 @@ pub(super) struct StepWatch {
     pub(super) own: StatsWindow,
     /// The version before.
     pub(super) before: StatsWindow,
-    /// When its quality was last evaluated.
-    pub(super) evaluated: Option<Instant>,
-    /// Why the step is held, as last logged.
-    pub(super) held: Option<String>,
+    /// What the plugin says of its quality.
+    pub(super) evaluation: StepEvaluation,
 }
 
 impl StepWatch {
-    /// Begins a step with a window of `window_s` seconds.
-    pub(super) fn new(now: Instant, window_s: u64) -> Self {
+    /// Begins a step with a window of `window_s` seconds; `breaker` limits calls of `evaluate`.
+    pub(super) fn new(now: Instant, window_s: u64, breaker: BreakerConfig) -> Self {
         let window = Duration::from_secs(window_s);
         let windowed = || StatsWindow { window, first: None, snapshots: VecDeque::new() };
-        Self { began: now, own: windowed(), before: windowed(), evaluated: None, held: None }
+        let evaluation = StepEvaluation::new(breaker);
+        Self { began: now, own: windowed(), before: windowed(), evaluation }
     }
 }
 
@@ -206,7 +207,7 @@ mod tests {
     #[test]
     fn a_window_forgets_and_the_whole_does_not() {
         let (tally, start) = (ArmStats::default(), Instant::now());
-        let mut watched = StepWatch::new(start, 60).own;
+        let mut watched = StepWatch::new(start, 60, BreakerConfig::default()).own;
         watched.update(start, &tally);
         for second in 1..=600 {
             tally.add(Duration::from_millis(1), second <= 10);

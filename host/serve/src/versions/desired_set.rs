@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_data::schema::Schema;
-use hypercast_stream::registry::{Registry, VersionState, WeightsLocation, content_hash};
+use hypercast_stream::registry::{
+    FileHashes, Registry, VersionState, WeightsLocation, content_hash,
+};
 
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -31,6 +33,8 @@ pub struct DesiredExpert {
     pub plugin: PathBuf,
     /// Expected hash of the component.
     pub plugin_hash: Option<String>,
+    /// Expected SHA-256 of the files, if they were registered with it.
+    pub sha256: Option<FileHashes>,
     /// Where its parameters come from.
     pub weights: WeightsLocation,
     /// The FM version that it pins; none for the configured one.
@@ -130,6 +134,7 @@ fn registered_experts(registry: &Registry, schema: &Schema) -> Result<Vec<Desire
                 version: Some(version.version.clone()),
                 plugin: version.plugin.clone(),
                 plugin_hash: Some(version.plugin_hash.clone()),
+                sha256: version.sha256.clone(),
                 weights: version.weights.clone(),
                 fm: Some(version.fm.clone()),
                 without_tae: version.without_tae,
@@ -168,6 +173,7 @@ fn configured_experts(
             version: None,
             plugin: entry.plugin.clone(),
             plugin_hash: None,
+            sha256: None,
             weights: WeightsLocation::Path(config.parameters(entry)),
             fm: None,
             without_tae: entry.without_tae,

@@ -152,6 +152,12 @@ impl SetUpdater {
 
     /// Serves another configuration's experts, or keeps the old ones.
     fn reload(&mut self, config: Config) -> Result<bool> {
+        // Requests of more candidates need more memory.
+        for arm in &self.models.set().arms {
+            let limits = config.load_options(&arm.name).graph_limits;
+            arm.expert().blueprint().check_memory(&limits)?;
+        }
+        self.loader.config.server.max_candidates = config.server.max_candidates;
         let expert_file_hashes = expert_file_hashes(&config);
         if self.schema.is_none()
             || (config.experts == self.config.experts

@@ -5,10 +5,10 @@ use std::{path::Path, sync::Arc};
 
 use hypercast_config::{Config, FmTierConfig};
 use hypercast_data::schema::Schema;
-use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert};
+use hypercast_expert::{Blueprint, Engine, LoadOptions, Plugin, SavedParameters, ServedExpert};
 use hypercast_fm::inference::{self, FoundationModel};
 use hypercast_stream::{
-    registry::{WeightsLocation, content_hash},
+    registry::{WeightsLocation, content_hash, read_version_file},
     streams::{StreamEngine as Streams, Topic},
 };
 
@@ -25,7 +25,7 @@ use crate::{
 
 /// Loads versions for one process.
 pub struct VersionLoader {
-    config: Config,
+    pub(super) config: Config,
     fm_config: FmTierConfig,
     schema: Option<Arc<Schema>>,
     /// The engine that compiles components.
@@ -194,15 +194,19 @@ impl VersionLoader {
 
     fn open_expert(&self, desired: &DesiredExpert, fm: &ServedFm) -> Result<Arc<LiveExpert>> {
         let schema = self.schema.as_ref().expect("a process with experts has a schema");
+        let sha256 = desired.sha256.as_ref();
+        let component = sha256.map(|sha256| sha256.component.as_str());
+        let component = read_version_file(&desired.plugin, component)?;
         if let Some(hash) = &desired.plugin_hash {
-            unchanged(&desired.plugin, hash)?;
+            unchanged(&desired.plugin, &component, hash)?;
         }
         let options = LoadOptions {
             tae_dim: fm.manifest().config.tae_width(),
             fm_version: Some(fm.version().to_owned()),
             ..self.config.load_options(&desired.name)
         };
-        let blueprint = Arc::new(Blueprint::load(&self.wasm, &desired.plugin, schema, &options)?);
+        let plugin = Plugin::from_file(&self.wasm, &desired.plugin, &component, &options.limits)?;
+        let blueprint = Arc::new(Blueprint::new(plugin, schema, &options)?);
         for &surface in &desired.surfaces {
             let surface = &schema.surfaces[usize::from(surface)];
             if !blueprint.serves(surface) {
@@ -223,7 +227,10 @@ impl VersionLoader {
                 Err(Error::data(path, why))
             }
             WeightsLocation::Path(path) => {
-                let expert = ServedExpert::open(blueprint, path, self.config.device, breaker)?;
+                let parameters = sha256.and_then(|sha256| sha256.parameters.as_deref());
+                let parameters = read_version_file(path, parameters)?;
+                let saved = SavedParameters::from_bytes(&parameters, path)?;
+                let expert = ServedExpert::open(blueprint, saved, self.config.device, breaker)?;
                 Ok(Arc::new(LiveExpert::new(expert)))
             }
             WeightsLocation::Published => {
@@ -252,9 +259,8 @@ fn named(error: Error, label: &str, version: &Option<String>) -> Error {
     }
 }
 
-fn unchanged(plugin: &Path, hash: &str) -> Result<()> {
-    let bytes = std::fs::read(plugin).map_err(Error::io(plugin))?;
-    if content_hash(&bytes) == hash {
+fn unchanged(plugin: &Path, component: &[u8], hash: &str) -> Result<()> {
+    if content_hash(component) == hash {
         return Ok(());
     }
     Err(Error::data(

@@ -43,6 +43,7 @@ pub fn report(loaded: &LoadedPlugin, candidates: usize) -> String {
     });
     let cost = graph.cost;
     let (flops, most) = (cost.per_candidate(d.history_len), loaded.limits.max_flops);
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let (count, parameters) = (graph.parameter_count(), loaded.limits.max_parameters);
     let mut text = format!(
         "expert          {} {}\n\
@@ -52,6 +53,7 @@ pub fn report(loaded: &LoadedPlugin, candidates: usize) -> String {
          short history   {} events\n\
          FM versions     {}\n\
          parameters      {count}, {} of {parameters}\n\
+         memory          {} MiB to serve, {} MiB to train, of {} MiB\n\
          FLOPs           {flops} a candidate with its share of a full short history, {} of {most}\n\
          \u{20}               ({} a candidate, {} an event of the short history)\n\n",
         d.name,
@@ -62,6 +64,9 @@ pub fn report(loaded: &LoadedPlugin, candidates: usize) -> String {
         d.history_len,
         d.fm_version,
         share(count as u64, parameters as u64),
+        mib(graph.serving_memory.total()),
+        mib(graph.training_memory.total()),
+        loaded.limits.network_memory_mib,
         share(flops, most),
         cost.per_row,
         cost.per_history,

@@ -13,9 +13,7 @@ use anyhow::bail;
 
 use super::{host::Host, read, sign::SignRequest};
 use hypercast_serve::admin::RolloutAnswer;
-use hypercast_serve::rollout::{
-    PolicyOverrides, Push, PushManifest, Rollout, RolloutStep, SignedManifest,
-};
+use hypercast_serve::rollout::{Push, PushManifest, Rollout, RolloutStep, SignedManifest};
 
 /// How often it asks.
 const POLL: Duration = Duration::from_millis(250);
@@ -37,12 +35,10 @@ pub struct Args {
     /// Its signature; with --key it is signed at once [default: COMPONENT.sig]
     #[arg(long, value_name = "FILE", conflicts_with = "key")]
     pub signature: Option<PathBuf>,
-    /// What a signature made now vouches for; the parameters in any case
+    /// What a signature made now vouches for; the parameters in any case. Beside an existing
+    /// signature, how its rollout is to go must be as it was signed
     #[command(flatten)]
     pub what: SignRequest,
-    /// How it is to go
-    #[command(flatten)]
-    pub wishes: PolicyOverrides,
     /// End once it is taken, instead of following its rollout
     #[arg(long)]
     pub no_wait: bool,
@@ -60,7 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let parameters = args.what.parameters.as_deref().map(read).transpose()?;
     let push = Push {
         signed,
-        wishes: args.wishes,
+        wishes: args.what.policy,
         component: &component,
         parameters: parameters.as_deref(),
     };

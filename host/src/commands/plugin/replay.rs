@@ -84,7 +84,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let options = LoadOptions {
         tae_dim,
         fm_version: Some(fm.clone()),
-        ..config.plugin_limits.load_options()
+        ..config.load_options(&args.component.display().to_string())
     };
     let engine = Engine::new(config.guests())?;
     let open = |component: &Path, parameters: Option<&Path>| -> anyhow::Result<ServedExpert> {

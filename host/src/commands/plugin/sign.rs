@@ -9,7 +9,7 @@ use super::read;
 use hypercast_config::sha256;
 use hypercast_core::{atomic_file, clock::now_ms};
 use hypercast_expert::wasm::contract::TYPES_IMPORT;
-use hypercast_serve::rollout::{PushManifest, SecretKey, SignedManifest};
+use hypercast_serve::rollout::{PolicyOverrides, PushManifest, SecretKey, SignedManifest};
 
 /// Arguments of `hypercast plugin sign`.
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,19 @@ pub struct SignRequest {
     /// The FM version that it pins [default: that of its parameters, or of the version that serves]
     #[arg(long, value_name = "VERSION")]
     pub fm: Option<String>,
+    /// The deployment that it is for, as its rollout.audience says [default: any without a name]
+    #[arg(long, value_name = "NAME")]
+    pub audience: Option<String>,
+    /// Days in which it can be pushed; 0 sets no end
+    #[arg(long, value_name = "DAYS", default_value_t = 30)]
+    pub valid_days: u32,
+    /// How its rollout is to go
+    #[command(flatten)]
+    pub policy: PolicyOverrides,
 }
+
+/// Milliseconds in a day.
+const DAY_MS: i64 = 86_400_000;
 
 /// Signs, and writes the signature.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -69,6 +81,7 @@ impl SignRequest {
         let key = SecretKey::read(self.key.as_ref().context("--key is missing")?)?;
         let bytes = read(component)?;
         let parameters = self.parameters.as_deref().map(read).transpose()?;
+        let created_ms = now_ms();
         let manifest = PushManifest {
             name: self.name.clone().context("--name is missing")?,
             version: self.version.clone().context("--version is missing")?,
@@ -82,7 +95,11 @@ impl SignRequest {
             fm: self.fm.clone(),
             component: sha256(&bytes),
             parameters: parameters.as_deref().map(sha256),
-            created_ms: now_ms(),
+            created_ms,
+            audience: self.audience.clone(),
+            expires_ms: (self.valid_days > 0)
+                .then(|| created_ms + i64::from(self.valid_days) * DAY_MS),
+            policy: self.policy.clone(),
         };
         Ok(key.sign(&manifest))
     }

@@ -49,7 +49,7 @@ impl PluginUnderTest {
             Some(file) => Schema::load(file)?,
             None => simulate::schema(3),
         };
-        let config = match &self.config {
+        let mut config = match &self.config {
             Some(file) => Config::read(file)?,
             None => Config::default(),
         };
@@ -57,10 +57,11 @@ impl PluginUnderTest {
             0 => config.fm.dim,
             tae_dim => tae_dim,
         });
-        let mut limits = config.plugin_limits;
+        let limits = &mut config.plugin_limits;
         limits.max_flops = self.max_flops.unwrap_or(limits.max_flops);
         let engine = Engine::new(EngineConfig { instances: 8, ..limits.engine() })?;
-        let options = LoadOptions { tae_dim, ..limits.load_options() };
+        let options = LoadOptions { tae_dim, registered: None, ..config.load_options("") };
+        let limits = config.plugin_limits;
         let blueprint = Blueprint::load(&engine, &self.file, &schema, &options)?;
         Ok(LoadedPlugin { blueprint: Arc::new(blueprint), schema: Arc::new(schema), limits })
     }

@@ -7,13 +7,15 @@ use std::{
     sync::Arc,
 };
 
-use hypercast_config::Config;
+use hypercast_config::{Config, sha256};
 use hypercast_core::{atomic_dir, atomic_file, clock::now_ms};
 use hypercast_data::schema::Schema;
-use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert};
+use hypercast_expert::{Blueprint, Engine, LoadOptions, Plugin, SavedParameters, ServedExpert};
 use hypercast_fm::checkpoint::FmManifest;
 
-use super::{ExpertVersion, FmVersion, VersionState, WeightsLocation, content_hash, schema_hash};
+use super::{
+    ExpertVersion, FileHashes, FmVersion, VersionState, WeightsLocation, content_hash, schema_hash,
+};
 use crate::error::{CommonErrors as _, Error, Result};
 
 impl FmVersion {
@@ -56,7 +58,8 @@ pub struct NewExpert {
 }
 
 impl NewExpert {
-    /// Loads the plugin, and the parameters if they are in a file, with the same checks as serving.
+    /// Reads and loads the plugin, and the parameters if they are in a file, with the same checks
+    /// as serving.
     ///
     /// # Errors
     /// The version cannot be served.
@@ -71,21 +74,29 @@ impl NewExpert {
             fm_version: Some(self.fm.clone()),
             ..config.load_options(&self.name)
         };
-        let blueprint = Arc::new(Blueprint::load(engine, &self.plugin, schema, &options)?);
-        Ok(self.describe_loaded(config, schema, &blueprint)?.0)
+        let component = read_version_file(&self.plugin, None)?;
+        let plugin = Plugin::from_file(engine, &self.plugin, &component, &options.limits)?;
+        let blueprint = Arc::new(Blueprint::new(plugin, schema, &options)?);
+        let parameters = match &self.weights {
+            WeightsLocation::Path(path) => Some(read_version_file(path, None)?),
+            WeightsLocation::Published => None,
+        };
+        let read = ReadExpert { blueprint, component: &component, parameters };
+        Ok(self.describe_read(config, schema, &read)?.0)
     }
 
-    /// As [`NewExpert::describe`] for a loaded plugin. Also returns the expert as it would serve,
-    /// if its parameters are in a file.
+    /// As [`NewExpert::describe`] for what was read. Also returns the expert as it would serve, if
+    /// its parameters are in a file.
     ///
     /// # Errors
     /// The version cannot be served.
-    pub fn describe_loaded(
+    pub fn describe_read(
         &self,
         config: &Config,
         schema: &Schema,
-        blueprint: &Arc<Blueprint>,
+        read: &ReadExpert<'_>,
     ) -> Result<(ExpertVersion, Option<ServedExpert>)> {
+        let ReadExpert { blueprint, component, parameters } = read;
         for surface in &self.surfaces {
             if schema.surface(surface).is_none() || !blueprint.serves(surface) {
                 return Err(Error::refused(format!(
@@ -96,23 +107,25 @@ impl NewExpert {
                 )));
             }
         }
-        let expert = match &self.weights {
-            WeightsLocation::Path(path) => Some(ServedExpert::open(
-                blueprint.clone(),
-                path,
-                config.device,
-                config.plugin_limits.breaker(),
-            )?),
-            WeightsLocation::Published => None,
+        let expert = match (&self.weights, parameters) {
+            (WeightsLocation::Path(path), Some(bytes)) => {
+                let saved = SavedParameters::from_bytes(bytes, path)?;
+                let breaker = config.plugin_limits.breaker();
+                Some(ServedExpert::open(blueprint.clone(), saved, config.device, breaker)?)
+            }
+            _ => None,
         };
-        let bytes = std::fs::read(&self.plugin).map_err(Error::io(&self.plugin))?;
         let version = ExpertVersion {
             name: self.name.clone(),
             version: self.version.clone(),
             state: VersionState::Training,
             parent: None,
             plugin: self.plugin.clone(),
-            plugin_hash: content_hash(&bytes),
+            plugin_hash: content_hash(component),
+            sha256: Some(FileHashes {
+                component: sha256(component),
+                parameters: parameters.as_deref().map(sha256),
+            }),
             plugin_version: blueprint.description.version.clone(),
             accepts_fm: blueprint.description.fm_version.clone(),
             fm: self.fm.clone(),
@@ -125,6 +138,31 @@ impl NewExpert {
             weights: self.weights.clone(),
         };
         Ok((version, expert))
+    }
+}
+
+/// The content of a version's files, read once: what is registered is what was checked.
+pub struct ReadExpert<'a> {
+    /// The plugin as it was loaded from `component`.
+    pub blueprint: Arc<Blueprint>,
+    /// The plugin file.
+    pub component: &'a [u8],
+    /// The parameter file; none if the version's trainer publishes its weights.
+    pub parameters: Option<Vec<u8>>,
+}
+
+/// Reads a file of a version, which is to have this SHA-256 if it was registered with one.
+///
+/// # Errors
+/// The file cannot be read, or is not the one that was registered.
+pub fn read_version_file(path: &Path, expected: Option<&str>) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    match expected {
+        Some(expected) if sha256(&bytes) != expected => Err(Error::data(
+            path,
+            "it is not the file that was registered; restore it, or register it as a new version",
+        )),
+        _ => Ok(bytes),
     }
 }
 

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     client::{RegistryClient, RegistryFollower},
-    describe::{NewExpert, keep_version_file},
+    describe::{NewExpert, ReadExpert, keep_version_file, read_version_file},
     rules::Promotion,
     self_register::{SelfRegisteredExpert, self_register_expert, self_register_fm},
     state::{ExpertVersions, Registry, UnappliedDecisions, choose_version, user_bucket},
@@ -88,6 +88,16 @@ pub struct FmVersion {
     pub weights: WeightsLocation,
 }
 
+/// SHA-256 of the files of an expert's version, in hex.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileHashes {
+    /// Of the plugin file.
+    pub component: String,
+    /// Of the parameter file; none if its trainer publishes its weights.
+    #[serde(default)]
+    pub parameters: Option<String>,
+}
+
 /// A version of an expert.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ExpertVersion {
@@ -104,6 +114,10 @@ pub struct ExpertVersion {
     pub plugin: PathBuf,
     /// [`content_hash`] of the plugin file: another file is not served as this version.
     pub plugin_hash: String,
+    /// What its files are, checked on the bytes of each load; none of a version that was registered
+    /// before 0.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<FileHashes>,
     /// The version in the plugin's description.
     pub plugin_version: String,
     /// The FM versions that the plugin accepts, a semver requirement.

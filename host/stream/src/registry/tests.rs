@@ -33,6 +33,7 @@ fn expert(name: &str, version: &str, fm: &str, surfaces: &[&str]) -> ExpertVersi
         parent: None,
         plugin: "plugin.wasm".into(),
         plugin_hash: "1".into(),
+        sha256: None,
         plugin_version: "0.1.0".into(),
         accepts_fm: ">=1, <3".into(),
         fm: fm.into(),

@@ -147,11 +147,11 @@ pub enum Fold {
     Max,
 }
 
-/// A step of a program.
+/// A step of a program. A program that is only planned has operators `O` without weights.
 #[derive(Debug)]
-pub struct ProgramStep {
+pub struct ProgramStep<O = RowOperator> {
     /// The operation.
-    pub operator: RowOperator,
+    pub operator: O,
     /// The operands, in the operator's order.
     pub operands: Vec<Operand>,
     /// Values per row of the result.
@@ -162,7 +162,7 @@ pub struct ProgramStep {
 #[derive(Debug)]
 pub struct Program {
     steps: Vec<ProgramStep>,
-    constants: Vec<Vec<f32>>,
+    constants: Vec<Arc<Vec<f32>>>,
     outputs: Vec<Operand>,
     /// Where each step's result begins in the scratch, in floats per row.
     offsets: Vec<usize>,
@@ -189,7 +189,11 @@ impl Program {
     ///
     /// # Panics
     /// If a step reads the result of a later step, or reads a result with a wrong width.
-    pub fn new(steps: Vec<ProgramStep>, constants: Vec<Vec<f32>>, outputs: Vec<Operand>) -> Self {
+    pub fn new(
+        steps: Vec<ProgramStep>,
+        constants: Vec<Arc<Vec<f32>>>,
+        outputs: Vec<Operand>,
+    ) -> Self {
         let (offsets, scratch) = plan(&steps, &outputs);
         let work = |step: &ProgramStep| match &step.operator {
             RowOperator::Linear(weights) => weights.from * weights.to,
@@ -198,6 +202,14 @@ impl Program {
         };
         let work = steps.iter().map(work).sum();
         Self { steps, constants, outputs, offsets, scratch, work }
+    }
+
+    /// The size in bytes of the scratch buffer that each thread keeps for a program of these steps.
+    ///
+    /// # Panics
+    /// As [`Program::new`].
+    pub fn scratch_bytes<O>(steps: &[ProgramStep<O>], outputs: &[Operand]) -> u64 {
+        (plan(steps, outputs).1 as u64).saturating_mul((BLOCK * size_of::<f32>()) as u64)
     }
 
     /// Runs the program. Returns `[rows, outputs]`.
@@ -238,7 +250,7 @@ thread_local! {
 
 /// The offset of each step's result and the size of the scratch. Memory is reused after a result's
 /// last reader.
-fn plan(steps: &[ProgramStep], outputs: &[Operand]) -> (Vec<usize>, usize) {
+fn plan<O>(steps: &[ProgramStep<O>], outputs: &[Operand]) -> (Vec<usize>, usize) {
     let mut last = vec![0; steps.len()];
     for (at, step) in steps.iter().enumerate() {
         for operand in &step.operands {

@@ -1,7 +1,9 @@
-//! Every op against the f64 oracle: forward to 1e-5, and every gradient against the oracle's
-//! central differences, also with batches without history and of one row.
+//! Every op against the f64 oracle and against the memory that is computed for it: forward to 1e-5,
+//! and every gradient against the oracle's central differences, also with batches without history
+//! and of one row.
 
 mod behaviour;
+mod memory;
 mod oracle;
 
 use std::collections::BTreeSet;
@@ -113,6 +115,7 @@ fn parameters(graph: &ExpertGraph) -> Parameters {
 
 /// Compares outputs and all gradients with the oracle's.
 fn check(name: &str, case: &Case) {
+    memory::check_bound(name, case);
     for requests in [&[(3, 2), (0, 1), (2, 3)][..], &[(0, 2), (0, 1)], &[(1, 1)], &[(0, 1)]] {
         let batch = batch(case, requests);
         let parameters = parameters(&case.graph);
