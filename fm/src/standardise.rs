@@ -17,6 +17,15 @@ pub struct Standardiser {
 /// Standardised values are clipped to ± this limit.
 const LIMIT: f32 = 5.0;
 
+/// The column whose mean moved farthest between two standardisers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ColumnShift {
+    /// The column's index.
+    pub column: usize,
+    /// The distance of the means, in standard deviations of before.
+    pub deviations: f64,
+}
+
 impl Standardiser {
     /// Statistics of rows of `width` columns, before the first row.
     pub fn new(width: usize) -> Self {
@@ -57,17 +66,36 @@ impl Standardiser {
     /// If the row has another number of columns.
     pub fn append(&self, row: &[f32], out: &mut Vec<f32>) {
         assert_eq!(row.len(), self.width());
-        let count = self.count.max(1.0);
         out.extend(row.iter().zip(self.mean.iter().zip(&self.spread)).map(
             |(&value, (&mean, &spread))| {
                 if !value.is_finite() {
                     return 0.0;
                 }
-                // Half a count of unit variance keeps a nearly constant column from exploding.
-                let deviation = ((spread + 0.5) / (count + 0.5)).sqrt().max(1e-4);
-                (((f64::from(value) - mean) / deviation) as f32).clamp(-LIMIT, LIMIT)
+                (((f64::from(value) - mean) / self.deviation(spread)) as f32).clamp(-LIMIT, LIMIT)
             },
         ));
+    }
+
+    /// The column whose mean is farthest from that of `before`, of those that had several values
+    /// there; `None` without any.
+    ///
+    /// # Panics
+    /// If the two have different numbers of columns.
+    pub fn shift_from(&self, before: &Standardiser) -> Option<ColumnShift> {
+        assert_eq!(before.width(), self.width());
+        let shift = |column: usize| ColumnShift {
+            column,
+            deviations: (self.mean[column] - before.mean[column]).abs()
+                / before.deviation(before.spread[column]),
+        };
+        let varied = (0..self.width()).filter(|&column| before.spread[column] > 0.0);
+        varied.map(shift).max_by(|a, b| a.deviations.total_cmp(&b.deviations))
+    }
+
+    /// The standard deviation of a column.
+    fn deviation(&self, spread: f64) -> f64 {
+        // Half a count of unit variance keeps a nearly constant column from exploding.
+        ((spread + 0.5) / (self.count.max(1.0) + 0.5)).sqrt().max(1e-4)
     }
 }
 
@@ -87,5 +115,19 @@ mod tests {
         assert!(out[0].abs() < 1e-3 && out[1].abs() < 1e-3);
         assert!((out[2] - 1.0).abs() < 0.01, "{}", out[2]);
         assert_eq!(out[3], 0.0);
+    }
+
+    #[test]
+    fn a_shift_is_that_of_the_column_that_moved_farthest() {
+        let mut before = Standardiser::new(2);
+        (0..1000).for_each(|i| before.observe(&[(i % 2) as f32, (i % 2) as f32 * 100.0]));
+        let mut after = before.clone();
+        (0..1000).for_each(|_| after.observe(&[4.5, 100.0]));
+        // Means go from 0.5 to 2.5 and from 50 to 75; the deviations are 0.5 and 50.
+        let shift = after.shift_from(&before).unwrap();
+        assert!(shift.column == 0 && (shift.deviations - 4.0).abs() < 0.01, "{shift:?}");
+        assert_eq!(before.shift_from(&before).unwrap().deviations, 0.0);
+        let constant = Standardiser { spread: vec![0.0; 2], ..before.clone() };
+        assert_eq!(after.shift_from(&constant), None);
     }
 }
