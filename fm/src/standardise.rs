@@ -38,6 +38,15 @@ pub struct ColumnMoments {
     pub variance: f64,
 }
 
+/// The column whose mean moved farthest between two standardisers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ColumnShift {
+    /// The column's index.
+    pub column: usize,
+    /// The distance of the means, in standard deviations of before.
+    pub deviations: f64,
+}
+
 impl Standardiser {
     /// Statistics of rows of `width` columns, before the first row.
     pub fn new(width: usize) -> Self {
@@ -99,6 +108,22 @@ impl Standardiser {
                 (scaled as f32).clamp(-LIMIT, LIMIT)
             },
         ));
+    }
+
+    /// The column whose mean is farthest from that of `before`, of those that had several values
+    /// there; `None` without any.
+    ///
+    /// # Panics
+    /// If the two have different numbers of columns.
+    pub fn shift_from(&self, before: &Standardiser) -> Option<ColumnShift> {
+        assert_eq!(before.width(), self.width());
+        let shift = |column: usize| ColumnShift {
+            column,
+            deviations: (self.mean[column] - before.mean[column]).abs()
+                / deviation(before.spread[column], before.count.max(1.0)),
+        };
+        let varied = (0..self.width()).filter(|&column| before.spread[column] > 0.0);
+        varied.map(shift).max_by(|a, b| a.deviations.total_cmp(&b.deviations))
     }
 }
 
@@ -174,5 +199,19 @@ mod tests {
         standardiser.observe(&[2.0]);
         let found = standardiser.moments().next().unwrap();
         assert!((found.variance - 4.0).abs() < 1e-3 && found.mean == 2.0, "{found:?}");
+    }
+
+    #[test]
+    fn a_shift_is_that_of_the_column_that_moved_farthest() {
+        let mut before = Standardiser::new(2);
+        (0..1000).for_each(|i| before.observe(&[(i % 2) as f32, (i % 2) as f32 * 100.0]));
+        let mut after = before.clone();
+        (0..1000).for_each(|_| after.observe(&[4.5, 100.0]));
+        // Means go from 0.5 to 2.5 and from 50 to 75; the deviations are 0.5 and 50.
+        let shift = after.shift_from(&before).unwrap();
+        assert!(shift.column == 0 && (shift.deviations - 4.0).abs() < 0.01, "{shift:?}");
+        assert_eq!(before.shift_from(&before).unwrap().deviations, 0.0);
+        let constant = Standardiser { spread: vec![0.0; 2], ..before.clone() };
+        assert_eq!(after.shift_from(&constant), None);
     }
 }

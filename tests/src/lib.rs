@@ -107,6 +107,7 @@ pub fn expert(name: &str, plugin: PathBuf, surfaces: &[&str]) -> ExpertEntry {
         shadow: false,
         train_on: hypercast_config::TrainOn::All,
         limits: Default::default(),
+        ne_limits: Default::default(),
     }
 }
 

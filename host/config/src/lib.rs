@@ -8,7 +8,7 @@
 //! ```text
 //! hypercast.toml ──► Config ── paths, timeline, logs, expert_training   training.rs
 //!                      │    ├─ server, fm_serving, fm_logging            serving.rs
-//!                      │    ├─ engine, join, publish                     lifecycle.rs
+//!                      │    ├─ engine, join, publish, fm_gate            lifecycle.rs
 //!                      │    ├─ plugin_limits, experts                    plugins.rs
 //!                      │    └─ rollout, recorded, keys of pushers        rollout.rs
 //!                      ▼
@@ -56,7 +56,8 @@ use serde::{Deserialize, Serialize};
 use self::error::CommonErrors as _;
 pub use self::error::{Error, Result};
 pub use self::lifecycle::{
-    EngineKind, EngineSettings, JoinSettings, JoinerOptions, JoinerSettings, PublishSettings,
+    EngineKind, EngineSettings, FmGateSettings, JoinSettings, JoinerOptions, JoinerSettings,
+    NeLimits, PublishSettings,
 };
 pub use self::plugins::{ExpertEntry, ExpertLimits, PluginLimits, TrainOn};
 pub use self::reload::{Reloaded, differing_keys, value_at};
@@ -93,6 +94,8 @@ pub struct Config {
     pub join: JoinSettings,
     /// The weights that trainers publish, and how often.
     pub publish: PublishSettings,
+    /// The conditions under which what the FM's trainer learned is published.
+    pub fm_gate: FmGateSettings,
     /// The feature logs for expert training.
     pub logs: Logs,
     /// The training of experts.
@@ -121,6 +124,7 @@ impl Default for Config {
             engine: EngineSettings::default(),
             join: JoinSettings::default(),
             publish: PublishSettings::default(),
+            fm_gate: FmGateSettings::default(),
             logs: Logs::default(),
             expert_training: ExpertTraining::default(),
             plugin_limits: PluginLimits::default(),
@@ -391,6 +395,7 @@ impl Config {
         self.plugin_limits.validate()?;
         self.join.validate()?;
         check_share_above_0("publish.share", self.publish.share)?;
+        self.fm_gate.validate()?;
         self.rollout.validate()?;
         self.recorded.validate()?;
         check_share_below_1("logs.skip_share", self.logs.skip_share)?;

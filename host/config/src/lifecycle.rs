@@ -1,7 +1,7 @@
 //! Streams and the life cycle of data in them: where streams are, how long impressions wait for
 //! their outcomes, and which weights are published when.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use hypercast_data::features::FeatureConfig;
 use serde::{Deserialize, Serialize};
@@ -150,6 +150,61 @@ impl Default for PublishSettings {
     fn default() -> Self {
         Self { share: 0.3, starve_after: 5, every_s: 60, snapshot_every: 100, zstd_level: 3 }
     }
+}
+
+/// The conditions under which what the FM's trainer learned is published: `[fm_gate]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FmGateSettings {
+    /// The newest rows, each predicted before it was learned from, on which a publication is
+    /// compared with the FM that serves. 0 publishes everything.
+    pub rows: usize,
+    /// How far the NE of a task may exceed that of the FM that serves, as a fraction of the latter.
+    pub max_ne_increase: f64,
+    /// The largest distance of a version's TAEs from those that it serves, relative to their size.
+    pub max_tae_drift: f64,
+    /// The most standard deviations by which the mean of a numeric feature may move.
+    pub max_feature_drift: f64,
+}
+
+impl Default for FmGateSettings {
+    fn default() -> Self {
+        Self { rows: 2048, max_ne_increase: 0.05, max_tae_drift: 1.0, max_feature_drift: 3.0 }
+    }
+}
+
+/// The limits of NE that trained weights must keep to be published.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NeLimits {
+    /// The highest NE by task.
+    pub max: BTreeMap<String, f64>,
+    /// How far the NE of any task may exceed that of what serves, as a fraction of the latter.
+    pub max_increase: Option<f64>,
+}
+
+impl FmGateSettings {
+    /// The limit of NE, in the form that experts' limits have.
+    pub fn ne_limits(&self) -> NeLimits {
+        NeLimits { max: BTreeMap::new(), max_increase: Some(self.max_ne_increase) }
+    }
+
+    pub(super) fn validate(&self) -> Result<(), String> {
+        check_limit("fm_gate.max_ne_increase", self.max_ne_increase)?;
+        check_limit("fm_gate.max_tae_drift", self.max_tae_drift)?;
+        check_limit("fm_gate.max_feature_drift", self.max_feature_drift)
+    }
+}
+
+impl NeLimits {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        self.max.iter().try_for_each(|(task, &ne)| check_limit(&format!("max.{task}"), ne))?;
+        self.max_increase.map_or(Ok(()), |increase| check_limit("max_increase", increase))
+    }
+}
+
+fn check_limit(key: &str, limit: f64) -> Result<(), String> {
+    check(limit.is_finite() && limit >= 0.0, key, limit, "a number of at least 0")
 }
 
 impl JoinSettings {

@@ -8,7 +8,7 @@ use hypercast_expert::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{check, check_positive, check_share};
+use crate::{NeLimits, check, check_positive, check_share};
 
 /// An expert that answers for some surfaces, or shadows them: an entry of `[[experts]]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,10 @@ pub struct ExpertEntry {
     /// output_mib, instances_each, log_lines_per_s, log_bytes_per_s. Weaker ones are refused.
     #[serde(default)]
     pub limits: ExpertLimits,
+    /// Limits of NE for what its trainer publishes, besides the plugin's own `evaluate`: `max` by
+    /// task, and `max_increase` over the NE of what serves, as a fraction.
+    #[serde(default)]
+    pub ne_limits: NeLimits,
 }
 
 /// The surfaces whose rows train an expert.
@@ -264,6 +268,7 @@ pub(super) fn validate_experts(experts: &[ExpertEntry], all: &PluginLimits) -> R
             return Err(format!("two experts are named {name:?}; names must be unique"));
         }
         entry.limits.validate(all).map_err(|why| format!("experts[{at}].limits.{why}"))?;
+        entry.ne_limits.validate().map_err(|why| format!("experts[{at}].ne_limits.{why}"))?;
     }
     Ok(())
 }

@@ -105,9 +105,10 @@ fn follow(config: &Config, dataset: &Dataset, args: FollowArgs) -> anyhow::Resul
     let out = &mut std::io::stdout();
     let report =
         follow_fm::follow(ServiceContext { dataset, config, engine }, &options, &stop, out)?;
-    let follow_fm::FollowFmReport { requests, corrections, published, position } = report;
+    let follow_fm::FollowFmReport { requests, corrections, published, held, position } = report;
+    let held = if held > 0 { format!(", {held} held") } else { String::new() };
     eprintln!(
-        "learned from {requests} requests and {corrections} corrections, up to {position}; {published} publications"
+        "learned from {requests} requests and {corrections} corrections, up to {position}; {published} publications{held}"
     );
     Ok(())
 }
@@ -179,11 +180,7 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
             }
         }
     }
-    anyhow::ensure!(
-        held.is_empty(),
-        "what serves was left as it is, as the expert's `evaluate` wants; {}",
-        held.join("; ")
-    );
+    anyhow::ensure!(held.is_empty(), "what serves was left as it is; {}", held.join("; "));
     Ok(())
 }
 

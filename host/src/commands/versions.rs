@@ -17,6 +17,7 @@ use hypercast_stream::registry::{
     VersionState, WeightsLocation, keep_version_file,
 };
 use hypercast_stream::streams::{self, StreamEngine, Topic};
+use hypercast_train::{HeldPublications, HeldVersion};
 
 /// Register, promote, roll back and retire versions of the FM and of experts
 #[derive(Debug, clap::Args)]
@@ -45,7 +46,7 @@ pub struct Args {
 /// What can be done with versions.
 #[derive(Debug, clap::Subcommand)]
 pub enum VersionsCommand {
-    /// Print every version, its state, its pin and who it answers
+    /// Print every version, its state, its pin and who it answers, and what trainers here hold
     List {
         /// As JSON, with all that is registered
         #[arg(long)]
@@ -212,14 +213,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let versions = RegistryClient::new(&*engine);
     let registry = match args.action {
         VersionsCommand::List { json } => {
-            let registry = versions.read()?;
-            match json {
-                true => println!("{}", serde_json::to_string_pretty(&registry)?),
-                false => print!("{}", table(&registry)),
+            let (registry, held) = (versions.read()?, HeldVersion::all(&config)?);
+            if json {
+                let mut all = serde_json::to_value(&registry)?;
+                all["held"] = serde_json::to_value(&held)?;
+                println!("{}", serde_json::to_string_pretty(&all)?);
+            } else {
+                print!("{}{}", table(&registry), held_lines(&held));
             }
             return Ok(());
         }
-        VersionsCommand::Show(which) => return show(&versions.read()?, &which),
+        VersionsCommand::Show(which) => {
+            return show(&versions.read()?, &which, &HeldVersion::all(&config)?);
+        }
         VersionsCommand::Register(what) => register(&config, &engine, what)?,
         VersionsCommand::Promote(Promote::Fm { version }) => {
             versions.decide(|r| r.promote_fm(&version))?
@@ -329,7 +335,11 @@ fn published(engine: &Arc<dyn StreamEngine>, topic: Topic) -> anyhow::Result<Pub
     Ok(first.header)
 }
 
-fn show(registry: &Registry, which: &Which) -> anyhow::Result<()> {
+fn show(registry: &Registry, which: &Which, held: &[HeldVersion]) -> anyhow::Result<()> {
+    let held = |kind: &str, version: &str| {
+        let own = held.iter().find(|own| own.kind == kind && own.version == version);
+        own.map(|own| own.held.clone())
+    };
     let text = match which {
         Which::Fm { version } => {
             let fm = registry.fm(version).with_context(|| format!("no FM {version}"))?;
@@ -338,18 +348,31 @@ fn show(registry: &Registry, which: &Which) -> anyhow::Result<()> {
                 .iter()
                 .map(|pin| format!("{} {}", pin.name, pin.version))
                 .collect();
-            serde_json::to_string_pretty(&serde_json::json!({ "fm": fm, "pinned_by": pins }))?
+            serde_json::to_string_pretty(&serde_json::json!({
+                "fm": fm, "pinned_by": pins, "held": held("fm", version),
+            }))?
         }
         Which::Expert { name, version } => {
             let expert = registry
                 .expert_version(name, version)
                 .with_context(|| format!("no expert {name} {version}"))?;
             let share = registry.expert(name).map_or(0.0, |all| all.share(version));
-            serde_json::to_string_pretty(&serde_json::json!({ "expert": expert, "share": share }))?
+            serde_json::to_string_pretty(&serde_json::json!({
+                "expert": expert, "share": share, "held": held(name, version),
+            }))?
         }
     };
     println!("{text}");
     Ok(())
+}
+
+/// What trainers on this machine hold, a line each.
+fn held_lines(held: &[HeldVersion]) -> String {
+    let line = |HeldVersion { kind, version, held }: &HeldVersion| {
+        let HeldPublications { in_a_row, reason, .. } = held;
+        format!("{kind} {version}: {in_a_row} publications held: {reason}\n")
+    };
+    held.iter().map(line).collect()
 }
 
 /// Every version in a line.

@@ -1,33 +1,57 @@
 //! What an expert's `evaluate` is told of what may be published: predictions that were made before
 //! their rows were learned from, and those of what serves on the same rows.
 //!
-//! Rows are labelled by the plugin itself, so its own tasks count as the schema's do. It decides
-//! nothing.
+//! An expert's rows are labelled by the plugin itself, so its own tasks count as the schema's do.
+//! The gate of the FM keeps its rows here, too. What the two have in common is the operator's
+//! limits of NE.
 
 use std::collections::VecDeque;
 
 use hypercast_fm::{
     example::Example,
-    metrics::{ScoredPrediction, binary_metrics},
+    metrics::{LogLossSums, ScoredPrediction, binary_metrics},
+    spec::{FmSpec, TaskLabel},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::report::ALL;
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_config::NeLimits;
 use hypercast_expert::{
     Blueprint,
     train::TaskTargets,
     wasm::contract::{Decision, Evaluation, Quality, Slice, TaskKind, Verdict},
 };
 
-/// Rows that are kept; beyond them the oldest go.
+/// Rows of an expert that are kept; beyond them the oldest go.
 const KEEP: usize = 1 << 16;
+
+/// The fewest rows of either label for which the NE of a task is held against a limit.
+const MIN_ROWS_OF_A_LABEL: u64 = 10;
 
 /// The newest rows, with predictions of what may be published and of what serves.
 pub(super) struct EvalWindow {
     tasks: Vec<(String, TaskKind)>,
     surfaces: Vec<String>,
+    keep: usize,
     pub(super) rows: VecDeque<WindowRow>,
+}
+
+/// The NE of a task on rows that have enough of either label.
+pub(super) struct MeasuredNe<'a> {
+    pub(super) task: &'a str,
+    pub(super) candidate: f64,
+    /// Of what serves, and of the candidate on the same rows, if what serves is known of enough
+    /// rows.
+    pub(super) compared: Option<ComparedNe>,
+}
+
+/// The NE of the candidate and of what serves, on the same rows.
+#[derive(Clone, Copy)]
+pub(super) struct ComparedNe {
+    pub(super) candidate: f64,
+    pub(super) serving: f64,
 }
 
 /// The predictions and labels of one target.
@@ -72,8 +96,31 @@ impl EvalWindow {
         Self {
             tasks: tasks.map(|task| (task.name.clone(), task.kind)).collect(),
             surfaces: blueprint.info.surfaces.clone(),
+            keep: KEEP,
             rows: VecDeque::new(),
         }
+    }
+
+    /// For the main tasks of an FM, which alone are served.
+    pub(super) fn of_fm(spec: &FmSpec, keep: usize) -> Self {
+        let kind = |label| match label {
+            TaskLabel::Action(_) => TaskKind::Binary,
+            TaskLabel::Value(_) => TaskKind::Regression,
+        };
+        let tasks = spec.main_tasks().iter();
+        Self {
+            tasks: tasks.map(|task| (task.name.clone(), kind(task.label))).collect(),
+            surfaces: spec.surfaces.clone(),
+            keep,
+            rows: VecDeque::new(),
+        }
+    }
+
+    /// Puts back rows that were saved, the newest as far as they fit.
+    pub(super) fn restore(&mut self, mut rows: VecDeque<WindowRow>) {
+        rows.retain(|row| row.cells.len() == self.tasks.len());
+        rows.drain(..rows.len().saturating_sub(self.keep));
+        self.rows = rows;
     }
 
     /// Keeps the rows of the examples that are counted.
@@ -93,7 +140,7 @@ impl EvalWindow {
                 candidate: said.candidate[task][at],
                 serving: said.serving.get(task).map_or(f32::NAN, |own| own[at]),
             };
-            if self.rows.len() == KEEP {
+            if self.rows.len() == self.keep {
                 self.rows.pop_front();
             }
             self.rows.push_back(WindowRow {
@@ -102,6 +149,60 @@ impl EvalWindow {
                 cells: (0..self.tasks.len()).map(cell).collect(),
             });
         }
+    }
+
+    /// The NE of the binary tasks, over all surfaces.
+    pub(super) fn measured_ne(&self) -> impl Iterator<Item = MeasuredNe<'_>> {
+        let binary = self.tasks.iter().enumerate().filter(|(_, own)| own.1 == TaskKind::Binary);
+        binary.filter_map(|(task, (name, _))| {
+            let cells = || {
+                let cells = self.rows.iter().map(move |row| row.cells[task]);
+                cells.filter(|cell| !cell.label.is_nan())
+            };
+            let compared = || cells().filter(|cell| !cell.serving.is_nan());
+            let ne = |serving: bool| ne_of_enough(compared().map(|cell| cell.said(serving)));
+            let of_both = |candidate, serving| ComparedNe { candidate, serving };
+            Some(MeasuredNe {
+                task: name,
+                candidate: ne_of_enough(cells().map(|cell| cell.said(false)))?,
+                compared: ne(false).zip(ne(true)).map(|(own, serving)| of_both(own, serving)),
+            })
+        })
+    }
+
+    /// Says which limits what may be published does not keep to; `None` if it keeps to all.
+    pub(super) fn beyond(&self, limits: &NeLimits) -> Option<String> {
+        let mut beyond = Vec::new();
+        for MeasuredNe { task, candidate, compared } in self.measured_ne() {
+            // A prediction that is not a number makes the NE one that is below no limit.
+            if let Some(&max) = limits.max.get(task)
+                && (candidate.is_nan() || candidate > max)
+            {
+                beyond.push(format!("NE of {task} is {candidate:.4}, above its limit of {max}"));
+            }
+            if let (Some(increase), Some(ComparedNe { candidate, serving })) =
+                (limits.max_increase, compared)
+                && (candidate.is_nan() || candidate > serving * (1.0 + increase))
+            {
+                beyond.push(format!(
+                    "NE of {task} is {candidate:.4}, {serving:.4} for what serves, which is more \
+                     than the allowed {:.1} % worse",
+                    increase * 100.0
+                ));
+            }
+        }
+        (!beyond.is_empty()).then(|| beyond.join("; "))
+    }
+
+    /// Refuses limits for a task that is not there.
+    ///
+    /// # Errors
+    /// The first such task.
+    pub(super) fn check_limits(&self, limits: &NeLimits) -> Result<()> {
+        let is_there = |task: &&String| self.tasks.iter().any(|(name, _)| name == *task);
+        let Some(task) = limits.max.keys().find(|task| !is_there(task)) else { return Ok(()) };
+        let tasks: Vec<&String> = self.tasks.iter().map(|(name, _)| name).collect();
+        Err(Error::invalid(format!("ne_limits.max.{task}: the expert has the tasks {tasks:?}")))
     }
 
     /// All of it, for the plugin.
@@ -138,6 +239,24 @@ impl EvalWindow {
     }
 }
 
+impl TaskCell {
+    /// What serves said, or what may be published, with the label.
+    fn said(self, serving: bool) -> LogLossSums {
+        let probability = if serving { self.serving } else { self.candidate };
+        LogLossSums::of(probability, self.label > 0.5)
+    }
+}
+
+/// The NE of some rows, if they have enough of either label.
+fn ne_of_enough(rows: impl Iterator<Item = LogLossSums>) -> Option<f64> {
+    let sums = rows.fold(LogLossSums::default(), |mut sums, row| {
+        sums += row;
+        sums
+    });
+    let fewest = sums.positives.min(sums.count - sums.positives);
+    sums.normalized_entropy().filter(|_| fewest >= MIN_ROWS_OF_A_LABEL)
+}
+
 /// Of rows of user, prediction and label.
 fn quality(kind: TaskKind, rows: impl Iterator<Item = (u64, f32, f32)>) -> Quality {
     let rows: Vec<(u64, f32, f32)> = rows.collect();
@@ -169,10 +288,14 @@ fn quality(kind: TaskKind, rows: impl Iterator<Item = (u64, f32, f32)>) -> Quali
     quality
 }
 
-/// The expert's own word; a plugin that fails holds what it was asked of.
-pub(super) fn judge(blueprint: &Blueprint, evaluation: &Evaluation) -> Verdict {
-    let said = blueprint.plugin.evaluate(&blueprint.info, evaluation);
-    said.unwrap_or_else(|fault| Verdict::Hold(fault.to_string()))
+/// The expert's own word, and where that publishes, the operator's limits. A plugin that fails
+/// holds what it was asked of.
+pub(super) fn judge(blueprint: &Blueprint, measured: &EvalWindow, limits: &NeLimits) -> Verdict {
+    let said = blueprint.plugin.evaluate(&blueprint.info, &measured.evaluation());
+    match said.unwrap_or_else(|fault| Verdict::Hold(fault.to_string())) {
+        Verdict::Publish => measured.beyond(limits).map_or(Verdict::Publish, Verdict::Hold),
+        held => held,
+    }
 }
 
 /// The slices over all surfaces, in a line.
@@ -201,6 +324,7 @@ mod tests {
         EvalWindow {
             tasks: vec![("click".into(), TaskKind::Binary), ("watch".into(), TaskKind::Regression)],
             surfaces: vec!["feed".into(), "search".into()],
+            keep: KEEP,
             rows: VecDeque::new(),
         }
     }
@@ -277,5 +401,58 @@ mod tests {
         assert_eq!((own.rows.len(), own.rows[0].user), (KEEP, 0));
         let evaluation = own.evaluation();
         assert!(evaluation.slices.iter().all(|slice| slice.serving.is_none()));
+    }
+
+    /// Keeps rows of which every second was clicked, with the same odds said of every row.
+    fn clicked(own: &mut EvalWindow, rows: usize, candidate: f32, serving: &[f32]) {
+        let labels: Vec<f32> = (0..rows).map(|row| (row % 2) as f32).collect();
+        let all = |probability: f32| vec![vec![probability; rows], vec![0.0; rows]];
+        let serving = serving.first().map_or(Vec::new(), |&probability| all(probability));
+        let nothing = targets(&vec![0.0; rows], &vec![false; rows]);
+        let clicks = targets(&labels, &vec![true; rows]);
+        let said = WindowPredictions {
+            candidate: &all(candidate),
+            serving: &serving,
+            targets: &[clicks, nothing],
+        };
+        own.push([example(1, 0, rows)].iter(), said, |_| true);
+    }
+
+    #[test]
+    fn limits_hold_what_is_worse_than_they_allow_and_wait_for_enough_rows() {
+        let limits = |max: Option<f64>, max_increase| NeLimits {
+            max: max.into_iter().map(|ne| ("click".to_owned(), ne)).collect(),
+            max_increase,
+        };
+        // The NE of 0.5 is 1, that of 0.7 is 1.126.
+        let mut own = measured();
+        clicked(&mut own, 18, 0.7, &[0.5]);
+        assert_eq!(own.beyond(&limits(Some(0.9), Some(0.0))), None, "nine rows of a label");
+        clicked(&mut own, 2, 0.7, &[0.5]);
+        assert_eq!(own.beyond(&limits(Some(1.13), Some(0.13))), None);
+        let why = own.beyond(&limits(Some(1.12), None)).unwrap();
+        assert_eq!(why, "NE of click is 1.1258, above its limit of 1.12");
+        let why = own.beyond(&limits(None, Some(0.12))).unwrap();
+        assert!(why.contains("is 1.1258, 1.0000 for what serves"), "{why}");
+        // Rows of before there was something to compare with do not count for the comparison.
+        let mut own = measured();
+        clicked(&mut own, 100, 0.99, &[]);
+        clicked(&mut own, 20, 0.5, &[0.5]);
+        assert_eq!(own.beyond(&limits(None, Some(0.0))), None);
+        assert!(own.beyond(&limits(Some(1.5), None)).is_some());
+        let mut own = measured();
+        clicked(&mut own, 20, f32::NAN, &[0.5]);
+        assert!(own.beyond(&limits(Some(9.0), None)).is_some());
+        assert!(own.beyond(&limits(None, Some(9.0))).is_some());
+    }
+
+    #[test]
+    fn a_limit_for_a_task_that_is_not_there_is_refused() {
+        let mut limits = NeLimits::default();
+        limits.max.insert("click".into(), 0.9);
+        measured().check_limits(&limits).unwrap();
+        limits.max.insert("clicks".into(), 0.9);
+        let error = measured().check_limits(&limits).unwrap_err().to_string();
+        assert!(error.contains("ne_limits.max.clicks") && error.contains("\"watch\""), "{error}");
     }
 }

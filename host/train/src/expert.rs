@@ -3,8 +3,8 @@
 //!
 //! It never sees the FM or the data set: TAEs, features and outcomes all come from the feature logs
 //! (section 3.3.1). How rows become steps is `stream`'s, and what a step is, `expert::train`'s.
-//! Parameters that serve are replaced if the plugin's `evaluate` says so; else those that were
-//! trained are left beside them.
+//! Parameters that serve are replaced if the plugin's `evaluate` and the operator's limits of NE
+//! allow it; else those that were trained are left beside them.
 
 use std::{
     path::{Path, PathBuf},
@@ -43,7 +43,7 @@ pub struct ExpertReport {
     pub rows: u64,
     /// The parameter file, of what was trained or, if that is held, of what serves.
     pub parameters: PathBuf,
-    /// Why it may not serve, if the plugin's `evaluate` says so.
+    /// Why it may not serve, if the plugin's `evaluate` or the operator's limits say so.
     pub held: Option<HeldExpert>,
     /// Seconds that it took.
     pub seconds: f64,
@@ -54,7 +54,7 @@ pub struct ExpertReport {
 /// Trained parameters that do not serve.
 #[derive(Debug, Clone, Serialize)]
 pub struct HeldExpert {
-    /// The plugin's reason, or how it failed.
+    /// The plugin's reason, how it failed, or the limit that was exceeded.
     pub reason: String,
     /// Where they are.
     pub candidate: PathBuf,
@@ -113,6 +113,7 @@ fn train_on(
     let rows = survey.rows;
     let mut stream = ExpertSetup::of(config, entry, engine).begin(&view, survey, |_| ())?;
     let blueprint = stream.blueprint.clone();
+    EvalWindow::new(&blueprint).check_limits(&entry.ne_limits)?;
     let path = config.parameters(entry);
     let serving = serving(&path, &blueprint);
     let serving_until_ms = serving.as_ref().map(|serving| serving.learned_until_ms);
@@ -140,7 +141,8 @@ fn train_on(
     atomic_dir::create(dir)?;
     let mut parameters = stream.trainer.into_parameters();
     parameters.provenance.trained_rows = rows;
-    let held = save(&parameters, &path, judge(&blueprint, &metrics.measured().evaluation()))?;
+    let verdict = judge(&blueprint, metrics.measured(), &entry.ne_limits);
+    let held = save(&parameters, &path, verdict)?;
     progress.finish(&format!("trained on {rows} rows"));
     Ok(ExpertReport {
         name: entry.name.clone(),

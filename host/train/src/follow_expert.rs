@@ -152,7 +152,8 @@ pub fn follow(
     };
     let StartedTrainer { stream, place, last, measured, .. } = begun;
     let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
-    let gate = PublishGate::new(stream.blueprint.clone(), measured, last, &telemetry)?;
+    let (blueprint, limits) = (stream.blueprint.clone(), entry.ne_limits.clone());
+    let gate = PublishGate::new(blueprint, limits, &work, &telemetry).resume(measured, last)?;
     serve_metrics(&telemetry, options.metrics, out)?;
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
@@ -405,7 +406,7 @@ impl ExpertFollower<'_> {
         if self.asked_position == Some(position) {
             return Ok(());
         }
-        let word = self.gate.ask();
+        let word = self.gate.ask()?;
         match word.verdict {
             Verdict::Publish => {
                 // What is saved is never behind what is published.

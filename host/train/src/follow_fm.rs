@@ -4,13 +4,16 @@
 //! Requests are predicted before they are learned from, in batches as they are there: a full one,
 //! or what has come after a short wait. A correction is learned from in the same steps, its changed
 //! outcomes alone, and is in no metric. What is saved goes on bit for bit; which records make a
-//! batch depends on when they come, so two runs are equal where the records were there. It neither
+//! batch depends on when they come, so two runs are equal where the records were there. A
+//! publication that is worse than what serves is held (`gate`), and learning goes on. It neither
 //! joins nor logs, and needs no daemon.
 
 mod checkpoint;
+mod gate;
 mod progress;
 
 use std::{
+    collections::VecDeque,
     io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -28,9 +31,11 @@ use serde_json::json;
 
 use self::{
     checkpoint::FmCheckpoint,
+    gate::{FmPublishGate, TrainedVersion},
     progress::{FmMeters, FmProgress},
 };
 use super::{
+    eval_window::EvalWindow,
     fm::dataset_spec,
     joined_reader::{JoinedPosition, JoinedReader, PositionedExample, RecordKey},
     progress_log::{serve_metrics, tell, told},
@@ -78,6 +83,8 @@ pub struct FollowFmReport {
     pub corrections: u64,
     /// Publications.
     pub published: u64,
+    /// Publications that were held.
+    pub held: u64,
     /// Where it stands in the stream.
     pub position: u64,
 }
@@ -110,6 +117,12 @@ pub fn follow(
     let published = work.join("published");
     let publisher =
         Publisher::open(engine.clone(), topic.clone(), config.publish.clone(), &published)?;
+    let has_published = publisher.has_snapshot();
+    let trained =
+        TrainedVersion { version: &options.version, spec: &spec, work: &work, has_published };
+    let mut window = EvalWindow::of_fm(&spec, config.fm_gate.rows);
+    checkpoint::read_measured(&work, &mut window);
+    let gate = FmPublishGate::new(&context, &trained, window, &telemetry)?;
     let (of, rate) = (LetterReader::Trainer(topic), telemetry.set_aside.clone());
     let reader = JoinedReader::open(context, &of, from, rate)?;
     place.orders = Some(reader.orders_position());
@@ -120,11 +133,13 @@ pub fn follow(
         engine,
         dataset,
         reader,
+        ahead: VecDeque::new(),
         trainer,
         publisher,
+        gate,
         progress: FmProgress::new(&spec, place.window.clone()),
-        published_at: Instant::now(),
-        published_position: None,
+        asked_at: Instant::now(),
+        asked_position: None,
         saved_requests: place.requests,
         place,
         meters,
@@ -175,14 +190,17 @@ struct FmFollower<'a> {
     engine: Arc<dyn StreamEngine>,
     dataset: &'a Dataset,
     reader: JoinedReader,
+    /// Records that were read before the first publication and not learned from yet.
+    ahead: VecDeque<PositionedExample>,
     trainer: Box<dyn FmTrainer>,
     publisher: Publisher,
+    gate: FmPublishGate,
     place: FmCheckpoint,
     progress: FmProgress,
     meters: FmMeters,
-    published_at: Instant,
-    /// How far the trainer had learned when it published last.
-    published_position: Option<u64>,
+    asked_at: Instant,
+    /// How far the trainer had learned when it asked the gate last.
+    asked_position: Option<u64>,
     saved_requests: u64,
     report: FollowFmReport,
 }
@@ -230,7 +248,7 @@ impl FmFollower<'_> {
         let every = Duration::from_secs(self.config.publish.every_s);
         let mut batch = JoinedBatch::default();
         if !self.publisher.has_snapshot() {
-            self.publish(out)?;
+            self.publish_first(out)?;
         }
         while !stop.is_requested() {
             let came = self.read(&mut batch, size)?;
@@ -245,12 +263,12 @@ impl FmFollower<'_> {
             if save_every > 0 && self.place.requests - self.saved_requests >= save_every {
                 self.save()?;
             }
-            if self.published_at.elapsed() >= every
+            if self.asked_at.elapsed() >= every
                 && let Err(error) = self.publish(out)
             {
                 self.meters.failures.inc();
                 tracing::warn!(%error, "weights could not be published; trying again later");
-                self.published_at = Instant::now();
+                self.asked_at = Instant::now();
             }
         }
         self.save()?;
@@ -265,9 +283,12 @@ impl FmFollower<'_> {
         batch.orders = self.reader.orders_position();
         // Records that are tried again may have filled it.
         let room = size.saturating_sub(batch.len()).max(1);
-        let Some(records) = self.reader.next(room, LOOK_EVERY)? else {
-            return Ok(true);
+        let records = if self.ahead.is_empty() {
+            self.reader.next(room, LOOK_EVERY)?
+        } else {
+            Some(self.ahead.drain(..room.min(self.ahead.len())).collect())
         };
+        let Some(records) = records else { return Ok(true) };
         let came = !records.is_empty();
         for record in records {
             batch.end = record.key.position + 1;
@@ -299,6 +320,8 @@ impl FmFollower<'_> {
         self.report.requests += requests;
         self.report.corrections += late;
         self.meters.learning.learned(requests, late);
+        let positions: Vec<u64> = batch.keys[0].iter().map(|key| key.position).collect();
+        self.gate.observe(batch.examples, &positions, &said);
         if let Some(line) = self.progress.line(&self.place, &mut self.meters.learning) {
             tell(out, &line)?;
         }
@@ -318,15 +341,42 @@ impl FmFollower<'_> {
 
     fn save(&mut self) -> Result<()> {
         self.place.window = self.progress.window.clone();
-        self.place.write(&self.work, &mut *self.trainer)?;
+        self.gate.score();
+        self.place.write(&self.work, &mut *self.trainer, &self.gate.window)?;
         self.saved_requests = self.place.requests;
         Ok(())
     }
 
+    /// Publishes a version for the first time, unless the gate holds it. It is judged by the next
+    /// requests of the stream, which are learned from afterwards.
+    fn publish_first(&mut self, out: &mut dyn Write) -> Result<()> {
+        let rows = |ahead: &VecDeque<PositionedExample>| -> usize {
+            ahead.iter().map(|record| record.example.targets.len()).sum()
+        };
+        while self.ahead.len() < gate::MOST_REQUESTS
+            && rows(&self.ahead) < self.config.fm_gate.rows
+            && let Some(records) =
+                self.reader.next(gate::MOST_REQUESTS - self.ahead.len(), LOOK_EVERY)?
+            && !records.is_empty()
+        {
+            self.ahead.extend(records);
+        }
+        let examples = self.ahead.iter().filter(|record| !record.correction);
+        let positions: Vec<u64> = examples.clone().map(|record| record.key.position).collect();
+        let examples: Vec<Example> = examples.map(|record| record.example.clone()).collect();
+        let said = self.trainer.predict(&examples.iter().collect::<Vec<_>>())?;
+        self.gate.observe(examples, &positions, &said);
+        self.publish(out)?;
+        // They come again when they are learned from.
+        self.gate.forget();
+        Ok(())
+    }
+
+    /// Publishes what was learned, unless the gate holds it.
     fn publish(&mut self, out: &mut dyn Write) -> Result<()> {
         let started = Instant::now();
-        self.published_at = started;
-        if self.published_position == Some(self.place.position) {
+        self.asked_at = started;
+        if self.asked_position == Some(self.place.position) {
             return Ok(());
         }
         let facts = TrainingPosition {
@@ -334,13 +384,28 @@ impl FmFollower<'_> {
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };
+        self.gate.score();
+        self.gate.compare_taes(&*self.trainer)?;
         let trained = self.trainer.trained_weights(&self.options.version)?;
-        let published = self.publisher.publish(&trained, facts)?;
-        self_register_fm(&*self.engine, &trained.manifest, &self.dataset.schema);
-        self.published_position = Some(self.place.position);
-        self.report.published += 1;
-        self.meters.published(started.elapsed(), &published);
-        tell(out, &told(&published, json!(self.place.position), started.elapsed()))
+        let verdict = self.gate.judge(&trained.manifest);
+        let mut line = match &verdict.held {
+            Some(reason) => {
+                self.gate.held(reason)?;
+                self.report.held += 1;
+                json!({ "kind": "held", "reason": reason, "position": self.place.position })
+            }
+            None => {
+                let published = self.publisher.publish(&trained, facts)?;
+                self_register_fm(&*self.engine, &trained.manifest, &self.dataset.schema);
+                self.gate.published()?;
+                self.report.published += 1;
+                self.meters.published(started.elapsed(), &published);
+                told(&published, json!(self.place.position), started.elapsed())
+            }
+        };
+        self.asked_position = Some(self.place.position);
+        verdict.describe(&mut line);
+        tell(out, &line)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod expert;
 pub mod fm;
 pub mod follow_expert;
 pub mod follow_fm;
+mod holds;
 pub mod job_metrics;
 mod joined_reader;
 pub mod logging;
@@ -19,6 +20,7 @@ mod run_state;
 pub mod stream;
 
 pub use error::{Error, Result};
+pub use holds::{HeldPublications, HeldVersion};
 
 use std::sync::Arc;
 

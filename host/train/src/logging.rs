@@ -18,7 +18,9 @@ use hypercast_fm::example::Example;
 use prometheus::{Gauge, Histogram, IntCounter};
 use serde_json::json;
 
-use self::versions::{FmLoading, LoadedVersions};
+pub(crate) use self::versions::FmLoading;
+pub(crate) use self::versions::LoadedFmVersion;
+use self::versions::LoadedVersions;
 pub use self::versions::{Registered, ToLog};
 use super::{
     joined_reader::{JoinedPosition, JoinedReader, PositionedExample},

@@ -131,6 +131,7 @@ pub fn expert(name: &str, plugin: PathBuf) -> ExpertEntry {
         shadow: false,
         train_on: TrainOn::All,
         limits: Default::default(),
+        ne_limits: Default::default(),
     }
 }
 

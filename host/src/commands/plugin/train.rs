@@ -72,6 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         shadow: false,
         train_on: TrainOn::Own,
         limits: Default::default(),
+        ne_limits: Default::default(),
     };
     let source = expert::TrainingSource::Logs(args.fm.as_deref());
     let trained = expert::train(&config, &entry, &engine, source)?;

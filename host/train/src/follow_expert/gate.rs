@@ -1,17 +1,22 @@
 //! What may be published: the expert's own word on what was predicted since the last publication,
-//! by what learns and by what was published last, on the same rows. It publishes nothing itself.
+//! by what learns and by what was published last, on the same rows, and the operator's limits of
+//! NE. It publishes nothing itself.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use prometheus::IntCounter;
 use serde_json::{Value, json};
 
 use super::{
-    super::eval_window::{self, EvalWindow, WindowPredictions, judge},
+    super::{
+        eval_window::{self, EvalWindow, WindowPredictions, judge},
+        holds::HoldLog,
+    },
     state::LastPublished,
 };
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
+use hypercast_config::NeLimits;
 use hypercast_expert::{
     Blueprint, Chunk, ExpertTrainer, Parameters, train::SavedTrainer, wasm::contract::Verdict,
 };
@@ -21,7 +26,8 @@ pub(super) struct PublishGate {
     blueprint: Arc<Blueprint>,
     pub(super) measured: EvalWindow,
     pub(super) last: Option<PublishedTrainer>,
-    held: IntCounter,
+    limits: NeLimits,
+    holds: HoldLog,
     rolled_back: IntCounter,
     schedule_faults: IntCounter,
 }
@@ -39,22 +45,19 @@ pub(super) struct GateDecision {
 }
 
 impl PublishGate {
-    /// # Errors
-    /// What was published last is of another network.
+    /// A gate that has measured and published nothing, in a trainer's work folder.
     pub(super) fn new(
         blueprint: Arc<Blueprint>,
-        measured: EvalWindow,
-        last: Option<SavedTrainer>,
+        limits: NeLimits,
+        work: &Path,
         telemetry: &JobMetrics,
-    ) -> Result<PublishGate> {
-        let mut gate = PublishGate {
+    ) -> PublishGate {
+        PublishGate {
+            measured: EvalWindow::new(&blueprint),
             blueprint,
-            measured,
             last: None,
-            held: telemetry.counter(
-                "hypercast_held_publications_total",
-                "Publications that the expert's evaluate held",
-            ),
+            limits,
+            holds: HoldLog::new(work, telemetry),
             rolled_back: telemetry.counter(
                 "hypercast_rolled_back_publications_total",
                 "Times that the expert's evaluate took the trainer back to what was published last",
@@ -63,9 +66,22 @@ impl PublishGate {
                 "hypercast_schedule_faults_total",
                 "Faults of the expert's schedule; their steps were taken at the host's own rate",
             ),
-        };
-        gate.last = last.map(|saved| gate.with_parameters(saved)).transpose()?;
-        Ok(gate)
+        }
+    }
+
+    /// Goes on with what was measured since `last` was published.
+    ///
+    /// # Errors
+    /// What was published last is of another network; a limit is for a task that the expert does
+    /// not have.
+    pub(super) fn resume(
+        self,
+        measured: EvalWindow,
+        last: Option<SavedTrainer>,
+    ) -> Result<PublishGate> {
+        measured.check_limits(&self.limits)?;
+        let last = last.map(|saved| self.with_parameters(saved)).transpose()?;
+        Ok(PublishGate { measured, last, ..self })
     }
 
     fn with_parameters(&self, saved: SavedTrainer) -> Result<PublishedTrainer> {
@@ -102,9 +118,12 @@ impl PublishGate {
 
     /// Whether what was learned may be published. There is nothing to go back to before the first
     /// publication.
-    pub(super) fn ask(&self) -> GateDecision {
-        let evaluation = self.measured.evaluation();
-        let verdict = match (judge(&self.blueprint, &evaluation), &self.last) {
+    ///
+    /// # Errors
+    /// The work folder cannot be written.
+    pub(super) fn ask(&self) -> Result<GateDecision> {
+        let judged = judge(&self.blueprint, &self.measured, &self.limits);
+        let verdict = match (judged, &self.last) {
             (Verdict::RollBack(why), None) => {
                 Verdict::Hold(format!("{why} (nothing was published that it could go back to)"))
             }
@@ -112,17 +131,18 @@ impl PublishGate {
         };
         match &verdict {
             Verdict::Publish => {}
-            Verdict::Hold(_) => self.held.inc(),
+            Verdict::Hold(reason) => self.holds.held(reason)?,
             Verdict::RollBack(_) => self.rolled_back.inc(),
         }
-        GateDecision { verdict, measured: eval_window::line(&evaluation) }
+        let measured = eval_window::line(&self.measured.evaluation());
+        Ok(GateDecision { verdict, measured })
     }
 
     /// From here on this is what was published last, and all is measured anew.
     pub(super) fn published(&mut self, saved: SavedTrainer) -> Result<()> {
         self.last = Some(self.with_parameters(saved)?);
         self.measured.rows.clear();
-        Ok(())
+        self.holds.released()
     }
 
     /// What is to be saved beside a trainer that was not published as it is.

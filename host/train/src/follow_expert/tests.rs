@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use hypercast_fm::example::{Example, Outcome};
 
 use super::*;
+use crate::HeldPublications;
 use hypercast_core::prerequisite::{hostile, plugins};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
@@ -300,4 +301,23 @@ fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
     std::fs::write(work.join("state.bin"), [&bytes[..4], &checksum, body].concat()).unwrap();
     let earlier = world.state(&world.config);
     assert_eq!((earlier.addition.orders, earlier.place), (None, state.place));
+}
+
+#[test]
+fn an_operators_limit_holds_what_the_plugin_would_publish() {
+    let Some(plugins) = plugins("limited expert") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world(dir.path(), plugins);
+    let engine = Arc::new(MemoryEngine::new(10));
+    world.log(0..80, false);
+    let task = world.dataset.schema.tasks[0].name.clone();
+    world.entry.ne_limits.max.insert(task.clone(), 0.1);
+    let (report, said) = world.follow_and_say(&engine, &world.config);
+    assert_eq!((report.published, kinds(&said)), (0, vec!["held".to_owned()]), "{said}");
+    assert!(said.contains("above its limit of 0.1"), "{said}");
+    let work = work_dir(&world.config, &world.entry, "1.0.0");
+    assert_eq!(HeldPublications::read(&work).unwrap().unwrap().in_a_row, 1);
+    world.entry.ne_limits.max.insert(task, 9.0);
+    assert_eq!(world.follow(&engine, &world.config).published, 1);
+    assert_eq!(HeldPublications::read(&work).unwrap(), None);
 }

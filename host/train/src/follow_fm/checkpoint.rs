@@ -7,7 +7,7 @@ use hypercast_core::{atomic_dir, atomic_file};
 use hypercast_fm::trainer::FmTrainer;
 use serde::{Deserialize, Serialize};
 
-use super::progress::ProgressWindow;
+use super::{super::eval_window::EvalWindow, progress::ProgressWindow};
 use crate::error::{CommonErrors as _, Error, Result};
 
 const FORMAT: u32 = 1;
@@ -33,6 +33,9 @@ pub(super) struct FmCheckpoint {
     pub(super) window: ProgressWindow,
 }
 
+/// The rows that the gate has measured.
+const MEASURED_FILE: &str = "measured.bin";
+
 fn saved_dir(work: &Path) -> PathBuf {
     work.join("saved")
 }
@@ -40,6 +43,17 @@ fn saved_dir(work: &Path) -> PathBuf {
 /// The folder of the FM trainer's own state.
 pub(super) fn trainer_dir(work: &Path) -> PathBuf {
     saved_dir(work).join("trainer")
+}
+
+/// Puts the rows that the gate had measured into its window. Without them, as an earlier release
+/// left it or after another schema, it measures anew.
+pub(super) fn read_measured(work: &Path, window: &mut EvalWindow) {
+    let path = saved_dir(work).join(MEASURED_FILE);
+    let Ok(bytes) = std::fs::read(&path) else { return };
+    match postcard::from_bytes(&bytes) {
+        Ok(rows) => window.restore(rows),
+        Err(error) => tracing::warn!(%error, "{}: the gate measures anew", path.display()),
+    }
 }
 
 impl FmCheckpoint {
@@ -61,10 +75,18 @@ impl FmCheckpoint {
         Ok(Some(place))
     }
 
-    /// Saves it with its trainer.
-    pub(super) fn write(&self, work: &Path, trainer: &mut dyn FmTrainer) -> Result<()> {
+    /// Saves it with its trainer, and what the gate has measured.
+    pub(super) fn write(
+        &self,
+        work: &Path,
+        trainer: &mut dyn FmTrainer,
+        measured: &EvalWindow,
+    ) -> Result<()> {
         atomic_dir::replace(&saved_dir(work), |draft| {
             trainer.save(&draft.join("trainer"))?;
+            let path = draft.join(MEASURED_FILE);
+            let rows = postcard::to_stdvec(&measured.rows).expect("plain values");
+            atomic_file::write(&path, &rows).map_err(Error::io(&path))?;
             let path = draft.join("place.json");
             let place = FmCheckpoint { format: FORMAT, ..self.clone() };
             let text = serde_json::to_vec_pretty(&place).expect("plain values");

@@ -3,7 +3,7 @@
 //!
 //! A publication is put in service once the tier's own position in `joined` is at or past the
 //! position up to which its trainer had learned; until then the next one waits, and the older
-//! weights stay.
+//! weights stay. The gate of an FM's trainer loads what serves in the same way, without waiting.
 
 use std::{
     path::{Path, PathBuf},
@@ -58,16 +58,7 @@ impl Registered {
     pub fn to_log(&mut self) -> Result<Vec<ToLog>> {
         self.follower.catch_up()?;
         let registry = self.follower.registry();
-        let to_log = |fm: &registry::FmVersion| {
-            let (checkpoint, published) = match &fm.weights {
-                WeightsLocation::Path(path) => (Some(path.clone()), false),
-                // What it began from may be another version's: only its own publications are its
-                // weights.
-                WeightsLocation::Published => (None, true),
-            };
-            ToLog { version: fm.version.clone(), checkpoint, published }
-        };
-        let mut all: Vec<ToLog> = registry.live_fms().into_iter().map(to_log).collect();
+        let mut all: Vec<ToLog> = registry.live_fms().into_iter().map(ToLog::registered).collect();
         if registry.leaves_the_configured_fm() {
             match FmManifest::read(&self.checkpoint) {
                 // What is registered of a version says more than the configuration.
@@ -84,14 +75,44 @@ impl Registered {
         }
         Ok(all)
     }
+
+    /// The version that answers: the newest active one, or the configured checkpoint. `None` if
+    /// there is neither.
+    ///
+    /// # Errors
+    /// As [`Registered::to_log`].
+    pub(crate) fn answering(&mut self) -> Result<Option<ToLog>> {
+        self.follower.catch_up()?;
+        if let Some(fm) = self.follower.registry().newest_fm() {
+            return Ok(Some(ToLog::registered(fm)));
+        }
+        if !self.checkpoint.exists() {
+            return Ok(None);
+        }
+        let FmManifest { version, .. } = FmManifest::read(&self.checkpoint)?;
+        Ok(Some(ToLog { version, checkpoint: Some(self.checkpoint.clone()), published: true }))
+    }
+}
+
+impl ToLog {
+    /// A version by its registration.
+    fn registered(fm: &registry::FmVersion) -> ToLog {
+        let (checkpoint, published) = match &fm.weights {
+            WeightsLocation::Path(path) => (Some(path.clone()), false),
+            // What it began from may be another version's: only its own publications are its
+            // weights.
+            WeightsLocation::Published => (None, true),
+        };
+        ToLog { version: fm.version.clone(), checkpoint, published }
+    }
 }
 
 /// How versions are loaded.
-pub(super) struct FmLoading {
-    pub(super) engine: Arc<dyn StreamEngine>,
-    pub(super) serving: FmServingOptions,
+pub(crate) struct FmLoading {
+    pub(crate) engine: Arc<dyn StreamEngine>,
+    pub(crate) serving: FmServingOptions,
     /// A folder of this process alone.
-    pub(super) work: PathBuf,
+    pub(crate) work: PathBuf,
 }
 
 /// The versions in use.
@@ -100,9 +121,13 @@ pub(super) struct LoadedVersions {
     pub(super) versions: Vec<LoadedFmVersion>,
 }
 
-pub(super) struct LoadedFmVersion {
-    to_log: ToLog,
-    fm: Option<Box<dyn FoundationModel>>,
+/// A version with its newest weights that may be used.
+pub(crate) struct LoadedFmVersion {
+    pub(crate) to_log: ToLog,
+    /// None before there are weights.
+    pub(crate) fm: Option<Box<dyn FoundationModel>>,
+    /// The position in `joined` up to which its trainer had learned, if its weights are published.
+    pub(crate) trained_position: Option<u64>,
     /// Where its weights come from, if they are published.
     follower: Option<publish::PublicationFollower>,
     /// The next publication, which is ahead of what was logged.
@@ -148,7 +173,9 @@ impl LoadedVersions {
 }
 
 impl LoadedFmVersion {
-    fn open(loading: &FmLoading, to_log: ToLog) -> Result<LoadedFmVersion> {
+    /// # Errors
+    /// An engine that cannot be reached, a checkpoint that cannot be loaded.
+    pub(crate) fn open(loading: &FmLoading, to_log: ToLog) -> Result<LoadedFmVersion> {
         let topic = Topic::fm(&to_log.version);
         let open = || publish::PublicationFollower::open(loading.engine.clone(), topic);
         let follower = to_log.published.then(open).transpose()?;
@@ -160,14 +187,18 @@ impl LoadedFmVersion {
             }
             (None, _) => None,
         };
-        Ok(LoadedFmVersion { to_log, fm, follower, ahead: None })
+        Ok(LoadedFmVersion { to_log, fm, trained_position: None, follower, ahead: None })
     }
 
     fn work(loading: &FmLoading, version: &str) -> PathBuf {
         loading.work.join(Topic::fm(version).name())
     }
 
-    fn advance(&mut self, loading: &FmLoading, position: u64) -> Result<()> {
+    /// Puts the newest weights in service that may be used for what comes at `position`.
+    ///
+    /// # Errors
+    /// An engine that cannot be reached, weights that form no model, a full disk.
+    pub(crate) fn advance(&mut self, loading: &FmLoading, position: u64) -> Result<()> {
         let Some(follower) = &mut self.follower else { return Ok(()) };
         loop {
             let next = match self.ahead.take() {
@@ -179,6 +210,7 @@ impl LoadedFmVersion {
                 self.ahead = Some(publication);
                 return Ok(());
             }
+            let trained_position = publication.header.trained_position;
             let update = fm_update(publication)?;
             match &self.fm {
                 Some(fm) => fm.update(update)?,
@@ -190,6 +222,7 @@ impl LoadedFmVersion {
                     self.fm = Some(inference::load_updatable(&checkpoint, &rows, loading.serving)?);
                 }
             }
+            self.trained_position = Some(trained_position);
         }
     }
 }

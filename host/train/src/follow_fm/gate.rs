@@ -1,0 +1,365 @@
+//! Whether what an FM's trainer learned may be published. It is compared with the FM that serves on
+//! the newest requests: those that the trainer predicted before it learned from them, and that what
+//! serves has not learned from.
+//!
+//! What serves is the version's own last publication, loaded as a daemon loads it, or before the
+//! first publication the version that answers. The gate holds a publication whose NE is worse than
+//! the limit allows; a first one that is no better than the base rate; and one whose TAEs or
+//! feature statistics moved too far, since experts are pinned to a version's TAEs. A model that has
+//! more than doubled what it learned may move. Where nothing can be compared, because there are too
+//! few rows or nothing serves, it publishes.
+
+use std::{collections::VecDeque, path::Path};
+
+use hypercast_fm::{
+    checkpoint::FmManifest,
+    example::Example,
+    inference::{FmServingOptions, FoundationModel},
+    spec::FmSpec,
+    standardise::ColumnShift,
+    trainer::{FmTrainer, StepOutput},
+};
+use serde_json::{Value, json};
+
+use super::super::{
+    eval_window::{self, EvalWindow, WindowPredictions},
+    holds::HoldLog,
+    logging::{FmLoading, LoadedFmVersion, Registered, ToLog},
+};
+use crate::ServiceContext;
+use crate::error::Result;
+use crate::job_metrics::JobMetrics;
+use hypercast_config::FmGateSettings;
+use hypercast_expert::train::TaskTargets;
+
+/// The newest requests that are kept until the next publication. A request is at most a record of
+/// the stream.
+pub(super) const MOST_REQUESTS: usize = 256;
+
+/// The newest requests whose TAEs are compared.
+const TAE_REQUESTS: usize = 32;
+
+/// Decides what of an FM is published.
+pub(super) struct FmPublishGate {
+    settings: FmGateSettings,
+    spec: FmSpec,
+    version: String,
+    /// Whether this version was published, so that its own publications are what serves.
+    has_published: bool,
+    loading: FmLoading,
+    registered: Registered,
+    serving: Option<LoadedFmVersion>,
+    requests: VecDeque<MeasuredRequest>,
+    /// How many of the newest requests are not in the window yet.
+    unscored: usize,
+    pub(super) window: EvalWindow,
+    tae_drift: Option<f64>,
+    holds: HoldLog,
+}
+
+/// What is trained, and where.
+pub(super) struct TrainedVersion<'a> {
+    pub(super) version: &'a str,
+    pub(super) spec: &'a FmSpec,
+    /// The trainer's work folder.
+    pub(super) work: &'a Path,
+    pub(super) has_published: bool,
+}
+
+/// A request with what the trainer said of its targets before it learned from them.
+struct MeasuredRequest {
+    example: Example,
+    position: u64,
+    /// `[targets * tasks]`.
+    predictions: Vec<f32>,
+    labels: Vec<f32>,
+    mask: Vec<bool>,
+}
+
+/// What the gate decided, and what it measured, for people.
+pub(super) struct FmVerdict {
+    /// Why the publication is held; `None` if it is not.
+    pub(super) held: Option<String>,
+    pub(super) evaluation: Value,
+    pub(super) tae_drift: Option<f64>,
+}
+
+impl FmPublishGate {
+    pub(super) fn new(
+        context: &ServiceContext<'_>,
+        trained: &TrainedVersion<'_>,
+        window: EvalWindow,
+        telemetry: &JobMetrics,
+    ) -> Result<FmPublishGate> {
+        let ServiceContext { config, engine, .. } = context;
+        let serving =
+            FmServingOptions { device: config.device, history_cache_bytes: 0, warmup_histories: 0 };
+        let loading =
+            FmLoading { engine: engine.clone(), serving, work: trained.work.join("serving") };
+        Ok(FmPublishGate {
+            settings: config.fm_gate.clone(),
+            spec: trained.spec.clone(),
+            version: trained.version.to_owned(),
+            has_published: trained.has_published,
+            loading,
+            registered: Registered::new(&**engine, &config.paths.fm)?,
+            serving: None,
+            requests: VecDeque::new(),
+            unscored: 0,
+            window,
+            tae_drift: None,
+            holds: HoldLog::new(trained.work, telemetry),
+        })
+    }
+
+    /// Notes what was said of requests that are not learned from yet, by their positions in the
+    /// stream.
+    pub(super) fn observe(&mut self, examples: Vec<Example>, positions: &[u64], said: &StepOutput) {
+        if self.settings.rows == 0 {
+            return;
+        }
+        let (width, mut row) = (self.spec.tasks.len(), 0);
+        for (at, (example, &position)) in examples.into_iter().zip(positions).enumerate() {
+            let cells = row * width..(row + example.targets.len()) * width;
+            row += example.targets.len();
+            if said.set_aside.contains(&at) || cells.is_empty() {
+                continue;
+            }
+            if self.requests.len() == MOST_REQUESTS {
+                self.requests.pop_front();
+            }
+            self.requests.push_back(MeasuredRequest {
+                example,
+                position,
+                predictions: said.predictions[cells.clone()].to_vec(),
+                labels: said.labels[cells.clone()].to_vec(),
+                mask: said.mask[cells].to_vec(),
+            });
+            self.unscored = (self.unscored + 1).min(self.requests.len());
+        }
+    }
+
+    /// Adds the requests that were observed since to the window, with what the FM that serves says
+    /// of them.
+    pub(super) fn score(&mut self) {
+        if self.settings.rows == 0 {
+            return;
+        }
+        if let Err(error) = self.catch_up() {
+            tracing::warn!(%error, "what serves cannot be loaded, so that nothing is compared with it");
+            self.serving = None;
+        }
+        let first = self.requests.len() - std::mem::take(&mut self.unscored);
+        let new = self.requests.range(first..);
+        let (mut fresh, mut learned): (Vec<_>, Vec<_>) =
+            new.partition(|request| self.is_fresh(request));
+        let examples: Vec<&Example> = fresh.iter().map(|request| &request.example).collect();
+        let said = self.comparable().map(|fm| fm.infer(&examples)).transpose();
+        let serving = said.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what serves cannot predict, so that nothing is compared with it");
+            None
+        });
+        if self.has_published {
+            // They say nothing: what serves has learned from them.
+            learned.clear();
+        }
+        let serving = match serving {
+            Some(said) => columns(&said.main, self.spec.main_tasks().len()),
+            None => {
+                learned.append(&mut fresh);
+                Vec::new()
+            }
+        };
+        for (requests, serving) in [(learned, Vec::new()), (fresh, serving)] {
+            let measured = MeasuredColumns::of(&requests, &self.spec);
+            let said = WindowPredictions {
+                candidate: &measured.candidate,
+                serving: &serving,
+                targets: &measured.targets,
+            };
+            self.window.push(requests.iter().map(|request| &request.example), said, |_| true);
+        }
+    }
+
+    /// Measures how far the TAEs of what may be published are from those that this version serves.
+    ///
+    /// # Errors
+    /// The trainer fails to predict.
+    pub(super) fn compare_taes(&mut self, trainer: &dyn FmTrainer) -> Result<()> {
+        self.tae_drift = None;
+        let newest = self.requests.iter().rev().take(TAE_REQUESTS);
+        let newest: Vec<&Example> = newest.map(|request| &request.example).collect();
+        let Some(fm) = self.comparable().filter(|_| self.has_published && !newest.is_empty())
+        else {
+            return Ok(());
+        };
+        let candidate = trainer.predict(&newest)?.tae;
+        match fm.infer(&newest) {
+            Ok(serving) => self.tae_drift = Some(relative_distance(&candidate, &serving.tae)),
+            Err(error) => tracing::warn!(%error, "what serves gives no TAEs to compare with"),
+        }
+        Ok(())
+    }
+
+    /// What is decided of weights with this manifest.
+    pub(super) fn judge(&self, manifest: &FmManifest) -> FmVerdict {
+        let mut reasons: Vec<String> = Vec::new();
+        reasons.extend(self.window.beyond(&self.settings.ne_limits()));
+        if !self.has_published {
+            reasons.extend(self.above_base_rate());
+        }
+        reasons.extend(self.drift(manifest));
+        let held = (!reasons.is_empty()).then(|| reasons.join("; "));
+        let evaluation = eval_window::line(&self.window.evaluation());
+        FmVerdict { held, evaluation, tae_drift: self.tae_drift }
+    }
+
+    /// Notes a publication that is held.
+    ///
+    /// # Errors
+    /// The work folder cannot be written.
+    pub(super) fn held(&self, reason: &str) -> Result<()> {
+        self.holds.held(reason)
+    }
+
+    /// From here on the version's own publications are what serves.
+    ///
+    /// # Errors
+    /// The work folder cannot be written.
+    pub(super) fn published(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.has_published, true) {
+            self.forget();
+        }
+        self.holds.released()
+    }
+
+    /// Forgets what was observed.
+    pub(super) fn forget(&mut self) {
+        self.requests.clear();
+        self.unscored = 0;
+        self.window.rows.clear();
+    }
+
+    /// Loads what serves now.
+    fn catch_up(&mut self) -> Result<()> {
+        let version = self.version.clone();
+        let wanted = match self.has_published {
+            true => Some(ToLog { version, checkpoint: None, published: true }),
+            false => self.registered.answering()?,
+        };
+        if self.serving.as_ref().map(|serving| &serving.to_log) != wanted.as_ref() {
+            // Both may be of one version, whose work folder has room for one.
+            self.serving = None;
+            self.serving =
+                wanted.map(|wanted| LoadedFmVersion::open(&self.loading, wanted)).transpose()?;
+        }
+        match &mut self.serving {
+            Some(serving) => serving.advance(&self.loading, u64::MAX),
+            None => Ok(()),
+        }
+    }
+
+    /// The FM that serves, if it predicts the same tasks from the same columns.
+    fn comparable(&self) -> Option<&dyn FoundationModel> {
+        let fm = self.serving.as_ref()?.fm.as_deref()?;
+        (fm.manifest().spec == self.spec).then_some(fm)
+    }
+
+    /// Whether what serves has not learned from a request.
+    fn is_fresh(&self, request: &MeasuredRequest) -> bool {
+        let Some(serving) = &self.serving else { return true };
+        match (serving.trained_position, &serving.fm) {
+            (Some(position), _) => request.position >= position,
+            (None, Some(fm)) => request.example.time_ms > fm.manifest().trained_until_ms,
+            (None, None) => true,
+        }
+    }
+
+    fn above_base_rate(&self) -> Option<String> {
+        let all: Vec<f64> = self.window.measured_ne().map(|measured| measured.candidate).collect();
+        let mean = all.iter().sum::<f64>() / all.len() as f64;
+        let is_above = !all.is_empty() && (mean.is_nan() || mean >= 1.0);
+        is_above.then(|| {
+            format!("the mean NE of its tasks is {mean:.4}, no better than that of the base rate")
+        })
+    }
+
+    /// Says what moved too far in this version since it was published last.
+    fn drift(&self, manifest: &FmManifest) -> Option<String> {
+        let before = self.comparable().filter(|_| self.has_published)?.current_manifest();
+        if manifest.requests > 2 * before.requests {
+            return None;
+        }
+        let FmGateSettings { max_tae_drift, max_feature_drift, .. } = self.settings;
+        let is_beyond = |drift: f64, limit: f64| drift.is_nan() || drift > limit;
+        if let Some(drift) = self.tae_drift.filter(|&drift| is_beyond(drift, max_tae_drift)) {
+            return Some(format!(
+                "TAEs moved by {drift:.2} of their size, above fm_gate.max_tae_drift of \
+                 {max_tae_drift}"
+            ));
+        }
+        let (now, before) = (&manifest.statistics, &before.statistics);
+        let shifts = [
+            ("of items", now.item_dense.shift_from(&before.item_dense)),
+            ("of candidates", now.features.shift_from(&before.features)),
+        ];
+        let beyond = shifts.into_iter().find_map(|(whose, shift)| {
+            let beyond = shift.filter(|shift| is_beyond(shift.deviations, max_feature_drift))?;
+            Some((whose, beyond))
+        });
+        beyond.map(|(whose, ColumnShift { column, deviations })| {
+            format!(
+                "the mean of numeric column {column} {whose} moved by {deviations:.1} standard \
+                 deviations, above fm_gate.max_feature_drift of {max_feature_drift}"
+            )
+        })
+    }
+}
+
+impl FmVerdict {
+    /// Adds what was measured to a line for people.
+    pub(super) fn describe(&self, line: &mut Value) {
+        line["evaluation"] = self.evaluation.clone();
+        line["tae_drift"] = json!(self.tae_drift);
+    }
+}
+
+/// What was said of requests' main tasks, by task.
+struct MeasuredColumns {
+    candidate: Vec<Vec<f32>>,
+    targets: Vec<TaskTargets>,
+}
+
+impl MeasuredColumns {
+    fn of(requests: &[&MeasuredRequest], spec: &FmSpec) -> MeasuredColumns {
+        let (width, main) = (spec.tasks.len(), spec.main_tasks().len());
+        let mut columns =
+            MeasuredColumns { candidate: Vec::new(), targets: vec![TaskTargets::default(); main] };
+        columns.candidate.resize(main, Vec::new());
+        for request in requests {
+            for cell in (0..request.predictions.len()).filter(|cell| cell % width < main) {
+                let (task, targets) = (cell % width, &mut columns.targets[cell % width]);
+                columns.candidate[task].push(request.predictions[cell]);
+                targets.labels.push(request.labels[cell]);
+                targets.mask.push(request.mask[cell]);
+                targets.weights.push(1.0);
+            }
+        }
+        columns
+    }
+}
+
+/// The columns of a matrix `[rows * width]`.
+fn columns(matrix: &[f32], width: usize) -> Vec<Vec<f32>> {
+    let column = |at| matrix.iter().skip(at).step_by(width).copied().collect();
+    (0..width).map(column).collect()
+}
+
+/// The distance of `a` from `b` over the size of `b`.
+fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
+    let square = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|value| f64::from(value).powi(2)).sum::<f64>()
+    };
+    let apart = square(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    (apart / square(&mut b.iter().copied()).max(f64::MIN_POSITIVE)).sqrt()
+}

@@ -1,0 +1,215 @@
+//! What the gate holds: an FM that learned from shuffled labels, at its first publication and in
+//! the place of a better one, and weights that moved too far.
+
+use hypercast_core::hash::mix_parts;
+use hypercast_fm::example::Outcome;
+use serde_json::Value;
+
+use super::*;
+use crate::HeldPublications;
+
+/// Requests that the trainers have learned from; the stream has the ones after them.
+const LEARNED: usize = 400;
+
+/// As often as needed to be better than the base rate.
+const PASSES: usize = 6;
+
+/// Trainers of the same past, one with honest and one with shuffled labels, and the stream after
+/// it.
+struct GatedWorld {
+    dataset: Dataset,
+    config: Config,
+    honest: PathBuf,
+    shuffled: PathBuf,
+    stream: Vec<Record>,
+}
+
+impl GatedWorld {
+    fn new(dir: &Path) -> GatedWorld {
+        let (dataset, mut examples) = examples(dir, 700);
+        let stream = examples.split_off(LEARNED);
+        let joined = |example: Example| {
+            let joined = JoinedExample { ingested_ms: example.time_ms, example };
+            let payload = postcard::to_stdvec(&JoinedRecord::Example(joined)).unwrap();
+            Record { id: 0, payload }
+        };
+        let mut config = config(&dir.join("work"));
+        config.paths.fm = dir.join("fm");
+        config.fm_gate.rows = 600;
+        let world = GatedWorld {
+            dataset,
+            config,
+            honest: dir.join("honest"),
+            shuffled: dir.join("shuffled"),
+            stream: stream.into_iter().map(joined).collect(),
+        };
+        let mut honest = world.learn(&examples, &world.honest);
+        honest.checkpoint(&world.config.paths.fm, "1.0.0").unwrap();
+        shuffle(&mut examples);
+        world.learn(&examples, &world.shuffled);
+        world
+    }
+
+    /// A trainer that has learned from examples, and is saved.
+    fn learn(&self, examples: &[Example], saved: &Path) -> Box<dyn FmTrainer> {
+        let spec = dataset_spec(&self.dataset).unwrap();
+        let work = saved.with_extension("work");
+        let mut trainer =
+            trainer::create(&work, &self.config.fm, &spec, self.config.device).unwrap();
+        for _ in 0..PASSES {
+            for batch in examples.chunks(16) {
+                trainer.step(&batch.iter().collect::<Vec<_>>()).unwrap();
+            }
+        }
+        trainer.save(saved).unwrap();
+        trainer
+    }
+
+    /// Follows as a version that begins with a saved trainer, where it has not begun.
+    fn follow(&self, engine: &Arc<MemoryEngine>, version: &str, from: &Path) -> FollowedLines {
+        let context =
+            ServiceContext { dataset: &self.dataset, config: &self.config, engine: engine.clone() };
+        let from = Some(from.to_path_buf());
+        let options = FollowFmOptions { version: version.into(), from, ..options() };
+        let mut said = Vec::new();
+        let report = follow(context, &options, &Shutdown::default(), &mut said).unwrap();
+        let said = String::from_utf8(said).unwrap();
+        let lines = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        FollowedLines { report, lines }
+    }
+
+    /// An engine whose stream of a version has the weights of the honest trainer.
+    fn with_published(&self, version: &str, dir: &Path) -> Arc<MemoryEngine> {
+        let engine = streams(&self.stream[..100]);
+        let work = dir.join("honest-again");
+        let spec = dataset_spec(&self.dataset).unwrap();
+        let from = ResumePaths { saved: &self.honest, work: &work };
+        let mut trainer =
+            trainer::resume(from, &self.config.fm, &spec, self.config.device).unwrap();
+        let (topic, settings) = (Topic::fm(version), self.config.publish.clone());
+        let mut publisher =
+            Publisher::open(engine.clone(), topic, settings, &dir.join("published")).unwrap();
+        let trained = trainer.trained_weights(version).unwrap();
+        publisher.publish(&trained, TrainingPosition::default()).unwrap();
+        engine
+    }
+
+    fn held(&self, version: &str) -> Option<HeldPublications> {
+        HeldPublications::read(&work_dir(&self.config, version)).unwrap()
+    }
+}
+
+/// What a trainer reported and said.
+struct FollowedLines {
+    report: FollowFmReport,
+    lines: Vec<Value>,
+}
+
+impl FollowedLines {
+    /// The kind and the reason of a line.
+    fn decision(&self, line: usize) -> String {
+        let line = &self.lines[line];
+        format!("{}: {}", line["kind"].as_str().unwrap(), line["reason"].as_str().unwrap_or(""))
+    }
+}
+
+/// Gives each target the outcome of another.
+fn shuffle(examples: &mut [Example]) {
+    let mut targets: Vec<_> = examples.iter_mut().flat_map(|own| &mut own.targets).collect();
+    let mut outcomes: Vec<(u64, Outcome)> = targets
+        .iter()
+        .enumerate()
+        .map(|(at, target)| (mix_parts(&[at as u64]), target.outcome.clone()))
+        .collect();
+    outcomes.sort_by_key(|(order, _)| *order);
+    for (target, (_, outcome)) in targets.iter_mut().zip(outcomes) {
+        target.outcome = outcome;
+    }
+}
+
+#[test]
+fn an_fm_of_shuffled_labels_is_held_at_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = GatedWorld::new(dir.path());
+    let engine = streams(&world.stream);
+    let held = world.follow(&engine, "2.0.0", &world.shuffled);
+    let why = held.decision(0);
+    assert!(why.starts_with("held: NE of ") && why.contains("for what serves"), "{why}");
+    assert!(why.contains("no better than that of the base rate"), "{why}");
+    assert!(held.lines[0]["evaluation"][0]["serving_ne"].is_number(), "{}", held.lines[0]);
+    assert_eq!(held.lines[0]["position"], 0);
+
+    let published = world.follow(&engine, "3.0.0", &world.honest);
+    assert_eq!(published.decision(0), "published: ", "{:?}", published.lines);
+    assert_eq!((published.report.held, published.report.published), (0, 2));
+    assert!(published.lines[0]["evaluation"][0]["serving_ne"].is_number());
+    assert_eq!(world.held("3.0.0"), None);
+
+    // Where nothing serves, an FM must be better than the base rate.
+    std::fs::remove_dir_all(&world.config.paths.fm).unwrap();
+    let engine = streams(&world.stream);
+    let why = world.follow(&engine, "4.0.0", &world.shuffled).decision(0);
+    assert!(why.starts_with("held: the mean NE of its tasks is "), "{why}");
+    assert_eq!(world.follow(&engine, "5.0.0", &world.honest).decision(0), "published: ");
+    world.config.fm_gate.rows = 0;
+    assert_eq!(world.follow(&engine, "6.0.0", &world.shuffled).decision(0), "published: ");
+}
+
+#[test]
+fn what_is_worse_than_what_serves_is_held_until_it_is_better() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = GatedWorld::new(dir.path());
+    let engine = world.with_published("2.0.0", dir.path());
+    let published = engine.span(&Topic::fm("2.0.0")).unwrap();
+    let held = world.follow(&engine, "2.0.0", &world.shuffled);
+    assert_eq!((held.report.held, held.report.published), (1, 0), "{:?}", held.lines);
+    assert!(held.decision(0).contains("for what serves"), "{:?}", held.lines);
+    assert_eq!(engine.span(&Topic::fm("2.0.0")).unwrap(), published);
+    let first = world.held("2.0.0").unwrap();
+    assert_eq!(first.in_a_row, 1);
+
+    // A restart holds it still, by what was measured before and since, on the newest rows.
+    engine.appender(&Topic::joined()).unwrap().append(&world.stream[100..110]).unwrap();
+    let held = world.follow(&engine, "2.0.0", &world.shuffled);
+    assert_eq!((held.report.held, held.report.published), (1, 0), "{:?}", held.lines);
+    assert_eq!(held.lines[0]["evaluation"][0]["n"], 600);
+    let second = world.held("2.0.0").unwrap();
+    assert_eq!((second.in_a_row, second.since_ms), (2, first.since_ms));
+
+    // It has learned from as many honest requests as from shuffled ones by the end of the stream.
+    engine.appender(&Topic::joined()).unwrap().append(&world.stream[110..]).unwrap();
+    let mut lenient = world.config.clone();
+    lenient.fm_gate.max_ne_increase = 0.5;
+    let world = GatedWorld { config: lenient, ..world };
+    let published = world.follow(&engine, "2.0.0", &world.shuffled);
+    assert_eq!((published.report.held, published.report.published), (0, 1));
+    assert_eq!(world.held("2.0.0"), None);
+}
+
+#[test]
+fn taes_and_features_that_moved_too_far_are_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = GatedWorld::new(dir.path());
+    world.config.fm_gate.max_ne_increase = 1e3;
+    world.config.fm_gate.max_tae_drift = 0.05;
+    let engine = world.with_published("2.0.0", dir.path());
+    let held = world.follow(&engine, "2.0.0", &world.shuffled);
+    let why = held.decision(0);
+    assert!(why.starts_with("held: TAEs moved by "), "{why}");
+    let drift = held.lines[0]["tae_drift"].as_f64().unwrap();
+    assert!(drift > 0.05 && drift < 3.0, "{drift}");
+
+    world.config.fm_gate.max_tae_drift = 1e3;
+    world.config.fm_gate.max_feature_drift = 0.0;
+    engine.appender(&Topic::joined()).unwrap().append(&world.stream[100..102]).unwrap();
+    let why = world.follow(&engine, "2.0.0", &world.shuffled).decision(0);
+    assert!(why.starts_with("held: the mean of numeric column "), "{why}");
+
+    // The honest trainer goes on from what it published, and hardly moves.
+    let engine = world.with_published("3.0.0", &dir.path().join("third"));
+    world.config.fm_gate = hypercast_config::FmGateSettings { rows: 600, ..Default::default() };
+    let published = world.follow(&engine, "3.0.0", &world.honest);
+    assert_eq!(published.decision(0), "published: ", "{:?}", published.lines);
+    let drift = published.lines[0]["tae_drift"].as_f64().unwrap();
+    assert!(drift > 0.0 && drift < 0.5, "{drift}");
+}
