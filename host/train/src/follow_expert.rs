@@ -28,7 +28,7 @@ use serde_json::json;
 
 pub use self::feed::FeedPosition;
 use self::{
-    begin::{Beginning, StartedTrainer, begin},
+    begin::{Beginning, FeedStreams, StartedTrainer, begin},
     feed::{FeedItem, LogFeed},
     gate::{GateDecision, PublishGate},
     progress::ExpertProgress,
@@ -140,12 +140,14 @@ pub fn follow(
     };
     let work = work_dir(config, entry, &version);
     let _owner = DirLock::acquire(&work)?;
+    let telemetry = Arc::new(JobMetrics::default());
+    let streams =
+        FeedStreams { engine: engine.clone(), gaps: telemetry.gaps(config.engine.on_gap) };
     let Some(Beginning { trainer: begun, feed, surfaces }) =
-        begin(context, &engine, options, &work, shutdown)?
+        begin(context, &streams, options, &work, shutdown)?
     else {
         return Ok(FollowExpertReport { place: None, published: 0 });
     };
-    let telemetry = Arc::new(JobMetrics::default());
     let StartedTrainer { stream, place, last, measured } = begun;
     let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
     let gate = PublishGate::new(stream.blueprint.clone(), measured, last, &telemetry)?;

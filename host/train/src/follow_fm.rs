@@ -44,7 +44,7 @@ use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
 use hypercast_stream::registry::self_register_fm;
-use hypercast_stream::streams::{StreamEngine, Topic};
+use hypercast_stream::streams::{StreamEngine, StreamPlace, Topic};
 
 /// How long the first record of a batch waits for others.
 const BATCH_WAIT: Duration = Duration::from_millis(500);
@@ -95,7 +95,7 @@ pub fn follow(
     let _owner = DirLock::acquire(&work)?;
     let spec = dataset_spec(dataset)?;
     let (trainer, place) = begin(config, &spec, options, &work)?;
-    let from = place.as_ref().map(|place| place.position);
+    let from = place.as_ref().map(FmCheckpoint::stream_place);
     let place = place.unwrap_or_default();
     let telemetry = Arc::new(JobMetrics::default());
     let meters = FmMeters::new(&telemetry);
@@ -103,7 +103,8 @@ pub fn follow(
     let topic = Topic::fm(&options.version);
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
-    let reader = JoinedReader::open(engine.clone(), dataset, from)?;
+    let gaps = telemetry.gaps(config.engine.on_gap);
+    let reader = JoinedReader::open(engine.clone(), dataset, from, gaps)?;
     let follower = FmFollower {
         config,
         options,
@@ -187,7 +188,7 @@ struct JoinedBatch {
     ingested_ms: Vec<i64>,
     /// Positions of the examples, and of the corrections, in the stream.
     positions: [Vec<u64>; 2],
-    end: u64,
+    end: StreamPlace,
     since: Option<Instant>,
 }
 
@@ -241,7 +242,7 @@ impl FmFollower<'_> {
         for record in records {
             batch.end = record.end;
             batch.since.get_or_insert_with(Instant::now);
-            batch.positions[usize::from(record.correction)].push(record.end - 1);
+            batch.positions[usize::from(record.correction)].push(record.end.position - 1);
             if record.correction {
                 self.place.ingested_ms = self.place.ingested_ms.max(record.ingested_ms);
                 batch.corrections.push(record.example);
@@ -266,7 +267,7 @@ impl FmFollower<'_> {
         self.progress.push(&batch.examples, &said);
         let times = batch.examples.iter().map(|example| example.time_ms);
         self.place.until_ms = times.fold(self.place.until_ms, i64::max);
-        self.place.position = batch.end;
+        (self.place.position, self.place.checksum) = (batch.end.position, batch.end.checksum);
         let (requests, late) = (batch.examples.len() as u64, batch.corrections.len() as u64);
         self.place.requests += requests;
         self.place.corrections += late;

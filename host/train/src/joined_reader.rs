@@ -8,7 +8,7 @@ use hypercast_fm::example::{Event, Example, Item};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
-use hypercast_stream::streams::{Reader, StreamEngine, Topic};
+use hypercast_stream::streams::{GapHandling, StreamEngine, StreamFollower, StreamPlace, Topic};
 
 /// How long it waits after an engine has failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -21,60 +21,56 @@ pub(super) struct PositionedExample {
     pub(super) example: Example,
     pub(super) correction: bool,
     pub(super) ingested_ms: i64,
-    /// The position after it.
-    pub(super) end: u64,
+    /// The place after it.
+    pub(super) end: StreamPlace,
 }
 
 /// Follows the stream `joined`, and waits out an engine that fails for a while.
 pub(super) struct JoinedReader {
-    engine: Arc<dyn StreamEngine>,
-    reader: Box<dyn Reader>,
+    stream: StreamFollower,
     content: HashMap<u64, Arc<[f32]>>,
     failures: u32,
 }
 
 impl JoinedReader {
-    /// From a position on, or from the first record that is kept.
+    /// From a place on, or from the first record that is kept.
     ///
     /// # Errors
-    /// A stream that ends before the position, or no longer has it.
+    /// The engine cannot be reached.
     pub(super) fn open(
         engine: Arc<dyn StreamEngine>,
         dataset: &Dataset,
-        from: Option<u64>,
+        from: Option<StreamPlace>,
+        gaps: GapHandling,
     ) -> Result<JoinedReader> {
-        let topic = Topic::joined();
-        let span = engine.span(&topic)?;
-        let from = from.unwrap_or(span.start);
-        if from < span.start || from > span.end {
-            return Err(Error::invalid(format!(
-                "stream {topic} holds positions {} to {}, and {from} is where to go on; what was written so far is of another stream, or records are gone: begin in another folder",
-                span.start, span.end
-            )));
-        }
         let with = dataset.items.values().filter(|item| !item.content.is_empty());
         let content = with.map(|item| (item.id, item.content.clone())).collect();
-        let reader = engine.reader(&topic, from)?;
-        Ok(JoinedReader { engine, reader, content, failures: 0 })
+        let stream = StreamFollower::open(engine, Topic::joined(), from, gaps)?;
+        Ok(JoinedReader { stream, content, failures: 0 })
     }
 
-    /// The position of the next record.
-    pub(super) fn position(&self) -> u64 {
-        self.reader.position()
+    /// The place of the next record.
+    pub(super) fn place(&self) -> StreamPlace {
+        self.stream.place()
     }
 
     /// The next records, for the first of which it waits: an empty list at the end of what is
     /// there, and none where the engine has failed, which says nothing about what is there.
     ///
     /// # Errors
-    /// A record of another version, or an engine that has failed for long.
+    /// A record of another version, records that are missing, or an engine that has failed for
+    /// long.
     pub(super) fn next(
         &mut self,
         most: usize,
         wait: Duration,
     ) -> Result<Option<Vec<PositionedExample>>> {
-        let records = match self.reader.next(most, wait) {
+        let before = self.place();
+        let records = match self.stream.next(most, wait) {
+            // Behind missing records there may be more.
+            Ok(records) if records.is_empty() && self.place() != before => return Ok(None),
             Ok(records) => records,
+            Err(error @ hypercast_stream::Error::Gap(_)) => return Err(error.into()),
             Err(error) => {
                 self.retry(error.into())?;
                 return Ok(None);
@@ -91,7 +87,8 @@ impl JoinedReader {
                 JoinedRecord::Correction(joined) => (true, joined),
             };
             let example = self.restored(example);
-            Ok(PositionedExample { example, correction, ingested_ms, end: record.position + 1 })
+            let end = StreamPlace::after(&record);
+            Ok(PositionedExample { example, correction, ingested_ms, end })
         };
         records.into_iter().map(read).collect::<Result<_>>().map(Some)
     }
@@ -103,9 +100,6 @@ impl JoinedReader {
         }
         tracing::warn!(%error, "the joined stream cannot be read; trying again");
         std::thread::sleep(RETRY_AFTER);
-        if let Ok(reader) = self.engine.reader(&Topic::joined(), self.reader.position()) {
-            self.reader = reader;
-        }
         Ok(())
     }
 
@@ -129,7 +123,9 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
-    use hypercast_stream::streams::{Appender, MemoryEngine, Record as Told, StreamRecord};
+    use crate::job_metrics::JobMetrics;
+    use hypercast_config::OnGap;
+    use hypercast_stream::streams::{Appender, MemoryEngine, Reader, Record as Told, StreamRecord};
 
     /// An engine whose first reader fails once.
     #[derive(Default)]
@@ -142,10 +138,14 @@ mod tests {
             self.0.appender(topic)
         }
 
-        fn reader(&self, topic: &Topic, from: u64) -> hypercast_stream::Result<Box<dyn Reader>> {
+        fn resume(
+            &self,
+            topic: &Topic,
+            place: StreamPlace,
+        ) -> hypercast_stream::Result<Box<dyn Reader>> {
             let first = !self.1.swap(true, std::sync::atomic::Ordering::Relaxed);
             let error = first.then(|| hypercast_stream::Error::unreachable("gone for a moment"));
-            Ok(Box::new(FailingReader(error, self.0.reader(topic, from)?)))
+            Ok(Box::new(FailingReader(error, self.0.resume(topic, place)?)))
         }
 
         fn span(&self, topic: &Topic) -> hypercast_stream::Result<Range<u64>> {
@@ -174,11 +174,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_engine_that_fails_is_no_end_of_the_stream() {
-        let dir = tempfile::tempdir().unwrap();
+    fn dataset(dir: &std::path::Path) -> Dataset {
         let world = hypercast_data::import::simulate::SimulateOptions {
-            into: dir.path().join("data"),
+            into: dir.join("data"),
             users: 5,
             items: 20,
             requests: 20,
@@ -186,22 +184,71 @@ mod tests {
             seed: 1,
         };
         hypercast_data::import::simulate::simulate(&world).unwrap();
-        let dataset = Dataset::open(&world.into).unwrap();
-        let engine = Arc::new(Failing::default());
-        let example = Example {
-            request: 1,
-            user: Arc::default(),
-            surface: 0,
-            time_ms: 1,
-            history: Vec::new(),
-            targets: Vec::new(),
+        Dataset::open(&world.into).unwrap()
+    }
+
+    /// Appends an example for each request.
+    fn append(engine: &dyn StreamEngine, requests: std::ops::Range<u64>) {
+        let record = |request| {
+            let example = Example {
+                request,
+                user: Arc::default(),
+                surface: 0,
+                time_ms: 1,
+                history: Vec::new(),
+                targets: Vec::new(),
+            };
+            let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
+            Told { id: 0, payload: postcard::to_stdvec(&joined).unwrap() }
         };
-        let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
-        let payload = postcard::to_stdvec(&joined).unwrap();
-        let appender = engine.appender(&Topic::joined()).unwrap();
-        appender.append(&[Told { id: 0, payload }]).unwrap();
-        let mut reader = JoinedReader::open(engine, &dataset, None).unwrap();
+        let records: Vec<Told> = requests.map(record).collect();
+        engine.appender(&Topic::joined()).unwrap().append(&records).unwrap();
+    }
+
+    fn open(
+        engine: Arc<dyn StreamEngine>,
+        from: Option<StreamPlace>,
+        gaps: GapHandling,
+    ) -> JoinedReader {
+        let dir = tempfile::tempdir().unwrap();
+        JoinedReader::open(engine, &dataset(dir.path()), from, gaps).unwrap()
+    }
+
+    #[test]
+    fn an_engine_that_fails_is_no_end_of_the_stream() {
+        let engine = Arc::new(Failing::default());
+        append(&*engine, 1..2);
+        let mut reader = open(engine, None, JobMetrics::default().gaps(OnGap::Stop));
         let mut next = || reader.next(8, Duration::ZERO).unwrap().map(|records| records.len());
         assert_eq!([next(), next(), next()], [None, Some(1), Some(0)]);
+    }
+
+    #[test]
+    fn a_stream_that_was_made_anew_stops_a_trainer_or_is_read_from_its_beginning() {
+        let engine = Arc::new(MemoryEngine::default());
+        append(&*engine, 1..6);
+        let metrics = JobMetrics::default();
+        let mut reader = open(engine, None, metrics.gaps(OnGap::Stop));
+        let read = reader.next(3, Duration::ZERO).unwrap().unwrap();
+        let place = read[1].end;
+        assert!(place.position == 2 && reader.place() == read[2].end);
+        let anew = Arc::new(MemoryEngine::default());
+        append(&*anew, 11..16);
+        for policy in [OnGap::Stop, OnGap::Continue] {
+            let metrics = JobMetrics::default();
+            let mut reader = open(anew.clone(), Some(place), metrics.gaps(policy));
+            let first = reader.next(8, Duration::ZERO);
+            let counted = metrics.render();
+            assert!(counted.contains("stream_gaps_total{stream=\"joined\"} 1"), "{counted}");
+            if policy == OnGap::Stop {
+                let error = first.err().unwrap().to_string();
+                assert!(error.contains("made anew") && error.contains("on_gap"), "{error}");
+                continue;
+            }
+            assert!(first.unwrap().is_none(), "there may be more");
+            let read = reader.next(8, Duration::ZERO).unwrap().unwrap();
+            let requests: Vec<u64> = read.iter().map(|record| record.example.request).collect();
+            assert_eq!(requests, [11, 12, 13, 14, 15]);
+        }
     }
 }

@@ -32,6 +32,7 @@ use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::logs::{LogRow, LogWriter};
+use hypercast_stream::streams::StreamPlace;
 
 /// Records that are read together.
 const RECORDS: usize = 256;
@@ -84,15 +85,18 @@ pub fn follow(
     let ServiceContext { dataset, config, engine } = context;
     let _owner = DirLock::acquire(&config.paths.logs)?;
     let log = super::fm::log_writer(dataset, config, Vec::new())?;
-    let reader = JoinedReader::open(engine.clone(), dataset, log.position())?;
     let telemetry = Arc::new(JobMetrics::default());
+    let checksum = log.position_checksum();
+    let from = log.position().map(|position| StreamPlace { position, checksum });
+    let gaps = telemetry.gaps(config.engine.on_gap);
+    let reader = JoinedReader::open(engine.clone(), dataset, from, gaps)?;
     let meters = LoggingMeters::new(&telemetry);
     serve_metrics(&telemetry, options.metrics, out)?;
     let serving = config.fm_logging.loading(config.device);
     let loading = FmLoading { engine, serving, work: config.paths.fm_work.join("logging") };
     let tier = LoggingTier {
         config,
-        position: reader.position(),
+        position: reader.place().position,
         log,
         reader,
         versions: LoadedVersions { loading, versions: Vec::new() },
@@ -224,7 +228,7 @@ impl LoggingTier<'_> {
         for record in &records {
             let rows = row..row + record.example.targets.len();
             row = rows.end;
-            self.position = record.end;
+            self.position = record.end.position;
             if rows.is_empty() {
                 continue;
             }
@@ -238,7 +242,8 @@ impl LoggingTier<'_> {
                 taes: &own,
                 correction: record.correction,
                 ingested_ms: record.ingested_ms,
-                position: Some(record.end),
+                position: Some(record.end.position),
+                position_checksum: record.end.checksum,
             })?;
             self.report.requests += 1;
             self.report.rows += rows.len() as u64;

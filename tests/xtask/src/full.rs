@@ -29,7 +29,7 @@ const FUZZ_MINUTES: u64 = 15;
 /// The steps but for the fuzz targets: name, environment and command, where `{target}` is cargo's
 /// folder. `--workspace` gives dependencies the features that they have in `verify`, so that
 /// nothing heavy is built twice.
-const STEPS: [(&str, &str, &str); 11] = [
+const STEPS: [(&str, &str, &str); 12] = [
     // Builds the binary, the plugins and the hostile guests that the other steps use.
     ("verify", "", "cargo verify"),
     (
@@ -52,6 +52,11 @@ const STEPS: [(&str, &str, &str); 11] = [
         "chaos-nats",
         "HYPERCAST_CHAOS_ROUNDS=30 HYPERCAST_CHAOS_ENGINE=nats",
         "cargo test --workspace --test chaos",
+    ),
+    (
+        "nats-cluster",
+        "HYPERCAST_NATS_ROUNDS=50",
+        "cargo test --workspace --lib a_cluster_that_fails_in_parts -- --nocapture",
     ),
     (
         "rollout",

@@ -20,12 +20,13 @@ use axum::{
     response::Response,
 };
 use hypercast_config::ServerSettings;
+use hypercast_core::secret_file;
 use prometheus::IntCounterVec;
 use ring::{hmac, rand::SystemRandom};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    http::{respond::refuse_with, secret_file},
+    http::respond::refuse_with,
     metrics::Metrics,
     threads::Current,
 };

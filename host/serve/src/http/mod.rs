@@ -15,7 +15,6 @@ mod live_page;
 pub mod reload;
 pub(crate) mod respond;
 mod routes;
-pub(crate) mod secret_file;
 mod server;
 mod tls;
 

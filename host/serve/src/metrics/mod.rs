@@ -20,6 +20,7 @@ use hypercast_fm::history::CacheCounts;
 use hypercast_stream::{
     join::{JoinMetrics, JoinerCounts, JoinerProgress},
     publish::PublicationHeader,
+    streams::Topic,
 };
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
@@ -66,6 +67,7 @@ pub struct Metrics {
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
+    stream_gaps: IntCounterVec,
     /// When the process began, milliseconds since the epoch.
     pub(crate) started_ms: i64,
     recent: Mutex<RecentStats>,
@@ -127,6 +129,10 @@ impl JoinMetrics for Metrics {
             ("refused", refused),
         ];
         set_all(&self.joiner, &values);
+    }
+
+    fn stream_gap(&self, topic: &Topic) {
+        self.stream_gaps.with_label_values(&[topic.name()]).inc();
     }
 }
 
@@ -245,6 +251,11 @@ impl Default for Metrics {
                 "hypercast_live_quality",
                 "NE and calibration over the last 20 minutes, of served and shadow predictions whose outcomes are known",
                 &["surface", "task", "arm", "measure"],
+            ),
+            stream_gaps: register.counters(
+                "hypercast_stream_gaps_total",
+                "Times that records of a stream were missing: deleted before they were read, or the stream was cut or made anew",
+                &["stream"],
             ),
             started_ms: now_ms(),
             recent: Mutex::default(),

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{JoinedRecord, OutcomeRecord};
+use crate::streams::Topic;
 
 /// A joiner's output in memory.
 #[derive(Debug, Default)]
@@ -62,6 +63,9 @@ pub trait JoinMetrics: Send + Sync {
 
     /// A joiner's progress, reported about once a second.
     fn joiner(&self, progress: JoinerProgress);
+
+    /// Records of a stream are missing.
+    fn stream_gap(&self, topic: &Topic);
 }
 
 /// How far a joiner has come in the stream of events.

@@ -20,7 +20,7 @@ use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert::train::SavedTrainer;
-use hypercast_stream::streams::{StreamEngine, Topic};
+use hypercast_stream::streams::{GapHandling, StreamEngine, Topic};
 
 /// What there is to go on with.
 pub(super) struct StartedTrainer {
@@ -30,6 +30,13 @@ pub(super) struct StartedTrainer {
     pub(super) last: Option<SavedTrainer>,
     /// What was measured since.
     pub(super) measured: EvalWindow,
+}
+
+/// Where its examples are, if it computes their TAEs itself.
+pub(super) struct FeedStreams {
+    pub(super) engine: Arc<dyn StreamEngine>,
+    /// What is done if some are missing.
+    pub(super) gaps: GapHandling,
 }
 
 /// What a follower starts with.
@@ -51,11 +58,12 @@ struct Past<'a> {
 /// there was one.
 pub(super) fn begin(
     context: ExpertContext<'_>,
-    engine: &Arc<dyn StreamEngine>,
+    streams: &FeedStreams,
     options: &FollowExpertOptions,
     work: &Path,
     shutdown: &Shutdown,
 ) -> Result<Option<Beginning>> {
+    let engine = &streams.engine;
     let ExpertContext { dataset, config, entry, .. } = context;
     let mut entry = entry.clone();
     if !options.surfaces.is_empty() {
@@ -80,7 +88,8 @@ pub(super) fn begin(
         }
         (FeedPosition::Joined(from), Some(checkpoint)) => {
             let context = ServiceContext { dataset, config, engine: engine.clone() };
-            let computed = ComputedFeed::open(context, checkpoint, Some(from), surfaces.clone())?;
+            let gaps = streams.gaps.clone();
+            let computed = ComputedFeed::open(context, checkpoint, from, surfaces.clone(), gaps)?;
             LogFeed::Computed(Box::new(computed))
         }
         _ => {

@@ -13,6 +13,7 @@ use super::super::joined_reader::JoinedReader;
 use crate::ServiceContext;
 use crate::error::Result;
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
+use hypercast_stream::streams::{GapHandling, StreamPlace};
 
 /// Records of the joined stream whose TAEs are computed together.
 const RECORDS: usize = 128;
@@ -65,13 +66,15 @@ impl ComputedFeed {
     pub(super) fn open(
         context: ServiceContext<'_>,
         checkpoint: &Path,
-        from: Option<u64>,
+        from: u64,
         surfaces: Vec<u16>,
+        gaps: GapHandling,
     ) -> Result<ComputedFeed> {
         let ServiceContext { dataset, config, engine } = context;
+        let from = Some(StreamPlace::at(from));
         let fm = inference::load(checkpoint, config.fm_logging.loading(config.device))?;
-        let reader = JoinedReader::open(engine, dataset, from)?;
-        let position = reader.position();
+        let reader = JoinedReader::open(engine, dataset, from, gaps)?;
+        let position = reader.place().position;
         Ok(ComputedFeed { reader, fm, surfaces, ready: Default::default(), position })
     }
 
@@ -81,7 +84,7 @@ impl ComputedFeed {
                 return Ok(FeedItem::Later);
             };
             let at_end = records.is_empty();
-            let end = self.reader.position();
+            let end = self.reader.place().position;
             records.retain(|record| {
                 !record.example.targets.is_empty()
                     && self.surfaces.contains(&record.example.surface)
@@ -103,7 +106,7 @@ impl ComputedFeed {
                     correction: record.correction,
                     ingested_ms: record.ingested_ms,
                 };
-                self.ready.push_back((logged, record.end));
+                self.ready.push_back((logged, record.end.position));
             }
         }
         let (logged, end) = self.ready.pop_front().expect("it was filled");

@@ -7,6 +7,7 @@ use hypercast_fm::{
     checkpoint::{recover_directory, replace_directory},
     trainer::FmTrainer,
 };
+use hypercast_stream::streams::StreamPlace;
 use serde::{Deserialize, Serialize};
 
 use super::progress::ProgressWindow;
@@ -20,6 +21,9 @@ pub(super) struct FmCheckpoint {
     format: u32,
     /// The position of the next record in the joined stream.
     pub(super) position: u64,
+    /// Of the record before it ([`StreamPlace`]); older checkpoints have none.
+    #[serde(default)]
+    pub(super) checksum: Option<u32>,
     /// Requests learned from.
     pub(super) requests: u64,
     /// Corrections learned from.
@@ -42,6 +46,11 @@ pub(super) fn trainer_dir(work: &Path) -> PathBuf {
 }
 
 impl FmCheckpoint {
+    /// Where it stands in the joined stream.
+    pub(super) fn stream_place(&self) -> StreamPlace {
+        StreamPlace { position: self.position, checksum: self.checksum }
+    }
+
     /// What was saved; none where nothing was.
     pub(super) fn read(work: &Path) -> Result<Option<FmCheckpoint>> {
         let dir = saved_dir(work);
