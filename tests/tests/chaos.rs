@@ -181,7 +181,7 @@ impl System {
                 nats_server().expect("HYPERCAST_CHAOS_ENGINE=nats needs nats-server in PATH");
             let port = free_port().to_string();
             config.engine.kind = EngineKind::Nats;
-            config.engine.nats_url = format!("nats://127.0.0.1:{port}");
+            config.engine.nats_url = format!("nats://127.0.0.1:{port}").into();
             let store = dir.join("nats");
             let args = ["-js", "-sd", store.to_str().unwrap(), "-a", "127.0.0.1", "-p", &port];
             let server = ServiceProcess::start("nats", &program, &args, dir);

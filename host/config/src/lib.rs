@@ -33,6 +33,7 @@
 pub mod error;
 mod lifecycle;
 mod plugins;
+mod redacted_url;
 mod reload;
 mod rollout;
 mod serving;
@@ -57,9 +58,10 @@ use self::error::CommonErrors as _;
 pub use self::error::{Error, Result};
 pub use self::lifecycle::{
     EngineKind, EngineSettings, FmGateSettings, JoinSettings, JoinerOptions, JoinerSettings,
-    NeLimits, PublishSettings,
+    NeLimits, OnGap, PublishSettings,
 };
 pub use self::plugins::{ExpertEntry, ExpertLimits, PluginLimits, TrainOn};
+pub use self::redacted_url::{RedactedUrl, UrlLogin};
 pub use self::reload::{Reloaded, differing_keys, value_at};
 pub use self::rollout::{
     PublicKey, RecordedSettings, RolloutSettings, StopAfter, TrustedKey, sha256,
@@ -262,6 +264,7 @@ impl Config {
             },
             features: self.features,
             until_ms: self.timeline.until_ms()?,
+            on_gap: self.engine.on_gap,
         })
     }
 
@@ -352,10 +355,10 @@ impl Config {
             &mut paths.logs,
             &mut paths.experts,
             &mut paths.state,
-            &mut self.engine.dir,
         ];
         let tiers = self.fm_serving.files().into_iter().chain(self.fm_logging.files());
-        let own = own.into_iter().chain(self.server.files()).chain(tiers);
+        let own = own.into_iter().chain(self.server.files()).chain(self.engine.files());
+        let own = own.chain(tiers);
         for path in own.chain(self.experts.iter_mut().map(|entry| &mut entry.plugin)) {
             if path.is_relative() && !path.as_os_str().is_empty() {
                 *path = base.join(&*path);
@@ -391,6 +394,7 @@ impl Config {
             ("expert_training.batch_rows", self.expert_training.batch_rows),
         ])?;
         self.server.validate()?;
+        self.engine.validate()?;
         serving::validate_tiers(&self.fm_serving, &self.fm_logging)?;
         self.plugin_limits.validate()?;
         self.join.validate()?;

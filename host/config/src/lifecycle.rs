@@ -7,6 +7,7 @@ use hypercast_data::features::FeatureConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::check;
+use crate::redacted_url::RedactedUrl;
 
 /// The streams that carry events, examples, weights and versions: `[engine]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,8 +17,30 @@ pub struct EngineSettings {
     pub kind: EngineKind,
     /// The folder of the streams, with kind = "directory".
     pub dir: PathBuf,
-    /// The URL of the NATS server, with kind = "nats". Several are separated by commas.
-    pub nats_url: String,
+    /// What a reader does when records that it should find are missing.
+    pub on_gap: OnGap,
+    /// The URL of the NATS server, with kind = "nats". Several are separated by commas. "tls://"
+    /// refuses a server without TLS.
+    pub nats_url: RedactedUrl,
+    /// The user that NATS knows, with the password in the file `nats_password`. "" sends none.
+    pub nats_user: String,
+    /// File of that user's password. Only its owner and group may be able to read the file.
+    pub nats_password: PathBuf,
+    /// File with a user's token and key, as `nsc` writes it (.creds), in place of user and
+    /// password.
+    pub nats_credentials: PathBuf,
+    /// File of an nkey's seed, in place of user and password.
+    pub nats_nkey: PathBuf,
+    /// File of certificates (PEM), one of which is that of the server or of its authority. "" uses
+    /// those that the machine trusts. A file refuses a server without TLS.
+    pub nats_ca: PathBuf,
+    /// Certificates (PEM) that this client shows to the server, with `nats_key`.
+    pub nats_certificate: PathBuf,
+    /// The private key of `nats_certificate`, in PEM.
+    pub nats_key: PathBuf,
+    /// How many servers of a NATS cluster store a stream, from 1 to 5. A stream that has more keeps
+    /// them.
+    pub nats_replicas: usize,
     /// Prefix of the stream names in NATS, so that several systems can share a server.
     pub nats_prefix: String,
     /// Whether an append to the directory waits until it is on the disk. NATS has its own setting
@@ -37,7 +60,16 @@ impl Default for EngineSettings {
         Self {
             kind: EngineKind::Directory,
             dir: "runs/streams".into(),
+            on_gap: OnGap::Stop,
             nats_url: "nats://127.0.0.1:4222".into(),
+            nats_user: String::new(),
+            nats_password: PathBuf::new(),
+            nats_credentials: PathBuf::new(),
+            nats_nkey: PathBuf::new(),
+            nats_ca: PathBuf::new(),
+            nats_certificate: PathBuf::new(),
+            nats_key: PathBuf::new(),
+            nats_replicas: 1,
             nats_prefix: "hypercast".into(),
             fsync: true,
             segment_mib: 64,
@@ -45,6 +77,61 @@ impl Default for EngineSettings {
             remembered_ids: 1_000_000,
         }
     }
+}
+
+impl EngineSettings {
+    /// The files that they name.
+    pub(super) fn files(&mut self) -> [&mut PathBuf; 7] {
+        [
+            &mut self.dir,
+            &mut self.nats_password,
+            &mut self.nats_credentials,
+            &mut self.nats_nkey,
+            &mut self.nats_ca,
+            &mut self.nats_certificate,
+            &mut self.nats_key,
+        ]
+    }
+
+    pub(super) fn validate(&self) -> Result<(), String> {
+        let given = |path: &PathBuf| !path.as_os_str().is_empty();
+        self.nats_url.validate("engine.nats_url")?;
+        if self.nats_user.is_empty() == given(&self.nats_password) {
+            return Err("one of engine.nats_user and engine.nats_password is set without the \
+                        other; set both or neither"
+                .into());
+        }
+        if given(&self.nats_certificate) != given(&self.nats_key) {
+            return Err("one of engine.nats_certificate and engine.nats_key is set without the \
+                        other; set both or neither"
+                .into());
+        }
+        let ways = [
+            self.nats_url.login().is_some(),
+            given(&self.nats_password),
+            given(&self.nats_credentials),
+            given(&self.nats_nkey),
+        ];
+        if ways.into_iter().filter(|way| *way).count() > 1 {
+            return Err("more than one of engine.nats_user, engine.nats_credentials, \
+                        engine.nats_nkey and a user in engine.nats_url is set; keep one"
+                .into());
+        }
+        let replicas = self.nats_replicas;
+        check((1..=5).contains(&replicas), "engine.nats_replicas", replicas, "from 1 to 5")
+    }
+}
+
+/// What a reader does when records that it should find are missing: they were deleted before it
+/// read them, or the stream is shorter or another one than it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnGap {
+    /// The joiner and trainers stop with an error until an operator decides.
+    #[default]
+    Stop,
+    /// They say what is missing and go on with the records that are there.
+    Continue,
 }
 
 /// The storage behind the streams.
@@ -116,6 +203,8 @@ pub struct JoinerSettings {
     /// The end of the past from which features start, in milliseconds since the epoch; none for the
     /// whole data set.
     pub until_ms: Option<i64>,
+    /// What to do when events are missing.
+    pub on_gap: OnGap,
 }
 
 /// What determines the output besides the events. They are saved with the state: a joiner that

@@ -11,6 +11,7 @@
 //! logging       lines on standard error        progress   bars of long commands
 //! hash          SplitMix64                     hex        bytes as text
 //! quantile      the one definition             prerequisite   what tests need beside the code
+//! secret_file   tokens and keys, read only if other users cannot read them
 //! ```
 //!
 //! ```
@@ -31,6 +32,7 @@ pub mod logging;
 pub mod prerequisite;
 pub mod progress;
 pub mod quantile;
+pub mod secret_file;
 pub mod shutdown;
 pub mod supervised_thread;
 

@@ -3,6 +3,8 @@
 pub(crate) use hypercast_core::error::CommonErrors;
 use hypercast_core::error::ErrorKind;
 
+use crate::streams::StreamGap;
+
 /// A failure of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -24,18 +26,9 @@ pub enum Error {
     /// An expert could not be loaded, or failed outside a request.
     #[error(transparent)]
     Expert(#[from] hypercast_expert::Error),
-    /// Records of a stream that were deleted.
-    #[error(
-        "stream {topic}: the record at position {position} was deleted; the first stored one is {first}"
-    )]
-    Gone {
-        /// The stream.
-        topic: String,
-        /// The requested position.
-        position: u64,
-        /// The position of the first record that is stored.
-        first: u64,
-    },
+    /// Records of a stream are missing.
+    #[error("{0}; restore the stream, or go on without them (engine.on_gap in hypercast.toml)")]
+    Gap(StreamGap),
 }
 
 /// A result with [`Error`].
@@ -50,7 +43,7 @@ impl Error {
             Error::Config(error) => error.kind(),
             Error::Store(error) => error.kind(),
             Error::Fm(error) => error.kind(),
-            Error::Gone { .. } => ErrorKind::Internal,
+            Error::Gap(_) => ErrorKind::Internal,
             Error::Expert(_) => ErrorKind::Unfit,
         }
     }

@@ -35,7 +35,7 @@ use self::{
     state::{FollowerState, LastPublished, StateAddition},
 };
 use super::{
-    joined_reader::RecordKey,
+    joined_reader::{RecordKey, RecordReports},
     progress_log::{serve_metrics, tell, told},
     stream::{ExpertSetup, ExpertStream},
 };
@@ -144,7 +144,8 @@ pub fn follow(
     let _owner = DirLock::acquire(&work)?;
     let telemetry = Arc::new(JobMetrics::default());
     let topic = Topic::expert(&entry.name, &version);
-    let own = OwnVersion { work: &work, topic: &topic, rate: &telemetry.set_aside };
+    let reports = RecordReports::of(&telemetry, config);
+    let own = OwnVersion { work: &work, topic: &topic, reports };
     let Some(Beginning { trainer: begun, feed, surfaces }) =
         begin(context, &engine, options, own, shutdown)?
     else {

@@ -37,7 +37,7 @@ use self::{
 use super::{
     eval_window::EvalWindow,
     fm::dataset_spec,
-    joined_reader::{JoinedPosition, JoinedReader, PositionedExample, RecordKey},
+    joined_reader::{JoinedPosition, JoinedReader, PositionedExample, RecordKey, RecordReports},
     progress_log::{serve_metrics, tell, told},
 };
 use crate::ServiceContext;
@@ -52,7 +52,7 @@ use hypercast_data::dataset::Dataset;
 use hypercast_stream::dead_letters::LetterReader;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
 use hypercast_stream::registry::self_register_fm;
-use hypercast_stream::streams::{StreamEngine, Topic};
+use hypercast_stream::streams::{StreamEngine, StreamPlace, Topic};
 
 /// How long the first record of a batch waits for others.
 const BATCH_WAIT: Duration = Duration::from_millis(500);
@@ -106,7 +106,7 @@ pub fn follow(
     let spec = dataset_spec(dataset)?;
     let (trainer, place) = begin(config, &spec, options, &work)?;
     let from = JoinedPosition {
-        joined: place.as_ref().map(|place| place.position),
+        joined: place.as_ref().map(FmCheckpoint::stream_place),
         orders: place.as_ref().and_then(|place| place.orders),
     };
     let mut place = place.unwrap_or_default();
@@ -123,8 +123,8 @@ pub fn follow(
     let mut window = EvalWindow::of_fm(&spec, config.fm_gate.rows);
     checkpoint::read_measured(&work, &mut window);
     let gate = FmPublishGate::new(&context, &trained, window, &telemetry)?;
-    let (of, rate) = (LetterReader::Trainer(topic), telemetry.set_aside.clone());
-    let reader = JoinedReader::open(context, &of, from, rate)?;
+    let reports = RecordReports::of(&telemetry, config);
+    let reader = JoinedReader::open(context, &LetterReader::Trainer(topic), from, reports)?;
     place.orders = Some(reader.orders_position());
     let follower = FmFollower {
         config,
@@ -216,8 +216,8 @@ struct JoinedBatch {
     newest_ms: i64,
     /// Where the examples, and the corrections, were read.
     keys: [Vec<RecordKey>; 2],
-    /// How far the stream was read.
-    end: u64,
+    /// How far the stream was read; none if all records are tried again.
+    end: Option<StreamPlace>,
     /// How far orders to try records again were read.
     orders: u64,
     since: Option<Instant>,
@@ -229,7 +229,7 @@ impl JoinedBatch {
     }
 
     fn add(&mut self, record: PositionedExample) {
-        let PositionedExample { example, correction, ingested_ms, key } = record;
+        let PositionedExample { example, correction, ingested_ms, key, .. } = record;
         self.since.get_or_insert_with(Instant::now);
         self.keys[usize::from(correction)].push(key);
         self.newest_ms = self.newest_ms.max(ingested_ms);
@@ -291,7 +291,7 @@ impl FmFollower<'_> {
         let Some(records) = records else { return Ok(true) };
         let came = !records.is_empty();
         for record in records {
-            batch.end = record.key.position + 1;
+            batch.end = Some(record.end);
             batch.add(record);
         }
         Ok(came)
@@ -309,8 +309,9 @@ impl FmFollower<'_> {
         self.progress.push(&batch.examples, &said);
         let times = batch.examples.iter().map(|example| example.time_ms);
         self.place.until_ms = times.fold(self.place.until_ms, i64::max);
-        // A batch may be of records that are tried again alone.
-        self.place.position = self.place.position.max(batch.end);
+        if let Some(end) = batch.end {
+            (self.place.position, self.place.checksum) = (end.position, end.checksum);
+        }
         self.place.orders = Some(batch.orders);
         let harmful = said.set_aside.iter().filter(|&&at| at < examples.len()).count();
         let requests = (examples.len() - harmful) as u64;

@@ -7,11 +7,13 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, http::StatusCode, routing::get};
+use hypercast_config::OnGap;
 use hypercast_core::supervised_thread::{self, OnPanic};
 use hypercast_stream::dead_letters::SetAsideRate;
+use hypercast_stream::streams::{GapHandling, Topic};
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, Opts, Registry, TextEncoder,
-    core::Collector,
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry,
+    TextEncoder, core::Collector,
 };
 
 use crate::error::{CommonErrors as _, Error, Result};
@@ -61,6 +63,21 @@ impl JobMetrics {
     /// A counter that starts at 0.
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         counter(&self.registry, name, help)
+    }
+
+    /// What is done about missing records of the streams that the job follows: they are counted
+    /// here.
+    pub fn gaps(&self, policy: OnGap) -> GapHandling {
+        let options = Opts::new(
+            "hypercast_stream_gaps_total",
+            "Times that records of a stream were missing: deleted before they were read, or the stream was cut or made anew",
+        );
+        let gaps = IntCounterVec::new(options, &["stream"]).expect("a valid name");
+        let gaps = register(&self.registry, gaps);
+        let count = Arc::new(move |topic: &Topic| {
+            gaps.with_label_values(&[topic.name()]).inc();
+        });
+        GapHandling { policy, count }
     }
 
     /// A value that goes up and down.

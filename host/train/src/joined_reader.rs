@@ -12,13 +12,17 @@ use hypercast_fm::{
 
 use super::fm::dataset_spec;
 use crate::ServiceContext;
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::error::{Error, Result};
+use crate::job_metrics::JobMetrics;
+use hypercast_config::Config;
 use hypercast_data::schema::ColumnRanges;
 use hypercast_stream::dead_letters::{
     DeadLetter, DeadLetterQueue, LetterReader, SetAsideRate, UnusableRecord,
 };
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
-use hypercast_stream::streams::{Reader, StreamEngine, StreamRecord, Topic};
+use hypercast_stream::streams::{
+    GapHandling, StreamEngine, StreamFollower, StreamPlace, StreamRecord, Topic,
+};
 
 /// How long it waits after an engine has failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -33,6 +37,8 @@ pub(super) struct PositionedExample {
     pub(super) ingested_ms: i64,
     /// Where it was read.
     pub(super) key: RecordKey,
+    /// The place after it.
+    pub(super) end: StreamPlace,
 }
 
 /// A record's position in its source, and which attempt at it this is.
@@ -61,15 +67,32 @@ impl RecordKey {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct JoinedPosition {
     /// In `joined`; none for the first record that is kept.
-    pub(super) joined: Option<u64>,
+    pub(super) joined: Option<StreamPlace>,
     /// In the orders to try records again; none for those that come from now on.
     pub(super) orders: Option<u64>,
+}
+
+/// What is told of records that a job cannot use, or that are missing.
+#[derive(Debug, Clone)]
+pub(super) struct RecordReports {
+    /// Counts those that are set aside.
+    pub(super) rate: Arc<SetAsideRate>,
+    /// What is done if some are missing.
+    pub(super) gaps: GapHandling,
+}
+
+impl RecordReports {
+    /// In the metrics of a job, once for each.
+    pub(super) fn of(metrics: &JobMetrics, config: &Config) -> RecordReports {
+        let (rate, gaps) = (metrics.set_aside.clone(), metrics.gaps(config.engine.on_gap));
+        RecordReports { rate, gaps }
+    }
 }
 
 /// Follows the stream `joined`, and waits out an engine that fails for a while.
 pub(super) struct JoinedReader {
     engine: Arc<dyn StreamEngine>,
-    reader: Box<dyn Reader>,
+    stream: StreamFollower,
     letters: DeadLetterQueue,
     /// Says whether an example fits the schema.
     fits: BatchBuilder,
@@ -82,36 +105,28 @@ impl JoinedReader {
     /// Reads for `reader`, in whose name records are set aside and counted.
     ///
     /// # Errors
-    /// A stream that ends before the position, or no longer has it.
+    /// The engine cannot be reached.
     pub(super) fn open(
         context: ServiceContext<'_>,
         reader: &LetterReader,
         position: JoinedPosition,
-        rate: Arc<SetAsideRate>,
+        reports: RecordReports,
     ) -> Result<JoinedReader> {
         let ServiceContext { dataset, config, engine } = context;
-        let topic = Topic::joined();
-        let span = engine.span(&topic)?;
-        let from = position.joined.unwrap_or(span.start);
-        if from < span.start || from > span.end {
-            return Err(Error::invalid(format!(
-                "stream {topic} holds positions {} to {}, and {from} is where to go on; what was written so far is of another stream, or records are gone: begin in another folder",
-                span.start, span.end
-            )));
-        }
+        let (topic, JoinedPosition { joined, orders }) = (Topic::joined(), position);
         let with = dataset.items.values().filter(|item| !item.content.is_empty());
         let content = with.map(|item| (item.id, item.content.clone())).collect();
-        let orders = position.orders;
+        let RecordReports { rate, gaps } = reports;
         let letters = DeadLetterQueue::open(engine.clone(), reader, topic.name(), orders, rate)?;
         let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm);
-        let reader = engine.reader(&topic, from)?;
         let ranges = ColumnRanges::new(&dataset.schema);
-        Ok(JoinedReader { engine, reader, letters, fits, content, ranges, failures: 0 })
+        let stream = StreamFollower::open(engine.clone(), topic, joined, gaps)?;
+        Ok(JoinedReader { engine, stream, letters, fits, content, ranges, failures: 0 })
     }
 
-    /// The position of the next record.
-    pub(super) fn position(&self) -> u64 {
-        self.reader.position()
+    /// The place of the next record.
+    pub(super) fn place(&self) -> StreamPlace {
+        self.stream.place()
     }
 
     /// How far orders to try records again were read.
@@ -135,9 +150,11 @@ impl JoinedReader {
         let orders = self.letters.orders();
         let read = orders.into_iter().map(|letter| {
             let DeadLetter { position, retries, .. } = letter;
-            let key = RecordKey { position, retries };
             let read = letter.record(&*self.engine).map_err(Error::from);
-            read.and_then(|payload| self.decode(key, &payload)).map_err(|why| key.unreadable(&why))
+            read.and_then(|payload| {
+                self.decode(&StreamRecord { position, stored_ms: None, payload }, retries)
+            })
+            .map_err(|why| RecordKey { position, retries }.unreadable(&why))
         });
         self.usable(read.collect())
     }
@@ -147,14 +164,18 @@ impl JoinedReader {
     /// about what is there.
     ///
     /// # Errors
-    /// An engine that has failed for long.
+    /// Records that are missing, or an engine that has failed for long.
     pub(super) fn next(
         &mut self,
         most: usize,
         wait: Duration,
     ) -> Result<Option<Vec<PositionedExample>>> {
-        let records = match self.reader.next(most, wait) {
+        let before = self.place();
+        let records = match self.stream.next(most, wait) {
+            // Behind missing records there may be more.
+            Ok(records) if records.is_empty() && self.place() != before => return Ok(None),
             Ok(records) => records,
+            Err(error @ hypercast_stream::Error::Gap(_)) => return Err(error.into()),
             Err(error) => {
                 self.retry(error.into())?;
                 return Ok(None);
@@ -162,23 +183,25 @@ impl JoinedReader {
         };
         self.failures = 0;
         let at_end = records.is_empty();
-        let read = records.into_iter().map(|StreamRecord { position, payload, .. }| {
-            let key = RecordKey { position, retries: 0 };
-            self.decode(key, &payload).map_err(|why| key.unreadable(&why))
+        let read = records.iter().map(|record| {
+            let key = RecordKey { position: record.position, retries: 0 };
+            self.decode(record, 0).map_err(|why| key.unreadable(&why))
         });
         let usable = self.usable(read.collect())?;
         Ok((at_end || !usable.is_empty()).then_some(usable))
     }
 
-    fn decode(&self, key: RecordKey, payload: &[u8]) -> Result<PositionedExample> {
+    fn decode(&self, record: &StreamRecord, retries: u32) -> Result<PositionedExample> {
         let (correction, JoinedExample { example, ingested_ms }) =
-            match JoinedRecord::decode(payload)? {
+            match JoinedRecord::decode(&record.payload)? {
                 JoinedRecord::Example(joined) => (false, joined),
                 JoinedRecord::Correction(joined) => (true, joined),
             };
         let example = self.restored(example);
         self.fits.check(&example)?;
-        Ok(PositionedExample { example, correction, ingested_ms, key })
+        let key = RecordKey { position: record.position, retries };
+        let end = StreamPlace::after(record);
+        Ok(PositionedExample { example, correction, ingested_ms, key, end })
     }
 
     /// Sets the others aside.
@@ -204,9 +227,6 @@ impl JoinedReader {
         }
         tracing::warn!(%error, "the joined stream cannot be read; trying again");
         std::thread::sleep(RETRY_AFTER);
-        if let Ok(reader) = self.engine.reader(&Topic::joined(), self.reader.position()) {
-            self.reader = reader;
-        }
         Ok(())
     }
 
@@ -234,7 +254,8 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
-    use hypercast_config::Config;
+    use hypercast_core::error::CommonErrors as _;
+    use hypercast_config::OnGap;
     use hypercast_data::dataset::{Dataset, timeline::Span};
     use hypercast_data::features::{
         FeatureConfig,
@@ -242,7 +263,7 @@ mod tests {
     };
     use hypercast_data::import::simulate::{SimulateOptions, simulate};
     use hypercast_stream::dead_letters;
-    use hypercast_stream::streams::{Appender, MemoryEngine, Record as Told, StreamRecord};
+    use hypercast_stream::streams::{Appender, MemoryEngine, Reader, Record as Told, StreamRecord};
 
     /// An engine whose first reader fails once.
     #[derive(Default)]
@@ -255,11 +276,15 @@ mod tests {
             self.0.appender(topic)
         }
 
-        fn reader(&self, topic: &Topic, from: u64) -> hypercast_stream::Result<Box<dyn Reader>> {
+        fn resume(
+            &self,
+            topic: &Topic,
+            place: StreamPlace,
+        ) -> hypercast_stream::Result<Box<dyn Reader>> {
             let first = *topic == Topic::joined()
                 && !self.1.swap(true, std::sync::atomic::Ordering::Relaxed);
             let error = first.then(|| hypercast_stream::Error::unreachable("gone for a moment"));
-            Ok(Box::new(FailingReader(error, self.0.reader(topic, from)?)))
+            Ok(Box::new(FailingReader(error, self.0.resume(topic, place)?)))
         }
 
         fn span(&self, topic: &Topic) -> hypercast_stream::Result<Range<u64>> {
@@ -288,54 +313,65 @@ mod tests {
         }
     }
 
-    #[test]
-    fn neither_an_engine_that_fails_nor_a_record_without_use_ends_the_stream() {
-        let dir = tempfile::tempdir().unwrap();
-        let world = hypercast_data::import::simulate::SimulateOptions {
-            into: dir.path().join("data"),
-            users: 5,
-            items: 20,
-            requests: 20,
-            surfaces: 1,
-            seed: 1,
-        };
-        hypercast_data::import::simulate::simulate(&world).unwrap();
-        let dataset = Dataset::open(&world.into).unwrap();
-        let engine = Arc::new(Failing::default());
+    fn world(dir: &std::path::Path) -> Dataset {
+        let into = dir.join("data");
+        let world =
+            SimulateOptions { into, users: 5, items: 20, requests: 20, surfaces: 1, seed: 1 };
+        simulate(&world).unwrap();
+        Dataset::open(&world.into).unwrap()
+    }
+
+    fn payload(request: u64, surface: u16) -> Vec<u8> {
         let example = Example {
-            request: 1,
+            request,
             user: Arc::default(),
-            surface: 0,
+            surface,
             time_ms: 1,
             history: Vec::new(),
             targets: Vec::new(),
         };
-        let payload = |surface: u16| {
-            let example = Example { surface, ..example.clone() };
-            let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
-            postcard::to_stdvec(&joined).unwrap()
-        };
-        let appender = engine.appender(&Topic::joined()).unwrap();
-        let append = |payload| appender.append(&[Told { id: 0, payload }]).unwrap();
-        append(payload(0));
-        let config = Config::default();
-        let context = ServiceContext { dataset: &dataset, config: &config, engine: engine.clone() };
-        let open = |position| {
-            let of = LetterReader::Logging;
-            JoinedReader::open(context.clone(), &of, position, Arc::default()).unwrap()
-        };
-        let mut reader = open(JoinedPosition::default());
+        let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
+        postcard::to_stdvec(&joined).unwrap()
+    }
+
+    fn append(engine: &dyn StreamEngine, payloads: impl IntoIterator<Item = Vec<u8>>) {
+        let records: Vec<Told> =
+            payloads.into_iter().map(|payload| Told { id: 0, payload }).collect();
+        engine.appender(&Topic::joined()).unwrap().append(&records).unwrap();
+    }
+
+    /// A reader from a place on, that does with gaps as `policy` says, and its metrics.
+    fn open(
+        engine: Arc<dyn StreamEngine>,
+        dataset: &Dataset,
+        joined: Option<StreamPlace>,
+        policy: OnGap,
+    ) -> (JoinedReader, JobMetrics) {
+        let (mut config, metrics) = (Config::default(), JobMetrics::default());
+        config.engine.on_gap = policy;
+        let reports = RecordReports::of(&metrics, &config);
+        let context = ServiceContext { dataset, config: &config, engine };
+        let position = JoinedPosition { joined, orders: None };
+        let of = LetterReader::Logging;
+        (JoinedReader::open(context, &of, position, reports).unwrap(), metrics)
+    }
+
+    #[test]
+    fn neither_an_engine_that_fails_nor_a_record_without_use_ends_the_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let dataset = world(dir.path());
+        let engine = Arc::new(Failing::default());
+        append(&*engine, [payload(1, 0)]);
+        let (mut reader, _) = open(engine.clone(), &dataset, None, OnGap::Stop);
         let mut next = || reader.next(8, Duration::ZERO).unwrap().map(|records| records.len());
         assert_eq!([next(), next(), next()], [None, Some(1), Some(0)]);
 
         // Records that cannot be used are no end either, and no reader stops at them.
-        append(vec![0xff; 9]);
-        append(payload(3));
+        append(&*engine, [vec![0xff; 9], payload(1, 3)]);
         assert_eq!([next(), next()], [None, Some(0)]);
-        append(vec![]);
-        append(payload(0));
+        append(&*engine, [vec![], payload(1, 0)]);
         assert_eq!([next(), next()], [Some(1), Some(0)]);
-        let mut again = open(JoinedPosition { joined: Some(0), orders: None });
+        let (mut again, _) = open(engine.clone(), &dataset, Some(StreamPlace::at(0)), OnGap::Stop);
         let records = again.next(8, Duration::ZERO).unwrap().unwrap();
         let positions: Vec<u64> = records.iter().map(|record| record.key.position).collect();
         assert_eq!(positions, [0, 4]);
@@ -348,11 +384,7 @@ mod tests {
     #[test]
     fn numbers_of_another_release_are_clipped_to_the_ranges_of_the_schema() {
         let dir = tempfile::tempdir().unwrap();
-        let into = dir.path().join("data");
-        let world =
-            SimulateOptions { into, users: 5, items: 20, requests: 20, surfaces: 1, seed: 1 };
-        simulate(&world).unwrap();
-        let dataset = Dataset::open(&world.into).unwrap();
+        let dataset = world(dir.path());
         let replay = ReplayOptions {
             span: Span::default(),
             history_len: 4,
@@ -363,15 +395,38 @@ mod tests {
         example.targets[0].outcome.values[0] = 1e15;
         let joined = JoinedRecord::Correction(JoinedExample { example, ingested_ms: 1 });
         let engine = Arc::new(MemoryEngine::default());
-        let payload = postcard::to_stdvec(&joined).unwrap();
-        let appender = engine.appender(&Topic::joined()).unwrap();
-        appender.append(&[Told { id: 0, payload }]).unwrap();
-        let config = Config::default();
-        let context = ServiceContext { dataset: &dataset, config: &config, engine };
-        let position = JoinedPosition::default();
-        let of = LetterReader::Logging;
-        let mut reader = JoinedReader::open(context, &of, position, Arc::default()).unwrap();
+        append(&*engine, [postcard::to_stdvec(&joined).unwrap()]);
+        let (mut reader, _) = open(engine, &dataset, None, OnGap::Stop);
         let read = reader.next(1, Duration::ZERO).unwrap().unwrap();
         assert_eq!(read[0].example.targets[0].outcome.values[0], 1.0);
+    }
+
+    #[test]
+    fn a_stream_that_was_made_anew_stops_a_trainer_or_is_read_from_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let dataset = world(dir.path());
+        let engine = Arc::new(MemoryEngine::default());
+        append(&*engine, (1..6).map(|request| payload(request, 0)));
+        let (mut reader, _) = open(engine, &dataset, None, OnGap::Stop);
+        let read = reader.next(3, Duration::ZERO).unwrap().unwrap();
+        let place = read[1].end;
+        assert!(place.position == 2 && reader.place() == read[2].end);
+        let anew = Arc::new(MemoryEngine::default());
+        append(&*anew, (11..16).map(|request| payload(request, 0)));
+        for policy in [OnGap::Stop, OnGap::Continue] {
+            let (mut reader, metrics) = open(anew.clone(), &dataset, Some(place), policy);
+            let first = reader.next(8, Duration::ZERO);
+            let counted = metrics.render();
+            assert!(counted.contains("stream_gaps_total{stream=\"joined\"} 1"), "{counted}");
+            if policy == OnGap::Stop {
+                let error = first.err().unwrap().to_string();
+                assert!(error.contains("made anew") && error.contains("on_gap"), "{error}");
+                continue;
+            }
+            assert!(first.unwrap().is_none(), "there may be more");
+            let read = reader.next(8, Duration::ZERO).unwrap().unwrap();
+            let requests: Vec<u64> = read.iter().map(|record| record.example.request).collect();
+            assert_eq!(requests, [11, 12, 13, 14, 15]);
+        }
     }
 }

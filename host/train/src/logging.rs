@@ -23,7 +23,7 @@ pub(crate) use self::versions::LoadedFmVersion;
 use self::versions::LoadedVersions;
 pub use self::versions::{Registered, ToLog};
 use super::{
-    joined_reader::{JoinedPosition, JoinedReader, PositionedExample},
+    joined_reader::{JoinedPosition, JoinedReader, PositionedExample, RecordReports},
     progress_log::{serve_metrics, tell},
 };
 use crate::ServiceContext;
@@ -35,6 +35,7 @@ use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::logs::{LogRow, LogWriter};
 use hypercast_stream::dead_letters::LetterReader;
+use hypercast_stream::streams::StreamPlace;
 
 /// Records that are read together.
 const RECORDS: usize = 256;
@@ -88,16 +89,18 @@ pub fn follow(
     let _owner = DirLock::acquire(&config.paths.logs)?;
     let log = super::fm::log_writer(dataset, config, Vec::new())?;
     let telemetry = Arc::new(JobMetrics::default());
-    let position = JoinedPosition { joined: log.position(), orders: None };
-    let (of, rate) = (LetterReader::Logging, telemetry.set_aside.clone());
-    let reader = JoinedReader::open(context, &of, position, rate)?;
+    let checksum = log.position_checksum();
+    let from = log.position().map(|position| StreamPlace { position, checksum });
+    let position = JoinedPosition { joined: from, orders: None };
+    let reports = RecordReports::of(&telemetry, config);
+    let reader = JoinedReader::open(context, &LetterReader::Logging, position, reports)?;
     let meters = LoggingMeters::new(&telemetry);
     serve_metrics(&telemetry, options.metrics, out)?;
     let serving = config.fm_logging.loading(config.device);
     let loading = FmLoading { engine, serving, work: config.paths.fm_work.join("logging") };
     let tier = LoggingTier {
         config,
-        position: reader.position(),
+        position: reader.place().position,
         log,
         reader,
         versions: LoadedVersions { loading, versions: Vec::new() },
@@ -229,7 +232,7 @@ impl LoggingTier<'_> {
         for record in &records {
             let rows = row..row + record.example.targets.len();
             row = rows.end;
-            self.position = record.key.position + 1;
+            self.position = record.end.position;
             if rows.is_empty() {
                 continue;
             }
@@ -243,7 +246,8 @@ impl LoggingTier<'_> {
                 taes: &own,
                 correction: record.correction,
                 ingested_ms: record.ingested_ms,
-                position: Some(self.position),
+                position: Some(record.end.position),
+                position_checksum: record.end.checksum,
             })?;
             self.report.requests += 1;
             self.report.rows += rows.len() as u64;

@@ -55,6 +55,16 @@ const STEPS: &[(&str, &str, &str)] = &[
         "cargo test --workspace --test chaos",
     ),
     (
+        "nats-cluster",
+        "HYPERCAST_NATS_ROUNDS=50",
+        "cargo test --workspace --lib a_cluster_that_fails_in_parts -- --nocapture",
+    ),
+    (
+        "nats-cluster",
+        "HYPERCAST_NATS_ROUNDS=50",
+        "cargo test --workspace --lib a_cluster_that_fails_in_parts -- --nocapture",
+    ),
+    (
         "rollout",
         "HYPERCAST_ROLLOUT_PUSHES=1000",
         "cargo test --workspace --test rollout many_pushes -- --nocapture",

@@ -21,6 +21,9 @@ pub(super) struct FileNote {
     /// The position in the stream `joined` after the last request; none if the logs are not of a
     /// stream.
     pub(super) position: Option<u64>,
+    /// A checksum of the record before that position; files of earlier versions have none.
+    #[serde(default)]
+    pub(super) position_checksum: Option<u32>,
     /// The number of corrections among the requests.
     pub(super) corrections: usize,
 }

@@ -43,7 +43,14 @@ fn one() -> Vec<LogVersion> {
 }
 
 fn row<'a>(example: &'a Example, taes: &'a [&'a [f32]]) -> LogRow<'a> {
-    LogRow { example, taes, correction: false, ingested_ms: 0, position: None }
+    LogRow {
+        example,
+        taes,
+        correction: false,
+        ingested_ms: 0,
+        position: None,
+        position_checksum: None,
+    }
 }
 
 /// Embeddings with unusual bit patterns: signed zeros, subnormals, infinity.
@@ -163,8 +170,12 @@ fn several(logs: &Path, data: &Dataset, examples: &[Example], tae_storage: TaeSt
     let mut late = examples[examples.len() - 1].clone();
     late.targets.truncate(1);
     late.targets[0].outcome = Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN };
-    let correction =
-        LogRow { correction: true, position: Some(1000), ..row(&late, &[&[0.5, 0.25]]) };
+    let correction = LogRow {
+        correction: true,
+        position: Some(1000),
+        position_checksum: Some(77),
+        ..row(&late, &[&[0.5, 0.25]])
+    };
     writer.write(correction).unwrap();
     writer.finish().unwrap();
 }
@@ -204,7 +215,7 @@ fn each_version_is_read_where_it_was_logged() {
     );
     // A new writer continues after the last complete file.
     let writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
-    assert_eq!(writer.position(), Some(1000));
+    assert_eq!((writer.position(), writer.position_checksum()), (Some(1000), Some(77)));
 }
 
 #[test]

@@ -62,6 +62,9 @@ pub struct LogRow<'a> {
     pub ingested_ms: i64,
     /// The position in the stream after the request; none if it is not of a stream.
     pub position: Option<u64>,
+    /// A checksum of the record before that position, for the follower of the stream; none if it is
+    /// not known.
+    pub position_checksum: Option<u32>,
 }
 
 /// Appends requests to a log directory.
@@ -76,6 +79,7 @@ pub struct LogWriter {
     next_number: u32,
     /// The position in the stream after the last request that was written.
     position: Option<u64>,
+    position_checksum: Option<u32>,
     /// The time of the first tick of the open file.
     begun_ms: Option<i64>,
 }
@@ -104,6 +108,7 @@ impl LogWriter {
         let manifest = LogManifest { format: FORMAT, history_len: options.history_len };
         start_or_check(dir, schema, manifest)?;
         let numbers = file_numbers(dir)?;
+        let last = last_note(dir, &numbers)?;
         Ok(LogWriter {
             dir: dir.to_path_buf(),
             options,
@@ -113,7 +118,8 @@ impl LogWriter {
             buffered_rows: 0,
             open: None,
             next_number: numbers.last().map_or(0, |last| last + 1),
-            position: last_position(dir, &numbers)?,
+            position: last.as_ref().and_then(|note| note.position),
+            position_checksum: last.and_then(|note| note.position_checksum),
             begun_ms: None,
         })
     }
@@ -122,6 +128,11 @@ impl LogWriter {
     /// position after the last complete file.
     pub fn position(&self) -> Option<u64> {
         self.position
+    }
+
+    /// The checksum that was written with that position.
+    pub fn position_checksum(&self) -> Option<u32> {
+        self.position_checksum
     }
 
     /// The FM versions whose embeddings are written.
@@ -158,7 +169,9 @@ impl LogWriter {
                 "one embedding a target"
             );
         }
-        self.position = row.position.or(self.position);
+        if row.position.is_some() {
+            (self.position, self.position_checksum) = (row.position, row.position_checksum);
+        }
         self.buffered_rows += example.targets.len();
         self.buffer.push(BufferedRow {
             example: Example {
@@ -205,6 +218,7 @@ impl LogWriter {
                     correction: false,
                     ingested_ms: 0,
                     position: None,
+                    position_checksum: None,
                 })?;
                 rows += example.targets.len() as u64;
             }
@@ -286,6 +300,7 @@ impl LogWriter {
             let note = FileNote {
                 versions: self.versions.clone(),
                 position: self.position,
+                position_checksum: self.position_checksum,
                 corrections: file.corrections,
             };
             let note = serde_json::to_string(&note).expect("a plain struct serialises");
@@ -329,11 +344,12 @@ fn start_or_check(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<
     Ok(())
 }
 
-/// The position of the newest complete file that has one.
-fn last_position(dir: &Path, numbers: &[u32]) -> Result<Option<u64>> {
+/// The note of the newest complete file that has a position.
+fn last_note(dir: &Path, numbers: &[u32]) -> Result<Option<FileNote>> {
     for &number in numbers.iter().rev() {
-        if let Some(position) = FileNote::read(dir, number)?.position {
-            return Ok(Some(position));
+        let note = FileNote::read(dir, number)?;
+        if note.position.is_some() {
+            return Ok(Some(note));
         }
     }
     Ok(None)

@@ -42,6 +42,7 @@ pub(super) fn nats(_: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     match processes.start_nats(&folder.path().join("nats")) {
         Ok(nats_url) => {
             let kind = EngineKind::Nats;
+            let nats_url = nats_url.into();
             let settings = EngineSettings { kind, nats_url, ..EngineSettings::default() };
             rates(report, "NATS", &*streams::open(&settings)?)
         }

@@ -22,13 +22,14 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use hypercast_config::FmTierConfig;
+use hypercast_core::secret_file;
 use hypercast_data::tae::{self, TaeFormat};
 use hypercast_fm::{checkpoint::FmManifest, example::Example, inference::FmOutput};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    http::{client, respond::in_time, secret_file},
+    http::{client, respond::in_time},
     request::api::{DEADLINE_HEADER, FM_VERSION_HEADER, Refusal, RefusalBody, RequestResult},
 };
 

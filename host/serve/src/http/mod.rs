@@ -18,7 +18,6 @@ mod peers;
 pub mod reload;
 pub(crate) mod respond;
 mod routes;
-pub(crate) mod secret_file;
 mod server;
 mod tls;
 mod tokens;

@@ -4,6 +4,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use hypercast_config::ServerSettings;
+use hypercast_core::secret_file;
 use prometheus::IntCounterVec;
 use tokio::net::TcpStream;
 use tokio_rustls::{
@@ -18,7 +19,6 @@ use tokio_rustls::{
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    http::secret_file,
     metrics::Metrics,
     threads::Current,
 };

@@ -6,12 +6,10 @@
 
 use std::path::Path;
 
+use hypercast_core::secret_file;
 use ring::{hmac, rand::SystemRandom};
 
-use crate::{
-    error::{CommonErrors as _, Error, Result},
-    http::secret_file,
-};
+use crate::error::{CommonErrors as _, Error, Result};
 
 /// The fewest characters of a token.
 const SHORTEST: usize = 24;

@@ -25,6 +25,7 @@ use hypercast_stream::{
     dead_letters::SetAsideRate,
     join::{JoinMetrics, JoinerCounts, JoinerProgress},
     publish::PublicationHeader,
+    streams::Topic,
 };
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -76,6 +77,7 @@ pub struct Metrics {
     /// Records of streams that this process sets aside.
     set_aside: Arc<SetAsideRate>,
     sets_aside_many: IntGauge,
+    stream_gaps: IntCounterVec,
     /// When the process began, milliseconds since the epoch.
     pub(crate) started_ms: i64,
     recent: RecentStats,
@@ -161,6 +163,10 @@ impl JoinMetrics for Metrics {
 
     fn set_aside_rate(&self) -> Arc<SetAsideRate> {
         self.set_aside.clone()
+    }
+
+    fn stream_gap(&self, topic: &Topic) {
+        self.stream_gaps.with_label_values(&[topic.name()]).inc();
     }
 }
 
@@ -287,6 +293,11 @@ impl Default for Metrics {
                 "1 while more than a few records a minute are set aside; `hypercast dead-letters \
                  list` says which and why",
             )),
+            stream_gaps: register.counters(
+                "hypercast_stream_gaps_total",
+                "Times that records of a stream were missing: deleted before they were read, or the stream was cut or made anew",
+                &["stream"],
+            ),
             started_ms: now_ms(),
             recent: RecentStats::default(),
             applied: Mutex::default(),

@@ -1,7 +1,8 @@
 //! The feature state that requests read. It follows the stream of known outcomes.
 //!
 //! Any number of daemons can follow the stream. The state that a daemon saves only shortens its
-//! next start; without it, the daemon begins with the data set and the first outcome.
+//! next start; without it, the daemon begins with the data set and the first outcome. If outcomes
+//! are missing, rankings go on with the features that are known.
 
 use std::{
     ops::Range,
@@ -9,16 +10,17 @@ use std::{
     time::Duration,
 };
 
-use hypercast_config::Config;
+use hypercast_config::{Config, OnGap};
 use hypercast_core::{clock::now_ms, shutdown::Shutdown};
 use hypercast_data::{
     dataset::Dataset,
     features::{FeatureState, saved::SavedState},
 };
 use hypercast_stream::{
+    Error as StreamError,
     dead_letters::{DeadLetterQueue, LetterReader, UnusableRecord},
     join::{JoinMetrics as _, OutcomeRecord, StateDir, StateUpdate, state_fingerprint},
-    streams::{Reader, StreamEngine, StreamRecord, Topic},
+    streams::{GapHandling, StreamEngine, StreamFollower, StreamPlace, StreamRecord, Topic},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -49,8 +51,9 @@ pub(crate) struct LiveFeatures {
 pub(crate) struct FeatureFollower {
     /// The state that it updates.
     pub(super) live: Arc<LiveFeatures>,
-    engine: Arc<dyn StreamEngine>,
-    reader: Box<dyn Reader>,
+    outcomes: StreamFollower,
+    /// The place after the last outcome that was applied.
+    place: StreamPlace,
     letters: DeadLetterQueue,
     folder: StateDir,
     world: String,
@@ -156,44 +159,75 @@ impl FeatureFollower {
         let folder = StateDir::lock(&config.paths.state.join("serve"))?;
         let world = state_fingerprint(dataset, &config.joiner()?)?;
         let kept = engine.span(&Topic::outcomes())?;
-        let (state, position) = begin(&folder, &world, &kept, dataset, config)?;
+        let saved = saved(&folder, &world, dataset, config)?;
+        // If all outcomes are kept, a state that misses some of them is best made again.
+        let remake = saved.is_some() && kept.start == 0;
+        let counted = metrics.clone();
+        let gaps = GapHandling {
+            policy: if remake { OnGap::Stop } else { config.engine.on_gap },
+            count: Arc::new(move |topic: &Topic| counted.stream_gap(topic)),
+        };
+        let first = || all_outcomes(&folder, &kept, dataset, config);
+        let FeaturesAt { state, place } = saved.map_or_else(first, Ok)?;
         let (of, rate) = (LetterReader::Features, metrics.set_aside_rate());
         let source = Topic::outcomes();
         let letters = DeadLetterQueue::open(engine.clone(), &of, source.name(), None, rate)?;
         let live = LiveFeatures {
             state: RwLock::new(state),
-            applied: watch::Sender::new(position),
+            applied: watch::Sender::new(place.position),
             metrics,
         };
+        let topic = Topic::outcomes();
         let mut follower = FeatureFollower {
             live: Arc::new(live),
-            reader: engine.reader(&Topic::outcomes(), position)?,
-            engine,
+            outcomes: StreamFollower::open(engine.clone(), topic, Some(place), gaps)?,
+            place,
             letters,
             folder,
             world,
             save_every: config.join.save_every_events,
-            saved_at: position,
+            saved_at: place.position,
         };
-        while follower.position() < kept.end {
-            follower.step(IDLE)?;
+        match follower.catch_up(&*engine, kept.end) {
+            Err(Error::Below(StreamError::Gap(_))) if remake => {
+                tracing::warn!("the features are made again of the data set and all outcomes");
+                let all = all_outcomes(&follower.folder, &kept, dataset, config)?;
+                *follower.live.state.write().expect("no writer panics") = all.state;
+                follower.go_to(all.place)?;
+                follower.catch_up(&*engine, kept.end)?;
+            }
+            caught_up => caught_up?,
         }
-        tracing::info!(from = position, to = follower.position(), "outcomes followed");
+        follower.outcomes.set_policy(config.engine.on_gap);
+        tracing::info!(from = place.position, to = follower.position(), "outcomes followed");
         Ok(follower)
+    }
+
+    /// Applies the outcomes before `end`.
+    fn catch_up(&mut self, engine: &dyn StreamEngine, end: u64) -> Result<()> {
+        // A stream that ends before the place is told by a read.
+        while self.position() < end || self.position() > engine.span(&Topic::outcomes())?.end {
+            self.step(IDLE)?;
+        }
+        Ok(())
     }
 
     /// Follows until a stop is requested, then saves the state. It retries while the stream engine
     /// is away.
     pub(crate) fn run(mut self, stop: &Shutdown) {
         while !stop.is_requested() {
-            if let Err(error) = self.step(IDLE) {
-                tracing::warn!(%error, "outcomes cannot be followed; trying again");
-                std::thread::sleep(IDLE);
-                if let Ok(reader) = self.engine.reader(&Topic::outcomes(), self.position()) {
-                    self.reader = reader;
+            match self.step(IDLE) {
+                Ok(()) => {}
+                Err(error @ Error::Below(StreamError::Gap(_))) => {
+                    tracing::error!(%error, "outcomes are no longer followed; rankings use the features known so far");
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "outcomes cannot be followed; trying again");
+                    std::thread::sleep(IDLE);
                 }
             }
-            if self.position() - self.saved_at >= self.save_every {
+            if self.position().saturating_sub(self.saved_at) >= self.save_every {
                 self.save();
             }
         }
@@ -201,8 +235,22 @@ impl FeatureFollower {
     }
 
     fn step(&mut self, wait: Duration) -> Result<()> {
-        let stored = self.reader.next(READ, wait)?;
-        self.live.apply(&stored, &self.letters)
+        let stored = self.outcomes.next(READ, wait)?;
+        if let Err(error) = self.live.apply(&stored, &self.letters) {
+            self.go_to(StreamPlace::at(self.position()))?;
+            return Err(error);
+        }
+        self.place = self.outcomes.place();
+        if self.position() != self.place.position {
+            self.live.applied.send_replace(self.place.position);
+        }
+        Ok(())
+    }
+
+    fn go_to(&mut self, place: StreamPlace) -> Result<()> {
+        self.place = place;
+        self.live.applied.send_replace(place.position);
+        Ok(self.outcomes.seek(place)?)
     }
 
     fn position(&self) -> u64 {
@@ -216,32 +264,48 @@ impl FeatureFollower {
         let state = self.live.state().saved();
         let saved = SavedLiveState { position, world: self.world.clone(), state };
         self.saved_at = position;
-        if let Err(error) = self.folder.write(&saved) {
+        if let Err(error) = self.folder.write(&saved, self.place) {
             tracing::warn!(%error, "the live state is not saved; the next start takes longer");
         }
     }
 }
 
-/// The saved state if it fits data set and stream, else the data set's.
-fn begin(
+/// A feature state, and where in the outcomes it is.
+struct FeaturesAt {
+    state: FeatureState,
+    place: StreamPlace,
+}
+
+/// The saved state, if there is one of this data set.
+fn saved(
     folder: &StateDir,
     world: &str,
-    kept: &Range<u64>,
     dataset: &Dataset,
     config: &Config,
-) -> Result<(FeatureState, u64)> {
+) -> Result<Option<FeaturesAt>> {
     let saved = folder.read::<SavedLiveState>().unwrap_or_else(|error| {
         tracing::warn!(%error, "the saved live state cannot be read; starting from the data set");
         None
     });
-    if let Some(SavedLiveState { position, world: of, state: saved }) = saved {
-        if of == world && (kept.start..=kept.end).contains(&position) {
-            let mut state = FeatureState::new(dataset, config.features);
-            state.restore(saved)?;
-            return Ok((state, position));
-        }
-        tracing::warn!(dir = %folder.dir().display(), position, "the saved live state is of another data set or stream; starting from the data set");
+    let Some((SavedLiveState { position, world: of, state: saved }, place)) = saved else {
+        return Ok(None);
+    };
+    if of != world {
+        tracing::warn!(dir = %folder.dir().display(), "the saved live state is of another data set; starting from the data set");
+        return Ok(None);
     }
+    let mut state = FeatureState::new(dataset, config.features);
+    state.restore(saved)?;
+    Ok(Some(FeaturesAt { state, place: place.unwrap_or(StreamPlace::at(position)) }))
+}
+
+/// The data set's state, before all outcomes.
+fn all_outcomes(
+    folder: &StateDir,
+    kept: &Range<u64>,
+    dataset: &Dataset,
+    config: &Config,
+) -> Result<FeaturesAt> {
     if kept.start > 0 {
         return Err(Error::invalid(format!(
             "outcomes before {} are no longer in the stream, and {} has no saved state that includes them; copy that folder from another daemon",
@@ -250,7 +314,8 @@ fn begin(
         )));
     }
     let until_ms = config.timeline.until_ms()?;
-    Ok((FeatureState::rebuild(dataset, config.features, until_ms)?, 0))
+    let state = FeatureState::rebuild(dataset, config.features, until_ms)?;
+    Ok(FeaturesAt { state, place: StreamPlace::at(0) })
 }
 
 #[cfg(test)]

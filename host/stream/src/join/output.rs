@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{JoinedRecord, OutcomeRecord};
 use crate::dead_letters::SetAsideRate;
+use crate::streams::Topic;
 
 /// A joiner's output in memory.
 #[derive(Debug, Default)]
@@ -69,6 +70,9 @@ pub trait JoinMetrics: Send + Sync {
 
     /// Counts the events that the joiner sets aside.
     fn set_aside_rate(&self) -> Arc<SetAsideRate>;
+
+    /// Records of a stream are missing.
+    fn stream_gap(&self, topic: &Topic);
 }
 
 /// How far a joiner has come in the stream of events.

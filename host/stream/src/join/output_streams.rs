@@ -10,7 +10,9 @@ use serde::Serialize;
 
 use super::{JoinMetrics, JoinSink, JoinedRecord, Joiner, OutcomeRecord};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::streams::{Appender, MAX_RECORD_BYTES, Record, StreamEngine, Topic};
+use crate::streams::{
+    Appender, GapCause, GapHandling, MAX_RECORD_BYTES, Record, StreamEngine, StreamGap, Topic,
+};
 
 /// The number of records that are appended together.
 const BATCH_RECORDS: usize = 1024;
@@ -79,21 +81,34 @@ impl OutputStreams {
         self.joined.made >= self.joined.end && self.outcomes.made >= self.outcomes.end
     }
 
-    /// Compares the joiner's counters with the streams.
-    pub(super) fn begin(&mut self, joiner: &Joiner) -> Result<()> {
-        let counts = joiner.counts;
-        let both = [(&mut self.joined, counts.joined), (&mut self.outcomes, counts.outcomes)];
+    /// Compares the joiner's counters with the streams. If a stream has lost records and the
+    /// joiner is to go on, its counter becomes the stream's end; returns whether that was so.
+    pub(super) fn begin(&mut self, joiner: &mut Joiner, gaps: &GapHandling) -> Result<bool> {
+        let counts = &mut joiner.counts;
+        let both =
+            [(&mut self.joined, &mut counts.joined), (&mut self.outcomes, &mut counts.outcomes)];
+        let mut short = false;
         for (output, made) in both {
-            if output.end < made {
-                return Err(Error::refused(format!(
-                    "the joiner wrote {made} records to the stream {}, which ends at {}; restore the \
-                     stream, or remove the joiner's state and streams to begin again",
-                    output.topic, output.end
-                )));
+            if output.end < *made {
+                let (topic, cause) = (output.topic.clone(), GapCause::Cut { end: output.end });
+                gaps.settle(StreamGap { topic, position: *made, cause })?;
+                *made = output.end;
+                short = true;
             }
-            output.made = made;
+            output.made = *made;
         }
-        Ok(())
+        Ok(short)
+    }
+
+    /// Takes what the streams have as made, although the joiner cannot produce it again.
+    pub(super) fn accept(&mut self, joiner: &mut Joiner) {
+        for (output, made) in [
+            (&mut self.joined, &mut joiner.counts.joined),
+            (&mut self.outcomes, &mut joiner.counts.outcomes),
+        ] {
+            output.made = output.made.max(output.end);
+            *made = output.made;
+        }
     }
 
     pub(super) fn flush(&mut self) -> Result<()> {
@@ -201,8 +216,8 @@ impl OutputStream {
 
     fn other_writer(&self) -> Error {
         Error::refused(format!(
-            "stream {} does not end at {}, where this joiner left it: another joiner writes to it; \
-             stop one of them",
+            "stream {} does not end at {}, where this joiner left it: another joiner writes to it, \
+             or it lost its tail; stop one of them, or restart this one",
             self.topic, self.end
         ))
     }

@@ -4,6 +4,8 @@
 //! The ends of the output streams tell how far the joiner got. After a restart it continues from
 //! its saved state, produces the earlier records again and skips as many as the streams already
 //! have. So the two streams need not change together.
+//!
+//! Events that are missing are told, and `engine.on_gap` decides whether the joiner goes on.
 
 use std::{
     path::Path,
@@ -23,7 +25,10 @@ use super::{
 use crate::dead_letters::{DeadLetterQueue, LetterReader, UnusableRecord};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::events::EventRecord;
-use crate::streams::{Reader, StreamEngine, StreamRecord, Topic};
+use crate::streams::{
+    GapCause, GapHandling, StreamEngine, StreamFollower, StreamGap, StreamPlace, StreamRecord,
+    Topic,
+};
 
 /// The number of events per read.
 const READ: usize = 1024;
@@ -44,8 +49,12 @@ pub struct JoinerPosition {
 pub struct Runner {
     engine: Arc<dyn StreamEngine>,
     joiner: Joiner,
-    reader: Box<dyn Reader>,
-    position: u64,
+    events: StreamFollower,
+    /// The place after the last event whose records are stored.
+    place: StreamPlace,
+    /// The end of the events when this was opened. All records in the outputs are of events before.
+    first_end: u64,
+    gaps: GapHandling,
     outputs: OutputStreams,
     letters: DeadLetterQueue,
     metrics: Arc<dyn JoinMetrics>,
@@ -65,7 +74,7 @@ impl Runner {
     ///
     /// # Errors
     /// Another process uses the directory or a stream; the state does not fit the data set or the
-    /// streams; or needed events were deleted.
+    /// streams; or records of the joiner are missing and `engine.on_gap` is "stop".
     pub fn open(
         engine: Arc<dyn StreamEngine>,
         settings: &JoinerSettings,
@@ -81,49 +90,48 @@ impl Runner {
         let bare = dataset.without_content();
         let saved = state_dir.read::<SavedJoiner>()?;
         let fresh = saved.is_none();
-        let (joiner, position) = match saved {
-            Some(saved) => {
+        let (joiner, place) = match saved {
+            Some((saved, place)) => {
                 check_fingerprint(&fingerprint, &saved, state_dir.dir())?;
-                let position = saved.position;
+                let place = place.unwrap_or(StreamPlace::at(saved.position));
                 let state = FeatureState::new(&bare, settings.features);
-                (Joiner::restore(state, saved)?, position)
+                (Joiner::restore(state, saved)?, place)
             }
             None => {
                 let state = FeatureState::rebuild(&bare, settings.features, settings.until_ms)?;
                 let begun = outputs.joined.end + outputs.outcomes.end > 0;
-                (Joiner::new(state, wanted.clone()), if begun { 0 } else { kept.start })
+                let position = if begun { 0 } else { kept.start };
+                (Joiner::new(state, wanted.clone()), StreamPlace::at(position))
             }
         };
-        if position < kept.start || position > kept.end {
-            return Err(Error::refused(format!(
-                "the joiner is at event {position}, but the events stream has {kept:?}; restore {} \
-                 or the stream, or remove both to begin again",
-                state_dir.dir().display()
-            )));
-        }
-        let source = Topic::events();
+        let counted = metrics.clone();
+        let count = Arc::new(move |topic: &Topic| counted.stream_gap(topic));
+        let gaps = GapHandling { policy: settings.on_gap, count };
+        let topic = Topic::events();
         let (of, rate) = (LetterReader::Joiner, metrics.set_aside_rate());
-        let letters = DeadLetterQueue::open(engine.clone(), &of, source.name(), None, rate)?;
+        let letters = DeadLetterQueue::open(engine.clone(), &of, topic.name(), None, rate)?;
         let mut runner = Runner {
             letters,
-            reader: engine.reader(&Topic::events(), position)?,
+            events: StreamFollower::open(engine.clone(), topic, Some(place), gaps.clone())?,
+            place,
+            first_end: kept.end,
+            gaps,
             wanted: Some(wanted)
                 .filter(|wanted| wanted != &joiner.options || !joiner.bounded_by_arrival),
             engine,
-            position,
             outputs,
             metrics,
             stop,
             state_dir,
             fingerprint,
             save_every: settings.options.settings.save_every_events,
-            saved_at: position,
+            saved_at: place.position,
             reported: Instant::now(),
             joiner,
         };
-        runner.outputs.begin(&runner.joiner)?;
+        let short = runner.outputs.begin(&mut runner.joiner, &runner.gaps)?;
         runner.apply_options()?;
-        if fresh {
+        if fresh || short {
             // The options are saved before any record is written with them.
             runner.save()?;
         }
@@ -151,14 +159,17 @@ impl Runner {
     /// # Errors
     /// As [`Runner::run`].
     pub fn step(&mut self, wait: Duration) -> Result<usize> {
-        let stored = match self.reader.next(READ, wait) {
+        let stored = match self.events.next(READ, wait) {
             Ok(stored) => stored,
+            Err(error @ Error::Gap(_)) => return Err(error),
             Err(error) => {
-                self.reopen_reader(error)?;
+                tracing::warn!(%error, "events cannot be read; trying again");
+                std::thread::sleep(IDLE);
                 return Ok(0);
             }
         };
         let mut unusable = Vec::new();
+        let skipped = stored.is_empty() && self.events.place() != self.place;
         for record in &stored {
             if let Err(reason) = self.take(record) {
                 let (position, reason) = (record.position, reason.to_string());
@@ -167,11 +178,11 @@ impl Runner {
         }
         self.outputs.flush()?;
         self.letters.set_aside(unusable)?;
-        if let Some(last) = stored.last() {
-            self.position = last.position + 1;
-        }
+        self.place = self.events.place();
+        let skipped = self.check_replay(skipped)? || skipped;
         self.apply_options()?;
-        if self.position - self.saved_at >= self.save_every {
+        // What follows missing events cannot be produced again from a state of before.
+        if skipped || self.position().saturating_sub(self.saved_at) >= self.save_every {
             self.save()?;
         }
         self.report_progress(stored.is_empty());
@@ -198,7 +209,7 @@ impl Runner {
 
     /// How far the joiner is.
     pub fn passed(&self) -> JoinerPosition {
-        JoinerPosition { events: self.position, outcomes: self.outputs.outcomes.end }
+        JoinerPosition { events: self.position(), outcomes: self.outputs.outcomes.end }
     }
 
     /// Saves the state.
@@ -206,9 +217,10 @@ impl Runner {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&mut self) -> Result<()> {
-        let state_dir = &self.state_dir;
-        self.joiner.save(self.position, &self.fingerprint, |saved| state_dir.write(saved))?;
-        self.saved_at = self.position;
+        let (state_dir, place) = (&self.state_dir, self.place);
+        self.joiner
+            .save(place.position, &self.fingerprint, |saved| state_dir.write(saved, place))?;
+        self.saved_at = place.position;
         Ok(())
     }
 
@@ -224,18 +236,22 @@ impl Runner {
         Ok(())
     }
 
-    /// Opens the events stream again after a failed read, unless the events were deleted.
-    fn reopen_reader(&mut self, error: Error) -> Result<()> {
-        tracing::warn!(%error, "events cannot be read; trying again");
-        std::thread::sleep(IDLE);
-        let kept = self.engine.span(&Topic::events());
-        if kept.is_ok_and(|kept| self.position < kept.start) {
-            return Err(error);
+    /// Whether records were missing that the joiner must produce again to know which ones its
+    /// streams have: events were skipped on the way there, or those that made the last records are
+    /// gone.
+    fn check_replay(&mut self, skipped: bool) -> Result<bool> {
+        let position = self.position();
+        if self.outputs.caught_up() || (position < self.first_end && !skipped) {
+            return Ok(false);
         }
-        if let Ok(reader) = self.engine.reader(&Topic::events(), self.position) {
-            self.reader = reader;
-        }
-        Ok(())
+        let cause = GapCause::Cut { end: self.first_end };
+        self.gaps.settle(StreamGap { topic: Topic::events(), position, cause })?;
+        self.outputs.accept(&mut self.joiner);
+        Ok(true)
+    }
+
+    fn position(&self) -> u64 {
+        self.place.position
     }
 
     /// Reports the progress about once a second.
@@ -250,7 +266,7 @@ impl Runner {
                 counts: self.joiner.counts,
                 impressions,
                 orphans,
-                lag_events: kept.end.saturating_sub(self.position),
+                lag_events: kept.end.saturating_sub(self.position()),
             });
         }
     }

@@ -13,6 +13,7 @@ use hypercast_core::{atomic_file, dir_lock::DirLock};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::streams::StreamPlace;
 
 /// The first bytes of the file, which name its layout.
 const MAGIC: &[u8; 8] = b"hcstate1";
@@ -41,15 +42,15 @@ impl StateDir {
         &self.dir
     }
 
-    /// Replaces the state.
+    /// Replaces the state, and the place in the stream that it follows.
     ///
     /// # Errors
     /// The file cannot be written, for example because the disk is full. The old state is then
     /// still there.
-    pub fn write(&self, state: &impl Serialize) -> Result<()> {
+    pub fn write(&self, state: &impl Serialize, place: StreamPlace) -> Result<()> {
         let path = self.path();
         let failed = |error: postcard::Error| Error::data(&path, error.to_string());
-        let plain = postcard::to_allocvec(state).map_err(failed)?;
+        let plain = postcard::to_allocvec(&(state, place)).map_err(failed)?;
         let packed = zstd::encode_all(&plain[..], LEVEL).map_err(Error::io(&path))?;
         let checksum = crc32fast::hash(&packed).to_le_bytes();
         let written = atomic_file::write_with(&path, |file| {
@@ -58,11 +59,11 @@ impl StateDir {
         written.map_err(Error::io(&path))
     }
 
-    /// Reads the state, if there is one.
+    /// Reads the state and its place, if there is one. States of earlier versions have no place.
     ///
     /// # Errors
     /// The state is damaged, or another version wrote it.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+    pub fn read<T: DeserializeOwned>(&self) -> Result<Option<(T, Option<StreamPlace>)>> {
         let path = self.path();
         let Some(bytes) = Error::found(&path, fs::read(&path))? else { return Ok(None) };
         let failed = |why: &str| {
@@ -78,7 +79,11 @@ impl StateDir {
             return Err(failed("the checksum is wrong: the file is damaged"));
         }
         let plain = zstd::decode_all(packed).map_err(|error| failed(&error.to_string()))?;
-        postcard::from_bytes(&plain).map(Some).map_err(|error| failed(&error.to_string()))
+        let wrong = |error: postcard::Error| failed(&error.to_string());
+        let (state, rest) = postcard::take_from_bytes(&plain).map_err(wrong)?;
+        let place =
+            if rest.is_empty() { None } else { Some(postcard::from_bytes(rest).map_err(wrong)?) };
+        Ok(Some((state, place)))
     }
 
     fn path(&self) -> PathBuf {
@@ -96,8 +101,9 @@ mod tests {
         let folder = StateDir::lock(dir.path()).unwrap();
         assert_eq!(folder.read::<Vec<u64>>().unwrap(), None);
         let state: Vec<u64> = (0..1000).collect();
-        folder.write(&state).unwrap();
-        assert_eq!(folder.read::<Vec<u64>>().unwrap(), Some(state));
+        let place = StreamPlace { position: 7, checksum: Some(1 << 30) };
+        folder.write(&state, place).unwrap();
+        assert_eq!(folder.read().unwrap(), Some((state, Some(place))));
         let path = folder.path();
         let mut bytes = fs::read(&path).unwrap();
         let middle = bytes.len() / 2;

@@ -18,7 +18,7 @@ use super::{
     codec::{self, PackedPart, RecordBody, RecordEnvelope, WeightsTotal},
     publisher::PublishedTail,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::streams::{Reader, StreamEngine, StreamRecord, Topic};
 
 /// Records per read.
@@ -99,12 +99,11 @@ impl PublicationFollower {
                 }
             }
             let left = until.saturating_duration_since(Instant::now());
-            let position = self.reader.position();
             match self.reader.next(RECORDS, left) {
                 Ok(records) => self.read.extend(records),
-                // The follower lagged so far behind that records were deleted.
-                Err(_) if position < self.engine.span(&self.topic)?.start => {
-                    tracing::warn!(topic = %self.topic, position, "published weights were deleted before they were read; continuing at the newest snapshot");
+                // A snapshot is whole, so nothing that is missing before it is needed.
+                Err(error @ Error::Gap(_)) => {
+                    tracing::error!(%error, "published weights are missing; continuing at the newest snapshot");
                     self.partial = None;
                     self.reader = newest_snapshot(&*self.engine, &self.topic)?;
                     continue;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::ids::RecentIds;
 use super::{
-    Appended, Appender, READ_BYTES, Reader, Record, StreamEngine, StreamRecord, Topic,
-    check_lengths, gone, locked,
+    Appended, Appender, READ_BYTES, Reader, Record, StreamEngine, StreamPlace, StreamRecord, Topic,
+    check_lengths, locked,
 };
 use crate::error::Result;
 
@@ -47,8 +47,8 @@ impl StreamEngine for MemoryEngine {
         Ok(self.stream(topic))
     }
 
-    fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
-        Ok(Box::new(MemoryReader { stream: self.stream(topic), position: from }))
+    fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
+        Ok(Box::new(MemoryReader { stream: self.stream(topic), place }))
     }
 
     fn span(&self, topic: &Topic) -> Result<Range<u64>> {
@@ -110,14 +110,15 @@ impl Appender for MemoryStream {
 
 struct MemoryReader {
     stream: Arc<MemoryStream>,
-    position: u64,
+    place: StreamPlace,
 }
 
 impl Reader for MemoryReader {
     fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<StreamRecord>> {
         let until = Instant::now() + wait;
+        let topic = &self.stream.topic;
         let mut kept = locked(&self.stream.kept);
-        while self.position >= kept.end() {
+        while self.place.position == kept.end() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(Vec::new());
@@ -125,16 +126,22 @@ impl Reader for MemoryReader {
             let waited = self.stream.grew.wait_timeout(kept, left);
             kept = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        if self.position < kept.first {
-            return Err(gone(&self.stream.topic, self.position, kept.first));
+        self.place.check_span(topic, &(kept.first..kept.end()))?;
+        let at = (self.place.position - kept.first) as usize;
+        if let Some(before) = at.checked_sub(1) {
+            self.place.check_before(topic, &kept.payloads[before], kept.first)?;
         }
         let mut bytes = 0;
         let mut read = Vec::new();
-        for payload in kept.payloads.range((self.position - kept.first) as usize..).take(most) {
-            let (position, payload) = (self.position, payload.clone());
+        for payload in kept.payloads.range(at..).take(most) {
+            let record = StreamRecord {
+                position: self.position(),
+                stored_ms: None,
+                payload: payload.clone(),
+            };
+            self.place = StreamPlace::after(&record);
+            read.push(record);
             bytes += payload.len();
-            read.push(StreamRecord { position, stored_ms: None, payload });
-            self.position += 1;
             if bytes >= READ_BYTES {
                 break;
             }
@@ -143,6 +150,6 @@ impl Reader for MemoryReader {
     }
 
     fn position(&self) -> u64 {
-        self.position
+        self.place.position
     }
 }

@@ -7,10 +7,12 @@
 //! engine knows what a record means.
 
 mod directory;
+mod follow;
 mod group_commit;
 mod ids;
 mod memory;
 mod nats;
+mod place;
 #[cfg(test)]
 mod tests;
 
@@ -26,8 +28,10 @@ use hypercast_config::{EngineKind, EngineSettings};
 use crate::error::{CommonErrors as _, Error, Result};
 
 pub use self::directory::DirectoryEngine;
+pub use self::follow::{GapHandling, StreamFollower};
 pub use self::memory::MemoryEngine;
 pub use self::nats::NatsEngine;
+pub use self::place::{GapCause, StreamGap, StreamPlace};
 
 /// Opens the engine that the settings name.
 ///
@@ -140,11 +144,6 @@ fn check_lengths(topic: &Topic, records: &[Record]) -> Result<()> {
     }
 }
 
-/// The error for a position before the first stored one.
-fn gone(topic: &Topic, position: u64, first: u64) -> Error {
-    Error::Gone { topic: topic.to_string(), position, first }
-}
-
 /// A record read from a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamRecord {
@@ -177,11 +176,19 @@ pub trait StreamEngine: Send + Sync {
     /// be reached.
     fn appender(&self, topic: &Topic) -> Result<Arc<dyn Appender>>;
 
-    /// Reads a stream from a position on. A stream that does not exist is empty.
+    /// Reads a stream from a place on. A stream that does not exist is empty.
     ///
     /// # Errors
     /// The engine cannot be reached.
-    fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>>;
+    fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>>;
+
+    /// Reads a stream from a position on.
+    ///
+    /// # Errors
+    /// As [`StreamEngine::resume`].
+    fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
+        self.resume(topic, StreamPlace::at(from))
+    }
 
     /// [`Appender::append_at`] for a stream that several processes write to, as the registry's:
     /// this process is its writer for this call alone, and waits briefly for another writer to
@@ -249,7 +256,7 @@ pub trait Reader: Send {
     /// to `wait`.
     ///
     /// # Errors
-    /// The position was deleted, a record is damaged, or the engine cannot be reached.
+    /// Records are missing ([`Error::Gap`]), a record is damaged, or the engine cannot be reached.
     fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<StreamRecord>>;
 
     /// The position of the next record.

@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc};
 use super::{
     super::{
         eval_window::{EvalWindow, WindowPredictions},
-        joined_reader::{JoinedPosition, JoinedReader},
+        joined_reader::{JoinedPosition, JoinedReader, RecordReports},
         materialise,
         stream::{ExpertStream, LogView},
     },
@@ -21,8 +21,8 @@ use hypercast_core::{atomic_dir, shutdown::Shutdown};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert::train::SavedTrainer;
-use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader, SetAsideRate};
-use hypercast_stream::streams::{StreamEngine, Topic};
+use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader};
+use hypercast_stream::streams::{StreamEngine, StreamPlace, Topic};
 
 /// What there is to go on with.
 pub(super) struct StartedTrainer {
@@ -50,8 +50,8 @@ pub(super) struct OwnVersion<'a> {
     pub(super) work: &'a Path,
     /// The stream of its weights, by which it sets records aside.
     pub(super) topic: &'a Topic,
-    /// Counts these records.
-    pub(super) rate: &'a Arc<SetAsideRate>,
+    /// What is told of these records.
+    pub(super) reports: RecordReports,
 }
 
 /// What [`learn_past`] learns from.
@@ -70,7 +70,7 @@ pub(super) fn begin(
     own: OwnVersion<'_>,
     shutdown: &Shutdown,
 ) -> Result<Option<Beginning>> {
-    let OwnVersion { work, topic, rate } = own;
+    let OwnVersion { work, topic, reports } = own;
     let ExpertContext { dataset, config, entry, .. } = context;
     let mut entry = entry.clone();
     if !options.surfaces.is_empty() {
@@ -89,18 +89,18 @@ pub(super) fn begin(
             format!("this version learns with FM {fm}, not {asked}; give another --version"),
         ));
     }
-    let (reader, orders, rate) = (LetterReader::Trainer(topic.clone()), begun.orders, rate.clone());
+    let (reader, orders) = (LetterReader::Trainer(topic.clone()), begun.orders);
     let feed = match (begun.place.position, &options.fm_checkpoint) {
         (FeedPosition::Logs(from), None) => {
             let logs = LogFollower::open(&config.paths.logs, &fm, from)?;
             let letters =
-                DeadLetterQueue::open(engine.clone(), &reader, FEATURE_LOGS, orders, rate)?;
+                DeadLetterQueue::open(engine.clone(), &reader, FEATURE_LOGS, orders, reports.rate)?;
             LogFeed::Logs(Box::new(FollowedLogs { logs, letters }))
         }
         (FeedPosition::Joined(from), Some(checkpoint)) => {
             let context = ServiceContext { dataset, config, engine: engine.clone() };
-            let from = JoinedPosition { joined: Some(from), orders };
-            let joined = JoinedReader::open(context.clone(), &reader, from, rate)?;
+            let from = JoinedPosition { joined: Some(StreamPlace::at(from)), orders };
+            let joined = JoinedReader::open(context.clone(), &reader, from, reports)?;
             let computed = ComputedFeed::open(context, checkpoint, joined, surfaces.clone())?;
             LogFeed::Computed(Box::new(computed))
         }

@@ -109,7 +109,7 @@ impl ComputedFeed {
     ) -> Result<ComputedFeed> {
         let ServiceContext { config, .. } = context;
         let fm = inference::load(checkpoint, config.fm_logging.loading(config.device))?;
-        let position = reader.position();
+        let position = reader.place().position;
         Ok(ComputedFeed { reader, fm, surfaces, ready: Default::default(), position })
     }
 
@@ -118,7 +118,7 @@ impl ComputedFeed {
             let Some(records) = self.reader.next(RECORDS, wait)? else {
                 return Ok(FeedItem::Later);
             };
-            let (at_end, end) = (records.is_empty(), self.reader.position());
+            let (at_end, end) = (records.is_empty(), self.reader.place().position);
             self.ready = self.with_tae(records)?.into();
             if self.ready.is_empty() {
                 self.position = end;
@@ -143,7 +143,7 @@ impl ComputedFeed {
         let dim = self.fm.manifest().config.tae_width();
         let mut row = 0;
         let rows = records.into_iter().map(|record| {
-            let PositionedExample { example, correction, ingested_ms, key } = record;
+            let PositionedExample { example, correction, ingested_ms, key, .. } = record;
             let rows = row..row + example.targets.len();
             row = rows.end;
             let tae = tae[rows.start * dim..rows.end * dim].to_vec();

@@ -71,7 +71,14 @@ impl World {
                 })
                 .collect();
             let taes = [tae.as_slice()];
-            let row = LogRow { example, taes: &taes, correction, ingested_ms: 7, position: None };
+            let row = LogRow {
+                example,
+                taes: &taes,
+                correction,
+                ingested_ms: 7,
+                position: None,
+                position_checksum: None,
+            };
             writer.write(row).unwrap();
         }
         writer.finish().unwrap();

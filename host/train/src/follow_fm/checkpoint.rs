@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hypercast_core::{atomic_dir, atomic_file};
 use hypercast_fm::trainer::FmTrainer;
+use hypercast_stream::streams::StreamPlace;
 use serde::{Deserialize, Serialize};
 
 use super::{super::eval_window::EvalWindow, progress::ProgressWindow};
@@ -21,6 +22,9 @@ pub(super) struct FmCheckpoint {
     /// The position of the next order to try a record again; none before the first step.
     #[serde(default)]
     pub(super) orders: Option<u64>,
+    /// Of the record before it ([`StreamPlace`]); older checkpoints have none.
+    #[serde(default)]
+    pub(super) checksum: Option<u32>,
     /// Requests learned from.
     pub(super) requests: u64,
     /// Corrections learned from.
@@ -57,6 +61,11 @@ pub(super) fn read_measured(work: &Path, window: &mut EvalWindow) {
 }
 
 impl FmCheckpoint {
+    /// Where it stands in the joined stream.
+    pub(super) fn stream_place(&self) -> StreamPlace {
+        StreamPlace { position: self.position, checksum: self.checksum }
+    }
+
     /// What was saved; none where nothing was.
     pub(super) fn read(work: &Path) -> Result<Option<FmCheckpoint>> {
         let dir = saved_dir(work);

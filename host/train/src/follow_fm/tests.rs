@@ -19,7 +19,7 @@ use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish;
 use hypercast_stream::registry::{RegistryClient, VersionState, WeightsLocation};
 use hypercast_stream::streams::Reader;
-use hypercast_stream::streams::{Appender, MemoryEngine, Record, StreamRecord};
+use hypercast_stream::streams::{Appender, MemoryEngine, Record, StreamPlace, StreamRecord};
 
 /// Streams of which a reader of joined examples stops its trainer at a position, or crashes it.
 struct Cut {
@@ -39,8 +39,12 @@ impl StreamEngine for Cut {
         self.inner.appender(topic)
     }
 
-    fn reader(&self, topic: &Topic, from: u64) -> hypercast_stream::Result<Box<dyn Reader>> {
-        let inner = self.inner.reader(topic, from)?;
+    fn resume(
+        &self,
+        topic: &Topic,
+        place: StreamPlace,
+    ) -> hypercast_stream::Result<Box<dyn Reader>> {
+        let inner = self.inner.resume(topic, place)?;
         if *topic != Topic::joined() {
             return Ok(inner);
         }

@@ -27,7 +27,7 @@ use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish::{Publisher, TrainingPosition};
 use hypercast_stream::registry::{RegistryClient, self_register_fm};
 use hypercast_stream::streams::{
-    Appender, MemoryEngine, Reader, Record as Appended, StreamRecord, Topic,
+    Appender, MemoryEngine, Reader, Record as Appended, StreamPlace, StreamRecord, Topic,
 };
 
 /// A world, its requests, and a configuration without a file.
@@ -131,8 +131,12 @@ impl StreamEngine for Deadly {
         self.engine.appender(topic)
     }
 
-    fn reader(&self, topic: &Topic, from: u64) -> hypercast_stream::Result<Box<dyn Reader>> {
-        Ok(Box::new(DeadlyReader { reader: self.engine.reader(topic, from)?, at: self.at }))
+    fn resume(
+        &self,
+        topic: &Topic,
+        place: StreamPlace,
+    ) -> hypercast_stream::Result<Box<dyn Reader>> {
+        Ok(Box::new(DeadlyReader { reader: self.engine.resume(topic, place)?, at: self.at }))
     }
 
     fn span(&self, topic: &Topic) -> hypercast_stream::Result<std::ops::Range<u64>> {

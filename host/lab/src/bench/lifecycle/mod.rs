@@ -80,7 +80,7 @@ fn choose_engine(
 ) -> Result<()> {
     config.engine.kind = engine;
     if engine == EngineKind::Nats {
-        config.engine.nats_url = processes.start_nats(&dir.join("nats"))?;
+        config.engine.nats_url = processes.start_nats(&dir.join("nats"))?.into();
     }
     Ok(())
 }

@@ -132,7 +132,7 @@ fn import(options: &DemoOptions, into: &Path) -> Result<()> {
 fn configure(options: &DemoOptions, speed_up: f64, config: &mut Config) {
     config.engine.kind = options.live.engine;
     if let (EngineKind::Nats, Some(url)) = (options.live.engine, &options.live.nats_url) {
-        config.engine.nats_url.clone_from(url);
+        config.engine.nats_url = url.as_str().into();
     }
     config.publish.every_s = if options.live.small { 1 } else { 5 };
     config.publish.snapshot_every = 20;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use hypercast_config::Config;
+use hypercast_config::{Config, OnGap};
 use hypercast_core::shutdown::Shutdown;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -19,7 +19,8 @@ use crate::error::{CommonErrors as _, Error, Result};
 use crate::events::{EventRecord, NewEvent};
 use crate::join::{JoinMetrics, JoinedRecord, JoinerProgress, OutcomeRecord, Runner};
 use crate::streams::{
-    Appended, Appender, MemoryEngine, Reader, Record, StreamEngine, StreamRecord, Topic,
+    Appended, Appender, MemoryEngine, Reader, Record, StreamEngine, StreamPlace, StreamRecord,
+    Topic,
 };
 
 struct NoMetrics;
@@ -31,6 +32,27 @@ impl JoinMetrics for NoMetrics {
 
     fn set_aside_rate(&self) -> Arc<SetAsideRate> {
         Arc::default()
+    }
+
+    fn stream_gap(&self, _: &Topic) {}
+}
+
+/// Counts the gaps in the stream of events, which is the only one that this test cuts.
+#[derive(Default)]
+struct GapCount(AtomicI64);
+
+impl JoinMetrics for GapCount {
+    fn event_latency(&self, _: &str, _: i64) {}
+
+    fn joiner(&self, _: JoinerProgress) {}
+
+    fn set_aside_rate(&self) -> Arc<SetAsideRate> {
+        Arc::default()
+    }
+
+    fn stream_gap(&self, topic: &Topic) {
+        assert_eq!(*topic, Topic::events());
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -52,8 +74,8 @@ impl StreamEngine for Failing {
         Ok(Arc::new(FailingAppender { to, left: self.left.clone() }))
     }
 
-    fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
-        self.streams.reader(topic, from)
+    fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
+        self.streams.resume(topic, place)
     }
 
     fn span(&self, topic: &Topic) -> Result<std::ops::Range<u64>> {
@@ -96,8 +118,8 @@ impl StreamEngine for Stamped {
         self.streams.appender(topic)
     }
 
-    fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
-        let from = self.streams.reader(topic, from)?;
+    fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
+        let from = self.streams.resume(topic, place)?;
         Ok(Box::new(StampedReader { from, stored_ms: self.stored_ms }))
     }
 
@@ -315,4 +337,48 @@ fn an_ingest_host_that_is_ahead_of_the_streams_server_closes_no_window() {
         while runner.step(Duration::ZERO).unwrap() > 0 {}
         assert_eq!(memory.span(&Topic::joined()).unwrap().end, joined, "stored at {stored_ms}");
     }
+}
+
+#[test]
+fn events_that_were_lost_are_told_before_new_ones_take_their_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&dir.path().join("data"));
+    let mut config = config(dir.path());
+    // Only the first state is saved, so a restart must produce all records again.
+    config.join.save_every_events = 1 << 40;
+    let events = random(5, 150);
+    let memory = Arc::new(MemoryEngine::default());
+    append_events(&memory, &events);
+    let open = |engine: &Arc<MemoryEngine>, config: &Config, gaps: &Arc<GapCount>| {
+        let stop = Shutdown::default();
+        Runner::open(engine.clone(), &config.joiner().unwrap(), &data, gaps.clone(), stop).unwrap()
+    };
+    let mut whole = open(&memory, &config, &Arc::default());
+    while whole.step(Duration::ZERO).unwrap() > 0 {}
+    drop(whole);
+    // The events lose their second half, and the joiner's own streams have its results.
+    let cut = Arc::new(MemoryEngine::default());
+    append_events(&cut, &events[..events.len() / 2]);
+    for topic in [Topic::joined(), Topic::outcomes()] {
+        let stored = memory.reader(&topic, 0).unwrap().next(1 << 20, Duration::ZERO).unwrap();
+        let payloads = stored.into_iter().map(|record| record.payload);
+        let records: Vec<Record> = payloads.map(|payload| Record { id: 0, payload }).collect();
+        cut.appender(&topic).unwrap().append(&records).unwrap();
+    }
+    let gaps = Arc::default();
+    let error = open(&cut, &config, &gaps).step(Duration::ZERO).unwrap_err().to_string();
+    assert!(error.contains("stream events") && error.contains("on_gap"), "{error}");
+    config.engine.on_gap = OnGap::Continue;
+    let mut runner = open(&cut, &config, &gaps);
+    runner.step(Duration::ZERO).unwrap();
+    assert_eq!(gaps.0.load(Ordering::Relaxed), 2);
+    let before = cut.span(&Topic::joined()).unwrap().end;
+    append_events(&cut, &[shown(1000, 1, 0, (1 << 52) + 1), tick(1 << 53)]);
+    while runner.step(Duration::ZERO).unwrap() > 0 {}
+    assert!(cut.span(&Topic::joined()).unwrap().end > before, "new events are joined");
+    // What it went on with is saved: the next start has nothing to tell.
+    drop(runner);
+    let mut again = open(&cut, &config, &gaps);
+    while again.step(Duration::ZERO).unwrap() > 0 {}
+    assert_eq!(gaps.0.load(Ordering::Relaxed), 2);
 }

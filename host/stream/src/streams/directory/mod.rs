@@ -24,7 +24,7 @@ use self::reader::DirectoryReader;
 use self::segment_writer::SegmentWriter;
 use self::signal::AppendSignal;
 use super::group_commit::GroupCommit;
-use super::{Appender, Reader, StreamEngine, Topic, locked};
+use super::{Appender, Reader, StreamEngine, StreamPlace, Topic, locked};
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Streams in a directory of one machine.
@@ -101,8 +101,8 @@ impl StreamEngine for DirectoryEngine {
         Ok(appender)
     }
 
-    fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
-        Ok(Box::new(DirectoryReader::new(topic, &self.folder(topic), from, self.signal(topic))))
+    fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
+        Ok(Box::new(DirectoryReader::new(topic, &self.folder(topic), place, self.signal(topic))))
     }
 
     fn span(&self, topic: &Topic) -> Result<Range<u64>> {

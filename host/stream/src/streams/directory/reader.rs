@@ -9,7 +9,7 @@ use super::commit_mark::{CommitFile, CommitMark};
 use super::segment::{self, SegmentItem, SegmentReader};
 use super::signal::AppendSignal;
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::streams::{READ_BYTES, Reader, StreamRecord, Topic, gone};
+use crate::streams::{GapCause, READ_BYTES, Reader, StreamPlace, StreamRecord, Topic};
 
 /// The first pause between two polls; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -21,7 +21,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 pub(super) struct DirectoryReader {
     topic: Topic,
     folder: PathBuf,
-    position: u64,
+    place: StreamPlace,
     end: Option<CommitFile>,
     open: Option<OpenSegment>,
     signal: Arc<AppendSignal>,
@@ -30,6 +30,8 @@ pub(super) struct DirectoryReader {
 /// The segment that is being read.
 #[derive(Debug)]
 struct OpenSegment {
+    /// The first position of the stream when this was opened.
+    first: u64,
     base: u64,
     /// The position of the segment's next record.
     next: u64,
@@ -40,11 +42,11 @@ impl DirectoryReader {
     pub(super) fn new(
         topic: &Topic,
         folder: &Path,
-        from: u64,
+        place: StreamPlace,
         signal: Arc<AppendSignal>,
     ) -> DirectoryReader {
         let (topic, folder) = (topic.clone(), folder.to_path_buf());
-        DirectoryReader { topic, folder, position: from, end: None, open: None, signal }
+        DirectoryReader { topic, folder, place, end: None, open: None, signal }
     }
 
     fn end(&mut self) -> Result<Option<CommitMark>> {
@@ -54,29 +56,40 @@ impl DirectoryReader {
         self.end.as_ref().map_or(Ok(None), CommitFile::read)
     }
 
+    /// Returns an error if the stream lost records that were read before.
+    fn check_end(&self, end: u64) -> Result<()> {
+        if self.place.position <= end {
+            return Ok(());
+        }
+        // After a power cut the file `end` may lag behind the records until a writer corrects it.
+        let stored = segment::stored_end(&self.folder)?.max(end);
+        self.place.check_span(&self.topic, &(0..stored))
+    }
+
     /// Appends the records up to the end to `read`; on an error `read` has the records before it.
     fn read(&mut self, end: &CommitMark, most: usize, read: &mut Vec<StreamRecord>) -> Result<()> {
         let mut bytes = 0;
-        while read.len() < most && bytes < READ_BYTES && self.position < end.position {
+        while read.len() < most && bytes < READ_BYTES && self.place.position < end.position {
+            let position = self.place.position;
             let open = match &mut self.open {
                 Some(open) => open,
-                none => none.insert(seek(&self.topic, &self.folder, self.position)?),
+                none => none.insert(seek(&self.topic, &self.folder, self.place)?),
             };
             match open.records.next(end.limit(open.base))? {
                 SegmentItem::Record { payload, .. } => {
-                    if open.next == self.position {
+                    if open.next == position {
                         bytes += payload.len();
-                        read.push(StreamRecord {
-                            position: self.position,
-                            stored_ms: None,
-                            payload: payload.to_vec(),
-                        });
-                        self.position += 1;
+                        let record =
+                            StreamRecord { position, stored_ms: None, payload: payload.to_vec() };
+                        self.place = StreamPlace::after(&record);
+                        read.push(record);
+                    } else if open.next + 1 == position {
+                        self.place.check_before(&self.topic, payload, open.first)?;
                     }
                     open.next += 1;
                 }
                 SegmentItem::End if open.base < end.base => {
-                    let next = seek(&self.topic, &self.folder, self.position)?;
+                    let next = seek(&self.topic, &self.folder, StreamPlace::at(position))?;
                     if next.base == open.base {
                         return Err(open.records.damaged());
                     }
@@ -93,20 +106,22 @@ impl Reader for DirectoryReader {
     fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<StreamRecord>> {
         let until = Instant::now() + wait;
         let mut pause = FIRST_PAUSE;
+        let end = self.end()?.map_or(0, |end| end.position);
+        self.check_end(end)?;
         loop {
             // Read before the look at the end, so that an append between the two is not missed.
             let appends = self.signal.count();
-            if let Some(end) = self.end()?.filter(|end| self.position < end.position) {
+            if let Some(end) = self.end()?.filter(|end| self.place.position < end.position) {
                 let mut read = Vec::new();
-                match self.read(&end, most, &mut read) {
-                    // The next call begins where this one stopped, and returns the error then.
-                    Err(_) if !read.is_empty() => {}
-                    result => result?,
-                }
-                return Ok(read);
+                let Err(error) = self.read(&end, most, &mut read) else { return Ok(read) };
+                self.open = None;
+                // The next call begins where this one stopped, and returns the error then.
+                return if read.is_empty() { Err(error) } else { Ok(read) };
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                // The next call opens the file again, because the folder may be replaced meanwhile.
+                self.end = None;
                 return Ok(Vec::new());
             }
             self.signal.wait(appends, pause.min(left));
@@ -115,25 +130,27 @@ impl Reader for DirectoryReader {
     }
 
     fn position(&self) -> u64 {
-        self.position
+        self.place.position
     }
 }
 
-/// Opens the segment that contains a position.
-fn seek(topic: &Topic, folder: &Path, position: u64) -> Result<OpenSegment> {
+/// Opens the segment that contains the record at a place, or the one before if that is to be
+/// compared.
+fn seek(topic: &Topic, folder: &Path, place: StreamPlace) -> Result<OpenSegment> {
     loop {
         let bases = segment::bases(folder)?;
         let Some(&first) = bases.first() else {
             let reason = "the stream's segments are missing; restore them from a copy";
             return Err(Error::data(folder, reason));
         };
-        let Some(&base) = bases.iter().rev().find(|&&base| base <= position) else {
-            return Err(gone(topic, position, first));
+        let from = place.read_from(first);
+        let Some(&base) = bases.iter().rev().find(|&&base| base <= from) else {
+            return Err(place.gap(topic, GapCause::Deleted { first }));
         };
         let path = segment::path(folder, base);
         // Else it was deleted since the directory was listed.
         if let Some(records) = Error::found(&path, SegmentReader::open(path.clone()))? {
-            return Ok(OpenSegment { base, next: base, records });
+            return Ok(OpenSegment { first, base, next: base, records });
         }
     }
 }

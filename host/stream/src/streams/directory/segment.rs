@@ -183,6 +183,16 @@ impl SegmentReader {
     }
 }
 
+/// The position after the last sound record of a stream's segments; 0 if there are none.
+pub(super) fn stored_end(folder: &Path) -> Result<u64> {
+    let Some(&base) = bases(folder)?.last() else { return Ok(0) };
+    let path = path(folder, base);
+    let Some(mut records) = Error::found(&path, SegmentReader::open(path.clone()))? else {
+        return Ok(base);
+    };
+    Ok(base + records.read_ids()?.ids.len() as u64)
+}
+
 /// Whether after the damage at `offset` there is a sound record of a later write. That write began
 /// after the damaged record had been acknowledged, so the damage is not a torn last write.
 pub(super) fn later_write_follows(path: &Path, offset: u64) -> Result<bool> {

@@ -2,28 +2,26 @@
 //! same name, stored in files by the server. A position is the server's sequence number minus one.
 //!
 //! Any number of processes on any machines may append to a stream and read it. The server decides
-//! how often it syncs and how many replicas a stream has: to have several replicas, create the
-//! stream before its first use, or edit it. The engine does not change these settings.
+//! how often it syncs. With several replicas a record is acknowledged once most of them have it.
 
+mod connection;
 mod reader;
 mod writer;
 
 use std::fmt::Display;
-use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
-use async_nats::jetstream::{self, Context, ErrorCode, context};
+use async_nats::jetstream::{self, Context};
 use hypercast_config::EngineSettings;
-use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::time::{sleep, timeout};
 
+use self::connection::NatsConnection;
 use self::reader::NatsReader;
 use self::writer::NatsWriter;
 use super::group_commit::GroupCommit;
-use super::{Appender, MAX_RECORD_BYTES, Reader, StreamEngine, Topic};
+use super::{Appender, Reader, StreamEngine, StreamPlace, Topic};
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// How long a failed request is repeated, so that a server may restart meanwhile.
@@ -47,6 +45,7 @@ const FETCH_MESSAGES: usize = 8192;
 pub struct NatsEngine {
     server: Arc<NatsConnection>,
     retain_bytes: i64,
+    replicas: usize,
     remembered_ids: usize,
 }
 
@@ -54,9 +53,10 @@ impl NatsEngine {
     /// Connects to the server.
     ///
     /// # Errors
-    /// The server cannot be reached, has no JetStream, or does not accept long enough messages.
+    /// The server cannot be reached, refuses the user, has no JetStream, or does not accept long
+    /// enough messages; or a file that the settings name cannot be read.
     pub fn open(settings: &EngineSettings) -> Result<NatsEngine> {
-        let prefix = settings.nats_prefix.clone();
+        let prefix = &settings.nats_prefix;
         // A stream's name is the prefix, a dash and the topic. With dashes in the prefix, two
         // installations could share a stream.
         if prefix.is_empty() || !prefix.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
@@ -64,25 +64,25 @@ impl NatsEngine {
                 "engine.nats_prefix is `{prefix}`; it must consist of letters, digits and `_`"
             )));
         }
-        let server = NatsConnection::connect(&settings.nats_url, prefix)?;
         Ok(NatsEngine {
-            server: Arc::new(server),
+            server: Arc::new(NatsConnection::connect(settings)?),
             retain_bytes: match settings.retain_mib {
                 0 => -1,
                 mib => (mib << 20) as i64,
             },
+            replicas: settings.nats_replicas,
             remembered_ids: settings.remembered_ids,
         })
     }
 
-    /// Creates the stream if needed, and sets its maximum size.
+    /// Creates the stream if needed, and sets its maximum size and its replicas.
     fn ensure_stream(&self, topic: &Topic) -> Result<()> {
         let name = self.server.stream(topic);
         let config = Config {
             name: name.clone(),
             subjects: vec![name.clone()],
             storage: StorageType::File,
-            num_replicas: 1,
+            num_replicas: self.replicas,
             discard: DiscardPolicy::Old,
             duplicate_window: DUPLICATE_WINDOW,
             max_bytes: self.retain_bytes,
@@ -92,8 +92,10 @@ impl NatsEngine {
             let js = &self.server.js;
             let stream = js.get_or_create_stream(config.clone()).await.map_err(text)?;
             let found = &stream.cached_info().config;
-            if found.max_bytes != self.retain_bytes {
-                let wanted = Config { max_bytes: self.retain_bytes, ..found.clone() };
+            // An operator may have given the stream more of them.
+            let num_replicas = found.num_replicas.max(self.replicas);
+            let wanted = Config { max_bytes: self.retain_bytes, num_replicas, ..found.clone() };
+            if wanted != *found {
                 js.update_stream(wanted).await.map_err(text)?;
             }
             Ok(())
@@ -108,8 +110,8 @@ impl StreamEngine for NatsEngine {
         Ok(Arc::new(GroupCommit::new(topic, writer)))
     }
 
-    fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
-        Ok(Box::new(NatsReader::new(self.server.clone(), topic, from)))
+    fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
+        Ok(Box::new(NatsReader::new(self.server.clone(), topic, place)))
     }
 
     fn span(&self, topic: &Topic) -> Result<Range<u64>> {
@@ -131,141 +133,6 @@ impl StreamEngine for NatsEngine {
             stream.purge().sequence(first_kept).await.map_err(text)?;
             Ok(())
         })
-    }
-}
-
-/// Waits for a future, even on a thread of the daemon's own runtime, where engines are opened and
-/// closed.
-fn blocking<F: Future>(runtime: &Runtime, future: F) -> F::Output {
-    match Handle::try_current() {
-        Ok(_) => tokio::task::block_in_place(|| runtime.block_on(future)),
-        Err(_) => runtime.block_on(future),
-    }
-}
-
-/// A connection and the runtime that drives it. The client reconnects by itself.
-#[derive(Debug)]
-struct NatsConnection {
-    /// `Some` until this is dropped.
-    runtime: Option<Runtime>,
-    js: Context,
-    url: String,
-    prefix: String,
-}
-
-impl NatsConnection {
-    fn connect(url: &str, prefix: String) -> Result<NatsConnection> {
-        let cannot = |reason: String| unreachable(url, &reason);
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("nats")
-            .enable_all()
-            .build()
-            .map_err(|error| cannot(error.to_string()))?;
-        let urls: Vec<String> = url.split(',').map(|url| url.trim().to_owned()).collect();
-        let until = Instant::now() + RETRY_FOR / 3;
-        let client = blocking(&runtime, async {
-            loop {
-                let options = async_nats::ConnectOptions::new()
-                    .name("hypercast")
-                    .connection_timeout(ANSWER_TIMEOUT)
-                    .reconnect_delay_callback(|tries| {
-                        (RETRY_PAUSE / 10 * tries as u32).min(3 * RETRY_PAUSE)
-                    });
-                match options.connect(urls.clone()).await {
-                    Err(error) if Instant::now() >= until => return Err(cannot(error.to_string())),
-                    Err(_) => sleep(RETRY_PAUSE).await,
-                    Ok(client) => return Ok(client),
-                }
-            }
-        })?;
-        let most = client.server_info().max_payload;
-        if most < MAX_RECORD_BYTES + 1024 {
-            return Err(cannot(format!(
-                "its longest message is {most} bytes, and {} are needed; set max_payload: 1MB in its \
-                 configuration",
-                MAX_RECORD_BYTES + 1024
-            )));
-        }
-        let js = {
-            let _inside = runtime.enter();
-            context::ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client)
-        };
-        let server = NatsConnection { runtime: Some(runtime), js, url: url.to_owned(), prefix };
-        let any = server.stream(&Topic::events());
-        server.retry("use JetStream", || server.span(&any))?;
-        Ok(server)
-    }
-
-    /// The name of a topic's stream and of its subject.
-    fn stream(&self, topic: &Topic) -> String {
-        format!("{}-{topic}", self.prefix)
-    }
-
-    fn block_on<F: Future>(&self, future: F) -> F::Output {
-        blocking(self.runtime.as_ref().expect("there until it is dropped"), future)
-    }
-
-    /// Repeats a request until it succeeds or [`RETRY_FOR`] has passed. `what` completes "cannot
-    /// ...".
-    fn retry<T, F>(&self, what: &str, mut request: impl FnMut() -> F) -> Result<T>
-    where
-        F: Future<Output = std::result::Result<T, String>>,
-    {
-        let until = Instant::now() + RETRY_FOR;
-        self.block_on(async {
-            loop {
-                let failed = match timeout(2 * ANSWER_TIMEOUT, request()).await {
-                    Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(error)) => error,
-                    Err(_) => "no answer".to_owned(),
-                };
-                if Instant::now() >= until {
-                    return Err(self.unreachable(what, &failed));
-                }
-                sleep(RETRY_PAUSE).await;
-            }
-        })
-    }
-
-    /// The stored positions of a stream; `None` if it does not exist.
-    async fn span(&self, name: &str) -> std::result::Result<Option<Range<u64>>, String> {
-        let stream = match self.js.get_stream(name).await {
-            Ok(stream) => stream,
-            Err(error) => match error.kind() {
-                context::GetStreamErrorKind::JetStream(error)
-                    if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-                {
-                    return Ok(None);
-                }
-                _ => return Err(text(error)),
-            },
-        };
-        let state = &stream.cached_info().state;
-        let first = match state.messages {
-            0 => state.last_sequence,
-            _ => state.first_sequence - 1,
-        };
-        Ok(Some(first..state.last_sequence))
-    }
-
-    fn unreachable(&self, what: &str, reason: &str) -> Error {
-        unreachable(&self.url, &format!("cannot {what}: {reason}"))
-    }
-}
-
-fn unreachable(url: &str, reason: &str) -> Error {
-    Error::unreachable(format!(
-        "NATS at {url}: {reason}; check that the server runs with JetStream (`nats-server -js`), that its disk has room, and that engine.nats_url is right"
-    ))
-}
-
-impl Drop for NatsConnection {
-    fn drop(&mut self) {
-        // Every append has been acknowledged, so there is nothing to wait for.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 

@@ -34,6 +34,9 @@ pub(super) struct NatsWriter {
     server: Arc<NatsConnection>,
     name: String,
     ids: RecentIds,
+    remembered_ids: usize,
+    /// The end of the stream after the last append.
+    end: u64,
     /// Distinguishes our messages without a record id from those of other processes.
     nonce: u64,
     sent: u64,
@@ -85,7 +88,7 @@ impl NatsWriter {
         let name = server.stream(topic);
         let ids = recent_ids(&server, &name, remembered_ids)?;
         let nonce = RandomState::new().hash_one(&name);
-        Ok(NatsWriter { server, name, ids, nonce, sent: 0 })
+        Ok(NatsWriter { server, name, ids, remembered_ids, end: 0, nonce, sent: 0 })
     }
 
     /// Appends the records of one call with an expected end, or of several calls without, as one
@@ -120,7 +123,22 @@ impl NatsWriter {
         if messages.is_empty() && expected_end.is_some_and(|expected| expected != end) {
             return Ok(vec![None]);
         }
+        self.check_tail(published.first_stored)?;
+        self.end = end;
         Ok(repeated.into_iter().map(|repeated| Some(Appended { end, repeated })).collect())
+    }
+
+    /// Tells if a record was stored before the end that was acknowledged earlier: then the stream
+    /// has lost its tail. The ids of the lost records must not keep them from being sent again.
+    fn check_tail(&mut self, first_stored: Option<u64>) -> Result<()> {
+        let Some(first) = first_stored.filter(|&first| first < self.end) else { return Ok(()) };
+        tracing::error!(
+            "stream {}: acknowledged records are lost: it ended at position {}, and new ones were stored from position {first} on; send those of its last minutes again",
+            self.name,
+            self.end
+        );
+        self.ids = recent_ids(&self.server, &self.name, self.remembered_ids)?;
+        Ok(())
     }
 
     fn unique(&mut self) -> String {
@@ -152,6 +170,9 @@ impl NatsWriter {
             let round = self.server.block_on(self.round(messages, done, expected_end));
             for (at, ack) in round.acks.iter().enumerate() {
                 published.end = published.end.max(Some(ack.sequence));
+                if !ack.duplicate {
+                    published.first_stored.get_or_insert(ack.sequence - 1);
+                }
                 if ack.duplicate && !ack.tried {
                     published.repeated.push(done + at);
                 }
@@ -259,6 +280,8 @@ struct PublishAck {
 
 #[derive(Default)]
 struct PublishedRun {
+    /// The position of the first message that was not stored before.
+    first_stored: Option<u64>,
     /// The highest acknowledged end of the stream.
     end: Option<u64>,
     /// Indexes of messages that were stored before.

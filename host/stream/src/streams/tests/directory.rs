@@ -12,7 +12,7 @@ use hypercast_core::prerequisite::skip;
 
 use super::super::directory::DirectoryLimits;
 use super::super::*;
-use super::suite::{self, LONG, all, numbered, record, texts, topic};
+use super::suite::{self, LONG, all, gap, numbered, record, texts, topic};
 
 /// Segments are so small that every second append begins one.
 const LIMITS: DirectoryLimits = DirectoryLimits {
@@ -203,10 +203,59 @@ fn segments_follow_each_other_and_the_oldest_go() {
     let span = engine.span(&topic).unwrap();
     assert!(span.end == 1000 && span.start > 900, "{span:?}");
     assert_eq!(all(&engine, &topic, span.start), texts(1000 + span.start..2000));
-    assert!(matches!(
-        engine.reader(&topic, 0).unwrap().next(1, LONG),
-        Err(Error::Gone { position: 0, first, .. }) if first == span.start
-    ));
+    let error = engine.reader(&topic, 0).unwrap().next(1, LONG).unwrap_err();
+    assert_eq!(gap(error).cause, GapCause::Deleted { first: span.start });
+}
+
+#[test]
+fn a_folder_put_back_from_a_backup_is_told_to_readers_that_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let topic = topic("backup");
+    let folder = dir.path().join(topic.name());
+    let append = |ids| {
+        // A process of its own, which releases the stream.
+        let engine = open(dir.path(), LIMITS);
+        engine.appender(&topic).unwrap().append(&numbered(ids)).unwrap();
+    };
+    append(1..11);
+    let backup: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.clone(), fs::read(&path).unwrap()))
+        .collect();
+    append(11..21);
+    let engine = open(dir.path(), LIMITS);
+    let mut reader = engine.reader(&topic, 0).unwrap();
+    let read = reader.next(100, LONG).unwrap();
+    let place = StreamPlace::after(read.last().unwrap());
+    assert!(reader.next(1, Duration::ZERO).unwrap().is_empty() && place.position == 20);
+    fs::remove_dir_all(&folder).unwrap();
+    let error = reader.next(1, LONG).unwrap_err();
+    assert_eq!(gap(error).cause, GapCause::Cut { end: 0 });
+    fs::create_dir(&folder).unwrap();
+    backup.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+    let error = reader.next(1, LONG).unwrap_err();
+    assert_eq!(gap(error).cause, GapCause::Cut { end: 10 });
+    append(100..125);
+    let error = engine.resume(&topic, place).unwrap().next(1, LONG).unwrap_err();
+    assert_eq!(gap(error).cause, GapCause::Changed { first: 0 });
+}
+
+#[test]
+fn an_end_that_lags_behind_the_records_is_no_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let topic = topic("lag");
+    let engine = open(dir.path(), LIMITS);
+    engine.appender(&topic).unwrap().append(&numbered(1..6)).unwrap();
+    let end = dir.path().join(topic.name()).join("end");
+    let earlier = fs::read(&end).unwrap();
+    engine.appender(&topic).unwrap().append(&numbered(6..11)).unwrap();
+    // As after a power cut, because the file is not synced.
+    fs::write(&end, earlier).unwrap();
+    let mut reader = engine.reader(&topic, 10).unwrap();
+    assert!(reader.next(1, Duration::ZERO).unwrap().is_empty());
+    engine.appender(&topic).unwrap().append(&numbered(11..12)).unwrap();
+    assert_eq!(reader.next(1, LONG).unwrap()[0].payload, b"11");
 }
 
 /// A small file system that is unmounted at the end.

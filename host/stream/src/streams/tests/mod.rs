@@ -1,7 +1,10 @@
 //! The promises of every engine, tested for each.
 
+mod cluster;
 mod directory;
+mod follow;
 mod nats;
+mod nats_server;
 mod suite;
 
 use super::*;

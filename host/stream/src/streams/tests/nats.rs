@@ -1,82 +1,32 @@
 //! NATS: the common promises, and those about a server that stops.
 
-use std::net::TcpListener;
+use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
 
+use hypercast_config::EngineSettings;
 use hypercast_core::clock::now_ms;
-use hypercast_core::prerequisite::skip;
 
 use super::super::*;
-use super::suite::{self, LONG, all, numbered, record, texts, topic};
+use super::nats_server::{NatsServer, free_port, is_installed, write_secret};
+use super::suite::{self, LONG, all, gap, numbered, record, texts, topic};
 
-/// A server of this test; it ends with it.
-struct TestServer {
-    dir: tempfile::TempDir,
-    port: u16,
-    process: Child,
-}
-
-impl TestServer {
-    fn start() -> Option<TestServer> {
-        let found = Command::new("nats-server").arg("--version").output();
-        if found.is_err() {
-            skip("NATS", "nats-server is not in PATH: apt-get install nats-server");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let process = spawn(dir.path(), port);
-        Some(TestServer { dir, port, process })
-    }
-
-    fn settings(&self) -> EngineSettings {
-        EngineSettings {
-            kind: EngineKind::Nats,
-            nats_url: format!("nats://127.0.0.1:{}", self.port),
-            nats_prefix: "test".into(),
-            remembered_ids: suite::REMEMBERED,
-            ..EngineSettings::default()
-        }
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.kill();
-        self.process = spawn(self.dir.path(), self.port);
-    }
-}
-
-impl Drop for TestServer {
-    fn drop(&mut self) {
-        let killed = self.process.kill().and_then(|()| self.process.wait());
-        assert!(killed.is_ok() || thread::panicking());
-    }
-}
-
-fn spawn(dir: &Path, port: u16) -> Child {
-    Command::new("nats-server")
-        .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
-        .arg(dir)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+/// A server alone, with its folder.
+fn start() -> Option<(NatsServer, tempfile::TempDir)> {
+    let dir = is_installed().then(|| tempfile::tempdir().unwrap())?;
+    Some((NatsServer::start(dir.path(), ""), dir))
 }
 
 #[test]
 fn nats_keeps_every_promise() {
-    let Some(server) = TestServer::start() else { return };
+    let Some((server, _dir)) = start() else { return };
     suite::every_promise(&*open(&server.settings()).unwrap());
 }
 
 #[test]
 fn a_record_has_the_time_at_which_the_server_stored_it() {
-    let Some(server) = TestServer::start() else { return };
+    let Some((server, _dir)) = start() else { return };
     let engine = open(&server.settings()).unwrap();
     let topic = topic("stored");
     let before_ms = now_ms();
@@ -89,13 +39,13 @@ fn a_record_has_the_time_at_which_the_server_stored_it() {
 
 #[test]
 fn opened_again_it_continues() {
-    let Some(server) = TestServer::start() else { return };
+    let Some((server, _dir)) = start() else { return };
     suite::opened_again_it_continues(&|| open(&server.settings()).unwrap());
 }
 
 #[test]
 fn ids_are_remembered_beyond_the_servers_restart() {
-    let Some(mut server) = TestServer::start() else { return };
+    let Some((mut server, _dir)) = start() else { return };
     let engine = open(&server.settings()).unwrap();
     let topic = topic("restart");
     let appender = engine.appender(&topic).unwrap();
@@ -111,7 +61,7 @@ fn ids_are_remembered_beyond_the_servers_restart() {
 #[test]
 fn several_processes_append_to_a_stream() {
     const EACH: u64 = 1000;
-    let Some(server) = TestServer::start() else { return };
+    let Some((server, _dir)) = start() else { return };
     let topic = topic("several");
     thread::scope(|scope| {
         for of in 1..=3 {
@@ -138,7 +88,7 @@ fn several_processes_append_to_a_stream() {
 #[test]
 fn a_server_that_is_killed_during_appends_loses_and_doubles_nothing() {
     const RECORDS: u64 = 60_000;
-    let Some(mut server) = TestServer::start() else { return };
+    let Some((mut server, _dir)) = start() else { return };
     let engine = open(&server.settings()).unwrap();
     let topic = topic("killed");
     let append = |ids: Range<u64>| {
@@ -186,7 +136,7 @@ fn a_server_that_is_killed_during_appends_loses_and_doubles_nothing() {
 
 #[test]
 fn the_oldest_go_beyond_what_is_to_be_kept() {
-    let Some(server) = TestServer::start() else { return };
+    let Some((server, _dir)) = start() else { return };
     let settings = EngineSettings { retain_mib: 1, ..server.settings() };
     let engine = open(&settings).unwrap();
     let topic = topic("retained");
@@ -197,17 +147,111 @@ fn the_oldest_go_beyond_what_is_to_be_kept() {
     let span = engine.span(&topic).unwrap();
     assert!(span.end == 30 && (20..28).contains(&span.start), "{span:?}");
     let gone = engine.reader(&topic, 0).unwrap().next(1, LONG).unwrap_err();
-    assert!(matches!(gone, Error::Gone { position: 0, first, .. } if first == span.start));
+    assert_eq!(gap(gone).cause, GapCause::Deleted { first: span.start });
     assert_eq!(engine.reader(&topic, span.start).unwrap().next(1, LONG).unwrap().len(), 1);
 }
 
 #[test]
 fn an_unreachable_server_is_named() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let nats_url = format!("nats://127.0.0.1:{port}");
+    let port = free_port();
+    let nats_url = format!("nats://anna:geheim@127.0.0.1:{port}").into();
     let settings = EngineSettings { kind: EngineKind::Nats, nats_url, ..EngineSettings::default() };
     let error = open(&settings).err().unwrap().to_string();
-    assert!(error.contains(&settings.nats_url) && error.contains("nats-server -js"), "{error}");
+    let shown = format!("{error} {settings:?}");
+    assert!(!shown.contains("geheim") && !shown.contains("anna"), "{shown}");
+    let named = format!("nats://***@127.0.0.1:{port}: ");
+    assert!(error.contains(&named) && error.contains("nats-server -js"), "{error}");
     let settings = EngineSettings { nats_prefix: "a-b".into(), ..settings };
     assert!(open(&settings).err().unwrap().to_string().contains("engine.nats_prefix"));
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(copied.success());
+}
+
+#[test]
+fn a_stream_that_is_restored_or_made_anew_is_told() {
+    let Some((mut server, dir)) = start() else { return };
+    let engine = open(&server.settings()).unwrap();
+    let topic = topic("restored");
+    let append = |ids| {
+        // A process of its own.
+        let engine = open(&server.settings()).unwrap();
+        engine.appender(&topic).unwrap().append(&numbered(ids)).unwrap()
+    };
+    append(1..11);
+    let mut reader = engine.reader(&topic, 0).unwrap();
+    let early = StreamPlace::after(reader.next(5, LONG).unwrap().last().unwrap());
+    let backup = dir.path().join("backup");
+    let settings = server.settings();
+    server.kill();
+    copy(&server.store(), &backup);
+    server.begin();
+    let append = |ids| {
+        let engine = open(&settings).unwrap();
+        engine.appender(&topic).unwrap().append(&numbered(ids)).unwrap()
+    };
+    append(11..21);
+    while reader.position() < 20 {
+        reader.next(100, LONG).unwrap();
+    }
+    let place = StreamPlace::after(&engine.reader(&topic, 19).unwrap().next(1, LONG).unwrap()[0]);
+    server.kill();
+    fs::remove_dir_all(server.store()).unwrap();
+    copy(&backup, &server.store());
+    server.begin();
+    // An open reader, while the stream is shorter than what was read.
+    let error = reader.next(1, LONG).unwrap_err();
+    assert_eq!(gap(error).cause, GapCause::Cut { end: 10 });
+    append(100..125);
+    let resume = |place| engine.resume(&topic, place).unwrap().next(1, LONG);
+    assert_eq!(gap(resume(place).unwrap_err()).cause, GapCause::Changed { first: 0 });
+    assert_eq!(resume(early).unwrap()[0].payload, b"6", "what was read before the backup is there");
+    server.kill();
+    fs::remove_dir_all(server.store()).unwrap();
+    server.begin();
+    append(200..240);
+    assert_eq!(gap(resume(early).unwrap_err()).cause, GapCause::Changed { first: 0 });
+}
+
+#[test]
+fn ids_of_a_tail_that_was_lost_can_be_stored_again() {
+    let Some((mut server, dir)) = start() else { return };
+    let engine = open(&server.settings()).unwrap();
+    let topic = topic("tail");
+    let appender = engine.appender(&topic).unwrap();
+    appender.append(&numbered(1..6)).unwrap();
+    let backup = dir.path().join("backup");
+    server.kill();
+    copy(&server.store(), &backup);
+    server.begin();
+    appender.append(&numbered(6..11)).unwrap();
+    server.kill();
+    fs::remove_dir_all(server.store()).unwrap();
+    copy(&backup, &server.store());
+    server.begin();
+    // The next append finds that the stream is shorter than it was.
+    assert_eq!(appender.append(&numbered(11..12)).unwrap().end, 6);
+    let again = appender.append(&numbered(1..12)).unwrap();
+    assert_eq!((again.end, again.repeated), (11, 6));
+}
+
+#[test]
+fn an_nkey_logs_in() {
+    if !is_installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pair = nkeys::KeyPair::new_user();
+    let more = format!("authorization {{ users: [ {{ nkey: {} }} ] }}\n", pair.public_key());
+    let server = NatsServer::start(&dir.path().join("server"), &more);
+    server.wait_until_healthy();
+    let seed = write_secret(dir.path().join("seed"), &format!("{}\n", pair.seed().unwrap()));
+    let settings = EngineSettings { nats_nkey: seed, ..server.settings() };
+    suite::opened_again_it_continues(&|| open(&settings).unwrap());
+    let other = nkeys::KeyPair::new_user().seed().unwrap();
+    let seed = write_secret(dir.path().join("other"), &other);
+    let error = open(&EngineSettings { nats_nkey: seed, ..settings }).err().unwrap().to_string();
+    assert!(error.contains("nats_nkey") && !error.contains(&other), "{error}");
 }

@@ -23,6 +23,7 @@ pub(super) fn every_promise(engine: &dyn StreamEngine) {
     each_threads_records_are_appended_in_order(engine, &topic("threads"));
     a_reader_reads_beside_a_writer(engine, &topic("beside"));
     topics_do_not_meet(engine, &topic("one"), &topic("two"));
+    a_place_is_compared_with_the_stream(engine, &topic("place"));
 }
 
 /// What an engine that is opened again, as by the next process, knows of earlier appends.
@@ -57,6 +58,14 @@ pub(super) fn record(id: u64, text: impl ToString) -> Record {
 /// Records whose text is their id.
 pub(super) fn numbered(ids: Range<u64>) -> Vec<Record> {
     ids.map(|id| record(id, id)).collect()
+}
+
+/// The missing records that an error reports.
+pub(super) fn gap(error: Error) -> StreamGap {
+    match error {
+        Error::Gap(gap) => gap,
+        other => panic!("{other}"),
+    }
 }
 
 /// All records from a position to the end as text; checks that positions are consecutive.
@@ -170,11 +179,8 @@ fn what_is_trimmed_is_gone(engine: &dyn StreamEngine, topic: &Topic) {
     assert!(span.start > 100 && span.start <= 150 && span.end == 200, "{span:?}");
     assert_eq!(all(engine, topic, span.start), texts(span.start..200));
     let gone = engine.reader(topic, 3).and_then(|mut reader| reader.next(1, LONG)).unwrap_err();
-    let (position, first) = match gone {
-        Error::Gone { position, first, .. } => (position, first),
-        other => panic!("{other}"),
-    };
-    assert_eq!((position, first), (3, span.start));
+    let deleted = GapCause::Deleted { first: span.start };
+    assert_eq!(gap(gone), StreamGap { topic: topic.clone(), position: 3, cause: deleted });
     // A reader may still return what it has read already, in order; then it returns the error.
     let error = loop {
         let at = slow.position();
@@ -183,7 +189,7 @@ fn what_is_trimmed_is_gone(engine: &dyn StreamEngine, topic: &Topic) {
             Err(error) => break error,
         }
     };
-    assert!(matches!(error, Error::Gone { first, .. } if first == span.start), "{error}");
+    assert_eq!(gap(error).cause, deleted);
     engine.trim(topic, 10_000).unwrap();
     assert_eq!(engine.span(topic).unwrap().end, 200);
     assert_eq!(appender.append(&[record(1000, "on")]).unwrap().end, 201);
@@ -258,4 +264,22 @@ fn topics_do_not_meet(engine: &dyn StreamEngine, one: &Topic, two: &Topic) {
     engine.appender(two).unwrap().append(&numbered(3..4)).unwrap();
     assert_eq!(all(engine, one, 0), texts(1..5));
     assert_eq!(all(engine, two, 0), texts(3..4));
+}
+
+fn a_place_is_compared_with_the_stream(engine: &dyn StreamEngine, topic: &Topic) {
+    let appender = engine.appender(topic).unwrap();
+    appender.append(&numbered(0..20)).unwrap();
+    let mut reader = engine.reader(topic, 0).unwrap();
+    let place = StreamPlace::after(&reader.next(1, LONG).unwrap()[0]);
+    let read = engine.resume(topic, place).unwrap().next(1, Duration::from_secs(5)).unwrap();
+    assert_eq!((read[0].position, &read[0].payload[..]), (1, &b"1"[..]));
+    let other = StreamPlace { checksum: place.checksum.map(|sum| !sum), ..place };
+    let error = engine.resume(topic, other).unwrap().next(1, LONG).unwrap_err();
+    let changed = GapCause::Changed { first: 0 };
+    assert_eq!(gap(error), StreamGap { topic: topic.clone(), position: 1, cause: changed });
+    let last = engine.reader(topic, 19).unwrap().next(1, LONG).unwrap();
+    let mut at_end = engine.resume(topic, StreamPlace::after(&last[0])).unwrap();
+    assert!(at_end.next(1, Duration::from_millis(5)).unwrap().is_empty());
+    appender.append(&numbered(20..21)).unwrap();
+    assert_eq!(at_end.next(1, LONG).unwrap()[0].payload, b"20");
 }

@@ -14,7 +14,7 @@ const MOST_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// The file is missing, too large, or accessible to others.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+pub fn read(path: &Path) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(Error::io(path))?;
     let found = file.metadata().map_err(Error::io(path))?;
     let mode = found.permissions().mode() & 0o777;
