@@ -324,7 +324,7 @@ impl Config {
         let threads = self.server.threads as f64 * self.plugin_limits.threads_share;
         options.limits.gate.threads = (threads as u32).max(1);
         // Every thread of the server, one for shadows and one for a replay.
-        let runs = self.server.threads as usize + 2;
+        let runs = self.server.threads + 2;
         let candidates = self.server.max_candidates;
         // A trainer's batch has up to four times as many rows to predict, in whole requests.
         let training = &self.expert_training;

@@ -254,8 +254,8 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
-    use hypercast_core::error::CommonErrors as _;
     use hypercast_config::OnGap;
+    use hypercast_core::error::CommonErrors as _;
     use hypercast_data::dataset::{Dataset, timeline::Span};
     use hypercast_data::features::{
         FeatureConfig,

@@ -1,10 +1,10 @@
 //! The HTTP side: connections, TLS, access control, routes, and how each route answers.
 //!
 //! `server` starts the process; `listen` accepts connections, `peers` bounds those of one machine
-//! and `tls` encrypts them; `bodies` reads what requests send; `auth` lets requests in, by `tokens`;
-//! `routes`, [`admin`], `ingest` and `live_page` answer them with the helpers of `respond`.
-//! [`reload`] takes over a changed configuration. [`client`] is the other end: how commands and
-//! tiers call a daemon.
+//! and `tls` encrypts them; `bodies` reads what requests send; `auth` lets requests in, by
+//! `tokens`; `routes`, [`admin`], `ingest` and `live_page` answer them with the helpers of
+//! `respond`. [`reload`] takes over a changed configuration. [`client`] is the other end: how
+//! commands and tiers call a daemon.
 
 pub mod admin;
 mod auth;

@@ -307,7 +307,7 @@ impl Acceptor {
         let draft = tempfile::Builder::new().suffix(".safetensors").tempfile();
         let draft = draft.map_err(Error::io(std::env::temp_dir()))?;
         parameters.save(draft.path())?;
-        Ok(std::fs::read(draft.path()).map_err(Error::io(draft.path()))?)
+        std::fs::read(draft.path()).map_err(Error::io(draft.path()))
     }
 
     /// The newest published parameters of a version.

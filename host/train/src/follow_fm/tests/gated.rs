@@ -119,7 +119,7 @@ fn shuffle(examples: &mut [Example]) {
     let mut outcomes: Vec<(u64, Outcome)> = targets
         .iter()
         .enumerate()
-        .map(|(at, target)| (mix_parts(&[at as u64]), target.outcome.clone()))
+        .map(|(at, target)| (mix_parts(&[at as u64]), target.outcome))
         .collect();
     outcomes.sort_by_key(|(order, _)| *order);
     for (target, (_, outcome)) in targets.iter_mut().zip(outcomes) {
