@@ -70,6 +70,7 @@ fn dependencies(checkout: &Path) -> String {
         entry.1.extend(features.map(|feature| feature.as_str().expect("a text").to_owned()));
     }
     let lines = found.iter().map(|((name, version), (default, features))| {
+        let features: Vec<&String> = features.iter().collect();
         format!(
             "{name} = {{ version = \"{version}\", default-features = {default}, \
              features = {features:?} }}\n"

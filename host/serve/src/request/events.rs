@@ -343,12 +343,15 @@ mod tests {
         };
         assert_eq!([watched("1.5").unwrap(), watched("2").unwrap()], [1.5, 2.0]);
         assert_eq!([watched("1e15").unwrap(), watched("-0.1").unwrap()], [2.0, 0.0]);
-        let why = watched("1e39").unwrap_err().to_string();
-        assert!(why.contains("actions[0]") && why.contains("32 bits"), "{why}");
+        let beyond_32_bits =
+            r#"{"actions": [{"request": 7, "item": 1, "values": {"watched": 1e39}}]}"#;
+        serde_json::from_str::<EventsRequest>(beyond_32_bits).unwrap_err();
         let aged = |age: &str| {
             new_events(&format!(r#"{{"users": [{{"id": 1, "features": {{"age": {age}}}}}]}}"#))
         };
         aged("120").unwrap();
+        let why = aged("1e39").unwrap_err().to_string();
+        assert!(why.contains("users[0]") && why.contains("32 bits"), "{why}");
         let why = aged("121").unwrap_err().to_string();
         assert!(why.contains("users[0]") && why.contains("send 0 to 120"), "{why}");
         let text = metrics.render(None);
