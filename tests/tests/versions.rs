@@ -205,7 +205,7 @@ fn a_version_that_cannot_be_loaded_does_not_affect_the_serving_one() {
     std::fs::write(dir.join("runs/experts/mlp/1.1.0/plugin.wasm"), b"something else").unwrap();
     versions(&binary, dir, &["promote", "expert", "mlp", "1.1.0"]);
     let give_up = Instant::now() + Duration::from_secs(60);
-    while !daemon.get("/readyz").1.contains("not the component that was registered") {
+    while !daemon.get("/readyz").1.contains("not the file that was registered") {
         assert!(Instant::now() < give_up, "{:?}", daemon.get("/readyz"));
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -9,7 +9,7 @@ use std::{
 
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// The names of the threads that panicked. It is global because the process as a whole is not
+/// The names of the threads that are lost. It is global because the process as a whole is not
 /// ready, whichever of its parts started the thread.
 static LOST: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
@@ -44,8 +44,14 @@ pub fn spawn<T: Send + 'static>(
         .map_err(|error| Error::internal(format!("cannot start thread `{name}`: {error}")))
 }
 
-/// The supervised threads and tasks that have panicked, by name. A process that misses one is not
-/// ready.
+/// Notes that a thread has given up its work for good, without a panic, for a reason that the log
+/// has: the process is not ready any more.
+pub fn report_lost(name: &str) {
+    LOST.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into());
+}
+
+/// The supervised threads and tasks that have panicked or given up, by name. A process that misses
+/// one is not ready.
 pub fn lost_threads() -> Vec<String> {
     LOST.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
 }
@@ -76,7 +82,7 @@ impl Drop for PanicWatch {
                     thread,
                     "a thread has panicked; this process is not ready any more, restart it"
                 );
-                LOST.lock().unwrap_or_else(PoisonError::into_inner).insert(thread.into());
+                report_lost(thread);
             }
             OnPanic::EndProcess => {
                 tracing::error!(
@@ -103,6 +109,8 @@ mod tests {
         assert_eq!(ends.join().unwrap(), 5);
         let lost = lost_threads();
         assert!(lost.contains(&"panics".into()) && !lost.contains(&"ends".into()), "{lost:?}");
+        report_lost("gives up");
+        assert!(lost_threads().contains(&"gives up".into()));
     }
 
     #[test]

@@ -309,8 +309,10 @@ impl FmFollower<'_> {
         self.progress.push(&batch.examples, &said);
         let times = batch.examples.iter().map(|example| example.time_ms);
         self.place.until_ms = times.fold(self.place.until_ms, i64::max);
-        if let Some(end) = batch.end {
-            (self.place.position, self.place.checksum) = (end.position, end.checksum);
+        match batch.end {
+            Some(end) => (self.place.position, self.place.checksum) = (end.position, end.checksum),
+            // All were tried again, so there is something to publish although the place stays.
+            None => self.asked_position = None,
         }
         self.place.orders = Some(batch.orders);
         let harmful = said.set_aside.iter().filter(|&&at| at < examples.len()).count();

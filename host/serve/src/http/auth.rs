@@ -224,7 +224,9 @@ impl AccessRules {
                     "without server.tokens, requests are for programs, not for pages of other sites",
                 ));
             }
-            let anyone = Caller { name: "anyone".into(), may_replay: self.local };
+            // A proxy on this machine passes on what others send; it names their host.
+            let may_replay = self.local && !from_a_page(headers);
+            let anyone = Caller { name: "anyone".into(), may_replay };
             return Ok(operator.unwrap_or(anyone));
         };
         let Some(token) = token else {
@@ -410,8 +412,11 @@ mod tests {
             assert!(may(&closed, address, &bearer(OPS)), "{address}");
             assert!(may(&open, address, &bearer(OPS)), "{address}");
         }
-        assert!(may(&open, "127.0.0.1", &HeaderMap::new()), "programs of this machine");
-        assert!(!may(&open, "0.0.0.0", &HeaderMap::new()), "anyone else");
+        let own = headers(&[(header::HOST, "127.0.0.1:8570")]);
+        assert!(may(&open, "127.0.0.1", &own), "programs of this machine");
+        assert!(!may(&open, "0.0.0.0", &own), "anyone else");
+        let passed_on = headers(&[(header::HOST, "shop.example")]);
+        assert!(!may(&open, "127.0.0.1", &passed_on), "whoever a proxy on this machine lets in");
     }
 
     #[test]

@@ -161,7 +161,7 @@ pub(crate) fn not_ready(missing: &[String], why: &str) -> Response {
 pub(crate) fn lost_thread() -> Option<Response> {
     let lost = supervised_thread::lost_threads();
     let missing: Vec<String> = lost.iter().map(|name| format!("thread `{name}`")).collect();
-    let why = "it has panicked: see the log, and restart this process";
+    let why = "it has panicked or given up: see the log, and restart this process";
     (!missing.is_empty()).then(|| not_ready(&missing, why))
 }
 

@@ -6,12 +6,15 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, RwLock, RwLockReadGuard},
+    sync::{
+        Arc, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use hypercast_config::{Config, OnGap};
-use hypercast_core::{clock::now_ms, shutdown::Shutdown};
+use hypercast_core::{clock::now_ms, shutdown::Shutdown, supervised_thread};
 use hypercast_data::{
     dataset::Dataset,
     features::{FeatureState, saved::SavedState},
@@ -44,6 +47,8 @@ pub(crate) struct LiveFeatures {
     state: RwLock<FeatureState>,
     /// Position of the next outcome.
     pub(super) applied: watch::Sender<u64>,
+    /// Whether outcomes are no longer followed.
+    pub(super) ended: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
@@ -175,6 +180,7 @@ impl FeatureFollower {
         let live = LiveFeatures {
             state: RwLock::new(state),
             applied: watch::Sender::new(place.position),
+            ended: AtomicBool::new(false),
             metrics,
         };
         let topic = Topic::outcomes();
@@ -194,6 +200,8 @@ impl FeatureFollower {
                 let all = all_outcomes(&follower.folder, &kept, dataset, config)?;
                 *follower.live.state.write().expect("no writer panics") = all.state;
                 follower.go_to(all.place)?;
+                // Older records may be missing, too.
+                follower.outcomes.set_policy(config.engine.on_gap);
                 follower.catch_up(&*engine, kept.end)?;
             }
             caught_up => caught_up?,
@@ -220,6 +228,8 @@ impl FeatureFollower {
                 Ok(()) => {}
                 Err(error @ Error::Below(StreamError::Gap(_))) => {
                     tracing::error!(%error, "outcomes are no longer followed; rankings use the features known so far");
+                    self.live.ended.store(true, Ordering::Relaxed);
+                    supervised_thread::report_lost("live");
                     break;
                 }
                 Err(error) => {
@@ -248,9 +258,10 @@ impl FeatureFollower {
     }
 
     fn go_to(&mut self, place: StreamPlace) -> Result<()> {
+        self.outcomes.seek(place)?;
         self.place = place;
         self.live.applied.send_replace(place.position);
-        Ok(self.outcomes.seek(place)?)
+        Ok(())
     }
 
     fn position(&self) -> u64 {

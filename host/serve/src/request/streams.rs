@@ -3,12 +3,12 @@
 //! state.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use hypercast_config::Config;
-use hypercast_core::shutdown::Shutdown;
+use hypercast_core::{shutdown::Shutdown, supervised_thread};
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::{
     join::{JoinerPosition, Runner},
@@ -69,6 +69,7 @@ impl EventStreams {
                 });
                 metrics.joiner.with_label_values(&["failed"]).set(i64::from(ended.is_err()));
                 if let Err(error) = ended {
+                    supervised_thread::report_lost("join");
                     tracing::error!(%error, "the joiner has stopped; events are still stored, and are joined after a restart");
                 }
             })?;
@@ -79,9 +80,12 @@ impl EventStreams {
     }
 
     /// Waits until rankings use the events before `end`, or until the deadline. Returns whether
-    /// they do; always false if this process does not join.
+    /// they do; always false if this process does not join, or follows no outcomes any more.
     pub async fn wait_applied(&self, end: u64, deadline: Instant) -> bool {
         let Some(mut passed) = self.passed.clone() else { return false };
+        if self.live.ended.load(Ordering::Relaxed) {
+            return false;
+        }
         let mut applied = self.live.applied.subscribe();
         let both = async {
             let outcomes = passed.wait_for(|passed| passed.events >= end).await.ok()?.outcomes;

@@ -134,7 +134,10 @@ impl Acceptor {
         let transitions::PlannedChanges { registry, changes: adoption } = plan;
         let versions = registry.experts().flat_map(|(_, expert)| expert.versions.values());
         let in_use = versions.filter(|version| version.state != VersionState::Retired);
-        let used: HashSet<PathBuf> = in_use.flat_map(files).chain(under_way).collect();
+        let recorded = self.repository.pending()?;
+        let recorded = recorded.iter().flat_map(|pending| files(&pending.rollout.expert));
+        let used: HashSet<PathBuf> =
+            in_use.flat_map(files).chain(under_way).chain(recorded).collect();
         let bytes = push.component.len() + push.parameters.map_or(0, <[u8]>::len);
         // A warm start writes parameters of its own, about as large as those that serve.
         self.repository.make_room(bytes as u64 * 2, settings.repository_mib << 20, &used)?;

@@ -168,7 +168,11 @@ impl Repository {
             let path = entry.map_err(Error::io(&names))?.path();
             let name = path.file_stem().and_then(|name| name.to_str());
             if let Some(name) = name.filter(|_| path.extension().is_some_and(|of| of == "json")) {
-                pending.extend(self.known(name)?.pending);
+                match self.known(name) {
+                    Ok(known) => pending.extend(known.pending),
+                    // It must not hold up the rollouts of others.
+                    Err(error) => tracing::error!(%error, "the pushes of {name} cannot be read"),
+                }
             }
         }
         Ok(pending)

@@ -9,7 +9,7 @@ use super::{
     DeadLetter, LetterReader, LetterRecord, MAX_DEAD_LETTERS, READ_RECORDS, REASON_BYTES,
     SetAsideRate, UnusableRecord, decode, encode, first_kept,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::streams::{Reader, Record, StreamEngine, StreamRecord, Topic};
 
 /// How often it looks for orders.
@@ -96,7 +96,11 @@ impl DeadLetterQueue {
         self.looked = Some(Instant::now());
         let records = self.orders.next(READ_RECORDS, Duration::ZERO).unwrap_or_else(|error| {
             tracing::warn!(%error, "dead-letters cannot be read; trying again");
-            self.reopen();
+            let behind = match &error {
+                Error::Gap(gap) => gap.next_position(),
+                _ => self.position(),
+            };
+            self.reopen(behind);
             Vec::new()
         });
         let order = |record: StreamRecord| match decode(record.position, &record.payload)? {
@@ -111,11 +115,11 @@ impl DeadLetterQueue {
         ordered.map(again).collect()
     }
 
-    /// Reads on behind what was read, or from the first record that is kept.
-    fn reopen(&mut self) {
+    /// Reads on at a position, or from the first record that is kept.
+    fn reopen(&mut self, from: u64) {
         let topic = Topic::dead_letters();
         let Ok(span) = self.engine.span(&topic) else { return };
-        if let Ok(reader) = self.engine.reader(&topic, self.position().max(first_kept(&span))) {
+        if let Ok(reader) = self.engine.reader(&topic, from.max(first_kept(&span))) {
             self.orders = reader;
         }
     }

@@ -87,8 +87,8 @@ impl StreamFollower {
     /// # Errors
     /// The engine cannot be reached.
     pub fn seek(&mut self, place: StreamPlace) -> Result<()> {
-        self.place = place;
         self.reader = self.engine.resume(&self.topic, place)?;
+        self.place = place;
         Ok(())
     }
 

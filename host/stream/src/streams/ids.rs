@@ -38,6 +38,7 @@ impl RecentIds {
     /// Forgets all but the oldest `len` ids, because their records were not stored after all. Call
     /// it before [`RecentIds::settle`].
     pub(super) fn undo(&mut self, len: usize) {
+        let len = len.min(self.order.len());
         for id in self.order.drain(len..) {
             self.known.remove(&id);
         }
