@@ -35,7 +35,7 @@ const FUZZ_MINUTES: u64 = 15;
 const STEPS: &[(&str, &str, &str)] = &[
     ("c-tools", "", "examples/c-expert/tools.sh {target}/c-tools"),
     // Builds the binary, the plugins and the hostile guests that the other steps use.
-    ("verify", "", "cargo verify"),
+    ("verify", "", "cargo verify -- --no-fail-fast"),
     (
         "fuzz-seeded",
         "HYPERCAST_FUZZ_CASES=20000 HYPERCAST_FUZZ_SEED=2",
@@ -319,7 +319,7 @@ mod tests {
         std::fs::write(fuzz.join("fuzz_targets/bodies.rs"), "").unwrap();
         let steps = steps(dir.path(), 2).unwrap();
         assert_eq!(steps.len(), STEPS.len() + 2);
-        assert_eq!(steps[1].line(), "cargo verify");
+        assert_eq!(steps[1].line(), "cargo verify -- --no-fail-fast");
         assert_eq!(steps[2].line(), "tests/fuzz/run bodies 120");
         assert_eq!(steps[3].name, "fuzz-graph");
     }
