@@ -258,7 +258,7 @@ fn a_harmful_record_is_a_dead_letter_and_is_tried_again_once() {
     let dir = tempfile::tempdir().unwrap();
     let (mut dataset, mut records) = world(dir.path());
     // Ranges would clip them.
-    dataset.schema.ranges.clear();
+    Arc::make_mut(&mut dataset.schema).ranges.clear();
     let mut poisoned = Vec::new();
     for (position, record) in records.iter_mut().enumerate().skip(200) {
         let JoinedRecord::Example(mut joined) = JoinedRecord::decode(&record.payload).unwrap()
