@@ -86,7 +86,7 @@ pub struct ExpertCheckpoint {
     pub position: FeedPosition,
     /// Requests learned from behind the stream.
     pub requests: u64,
-    /// Corrections learned from.
+    /// Late outcomes that were learned from since the version began.
     pub corrections: u64,
     /// Time of the newest request, milliseconds since the epoch.
     pub until_ms: i64,
@@ -99,7 +99,7 @@ pub struct ExpertCheckpoint {
 pub struct FollowExpertReport {
     /// Where it stands; none if there was nothing to begin with.
     pub place: Option<ExpertCheckpoint>,
-    /// Publications.
+    /// How often weights were published in this run.
     pub published: u64,
 }
 
@@ -108,9 +108,9 @@ pub struct FollowExpertReport {
 pub struct ExpertContext<'a> {
     /// The data set: its content vectors, and the past where TAEs are computed on the spot.
     pub dataset: &'a Dataset,
-    /// The configuration.
+    /// The whole configuration, for paths and training settings.
     pub config: &'a Config,
-    /// The expert.
+    /// The entry of `[[experts]]` that is trained.
     pub entry: &'a ExpertEntry,
     /// Where guests run.
     pub guests: &'a expert::Engine,

@@ -27,7 +27,7 @@ pub struct GraphLimits {
     pub flops_per_candidate: u64,
     /// The memory in bytes that serving may need, and that training may need.
     pub memory_bytes: u64,
-    /// How it serves.
+    /// How large its requests are, and how many run at a time, where it serves.
     pub serving: NetworkUse,
     /// How it is trained.
     pub training: NetworkUse,

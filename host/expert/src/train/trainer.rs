@@ -449,7 +449,7 @@ impl ExpertTrainer {
 /// What a step did.
 #[derive(Default)]
 struct Learned {
-    /// Each task's loss.
+    /// By task: the mean loss of the rows, before they are learned from.
     losses: Vec<f64>,
     stepped: bool,
     /// Requests that were not learned from, by their index in the chunk.

@@ -13,7 +13,7 @@ use crate::streams::{Reader, Record, StreamEngine, Topic};
 /// The version of a decision's format.
 const FORMAT: u32 = 1;
 
-/// Records per read.
+/// The most decisions that one read returns.
 const READ_RECORDS: usize = 1024;
 
 /// Reads and changes the registry of a stream engine.
