@@ -184,7 +184,7 @@ fn replaced(readme: &str, rendered: &str) -> Result<String> {
 /// # Errors
 /// A name in `figures.toml` that a part which was measured does not have.
 fn render(table: &Table, figures: &Figures) -> Result<String> {
-    let mut text = String::from("| what | ours | rival | | reproduce |\n|---|---|---|---|---|\n");
+    let mut text = String::from("| what | ours | rival | ratio | reproduce |\n|---|---|---|---|---|\n");
     let mut unknown = Vec::new();
     for row in &table.row {
         let cells = match figures.parts.get(&row.part) {
@@ -398,7 +398,7 @@ mod tests {
         let text = render(&table, &figures).unwrap();
         let readme = format!("# A\n\n{BEGIN}\nold\n{END}\n\nB\n");
         let expected = format!(
-            "# A\n\n{BEGIN}\n| what | ours | rival | | reproduce |\n|---|---|---|---|---|\n\
+            "# A\n\n{BEGIN}\n| what | ours | rival | ratio | reproduce |\n|---|---|---|---|---|\n\
              | a request | 19,968 ms |  |  | `bench serving --only load` |\n\
              | a request | not measured |  |  | `bench store` |\n\n\
              A, 2 threads, Avx512; commit abc, 2025-12-01.\n\nNot measured:\n\n- NATS: not in PATH\n{END}\n\nB\n"

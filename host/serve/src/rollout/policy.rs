@@ -44,7 +44,8 @@ pub struct PolicyOverrides {
     pub replace: bool,
 }
 
-/// The limits of one rollout: the configuration's, tightened by the push.
+/// The limits of one rollout: the configuration's, tightened by the push. It repeats fields of
+/// `RolloutSettings`, because serde cannot refuse unknown keys of a struct that flattens another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RolloutPolicy {
     /// The step after which it waits for an operator.
