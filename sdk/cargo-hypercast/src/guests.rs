@@ -10,10 +10,13 @@ use crate::component;
 use crate::wasm_toolchain::{TARGET, Toolchain};
 use crate::workspace::{Artifact, artifacts, read, write};
 
-// Set on the command line, so that a plugin's workspace does not have to define a profile. Hostile
-// guests are built without it: link-time optimisation of some fifty of them would take minutes.
+// Set on the command line, so that a plugin's workspace does not have to define a profile.
 const PLUGIN_PROFILE: [&str; 3] =
     ["profile.release.opt-level=3", "profile.release.lto=true", "profile.release.codegen-units=1"];
+
+// Link-time optimisation of some fifty guests would take minutes.
+const HOSTILE_PROFILE: [&str; 2] =
+    ["profile.release.lto=\"off\"", "profile.release.codegen-units=16"];
 
 /// Selects the guests of a workspace to build.
 pub struct GuestBuild<'a> {
@@ -63,15 +66,11 @@ pub fn write_all(folder: &Path, components: &[BuiltComponent]) -> Result<()> {
 fn modules(toolchain: Toolchain, build: &GuestBuild<'_>) -> Result<Vec<(String, PathBuf)>> {
     let mut command = toolchain.cargo();
     command.args(["build", "--release", "--target", TARGET]);
-    match build.kind {
-        GuestKind::Plugin => {
-            command.arg("--lib");
-            command.args(PLUGIN_PROFILE.iter().flat_map(|setting| ["--config", setting]));
-        }
-        GuestKind::Hostile => {
-            command.arg("--examples");
-        }
-    }
+    let (targets, profile): (_, &[&str]) = match build.kind {
+        GuestKind::Plugin => ("--lib", &PLUGIN_PROFILE),
+        GuestKind::Hostile => ("--examples", &HOSTILE_PROFILE),
+    };
+    command.arg(targets).args(profile.iter().flat_map(|setting| ["--config", setting]));
     command.arg("--manifest-path").arg(build.manifest).arg("--target-dir").arg(&build.target);
     command.args(toolchain.build_args());
     command.args(build.packages.iter().flat_map(|package| ["--package", package]));
