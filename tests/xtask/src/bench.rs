@@ -184,7 +184,8 @@ fn replaced(readme: &str, rendered: &str) -> Result<String> {
 /// # Errors
 /// A name in `figures.toml` that a part which was measured does not have.
 fn render(table: &Table, figures: &Figures) -> Result<String> {
-    let mut text = String::from("| what | ours | rival | ratio | reproduce |\n|---|---|---|---|---|\n");
+    let mut text =
+        String::from("| what | ours | rival | ratio | reproduce |\n|---|---|---|---|---|\n");
     let mut unknown = Vec::new();
     for row in &table.row {
         let cells = match figures.parts.get(&row.part) {
