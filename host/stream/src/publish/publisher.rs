@@ -207,6 +207,8 @@ impl Publisher {
                 writer.rows(ids, &values)?;
                 state.keep_rows(ids, &values)?;
             }
+            // Before the last record makes it a publication.
+            rows.check_files()?;
         }
         let (published, after) = writer.end(state.all_bytes(source))?;
         if let Some(before) = tail.snapshot {
