@@ -29,7 +29,7 @@ use crate::{
     versions::{
         desired_set::{DesiredSet, ExpertFileHashes, expert_file_hashes},
         loader::VersionLoader,
-        serving_set::ServingModels,
+        serving_set::{ServedFm, ServingModels},
     },
 };
 
@@ -39,7 +39,8 @@ const WAIT: Duration = Duration::from_millis(200);
 /// Back-off after a stream failed.
 const REST: Duration = Duration::from_secs(1);
 
-/// How often versions that could not be loaded are tried again.
+/// How often versions that could not be loaded are tried again, and files of FMs that could be made
+/// anew are looked at.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Most records in one read.
@@ -131,7 +132,7 @@ impl SetUpdater {
             }
             match self.follower.poll(WAIT) {
                 // A trainer may have published what was missing.
-                Ok(false) if self.models.problem().is_some() && tried.elapsed() > RETRY => {
+                Ok(false) if tried.elapsed() > RETRY => {
                     tried = Instant::now();
                     let outcome = self.swap();
                     self.report(outcome);
@@ -155,7 +156,7 @@ impl SetUpdater {
         // Requests of more candidates need more memory.
         for arm in &self.models.set().arms {
             let limits = config.load_options(&arm.name).graph_limits;
-            arm.expert().blueprint().check_memory(&limits)?;
+            arm.expert().blueprint().check_memory(&limits.serving, limits.memory_bytes)?;
         }
         self.loader.config.server.max_candidates = config.server.max_candidates;
         let expert_file_hashes = expert_file_hashes(&config);
@@ -182,11 +183,12 @@ impl SetUpdater {
         let registry = self.follower.registry();
         let (schema, hashes) = (self.schema.as_deref(), &self.expert_file_hashes);
         let plan = DesiredSet::new(&self.config, schema, registry, hashes)?;
+        let old = self.models.set();
+        let is_sound = || !old.fms().any(ServedFm::is_to_be_made_anew);
         // Versions that are only in training change nothing here.
-        if plan == self.plan && self.models.problem().is_none() {
+        if plan == self.plan && self.models.problem().is_none() && is_sound() {
             return Ok(());
         }
-        let old = self.models.set();
         let set = self.loader.load(&plan, Some(&old), self.follower.position())?;
         self.models.swap(set);
         self.plan = plan;
@@ -305,8 +307,22 @@ fn missing(registry: &Registry, fms: &[&str], experts: Option<&[[&str; 3]]>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::expert_version;
-    use hypercast_stream::registry::{Change, Decision};
+    use std::path::Path;
+
+    use crate::fixtures::{expert_version, fm_version};
+    use crate::fm::FmTier;
+    use hypercast_config::PublishSettings;
+    use hypercast_fm::{
+        device::DeviceKind,
+        example::{Example, Item, Outcome, Target, User},
+        spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
+        trainer::{self, FmTrainer},
+    };
+    use hypercast_stream::{
+        publish::{Publisher, TrainingPosition},
+        registry::{Change, Decision, RegistryClient},
+        streams::MemoryEngine,
+    };
 
     fn registry(state: VersionState) -> Registry {
         let expert = ExpertVersion { fm: "2.0.0".into(), ..expert_version("feed", "1.1.0") };
@@ -318,6 +334,122 @@ mod tests {
         ];
         registry.apply(&Decision::new(changes)).unwrap();
         registry
+    }
+
+    /// A small FM that learns from one request after the other, and publishes.
+    struct PublishingTrainer {
+        trainer: Box<dyn FmTrainer>,
+        publisher: Publisher,
+        requests: u64,
+    }
+
+    impl PublishingTrainer {
+        fn new(streams: &Arc<MemoryEngine>, dir: &Path) -> PublishingTrainer {
+            let click = TaskSpec {
+                name: "click".into(),
+                main: true,
+                label: TaskLabel::Action(0),
+                surfaces: vec![true],
+                weight: 1.0,
+            };
+            let spec = FmSpec {
+                surfaces: vec!["feed".into()],
+                actions: 1,
+                values: 0,
+                item_ids: 0,
+                item_dense: 0,
+                features: 0,
+                profile_ids: vec![],
+                content: 0,
+                tasks: vec![click],
+            };
+            let config = FmConfig { dim: 16, qk_dim: 8, v_dim: 8, ..FmConfig::default() };
+            let config = FmConfig { embedding_dim: 8, max_history: 8, ..config };
+            let trainer =
+                trainer::create(&dir.join("trainer"), &config, &spec, DeviceKind::Cpu).unwrap();
+            let (settings, work) = (PublishSettings::default(), dir.join("published"));
+            let publisher =
+                Publisher::open(streams.clone(), Topic::fm("1.0.0"), settings, &work).unwrap();
+            PublishingTrainer { trainer, publisher, requests: 0 }
+        }
+
+        fn publish(&mut self) {
+            let outcome = Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN };
+            let item = Arc::new(Item { id: self.requests, ..Item::default() });
+            let (ids, features, truth) = (vec![], vec![], vec![]);
+            let example = Example {
+                request: self.requests,
+                user: Arc::new(User { id: 1, ..User::default() }),
+                surface: 0,
+                time_ms: 1,
+                history: vec![],
+                targets: vec![Target { item, ids, features, outcome, truth }],
+            };
+            self.trainer.step(&[&example]).unwrap();
+            self.requests += 1;
+            let weights = self.trainer.trained_weights("1.0.0").unwrap();
+            self.publisher.publish(&weights, TrainingPosition::default()).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_fm_whose_rows_were_cut_is_made_anew_of_what_is_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let streams = Arc::new(MemoryEngine::default());
+        let mut trained = PublishingTrainer::new(&streams, dir.path());
+        trained.publish();
+        let registry = RegistryClient::new(&*streams);
+        registry.decide(|known| known.register_fm(&fm_version("1.0.0"))).unwrap();
+        registry.decide(|known| known.promote_fm("1.0.0")).unwrap();
+        let mut config = Config::default();
+        config.paths.fm_work = dir.path().join("work");
+        config.paths.state = dir.path().join("state");
+        // The configured FM serves beside it.
+        config.paths.fm = dir.path().join("fm");
+        trained.trainer.checkpoint(&config.paths.fm, "0.9.0").unwrap();
+        let (metrics, engine) = (Arc::new(Metrics::default()), streams.clone());
+        let loader =
+            VersionLoader::new(&config, &config.fm_serving, None, engine, metrics.clone()).unwrap();
+        let feeds = loader.feeds.clone();
+        let mut updater = SetUpdater::new(loader, &config, None, &*streams).unwrap();
+        let models = updater.models.clone();
+        let requests = || match &*models.set().fm("1.0.0").unwrap().tier {
+            FmTier::Local(batcher) => batcher.fm.current_manifest().requests,
+            FmTier::Remote(_) => unreachable!("it runs here"),
+        };
+        let until = |is_so: &dyn Fn() -> bool, what: &str| {
+            let give_up = Instant::now() + Duration::from_secs(60);
+            while !is_so() {
+                assert!(Instant::now() < give_up, "{what}: {:?}", models.set().lost_files());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let following = ThreadGroup::default();
+        following.spawn("weights", move |stop| feeds.follow(stop, &metrics)).unwrap();
+        trained.publish();
+        until(&|| requests() == 2, "a publication is applied");
+
+        let folders = || std::fs::read_dir(dir.path().join("work/served")).unwrap();
+        for is_put_back in [true, false] {
+            let slab = folders().next().unwrap().unwrap().path().join("rows/rows-00000.slab");
+            let content = std::fs::read(&slab).unwrap();
+            std::fs::write(&slab, []).unwrap();
+            assert_eq!(models.set().lost_files().len(), 1, "it is noticed");
+            if is_put_back {
+                std::fs::write(&slab, &content).unwrap();
+                assert_eq!(models.set().lost_files(), [""; 0], "it is whole");
+                let before = requests();
+                trained.publish();
+                until(&|| !models.set().lost_files().is_empty(), "a publication fails");
+                assert_eq!(requests(), before, "the old weights stay");
+            }
+            updater.swap().unwrap();
+            assert_eq!(models.set().lost_files(), [""; 0], "it was made anew");
+            assert_eq!(requests(), trained.requests, "of all that is published");
+            trained.publish();
+            until(&|| requests() == trained.requests, "the next publication is applied");
+            until(&|| folders().count() == 1, "the old files are removed");
+        }
     }
 
     #[test]

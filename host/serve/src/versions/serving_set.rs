@@ -9,7 +9,9 @@ use std::{
 use hypercast_core::clock::now_ms;
 use hypercast_expert::{ExpertTimes, Fault, RankOutcome, ServedExpert, Tae};
 use hypercast_fm::{checkpoint::FmManifest, history::CacheCounts, spec::TaskSpec};
-use hypercast_stream::registry::{Shares, VersionState, choose_version, user_bucket};
+use hypercast_stream::registry::{
+    Shares, VersionState, WeightsLocation, choose_version, user_bucket,
+};
 
 use crate::{
     fm::FmTier,
@@ -35,6 +37,12 @@ impl ServedFm {
     /// The version of the expert, a semver.
     pub fn version(&self) -> &str {
         &self.manifest().version
+    }
+
+    /// Whether files that it reads are damaged which were made of publications, so that they can be
+    /// made again.
+    pub(super) fn is_to_be_made_anew(&self) -> bool {
+        self.desired.weights == WeightsLocation::Published && self.tier.check_files().is_err()
     }
 
     /// The tasks that it predicts itself.
