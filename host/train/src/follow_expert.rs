@@ -401,6 +401,10 @@ impl ExpertFollower<'_> {
 
     /// Asks the expert whether what was learned may be published, and does what it says. Then all
     /// is saved.
+    ///
+    /// The guest is called in this loop and not on a thread of its own, as a rollout calls it: a
+    /// process trains one version, so nobody waits but a request to stop, and that for the deadline
+    /// of a call at most (`plugin_limits.setup_deadline_ms`).
     fn ask(&mut self, out: &mut dyn Write) -> Result<()> {
         let position = self.place.position;
         self.asked_at = Instant::now();

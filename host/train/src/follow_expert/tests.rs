@@ -252,6 +252,41 @@ fn an_expert_that_fails_to_judge_publishes_nothing_and_is_not_registered() {
 }
 
 #[test]
+fn an_expert_that_never_answers_holds_up_a_stop_for_its_deadline_alone() {
+    let Some(plugin) = hostile("expert that never answers", "spin_evaluate") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world_of(dir.path(), &plugin, 240);
+    let deadline = Duration::from_secs(2);
+    world.config.plugin_limits.setup_deadline_ms = 2000;
+    world.config.publish.every_s = 0;
+    world.log(0..80, false);
+    let guests = expert::Engine::new(world.config.guests()).unwrap();
+    let World { dataset, config, entry, .. } = &world;
+    let ground = ExpertContext { dataset, config, entry, guests: &guests };
+    let options = FollowExpertOptions { version: Some("1.0.0".into()), ..Default::default() };
+    let (stop, mut said) = (Shutdown::default(), Vec::new());
+    std::thread::scope(|scope| {
+        let engine = Arc::new(MemoryEngine::new(10));
+        let following = scope.spawn(|| follow(ground, engine, &options, &stop, &mut said));
+        let work = work_dir(config, entry, "1.0.0");
+        while HeldPublications::read(&work).unwrap().is_none() {
+            assert!(!following.is_finished(), "it goes on where it may not publish");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // It learns from these, and is within its next `evaluate` then.
+        world.log(80..88, false);
+        std::thread::sleep(BATCH_WAIT * 2);
+        let asked = Instant::now();
+        stop.request();
+        assert_eq!(following.join().unwrap().unwrap().published, 0);
+        assert!(asked.elapsed() < deadline + Duration::from_secs(5), "{:?}", asked.elapsed());
+    });
+    let said = String::from_utf8(said).unwrap();
+    assert_eq!(kinds(&said), ["held", "held"], "{said}");
+    assert!(said.contains("2000 ms"), "{said}");
+}
+
+#[test]
 fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
     let Some(plugins) = plugins("expert and dead letters") else { return };
     let dir = tempfile::tempdir().unwrap();

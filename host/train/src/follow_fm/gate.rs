@@ -206,7 +206,7 @@ impl FmPublishGate {
         let mut reasons: Vec<String> = Vec::new();
         reasons.extend(self.window.beyond(&self.settings.ne_limits()));
         if !self.has_published {
-            reasons.extend(self.above_base_rate());
+            reasons.extend(self.window.above_base_rate());
         }
         reasons.extend(self.drift(manifest));
         let held = (!reasons.is_empty()).then(|| reasons.join("; "));
@@ -273,15 +273,6 @@ impl FmPublishGate {
             (None, Some(fm)) => request.example.time_ms > fm.manifest().trained_until_ms,
             (None, None) => true,
         }
-    }
-
-    fn above_base_rate(&self) -> Option<String> {
-        let all: Vec<f64> = self.window.measured_ne().map(|measured| measured.candidate).collect();
-        let mean = all.iter().sum::<f64>() / all.len() as f64;
-        let is_above = !all.is_empty() && (mean.is_nan() || mean >= 1.0);
-        is_above.then(|| {
-            format!("the mean NE of its tasks is {mean:.4}, no better than that of the base rate")
-        })
     }
 
     /// Says what moved too far in this version since it was published last.
