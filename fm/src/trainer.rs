@@ -140,7 +140,7 @@ pub trait FmTrainer: Send {
     /// Writes a checkpoint with the name `version` into `dir`, replacing its content.
     ///
     /// # Errors
-    /// Errors of the file system or the store.
+    /// Weights that are not finite: `dir` stays as it is. Errors of the file system or the store.
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()>;
 
     /// Saves everything that the next step depends on into `dir`, replacing its content, for
