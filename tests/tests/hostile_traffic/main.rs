@@ -72,7 +72,7 @@ struct SystemsUnderTest {
 }
 
 #[test]
-fn ten_hostile_users_leave_the_ne_of_others_within_a_thousandth() {
+fn ten_hostile_users_do_not_hurt_the_others() {
     let Some(Prerequisites { hypercast, plugins, .. }) = prerequisites("hostile traffic") else {
         return;
     };
