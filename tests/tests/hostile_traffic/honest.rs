@@ -37,6 +37,7 @@ pub type HonestRequest = Vec<Impression>;
 pub struct HonestWorld {
     labels: BinaryLabels,
     converter: Converter,
+    users: usize,
     live: Vec<HonestRequest>,
 }
 
@@ -78,7 +79,13 @@ impl HonestWorld {
         write_dataset(&dir.join("data"), &entities, &mut past).unwrap();
         std::fs::remove_dir_all(&options.into).unwrap();
         let converter = Converter::new(world.schema.clone());
-        HonestWorld { labels: BinaryLabels::new(&world.schema), converter, live }
+        let labels = BinaryLabels::new(&world.schema);
+        HonestWorld { labels, converter, users: size.users, live }
+    }
+
+    /// How many users share the requests.
+    pub fn users(&self) -> usize {
+        self.users
     }
 
     /// The rounds in order.

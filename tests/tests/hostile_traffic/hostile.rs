@@ -89,15 +89,20 @@ impl HostileTally {
     }
 }
 
-/// The answers of a round: one user sees what an honest one saw. Each user is about six times as
-/// active as an honest one.
+/// The answers of a round. Hostile users see what honest ones see, one request in `every`, in turn.
 pub fn answers(
     users: &[HostileUser],
+    every: usize,
     round: usize,
     requests: &[HonestRequest],
 ) -> Vec<HostileAnswer> {
-    let user = &users[round % users.len()];
-    vec![user.answer(round, &requests[round % requests.len()])]
+    let numbered = requests.iter().zip(round * requests.len()..);
+    let seen = numbered.filter(|(_, number)| number.is_multiple_of(every));
+    seen.map(|(request, number)| {
+        let turn = number / every;
+        users[turn % users.len()].answer(turn, request)
+    })
+    .collect()
 }
 
 impl HostileUser {

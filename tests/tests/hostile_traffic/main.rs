@@ -31,7 +31,7 @@ use self::{
 const MOST_HARM: f64 = 1e-3;
 
 /// The rounds without `HYPERCAST_HOSTILE_MINUTES`.
-const FEW_ROUNDS: usize = 4;
+const FEW_ROUNDS: usize = 3;
 
 /// No round is shorter, so that hostile users have their time in it.
 const ROUND: Duration = Duration::from_secs(2);
@@ -109,6 +109,8 @@ impl SystemsUnderTest {
     fn send(&mut self, world: &HonestWorld, length: &TrafficLength) {
         let started = Instant::now();
         let users: Vec<HostileUser> = (0..HOSTILE_USERS).map(HostileUser::new).collect();
+        // Each is as active as an honest user.
+        let every = world.users() / users.len();
         let stop = AtomicBool::new(false);
         let door = self.beside.door();
         let tally = std::thread::scope(|scope| {
@@ -122,7 +124,7 @@ impl SystemsUnderTest {
                     break;
                 }
                 let round = Instant::now();
-                let answers = hostile::answers(&users, at, requests);
+                let answers = hostile::answers(&users, every, at, requests);
                 self.round(world, requests, &answers);
                 rounds = at + 1;
                 std::thread::sleep(ROUND.saturating_sub(round.elapsed()));
