@@ -22,7 +22,7 @@ use hypercast_core::clock::now_ms;
 use hypercast_tests::{Prerequisites, prerequisites};
 
 use self::{
-    honest::{HonestWorld, ServedNe, WorldSize},
+    honest::{HonestRequest, HonestWorld, ServedNe, WorldSize},
     hostile::{HOSTILE_USERS, HostileAnswer, HostileTally, HostileUser},
     system::RunningSystem,
 };
@@ -115,7 +115,7 @@ impl SystemsUnderTest {
         let door = self.beside.door();
         let tally = std::thread::scope(|scope| {
             let (stop, door) = (&stop, &door);
-            let _stops = StopsAtEnd(stop);
+            let stops = StopsAtEnd(stop);
             let besieging: Vec<_> =
                 users.iter().map(|user| scope.spawn(move || user.besiege(door, stop))).collect();
             let mut rounds = 0;
@@ -130,7 +130,7 @@ impl SystemsUnderTest {
                 std::thread::sleep(ROUND.saturating_sub(round.elapsed()));
             }
             println!("{rounds} rounds in {:.0} s", started.elapsed().as_secs_f64());
-            drop(_stops);
+            drop(stops);
             let tallies = besieging.into_iter().map(|user| user.join().expect("no check failed"));
             tallies.fold(HostileTally::default(), HostileTally::and)
         });
@@ -141,7 +141,7 @@ impl SystemsUnderTest {
     fn round(
         &mut self,
         world: &HonestWorld,
-        requests: &[honest::HonestRequest],
+        requests: &[HonestRequest],
         answers: &[HostileAnswer],
     ) {
         let bodies = world.bodies(requests, now_ms());
