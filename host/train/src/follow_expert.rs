@@ -5,8 +5,9 @@
 //! that were published last, is put to the expert's `evaluate`, which publishes, holds or goes back
 //! (`gate`). A correction is learned from too, its changed outcomes alone, and is in no metric. A
 //! trainer that begins learns from the logs that are there as `train expert` does, in passes, and
-//! goes on behind the stream (`begin`). It needs neither the FM's trainer nor a daemon. Nothing is
-//! saved until the expert was asked: what was learned since is learned again.
+//! goes on behind the stream (`begin`). It needs neither the FM's trainer nor a daemon. All is
+//! saved when it begins, when the expert was asked, and where records are missing: what was learned
+//! since is learned again.
 
 mod begin;
 mod feed;
@@ -151,7 +152,7 @@ pub fn follow(
     else {
         return Ok(FollowExpertReport { place: None, published: 0 });
     };
-    let StartedTrainer { stream, place, last, measured, .. } = begun;
+    let StartedTrainer { stream, place, orders: saved_orders, last, measured } = begun;
     let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
     let (blueprint, limits) = (stream.blueprint.clone(), entry.ne_limits.clone());
     let gate = PublishGate::new(blueprint, limits, &work, &telemetry).resume(measured, last)?;
@@ -176,6 +177,10 @@ pub fn follow(
         asked_position: None,
         published: 0,
     };
+    if saved_orders.is_none() {
+        // Killed before the next save, it would carry out orders from another place on.
+        following.save(false)?;
+    }
     following.run(options, shutdown, out)
 }
 
@@ -303,6 +308,10 @@ impl ExpertFollower<'_> {
         while !shutdown.is_requested() {
             self.take_retries(&mut waiting)?;
             let next = self.feed.next(LOOK_EVERY)?;
+            if matches!(next, FeedItem::Gap) {
+                self.pass_gap(waiting.take(), out)?;
+                continue;
+            }
             let at_end = options.until_end && matches!(next, FeedItem::End);
             if let FeedItem::WindowRow(row) = next
                 && self.is_own(&row)
@@ -348,6 +357,15 @@ impl ExpertFollower<'_> {
             own.add(row);
         }
         Ok(())
+    }
+
+    /// Goes on behind missing records. What was read before is learned from, and where it goes on
+    /// is saved before anything else is read.
+    fn pass_gap(&mut self, before: Option<PendingRows>, out: &mut dyn Write) -> Result<()> {
+        before.map_or(Ok(()), |rows| self.learn(rows, out))?;
+        self.feed.go_on();
+        self.place.position = self.feed.position();
+        self.save(false)
     }
 
     fn is_own(&self, row: &FeedRow) -> bool {

@@ -1,7 +1,8 @@
 //! The stream of joined examples as its followers read it: decoded, with the content vectors of the
 //! data set put back, and clipped to the ranges of its schema, because another release may have
 //! written the stream. A record that cannot be read or does not fit the schema is set aside. An
-//! engine that fails is asked again for a while, and its failing is no end.
+//! engine that fails is asked again for a while, and its failing is no end. Missing records are
+//! passed once the follower has saved that.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -89,6 +90,29 @@ impl RecordReports {
     }
 }
 
+/// What a reader finds next.
+pub(super) enum JoinedRead {
+    /// Records that can be used, at least one.
+    Records(Vec<PositionedExample>),
+    /// Nothing that can be used, which says nothing about what is there: the engine failed, or the
+    /// records were set aside.
+    Later,
+    /// Nothing that is there already.
+    End,
+    /// Missing records.
+    Gap(PassedGap),
+}
+
+/// Missing records that a reader passes, because `engine.on_gap` says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PassedGap {
+    /// Where it goes on.
+    pub(super) to: StreamPlace,
+    /// Whether that is before where it stood, so that records come again, or others under their
+    /// positions.
+    pub(super) is_back: bool,
+}
+
 /// Follows the stream `joined`, and waits out an engine that fails for a while.
 pub(super) struct JoinedReader {
     engine: Arc<dyn StreamEngine>,
@@ -99,6 +123,8 @@ pub(super) struct JoinedReader {
     content: HashMap<u64, Arc<[f32]>>,
     ranges: ColumnRanges,
     failures: u32,
+    /// What its caller has not saved yet.
+    gap: Option<PassedGap>,
 }
 
 impl JoinedReader {
@@ -121,7 +147,7 @@ impl JoinedReader {
         let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm);
         let ranges = ColumnRanges::new(&dataset.schema);
         let stream = StreamFollower::open(engine.clone(), topic, joined, gaps)?;
-        Ok(JoinedReader { engine, stream, letters, fits, content, ranges, failures: 0 })
+        Ok(JoinedReader { engine, stream, letters, fits, content, ranges, failures: 0, gap: None })
     }
 
     /// The place of the next record.
@@ -159,36 +185,48 @@ impl JoinedReader {
         self.usable(read.collect())
     }
 
-    /// The next records, for the first of which it waits: an empty list at the end of what is
-    /// there, and none where the engine has failed or no record can be used, which says nothing
-    /// about what is there.
+    /// The next records, for the first of which it waits. Where records are missing it says so
+    /// again until [`JoinedReader::go_on`]: its caller first uses what it has read before, and
+    /// saves where it goes on. A caller that is killed later would else stand where it was, in a
+    /// stream that may have grown past that, and read records again or leave some out.
     ///
     /// # Errors
-    /// Records that are missing, or an engine that has failed for long.
-    pub(super) fn next(
-        &mut self,
-        most: usize,
-        wait: Duration,
-    ) -> Result<Option<Vec<PositionedExample>>> {
+    /// Records that are missing if `engine.on_gap` is "stop", or an engine that has failed for
+    /// long.
+    pub(super) fn next(&mut self, most: usize, wait: Duration) -> Result<JoinedRead> {
+        if let Some(gap) = self.gap {
+            return Ok(JoinedRead::Gap(gap));
+        }
         let before = self.place();
         let records = match self.stream.next(most, wait) {
-            // Behind missing records there may be more.
-            Ok(records) if records.is_empty() && self.place() != before => return Ok(None),
+            Ok(records) if records.is_empty() && self.place() != before => {
+                let to = self.place();
+                let gap = PassedGap { to, is_back: to.position < before.position };
+                self.gap = Some(gap);
+                return Ok(JoinedRead::Gap(gap));
+            }
             Ok(records) => records,
             Err(error @ hypercast_stream::Error::Gap(_)) => return Err(error.into()),
             Err(error) => {
                 self.retry(error.into())?;
-                return Ok(None);
+                return Ok(JoinedRead::Later);
             }
         };
         self.failures = 0;
-        let at_end = records.is_empty();
+        if records.is_empty() {
+            return Ok(JoinedRead::End);
+        }
         let read = records.iter().map(|record| {
             let key = RecordKey { position: record.position, retries: 0 };
             self.decode(record, 0).map_err(|why| key.unreadable(&why))
         });
         let usable = self.usable(read.collect())?;
-        Ok((at_end || !usable.is_empty()).then_some(usable))
+        Ok(if usable.is_empty() { JoinedRead::Later } else { JoinedRead::Records(usable) })
+    }
+
+    /// Goes on behind missing records.
+    pub(super) fn go_on(&mut self) {
+        self.gap = None;
     }
 
     fn decode(&self, record: &StreamRecord, retries: u32) -> Result<PositionedExample> {
@@ -356,6 +394,22 @@ mod tests {
         (JoinedReader::open(context, &of, position, reports).unwrap(), metrics)
     }
 
+    fn records(read: JoinedRead) -> Vec<PositionedExample> {
+        match read {
+            JoinedRead::Records(records) => records,
+            other => panic!("records, not {}", said(&other)),
+        }
+    }
+
+    fn said(read: &JoinedRead) -> String {
+        match read {
+            JoinedRead::Records(records) => format!("{} records", records.len()),
+            JoinedRead::Later => "later".to_owned(),
+            JoinedRead::End => "end".to_owned(),
+            JoinedRead::Gap(gap) => format!("{gap:?}"),
+        }
+    }
+
     #[test]
     fn neither_an_engine_that_fails_nor_a_record_without_use_ends_the_stream() {
         let dir = tempfile::tempdir().unwrap();
@@ -363,16 +417,16 @@ mod tests {
         let engine = Arc::new(Failing::default());
         append(&*engine, [payload(1, 0)]);
         let (mut reader, _) = open(engine.clone(), &dataset, None, OnGap::Stop);
-        let mut next = || reader.next(8, Duration::ZERO).unwrap().map(|records| records.len());
-        assert_eq!([next(), next(), next()], [None, Some(1), Some(0)]);
+        let mut next = || said(&reader.next(8, Duration::ZERO).unwrap());
+        assert_eq!([next(), next(), next()], ["later", "1 records", "end"]);
 
         // Records that cannot be used are no end either, and no reader stops at them.
         append(&*engine, [vec![0xff; 9], payload(1, 3)]);
-        assert_eq!([next(), next()], [None, Some(0)]);
+        assert_eq!([next(), next()], ["later", "end"]);
         append(&*engine, [vec![], payload(1, 0)]);
-        assert_eq!([next(), next()], [Some(1), Some(0)]);
+        assert_eq!([next(), next()], ["1 records", "end"]);
         let (mut again, _) = open(engine.clone(), &dataset, Some(StreamPlace::at(0)), OnGap::Stop);
-        let records = again.next(8, Duration::ZERO).unwrap().unwrap();
+        let records = records(again.next(8, Duration::ZERO).unwrap());
         let positions: Vec<u64> = records.iter().map(|record| record.key.position).collect();
         assert_eq!(positions, [0, 4]);
         let letters = dead_letters::list(&*engine).unwrap();
@@ -397,7 +451,7 @@ mod tests {
         let engine = Arc::new(MemoryEngine::default());
         append(&*engine, [postcard::to_stdvec(&joined).unwrap()]);
         let (mut reader, _) = open(engine, &dataset, None, OnGap::Stop);
-        let read = reader.next(1, Duration::ZERO).unwrap().unwrap();
+        let read = records(reader.next(1, Duration::ZERO).unwrap());
         assert_eq!(read[0].example.targets[0].outcome.values[0], 1.0);
     }
 
@@ -408,7 +462,7 @@ mod tests {
         let engine = Arc::new(MemoryEngine::default());
         append(&*engine, (1..6).map(|request| payload(request, 0)));
         let (mut reader, _) = open(engine, &dataset, None, OnGap::Stop);
-        let read = reader.next(3, Duration::ZERO).unwrap().unwrap();
+        let read = records(reader.next(3, Duration::ZERO).unwrap());
         let place = read[1].end;
         assert!(place.position == 2 && reader.place() == read[2].end);
         let anew = Arc::new(MemoryEngine::default());
@@ -423,8 +477,14 @@ mod tests {
                 assert!(error.contains("made anew") && error.contains("on_gap"), "{error}");
                 continue;
             }
-            assert!(first.unwrap().is_none(), "there may be more");
-            let read = reader.next(8, Duration::ZERO).unwrap().unwrap();
+            let gap = PassedGap { to: StreamPlace::at(0), is_back: true };
+            assert!(matches!(first.unwrap(), JoinedRead::Gap(first) if first == gap));
+            // It waits until its caller has saved that.
+            let again = reader.next(8, Duration::ZERO).unwrap();
+            assert!(matches!(again, JoinedRead::Gap(again) if again == gap));
+            assert_eq!(counted, metrics.render(), "counted once");
+            reader.go_on();
+            let read = records(reader.next(8, Duration::ZERO).unwrap());
             let requests: Vec<u64> = read.iter().map(|record| record.example.request).collect();
             assert_eq!(requests, [11, 12, 13, 14, 15]);
         }

@@ -9,7 +9,7 @@ use hypercast_fm::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::super::joined_reader::{JoinedReader, PositionedExample, RecordKey};
+use super::super::joined_reader::{JoinedRead, JoinedReader, PositionedExample, RecordKey};
 use crate::ServiceContext;
 use crate::error::Result;
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
@@ -45,6 +45,8 @@ pub(super) enum FeedItem {
     Later,
     /// Nothing that is there already.
     End,
+    /// Missing records, until [`LogFeed::go_on`].
+    Gap,
 }
 
 /// A request, or a correction, and where it was read.
@@ -114,18 +116,19 @@ impl ComputedFeed {
     }
 
     fn next(&mut self, wait: Duration) -> Result<FeedItem> {
+        let mut at_end = false;
         if self.ready.is_empty() {
-            let Some(records) = self.reader.next(RECORDS, wait)? else {
-                return Ok(FeedItem::Later);
-            };
-            let (at_end, end) = (records.is_empty(), self.reader.place().position);
-            self.ready = self.with_tae(records)?.into();
-            if self.ready.is_empty() {
-                self.position = end;
-                return Ok(if at_end { FeedItem::End } else { FeedItem::Later });
+            match self.reader.next(RECORDS, wait)? {
+                JoinedRead::Records(records) => self.ready = self.with_tae(records)?.into(),
+                JoinedRead::Later => {}
+                JoinedRead::End => at_end = true,
+                JoinedRead::Gap(_) => return Ok(FeedItem::Gap),
             }
         }
-        let row = self.ready.pop_front().expect("it was filled");
+        let Some(row) = self.ready.pop_front() else {
+            self.position = self.reader.place().position;
+            return Ok(if at_end { FeedItem::End } else { FeedItem::Later });
+        };
         self.position = row.key.position + 1;
         Ok(FeedItem::WindowRow(row))
     }
@@ -169,6 +172,15 @@ impl LogFeed {
             LogFeed::Computed(computed) => FeedPosition::Joined(computed.position),
         }
     }
+
+    /// Goes on behind missing records.
+    pub(super) fn go_on(&mut self) {
+        if let LogFeed::Computed(computed) = self {
+            computed.reader.go_on();
+            computed.position = computed.reader.place().position;
+        }
+    }
+
     /// Rows that an operator had tried again since the last call.
     pub(super) fn retries(&mut self) -> Result<Vec<FeedRow>> {
         match self {

@@ -3,11 +3,13 @@
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Mutex,
 };
 
 use hypercast_fm::{inference, inference::FmServingOptions, spec::FmConfig};
 
 mod gated;
+mod restarts;
 
 use super::*;
 use hypercast_config::PublishSettings;
@@ -26,12 +28,16 @@ struct Cut {
     inner: Arc<MemoryEngine>,
     at: u64,
     stop: Option<Shutdown>,
+    /// What comes once a reader has found the end of the joined examples.
+    grows: Arc<Mutex<Vec<Record>>>,
 }
 
 struct CutReader {
     inner: Box<dyn Reader>,
+    joined: Arc<dyn Appender>,
     at: u64,
     stop: Option<Shutdown>,
+    grows: Arc<Mutex<Vec<Record>>>,
 }
 
 impl StreamEngine for Cut {
@@ -48,7 +54,8 @@ impl StreamEngine for Cut {
         if *topic != Topic::joined() {
             return Ok(inner);
         }
-        Ok(Box::new(CutReader { inner, at: self.at, stop: self.stop.clone() }))
+        let (joined, grows) = (self.inner.appender(topic)?, self.grows.clone());
+        Ok(Box::new(CutReader { inner, joined, at: self.at, stop: self.stop.clone(), grows }))
     }
 
     fn span(&self, topic: &Topic) -> hypercast_stream::Result<Range<u64>> {
@@ -65,6 +72,13 @@ impl Reader for CutReader {
         if self.inner.position() >= self.at {
             self.stop.as_ref().expect("the trainer crashes here").request();
         }
+        let records = self.inner.next(most.min(5), wait)?;
+        let more = std::mem::take(&mut *self.grows.lock().unwrap());
+        if !records.is_empty() || more.is_empty() {
+            *self.grows.lock().unwrap() = more;
+            return Ok(records);
+        }
+        self.joined.append(&more)?;
         self.inner.next(most.min(5), wait)
     }
 
@@ -180,7 +194,7 @@ fn an_interrupted_trainer_is_one_that_never_was() {
     {
         let stop = Shutdown::default();
         let asked = (!crashes).then(|| stop.clone());
-        let engine = Arc::new(Cut { inner: other.clone(), at, stop: asked });
+        let engine = Arc::new(Cut { inner: other.clone(), at, stop: asked, grows: Arc::default() });
         let ran = catch_unwind(AssertUnwindSafe(|| run(&dataset, &cut, engine, &stop)));
         assert_eq!(ran.is_err(), crashes, "at {at}");
     }
@@ -276,7 +290,8 @@ fn a_harmful_record_is_a_dead_letter_and_is_tried_again_once() {
     let config = config(&dir.path().join("work"));
     let engine = streams(&records);
     // It is killed behind the first of them, with nothing saved since, and meets it again.
-    let cut = Arc::new(Cut { inner: engine.clone(), at: poisoned[0] + 12, stop: None });
+    let at = poisoned[0] + 12;
+    let cut = Arc::new(Cut { inner: engine.clone(), at, stop: None, grows: Arc::default() });
     let killed = AssertUnwindSafe(|| run(&dataset, &config, cut, &Shutdown::default()));
     assert!(catch_unwind(killed).is_err());
     run(&dataset, &config, engine.clone(), &Shutdown::default());
