@@ -116,18 +116,26 @@ impl HostileUser {
         FIRST_HOSTILE_ID + self.number
     }
 
-    /// What the user says of what an honest user saw, with other extremes each turn.
+    /// What the user says of what an honest user saw, with other extremes each turn, and in some
+    /// none: a lie among plain values is the hardest to tell.
     fn answer(&self, turn: usize, seen: &[Impression]) -> HostileAnswer {
         let now_ms = now_ms();
+        let is_plain = turn % 3 == 1;
         let times_ms =
             [now_ms, now_ms + 290_000, now_ms - 30 * 86_400_000, 0, -MOST_TIME_MS, now_ms];
-        let [shown_ms, acted_ms] = [turn, turn / 2].map(|at| times_ms[at % times_ms.len()]);
+        let time_ms = |at: usize| if is_plain { now_ms } else { times_ms[at % times_ms.len()] };
+        let [shown_ms, acted_ms] = [turn, turn / 2].map(time_ms);
         let (request, user) = (FIRST_HOSTILE_ID + 1 + turn as u64, self.id());
         let device = match turn % 5 {
+            _ if is_plain => json!(seen[0].context.ids[0]),
             4 => json!("x".repeat(LONG_TEXT)),
             _ => self.values["device"].clone(),
         };
-        let context = json!({ "device": device, "battery": self.values["battery"] });
+        let battery = match is_plain {
+            true => json!(seen[0].context.dense[0]),
+            false => self.values["battery"].clone(),
+        };
+        let context = json!({ "device": device, "battery": battery });
         let surface = ["feed", "search"][usize::from(seen[0].surface)];
         let (mut impressions, mut actions, mut events) = (Vec::new(), Vec::new(), Vec::new());
         for (at, row) in seen.iter().enumerate() {
