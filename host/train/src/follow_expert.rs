@@ -30,7 +30,7 @@ use serde_json::json;
 pub use self::feed::FeedPosition;
 use self::{
     begin::{Beginning, OwnVersion, StartedTrainer, begin},
-    feed::{FeedItem, FeedRow, LogFeed},
+    feed::{FeedItem, FeedPlace, FeedRow, LogFeed},
     gate::{GateDecision, PublishGate},
     progress::ExpertProgress,
     state::{FollowerState, LastPublished, StateAddition},
@@ -152,7 +152,7 @@ pub fn follow(
     else {
         return Ok(FollowExpertReport { place: None, published: 0 });
     };
-    let StartedTrainer { stream, place, orders: saved_orders, last, measured } = begun;
+    let StartedTrainer { stream, place, orders: saved_orders, checksum, last, measured } = begun;
     let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
     let (blueprint, limits) = (stream.blueprint.clone(), entry.ne_limits.clone());
     let gate = PublishGate::new(blueprint, limits, &work, &telemetry).resume(measured, last)?;
@@ -169,6 +169,7 @@ pub fn follow(
         surfaces,
         stream,
         place,
+        checksum,
         orders,
         publisher,
         gate,
@@ -205,6 +206,8 @@ struct ExpertFollower<'a> {
     surfaces: Vec<u16>,
     stream: ExpertStream,
     place: ExpertCheckpoint,
+    /// Of the record before its position.
+    checksum: Option<u32>,
     /// The position of the next order to try a row again.
     orders: Option<u64>,
     publisher: Publisher,
@@ -287,7 +290,7 @@ struct PendingRows {
     ingested_ms: Vec<i64>,
     since: Instant,
     /// After the last of them.
-    position: FeedPosition,
+    end: FeedPlace,
     /// After the last order that is carried out with them.
     orders: Option<u64>,
 }
@@ -316,17 +319,17 @@ impl ExpertFollower<'_> {
             if let FeedItem::WindowRow(row) = next
                 && self.is_own(&row)
             {
-                let position = self.feed.position();
+                let end = self.feed.place();
                 // A step that a trainer would have to cut would leave it one of a few rows.
                 let rows = row.logged.example.targets.len();
                 if waiting.as_ref().is_some_and(|own| own.rows() + rows > most) {
                     self.learn(waiting.take().expect("it is there"), out)?;
                 }
-                let own = waiting.get_or_insert_with(|| PendingRows::new(position));
-                own.position = position;
+                let own = waiting.get_or_insert_with(|| PendingRows::new(end));
+                own.end = end;
                 own.add(row);
             } else if waiting.is_none() {
-                self.place.position = self.feed.position();
+                self.move_to(self.feed.place());
             }
             let full = |own: &PendingRows| own.rows() >= most;
             let waited = |own: &PendingRows| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
@@ -352,7 +355,8 @@ impl ExpertFollower<'_> {
     fn take_retries(&mut self, waiting: &mut Option<PendingRows>) -> Result<()> {
         let rows = self.feed.retries()?;
         for row in rows.into_iter().filter(|row| self.is_own(row)) {
-            let own = waiting.get_or_insert_with(|| PendingRows::new(self.place.position));
+            let end = FeedPlace { position: self.place.position, checksum: self.checksum };
+            let own = waiting.get_or_insert_with(|| PendingRows::new(end));
             own.orders = Some(self.feed.orders_position());
             own.add(row);
         }
@@ -364,8 +368,12 @@ impl ExpertFollower<'_> {
     fn pass_gap(&mut self, before: Option<PendingRows>, out: &mut dyn Write) -> Result<()> {
         before.map_or(Ok(()), |rows| self.learn(rows, out))?;
         self.feed.go_on();
-        self.place.position = self.feed.position();
+        self.move_to(self.feed.place());
         self.save(false)
+    }
+
+    fn move_to(&mut self, place: FeedPlace) {
+        (self.place.position, self.checksum) = (place.position, place.checksum);
     }
 
     fn is_own(&self, row: &FeedRow) -> bool {
@@ -374,7 +382,7 @@ impl ExpertFollower<'_> {
     }
 
     fn learn(&mut self, waiting: PendingRows, out: &mut dyn Write) -> Result<()> {
-        let PendingRows { mut rows, corrections, ingested_ms, position, orders, .. } = waiting;
+        let PendingRows { mut rows, corrections, ingested_ms, end, orders, .. } = waiting;
         let mut predictions = match rows.rows {
             0 => Vec::new(),
             _ => self.stream.trainer.predict(rows.chunk())?,
@@ -407,8 +415,8 @@ impl ExpertFollower<'_> {
             self.progress.learning.latency(now_ms - ingested_ms);
         }
         self.progress.learning.learned(0, late);
+        self.move_to(end);
         self.place = ExpertCheckpoint {
-            position,
             requests: self.place.requests + rows.examples.len() as u64,
             corrections: self.place.corrections + late,
             until_ms,
@@ -458,7 +466,7 @@ impl ExpertFollower<'_> {
         };
         let trainer = self.stream.trainer.saved();
         let mean_loss = self.stream.trainer.mean_loss();
-        let addition = StateAddition { orders: self.orders, mean_loss };
+        let addition = StateAddition { orders: self.orders, mean_loss, checksum: self.checksum };
         FollowerState { place: self.place, trainer, published, measured, addition }
             .write(&self.work)
     }
@@ -491,10 +499,10 @@ impl ExpertFollower<'_> {
 }
 
 impl PendingRows {
-    fn new(position: FeedPosition) -> PendingRows {
+    fn new(end: FeedPlace) -> PendingRows {
         let (rows, corrections) = (LoggedBatch::default(), LoggedBatch::default());
         let (ingested_ms, since) = (Vec::new(), Instant::now());
-        PendingRows { rows, corrections, ingested_ms, since, position, orders: None }
+        PendingRows { rows, corrections, ingested_ms, since, end, orders: None }
     }
 
     fn rows(&self) -> usize {

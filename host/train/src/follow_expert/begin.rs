@@ -30,6 +30,8 @@ pub(super) struct StartedTrainer {
     pub(super) place: ExpertCheckpoint,
     /// The position of the next order to try a record again; none for those that come from now on.
     pub(super) orders: Option<u64>,
+    /// Of the record before its place.
+    pub(super) checksum: Option<u32>,
     /// What was published last.
     pub(super) last: Option<SavedTrainer>,
     /// What was measured since.
@@ -99,7 +101,8 @@ pub(super) fn begin(
         }
         (FeedPosition::Joined(from), Some(checkpoint)) => {
             let context = ServiceContext { dataset, config, engine: engine.clone() };
-            let from = JoinedPosition { joined: Some(StreamPlace::at(from)), orders };
+            let from = StreamPlace { position: from, checksum: begun.checksum };
+            let from = JoinedPosition { joined: Some(from), orders };
             let joined = JoinedReader::open(context.clone(), &reader, from, reports)?;
             let computed = ComputedFeed::open(context, checkpoint, joined, surfaces.clone())?;
             LogFeed::Computed(Box::new(computed))
@@ -120,12 +123,12 @@ fn resume(context: ExpertContext<'_>, state: FollowerState) -> Result<StartedTra
         LastPublished::This => Some(state.trainer.clone()),
         LastPublished::Earlier(saved) => Some(*saved),
     };
-    let StateAddition { orders, mean_loss } = state.addition;
+    let StateAddition { orders, mean_loss, checksum } = state.addition;
     let mut stream = context.setup().resume(&context.dataset.schema, state.trainer)?;
     stream.trainer.set_mean_loss(mean_loss);
     let mut measured = EvalWindow::new(&stream.blueprint);
     measured.rows = state.measured.into();
-    Ok(StartedTrainer { stream, place: state.place, orders, last, measured })
+    Ok(StartedTrainer { stream, place: state.place, orders, checksum, last, measured })
 }
 
 /// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the
@@ -192,7 +195,8 @@ fn learn_past(
     };
     let place =
         ExpertCheckpoint { position, requests: 0, corrections: 0, until_ms, ingested_ms: 0 };
-    Ok(Some(StartedTrainer { stream, place, orders: None, last: None, measured }))
+    let (orders, checksum, last) = (None, None, None);
+    Ok(Some(StartedTrainer { stream, place, orders, checksum, last, measured }))
 }
 
 /// The logs, if there are any yet.

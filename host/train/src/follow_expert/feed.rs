@@ -14,6 +14,7 @@ use crate::ServiceContext;
 use crate::error::Result;
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
 use hypercast_stream::dead_letters::{DeadLetter, DeadLetterQueue, UnusableRecord};
+use hypercast_stream::streams::StreamPlace;
 
 /// Records of the joined stream whose TAEs are computed together.
 const RECORDS: usize = 128;
@@ -34,6 +35,21 @@ impl FeedPosition {
             FeedPosition::Logs(position) => position.number(),
             FeedPosition::Joined(position) => position,
         }
+    }
+}
+
+/// Where a feed goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FeedPlace {
+    pub(super) position: FeedPosition,
+    /// Of the record before it in the stream of joined examples ([`StreamPlace`]).
+    pub(super) checksum: Option<u32>,
+}
+
+impl FeedPlace {
+    fn joined(place: StreamPlace) -> FeedPlace {
+        let StreamPlace { position, checksum } = place;
+        FeedPlace { position: FeedPosition::Joined(position), checksum }
     }
 }
 
@@ -72,8 +88,15 @@ pub(super) struct ComputedFeed {
     reader: JoinedReader,
     fm: Box<dyn FoundationModel>,
     surfaces: Vec<u16>,
-    ready: std::collections::VecDeque<FeedRow>,
-    position: u64,
+    ready: std::collections::VecDeque<ReadyRow>,
+    /// After the last row that was given.
+    place: StreamPlace,
+}
+
+/// A row that was read, and the place after it.
+struct ReadyRow {
+    row: FeedRow,
+    end: StreamPlace,
 }
 
 impl FollowedLogs {
@@ -111,8 +134,8 @@ impl ComputedFeed {
     ) -> Result<ComputedFeed> {
         let ServiceContext { config, .. } = context;
         let fm = inference::load(checkpoint, config.fm_logging.loading(config.device))?;
-        let position = reader.place().position;
-        Ok(ComputedFeed { reader, fm, surfaces, ready: Default::default(), position })
+        let place = reader.place();
+        Ok(ComputedFeed { reader, fm, surfaces, ready: Default::default(), place })
     }
 
     fn next(&mut self, wait: Duration) -> Result<FeedItem> {
@@ -125,16 +148,16 @@ impl ComputedFeed {
                 JoinedRead::Gap(_) => return Ok(FeedItem::Gap),
             }
         }
-        let Some(row) = self.ready.pop_front() else {
-            self.position = self.reader.place().position;
+        let Some(ReadyRow { row, end }) = self.ready.pop_front() else {
+            self.place = self.reader.place();
             return Ok(if at_end { FeedItem::End } else { FeedItem::Later });
         };
-        self.position = row.key.position + 1;
+        self.place = end;
         Ok(FeedItem::WindowRow(row))
     }
 
     /// Those of its surfaces, with their TAEs.
-    fn with_tae(&self, mut records: Vec<PositionedExample>) -> Result<Vec<FeedRow>> {
+    fn with_tae(&self, mut records: Vec<PositionedExample>) -> Result<Vec<ReadyRow>> {
         records.retain(|record| {
             !record.example.targets.is_empty() && self.surfaces.contains(&record.example.surface)
         });
@@ -146,11 +169,12 @@ impl ComputedFeed {
         let dim = self.fm.manifest().config.tae_width();
         let mut row = 0;
         let rows = records.into_iter().map(|record| {
-            let PositionedExample { example, correction, ingested_ms, key, .. } = record;
+            let PositionedExample { example, correction, ingested_ms, key, end } = record;
             let rows = row..row + example.targets.len();
             row = rows.end;
             let tae = tae[rows.start * dim..rows.end * dim].to_vec();
-            FeedRow { logged: LoggedRequest { example, tae, correction, ingested_ms }, key }
+            let logged = LoggedRequest { example, tae, correction, ingested_ms };
+            ReadyRow { row: FeedRow { logged, key }, end }
         });
         Ok(rows.collect())
     }
@@ -166,10 +190,13 @@ impl LogFeed {
     }
 
     /// After the last row that was given.
-    pub(super) fn position(&self) -> FeedPosition {
+    pub(super) fn place(&self) -> FeedPlace {
         match self {
-            LogFeed::Logs(followed) => FeedPosition::Logs(followed.logs.position()),
-            LogFeed::Computed(computed) => FeedPosition::Joined(computed.position),
+            LogFeed::Logs(followed) => {
+                let position = FeedPosition::Logs(followed.logs.position());
+                FeedPlace { position, checksum: None }
+            }
+            LogFeed::Computed(computed) => FeedPlace::joined(computed.place),
         }
     }
 
@@ -177,7 +204,7 @@ impl LogFeed {
     pub(super) fn go_on(&mut self) {
         if let LogFeed::Computed(computed) = self {
             computed.reader.go_on();
-            computed.position = computed.reader.place().position;
+            computed.place = computed.reader.place();
         }
     }
 
@@ -187,7 +214,7 @@ impl LogFeed {
             LogFeed::Logs(followed) => followed.retries(),
             LogFeed::Computed(computed) => {
                 let records = computed.reader.retries()?;
-                computed.with_tae(records)
+                Ok(computed.with_tae(records)?.into_iter().map(|ready| ready.row).collect())
             }
         }
     }

@@ -3,19 +3,27 @@
 
 use std::path::{Path, PathBuf};
 
-use hypercast_fm::example::{Example, Outcome};
+use hypercast_fm::{
+    device::DeviceKind,
+    example::{Example, Outcome},
+    spec::FmConfig,
+    trainer,
+};
 
 use super::*;
 use crate::HeldPublications;
+use crate::fm::dataset_spec;
+use hypercast_config::OnGap;
 use hypercast_core::prerequisite::{hostile, plugins};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
 use hypercast_data::logs::{LogPosition, LogRow, LogVersion, LogWriter};
 use hypercast_stream::dead_letters::{self, DeadLetterQueue, FEATURE_LOGS, LetterReader};
+use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish::PublicationFollower;
 use hypercast_stream::registry::{RegistryClient, VersionState, WeightsLocation};
-use hypercast_stream::streams::MemoryEngine;
+use hypercast_stream::streams::{MemoryEngine, Record};
 
 struct World {
     dataset: Dataset,
@@ -156,6 +164,67 @@ fn a_stopped_expert_goes_on_as_if_it_had_not_been() {
     assert_eq!(last.header.trained_position, stopped.place.position.number());
     assert_eq!(last.header.ingested_ms, 7);
     assert!(!last.blocks.is_empty());
+}
+
+#[test]
+fn an_expert_on_joined_examples_notices_a_stream_that_was_made_anew() {
+    let Some(plugins) = plugins("expert on joined examples") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world(dir.path(), plugins);
+    world.config.engine.on_gap = OnGap::Continue;
+    world.config.fm = FmConfig {
+        dim: 16,
+        qk_dim: 8,
+        v_dim: 8,
+        embedding_dim: 8,
+        max_history: 64,
+        ..FmConfig::default()
+    };
+    let (spec, checkpoint) = (dataset_spec(&world.dataset).unwrap(), dir.path().join("fm"));
+    trainer::create(&dir.path().join("fm-work"), &world.config.fm, &spec, DeviceKind::Cpu)
+        .unwrap()
+        .checkpoint(&checkpoint, "1.0.0")
+        .unwrap();
+    let follow = |range: std::ops::Range<usize>| {
+        let engine = Arc::new(MemoryEngine::new(10));
+        for example in &world.examples[range] {
+            let joined = JoinedExample { example: example.clone(), ingested_ms: 7 };
+            let payload = postcard::to_stdvec(&JoinedRecord::Example(joined)).unwrap();
+            let appender = engine.appender(&Topic::joined()).unwrap();
+            appender.append(&[Record { id: 0, payload }]).unwrap();
+        }
+        let guests = expert::Engine::new(world.config.guests()).unwrap();
+        let World { dataset, config, entry, .. } = &world;
+        let ground = ExpertContext { dataset, config, entry, guests: &guests };
+        let options = FollowExpertOptions {
+            version: Some("1.0.0".into()),
+            fm_checkpoint: Some(checkpoint.clone()),
+            until_end: true,
+            ..FollowExpertOptions::default()
+        };
+        follow(ground, engine, &options, &Shutdown::default(), &mut Vec::new()).unwrap()
+    };
+    let place = follow(0..60).place.unwrap();
+    assert_eq!((place.position, place.requests), (FeedPosition::Joined(60), 60));
+    assert!(world.state(&world.config).addition.checksum.is_some());
+    // The new stream is longer than what was read of the old one.
+    let place = follow(100..170).place.unwrap();
+    assert_eq!((place.position, place.requests), (FeedPosition::Joined(70), 60 + 70));
+
+    // What earlier releases wrote ends before the checksum.
+    let state = world.state(&world.config);
+    let without = FollowerState {
+        addition: StateAddition { checksum: None, ..state.addition },
+        ..state.clone()
+    };
+    let path = work_dir(&world.config, &world.entry, "1.0.0").join("state.bin");
+    without.write(path.parent().unwrap()).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert_eq!(bytes.pop(), Some(0), "none");
+    let checksum = crc32fast::hash(&bytes[8..]).to_le_bytes();
+    bytes[4..8].copy_from_slice(&checksum);
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(world.state(&world.config) == without);
 }
 
 #[test]
