@@ -48,7 +48,6 @@ const MOST: usize = 4096;
 
 /// Turns registry decisions into serving sets.
 pub struct SetUpdater {
-    config: Config,
     /// Of the configured experts.
     expert_file_hashes: ExpertFileHashes,
     schema: Option<Arc<Schema>>,
@@ -84,16 +83,8 @@ impl SetUpdater {
             "hypercast_registry_unapplied_decisions",
             "Decisions of the registry that this version of hypercast cannot apply; it decides nothing meanwhile",
         );
-        let updater = SetUpdater {
-            config: config.clone(),
-            expert_file_hashes,
-            schema,
-            loader,
-            follower,
-            plan,
-            unapplied,
-            models,
-        };
+        let updater =
+            SetUpdater { expert_file_hashes, schema, loader, follower, plan, unapplied, models };
         updater.report_missing();
         Ok(updater)
     }
@@ -151,38 +142,39 @@ impl SetUpdater {
         }
     }
 
-    /// Serves another configuration's experts, or keeps the old ones.
+    /// Serves another configuration's experts and takes requests of as many candidates as it says,
+    /// or keeps the old ones and their limit.
     fn reload(&mut self, config: Config) -> Result<bool> {
+        if self.schema.is_none() {
+            return Ok(false);
+        }
         // Requests of more candidates need more memory.
         for arm in &self.models.set().arms {
             let limits = config.load_options(&arm.name).graph_limits;
             arm.expert().blueprint().check_memory(&limits.serving, limits.memory_bytes)?;
         }
-        self.loader.config.server.max_candidates = config.server.max_candidates;
-        let expert_file_hashes = expert_file_hashes(&config);
-        if self.schema.is_none()
-            || (config.experts == self.config.experts
-                && expert_file_hashes == self.expert_file_hashes)
-        {
-            return Ok(false);
-        }
+        let hashes = expert_file_hashes(&config);
+        let changed =
+            config.experts != self.loader.config.experts || hashes != self.expert_file_hashes;
         let before = (
-            std::mem::replace(&mut self.config, config),
-            std::mem::replace(&mut self.expert_file_hashes, expert_file_hashes),
+            std::mem::replace(&mut self.loader.config, config),
+            std::mem::replace(&mut self.expert_file_hashes, hashes),
         );
         let served = self.models.set();
-        if let Err(error) = self.swap() {
-            (self.config, self.expert_file_hashes) = before;
+        if changed && let Err(error) = self.swap() {
+            (self.loader.config, self.expert_file_hashes) = before;
             return Err(error);
         }
+        let others = !Arc::ptr_eq(&served, &self.models.set());
+        self.models.limit_candidates(self.loader.config.server.max_candidates);
         self.report_missing();
-        Ok(!Arc::ptr_eq(&served, &self.models.set()))
+        Ok(others)
     }
 
     fn swap(&mut self) -> Result<()> {
         let registry = self.follower.registry();
         let (schema, hashes) = (self.schema.as_deref(), &self.expert_file_hashes);
-        let plan = DesiredSet::new(&self.config, schema, registry, hashes)?;
+        let plan = DesiredSet::new(&self.loader.config, schema, registry, hashes)?;
         let old = self.models.set();
         let is_sound = || !old.fms().any(ServedFm::is_to_be_made_anew);
         // Versions that are only in training change nothing here.

@@ -105,8 +105,9 @@ impl VersionLoader {
                 Err(error) => return Err(error),
             }
         }
-        let mut set = ServingSet::new(revision, fms, default, arms);
-        set.unloaded = unloaded;
+        let max_candidates = self.config.server.max_candidates;
+        let mut set = ServingSet::new(max_candidates, fms, default, arms);
+        (set.revision, set.unloaded) = (revision, unloaded);
         self.metrics.set_versions(&set);
         Ok(set)
     }

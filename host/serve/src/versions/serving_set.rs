@@ -112,7 +112,7 @@ impl ExpertArm {
 }
 
 /// The expert versions of a surface.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct SurfaceRoute {
     expert: String,
     shares: Shares,
@@ -121,11 +121,14 @@ struct SurfaceRoute {
 }
 
 /// The set of versions that serve.
+#[derive(Clone)]
 pub struct ServingSet {
     /// Number of registry decisions that it includes.
     pub revision: u64,
     /// The longest history that one of its FMs reads.
     pub max_history: usize,
+    /// The most candidates of a request, for which the memory of its experts was checked.
+    pub max_candidates: usize,
     /// Why shadow and standby versions could not be loaded.
     pub unloaded: Vec<String>,
     fms: BTreeMap<String, ServedFm>,
@@ -136,12 +139,12 @@ pub struct ServingSet {
 }
 
 impl ServingSet {
-    /// Builds the set from loaded versions.
+    /// Builds the set from loaded versions, for requests of at most `max_candidates`.
     ///
     /// # Panics
     /// If `default_fm` is not among the FMs.
     pub fn new(
-        revision: u64,
+        max_candidates: usize,
         fms: Vec<ServedFm>,
         default_fm: String,
         arms: Vec<Arc<ExpertArm>>,
@@ -166,7 +169,8 @@ impl ServingSet {
         }
         let lengths = fms.values().map(|fm| fm.manifest().config.max_history);
         let max_history = lengths.max().unwrap_or(0);
-        Self { revision, max_history, unloaded: Vec::new(), fms, default_fm, arms, routes }
+        let (revision, unloaded) = (0, Vec::new());
+        Self { revision, max_history, max_candidates, unloaded, fms, default_fm, arms, routes }
     }
 
     /// An FM version, if it is loaded.
@@ -253,6 +257,14 @@ impl ServingModels {
         // Models that only the old set has are unloaded here, or by its last request.
         self.set.replace(set);
         *lock(&self.problem) = problem;
+    }
+
+    /// Lets the current versions take requests of at most so many candidates.
+    pub(super) fn limit_candidates(&self, max_candidates: usize) {
+        let set = self.set();
+        if set.max_candidates != max_candidates {
+            self.set.replace(ServingSet { max_candidates, ..(*set).clone() });
+        }
     }
 
     /// Why the registry's newest decision is not served.
