@@ -123,7 +123,7 @@ pub fn follow(
     let mut window = EvalWindow::of_fm(&spec, config.fm_gate.rows);
     checkpoint::read_measured(&work, &mut window);
     let gate = FmPublishGate::new(&context, &trained, window, &telemetry)?;
-    let reports = RecordReports::of(&telemetry, config);
+    let reports = RecordReports::of(&telemetry, config, shutdown);
     let reader = JoinedReader::open(context, &LetterReader::Trainer(topic), from, reports)?;
     place.orders = Some(reader.orders_position());
     let follower = FmFollower {

@@ -256,9 +256,10 @@ fn weights_are_used_only_past_what_they_had_learned() {
     publisher.publish(&new.trained_weights("1.0.0").unwrap(), facts).unwrap();
     let mut registered = Registered::new(&*engine, &config.paths.fm).unwrap();
     let options = LoggingOptions { until_end: true, metrics: None };
+    let streams = engine.clone();
     let context = ServiceContext { dataset: &dataset, config: &config, engine };
-    follow(context, &mut || registered.to_log(), options, &Shutdown::default(), &mut Vec::new())
-        .unwrap();
+    let mut active = || registered.to_log(&*streams);
+    follow(context, &mut active, options, &Shutdown::default(), &mut Vec::new()).unwrap();
     let rows = logged(&config, "1.0.0");
     let of = |dir: &Path| {
         let fm = inference::load(dir, Default::default()).unwrap();
@@ -289,7 +290,7 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
     let engine = MemoryEngine::new(10);
     let mut registered = Registered::new(&engine, &config.paths.fm).unwrap();
     let mut logged = || {
-        let own = registered.to_log().unwrap().into_iter();
+        let own = registered.to_log(&engine).unwrap().into_iter();
         own.map(|own| (own.version, own.checkpoint.is_some())).collect::<Vec<_>>()
     };
     let configured = ("1.0.0".to_owned(), true);
