@@ -230,7 +230,7 @@ pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
         let shutdown = Shutdown::on_signals()?;
         logging::follow(
             context,
-            &mut || active.to_log(),
+            &mut || active.to_log(&*streams),
             options,
             &shutdown,
             &mut std::io::stdout(),

@@ -145,7 +145,7 @@ pub fn follow(
     let _owner = DirLock::acquire(&work)?;
     let telemetry = Arc::new(JobMetrics::default());
     let topic = Topic::expert(&entry.name, &version);
-    let reports = RecordReports::of(&telemetry, config);
+    let reports = RecordReports::of(&telemetry, config, shutdown);
     let own = OwnVersion { work: &work, topic: &topic, reports };
     let Some(Beginning { trainer: begun, feed, surfaces }) =
         begin(context, &engine, options, own, shutdown)?

@@ -127,7 +127,7 @@ pub fn follow(
     let mut window = EvalWindow::of_fm(&spec, config.fm_gate.rows);
     checkpoint::read_measured(&work, &mut window);
     let mut gate = FmPublishGate::new(&context, &trained, window, &telemetry)?;
-    let reports = RecordReports::of(&telemetry, config);
+    let reports = RecordReports::of(&telemetry, config, shutdown);
     let reader = JoinedReader::open(context, &LetterReader::Trainer(topic), from, reports)?;
     let mut place = place.unwrap_or_else(|| FmCheckpoint::at(reader.place()));
     place.orders = Some(reader.orders_position());

@@ -16,9 +16,10 @@ use crate::ServiceContext;
 use crate::error::{Error, Result};
 use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::ColumnRanges;
 use hypercast_stream::dead_letters::{
-    DeadLetter, DeadLetterQueue, LetterReader, SetAsideRate, UnusableRecord,
+    DeadLetter, DeadLetterQueue, LetterReader, LetterScope, SetAsideRate, UnusableRecord,
 };
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::streams::{
@@ -48,19 +49,27 @@ pub(super) struct RecordKey {
     pub(super) position: u64,
     /// How often it was tried again before; 0 for a record that the stream brings.
     pub(super) retries: u32,
+    /// CRC-32 of its content; none of a row of a feature log.
+    pub(super) checksum: Option<u32>,
 }
 
 impl RecordKey {
+    /// Of a record of a stream.
+    fn of(record: &StreamRecord, retries: u32) -> RecordKey {
+        let StreamPlace { checksum, .. } = StreamPlace::after(record);
+        RecordKey { position: record.position, retries, checksum }
+    }
+
     /// The record as one that cannot be used.
     pub(super) fn unusable(self, example: &Example, reason: String) -> UnusableRecord {
-        let RecordKey { position, retries } = self;
-        UnusableRecord { position, retries, request: Some(example.request), reason }
+        let RecordKey { position, retries, checksum } = self;
+        UnusableRecord { position, retries, request: Some(example.request), checksum, reason }
     }
 
     /// A record that cannot be read.
     pub(super) fn unreadable(self, why: &Error) -> UnusableRecord {
-        let RecordKey { position, retries } = self;
-        UnusableRecord { position, retries, request: None, reason: why.to_string() }
+        let RecordKey { position, retries, checksum } = self;
+        UnusableRecord { position, retries, request: None, checksum, reason: why.to_string() }
     }
 }
 
@@ -80,13 +89,15 @@ pub(super) struct RecordReports {
     pub(super) rate: Arc<SetAsideRate>,
     /// What is done if some are missing.
     pub(super) gaps: GapHandling,
+    /// Ends the repetition of what fails.
+    pub(super) stop: Shutdown,
 }
 
 impl RecordReports {
     /// In the metrics of a job, once for each.
-    pub(super) fn of(metrics: &JobMetrics, config: &Config) -> RecordReports {
+    pub(super) fn of(metrics: &JobMetrics, config: &Config, stop: &Shutdown) -> RecordReports {
         let (rate, gaps) = (metrics.set_aside.clone(), metrics.gaps(config.engine.on_gap));
-        RecordReports { rate, gaps }
+        RecordReports { rate, gaps, stop: stop.clone() }
     }
 }
 
@@ -142,8 +153,9 @@ impl JoinedReader {
         let (topic, JoinedPosition { joined, orders }) = (Topic::joined(), position);
         let with = dataset.items.values().filter(|item| !item.content.is_empty());
         let content = with.map(|item| (item.id, item.content.clone())).collect();
-        let RecordReports { rate, gaps } = reports;
-        let letters = DeadLetterQueue::open(engine.clone(), reader, topic.name(), orders, rate)?;
+        let RecordReports { rate, gaps, stop } = reports;
+        let of = LetterScope { reader, source: topic.name() };
+        let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
         let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm);
         let ranges = ColumnRanges::new(&dataset.schema);
         let stream = StreamFollower::open(engine.clone(), topic, joined, gaps)?;
@@ -175,12 +187,12 @@ impl JoinedReader {
     pub(super) fn retries(&mut self) -> Result<Vec<PositionedExample>> {
         let orders = self.letters.orders();
         let read = orders.into_iter().map(|letter| {
-            let DeadLetter { position, retries, .. } = letter;
+            let DeadLetter { position, retries, checksum, .. } = letter;
             let read = letter.record(&*self.engine).map_err(Error::from);
             read.and_then(|payload| {
                 self.decode(&StreamRecord { position, stored_ms: None, payload }, retries)
             })
-            .map_err(|why| RecordKey { position, retries }.unreadable(&why))
+            .map_err(|why| RecordKey { position, retries, checksum }.unreadable(&why))
         });
         self.usable(read.collect())
     }
@@ -198,7 +210,13 @@ impl JoinedReader {
             return Ok(JoinedRead::Gap(gap));
         }
         let before = self.place();
-        let records = match self.stream.next(most, wait) {
+        let read = self.stream.next(most, wait).and_then(|records| {
+            if !records.is_empty() || self.place() != before {
+                return Ok(records);
+            }
+            self.stream.next_stored(most)
+        });
+        let records = match read {
             Ok(records) if records.is_empty() && self.place() != before => {
                 let to = self.place();
                 let gap = PassedGap { to, is_back: to.position < before.position };
@@ -217,8 +235,7 @@ impl JoinedReader {
             return Ok(JoinedRead::End);
         }
         let read = records.iter().map(|record| {
-            let key = RecordKey { position: record.position, retries: 0 };
-            self.decode(record, 0).map_err(|why| key.unreadable(&why))
+            self.decode(record, 0).map_err(|why| RecordKey::of(record, 0).unreadable(&why))
         });
         let usable = self.usable(read.collect())?;
         Ok(if usable.is_empty() { JoinedRead::Later } else { JoinedRead::Records(usable) })
@@ -237,8 +254,7 @@ impl JoinedReader {
             };
         let example = self.restored(example);
         self.fits.check(&example)?;
-        let key = RecordKey { position: record.position, retries };
-        let end = StreamPlace::after(record);
+        let (key, end) = (RecordKey::of(record, retries), StreamPlace::after(record));
         Ok(PositionedExample { example, correction, ingested_ms, key, end })
     }
 
@@ -387,7 +403,7 @@ mod tests {
     ) -> (JoinedReader, JobMetrics) {
         let (mut config, metrics) = (Config::default(), JobMetrics::default());
         config.engine.on_gap = policy;
-        let reports = RecordReports::of(&metrics, &config);
+        let reports = RecordReports::of(&metrics, &config, &Shutdown::default());
         let context = ServiceContext { dataset, config: &config, engine };
         let position = JoinedPosition { joined, orders: None };
         let of = LetterReader::Logging;
@@ -429,7 +445,7 @@ mod tests {
         let records = records(again.next(8, Duration::ZERO).unwrap());
         let positions: Vec<u64> = records.iter().map(|record| record.key.position).collect();
         assert_eq!(positions, [0, 4]);
-        let letters = dead_letters::list(&*engine).unwrap();
+        let letters = dead_letters::list(&*engine).unwrap().letters;
         let positions: Vec<u64> = letters.iter().map(|own| own.letter.position).collect();
         assert_eq!(positions, [1, 2, 3], "each once, although they were read twice");
         assert!(letters[1].letter.reason.contains("its surface has index 3"), "{letters:?}");

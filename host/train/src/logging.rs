@@ -95,7 +95,7 @@ pub fn follow(
     let checksum = log.position_checksum();
     let from = log.position().map(|position| StreamPlace { position, checksum });
     let position = JoinedPosition { joined: from, orders: None };
-    let reports = RecordReports::of(&telemetry, config);
+    let reports = RecordReports::of(&telemetry, config, shutdown);
     let reader = JoinedReader::open(context, &LetterReader::Logging, position, reports)?;
     let meters = LoggingMeters::new(&telemetry);
     serve_metrics(&telemetry, options.metrics, out)?;

@@ -217,7 +217,7 @@ impl RolloutController {
     }
 
     fn advance(&mut self, rollout: &mut Rollout) -> Result<()> {
-        self.follower.catch_up()?;
+        self.follower.catch_up(&*self.context.acceptor.streams)?;
         self.follower.registry().check_complete()?;
         if rollout.step != RolloutStep::Replay && self.follow_registry(rollout) {
             return Ok(());

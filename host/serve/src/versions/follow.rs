@@ -55,7 +55,7 @@ pub struct SetUpdater {
     follower: RegistryFollower,
     /// The set that was last loaded.
     plan: DesiredSet,
-    /// Counts the decisions of the registry that this version of hypercast cannot apply.
+    /// Counts the decisions that the registry misses.
     unapplied: IntGauge,
     /// The versions that serve.
     pub(crate) models: Arc<ServingModels>,
@@ -74,14 +74,14 @@ impl SetUpdater {
         streams: &dyn StreamEngine,
     ) -> Result<Self> {
         let mut follower = RegistryFollower::new(streams)?;
-        follower.catch_up()?;
+        follower.catch_up(streams)?;
         let expert_file_hashes = expert_file_hashes(config);
         let (of, hashes) = (schema.as_deref(), &expert_file_hashes);
         let plan = DesiredSet::new(config, of, follower.registry(), hashes)?;
         let models = Arc::new(ServingModels::new(loader.load(&plan, None, follower.position())?));
         let unapplied = loader.metrics.gauge(
             "hypercast_registry_unapplied_decisions",
-            "Decisions of the registry that this version of hypercast cannot apply; it decides nothing meanwhile",
+            "Decisions of the registry that this version of hypercast cannot apply or its stream has lost; it decides nothing meanwhile",
         );
         let updater =
             SetUpdater { expert_file_hashes, schema, loader, follower, plan, unapplied, models };
@@ -106,7 +106,8 @@ impl SetUpdater {
             lower_thread_priority();
             feeds.follow(stop, &metrics);
         })?;
-        following.threads.spawn("versions", move |stop| self.follow(stop, &asked))?;
+        let registry = streams.clone();
+        following.threads.spawn("versions", move |stop| self.follow(&*registry, stop, &asked))?;
         if let Some(service) = service {
             following
                 .threads
@@ -114,14 +115,20 @@ impl SetUpdater {
         }
         Ok(following)
     }
-    fn follow(mut self, stop: &Shutdown, asked: &Receiver<ReloadRequest>) {
+
+    fn follow(
+        mut self,
+        streams: &dyn StreamEngine,
+        stop: &Shutdown,
+        asked: &Receiver<ReloadRequest>,
+    ) {
         let mut tried = Instant::now();
         while !stop.is_requested() {
             if let Ok(ReloadRequest { config, done }) = asked.try_recv() {
                 // The caller may have gone.
                 let _ = done.send(self.reload(config));
             }
-            match self.follower.poll(WAIT) {
+            match self.follower.poll(streams, WAIT) {
                 // A trainer may have published what was missing.
                 Ok(false) if tried.elapsed() > RETRY => {
                     tried = Instant::now();
@@ -130,8 +137,8 @@ impl SetUpdater {
                 }
                 Ok(false) => {}
                 Ok(true) => {
-                    let outcome =
-                        self.follower.catch_up().map_err(Error::from).and_then(|()| self.swap());
+                    let caught_up = self.follower.catch_up(streams).map_err(Error::from);
+                    let outcome = caught_up.and_then(|()| self.swap());
                     self.report(outcome);
                 }
                 Err(error) => {

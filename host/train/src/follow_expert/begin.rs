@@ -21,7 +21,7 @@ use hypercast_core::{atomic_dir, shutdown::Shutdown};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert::train::SavedTrainer;
-use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader};
+use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope};
 use hypercast_stream::streams::{StreamEngine, StreamPlace, Topic};
 
 /// What there is to go on with.
@@ -95,8 +95,9 @@ pub(super) fn begin(
     let feed = match (begun.place.position, &options.fm_checkpoint) {
         (FeedPosition::Logs(from), None) => {
             let logs = LogFollower::open(&config.paths.logs, &fm, from)?;
-            let letters =
-                DeadLetterQueue::open(engine.clone(), &reader, FEATURE_LOGS, orders, reports.rate)?;
+            let of = LetterScope { reader: &reader, source: FEATURE_LOGS };
+            let RecordReports { rate, stop, .. } = reports;
+            let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
             LogFeed::Logs(Box::new(FollowedLogs { logs, letters }))
         }
         (FeedPosition::Joined(from), Some(checkpoint)) => {

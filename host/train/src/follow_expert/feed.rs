@@ -106,7 +106,8 @@ impl FollowedLogs {
             return Ok(FeedItem::End);
         };
         // The follower stands behind the row, in the row's own file.
-        let key = RecordKey { position: self.logs.position().number() - 1, retries: 0 };
+        let position = self.logs.position().number() - 1;
+        let key = RecordKey { position, retries: 0, checksum: None };
         Ok(FeedItem::WindowRow(FeedRow { logged, key }))
     }
 
@@ -114,7 +115,7 @@ impl FollowedLogs {
     fn retries(&mut self) -> Result<Vec<FeedRow>> {
         let (mut rows, mut unusable) = (Vec::new(), Vec::new());
         for DeadLetter { position, retries, .. } in self.letters.orders() {
-            let key = RecordKey { position, retries };
+            let key = RecordKey { position, retries, checksum: None };
             match self.logs.request_at(LogPosition::from_number(position)) {
                 Ok(logged) => rows.push(FeedRow { logged, key }),
                 Err(why) => unusable.push(key.unreadable(&why.into())),

@@ -19,7 +19,9 @@ use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
 use hypercast_data::logs::{LogPosition, LogRow, LogVersion, LogWriter};
-use hypercast_stream::dead_letters::{self, DeadLetterQueue, FEATURE_LOGS, LetterReader};
+use hypercast_stream::dead_letters::{
+    self, DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope,
+};
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish::PublicationFollower;
 use hypercast_stream::registry::{RegistryClient, VersionState, WeightsLocation};
@@ -373,7 +375,7 @@ fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
     world.log(80..160, false);
     let place = world.follow(&engine, &world.config).place.unwrap();
     assert_eq!(place.requests, 78);
-    let listed = || dead_letters::list(&*engine).unwrap();
+    let listed = || dead_letters::list(&*engine).unwrap().letters;
     let letters = listed();
     let file = LogPosition::file(1).number();
     let positions: Vec<u64> = letters.iter().map(|own| own.letter.position - file).collect();
@@ -385,9 +387,13 @@ fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
 
     let reader = LetterReader::Trainer(Topic::expert("all", "1.0.0"));
     let own: Arc<dyn StreamEngine> = engine.clone();
-    let queue = DeadLetterQueue::open(own, &reader, FEATURE_LOGS, None, Arc::default()).unwrap();
-    let by_hand =
-        |position| UnusableRecord { position, retries: 0, request: None, reason: "by hand".into() };
+    let of = LetterScope { reader: &reader, source: FEATURE_LOGS };
+    let stop = Shutdown::default();
+    let queue = DeadLetterQueue::open(own, of, None, Arc::default(), stop).unwrap();
+    let by_hand = |position| {
+        let (request, checksum, reason) = (None, None, "by hand".into());
+        UnusableRecord { position, retries: 0, request, checksum, reason }
+    };
     // An honest row, and one of a file that is not there.
     queue.set_aside(vec![by_hand(file + 7), by_hand(file * 9)]).unwrap();
     for number in [1, 2, 3] {

@@ -276,7 +276,7 @@ impl FmPublishGate {
         let version = self.version.clone();
         let wanted = match self.has_published {
             true => Some(ToLog { version, checkpoint: None, published: true }),
-            false => self.registered.answering()?,
+            false => self.registered.answering(&*self.loading.engine)?,
         };
         if self.serving.as_ref().map(|serving| &serving.to_log) != wanted.as_ref() {
             // Both may be of one version, whose work folder has room for one.

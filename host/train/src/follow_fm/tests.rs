@@ -16,7 +16,7 @@ use hypercast_config::PublishSettings;
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
-use hypercast_stream::dead_letters::{self, DeadLetterQueue, UnusableRecord};
+use hypercast_stream::dead_letters::{self, DeadLetterQueue, LetterScope, UnusableRecord};
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish;
 use hypercast_stream::registry::{RegistryClient, VersionState, WeightsLocation};
@@ -295,7 +295,7 @@ fn a_harmful_record_is_a_dead_letter_and_is_tried_again_once() {
     let killed = AssertUnwindSafe(|| run(&dataset, &config, cut, &Shutdown::default()));
     assert!(catch_unwind(killed).is_err());
     run(&dataset, &config, engine.clone(), &Shutdown::default());
-    let listed = || dead_letters::list(&*engine).unwrap();
+    let listed = || dead_letters::list(&*engine).unwrap().letters;
     let letters = listed();
     let positions: Vec<u64> = letters.iter().map(|own| own.letter.position).collect();
     assert_eq!(positions, [[120].as_slice(), &poisoned].concat());
@@ -308,9 +308,12 @@ fn a_harmful_record_is_a_dead_letter_and_is_tried_again_once() {
     // One that harms again, one that still cannot be read, and an honest one.
     let reader = LetterReader::Trainer(Topic::fm("1.0.0"));
     let own: Arc<dyn StreamEngine> = engine.clone();
-    let queue = DeadLetterQueue::open(own, &reader, "joined", None, Arc::default()).unwrap();
+    let of = LetterScope { reader: &reader, source: "joined" };
+    let stop = Shutdown::default();
+    let queue = DeadLetterQueue::open(own, of, None, Arc::default(), stop).unwrap();
     let (reason, honest) = ("by hand".to_owned(), 3);
-    let by_hand = UnusableRecord { position: honest, retries: 0, request: None, reason };
+    let by_hand =
+        UnusableRecord { position: honest, retries: 0, request: None, checksum: None, reason };
     queue.set_aside(vec![by_hand]).unwrap();
     for number in [0, 1, 4] {
         dead_letters::retry(&*engine, number).unwrap();

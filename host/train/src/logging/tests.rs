@@ -389,9 +389,10 @@ impl TwoWeights {
         self.config.paths.logs = logs.to_path_buf();
         let mut registered = Registered::new(&*engine, &self.config.paths.fm).unwrap();
         let options = LoggingOptions { until_end: true, metrics: None };
+        let streams = engine.clone();
         let context = ServiceContext { dataset: &self.dataset, config: &self.config, engine };
-        let stop = Shutdown::default();
-        follow(context, &mut || registered.to_log(), options, &stop, &mut Vec::new()).unwrap();
+        let mut active = || registered.to_log(&*streams);
+        follow(context, &mut active, options, &Shutdown::default(), &mut Vec::new()).unwrap();
         logged(&self.config, "1.0.0")
     }
 
@@ -452,7 +453,7 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
     let engine = MemoryEngine::new(10);
     let mut registered = Registered::new(&engine, &config.paths.fm).unwrap();
     let mut logged = || {
-        let own = registered.to_log().unwrap().into_iter();
+        let own = registered.to_log(&engine).unwrap().into_iter();
         own.map(|own| (own.version, own.checkpoint.is_some())).collect::<Vec<_>>()
     };
     let configured = ("1.0.0".to_owned(), true);

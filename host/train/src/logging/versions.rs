@@ -79,8 +79,8 @@ impl Registered {
     ///
     /// # Errors
     /// An engine that cannot be reached, a checkpoint that cannot be read.
-    pub fn to_log(&mut self) -> Result<Vec<ToLog>> {
-        self.follower.catch_up()?;
+    pub fn to_log(&mut self, engine: &dyn StreamEngine) -> Result<Vec<ToLog>> {
+        self.follower.catch_up(engine)?;
         let registry = self.follower.registry();
         let mut all: Vec<ToLog> = registry.live_fms().into_iter().map(ToLog::registered).collect();
         if registry.leaves_the_configured_fm() {
@@ -105,8 +105,8 @@ impl Registered {
     ///
     /// # Errors
     /// As [`Registered::to_log`].
-    pub(crate) fn answering(&mut self) -> Result<Option<ToLog>> {
-        self.follower.catch_up()?;
+    pub(crate) fn answering(&mut self, engine: &dyn StreamEngine) -> Result<Option<ToLog>> {
+        self.follower.catch_up(engine)?;
         if let Some(fm) = self.follower.registry().newest_fm() {
             return Ok(Some(ToLog::registered(fm)));
         }

@@ -52,9 +52,12 @@ fn what_is_ordered_while_a_trainer_that_never_saved_is_down_is_done() {
     let engine = streams(&records[..40]);
     let own: Arc<dyn StreamEngine> = engine.clone();
     let reader = LetterReader::Trainer(Topic::fm("1.0.0"));
-    let queue = DeadLetterQueue::open(own, &reader, "joined", None, Arc::default()).unwrap();
+    let of = LetterScope { reader: &reader, source: "joined" };
+    let stop = Shutdown::default();
+    let queue = DeadLetterQueue::open(own, of, None, Arc::default(), stop).unwrap();
     let reason = "by hand".to_owned();
-    let by_hand = UnusableRecord { position: 12, retries: 0, request: None, reason };
+    let by_hand =
+        UnusableRecord { position: 12, retries: 0, request: None, checksum: None, reason };
     queue.set_aside(vec![by_hand]).unwrap();
     engine.trim(&Topic::joined(), 10).unwrap();
     kill(
