@@ -9,7 +9,7 @@ use std::{
     ops::Range,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock, TryLockError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -85,8 +85,9 @@ pub trait FoundationModel: Send + Sync {
     ///
     /// # Errors
     /// A model that was not loaded by [`load_updatable`], or an update that is damaged or does not
-    /// match the model; nothing has changed then. A store that cannot be written: the old weights
-    /// stay in service, but the model accepts no further updates and must be loaded again.
+    /// match the model; nothing has changed then. A store that cannot be written, or a file of it
+    /// that was cut: the old weights stay in service, but the model accepts no further updates and
+    /// must be loaded again, which [`FoundationModel::check_files`] says from then on.
     fn update(&self, update: WeightUpdate) -> Result<()>;
 
     /// TAEs and main predictions of every target, in order. Batching and caching do not change the
@@ -110,7 +111,8 @@ pub trait FoundationModel: Send + Sync {
     ///
     /// # Errors
     /// [`hypercast_store::Error::FileLost`] with the first file that was cut. Requests are answered
-    /// again once it is as it was.
+    /// again once it is as it was. [`crate::Error::Update`] after an update that could not be
+    /// written, until the model is loaded again.
     fn check_files(&self) -> Result<()>;
 }
 
@@ -164,15 +166,16 @@ const MAX_MICRO_BATCH: usize = 128;
 /// are slow.
 const MIN_MICRO_BATCH: usize = 16;
 
+const PANICKED: &str = "an earlier update panicked; load the model again";
+
 struct LoadedModel<B: ServingBackend> {
     /// The manifest of the loaded checkpoint.
     manifest: FmManifest,
     batch_builder: BatchBuilder,
     /// The generation in service. The lock is only held to clone or replace the pointer.
     current: RwLock<Arc<Generation<B>>>,
-    /// Present if the model takes updates. The inner option becomes `None` once the store has
-    /// failed.
-    updater: Option<Mutex<Option<LiveUpdater<B>>>>,
+    /// Present if the model takes updates; once its store has failed, the reason is in its place.
+    updater: Option<Mutex<std::result::Result<LiveUpdater<B>, String>>>,
     history_cache_bytes: usize,
     warmer: Option<CacheWarmer>,
     /// Of requests: whole, known tokens, new tokens. Of updates: warmed tokens.
@@ -209,7 +212,7 @@ impl<B: ServingBackend> LoadedModel<B> {
             batch_builder: BatchBuilder::new(&manifest.spec, &manifest.config),
             manifest,
             current: RwLock::new(Arc::new(generation)),
-            updater: updater.map(|updater| Mutex::new(Some(updater))),
+            updater: updater.map(|updater| Mutex::new(Ok(updater))),
             history_cache_bytes,
             warmer,
             counts: Default::default(),
@@ -255,10 +258,11 @@ where
             return refused("the model was loaded without a work folder; load it for updates");
         };
         let Ok(mut slot) = updater.lock() else {
-            return refused("an earlier update panicked; load the model again");
+            return refused(PANICKED);
         };
-        let Some(updater) = slot.as_mut() else {
-            return refused("an earlier update could not be written; load the model again");
+        let updater = match &mut *slot {
+            Ok(updater) => updater,
+            Err(why) => return refused(why.clone()),
         };
         let next = updater.prepare(update, &self.generation(), self.history_cache_bytes)?;
         let swap = |generation| {
@@ -266,8 +270,11 @@ where
             std::mem::replace(&mut *current, generation)
         };
         self.warm_up(&next.generation);
-        updater.apply(next, swap).inspect_err(|_| {
-            *slot = None;
+        updater.apply(next, swap).inspect_err(|error| {
+            *slot = Err(format!(
+                "an update could not be written ({error}); the weights before it stay in service \
+                 until the model is loaded again"
+            ));
             self.generation().cache.reserve(0);
         })
     }
@@ -315,7 +322,13 @@ where
     }
 
     fn check_files(&self) -> Result<()> {
-        self.generation().rows.check_files()
+        self.generation().rows.check_files()?;
+        // An update that goes on has not failed.
+        match self.updater.as_ref().map(Mutex::try_lock) {
+            Some(Err(TryLockError::Poisoned(_))) => refused(PANICKED),
+            Some(Ok(slot)) => slot.as_ref().map_or_else(|why| refused(why.clone()), |_| Ok(())),
+            Some(Err(TryLockError::WouldBlock)) | None => Ok(()),
+        }
     }
 }
 

@@ -22,7 +22,10 @@ use crate::{
     Result,
     alignment::AlignmentModules,
     batch::{BatchBuilder, FmBatch},
-    checkpoint::{FORMAT, FmManifest, load_weights, replace_checkpoint, save_weights, weights_of},
+    checkpoint::{
+        FORMAT, FmManifest, checkpoint_error, load_weights, replace_checkpoint, save_weights,
+        weights_of,
+    },
     cost::ModelSize,
     device::{Cpu, DeviceKind},
     ema,
@@ -137,7 +140,7 @@ pub trait FmTrainer: Send {
     /// Writes a checkpoint with the name `version` into `dir`, replacing its content.
     ///
     /// # Errors
-    /// Errors of the file system or the store.
+    /// Weights that are not finite: `dir` stays as it is. Errors of the file system or the store.
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()>;
 
     /// Saves everything that the next step depends on into `dir`, replacing its content, for
@@ -541,8 +544,13 @@ where
     }
 
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()> {
-        self.store.commit()?;
-        let manifest = self.manifest(version);
+        let trained = self.trained_weights(version)?;
+        if let Some(what) = trained.not_finite()? {
+            let why = "is not finite after training, so nothing was written; lower the learning \
+                       rates (fm.learning_rate, fm.sparse_learning_rate) and train again";
+            return Err(checkpoint_error(dir, format!("{what} {why}")));
+        }
+        let manifest = trained.manifest;
         let network = self.predicting();
         replace_checkpoint(dir, |draft| {
             save_weights(&network.model, &draft.join("model.safetensors"))?;

@@ -62,6 +62,30 @@ pub struct TrainedWeights<'a> {
     pub rows: &'a Store,
 }
 
+impl TrainedWeights<'_> {
+    /// What has a value that is not finite, if anything has: then it is no model to serve.
+    ///
+    /// # Errors
+    /// The store's errors.
+    pub(crate) fn not_finite(&self) -> Result<Option<String>> {
+        const ROWS: usize = 1 << 12;
+        let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+        if let Some(tensor) = self.dense.iter().find(|tensor| !is_finite(&tensor.values)) {
+            return Ok(Some(format!("tensor {}", tensor.name)));
+        }
+        let ids: Vec<u64> = self.rows.ids().collect();
+        let dim = self.rows.dim();
+        for ids in ids.chunks(ROWS) {
+            let mut values = vec![0.0; ids.len() * dim];
+            self.rows.gather(ids, &mut values)?;
+            if let Some(at) = values.chunks(dim).position(|row| !is_finite(row)) {
+                return Ok(Some(format!("row {:016x}", ids[at])));
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// A range of consecutive values of a dense tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorSlice {

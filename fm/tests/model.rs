@@ -215,3 +215,23 @@ fn a_user_state_depends_on_the_history_alone() {
     assert_ne!(states(&[&shorter]), all[width..2 * width].to_vec());
     assert_eq!(states(&[&new]), vec![0.0; width]);
 }
+
+#[test]
+fn weights_that_are_not_finite_become_no_checkpoint() {
+    for (learning_rate, sparse_learning_rate, what) in
+        [(1e39, 0.1, "tensor"), (5e-3, f32::INFINITY, "row")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let config = FmConfig { learning_rate, sparse_learning_rate, ..config() };
+        let mut trainer =
+            trainer::create(&dir.path().join("work"), &config, &spec(), DeviceKind::Cpu).unwrap();
+        let checkpoint = dir.path().join("fm");
+        trainer.checkpoint(&checkpoint, "1.0.0").unwrap();
+        let before = std::fs::read(checkpoint.join("model.safetensors")).unwrap();
+        trainer.step(&batch(0).iter().collect::<Vec<_>>()).unwrap();
+        let why = trainer.checkpoint(&checkpoint, "1.0.0").unwrap_err().to_string();
+        assert!(why.contains(what) && why.contains("is not finite"), "{why}");
+        let after = std::fs::read(checkpoint.join("model.safetensors")).unwrap();
+        assert!(before == after, "what is there stays as it is");
+    }
+}

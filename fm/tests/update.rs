@@ -381,3 +381,39 @@ fn corrections_are_learned_and_not_in_the_output() {
     assert_ne!(a.dense, b.dense, "corrections change the weights");
     assert_eq!(a.manifest, b.manifest, "requests and statistics do not count them");
 }
+
+#[test]
+fn a_model_whose_store_was_cut_says_so_until_it_is_loaded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mut trainer = trainer::create(&path("work"), &config(), &spec(), DeviceKind::Cpu).unwrap();
+    step(&mut *trainer, 0);
+    whole(&mut *trainer).checkpoint(&path("first")).unwrap();
+    let load = || {
+        inference::load_updatable(&path("first"), &path("live"), FmServingOptions::default())
+            .unwrap()
+    };
+    let fm = load();
+    let slab = path("live").join("rows-00000.slab");
+    let content = std::fs::read(&slab).unwrap();
+    std::fs::write(&slab, []).unwrap();
+    assert!(fm.infer(&[&batch(0)[0]]).is_err());
+    std::fs::write(&slab, &content).unwrap();
+    fm.check_files().unwrap();
+    assert_is(&*fm, &path("first"), "the file is as it was");
+    step(&mut *trainer, 1);
+    let update = whole(&mut *trainer);
+    update.checkpoint(&path("second")).unwrap();
+    for _ in 0..2 {
+        // What its writer read meanwhile may have been zeros.
+        fm.update(update.clone()).unwrap_err();
+        let why = fm.check_files().unwrap_err().to_string();
+        assert!(why.contains("rows-00000.slab") && why.contains("loaded again"), "{why}");
+        assert_is(&*fm, &path("first"), "the old weights stay in service");
+    }
+    drop(fm);
+    let fm = load();
+    fm.update(update).unwrap();
+    fm.check_files().unwrap();
+    assert_is(&*fm, &path("second"), "loaded again");
+}

@@ -84,6 +84,11 @@ pub fn world(dir: &Path, requests: usize, surfaces: usize) -> Config {
         seed: 5,
     };
     simulate::simulate(&options).expect("a world can be simulated");
+    small_config()
+}
+
+/// A configuration with a very small FM.
+pub fn small_config() -> Config {
     let mut config = Config {
         expert_training: ExpertTraining { epochs: 1, ..ExpertTraining::default() },
         plugin_limits: PluginLimits { memory_mib: 32, ..PluginLimits::default() },
@@ -95,6 +100,37 @@ pub fn world(dir: &Path, requests: usize, surfaces: usize) -> Config {
     config.fm.max_history = 32;
     config.logs.skip_share = 0.1;
     config
+}
+
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder can be made");
+    for entry in std::fs::read_dir(from).expect("it is a folder") {
+        let entry = entry.expect("it can be read");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a file can be copied");
+        }
+    }
+}
+
+/// Writes a configuration of the folder `from` to its copy `to`, and makes its absolute paths point
+/// there.
+pub fn rebase(config: &Config, from: &Path, to: &Path) -> Config {
+    let path = to.join("hypercast.toml");
+    config.write(&path).expect("it can be written");
+    let text = std::fs::read_to_string(&path).expect("it was written");
+    let [from, to] = [from, to].map(|path| path.to_str().expect("a path in UTF-8"));
+    std::fs::write(&path, text.replace(from, to)).expect("it can be written");
+    Config::read(&path).expect("only its paths changed")
+}
+
+/// The value of a counter or gauge without labels in the text of `/metrics`.
+pub fn metric(text: &str, name: &str) -> usize {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{name} is in {text}")).parse().expect("a whole number")
 }
 
 /// The entry of an expert in the configuration.

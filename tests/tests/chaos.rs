@@ -21,7 +21,7 @@ use hypercast_serve::api::{ActionBody, EventsRequest, ImpressionBody};
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::streams::{self, Topic};
 use hypercast_tests::{
-    Prerequisites, expert, prerequisites, run_well,
+    Prerequisites, copy_folder, expert, prerequisites, rebase, run_well,
     services::{ServiceProcess, free_port, wait_until},
     world,
 };
@@ -173,8 +173,7 @@ struct System {
 impl System {
     /// Copies the trained models to a new folder.
     fn begin(binary: &Path, trained: &Path, dir: &Path, kind: EngineKind) -> System {
-        copy(trained, dir);
-        let path = dir.join("hypercast.toml");
+        copy_folder(trained, dir);
         let mut config = Config::read(&trained.join("hypercast.toml")).unwrap();
         let nats = (kind == EngineKind::Nats).then(|| {
             let program =
@@ -189,10 +188,7 @@ impl System {
             wait_until("NATS listens", PATIENCE, || TcpStream::connect(&address).is_ok());
             server
         });
-        // The configuration contains absolute paths. Make them point to the copy.
-        let text = toml(&config).replace(trained.to_str().unwrap(), dir.to_str().unwrap());
-        std::fs::write(&path, text).unwrap();
-        let config = Config::read(&path).unwrap();
+        let config = rebase(&config, trained, dir);
         let [ingest, serve] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
         System { binary: binary.into(), dir: dir.into(), config, ingest, serve, nats }
     }
@@ -347,25 +343,6 @@ impl System {
 fn agent() -> ureq::Agent {
     let config = ureq::Agent::config_builder().http_status_as_error(false);
     ureq::Agent::new_with_config(config.timeout_global(Some(Duration::from_secs(10))).build())
-}
-
-fn toml(config: &Config) -> String {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    config.write(file.path()).unwrap();
-    std::fs::read_to_string(file.path()).unwrap()
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 fn nats_server() -> Option<PathBuf> {

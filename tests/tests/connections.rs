@@ -11,7 +11,7 @@ use std::{
 
 use hypercast_core::prerequisite::skip;
 use hypercast_tests::{
-    TestDaemon, binary,
+    TestDaemon, binary, metric,
     secure::{HttpRequest, HttpResponse, ask},
     services::{free_port, wait_until},
     world,
@@ -31,12 +31,6 @@ const ALLOCATOR_MIB: usize = 48;
 const BODY_BYTES: usize = 4 << 20;
 
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The value of a metric without labels.
-fn metric(text: &str, name: &str) -> usize {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("{name} is in {text}")).parse().unwrap()
-}
 
 /// Sends all of the largest body but its last byte, as far as the daemon takes it.
 fn almost_send(address: &str, body: &[u8]) -> TcpStream {

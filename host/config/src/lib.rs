@@ -303,15 +303,18 @@ impl Config {
     /// Memory for the bodies of all requests in flight, in bytes: `server.max_inflight_body_mib`,
     /// or more if a single body may have more.
     pub fn inflight_body_bytes(&self) -> usize {
+        let most = self.server.max_inflight_body_mib << 20;
+        self.body_limits().into_iter().map(|(_, bytes)| bytes).fold(most, usize::max)
+    }
+
+    /// The largest body of each kind, in bytes, by the key that sets it.
+    pub fn body_limits(&self) -> [(&'static str, usize); 4] {
         [
-            self.server.max_inflight_body_mib << 20,
-            self.server.max_body_bytes,
-            self.fm_serving.max_body_bytes,
-            self.fm_logging.max_body_bytes,
-            self.rollout.max_push_mib << 20,
+            ("server.max_body_bytes", self.server.max_body_bytes),
+            ("fm_serving.max_body_bytes", self.fm_serving.max_body_bytes),
+            ("fm_logging.max_body_bytes", self.fm_logging.max_body_bytes),
+            ("rollout.max_push_mib", self.rollout.max_push_mib << 20),
         ]
-        .into_iter()
-        .fold(0, usize::max)
     }
 
     /// The limits for loading an expert. Callers add what the FM determines.

@@ -85,7 +85,8 @@ pub struct PluginLimits {
     pub max_parameters: usize,
     /// The most floating-point operations of a plugin's network for one candidate.
     pub max_flops: u64,
-    /// The most memory of a plugin's network, in MiB, where it serves or is trained: parameters,
+    /// The most memory of a plugin's network, in MiB, for each use where it is made of it, to serve
+    /// or to be trained: parameters,
     /// what is derived from them, and the values of all runs at a time. It is computed for the
     /// largest requests and batches before anything is allocated.
     pub network_memory_mib: u64,

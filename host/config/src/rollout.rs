@@ -42,7 +42,7 @@ pub enum StopAfter {
 pub struct RolloutSettings {
     /// Public keys whose signatures are accepted, as "ed25519:HEX" (`hypercast plugin keygen`
     /// prints one). Names of experts after a space, separated by commas, are all that the key may
-    /// push: "ed25519:HEX feed,search". Without keys, nothing can be pushed.
+    /// push: "ed25519:HEX feed,search". A key has one entry. Without keys, nothing can be pushed.
     pub trusted_keys: Vec<String>,
     /// The name of this deployment. A signature that names another one is refused, and with a name
     /// here also one that names none (`hypercast plugin sign --audience`).
@@ -134,9 +134,26 @@ impl RolloutSettings {
     /// The keys whose signatures are accepted.
     ///
     /// # Errors
-    /// An entry is not a key, or not a list of names after it.
+    /// An entry is not a key, or not a list of names after it; two entries give one key different
+    /// names.
     pub fn keys(&self) -> crate::Result<Vec<TrustedKey>> {
-        self.trusted_keys.iter().map(|text| TrustedKey::parse(text)).collect()
+        let mut keys: Vec<TrustedKey> = Vec::new();
+        for (at, text) in self.trusted_keys.iter().enumerate() {
+            let own = TrustedKey::parse(text)?;
+            if let Some(first) = keys.iter().position(|other| other.key == own.key)
+                && keys[first].names != own.names
+            {
+                return Err(Error::invalid(format!(
+                    "entries {} and {} give the key {} different names; write one entry with all \
+                     that it may push",
+                    first + 1,
+                    at + 1,
+                    own.key.text()
+                )));
+            }
+            keys.push(own);
+        }
+        Ok(keys)
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {
@@ -242,4 +259,25 @@ impl PublicKey {
 /// The SHA-256 of `bytes`, in hex.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(digest::digest(&digest::SHA256, bytes).as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_stands_twice_must_say_the_same() {
+        let key = |letter: &str| format!("{PUBLIC_KEY}{}", letter.repeat(64));
+        let settings = |keys: &[String]| RolloutSettings {
+            trusted_keys: keys.to_vec(),
+            ..RolloutSettings::default()
+        };
+        let [a, upper, b] = [key("a"), key("A"), key("b")];
+        for other in [format!("{upper} feed"), format!("{a} feed,search")] {
+            let why = settings(&[a.clone(), b.clone(), other]).validate().unwrap_err();
+            assert!(why.contains("trusted_keys") && why.contains("entries 1 and 3"), "{why}");
+            assert!(why.contains(&a), "{why}");
+        }
+        settings(&[a.clone(), upper, b]).validate().unwrap();
+    }
 }

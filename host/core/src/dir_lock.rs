@@ -30,11 +30,15 @@ impl DirLock {
     /// Locks `dir`, and creates it if it is missing.
     ///
     /// # Errors
-    /// Another process holds it (the error has its process id), or the file system fails.
+    /// Refused: another process holds it; the error has its process id. Anything else is what the
+    /// file system says: a folder that cannot be written, or a file in its place.
     pub fn acquire(dir: &Path) -> Result<DirLock> {
         atomic_dir::create(dir)?;
         DirLock::try_acquire(&dir.join("owner.lock"), Duration::ZERO)?.map_err(|holder| {
-            Error::data(dir, format!("{holder} works here; stop it first, or use another folder"))
+            let dir = dir.display();
+            Error::refused(format!(
+                "{dir}: {holder} works here; stop it first, or use another folder"
+            ))
         })
     }
 
@@ -89,18 +93,34 @@ fn holder(file: &mut File) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn a_second_process_is_refused_with_the_first_ones_id() {
         let dir = tempfile::tempdir().unwrap();
         let work = dir.path().join("work");
         let lock = DirLock::acquire(&work).unwrap();
-        let refused = DirLock::acquire(&work).unwrap_err().to_string();
-        assert!(
-            refused.contains(&format!("process {} works here", std::process::id())),
-            "{refused}"
-        );
+        let refused = DirLock::acquire(&work).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Refused);
+        let why = refused.to_string();
+        let holder = format!("{}: process {} works here", work.display(), std::process::id());
+        assert!(why.contains(&holder), "{why}");
         drop(lock);
         DirLock::acquire(&work).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_used_is_not_held_by_anybody() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, blocked) = (dir.path().join("file"), dir.path().join("blocked"));
+        std::fs::write(&file, "x").unwrap();
+        std::fs::create_dir_all(blocked.join("owner.lock")).unwrap();
+        for place in [file, blocked] {
+            let error = DirLock::acquire(&place).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+            let why = error.to_string();
+            let place = place.display().to_string();
+            assert!(why.contains(&place) && !why.contains("works here"), "{why}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use super::batch::{ExpertBatch, ExpertColumns, Tae};
 use super::breaker::{Breaker, BreakerConfig, BreakerState, FailedCall};
 use super::counters::{CountersSnapshot, ExpertCounters};
 use super::cpu_budget::ThreadPermit;
-use super::graph::{ExpertGraph, GraphLimits};
+use super::graph::{ExpertGraph, GraphLimits, NetworkUse};
 use super::network::{BufferPool, ServingNetwork, network};
 use super::normalise::Normaliser;
 use super::params::{Parameters, Provenance, SavedParameters};
@@ -120,13 +120,14 @@ impl Blueprint {
         Err(Error::Parameters { path, why })
     }
 
-    /// Checks the network's memory against other limits than those it was loaded with.
+    /// Checks the network's memory for another use than to serve as it was loaded to: to serve
+    /// larger requests, or to be trained.
     ///
     /// # Errors
-    /// It needs more.
-    pub fn check_memory(&self, limits: &GraphLimits) -> Result<(), Error> {
+    /// It needs more than `limit` bytes.
+    pub fn check_memory(&self, usage: &NetworkUse, limit: u64) -> Result<(), Error> {
         let Description { name, history_len, .. } = &self.description;
-        let checked = self.graph.check_memory(*history_len, limits);
+        let checked = self.graph.check_memory(*history_len, usage, limit);
         checked.map(drop).map_err(|why| Error::refused(name, why))
     }
 

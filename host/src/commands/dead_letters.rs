@@ -10,7 +10,7 @@ use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
 use hypercast_data::logs::LogPosition;
 use hypercast_stream::{
-    dead_letters::{self, DeadLetter, FEATURE_LOGS, NumberedLetter},
+    dead_letters::{self, DeadLetter, FEATURE_LOGS, KeptLetters, NumberedLetter},
     events::EventRecord,
     join::{JoinedRecord, OutcomeRecord},
     streams::{self, StreamEngine, Topic},
@@ -63,10 +63,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let engine = streams::open(&config.engine)?;
     match args.action {
         DeadLettersCommand::List { json } => {
-            let letters = dead_letters::list(&*engine)?;
+            let KeptLetters { letters, lost, .. } = dead_letters::list(&*engine)?;
             match json {
                 true => println!("{}", serde_json::to_string_pretty(&letters)?),
                 false => print!("{}", table(&letters, now_ms())),
+            }
+            if lost > 0 {
+                eprintln!("{lost} records of the stream dead-letters are lost; the rest is above");
             }
         }
         DeadLettersCommand::Show { number } => {
@@ -166,6 +169,7 @@ mod tests {
             position: 40,
             retries: 1,
             request: None,
+            checksum: None,
             reason: "two\nlines".into(),
             time_ms: 5,
         };

@@ -125,8 +125,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let train = if resume { fm::resume } else { fm::train };
             let report = train(&dataset, &config, config.timeline.until_ms()?)?;
             print!("{}", report::table(&report.progressive));
-            println!("checkpoint: {}", config.paths.fm.display());
+            println!("checkpoint: {}", report.checkpoint.display());
             println!("logs: {} ({} rows)", config.paths.logs.display(), report.logged_rows);
+            let serving = config.paths.fm.display();
+            match report.doubt {
+                Some(why) if report.checkpoint != config.paths.fm => anyhow::bail!(
+                    "held: {why}; {serving} was left as it is (copy {} to it to serve it all the same)",
+                    report.checkpoint.display()
+                ),
+                Some(why) => eprintln!("warning: {why}; train it longer before {serving} serves"),
+                None => {}
+            }
         }
         TrainTarget::Expert(args) => train_experts(args)?,
     }
@@ -221,7 +230,7 @@ pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
         let shutdown = Shutdown::on_signals()?;
         logging::follow(
             context,
-            &mut || active.to_log(),
+            &mut || active.to_log(&*streams),
             options,
             &shutdown,
             &mut std::io::stdout(),

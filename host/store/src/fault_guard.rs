@@ -12,6 +12,7 @@ use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// Losses of any mapping since the process began. A batch of reads between two equal numbers saw
 /// none; the reads are done before the second number is taken.
@@ -66,6 +67,18 @@ impl FaultGuard {
         self.region.losses.load(SeqCst)
     }
 
+    /// How often the mapping was lost, where no handler that is counted has still to put its zeros
+    /// there: what is mapped after this call stays, or the number changes. It waits for handlers
+    /// that are at work, which wait for nobody.
+    pub fn settled_losses(&self) -> u64 {
+        // In this order: a handler is at work before it counts.
+        let losses = self.losses();
+        while self.region.handlers.load(SeqCst) > 0 {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        losses
+    }
+
     /// Counts a loss that was found otherwise, such as by the file's length.
     pub fn count_loss(&self) {
         self.region.count_loss();
@@ -98,8 +111,18 @@ struct Region {
     len: AtomicUsize,
     protection: AtomicI32,
     losses: AtomicU64,
+    /// Handlers that are putting zeros in the mapping's place.
+    handlers: AtomicU64,
     /// Entries that came earlier; set before the entry is listed.
     next: *const Region,
+}
+
+/// Where a mapping is, as one reading of its entry says.
+#[derive(Debug, Clone, Copy)]
+struct MappedRange {
+    start: usize,
+    len: usize,
+    protection: i32,
 }
 
 // SAFETY: `next` never changes once others see the entry, and entries live for ever.
@@ -116,6 +139,7 @@ impl Region {
             len: AtomicUsize::new(0),
             protection: AtomicI32::new(0),
             losses: AtomicU64::new(0),
+            handlers: AtomicU64::new(0),
             next: NEWEST.load(Acquire),
         }));
         NEWEST.store(region, Release);
@@ -148,11 +172,22 @@ impl Region {
         if !is_whole || address.wrapping_sub(start) >= len {
             return false;
         }
+        self.put_zeros(MappedRange { start, len, protection }, || ())
+    }
+
+    /// Counts a loss, and puts zeros in the place of the whole mapping; false where the system
+    /// refuses. `between` runs between the two, for tests.
+    fn put_zeros(&self, range: MappedRange, between: impl FnOnce()) -> bool {
+        let MappedRange { start, len, protection } = range;
+        // In this order: see `settled_losses`.
+        self.handlers.fetch_add(1, SeqCst);
         self.count_loss();
+        between();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         // SAFETY: the range is that of a mapping whose guard lives, since a thread reads it now,
         // and it is its owner's from its first page to its last.
         let zeros = unsafe { libc::mmap(start as *mut c_void, len, protection, flags, -1, 0) };
+        self.handlers.fetch_sub(1, SeqCst);
         zeros != libc::MAP_FAILED
     }
 }
@@ -235,6 +270,17 @@ unsafe fn delegate(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_vo
             // SAFETY: it was set without SA_SIGINFO, so it has this signature.
             unsafe { std::mem::transmute::<usize, extern "C" fn(c_int)>(handler)(signal) }
         }
+    }
+}
+
+#[cfg(test)]
+impl FaultGuard {
+    /// Does what a handler does that is held up by `between` after it has counted the loss.
+    pub fn lose_slowly(&self, between: impl FnOnce()) {
+        let Region { start, len, protection, .. } = self.region;
+        let (start, len) = (start.load(SeqCst), len.load(SeqCst));
+        let range = MappedRange { start, len, protection: protection.load(SeqCst) };
+        assert!(self.region.put_zeros(range, between));
     }
 }
 

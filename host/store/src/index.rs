@@ -16,7 +16,7 @@ use memmap2::MmapMut;
 
 use crate::Error;
 use crate::error::{Damage, REBUILD, Result, io};
-use crate::fault_guard::{FaultGuard, MappingAccess};
+use crate::fault_guard::{self, FaultGuard, MappingAccess};
 use crate::header::{self, FileHeader, create_zeroed};
 use crate::mapped_file::MappedFile;
 use crate::memory::Residency;
@@ -172,12 +172,14 @@ impl Index {
 }
 
 /// Builds a table and makes it `dir`'s index. `ids` are the ids with their row numbers, and `free`
-/// are the rows without an id in rising order; together they cover `rows`.
+/// are the rows without an id in rising order; together they cover `rows`. `check` fails if
+/// what they are read from was cut, whose ids would be zeros; the old index then stays.
 pub(crate) fn build(
     dir: &Path,
     rows: usize,
     ids: impl Iterator<Item = (u64, u32)>,
     free: &[u32],
+    check: impl Fn() -> Result<()>,
 ) -> Result<()> {
     let count = rows - free.len();
     let buckets = (count / LOAD + 1).max(64);
@@ -195,11 +197,17 @@ pub(crate) fn build(
     let at = map.len() - tail.len();
     map[at..].copy_from_slice(&tail);
     let table = table_mut(&mut map, buckets);
-    let mut inserted = 0;
+    let (mut inserted, mut losses) = (0, fault_guard::losses());
     for (id, row) in ids {
+        // At once: many equal ids would take ever longer.
+        if fault_guard::losses() != losses {
+            check()?;
+            losses = fault_guard::losses();
+        }
         insert(table, id, row);
         inserted += 1;
     }
+    check()?;
     assert_eq!(inserted, count, "an id for each row that is not free");
     for bucket in table {
         bucket.seal |= bucket.checksum();
@@ -294,7 +302,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ids = [0, 1, u64::MAX, 1 << 63, 42, 42 + (1 << 32)];
         let with_rows = ids.iter().copied().zip([7, 1, 2, 3, 4, 6]);
-        build(dir.path(), 8, with_rows.clone(), &[0, 5]).unwrap();
+        build(dir.path(), 8, with_rows.clone(), &[0, 5], || Ok(())).unwrap();
         let index = Index::open(dir.path()).unwrap();
         for (id, row) in with_rows {
             assert_eq!(index.find(id), row);
@@ -311,7 +319,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let rows = 50_000;
         let ids = (0..rows as u64).map(|row| (row * 7, row as u32));
-        build(dir.path(), rows, ids, &[]).unwrap();
+        build(dir.path(), rows, ids, &[], || Ok(())).unwrap();
         let index = Index::open(dir.path()).unwrap();
         index.verify().unwrap();
         assert!(index.table().iter().any(|bucket| bucket.len() == OVERFLOWN));

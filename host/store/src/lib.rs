@@ -87,7 +87,9 @@
 //! A file that others cut under its mapping does not end the process. Reads of that store fail with
 //! [`Error::FileLost`], which names the file, and so do commits. A reader or handle maps the file
 //! again at the next read once it has its length and all its checksums again; a writer must be
-//! opened again, since what it read may have been zeros.
+//! opened again, since what it read may have been zeros. What is made of mapped files and lasts (an
+//! index, a snapshot, a copy) takes its place only if they were whole after the last read, and rows
+//! of a snapshot only if they have their checksums.
 
 #[cfg(not(all(unix, target_endian = "little")))]
 compile_error!("the store maps little-endian files and needs a POSIX system");

@@ -105,7 +105,7 @@ impl MappedFile {
     /// [`Error::FileLost`] if it still is.
     pub fn restore(&self, verify: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        let losses = self.guard.losses();
+        let losses = self.guard.settled_losses();
         if losses == self.restored.load(Acquire) {
             return Ok(());
         }
@@ -147,5 +147,30 @@ impl Deref for MappedFile {
 
     fn deref(&self) -> &[u8] {
         &self.map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restore_waits_for_handlers_that_are_at_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, content) = (dir.path().join("file"), vec![7; 3 << 12]);
+        fs::write(&path, &content).unwrap();
+        let missing = |path: &Path| panic!("{} is missing", path.display());
+        // SAFETY: nobody changes the file.
+        let file = unsafe { MappedFile::open(path, missing) }.unwrap();
+        std::thread::scope(|scope| {
+            let mut restoring = None;
+            file.guard.lose_slowly(|| {
+                restoring = Some(scope.spawn(|| file.restore(|| Ok(()))));
+                std::thread::sleep(Duration::from_millis(200));
+            });
+            restoring.unwrap().join().unwrap().unwrap();
+        });
+        file.check().unwrap();
+        assert!(file[..] == content[..], "the handler's zeros came before the file's bytes");
     }
 }

@@ -25,10 +25,9 @@ pub(crate) fn write(
 ) -> Result<()> {
     into_place(dir, |partial| {
         write_rows(view, partial, RowShape { dim: reader.dim(), format })?;
-        view.base.check_always_whole()?;
         let rows = view.len();
         let ids = view.ids_and_rows().map(|(id, _)| id).zip(0..);
-        index::build(partial, rows, ids, &[])?;
+        index::build(partial, rows, ids, &[], || view.base.check_always_whole())?;
         Journal::create(partial, reader.dim(), JournalHead::folded(reader.generation(), rows))?;
         ReadersLock::create(partial)?;
         Meta::new(&reader.options(), StoreKind::Inference, format)?.write(partial)
@@ -36,8 +35,8 @@ pub(crate) fn write(
 }
 
 /// Copies every file of the store in `from` but its locks. The caller holds the writer lock and has
-/// committed, so the files do not change meanwhile.
-pub(crate) fn copy(from: &Path, dir: &Path) -> Result<()> {
+/// committed, so the files do not change meanwhile; `check` says at the end whether they are whole.
+pub(crate) fn copy(from: &Path, dir: &Path, check: impl FnOnce() -> Result<()>) -> Result<()> {
     into_place(dir, |partial| {
         for entry in fs::read_dir(from).map_err(io("read", from))? {
             let path = entry.map_err(io("read", from))?.path();
@@ -45,9 +44,14 @@ pub(crate) fn copy(from: &Path, dir: &Path) -> Result<()> {
             let kind = path.extension().unwrap_or_default();
             if path.is_file() && kind != "lock" && kind != "partial" {
                 let to = partial.join(name);
-                fs::copy(&path, &to).map_err(io("copy", &path))?;
+                let copied = fs::copy(&path, &to).map_err(io("copy", &path))?;
+                if fs::metadata(&path).map_err(io("read", &path))?.len() != copied {
+                    let what = "it was cut off while it was copied".into();
+                    return Err(Error::FileLost { path, what });
+                }
             }
         }
+        check()?;
         ReadersLock::create(partial)
     })
 }
@@ -65,7 +69,7 @@ fn write_rows(view: &View, dir: &Path, shape: RowShape) -> Result<()> {
         let writing = Writing { fresh: true, rows: ROWS_PER_SLAB };
         let mut slab = RowSlabWriter::open(dir, SlabId { number, shape }, writing)?;
         for (at, (id, row)) in rows.by_ref().take(ROWS_PER_SLAB).enumerate() {
-            view.copy_row(row, &mut values);
+            view.copy_row(row, &mut values)?;
             slab.set(at, id, &values)?;
         }
         slab.target.sync()?;

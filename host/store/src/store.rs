@@ -91,6 +91,16 @@ impl Store {
         self.writer.view.ids_and_rows().map(|(id, _)| id)
     }
 
+    /// Looks whether all that was read of the store's files, ids too, was what they hold: none was
+    /// cut since it was opened. A commit does so itself; what is to be sent elsewhere is looked at
+    /// with this.
+    ///
+    /// # Errors
+    /// [`Error::FileLost`] with the first file that was cut, also if it is whole again.
+    pub fn check_files(&self) -> Result<()> {
+        self.writer.check_files()
+    }
+
     /// A handle that other threads read committed rows with while this store goes on.
     pub fn handle(&mut self) -> Result<StoreHandle> {
         self.writer.handle()
@@ -256,7 +266,7 @@ impl Store {
     pub fn copy_into(&mut self, dir: impl AsRef<Path>) -> Result<()> {
         // Folding keeps the copy's journal short; where readers prevent it, the journal is copied.
         self.checkpoint()?;
-        snapshot::copy(&self.writer.dir, dir.as_ref())
+        snapshot::copy(&self.writer.dir, dir.as_ref(), || self.check_files())
     }
 
     fn prefetch(&self, ids: &[u64]) {

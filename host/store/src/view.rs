@@ -65,8 +65,10 @@ impl Base {
         self.files().try_for_each(MappedFile::check)
     }
 
-    /// Fails if a file was ever lost since it was mapped: what was read may have been zeros.
+    /// Fails if a file was ever lost since it was mapped, or is shorter now: what was read may have
+    /// been zeros. Whoever makes something lasting of what is mapped asks after the last read.
     pub fn check_always_whole(&self) -> Result<()> {
+        self.look_at_lengths();
         self.files().try_for_each(MappedFile::check_always_whole)
     }
 
@@ -147,6 +149,8 @@ impl View {
         }
         view.find_young_ids()?;
         view.check_ids(&Journal::path(dir))?;
+        // The ids that were found stay; a file that is made good later would not bring them back.
+        view.base.check_always_whole()?;
         Ok(view)
     }
 
@@ -205,7 +209,7 @@ impl View {
     pub fn build_index(&self, dir: &Path) -> Result<()> {
         let free = self.free.iter().copied().chain(removed_rows(&self.overlay));
         let free = Vec::from_iter(free.collect::<BTreeSet<u32>>());
-        index::build(dir, self.rows, self.ids_and_rows(), &free)
+        index::build(dir, self.rows, self.ids_and_rows(), &free, || self.base.check_always_whole())
     }
 
     /// The row number of `id`. An index that was not verified may lead to a row that there is not:
@@ -253,15 +257,21 @@ impl View {
         gather::gather(self, ids, out)
     }
 
-    /// Copies a row by number.
-    pub fn copy_row(&self, row: u32, out: &mut [f32]) {
+    /// Copies a row by number, for a copy that gets a checksum of its own: what does not have the
+    /// row's must not get one.
+    pub fn copy_row(&self, row: u32, out: &mut [f32]) -> Result<()> {
         match self.overlay.position(row) {
             Some(at) => out.copy_from_slice(self.overlay.values(at)),
             None => {
                 let (slab, at) = self.base.at(row);
+                if let Err(damage) = slab.is_free(at) {
+                    self.base.check_always_whole()?;
+                    return Err(damage.into());
+                }
                 slab.read(at, out);
             }
         }
+        Ok(())
     }
 
     /// Gives an id a row, a free one or else a new one; gives its number.
@@ -370,7 +380,9 @@ fn rebuild_index(dir: &Path, shape: RowShape, rows: usize, overlay: &Overlay) ->
                 ids.push((slab.id(row % ROWS_PER_SLAB), row as u32));
             }
         }
+        slab.file.look_at_length();
+        slab.file.check_always_whole()?;
     }
-    index::build(dir, rows, ids.into_iter(), &free)?;
+    index::build(dir, rows, ids.into_iter(), &free, || Ok(()))?;
     sync_dir(dir)
 }

@@ -11,6 +11,7 @@ use hypercast_fm::{
     example::Example,
     metrics::{LogLossSums, ScoredPrediction, binary_metrics},
     spec::{FmSpec, TaskLabel},
+    trainer::StepOutput,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -151,6 +152,28 @@ impl EvalWindow {
         }
     }
 
+    /// Keeps what an FM's trainer said of examples before it learned from them. The window is of
+    /// its main tasks ([`EvalWindow::of_fm`]), which come first.
+    pub(super) fn push_step(&mut self, examples: &[Example], said: &StepOutput) {
+        let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
+        if rows == 0 || self.keep == 0 {
+            return;
+        }
+        let width = said.predictions.len() / rows;
+        let cells = |task: usize| (task..rows * width).step_by(width);
+        let of_task = |task| TaskTargets {
+            labels: cells(task).map(|cell| said.labels[cell]).collect(),
+            mask: cells(task).map(|cell| said.mask[cell]).collect(),
+            weights: vec![1.0; rows],
+        };
+        let tasks = 0..self.tasks.len();
+        let targets: Vec<TaskTargets> = tasks.clone().map(of_task).collect();
+        let candidate = |task| cells(task).map(|cell| said.predictions[cell]).collect();
+        let candidate: Vec<Vec<f32>> = tasks.map(candidate).collect();
+        let said = WindowPredictions { candidate: &candidate, serving: &[], targets: &targets };
+        self.push(examples.iter(), said, |_| true);
+    }
+
     /// The NE of the binary tasks, over all surfaces.
     pub(super) fn measured_ne(&self) -> impl Iterator<Item = MeasuredNe<'_>> {
         let binary = self.tasks.iter().enumerate().filter(|(_, own)| own.1 == TaskKind::Binary);
@@ -167,6 +190,17 @@ impl EvalWindow {
                 candidate: ne_of_enough(cells().map(|cell| cell.said(false)))?,
                 compared: ne(false).zip(ne(true)).map(|(own, serving)| of_both(own, serving)),
             })
+        })
+    }
+
+    /// Says that what may be published is no better than the base rate; `None` if it is, or where
+    /// too few rows say so.
+    pub(super) fn above_base_rate(&self) -> Option<String> {
+        let all: Vec<f64> = self.measured_ne().map(|measured| measured.candidate).collect();
+        let mean = all.iter().sum::<f64>() / all.len() as f64;
+        let is_above = !all.is_empty() && (mean.is_nan() || mean >= 1.0);
+        is_above.then(|| {
+            format!("the mean NE of its tasks is {mean:.4}, no better than that of the base rate")
         })
     }
 

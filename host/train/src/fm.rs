@@ -5,14 +5,22 @@
 //! written: every TAE is older than the outcome it is stored with. Only served
 //! items are in the stream, so only their TAEs are materialised. A run that was
 //! saved (`saved`) can be resumed as if it had not been interrupted.
+//!
+//! Its checkpoint is an operator's own act, so no gate compares it with what serves. But weights
+//! that are not finite become no checkpoint, and what predicted its newest rows no better than the
+//! base rate takes no other checkpoint's place: it is left beside it.
+
+use std::path::PathBuf;
 
 use hypercast_fm::{
+    checkpoint::FmManifest,
     example::Example,
     spec::{FmSpec, TaskLabel, TaskSpec},
     trainer::{self, FmTrainer},
 };
 use serde::Serialize;
 
+use super::eval_window::EvalWindow;
 use super::report::{ProgressiveCollector, ReportLine};
 use super::run_state::{Over, RunPhase, RunPosition};
 use crate::error::Result;
@@ -41,6 +49,11 @@ pub struct FmReport {
     pub seconds: f64,
     /// Progressive metrics: each prediction made before learning from it.
     pub progressive: Vec<ReportLine>,
+    /// The checkpoint: `paths.fm`, or a folder beside it if what is there was left as it is.
+    pub checkpoint: PathBuf,
+    /// Why it should not serve, if its newest predictions say so. A first checkpoint takes no
+    /// other's place, and is written all the same.
+    pub doubt: Option<String>,
 }
 
 /// What the FM is told of a schema; main tasks come first.
@@ -102,7 +115,7 @@ pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resul
     let trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let collector = ProgressiveCollector::new(&spec);
     let over = Over { dataset, config, until_ms };
-    FmRun::new(trainer, collector, spec, RunPosition::default(), dataset).complete(over)
+    FmRun::new(trainer, collector, spec, RunPosition::default(), over).complete(over)
 }
 
 /// Goes on with a training that was interrupted after it had been saved (`fm.save_every_requests`):
@@ -120,12 +133,19 @@ pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resu
     if place.phase == RunPhase::Stream {
         logs::truncate(&config.paths.logs, place.log_files)?;
     }
-    FmRun::new(trainer, collector, spec, place, dataset).complete(over)
+    FmRun::new(trainer, collector, spec, place, over).complete(over)
 }
 
 /// Where a finished training leaves its trainer, for one that goes on with the stream.
-pub fn trained_dir(config: &Config) -> std::path::PathBuf {
+pub fn trained_dir(config: &Config) -> PathBuf {
     config.paths.fm_work.join("trained")
+}
+
+/// Where a finished training leaves a checkpoint that must not take the place of what is there.
+fn candidate_dir(config: &Config) -> PathBuf {
+    let mut name = config.paths.fm.file_name().unwrap_or_default().to_owned();
+    name.push(".candidate");
+    config.paths.fm.with_file_name(name)
 }
 
 /// Where each task of the specification stands in `Target::truth`, which has the schema's order.
@@ -136,6 +156,8 @@ pub fn truth_order(spec: &FmSpec, schema: &Schema) -> Vec<usize> {
 struct FmRun {
     trainer: Box<dyn FmTrainer>,
     collector: ProgressiveCollector,
+    /// The newest rows of the stream; kept where the operator has a gate.
+    newest: EvalWindow,
     truth_order: Vec<usize>,
     spec: FmSpec,
     place: RunPosition,
@@ -155,10 +177,11 @@ impl FmRun {
         collector: ProgressiveCollector,
         spec: FmSpec,
         place: RunPosition,
-        dataset: &Dataset,
+        over: Over<'_>,
     ) -> Self {
-        let truth_order = truth_order(&spec, &dataset.schema);
-        Self { trainer, collector, truth_order, spec, place, unsaved: 0 }
+        let truth_order = truth_order(&spec, &over.dataset.schema);
+        let newest = EvalWindow::of_fm(&spec, over.config.fm_gate.rows);
+        Self { trainer, collector, newest, truth_order, spec, place, unsaved: 0 }
     }
 
     fn complete(mut self, over: Over<'_>) -> Result<FmReport> {
@@ -168,7 +191,14 @@ impl FmRun {
             self.place = RunPosition { phase: RunPhase::Stream, done: 0, ..self.place };
         }
         self.stream(over)?;
-        self.trainer.checkpoint(&over.config.paths.fm, FIRST_VERSION)?;
+        let (current, beside) = (&over.config.paths.fm, candidate_dir(over.config));
+        let doubt = self.newest.above_base_rate();
+        let is_held = doubt.is_some() && FmManifest::read(current).is_ok();
+        let checkpoint = if is_held { &beside } else { current };
+        self.trainer.checkpoint(checkpoint, FIRST_VERSION)?;
+        if !is_held {
+            atomic_dir::remove(&beside)?;
+        }
         self.trainer.save(&trained_dir(over.config))?;
         Ok(FmReport {
             requests: self.place.requests,
@@ -176,6 +206,8 @@ impl FmRun {
             logged_rows: self.place.logged_rows,
             seconds: started.elapsed().as_secs_f64(),
             progressive: self.collector.lines(),
+            checkpoint: checkpoint.clone(),
+            doubt,
         })
     }
 
@@ -259,6 +291,9 @@ impl FmRun {
         for request in &harmful {
             tracing::warn!(request, "a request would harm the model; it is not learned from");
         }
+        if aside.is_none() {
+            self.newest.push_step(batch, &said);
+        }
         aside.unwrap_or(&mut self.collector).push(batch, &said, &self.truth_order);
         if let Some(log) = log {
             self.place.logged_rows +=
@@ -283,4 +318,50 @@ pub fn log_writer(
 ) -> Result<LogWriter> {
     let (logs, options) = (&config.paths.logs, config.logs.options());
     Ok(LogWriter::create(logs, &dataset.schema, options, versions)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypercast_data::import::simulate;
+    use hypercast_fm::spec::FmConfig;
+
+    #[test]
+    fn what_is_no_better_than_the_base_rate_takes_no_checkpoints_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let into = dir.path().join("world");
+        let options = simulate::SimulateOptions {
+            into,
+            users: 20,
+            items: 30,
+            requests: 300,
+            surfaces: 2,
+            seed: 3,
+        };
+        simulate::simulate(&options).unwrap();
+        let dataset = Dataset::open(&options.into).unwrap();
+        let fm = FmConfig { dim: 16, qk_dim: 8, v_dim: 8, embedding_dim: 8, ..FmConfig::default() };
+        let mut config = Config { fm: FmConfig { max_history: 8, ..fm }, ..Config::default() };
+        config.paths.fm_work = dir.path().join("work");
+        config.paths.logs = dir.path().join("logs");
+        config.paths.fm = dir.path().join("fm-1.0");
+        let weights = |dir: &PathBuf| std::fs::read(dir.join("model.safetensors")).unwrap();
+        // So far that it is sure of the wrong things.
+        let spoilt = FmConfig { learning_rate: 3.0, ..config.fm.clone() };
+        let good = std::mem::replace(&mut config.fm, spoilt);
+        let first = train(&dataset, &config, None).unwrap();
+        assert_eq!(first.checkpoint, config.paths.fm, "nothing was there");
+        let doubt = first.doubt.expect("it is told all the same");
+        assert!(doubt.contains("no better than that of the base rate"), "{doubt}");
+        let served = weights(&config.paths.fm);
+        config.fm.seed += 1;
+        let held = train(&dataset, &config, None).unwrap();
+        assert_eq!(held.checkpoint, dir.path().join("fm-1.0.candidate"));
+        assert!(held.doubt.is_some() && weights(&held.checkpoint) != served);
+        assert!(weights(&config.paths.fm) == served);
+        config.fm = FmConfig { batch_requests: 4, learning_rate: 5e-3, ..good };
+        let better = train(&dataset, &config, None).unwrap();
+        assert_eq!((better.doubt, &better.checkpoint), (None, &config.paths.fm));
+        assert!(weights(&config.paths.fm) != served && !held.checkpoint.exists());
+    }
 }

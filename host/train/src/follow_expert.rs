@@ -5,8 +5,9 @@
 //! that were published last, is put to the expert's `evaluate`, which publishes, holds or goes back
 //! (`gate`). A correction is learned from too, its changed outcomes alone, and is in no metric. A
 //! trainer that begins learns from the logs that are there as `train expert` does, in passes, and
-//! goes on behind the stream (`begin`). It needs neither the FM's trainer nor a daemon. Nothing is
-//! saved until the expert was asked: what was learned since is learned again.
+//! goes on behind the stream (`begin`). It needs neither the FM's trainer nor a daemon. All is
+//! saved when it begins, when the expert was asked, and where records are missing: what was learned
+//! since is learned again.
 
 mod begin;
 mod feed;
@@ -29,7 +30,7 @@ use serde_json::json;
 pub use self::feed::FeedPosition;
 use self::{
     begin::{Beginning, OwnVersion, StartedTrainer, begin},
-    feed::{FeedItem, FeedRow, LogFeed},
+    feed::{FeedItem, FeedPlace, FeedRow, LogFeed},
     gate::{GateDecision, PublishGate},
     progress::ExpertProgress,
     state::{FollowerState, LastPublished, StateAddition},
@@ -144,14 +145,14 @@ pub fn follow(
     let _owner = DirLock::acquire(&work)?;
     let telemetry = Arc::new(JobMetrics::default());
     let topic = Topic::expert(&entry.name, &version);
-    let reports = RecordReports::of(&telemetry, config);
+    let reports = RecordReports::of(&telemetry, config, shutdown);
     let own = OwnVersion { work: &work, topic: &topic, reports };
     let Some(Beginning { trainer: begun, feed, surfaces }) =
         begin(context, &engine, options, own, shutdown)?
     else {
         return Ok(FollowExpertReport { place: None, published: 0 });
     };
-    let StartedTrainer { stream, place, last, measured, .. } = begun;
+    let StartedTrainer { stream, place, orders: saved_orders, checksum, last, measured } = begun;
     let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
     let (blueprint, limits) = (stream.blueprint.clone(), entry.ne_limits.clone());
     let gate = PublishGate::new(blueprint, limits, &work, &telemetry).resume(measured, last)?;
@@ -168,6 +169,7 @@ pub fn follow(
         surfaces,
         stream,
         place,
+        checksum,
         orders,
         publisher,
         gate,
@@ -176,6 +178,10 @@ pub fn follow(
         asked_position: None,
         published: 0,
     };
+    if saved_orders.is_none() {
+        // Killed before the next save, it would carry out orders from another place on.
+        following.save(false)?;
+    }
     following.run(options, shutdown, out)
 }
 
@@ -200,6 +206,8 @@ struct ExpertFollower<'a> {
     surfaces: Vec<u16>,
     stream: ExpertStream,
     place: ExpertCheckpoint,
+    /// Of the record before its position.
+    checksum: Option<u32>,
     /// The position of the next order to try a row again.
     orders: Option<u64>,
     publisher: Publisher,
@@ -282,7 +290,7 @@ struct PendingRows {
     ingested_ms: Vec<i64>,
     since: Instant,
     /// After the last of them.
-    position: FeedPosition,
+    end: FeedPlace,
     /// After the last order that is carried out with them.
     orders: Option<u64>,
 }
@@ -303,21 +311,25 @@ impl ExpertFollower<'_> {
         while !shutdown.is_requested() {
             self.take_retries(&mut waiting)?;
             let next = self.feed.next(LOOK_EVERY)?;
+            if matches!(next, FeedItem::Gap) {
+                self.pass_gap(waiting.take(), out)?;
+                continue;
+            }
             let at_end = options.until_end && matches!(next, FeedItem::End);
             if let FeedItem::WindowRow(row) = next
                 && self.is_own(&row)
             {
-                let position = self.feed.position();
+                let end = self.feed.place();
                 // A step that a trainer would have to cut would leave it one of a few rows.
                 let rows = row.logged.example.targets.len();
                 if waiting.as_ref().is_some_and(|own| own.rows() + rows > most) {
                     self.learn(waiting.take().expect("it is there"), out)?;
                 }
-                let own = waiting.get_or_insert_with(|| PendingRows::new(position));
-                own.position = position;
+                let own = waiting.get_or_insert_with(|| PendingRows::new(end));
+                own.end = end;
                 own.add(row);
             } else if waiting.is_none() {
-                self.place.position = self.feed.position();
+                self.move_to(self.feed.place());
             }
             let full = |own: &PendingRows| own.rows() >= most;
             let waited = |own: &PendingRows| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
@@ -343,11 +355,25 @@ impl ExpertFollower<'_> {
     fn take_retries(&mut self, waiting: &mut Option<PendingRows>) -> Result<()> {
         let rows = self.feed.retries()?;
         for row in rows.into_iter().filter(|row| self.is_own(row)) {
-            let own = waiting.get_or_insert_with(|| PendingRows::new(self.place.position));
+            let end = FeedPlace { position: self.place.position, checksum: self.checksum };
+            let own = waiting.get_or_insert_with(|| PendingRows::new(end));
             own.orders = Some(self.feed.orders_position());
             own.add(row);
         }
         Ok(())
+    }
+
+    /// Goes on behind missing records. What was read before is learned from, and where it goes on
+    /// is saved before anything else is read.
+    fn pass_gap(&mut self, before: Option<PendingRows>, out: &mut dyn Write) -> Result<()> {
+        before.map_or(Ok(()), |rows| self.learn(rows, out))?;
+        self.feed.go_on();
+        self.move_to(self.feed.place());
+        self.save(false)
+    }
+
+    fn move_to(&mut self, place: FeedPlace) {
+        (self.place.position, self.checksum) = (place.position, place.checksum);
     }
 
     fn is_own(&self, row: &FeedRow) -> bool {
@@ -356,7 +382,7 @@ impl ExpertFollower<'_> {
     }
 
     fn learn(&mut self, waiting: PendingRows, out: &mut dyn Write) -> Result<()> {
-        let PendingRows { mut rows, corrections, ingested_ms, position, orders, .. } = waiting;
+        let PendingRows { mut rows, corrections, ingested_ms, end, orders, .. } = waiting;
         let mut predictions = match rows.rows {
             0 => Vec::new(),
             _ => self.stream.trainer.predict(rows.chunk())?,
@@ -389,8 +415,8 @@ impl ExpertFollower<'_> {
             self.progress.learning.latency(now_ms - ingested_ms);
         }
         self.progress.learning.learned(0, late);
+        self.move_to(end);
         self.place = ExpertCheckpoint {
-            position,
             requests: self.place.requests + rows.examples.len() as u64,
             corrections: self.place.corrections + late,
             until_ms,
@@ -401,6 +427,10 @@ impl ExpertFollower<'_> {
 
     /// Asks the expert whether what was learned may be published, and does what it says. Then all
     /// is saved.
+    ///
+    /// The guest is called in this loop and not on a thread of its own, as a rollout calls it: a
+    /// process trains one version, so nobody waits but a request to stop, and that for the deadline
+    /// of a call at most (`plugin_limits.setup_deadline_ms`).
     fn ask(&mut self, out: &mut dyn Write) -> Result<()> {
         let position = self.place.position;
         self.asked_at = Instant::now();
@@ -436,7 +466,7 @@ impl ExpertFollower<'_> {
         };
         let trainer = self.stream.trainer.saved();
         let mean_loss = self.stream.trainer.mean_loss();
-        let addition = StateAddition { orders: self.orders, mean_loss };
+        let addition = StateAddition { orders: self.orders, mean_loss, checksum: self.checksum };
         FollowerState { place: self.place, trainer, published, measured, addition }
             .write(&self.work)
     }
@@ -469,10 +499,10 @@ impl ExpertFollower<'_> {
 }
 
 impl PendingRows {
-    fn new(position: FeedPosition) -> PendingRows {
+    fn new(end: FeedPlace) -> PendingRows {
         let (rows, corrections) = (LoggedBatch::default(), LoggedBatch::default());
         let (ingested_ms, since) = (Vec::new(), Instant::now());
-        PendingRows { rows, corrections, ingested_ms, since, position, orders: None }
+        PendingRows { rows, corrections, ingested_ms, since, end, orders: None }
     }
 
     fn rows(&self) -> usize {

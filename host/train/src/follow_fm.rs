@@ -4,9 +4,10 @@
 //! Requests are predicted before they are learned from, in batches as they are there: a full one,
 //! or what has come after a short wait. A correction is learned from in the same steps, its changed
 //! outcomes alone, and is in no metric. What is saved goes on bit for bit; which records make a
-//! batch depends on when they come, so two runs are equal where the records were there. A
-//! publication that is worse than what serves is held (`gate`), and learning goes on. It neither
-//! joins nor logs, and needs no daemon.
+//! batch depends on when they come, so two runs are equal where the records were there. All is
+//! saved before the first record, and again where records are missing, so that a trainer that is
+//! killed knows where it stood. A publication that is worse than what serves is held (`gate`), and
+//! learning goes on. It neither joins nor logs, and needs no daemon.
 
 mod checkpoint;
 mod gate;
@@ -37,7 +38,11 @@ use self::{
 use super::{
     eval_window::EvalWindow,
     fm::dataset_spec,
-    joined_reader::{JoinedPosition, JoinedReader, PositionedExample, RecordKey, RecordReports},
+    holds::HeldPublications,
+    joined_reader::{
+        JoinedPosition, JoinedRead, JoinedReader, PassedGap, PositionedExample, RecordKey,
+        RecordReports,
+    },
     progress_log::{serve_metrics, tell, told},
 };
 use crate::ServiceContext;
@@ -109,7 +114,6 @@ pub fn follow(
         joined: place.as_ref().map(FmCheckpoint::stream_place),
         orders: place.as_ref().and_then(|place| place.orders),
     };
-    let mut place = place.unwrap_or_default();
     let telemetry = Arc::new(JobMetrics::default());
     let meters = FmMeters::new(&telemetry);
     serve_metrics(&telemetry, options.metrics, out)?;
@@ -122,11 +126,14 @@ pub fn follow(
         TrainedVersion { version: &options.version, spec: &spec, work: &work, has_published };
     let mut window = EvalWindow::of_fm(&spec, config.fm_gate.rows);
     checkpoint::read_measured(&work, &mut window);
-    let gate = FmPublishGate::new(&context, &trained, window, &telemetry)?;
-    let reports = RecordReports::of(&telemetry, config);
+    let mut gate = FmPublishGate::new(&context, &trained, window, &telemetry)?;
+    let reports = RecordReports::of(&telemetry, config, shutdown);
     let reader = JoinedReader::open(context, &LetterReader::Trainer(topic), from, reports)?;
+    let mut place = place.unwrap_or_else(|| FmCheckpoint::at(reader.place()));
     place.orders = Some(reader.orders_position());
-    let follower = FmFollower {
+    gate.reread_until_ms = place.reread_until_ms;
+    let is_held = config.fm_gate.rows > 0 && HeldPublications::read(&work)?.is_some();
+    let mut follower = FmFollower {
         config,
         options,
         work,
@@ -139,12 +146,17 @@ pub fn follow(
         gate,
         progress: FmProgress::new(&spec, place.window.clone()),
         asked_at: Instant::now(),
-        asked_position: None,
+        // What is held is asked about again once something was learned since.
+        asked_position: is_held.then_some(place.position),
         saved_requests: place.requests,
         place,
         meters,
         report: FollowFmReport::default(),
     };
+    if from.orders.is_none() {
+        // Killed before the next save, it would follow records and orders from another place on.
+        follower.save()?;
+    }
     follower.run(shutdown, out)
 }
 
@@ -248,10 +260,10 @@ impl FmFollower<'_> {
         let every = Duration::from_secs(self.config.publish.every_s);
         let mut batch = JoinedBatch::default();
         if !self.publisher.has_snapshot() {
-            self.publish_first(out)?;
+            self.publish_first(stop, out)?;
         }
         while !stop.is_requested() {
-            let came = self.read(&mut batch, size)?;
+            let came = self.read(&mut batch, out)?;
             let at_end = self.options.until_end && !came;
             let waited = batch.since.is_some_and(|since| since.elapsed() >= BATCH_WAIT);
             if batch.len() >= size || waited || (at_end && batch.len() > 0) {
@@ -278,23 +290,46 @@ impl FmFollower<'_> {
     }
 
     /// Whether records came, or may be there.
-    fn read(&mut self, batch: &mut JoinedBatch, size: usize) -> Result<bool> {
+    fn read(&mut self, batch: &mut JoinedBatch, out: &mut dyn Write) -> Result<bool> {
         self.reader.retries()?.into_iter().for_each(|record| batch.add(record));
         batch.orders = self.reader.orders_position();
         // Records that are tried again may have filled it.
-        let room = size.saturating_sub(batch.len()).max(1);
-        let records = if self.ahead.is_empty() {
+        let room = self.config.fm.batch_requests.saturating_sub(batch.len()).max(1);
+        let read = if self.ahead.is_empty() {
             self.reader.next(room, LOOK_EVERY)?
         } else {
-            Some(self.ahead.drain(..room.min(self.ahead.len())).collect())
+            JoinedRead::Records(self.ahead.drain(..room.min(self.ahead.len())).collect())
         };
-        let Some(records) = records else { return Ok(true) };
-        let came = !records.is_empty();
-        for record in records {
-            batch.end = Some(record.end);
-            batch.add(record);
+        match read {
+            JoinedRead::Records(records) => {
+                for record in records {
+                    batch.end = Some(record.end);
+                    batch.add(record);
+                }
+            }
+            JoinedRead::Later => {}
+            JoinedRead::Gap(gap) => self.pass_gap(gap, std::mem::take(batch), out)?,
+            JoinedRead::End => return Ok(false),
         }
-        Ok(came)
+        Ok(true)
+    }
+
+    /// Goes on behind missing records. What was read before is learned from, and where it goes on
+    /// is saved before anything else is read.
+    fn pass_gap(&mut self, gap: PassedGap, before: JoinedBatch, out: &mut dyn Write) -> Result<()> {
+        if before.len() > 0 {
+            self.learn(before, out)?;
+        }
+        let is_asked = self.asked_position == Some(self.place.position);
+        self.place.move_to(gap.to);
+        self.asked_position = is_asked.then_some(self.place.position);
+        if gap.is_back {
+            self.place.reread_until_ms = Some(self.place.until_ms);
+        }
+        self.save()?;
+        self.gate.reread_until_ms = self.place.reread_until_ms;
+        self.reader.go_on();
+        Ok(())
     }
 
     fn learn(&mut self, batch: JoinedBatch, out: &mut dyn Write) -> Result<()> {
@@ -310,7 +345,7 @@ impl FmFollower<'_> {
         let times = batch.examples.iter().map(|example| example.time_ms);
         self.place.until_ms = times.fold(self.place.until_ms, i64::max);
         match batch.end {
-            Some(end) => (self.place.position, self.place.checksum) = (end.position, end.checksum),
+            Some(end) => self.place.move_to(end),
             // All were tried again, so there is something to publish although the place stays.
             None => self.asked_position = None,
         }
@@ -351,27 +386,49 @@ impl FmFollower<'_> {
     }
 
     /// Publishes a version for the first time, unless the gate holds it. It is judged by the next
-    /// requests of the stream, which are learned from afterwards.
-    fn publish_first(&mut self, out: &mut dyn Write) -> Result<()> {
-        let rows = |ahead: &VecDeque<PositionedExample>| -> usize {
-            ahead.iter().map(|record| record.example.targets.len()).sum()
-        };
-        while self.ahead.len() < gate::MOST_REQUESTS
-            && rows(&self.ahead) < self.config.fm_gate.rows
-            && let Some(records) =
-                self.reader.next(gate::MOST_REQUESTS - self.ahead.len(), LOOK_EVERY)?
-            && !records.is_empty()
-        {
-            self.ahead.extend(records);
+    /// requests of the stream, which are learned from afterwards, and by what was measured before a
+    /// restart.
+    fn publish_first(&mut self, stop: &Shutdown, out: &mut dyn Write) -> Result<()> {
+        self.read_ahead(stop, out)?;
+        if stop.is_requested() {
+            // Not before it is judged.
+            self.asked_position = Some(self.place.position);
+            return Ok(());
         }
         let examples = self.ahead.iter().filter(|record| !record.correction);
         let positions: Vec<u64> = examples.clone().map(|record| record.key.position).collect();
         let examples: Vec<Example> = examples.map(|record| record.example.clone()).collect();
+        if !examples.is_empty() {
+            self.asked_position = None;
+        }
         let said = self.trainer.predict(&examples.iter().collect::<Vec<_>>())?;
-        self.gate.observe(examples, &positions, &said);
+        let measured = self.gate.window.rows.clone();
+        self.gate.look_at(examples, &positions, said);
         self.publish(out)?;
-        // They come again when they are learned from.
-        self.gate.forget();
+        self.gate.take_back(measured);
+        Ok(())
+    }
+
+    /// Reads as many records as the gate may judge by, if they are there.
+    fn read_ahead(&mut self, stop: &Shutdown, out: &mut dyn Write) -> Result<()> {
+        let mut rows = 0;
+        while self.ahead.len() < gate::MOST_REQUESTS
+            && rows < self.config.fm_gate.rows
+            && !stop.is_requested()
+        {
+            match self.reader.next(gate::MOST_REQUESTS - self.ahead.len(), LOOK_EVERY)? {
+                JoinedRead::Records(records) => {
+                    rows += records.iter().map(|own| own.example.targets.len()).sum::<usize>();
+                    self.ahead.extend(records);
+                }
+                JoinedRead::Later => {}
+                JoinedRead::Gap(gap) if self.ahead.is_empty() => {
+                    self.pass_gap(gap, JoinedBatch::default(), out)?;
+                }
+                // Those that were read before missing records are learned from first.
+                JoinedRead::Gap(_) | JoinedRead::End => break,
+            }
+        }
         Ok(())
     }
 

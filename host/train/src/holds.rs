@@ -96,7 +96,7 @@ pub(super) struct HoldLog {
 
 impl HoldLog {
     pub(super) fn new(work: &Path, telemetry: &JobMetrics) -> HoldLog {
-        HoldLog {
+        let log = HoldLog {
             work: work.to_path_buf(),
             total: telemetry.counter(
                 "hypercast_held_publications_total",
@@ -107,7 +107,12 @@ impl HoldLog {
                 "hypercast_held_in_a_row",
                 "Publications held since the last one that was published",
             ),
+        };
+        // Those that were held before a restart are held still.
+        if let Ok(Some(held)) = HeldPublications::read(work) {
+            log.in_a_row.set(held.in_a_row as f64);
         }
+        log
     }
 
     /// Notes that a publication is held.
@@ -155,6 +160,9 @@ mod tests {
         let expected = HeldPublications { in_a_row: 2, reason: "it is much worse".into(), ..first };
         assert_eq!(second, expected);
         assert!(telemetry.render().contains("hypercast_held_in_a_row 2"));
+        let restarted = JobMetrics::default();
+        HoldLog::new(dir.path(), &restarted);
+        assert!(restarted.render().contains("hypercast_held_in_a_row 2"));
         log.released().unwrap();
         log.released().unwrap();
         assert_eq!(HeldPublications::read(dir.path()).unwrap(), None);

@@ -1,7 +1,8 @@
 //! The stream of joined examples as its followers read it: decoded, with the content vectors of the
 //! data set put back, and clipped to the ranges of its schema, because another release may have
 //! written the stream. A record that cannot be read or does not fit the schema is set aside. An
-//! engine that fails is asked again for a while, and its failing is no end.
+//! engine that fails is asked again for a while, and its failing is no end. Missing records are
+//! passed once the follower has saved that.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,9 +16,10 @@ use crate::ServiceContext;
 use crate::error::{Error, Result};
 use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::ColumnRanges;
 use hypercast_stream::dead_letters::{
-    DeadLetter, DeadLetterQueue, LetterReader, SetAsideRate, UnusableRecord,
+    DeadLetter, DeadLetterQueue, LetterReader, LetterScope, SetAsideRate, UnusableRecord,
 };
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::streams::{
@@ -47,19 +49,27 @@ pub(super) struct RecordKey {
     pub(super) position: u64,
     /// How often it was tried again before; 0 for a record that the stream brings.
     pub(super) retries: u32,
+    /// CRC-32 of its content; none of a row of a feature log.
+    pub(super) checksum: Option<u32>,
 }
 
 impl RecordKey {
+    /// Of a record of a stream.
+    fn of(record: &StreamRecord, retries: u32) -> RecordKey {
+        let StreamPlace { checksum, .. } = StreamPlace::after(record);
+        RecordKey { position: record.position, retries, checksum }
+    }
+
     /// The record as one that cannot be used.
     pub(super) fn unusable(self, example: &Example, reason: String) -> UnusableRecord {
-        let RecordKey { position, retries } = self;
-        UnusableRecord { position, retries, request: Some(example.request), reason }
+        let RecordKey { position, retries, checksum } = self;
+        UnusableRecord { position, retries, request: Some(example.request), checksum, reason }
     }
 
     /// A record that cannot be read.
     pub(super) fn unreadable(self, why: &Error) -> UnusableRecord {
-        let RecordKey { position, retries } = self;
-        UnusableRecord { position, retries, request: None, reason: why.to_string() }
+        let RecordKey { position, retries, checksum } = self;
+        UnusableRecord { position, retries, request: None, checksum, reason: why.to_string() }
     }
 }
 
@@ -79,14 +89,39 @@ pub(super) struct RecordReports {
     pub(super) rate: Arc<SetAsideRate>,
     /// What is done if some are missing.
     pub(super) gaps: GapHandling,
+    /// Ends the repetition of what fails.
+    pub(super) stop: Shutdown,
 }
 
 impl RecordReports {
     /// In the metrics of a job, once for each.
-    pub(super) fn of(metrics: &JobMetrics, config: &Config) -> RecordReports {
+    pub(super) fn of(metrics: &JobMetrics, config: &Config, stop: &Shutdown) -> RecordReports {
         let (rate, gaps) = (metrics.set_aside.clone(), metrics.gaps(config.engine.on_gap));
-        RecordReports { rate, gaps }
+        RecordReports { rate, gaps, stop: stop.clone() }
     }
+}
+
+/// What a reader finds next.
+pub(super) enum JoinedRead {
+    /// Records that can be used, at least one.
+    Records(Vec<PositionedExample>),
+    /// Nothing that can be used, which says nothing about what is there: the engine failed, or the
+    /// records were set aside.
+    Later,
+    /// Nothing that is there already.
+    End,
+    /// Missing records.
+    Gap(PassedGap),
+}
+
+/// Missing records that a reader passes, because `engine.on_gap` says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PassedGap {
+    /// Where it goes on.
+    pub(super) to: StreamPlace,
+    /// Whether that is before where it stood, so that records come again, or others under their
+    /// positions.
+    pub(super) is_back: bool,
 }
 
 /// Follows the stream `joined`, and waits out an engine that fails for a while.
@@ -99,6 +134,8 @@ pub(super) struct JoinedReader {
     content: HashMap<u64, Arc<[f32]>>,
     ranges: ColumnRanges,
     failures: u32,
+    /// What its caller has not saved yet.
+    gap: Option<PassedGap>,
 }
 
 impl JoinedReader {
@@ -116,12 +153,13 @@ impl JoinedReader {
         let (topic, JoinedPosition { joined, orders }) = (Topic::joined(), position);
         let with = dataset.items.values().filter(|item| !item.content.is_empty());
         let content = with.map(|item| (item.id, item.content.clone())).collect();
-        let RecordReports { rate, gaps } = reports;
-        let letters = DeadLetterQueue::open(engine.clone(), reader, topic.name(), orders, rate)?;
+        let RecordReports { rate, gaps, stop } = reports;
+        let of = LetterScope { reader, source: topic.name() };
+        let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
         let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm);
         let ranges = ColumnRanges::new(&dataset.schema);
         let stream = StreamFollower::open(engine.clone(), topic, joined, gaps)?;
-        Ok(JoinedReader { engine, stream, letters, fits, content, ranges, failures: 0 })
+        Ok(JoinedReader { engine, stream, letters, fits, content, ranges, failures: 0, gap: None })
     }
 
     /// The place of the next record.
@@ -149,46 +187,63 @@ impl JoinedReader {
     pub(super) fn retries(&mut self) -> Result<Vec<PositionedExample>> {
         let orders = self.letters.orders();
         let read = orders.into_iter().map(|letter| {
-            let DeadLetter { position, retries, .. } = letter;
+            let DeadLetter { position, retries, checksum, .. } = letter;
             let read = letter.record(&*self.engine).map_err(Error::from);
             read.and_then(|payload| {
                 self.decode(&StreamRecord { position, stored_ms: None, payload }, retries)
             })
-            .map_err(|why| RecordKey { position, retries }.unreadable(&why))
+            .map_err(|why| RecordKey { position, retries, checksum }.unreadable(&why))
         });
         self.usable(read.collect())
     }
 
-    /// The next records, for the first of which it waits: an empty list at the end of what is
-    /// there, and none where the engine has failed or no record can be used, which says nothing
-    /// about what is there.
+    /// The next records, for the first of which it waits. Where records are missing it says so
+    /// again until [`JoinedReader::go_on`]: its caller first uses what it has read before, and
+    /// saves where it goes on. A caller that is killed later would else stand where it was, in a
+    /// stream that may have grown past that, and read records again or leave some out.
     ///
     /// # Errors
-    /// Records that are missing, or an engine that has failed for long.
-    pub(super) fn next(
-        &mut self,
-        most: usize,
-        wait: Duration,
-    ) -> Result<Option<Vec<PositionedExample>>> {
+    /// Records that are missing if `engine.on_gap` is "stop", or an engine that has failed for
+    /// long.
+    pub(super) fn next(&mut self, most: usize, wait: Duration) -> Result<JoinedRead> {
+        if let Some(gap) = self.gap {
+            return Ok(JoinedRead::Gap(gap));
+        }
         let before = self.place();
-        let records = match self.stream.next(most, wait) {
-            // Behind missing records there may be more.
-            Ok(records) if records.is_empty() && self.place() != before => return Ok(None),
+        let read = self.stream.next(most, wait).and_then(|records| {
+            if !records.is_empty() || self.place() != before {
+                return Ok(records);
+            }
+            self.stream.next_stored(most)
+        });
+        let records = match read {
+            Ok(records) if records.is_empty() && self.place() != before => {
+                let to = self.place();
+                let gap = PassedGap { to, is_back: to.position < before.position };
+                self.gap = Some(gap);
+                return Ok(JoinedRead::Gap(gap));
+            }
             Ok(records) => records,
             Err(error @ hypercast_stream::Error::Gap(_)) => return Err(error.into()),
             Err(error) => {
                 self.retry(error.into())?;
-                return Ok(None);
+                return Ok(JoinedRead::Later);
             }
         };
         self.failures = 0;
-        let at_end = records.is_empty();
+        if records.is_empty() {
+            return Ok(JoinedRead::End);
+        }
         let read = records.iter().map(|record| {
-            let key = RecordKey { position: record.position, retries: 0 };
-            self.decode(record, 0).map_err(|why| key.unreadable(&why))
+            self.decode(record, 0).map_err(|why| RecordKey::of(record, 0).unreadable(&why))
         });
         let usable = self.usable(read.collect())?;
-        Ok((at_end || !usable.is_empty()).then_some(usable))
+        Ok(if usable.is_empty() { JoinedRead::Later } else { JoinedRead::Records(usable) })
+    }
+
+    /// Goes on behind missing records.
+    pub(super) fn go_on(&mut self) {
+        self.gap = None;
     }
 
     fn decode(&self, record: &StreamRecord, retries: u32) -> Result<PositionedExample> {
@@ -199,8 +254,7 @@ impl JoinedReader {
             };
         let example = self.restored(example);
         self.fits.check(&example)?;
-        let key = RecordKey { position: record.position, retries };
-        let end = StreamPlace::after(record);
+        let (key, end) = (RecordKey::of(record, retries), StreamPlace::after(record));
         Ok(PositionedExample { example, correction, ingested_ms, key, end })
     }
 
@@ -349,11 +403,27 @@ mod tests {
     ) -> (JoinedReader, JobMetrics) {
         let (mut config, metrics) = (Config::default(), JobMetrics::default());
         config.engine.on_gap = policy;
-        let reports = RecordReports::of(&metrics, &config);
+        let reports = RecordReports::of(&metrics, &config, &Shutdown::default());
         let context = ServiceContext { dataset, config: &config, engine };
         let position = JoinedPosition { joined, orders: None };
         let of = LetterReader::Logging;
         (JoinedReader::open(context, &of, position, reports).unwrap(), metrics)
+    }
+
+    fn records(read: JoinedRead) -> Vec<PositionedExample> {
+        match read {
+            JoinedRead::Records(records) => records,
+            other => panic!("records, not {}", said(&other)),
+        }
+    }
+
+    fn said(read: &JoinedRead) -> String {
+        match read {
+            JoinedRead::Records(records) => format!("{} records", records.len()),
+            JoinedRead::Later => "later".to_owned(),
+            JoinedRead::End => "end".to_owned(),
+            JoinedRead::Gap(gap) => format!("{gap:?}"),
+        }
     }
 
     #[test]
@@ -363,19 +433,19 @@ mod tests {
         let engine = Arc::new(Failing::default());
         append(&*engine, [payload(1, 0)]);
         let (mut reader, _) = open(engine.clone(), &dataset, None, OnGap::Stop);
-        let mut next = || reader.next(8, Duration::ZERO).unwrap().map(|records| records.len());
-        assert_eq!([next(), next(), next()], [None, Some(1), Some(0)]);
+        let mut next = || said(&reader.next(8, Duration::ZERO).unwrap());
+        assert_eq!([next(), next(), next()], ["later", "1 records", "end"]);
 
         // Records that cannot be used are no end either, and no reader stops at them.
         append(&*engine, [vec![0xff; 9], payload(1, 3)]);
-        assert_eq!([next(), next()], [None, Some(0)]);
+        assert_eq!([next(), next()], ["later", "end"]);
         append(&*engine, [vec![], payload(1, 0)]);
-        assert_eq!([next(), next()], [Some(1), Some(0)]);
+        assert_eq!([next(), next()], ["1 records", "end"]);
         let (mut again, _) = open(engine.clone(), &dataset, Some(StreamPlace::at(0)), OnGap::Stop);
-        let records = again.next(8, Duration::ZERO).unwrap().unwrap();
+        let records = records(again.next(8, Duration::ZERO).unwrap());
         let positions: Vec<u64> = records.iter().map(|record| record.key.position).collect();
         assert_eq!(positions, [0, 4]);
-        let letters = dead_letters::list(&*engine).unwrap();
+        let letters = dead_letters::list(&*engine).unwrap().letters;
         let positions: Vec<u64> = letters.iter().map(|own| own.letter.position).collect();
         assert_eq!(positions, [1, 2, 3], "each once, although they were read twice");
         assert!(letters[1].letter.reason.contains("its surface has index 3"), "{letters:?}");
@@ -397,7 +467,7 @@ mod tests {
         let engine = Arc::new(MemoryEngine::default());
         append(&*engine, [postcard::to_stdvec(&joined).unwrap()]);
         let (mut reader, _) = open(engine, &dataset, None, OnGap::Stop);
-        let read = reader.next(1, Duration::ZERO).unwrap().unwrap();
+        let read = records(reader.next(1, Duration::ZERO).unwrap());
         assert_eq!(read[0].example.targets[0].outcome.values[0], 1.0);
     }
 
@@ -408,7 +478,7 @@ mod tests {
         let engine = Arc::new(MemoryEngine::default());
         append(&*engine, (1..6).map(|request| payload(request, 0)));
         let (mut reader, _) = open(engine, &dataset, None, OnGap::Stop);
-        let read = reader.next(3, Duration::ZERO).unwrap().unwrap();
+        let read = records(reader.next(3, Duration::ZERO).unwrap());
         let place = read[1].end;
         assert!(place.position == 2 && reader.place() == read[2].end);
         let anew = Arc::new(MemoryEngine::default());
@@ -423,8 +493,14 @@ mod tests {
                 assert!(error.contains("made anew") && error.contains("on_gap"), "{error}");
                 continue;
             }
-            assert!(first.unwrap().is_none(), "there may be more");
-            let read = reader.next(8, Duration::ZERO).unwrap().unwrap();
+            let gap = PassedGap { to: StreamPlace::at(0), is_back: true };
+            assert!(matches!(first.unwrap(), JoinedRead::Gap(first) if first == gap));
+            // It waits until its caller has saved that.
+            let again = reader.next(8, Duration::ZERO).unwrap();
+            assert!(matches!(again, JoinedRead::Gap(again) if again == gap));
+            assert_eq!(counted, metrics.render(), "counted once");
+            reader.go_on();
+            let read = records(reader.next(8, Duration::ZERO).unwrap());
             let requests: Vec<u64> = read.iter().map(|record| record.example.request).collect();
             assert_eq!(requests, [11, 12, 13, 14, 15]);
         }

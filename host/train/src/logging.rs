@@ -2,7 +2,8 @@
 //! embeddings of every FM version that is in use, into the feature logs (paper section 3.3.3).
 //!
 //! Files say up to where in the stream they go, so a tier that was killed goes on after the last
-//! complete file: no request is lost or logged twice. It neither joins nor trains, and answers
+//! complete file: no request is lost or logged twice. Where records of the stream are missing, a
+//! file without requests says where it goes on. It neither joins nor trains, and answers
 //! nobody.
 
 mod versions;
@@ -19,11 +20,13 @@ use prometheus::{Gauge, Histogram, IntCounter};
 use serde_json::json;
 
 pub(crate) use self::versions::FmLoading;
-pub(crate) use self::versions::LoadedFmVersion;
 use self::versions::LoadedVersions;
+pub(crate) use self::versions::{LoadedFmVersion, RequestPoint};
 pub use self::versions::{Registered, ToLog};
 use super::{
-    joined_reader::{JoinedPosition, JoinedReader, PositionedExample, RecordReports},
+    joined_reader::{
+        JoinedPosition, JoinedRead, JoinedReader, PassedGap, PositionedExample, RecordReports,
+    },
     progress_log::{serve_metrics, tell},
 };
 use crate::ServiceContext;
@@ -92,7 +95,7 @@ pub fn follow(
     let checksum = log.position_checksum();
     let from = log.position().map(|position| StreamPlace { position, checksum });
     let position = JoinedPosition { joined: from, orders: None };
-    let reports = RecordReports::of(&telemetry, config);
+    let reports = RecordReports::of(&telemetry, config, shutdown);
     let reader = JoinedReader::open(context, &LetterReader::Logging, position, reports)?;
     let meters = LoggingMeters::new(&telemetry);
     serve_metrics(&telemetry, options.metrics, out)?;
@@ -135,6 +138,17 @@ struct LoggingBatch {
 }
 
 impl LoggingBatch {
+    fn add(&mut self, records: Vec<PositionedExample>) {
+        self.targets += records.iter().map(|record| record.example.targets.len()).sum::<usize>();
+        self.records.extend(records);
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// When the first of its requests was; after all others if there is none.
+    fn from_ms(&self) -> i64 {
+        self.records.iter().map(|record| record.example.time_ms).min().unwrap_or(i64::MAX)
+    }
+
     /// The next records of at most so many targets, or one record.
     fn take(&mut self, most: usize) -> Vec<PositionedExample> {
         let mut targets = 0;
@@ -176,7 +190,8 @@ impl LoggingTier<'_> {
             let over = options.until_end && !came;
             let waited = batch.since.is_some_and(|since| since.elapsed() >= wait);
             if batch.targets >= most || (!batch.records.is_empty() && (waited || over)) {
-                if self.versions.advance(self.position)? {
+                let next = RequestPoint { position: self.position, time_ms: batch.from_ms() };
+                if self.versions.advance(next)? {
                     let pass = batch.take(most);
                     self.log_batch(pass)?;
                     self.waits = false;
@@ -207,14 +222,28 @@ impl LoggingTier<'_> {
         if batch.targets >= self.config.fm_logging.batch_candidates {
             return Ok(false);
         }
-        let Some(records) = self.reader.next(RECORDS, wait)? else { return Ok(true) };
-        let came = !records.is_empty();
-        batch.targets += records.iter().map(|record| record.example.targets.len()).sum::<usize>();
-        batch.records.extend(records);
-        if came {
-            batch.since.get_or_insert_with(Instant::now);
+        match self.reader.next(RECORDS, wait)? {
+            JoinedRead::Records(records) => batch.add(records),
+            JoinedRead::Later => {}
+            JoinedRead::Gap(gap) if batch.records.is_empty() => self.pass_gap(gap)?,
+            // What was read before is logged first.
+            JoinedRead::Gap(_) => std::thread::sleep(wait),
+            JoinedRead::End => return Ok(false),
         }
-        Ok(came)
+        Ok(true)
+    }
+
+    /// Goes on behind missing records, which the logs say before anything else is read.
+    fn pass_gap(&mut self, gap: PassedGap) -> Result<()> {
+        let StreamPlace { position, checksum } = gap.to;
+        self.log.go_on_at(position, checksum)?;
+        self.position = position;
+        if gap.is_back {
+            // The weights in service may have learned from what comes again.
+            self.versions.reload()?;
+        }
+        self.reader.go_on();
+        Ok(())
     }
 
     fn log_batch(&mut self, records: Vec<PositionedExample>) -> Result<()> {

@@ -176,7 +176,10 @@ impl<'a> ExpertSetup<'a> {
             fm_version: Some(fm_version.to_owned()),
             ..self.config.load_options(self.name)
         };
-        Ok(Arc::new(Blueprint::load(self.engine, self.plugin, schema, &options)?))
+        let blueprint = Blueprint::load(self.engine, self.plugin, schema, &options)?;
+        let limits = &options.graph_limits;
+        blueprint.check_memory(&limits.training, limits.memory_bytes)?;
+        Ok(Arc::new(blueprint))
     }
 
     /// The schedule spans the passes over so many rows.

@@ -26,6 +26,9 @@ const FUZZ_FOLDERS: [&str; 2] = ["tests/fuzz", "fuzz"];
 /// The line in which a fuzzer says how many inputs it has run.
 const FUZZ_RUNS: &str = "stat::number_of_executed_units:";
 
+/// How a line of output begins that the summary keeps.
+const FIGURE: &str = "figure: ";
+
 /// How long each fuzz target runs by default, in minutes.
 const FUZZ_MINUTES: u64 = 15;
 
@@ -70,6 +73,11 @@ const STEPS: &[(&str, &str, &str)] = &[
         "cargo test --workspace --lib a_cluster_that_fails_in_parts -- --nocapture",
     ),
     (
+        "hostile-users",
+        "HYPERCAST_HOSTILE_MINUTES=10",
+        "cargo test --workspace --test hostile_traffic ten_hostile_users -- --nocapture",
+    ),
+    (
         "rollout",
         "HYPERCAST_ROLLOUT_PUSHES=1000",
         "cargo test --workspace --test rollout many_pushes -- --nocapture",
@@ -110,6 +118,9 @@ struct StepResult {
     status: String,
     /// The line of the output that says most: the last one, or the last result of tests.
     last_line: String,
+    /// What it measured: the lines of the output that begin with [`FIGURE`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    figures: Vec<String>,
 }
 
 /// Of the last run of each step.
@@ -233,6 +244,7 @@ impl Step {
         let seconds = start.elapsed().as_secs();
         // Fuzzers write bytes that are not UTF-8.
         let output = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
+        let figures = output.lines().filter_map(|line| line.strip_prefix(FIGURE));
         let (status, last_line) = match status {
             Ok(status) if status.success() => self.judge(&output),
             Ok(_) => ("failed", last_line(&output)),
@@ -246,6 +258,7 @@ impl Step {
             seconds,
             status: status.to_owned(),
             last_line,
+            figures: figures.map(str::to_owned).collect(),
         })
     }
 
@@ -292,7 +305,8 @@ mod tests {
 
     #[test]
     fn a_step_gives_its_status_and_its_last_line() {
-        let passed = run(&["sh", "-c", "echo one; echo two $HYPERCAST_A $CI >&2; echo"]);
+        let passed = run(&["sh", "-c", "echo figure: 7 s; echo two $HYPERCAST_A $CI >&2; echo"]);
+        assert_eq!(passed.figures, ["7 s"]);
         assert_eq!((passed.status.as_str(), passed.last_line.as_str()), ("passed", "two 1 true"));
         assert_eq!((passed.step.as_str(), passed.commit.as_str()), ("a", "abc"));
         assert!(passed.command.starts_with("HYPERCAST_A=1 sh -c "), "{}", passed.command);

@@ -131,7 +131,7 @@ impl LogFollower {
         }
         let file = LogFile::open(&self.dir, number)?;
         let Some(version) = file.version(&self.version).cloned() else {
-            if !self.warned {
+            if !self.warned && file.requests.rows() > 0 {
                 tracing::warn!(
                     "{}: file {number} has no TAEs of FM {}; skipping all such files",
                     self.dir.display(),

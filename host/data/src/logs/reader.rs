@@ -70,10 +70,11 @@ impl LogReader {
         }
         let notes = files.iter().flat_map(|file| &file.note.versions);
         let chosen = choose(dir, &notes.collect(), version)?;
-        let all = files.len();
+        let with_rows = |files: &[FileInfo]| files.iter().filter(|file| file.requests > 0).count();
+        let all = with_rows(&files);
         files.retain(|file| file.note.versions.contains(&chosen));
-        if files.len() < all {
-            let (version, without) = (&chosen.version, all - files.len());
+        if with_rows(&files) < all {
+            let (version, without) = (&chosen.version, all - with_rows(&files));
             tracing::warn!(
                 "{}: skipping {without} of {all} files, which have no TAEs of FM {version}",
                 dir.display()

@@ -214,8 +214,23 @@ fn each_version_is_read_where_it_was_logged() {
         (before.actions >> 1, before.known >> 1)
     );
     // A new writer continues after the last complete file.
-    let writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
+    let mut writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
     assert_eq!((writer.position(), writer.position_checksum()), (Some(1000), Some(77)));
+
+    // It notes that the stream goes on somewhere else without a request, which readers pass over.
+    let end = LogReader::open_for(&logs, Some("1.0.0")).unwrap().end;
+    let mut follower = LogFollower::open(&logs, "1.0.0", end).unwrap();
+    writer.go_on_at(40, None).unwrap();
+    let versions = vec![LogVersion::new("1.0.0", 3)];
+    let mut writer = LogWriter::create(&logs, &data.schema, options(), versions).unwrap();
+    assert_eq!((writer.position(), writer.position_checksum()), (Some(40), None));
+    assert!(follower.next_request().unwrap().is_none());
+    writer.write(row(&examples[0], &[&tae(&examples[0])])).unwrap();
+    writer.finish().unwrap();
+    let read = follower.next_request().unwrap().unwrap();
+    assert_eq!(read.example.request, examples[0].request);
+    let reader = LogReader::open_for(&logs, Some("1.0.0")).unwrap();
+    assert_eq!(reader.iter().count(), 2 * third + 1);
 }
 
 #[test]

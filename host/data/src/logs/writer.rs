@@ -254,6 +254,18 @@ impl LogWriter {
         Ok(self.next_number)
     }
 
+    /// Ends the open file, and notes in a file without requests that the stream goes on at another
+    /// position, with the checksum of the record before it.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn go_on_at(&mut self, position: u64, checksum: Option<u32>) -> Result<()> {
+        self.cut()?;
+        (self.position, self.position_checksum) = (Some(position), checksum);
+        self.open = Some(self.create_file()?);
+        self.close()
+    }
+
     /// Ends the open file. Without this call, the rows since the last complete file are lost.
     ///
     /// # Errors
@@ -268,19 +280,7 @@ impl LogWriter {
         }
         let group = self.layout.columns(&self.buffer, &self.versions);
         if self.open.is_none() {
-            let mut fields = self.layout.example_fields();
-            fields.extend(self.layout.task_fields());
-            fields.extend(self.versions.iter().map(|own| LogLayout::tae_field(&own.version)));
-            let (requests, examples) = (
-                requests_path(&self.dir, self.next_number),
-                examples_path(&self.dir, self.next_number),
-            );
-            self.open = Some(OpenFile {
-                requests: TableWriter::create(&requests, self.layout.request_fields())?,
-                examples: TableWriter::create(&examples, fields)?,
-                rows: 0,
-                corrections: 0,
-            });
+            self.open = Some(self.create_file()?);
         }
         let file = self.open.as_mut().expect("opened above");
         file.requests.write(&group.requests)?;
@@ -291,6 +291,20 @@ impl LogWriter {
         self.buffer.clear();
         self.buffered_rows = 0;
         if full { self.close() } else { Ok(()) }
+    }
+
+    fn create_file(&self) -> Result<OpenFile> {
+        let mut fields = self.layout.example_fields();
+        fields.extend(self.layout.task_fields());
+        fields.extend(self.versions.iter().map(|own| LogLayout::tae_field(&own.version)));
+        let requests = requests_path(&self.dir, self.next_number);
+        let examples = examples_path(&self.dir, self.next_number);
+        Ok(OpenFile {
+            requests: TableWriter::create(&requests, self.layout.request_fields())?,
+            examples: TableWriter::create(&examples, fields)?,
+            rows: 0,
+            corrections: 0,
+        })
     }
 
     /// Completes the open file. The table of requests gets its name last, so a reader that sees it

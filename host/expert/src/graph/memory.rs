@@ -5,7 +5,7 @@
 //! runs at a time hold at their peaks. A run frees a value after its last reader, except in
 //! training, where all values stay for the backward pass.
 
-use super::{ExpertGraph, Fold, GraphLimits, Lead, Node, Op, TensorShape, Type, Unary, Zip};
+use super::{ExpertGraph, Fold, Lead, Node, Op, TensorShape, Type, Unary, Zip};
 use crate::Device;
 use crate::plan::{NetworkPlan, reach};
 
@@ -102,38 +102,34 @@ impl NetworkMemory {
 }
 
 impl ExpertGraph {
-    /// The memory that it needs to serve and to train, with short histories of up to `history_len`
+    /// The memory that it needs for one use, in bytes, with short histories of up to `history_len`
     /// events.
     ///
     /// # Errors
-    /// One of them is more than the limit; the figure, its parts, and the node that takes most.
+    /// It is more than `limit` bytes; the figure, its parts, and the node that takes most.
     pub fn check_memory(
         &self,
         history_len: u32,
-        limits: &GraphLimits,
-    ) -> Result<[NetworkMemory; 2], String> {
-        let serving = NetworkMemory::new(self, history_len, &limits.serving);
-        let training = NetworkMemory::new(self, history_len, &limits.training);
-        let limit = limits.memory_bytes;
-        for (memory, usage, what) in
-            [(&serving, &limits.serving, "serves"), (&training, &limits.training, "is trained")]
-        {
-            refuse_if!(
-                memory.total() > limit,
-                "its network needs {} MiB of memory where it {what}, more than the limit of {} MiB \
-                 (plugin_limits.network_memory_mib): parameters {}, what is derived from them {}, \
-                 {} run(s) of {} rows {}{}",
-                mib(memory.total()),
-                mib(limit),
-                mib(memory.parameters),
-                mib(memory.derived),
-                usage.runs,
-                usage.rows,
-                mib(memory.runs),
-                memory.largest.map_or(String::new(), |largest| self.most(largest))
-            );
-        }
-        Ok([serving, training])
+        usage: &NetworkUse,
+        limit: u64,
+    ) -> Result<NetworkMemory, String> {
+        let memory = NetworkMemory::new(self, history_len, usage);
+        refuse_if!(
+            memory.total() > limit,
+            "its network needs {} MiB of memory where it {}, more than the limit of {} MiB \
+             (plugin_limits.network_memory_mib): parameters {}, what is derived from them {}, {} \
+             run(s) of {} rows {}{}",
+            mib(memory.total()),
+            if usage.learns { "is trained" } else { "serves" },
+            mib(limit),
+            mib(memory.parameters),
+            mib(memory.derived),
+            usage.runs,
+            usage.rows,
+            mib(memory.runs),
+            memory.largest.map_or(String::new(), |largest| self.most(largest))
+        );
+        Ok(memory)
     }
 
     fn most(&self, LargestNode { node, bytes }: LargestNode) -> String {

@@ -4,7 +4,9 @@
 use std::collections::HashSet;
 
 use super::infer::{Cost, infer, working_elements};
-use super::{ExpertGraph, Lead, NetworkUse, Node, Op, ParameterSpec, TensorShape, Type, fnv1a};
+use super::{
+    ExpertGraph, Lead, NetworkMemory, NetworkUse, Node, Op, ParameterSpec, TensorShape, Type, fnv1a,
+};
 use crate::Error;
 use crate::wasm::contract::{Column, Description, HostInfo, Network, Parameter};
 
@@ -25,7 +27,8 @@ pub struct GraphLimits {
     pub row_elements: usize,
     /// Floating-point operations a candidate, as [`Cost::per_candidate`] counts them.
     pub flops_per_candidate: u64,
-    /// The memory in bytes that serving may need, and that training may need.
+    /// The memory in bytes that serving may need, and that training may need, each where it is
+    /// done.
     pub memory_bytes: u64,
     /// How large its requests are, and how many run at a time, where it serves.
     pub serving: NetworkUse,
@@ -49,7 +52,8 @@ impl Default for GraphLimits {
 }
 
 impl ExpertGraph {
-    /// Checks a plugin's network against the rules of `sdk/wit/ops.md` and the limits.
+    /// Checks a plugin's network against the rules of `sdk/wit/ops.md` and the limits. The memory
+    /// of training is computed and not limited here: see [`ExpertGraph::check_memory`].
     pub fn new(
         description: &Description,
         network: &Network,
@@ -112,8 +116,10 @@ impl Validator<'_> {
             training_memory,
             hash,
         };
-        [graph.serving_memory, graph.training_memory] =
-            graph.check_memory(history_len, self.limits)?;
+        let GraphLimits { serving, training, memory_bytes, .. } = self.limits;
+        graph.serving_memory = graph.check_memory(history_len, serving, *memory_bytes)?;
+        // Most processes that load it never train it.
+        graph.training_memory = NetworkMemory::new(&graph, history_len, training);
         Ok(graph)
     }
 

@@ -92,7 +92,7 @@ pub fn run(options: &DemoOptions) -> Result<DemoReport> {
     config.write(&path)?;
     let config = Config::read(&path)?;
     // Those of an earlier demo.
-    remove_dirs([&config.engine.dir, &config.paths.state])?;
+    remove_dirs([&config.engine.dir, &config.paths.state, &config.paths.fm])?;
 
     let fm = times.time("train_fm", || train::fm::train(&dataset, &config, Some(test_from_ms)))?;
     eprint!("{}", train::report::table(&fm.progressive));

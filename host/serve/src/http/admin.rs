@@ -15,6 +15,7 @@ use axum::{
 };
 use hypercast_expert::wasm::LogLine;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     error::{CommonErrors as _, Error},
@@ -79,7 +80,7 @@ async fn push(
 ) -> axum::response::Result<Response> {
     let rollouts = rollouts(&app)?;
     // Checked before the body is read, so that a waiting push is not held in memory.
-    let Ok(_turn) = app.pushes.clone().try_acquire_owned() else {
+    let Ok(turn) = app.pushes.clone().try_acquire_owned() else {
         let why = "another push is being processed; try again in a moment";
         return Ok(refuse_with(503, "busy", why));
     };
@@ -95,7 +96,7 @@ async fn push(
         );
         return Ok(refuse_with(413, "too_large", &why));
     };
-    let (rollout, begun) = blocking(move || rollouts.push(&name, &version, &body)).await?;
+    let (rollout, begun) = in_turn(turn, move || rollouts.push(&name, &version, &body)).await?;
     let status = if begun { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok((status, Json(RolloutAnswer { rollout, begun })).into_response())
 }
@@ -148,6 +149,18 @@ fn rollouts(app: &AppState) -> RequestResult<Arc<RolloutService>> {
     app.loaded()?.rollouts.clone().ok_or(Refusal::Starting)
 }
 
+/// As [`blocking`], and keeps `turn` until the work ends: it goes on if the caller goes away.
+async fn in_turn<T: Send + 'static>(
+    turn: OwnedSemaphorePermit,
+    run: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
+) -> crate::error::Result<T> {
+    blocking(move || {
+        let _turn = turn;
+        run()
+    })
+    .await
+}
+
 async fn blocking<T: Send + 'static>(
     run: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
 ) -> crate::error::Result<T> {
@@ -159,13 +172,15 @@ async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::{collections::HashSet, sync::mpsc::channel, time::Duration};
 
     use hypercast_config::Config;
     use hypercast_expert::Engine;
     use hypercast_stream::streams::MemoryEngine;
+    use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::http::reload::Settings;
     use crate::request::api::RefusalBody;
     use crate::rollout::{Acceptor, PolicyOverrides, Push, SignedManifest};
 
@@ -177,17 +192,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_turn_of_a_push_ends_with_its_work_and_not_with_its_caller() {
+        let pushes = Arc::new(Semaphore::new(1));
+        let (begun, begins) = channel();
+        let (go_on, waits) = channel::<()>();
+        let turn = pushes.clone().try_acquire_owned().unwrap();
+        let handler = tokio::spawn(in_turn(turn, move || {
+            begun.send(()).unwrap();
+            Ok(waits.recv().is_ok())
+        }));
+        tokio::task::spawn_blocking(move || begins.recv().unwrap()).await.unwrap();
+        // The caller goes away, so its handler is dropped.
+        handler.abort();
+        assert!(handler.await.unwrap_err().is_cancelled());
+        assert_eq!(pushes.available_permits(), 0, "its work has the turn");
+        go_on.send(()).unwrap();
+        let next = tokio::time::timeout(Duration::from_secs(30), pushes.acquire()).await;
+        assert!(next.is_ok(), "the next push gets the turn");
+    }
+
+    #[tokio::test]
     async fn a_failure_inside_the_host_is_not_the_callers_bad_request() {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::without_folder();
         config.paths.experts = dir.path().to_path_buf();
+        // The daemon's own configuration has an invalid key.
+        config.rollout.trusted_keys = vec!["x".into()];
         let schema =
             Arc::new(toml::from_str("surfaces = ['feed']\nactions = []\ntasks = []").unwrap());
         let wasm = Engine::new(config.guests()).unwrap();
-        // The daemon's own configuration has an invalid key.
-        let trusted = Box::new(|| Err(Error::invalid("rollout.trusted_keys: \"x\" is not a key")));
-        let acceptor =
-            Acceptor::new(&config, trusted, schema, wasm, Arc::new(MemoryEngine::new(16))).unwrap();
+        let streams = Arc::new(MemoryEngine::new(16));
+        let settings = Arc::new(Settings::new(config));
+        let acceptor = Acceptor::new(settings, schema, wasm, streams).unwrap();
         let accept =
             |body: &[u8]| acceptor.accept("feed", "1.0.0", body, HashSet::new()).err().unwrap();
         let signed =
@@ -200,7 +236,7 @@ mod tests {
         };
         let (status, body) = answered(accept(&push.encode())).await;
         assert_eq!((status, body.error.code.as_str()), (500, "internal"));
-        assert!(body.error.message.contains("trusted_keys"), "{}", body.error.message);
+        assert!(body.error.message.contains("\"x\" is not a"), "{}", body.error.message);
         let ended = blocking(|| -> crate::Result<()> { panic!("as a bug would") }).await;
         let (status, body) = answered(ended.unwrap_err()).await;
         assert_eq!((status, body.error.code.as_str()), (500, "internal"));

@@ -20,7 +20,7 @@ use crate::{
     http::{
         auth::{self, Caller, GuardedRoutes},
         bodies::BodyBudget,
-        listen::{self, Listeners},
+        listen::{Listeners, ProbeServer},
         reload::{self, Reloader},
         respond::{
             SentEvents, in_time, lost_thread, metrics_text, refuse_compressed, refuse_with,
@@ -72,10 +72,11 @@ pub(crate) async fn serve(
     // This tier has no experts to load.
     reload::at_signals(move || Some(own.upgrade()?.reloader.reload(|_| Ok(false))))?;
     let Listeners { requests, probes } = listeners;
-    listen::answer_probes(probes, probe_routes().with_state(app.clone()));
+    let probes = ProbeServer::start(probes, probe_routes().with_state(app.clone()));
     ready(&requests.url());
     requests.serve(routes(app), stop).await;
     threads.stop();
+    probes.stop().await;
     Ok(())
 }
 

@@ -10,7 +10,6 @@
 //! connections of the other one.
 
 use std::{
-    future::pending,
     io,
     net::{IpAddr, SocketAddr},
     pin::pin,
@@ -31,7 +30,8 @@ use prometheus::{IntCounter, IntGauge};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task::JoinHandle,
 };
 use tokio_io_timeout::TimeoutStream;
 
@@ -100,14 +100,30 @@ impl Listeners {
     }
 }
 
-/// Answers probes as long as the process lives, if they have a listener.
-pub(crate) fn answer_probes(probes: Option<BoundListener>, router: Router) {
-    if let Some(probes) = probes {
-        tracing::info!("probes on {}", probes.url());
-        tokio::spawn(async move {
-            let _watched = PanicWatch::new("probes", OnPanic::EndProcess);
-            probes.serve(router, pending()).await;
-        });
+/// Answers probes until it is stopped or dropped; nothing if they have no listener.
+pub(crate) struct ProbeServer(Option<(oneshot::Sender<()>, JoinHandle<()>)>);
+
+impl ProbeServer {
+    /// Starts the task that answers.
+    pub(crate) fn start(probes: Option<BoundListener>, router: Router) -> Self {
+        Self(probes.map(|probes| {
+            tracing::info!("probes on {}", probes.url());
+            let (stop, stopped) = oneshot::channel();
+            let task = tokio::spawn(async move {
+                let _watched = PanicWatch::new("probes", OnPanic::EndProcess);
+                probes.serve(router, async { drop(stopped.await) }).await;
+            });
+            (stop, task)
+        }))
+    }
+
+    /// Finishes what was asked and gives up the router, with all state that it holds.
+    pub(crate) async fn stop(self) {
+        if let Some((stop, task)) = self.0 {
+            drop(stop);
+            // A panic ends the process.
+            let _ = task.await;
+        }
     }
 }
 
@@ -328,10 +344,7 @@ mod tests {
         http::StatusCode,
         routing::{get, post},
     };
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        sync::oneshot,
-    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -376,6 +389,30 @@ mod tests {
                 assert!(answer.starts_with("HTTP/1.1 40"), "{answer}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn probes_are_answered_until_they_are_stopped_and_keep_nothing_then() {
+        let server =
+            ServerSettings { probe_listen: "127.0.0.1:0".into(), ..ServerSettings::default() };
+        let metrics = Metrics::default();
+        let refused = IntCounter::new("refused", "refused").unwrap();
+        let probes = BoundListener::probes(&server, refused, &metrics).await.unwrap().unwrap();
+        let address = probes.address;
+        let state = Arc::new(());
+        let held = state.clone();
+        let router = Router::new().route("/", get(move || async move { drop(held.clone()) }));
+        let probes = ProbeServer::start(Some(probes), router);
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(REQUEST).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        assert!(Arc::strong_count(&state) > 1);
+        // The connection is open and idle.
+        tokio::time::timeout(Duration::from_secs(20), probes.stop()).await.unwrap();
+        assert_eq!(Arc::strong_count(&state), 1);
+        assert!(TcpStream::connect(address).await.is_err());
     }
 
     /// Reads only the beginning of a body.
@@ -486,8 +523,8 @@ mod tests {
         let probes = probes.unwrap();
         let (busy, quick) = (requests.address, probes.address);
         let router = Router::new().route("/", get(|| async { "here" }));
-        answer_probes(Some(probes), router.clone());
-        tokio::spawn(requests.serve(router, pending()));
+        let _probes = ProbeServer::start(Some(probes), router.clone());
+        tokio::spawn(requests.serve(router, std::future::pending()));
         let mut all = TcpStream::connect(busy).await.unwrap();
         assert!(ask(&mut all).await.ends_with("here"));
         let mut waits = TcpStream::connect(busy).await.unwrap();

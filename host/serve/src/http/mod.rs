@@ -15,6 +15,7 @@ mod ingest;
 mod listen;
 mod live_page;
 mod peers;
+mod readiness;
 pub mod reload;
 pub(crate) mod respond;
 mod routes;

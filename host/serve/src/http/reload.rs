@@ -94,6 +94,8 @@ pub(crate) struct Reloader {
     pub(crate) settings: Arc<Settings>,
     pub(crate) access: Arc<AccessControl>,
     pub(crate) tls: Option<Arc<Tls>>,
+    /// The memory for the bodies of requests, which is set at the start.
+    body_budget_bytes: usize,
     outcomes: IntCounterVec,
     well: IntGauge,
     at_s: IntGauge,
@@ -124,8 +126,8 @@ impl Reloader {
         );
         well.set(1);
         at_s.set(now_ms() / 1000);
-        let turn = Mutex::default();
-        Self { origin, settings, access, tls, outcomes, well, at_s, turn }
+        let (turn, body_budget_bytes) = (Mutex::default(), settings.now().inflight_body_bytes());
+        Self { origin, settings, access, tls, body_budget_bytes, outcomes, well, at_s, turn }
     }
 
     /// Reads everything again. `experts` loads the experts of the new configuration and returns
@@ -161,6 +163,7 @@ impl Reloader {
         let file = self.origin.read()?;
         let Reloaded { config, changed, waiting } = self.settings.now().reloaded(&file)?;
         // Everything that can fail comes first, the slowest part last.
+        self.check_body_sizes(&config)?;
         let rules = self.access.read(&config.server).map_err(|error| {
             if waiting.is_empty() {
                 return error;
@@ -182,6 +185,17 @@ impl Reloader {
         }
         self.settings.replace(config);
         Ok(ReloadOutcome { changed, restart: waiting, experts })
+    }
+
+    /// Checks that every body that the configuration allows fits into the memory for bodies.
+    fn check_body_sizes(&self, config: &Config) -> Result<()> {
+        let most = self.body_budget_bytes;
+        match config.body_limits().into_iter().find(|(_, bytes)| *bytes > most) {
+            None => Ok(()),
+            Some((key, bytes)) => Err(Error::invalid(format!(
+                "{key} allows {bytes} bytes, and all bodies together have {most}, as was set at the start; lower it, or restart"
+            ))),
+        }
     }
 }
 

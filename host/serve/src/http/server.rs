@@ -26,7 +26,8 @@ use crate::{
         auth::AccessControl,
         bodies::BodyBudget,
         ingest,
-        listen::{self, Listeners},
+        listen::{self, Listeners, ProbeServer},
+        readiness::FileCheck,
         reload::{self, Origin, ReloadOutcome, Reloader, Settings},
         routes,
     },
@@ -58,6 +59,8 @@ pub(crate) struct AppState {
     pub(crate) bodies: BodyBudget,
     /// Held by a push: only one is accepted at a time, because each may be large and is compiled.
     pub(crate) pushes: Arc<Semaphore>,
+    /// The state of the files that the models read, as `/readyz` tells it.
+    pub(crate) files: FileCheck,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -131,13 +134,14 @@ pub async fn serve(
         admission: Admission::new(most),
         bodies: BodyBudget::new(config.inflight_body_bytes(), &metrics),
         pushes: Arc::new(Semaphore::new(1)),
+        files: FileCheck::default(),
         metrics,
         reloader,
     });
     let own = Arc::downgrade(&app);
     reload::at_signals(move || own.upgrade()?.reload())?;
     let Listeners { requests, probes } = listeners;
-    listen::answer_probes(probes, routes::probes(app.clone()));
+    let probes = ProbeServer::start(probes, routes::probes(app.clone()));
     let url = requests.url();
     let (failed, failure) = oneshot::channel();
     let (loading, handle) = (app.clone(), Handle::current());
@@ -175,8 +179,9 @@ pub async fn serve(
     let _ = halt.send(());
     let served = server.await;
     // Every accepted request is answered now, so the streams can stop and save their state.
+    let stopped = app.clone();
     let stopping = tokio::task::spawn_blocking(move || {
-        if let Some(loaded) = app.loaded.get() {
+        if let Some(loaded) = stopped.loaded.get() {
             if let Some(rollouts) = &loaded.rollouts {
                 rollouts.stop();
             }
@@ -187,6 +192,11 @@ pub async fn serve(
     });
     if let Err(error) = stopping.await {
         tracing::error!(%error, "stopping the streams failed");
+    }
+    probes.stop().await;
+    // Nobody else has it now, and dropping it waits for its threads.
+    if let Err(error) = tokio::task::spawn_blocking(move || drop(app)).await {
+        tracing::error!(%error, "unloading the models failed");
     }
     match served {
         Ok(()) => outcome,

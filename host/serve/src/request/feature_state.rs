@@ -21,7 +21,7 @@ use hypercast_data::{
 };
 use hypercast_stream::{
     Error as StreamError,
-    dead_letters::{DeadLetterQueue, LetterReader, UnusableRecord},
+    dead_letters::{DeadLetterQueue, LetterReader, LetterScope, UnusableRecord},
     join::{JoinMetrics as _, OutcomeRecord, StateDir, StateUpdate, state_fingerprint},
     streams::{GapHandling, StreamEngine, StreamFollower, StreamPlace, StreamRecord, Topic},
 };
@@ -88,8 +88,15 @@ impl LiveFeatures {
                     Ok(outcome) => outcomes.push(outcome),
                     Err(error) => {
                         let (position, reason) = (record.position, error.to_string());
-                        let request = None;
-                        unusable.push(UnusableRecord { position, retries: 0, request, reason });
+                        let StreamPlace { checksum, .. } = StreamPlace::after(record);
+                        let (retries, request) = (0, None);
+                        unusable.push(UnusableRecord {
+                            position,
+                            retries,
+                            request,
+                            checksum,
+                            reason,
+                        });
                     }
                 }
             }
@@ -150,7 +157,8 @@ fn take(state: &mut FeatureState, known: StateUpdate) {
 }
 
 impl FeatureFollower {
-    /// Opens the state and applies every outcome that the stream has now.
+    /// Opens the state and applies every outcome that the stream has now. `stop` ends the
+    /// repetition of what fails.
     ///
     /// # Errors
     /// Another process holds the folder, the stream engine cannot be reached, or the stream is
@@ -160,6 +168,7 @@ impl FeatureFollower {
         config: &Config,
         dataset: &Dataset,
         metrics: Arc<Metrics>,
+        stop: Shutdown,
     ) -> Result<FeatureFollower> {
         let folder = StateDir::lock(&config.paths.state.join("serve"))?;
         let world = state_fingerprint(dataset, &config.joiner()?)?;
@@ -174,9 +183,9 @@ impl FeatureFollower {
         };
         let first = || all_outcomes(&folder, &kept, dataset, config);
         let FeaturesAt { state, place } = saved.map_or_else(first, Ok)?;
-        let (of, rate) = (LetterReader::Features, metrics.set_aside_rate());
-        let source = Topic::outcomes();
-        let letters = DeadLetterQueue::open(engine.clone(), &of, source.name(), None, rate)?;
+        let (source, rate) = (Topic::outcomes(), metrics.set_aside_rate());
+        let of = LetterScope { reader: &LetterReader::Features, source: source.name() };
+        let letters = DeadLetterQueue::open(engine.clone(), of, None, rate, stop)?;
         let live = LiveFeatures {
             state: RwLock::new(state),
             applied: watch::Sender::new(place.position),
@@ -186,7 +195,7 @@ impl FeatureFollower {
         let topic = Topic::outcomes();
         let mut follower = FeatureFollower {
             live: Arc::new(live),
-            outcomes: StreamFollower::open(engine.clone(), topic, Some(place), gaps)?,
+            outcomes: StreamFollower::open(engine, topic, Some(place), gaps)?,
             place,
             letters,
             folder,
@@ -194,7 +203,7 @@ impl FeatureFollower {
             save_every: config.join.save_every_events,
             saved_at: place.position,
         };
-        match follower.catch_up(&*engine, kept.end) {
+        match follower.catch_up() {
             Err(Error::Below(StreamError::Gap(_))) if remake => {
                 tracing::warn!("the features are made again of the data set and all outcomes");
                 let all = all_outcomes(&follower.folder, &kept, dataset, config)?;
@@ -202,7 +211,7 @@ impl FeatureFollower {
                 follower.go_to(all.place)?;
                 // Older records may be missing, too.
                 follower.outcomes.set_policy(config.engine.on_gap);
-                follower.catch_up(&*engine, kept.end)?;
+                follower.catch_up()?;
             }
             caught_up => caught_up?,
         }
@@ -211,13 +220,17 @@ impl FeatureFollower {
         Ok(follower)
     }
 
-    /// Applies the outcomes before `end`.
-    fn catch_up(&mut self, engine: &dyn StreamEngine, end: u64) -> Result<()> {
-        // A stream that ends before the place is told by a read.
-        while self.position() < end || self.position() > engine.span(&Topic::outcomes())?.end {
-            self.step(IDLE)?;
+    /// Applies all outcomes that the stream has.
+    fn catch_up(&mut self) -> Result<()> {
+        loop {
+            let before = self.outcomes.place();
+            let stored = self.outcomes.next_stored(READ)?;
+            let is_at_end = stored.is_empty() && self.outcomes.place() == before;
+            self.apply(&stored)?;
+            if is_at_end {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Follows until a stop is requested, then saves the state. It retries while the stream engine
@@ -246,7 +259,11 @@ impl FeatureFollower {
 
     fn step(&mut self, wait: Duration) -> Result<()> {
         let stored = self.outcomes.next(READ, wait)?;
-        if let Err(error) = self.live.apply(&stored, &self.letters) {
+        self.apply(&stored)
+    }
+
+    fn apply(&mut self, stored: &[StreamRecord]) -> Result<()> {
+        if let Err(error) = self.live.apply(stored, &self.letters) {
             self.go_to(StreamPlace::at(self.position()))?;
             return Err(error);
         }
@@ -385,7 +402,8 @@ mod tests {
         let mut config = Config::without_folder();
         config.paths.state = dir.path().join("state");
         let metrics = Arc::new(Metrics::default());
-        let follower = FeatureFollower::open(engine, &config, &dataset, metrics).unwrap();
+        let stop = Shutdown::default();
+        let follower = FeatureFollower::open(engine, &config, &dataset, metrics, stop).unwrap();
         let state = follower.live.state();
         let request = hypercast_data::features::RequestInput {
             request: 2,

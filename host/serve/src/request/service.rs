@@ -107,9 +107,7 @@ impl RankingService {
         let streams = EventStreams::start(engine, config, dataset, metrics.clone())?;
         let predictions = Arc::new(PredictionLog::new(config.server.served_predictions));
         let shadows = ShadowQueue::start(ShadowWorker {
-            share: config.server.shadow_share,
-            queue: config.server.shadow_queue,
-            deadline: Duration::from_millis(config.server.deadline_ms),
+            settings: settings.clone(),
             handle,
             log: predictions.clone(),
             metrics: metrics.clone(),
@@ -139,7 +137,8 @@ impl RankingService {
     /// # Errors
     /// The request is wrong.
     pub fn fetch(&self, request: &RankRequest) -> RequestResult<Fetched> {
-        let (given, most) = (request.candidates.len(), self.settings.now().server.max_candidates);
+        let set = self.models.set();
+        let (given, most) = (request.candidates.len(), set.max_candidates);
         match given {
             0 => return Err(Refusal::NoCandidates),
             _ if given > most => return Err(Refusal::TooMany { given, what: "candidates", most }),
@@ -149,7 +148,6 @@ impl RankingService {
         let time_ms = request.time_ms.unwrap_or_else(now_ms);
         check_request(request.request)?;
         let id = request.request.unwrap_or_else(|| self.requests.next());
-        let set = self.models.set();
         let state = self.streams.live.state();
         let input: RequestInput =
             self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;

@@ -57,7 +57,8 @@ impl EventStreams {
             intake.writer.open()?;
             joiner = Some(caught_up(&engine, config, dataset, &metrics, &threads.stop)?);
         }
-        let follower = FeatureFollower::open(engine, config, dataset, metrics.clone())?;
+        let stop = threads.stop.clone();
+        let follower = FeatureFollower::open(engine, config, dataset, metrics.clone(), stop)?;
         let mut streams =
             Self { intake: intake.clone(), live: follower.live.clone(), passed: None, threads };
         if let Some(joiner) = joiner {

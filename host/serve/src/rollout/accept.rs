@@ -7,8 +7,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use hypercast_config::{Config, TrustedKey, sha256};
-use hypercast_core::clock::now_ms;
+use hypercast_config::sha256;
+use hypercast_core::{clock::now_ms, error::ErrorKind};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, BreakerConfig, Engine, LoadOptions, Parameters, Plugin, SavedParameters,
@@ -24,6 +24,7 @@ use hypercast_stream::{
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
+    http::reload::Settings,
     rollout::{
         Push, Rollout, RolloutPolicy, RolloutStep, frame, import_config,
         repository::{PendingRollout, Repository},
@@ -42,14 +43,10 @@ pub struct AcceptedPush {
     pub expert: Arc<ServedExpert>,
 }
 
-/// Returns the keys that are trusted now.
-pub type Trusted = Box<dyn Fn() -> Result<Vec<TrustedKey>> + Send + Sync>;
-
 /// Accepts pushes for one daemon.
 pub struct Acceptor {
-    config: Config,
-    /// Read for every push, because a reload may change the keys.
-    trusted: Trusted,
+    /// Read for every push, because a reload may change keys, experts and limits.
+    settings: Arc<Settings>,
     pub(super) schema: Arc<Schema>,
     wasm: Engine,
     pub(super) streams: Arc<dyn Streams>,
@@ -63,24 +60,28 @@ impl Acceptor {
     ///
     /// # Errors
     /// The repository's folder cannot be created.
-    pub fn new(
-        config: &Config,
-        trusted: Trusted,
+    pub(crate) fn new(
+        settings: Arc<Settings>,
         schema: Arc<Schema>,
         wasm: Engine,
         streams: Arc<dyn Streams>,
     ) -> Result<Self> {
-        let repository = Repository::open(&config.paths.experts.join("pushed"))?;
-        if let Err(error) = repository.own() {
-            tracing::info!(%error, "this daemon accepts no pushes as long as another one does");
+        let repository = Repository::open(&settings.now().paths.experts.join("pushed"))?;
+        match repository.own() {
+            Err(error) if error.kind() == ErrorKind::Refused => {
+                tracing::info!(%error, "this daemon accepts no pushes as long as another one does");
+            }
+            Err(error) => {
+                tracing::error!(%error, "this daemon cannot accept pushes until that is mended");
+            }
+            Ok(()) => {}
         }
-        let (config, accepting) = (config.clone(), Mutex::default());
-        Ok(Self { config, trusted, schema, wasm, streams, repository, accepting })
+        Ok(Self { settings, schema, wasm, streams, repository, accepting: Mutex::default() })
     }
 
     /// When the breaker of a plugin's calls opens.
     pub(super) fn breaker(&self) -> BreakerConfig {
-        self.config.plugin_limits.breaker()
+        self.settings.now().plugin_limits.breaker()
     }
 
     /// Checks the body of a push that was sent to a version; none if the push is known and its
@@ -96,9 +97,10 @@ impl Acceptor {
         body: &[u8],
         under_way: HashSet<PathBuf>,
     ) -> Result<Option<AcceptedPush>> {
-        let settings = &self.config.rollout;
+        let config = self.settings.now();
+        let settings = &config.rollout;
         let push = frame::Push::decode(body)?;
-        let keys = (self.trusted)().map_err(Error::of_the_host)?;
+        let keys = settings.keys().map_err(|error| Error::from(error).of_the_host())?;
         if keys.is_empty() {
             return refuse(
                 "this daemon trusts no key; its operator must add public keys to rollout.trusted_keys"
@@ -124,7 +126,7 @@ impl Acceptor {
         let registry = RegistryClient::new(&*self.streams).read()?;
         registry.check_complete()?;
         let adoption = if import_config::is_due(&registry) {
-            import_config::changes(&self.config, &self.schema, &self.wasm, &registry)
+            import_config::changes(&config, &self.schema, &self.wasm, &registry)
                 .map_err(Error::of_the_host)?
         } else {
             Vec::new()
@@ -148,7 +150,8 @@ impl Acceptor {
                 transitions::rehearse(&registry, &expert, limits.canary_share, limits.replace)?;
             let limits = RolloutPolicy { canary_share: rehearsed.unwrap_or(1.0), ..limits };
             let rollout = new_rollout(expert, &push, &manifest, limits, &registry);
-            let pending = Box::new(PendingRollout { rollout, adoption });
+            let expires_ms = manifest.expires_ms;
+            let pending = Box::new(PendingRollout { rollout, adoption, expires_ms });
             self.repository.remember(&manifest, (*pending).clone())?;
             Ok(AcceptedPush { pending, expert: Arc::new(loaded) })
         });
@@ -175,7 +178,8 @@ impl Acceptor {
                 let parameters = sha256.and_then(|sha256| sha256.parameters.as_deref());
                 let parameters = read_version_file(path, parameters)?;
                 let saved = SavedParameters::from_bytes(&parameters, path)?;
-                Ok(ServedExpert::open(blueprint, saved, self.config.device, self.breaker())?)
+                let device = self.settings.now().device;
+                Ok(ServedExpert::open(blueprint, saved, device, self.breaker())?)
             }
             WeightsLocation::Published => Err(Error::internal(format!(
                 "{} {} publishes its weights, and a pushed version has them in a file",
@@ -205,7 +209,7 @@ impl Acceptor {
 
     fn options(&self, expert: &str, fm: &str, tae_dim: usize) -> LoadOptions {
         let fm_version = Some(fm.to_owned());
-        LoadOptions { tae_dim, fm_version, ..self.config.load_options(expert) }
+        LoadOptions { tae_dim, fm_version, ..self.settings.now().load_options(expert) }
     }
 
     fn load(
@@ -229,12 +233,13 @@ impl Acceptor {
         };
         let path = self.repository.keep(&parameters, "safetensors")?;
         files.push(path.clone());
-        let entry = self.config.experts.iter().find(|entry| entry.name == manifest.name);
+        let config = self.settings.now();
+        let entry = config.experts.iter().find(|entry| entry.name == manifest.name);
         let surfaces = match (manifest.surfaces.is_empty(), serving, entry) {
             (false, ..) => manifest.surfaces.clone(),
             (true, Some(serving), _) => serving.surfaces.clone(),
             (true, None, Some(entry)) => {
-                let own = self.config.serving_surfaces(entry, &self.schema);
+                let own = config.serving_surfaces(entry, &self.schema);
                 let own = own.map_err(|error| Error::from(error).of_the_host())?;
                 own.iter().map(|at| self.schema.surfaces[usize::from(*at)].clone()).collect()
             }
@@ -261,7 +266,7 @@ impl Acceptor {
         };
         let component = push.component;
         let read = ReadExpert { blueprint, component, parameters: Some(parameters) };
-        let (mut version, expert) = new.describe_read(&self.config, &self.schema, &read)?;
+        let (mut version, expert) = new.describe_read(&config, &self.schema, &read)?;
         version.parent = serving.map(|serving| serving.version.clone());
         Ok((version, expert.expect("its parameters are in a file")))
     }

@@ -1,6 +1,9 @@
 //! The thread that advances rollouts. A few times a second it reads what was counted, decides in
 //! the registry, and writes each rollout's state to its file. What fails for the moment is tried
 //! again. Replays and a plugin's `evaluate` run on threads of their own: no command waits for one.
+//! `recorded` begins rollouts.
+
+mod recorded;
 
 use std::{
     collections::HashMap,
@@ -22,10 +25,8 @@ use crate::{
     rollout::{
         Rollout, RolloutStep,
         accept::AcceptedPush,
-        import_config,
         policy::p99_us,
         replay::{ReplayInput, ReplayTask, ReplayVerdict},
-        repository::PendingRollout,
         service::{RolloutCommand, RolloutContext},
         state::{RolloutFiles, RolloutMap},
         stats::{ArmCounts, StepWatch},
@@ -63,6 +64,8 @@ pub(super) struct RolloutController {
     replays: HashMap<String, ReplayTask>,
     /// Rollouts whose last step failed, and when to try again.
     back_off: HashMap<String, Instant>,
+    /// When to begin the rollouts of recorded pushes; none while all have begun.
+    begin_at: Option<Instant>,
     stop: Shutdown,
 }
 
@@ -87,16 +90,19 @@ impl RolloutController {
             loaded: HashMap::new(),
             replays: HashMap::new(),
             back_off: HashMap::new(),
+            begin_at: Some(Instant::now()),
             stop,
         })
     }
 
     /// Runs until a stop is requested or the commands end.
     pub(super) fn run(mut self, commands: &Receiver<RolloutCommand>) {
-        if let Err(error) = self.begin_recorded() {
-            tracing::error!(%error, "an accepted push has not begun its rollout; it is tried again at the next start");
-        }
         while !self.stop.is_requested() {
+            if self.begin_at.is_some_and(|at| at <= Instant::now())
+                && let Err(error) = self.begin_recorded()
+            {
+                tracing::warn!(%error, "an accepted push has not begun its rollout; trying again");
+            }
             let wait = if self.active().is_empty() { IDLE } else { BUSY };
             match commands.recv_timeout(wait) {
                 Ok(command) => self.execute(command),
@@ -136,68 +142,6 @@ impl RolloutController {
         }
     }
 
-    /// Registers and promotes what the configuration serves, unless something was promoted since.
-    fn import(&mut self, changes: &[Change]) -> Result<()> {
-        let imported = self.decide(|registry| {
-            let due = import_config::is_due(registry);
-            Ok(if due { changes.to_vec() } else { Vec::new() })
-        })?;
-        if imported {
-            tracing::warn!(
-                "what the configuration serves is registered and promoted: from now on the registry decides what serves, and `hypercast versions` changes it"
-            );
-        }
-        Ok(())
-    }
-
-    /// Begins the rollouts that were recorded with their push and have no file yet: the process
-    /// ended in between, or something failed.
-    fn begin_recorded(&mut self) -> Result<()> {
-        let acceptor = self.context.acceptor.clone();
-        if acceptor.repository.own().is_err() {
-            return Ok(());
-        }
-        let mut outcome = Ok(());
-        for pending in acceptor.repository.pending()? {
-            let rollout = &pending.rollout;
-            let key = (rollout.name().to_owned(), rollout.version().to_owned());
-            let known = lock(&self.all).get(&key).map(|known| known.created_ms);
-            let begun = if known == Some(rollout.created_ms) {
-                acceptor.repository.begun(rollout)
-            } else {
-                self.begin(&pending)
-            };
-            outcome = outcome.and(begun);
-        }
-        outcome
-    }
-
-    /// Begins a recorded rollout. A refusal gives it up; whatever else fails is tried again when
-    /// the push is sent again, and at the next start.
-    fn begin(&mut self, pending: &PendingRollout) -> Result<()> {
-        let rollout = &pending.rollout;
-        let begun = self.import(&pending.adoption).and_then(|()| self.replace(rollout));
-        if begun.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::Refused) {
-            self.context.acceptor.repository.begun(rollout)?;
-        }
-        begun
-    }
-
-    fn replace(&mut self, rollout: &Rollout) -> Result<()> {
-        // The new version replaces the promoted one, which need not be watched any longer.
-        let watched = self
-            .active()
-            .into_iter()
-            .filter(|other| other.name() == rollout.name() && other.step == RolloutStep::Promoted);
-        for mut other in watched {
-            other.settled = true;
-            other.add_line(format!("no longer watched: {} was pushed", rollout.version()));
-            self.save(other)?;
-        }
-        self.end_step(&rollout.label());
-        self.save(rollout.clone())
-    }
-
     fn save(&mut self, rollout: Rollout) -> Result<()> {
         self.files.write(&rollout)?;
         let name = rollout.name().to_owned();
@@ -216,7 +160,13 @@ impl RolloutController {
 
     fn roll_back(&mut self, name: &str) -> Result<String> {
         let active = self.active().into_iter().filter(|rollout| rollout.name() == name);
-        if let Some(mut rollout) = active.max_by_key(|rollout| rollout.begun_ms) {
+        let recorded = self.context.acceptor.repository.pending()?;
+        let mut recorded = recorded.into_iter();
+        if let Some(pending) = recorded.find(|pending| pending.rollout.name() == name) {
+            // It would replace what serves as soon as it can begin.
+            self.context.acceptor.repository.own()?;
+            self.cancel(&pending, "asked to".into())?;
+        } else if let Some(mut rollout) = active.max_by_key(|rollout| rollout.begun_ms) {
             let label = rollout.label();
             self.give_up(&mut rollout, "asked to".into())?;
             self.save(rollout)?;
@@ -267,7 +217,7 @@ impl RolloutController {
     }
 
     fn advance(&mut self, rollout: &mut Rollout) -> Result<()> {
-        self.follower.catch_up()?;
+        self.follower.catch_up(&*self.context.acceptor.streams)?;
         self.follower.registry().check_complete()?;
         if rollout.step != RolloutStep::Replay && self.follow_registry(rollout) {
             return Ok(());

@@ -14,7 +14,7 @@ use std::{
 };
 
 use hypercast_config::sha256;
-use hypercast_core::{atomic_dir, atomic_file, dir_lock::DirLock};
+use hypercast_core::{atomic_dir, atomic_file, dir_lock::DirLock, error::ErrorKind};
 use hypercast_data::versioned;
 use hypercast_stream::registry::Change;
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,9 @@ pub struct PendingRollout {
     /// Changes that register and promote what the configuration serves; empty if something is
     /// promoted already.
     pub adoption: Vec<Change>,
+    /// When the push can no longer begin a rollout, milliseconds since the epoch; never if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<i64>,
 }
 
 /// The versions of one expert that were pushed.
@@ -90,14 +93,19 @@ impl Repository {
     /// Makes this process the one that accepts pushes for the folder, until it ends.
     ///
     /// # Errors
-    /// Refused: another process is, and the message names it.
+    /// Refused: another process is, and the message names it. Internal: the folder cannot be used.
     pub fn own(&self) -> Result<()> {
         let mut owned = lock(&self.owned);
         if owned.is_none() {
             let held = DirLock::acquire(&self.dir).map_err(|error| {
-                Error::refused(format!(
-                    "another daemon accepts pushes for this folder of experts, send them there: {error}"
-                ))
+                let held = error.kind() == ErrorKind::Refused;
+                let error = Error::from(error);
+                if !held {
+                    return error;
+                }
+                error.within(
+                    "another daemon accepts pushes for this folder of experts; send them there",
+                )
             })?;
             *owned = Some(held);
         }
@@ -311,7 +319,7 @@ mod tests {
         let expert = fixtures::expert_version(&manifest.name, &manifest.version);
         let created_ms = manifest.created_ms;
         let rollout = Rollout { created_ms, ..fixtures::rollout(expert) };
-        PendingRollout { rollout, adoption: Vec::new() }
+        PendingRollout { rollout, adoption: Vec::new(), expires_ms: manifest.expires_ms }
     }
 
     #[test]

@@ -42,8 +42,7 @@ pub(crate) fn start(
     streams: Arc<dyn Streams>,
 ) -> Result<RolloutService> {
     let (schema, config) = (service.converter.schema.clone(), settings.now());
-    let trusted = Box::new(move || Ok(settings.now().rollout.keys()?));
-    let acceptor = Arc::new(Acceptor::new(&config, trusted, schema, wasm, streams)?);
+    let acceptor = Arc::new(Acceptor::new(settings, schema, wasm, streams)?);
     let context = RolloutContext { acceptor, serving: service, replay: replay::run };
     RolloutService::start(&config, context)
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use hypercast_config::{Config, ExpertEntry};
+use hypercast_config::{Config, ExpertEntry, ExpertLimits};
 use hypercast_data::schema::Schema;
 use hypercast_stream::registry::{
     FileHashes, Registry, VersionState, WeightsLocation, content_hash,
@@ -47,6 +47,8 @@ pub struct DesiredExpert {
     pub state: VersionState,
     /// The share of the expert's users that it serves.
     pub share: f64,
+    /// Its own limits from the configuration; with others it is loaded anew.
+    pub limits: ExpertLimits,
     /// Hash of the configured files, so that a reload sees changes; none for a registered version.
     pub content: Option<String>,
 }
@@ -99,7 +101,7 @@ impl DesiredSet {
         // The sort is stable: shadows first, then by age, the newest last.
         plan.fms.sort_by_key(|fm| fm.state == VersionState::Active);
         if let Some(schema) = schema {
-            plan.experts = registered_experts(registry, schema)?;
+            plan.experts = registered_experts(config, registry, schema)?;
             if !registry.has_promoted() {
                 plan.experts.extend(configured_experts(config, schema, hashes)?);
             }
@@ -114,9 +116,15 @@ impl DesiredSet {
     }
 }
 
-fn registered_experts(registry: &Registry, schema: &Schema) -> Result<Vec<DesiredExpert>> {
+fn registered_experts(
+    config: &Config,
+    registry: &Registry,
+    schema: &Schema,
+) -> Result<Vec<DesiredExpert>> {
     let mut desired = Vec::new();
     for (name, expert) in registry.experts() {
+        let entry = config.experts.iter().find(|entry| entry.name == name);
+        let limits = entry.map(|entry| entry.limits.clone()).unwrap_or_default();
         for version in expert.in_order() {
             if !matches!(version.state, VersionState::Active | VersionState::Shadow) {
                 continue;
@@ -141,6 +149,7 @@ fn registered_experts(registry: &Registry, schema: &Schema) -> Result<Vec<Desire
                 surfaces: version.surfaces.iter().map(index).collect::<Result<_>>()?,
                 state: version.state,
                 share: expert.share(&version.version),
+                limits: limits.clone(),
                 content: None,
             });
         }
@@ -180,6 +189,7 @@ fn configured_experts(
             surfaces,
             state: if entry.shadow { VersionState::Shadow } else { VersionState::Active },
             share: if entry.shadow { 0.0 } else { 1.0 },
+            limits: entry.limits.clone(),
             content: hashes.get(&entry.name).cloned().flatten(),
         });
     }

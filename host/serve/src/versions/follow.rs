@@ -29,7 +29,7 @@ use crate::{
     versions::{
         desired_set::{DesiredSet, ExpertFileHashes, expert_file_hashes},
         loader::VersionLoader,
-        serving_set::ServingModels,
+        serving_set::{ServedFm, ServingModels},
     },
 };
 
@@ -39,7 +39,8 @@ const WAIT: Duration = Duration::from_millis(200);
 /// Back-off after a stream failed.
 const REST: Duration = Duration::from_secs(1);
 
-/// How often versions that could not be loaded are tried again.
+/// How often versions that could not be loaded are tried again, and files of FMs that could be made
+/// anew are looked at.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Most records in one read.
@@ -47,7 +48,6 @@ const MOST: usize = 4096;
 
 /// Turns registry decisions into serving sets.
 pub struct SetUpdater {
-    config: Config,
     /// Of the configured experts.
     expert_file_hashes: ExpertFileHashes,
     schema: Option<Arc<Schema>>,
@@ -55,7 +55,7 @@ pub struct SetUpdater {
     follower: RegistryFollower,
     /// The set that was last loaded.
     plan: DesiredSet,
-    /// Counts the decisions of the registry that this version of hypercast cannot apply.
+    /// Counts the decisions that the registry misses.
     unapplied: IntGauge,
     /// The versions that serve.
     pub(crate) models: Arc<ServingModels>,
@@ -74,25 +74,17 @@ impl SetUpdater {
         streams: &dyn StreamEngine,
     ) -> Result<Self> {
         let mut follower = RegistryFollower::new(streams)?;
-        follower.catch_up()?;
+        follower.catch_up(streams)?;
         let expert_file_hashes = expert_file_hashes(config);
         let (of, hashes) = (schema.as_deref(), &expert_file_hashes);
         let plan = DesiredSet::new(config, of, follower.registry(), hashes)?;
         let models = Arc::new(ServingModels::new(loader.load(&plan, None, follower.position())?));
         let unapplied = loader.metrics.gauge(
             "hypercast_registry_unapplied_decisions",
-            "Decisions of the registry that this version of hypercast cannot apply; it decides nothing meanwhile",
+            "Decisions of the registry that this version of hypercast cannot apply or its stream has lost; it decides nothing meanwhile",
         );
-        let updater = SetUpdater {
-            config: config.clone(),
-            expert_file_hashes,
-            schema,
-            loader,
-            follower,
-            plan,
-            unapplied,
-            models,
-        };
+        let updater =
+            SetUpdater { expert_file_hashes, schema, loader, follower, plan, unapplied, models };
         updater.report_missing();
         Ok(updater)
     }
@@ -114,7 +106,8 @@ impl SetUpdater {
             lower_thread_priority();
             feeds.follow(stop, &metrics);
         })?;
-        following.threads.spawn("versions", move |stop| self.follow(stop, &asked))?;
+        let registry = streams.clone();
+        following.threads.spawn("versions", move |stop| self.follow(&*registry, stop, &asked))?;
         if let Some(service) = service {
             following
                 .threads
@@ -122,24 +115,30 @@ impl SetUpdater {
         }
         Ok(following)
     }
-    fn follow(mut self, stop: &Shutdown, asked: &Receiver<ReloadRequest>) {
+
+    fn follow(
+        mut self,
+        streams: &dyn StreamEngine,
+        stop: &Shutdown,
+        asked: &Receiver<ReloadRequest>,
+    ) {
         let mut tried = Instant::now();
         while !stop.is_requested() {
             if let Ok(ReloadRequest { config, done }) = asked.try_recv() {
                 // The caller may have gone.
                 let _ = done.send(self.reload(config));
             }
-            match self.follower.poll(WAIT) {
+            match self.follower.poll(streams, WAIT) {
                 // A trainer may have published what was missing.
-                Ok(false) if self.models.problem().is_some() && tried.elapsed() > RETRY => {
+                Ok(false) if tried.elapsed() > RETRY => {
                     tried = Instant::now();
                     let outcome = self.swap();
                     self.report(outcome);
                 }
                 Ok(false) => {}
                 Ok(true) => {
-                    let outcome =
-                        self.follower.catch_up().map_err(Error::from).and_then(|()| self.swap());
+                    let caught_up = self.follower.catch_up(streams).map_err(Error::from);
+                    let outcome = caught_up.and_then(|()| self.swap());
                     self.report(outcome);
                 }
                 Err(error) => {
@@ -150,43 +149,45 @@ impl SetUpdater {
         }
     }
 
-    /// Serves another configuration's experts, or keeps the old ones.
+    /// Serves another configuration's experts and takes requests of as many candidates as it says,
+    /// or keeps the old ones and their limit.
     fn reload(&mut self, config: Config) -> Result<bool> {
+        if self.schema.is_none() {
+            return Ok(false);
+        }
         // Requests of more candidates need more memory.
         for arm in &self.models.set().arms {
             let limits = config.load_options(&arm.name).graph_limits;
-            arm.expert().blueprint().check_memory(&limits)?;
+            arm.expert().blueprint().check_memory(&limits.serving, limits.memory_bytes)?;
         }
-        self.loader.config.server.max_candidates = config.server.max_candidates;
-        let expert_file_hashes = expert_file_hashes(&config);
-        if self.schema.is_none()
-            || (config.experts == self.config.experts
-                && expert_file_hashes == self.expert_file_hashes)
-        {
-            return Ok(false);
-        }
+        let hashes = expert_file_hashes(&config);
+        let changed =
+            config.experts != self.loader.config.experts || hashes != self.expert_file_hashes;
         let before = (
-            std::mem::replace(&mut self.config, config),
-            std::mem::replace(&mut self.expert_file_hashes, expert_file_hashes),
+            std::mem::replace(&mut self.loader.config, config),
+            std::mem::replace(&mut self.expert_file_hashes, hashes),
         );
         let served = self.models.set();
-        if let Err(error) = self.swap() {
-            (self.config, self.expert_file_hashes) = before;
+        if changed && let Err(error) = self.swap() {
+            (self.loader.config, self.expert_file_hashes) = before;
             return Err(error);
         }
+        let others = !Arc::ptr_eq(&served, &self.models.set());
+        self.models.limit_candidates(self.loader.config.server.max_candidates);
         self.report_missing();
-        Ok(!Arc::ptr_eq(&served, &self.models.set()))
+        Ok(others)
     }
 
     fn swap(&mut self) -> Result<()> {
         let registry = self.follower.registry();
         let (schema, hashes) = (self.schema.as_deref(), &self.expert_file_hashes);
-        let plan = DesiredSet::new(&self.config, schema, registry, hashes)?;
+        let plan = DesiredSet::new(&self.loader.config, schema, registry, hashes)?;
+        let old = self.models.set();
+        let is_sound = || !old.fms().any(ServedFm::is_to_be_made_anew);
         // Versions that are only in training change nothing here.
-        if plan == self.plan && self.models.problem().is_none() {
+        if plan == self.plan && self.models.problem().is_none() && is_sound() {
             return Ok(());
         }
-        let old = self.models.set();
         let set = self.loader.load(&plan, Some(&old), self.follower.position())?;
         self.models.swap(set);
         self.plan = plan;
@@ -305,8 +306,22 @@ fn missing(registry: &Registry, fms: &[&str], experts: Option<&[[&str; 3]]>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::expert_version;
-    use hypercast_stream::registry::{Change, Decision};
+    use std::path::Path;
+
+    use crate::fixtures::{expert_version, fm_version};
+    use crate::fm::FmTier;
+    use hypercast_config::PublishSettings;
+    use hypercast_fm::{
+        device::DeviceKind,
+        example::{Example, Item, Outcome, Target, User},
+        spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
+        trainer::{self, FmTrainer},
+    };
+    use hypercast_stream::{
+        publish::{Publisher, TrainingPosition},
+        registry::{Change, Decision, RegistryClient},
+        streams::MemoryEngine,
+    };
 
     fn registry(state: VersionState) -> Registry {
         let expert = ExpertVersion { fm: "2.0.0".into(), ..expert_version("feed", "1.1.0") };
@@ -318,6 +333,122 @@ mod tests {
         ];
         registry.apply(&Decision::new(changes)).unwrap();
         registry
+    }
+
+    /// A small FM that learns from one request after the other, and publishes.
+    struct PublishingTrainer {
+        trainer: Box<dyn FmTrainer>,
+        publisher: Publisher,
+        requests: u64,
+    }
+
+    impl PublishingTrainer {
+        fn new(streams: &Arc<MemoryEngine>, dir: &Path) -> PublishingTrainer {
+            let click = TaskSpec {
+                name: "click".into(),
+                main: true,
+                label: TaskLabel::Action(0),
+                surfaces: vec![true],
+                weight: 1.0,
+            };
+            let spec = FmSpec {
+                surfaces: vec!["feed".into()],
+                actions: 1,
+                values: 0,
+                item_ids: 0,
+                item_dense: 0,
+                features: 0,
+                profile_ids: vec![],
+                content: 0,
+                tasks: vec![click],
+            };
+            let config = FmConfig { dim: 16, qk_dim: 8, v_dim: 8, ..FmConfig::default() };
+            let config = FmConfig { embedding_dim: 8, max_history: 8, ..config };
+            let trainer =
+                trainer::create(&dir.join("trainer"), &config, &spec, DeviceKind::Cpu).unwrap();
+            let (settings, work) = (PublishSettings::default(), dir.join("published"));
+            let publisher =
+                Publisher::open(streams.clone(), Topic::fm("1.0.0"), settings, &work).unwrap();
+            PublishingTrainer { trainer, publisher, requests: 0 }
+        }
+
+        fn publish(&mut self) {
+            let outcome = Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN };
+            let item = Arc::new(Item { id: self.requests, ..Item::default() });
+            let (ids, features, truth) = (vec![], vec![], vec![]);
+            let example = Example {
+                request: self.requests,
+                user: Arc::new(User { id: 1, ..User::default() }),
+                surface: 0,
+                time_ms: 1,
+                history: vec![],
+                targets: vec![Target { item, ids, features, outcome, truth }],
+            };
+            self.trainer.step(&[&example]).unwrap();
+            self.requests += 1;
+            let weights = self.trainer.trained_weights("1.0.0").unwrap();
+            self.publisher.publish(&weights, TrainingPosition::default()).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_fm_whose_rows_were_cut_is_made_anew_of_what_is_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let streams = Arc::new(MemoryEngine::default());
+        let mut trained = PublishingTrainer::new(&streams, dir.path());
+        trained.publish();
+        let registry = RegistryClient::new(&*streams);
+        registry.decide(|known| known.register_fm(&fm_version("1.0.0"))).unwrap();
+        registry.decide(|known| known.promote_fm("1.0.0")).unwrap();
+        let mut config = Config::default();
+        config.paths.fm_work = dir.path().join("work");
+        config.paths.state = dir.path().join("state");
+        // The configured FM serves beside it.
+        config.paths.fm = dir.path().join("fm");
+        trained.trainer.checkpoint(&config.paths.fm, "0.9.0").unwrap();
+        let (metrics, engine) = (Arc::new(Metrics::default()), streams.clone());
+        let loader =
+            VersionLoader::new(&config, &config.fm_serving, None, engine, metrics.clone()).unwrap();
+        let feeds = loader.feeds.clone();
+        let mut updater = SetUpdater::new(loader, &config, None, &*streams).unwrap();
+        let models = updater.models.clone();
+        let requests = || match &*models.set().fm("1.0.0").unwrap().tier {
+            FmTier::Local(batcher) => batcher.fm.current_manifest().requests,
+            FmTier::Remote(_) => unreachable!("it runs here"),
+        };
+        let until = |is_so: &dyn Fn() -> bool, what: &str| {
+            let give_up = Instant::now() + Duration::from_secs(60);
+            while !is_so() {
+                assert!(Instant::now() < give_up, "{what}: {:?}", models.set().lost_files());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let following = ThreadGroup::default();
+        following.spawn("weights", move |stop| feeds.follow(stop, &metrics)).unwrap();
+        trained.publish();
+        until(&|| requests() == 2, "a publication is applied");
+
+        let folders = || std::fs::read_dir(dir.path().join("work/served")).unwrap();
+        for is_put_back in [true, false] {
+            let slab = folders().next().unwrap().unwrap().path().join("rows/rows-00000.slab");
+            let content = std::fs::read(&slab).unwrap();
+            std::fs::write(&slab, []).unwrap();
+            assert_eq!(models.set().lost_files().len(), 1, "it is noticed");
+            if is_put_back {
+                std::fs::write(&slab, &content).unwrap();
+                assert_eq!(models.set().lost_files(), [""; 0], "it is whole");
+                let before = requests();
+                trained.publish();
+                until(&|| !models.set().lost_files().is_empty(), "a publication fails");
+                assert_eq!(requests(), before, "the old weights stay");
+            }
+            updater.swap().unwrap();
+            assert_eq!(models.set().lost_files(), [""; 0], "it was made anew");
+            assert_eq!(requests(), trained.requests, "of all that is published");
+            trained.publish();
+            until(&|| requests() == trained.requests, "the next publication is applied");
+            until(&|| folders().count() == 1, "the old files are removed");
+        }
     }
 
     #[test]

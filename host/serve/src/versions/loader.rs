@@ -105,8 +105,9 @@ impl VersionLoader {
                 Err(error) => return Err(error),
             }
         }
-        let mut set = ServingSet::new(revision, fms, default, arms);
-        set.unloaded = unloaded;
+        let max_candidates = self.config.server.max_candidates;
+        let mut set = ServingSet::new(max_candidates, fms, default, arms);
+        (set.revision, set.unloaded) = (revision, unloaded);
         self.metrics.set_versions(&set);
         Ok(set)
     }
@@ -116,6 +117,16 @@ impl VersionLoader {
             (&fm.desired.version, &fm.desired.weights) == (&desired.version, &desired.weights)
         };
         let tier = match old.and_then(|old| old.fms().find(alike)) {
+            Some(loaded) if loaded.is_to_be_made_anew() => {
+                tracing::warn!(
+                    version = loaded.version(),
+                    "files of the FM that serves are damaged; it is made anew of what is published"
+                );
+                self.open_fm(desired).unwrap_or_else(|error| {
+                    tracing::error!(%error, "the FM cannot be made anew; trying again");
+                    loaded.tier.clone()
+                })
+            }
             Some(loaded) => loaded.tier.clone(),
             None => self.open_fm(desired)?,
         };
@@ -148,7 +159,7 @@ impl VersionLoader {
         let batcher = FmBatcher::start(fm, &self.fm_config, self.metrics.clone())?;
         let tier = Arc::new(FmTier::Local(batcher));
         if let Some((label, follower, folder)) = published {
-            let model = FeedTarget::Fm { tier: Arc::downgrade(&tier), folder };
+            let model = FeedTarget::Fm { tier: Arc::downgrade(&tier), _folder: folder };
             self.feeds.add(WeightFeed::new(label, follower, model));
         }
         Ok(tier)

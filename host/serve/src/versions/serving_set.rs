@@ -9,7 +9,9 @@ use std::{
 use hypercast_core::clock::now_ms;
 use hypercast_expert::{ExpertTimes, Fault, RankOutcome, ServedExpert, Tae};
 use hypercast_fm::{checkpoint::FmManifest, history::CacheCounts, spec::TaskSpec};
-use hypercast_stream::registry::{Shares, VersionState, choose_version, user_bucket};
+use hypercast_stream::registry::{
+    Shares, VersionState, WeightsLocation, choose_version, user_bucket,
+};
 
 use crate::{
     fm::FmTier,
@@ -35,6 +37,12 @@ impl ServedFm {
     /// The version of the expert, a semver.
     pub fn version(&self) -> &str {
         &self.manifest().version
+    }
+
+    /// Whether files that it reads are damaged which were made of publications, so that they can be
+    /// made again.
+    pub(super) fn is_to_be_made_anew(&self) -> bool {
+        self.desired.weights == WeightsLocation::Published && self.tier.check_files().is_err()
     }
 
     /// The tasks that it predicts itself.
@@ -104,7 +112,7 @@ impl ExpertArm {
 }
 
 /// The expert versions of a surface.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct SurfaceRoute {
     expert: String,
     shares: Shares,
@@ -113,11 +121,14 @@ struct SurfaceRoute {
 }
 
 /// The set of versions that serve.
+#[derive(Clone)]
 pub struct ServingSet {
     /// Number of registry decisions that it includes.
     pub revision: u64,
     /// The longest history that one of its FMs reads.
     pub max_history: usize,
+    /// The most candidates of a request, for which the memory of its experts was checked.
+    pub max_candidates: usize,
     /// Why shadow and standby versions could not be loaded.
     pub unloaded: Vec<String>,
     fms: BTreeMap<String, ServedFm>,
@@ -128,12 +139,12 @@ pub struct ServingSet {
 }
 
 impl ServingSet {
-    /// Builds the set from loaded versions.
+    /// Builds the set from loaded versions, for requests of at most `max_candidates`.
     ///
     /// # Panics
     /// If `default_fm` is not among the FMs.
     pub fn new(
-        revision: u64,
+        max_candidates: usize,
         fms: Vec<ServedFm>,
         default_fm: String,
         arms: Vec<Arc<ExpertArm>>,
@@ -158,7 +169,8 @@ impl ServingSet {
         }
         let lengths = fms.values().map(|fm| fm.manifest().config.max_history);
         let max_history = lengths.max().unwrap_or(0);
-        Self { revision, max_history, unloaded: Vec::new(), fms, default_fm, arms, routes }
+        let (revision, unloaded) = (0, Vec::new());
+        Self { revision, max_history, max_candidates, unloaded, fms, default_fm, arms, routes }
     }
 
     /// An FM version, if it is loaded.
@@ -245,6 +257,14 @@ impl ServingModels {
         // Models that only the old set has are unloaded here, or by its last request.
         self.set.replace(set);
         *lock(&self.problem) = problem;
+    }
+
+    /// Lets the current versions take requests of at most so many candidates.
+    pub(super) fn limit_candidates(&self, max_candidates: usize) {
+        let set = self.set();
+        if set.max_candidates != max_candidates {
+            self.set.replace(ServingSet { max_candidates, ..(*set).clone() });
+        }
     }
 
     /// Why the registry's newest decision is not served.

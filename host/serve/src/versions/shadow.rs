@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     error::Result,
+    http::reload::Settings,
     metrics::{
         Metrics,
         prediction_log::{ArmPredictions, PredictionLog},
@@ -40,19 +41,15 @@ pub struct ShadowQueue {
 }
 
 /// What the shadows' thread needs.
-pub struct ShadowWorker {
-    /// The share of the requests that shadows see.
-    pub share: f64,
-    /// Most requests that wait.
-    pub queue: usize,
-    /// Time limit of an FM for one request.
-    pub deadline: Duration,
+pub(crate) struct ShadowWorker {
+    /// Share and queue of the shadows, and the deadline of requests, which a reload may change.
+    pub(crate) settings: Arc<Settings>,
     /// The runtime for calls to FMs in other processes.
-    pub handle: Handle,
+    pub(crate) handle: Handle,
     /// Receives the predictions.
-    pub log: Arc<PredictionLog>,
+    pub(crate) log: Arc<PredictionLog>,
     /// Counts requests and failures.
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl ShadowQueue {
@@ -60,9 +57,9 @@ impl ShadowQueue {
     ///
     /// # Errors
     /// A thread that cannot be started.
-    pub fn start(worker: ShadowWorker) -> Result<Self> {
-        let (share, metrics) = (worker.share, worker.metrics.clone());
-        let queue = worker.queue.max(1);
+    pub(crate) fn start(worker: ShadowWorker) -> Result<Self> {
+        let (config, metrics) = (worker.settings.now(), worker.metrics.clone());
+        let (share, queue) = (config.server.shadow_share, config.server.shadow_queue.max(1));
         let run = move |jobs| worker.work(&jobs);
         let thread = QueueThread::start("shadow", queue, OnPanic::NotReady, run)?;
         Ok(Self { thread, share, metrics })
@@ -126,7 +123,8 @@ impl ShadowWorker {
     }
 
     fn infer(&self, fm: &ServedFm, fetched: &Fetched) -> Option<Arc<FmOutput>> {
-        let until = Instant::now() + self.deadline;
+        let deadline_ms = self.settings.now().server.deadline_ms;
+        let until = Instant::now() + Duration::from_millis(deadline_ms);
         match self.handle.block_on(fm.tier.infer(fetched.example.clone(), until)) {
             Ok(output) => Some(Arc::new(output)),
             Err(refusal) => {

@@ -53,8 +53,8 @@ pub struct WeightFeed {
 
 /// The model that publications are applied to.
 pub(super) enum FeedTarget {
-    /// An FM, whose rows are in `folder`.
-    Fm { tier: Weak<FmTier>, folder: TempDir },
+    /// An FM, with the folder of its rows, which goes with it.
+    Fm { tier: Weak<FmTier>, _folder: TempDir },
     /// An expert with its current parameters.
     Expert { live: Weak<LiveExpert>, parameters: Box<Parameters>, device: Device },
 }
@@ -67,7 +67,7 @@ impl WeightFeed {
 
     fn is_served(&self) -> bool {
         match &self.model {
-            FeedTarget::Fm { tier, folder } => tier.strong_count() > 0 && folder.path().is_dir(),
+            FeedTarget::Fm { tier, .. } => tier.strong_count() > 0,
             FeedTarget::Expert { live, .. } => live.strong_count() > 0,
         }
     }

@@ -73,7 +73,11 @@ pub fn report(loaded: &LoadedPlugin, candidates: usize) -> String {
     );
     text.push_str(&columns(loaded, candidates));
     text.push_str(&layers(graph));
-    text.push_str("accepted\n");
+    let may_train = mib(graph.training_memory.total()) <= loaded.limits.network_memory_mib;
+    text.push_str(match may_train {
+        true => "accepted\n",
+        false => "accepted to serve; refused where it is trained, for the memory that it needs\n",
+    });
     text
 }
 

@@ -11,15 +11,15 @@
 mod queue;
 mod rate;
 
-use std::time::Duration;
-
 use hypercast_core::hash::mix_parts;
 use serde::{Deserialize, Serialize};
 
 pub use self::queue::DeadLetterQueue;
 pub use self::rate::SetAsideRate;
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::streams::{Record, StreamEngine, Topic};
+use crate::streams::{
+    Record, StreamCursor, StreamEngine, StreamPlace, StreamRead, StreamRecord, Topic,
+};
 
 /// The newest records of the stream that are kept and listed; older ones are deleted.
 pub const MAX_DEAD_LETTERS: u64 = 10_000;
@@ -42,6 +42,8 @@ pub struct UnusableRecord {
     pub retries: u32,
     /// The request in it; none if the record cannot be read.
     pub request: Option<u64>,
+    /// CRC-32 of its content; none of a row of a feature log.
+    pub checksum: Option<u32>,
     /// Why it cannot be used.
     pub reason: String,
 }
@@ -61,6 +63,10 @@ pub struct DeadLetter {
     /// The request in the record; none if it cannot be read.
     #[serde(default)]
     pub request: Option<u64>,
+    /// CRC-32 of the record's content, by which another record at its position is told apart; none
+    /// of a row of a feature log, and in letters of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<u32>,
     /// Why it could not be used.
     pub reason: String,
     /// When it was set aside, milliseconds since the epoch.
@@ -90,6 +96,15 @@ pub enum LetterReader {
     Logging,
     /// The trainer that publishes to this stream.
     Trainer(Topic),
+}
+
+/// Whose letters, and about what.
+#[derive(Debug, Clone, Copy)]
+pub struct LetterScope<'a> {
+    /// Who sets records aside.
+    pub reader: &'a LetterReader,
+    /// The stream that it reads, or [`FEATURE_LOGS`].
+    pub source: &'a str,
 }
 
 /// A record of the stream.
@@ -127,7 +142,9 @@ impl DeadLetter {
             mix_parts(&words)
         };
         let (reader, source) = (text(&self.reader), text(&self.source));
-        mix_parts(&[reader, source, self.position, u64::from(self.retries)]).max(1)
+        let mut parts = vec![reader, source, self.position, u64::from(self.retries)];
+        parts.extend(self.checksum.map(u64::from));
+        mix_parts(&parts).max(1)
     }
 
     /// Why the record cannot be tried again; none if it can.
@@ -147,26 +164,65 @@ impl DeadLetter {
     /// The content of the record, where its stream still has it.
     ///
     /// # Errors
-    /// The source is no stream, the record was deleted, or the engine cannot be reached.
+    /// The source is no stream, the record was deleted, another one is in its place, or the engine
+    /// cannot be reached.
     pub fn record(&self, engine: &dyn StreamEngine) -> Result<Vec<u8>> {
         let topic = Topic::source(&self.source).ok_or_else(|| {
             Error::invalid(format!("the record is in {}, which is no stream", self.source))
         })?;
-        let mut reader = engine.reader(&topic, self.position)?;
-        let read = reader.next(1, Duration::from_secs(1))?.into_iter().next();
-        read.map(|record| record.payload).ok_or_else(|| {
+        let mut cursor = StreamCursor::open(engine, &topic, StreamPlace::at(self.position))?;
+        let read = match cursor.next_stored(engine, 1)? {
+            StreamRead::Records(read) => read.into_iter().next(),
+            StreamRead::Gap(gap) => return Err(Error::Gap(gap)),
+        };
+        let Some(StreamRecord { position, payload, .. }) = read else {
             let position = self.position;
-            Error::invalid(format!("stream {topic} ends before position {position}"))
-        })
+            return Err(Error::invalid(format!("stream {topic} ends before position {position}")));
+        };
+        if self.checksum.is_some_and(|checksum| checksum != crc32fast::hash(&payload)) {
+            return Err(Error::invalid(format!(
+                "the record at position {position} of stream {topic} is not the one that was set \
+                 aside: the stream was cut or made anew"
+            )));
+        }
+        Ok(payload)
     }
 }
 
-/// All letters that are kept, oldest first.
+/// What the stream of letters has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KeptLetters {
+    /// The letters, oldest first.
+    pub letters: Vec<NumberedLetter>,
+    /// How many records are missing between them: letters, or orders to try one again.
+    pub lost: u64,
+    /// The end of the stream.
+    end: u64,
+}
+
+/// All letters that are kept, and how many were lost.
 ///
 /// # Errors
 /// The engine cannot be reached.
-pub fn list(engine: &dyn StreamEngine) -> Result<Vec<NumberedLetter>> {
-    Ok(read_all(engine)?.0)
+pub fn list(engine: &dyn StreamEngine) -> Result<KeptLetters> {
+    let topic = Topic::dead_letters();
+    let first = first_kept(&engine.span(&topic)?);
+    let mut cursor = StreamCursor::open(engine, &topic, StreamPlace::at(first))?;
+    let mut kept = KeptLetters::default();
+    loop {
+        match cursor.next_stored(engine, READ_RECORDS)? {
+            StreamRead::Records(records) if records.is_empty() => break,
+            StreamRead::Records(records) => records.iter().for_each(|record| kept.add(record)),
+            // Another process may have deleted the oldest ones meanwhile.
+            StreamRead::Gap(gap) if gap.position == first => {}
+            StreamRead::Gap(gap) => {
+                tracing::warn!("records are missing: {gap}");
+                kept.lost += gap.missing();
+            }
+        }
+    }
+    kept.end = cursor.place().position;
+    Ok(kept)
 }
 
 /// The letter with a number.
@@ -174,7 +230,7 @@ pub fn list(engine: &dyn StreamEngine) -> Result<Vec<NumberedLetter>> {
 /// # Errors
 /// There is none, or the engine cannot be reached.
 pub fn find(engine: &dyn StreamEngine, number: u64) -> Result<NumberedLetter> {
-    find_in(list(engine)?, number)
+    list(engine)?.find(number)
 }
 
 /// Orders that the record of a letter is tried again: by its reader, or, if it is an event, by the
@@ -185,8 +241,9 @@ pub fn find(engine: &dyn StreamEngine, number: u64) -> Result<NumberedLetter> {
 /// has it, another process writes to `events`, or the engine cannot be reached.
 pub fn retry(engine: &dyn StreamEngine, number: u64) -> Result<NumberedLetter> {
     loop {
-        let (letters, end) = read_all(engine)?;
-        let found = find_in(letters, number)?;
+        let kept = list(engine)?;
+        let end = kept.end;
+        let found = kept.find(number)?;
         let letter = &found.letter;
         if found.retried {
             return Err(Error::invalid(format!(
@@ -212,40 +269,29 @@ pub fn retry(engine: &dyn StreamEngine, number: u64) -> Result<NumberedLetter> {
     }
 }
 
-fn find_in(letters: Vec<NumberedLetter>, number: u64) -> Result<NumberedLetter> {
-    letters.into_iter().find(|letter| letter.number == number).ok_or_else(|| {
-        Error::invalid(format!(
-            "there is no dead letter {number}; `hypercast dead-letters list` names those that are \
-             kept"
-        ))
-    })
-}
-
-/// All letters that are kept, and the end of the stream.
-fn read_all(engine: &dyn StreamEngine) -> Result<(Vec<NumberedLetter>, u64)> {
-    let topic = Topic::dead_letters();
-    let span = engine.span(&topic)?;
-    let mut reader = engine.reader(&topic, first_kept(&span))?;
-    let mut letters: Vec<NumberedLetter> = Vec::new();
-    loop {
-        let records = reader.next(READ_RECORDS, Duration::ZERO)?;
-        if records.is_empty() {
-            return Ok((letters, reader.position()));
-        }
-        for record in records {
-            match decode(record.position, &record.payload) {
-                Some(LetterRecord::SetAside(letter)) => {
-                    letters.push(NumberedLetter { number: record.position, retried: false, letter })
-                }
-                Some(LetterRecord::Retry { number, .. }) => {
-                    let of = letters.binary_search_by_key(&number, |letter| letter.number);
-                    if let Ok(at) = of {
-                        letters[at].retried = true;
-                    }
-                }
-                None => {}
+impl KeptLetters {
+    fn add(&mut self, record: &StreamRecord) {
+        let letters = &mut self.letters;
+        match decode(record.position, &record.payload) {
+            Some(LetterRecord::SetAside(letter)) => {
+                letters.push(NumberedLetter { number: record.position, retried: false, letter });
             }
+            Some(LetterRecord::Retry { number, .. }) => {
+                if let Ok(at) = letters.binary_search_by_key(&number, |letter| letter.number) {
+                    letters[at].retried = true;
+                }
+            }
+            None => {}
         }
+    }
+
+    fn find(self, number: u64) -> Result<NumberedLetter> {
+        self.letters.into_iter().find(|letter| letter.number == number).ok_or_else(|| {
+            Error::invalid(format!(
+                "there is no dead letter {number}; `hypercast dead-letters list` names those that \
+                 are kept"
+            ))
+        })
     }
 }
 

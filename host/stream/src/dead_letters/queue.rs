@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hypercast_core::clock::now_ms;
+use hypercast_core::shutdown::Shutdown;
 
 use super::{
-    DeadLetter, LetterReader, LetterRecord, MAX_DEAD_LETTERS, READ_RECORDS, REASON_BYTES,
+    DeadLetter, LetterRecord, LetterScope, MAX_DEAD_LETTERS, READ_RECORDS, REASON_BYTES,
     SetAsideRate, UnusableRecord, decode, encode, first_kept,
 };
-use crate::error::{Error, Result};
-use crate::streams::{Reader, Record, StreamEngine, StreamRecord, Topic};
+use crate::error::Result;
+use crate::streams::{
+    Record, StreamCursor, StreamEngine, StreamPlace, StreamRead, StreamRecord, Topic,
+};
 
 /// How often it looks for orders.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -27,41 +30,42 @@ pub struct DeadLetterQueue {
     reader: String,
     source: String,
     rate: Arc<SetAsideRate>,
-    orders: Box<dyn Reader>,
-    looked: Option<Instant>,
+    stop: Shutdown,
+    orders: StreamCursor,
+    pub(super) looked: Option<Instant>,
 }
 
 impl DeadLetterQueue {
-    /// The letters of `reader` about records of `source`. Orders count from the position `from` on,
-    /// where the reader had read them, or those that come from now on.
+    /// The letters of a reader. Orders count from the position `from` on, where the reader had read
+    /// them, or those that come from now on. `stop` ends the repetition of failed appends.
     ///
     /// # Errors
     /// The engine cannot be reached.
     pub fn open(
         engine: Arc<dyn StreamEngine>,
-        reader: &LetterReader,
-        source: &str,
+        of: LetterScope<'_>,
         from: Option<u64>,
         rate: Arc<SetAsideRate>,
+        stop: Shutdown,
     ) -> Result<DeadLetterQueue> {
         let topic = Topic::dead_letters();
         let span = engine.span(&topic)?;
         let from = from.unwrap_or(span.end).min(span.end).max(first_kept(&span));
-        let orders = engine.reader(&topic, from)?;
-        let (reader, source) = (reader.name().to_owned(), source.to_owned());
-        Ok(DeadLetterQueue { engine, reader, source, rate, orders, looked: None })
+        let orders = StreamCursor::open(&*engine, &topic, StreamPlace::at(from))?;
+        let (reader, source) = (of.reader.name().to_owned(), of.source.to_owned());
+        Ok(DeadLetterQueue { engine, reader, source, rate, stop, orders, looked: None })
     }
 
     /// How far orders were read: to be saved with what was done on them.
     pub fn position(&self) -> u64 {
-        self.orders.position()
+        self.orders.place().position
     }
 
     /// Sets records aside; the letters are durable when it returns. Records that this reader set
     /// aside before, at the same attempt, get no second letter.
     ///
     /// # Errors
-    /// The engine cannot be reached for long.
+    /// The engine cannot be reached for long, or until the process is to stop.
     pub fn set_aside(&self, records: Vec<UnusableRecord>) -> Result<()> {
         if records.is_empty() {
             return Ok(());
@@ -78,7 +82,7 @@ impl DeadLetterQueue {
         let mut attempt = 0;
         while let Err(error) = self.append(&letters) {
             attempt += 1;
-            if attempt == ATTEMPTS {
+            if attempt == ATTEMPTS || self.stop.is_requested() {
                 return Err(error);
             }
             tracing::warn!(%error, "dead letters cannot be stored; trying again");
@@ -94,15 +98,17 @@ impl DeadLetterQueue {
             return Vec::new();
         }
         self.looked = Some(Instant::now());
-        let records = self.orders.next(READ_RECORDS, Duration::ZERO).unwrap_or_else(|error| {
-            tracing::warn!(%error, "dead-letters cannot be read; trying again");
-            let behind = match &error {
-                Error::Gap(gap) => gap.next_position(),
-                _ => self.position(),
-            };
-            self.reopen(behind);
-            Vec::new()
-        });
+        let records = match self.orders.next(&*self.engine, READ_RECORDS, Duration::ZERO) {
+            Ok(StreamRead::Records(records)) => records,
+            Ok(StreamRead::Gap(gap)) => {
+                tracing::warn!("orders to try records again may be missing: {gap}");
+                Vec::new()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "dead-letters cannot be read; trying again");
+                Vec::new()
+            }
+        };
         let order = |record: StreamRecord| match decode(record.position, &record.payload)? {
             LetterRecord::Retry { letter, .. } => Some(letter),
             LetterRecord::SetAside(_) => None,
@@ -115,15 +121,6 @@ impl DeadLetterQueue {
         ordered.map(again).collect()
     }
 
-    /// Reads on at a position, or from the first record that is kept.
-    fn reopen(&mut self, from: u64) {
-        let topic = Topic::dead_letters();
-        let Ok(span) = self.engine.span(&topic) else { return };
-        if let Ok(reader) = self.engine.reader(&topic, from.max(first_kept(&span))) {
-            self.orders = reader;
-        }
-    }
-
     /// This process writes to the stream for a moment only, as others do.
     fn append(&self, letters: &[Record]) -> Result<()> {
         let topic = Topic::dead_letters();
@@ -132,9 +129,9 @@ impl DeadLetterQueue {
     }
 
     fn letter(&self, record: UnusableRecord) -> DeadLetter {
-        let UnusableRecord { position, retries, request, mut reason } = record;
+        let UnusableRecord { position, retries, request, checksum, mut reason } = record;
         reason.truncate(reason.floor_char_boundary(REASON_BYTES));
-        let (reader, source) = (self.reader.clone(), self.source.clone());
-        DeadLetter { reader, source, position, retries, request, reason, time_ms: now_ms() }
+        let (reader, source, time_ms) = (self.reader.clone(), self.source.clone(), now_ms());
+        DeadLetter { reader, source, position, retries, request, checksum, reason, time_ms }
     }
 }

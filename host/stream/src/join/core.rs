@@ -17,7 +17,7 @@ use super::{
     delays::{OutcomeDelays, WindowBounds},
     pending::{
         ImpressionSlot, PendingImpression, PendingRequest, awaited_actions, difference,
-        impression_key, merged,
+        impression_key, merged, without_reversals,
     },
     waiting::{AwaitedActions, OpenWindows, OrphanAction, OrphanActions, SeenImpressions},
 };
@@ -41,8 +41,8 @@ pub struct Joiner {
     pub(super) seen: SeenImpressions,
     /// Since the first event.
     pub(super) counts: JoinerCounts,
-    /// Whether no event moves time beyond its arrival. Releases before had no such bound, and what
-    /// they wrote is repeated without it.
+    /// Whether no event moves time beyond its arrival, and no correction takes back what happened.
+    /// Releases before had no such bounds, and what they wrote is repeated without them.
     pub(super) bounded_by_arrival: bool,
     bounds: WindowBounds,
     /// For each surface, the actions (one bit each) that its impressions wait for.
@@ -336,7 +336,10 @@ impl Joiner {
         let (row, surface) = (usize::from(slot.row), request.example.surface);
         let awaited = self.awaited[usize::from(surface)];
         let before = request.example.targets[row].outcome;
-        let after = merged(before, &action, awaited);
+        let mut after = merged(before, &action, awaited);
+        if self.bounded_by_arrival && request.joined_ms.is_some() {
+            after = without_reversals(before, after);
+        }
         let changed = difference(before, after);
         if changed.known == 0 && changed.values.iter().all(|value| value.is_nan()) {
             self.counts.unchanged += 1;

@@ -10,6 +10,7 @@ mod delays;
 mod output;
 mod output_streams;
 mod pending;
+mod rehearsal;
 mod runner;
 mod saved;
 mod state_dir;

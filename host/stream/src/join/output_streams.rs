@@ -226,7 +226,7 @@ impl OutputStream {
 /// Encodes a joined record. While it is too long, the older half of its history is removed, and
 /// then the second half of its targets: a record that cannot be stored would stop the joiner for
 /// good.
-fn shortened(mut joined: JoinedRecord) -> Result<Vec<u8>> {
+pub(super) fn shortened(mut joined: JoinedRecord) -> Result<Vec<u8>> {
     loop {
         let payload = encode(&joined)?;
         if payload.len() <= MAX_RECORD_BYTES {
@@ -254,7 +254,7 @@ fn shortened(mut joined: JoinedRecord) -> Result<Vec<u8>> {
     }
 }
 
-fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
+pub(super) fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
     postcard::to_allocvec(value)
         .map_err(|error| Error::internal(format!("cannot encode a joined record: {error}")))
 }

@@ -123,6 +123,21 @@ pub(super) fn merged(mut outcome: Outcome, action: &ActionEvent, awaited: u32) -
     outcome
 }
 
+/// What is learned of an outcome once its example was written: actions that came to have happened,
+/// and values that became known. What is taken back later would be learned from again each time,
+/// so one user could outweigh thousands.
+pub(super) fn without_reversals(before: Outcome, after: Outcome) -> Outcome {
+    let value = |at: usize| {
+        let (was, is) = (before.values[at], after.values[at]);
+        if was.is_finite() { was } else { is }
+    };
+    Outcome {
+        actions: before.actions | after.actions,
+        known: after.known,
+        values: std::array::from_fn(value),
+    }
+}
+
 /// What changed in an outcome; the rest is unknown.
 pub(super) fn difference(before: Outcome, after: Outcome) -> Outcome {
     let known = after.known & (!before.known | before.actions ^ after.actions);

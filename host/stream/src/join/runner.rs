@@ -19,10 +19,10 @@ use hypercast_data::dataset::Dataset;
 use hypercast_data::features::FeatureState;
 
 use super::{
-    JoinMetrics, Joiner, JoinerOptions, JoinerProgress, StateDir, output_streams::OutputStreams,
-    saved::SavedJoiner,
+    JoinMetrics, JoinSink, Joiner, JoinerOptions, JoinerProgress, StateDir,
+    output_streams::OutputStreams, rehearsal::Rehearsal, saved::SavedJoiner,
 };
-use crate::dead_letters::{DeadLetterQueue, LetterReader, UnusableRecord};
+use crate::dead_letters::{DeadLetterQueue, LetterReader, LetterScope, UnusableRecord};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::events::EventRecord;
 use crate::streams::{
@@ -70,11 +70,12 @@ pub struct Runner {
 
 impl Runner {
     /// Locks the state directory and continues from its state, or from the first event if there is
-    /// none. `stop` ends [`Runner::run`] and the repetition of failed appends.
+    /// none; then what its output streams have must be what it makes again. `stop` ends
+    /// [`Runner::run`] and the repetition of failed appends.
     ///
     /// # Errors
     /// Another process uses the directory or a stream; the state does not fit the data set or the
-    /// streams; or records of the joiner are missing and `engine.on_gap` is "stop".
+    /// streams; or records of the joiner are missing or other ones and `engine.on_gap` is "stop".
     pub fn open(
         engine: Arc<dyn StreamEngine>,
         settings: &JoinerSettings,
@@ -98,18 +99,29 @@ impl Runner {
                 (Joiner::restore(state, saved)?, place)
             }
             None => {
-                let state = FeatureState::rebuild(&bare, settings.features, settings.until_ms)?;
                 let begun = outputs.joined.end + outputs.outcomes.end > 0;
                 let position = if begun { 0 } else { kept.start };
-                (Joiner::new(state, wanted.clone()), StreamPlace::at(position))
+                let fresh = || -> Result<Joiner> {
+                    let (features, until_ms) = (settings.features, settings.until_ms);
+                    let state = FeatureState::rebuild(&bare, features, until_ms)?;
+                    Ok(Joiner::new(state, wanted.clone()))
+                };
+                let joiner = if begun && kept.start == 0 {
+                    let (engine, policy) = (&*engine, settings.on_gap);
+                    Rehearsal { engine, policy, stop: &stop }.joiner(fresh)?
+                } else {
+                    fresh()?
+                };
+                (joiner, StreamPlace::at(position))
             }
         };
         let counted = metrics.clone();
         let count = Arc::new(move |topic: &Topic| counted.stream_gap(topic));
         let gaps = GapHandling { policy: settings.on_gap, count };
         let topic = Topic::events();
-        let (of, rate) = (LetterReader::Joiner, metrics.set_aside_rate());
-        let letters = DeadLetterQueue::open(engine.clone(), &of, topic.name(), None, rate)?;
+        let of = LetterScope { reader: &LetterReader::Joiner, source: topic.name() };
+        let rate = metrics.set_aside_rate();
+        let letters = DeadLetterQueue::open(engine.clone(), of, None, rate, stop.clone())?;
         let mut runner = Runner {
             letters,
             events: StreamFollower::open(engine.clone(), topic, Some(place), gaps.clone())?,
@@ -171,9 +183,11 @@ impl Runner {
         let mut unusable = Vec::new();
         let skipped = stored.is_empty() && self.events.place() != self.place;
         for record in &stored {
-            if let Err(reason) = self.take(record) {
+            if let Err(reason) = join_record(&mut self.joiner, record, &mut self.outputs) {
+                let StreamPlace { checksum, .. } = StreamPlace::after(record);
                 let (position, reason) = (record.position, reason.to_string());
-                unusable.push(UnusableRecord { position, retries: 0, request: None, reason });
+                let (retries, request) = (0, None);
+                unusable.push(UnusableRecord { position, retries, request, checksum, reason });
             }
         }
         self.outputs.flush()?;
@@ -187,24 +201,6 @@ impl Runner {
         }
         self.report_progress(stored.is_empty());
         Ok(stored.len())
-    }
-
-    /// Joins an event; an error says why it cannot be used.
-    fn take(&mut self, record: &StreamRecord) -> Result<()> {
-        let decoded = EventRecord::decode(&record.payload);
-        let checked =
-            decoded.and_then(|mut event| self.joiner.check(&mut event.kind).map(|()| event));
-        match checked {
-            Ok(event) if self.joiner.doubts_times() => {
-                self.joiner.take(event.bounded(record.stored_ms), &mut self.outputs);
-            }
-            Ok(event) => self.joiner.take(event, &mut self.outputs),
-            Err(error) => {
-                self.joiner.counts.refused += 1;
-                return Err(error);
-            }
-        }
-        Ok(())
     }
 
     /// How far the joiner is.
@@ -270,6 +266,25 @@ impl Runner {
             });
         }
     }
+}
+
+/// Joins an event; an error says why it cannot be used.
+pub(super) fn join_record(
+    joiner: &mut Joiner,
+    record: &StreamRecord,
+    outputs: &mut dyn JoinSink,
+) -> Result<()> {
+    let decoded = EventRecord::decode(&record.payload);
+    let checked = decoded.and_then(|mut event| joiner.check(&mut event.kind).map(|()| event));
+    match checked {
+        Ok(event) if joiner.doubts_times() => joiner.take(event.bounded(record.stored_ms), outputs),
+        Ok(event) => joiner.take(event, outputs),
+        Err(error) => {
+            joiner.counts.refused += 1;
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Describes the data set, schema and settings that a saved state is valid for.

@@ -3,7 +3,8 @@
 //!
 //! A follower begins at the newest complete snapshot. It returns a delta only if it continues the
 //! publication returned before. Anything incomplete, damaged, foreign or out of order is logged,
-//! counted and skipped, and the old weights stay until the next snapshot.
+//! counted and skipped, and the old weights stay until the next snapshot. So a follower whose
+//! stream lost records goes on behind them, or at a newer snapshot, and never takes one again.
 
 use std::{
     collections::VecDeque,
@@ -18,8 +19,10 @@ use super::{
     codec::{self, PackedPart, RecordBody, RecordEnvelope, WeightsTotal},
     publisher::PublishedTail,
 };
-use crate::error::{Error, Result};
-use crate::streams::{Reader, StreamEngine, StreamRecord, Topic};
+use crate::error::Result;
+use crate::streams::{
+    StreamCursor, StreamEngine, StreamGap, StreamPlace, StreamRead, StreamRecord, Topic,
+};
 
 /// Records per read.
 const RECORDS: usize = 8;
@@ -41,7 +44,9 @@ pub struct Refusals {
 pub struct PublicationFollower {
     engine: Arc<dyn StreamEngine>,
     topic: Topic,
-    reader: Box<dyn Reader>,
+    cursor: StreamCursor,
+    /// The position of the oldest record that it began at.
+    begun: u64,
     read: VecDeque<StreamRecord>,
     /// The chain and the number of the publication that was returned last.
     pub(super) at: Option<(u64, u64)>,
@@ -74,8 +79,11 @@ impl PublicationFollower {
     /// # Errors
     /// The engine cannot be reached.
     pub fn open(engine: Arc<dyn StreamEngine>, topic: Topic) -> Result<PublicationFollower> {
+        let span = engine.span(&topic)?;
+        let begun = newest_snapshot(&*engine, &topic)?.unwrap_or(span.start);
         Ok(Self {
-            reader: newest_snapshot(&*engine, &topic)?,
+            cursor: StreamCursor::open(&*engine, &topic, StreamPlace::at(begun))?,
+            begun,
             engine,
             topic,
             read: VecDeque::new(),
@@ -86,7 +94,7 @@ impl PublicationFollower {
         })
     }
 
-    /// The next publication; waits for it up to `wait`.
+    /// The next publication that the stream has; if it has none, waits for it up to `wait`.
     ///
     /// # Errors
     /// The engine cannot be reached.
@@ -98,22 +106,45 @@ impl PublicationFollower {
                     return Ok(Some(publication));
                 }
             }
-            let left = until.saturating_duration_since(Instant::now());
-            match self.reader.next(RECORDS, left) {
-                Ok(records) => self.read.extend(records),
-                // A snapshot is whole, so nothing that is missing before it is needed.
-                Err(error @ Error::Gap(_)) => {
-                    tracing::error!(%error, "published weights are missing; continuing at the newest snapshot");
-                    self.partial = None;
-                    self.reader = newest_snapshot(&*self.engine, &self.topic)?;
-                    continue;
+            let mut read = self.cursor.next_stored(&*self.engine, RECORDS)?;
+            if matches!(&read, StreamRead::Records(records) if records.is_empty()) {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Ok(None);
                 }
-                Err(error) => return Err(error),
+                read = self.cursor.next(&*self.engine, RECORDS, left)?;
             }
-            if self.read.is_empty() && Instant::now() >= until {
-                return Ok(None);
+            match read {
+                StreamRead::Records(records) => self.read.extend(records),
+                StreamRead::Gap(gap) => self.pass(&gap)?,
             }
         }
+    }
+
+    /// Goes on behind missing records: at the newest snapshot if that is there, which needs nothing
+    /// before it. A follower that has no weights yet begins at the oldest record instead, because
+    /// there may be an earlier snapshot.
+    fn pass(&mut self, gap: &StreamGap) -> Result<()> {
+        if let Some(torn) = self.partial.take() {
+            self.refusals.torn += 1;
+            self.refused = Some(torn.envelope.publication());
+        }
+        let next = self.cursor.place().position;
+        let first = self.engine.span(&self.topic)?.start;
+        let newer = newest_snapshot(&*self.engine, &self.topic)?.filter(|&at| at >= next);
+        let (from, what) = match newer {
+            Some(at) => (at, "going on at the newest snapshot"),
+            None if self.at.is_none() && first < self.begun => {
+                self.begun = first;
+                (first, "beginning at an earlier snapshot")
+            }
+            None => (next, "the weights stay until the next snapshot if deltas are among them"),
+        };
+        tracing::error!("published weights are missing: {gap}; {what}");
+        if from != next {
+            self.cursor.seek(&*self.engine, StreamPlace::at(from))?;
+        }
+        Ok(())
     }
 
     /// Processes a record; returns the publication that it completes, if any.
@@ -260,9 +291,9 @@ impl PartialPublication {
     }
 }
 
-/// A reader from the newest complete snapshot on, or from the first record.
-fn newest_snapshot(engine: &dyn StreamEngine, topic: &Topic) -> Result<Box<dyn Reader>> {
+/// The position of the newest complete snapshot that is stored.
+fn newest_snapshot(engine: &dyn StreamEngine, topic: &Topic) -> Result<Option<u64>> {
     let span = engine.span(topic)?;
     let tail = PublishedTail::of(engine, topic)?;
-    engine.reader(topic, tail.snapshot.filter(|at| span.contains(at)).unwrap_or(span.start))
+    Ok(tail.snapshot.filter(|at| span.contains(at)))
 }

@@ -165,6 +165,7 @@ impl PublishedState {
         if let Some(rows) = source.rows() {
             delta.weights.rows = vec![0.0; delta.weights.ids.len() * rows.dim()];
             rows.gather(&delta.weights.ids, &mut delta.weights.rows)?;
+            rows.check_files()?;
         }
         Ok(Some(delta))
     }

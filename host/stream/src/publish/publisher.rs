@@ -9,7 +9,6 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use hypercast_config::PublishSettings;
@@ -23,7 +22,9 @@ use super::{
     published_state::{Delta, PublishedState, ROWS},
 };
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::streams::{Appender, MAX_RECORD_BYTES, Record, StreamEngine, Topic};
+use crate::streams::{
+    Appender, MAX_RECORD_BYTES, Record, StreamCursor, StreamEngine, StreamPlace, StreamRead, Topic,
+};
 
 /// How far the published weights were trained; see [`PublicationHeader`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -207,6 +208,8 @@ impl Publisher {
                 writer.rows(ids, &values)?;
                 state.keep_rows(ids, &values)?;
             }
+            // Before the last record makes it a publication.
+            rows.check_files()?;
         }
         let (published, after) = writer.end(state.all_bytes(source))?;
         if let Some(before) = tail.snapshot {
@@ -362,7 +365,7 @@ impl PublicationWriter {
 }
 
 impl PublishedTail {
-    /// Reads the last record; if that is damaged, all records.
+    /// Reads the last record; if that is damaged or missing, all records.
     pub(super) fn of(engine: &dyn StreamEngine, topic: &Topic) -> Result<PublishedTail> {
         let span = engine.span(topic)?;
         let mut tail = PublishedTail { end: span.end, sequence: 0, snapshot: None };
@@ -372,23 +375,30 @@ impl PublishedTail {
         if tail.read(engine, topic, span.end - 1)? {
             return Ok(tail);
         }
-        tracing::warn!(%topic, "the last record of published weights is damaged; reading all of them");
+        tracing::warn!(
+            %topic,
+            "the last record of published weights is damaged or missing; reading all of them"
+        );
         tail.read(engine, topic, span.start)?;
         // The numbers of damaged records are unknown, but each publication has at least two
         // records.
-        tail.sequence = tail.sequence.max(span.end);
+        tail.sequence = tail.sequence.max(tail.end);
         Ok(tail)
     }
 
-    /// Reads the records from a position on; false if one is damaged.
+    /// Reads the records from a position on; false if one is damaged or missing.
     fn read(&mut self, engine: &dyn StreamEngine, topic: &Topic, from: u64) -> Result<bool> {
-        let mut reader = engine.reader(topic, from)?;
+        let mut cursor = StreamCursor::open(engine, topic, StreamPlace::at(from))?;
         let mut all = true;
-        while reader.position() < self.end {
-            let records = reader.next(RECORDS, Duration::ZERO)?;
-            if records.is_empty() {
-                break;
-            }
+        loop {
+            let records = match cursor.next_stored(engine, RECORDS)? {
+                StreamRead::Records(records) if records.is_empty() => break,
+                StreamRead::Records(records) => records,
+                StreamRead::Gap(_) => {
+                    all = false;
+                    continue;
+                }
+            };
             for record in records {
                 let Ok((envelope, body)) = codec::decode(&record.payload) else {
                     all = false;
@@ -401,6 +411,7 @@ impl PublishedTail {
                 };
             }
         }
+        self.end = cursor.place().position;
         Ok(all)
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -12,6 +13,7 @@ use hypercast_store::{Adagrad, StoreOptions};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::*;
+use crate::streams::tests::holes::holed;
 use crate::streams::{MemoryEngine, Record, StreamEngine, Topic};
 
 const DIM: usize = 3;
@@ -140,6 +142,12 @@ impl World {
 
     fn follower(&self) -> PublicationFollower {
         PublicationFollower::open(self.engine.clone(), self.topic.clone()).unwrap()
+    }
+
+    /// A follower of the same stream without some records.
+    fn follower_without(&self, hole: Range<u64>) -> PublicationFollower {
+        let engine = Arc::new(holed(&self.engine, &self.topic, &[hole]));
+        PublicationFollower::open(engine, self.topic.clone()).unwrap()
     }
 
     fn end(&self) -> u64 {
@@ -375,4 +383,67 @@ fn a_damaged_end_of_the_stream_does_not_hide_its_snapshot() {
     let published = publisher.publish(&model, FACTS).unwrap();
     assert!(published.sequence > 1, "no number is used twice");
     assert_eq!(next(&mut follower).unwrap().header.sequence, published.sequence);
+}
+
+/// The numbers of the publications that a follower gives, to the end of the stream.
+fn sequences(follower: &mut PublicationFollower) -> Vec<u64> {
+    std::iter::from_fn(|| next(follower)).map(|publication| publication.header.sequence).collect()
+}
+
+#[test]
+fn a_follower_goes_on_behind_a_hole_and_takes_no_snapshot_twice() {
+    let mut world = World::new(9);
+    let mut model = Model::new();
+    let mut publisher = world.publisher(&PublishSettings { snapshot_every: 4, ..all_of_it() });
+    // Snapshots 0, 5 and 10, with deltas between them; 0 is deleted by then.
+    let mut begins = Vec::new();
+    let mut publish = |world: &mut World, publications: usize| {
+        for _ in 0..publications {
+            begins.push(world.end());
+            publisher.publish(&model, FACTS).unwrap();
+            model.learn(&mut world.random);
+        }
+        begins.clone()
+    };
+    let begins = publish(&mut world, 8);
+    // A hole in delta 6: nothing continues it until snapshot 10 comes.
+    let mut follower = world.follower_without(begins[6] + 1..begins[6] + 2);
+    assert_eq!(sequences(&mut follower), [5]);
+    assert_eq!((follower.refusals.torn, follower.refusals.out_of_chain), (1, 1));
+    let mut late = world.follower_without(begins[7] + 1..begins[7] + 2);
+    assert_eq!(next(&mut late).unwrap().header.sequence, 5);
+    let begins = publish(&mut world, 4);
+    assert_eq!(sequences(&mut follower), [10, 11]);
+    // Deltas between a hole and a newer snapshot are not even tried.
+    assert_eq!(sequences(&mut late), [6, 10, 11]);
+    assert_eq!(late.refusals, Refusals { torn: 1, ..Refusals::default() });
+    // One in the newest snapshot: the one before it serves.
+    for lost in [begins[10], begins[10] + 1, begins[11] - 1] {
+        let mut follower = world.follower_without(lost..lost + 1);
+        assert_eq!(sequences(&mut follower), [5, 6, 7, 8, 9], "without {lost}");
+    }
+    let mut follower = world.follower_without(world.end() - 1..world.end());
+    assert_eq!(sequences(&mut follower), [10], "the last record is missing");
+    assert_eq!(sequences(&mut follower), [0; 0]);
+}
+
+#[test]
+fn a_trainer_goes_on_publishing_to_a_stream_with_a_hole() {
+    let (world, model, publisher, delta) = with_delta(10);
+    drop(publisher);
+    let end = world.end();
+    for hole in [end - 1..end, end - delta.len() as u64..end] {
+        let engine = Arc::new(holed(&world.engine, &world.topic, &[hole]));
+        let tail = publisher::PublishedTail::of(&*engine, &world.topic).unwrap();
+        assert_eq!((tail.end, tail.snapshot), (end, Some(0)));
+        assert!(tail.sequence > 1, "no number is used twice");
+    }
+    let hole = end - 1..end;
+    let engine = Arc::new(holed(&world.engine, &world.topic, std::slice::from_ref(&hole)));
+    let work = world.dir.path().join("work");
+    let mut publisher = Publisher::open(engine, world.topic.clone(), all_of_it(), &work).unwrap();
+    publisher.publish(&model, FACTS).unwrap();
+    let published = next(&mut world.follower_without(hole)).unwrap();
+    assert_eq!(published.header.kind, PublicationKind::Snapshot);
+    assert!(published.header.sequence > 1);
 }

@@ -8,7 +8,10 @@ use serde::Deserialize;
 
 use super::{Change, Decision, Registry};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::streams::{Reader, Record, StreamEngine, Topic};
+use crate::streams::{
+    GapCause, Record, StreamCursor, StreamEngine, StreamGap, StreamPlace, StreamRead, StreamRecord,
+    Topic,
+};
 
 /// The version of a decision's format.
 const FORMAT: u32 = 1;
@@ -33,7 +36,7 @@ impl<'a> RegistryClient<'a> {
     /// The engine cannot be read.
     pub fn read(&self) -> Result<Registry> {
         let mut follower = RegistryFollower::new(self.engine)?;
-        follower.catch_up()?;
+        follower.catch_up(self.engine)?;
         Ok(follower.registry)
     }
 
@@ -55,7 +58,7 @@ impl<'a> RegistryClient<'a> {
 
 /// Keeps a copy of the registry up to date with its stream.
 pub struct RegistryFollower {
-    reader: Box<dyn Reader>,
+    cursor: StreamCursor,
     registry: Registry,
 }
 
@@ -65,8 +68,8 @@ impl RegistryFollower {
     /// # Errors
     /// The engine cannot be read.
     pub fn new(engine: &dyn StreamEngine) -> Result<Self> {
-        let reader = engine.reader(&Topic::versions(), 0)?;
-        Ok(Self { reader, registry: Registry::default() })
+        let cursor = StreamCursor::open(engine, &Topic::versions(), StreamPlace::at(0))?;
+        Ok(Self { cursor, registry: Registry::default() })
     }
 
     /// The state as far as it was read.
@@ -74,9 +77,9 @@ impl RegistryFollower {
         &self.registry
     }
 
-    /// The number of decisions that were read.
+    /// The number of decisions up to where it has read, with those that are missing.
     pub fn position(&self) -> u64 {
-        self.reader.position()
+        self.cursor.place().position
     }
 
     /// As [`RegistryClient::decide`], from the followed state; true if something was decided.
@@ -89,7 +92,7 @@ impl RegistryFollower {
         decision: impl Fn(&Registry) -> std::result::Result<Vec<Change>, E>,
     ) -> std::result::Result<bool, E> {
         loop {
-            self.catch_up()?;
+            self.catch_up(engine)?;
             self.registry.check_complete()?;
             let changes = decision(&self.registry)?;
             if changes.is_empty() {
@@ -97,43 +100,76 @@ impl RegistryFollower {
             }
             let decision = versioned::to_json(&Decision::new(changes), FORMAT);
             let payload = decision.to_string().into_bytes();
-            let (end, record) = (self.reader.position(), Record { id: 0, payload });
+            let (end, record) = (self.position(), Record { id: 0, payload });
             if engine.append_at(&Topic::versions(), end, &[record])?.is_some() {
                 // Reads the decision back, so that this follower has applied it, too.
-                self.catch_up()?;
+                self.catch_up(engine)?;
                 return Ok(true);
             }
         }
     }
 
-    /// Reads all available decisions.
+    /// Reads all decisions that the stream has.
     ///
     /// # Errors
     /// See [`RegistryFollower::poll`].
-    pub fn catch_up(&mut self) -> Result<()> {
-        while self.poll(Duration::ZERO)? {}
-        Ok(())
+    pub fn catch_up(&mut self, engine: &dyn StreamEngine) -> Result<()> {
+        loop {
+            let read = self.cursor.next_stored(engine, READ_RECORDS)?;
+            if !self.take(read) {
+                return Ok(());
+            }
+        }
     }
 
-    /// Reads further decisions, after waiting up to `wait` for the first; true if there were any.
-    /// One that cannot be applied is logged and kept in mind ([`Registry::unapplied`]).
+    /// Reads further decisions, after waiting up to `wait` for the first; true if there were any,
+    /// or some are missing. One that is missing or cannot be applied is logged and kept in mind
+    /// ([`Registry::unapplied`]).
     ///
     /// # Errors
     /// The engine cannot be read.
-    pub fn poll(&mut self, wait: Duration) -> Result<bool> {
-        let records = self.reader.next(READ_RECORDS, wait)?;
-        for stored in &records {
-            let applied = versioned::from_json(&stored.payload, FORMAT)
-                .map_err(|error| Error::internal(format!("it is not a decision ({error})")))
-                .and_then(|decision: Decision| self.registry.apply(&decision));
-            if let Err(error) = applied {
-                let record = format!("stream {}, record {}", Topic::versions(), stored.position);
-                let why = format!("{record}: {error}; {}", writer(&stored.payload));
-                tracing::error!("a decision is left out: {why}");
-                self.registry.leave_out(why);
+    pub fn poll(&mut self, engine: &dyn StreamEngine, wait: Duration) -> Result<bool> {
+        let read = self.cursor.next(engine, READ_RECORDS, wait)?;
+        Ok(self.take(read))
+    }
+
+    fn take(&mut self, read: StreamRead) -> bool {
+        match read {
+            StreamRead::Records(records) => {
+                records.iter().for_each(|stored| self.apply(stored));
+                !records.is_empty()
+            }
+            StreamRead::Gap(gap) => {
+                self.pass(&gap);
+                true
             }
         }
-        Ok(!records.is_empty())
+    }
+
+    fn apply(&mut self, stored: &StreamRecord) {
+        let applied = versioned::from_json(&stored.payload, FORMAT)
+            .map_err(|error| Error::internal(format!("it is not a decision ({error})")))
+            .and_then(|decision: Decision| self.registry.apply(&decision));
+        if let Err(error) = applied {
+            let record = format!("stream {}, record {}", Topic::versions(), stored.position);
+            let why = format!("{record}: {error}; {}", writer(&stored.payload));
+            tracing::error!("a decision is left out: {why}");
+            self.registry.leave_out(1, why);
+        }
+    }
+
+    /// Notes decisions that the stream has lost. What follows them applies to what was decided
+    /// before, unless the stream has another past now: then that counts alone.
+    fn pass(&mut self, gap: &StreamGap) {
+        if matches!(gap.cause, GapCause::Changed { .. }) {
+            self.registry = Registry::default();
+        }
+        let why = format!(
+            "{gap}; stop what uses the registry and restore this stream, or remove it, start, and \
+             register and promote again"
+        );
+        tracing::error!("decisions are missing: {why}");
+        self.registry.leave_out(gap.missing(), why);
     }
 }
 

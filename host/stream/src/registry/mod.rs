@@ -6,8 +6,9 @@
 //! if the state that it was made on is still current ([`RegistryClient`]). The registry has no
 //! weights.
 //!
-//! A newer version of hypercast may write decisions that this one does not know. Those are reported
-//! ([`UnappliedDecisions`]), the decisions after them apply, and this version decides nothing more.
+//! A newer version of hypercast may write decisions that this one does not know, and a stream can
+//! lose records. Such decisions are reported ([`UnappliedDecisions`]), those after them apply, and
+//! the process decides nothing more.
 
 mod client;
 mod describe;

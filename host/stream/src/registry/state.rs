@@ -20,12 +20,13 @@ pub struct Registry {
     unapplied: Option<UnappliedDecisions>,
 }
 
-/// Decisions that this state misses, because this version of hypercast cannot apply them.
+/// Decisions that this state misses, because this version of hypercast cannot apply them or the
+/// stream has lost them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct UnappliedDecisions {
     /// The number of decisions.
     pub count: u64,
-    /// The first of them: its stream and record, why it cannot be applied, and what to do.
+    /// The first of them: its stream and record, why it does not apply, and what to do.
     pub first: String,
 }
 
@@ -140,21 +141,21 @@ impl Registry {
     /// decided.
     ///
     /// # Errors
-    /// Refused: the first decision that is missing, and the version of hypercast that knows it.
+    /// Refused: the first decision that is missing, and what to do.
     pub fn check_complete(&self) -> Result<()> {
         match &self.unapplied {
             None => Ok(()),
             Some(UnappliedDecisions { count, first }) => Err(Error::refused(format!(
-                "the registry has {count} decisions that this version of hypercast cannot apply, \
-                 so it decides nothing: {first}"
+                "this process misses {count} decisions of the registry, so it decides nothing: \
+                 {first}"
             ))),
         }
     }
 
-    /// Notes that a decision is missing.
-    pub(super) fn leave_out(&mut self, why: String) {
+    /// Notes that decisions are missing.
+    pub(super) fn leave_out(&mut self, decisions: u64, why: String) {
         let unapplied = self.unapplied.get_or_insert(UnappliedDecisions { count: 0, first: why });
-        unapplied.count += 1;
+        unapplied.count += decisions;
     }
 
     /// Applies a decision.

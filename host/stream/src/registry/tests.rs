@@ -2,13 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
 
 use super::*;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::streams::tests::holes::holed;
 use crate::streams::{MemoryEngine, Record, StreamEngine, Topic};
 
 fn fm(version: &str, tae_dim: usize) -> FmVersion {
@@ -62,7 +64,7 @@ fn promotion(name: &str, version: &str, share: f64) -> Promotion {
 /// A registry in memory.
 #[derive(Default)]
 struct Desk {
-    engine: MemoryEngine,
+    engine: Arc<MemoryEngine>,
 }
 
 impl Desk {
@@ -72,7 +74,7 @@ impl Desk {
     }
 
     fn wish(&self, wish: impl Fn(&Registry) -> Result<Vec<Change>>) -> Result<Registry> {
-        RegistryClient::new(&self.engine).decide(wish)
+        RegistryClient::new(&*self.engine).decide(wish)
     }
 
     fn well(&self, wish: impl Fn(&Registry) -> Result<Vec<Change>>) -> Registry {
@@ -89,10 +91,10 @@ impl Desk {
     /// FM 1.0.0 active, and expert feed 1.0.0 and 2.0.0 on it, the first of which answers.
     fn with_feed() -> Self {
         let desk = Self::default();
-        register_fm(&desk.engine, &fm("1.0.0", 32)).unwrap();
+        register_fm(&*desk.engine, &fm("1.0.0", 32)).unwrap();
         desk.well(|r| r.promote_fm("1.0.0"));
         for version in ["1.0.0", "2.0.0"] {
-            register_expert(&desk.engine, &expert("feed", version, "1.0.0", &["feed"])).unwrap();
+            register_expert(&*desk.engine, &expert("feed", version, "1.0.0", &["feed"])).unwrap();
         }
         desk.well(|r| r.promote_expert(&promotion("feed", "1.0.0", 1.0)));
         desk
@@ -102,14 +104,14 @@ impl Desk {
 #[test]
 fn registering_again_changes_nothing_and_other_properties_need_another_version() {
     let desk = Desk::default();
-    register_fm(&desk.engine, &fm("1.0.0", 32)).unwrap();
-    register_fm(&desk.engine, &FmVersion { created_ms: 99, ..fm("1.0.0", 32) }).unwrap();
+    register_fm(&*desk.engine, &fm("1.0.0", 32)).unwrap();
+    register_fm(&*desk.engine, &FmVersion { created_ms: 99, ..fm("1.0.0", 32) }).unwrap();
     assert_eq!(desk.decisions(), 1);
     desk.refused("TAE width", |r| r.register_fm(&fm("1.0.0", 64)));
     desk.refused("semver", |r| r.register_fm(&fm("one", 32)));
     let mut changed = expert("feed", "1.0.0", "1.0.0", &["feed"]);
-    register_expert(&desk.engine, &changed).unwrap();
-    register_expert(&desk.engine, &changed).unwrap();
+    register_expert(&*desk.engine, &changed).unwrap();
+    register_expert(&*desk.engine, &changed).unwrap();
     assert_eq!(desk.decisions(), 2);
     changed.plugin_hash = "2".into();
     desk.refused("plugin", |r| r.register_expert(&changed));
@@ -119,10 +121,10 @@ fn registering_again_changes_nothing_and_other_properties_need_another_version()
 #[test]
 fn promotion_is_refused_where_the_pinned_fm_does_not_carry_it() {
     let desk = Desk::default();
-    register_expert(&desk.engine, &expert("feed", "1.0.0", "1.0.0", &["feed"])).unwrap();
+    register_expert(&*desk.engine, &expert("feed", "1.0.0", "1.0.0", &["feed"])).unwrap();
     let promote = |r: &Registry| r.promote_expert(&promotion("feed", "1.0.0", 1.0));
     desk.refused("not registered", promote);
-    register_fm(&desk.engine, &fm("1.0.0", 32)).unwrap();
+    register_fm(&*desk.engine, &fm("1.0.0", 32)).unwrap();
     desk.refused("training; promote that FM first", promote);
     desk.well(|r| r.shadow_fm("1.0.0"));
     desk.refused("shadow; promote that FM first", promote);
@@ -135,13 +137,13 @@ fn promotion_is_refused_where_the_pinned_fm_does_not_carry_it() {
         (fm("2.0.0", 64), "have 64"),
         (FmVersion { schema: "b".into(), ..fm("2.1.0", 32) }, "schemas"),
     ] {
-        register_fm(&desk.engine, &fm).unwrap();
+        register_fm(&*desk.engine, &fm).unwrap();
         let expert = expert("feed", "2.0.0", &fm.version, &["feed"]);
         desk.refused(word, |r| r.register_expert(&expert));
     }
     // What was registered before its FM is judged when it is promoted.
-    register_expert(&desk.engine, &expert("feed", "4.0.0", "2.5.0", &["feed"])).unwrap();
-    register_fm(&desk.engine, &fm("2.5.0", 64)).unwrap();
+    register_expert(&*desk.engine, &expert("feed", "4.0.0", "2.5.0", &["feed"])).unwrap();
+    register_fm(&*desk.engine, &fm("2.5.0", 64)).unwrap();
     desk.well(|r| r.promote_fm("2.5.0"));
     desk.refused("have 64", |r| r.promote_expert(&promotion("feed", "4.0.0", 1.0)));
 }
@@ -153,7 +155,7 @@ fn an_fm_is_kept_as_long_as_anything_pins_it() {
         r.retire_fm("1.0.0")
     });
     desk.refused("expert feed 1.0.0 (active); retire", |r| r.shadow_fm("1.0.0"));
-    register_fm(&desk.engine, &fm("2.0.0", 32)).unwrap();
+    register_fm(&*desk.engine, &fm("2.0.0", 32)).unwrap();
     desk.well(|r| r.promote_fm("2.0.0"));
     desk.well(|r| r.pin("feed", "2.0.0", "2.0.0"));
     desk.refused("is active", |r| r.pin("feed", "1.0.0", "2.0.0"));
@@ -187,7 +189,7 @@ fn rolling_back_goes_the_way_of_promotions_backwards() {
 #[test]
 fn a_surface_has_one_expert_and_another_replaces_it_only_on_request() {
     let desk = Desk::with_feed();
-    register_expert(&desk.engine, &expert("all", "1.0.0", "1.0.0", &["feed", "search"])).unwrap();
+    register_expert(&*desk.engine, &expert("all", "1.0.0", "1.0.0", &["feed", "search"])).unwrap();
     desk.refused("served by expert feed", |r| r.promote_expert(&promotion("all", "1.0.0", 1.0)));
     let taking = Promotion { replace: true, ..promotion("all", "1.0.0", 1.0) };
     let registry = desk.well(|r| r.promote_expert(&taking));
@@ -265,7 +267,7 @@ fn no_sequence_of_decisions_breaks_an_invariant_and_the_stream_has_all_of_them()
             match desk.wish(random_wish(&mut rng)) {
                 Ok(registry) => {
                     check(&registry);
-                    assert_eq!(RegistryClient::new(&desk.engine).read().unwrap(), registry);
+                    assert_eq!(RegistryClient::new(&*desk.engine).read().unwrap(), registry);
                     accepted += 1;
                 }
                 Err(error) if error.kind() == hypercast_core::error::ErrorKind::Refused => {
@@ -281,7 +283,7 @@ fn no_sequence_of_decisions_breaks_an_invariant_and_the_stream_has_all_of_them()
 #[test]
 fn the_second_of_two_writers_decides_again() {
     let desk = Desk::with_feed();
-    let rival = RegistryClient::new(&desk.engine);
+    let rival = RegistryClient::new(&*desk.engine);
     let interfered = Mutex::new(false);
     // Between its read and its append another writer promotes 2.0.0; then 1.0.0 may go.
     desk.refused("answers 100 %", |r| r.retire_expert("feed", "1.0.0", false));
@@ -305,7 +307,7 @@ fn many_writers_at_once_lose_nothing() {
     let desk = Desk::default();
     std::thread::scope(|scope| {
         for writer in 0..4 {
-            let engine = &desk.engine;
+            let engine = &*desk.engine;
             scope.spawn(move || {
                 for at in 0..25 {
                     register_fm(engine, &fm(&format!("{writer}.{at}.0"), 32)).unwrap();
@@ -313,7 +315,7 @@ fn many_writers_at_once_lose_nothing() {
             });
         }
     });
-    let registry = RegistryClient::new(&desk.engine).read().unwrap();
+    let registry = RegistryClient::new(&*desk.engine).read().unwrap();
     assert_eq!(registry.fms().len(), 100);
     assert_eq!(desk.decisions(), 100);
 }
@@ -356,15 +358,15 @@ fn what_a_newer_version_decided_is_left_out_and_named() {
     let desk = Desk::with_feed();
     let before = desk.decisions();
     append_record(
-        &desk.engine,
+        &*desk.engine,
         r#"{"at_ms":1,"made_by":"9.1.0","changes":[{"change":"sold","name":"feed"}]}"#,
     );
     // Of a decision with an unknown change, the known ones do not apply either.
     let mixed = r#"{"change":"fm-registered","fm":{}},{"change":"fm-state","version":"1.0.0","state":"retired"}"#;
-    append_record(&desk.engine, &format!(r#"{{"at_ms":1,"changes":[{mixed}]}}"#));
+    append_record(&*desk.engine, &format!(r#"{{"at_ms":1,"changes":[{mixed}]}}"#));
     let known = r#"{"change":"expert-state","name":"feed","version":"2.0.0","state":"active"}"#;
-    append_record(&desk.engine, &format!(r#"{{"at_ms":1,"changes":[{known}]}}"#));
-    let registry = RegistryClient::new(&desk.engine).read().unwrap();
+    append_record(&*desk.engine, &format!(r#"{{"at_ms":1,"changes":[{known}]}}"#));
+    let registry = RegistryClient::new(&*desk.engine).read().unwrap();
     let unapplied = registry.unapplied().unwrap();
     assert_eq!(unapplied.count, 2);
     let record = format!("record {before}");
@@ -381,15 +383,43 @@ fn what_a_newer_version_decided_is_left_out_and_named() {
 #[test]
 fn decisions_that_follow_from_an_unknown_one_and_damaged_records_end_nothing() {
     let desk = Desk::with_feed();
-    append_record(&desk.engine, "{\"at_ms\":1,\"chan");
+    append_record(&*desk.engine, "{\"at_ms\":1,\"chan");
     let unknown = r#"{"change":"fm-state","version":"7.0.0","state":"active"}"#;
-    append_record(&desk.engine, &format!(r#"{{"at_ms":1,"changes":[{unknown}]}}"#));
-    let mut follower = RegistryFollower::new(&desk.engine).unwrap();
-    follower.catch_up().unwrap();
+    append_record(&*desk.engine, &format!(r#"{{"at_ms":1,"changes":[{unknown}]}}"#));
+    let mut follower = RegistryFollower::new(&*desk.engine).unwrap();
+    follower.catch_up(&*desk.engine).unwrap();
     assert_eq!(follower.position(), desk.decisions());
     let unapplied = follower.registry().unapplied().unwrap();
     assert!(unapplied.count == 2 && unapplied.first.contains("damaged"), "{unapplied:?}");
     assert_eq!(follower.registry().serving("feed"), Some("feed"));
+}
+
+#[test]
+fn decisions_that_the_stream_lost_are_named_and_those_behind_them_apply() {
+    let desk = Desk::with_feed();
+    desk.well(|r| r.promote_expert(&promotion("feed", "2.0.0", 1.0)));
+    let (end, whole) = (desk.decisions(), RegistryClient::new(&*desk.engine).read().unwrap());
+    // In the middle, at the beginning and at the end.
+    for (hole, promoted) in [(1..2, true), (0..2, true), (end - 1..end, false)] {
+        let engine = holed(&desk.engine, &Topic::versions(), std::slice::from_ref(&hole));
+        let mut follower = RegistryFollower::new(&engine).unwrap();
+        for _ in 0..2 {
+            follower.catch_up(&engine).unwrap();
+            assert_eq!(follower.position(), end, "{hole:?}");
+        }
+        let registry = follower.registry();
+        let unapplied = registry.unapplied().unwrap();
+        assert_eq!(unapplied.count, hole.end - hole.start, "{hole:?}");
+        let named = format!("stream versions: the record at position {}", hole.start);
+        assert!(unapplied.first.contains(&named), "{}", unapplied.first);
+        let share = registry.expert("feed").map_or(0.0, |expert| expert.share("2.0.0"));
+        assert_eq!(share == whole.expert("feed").unwrap().share("2.0.0"), promoted, "{hole:?}");
+        let refused = RegistryClient::new(&engine).decide(|_| Ok::<_, Error>(Vec::new()));
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.starts_with("refused: ") && refused.contains(&named), "{refused}");
+        assert!(!follower.poll(&engine, Duration::ZERO).unwrap(), "{hole:?}");
+    }
+    assert_eq!(desk.decisions(), end, "nothing was appended");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use hypercast_config::OnGap;
 
-use super::{Reader, StreamEngine, StreamGap, StreamPlace, StreamRecord, Topic};
+use super::cursor::{StreamCursor, StreamRead};
+use super::{StreamEngine, StreamGap, StreamPlace, StreamRecord, Topic};
 use crate::error::{Error, Result};
 
 /// What a follower does when records are missing.
@@ -47,9 +48,7 @@ impl fmt::Debug for GapHandling {
 /// Follows one stream. A failed read is repeated from the same place by the next call.
 pub struct StreamFollower {
     engine: Arc<dyn StreamEngine>,
-    topic: Topic,
-    reader: Box<dyn Reader>,
-    place: StreamPlace,
+    cursor: StreamCursor,
     gaps: GapHandling,
 }
 
@@ -68,13 +67,13 @@ impl StreamFollower {
             Some(place) => place,
             None => StreamPlace::at(engine.span(&topic)?.start),
         };
-        let reader = engine.resume(&topic, place)?;
-        Ok(StreamFollower { engine, topic, reader, place, gaps })
+        let cursor = StreamCursor::open(&*engine, &topic, place)?;
+        Ok(StreamFollower { engine, cursor, gaps })
     }
 
     /// The place after the last record that was read.
     pub fn place(&self) -> StreamPlace {
-        self.place
+        self.cursor.place()
     }
 
     /// Changes what is done about missing records from now on.
@@ -87,40 +86,42 @@ impl StreamFollower {
     /// # Errors
     /// The engine cannot be reached.
     pub fn seek(&mut self, place: StreamPlace) -> Result<()> {
-        self.reader = self.engine.resume(&self.topic, place)?;
-        self.place = place;
-        Ok(())
+        self.cursor.seek(&*self.engine, place)
     }
 
-    /// The next records, as [`Reader::next`] returns them. If records are missing, this is logged
-    /// and counted; with [`OnGap::Continue`] the call returns no records and the next one goes on
-    /// behind the gap.
+    /// The next records, as [`Reader::next`](super::Reader::next) returns them. If records are
+    /// missing, this is logged and counted; with [`OnGap::Continue`] the call returns no records
+    /// and the next one goes on behind the gap.
     ///
     /// # Errors
-    /// As [`Reader::next`]; [`Error::Gap`] with [`OnGap::Stop`].
+    /// As there; [`Error::Gap`] with [`OnGap::Stop`].
     pub fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<StreamRecord>> {
-        let error = match self.reader.next(most, wait) {
-            Ok(records) => {
-                if let Some(last) = records.last() {
-                    self.place = StreamPlace::after(last);
+        let before = self.place();
+        let read = self.cursor.next(&*self.engine, most, wait)?;
+        self.settled(read, before)
+    }
+
+    /// As [`StreamFollower::next`], of the records that the stream has now: if there are none, and
+    /// the place is the same, it has no more.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn next_stored(&mut self, most: usize) -> Result<Vec<StreamRecord>> {
+        let before = self.place();
+        let read = self.cursor.next_stored(&*self.engine, most)?;
+        self.settled(read, before)
+    }
+
+    /// The records of a read from `before` on, or none if missing ones are passed.
+    fn settled(&mut self, read: StreamRead, before: StreamPlace) -> Result<Vec<StreamRecord>> {
+        match read {
+            StreamRead::Records(records) => Ok(records),
+            StreamRead::Gap(gap) => {
+                if let Err(stopped) = self.gaps.settle(gap) {
+                    self.seek(before)?;
+                    return Err(stopped);
                 }
-                return Ok(records);
-            }
-            Err(error) => error,
-        };
-        match error {
-            Error::Gap(gap) => {
-                let next = StreamPlace::at(gap.next_position());
-                self.gaps.settle(gap)?;
-                self.seek(next)?;
                 Ok(Vec::new())
-            }
-            // The reader may have lost its connection or its file; the caller tries again.
-            error => {
-                if let Ok(reader) = self.engine.resume(&self.topic, self.place) {
-                    self.reader = reader;
-                }
-                Err(error)
             }
         }
     }

@@ -6,6 +6,7 @@
 //! directory on one machine, NATS JetStream across machines, and memory within one process. No
 //! engine knows what a record means.
 
+mod cursor;
 mod directory;
 mod follow;
 mod group_commit;
@@ -14,7 +15,7 @@ mod memory;
 mod nats;
 mod place;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     fmt,
@@ -27,6 +28,7 @@ use hypercast_config::{EngineKind, EngineSettings};
 
 use crate::error::{CommonErrors as _, Error, Result};
 
+pub use self::cursor::{StreamCursor, StreamRead};
 pub use self::directory::DirectoryEngine;
 pub use self::follow::{GapHandling, StreamFollower};
 pub use self::memory::MemoryEngine;

@@ -97,6 +97,15 @@ pub enum GapCause {
 }
 
 impl StreamGap {
+    /// How many records are missing; 1 of a changed stream, where it is not known.
+    pub fn missing(&self) -> u64 {
+        match self.cause {
+            GapCause::Deleted { first } => first.saturating_sub(self.position),
+            GapCause::Cut { end } => self.position.saturating_sub(end),
+            GapCause::Changed { .. } => 1,
+        }
+    }
+
     /// The position from which to read so that no stored record is left out that may be new.
     pub fn next_position(&self) -> u64 {
         match self.cause {

@@ -21,7 +21,7 @@ use hypercast_core::{atomic_dir, shutdown::Shutdown};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert::train::SavedTrainer;
-use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader};
+use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope};
 use hypercast_stream::streams::{StreamEngine, StreamPlace, Topic};
 
 /// What there is to go on with.
@@ -30,6 +30,8 @@ pub(super) struct StartedTrainer {
     pub(super) place: ExpertCheckpoint,
     /// The position of the next order to try a record again; none for those that come from now on.
     pub(super) orders: Option<u64>,
+    /// Of the record before its place.
+    pub(super) checksum: Option<u32>,
     /// What was published last.
     pub(super) last: Option<SavedTrainer>,
     /// What was measured since.
@@ -93,13 +95,15 @@ pub(super) fn begin(
     let feed = match (begun.place.position, &options.fm_checkpoint) {
         (FeedPosition::Logs(from), None) => {
             let logs = LogFollower::open(&config.paths.logs, &fm, from)?;
-            let letters =
-                DeadLetterQueue::open(engine.clone(), &reader, FEATURE_LOGS, orders, reports.rate)?;
+            let of = LetterScope { reader: &reader, source: FEATURE_LOGS };
+            let RecordReports { rate, stop, .. } = reports;
+            let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
             LogFeed::Logs(Box::new(FollowedLogs { logs, letters }))
         }
         (FeedPosition::Joined(from), Some(checkpoint)) => {
             let context = ServiceContext { dataset, config, engine: engine.clone() };
-            let from = JoinedPosition { joined: Some(StreamPlace::at(from)), orders };
+            let from = StreamPlace { position: from, checksum: begun.checksum };
+            let from = JoinedPosition { joined: Some(from), orders };
             let joined = JoinedReader::open(context.clone(), &reader, from, reports)?;
             let computed = ComputedFeed::open(context, checkpoint, joined, surfaces.clone())?;
             LogFeed::Computed(Box::new(computed))
@@ -120,12 +124,12 @@ fn resume(context: ExpertContext<'_>, state: FollowerState) -> Result<StartedTra
         LastPublished::This => Some(state.trainer.clone()),
         LastPublished::Earlier(saved) => Some(*saved),
     };
-    let StateAddition { orders, mean_loss } = state.addition;
+    let StateAddition { orders, mean_loss, checksum } = state.addition;
     let mut stream = context.setup().resume(&context.dataset.schema, state.trainer)?;
     stream.trainer.set_mean_loss(mean_loss);
     let mut measured = EvalWindow::new(&stream.blueprint);
     measured.rows = state.measured.into();
-    Ok(StartedTrainer { stream, place: state.place, orders, last, measured })
+    Ok(StartedTrainer { stream, place: state.place, orders, checksum, last, measured })
 }
 
 /// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the
@@ -192,7 +196,8 @@ fn learn_past(
     };
     let place =
         ExpertCheckpoint { position, requests: 0, corrections: 0, until_ms, ingested_ms: 0 };
-    Ok(Some(StartedTrainer { stream, place, orders: None, last: None, measured }))
+    let (orders, checksum, last) = (None, None, None);
+    Ok(Some(StartedTrainer { stream, place, orders, checksum, last, measured }))
 }
 
 /// The logs, if there are any yet.

@@ -9,11 +9,12 @@ use hypercast_fm::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::super::joined_reader::{JoinedReader, PositionedExample, RecordKey};
+use super::super::joined_reader::{JoinedRead, JoinedReader, PositionedExample, RecordKey};
 use crate::ServiceContext;
 use crate::error::Result;
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
 use hypercast_stream::dead_letters::{DeadLetter, DeadLetterQueue, UnusableRecord};
+use hypercast_stream::streams::StreamPlace;
 
 /// Records of the joined stream whose TAEs are computed together.
 const RECORDS: usize = 128;
@@ -37,6 +38,21 @@ impl FeedPosition {
     }
 }
 
+/// Where a feed goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FeedPlace {
+    pub(super) position: FeedPosition,
+    /// Of the record before it in the stream of joined examples ([`StreamPlace`]).
+    pub(super) checksum: Option<u32>,
+}
+
+impl FeedPlace {
+    fn joined(place: StreamPlace) -> FeedPlace {
+        let StreamPlace { position, checksum } = place;
+        FeedPlace { position: FeedPosition::Joined(position), checksum }
+    }
+}
+
 /// What a feed has next.
 pub(super) enum FeedItem {
     /// A request, or a correction.
@@ -45,6 +61,8 @@ pub(super) enum FeedItem {
     Later,
     /// Nothing that is there already.
     End,
+    /// Missing records, until [`LogFeed::go_on`].
+    Gap,
 }
 
 /// A request, or a correction, and where it was read.
@@ -70,8 +88,15 @@ pub(super) struct ComputedFeed {
     reader: JoinedReader,
     fm: Box<dyn FoundationModel>,
     surfaces: Vec<u16>,
-    ready: std::collections::VecDeque<FeedRow>,
-    position: u64,
+    ready: std::collections::VecDeque<ReadyRow>,
+    /// After the last row that was given.
+    place: StreamPlace,
+}
+
+/// A row that was read, and the place after it.
+struct ReadyRow {
+    row: FeedRow,
+    end: StreamPlace,
 }
 
 impl FollowedLogs {
@@ -81,7 +106,8 @@ impl FollowedLogs {
             return Ok(FeedItem::End);
         };
         // The follower stands behind the row, in the row's own file.
-        let key = RecordKey { position: self.logs.position().number() - 1, retries: 0 };
+        let position = self.logs.position().number() - 1;
+        let key = RecordKey { position, retries: 0, checksum: None };
         Ok(FeedItem::WindowRow(FeedRow { logged, key }))
     }
 
@@ -89,7 +115,7 @@ impl FollowedLogs {
     fn retries(&mut self) -> Result<Vec<FeedRow>> {
         let (mut rows, mut unusable) = (Vec::new(), Vec::new());
         for DeadLetter { position, retries, .. } in self.letters.orders() {
-            let key = RecordKey { position, retries };
+            let key = RecordKey { position, retries, checksum: None };
             match self.logs.request_at(LogPosition::from_number(position)) {
                 Ok(logged) => rows.push(FeedRow { logged, key }),
                 Err(why) => unusable.push(key.unreadable(&why.into())),
@@ -109,29 +135,30 @@ impl ComputedFeed {
     ) -> Result<ComputedFeed> {
         let ServiceContext { config, .. } = context;
         let fm = inference::load(checkpoint, config.fm_logging.loading(config.device))?;
-        let position = reader.place().position;
-        Ok(ComputedFeed { reader, fm, surfaces, ready: Default::default(), position })
+        let place = reader.place();
+        Ok(ComputedFeed { reader, fm, surfaces, ready: Default::default(), place })
     }
 
     fn next(&mut self, wait: Duration) -> Result<FeedItem> {
+        let mut at_end = false;
         if self.ready.is_empty() {
-            let Some(records) = self.reader.next(RECORDS, wait)? else {
-                return Ok(FeedItem::Later);
-            };
-            let (at_end, end) = (records.is_empty(), self.reader.place().position);
-            self.ready = self.with_tae(records)?.into();
-            if self.ready.is_empty() {
-                self.position = end;
-                return Ok(if at_end { FeedItem::End } else { FeedItem::Later });
+            match self.reader.next(RECORDS, wait)? {
+                JoinedRead::Records(records) => self.ready = self.with_tae(records)?.into(),
+                JoinedRead::Later => {}
+                JoinedRead::End => at_end = true,
+                JoinedRead::Gap(_) => return Ok(FeedItem::Gap),
             }
         }
-        let row = self.ready.pop_front().expect("it was filled");
-        self.position = row.key.position + 1;
+        let Some(ReadyRow { row, end }) = self.ready.pop_front() else {
+            self.place = self.reader.place();
+            return Ok(if at_end { FeedItem::End } else { FeedItem::Later });
+        };
+        self.place = end;
         Ok(FeedItem::WindowRow(row))
     }
 
     /// Those of its surfaces, with their TAEs.
-    fn with_tae(&self, mut records: Vec<PositionedExample>) -> Result<Vec<FeedRow>> {
+    fn with_tae(&self, mut records: Vec<PositionedExample>) -> Result<Vec<ReadyRow>> {
         records.retain(|record| {
             !record.example.targets.is_empty() && self.surfaces.contains(&record.example.surface)
         });
@@ -143,11 +170,12 @@ impl ComputedFeed {
         let dim = self.fm.manifest().config.tae_width();
         let mut row = 0;
         let rows = records.into_iter().map(|record| {
-            let PositionedExample { example, correction, ingested_ms, key, .. } = record;
+            let PositionedExample { example, correction, ingested_ms, key, end } = record;
             let rows = row..row + example.targets.len();
             row = rows.end;
             let tae = tae[rows.start * dim..rows.end * dim].to_vec();
-            FeedRow { logged: LoggedRequest { example, tae, correction, ingested_ms }, key }
+            let logged = LoggedRequest { example, tae, correction, ingested_ms };
+            ReadyRow { row: FeedRow { logged, key }, end }
         });
         Ok(rows.collect())
     }
@@ -163,19 +191,31 @@ impl LogFeed {
     }
 
     /// After the last row that was given.
-    pub(super) fn position(&self) -> FeedPosition {
+    pub(super) fn place(&self) -> FeedPlace {
         match self {
-            LogFeed::Logs(followed) => FeedPosition::Logs(followed.logs.position()),
-            LogFeed::Computed(computed) => FeedPosition::Joined(computed.position),
+            LogFeed::Logs(followed) => {
+                let position = FeedPosition::Logs(followed.logs.position());
+                FeedPlace { position, checksum: None }
+            }
+            LogFeed::Computed(computed) => FeedPlace::joined(computed.place),
         }
     }
+
+    /// Goes on behind missing records.
+    pub(super) fn go_on(&mut self) {
+        if let LogFeed::Computed(computed) = self {
+            computed.reader.go_on();
+            computed.place = computed.reader.place();
+        }
+    }
+
     /// Rows that an operator had tried again since the last call.
     pub(super) fn retries(&mut self) -> Result<Vec<FeedRow>> {
         match self {
             LogFeed::Logs(followed) => followed.retries(),
             LogFeed::Computed(computed) => {
                 let records = computed.reader.retries()?;
-                computed.with_tae(records)
+                Ok(computed.with_tae(records)?.into_iter().map(|ready| ready.row).collect())
             }
         }
     }

@@ -35,6 +35,10 @@ pub(super) struct StateAddition {
     pub(super) orders: Option<u64>,
     /// The usual loss of a step; 0 where it is not known.
     pub(super) mean_loss: f64,
+    /// Of the record before its position in the stream of joined examples. It comes last in the
+    /// file, and files of before it end there.
+    #[serde(skip)]
+    pub(super) checksum: Option<u32>,
 }
 
 /// What was published last, beside what is saved.
@@ -74,7 +78,14 @@ impl FollowerState {
         let (state, rest) = postcard::take_from_bytes::<FollowerState>(body).map_err(unreadable)?;
         let addition = match rest {
             [] => StateAddition::default(),
-            rest => postcard::from_bytes(rest).map_err(unreadable)?,
+            rest => {
+                let (addition, rest) = postcard::take_from_bytes(rest).map_err(unreadable)?;
+                let checksum = match rest {
+                    [] => None,
+                    rest => postcard::from_bytes(rest).map_err(unreadable)?,
+                };
+                StateAddition { checksum, ..addition }
+            }
         };
         Ok(Some(FollowerState { addition, ..state }))
     }
@@ -85,6 +96,7 @@ impl FollowerState {
         let unwritable = |error: postcard::Error| Error::data(&path, error.to_string());
         let mut body = postcard::to_stdvec(self).map_err(unwritable)?;
         body.extend(postcard::to_stdvec(&self.addition).map_err(unwritable)?);
+        body.extend(postcard::to_stdvec(&self.addition.checksum).map_err(unwritable)?);
         let checksum = crc32fast::hash(&body).to_le_bytes();
         let bytes = [&FORMAT.to_le_bytes(), &checksum, &body[..]].concat();
         atomic_file::write(&path, &bytes).map_err(Error::io(&path))

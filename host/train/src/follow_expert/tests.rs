@@ -3,19 +3,29 @@
 
 use std::path::{Path, PathBuf};
 
-use hypercast_fm::example::{Example, Outcome};
+use hypercast_fm::{
+    device::DeviceKind,
+    example::{Example, Outcome},
+    spec::FmConfig,
+    trainer,
+};
 
 use super::*;
 use crate::HeldPublications;
+use crate::fm::dataset_spec;
+use hypercast_config::OnGap;
 use hypercast_core::prerequisite::{hostile, plugins};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
 use hypercast_data::logs::{LogPosition, LogRow, LogVersion, LogWriter};
-use hypercast_stream::dead_letters::{self, DeadLetterQueue, FEATURE_LOGS, LetterReader};
+use hypercast_stream::dead_letters::{
+    self, DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope,
+};
+use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish::PublicationFollower;
 use hypercast_stream::registry::{RegistryClient, VersionState, WeightsLocation};
-use hypercast_stream::streams::MemoryEngine;
+use hypercast_stream::streams::{MemoryEngine, Record};
 
 struct World {
     dataset: Dataset,
@@ -159,6 +169,67 @@ fn a_stopped_expert_goes_on_as_if_it_had_not_been() {
 }
 
 #[test]
+fn an_expert_on_joined_examples_notices_a_stream_that_was_made_anew() {
+    let Some(plugins) = plugins("expert on joined examples") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world(dir.path(), plugins);
+    world.config.engine.on_gap = OnGap::Continue;
+    world.config.fm = FmConfig {
+        dim: 16,
+        qk_dim: 8,
+        v_dim: 8,
+        embedding_dim: 8,
+        max_history: 64,
+        ..FmConfig::default()
+    };
+    let (spec, checkpoint) = (dataset_spec(&world.dataset).unwrap(), dir.path().join("fm"));
+    trainer::create(&dir.path().join("fm-work"), &world.config.fm, &spec, DeviceKind::Cpu)
+        .unwrap()
+        .checkpoint(&checkpoint, "1.0.0")
+        .unwrap();
+    let follow = |range: std::ops::Range<usize>| {
+        let engine = Arc::new(MemoryEngine::new(10));
+        for example in &world.examples[range] {
+            let joined = JoinedExample { example: example.clone(), ingested_ms: 7 };
+            let payload = postcard::to_stdvec(&JoinedRecord::Example(joined)).unwrap();
+            let appender = engine.appender(&Topic::joined()).unwrap();
+            appender.append(&[Record { id: 0, payload }]).unwrap();
+        }
+        let guests = expert::Engine::new(world.config.guests()).unwrap();
+        let World { dataset, config, entry, .. } = &world;
+        let ground = ExpertContext { dataset, config, entry, guests: &guests };
+        let options = FollowExpertOptions {
+            version: Some("1.0.0".into()),
+            fm_checkpoint: Some(checkpoint.clone()),
+            until_end: true,
+            ..FollowExpertOptions::default()
+        };
+        follow(ground, engine, &options, &Shutdown::default(), &mut Vec::new()).unwrap()
+    };
+    let place = follow(0..60).place.unwrap();
+    assert_eq!((place.position, place.requests), (FeedPosition::Joined(60), 60));
+    assert!(world.state(&world.config).addition.checksum.is_some());
+    // The new stream is longer than what was read of the old one.
+    let place = follow(100..170).place.unwrap();
+    assert_eq!((place.position, place.requests), (FeedPosition::Joined(70), 60 + 70));
+
+    // What earlier releases wrote ends before the checksum.
+    let state = world.state(&world.config);
+    let without = FollowerState {
+        addition: StateAddition { checksum: None, ..state.addition },
+        ..state.clone()
+    };
+    let path = work_dir(&world.config, &world.entry, "1.0.0").join("state.bin");
+    without.write(path.parent().unwrap()).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert_eq!(bytes.pop(), Some(0), "none");
+    let checksum = crc32fast::hash(&bytes[8..]).to_le_bytes();
+    bytes[4..8].copy_from_slice(&checksum);
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(world.state(&world.config) == without);
+}
+
+#[test]
 fn corrections_teach_and_are_not_counted() {
     let Some(plugins) = plugins("corrected expert") else { return };
     let dir = tempfile::tempdir().unwrap();
@@ -252,6 +323,41 @@ fn an_expert_that_fails_to_judge_publishes_nothing_and_is_not_registered() {
 }
 
 #[test]
+fn an_expert_that_never_answers_holds_up_a_stop_for_its_deadline_alone() {
+    let Some(plugin) = hostile("expert that never answers", "spin_evaluate") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world_of(dir.path(), &plugin, 240);
+    let deadline = Duration::from_secs(2);
+    world.config.plugin_limits.setup_deadline_ms = 2000;
+    world.config.publish.every_s = 0;
+    world.log(0..80, false);
+    let guests = expert::Engine::new(world.config.guests()).unwrap();
+    let World { dataset, config, entry, .. } = &world;
+    let ground = ExpertContext { dataset, config, entry, guests: &guests };
+    let options = FollowExpertOptions { version: Some("1.0.0".into()), ..Default::default() };
+    let (stop, mut said) = (Shutdown::default(), Vec::new());
+    std::thread::scope(|scope| {
+        let engine = Arc::new(MemoryEngine::new(10));
+        let following = scope.spawn(|| follow(ground, engine, &options, &stop, &mut said));
+        let work = work_dir(config, entry, "1.0.0");
+        while HeldPublications::read(&work).unwrap().is_none() {
+            assert!(!following.is_finished(), "it goes on where it may not publish");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // It learns from these, and is within its next `evaluate` then.
+        world.log(80..88, false);
+        std::thread::sleep(BATCH_WAIT * 2);
+        let asked = Instant::now();
+        stop.request();
+        assert_eq!(following.join().unwrap().unwrap().published, 0);
+        assert!(asked.elapsed() < deadline + Duration::from_secs(5), "{:?}", asked.elapsed());
+    });
+    let said = String::from_utf8(said).unwrap();
+    assert_eq!(kinds(&said), ["held", "held"], "{said}");
+    assert!(said.contains("2000 ms"), "{said}");
+}
+
+#[test]
 fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
     let Some(plugins) = plugins("expert and dead letters") else { return };
     let dir = tempfile::tempdir().unwrap();
@@ -269,7 +375,7 @@ fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
     world.log(80..160, false);
     let place = world.follow(&engine, &world.config).place.unwrap();
     assert_eq!(place.requests, 78);
-    let listed = || dead_letters::list(&*engine).unwrap();
+    let listed = || dead_letters::list(&*engine).unwrap().letters;
     let letters = listed();
     let file = LogPosition::file(1).number();
     let positions: Vec<u64> = letters.iter().map(|own| own.letter.position - file).collect();
@@ -281,9 +387,13 @@ fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
 
     let reader = LetterReader::Trainer(Topic::expert("all", "1.0.0"));
     let own: Arc<dyn StreamEngine> = engine.clone();
-    let queue = DeadLetterQueue::open(own, &reader, FEATURE_LOGS, None, Arc::default()).unwrap();
-    let by_hand =
-        |position| UnusableRecord { position, retries: 0, request: None, reason: "by hand".into() };
+    let of = LetterScope { reader: &reader, source: FEATURE_LOGS };
+    let stop = Shutdown::default();
+    let queue = DeadLetterQueue::open(own, of, None, Arc::default(), stop).unwrap();
+    let by_hand = |position| {
+        let (request, checksum, reason) = (None, None, "by hand".into());
+        UnusableRecord { position, retries: 0, request, checksum, reason }
+    };
     // An honest row, and one of a file that is not there.
     queue.set_aside(vec![by_hand(file + 7), by_hand(file * 9)]).unwrap();
     for number in [1, 2, 3] {

@@ -33,6 +33,10 @@ pub(super) struct FmCheckpoint {
     pub(super) until_ms: i64,
     /// When the newest event was taken in.
     pub(super) ingested_ms: i64,
+    /// `until_ms` where the stream was cut or made anew: what comes again of before may have been
+    /// learned from. None if it never was.
+    #[serde(default)]
+    pub(super) reread_until_ms: Option<i64>,
     /// What was predicted since the last line.
     pub(super) window: ProgressWindow,
 }
@@ -61,9 +65,20 @@ pub(super) fn read_measured(work: &Path, window: &mut EvalWindow) {
 }
 
 impl FmCheckpoint {
+    /// One that has learned from nothing.
+    pub(super) fn at(place: StreamPlace) -> FmCheckpoint {
+        let StreamPlace { position, checksum } = place;
+        FmCheckpoint { position, checksum, ..FmCheckpoint::default() }
+    }
+
     /// Where it stands in the joined stream.
     pub(super) fn stream_place(&self) -> StreamPlace {
         StreamPlace { position: self.position, checksum: self.checksum }
+    }
+
+    /// Stands at another place of the joined stream from now on.
+    pub(super) fn move_to(&mut self, place: StreamPlace) {
+        (self.position, self.checksum) = (place.position, place.checksum);
     }
 
     /// What was saved; none where nothing was.

@@ -9,7 +9,7 @@
 //! more than doubled what it learned may move. Where nothing can be compared, because there are too
 //! few rows or nothing serves, it publishes.
 
-use std::{collections::VecDeque, path::Path};
+use std::{collections::VecDeque, mem, path::Path};
 
 use hypercast_fm::{
     checkpoint::FmManifest,
@@ -22,9 +22,9 @@ use hypercast_fm::{
 use serde_json::{Value, json};
 
 use super::super::{
-    eval_window::{self, EvalWindow, WindowPredictions},
+    eval_window::{self, EvalWindow, WindowPredictions, WindowRow},
     holds::HoldLog,
-    logging::{FmLoading, LoadedFmVersion, Registered, ToLog},
+    logging::{FmLoading, LoadedFmVersion, Registered, RequestPoint, ToLog},
 };
 use crate::ServiceContext;
 use crate::error::Result;
@@ -53,6 +53,8 @@ pub(super) struct FmPublishGate {
     /// How many of the newest requests are not in the window yet.
     unscored: usize,
     pub(super) window: EvalWindow,
+    /// Requests up to this time may come a second time, and say nothing then.
+    pub(super) reread_until_ms: Option<i64>,
     tae_drift: Option<f64>,
     holds: HoldLog,
 }
@@ -107,6 +109,7 @@ impl FmPublishGate {
             requests: VecDeque::new(),
             unscored: 0,
             window,
+            reread_until_ms: None,
             tae_drift: None,
             holds: HoldLog::new(trained.work, telemetry),
         })
@@ -122,7 +125,8 @@ impl FmPublishGate {
         for (at, (example, &position)) in examples.into_iter().zip(positions).enumerate() {
             let cells = row * width..(row + example.targets.len()) * width;
             row += example.targets.len();
-            if said.set_aside.contains(&at) || cells.is_empty() {
+            let is_known = self.reread_until_ms.is_some_and(|until_ms| example.time_ms <= until_ms);
+            if said.set_aside.contains(&at) || cells.is_empty() || is_known {
                 continue;
             }
             if self.requests.len() == MOST_REQUESTS {
@@ -139,6 +143,33 @@ impl FmPublishGate {
         }
     }
 
+    /// Notes what is said of requests that will come again when they are learned from, for one
+    /// decision alone ([`FmPublishGate::take_back`]). Those of which no number is said are set
+    /// aside, as learning from them would be, unless that is so of all: then the weights are why.
+    pub(super) fn look_at(&mut self, examples: Vec<Example>, positions: &[u64], said: StepOutput) {
+        let (width, mut row) = (self.spec.tasks.len(), 0);
+        let mut is_harmful = |example: &Example| {
+            let mut cells = row * width..(row + example.targets.len()) * width;
+            row += example.targets.len();
+            cells.any(|cell| said.mask[cell] && !said.predictions[cell].is_finite())
+        };
+        let all = 0..examples.len();
+        let mut set_aside: Vec<usize> = all.filter(|&at| is_harmful(&examples[at])).collect();
+        if set_aside.len() == examples.len() {
+            set_aside.clear();
+        }
+        self.observe(examples, positions, &StepOutput { set_aside, ..said });
+    }
+
+    /// Forgets what was looked at since the window had these rows. Where it led to the first
+    /// publication, they say nothing more either.
+    pub(super) fn take_back(&mut self, rows: VecDeque<WindowRow>) {
+        self.forget();
+        if !self.has_published {
+            self.window.rows = rows;
+        }
+    }
+
     /// Adds the requests that were observed since to the window, with what the FM that serves says
     /// of them.
     pub(super) fn score(&mut self) {
@@ -149,7 +180,7 @@ impl FmPublishGate {
             tracing::warn!(%error, "what serves cannot be loaded, so that nothing is compared with it");
             self.serving = None;
         }
-        let first = self.requests.len() - std::mem::take(&mut self.unscored);
+        let first = self.requests.len() - mem::take(&mut self.unscored);
         let new = self.requests.range(first..);
         let (mut fresh, mut learned): (Vec<_>, Vec<_>) =
             new.partition(|request| self.is_fresh(request));
@@ -206,7 +237,7 @@ impl FmPublishGate {
         let mut reasons: Vec<String> = Vec::new();
         reasons.extend(self.window.beyond(&self.settings.ne_limits()));
         if !self.has_published {
-            reasons.extend(self.above_base_rate());
+            reasons.extend(self.window.above_base_rate());
         }
         reasons.extend(self.drift(manifest));
         let held = (!reasons.is_empty()).then(|| reasons.join("; "));
@@ -227,14 +258,14 @@ impl FmPublishGate {
     /// # Errors
     /// The work folder cannot be written.
     pub(super) fn published(&mut self) -> Result<()> {
-        if !std::mem::replace(&mut self.has_published, true) {
+        if !mem::replace(&mut self.has_published, true) {
             self.forget();
         }
         self.holds.released()
     }
 
     /// Forgets what was observed.
-    pub(super) fn forget(&mut self) {
+    fn forget(&mut self) {
         self.requests.clear();
         self.unscored = 0;
         self.window.rows.clear();
@@ -245,7 +276,7 @@ impl FmPublishGate {
         let version = self.version.clone();
         let wanted = match self.has_published {
             true => Some(ToLog { version, checkpoint: None, published: true }),
-            false => self.registered.answering()?,
+            false => self.registered.answering(&*self.loading.engine)?,
         };
         if self.serving.as_ref().map(|serving| &serving.to_log) != wanted.as_ref() {
             // Both may be of one version, whose work folder has room for one.
@@ -254,7 +285,7 @@ impl FmPublishGate {
                 wanted.map(|wanted| LoadedFmVersion::open(&self.loading, wanted)).transpose()?;
         }
         match &mut self.serving {
-            Some(serving) => serving.advance(&self.loading, u64::MAX),
+            Some(serving) => serving.advance(&self.loading, RequestPoint::LAST),
             None => Ok(()),
         }
     }
@@ -268,20 +299,12 @@ impl FmPublishGate {
     /// Whether what serves has not learned from a request.
     fn is_fresh(&self, request: &MeasuredRequest) -> bool {
         let Some(serving) = &self.serving else { return true };
-        match (serving.trained_position, &serving.fm) {
-            (Some(position), _) => request.position >= position,
-            (None, Some(fm)) => request.example.time_ms > fm.manifest().trained_until_ms,
+        let (position, time_ms) = (request.position, request.example.time_ms);
+        match (serving.trained, &serving.fm) {
+            (Some(trained), _) => !RequestPoint { position, time_ms }.may_be_learned(trained),
+            (None, Some(fm)) => time_ms > fm.manifest().trained_until_ms,
             (None, None) => true,
         }
-    }
-
-    fn above_base_rate(&self) -> Option<String> {
-        let all: Vec<f64> = self.window.measured_ne().map(|measured| measured.candidate).collect();
-        let mean = all.iter().sum::<f64>() / all.len() as f64;
-        let is_above = !all.is_empty() && (mean.is_nan() || mean >= 1.0);
-        is_above.then(|| {
-            format!("the mean NE of its tasks is {mean:.4}, no better than that of the base rate")
-        })
     }
 
     /// Says what moved too far in this version since it was published last.

@@ -3,18 +3,20 @@
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Mutex,
 };
 
 use hypercast_fm::{inference, inference::FmServingOptions, spec::FmConfig};
 
 mod gated;
+mod restarts;
 
 use super::*;
 use hypercast_config::PublishSettings;
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
-use hypercast_stream::dead_letters::{self, DeadLetterQueue, UnusableRecord};
+use hypercast_stream::dead_letters::{self, DeadLetterQueue, LetterScope, UnusableRecord};
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish;
 use hypercast_stream::registry::{RegistryClient, VersionState, WeightsLocation};
@@ -26,12 +28,16 @@ struct Cut {
     inner: Arc<MemoryEngine>,
     at: u64,
     stop: Option<Shutdown>,
+    /// What comes once a reader has found the end of the joined examples.
+    grows: Arc<Mutex<Vec<Record>>>,
 }
 
 struct CutReader {
     inner: Box<dyn Reader>,
+    joined: Arc<dyn Appender>,
     at: u64,
     stop: Option<Shutdown>,
+    grows: Arc<Mutex<Vec<Record>>>,
 }
 
 impl StreamEngine for Cut {
@@ -48,7 +54,8 @@ impl StreamEngine for Cut {
         if *topic != Topic::joined() {
             return Ok(inner);
         }
-        Ok(Box::new(CutReader { inner, at: self.at, stop: self.stop.clone() }))
+        let (joined, grows) = (self.inner.appender(topic)?, self.grows.clone());
+        Ok(Box::new(CutReader { inner, joined, at: self.at, stop: self.stop.clone(), grows }))
     }
 
     fn span(&self, topic: &Topic) -> hypercast_stream::Result<Range<u64>> {
@@ -65,6 +72,13 @@ impl Reader for CutReader {
         if self.inner.position() >= self.at {
             self.stop.as_ref().expect("the trainer crashes here").request();
         }
+        let records = self.inner.next(most.min(5), wait)?;
+        let more = std::mem::take(&mut *self.grows.lock().unwrap());
+        if !records.is_empty() || more.is_empty() {
+            *self.grows.lock().unwrap() = more;
+            return Ok(records);
+        }
+        self.joined.append(&more)?;
         self.inner.next(most.min(5), wait)
     }
 
@@ -180,7 +194,7 @@ fn an_interrupted_trainer_is_one_that_never_was() {
     {
         let stop = Shutdown::default();
         let asked = (!crashes).then(|| stop.clone());
-        let engine = Arc::new(Cut { inner: other.clone(), at, stop: asked });
+        let engine = Arc::new(Cut { inner: other.clone(), at, stop: asked, grows: Arc::default() });
         let ran = catch_unwind(AssertUnwindSafe(|| run(&dataset, &cut, engine, &stop)));
         assert_eq!(ran.is_err(), crashes, "at {at}");
     }
@@ -276,11 +290,12 @@ fn a_harmful_record_is_a_dead_letter_and_is_tried_again_once() {
     let config = config(&dir.path().join("work"));
     let engine = streams(&records);
     // It is killed behind the first of them, with nothing saved since, and meets it again.
-    let cut = Arc::new(Cut { inner: engine.clone(), at: poisoned[0] + 12, stop: None });
+    let at = poisoned[0] + 12;
+    let cut = Arc::new(Cut { inner: engine.clone(), at, stop: None, grows: Arc::default() });
     let killed = AssertUnwindSafe(|| run(&dataset, &config, cut, &Shutdown::default()));
     assert!(catch_unwind(killed).is_err());
     run(&dataset, &config, engine.clone(), &Shutdown::default());
-    let listed = || dead_letters::list(&*engine).unwrap();
+    let listed = || dead_letters::list(&*engine).unwrap().letters;
     let letters = listed();
     let positions: Vec<u64> = letters.iter().map(|own| own.letter.position).collect();
     assert_eq!(positions, [[120].as_slice(), &poisoned].concat());
@@ -293,9 +308,12 @@ fn a_harmful_record_is_a_dead_letter_and_is_tried_again_once() {
     // One that harms again, one that still cannot be read, and an honest one.
     let reader = LetterReader::Trainer(Topic::fm("1.0.0"));
     let own: Arc<dyn StreamEngine> = engine.clone();
-    let queue = DeadLetterQueue::open(own, &reader, "joined", None, Arc::default()).unwrap();
+    let of = LetterScope { reader: &reader, source: "joined" };
+    let stop = Shutdown::default();
+    let queue = DeadLetterQueue::open(own, of, None, Arc::default(), stop).unwrap();
     let (reason, honest) = ("by hand".to_owned(), 3);
-    let by_hand = UnusableRecord { position: honest, retries: 0, request: None, reason };
+    let by_hand =
+        UnusableRecord { position: honest, retries: 0, request: None, checksum: None, reason };
     queue.set_aside(vec![by_hand]).unwrap();
     for number in [0, 1, 4] {
         dead_letters::retry(&*engine, number).unwrap();

@@ -3,6 +3,10 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,6 +19,7 @@ use hypercast_fm::{
     trainer::{self, FmTrainer},
 };
 
+use hypercast_config::OnGap;
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::streams::StreamEngine;
 
@@ -27,7 +32,8 @@ use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish::{Publisher, TrainingPosition};
 use hypercast_stream::registry::{RegistryClient, self_register_fm};
 use hypercast_stream::streams::{
-    Appender, MemoryEngine, Reader, Record as Appended, StreamPlace, StreamRecord, Topic,
+    Appender, GapCause, MemoryEngine, Reader, Record as Appended, StreamGap, StreamPlace,
+    StreamRecord, Topic,
 };
 
 /// A world, its requests, and a configuration without a file.
@@ -119,11 +125,15 @@ fn said(rows: &[LoggedRequest]) -> Vec<(u64, i64, Vec<u32>)> {
 struct Deadly {
     engine: Arc<MemoryEngine>,
     at: u64,
+    /// What comes once a reader has found the end of the joined examples.
+    grows: Arc<Mutex<Vec<JoinedRecord>>>,
 }
 
 struct DeadlyReader {
     reader: Box<dyn Reader>,
+    engine: Arc<MemoryEngine>,
     at: u64,
+    grows: Arc<Mutex<Vec<JoinedRecord>>>,
 }
 
 impl StreamEngine for Deadly {
@@ -136,7 +146,13 @@ impl StreamEngine for Deadly {
         topic: &Topic,
         place: StreamPlace,
     ) -> hypercast_stream::Result<Box<dyn Reader>> {
-        Ok(Box::new(DeadlyReader { reader: self.engine.resume(topic, place)?, at: self.at }))
+        let (engine, grows) = (self.engine.clone(), self.grows.clone());
+        Ok(Box::new(DeadlyReader {
+            reader: engine.resume(topic, place)?,
+            engine,
+            at: self.at,
+            grows,
+        }))
     }
 
     fn span(&self, topic: &Topic) -> hypercast_stream::Result<std::ops::Range<u64>> {
@@ -153,7 +169,13 @@ impl Reader for DeadlyReader {
         let room = self.at.saturating_sub(self.reader.position()) as usize;
         let records = self.reader.next(most.min(5).min(room.max(1)), wait)?;
         assert!(room > 0 || records.is_empty(), "killed");
-        Ok(records)
+        let more = std::mem::take(&mut *self.grows.lock().unwrap());
+        if !records.is_empty() || more.is_empty() {
+            *self.grows.lock().unwrap() = more;
+            return Ok(records);
+        }
+        append(&self.engine, &more);
+        self.next(most, wait)
     }
 
     fn position(&self) -> u64 {
@@ -185,7 +207,7 @@ fn after_any_crash_the_rows_are_those_of_an_undisturbed_run() {
     crashed.paths.logs = dir.path().join("crashed");
     let mut deaths = 0;
     for at in [3, 4, 31, 47, 47, 90, 91, 120, 149, 150] {
-        let deadly = Arc::new(Deadly { engine: engine.clone(), at });
+        let deadly = Arc::new(Deadly { engine: engine.clone(), at, grows: Arc::default() });
         let run = AssertUnwindSafe(|| run(&dataset, &crashed, deadly, to_log()).unwrap());
         deaths += usize::from(catch_unwind(run).is_err());
     }
@@ -199,6 +221,89 @@ fn after_any_crash_the_rows_are_those_of_an_undisturbed_run() {
     for (a, b) in rows.iter().zip(&whole) {
         assert_eq!((a.0, a.1), (b.0, b.1));
         assert!(close(&a.2, &b.2), "request {}", a.0);
+    }
+}
+
+#[test]
+fn missing_records_are_passed_once_by_a_killed_tier() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, mut config, examples) = world(dir.path());
+    config.engine.on_gap = OnGap::Continue;
+    fresh(&dataset, &config, &dir.path().join("a"), 1)
+        .checkpoint(&config.paths.fm, "1.0.0")
+        .unwrap();
+    let to_log = || vec![checkpoint("1.0.0", &config.paths.fm)];
+    let engine = Arc::new(MemoryEngine::new(10));
+    append(&engine, &joined(&examples[..60]));
+    run(&dataset, &config, engine, to_log()).unwrap();
+    // A stream that is shorter now, and grows past where the tier had stood.
+    let engine = Arc::new(MemoryEngine::new(10));
+    append(&engine, &joined(&examples[60..100]));
+    let grows = Arc::new(Mutex::new(joined(&examples[100..150])));
+    let deadly = Arc::new(Deadly { engine: engine.clone(), at: 70, grows });
+    // Nothing but the gap is in a complete file.
+    config.logs.rows_per_file = 1_000_000;
+    let killed = AssertUnwindSafe(|| run(&dataset, &config, deadly, to_log()).unwrap());
+    assert!(catch_unwind(killed).is_err());
+    let report = run(&dataset, &config, engine, to_log()).unwrap();
+    assert_eq!((report.requests, report.position), (50, 90));
+    let requests: Vec<u64> =
+        logged(&config, "1.0.0").iter().map(|row| row.example.request).collect();
+    let expected = examples[..60].iter().chain(&examples[100..]);
+    assert_eq!(requests, expected.map(|own| own.request).collect::<Vec<_>>());
+}
+
+/// An engine in which the record before a position is once another one than was read.
+struct Changed {
+    engine: Arc<MemoryEngine>,
+    at: u64,
+    is_over: Arc<AtomicBool>,
+}
+
+struct ChangedReader {
+    reader: Box<dyn Reader>,
+    at: u64,
+    is_over: Arc<AtomicBool>,
+}
+
+impl StreamEngine for Changed {
+    fn appender(&self, topic: &Topic) -> hypercast_stream::Result<Arc<dyn Appender>> {
+        self.engine.appender(topic)
+    }
+
+    fn resume(
+        &self,
+        topic: &Topic,
+        place: StreamPlace,
+    ) -> hypercast_stream::Result<Box<dyn Reader>> {
+        let reader = self.engine.resume(topic, place)?;
+        if *topic != Topic::joined() {
+            return Ok(reader);
+        }
+        Ok(Box::new(ChangedReader { reader, at: self.at, is_over: self.is_over.clone() }))
+    }
+
+    fn span(&self, topic: &Topic) -> hypercast_stream::Result<std::ops::Range<u64>> {
+        self.engine.span(topic)
+    }
+
+    fn trim(&self, topic: &Topic, before: u64) -> hypercast_stream::Result<()> {
+        self.engine.trim(topic, before)
+    }
+}
+
+impl Reader for ChangedReader {
+    fn next(&mut self, most: usize, wait: Duration) -> hypercast_stream::Result<Vec<StreamRecord>> {
+        let position = self.reader.position();
+        if position >= self.at && !self.is_over.swap(true, Ordering::Relaxed) {
+            let (topic, cause) = (Topic::joined(), GapCause::Changed { first: 0 });
+            return Err(hypercast_stream::Error::Gap(StreamGap { topic, position, cause }));
+        }
+        self.reader.next(most.min(5), wait)
+    }
+
+    fn position(&self) -> u64 {
+        self.reader.position()
     }
 }
 
@@ -232,51 +337,110 @@ fn every_version_in_use_is_logged_and_corrections_too() {
     }
 }
 
+/// A checkpoint, and weights of the same version that had learned from the first 80 requests.
+struct TwoWeights {
+    dataset: Dataset,
+    config: Config,
+    examples: Vec<Example>,
+    new: Box<dyn FmTrainer>,
+    old_taes: Vec<f32>,
+    new_taes: Vec<f32>,
+}
+
+impl TwoWeights {
+    fn new(dir: &Path) -> TwoWeights {
+        let (dataset, config, examples) = world(dir);
+        let mut old = fresh(&dataset, &config, &dir.join("a"), 1);
+        old.checkpoint(&config.paths.fm, "1.0.0").unwrap();
+        let new_dir = dir.join("new");
+        let mut new = fresh(&dataset, &config, &dir.join("b"), 1);
+        let learned: Vec<&Example> = examples[..80].iter().collect();
+        learned.chunks(16).for_each(|batch| drop(new.step(batch).unwrap()));
+        new.checkpoint(&new_dir, "1.0.0").unwrap();
+        let of = |dir: &Path| {
+            let fm = inference::load(dir, Default::default()).unwrap();
+            let references: Vec<&Example> = examples.iter().collect();
+            fm.infer(&references).unwrap().tae
+        };
+        let (old_taes, new_taes) = (of(&config.paths.fm), of(&new_dir));
+        assert!(examples.iter().all(|own| own.targets.len() == examples[0].targets.len()));
+        TwoWeights { dataset, config, examples, new, old_taes, new_taes }
+    }
+
+    /// Streams with some of the examples, and the new weights published.
+    fn streams(&mut self, range: std::ops::Range<usize>, dir: &Path) -> Arc<MemoryEngine> {
+        let engine = Arc::new(MemoryEngine::new(10));
+        append(&engine, &joined(&self.examples[range]));
+        let settings = self.config.publish.clone();
+        let mut publisher =
+            Publisher::open(engine.clone(), Topic::fm("1.0.0"), settings, dir).unwrap();
+        let times = self.examples[..80].iter().map(|example| example.time_ms);
+        let facts = TrainingPosition {
+            trained_position: 80,
+            trained_until_ms: times.max().unwrap(),
+            ..TrainingPosition::default()
+        };
+        publisher.publish(&self.new.trained_weights("1.0.0").unwrap(), facts).unwrap();
+        engine
+    }
+
+    /// The rows that a tier logs in a folder of its own.
+    fn log(&mut self, engine: Arc<dyn StreamEngine>, logs: &Path) -> Vec<LoggedRequest> {
+        self.config.paths.logs = logs.to_path_buf();
+        let mut registered = Registered::new(&*engine, &self.config.paths.fm).unwrap();
+        let options = LoggingOptions { until_end: true, metrics: None };
+        let streams = engine.clone();
+        let context = ServiceContext { dataset: &self.dataset, config: &self.config, engine };
+        let mut active = || registered.to_log(&*streams);
+        follow(context, &mut active, options, &Shutdown::default(), &mut Vec::new()).unwrap();
+        logged(&self.config, "1.0.0")
+    }
+
+    /// Whether the TAEs of a row are those of an example by the old and by the new weights.
+    fn is_of(&self, row: &LoggedRequest, example: usize) -> [bool; 2] {
+        assert_eq!(row.example.request, self.examples[example].request);
+        let values = self.examples[0].targets.len() * self.config.fm.tae_width();
+        let own = example * values..(example + 1) * values;
+        [&self.old_taes, &self.new_taes]
+            .map(|taes| row.tae.iter().zip(&taes[own.clone()]).all(|(a, b)| (a - b).abs() < 1e-4))
+    }
+
+    /// Requests that go through the FM together.
+    fn pass(&self) -> usize {
+        self.config.fm_logging.batch_candidates / self.examples[0].targets.len()
+    }
+}
+
+const OLD: [bool; 2] = [true, false];
+const NEW: [bool; 2] = [false, true];
+
 #[test]
 fn weights_are_used_only_past_what_they_had_learned() {
     let dir = tempfile::tempdir().unwrap();
-    let (dataset, config, examples) = world(dir.path());
-    let mut old = fresh(&dataset, &config, &dir.path().join("a"), 1);
-    old.checkpoint(&config.paths.fm, "1.0.0").unwrap();
-    let new_dir = dir.path().join("new");
-    let mut new = fresh(&dataset, &config, &dir.path().join("b"), 1);
-    let learned: Vec<&Example> = examples[..80].iter().collect();
-    learned.chunks(16).for_each(|batch| drop(new.step(batch).unwrap()));
-    new.checkpoint(&new_dir, "1.0.0").unwrap();
-    let engine = Arc::new(MemoryEngine::new(10));
-    append(&engine, &joined(&examples));
-    let mut publisher = Publisher::open(
-        engine.clone(),
-        Topic::fm("1.0.0"),
-        config.publish.clone(),
-        &dir.path().join("published"),
-    )
-    .unwrap();
-    let facts = TrainingPosition { trained_position: 80, ..TrainingPosition::default() };
-    publisher.publish(&new.trained_weights("1.0.0").unwrap(), facts).unwrap();
-    let mut registered = Registered::new(&*engine, &config.paths.fm).unwrap();
-    let options = LoggingOptions { until_end: true, metrics: None };
-    let context = ServiceContext { dataset: &dataset, config: &config, engine };
-    follow(context, &mut || registered.to_log(), options, &Shutdown::default(), &mut Vec::new())
-        .unwrap();
-    let rows = logged(&config, "1.0.0");
-    let of = |dir: &Path| {
-        let fm = inference::load(dir, Default::default()).unwrap();
-        let references: Vec<&Example> = examples.iter().collect();
-        fm.infer(&references).unwrap().tae
-    };
-    let (old, new) = (of(&config.paths.fm), of(&new_dir));
-    let width = config.fm.tae_width();
-    assert!(examples.iter().all(|own| own.targets.len() == examples[0].targets.len()));
-    let targets = examples[0].targets.len();
-    let of_request = |request: usize, tae: &[f32]| {
-        let own = &tae[request * targets * width..(request + 1) * targets * width];
-        rows[request].tae.iter().zip(own).all(|(a, b)| (a - b).abs() < 1e-4)
-    };
-    assert!((0..80).all(|at| of_request(at, &old) && !of_request(at, &new)));
+    let mut world = TwoWeights::new(dir.path());
+    let engine = world.streams(0..150, &dir.path().join("published"));
+    let rows = world.log(engine, &dir.path().join("logs"));
+    assert!((0..80).all(|at| world.is_of(&rows[at], at) == OLD));
     // A pass that began before position 80 keeps the old weights to its end.
-    let pass = config.fm_logging.batch_candidates / targets;
-    assert!((80 + pass..150).all(|at| of_request(at, &new) && !of_request(at, &old)));
+    assert!((80 + world.pass()..150).all(|at| world.is_of(&rows[at], at) == NEW));
+}
+
+#[test]
+fn what_comes_again_gets_no_weights_that_had_learned_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = TwoWeights::new(dir.path());
+    world.config.engine.on_gap = OnGap::Continue;
+    let engine = world.streams(0..150, &dir.path().join("published"));
+    let changed = Changed { engine, at: 150, is_over: Arc::default() };
+    let rows = world.log(Arc::new(changed), &dir.path().join("logs"));
+    assert_eq!(rows.len(), 300, "all come twice");
+    assert!((0..80).all(|at| world.is_of(&rows[150 + at], at) == OLD));
+    assert!((80 + world.pass()..150).all(|at| world.is_of(&rows[150 + at], at) == NEW));
+
+    // In a stream that was made anew, what they had not learned from has early positions.
+    let engine = world.streams(80..150, &dir.path().join("published-anew"));
+    let rows = world.log(engine, &dir.path().join("logs-anew"));
+    assert!((0..70).all(|at| world.is_of(&rows[at], 80 + at) == NEW));
 }
 
 #[test]
@@ -289,7 +453,7 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
     let engine = MemoryEngine::new(10);
     let mut registered = Registered::new(&engine, &config.paths.fm).unwrap();
     let mut logged = || {
-        let own = registered.to_log().unwrap().into_iter();
+        let own = registered.to_log(&engine).unwrap().into_iter();
         own.map(|own| (own.version, own.checkpoint.is_some())).collect::<Vec<_>>()
     };
     let configured = ("1.0.0".to_owned(), true);

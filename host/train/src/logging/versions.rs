@@ -3,7 +3,9 @@
 //!
 //! A publication is put in service once the tier's own position in `joined` is at or past the
 //! position up to which its trainer had learned; until then the next one waits, and the older
-//! weights stay. The gate of an FM's trainer loads what serves in the same way, without waiting.
+//! weights stay. In a stream that was made anew positions begin again, so what is newer than all
+//! that a trainer had learned from counts as past it, too. The gate of an FM's trainer loads what
+//! serves in the same way, without waiting.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,9 +21,31 @@ use hypercast_fm::{
 
 use crate::error::Result;
 use hypercast_data::logs::LogVersion;
-use hypercast_stream::publish::{self, Publication, fm_update};
+use hypercast_stream::publish::{
+    self, Publication, PublicationHeader, TrainingPosition, fm_update,
+};
 use hypercast_stream::registry::{self, WeightsLocation};
 use hypercast_stream::streams::{StreamEngine, Topic};
+
+/// Where a request is in `joined`, and when it was.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestPoint {
+    pub(crate) position: u64,
+    pub(crate) time_ms: i64,
+}
+
+impl RequestPoint {
+    /// Behind all that any weights have learned from.
+    pub(crate) const LAST: RequestPoint = RequestPoint { position: u64::MAX, time_ms: i64::MAX };
+
+    /// Whether weights that were trained so far may have learned from it.
+    pub(crate) fn may_be_learned(self, trained: TrainingPosition) -> bool {
+        let TrainingPosition { trained_position, trained_until_ms, .. } = trained;
+        // What is not of this stream has a time all the same, unless nothing was learned.
+        let is_newer = trained_until_ms > 0 && self.time_ms > trained_until_ms;
+        self.position < trained_position && !is_newer
+    }
+}
 
 /// A version that is to be logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,8 +79,8 @@ impl Registered {
     ///
     /// # Errors
     /// An engine that cannot be reached, a checkpoint that cannot be read.
-    pub fn to_log(&mut self) -> Result<Vec<ToLog>> {
-        self.follower.catch_up()?;
+    pub fn to_log(&mut self, engine: &dyn StreamEngine) -> Result<Vec<ToLog>> {
+        self.follower.catch_up(engine)?;
         let registry = self.follower.registry();
         let mut all: Vec<ToLog> = registry.live_fms().into_iter().map(ToLog::registered).collect();
         if registry.leaves_the_configured_fm() {
@@ -81,8 +105,8 @@ impl Registered {
     ///
     /// # Errors
     /// As [`Registered::to_log`].
-    pub(crate) fn answering(&mut self) -> Result<Option<ToLog>> {
-        self.follower.catch_up()?;
+    pub(crate) fn answering(&mut self, engine: &dyn StreamEngine) -> Result<Option<ToLog>> {
+        self.follower.catch_up(engine)?;
         if let Some(fm) = self.follower.registry().newest_fm() {
             return Ok(Some(ToLog::registered(fm)));
         }
@@ -126,8 +150,8 @@ pub(crate) struct LoadedFmVersion {
     pub(crate) to_log: ToLog,
     /// None before there are weights.
     pub(crate) fm: Option<Box<dyn FoundationModel>>,
-    /// The position in `joined` up to which its trainer had learned, if its weights are published.
-    pub(crate) trained_position: Option<u64>,
+    /// Up to where in `joined` its trainer had learned, if its weights are published.
+    pub(crate) trained: Option<TrainingPosition>,
     /// Where its weights come from, if they are published.
     follower: Option<publish::PublicationFollower>,
     /// The next publication, which is ahead of what was logged.
@@ -148,11 +172,17 @@ impl LoadedVersions {
         Ok(())
     }
 
-    /// Puts the newest weights in service that may be used for what comes at `position`. Whether
-    /// any version may be used, or will never be at this position: if not, weights must come first.
-    pub(super) fn advance(&mut self, position: u64) -> Result<bool> {
+    /// Loads all anew, without the weights that were in service.
+    pub(super) fn reload(&mut self) -> Result<()> {
+        let versions = std::mem::take(&mut self.versions);
+        self.set(versions.into_iter().map(|own| own.to_log).collect())
+    }
+
+    /// Puts the newest weights in service that may be used for what comes next. Whether any version
+    /// may be used, or will never be for it: if not, weights must come first.
+    pub(super) fn advance(&mut self, next: RequestPoint) -> Result<bool> {
         for own in &mut self.versions {
-            own.advance(&self.loading, position)?;
+            own.advance(&self.loading, next)?;
         }
         Ok(self.versions.iter().any(|own| own.fm.is_some() || own.ahead.is_some()))
     }
@@ -187,30 +217,30 @@ impl LoadedFmVersion {
             }
             (None, _) => None,
         };
-        Ok(LoadedFmVersion { to_log, fm, trained_position: None, follower, ahead: None })
+        Ok(LoadedFmVersion { to_log, fm, trained: None, follower, ahead: None })
     }
 
     fn work(loading: &FmLoading, version: &str) -> PathBuf {
         loading.work.join(Topic::fm(version).name())
     }
 
-    /// Puts the newest weights in service that may be used for what comes at `position`.
+    /// Puts the newest weights in service that may be used for what comes next.
     ///
     /// # Errors
     /// An engine that cannot be reached, weights that form no model, a full disk.
-    pub(crate) fn advance(&mut self, loading: &FmLoading, position: u64) -> Result<()> {
+    pub(crate) fn advance(&mut self, loading: &FmLoading, next: RequestPoint) -> Result<()> {
         let Some(follower) = &mut self.follower else { return Ok(()) };
         loop {
-            let next = match self.ahead.take() {
+            let newer = match self.ahead.take() {
                 Some(publication) => Some(publication),
                 None => follower.next(Duration::ZERO)?,
             };
-            let Some(publication) = next else { return Ok(()) };
-            if publication.header.trained_position > position {
+            let Some(publication) = newer else { return Ok(()) };
+            let trained = trained(&publication.header);
+            if next.may_be_learned(trained) {
                 self.ahead = Some(publication);
                 return Ok(());
             }
-            let trained_position = publication.header.trained_position;
             let update = fm_update(publication)?;
             match &self.fm {
                 Some(fm) => fm.update(update)?,
@@ -222,7 +252,12 @@ impl LoadedFmVersion {
                     self.fm = Some(inference::load_updatable(&checkpoint, &rows, loading.serving)?);
                 }
             }
-            self.trained_position = Some(trained_position);
+            self.trained = Some(trained);
         }
     }
+}
+
+fn trained(header: &PublicationHeader) -> TrainingPosition {
+    let &PublicationHeader { trained_position, trained_until_ms, ingested_ms, .. } = header;
+    TrainingPosition { trained_position, trained_until_ms, ingested_ms }
 }

@@ -104,9 +104,12 @@ fn the_figure_of_an_ordinary_network_is_at_most_twice_what_is_allocated() {
     }
 }
 
-/// The memory of a network over `history_len` events whose operators take no FLOPs, or why it is
-/// refused: `copies` concatenations of 65,536 values an event.
-fn hoard(history_len: u32, copies: usize, serving: NetworkUse) -> Result<u64, String> {
+/// Rows of a batch in training: so many that no network of [`hoard`] may be trained.
+const TRAINED_ROWS: usize = 100_000;
+
+/// A network over `history_len` events whose operators take no FLOPs, or why it is refused:
+/// `copies` concatenations of 65,536 values an event.
+fn hoard(history_len: u32, copies: usize, serving: NetworkUse) -> Result<ExpertGraph, String> {
     let mut description = description(vec![Column::HistoryAge], &[("click", TaskKind::Binary)]);
     description.history_len = history_len;
     let mut net = Net::new();
@@ -122,17 +125,26 @@ fn hoard(history_len: u32, copies: usize, serving: NetworkUse) -> Result<u64, St
     let one = column(&mut net, all);
     let past = net.op("PoolSum", &[one], vec![]);
     net.output("click", past);
-    let training = NetworkUse::training(1);
+    let training = NetworkUse::training(TRAINED_ROWS);
     let limits = GraphLimits { serving, training, ..GraphLimits::default() };
     let graph = ExpertGraph::new(&description, &net.network, &info(), &limits);
     let graph = graph.map_err(|error| error.to_string())?;
     assert!(graph.cost.per_candidate(history_len) < 1000, "{:?}", graph.cost);
-    Ok(graph.serving_memory.total())
+    Ok(graph)
+}
+
+#[test]
+fn what_training_needs_is_refused_where_it_is_trained_alone() {
+    let limit = GraphLimits::default().memory_bytes;
+    let graph = hoard(8, 1, NetworkUse::serving(1000, 4)).expect("it loads where it only serves");
+    assert!(graph.serving_memory.total() < limit && graph.training_memory.total() > limit);
+    let why = graph.check_memory(8, &NetworkUse::training(TRAINED_ROWS), limit).unwrap_err();
+    assert!(why.contains("where it is trained") && why.contains("100000 rows"), "{why}");
 }
 
 #[test]
 fn a_network_without_flops_is_refused_for_what_it_holds() {
-    let small = hoard(8, 1, NetworkUse::serving(1000, 4)).unwrap();
+    let small = hoard(8, 1, NetworkUse::serving(1000, 4)).unwrap().serving_memory.total();
     assert!((8 << 20..16 << 20).contains(&small), "eight events, four runs: {small}");
     let why = hoard(4096, 1, NetworkUse::serving(1000, 4)).unwrap_err();
     let expected = [

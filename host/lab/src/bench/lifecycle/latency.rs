@@ -34,6 +34,9 @@ const WINDOW_S: u64 = 5;
 /// The delay that is allowed on top of the window, in seconds.
 const ALLOWED_S: f64 = 10.0;
 
+/// The fewest publications that the gate compares for its cost to be told.
+const MIN_COMPARED: usize = 5;
+
 /// How long readers wait before they look whether the load has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -47,6 +50,16 @@ struct LatencyRun {
     /// Quantiles of each of the trainer's windows, in milliseconds.
     trainer_p50_ms: Vec<f64>,
     trainer_p99_ms: Vec<f64>,
+    gate: GateCounts,
+}
+
+/// What the gate decided in a run.
+#[derive(Default)]
+struct GateCounts {
+    /// Decisions on a comparison with what serves.
+    compared: usize,
+    /// Publications that were held, whose examples waited for a later one.
+    held: usize,
 }
 
 /// An example that was read from the stream.
@@ -91,10 +104,19 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         report.note("impression to published weights: nothing was published after the first time");
         return Ok(());
     }
+    let GateCounts { compared, held } = gated.gate;
+    if compared < MIN_COMPARED {
+        report.note(format!(
+            "impression to published weights: the gate compared {compared} publications with what \
+             serves, too few for its cost; measure for longer"
+        ));
+        return Ok(());
+    }
     for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
         let [with_s, without_s] =
             [&mut gated, &mut ungated].map(|run| quantile(&mut run.published_s, share));
-        let name = format!("impression to published weights, {name}, with the gate");
+        let gate = format!("with the gate ({compared} compared, {held} held)");
+        let name = format!("impression to published weights, {name}, {gate}");
         report.versus(name, with_s, "s", "without", without_s);
     }
     Ok(())
@@ -141,15 +163,32 @@ impl LatencyRun {
             published_s: examples.iter().filter_map(published).collect(),
             trainer_p50_ms: Vec::new(),
             trainer_p99_ms: Vec::new(),
+            gate: GateCounts::default(),
         };
         // Its log has a line for every window of requests.
         let log = fixture.processes.log("train-fm");
         let text = std::fs::read_to_string(&log).map_err(Error::io(&log))?;
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines: Vec<Value> = lines.collect();
         let of = |line: &Value, key: &str| line["event_to_trainer_ms"][key].as_f64();
-        let pairs = lines.filter_map(|line| of(&line, "p50").zip(of(&line, "p99")));
+        let pairs = lines.iter().filter_map(|line| of(line, "p50").zip(of(line, "p99")));
         (run.trainer_p50_ms, run.trainer_p99_ms) = pairs.unzip();
+        run.gate = GateCounts::of(&lines);
         Ok(run)
+    }
+}
+
+impl GateCounts {
+    /// Those in the lines of a trainer.
+    fn of(lines: &[Value]) -> GateCounts {
+        let is_compared = |line: &&Value| {
+            let mut slices = line["evaluation"].as_array().into_iter().flatten();
+            slices.any(|slice| slice["serving_ne"].is_number())
+        };
+        GateCounts {
+            compared: lines.iter().filter(is_compared).count(),
+            held: lines.iter().filter(|line| line["kind"] == "held").count(),
+        }
     }
 }
 

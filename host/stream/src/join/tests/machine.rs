@@ -175,6 +175,25 @@ fn late_outcomes_correct_and_later_ones_are_counted() {
     assert_eq!(joiner.counts.repeated, 1, "although it is forgotten");
 }
 
+#[test]
+fn what_is_taken_back_after_the_example_is_not_learned_from_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path());
+    let mut joiner = joiner(&data, settings());
+    all(&mut joiner, &[shown(7, 1, 0, 0), tick(60_000)]);
+    let mut corrected = Vec::new();
+    for turn in 0..20 {
+        let happened = if turn % 2 == 0 { CLICK } else { 0 };
+        let mut taken_back = acted(7, 1, 100_000 + turn, happened, CLICK);
+        if let EventKind::Action(action) = &mut taken_back.kind {
+            action.outcome.values[0] = turn as f32;
+        }
+        corrected.extend(corrections(&all(&mut joiner, &[taken_back])));
+    }
+    assert_eq!(corrected, [(1, CLICK, CLICK)]);
+    assert_eq!(joiner.counts.unchanged, 19);
+}
+
 fn ask(user: u64) -> hypercast_data::features::RequestInput {
     let mut row = whole(0, 1, 5_000_000);
     row.user = user + 2;

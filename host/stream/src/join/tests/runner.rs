@@ -17,7 +17,7 @@ use super::world::*;
 use crate::dead_letters::{self, SetAsideRate};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::events::{EventRecord, NewEvent};
-use crate::join::{JoinMetrics, JoinedRecord, JoinerProgress, OutcomeRecord, Runner};
+use crate::join::{JoinMetrics, JoinedRecord, JoinerOutput, JoinerProgress, OutcomeRecord, Runner};
 use crate::streams::{
     Appended, Appender, MemoryEngine, Reader, Record, StreamEngine, StreamPlace, StreamRecord,
     Topic,
@@ -306,7 +306,7 @@ fn an_event_that_cannot_be_used_is_set_aside_and_the_rest_is_joined() {
         assert_eq!(streams(&memory), expected);
         std::fs::remove_file(config.joiner().unwrap().state_dir.join("state")).unwrap();
     }
-    let letters = dead_letters::list(&*memory).unwrap();
+    let letters = dead_letters::list(&*memory).unwrap().letters;
     let positions: Vec<u64> = letters.iter().map(|own| own.letter.position).collect();
     assert_eq!(positions, [40, 41, 42, 43]);
     assert!(letters[0].letter.reason.contains("format Some(9)"), "{:?}", letters[0]);
@@ -381,4 +381,94 @@ fn events_that_were_lost_are_told_before_new_ones_take_their_place() {
     let mut again = open(&cut, &config, &gaps);
     while again.step(Duration::ZERO).unwrap() > 0 {}
     assert_eq!(gaps.0.load(Ordering::Relaxed), 2);
+}
+
+/// Stores what a joiner made.
+fn append_outputs(streams: &MemoryEngine, made: &JoinerOutput) {
+    let record = |payload| Record { id: 0, payload };
+    let joined = made.joined.iter().map(|own| record(postcard::to_allocvec(own).unwrap()));
+    let outcomes = made.outcomes.iter().map(|own| record(postcard::to_allocvec(own).unwrap()));
+    let append = |topic: Topic, records: Vec<Record>| {
+        streams.appender(&topic).unwrap().append(&records).unwrap();
+    };
+    append(Topic::joined(), joined.collect());
+    append(Topic::outcomes(), outcomes.collect());
+}
+
+#[test]
+fn a_joiner_without_its_state_repeats_its_records_by_the_rules_that_made_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&dir.path().join("data"));
+    let ingested = |ingested_ms, event: EventRecord| EventRecord { ingested_ms, ..event };
+    let events = [
+        ingested(1000, shown(7, 1, 0, 1000)),
+        // Of a fast clock: once it closed the window of the request before.
+        ingested(1000, shown(8, 2, 0, 500_000)),
+        ingested(2000, acted(7, 1, 1500, CLICK, CLICK | LIKE)),
+        ingested(3000, acted(8, 2, 2500, CLICK, CLICK | LIKE)),
+    ];
+    let later = [
+        ingested(600_000, shown(9, 3, 0, 600_000)),
+        ingested(600_000, shown(10, 4, 0, 5_000_000)),
+        ingested(601_000, acted(9, 3, 600_500, CLICK, CLICK | LIKE)),
+    ];
+    let made = |bounded_by_arrival| {
+        let mut joiner = joiner(&data, settings());
+        joiner.bounded_by_arrival = bounded_by_arrival;
+        let by_rules = |event: EventRecord| match bounded_by_arrival {
+            true => event.bounded(None),
+            false => event,
+        };
+        all(&mut joiner, &events.clone().map(by_rules))
+    };
+    assert_ne!(texts(&made(true)), texts(&made(false)));
+    for bounded in [true, false] {
+        let config = config(&dir.path().join(bounded.to_string()));
+        let memory = Arc::new(MemoryEngine::default());
+        append_events(&memory, &events);
+        append_outputs(&memory, &made(bounded));
+        let open = || {
+            let (metrics, stop) = (Arc::new(NoMetrics), Shutdown::default());
+            Runner::open(memory.clone(), &config.joiner().unwrap(), &data, metrics, stop).unwrap()
+        };
+        // Killed at once: the rules are saved.
+        drop(open());
+        let mut runner = open();
+        while runner.step(Duration::ZERO).unwrap() > 0 {}
+        assert_eq!(streams(&memory), texts(&made(bounded)), "each once, bounded: {bounded}");
+        append_events(&memory, &later);
+        while runner.step(Duration::ZERO).unwrap() > 0 {}
+        let (joined, _) = streams(&memory);
+        let of_nine: Vec<&String> =
+            joined.iter().filter(|text| text.contains("request: 9,")).collect();
+        assert_eq!(of_nine.len(), 1, "no correction: new events have the new rules: {of_nine:?}");
+    }
+}
+
+#[test]
+fn records_that_a_joiner_without_its_state_does_not_make_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&dir.path().join("data"));
+    let events = random(5, 150);
+    let mut other = settings();
+    (other.first_window_s, other.min_window_s) = (600, 600);
+    let made = all(&mut joiner(&data, other), &events);
+    let memory = Arc::new(MemoryEngine::default());
+    append_events(&memory, &events);
+    append_outputs(&memory, &made);
+    let mut config = config(dir.path());
+    let open = |config: &Config| {
+        let (metrics, stop) = (Arc::new(NoMetrics), Shutdown::default());
+        Runner::open(memory.clone(), &config.joiner().unwrap(), &data, metrics, stop)
+    };
+    for _ in 0..2 {
+        let error = open(&config).err().unwrap().to_string();
+        assert!(error.contains("stream joined: the record at position"), "{error}");
+        assert!(error.contains("Restore the state") && error.contains("on_gap"), "{error}");
+    }
+    config.engine.on_gap = OnGap::Continue;
+    let mut runner = open(&config).unwrap();
+    while runner.step(Duration::ZERO).unwrap() > 0 {}
+    let (joined, expected) = (streams(&memory).0, texts(&made).0);
+    assert_eq!(joined[..expected.len()], expected[..], "what is stored stays");
 }

@@ -3,6 +3,7 @@
 mod cluster;
 mod directory;
 mod follow;
+pub(crate) mod holes;
 mod nats;
 mod nats_server;
 mod suite;

@@ -1,5 +1,5 @@
 //! What the gate holds: an FM that learned from shuffled labels, at its first publication and in
-//! the place of a better one, and weights that moved too far.
+//! the place of a better one, and weights that moved too far; and by which requests it judges.
 
 use hypercast_core::hash::mix_parts;
 use hypercast_fm::example::Outcome;
@@ -80,6 +80,16 @@ impl GatedWorld {
 
     /// An engine whose stream of a version has the weights of the honest trainer.
     fn with_published(&self, version: &str, dir: &Path) -> Arc<MemoryEngine> {
+        self.with_trained(version, dir, TrainingPosition::default())
+    }
+
+    /// The same, with a publication that says how far it was trained.
+    fn with_trained(
+        &self,
+        version: &str,
+        dir: &Path,
+        position: TrainingPosition,
+    ) -> Arc<MemoryEngine> {
         let engine = streams(&self.stream[..100]);
         let work = dir.join("honest-again");
         let spec = dataset_spec(&self.dataset).unwrap();
@@ -90,8 +100,40 @@ impl GatedWorld {
         let mut publisher =
             Publisher::open(engine.clone(), topic, settings, &dir.join("published")).unwrap();
         let trained = trainer.trained_weights(version).unwrap();
-        publisher.publish(&trained, TrainingPosition::default()).unwrap();
+        publisher.publish(&trained, position).unwrap();
         engine
+    }
+
+    /// The gate of a version.
+    fn gate(
+        &self,
+        engine: &Arc<MemoryEngine>,
+        version: &str,
+        has_published: bool,
+    ) -> FmPublishGate {
+        let spec = dataset_spec(&self.dataset).unwrap();
+        let context =
+            ServiceContext { dataset: &self.dataset, config: &self.config, engine: engine.clone() };
+        let work = work_dir(&self.config, version);
+        let trained = TrainedVersion { version, spec: &spec, work: &work, has_published };
+        let window = EvalWindow::of_fm(&spec, self.config.fm_gate.rows);
+        FmPublishGate::new(&context, &trained, window, &JobMetrics::default()).unwrap()
+    }
+
+    /// Requests of the stream.
+    fn requests(&self, range: Range<usize>) -> Vec<Example> {
+        let decode = |record: &Record| match JoinedRecord::decode(&record.payload).unwrap() {
+            JoinedRecord::Example(joined) => joined.example,
+            JoinedRecord::Correction(_) => panic!("there are no corrections"),
+        };
+        self.stream[range].iter().map(decode).collect()
+    }
+
+    /// Goes on with what [`GatedWorld::learn`] saved, in a work folder of its own.
+    fn trainer(&self, saved: &Path) -> Box<dyn FmTrainer> {
+        let (spec, work) = (dataset_spec(&self.dataset).unwrap(), saved.with_extension("again"));
+        let from = ResumePaths { saved, work: &work };
+        trainer::resume(from, &self.config.fm, &spec, self.config.device).unwrap()
     }
 
     fn held(&self, version: &str) -> Option<HeldPublications> {
@@ -198,6 +240,10 @@ fn taes_and_features_that_moved_too_far_are_held() {
     assert!(why.starts_with("held: TAEs moved by "), "{why}");
     let drift = held.lines[0]["tae_drift"].as_f64().unwrap();
     assert!(drift > 0.05 && drift < 3.0, "{drift}");
+    // After a restart nothing is there to compare TAEs with, and nothing was learned since.
+    let again = world.follow(&engine, "2.0.0", &world.shuffled);
+    assert_eq!((again.report.published, again.lines.len()), (0, 0), "{:?}", again.lines);
+    assert_eq!(world.held("2.0.0").unwrap().in_a_row, 1);
 
     world.config.fm_gate.max_tae_drift = 1e3;
     world.config.fm_gate.max_feature_drift = 0.0;
@@ -212,4 +258,84 @@ fn taes_and_features_that_moved_too_far_are_held() {
     assert_eq!(published.decision(0), "published: ", "{:?}", published.lines);
     let drift = published.lines[0]["tae_drift"].as_f64().unwrap();
     assert!(drift > 0.0 && drift < 0.5, "{drift}");
+}
+
+#[test]
+fn a_first_publication_is_judged_behind_records_without_use_and_again_after_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = GatedWorld::new(dir.path());
+    let useless = vec![Record { id: 0, payload: vec![0xff; 9] }; gate::MOST_REQUESTS];
+    let engine = streams(&[useless, world.stream[..60].to_vec()].concat());
+    let first = world.follow(&engine, "2.0.0", &world.shuffled);
+    assert!(first.decision(0).starts_with("held: "), "{:?}", first.lines);
+    assert_eq!(first.report.published, 0, "{:?}", first.lines);
+    let rows = |line: &Value| line["evaluation"][0]["n"].as_u64().unwrap();
+    let measured = rows(first.lines.last().unwrap());
+    assert!(measured > 100);
+    // What was measured is kept over restarts that bring nothing.
+    for _ in 0..2 {
+        let idle = world.follow(&engine, "2.0.0", &world.shuffled);
+        assert_eq!((idle.report.published, idle.lines.len()), (0, 0), "{:?}", idle.lines);
+    }
+    engine.appender(&Topic::joined()).unwrap().append(&world.stream[60..62]).unwrap();
+    let again = world.follow(&engine, "2.0.0", &world.shuffled);
+    assert_eq!((again.report.held, again.report.published), (2, 0), "{:?}", again.lines);
+    // The two requests came twice, to be judged by and to be learned from, and count once.
+    assert_eq!(rows(&again.lines[0]), rows(&again.lines[1]));
+    assert!(rows(&again.lines[0]) > measured);
+}
+
+#[test]
+fn a_request_without_predictions_holds_no_first_publication_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = GatedWorld::new(dir.path());
+    let engine = streams(&[]);
+    let requests = world.requests(0..100);
+    let positions: Vec<u64> = (0..100).collect();
+    let mut trainer = world.trainer(&world.honest);
+    let said = trainer.predict(&requests.iter().collect::<Vec<_>>()).unwrap();
+    let manifest = trainer.trained_weights("2.0.0").unwrap().manifest;
+    let targets = requests[0].targets.len();
+    for (harmful, is_held) in [(0, false), (1, false), (100, true)] {
+        let mut said = said.clone();
+        let cells = said.predictions.len() / 100;
+        assert!(requests.iter().all(|request| request.targets.len() == targets));
+        said.predictions[..harmful * cells].fill(f32::NAN);
+        let mut gate = world.gate(&engine, "2.0.0", false);
+        gate.look_at(requests.clone(), &positions, said);
+        gate.score();
+        let measured = gate.window.rows.len();
+        let expected = if is_held { 100 } else { 100 - harmful };
+        assert_eq!(measured, (expected * targets).min(world.config.fm_gate.rows));
+        assert_eq!(gate.judge(&manifest).held.is_some(), is_held, "{harmful} of them");
+    }
+}
+
+#[test]
+fn requests_of_a_stream_that_was_made_anew_count_unless_they_were_learned_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = GatedWorld::new(dir.path());
+    let until_ms = |range| world.requests(range).iter().map(|own| own.time_ms).max().unwrap();
+    let trained = TrainingPosition {
+        trained_position: 100,
+        trained_until_ms: until_ms(0..100),
+        ..TrainingPosition::default()
+    };
+    let engine = world.with_trained("2.0.0", dir.path(), trained);
+    let trainer = world.trainer(&world.shuffled);
+    let mut gate = world.gate(&engine, "2.0.0", true);
+    let mut measured = |range: Range<usize>| {
+        let requests = world.requests(range.clone());
+        let said = trainer.predict(&requests.iter().collect::<Vec<_>>()).unwrap();
+        let positions: Vec<u64> = (0..requests.len() as u64).collect();
+        gate.reread_until_ms = (range.start >= 110).then(|| until_ms(100..120));
+        gate.observe(requests, &positions, &said);
+        gate.score();
+        gate.window.rows.len()
+    };
+    assert_eq!(measured(0..100), 0, "what serves has learned from them");
+    let new = measured(100..110);
+    assert!(new > 0, "positions begin again, and times go on");
+    assert_eq!(measured(110..120), new, "what comes again says nothing");
+    assert!(measured(120..130) > new);
 }

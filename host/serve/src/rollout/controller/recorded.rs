@@ -1,0 +1,126 @@
+//! Begins the rollouts that a push recorded: at once, or later if the process ended in between or
+//! something failed. Until a rollout begins, what its push was accepted for may change; then it is
+//! given up, and its history says why.
+
+use std::time::{Duration, Instant};
+
+use hypercast_core::{clock::now_ms, error::ErrorKind};
+use hypercast_stream::registry::Change;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::{
+        Rollout, RolloutStep, controller::RolloutController, import_config,
+        repository::PendingRollout, transitions,
+    },
+    threads::lock,
+};
+
+/// Time between two attempts to begin recorded rollouts.
+const BEGIN_AGAIN: Duration = Duration::from_secs(5);
+
+impl RolloutController {
+    /// Registers and promotes what the configuration serves, unless something was promoted since.
+    fn import(&mut self, changes: &[Change]) -> Result<()> {
+        let imported = self.decide(|registry| {
+            let due = import_config::is_due(registry);
+            Ok(if due { changes.to_vec() } else { Vec::new() })
+        })?;
+        if imported {
+            tracing::warn!(
+                "what the configuration serves is registered and promoted: from now on the registry decides what serves, and `hypercast versions` changes it"
+            );
+        }
+        Ok(())
+    }
+
+    /// Begins the rollouts that were recorded with their push and have no file yet: the process
+    /// ended in between, or something failed. What fails is tried again after a pause.
+    pub(super) fn begin_recorded(&mut self) -> Result<()> {
+        self.begin_at = Some(Instant::now() + BEGIN_AGAIN);
+        let acceptor = self.context.acceptor.clone();
+        let recorded = acceptor.repository.pending()?;
+        if !recorded.is_empty() {
+            // Another daemon begins them, unless it is about to end.
+            acceptor.repository.own()?;
+        }
+        let mut outcome = Ok(());
+        for pending in recorded {
+            let rollout = &pending.rollout;
+            let key = (rollout.name().to_owned(), rollout.version().to_owned());
+            let known = lock(&self.all).get(&key).map(|known| known.created_ms);
+            let begun = if known == Some(rollout.created_ms) {
+                acceptor.repository.begun(rollout)
+            } else {
+                self.begin(&pending)
+            };
+            outcome = outcome.and(begun);
+        }
+        if outcome.is_ok() {
+            self.begin_at = None;
+        }
+        outcome
+    }
+
+    /// Begins a recorded rollout. A refusal gives it up; whatever else fails is tried again.
+    pub(super) fn begin(&mut self, pending: &PendingRollout) -> Result<()> {
+        self.begin_at.get_or_insert(Instant::now() + BEGIN_AGAIN);
+        self.follower.catch_up(&*self.context.acceptor.streams)?;
+        self.follower.registry().check_complete()?;
+        let begun = self.begin_if_valid(pending);
+        match &begun {
+            Ok(()) => self.context.acceptor.repository.begun(&pending.rollout)?,
+            Err(error) if error.kind() == ErrorKind::Refused => {
+                self.cancel(pending, error.to_string())?;
+            }
+            Err(_) => {}
+        }
+        begun
+    }
+
+    /// Begins a recorded rollout, unless what its push was accepted for is no longer so.
+    fn begin_if_valid(&mut self, pending: &PendingRollout) -> Result<()> {
+        let PendingRollout { rollout, adoption, expires_ms } = pending;
+        if let Some(expired) = expires_ms.filter(|expires_ms| *expires_ms <= now_ms()) {
+            return Err(Error::refused(format!(
+                "the signature expired at {expired} (milliseconds since 1970), before the rollout began; sign it again"
+            )));
+        }
+        self.import(adoption)?;
+        let serving = transitions::main_version(self.follower.registry(), rollout.name());
+        let serving = serving.map(|serving| serving.version.as_str());
+        if serving != rollout.previous.as_deref() {
+            let or_none = |version: Option<&str>| version.unwrap_or("no version").to_owned();
+            return Err(Error::refused(format!(
+                "{} serves now, and the push was accepted while {} did; sign it again to replace what serves",
+                or_none(serving),
+                or_none(rollout.previous.as_deref())
+            )));
+        }
+        self.replace(rollout)
+    }
+
+    /// Ends a recorded rollout that has not begun. Its history says why.
+    pub(super) fn cancel(&mut self, pending: &PendingRollout, cause: String) -> Result<()> {
+        let mut rollout = pending.rollout.clone();
+        let text = format!("given up before it began: {cause}");
+        rollout.end(RolloutStep::Failed, cause, text);
+        self.save(rollout)?;
+        self.context.acceptor.repository.begun(&pending.rollout)
+    }
+
+    fn replace(&mut self, rollout: &Rollout) -> Result<()> {
+        // The new version replaces the promoted one, which need not be watched any longer.
+        let watched = self
+            .active()
+            .into_iter()
+            .filter(|other| other.name() == rollout.name() && other.step == RolloutStep::Promoted);
+        for mut other in watched {
+            other.settled = true;
+            other.add_line(format!("no longer watched: {} was pushed", rollout.version()));
+            self.save(other)?;
+        }
+        self.end_step(&rollout.label());
+        self.save(rollout.clone())
+    }
+}
