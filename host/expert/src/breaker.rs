@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::lock;
@@ -80,6 +81,8 @@ pub struct FailedCall {
 pub struct Breaker {
     config: BreakerConfig,
     counts: Mutex<FaultCounts>,
+    /// That of the counts, so that who reads it holds up no request.
+    state: AtomicU8,
 }
 
 #[derive(Debug, Default)]
@@ -115,7 +118,8 @@ struct LeakyBucket {
 impl Breaker {
     /// A breaker that is closed and has counted no fault.
     pub fn new(config: BreakerConfig) -> Breaker {
-        Breaker { config, counts: Mutex::default() }
+        let (counts, state) = (Mutex::default(), AtomicU8::new(BreakerState::Closed as u8));
+        Breaker { config, counts, state }
     }
 
     /// Whether the requests of `user` are refused at `now`, because the last ones failed.
@@ -136,6 +140,7 @@ impl Breaker {
                 // open time.
                 counts.open_until = Some(now + Duration::from_millis(counts.open_ms));
                 counts.is_testing = true;
+                self.publish(&counts);
                 true
             }
         }
@@ -148,6 +153,7 @@ impl Breaker {
         counts.users.remove(&user);
         if counts.open_until.take().is_some() {
             (counts.is_testing, counts.closed_at) = (false, Some(now));
+            self.publish(&counts);
         }
     }
 
@@ -169,17 +175,23 @@ impl Breaker {
         let by_several = lost_too_much && lost.only_user.is_none();
         if counts.is_testing || counts.failed_users.len() >= needed || by_several {
             counts.open(call.at, &self.config);
+            self.publish(&counts);
         }
     }
 
     /// Whether it lets calls pass at present.
     pub fn state(&self) -> BreakerState {
-        let counts = lock(&self.counts);
-        match (counts.open_until, counts.is_testing) {
+        let states = [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen];
+        states[usize::from(self.state.load(Relaxed))]
+    }
+
+    fn publish(&self, counts: &FaultCounts) {
+        let state = match (counts.open_until, counts.is_testing) {
             (None, _) => BreakerState::Closed,
             (Some(_), true) => BreakerState::HalfOpen,
             (Some(_), false) => BreakerState::Open,
-        }
+        };
+        self.state.store(state as u8, Relaxed);
     }
 }
 

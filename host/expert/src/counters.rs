@@ -2,6 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::time::{Duration, Instant};
 
 use super::lock;
@@ -27,18 +31,16 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 /// Requests over which the recent degraded share is measured.
 const RECENT: u64 = 256;
 
-/// The running counts of one expert.
+/// The running counts of one expert. Who reads them holds up no request.
 #[derive(Debug, Default)]
-pub struct ExpertCounters(Mutex<RequestCounts>);
-
-#[derive(Debug, Default)]
-struct RequestCounts {
-    requests: u64,
-    network: Duration,
-    faults: [u64; CAUSES.len()],
+pub struct ExpertCounters {
+    requests: AtomicU64,
+    network_ns: AtomicU64,
+    faults: [AtomicU64; CAUSES.len()],
     /// The results of the last requests in a ring: a bit is set if its request was degraded.
-    degraded: [u64; RECENT as usize / 64],
-    reported: HashMap<(Call, &'static str), ReportedFault>,
+    degraded: [AtomicU64; RECENT as usize / 64],
+    /// Only requests that fault take it.
+    reported: Mutex<HashMap<(Call, &'static str), ReportedFault>>,
 }
 
 /// The last log line about faults of one call and cause.
@@ -70,20 +72,19 @@ impl CountersSnapshot {
 
 impl ExpertCounters {
     pub(super) fn network(&self, took: Duration) {
-        lock(&self.0).network += took;
+        self.network_ns.fetch_add(took.as_nanos() as u64, Relaxed);
     }
 
     /// Counts a request that the expert answered.
     pub(super) fn ranked(&self) {
-        lock(&self.0).request(false);
+        self.request(false);
     }
 
     /// Counts a request that ended in a fault.
     pub(super) fn fault(&self, cause: &Fault) {
         let index = CAUSES.iter().position(|label| *label == cause.label());
-        let mut counts = lock(&self.0);
-        counts.request(true);
-        counts.faults[index.expect("every fault has a counter")] += 1;
+        self.request(true);
+        self.faults[index.expect("every fault has a counter")].fetch_add(1, Relaxed);
     }
 
     /// Logs a fault with the guest's functions, unless a fault of the same call and cause was
@@ -98,8 +99,8 @@ impl ExpertCounters {
 
     /// The number of faults of this call and cause since the last log line, if it is time for one.
     fn faults_to_report(&self, fault: &ExpertFault, now: Instant) -> Option<u64> {
-        let mut counts = lock(&self.0);
-        let last = counts.reported.entry((fault.call, fault.cause.label())).or_default();
+        let mut reported = lock(&self.reported);
+        let last = reported.entry((fault.call, fault.cause.label())).or_default();
         last.faults_since += 1;
         if last.at.is_some_and(|at| now.saturating_duration_since(at) < LOG_EVERY) {
             return None;
@@ -109,24 +110,28 @@ impl ExpertCounters {
     }
 
     pub(super) fn snapshot(&self) -> CountersSnapshot {
-        let counts = lock(&self.0);
-        let degraded: u32 = counts.degraded.iter().map(|word| word.count_ones()).sum();
+        let degraded = self.degraded.iter().map(|word| word.load(Acquire).count_ones());
+        let degraded: u32 = degraded.sum();
+        // Counted before the bit is set, so the share is at most 1.
+        let requests = self.requests.load(Relaxed);
+        let faults = self.faults.iter().map(|count| count.load(Relaxed));
         CountersSnapshot {
-            requests: counts.requests,
-            network: counts.network,
-            faults: CAUSES.into_iter().zip(counts.faults).collect(),
-            degraded_lately: (counts.requests > 0)
-                .then(|| f64::from(degraded) / counts.requests.min(RECENT) as f64),
+            requests,
+            network: Duration::from_nanos(self.network_ns.load(Relaxed)),
+            faults: CAUSES.into_iter().zip(faults).collect(),
+            degraded_lately: (requests > 0)
+                .then(|| f64::from(degraded) / requests.min(RECENT) as f64),
         }
     }
-}
 
-impl RequestCounts {
-    fn request(&mut self, is_degraded: bool) {
-        let at = self.requests % RECENT;
-        let (word, bit) = (&mut self.degraded[(at / 64) as usize], at % 64);
-        *word = (*word & !(1 << bit)) | (u64::from(is_degraded) << bit);
-        self.requests += 1;
+    fn request(&self, is_degraded: bool) {
+        let at = self.requests.fetch_add(1, Relaxed) % RECENT;
+        let (word, bit) = (&self.degraded[(at / 64) as usize], 1 << (at % 64));
+        if is_degraded {
+            word.fetch_or(bit, Release);
+        } else {
+            word.fetch_and(!bit, Release);
+        }
     }
 }
 

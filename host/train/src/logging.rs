@@ -145,7 +145,7 @@ impl LoggingBatch {
     }
 
     /// When the first of its requests was; after all others if there is none.
-    fn from_ms(&self) -> i64 {
+    fn earliest_ms(&self) -> i64 {
         self.records.iter().map(|record| record.example.time_ms).min().unwrap_or(i64::MAX)
     }
 
@@ -190,7 +190,7 @@ impl LoggingTier<'_> {
             let over = options.until_end && !came;
             let waited = batch.since.is_some_and(|since| since.elapsed() >= wait);
             if batch.targets >= most || (!batch.records.is_empty() && (waited || over)) {
-                let next = RequestPoint { position: self.position, time_ms: batch.from_ms() };
+                let next = RequestPoint { position: self.position, time_ms: batch.earliest_ms() };
                 if self.versions.advance(next)? {
                     let pass = batch.take(most);
                     self.log_batch(pass)?;

@@ -19,6 +19,8 @@ use std::fmt;
 pub use hypercast_kernels::cpu::program::{Fold, Zip};
 pub use infer::Cost;
 pub use memory::{LargestNode, NetworkMemory, NetworkUse};
+#[cfg(test)]
+pub(crate) use op::names_of_variants;
 pub use op::{Op, Unary};
 pub use validate::GraphLimits;
 

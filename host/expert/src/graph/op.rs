@@ -106,20 +106,33 @@ impl Op {
     }
 }
 
+const UNARY: [Unary; 11] = {
+    use Unary::*;
+    [Exp, Log, Sqrt, Neg, Abs, Sigmoid, Silu, Relu, Gelu, Tanh, Softplus]
+};
+const BINARY: [Zip; 6] = [Zip::Add, Zip::Sub, Zip::Mul, Zip::Div, Zip::Max, Zip::Min];
+const COMPARE: [Zip; 3] = [Zip::Greater, Zip::Less, Zip::Equal];
+const FOLDS: [Fold; 3] = [Fold::Sum, Fold::Mean, Fold::Max];
+
+/// The names that are made of variants' names, which no name in quotes tells.
+#[cfg(test)]
+pub(crate) fn names_of_variants() -> Vec<String> {
+    let alone = UNARY.iter().map(|op| format!("{op:?}"));
+    let alone = alone.chain(BINARY.iter().chain(&COMPARE).map(|op| format!("{op:?}")));
+    let folds = FOLDS.iter().flat_map(|kind| ["Reduce", "Pool"].map(|of| format!("{of}{kind:?}")));
+    alone.chain(folds).collect()
+}
+
 /// An op that has no attribute but its name.
 fn elementwise(name: &str) -> Option<Op> {
-    use Unary::*;
-    let unary = [Exp, Log, Sqrt, Neg, Abs, Sigmoid, Silu, Relu, Gelu, Tanh, Softplus];
-    let binary = [Zip::Add, Zip::Sub, Zip::Mul, Zip::Div, Zip::Max, Zip::Min];
-    let compare = [Zip::Greater, Zip::Less, Zip::Equal];
-    named(&unary, name)
+    named(&UNARY, name)
         .map(Op::Unary)
-        .or_else(|| named(&binary, name).map(Op::Binary))
-        .or_else(|| named(&compare, name).map(Op::Compare))
+        .or_else(|| named(&BINARY, name).map(Op::Binary))
+        .or_else(|| named(&COMPARE, name).map(Op::Compare))
 }
 
 fn reduction(name: &str, a: &mut Attributes) -> Result<Op, String> {
-    let kind = |name| named(&[Fold::Sum, Fold::Mean, Fold::Max], name);
+    let kind = |name| named(&FOLDS, name);
     if let Some(kind) = name.strip_prefix("Reduce").and_then(kind) {
         return Ok(Op::Reduce { kind, axis: a.index("axis")? });
     }

@@ -24,6 +24,20 @@ pub enum Call {
     Predict,
 }
 
+impl Call {
+    /// Each, in the order in which they are declared.
+    pub(super) const ALL: [Call; 8] = [
+        Call::Describe,
+        Call::Network,
+        Call::Rank,
+        Call::Labels,
+        Call::Sample,
+        Call::Schedule,
+        Call::Evaluate,
+        Call::Predict,
+    ];
+}
+
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -51,13 +52,27 @@ pub struct LogRate {
     pub bytes_per_s: u32,
 }
 
-/// Counts what one plugin uses, and limits its log lines.
+/// Counts what one plugin uses, and limits its log lines. Who reads the counts holds up no call.
 #[derive(Debug)]
-pub(super) struct Usage(Mutex<UsageCounts>);
+pub(super) struct Usage {
+    calls: [CallCounter; Call::ALL.len()],
+    instances: CallCounter,
+    memory_bytes: AtomicU64,
+    log_lines: AtomicU64,
+    log_lines_dropped: AtomicU64,
+    log_bytes_dropped: AtomicU64,
+    /// Only calls that log take it.
+    log: Mutex<LogBucket>,
+}
+
+#[derive(Debug, Default)]
+struct CallCounter {
+    calls: AtomicU64,
+    took_ns: AtomicU64,
+}
 
 #[derive(Debug)]
-struct UsageCounts {
-    totals: UsageSnapshot,
+struct LogBucket {
     rate: LogRate,
     /// Unused log lines and bytes (a token bucket), and when they were last filled up.
     lines: f64,
@@ -81,70 +96,89 @@ pub(super) enum LogDecision {
 
 impl Usage {
     pub(super) fn new(rate: LogRate) -> Usage {
-        Usage(Mutex::new(UsageCounts {
-            totals: UsageSnapshot::default(),
+        let log = LogBucket {
             rate,
             lines: f64::from(rate.lines_per_s) * LOG_BURST_S,
             bytes: f64::from(rate.bytes_per_s) * LOG_BURST_S,
             filled_at: Instant::now(),
             reported_at: None,
             reported: 0,
-        }))
+        };
+        Usage {
+            calls: Default::default(),
+            instances: CallCounter::default(),
+            memory_bytes: AtomicU64::new(0),
+            log_lines: AtomicU64::new(0),
+            log_lines_dropped: AtomicU64::new(0),
+            log_bytes_dropped: AtomicU64::new(0),
+            log: Mutex::new(log),
+        }
     }
 
     /// Counts a call that ended.
     pub(super) fn call(&self, call: Call, took: Duration) {
-        lock(&self.0).totals.calls.entry(call).or_default().add(took);
+        self.calls[call as usize].add(took);
     }
 
     /// Counts an instance that was made, or could not be made.
     pub(super) fn instance(&self, took: Duration) {
-        lock(&self.0).totals.instances.add(took);
+        self.instances.add(took);
     }
 
     /// Records an instance's linear memory.
     pub(super) fn memory(&self, bytes: usize) {
-        let totals = &mut lock(&self.0).totals;
-        totals.memory_bytes = totals.memory_bytes.max(bytes as u64);
+        self.memory_bytes.fetch_max(bytes as u64, Relaxed);
     }
 
     /// Decides on a log line of `bytes` bytes at `now`.
     pub(super) fn line(&self, bytes: usize, now: Instant) -> LogDecision {
-        let counts = &mut *lock(&self.0);
-        let passed_s = now.saturating_duration_since(counts.filled_at).as_secs_f64();
-        counts.filled_at = now;
+        let bucket = &mut *lock(&self.log);
+        let passed_s = now.saturating_duration_since(bucket.filled_at).as_secs_f64();
+        bucket.filled_at = now;
         let fill = |unused: f64, rate: u32| {
             let rate = f64::from(rate);
             (unused + passed_s * rate).min(rate * LOG_BURST_S)
         };
-        counts.lines = fill(counts.lines, counts.rate.lines_per_s);
-        counts.bytes = fill(counts.bytes, counts.rate.bytes_per_s);
-        if counts.lines >= 1.0 && counts.bytes >= bytes as f64 {
-            counts.lines -= 1.0;
-            counts.bytes -= bytes as f64;
-            counts.totals.log_lines += 1;
+        bucket.lines = fill(bucket.lines, bucket.rate.lines_per_s);
+        bucket.bytes = fill(bucket.bytes, bucket.rate.bytes_per_s);
+        if bucket.lines >= 1.0 && bucket.bytes >= bytes as f64 {
+            bucket.lines -= 1.0;
+            bucket.bytes -= bytes as f64;
+            self.log_lines.fetch_add(1, Relaxed);
             return LogDecision::Write;
         }
-        counts.totals.log_lines_dropped += 1;
-        counts.totals.log_bytes_dropped += bytes as u64;
+        let dropped = self.log_lines_dropped.fetch_add(1, Relaxed) + 1;
+        self.log_bytes_dropped.fetch_add(bytes as u64, Relaxed);
         let is_early = |at| now.saturating_duration_since(at) < REPORT_EVERY;
-        if counts.reported_at.is_some_and(is_early) {
+        if bucket.reported_at.is_some_and(is_early) {
             return LogDecision::Drop;
         }
-        counts.reported_at = Some(now);
-        let dropped = counts.totals.log_lines_dropped;
-        LogDecision::DropAndReport(dropped - std::mem::replace(&mut counts.reported, dropped))
+        bucket.reported_at = Some(now);
+        LogDecision::DropAndReport(dropped - std::mem::replace(&mut bucket.reported, dropped))
     }
 
     pub(super) fn snapshot(&self) -> UsageSnapshot {
-        lock(&self.0).totals.clone()
+        let each = Call::ALL.into_iter().map(|call| (call, self.calls[call as usize].totals()));
+        UsageSnapshot {
+            calls: each.filter(|(_, totals)| totals.calls > 0).collect(),
+            instances: self.instances.totals(),
+            memory_bytes: self.memory_bytes.load(Relaxed),
+            log_lines: self.log_lines.load(Relaxed),
+            log_lines_dropped: self.log_lines_dropped.load(Relaxed),
+            log_bytes_dropped: self.log_bytes_dropped.load(Relaxed),
+        }
     }
 }
 
-impl CallTotals {
-    fn add(&mut self, took: Duration) {
-        self.calls += 1;
-        self.took += took;
+impl CallCounter {
+    fn add(&self, took: Duration) {
+        self.calls.fetch_add(1, Relaxed);
+        self.took_ns.fetch_add(took.as_nanos() as u64, Relaxed);
+    }
+
+    fn totals(&self) -> CallTotals {
+        let took = Duration::from_nanos(self.took_ns.load(Relaxed));
+        CallTotals { calls: self.calls.load(Relaxed), took }
     }
 }
 
@@ -204,7 +238,7 @@ mod tests {
     #[test]
     fn lines_and_bytes_a_second_are_bounded_and_the_rest_is_counted() {
         let usage = Usage::new(LogRate { lines_per_s: 3, bytes_per_s: 100 });
-        let start = lock(&usage.0).filled_at;
+        let start = lock(&usage.log).filled_at;
         let at = |ms: u64| start + Duration::from_millis(ms);
         (0..3).for_each(|_| assert_eq!(usage.line(10, at(0)), LogDecision::Write));
         assert_eq!(usage.line(10, at(0)), LogDecision::DropAndReport(1), "a fourth line at once");

@@ -163,7 +163,7 @@ impl Reloader {
         let file = self.origin.read()?;
         let Reloaded { config, changed, waiting } = self.settings.now().reloaded(&file)?;
         // Everything that can fail comes first, the slowest part last.
-        self.check_body_sizes(&config)?;
+        check_body_sizes(&config, self.body_budget_bytes)?;
         let rules = self.access.read(&config.server).map_err(|error| {
             if waiting.is_empty() {
                 return error;
@@ -186,16 +186,16 @@ impl Reloader {
         self.settings.replace(config);
         Ok(ReloadOutcome { changed, restart: waiting, experts })
     }
+}
 
-    /// Checks that every body that the configuration allows fits into the memory for bodies.
-    fn check_body_sizes(&self, config: &Config) -> Result<()> {
-        let most = self.body_budget_bytes;
-        match config.body_limits().into_iter().find(|(_, bytes)| *bytes > most) {
-            None => Ok(()),
-            Some((key, bytes)) => Err(Error::invalid(format!(
-                "{key} allows {bytes} bytes, and all bodies together have {most}, as was set at the start; lower it, or restart"
-            ))),
-        }
+/// Checks that every body that the configuration allows fits into the memory for bodies.
+fn check_body_sizes(config: &Config, most: usize) -> Result<()> {
+    match config.body_limits().into_iter().find(|(_, bytes)| *bytes > most) {
+        None => Ok(()),
+        Some((key, bytes)) => Err(Error::invalid(format!(
+            "{key} allows {bytes} bytes, and all bodies together have {most}, as was set at the \
+             start; lower it, or restart"
+        ))),
     }
 }
 
@@ -247,6 +247,18 @@ pub(crate) async fn route(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bodies_that_do_not_fit_into_their_memory_are_refused_with_both_figures() {
+        let mut config = Config::without_folder();
+        let most = config.inflight_body_bytes();
+        check_body_sizes(&config, most).unwrap();
+        config.server.max_body_bytes = most + 1;
+        let why = check_body_sizes(&config, most).unwrap_err().to_string();
+        for part in ["server.max_body_bytes", &(most + 1).to_string(), &most.to_string()] {
+            assert!(why.contains(part), "{why}");
+        }
+    }
 
     #[test]
     fn a_file_is_read_as_far_as_it_is_for_a_tier() {

@@ -135,7 +135,7 @@ fn letters_around_a_hole_are_listed_tried_again_and_the_lost_ones_are_counted() 
         assert_eq!(numbers(&holed), kept);
         assert_eq!(list(&holed).unwrap().lost, hole.end - hole.start);
     }
-    let holed = holed(&streams, &Topic::dead_letters(), &[2..4]);
+    let holed = holed(&streams, &Topic::dead_letters(), std::slice::from_ref(&(2..4)));
     let holed: Arc<dyn StreamEngine> = Arc::new(holed);
     let mut reader = queue(&holed, "1.0.0", Some(0));
     retry(&*holed, 4).unwrap();
