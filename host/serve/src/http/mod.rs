@@ -15,7 +15,6 @@ mod ingest;
 mod listen;
 mod live_page;
 mod peers;
-mod readiness;
 pub mod reload;
 pub(crate) mod respond;
 mod routes;

@@ -219,7 +219,8 @@ async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
     let (missing, problem) = (lock(&models.missing).clone(), models.problem());
     let set = models.set();
     // It looks at files, and reads those that were cut and are whole again.
-    let lost = app.files.lost(move || set.lost_files()).await.map_err(Refusal::internal)?;
+    let lost = tokio::task::spawn_blocking(move || set.lost_files());
+    let lost = lost.await.map_err(Refusal::internal)?;
     if !lost.is_empty() {
         return Err(Refusal::FileLost(lost.join("; ")));
     }

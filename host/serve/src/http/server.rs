@@ -27,7 +27,6 @@ use crate::{
         bodies::BodyBudget,
         ingest,
         listen::{self, Listeners, ProbeServer},
-        readiness::FileCheck,
         reload::{self, Origin, ReloadOutcome, Reloader, Settings},
         routes,
     },
@@ -59,8 +58,6 @@ pub(crate) struct AppState {
     pub(crate) bodies: BodyBudget,
     /// Held by a push: only one is accepted at a time, because each may be large and is compiled.
     pub(crate) pushes: Arc<Semaphore>,
-    /// The state of the files that the models read, as `/readyz` tells it.
-    pub(crate) files: FileCheck,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -134,7 +131,6 @@ pub async fn serve(
         admission: Admission::new(most),
         bodies: BodyBudget::new(config.inflight_body_bytes(), &metrics),
         pushes: Arc::new(Semaphore::new(1)),
-        files: FileCheck::default(),
         metrics,
         reloader,
     });

@@ -414,7 +414,8 @@ fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
     let work = work_dir(&world.config, &world.entry, "1.0.0");
     let bytes = std::fs::read(work.join("state.bin")).unwrap();
     let state = world.state(&world.config);
-    let addition = postcard::to_stdvec(&state.addition).unwrap().len();
+    let addition = postcard::to_stdvec(&state.addition).unwrap().len()
+        + postcard::to_stdvec(&state.addition.checksum).unwrap().len();
     let body = &bytes[8..bytes.len() - addition];
     let checksum = crc32fast::hash(body).to_le_bytes();
     std::fs::write(work.join("state.bin"), [&bytes[..4], &checksum, body].concat()).unwrap();
