@@ -23,7 +23,7 @@ use crate::{
     batch::{BatchBuilder, FmBatch},
     cache_warmup::CacheWarmer,
     checkpoint::{FmManifest, current_checkpoint, load_weights},
-    device::{Cpu, DeviceKind},
+    device::{Cpu, Cuda, DeviceKind},
     example::Example,
     history::{CacheCounts, CacheLookup, EncodedHistory, HistoryCache},
     live_model::{Generation, LiveUpdater, SparseRows},
@@ -147,12 +147,7 @@ fn open(
     let dir = &current_checkpoint(dir);
     match serving.device {
         DeviceKind::Cpu => Ok(Box::new(LoadedModel::<Cpu>::open(dir, work, serving)?)),
-        #[cfg(feature = "cuda")]
-        DeviceKind::Cuda => {
-            Ok(Box::new(LoadedModel::<crate::device::Cuda>::open(dir, work, serving)?))
-        }
-        #[cfg(not(feature = "cuda"))]
-        DeviceKind::Cuda => unreachable!("check() refuses it"),
+        DeviceKind::Cuda => Ok(Box::new(LoadedModel::<Cuda>::open(dir, work, serving)?)),
     }
 }
 

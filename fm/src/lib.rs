@@ -128,10 +128,7 @@ pub enum Error {
     /// An update that a serving model refused; the weights in service did not change.
     #[error("update of the FM: {0}")]
     Update(String),
-    /// The device is not available in this build.
-    #[error("{0}")]
-    Device(String),
-    /// A folder could not be replaced or removed.
+    /// A folder could not be replaced or removed, or the device is not in this build.
     #[error(transparent)]
     Core(#[from] hypercast_core::Error),
     /// The embedding store failed.

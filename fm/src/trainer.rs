@@ -27,7 +27,7 @@ use crate::{
         weights_of,
     },
     cost::ModelSize,
-    device::{Cpu, DeviceKind},
+    device::{Cpu, Cuda, DeviceKind},
     ema,
     example::Example,
     harm,
@@ -205,12 +205,7 @@ fn open(
     let fresh = TrainingState::new(config, spec, shards);
     match device {
         DeviceKind::Cpu => Ok(Box::new(Trainer::<Autodiff<Cpu>>::open(work, saved, fresh)?)),
-        #[cfg(feature = "cuda")]
-        DeviceKind::Cuda => {
-            Ok(Box::new(Trainer::<Autodiff<crate::device::Cuda>>::open(work, saved, fresh)?))
-        }
-        #[cfg(not(feature = "cuda"))]
-        DeviceKind::Cuda => unreachable!("check() refuses it"),
+        DeviceKind::Cuda => Ok(Box::new(Trainer::<Autodiff<Cuda>>::open(work, saved, fresh)?)),
     }
 }
 

@@ -75,13 +75,6 @@ impl Error {
         Error::Refused { plugin: plugin.to_owned(), why: why.into() }
     }
 
-    #[cfg(not(feature = "cuda"))]
-    pub(crate) fn without_cuda() -> Error {
-        Error::invalid(
-            "device `cuda` needs a binary built with `--features cuda`; use device `cpu`",
-        )
-    }
-
     pub(crate) fn engine(error: wasmtime::Error) -> Error {
         Error::Engine(format!("{error:#}"))
     }

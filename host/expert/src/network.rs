@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::ops::FloatTensor;
+use hypercast_fm::device::Cuda;
 use hypercast_kernels::attention::HstuBackend;
 
 use super::batch::ExpertBatch;
@@ -25,15 +26,11 @@ pub fn network(
     parameters: Parameters,
     device: Device,
 ) -> Result<Box<dyn ServingNetwork>, Error> {
-    match device {
-        Device::Cpu => Ok(Box::new(Compiled::new(&graph, parameters))),
-        #[cfg(feature = "cuda")]
-        Device::Cuda => {
-            Ok(Box::new(OnDevice::<burn_cuda::Cuda>::new(graph, parameters, Default::default())))
-        }
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda => Err(Error::without_cuda()),
-    }
+    device.check()?;
+    Ok(match device {
+        Device::Cpu => Box::new(Compiled::new(&graph, parameters)),
+        Device::Cuda => Box::new(OnDevice::<Cuda>::new(graph, parameters, Default::default())),
+    })
 }
 
 /// The executor with its parameters.

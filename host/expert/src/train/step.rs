@@ -7,6 +7,7 @@ use burn::backend::Autodiff;
 use burn::tensor::TensorMetadata;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
+use hypercast_fm::device::{Cpu, Cuda};
 use hypercast_kernels::attention::HstuBackend;
 use rand::rngs::SmallRng;
 
@@ -63,17 +64,11 @@ pub trait Compute: Send + Sync {
 
 /// The computation of `graph` on `device`.
 pub fn compute(graph: Arc<ExpertGraph>, device: Device) -> Result<Box<dyn Compute>, Error> {
-    match device {
-        Device::Cpu => {
-            Ok(Box::new(OnBackend::<Autodiff<burn_flex::Flex>>::new(graph, Default::default())))
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda => {
-            Ok(Box::new(OnBackend::<Autodiff<burn_cuda::Cuda>>::new(graph, Default::default())))
-        }
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda => Err(Error::without_cuda()),
-    }
+    device.check()?;
+    Ok(match device {
+        Device::Cpu => Box::new(OnBackend::<Autodiff<Cpu>>::new(graph, Default::default())),
+        Device::Cuda => Box::new(OnBackend::<Autodiff<Cuda>>::new(graph, Default::default())),
+    })
 }
 
 /// A training backend `A`, and its inner backend for forward passes.
