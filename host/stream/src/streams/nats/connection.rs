@@ -192,7 +192,7 @@ impl NatsConnection {
 
 fn unreachable(url: &RedactedUrl, reason: &str) -> Error {
     Error::unreachable(format!(
-        "NATS at {url}: {reason}; check that the server runs with JetStream (`nats-server -js`), that its disk has room, and that engine.nats_url and engine.nats_ca are right"
+        "NATS at {url}: {reason}; check that the server runs with JetStream (`nats-server -js`), that its disk has room, and that engine.nats_url, engine.nats_ca and engine.nats_certificate are right"
     ))
 }
 

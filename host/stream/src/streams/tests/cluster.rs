@@ -12,7 +12,7 @@ use hypercast_config::{EngineSettings, OnGap, RedactedUrl};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::super::*;
-use super::nats_server::{NatsServer, TestCertificate, free_port, is_installed, write_secret};
+use super::nats_server::{NatsServer, TestCertificate, free_port, is_installed};
 use super::suite::{numbered, topic};
 
 /// Records of one append.
@@ -196,36 +196,4 @@ fn a_cluster_that_fails_in_parts_loses_and_doubles_nothing_untold() {
         println!("{what}: {} of {last} records; {told} gaps told", read.numbers.len());
         assert!(breaks <= told, "{what}: {breaks} breaks, {told} of them told");
     }
-}
-
-#[test]
-fn a_wrong_password_and_an_unknown_authority_are_refused() {
-    if !is_installed() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let tls = TestCertificate::make(dir.path());
-    let more = format!(
-        "tls {{ {} }}\nauthorization {{ user: hypercast, password: geheim }}\n",
-        tls.lines()
-    );
-    let server = NatsServer::start(&dir.path().join("server"), &more);
-    server.wait_until_healthy();
-    let right = EngineSettings {
-        nats_url: format!("tls://hypercast:geheim@localhost:{}", server.port).into(),
-        nats_ca: tls.certificate.clone(),
-        ..server.settings()
-    };
-    open(&right).unwrap();
-    let password = write_secret(dir.path().join("password"), "falsch");
-    let nats_url = RedactedUrl::from(format!("tls://localhost:{}", server.port));
-    let nats_user = "hypercast".to_owned();
-    let wrong = EngineSettings { nats_url, nats_user, nats_password: password, ..right.clone() };
-    let error = open(&wrong).err().unwrap().to_string();
-    assert!(error.contains("engine.nats_user") && !error.contains("falsch"), "{error}");
-    fs::create_dir(dir.path().join("other")).unwrap();
-    let other = TestCertificate::make(&dir.path().join("other"));
-    let error = open(&EngineSettings { nats_ca: other.certificate, ..right }).err().unwrap();
-    let error = error.to_string();
-    assert!(error.contains("engine.nats_ca") && !error.contains("geheim"), "{error}");
 }

@@ -4,6 +4,7 @@ mod cluster;
 mod directory;
 mod follow;
 pub(crate) mod holes;
+mod login;
 mod nats;
 mod nats_server;
 mod suite;

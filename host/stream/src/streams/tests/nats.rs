@@ -9,7 +9,7 @@ use hypercast_config::EngineSettings;
 use hypercast_core::clock::now_ms;
 
 use super::super::*;
-use super::nats_server::{NatsServer, free_port, is_installed, write_secret};
+use super::nats_server::{NatsServer, free_port, is_installed};
 use super::suite::{self, LONG, all, gap, numbered, record, texts, topic};
 
 /// A server alone, with its folder.
@@ -238,20 +238,32 @@ fn ids_of_a_tail_that_was_lost_can_be_stored_again() {
 }
 
 #[test]
-fn an_nkey_logs_in() {
-    if !is_installed() {
-        return;
+fn records_that_were_deleted_amid_others_are_told() {
+    let Some((server, _dir)) = start() else { return };
+    let engine = open(&server.settings()).unwrap();
+    let topic = topic("holes");
+    engine.appender(&topic).unwrap().append(&numbered(1..21)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = async_nats::connect(format!("127.0.0.1:{}", server.port)).await.unwrap();
+        let streams = async_nats::jetstream::new(client);
+        let stream = streams.get_stream(format!("test-{topic}")).await.unwrap();
+        for sequence in [7, 8, 13] {
+            assert!(stream.delete_message(sequence).await.unwrap());
+        }
+    });
+    let mut cursor = StreamCursor::open(&*engine, &topic, StreamPlace::at(0)).unwrap();
+    let (mut read, mut gaps) = (Vec::new(), Vec::new());
+    while cursor.place().position < 20 {
+        match cursor.next(&*engine, 100, LONG).unwrap() {
+            StreamRead::Records(records) => {
+                let texts = records.iter().map(|record| String::from_utf8_lossy(&record.payload));
+                read.extend(texts.map(|text| text.parse::<u64>().unwrap()));
+            }
+            StreamRead::Gap(gap) => gaps.push((gap.position, gap.cause)),
+        }
     }
-    let dir = tempfile::tempdir().unwrap();
-    let pair = nkeys::KeyPair::new_user();
-    let more = format!("authorization {{ users: [ {{ nkey: {} }} ] }}\n", pair.public_key());
-    let server = NatsServer::start(&dir.path().join("server"), &more);
-    server.wait_until_healthy();
-    let seed = write_secret(dir.path().join("seed"), &format!("{}\n", pair.seed().unwrap()));
-    let settings = EngineSettings { nats_nkey: seed, ..server.settings() };
-    suite::opened_again_it_continues(&|| open(&settings).unwrap());
-    let other = nkeys::KeyPair::new_user().seed().unwrap();
-    let seed = write_secret(dir.path().join("other"), &other);
-    let error = open(&EngineSettings { nats_nkey: seed, ..settings }).err().unwrap().to_string();
-    assert!(error.contains("nats_nkey") && !error.contains(&other), "{error}");
+    assert_eq!(read, (1..21).filter(|id| ![7, 8, 13].contains(id)).collect::<Vec<_>>());
+    let deleted = |first| GapCause::Deleted { first };
+    assert_eq!(gaps, [(6, deleted(8)), (12, deleted(13))]);
 }
