@@ -2,13 +2,13 @@
 //! folds the journal into the slabs and publishes to the handles of its process. What changes rows
 //! is the business of `store` (training) and `serving` (rows from outside).
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use hypercast_core::atomic_dir;
 use hypercast_core::dir_lock::DirLock;
 
 use crate::checkpoint;
-use crate::error::{Result, io};
+use crate::error::Result;
 use crate::handle::{HandlePublisher, StoreHandle};
 use crate::header::sync_dir;
 use crate::index;
@@ -59,7 +59,7 @@ pub(crate) struct StoreWriter {
 impl StoreWriter {
     /// Makes an empty store in `dir`, which is made if need be and must not hold one.
     pub fn create(dir: &Path, meta: Meta) -> Result<StoreWriter> {
-        fs::create_dir_all(dir).map_err(io("create", dir))?;
+        atomic_dir::create(dir)?;
         let lock = writer_lock(dir)?;
         if Meta::exists(dir) {
             return Err(Error::AlreadyExists { path: dir.to_owned(), what: "a store" });
@@ -279,6 +279,8 @@ fn add_states(states: &mut Vec<StateSlab>, dir: &Path, shape: RowShape, rows: us
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::{RowFormat, StoreOptions};
 

@@ -133,6 +133,8 @@ fn measure(root: &Path, table: &Table, options: &Options) -> Result<(Figures, bo
     let status = cargo().args(build).arg(table.features.join(",")).current_dir(root).status()?;
     ensure!(status.success(), "building hypercast and hypercast-lab failed");
 
+    // Before the figures change the working tree.
+    let commit = commit(root)?;
     let work = target.join("bench");
     std::fs::create_dir_all(&work)?;
     let mut passed = true;
@@ -158,7 +160,7 @@ fn measure(root: &Path, table: &Table, options: &Options) -> Result<(Figures, bo
         }
         let report = serde_json::from_str(&std::fs::read_to_string(&out)?)
             .with_context(|| format!("{}: not a report", out.display()))?;
-        let measured = Measured { date: now()?, commit: commit(root)?, report };
+        let measured = Measured { date: now()?, commit: commit.clone(), report };
         figures.parts.insert(part.name.clone(), measured);
         std::fs::write(&json, serde_json::to_string_pretty(&figures)? + "\n")
             .with_context(|| format!("cannot write {}", json.display()))?;

@@ -11,6 +11,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
+use hypercast_core::atomic_dir;
 use hypercast_fm::example::Item;
 
 use super::table::{CellType, Column, Field, TableReader, TableWriter};
@@ -142,7 +143,7 @@ pub fn import(from: Option<&Path>, dir: &Path, items: &[Item]) -> Result<Option<
             format!("row {row}: the data set has no item {item}; use the ids of its items.parquet");
         return Err(Error::data(from, reason));
     }
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    atomic_dir::create(dir)?;
     content.write(dir)?;
     Ok(Some(content))
 }

@@ -11,10 +11,10 @@ pub mod table;
 pub mod timeline;
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hypercast_core::atomic_dir;
 use hypercast_fm::example::{Item, Outcome, User};
 use serde::{Deserialize, Serialize};
 
@@ -149,7 +149,7 @@ pub struct Entities<'a> {
 
 /// Writes the schema, the items and the users.
 pub fn write_entities(dir: &Path, entities: &Entities<'_>) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    atomic_dir::create(dir)?;
     entities.schema.save(&dir.join("schema.toml"))?;
     entities::write_items(&dir.join("items.parquet"), entities)?;
     entities::write_users(&dir.join("users.parquet"), entities)

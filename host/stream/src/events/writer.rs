@@ -4,9 +4,9 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hypercast_config::JoinSettings;
@@ -22,11 +22,14 @@ pub struct EventWriter {
     engine: Arc<dyn StreamEngine>,
     appender: Mutex<Option<Arc<dyn Appender>>>,
     max_future_ms: i64,
-    tick_ms: i64,
+    tick_ms: u64,
     /// How long after the last event a window may be open.
-    ticks_for_ms: i64,
-    last_event_ms: AtomicI64,
-    last_append_ms: AtomicI64,
+    ticks_for_ms: u64,
+    /// The times below count from here: the wall clock may be set back, and then no tick would come
+    /// for as long.
+    opened: Instant,
+    last_event_ms: AtomicU64,
+    last_append_ms: AtomicU64,
 }
 
 /// The result of appending a request's events.
@@ -48,10 +51,11 @@ impl EventWriter {
             engine,
             appender: Mutex::new(None),
             max_future_ms: ms(settings.max_future_s),
-            tick_ms: i64::try_from(settings.tick_ms).unwrap_or(i64::MAX),
-            ticks_for_ms: ms(settings.max_window_s.saturating_add(60)),
-            last_event_ms: AtomicI64::new(now_ms()),
-            last_append_ms: AtomicI64::new(now_ms()),
+            tick_ms: settings.tick_ms,
+            ticks_for_ms: settings.max_window_s.saturating_add(60).saturating_mul(1000),
+            opened: Instant::now(),
+            last_event_ms: AtomicU64::new(0),
+            last_append_ms: AtomicU64::new(0),
         }
     }
 
@@ -65,6 +69,11 @@ impl EventWriter {
             return Ok(appender.clone());
         }
         Ok(appender.insert(self.engine.appender(&Topic::events())?).clone())
+    }
+
+    /// How long this writer has been there, in milliseconds.
+    fn open_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The latest timestamp that is accepted now, in milliseconds since the epoch.
@@ -81,10 +90,11 @@ impl EventWriter {
     /// # Errors
     /// An event cannot be encoded, or the engine fails.
     pub fn append(&self, events: Vec<NewEvent>, given: usize) -> Result<AppendReceipt> {
-        let now = now_ms();
+        let arrived_ms = now_ms();
         let records: Vec<Record> =
-            events.into_iter().map(|event| event.record(now)).collect::<Result<_>>()?;
+            events.into_iter().map(|event| event.record(arrived_ms)).collect::<Result<_>>()?;
         let appended = self.open()?.append(&records)?;
+        let now = self.open_ms();
         self.last_event_ms.store(now, Ordering::Relaxed);
         self.last_append_ms.store(now, Ordering::Relaxed);
         // If all records were stored before, so were all events.
@@ -96,15 +106,17 @@ impl EventWriter {
     /// Appends ticks as long as a window may be open and no events arrive; returns on shutdown.
     pub fn tick(&self, stop: &Shutdown) {
         while self.tick_ms > 0 && !stop.is_requested() {
-            std::thread::sleep(Duration::from_millis(self.tick_ms.min(50) as u64));
-            let now = now_ms();
-            let quiet = now - self.last_append_ms.load(Ordering::Relaxed) >= self.tick_ms;
-            let waited_for = now - self.last_event_ms.load(Ordering::Relaxed) <= self.ticks_for_ms;
+            std::thread::sleep(Duration::from_millis(self.tick_ms.min(50)));
+            let now = self.open_ms();
+            let since = |last: &AtomicU64| now.saturating_sub(last.load(Ordering::Relaxed));
+            let quiet = since(&self.last_append_ms) >= self.tick_ms;
+            let waited_for = since(&self.last_event_ms) <= self.ticks_for_ms;
             let appender = self.appender.lock().expect("no holder panics").clone();
             let Some(appender) = appender.filter(|_| quiet && waited_for) else { continue };
             self.last_append_ms.store(now, Ordering::Relaxed);
-            let tick = NewEvent { id: None, kind: EventKind::Tick { time_ms: now } };
-            if let Err(error) = tick.record(now).and_then(|record| appender.append(&[record])) {
+            let time_ms = now_ms();
+            let tick = NewEvent { id: None, kind: EventKind::Tick { time_ms } };
+            if let Err(error) = tick.record(time_ms).and_then(|record| appender.append(&[record])) {
                 tracing::warn!(%error, "cannot append a tick for the joiner; trying again");
             }
         }

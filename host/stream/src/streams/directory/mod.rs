@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use hypercast_config::EngineSettings;
+use hypercast_core::atomic_dir;
 
 use self::commit_mark::CommitMark;
 use self::reader::DirectoryReader;
@@ -70,7 +71,7 @@ impl DirectoryEngine {
     }
 
     pub(super) fn with(dir: &Path, limits: DirectoryLimits) -> Result<DirectoryEngine> {
-        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        atomic_dir::create(dir)?;
         Ok(DirectoryEngine {
             dir: dir.to_path_buf(),
             limits,

@@ -142,15 +142,20 @@ impl SegmentWriter {
         }
         let mut room = self.limits.retain_bytes.saturating_sub(self.limits.segment_bytes);
         let bases = segment::bases(&self.folder)?;
+        let paths = bases.iter().rev().skip(1).map(|&base| segment::path(&self.folder, base));
         let mut keep = true;
-        for (age, &base) in bases.iter().rev().skip(1).enumerate() {
-            let path = segment::path(&self.folder, base);
+        let mut too_old = Vec::new();
+        for (age, path) in paths.enumerate() {
             let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
             keep &= age == 0 || bytes <= room;
             room = room.saturating_sub(bytes);
             if !keep {
-                Error::found(&path, fs::remove_file(&path))?;
+                too_old.push(path);
             }
+        }
+        // The oldest first: those that a crash leaves still follow each other.
+        for path in too_old.iter().rev() {
+            Error::found(path, fs::remove_file(path))?;
         }
         Ok(())
     }

@@ -208,6 +208,26 @@ fn segments_follow_each_other_and_the_oldest_go() {
 }
 
 #[test]
+fn a_deletion_that_is_cut_off_leaves_no_hole() {
+    let dir = tempfile::tempdir().unwrap();
+    let topic = topic("cut-off");
+    for first in (1000..1200).step_by(10) {
+        let engine = open(dir.path(), LIMITS);
+        engine.appender(&topic).unwrap().append(&numbered(first..first + 10)).unwrap();
+    }
+    let before = segments(dir.path(), &topic);
+    // What cannot be deleted stands for a crash at that moment.
+    fs::remove_file(&before[0]).unwrap();
+    fs::create_dir(&before[0]).unwrap();
+    let few = DirectoryLimits { retain_bytes: 1000, remembered_ids: 5, ..LIMITS };
+    let appender = open(dir.path(), few).appender(&topic).unwrap();
+    let failed =
+        (1200..1300).step_by(10).find_map(|id| appender.append(&numbered(id..id + 10)).err());
+    assert!(failed.is_some() && before.len() > 5);
+    assert!(before.iter().all(|path| path.exists()), "{:?}", segments(dir.path(), &topic));
+}
+
+#[test]
 fn a_folder_put_back_from_a_backup_is_told_to_readers_that_are_open() {
     let dir = tempfile::tempdir().unwrap();
     let topic = topic("backup");
