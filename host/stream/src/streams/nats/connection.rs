@@ -46,7 +46,9 @@ fn options(settings: &EngineSettings) -> Result<ConnectOptions> {
     }
     if given(&settings.nats_credentials) {
         let path = &settings.nats_credentials;
-        options = options.credentials(&secret(path)?).map_err(Error::io(path))?;
+        // The client looks for the end of the last line.
+        let text = secret(path)? + "\n";
+        options = options.credentials(&text).map_err(Error::io(path))?;
     }
     if given(&settings.nats_nkey) {
         options = options.nkey(secret(&settings.nats_nkey)?);

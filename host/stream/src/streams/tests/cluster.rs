@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hypercast_config::{EngineSettings, OnGap, RedactedUrl};
+use hypercast_config::{EngineSettings, OnGap};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::super::*;
-use super::nats_server::{NatsServer, TestCertificate, free_port, is_installed};
+use super::nats_server::{NatsServer, TestCertificate, free_port, is_installed, write_secret};
 use super::suite::{numbered, topic};
 
 /// Records of one append.
