@@ -162,7 +162,7 @@ fn a_second_writer_is_refused_by_the_firsts_process_id() {
     let refused = second.appender(&topic).map(|_| ()).unwrap_err();
     // What writes for a moment can try again, so it is neither refused nor a failure of the disk.
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
-    let (refused, folder) = (refused.to_string(), dir.path().join("owned"));
+    let (refused, folder) = (refused.to_string(), dir.path().join(topic.name()));
     let holder = format!("{}: process {} writes", folder.display(), std::process::id());
     assert!(refused.contains(&holder) && refused.contains("engine.dir"), "{refused}");
     assert!(second.append_at(&topic, 0, &numbered(1..2)).is_err());
