@@ -62,7 +62,7 @@ pub use self::lifecycle::{
 };
 pub use self::plugins::{ExpertEntry, ExpertLimits, PluginLimits, TrainOn};
 pub use self::redacted_url::{RedactedUrl, UrlLogin};
-pub use self::reload::{Reloaded, differing_keys, value_at};
+pub use self::reload::{RELOADABLE_KEYS, Reloaded, differing_keys, value_at};
 pub use self::rollout::{
     PublicKey, RecordedSettings, RolloutSettings, StopAfter, TrustedKey, sha256,
 };

@@ -9,7 +9,7 @@ use crate::Config;
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Keys that take effect on reload. All others determine something that was created at the start.
-const LIVE: [&str; 15] = [
+pub const RELOADABLE_KEYS: [&str; 15] = [
     "experts",
     "fm_logging.max_body_bytes",
     "fm_serving.max_body_bytes",
@@ -50,7 +50,8 @@ impl Config {
         let (mut old, new) = (table(self)?, table(file)?);
         // A listener cannot change between HTTP and HTTPS.
         let same_kind = self.server.has_tls() == file.server.has_tls();
-        let live = |key: &str| LIVE.contains(&key) && (same_kind || !key.contains(".tls_"));
+        let live =
+            |key: &str| RELOADABLE_KEYS.contains(&key) && (same_kind || !key.contains(".tls_"));
         let (mut changed, mut waiting) = (Vec::new(), Vec::new());
         for [part, key] in differing_keys(&old, &new) {
             let name = if key.is_empty() { part.clone() } else { format!("{part}.{key}") };
@@ -133,12 +134,37 @@ mod tests {
     }
 
     #[test]
-    fn every_live_key_is_a_key() {
+    fn every_reloadable_key_is_a_key() {
         let all = Table::try_from(Config::default()).unwrap();
-        for name in LIVE {
+        for name in RELOADABLE_KEYS {
             let (part, key) = name.split_once('.').unwrap_or((name, ""));
             assert!(value_at(&all, part, key).is_some(), "{name}");
         }
+    }
+
+    /// The keys in the first column of the table in the operator's guide. A name without its table
+    /// is of the table that was named last.
+    #[test]
+    fn the_operators_guide_lists_every_reloadable_key_and_no_other() {
+        let guide = include_str!("../../README.md");
+        let (_, section) = guide.split_once("## Configuration and its reload").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| ")).skip(1);
+        let (mut listed, mut table) = (BTreeSet::new(), "");
+        for cell in rows.filter_map(|row| row.split('|').nth(1)) {
+            for name in cell.split('`').skip(1).step_by(2) {
+                let key = match name.split_once('.') {
+                    _ if name == "[[experts]]" => "experts".to_owned(),
+                    Some((own, _)) => {
+                        table = own;
+                        name.to_owned()
+                    }
+                    None => format!("{table}.{name}"),
+                };
+                listed.insert(key);
+            }
+        }
+        assert_eq!(listed, RELOADABLE_KEYS.map(str::to_owned).into());
     }
 
     #[test]

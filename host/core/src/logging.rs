@@ -4,7 +4,12 @@
 //! `HYPERCAST_LOG` sets the levels by module, for example `warn,hypercast_serve=info`. Without it,
 //! the daemon's configuration sets them.
 
-use std::{io::IsTerminal, sync::OnceLock};
+use std::{
+    fmt::Display,
+    io::IsTerminal,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::{EnvFilter, Registry, prelude::*};
@@ -13,6 +18,12 @@ use crate::error::{CommonErrors as _, Error, Result};
 
 /// The environment variable that overrides the configuration.
 const VARIABLE: &str = "HYPERCAST_LOG";
+
+/// A failure that did not come for this long is told when it comes again.
+const QUIET: Duration = Duration::from_secs(600);
+
+/// The most failures that are remembered; the oldest are forgotten first.
+const MOST_TOLD: usize = 16;
 
 static LEVELS: OnceLock<Handle<EnvFilter, Registry>> = OnceLock::new();
 
@@ -63,6 +74,39 @@ pub fn set_levels(levels: &str) -> Result<()> {
     }
 }
 
+/// The failures of something that is tried again and again. Each is told once, and once more when
+/// it comes back after ten minutes without it, so that a failure that lasts does not fill the log.
+#[derive(Debug, Default)]
+pub struct RepeatedFailures {
+    told: Vec<ToldFailure>,
+}
+
+#[derive(Debug)]
+struct ToldFailure {
+    words: String,
+    came: Instant,
+}
+
+impl RepeatedFailures {
+    /// Whether a failure is to be told: the same words were not told, or not lately.
+    pub fn is_news(&mut self, failure: &impl Display) -> bool {
+        self.is_news_at(failure.to_string(), Instant::now())
+    }
+
+    fn is_news_at(&mut self, words: String, now: Instant) -> bool {
+        self.told.retain(|told| now.duration_since(told.came) < QUIET);
+        if let Some(told) = self.told.iter_mut().find(|told| told.words == words) {
+            told.came = now;
+            return false;
+        }
+        if self.told.len() == MOST_TOLD {
+            self.told.remove(0);
+        }
+        self.told.push(ToldFailure { words, came: now });
+        true
+    }
+}
+
 /// The filter for `levels`. Until 0.1 the host was one crate, so `hypercast::serve` still means
 /// `hypercast_serve`.
 fn filter(levels: &str) -> std::result::Result<EnvFilter, String> {
@@ -85,5 +129,23 @@ mod tests {
     fn module_paths_of_earlier_releases_still_work() {
         let filter = filter("warn,hypercast::serve=info").unwrap().to_string();
         assert!(filter.contains("hypercast_serve=info"), "{filter}");
+    }
+
+    #[test]
+    fn a_failure_that_lasts_is_told_once_and_again_after_a_pause() {
+        let (mut failures, start) = (RepeatedFailures::default(), Instant::now());
+        let mut at = |seconds: u64, words: &str| {
+            failures.is_news_at(words.to_owned(), start + Duration::from_secs(seconds))
+        };
+        assert!(at(0, "held by process 7"));
+        // Every five seconds for an hour, and another one in between.
+        for attempt in 1..720 {
+            assert!(!at(attempt * 5, "held by process 7"), "attempt {attempt}");
+            assert_eq!(at(attempt * 5 + 1, "held by process 8"), attempt == 1);
+        }
+        assert!(at(3600 + QUIET.as_secs(), "held by process 7"), "it came back after a pause");
+        let mut told = |words: usize| failures.is_news(&words);
+        assert!((0..3 * MOST_TOLD).all(&mut told), "each is another one");
+        assert!(failures.told.len() <= MOST_TOLD);
     }
 }

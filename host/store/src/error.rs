@@ -130,6 +130,7 @@ impl Error {
         match self {
             Error::Core(error) => error.kind(),
             Error::FileLost { .. } => ErrorKind::Unavailable,
+            Error::Locked { .. } => ErrorKind::Refused,
             _ => ErrorKind::Internal,
         }
     }

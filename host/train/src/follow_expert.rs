@@ -45,6 +45,7 @@ use crate::job_metrics::JobMetrics;
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
+use hypercast_core::logging::RepeatedFailures;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::logs::LoggedRequest;
@@ -176,6 +177,7 @@ pub fn follow(
         progress,
         asked_at: Instant::now(),
         asked_position: None,
+        failures: RepeatedFailures::default(),
         published: 0,
     };
     if saved_orders.is_none() {
@@ -216,6 +218,7 @@ struct ExpertFollower<'a> {
     asked_at: Instant,
     /// Where it stood when it asked last whether it may publish.
     asked_position: Option<FeedPosition>,
+    failures: RepeatedFailures,
     published: u64,
 }
 
@@ -342,6 +345,7 @@ impl ExpertFollower<'_> {
             }
             if self.asked_at.elapsed() >= every
                 && let Err(error) = self.ask(out)
+                && self.failures.is_news(&error)
             {
                 tracing::warn!(%error, "parameters could not be published; trying again later");
             }

@@ -52,6 +52,7 @@ use hypercast_config::Config;
 use hypercast_core::atomic_dir;
 use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
+use hypercast_core::logging::RepeatedFailures;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::dead_letters::LetterReader;
@@ -151,6 +152,7 @@ pub fn follow(
         saved_requests: place.requests,
         place,
         meters,
+        failures: RepeatedFailures::default(),
         report: FollowFmReport::default(),
     };
     if from.orders.is_none() {
@@ -214,6 +216,7 @@ struct FmFollower<'a> {
     /// How far the trainer had learned when it asked the gate last.
     asked_position: Option<u64>,
     saved_requests: u64,
+    failures: RepeatedFailures,
     report: FollowFmReport,
 }
 
@@ -279,7 +282,9 @@ impl FmFollower<'_> {
                 && let Err(error) = self.publish(out)
             {
                 self.meters.failures.inc();
-                tracing::warn!(%error, "weights could not be published; trying again later");
+                if self.failures.is_news(&error) {
+                    tracing::warn!(%error, "weights could not be published; trying again later");
+                }
                 self.asked_at = Instant::now();
             }
         }

@@ -312,8 +312,13 @@ fn from_a_page(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use hypercast_config::DaemonTier;
+
     use super::*;
-    use crate::http::tokens::tests::written;
+    use crate::http::{
+        reload::{Origin, Reloader, Settings},
+        tokens::tests::written,
+    };
 
     const OPS: &str = "0123456789abcdef0123456789abcdef";
     const CALLER: &str = "fedcba9876543210fedcba9876543210";
@@ -367,6 +372,36 @@ mod tests {
             read(&ServerSettings { admin: false, ..with_tokens }, "::"),
             AdminAccess::Off(_)
         ));
+    }
+
+    /// Nothing listens: only the address counts.
+    #[test]
+    fn a_reload_waives_tls_for_admin_tokens_and_takes_that_back() {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), "admin", &format!("ops {OPS}\n"));
+        let path = dir.path().join("hypercast.toml");
+        let write = |keys: &str| std::fs::write(&path, format!("[server]\n{keys}")).unwrap();
+        write("");
+        let (listen, probe_listen, tier) = (None, None, DaemonTier::All);
+        let origin = Origin { path: path.clone(), listen, probe_listen, tier };
+        let (config, metrics) = (origin.read().unwrap(), Metrics::default());
+        let address = SocketAddr::from(([192, 0, 2, 1], 8570));
+        let access = AccessControl::new(&config.server, &[address], &metrics).unwrap();
+        let settings = Arc::new(Settings::new(config));
+        let reloader = Reloader::new(origin, settings, access.clone(), None, &metrics);
+        let reload = || reloader.reload(|_| Ok(false));
+        let admin = || access.rules.now().admin(&bearer(OPS)).map_err(|denial| denial.code);
+        assert_eq!(admin(), Err("admin_off"));
+        write("admin_tokens = 'admin'\n");
+        let why = reload().unwrap_err().to_string();
+        assert!(why.contains("server.insecure_admin"), "{why}");
+        assert_eq!(admin(), Err("admin_off"));
+        write("admin_tokens = 'admin'\ninsecure_admin = true\n");
+        assert_eq!(reload().unwrap().changed, ["server.admin_tokens", "server.insecure_admin"]);
+        assert_eq!(admin(), Ok(Caller::operator("ops")));
+        write("");
+        reload().unwrap();
+        assert_eq!(admin(), Err("admin_off"));
     }
 
     #[test]

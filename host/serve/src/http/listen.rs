@@ -25,7 +25,10 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use hypercast_config::ServerSettings;
-use hypercast_core::supervised_thread::{OnPanic, PanicWatch};
+use hypercast_core::{
+    logging::RepeatedFailures,
+    supervised_thread::{OnPanic, PanicWatch},
+};
 use prometheus::{IntCounter, IntGauge};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -139,6 +142,7 @@ pub(crate) struct BoundListener {
     header_timeout: Duration,
     unread: Duration,
     counts: ConnectionCounts,
+    failures: RepeatedFailures,
 }
 
 /// How many connections there are, and were refused.
@@ -172,6 +176,7 @@ impl BoundListener {
             unread: UNREAD,
             header_timeout: Duration::from_millis(server.header_timeout_ms),
             counts,
+            failures: RepeatedFailures::default(),
         })
     }
 
@@ -198,6 +203,7 @@ impl BoundListener {
             unread: UNREAD,
             header_timeout: PROBE_HEADERS,
             counts: ConnectionCounts { open, refused },
+            failures: RepeatedFailures::default(),
         }))
     }
 
@@ -208,7 +214,7 @@ impl BoundListener {
     }
 
     /// Answers requests until `stop` resolves, then finishes what was accepted.
-    pub(crate) async fn serve(self, router: Router, stop: impl Future<Output = ()> + Send) {
+    pub(crate) async fn serve(mut self, router: Router, stop: impl Future<Output = ()> + Send) {
         let router = router.layer(map_request(drain_body::read_on));
         let ending = GracefulShutdown::new();
         let mut stop = pin!(stop);
@@ -244,7 +250,7 @@ impl BoundListener {
 
     /// The next connection, once there is a free slot for it; none if accepting fails or its peer
     /// has too many.
-    async fn accept(&self) -> Option<(TcpStream, ConnectionSlot)> {
+    async fn accept(&mut self) -> Option<(TcpStream, ConnectionSlot)> {
         let place = self.places.clone().acquire_owned().await.ok()?;
         match self.listener.accept().await {
             Ok((stream, from)) => {
@@ -254,7 +260,9 @@ impl BoundListener {
                 Some((stream, slot))
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection cannot be accepted");
+                if self.failures.is_news(&error) {
+                    tracing::warn!(%error, "a connection cannot be accepted; trying again");
+                }
                 tokio::time::sleep(REST).await;
                 None
             }

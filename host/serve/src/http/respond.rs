@@ -17,7 +17,7 @@ use hypercast_core::{error::ErrorKind, supervised_thread};
 use hypercast_stream::events::AppendReceipt;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
     error::Error,
@@ -52,6 +52,21 @@ pub(crate) async fn on_worker<T: Send + 'static>(
         }
         Ok(Err(_)) | Err(_) => Err(Refusal::Deadline),
     }
+}
+
+/// Runs what reads files on a thread that may block. The permit of `turn` lets one caller after the
+/// other do so, and each gets a result of its own: a kept one would be stale. Work whose caller
+/// has gone keeps its turn until it ends.
+pub(crate) async fn one_at_a_time<T: Send + 'static>(
+    turn: &Arc<Semaphore>,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> RequestResult<T> {
+    let turn = turn.clone().acquire_owned().await.map_err(Refusal::internal)?;
+    let run = move || {
+        let _turn = turn;
+        run()
+    };
+    tokio::task::spawn_blocking(run).await.map_err(Refusal::internal)
 }
 
 /// Time left for a request: what the caller's header says, at most `most_ms`.
@@ -206,8 +221,51 @@ pub(crate) fn refuse_with(status: u16, code: &str, message: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::channel,
+    };
+
     use super::*;
     use crate::threads::ThreadGroup;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn probes_look_at_files_one_after_the_other_and_each_for_itself() {
+        let (turn, looks) = (Arc::new(Semaphore::new(1)), Arc::new(AtomicUsize::new(0)));
+        let (begun, begins) = channel();
+        let (go_on, waits) = channel::<()>();
+        let first = tokio::spawn({
+            let turn = turn.clone();
+            async move {
+                let look = move || {
+                    begun.send(()).unwrap();
+                    waits.recv().unwrap();
+                };
+                one_at_a_time(&turn, look).await
+            }
+        });
+        tokio::task::spawn_blocking(move || begins.recv().unwrap()).await.unwrap();
+        // Its probe goes away while it looks, and many others come.
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        let probe = || {
+            let (turn, looks) = (turn.clone(), looks.clone());
+            tokio::spawn(async move {
+                let look = move || looks.fetch_add(1, Ordering::SeqCst);
+                one_at_a_time(&turn, look).await.unwrap()
+            })
+        };
+        let others: Vec<_> = (0..200).map(|_| probe()).collect();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(looks.load(Ordering::SeqCst), 0, "they wait for the first look to end");
+        go_on.send(()).unwrap();
+        let mut seen = Vec::new();
+        for other in others {
+            seen.push(other.await.unwrap());
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..200).collect::<Vec<_>>(), "each has a look of its own");
+    }
 
     #[tokio::test]
     async fn a_daemon_that_lost_a_thread_is_not_ready_and_names_it() {

@@ -22,8 +22,9 @@ use crate::{
         auth::{self, Caller, GuardedRoutes},
         live_page, reload,
         respond::{
-            SentEvents, in_time, lost_thread, metrics_text, not_ready, on_worker, parse_json,
-            refuse_compressed, refuse_with, store_events, time_left, timed, wrong_method,
+            SentEvents, in_time, lost_thread, metrics_text, not_ready, on_worker, one_at_a_time,
+            parse_json, refuse_compressed, refuse_with, store_events, time_left, timed,
+            wrong_method,
         },
         server::{AppState, fm_config},
     },
@@ -219,8 +220,7 @@ async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
     let (missing, problem) = (lock(&models.missing).clone(), models.problem());
     let set = models.set();
     // It looks at files, and reads those that were cut and are whole again.
-    let lost = tokio::task::spawn_blocking(move || set.lost_files());
-    let lost = lost.await.map_err(Refusal::internal)?;
+    let lost = one_at_a_time(&app.looks, move || set.lost_files()).await?;
     if !lost.is_empty() {
         return Err(Refusal::FileLost(lost.join("; ")));
     }

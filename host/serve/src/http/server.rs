@@ -58,6 +58,9 @@ pub(crate) struct AppState {
     pub(crate) bodies: BodyBudget,
     /// Held by a push: only one is accepted at a time, because each may be large and is compiled.
     pub(crate) pushes: Arc<Semaphore>,
+    /// Held by a look at files for `/readyz`, so that many probes take no more than one of the
+    /// threads that block.
+    pub(crate) looks: Arc<Semaphore>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -131,6 +134,7 @@ pub async fn serve(
         admission: Admission::new(most),
         bodies: BodyBudget::new(config.inflight_body_bytes(), &metrics),
         pushes: Arc::new(Semaphore::new(1)),
+        looks: Arc::new(Semaphore::new(1)),
         metrics,
         reloader,
     });

@@ -336,7 +336,7 @@ pub enum Refusal {
     /// A file that the FM reads while it serves was cut; the message names it.
     #[error("{0}")]
     FileLost(String),
-    /// Another tier does not answer.
+    /// Another tier or the stream engine does not answer, or another process has the stream.
     #[error("{0}")]
     Unreachable(String),
     /// A failure of the host.
@@ -352,6 +352,14 @@ impl Refusal {
     pub(crate) fn of_fm(error: &hypercast_fm::Error) -> Self {
         match error.kind() {
             ErrorKind::Unavailable => Refusal::FileLost(error.to_string()),
+            _ => Refusal::internal(error),
+        }
+    }
+
+    /// A failure of a stream.
+    pub(crate) fn of_stream(error: &hypercast_stream::Error) -> Self {
+        match error.kind() {
+            ErrorKind::Unavailable => Refusal::Unreachable(error.to_string()),
             _ => Refusal::internal(error),
         }
     }

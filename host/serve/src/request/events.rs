@@ -63,7 +63,8 @@ impl EventIntake {
         let events = self.converter.new_events(request, self.writer.latest_ms())?;
         let impressions: Vec<(u16, u64)> =
             events.iter().filter_map(NewEvent::impressions).collect();
-        let taken = self.writer.append(events, given).map_err(Refusal::internal)?;
+        let taken = self.writer.append(events, given);
+        let taken = taken.map_err(|error| Refusal::of_stream(&error))?;
         for (surface, count) in impressions {
             let surface = &self.converter.schema.surfaces[usize::from(surface)];
             self.metrics.events.with_label_values(&[surface]).inc_by(count);
@@ -262,6 +263,29 @@ mod tests {
     fn new_events(body: &str) -> RequestResult<Vec<NewEvent>> {
         let request: EventsRequest = serde_json::from_str(body).unwrap();
         converter().new_events(&request, 1000)
+    }
+
+    #[test]
+    fn events_of_a_stream_that_another_process_has_are_refused_with_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::without_folder();
+        config.engine.dir = dir.path().to_path_buf();
+        let intake = || {
+            let engine = hypercast_stream::streams::open(&config.engine).unwrap();
+            EventIntake::new(engine, converter().schema, &config, Arc::default())
+        };
+        let body =
+            r#"{"actions": [{"request": 7, "item": 1, "time_ms": 6, "actions": {"click": true}}]}"#;
+        let request: EventsRequest = serde_json::from_str(body).unwrap();
+        let (first, second) = (intake(), intake());
+        assert_eq!(first.take(&request).unwrap().accepted, 1);
+        let refusal = second.take(&request).unwrap_err();
+        assert_eq!(refusal.code(), (502, "unreachable"));
+        let (why, folder) = (refusal.to_string(), dir.path().join("events"));
+        let holder = format!("{}: process {} writes", folder.display(), std::process::id());
+        assert!(why.contains(&holder) && why.contains("engine.dir"), "{why}");
+        drop(first);
+        assert_eq!(second.take(&request).unwrap().repeated, 1);
     }
 
     #[test]

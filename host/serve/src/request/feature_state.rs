@@ -14,7 +14,9 @@ use std::{
 };
 
 use hypercast_config::{Config, OnGap};
-use hypercast_core::{clock::now_ms, shutdown::Shutdown, supervised_thread};
+use hypercast_core::{
+    clock::now_ms, logging::RepeatedFailures, shutdown::Shutdown, supervised_thread,
+};
 use hypercast_data::{
     dataset::Dataset,
     features::{FeatureState, saved::SavedState},
@@ -236,6 +238,7 @@ impl FeatureFollower {
     /// Follows until a stop is requested, then saves the state. It retries while the stream engine
     /// is away.
     pub(crate) fn run(mut self, stop: &Shutdown) {
+        let mut failures = RepeatedFailures::default();
         while !stop.is_requested() {
             match self.step(IDLE) {
                 Ok(()) => {}
@@ -246,15 +249,17 @@ impl FeatureFollower {
                     break;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "outcomes cannot be followed; trying again");
+                    if failures.is_news(&error) {
+                        tracing::warn!(%error, "outcomes cannot be followed; trying again");
+                    }
                     std::thread::sleep(IDLE);
                 }
             }
             if self.position().saturating_sub(self.saved_at) >= self.save_every {
-                self.save();
+                self.save(&mut failures);
             }
         }
-        self.save();
+        self.save(&mut failures);
     }
 
     fn step(&mut self, wait: Duration) -> Result<()> {
@@ -287,12 +292,14 @@ impl FeatureFollower {
 
     /// Saves the state. A failure is logged only, because it costs nothing but time at the next
     /// start.
-    fn save(&mut self) {
+    fn save(&mut self, failures: &mut RepeatedFailures) {
         let position = self.position();
         let state = self.live.state().saved();
         let saved = SavedLiveState { position, world: self.world.clone(), state };
         self.saved_at = position;
-        if let Err(error) = self.folder.write(&saved, self.place) {
+        if let Err(error) = self.folder.write(&saved, self.place)
+            && failures.is_news(&error)
+        {
             tracing::warn!(%error, "the live state is not saved; the next start takes longer");
         }
     }

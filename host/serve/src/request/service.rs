@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -111,6 +111,7 @@ impl RankingService {
             handle,
             log: predictions.clone(),
             metrics: metrics.clone(),
+            failures: Mutex::default(),
         })?;
         let counted = metrics.request_log.clone();
         let request_log = RequestLog::start(
@@ -335,7 +336,7 @@ fn shadows(
     let predict = |arm: &Arc<ExpertArm>| match arm.expert().predict(&[example], arm.tae(rows(fm))) {
         Ok(predictions) => Some((arm.name.clone(), by_task(&predictions))),
         Err(fault) => {
-            tracing::warn!(%fault, "a shadow expert failed; the request is not affected");
+            tracing::debug!(%fault, "a shadow expert failed; the request is not affected");
             None
         }
     };

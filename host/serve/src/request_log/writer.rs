@@ -12,7 +12,7 @@ use std::{
 };
 
 use hypercast_config::RecordedSettings;
-use hypercast_core::supervised_thread::OnPanic;
+use hypercast_core::{logging::RepeatedFailures, supervised_thread::OnPanic};
 use hypercast_stream::registry::user_bucket;
 
 use crate::{
@@ -49,20 +49,17 @@ impl RequestLog {
         }
         let mut ring = FileRing::open(dir, settings)?;
         let run = move |requests: Receiver<MakeRecord>| {
-            let mut failing = false;
+            let mut failures = RepeatedFailures::default();
             while let Ok(make) = requests.recv() {
                 match ring.append(&make()) {
                     Ok(()) => count("kept"),
                     Err(error) => {
                         count("failed");
-                        if !failing {
+                        if failures.is_news(&error) {
                             tracing::warn!(%error, "requests cannot be recorded; serving is not affected");
                         }
-                        failing = true;
-                        continue;
                     }
                 }
-                failing = false;
             }
         };
         let thread = QueueThread::start("recorded", settings.queue, OnPanic::NotReady, run)?;

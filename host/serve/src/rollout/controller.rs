@@ -16,7 +16,9 @@ use std::{
 };
 
 use hypercast_config::{Config, StopAfter};
-use hypercast_core::{clock::now_ms, error::ErrorKind, shutdown::Shutdown};
+use hypercast_core::{
+    clock::now_ms, error::ErrorKind, logging::RepeatedFailures, shutdown::Shutdown,
+};
 use hypercast_expert::{ServedExpert, wasm::contract::Verdict};
 use hypercast_stream::registry::{Change, Registry, RegistryFollower, VersionState, schema_hash};
 
@@ -66,6 +68,7 @@ pub(super) struct RolloutController {
     back_off: HashMap<String, Instant>,
     /// When to begin the rollouts of recorded pushes; none while all have begun.
     begin_at: Option<Instant>,
+    failures: RepeatedFailures,
     stop: Shutdown,
 }
 
@@ -91,6 +94,7 @@ impl RolloutController {
             replays: HashMap::new(),
             back_off: HashMap::new(),
             begin_at: Some(Instant::now()),
+            failures: RepeatedFailures::default(),
             stop,
         })
     }
@@ -98,11 +102,7 @@ impl RolloutController {
     /// Runs until a stop is requested or the commands end.
     pub(super) fn run(mut self, commands: &Receiver<RolloutCommand>) {
         while !self.stop.is_requested() {
-            if self.begin_at.is_some_and(|at| at <= Instant::now())
-                && let Err(error) = self.begin_recorded()
-            {
-                tracing::warn!(%error, "an accepted push has not begun its rollout; trying again");
-            }
+            self.begin_due(Instant::now());
             let wait = if self.active().is_empty() { IDLE } else { BUSY };
             match commands.recv_timeout(wait) {
                 Ok(command) => self.execute(command),
@@ -117,6 +117,16 @@ impl RolloutController {
             }
         }
         self.replays.drain().for_each(|(_, replay)| replay.stop());
+    }
+
+    /// Begins recorded rollouts, if it is time to.
+    pub(super) fn begin_due(&mut self, now: Instant) {
+        if self.begin_at.is_some_and(|at| at <= now)
+            && let Err(error) = self.begin_recorded()
+            && self.failures.is_news(&error)
+        {
+            tracing::warn!(%error, "an accepted push has not begun its rollout; trying again");
+        }
     }
 
     fn active(&self) -> Vec<Rollout> {
@@ -158,31 +168,45 @@ impl RolloutController {
         self.replays.remove(label);
     }
 
+    /// Gives the users of an expert back: ends its active rollout and the one that is recorded,
+    /// or, without either, undoes the last promotion. Returns what was done, in words.
     fn roll_back(&mut self, name: &str) -> Result<String> {
-        let active = self.active().into_iter().filter(|rollout| rollout.name() == name);
-        let recorded = self.context.acceptor.repository.pending()?;
-        let mut recorded = recorded.into_iter();
-        if let Some(pending) = recorded.find(|pending| pending.rollout.name() == name) {
-            // It would replace what serves as soon as it can begin.
-            self.context.acceptor.repository.own()?;
-            self.cancel(&pending, "asked to".into())?;
-        } else if let Some(mut rollout) = active.max_by_key(|rollout| rollout.begun_ms) {
-            let label = rollout.label();
-            self.give_up(&mut rollout, "asked to".into())?;
-            self.save(rollout)?;
-            self.end_step(&label);
-        } else {
+        // What answers users comes first. If one fails, the other is ended all the same.
+        let outcomes = [self.give_up_active(name), self.cancel_recorded(name)];
+        let ended: Vec<String> = outcomes.iter().flatten().flatten().cloned().collect();
+        let done = (!ended.is_empty()).then(|| format!("ended {}", ended.join(" and ")));
+        if let Some(error) = outcomes.into_iter().find_map(Result::err) {
+            return Err(match done {
+                Some(done) => error.within(format!("{done}, but not all")),
+                None => error,
+            });
+        }
+        if done.is_none() {
             self.decide(|registry| transitions::roll_back(registry, name))?;
         }
+        let done = done.map(|done| done + "; ").unwrap_or_default();
         let answering =
             self.follower.registry().expert(name).into_iter().flat_map(|all| &all.shares);
         let shares: Vec<String> = answering
             .map(|(version, share)| format!("{version} ({:.0} %)", share * 100.0))
             .collect();
         if shares.is_empty() {
-            return Ok(format!("no version of {name} answers now"));
+            return Ok(format!("{done}no version of {name} answers now"));
         }
-        Ok(format!("{name} is answered by {} now", shares.join(", ")))
+        Ok(format!("{done}{name} is answered by {} now", shares.join(", ")))
+    }
+
+    /// Ends the active rollout of an expert; returns which, in words.
+    fn give_up_active(&mut self, name: &str) -> Result<Option<String>> {
+        let active = self.active().into_iter().filter(|rollout| rollout.name() == name);
+        let Some(mut rollout) = active.max_by_key(|rollout| rollout.begun_ms) else {
+            return Ok(None);
+        };
+        let (label, step) = (rollout.label(), rollout.step.word());
+        self.give_up(&mut rollout, "asked to".into())?;
+        self.save(rollout)?;
+        self.end_step(&label);
+        Ok(Some(format!("the rollout of {label} ({step})")))
     }
 
     fn decide(&mut self, changes: impl Fn(&Registry) -> Result<Vec<Change>>) -> Result<bool> {
@@ -211,7 +235,9 @@ impl RolloutController {
         let saved =
             advanced.and_then(|()| if rollout == before { Ok(()) } else { self.save(rollout) });
         if let Err(error) = saved {
-            tracing::warn!(%error, rollout = label, "a step of a rollout failed; trying again");
+            if self.failures.is_news(&format!("{label}: {error}")) {
+                tracing::warn!(%error, rollout = label, "a step of a rollout failed; trying again");
+            }
             self.back_off.insert(label, Instant::now() + BACK_OFF);
         }
     }

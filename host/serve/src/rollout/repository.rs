@@ -14,7 +14,9 @@ use std::{
 };
 
 use hypercast_config::sha256;
-use hypercast_core::{atomic_dir, atomic_file, dir_lock::DirLock, error::ErrorKind};
+use hypercast_core::{
+    atomic_dir, atomic_file, dir_lock::DirLock, error::ErrorKind, logging::RepeatedFailures,
+};
 use hypercast_data::versioned;
 use hypercast_stream::registry::Change;
 use serde::{Deserialize, Serialize};
@@ -41,6 +43,7 @@ pub struct Repository {
     dir: PathBuf,
     /// Held from the first push, or from the start if no other process holds it.
     owned: Mutex<Option<DirLock>>,
+    unreadable: Mutex<RepeatedFailures>,
 }
 
 /// A version that was pushed before.
@@ -87,7 +90,7 @@ impl Repository {
             atomic_dir::create(&dir.join(part))?;
         }
         let dir = dir.canonicalize().map_err(Error::io(dir))?;
-        Ok(Self { dir, owned: Mutex::default() })
+        Ok(Self { dir, owned: Mutex::default(), unreadable: Mutex::default() })
     }
 
     /// Makes this process the one that accepts pushes for the folder, until it ends.
@@ -104,7 +107,7 @@ impl Repository {
                     return error;
                 }
                 error.within(
-                    "another daemon accepts pushes for this folder of experts; send them there",
+                    "another daemon accepts pushes for this folder of experts; send them, and rollbacks of what it recorded, there",
                 )
             })?;
             *owned = Some(held);
@@ -179,7 +182,10 @@ impl Repository {
                 match self.known(name) {
                     Ok(known) => pending.extend(known.pending),
                     // It must not hold up the rollouts of others.
-                    Err(error) => tracing::error!(%error, "the pushes of {name} cannot be read"),
+                    Err(error) if lock(&self.unreadable).is_news(&error) => {
+                        tracing::error!(%error, "the pushes of {name} cannot be read");
+                    }
+                    Err(_) => {}
                 }
             }
         }

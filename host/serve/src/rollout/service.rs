@@ -53,7 +53,7 @@ pub(super) enum RolloutCommand {
     Begin { begun: AcceptedPush, done: SyncSender<Result<()>> },
     /// Start the rollouts of pushes that were accepted and have not begun.
     BeginRecorded { done: SyncSender<Result<()>> },
-    /// Give an expert's users back to the version before.
+    /// End the rollouts of an expert, or undo its last promotion.
     RollBack { name: String, done: SyncSender<Result<String>> },
 }
 
@@ -136,11 +136,13 @@ impl RolloutService {
         own
     }
 
-    /// Gives an expert's users back to the version before: ends a rollout that is under way, or
-    /// undoes the last promotion. Blocks. Returns what was done, in words.
+    /// Gives an expert's users back to the version before: ends its rollout, and one that is
+    /// recorded and has not begun, or undoes the last promotion if there is neither. Blocks.
+    /// Returns what was ended and who answers now, in words.
     ///
     /// # Errors
-    /// Refused: there is no version before.
+    /// Refused: there is no version before, or another daemon recorded the push. The message says
+    /// what was ended all the same.
     pub fn roll_back(&self, name: &str) -> Result<String> {
         self.send(|done| RolloutCommand::RollBack { name: name.to_owned(), done })
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use hypercast_config::Config;
-use hypercast_core::{clock::now_ms, shutdown::Shutdown};
+use hypercast_core::{clock::now_ms, logging::RepeatedFailures, shutdown::Shutdown};
 use hypercast_data::schema::Schema;
 use hypercast_fm::priority::lower_thread_priority;
 use hypercast_stream::{
@@ -57,6 +57,7 @@ pub struct SetUpdater {
     plan: DesiredSet,
     /// Counts the decisions that the registry misses.
     unapplied: IntGauge,
+    failures: RepeatedFailures,
     /// The versions that serve.
     pub(crate) models: Arc<ServingModels>,
 }
@@ -83,8 +84,17 @@ impl SetUpdater {
             "hypercast_registry_unapplied_decisions",
             "Decisions of the registry that this version of hypercast cannot apply or its stream has lost; it decides nothing meanwhile",
         );
-        let updater =
-            SetUpdater { expert_file_hashes, schema, loader, follower, plan, unapplied, models };
+        let failures = RepeatedFailures::default();
+        let updater = SetUpdater {
+            expert_file_hashes,
+            schema,
+            loader,
+            follower,
+            plan,
+            unapplied,
+            failures,
+            models,
+        };
         updater.report_missing();
         Ok(updater)
     }
@@ -155,11 +165,6 @@ impl SetUpdater {
         if self.schema.is_none() {
             return Ok(false);
         }
-        // Requests of more candidates need more memory.
-        for arm in &self.models.set().arms {
-            let limits = config.load_options(&arm.name).graph_limits;
-            arm.expert().blueprint().check_memory(&limits.serving, limits.memory_bytes)?;
-        }
         let hashes = expert_file_hashes(&config);
         let changed =
             config.experts != self.loader.config.experts || hashes != self.expert_file_hashes;
@@ -168,7 +173,9 @@ impl SetUpdater {
             std::mem::replace(&mut self.expert_file_hashes, hashes),
         );
         let served = self.models.set();
-        if changed && let Err(error) = self.swap() {
+        // Loading checks what it loads, and what goes on to serve.
+        let fits = if changed { self.swap() } else { self.loader.check_memory(&served) };
+        if let Err(error) = fits {
             (self.loader.config, self.expert_file_hashes) = before;
             return Err(error);
         }
@@ -186,7 +193,7 @@ impl SetUpdater {
         let is_sound = || !old.fms().any(ServedFm::is_to_be_made_anew);
         // Versions that are only in training change nothing here.
         if plan == self.plan && self.models.problem().is_none() && is_sound() {
-            return Ok(());
+            return self.loader.check_memory(&old);
         }
         let set = self.loader.load(&plan, Some(&old), self.follower.position())?;
         self.models.swap(set);
@@ -212,10 +219,12 @@ impl SetUpdater {
         *lock(&self.models.missing) = missing;
     }
 
-    fn report(&self, outcome: Result<()>) {
+    fn report(&mut self, outcome: Result<()>) {
         self.report_missing();
         if let Err(error) = outcome {
-            tracing::error!(%error, "a change of versions cannot be served; the versions before keep serving");
+            if self.failures.is_news(&error) {
+                tracing::error!(%error, "a change of versions cannot be served; the versions before keep serving");
+            }
             *lock(&self.models.problem) = Some(error.to_string());
         }
     }
@@ -249,9 +258,12 @@ impl FollowThreads {
 
 /// Follows outcomes until `stop`, and tries again while the stream cannot be read.
 fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &Shutdown) {
+    let mut failures = RepeatedFailures::default();
     while !stop.is_requested() {
         if let Err(error) = compare_outcomes(streams, service, stop) {
-            tracing::warn!(%error, "outcomes cannot be read; trying again");
+            if failures.is_news(&error) {
+                tracing::warn!(%error, "outcomes cannot be read; trying again");
+            }
             std::thread::sleep(REST);
         }
     }
@@ -276,8 +288,9 @@ fn compare_outcomes(
                 // A correction is ignored, because the outcome was compared when it first became
                 // known.
                 Ok(StateUpdate::Corrected(_) | StateUpdate::Item(_) | StateUpdate::User(_)) => {}
+                // The follower of features sets it aside, and says so.
                 Err(error) => {
-                    tracing::warn!(%error, position = stored.position, "an outcome cannot be read");
+                    tracing::debug!(%error, position = stored.position, "an outcome is not compared");
                 }
             }
         }

@@ -1,9 +1,13 @@
 //! Loads a desired set of versions. It takes over what the old set has already; everything else is
 //! loaded and checked here, off the path of requests. A set is complete or is not created.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use hypercast_config::{Config, FmTierConfig};
+use hypercast_core::logging::RepeatedFailures;
 use hypercast_data::schema::Schema;
 use hypercast_expert::{Blueprint, Engine, LoadOptions, Plugin, SavedParameters, ServedExpert};
 use hypercast_fm::inference::{self, FoundationModel};
@@ -16,6 +20,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     fm::{FmTier, batcher::FmBatcher, remote::RemoteFm},
     metrics::Metrics,
+    threads::lock,
     versions::{
         desired_set::{DesiredExpert, DesiredFm, DesiredSet},
         serving_set::{ExpertArm, LiveExpert, ServedFm, ServingSet},
@@ -34,6 +39,7 @@ pub struct VersionLoader {
     streams: Arc<dyn Streams>,
     /// The streams of published weights that the loaded versions follow.
     pub(crate) feeds: Arc<WeightFeeds>,
+    failures: Mutex<RepeatedFailures>,
 }
 
 impl VersionLoader {
@@ -50,7 +56,16 @@ impl VersionLoader {
     ) -> Result<Self> {
         let wasm = Engine::new(config.guests())?;
         let (config, fm_config) = (config.clone(), fm_config.clone());
-        Ok(Self { config, fm_config, schema, wasm, metrics, streams, feeds: Arc::default() })
+        Ok(Self {
+            config,
+            fm_config,
+            schema,
+            wasm,
+            metrics,
+            streams,
+            feeds: Arc::default(),
+            failures: Mutex::default(),
+        })
     }
 
     /// Loads the versions of `plan` that `old` does not have.
@@ -69,15 +84,18 @@ impl VersionLoader {
         // traffic.
         let mut unloaded = Vec::new();
         for desired in &plan.fms {
-            let fm =
-                match self.fm(desired, old).map_err(|error| named(error, "FM", &desired.version)) {
-                    Ok(fm) => fm,
-                    Err(error) if !plan.needs(desired) => {
-                        unloaded.push(error.to_string());
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                };
+            let named = |error: Error| match &desired.version {
+                Some(version) => error.within(format!("FM {version}")),
+                None => error,
+            };
+            let fm = match self.fm(desired, old).map_err(named) {
+                Ok(fm) => fm,
+                Err(error) if !plan.needs(desired) => {
+                    unloaded.push(error.to_string());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let version = fm.version().to_owned();
             if desired.version.is_none() {
                 configured = Some(version.clone());
@@ -95,8 +113,9 @@ impl VersionLoader {
         let mut arms = Vec::new();
         for desired in &plan.experts {
             let arm = self.arm(desired, configured.as_deref().unwrap_or(&default), &fms, old);
-            let label = format!("expert {}", desired.name);
-            match arm.map_err(|error| named(error, &label, &desired.version)) {
+            let version = desired.version.as_ref().map(|version| format!(" {version}"));
+            let label = format!("expert {}{}", desired.name, version.unwrap_or_default());
+            match arm.map_err(|error| error.within(label)) {
                 Ok(arm) => arms.push(Arc::new(arm)),
                 // Configured experts must all load: a daemon starts with everything or not at all.
                 Err(error) if desired.share == 0.0 && desired.version.is_some() => {
@@ -108,8 +127,29 @@ impl VersionLoader {
         let max_candidates = self.config.server.max_candidates;
         let mut set = ServingSet::new(max_candidates, fms, default, arms);
         (set.revision, set.unloaded) = (revision, unloaded);
+        self.check_memory(&set)?;
         self.metrics.set_versions(&set);
         Ok(set)
+    }
+
+    /// Checks that every expert of a set has the memory for requests of as many candidates as the
+    /// configuration allows. Those that `old` had were loaded for other requests.
+    ///
+    /// # Errors
+    /// One needs more; the message names its version, and has the figures.
+    pub(super) fn check_memory(&self, set: &ServingSet) -> Result<()> {
+        for arm in &set.arms {
+            let limits = self.config.load_options(&arm.name).graph_limits;
+            let expert = arm.expert();
+            let fits = expert.blueprint().check_memory(&limits.serving, limits.memory_bytes);
+            fits.map_err(|error| {
+                Error::from(error).within(format!(
+                    "expert {} cannot serve {} candidates (server.max_candidates)",
+                    arm.label, self.config.server.max_candidates
+                ))
+            })?;
+        }
+        Ok(())
     }
 
     fn fm(&self, desired: &DesiredFm, old: Option<&ServingSet>) -> Result<ServedFm> {
@@ -117,16 +157,7 @@ impl VersionLoader {
             (&fm.desired.version, &fm.desired.weights) == (&desired.version, &desired.weights)
         };
         let tier = match old.and_then(|old| old.fms().find(alike)) {
-            Some(loaded) if loaded.is_to_be_made_anew() => {
-                tracing::warn!(
-                    version = loaded.version(),
-                    "files of the FM that serves are damaged; it is made anew of what is published"
-                );
-                self.open_fm(desired).unwrap_or_else(|error| {
-                    tracing::error!(%error, "the FM cannot be made anew; trying again");
-                    loaded.tier.clone()
-                })
-            }
+            Some(loaded) if loaded.is_to_be_made_anew() => self.made_anew(loaded),
             Some(loaded) => loaded.tier.clone(),
             None => self.open_fm(desired)?,
         };
@@ -137,6 +168,22 @@ impl VersionLoader {
             ))),
             _ => Ok(ServedFm { tier, desired: desired.clone() }),
         }
+    }
+
+    /// The FM of published weights, in new files; as it was, if that fails for now.
+    fn made_anew(&self, loaded: &ServedFm) -> Arc<FmTier> {
+        let version = loaded.version();
+        self.open_fm(&loaded.desired).inspect(|_| {
+            tracing::warn!(
+                version,
+                "files of the FM that served were damaged; it was made anew of what is published"
+            );
+        }).unwrap_or_else(|error| {
+            if lock(&self.failures).is_news(&format!("{version}: {error}")) {
+                tracing::error!(%error, version, "files of the FM that serves are damaged, and it cannot be made anew; trying again");
+            }
+            loaded.tier.clone()
+        })
     }
 
     fn open_fm(&self, desired: &DesiredFm) -> Result<Arc<FmTier>> {
@@ -259,14 +306,6 @@ impl VersionLoader {
                 Ok(live)
             }
         }
-    }
-}
-
-/// Puts the registered version that an error is about in front of it.
-fn named(error: Error, label: &str, version: &Option<String>) -> Error {
-    match version {
-        Some(version) => error.within(format!("{label} {version}")),
-        None => error,
     }
 }
 

@@ -3,11 +3,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, mpsc::Receiver},
+    sync::{Arc, Mutex, mpsc::Receiver},
     time::{Duration, Instant},
 };
 
-use hypercast_core::supervised_thread::OnPanic;
+use hypercast_core::{logging::RepeatedFailures, supervised_thread::OnPanic};
 use hypercast_expert::RankOutcome;
 use hypercast_fm::inference::FmOutput;
 use hypercast_stream::registry::user_bucket;
@@ -21,7 +21,7 @@ use crate::{
         prediction_log::{ArmPredictions, PredictionLog},
     },
     request::service::{Fetched, by_task},
-    threads::{QueueThread, survive_panic},
+    threads::{QueueThread, lock, survive_panic},
     versions::serving_set::ServedFm,
 };
 
@@ -50,6 +50,8 @@ pub(crate) struct ShadowWorker {
     pub(crate) log: Arc<PredictionLog>,
     /// Counts requests and failures.
     pub(crate) metrics: Arc<Metrics>,
+    /// What was told of FMs that fail.
+    pub(crate) failures: Mutex<RepeatedFailures>,
 }
 
 impl ShadowQueue {
@@ -116,7 +118,8 @@ impl ShadowWorker {
                 }
                 RankOutcome::Degraded(fault) => {
                     self.metrics.shadows.with_label_values(&["failed"]).inc();
-                    tracing::warn!(%fault, arm = arm.label, "a shadow expert failed; its request was answered before");
+                    // `hypercast plugin logs` shows the newest faults.
+                    tracing::debug!(%fault, arm = arm.label, "a shadow expert failed; its request was answered before");
                 }
             }
         }
@@ -129,7 +132,11 @@ impl ShadowWorker {
             Ok(output) => Some(Arc::new(output)),
             Err(refusal) => {
                 self.metrics.shadows.with_label_values(&["failed"]).inc();
-                tracing::warn!(%refusal, fm = fm.version(), "a shadow's FM failed");
+                // The figures of a refusal differ from request to request.
+                let kind = format!("{} {}", fm.version(), refusal.code().1);
+                if lock(&self.failures).is_news(&kind) {
+                    tracing::warn!(%refusal, fm = fm.version(), "a shadow's FM failed");
+                }
                 None
             }
         }

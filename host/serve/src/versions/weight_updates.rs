@@ -4,7 +4,7 @@
 //! A publication that does not follow the current weights, or does not fit the model, is refused:
 //! the weights stay, and the model waits for the next snapshot.
 
-use hypercast_core::shutdown::Shutdown;
+use hypercast_core::{logging::RepeatedFailures, shutdown::Shutdown};
 use std::{
     path::Path,
     sync::{Arc, Mutex, Weak},
@@ -49,6 +49,7 @@ pub struct WeightFeed {
     /// When to try again after a failure.
     rest_until: Option<Instant>,
     awaits_snapshot: bool,
+    failures: RepeatedFailures,
 }
 
 /// The model that publications are applied to.
@@ -62,7 +63,15 @@ pub(super) enum FeedTarget {
 impl WeightFeed {
     /// A feed of `fm@VERSION` or `NAME@VERSION`.
     pub(super) fn new(label: String, follower: PublicationFollower, model: FeedTarget) -> Self {
-        Self { label, follower, model, refused: 0, rest_until: None, awaits_snapshot: false }
+        Self {
+            label,
+            follower,
+            model,
+            refused: 0,
+            rest_until: None,
+            awaits_snapshot: false,
+            failures: RepeatedFailures::default(),
+        }
     }
 
     fn is_served(&self) -> bool {
@@ -85,7 +94,9 @@ impl WeightFeed {
                 Ok(None) => return,
                 Ok(Some(publication)) => self.take(publication, metrics),
                 Err(error) => {
-                    tracing::warn!(%error, version = self.label, "published weights cannot be read; trying again");
+                    if self.failures.is_news(&error) {
+                        tracing::warn!(%error, version = self.label, "published weights cannot be read; trying again");
+                    }
                     self.rest_until = Some(Instant::now() + REST);
                     return;
                 }
@@ -107,7 +118,9 @@ impl WeightFeed {
             // The model no longer serves.
             Ok(false) => {}
             Err(error) => {
-                tracing::error!(%error, version = self.label, "published weights are refused; the weights before keep serving until the next snapshot");
+                if self.failures.is_news(&error) {
+                    tracing::error!(%error, version = self.label, "published weights are refused; the weights before keep serving until the next snapshot");
+                }
                 self.awaits_snapshot = true;
                 metrics.publication_refused(&self.label);
             }

@@ -1,4 +1,5 @@
-//! `hypercast plugin rollback NAME HOST`: gives an expert's users back to the version before.
+//! `hypercast plugin rollback NAME HOST`: ends an expert's rollouts, and gives its users back to
+//! the version before.
 
 use super::host::Host;
 use hypercast_serve::admin::DoneAnswer;
@@ -13,7 +14,7 @@ pub struct Args {
     pub host: Host,
 }
 
-/// Rolls back, and says who answers then.
+/// Rolls back, and says what was ended and who answers then.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let route = format!("/v1/admin/experts/{}/rollback", args.name);
     let answer: DoneAnswer = args.host.post(&route, b"")?;

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use hypercast_core::error::ErrorKind;
 use hypercast_store::{Adagrad, Error, Store, StoreOptions, StoreReader};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -154,7 +155,12 @@ fn follow_and_kill(child: &mut Child, dir: &Path, after_ms: u64) -> u64 {
     is_open.recv().expect("the child opens the store");
     let found = StoreReader::open(dir).unwrap().generation();
     match Store::open(dir) {
-        Err(Error::Locked { holder, .. }) => assert_eq!(holder, format!("process {}", child.id())),
+        Err(error @ Error::Locked { .. }) => {
+            assert_eq!(error.kind(), ErrorKind::Refused);
+            let (why, dir) = (error.to_string(), dir.display());
+            let holder = format!("{dir} is open for writing in process {}; stop", child.id());
+            assert!(why.contains(&holder), "{why}");
+        }
         other => panic!("two writers: {other:?}"),
     }
     std::thread::sleep(Duration::from_millis(after_ms));

@@ -30,6 +30,7 @@ use crate::ServiceContext;
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
 use hypercast_config::FmGateSettings;
+use hypercast_core::logging::RepeatedFailures;
 use hypercast_expert::train::TaskTargets;
 
 /// The newest requests that are kept until the next publication. A request is at most a record of
@@ -56,6 +57,7 @@ pub(super) struct FmPublishGate {
     /// Requests up to this time may come a second time, and say nothing then.
     pub(super) reread_until_ms: Option<i64>,
     tae_drift: Option<f64>,
+    failures: RepeatedFailures,
     holds: HoldLog,
 }
 
@@ -111,6 +113,7 @@ impl FmPublishGate {
             window,
             reread_until_ms: None,
             tae_drift: None,
+            failures: RepeatedFailures::default(),
             holds: HoldLog::new(trained.work, telemetry),
         })
     }
@@ -177,7 +180,9 @@ impl FmPublishGate {
             return;
         }
         if let Err(error) = self.catch_up() {
-            tracing::warn!(%error, "what serves cannot be loaded, so that nothing is compared with it");
+            if self.failures.is_news(&error) {
+                tracing::warn!(%error, "what serves cannot be loaded, so that nothing is compared with it");
+            }
             self.serving = None;
         }
         let first = self.requests.len() - mem::take(&mut self.unscored);
@@ -187,7 +192,9 @@ impl FmPublishGate {
         let examples: Vec<&Example> = fresh.iter().map(|request| &request.example).collect();
         let said = self.comparable().map(|fm| fm.infer(&examples)).transpose();
         let serving = said.unwrap_or_else(|error| {
-            tracing::warn!(%error, "what serves cannot predict, so that nothing is compared with it");
+            if self.failures.is_news(&error) {
+                tracing::warn!(%error, "what serves cannot predict, so that nothing is compared with it");
+            }
             None
         });
         if self.has_published {
@@ -227,7 +234,10 @@ impl FmPublishGate {
         let candidate = trainer.predict(&newest)?.tae;
         match fm.infer(&newest) {
             Ok(serving) => self.tae_drift = Some(relative_distance(&candidate, &serving.tae)),
-            Err(error) => tracing::warn!(%error, "what serves gives no TAEs to compare with"),
+            Err(error) if self.failures.is_news(&error) => {
+                tracing::warn!(%error, "what serves gives no TAEs to compare with");
+            }
+            Err(_) => {}
         }
         Ok(())
     }

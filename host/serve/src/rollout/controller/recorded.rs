@@ -46,11 +46,8 @@ impl RolloutController {
         }
         let mut outcome = Ok(());
         for pending in recorded {
-            let rollout = &pending.rollout;
-            let key = (rollout.name().to_owned(), rollout.version().to_owned());
-            let known = lock(&self.all).get(&key).map(|known| known.created_ms);
-            let begun = if known == Some(rollout.created_ms) {
-                acceptor.repository.begun(rollout)
+            let begun = if self.has_begun(&pending.rollout) {
+                acceptor.repository.begun(&pending.rollout)
             } else {
                 self.begin(&pending)
             };
@@ -60,6 +57,12 @@ impl RolloutController {
             self.begin_at = None;
         }
         outcome
+    }
+
+    /// Whether a recorded rollout has a file of its own, which is not noted yet.
+    fn has_begun(&self, rollout: &Rollout) -> bool {
+        let key = (rollout.name().to_owned(), rollout.version().to_owned());
+        lock(&self.all).get(&key).is_some_and(|known| known.created_ms == rollout.created_ms)
     }
 
     /// Begins a recorded rollout. A refusal gives it up; whatever else fails is tried again.
@@ -100,8 +103,22 @@ impl RolloutController {
         self.replace(rollout)
     }
 
+    /// Ends the recorded rollout of an expert, which would replace what serves as soon as it can
+    /// begin; returns which, in words.
+    pub(super) fn cancel_recorded(&mut self, name: &str) -> Result<Option<String>> {
+        let acceptor = self.context.acceptor.clone();
+        let recorded = acceptor.repository.pending()?;
+        let is_own = |pending: &PendingRollout| {
+            pending.rollout.name() == name && !self.has_begun(&pending.rollout)
+        };
+        let Some(pending) = recorded.into_iter().find(is_own) else { return Ok(None) };
+        acceptor.repository.own()?;
+        self.cancel(&pending, "asked to".into())?;
+        Ok(Some(format!("the rollout of {} (not begun)", pending.rollout.label())))
+    }
+
     /// Ends a recorded rollout that has not begun. Its history says why.
-    pub(super) fn cancel(&mut self, pending: &PendingRollout, cause: String) -> Result<()> {
+    fn cancel(&mut self, pending: &PendingRollout, cause: String) -> Result<()> {
         let mut rollout = pending.rollout.clone();
         let text = format!("given up before it began: {cause}");
         rollout.end(RolloutStep::Failed, cause, text);

@@ -267,14 +267,15 @@ fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Re
     Ok(ids)
 }
 
-/// Locks a stream for writing, or names the process that has it.
+/// Locks a stream for writing, or names the process that has it. That is no failure of the disk,
+/// and some processes write for a moment only, so it is worth trying again.
 fn lock(topic: &Topic, folder: &Path) -> Result<DirLock> {
     let path = folder.join("owner");
     DirLock::try_acquire(&path, LOCK_WAIT)?.map_err(|holder| {
-        let reason = format!(
-            "{holder} writes to the stream {topic}, and a stream has one writer; stop it, or give \
-             this process another engine.dir"
-        );
-        Error::data(&path, reason)
+        let folder = folder.display();
+        Error::unreachable(format!(
+            "{folder}: {holder} writes to the stream {topic}, and a stream has one writer; stop \
+             it, or give this process another engine.dir"
+        ))
     })
 }

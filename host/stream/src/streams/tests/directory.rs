@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Instant;
 
+use hypercast_core::error::ErrorKind;
 use hypercast_core::prerequisite::skip;
 
 use super::super::directory::DirectoryLimits;
@@ -158,8 +159,12 @@ fn a_second_writer_is_refused_by_the_firsts_process_id() {
     let (first, second) = (open(dir.path(), LIMITS), open(dir.path(), LIMITS));
     let appender = first.appender(&topic).unwrap();
     assert!(first.appender(&topic).is_ok(), "the same engine returns it again");
-    let refused = second.appender(&topic).map(|_| ()).unwrap_err().to_string();
-    assert!(refused.contains(&format!("process {} writes", std::process::id())), "{refused}");
+    let refused = second.appender(&topic).map(|_| ()).unwrap_err();
+    // What writes for a moment can try again, so it is neither refused nor a failure of the disk.
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    let (refused, folder) = (refused.to_string(), dir.path().join(topic.name()));
+    let holder = format!("{}: process {} writes", folder.display(), std::process::id());
+    assert!(refused.contains(&holder) && refused.contains("engine.dir"), "{refused}");
     assert!(second.append_at(&topic, 0, &numbered(1..2)).is_err());
     drop(appender);
     second.appender(&topic).unwrap().append(&numbered(1..2)).unwrap();
