@@ -67,7 +67,7 @@ fn an_order_reaches_its_reader_once_in_memory_and_in_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().to_path_buf();
     let settings = hypercast_config::EngineSettings { dir, ..Default::default() };
-    an_order_reaches_its_reader_once(Arc::new(DirectoryEngine::open(&settings).unwrap()));
+    an_order_reaches_its_reader_once(Arc::new(DirectoryEngine::open(&settings, &Shutdown::default()).unwrap()));
 }
 
 #[test]
