@@ -79,7 +79,7 @@ pub struct Config {
     pub server: ServerSettings,
     /// The tier that runs the FM for candidates.
     pub fm_serving: FmTierConfig,
-    /// The tier that runs the FM for served items.
+    /// The FM of the logging tier, which runs it for served items.
     #[serde(default = "FmTierConfig::logging", deserialize_with = "serving::logging_keys")]
     pub fm_logging: FmTierConfig,
     /// The end of the data set's part that trains and that `serve` starts from.

@@ -266,7 +266,7 @@ pub enum DaemonTier {
     Expert,
     /// The FM for candidates under a deadline, for other processes
     FmServing,
-    /// The FM for served items in large batches, for other processes
+    /// The FM as the logging tier runs it, for other processes: served items in large batches
     FmLogging,
     /// The intake of events only; other processes join and serve
     Ingest,

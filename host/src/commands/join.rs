@@ -27,7 +27,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = Shutdown::on_signals()?;
     let config = Config::read(&args.config)?;
     let dataset = Dataset::open(&config.paths.dataset)?;
-    let engine = streams::open(&config.engine)?;
+    let engine = streams::open_with_shutdown(&config.engine, &stop)?;
     let metrics = Arc::new(Metrics::default());
     if let Some(address) = args.metrics {
         let (counted, ready) = (metrics.clone(), metrics.clone());

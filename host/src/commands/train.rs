@@ -101,7 +101,7 @@ fn follow(config: &Config, dataset: &Dataset, args: FollowArgs) -> anyhow::Resul
     let FollowArgs { version, from, metrics, until_end, .. } = args;
     let options = follow_fm::FollowFmOptions { version, from, metrics, until_end };
     let stop = Shutdown::on_signals()?;
-    let engine = streams::open(&config.engine)?;
+    let engine = streams::open_with_shutdown(&config.engine, &stop)?;
     let out = &mut std::io::stdout();
     let report =
         follow_fm::follow(ServiceContext { dataset, config, engine }, &options, &stop, out)?;
@@ -157,8 +157,8 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
             metrics: args.metrics,
             until_end: args.until_end,
         };
-        let streams = streams::open(&config.engine)?;
         let stop = Shutdown::on_signals()?;
+        let streams = streams::open_with_shutdown(&config.engine, &stop)?;
         follow_expert::follow(context, streams, &options, &stop, &mut std::io::stdout())?;
         return Ok(());
     }
@@ -222,12 +222,12 @@ pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     if args.follow {
         let dataset = Dataset::open(&config.paths.dataset)?;
-        let streams = streams::open(&config.engine)?;
+        let shutdown = Shutdown::on_signals()?;
+        let streams = streams::open_with_shutdown(&config.engine, &shutdown)?;
         let mut active = Registered::new(&*streams, &config.paths.fm)?;
         let options = LoggingOptions { metrics: args.metrics, until_end: args.until_end };
         let context =
             ServiceContext { dataset: &dataset, config: &config, engine: streams.clone() };
-        let shutdown = Shutdown::on_signals()?;
         logging::follow(
             context,
             &mut || active.to_log(&*streams),

@@ -275,6 +275,10 @@ impl JoinedReader {
     }
 
     fn retry(&mut self, error: Error) -> Result<()> {
+        if self.engine.is_stopping() {
+            // Its caller ends, and reads this at its next start.
+            return Ok(());
+        }
         self.failures += 1;
         if self.failures >= MOST_FAILURES {
             return Err(error);

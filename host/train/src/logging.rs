@@ -35,6 +35,7 @@ use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
+use hypercast_core::error::ErrorKind;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::logs::{LogRow, LogWriter};
 use hypercast_stream::dead_letters::LetterReader;
@@ -175,6 +176,26 @@ impl LoggingTier<'_> {
         shutdown: &Shutdown,
         out: &mut dyn Write,
     ) -> Result<LoggingReport> {
+        match self.log_until(active, options, shutdown, out) {
+            // What was waited for is read at the next start.
+            Err(error) if shutdown.is_requested() && error.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(%error, "asked to stop while the streams were waited for");
+            }
+            logged => logged?,
+        }
+        self.log.cut()?;
+        self.say(out)?;
+        self.report.position = self.position;
+        Ok(self.report)
+    }
+
+    fn log_until(
+        &mut self,
+        active: &mut ActiveVersions<'_>,
+        options: LoggingOptions,
+        shutdown: &Shutdown,
+        out: &mut dyn Write,
+    ) -> Result<()> {
         let settings = &self.config.fm_logging;
         let most = settings.batch_candidates;
         let wait = Duration::from_micros(settings.batch_wait_us);
@@ -211,10 +232,7 @@ impl LoggingTier<'_> {
                 self.say(out)?;
             }
         }
-        self.log.cut()?;
-        self.say(out)?;
-        self.report.position = self.position;
-        Ok(self.report)
+        Ok(())
     }
 
     /// Whether records came, or may be there.

@@ -1,8 +1,8 @@
 //! Materialising: a finished FM's TAEs of served items into feature logs.
 //!
-//! `train fm` logs the TAEs of its own stream; this does the same for any
-//! stretch of a data set with any checkpoint, in big batches and without
-//! learning: the logging tier of section 3.3.3.
+//! `train fm` logs the TAEs of its own stream; this does the same for any stretch of a data set
+//! with any checkpoint, in big batches and without learning. It is what the logging tier
+//! ([`crate::logging`]) does with the stream of joined examples (paper section 3.3.3).
 
 use std::path::Path;
 

@@ -22,22 +22,21 @@ use tokio::sync::oneshot;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
+    fm::FmRequest,
     metrics::Metrics,
     request::api::{Refusal, RequestResult},
     threads::{QueueThread, survive_panic},
 };
 
-/// A request's examples (one, or several of a caller that batches itself), and where its result
-/// goes.
+/// A request, and where its result goes.
 struct InferJob {
-    examples: Arc<[Example]>,
-    deadline: Instant,
+    request: FmRequest,
     reply: oneshot::Sender<RequestResult<FmOutput>>,
 }
 
 impl InferJob {
     fn candidates(&self) -> usize {
-        self.examples.iter().map(|example| example.targets.len()).sum()
+        self.request.examples.iter().map(|example| example.targets.len()).sum()
     }
 }
 
@@ -79,20 +78,14 @@ impl FmBatcher {
     ///
     /// # Errors
     /// The queue is full, the deadline passes, or an example does not fit the model.
-    pub async fn infer(
-        &self,
-        examples: Arc<[Example]>,
-        deadline: Instant,
-    ) -> RequestResult<FmOutput> {
-        let (reply, answer) = oneshot::channel();
-        self.thread.try_send(InferJob { examples, deadline, reply }).map_err(
-            |error| match error {
-                TrySendError::Full(_) => Refusal::Overloaded { retry_after_ms: 100 },
-                TrySendError::Disconnected(_) => {
-                    Refusal::Internal("the FM's thread has ended; see the host's log".into())
-                }
-            },
-        )?;
+    pub async fn infer(&self, request: FmRequest) -> RequestResult<FmOutput> {
+        let ((reply, answer), deadline) = (oneshot::channel(), request.deadline);
+        self.thread.try_send(InferJob { request, reply }).map_err(|error| match error {
+            TrySendError::Full(_) => Refusal::Overloaded { retry_after_ms: 100 },
+            TrySendError::Disconnected(_) => {
+                Refusal::Internal("the FM's thread has ended; see the host's log".into())
+            }
+        })?;
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Refusal::Internal("the FM failed; see the host's log".into())),
@@ -130,7 +123,7 @@ impl BatchWorker {
         first: InferJob,
         jobs: &Receiver<InferJob>,
     ) -> (Vec<InferJob>, Option<InferJob>) {
-        let until = (Instant::now() + self.wait).min(first.deadline);
+        let until = (Instant::now() + self.wait).min(first.request.deadline);
         let mut candidates = first.candidates();
         let mut batch = vec![first];
         while candidates < self.most {
@@ -150,7 +143,7 @@ impl BatchWorker {
     fn answer(&self, batch: Vec<InferJob>) {
         let now = Instant::now();
         let (jobs, late): (Vec<InferJob>, Vec<InferJob>) =
-            batch.into_iter().partition(|job| job.deadline > now && !job.reply.is_closed());
+            batch.into_iter().partition(|job| job.request.deadline > now && !job.reply.is_closed());
         for job in late {
             // The caller may have gone.
             let _ = job.reply.send(Err(Refusal::Deadline));
@@ -172,7 +165,8 @@ impl BatchWorker {
 
     /// Runs one pass and splits its output by request.
     fn infer(&self, jobs: &[InferJob]) -> hypercast_fm::Result<Vec<FmOutput>> {
-        let examples: Vec<&Example> = jobs.iter().flat_map(|job| job.examples.iter()).collect();
+        let examples: Vec<&Example> =
+            jobs.iter().flat_map(|job| job.request.examples.iter()).collect();
         let fm = &*self.fm;
         let output = self.pool.install(|| fm.infer(&examples))?;
         let manifest = self.fm.manifest();
@@ -187,5 +181,83 @@ impl BatchWorker {
             }
         };
         Ok(jobs.iter().map(part).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, mpsc::channel};
+
+    use hypercast_fm::{checkpoint::FmManifest, history::CacheCounts, update::WeightUpdate};
+
+    use super::*;
+    use crate::{http::bodies::BodyBudget, threads::lock};
+
+    /// An FM whose first pass lasts until it is let go, and whose passes fail.
+    struct BlockedFm {
+        gate: Mutex<Receiver<()>>,
+    }
+
+    impl FoundationModel for BlockedFm {
+        fn manifest(&self) -> &FmManifest {
+            unreachable!("no pass succeeds")
+        }
+
+        fn current_manifest(&self) -> Arc<FmManifest> {
+            unreachable!("nobody asks")
+        }
+
+        fn update(&self, _: WeightUpdate) -> hypercast_fm::Result<()> {
+            Ok(())
+        }
+
+        fn infer(&self, _: &[&Example]) -> hypercast_fm::Result<FmOutput> {
+            // It ends with the other end of the channel.
+            let _ = lock(&self.gate).recv();
+            Err(hypercast_fm::Error::Update("the pass failed".into()))
+        }
+
+        fn infer_uncached(&self, examples: &[&Example]) -> hypercast_fm::Result<FmOutput> {
+            self.infer(examples)
+        }
+
+        fn cache_counts(&self) -> CacheCounts {
+            CacheCounts::default()
+        }
+
+        fn check_files(&self) -> hypercast_fm::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_the_fm_keeps_its_memory_although_its_caller_has_left() {
+        const MIB: usize = 1 << 20;
+        let (go_on, gate) = channel::<()>();
+        let metrics = Arc::new(Metrics::default());
+        let fm = Arc::new(BlockedFm { gate: Mutex::new(gate) });
+        let config = FmTierConfig { threads: 1, batch_wait_us: 0, ..FmTierConfig::default() };
+        let batcher = FmBatcher::start(fm, &config, metrics.clone()).unwrap();
+        let budget = BodyBudget::new(2 * MIB, &metrics);
+        let in_flight = |mib: usize| {
+            let line = format!("hypercast_inflight_body_bytes {}\n", mib * MIB);
+            let text = metrics.render(None);
+            assert!(text.contains(&line), "{line}{text}");
+        };
+        for _ in 0..2 {
+            let body = budget.read(vec![7; MIB].into(), MIB).await.unwrap();
+            let _reserved = Some(Arc::new(body.into_reserved()));
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let asks = batcher.infer(FmRequest { examples: [].into(), deadline, _reserved });
+            let left = tokio::time::timeout(Duration::from_millis(20), asks).await;
+            assert!(left.is_err(), "the caller leaves before it is answered");
+        }
+        in_flight(2);
+        let full = budget.read("x".into(), MIB).await.err();
+        assert!(matches!(full, Some(Refusal::BodiesFull { .. })), "{full:?}");
+        drop(go_on);
+        // It finishes what is queued.
+        drop(batcher);
+        in_flight(0);
     }
 }

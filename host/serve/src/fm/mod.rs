@@ -11,8 +11,20 @@ use hypercast_fm::{
 
 use crate::{
     fm::{batcher::FmBatcher, remote::RemoteFm},
+    http::bodies::ReservedMemory,
     request::api::RequestResult,
 };
+
+/// A request to the FM. It may outlive its caller, who can leave while it waits.
+pub struct FmRequest {
+    /// One, or several of a caller that batches itself.
+    pub examples: Arc<[Example]>,
+    /// Nobody waits for the answer after this.
+    pub deadline: Instant,
+    /// The part of the memory for bodies that the examples take; none of a shadow's, which have a
+    /// short queue of their own and must keep nothing from callers.
+    pub(crate) _reserved: Option<Arc<ReservedMemory>>,
+}
 
 /// Where a version of the FM runs.
 pub enum FmTier {
@@ -35,14 +47,10 @@ impl FmTier {
     ///
     /// # Errors
     /// See [`FmBatcher::infer`] and [`RemoteFm::infer`].
-    pub async fn infer(
-        &self,
-        examples: Arc<[Example]>,
-        deadline: Instant,
-    ) -> RequestResult<FmOutput> {
+    pub async fn infer(&self, request: FmRequest) -> RequestResult<FmOutput> {
         match self {
-            Self::Local(fm) => fm.infer(examples, deadline).await,
-            Self::Remote(fm) => fm.infer(examples, deadline).await,
+            Self::Local(fm) => fm.infer(request).await,
+            Self::Remote(fm) => fm.infer(request).await,
         }
     }
 

@@ -7,7 +7,6 @@
 
 use std::{
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
+    fm::FmRequest,
     http::{client, respond::in_time},
     request::api::{DEADLINE_HEADER, FM_VERSION_HEADER, Refusal, RefusalBody, RequestResult},
 };
@@ -183,12 +183,8 @@ impl RemoteFm {
     ///
     /// # Errors
     /// The tier's own refusal, or [`Refusal::Unreachable`] if it gives none.
-    pub async fn infer(
-        &self,
-        examples: Arc<[Example]>,
-        deadline: Instant,
-    ) -> RequestResult<FmOutput> {
-        in_time(deadline, self.ask(&examples, deadline)).await
+    pub async fn infer(&self, request: FmRequest) -> RequestResult<FmOutput> {
+        in_time(request.deadline, self.ask(&request.examples, request.deadline)).await
     }
 
     async fn ask(&self, examples: &[Example], deadline: Instant) -> RequestResult<FmOutput> {

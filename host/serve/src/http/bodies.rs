@@ -2,7 +2,8 @@
 //! of callers makes the daemon run out of memory.
 //!
 //! A body takes of the budget what it has sent, not what it announces: a caller that announces much
-//! and sends nothing keeps nothing from others.
+//! and sends nothing keeps nothing from others. What was decoded from a body keeps its part, also
+//! in a queue and after the caller has left.
 
 use std::{future::poll_fn, ops::Deref, pin::Pin, sync::Arc, time::Duration};
 
@@ -121,7 +122,7 @@ impl Deref for ReceivedBody {
     }
 }
 
-/// A part of the budget, given back on drop.
+/// A part of the budget, given back on drop: it goes wherever the bytes go.
 pub(crate) struct ReservedMemory {
     kib: Option<OwnedSemaphorePermit>,
     in_flight: IntGauge,

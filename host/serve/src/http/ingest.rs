@@ -13,7 +13,7 @@ use axum::{
     routing::{get, post},
 };
 use hypercast_data::schema::Schema;
-use hypercast_stream::events::AppendReceipt;
+use hypercast_stream::{events::AppendReceipt, streams};
 
 use crate::{
     error::Result,
@@ -60,11 +60,12 @@ pub(crate) async fn serve(
 ) -> Result<()> {
     let config = reloader.settings.now();
     let schema = Arc::new(Schema::load(&config.paths.dataset.join("schema.toml"))?);
-    let engine = hypercast_stream::streams::open(&config.engine)?;
+    let threads = ThreadGroup::default();
+    let engine = streams::open_with_shutdown(&config.engine, &threads.stop)?;
     let intake = Arc::new(EventIntake::new(engine, schema, &config, metrics.clone()));
     intake.writer.open()?;
     let workers = Workers::start(THREADS, config.server.queue)?;
-    let (threads, ticks) = (ThreadGroup::default(), intake.clone());
+    let ticks = intake.clone();
     threads.spawn("ticks", move |stop| ticks.writer.tick(stop))?;
     let bodies = BodyBudget::new(config.inflight_body_bytes(), &metrics);
     let app = Arc::new(IngestState { reloader, intake, workers, bodies, metrics });

@@ -8,7 +8,7 @@
 
 pub mod admin;
 mod auth;
-mod bodies;
+pub(crate) mod bodies;
 pub mod client;
 mod drain_body;
 mod ingest;

@@ -16,10 +16,14 @@ use hypercast_config::DaemonTier;
 use hypercast_stream::events::AppendReceipt;
 
 use crate::{
-    fm::remote::{decode_examples, encode_output},
+    fm::{
+        FmRequest,
+        remote::{decode_examples, encode_output},
+    },
     http::{
         admin,
         auth::{self, Caller, GuardedRoutes},
+        bodies::ReservedMemory,
         live_page, reload,
         respond::{
             SentEvents, in_time, lost_thread, metrics_text, not_ready, on_worker, one_at_a_time,
@@ -30,7 +34,7 @@ use crate::{
     },
     request::{
         api::{EventsAnswer, FM_VERSION_HEADER, RankRequest, Refusal, RequestResult},
-        service::RankingService,
+        service::{Fetched, RankingService},
     },
     threads::lock,
     versions::{
@@ -106,6 +110,14 @@ async fn page(content_type: &'static str, text: &'static str) -> Response {
     (headers, text).into_response()
 }
 
+/// A rank request whose body was parsed, with the part of the memory for bodies that it takes until
+/// it is answered.
+struct ParsedRank {
+    request: RankRequest,
+    fetched: Arc<Fetched>,
+    reserved: Arc<ReservedMemory>,
+}
+
 async fn rank(
     State(app): State<Arc<AppState>>,
     headers: HeaderMap,
@@ -126,11 +138,15 @@ async fn rank(
     let fetch = move || {
         let request: RankRequest = parse_json(&body)?;
         let fetched = of_fetch.fetch(&request)?;
-        Ok((request, Arc::new(fetched)))
+        let reserved = Arc::new(body.into_reserved());
+        Ok(ParsedRank { request, fetched: Arc::new(fetched), reserved })
     };
-    let (request, fetched) = on_worker(&app.workers, deadline, fetch).await?;
+    let ParsedRank { request, fetched, reserved } =
+        on_worker(&app.workers, deadline, fetch).await?;
     let asked = Instant::now();
-    let output = fetched.fm().tier.infer(fetched.example.clone(), deadline).await.map(Arc::new);
+    let (examples, _reserved) = (fetched.example.clone(), Some(reserved.clone()));
+    let asks = FmRequest { examples, deadline, _reserved };
+    let output = fetched.fm().tier.infer(asks).await.map(Arc::new);
     let took = asked.elapsed();
     if let Err(
         refusal @ (Refusal::Overloaded { .. }
@@ -143,7 +159,10 @@ async fn rank(
     }
     let idle = service.clone();
     let seen = ShadowRequest { fetched: fetched.clone(), fm: output.as_ref().ok().cloned() };
-    let run = move || service.rank(&request, &fetched, output, took);
+    let run = move || {
+        let _reserved = reserved;
+        service.rank(&request, &fetched, output, took)
+    };
     let answer = on_worker(&app.workers, deadline, run).await?;
     // Work that need not delay the answer; skipped if the queue is full.
     let _ = app.workers.submit(move || idle.after(seen));
@@ -183,11 +202,12 @@ async fn embed(
     let body = in_time(start + left, app.bodies.read(body, own.max_body_bytes)).await?;
     permit.begin();
     let decode = move || Ok((decode_examples(&body)?, body.into_reserved()));
-    // The examples are as large as the body was, and wait for the FM.
-    let (examples, _reserved) = on_worker(&app.workers, start + left, decode).await?;
+    let (examples, reserved) = on_worker(&app.workers, start + left, decode).await?;
     let set = loaded.models.set();
     let fm = wanted(&set, &headers)?;
-    let output = fm.tier.infer(examples.into(), start + left).await?;
+    let (examples, _reserved) = (examples.into(), Some(Arc::new(reserved)));
+    let asks = FmRequest { examples, deadline: start + left, _reserved };
+    let output = fm.tier.infer(asks).await?;
     let (width, format) = (fm.manifest().config.tae_width(), own.tae);
     let answer = encode_output(output, width, format)?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], answer).into_response())

@@ -11,6 +11,7 @@ use std::{
 use hypercast_config::{Config, DaemonTier, FmTierConfig};
 use hypercast_core::{
     logging,
+    shutdown::Shutdown,
     supervised_thread::{OnPanic, PanicWatch},
 };
 use hypercast_data::dataset::Dataset;
@@ -62,6 +63,8 @@ pub(crate) struct AppState {
     /// threads that block.
     pub(crate) looks: Arc<Semaphore>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Requested once all requests are answered: then no thread waits for the streams any longer.
+    stop: Shutdown,
 }
 
 /// What a process has loaded.
@@ -137,6 +140,7 @@ pub async fn serve(
         looks: Arc::new(Semaphore::new(1)),
         metrics,
         reloader,
+        stop: Shutdown::default(),
     });
     let own = Arc::downgrade(&app);
     reload::at_signals(move || own.upgrade()?.reload())?;
@@ -181,6 +185,7 @@ pub async fn serve(
     // Every accepted request is answered now, so the streams can stop and save their state.
     let stopped = app.clone();
     let stopping = tokio::task::spawn_blocking(move || {
+        stopped.stop.request();
         if let Some(loaded) = stopped.loaded.get() {
             if let Some(rollouts) = &loaded.rollouts {
                 rollouts.stop();
@@ -219,7 +224,7 @@ fn load(app: &AppState, handle: Handle) -> Result<LoadedTier> {
     }
     let dataset = ranks.then(|| Dataset::open(&config.paths.dataset)).transpose()?;
     let schema = dataset.as_ref().map(|dataset| dataset.schema.clone());
-    let streams = streams::open(&config.engine)?;
+    let streams = streams::open_with_shutdown(&config.engine, &app.stop)?;
     let loader =
         VersionLoader::new(config, &fm_config, schema.clone(), streams.clone(), metrics.clone())?;
     let wasm = loader.wasm.clone();

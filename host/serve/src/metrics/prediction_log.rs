@@ -48,7 +48,7 @@ pub struct PredictionLog {
     most: usize,
     waiting: Mutex<WaitingPredictions>,
     windows: Mutex<BTreeMap<QualityKey, QualityWindow>>,
-    /// Outcomes that were compared, and those whose request is unknown.
+    /// Outcomes that were compared, and those that were not.
     joined: AtomicU64,
     unknown: AtomicU64,
 }
@@ -63,6 +63,9 @@ struct WaitingPredictions {
 #[derive(Default)]
 struct PredictedRequest {
     items: Vec<u64>,
+    /// Whether the outcome of each item was compared: a stream that was restored or written again
+    /// brings it twice.
+    compared: Vec<bool>,
     arms: Vec<ArmPredictions>,
 }
 
@@ -96,7 +99,11 @@ impl PredictionLog {
         let inner = &mut *lock(&self.waiting);
         let request = inner.requests.entry(request).or_insert_with(|| {
             inner.order.push_back(request);
-            PredictedRequest { items: items.to_vec(), arms: Vec::new() }
+            PredictedRequest {
+                items: items.to_vec(),
+                compared: vec![false; items.len()],
+                arms: Vec::new(),
+            }
         });
         // A caller may use an id again for other items; predictions for those do not belong here.
         if request.items != items || request.arms.iter().any(|arm| arm.arm == predicted.arm) {
@@ -131,11 +138,14 @@ impl PredictionLog {
     }
 
     /// What was predicted of an impression, beside what is known of it; none for a request that was
-    /// not served here.
+    /// not served here, and for an outcome that comes again.
     fn compare(&self, impression: &Impression, schema: &Schema) -> Option<Vec<ComparedPrediction>> {
-        let waiting = lock(&self.waiting);
-        let request = waiting.requests.get(&impression.request)?;
+        let mut waiting = lock(&self.waiting);
+        let request = waiting.requests.get_mut(&impression.request)?;
         let row = request.items.iter().position(|item| *item == impression.item)?;
+        if std::mem::replace(&mut request.compared[row], true) {
+            return None;
+        }
         let mut compared = Vec::new();
         for arm in &request.arms {
             for (task, values) in &arm.tasks {
@@ -153,8 +163,8 @@ impl PredictionLog {
         lock(&self.windows).clone()
     }
 
-    /// Outcomes that were compared, and those whose request is unknown: not served here, or
-    /// dropped.
+    /// Outcomes that were compared, and those that were not: their request was not served here or
+    /// was dropped, or they came again.
     pub fn counts(&self) -> (u64, u64) {
         (self.joined.load(Ordering::Relaxed), self.unknown.load(Ordering::Relaxed))
     }

@@ -17,13 +17,13 @@ use hypercast_fm::priority::lower_thread_priority;
 use hypercast_stream::{
     join::{OutcomeRecord, StateUpdate},
     registry::{ExpertVersion, Registry, RegistryFollower, VersionState},
-    streams::{StreamEngine, Topic},
+    streams::{StreamCursor, StreamEngine, StreamPlace, StreamRead, StreamRecord, Topic},
 };
 use prometheus::IntGauge;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    metrics::Metrics,
+    metrics::{Metrics, prediction_log::PredictionLog},
     request::service::RankingService,
     threads::{ThreadGroup, lock},
     versions::{
@@ -258,9 +258,15 @@ impl FollowThreads {
 
 /// Follows outcomes until `stop`, and tries again while the stream cannot be read.
 fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &Shutdown) {
+    let (schema, mut following) = (&*service.converter.schema, None::<OutcomeComparison<'_>>);
     let mut failures = RepeatedFailures::default();
     while !stop.is_requested() {
-        if let Err(error) = compare_outcomes(streams, service, stop) {
+        let followed = match &mut following {
+            Some(comparison) => comparison.step(streams, WAIT),
+            None => OutcomeComparison::at_end(streams, &service.predictions, schema)
+                .map(|begun| following = Some(begun)),
+        };
+        if let Err(error) = followed {
             if failures.is_news(&error) {
                 tracing::warn!(%error, "outcomes cannot be read; trying again");
             }
@@ -269,33 +275,51 @@ fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &
     }
 }
 
-/// Compares outcomes with predictions from the stream's end on, because this process has no
-/// predictions for older ones.
-fn compare_outcomes(
-    streams: &dyn StreamEngine,
-    service: &RankingService,
-    stop: &Shutdown,
-) -> Result<()> {
-    let topic = Topic::outcomes();
-    let mut reader = streams.reader(&topic, streams.span(&topic)?.end)?;
-    while !stop.is_requested() {
-        let (records, now) = (reader.next(MOST, WAIT)?, now_ms());
-        for stored in records {
-            match OutcomeRecord::decode(&stored.payload).map(|outcome| outcome.update) {
-                Ok(StateUpdate::Outcome(impression)) => {
-                    service.predictions.outcome(&impression, &service.converter.schema, now);
-                }
-                // A correction is ignored, because the outcome was compared when it first became
-                // known.
-                Ok(StateUpdate::Corrected(_) | StateUpdate::Item(_) | StateUpdate::User(_)) => {}
-                // The follower of features sets it aside, and says so.
-                Err(error) => {
-                    tracing::debug!(%error, position = stored.position, "an outcome is not compared");
-                }
+/// Compares outcomes with the predictions for them.
+struct OutcomeComparison<'a> {
+    cursor: StreamCursor,
+    predictions: &'a PredictionLog,
+    schema: &'a Schema,
+}
+
+impl<'a> OutcomeComparison<'a> {
+    /// Begins at the stream's end, because this process has no predictions for older outcomes.
+    fn at_end(
+        streams: &dyn StreamEngine,
+        predictions: &'a PredictionLog,
+        schema: &'a Schema,
+    ) -> Result<Self> {
+        let topic = Topic::outcomes();
+        let end = StreamPlace::at(streams.span(&topic)?.end);
+        let cursor = StreamCursor::open(streams, &topic, end)?;
+        Ok(Self { cursor, predictions, schema })
+    }
+
+    /// Compares the next outcomes, for the first of which it waits. Behind missing ones it goes on
+    /// with the first that is stored: predictions of requests wait for it there.
+    fn step(&mut self, streams: &dyn StreamEngine, wait: Duration) -> Result<()> {
+        match self.cursor.next(streams, MOST, wait)? {
+            StreamRead::Records(records) => records.iter().for_each(|record| self.compare(record)),
+            StreamRead::Gap(gap) => {
+                tracing::warn!("outcomes are missing, and are compared with no prediction: {gap}");
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&self, stored: &StreamRecord) {
+        match OutcomeRecord::decode(&stored.payload).map(|outcome| outcome.update) {
+            Ok(StateUpdate::Outcome(impression)) => {
+                self.predictions.outcome(&impression, self.schema, now_ms());
+            }
+            // A correction is ignored, because the outcome was compared when it first became known.
+            Ok(StateUpdate::Corrected(_) | StateUpdate::Item(_) | StateUpdate::User(_)) => {}
+            // The follower of features sets it aside, and says so.
+            Err(error) => {
+                tracing::debug!(%error, position = stored.position, "an outcome is not compared");
             }
         }
     }
-    Ok(())
 }
 
 /// Active versions of the registry that are not loaded: experts, and the FMs that they pin. The
@@ -323,7 +347,9 @@ mod tests {
 
     use crate::fixtures::{expert_version, fm_version};
     use crate::fm::FmTier;
+    use crate::metrics::prediction_log::ArmPredictions;
     use hypercast_config::PublishSettings;
+    use hypercast_data::dataset::{ContextFeatures, Impression};
     use hypercast_fm::{
         device::DeviceKind,
         example::{Example, Item, Outcome, Target, User},
@@ -333,7 +359,7 @@ mod tests {
     use hypercast_stream::{
         publish::{Publisher, TrainingPosition},
         registry::{Change, Decision, RegistryClient},
-        streams::MemoryEngine,
+        streams::{MemoryEngine, Record},
     };
 
     fn registry(state: VersionState) -> Registry {
@@ -462,6 +488,57 @@ mod tests {
             until(&|| requests() == trained.requests, "the next publication is applied");
             until(&|| folders().count() == 1, "the old files are removed");
         }
+    }
+
+    /// An outcome without any action.
+    fn outcome(request: u64) -> Record {
+        let impression = Impression {
+            request,
+            time_ms: 1,
+            outcome_ms: 2,
+            user: 3,
+            item: 7,
+            surface: 0,
+            outcome: Outcome { known: 1, ..Outcome::UNKNOWN },
+            context: ContextFeatures::default(),
+            truth: Vec::new(),
+            history_only: false,
+        };
+        let record = OutcomeRecord { update: StateUpdate::Outcome(impression), ingested_ms: 2 };
+        Record { id: 0, payload: postcard::to_stdvec(&record).unwrap() }
+    }
+
+    #[test]
+    fn outcomes_behind_missing_ones_are_compared_and_each_once() {
+        let schema: Schema = toml::from_str(
+            "surfaces = ['feed']\nactions = ['click']\n\
+             tasks = [{ name = 'click', role = 'main', kind = 'binary', label = 'click' }]",
+        )
+        .unwrap();
+        let (topic, predictions) = (Topic::outcomes(), PredictionLog::new(1000));
+        for request in 1..=6 {
+            let tasks = [("click".to_owned(), vec![0.1])].into();
+            predictions.keep(request, &[7], ArmPredictions { arm: "a@1.0.0".into(), tasks });
+        }
+        let streams = MemoryEngine::default();
+        let append = |streams: &MemoryEngine, requests: &[u64]| {
+            let records: Vec<Record> = requests.iter().map(|request| outcome(*request)).collect();
+            streams.appender(&topic).unwrap().append(&records).unwrap();
+        };
+        append(&streams, &[1]);
+        let mut comparison = OutcomeComparison::at_end(&streams, &predictions, &schema).unwrap();
+        append(&streams, &[2, 3, 4]);
+        streams.trim(&topic, 2).unwrap();
+        let steps = |comparison: &mut OutcomeComparison<'_>, streams: &MemoryEngine| {
+            (0..3).for_each(|_| comparison.step(streams, Duration::ZERO).unwrap());
+            predictions.counts()
+        };
+        assert_eq!(steps(&mut comparison, &streams), (2, 0), "those that are stored");
+        // The stream was restored from a backup and grew: it is read again from its beginning.
+        let restored = MemoryEngine::default();
+        append(&restored, &[1, 2, 3, 5, 6]);
+        comparison.cursor.seek(&restored, comparison.cursor.place()).unwrap();
+        assert_eq!(steps(&mut comparison, &restored), (6, 1), "3 comes again");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     error::Result,
+    fm::FmRequest,
     http::reload::Settings,
     metrics::{
         Metrics,
@@ -128,7 +129,9 @@ impl ShadowWorker {
     fn infer(&self, fm: &ServedFm, fetched: &Fetched) -> Option<Arc<FmOutput>> {
         let deadline_ms = self.settings.now().server.deadline_ms;
         let until = Instant::now() + Duration::from_millis(deadline_ms);
-        match self.handle.block_on(fm.tier.infer(fetched.example.clone(), until)) {
+        let examples = fetched.example.clone();
+        let request = FmRequest { examples, deadline: until, _reserved: None };
+        match self.handle.block_on(fm.tier.infer(request)) {
             Ok(output) => Some(Arc::new(output)),
             Err(refusal) => {
                 self.metrics.shadows.with_label_values(&["failed"]).inc();

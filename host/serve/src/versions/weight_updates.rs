@@ -81,13 +81,13 @@ impl WeightFeed {
         }
     }
 
-    /// Applies all publications that have arrived.
-    fn round(&mut self, metrics: &Metrics) {
+    /// Applies all publications that have arrived until `stop`.
+    fn round(&mut self, stop: &Shutdown, metrics: &Metrics) {
         if self.rest_until.is_some_and(|until| Instant::now() < until) {
             return;
         }
         self.rest_until = None;
-        loop {
+        while !stop.is_requested() {
             let next = self.follower.next(Duration::ZERO);
             self.count_refused(metrics);
             match next {
@@ -168,7 +168,7 @@ impl WeightFeeds {
         while !stop.is_requested() {
             feeds.append(&mut lock(&self.new));
             feeds.retain(WeightFeed::is_served);
-            feeds.iter_mut().for_each(|feed| feed.round(metrics));
+            feeds.iter_mut().for_each(|feed| feed.round(stop, metrics));
             std::thread::sleep(ROUND);
         }
     }

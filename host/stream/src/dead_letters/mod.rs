@@ -134,7 +134,8 @@ impl LetterReader {
 
 impl DeadLetter {
     /// The same for the same attempt at the same record, so that a reader that was killed and sets
-    /// it aside again adds no second letter.
+    /// it aside again adds no second letter. Letters of releases without checksums have other ids,
+    /// and are known by their positions ([`DeadLetterQueue::set_aside`]).
     fn id(&self) -> u64 {
         let text = |text: &str| {
             let mut words: Vec<u64> = text.bytes().map(u64::from).collect();

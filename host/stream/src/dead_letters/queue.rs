@@ -1,5 +1,7 @@
 //! The side of a reader: sets records aside, and learns which are to be tried again.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +35,29 @@ pub struct DeadLetterQueue {
     stop: Shutdown,
     orders: StreamCursor,
     pub(super) looked: Option<Instant>,
+    /// None until a record is set aside.
+    earlier: RefCell<Option<EarlierLetters>>,
+}
+
+/// A reader's letters without a checksum, which earlier releases wrote. Their ids are not those of
+/// letters that have one, so a record's second letter is known by its position here.
+struct EarlierLetters {
+    /// How far letters were read.
+    cursor: StreamCursor,
+    /// The newest [`MAX_DEAD_LETTERS`] at most.
+    letters: BTreeMap<RecordAttempt, EarlierLetter>,
+}
+
+/// An attempt at a record of the reader's source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct RecordAttempt {
+    position: u64,
+    retries: u32,
+}
+
+struct EarlierLetter {
+    number: u64,
+    request: Option<u64>,
 }
 
 impl DeadLetterQueue {
@@ -53,7 +78,8 @@ impl DeadLetterQueue {
         let from = from.unwrap_or(span.end).min(span.end).max(first_kept(&span));
         let orders = StreamCursor::open(&*engine, &topic, StreamPlace::at(from))?;
         let (reader, source) = (of.reader.name().to_owned(), of.source.to_owned());
-        Ok(DeadLetterQueue { engine, reader, source, rate, stop, orders, looked: None })
+        let (looked, earlier) = (None, RefCell::default());
+        Ok(DeadLetterQueue { engine, reader, source, rate, stop, orders, looked, earlier })
     }
 
     /// How far orders were read: to be saved with what was done on them.
@@ -62,7 +88,7 @@ impl DeadLetterQueue {
     }
 
     /// Sets records aside; the letters are durable when it returns. Records that this reader set
-    /// aside before, at the same attempt, get no second letter.
+    /// aside before, at the same attempt and in whatever release, get no second letter.
     ///
     /// # Errors
     /// The engine cannot be reached for long, or until the process is to stop.
@@ -71,14 +97,11 @@ impl DeadLetterQueue {
             return Ok(());
         }
         self.rate.add(records.len());
-        let letters = records.into_iter().map(|record| self.letter(record));
-        let letters = letters
-            .map(|letter| {
-                let DeadLetter { source, position, request, reason, .. } = &letter;
-                tracing::warn!(source, position, request, reason, "a record was set aside");
-                encode(letter.id(), &LetterRecord::SetAside(letter))
-            })
-            .collect::<Result<Vec<Record>>>()?;
+        let letters: Vec<DeadLetter> =
+            records.into_iter().map(|record| self.letter(record)).collect();
+        for DeadLetter { source, position, request, reason, .. } in &letters {
+            tracing::warn!(source, position, request, reason, "a record was set aside");
+        }
         let mut attempt = 0;
         while let Err(error) = self.append(&letters) {
             attempt += 1;
@@ -113,19 +136,68 @@ impl DeadLetterQueue {
             LetterRecord::Retry { letter, .. } => Some(letter),
             LetterRecord::SetAside(_) => None,
         };
-        let is_own =
-            |letter: &DeadLetter| (&letter.reader, &letter.source) == (&self.reader, &self.source);
-        let ordered = records.into_iter().filter_map(order).filter(is_own);
+        let ordered = records.into_iter().filter_map(order).filter(|letter| self.is_own(letter));
         let again =
             |letter: DeadLetter| DeadLetter { retries: letter.retries.saturating_add(1), ..letter };
         ordered.map(again).collect()
     }
 
     /// This process writes to the stream for a moment only, as others do.
-    fn append(&self, letters: &[Record]) -> Result<()> {
+    fn append(&self, letters: &[DeadLetter]) -> Result<()> {
         let topic = Topic::dead_letters();
-        let end = self.engine.appender(&topic)?.append(letters)?.end;
+        let mut earlier = self.earlier.borrow_mut();
+        let earlier = self.read_earlier(&mut earlier)?;
+        let new = letters.iter().filter(|letter| !earlier.has(letter));
+        let records: Vec<Record> = new
+            .map(|letter| encode(letter.id(), &LetterRecord::SetAside(letter.clone())))
+            .collect::<Result<_>>()?;
+        let end = self.engine.appender(&topic)?.append(&records)?.end;
         self.engine.trim(&topic, end.saturating_sub(MAX_DEAD_LETTERS))
+    }
+
+    /// Reads the letters that came since the last call: a process of an earlier release may write
+    /// some beside this one.
+    fn read_earlier<'a>(
+        &self,
+        earlier: &'a mut Option<EarlierLetters>,
+    ) -> Result<&'a EarlierLetters> {
+        let (engine, topic) = (&*self.engine, Topic::dead_letters());
+        let first = first_kept(&engine.span(&topic)?);
+        let known = match earlier {
+            Some(known) => known,
+            None => {
+                let cursor = StreamCursor::open(engine, &topic, StreamPlace::at(first))?;
+                earlier.insert(EarlierLetters { cursor, letters: BTreeMap::new() })
+            }
+        };
+        loop {
+            match known.cursor.next_stored(engine, READ_RECORDS)? {
+                StreamRead::Records(records) if records.is_empty() => break,
+                StreamRead::Records(records) => {
+                    records.iter().for_each(|record| self.note(record, &mut known.letters));
+                }
+                // Letters that are lost are known by nobody; listing them says how many.
+                StreamRead::Gap(_) => {}
+            }
+        }
+        known.letters.retain(|_, letter| letter.number >= first);
+        Ok(known)
+    }
+
+    /// Notes a letter of this reader that has no checksum.
+    fn note(&self, record: &StreamRecord, letters: &mut BTreeMap<RecordAttempt, EarlierLetter>) {
+        let Some(LetterRecord::SetAside(letter)) = decode(record.position, &record.payload) else {
+            return;
+        };
+        if letter.checksum.is_none() && self.is_own(&letter) {
+            let DeadLetter { position, retries, request, .. } = letter;
+            let letter = EarlierLetter { number: record.position, request };
+            letters.insert(RecordAttempt { position, retries }, letter);
+        }
+    }
+
+    fn is_own(&self, letter: &DeadLetter) -> bool {
+        (&letter.reader, &letter.source) == (&self.reader, &self.source)
     }
 
     fn letter(&self, record: UnusableRecord) -> DeadLetter {
@@ -133,5 +205,19 @@ impl DeadLetterQueue {
         reason.truncate(reason.floor_char_boundary(REASON_BYTES));
         let (reader, source, time_ms) = (self.reader.clone(), self.source.clone(), now_ms());
         DeadLetter { reader, source, position, retries, request, checksum, reason, time_ms }
+    }
+}
+
+impl EarlierLetters {
+    /// Whether a record has a letter without a checksum. Where both letters name a request, that
+    /// must be the same one: a stream that was made anew has another record at the position.
+    fn has(&self, letter: &DeadLetter) -> bool {
+        let &DeadLetter { position, retries, request, checksum, .. } = letter;
+        let earlier = self.letters.get(&RecordAttempt { position, retries });
+        checksum.is_some()
+            && earlier.is_some_and(|earlier| match (earlier.request, request) {
+                (Some(earlier), Some(request)) => earlier == request,
+                _ => true,
+            })
     }
 }

@@ -67,7 +67,9 @@ fn an_order_reaches_its_reader_once_in_memory_and_in_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().to_path_buf();
     let settings = hypercast_config::EngineSettings { dir, ..Default::default() };
-    an_order_reaches_its_reader_once(Arc::new(DirectoryEngine::open(&settings).unwrap()));
+    an_order_reaches_its_reader_once(Arc::new(
+        DirectoryEngine::open(&settings, &Shutdown::default()).unwrap(),
+    ));
 }
 
 #[test]
@@ -163,6 +165,39 @@ fn another_record_at_the_same_position_has_a_letter_of_its_own_and_is_not_tried_
     assert!(error.contains("not the one that was set aside"), "{error}");
     assert_eq!(retry(&*engine, 1).unwrap().letter.checksum, Some(crc32fast::hash(&[2])));
     retry(&*engine, 2).unwrap();
+}
+
+/// Stores a letter as a release without checksums wrote it.
+fn set_aside_earlier(engine: &Arc<dyn StreamEngine>, record: UnusableRecord) {
+    assert_eq!(record.checksum, None);
+    queue(engine, "1.0.0", None).set_aside(vec![record]).unwrap();
+}
+
+#[test]
+fn a_record_that_an_earlier_release_set_aside_gets_no_second_letter() {
+    let engine = with_records(Arc::new(MemoryEngine::default()), &Topic::joined());
+    let now = |position, retries, request| {
+        let checksum = Some(crc32fast::hash(&[position as u8 + 1]));
+        UnusableRecord { checksum, request, ..unusable(position, retries) }
+    };
+    set_aside_earlier(&engine, unusable(1, 0));
+    let upgraded = queue(&engine, "1.0.0", None);
+    upgraded.set_aside(vec![now(1, 0, Some(7)), now(2, 0, Some(7))]).unwrap();
+    assert_eq!(numbers(&*engine), [0, 1], "of the second record alone");
+    // It may not read the record, or read what the other could not.
+    upgraded.set_aside(vec![now(1, 0, None)]).unwrap();
+    // Another process still runs the earlier release, beside this one.
+    set_aside_earlier(&engine, unusable(0, 3));
+    upgraded.set_aside(vec![now(0, 3, Some(7))]).unwrap();
+    assert_eq!(numbers(&*engine), [0, 1, 2]);
+    // Another attempt, another reader and another record have letters of their own.
+    upgraded.set_aside(vec![now(1, 1, Some(7))]).unwrap();
+    queue(&engine, "2.0.0", None).set_aside(vec![now(1, 0, Some(7))]).unwrap();
+    upgraded.set_aside(vec![now(1, 0, Some(8))]).unwrap();
+    assert_eq!(numbers(&*engine), [0, 1, 2, 3, 4, 5]);
+    let again = queue(&engine, "1.0.0", None);
+    again.set_aside(vec![now(1, 0, Some(7)), now(0, 3, Some(7)), now(2, 0, Some(7))]).unwrap();
+    assert_eq!(numbers(&*engine).len(), 6, "nor after the next start");
 }
 
 #[test]

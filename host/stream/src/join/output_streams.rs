@@ -21,7 +21,7 @@ const BATCH_RECORDS: usize = 1024;
 const BATCH_BYTES: usize = 4 << 20;
 
 /// The longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The streams `joined` and `outcomes`.
 pub(super) struct OutputStreams {
@@ -166,22 +166,19 @@ impl OutputStream {
                     self.batch.clear();
                     break;
                 }
-                Ok(None) => None,
-                Err(error) => Some(error),
+                // Only after a failed attempt can the stream be longer than known.
+                Ok(None) if !may_be_stored => return Err(self.other_writer()),
+                Ok(None) => self.other_writer(),
+                Err(error) => error,
             };
-            // Only after a failed attempt can the stream be longer than known.
-            may_be_stored |= error.is_some();
-            if !may_be_stored {
-                return Err(self.other_writer());
-            }
             // A failed append may have been stored nevertheless.
+            may_be_stored = true;
             match self.engine.span(&self.topic) {
                 Ok(kept) => self.continue_at(kept.end)?,
                 Err(again) => {
-                    tracing::warn!(%again, topic = %self.topic, "cannot query the stream")
+                    tracing::warn!(%again, topic = %self.topic, "cannot query the stream");
                 }
             }
-            let Some(error) = error else { continue };
             if self.batch.is_empty() {
                 break;
             }

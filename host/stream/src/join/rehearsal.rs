@@ -2,6 +2,10 @@
 //! records again without writing them, and compares. So it learns by which rules they were made:
 //! releases before believed every time in an event. Records that neither rules make are told,
 //! because to skip as many of its own would lose some and write others twice.
+//!
+//! Missing events end the comparison, and it is told from where on the outputs are not compared: a
+//! window is as long as all events before suggest, so no record behind them is known to be made
+//! again as it was.
 
 use std::collections::VecDeque;
 
@@ -13,7 +17,9 @@ use super::output_streams::{encode, shortened};
 use super::runner::join_record;
 use super::{JoinSink, JoinedRecord, Joiner, OutcomeRecord, StateUpdate};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::streams::{StreamCursor, StreamEngine, StreamPlace, StreamRead, StreamRecord, Topic};
+use crate::streams::{
+    StreamCursor, StreamEngine, StreamGap, StreamPlace, StreamRead, StreamRecord, Topic,
+};
 
 /// Records per read.
 const READ: usize = 1024;
@@ -26,10 +32,23 @@ pub(super) struct Rehearsal<'a> {
     pub(super) stop: &'a Shutdown,
 }
 
+/// A joiner that goes on with its outputs.
+pub(super) struct RehearsedJoiner {
+    pub(super) joiner: Joiner,
+    /// What was not compared with what it makes, and why, if that is something.
+    pub(super) not_compared: Option<String>,
+}
+
 /// A stored record that is not the one of its number that the joiner makes.
 struct StoredDifference {
     topic: Topic,
     position: u64,
+}
+
+/// How the outputs compare with what some rules make of the events.
+struct OutputComparison {
+    first_difference: Option<StoredDifference>,
+    not_compared: Option<String>,
 }
 
 impl Rehearsal<'_> {
@@ -39,7 +58,7 @@ impl Rehearsal<'_> {
     /// # Errors
     /// The outputs have records that no rules make of the events, and the policy is to stop; the
     /// engine cannot be read; or the process is to stop.
-    pub(super) fn joiner(&self, fresh: impl Fn() -> Result<Joiner>) -> Result<Joiner> {
+    pub(super) fn joiner(&self, fresh: impl Fn() -> Result<Joiner>) -> Result<RehearsedJoiner> {
         let mut found = None;
         for bounded_by_arrival in [true, false] {
             let by_rules = || -> Result<Joiner> {
@@ -47,12 +66,14 @@ impl Rehearsal<'_> {
                 joiner.bounded_by_arrival = bounded_by_arrival;
                 Ok(joiner)
             };
-            match self.first_difference(by_rules()?)? {
-                None => return by_rules(),
+            let compared = self.compare(by_rules()?)?;
+            let OutputComparison { first_difference, not_compared } = compared;
+            match first_difference {
+                None => return Ok(RehearsedJoiner { joiner: by_rules()?, not_compared }),
                 Some(difference) => found = found.or(Some(difference)),
             }
         }
-        let Some(StoredDifference { topic, position }) = found else { return fresh() };
+        let StoredDifference { topic, position } = found.expect("all rules make a difference");
         let why = format!(
             "stream {topic}: the record at position {position} is not the one that this joiner \
              makes of the events: its state is not there, and other settings of [join] or [fm] \
@@ -64,39 +85,41 @@ impl Rehearsal<'_> {
             OnGap::Stop => Err(Error::refused(why)),
             OnGap::Continue => {
                 tracing::error!("{why}; going on (engine.on_gap)");
-                fresh()
+                Ok(RehearsedJoiner { joiner: fresh()?, not_compared: None })
             }
         }
     }
 
-    fn first_difference(&self, mut joiner: Joiner) -> Result<Option<StoredDifference>> {
+    fn compare(&self, mut joiner: Joiner) -> Result<OutputComparison> {
         let mut outputs = StoredOutputs {
             joined: StoredRecords::open(self.engine, Topic::joined())?,
             outcomes: StoredRecords::open(self.engine, Topic::outcomes())?,
             found: Ok(None),
         };
+        let mut not_compared = None;
         let mut events = StreamCursor::open(self.engine, &Topic::events(), StreamPlace::at(0))?;
         while !(outputs.joined.is_repeated() && outputs.outcomes.is_repeated()) {
             if self.stop.is_requested() {
                 return Err(Error::refused("stopped before the outputs were compared"));
             }
-            // What follows missing events cannot be compared; the joiner tells of them later.
-            let StreamRead::Records(records) = events.next_stored(self.engine, READ)? else {
-                break;
+            let records = match events.next_stored(self.engine, READ)? {
+                StreamRead::Records(records) if records.is_empty() => break,
+                StreamRead::Records(records) => records,
+                StreamRead::Gap(gap) => {
+                    not_compared = Some(outputs.not_compared(&gap));
+                    break;
+                }
             };
-            if records.is_empty() {
-                break;
-            }
             for record in &records {
                 // One that cannot be used makes no record, and is set aside later.
                 let _ = join_record(&mut joiner, record, &mut outputs);
-                match outputs.found {
-                    Ok(None) => {}
-                    found => return found,
+                if !matches!(outputs.found, Ok(None)) {
+                    let first_difference = outputs.found?;
+                    return Ok(OutputComparison { first_difference, not_compared });
                 }
             }
         }
-        Ok(None)
+        Ok(OutputComparison { first_difference: None, not_compared })
     }
 }
 
@@ -117,6 +140,17 @@ struct StoredRecords<'a> {
     /// Records that were made.
     made: u64,
     end: u64,
+}
+
+impl StoredOutputs<'_> {
+    /// What missing events leave without comparison.
+    fn not_compared(&self, gap: &StreamGap) -> String {
+        let [joined, outcomes] = [&self.joined, &self.outcomes].map(StoredRecords::rest);
+        format!(
+            "the joiner has no state, and cannot make again what followed the missing events: {gap}; \
+             not compared with what it makes are {joined}, and {outcomes}"
+        )
+    }
 }
 
 impl JoinSink for StoredOutputs<'_> {
@@ -151,6 +185,12 @@ impl<'a> StoredRecords<'a> {
 
     fn is_repeated(&self) -> bool {
         self.made >= self.end
+    }
+
+    /// The stored records that were not compared.
+    fn rest(&self) -> String {
+        let StoredRecords { topic, made, end, .. } = self;
+        format!("stream {topic} from position {} on (of {end})", (*made).min(*end))
     }
 
     /// Compares the record that is made now with the stored one of its number, if that is there.

@@ -106,9 +106,11 @@ impl Runner {
                     let state = FeatureState::rebuild(&bare, features, until_ms)?;
                     Ok(Joiner::new(state, wanted.clone()))
                 };
-                let joiner = if begun && kept.start == 0 {
+                let joiner = if begun {
                     let (engine, policy) = (&*engine, settings.on_gap);
-                    Rehearsal { engine, policy, stop: &stop }.joiner(fresh)?
+                    let rehearsed = Rehearsal { engine, policy, stop: &stop }.joiner(fresh)?;
+                    rehearsed.not_compared.inspect(|what| tracing::warn!("{what}"));
+                    rehearsed.joiner
                 } else {
                     fresh()?
                 };

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use super::{GapCause, Reader, StreamEngine, StreamGap, StreamPlace, StreamRecord, Topic};
-use crate::error::{Error, Result};
+use crate::error::{CommonErrors as _, Error, Result};
 
-/// How long one read waits for records that the stream says it has.
+/// How long one read waits for records that the stream says it has, before it looks whether the
+/// process is to stop.
 const STORED_WAIT: Duration = Duration::from_secs(1);
 
 /// Such reads without any record, one after the other, after which the records count as missing: a
@@ -94,7 +95,8 @@ impl StreamCursor {
     /// that it has no more.
     ///
     /// # Errors
-    /// As [`StreamCursor::next`].
+    /// As [`StreamCursor::next`]; or they do not come, and the process is to stop
+    /// ([`StreamEngine::is_stopping`]).
     pub fn next_stored(&mut self, engine: &dyn StreamEngine, most: usize) -> Result<StreamRead> {
         let mut end = 0;
         for _ in 0..STORED_READS {
@@ -105,6 +107,13 @@ impl StreamCursor {
             match self.next(engine, most, STORED_WAIT)? {
                 StreamRead::Records(records) if records.is_empty() => {}
                 read => return Ok(read),
+            }
+            if engine.is_stopping() {
+                return Err(Error::unreachable(format!(
+                    "stream {}: the records from position {} on have not come, and the process is \
+                     to stop; it goes on there at its next start",
+                    self.topic, self.place.position
+                )));
             }
         }
         let (topic, position) = (self.topic.clone(), self.place.position);

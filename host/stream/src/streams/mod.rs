@@ -25,6 +25,7 @@ use std::{
 };
 
 use hypercast_config::{EngineKind, EngineSettings};
+use hypercast_core::shutdown::Shutdown;
 
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -35,14 +36,26 @@ pub use self::memory::MemoryEngine;
 pub use self::nats::NatsEngine;
 pub use self::place::{GapCause, StreamGap, StreamPlace};
 
-/// Opens the engine that the settings name.
+/// Opens the engine that the settings name, for a process that a signal ends at once.
 ///
 /// # Errors
 /// The directory cannot be created, or the server cannot be reached.
 pub fn open(settings: &EngineSettings) -> Result<Arc<dyn StreamEngine>> {
+    open_with_shutdown(settings, &Shutdown::default())
+}
+
+/// As [`open`], for a service that saves its state before it ends. From `stop` on the engine still
+/// does what it is asked, but waits for nothing that does not come, and repeats nothing that fails.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with_shutdown(
+    settings: &EngineSettings,
+    stop: &Shutdown,
+) -> Result<Arc<dyn StreamEngine>> {
     Ok(match settings.kind {
-        EngineKind::Directory => Arc::new(DirectoryEngine::open(settings)?),
-        EngineKind::Nats => Arc::new(NatsEngine::open(settings)?),
+        EngineKind::Directory => Arc::new(DirectoryEngine::open(settings, stop)?),
+        EngineKind::Nats => Arc::new(NatsEngine::open(settings, stop)?),
     })
 }
 
@@ -214,6 +227,12 @@ pub trait StreamEngine: Send + Sync {
     /// # Errors
     /// The engine cannot be reached.
     fn trim(&self, topic: &Topic, before: u64) -> Result<()>;
+
+    /// Whether the process is to stop, so that nobody waits for this engine any longer. An engine
+    /// that nobody can stop says no.
+    fn is_stopping(&self) -> bool {
+        false
+    }
 }
 
 /// Locks what is sound even after a panic of another holder.

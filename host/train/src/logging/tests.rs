@@ -476,6 +476,29 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
 }
 
 #[test]
+fn a_tier_that_is_asked_to_stop_while_streams_are_waited_for_completes_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, config, examples) = world(dir.path());
+    fresh(&dataset, &config, &dir.path().join("a"), 1)
+        .checkpoint(&config.paths.fm, "1.0.0")
+        .unwrap();
+    let engine = Arc::new(MemoryEngine::new(10));
+    append(&engine, &joined(&examples[..50]));
+    let stop = Shutdown::default();
+    let mut first = Some(vec![checkpoint("1.0.0", &config.paths.fm)]);
+    let mut active = || {
+        first.take().ok_or_else(|| {
+            stop.request();
+            Error::unreachable("the decisions have not come, and the process is to stop")
+        })
+    };
+    let options = LoggingOptions { until_end: false, metrics: None };
+    let context = ServiceContext { dataset: &dataset, config: &config, engine };
+    let report = follow(context, &mut active, options, &stop, &mut Vec::new()).unwrap();
+    assert_eq!((report.position, logged(&config, "1.0.0").len()), (50, 50));
+}
+
+#[test]
 fn a_second_tier_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (dataset, config, _) = world(dir.path());

@@ -17,7 +17,9 @@ use super::world::*;
 use crate::dead_letters::{self, SetAsideRate};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::events::{EventRecord, NewEvent};
+use crate::join::rehearsal::Rehearsal;
 use crate::join::{JoinMetrics, JoinedRecord, JoinerOutput, JoinerProgress, OutcomeRecord, Runner};
+use crate::streams::tests::holes::holed;
 use crate::streams::{
     Appended, Appender, MemoryEngine, Reader, Record, StreamEngine, StreamPlace, StreamRecord,
     Topic,
@@ -471,4 +473,42 @@ fn records_that_a_joiner_without_its_state_does_not_make_are_told() {
     while runner.step(Duration::ZERO).unwrap() > 0 {}
     let (joined, expected) = (streams(&memory).0, texts(&made).0);
     assert_eq!(joined[..expected.len()], expected[..], "what is stored stays");
+}
+
+#[test]
+fn outputs_are_compared_up_to_missing_events_and_the_rest_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&dir.path().join("data"));
+    let events = random(5, 150);
+    let mut other = settings();
+    (other.first_window_s, other.min_window_s) = (600, 600);
+    let memory = Arc::new(MemoryEngine::default());
+    append_events(&memory, &events);
+    append_outputs(&memory, &all(&mut joiner(&data, other), &events));
+    let stop = Shutdown::default();
+    let rehearsed = |first_missing: u64| {
+        let hole = first_missing..first_missing + 3;
+        let engine = &holed(&memory, &Topic::events(), std::slice::from_ref(&hole));
+        let rehearsal = Rehearsal { engine, policy: OnGap::Stop, stop: &stop };
+        rehearsal.joiner(|| Ok(joiner(&data, settings())))
+    };
+    let error = rehearsed(events.len() as u64 - 3).err().unwrap().to_string();
+    assert!(error.contains("is not the one that this joiner makes"), "{error}");
+    // The outputs differ behind the hole alone.
+    for first_missing in [0, 2] {
+        let told = rehearsed(first_missing).unwrap().not_compared.unwrap();
+        let missing = format!("the record at position {first_missing} was deleted");
+        assert!(told.contains("stream events") && told.contains(&missing), "{told}");
+        let [joined, outcomes] =
+            [Topic::joined(), Topic::outcomes()].map(|topic| memory.span(&topic).unwrap().end);
+        let joined = format!("stream joined from position 0 on (of {joined})");
+        assert!(told.contains(&joined), "{told}");
+        assert!(told.contains(&format!("on (of {outcomes})")), "{told}");
+    }
+    let engine = &MemoryEngine::default();
+    append_events(engine, &events);
+    append_outputs(engine, &all(&mut joiner(&data, settings()), &events));
+    let rehearsal = Rehearsal { engine, policy: OnGap::Stop, stop: &stop };
+    let whole = rehearsal.joiner(|| Ok(joiner(&data, settings()))).unwrap();
+    assert_eq!(whole.not_compared, None);
 }

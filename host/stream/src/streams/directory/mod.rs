@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use hypercast_config::EngineSettings;
 use hypercast_core::atomic_dir;
+use hypercast_core::shutdown::Shutdown;
 
 use self::commit_mark::CommitMark;
 use self::reader::DirectoryReader;
@@ -37,6 +38,7 @@ pub struct DirectoryEngine {
     appenders: Mutex<BTreeMap<Topic, Weak<GroupCommit<SegmentWriter>>>>,
     /// Wake the readers of this process when one of those writers appends.
     signals: Mutex<BTreeMap<Topic, Arc<AppendSignal>>>,
+    stop: Shutdown,
 }
 
 /// How streams are stored: [`EngineSettings`] in bytes.
@@ -53,11 +55,12 @@ pub(super) struct DirectoryLimits {
 }
 
 impl DirectoryEngine {
-    /// Opens the directory and creates it if needed.
+    /// Opens the directory and creates it if needed. `stop` is the engine's
+    /// [`is_stopping`](StreamEngine::is_stopping).
     ///
     /// # Errors
     /// The directory cannot be created, or `engine.segment_mib` is 0.
-    pub fn open(settings: &EngineSettings) -> Result<DirectoryEngine> {
+    pub fn open(settings: &EngineSettings, stop: &Shutdown) -> Result<DirectoryEngine> {
         if settings.segment_mib == 0 {
             return Err(Error::invalid("engine.segment_mib is 0; it must be at least 1"));
         }
@@ -67,7 +70,8 @@ impl DirectoryEngine {
             retain_bytes: settings.retain_mib << 20,
             remembered_ids: settings.remembered_ids,
         };
-        DirectoryEngine::with(&settings.dir, limits)
+        let engine = DirectoryEngine::with(&settings.dir, limits)?;
+        Ok(DirectoryEngine { stop: stop.clone(), ..engine })
     }
 
     pub(super) fn with(dir: &Path, limits: DirectoryLimits) -> Result<DirectoryEngine> {
@@ -77,6 +81,7 @@ impl DirectoryEngine {
             limits,
             appenders: Mutex::default(),
             signals: Mutex::default(),
+            stop: Shutdown::default(),
         })
     }
 
@@ -124,6 +129,10 @@ impl StreamEngine for DirectoryEngine {
             }
         }
         Ok(())
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stop.is_requested()
     }
 }
 

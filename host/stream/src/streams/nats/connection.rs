@@ -9,7 +9,7 @@ use std::time::Instant;
 use async_nats::jetstream::{Context, ErrorCode, context};
 use async_nats::{ConnectErrorKind, ConnectOptions};
 use hypercast_config::{EngineSettings, RedactedUrl, UrlLogin};
-use hypercast_core::secret_file;
+use hypercast_core::{secret_file, shutdown::Shutdown};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::{sleep, timeout};
 
@@ -86,11 +86,13 @@ pub(super) struct NatsConnection {
     pub(super) js: Context,
     url: RedactedUrl,
     prefix: String,
+    /// Ends the repetition of what fails.
+    pub(super) stop: Shutdown,
 }
 
 impl NatsConnection {
-    /// Connects, as the user that the settings name.
-    pub(super) fn connect(settings: &EngineSettings) -> Result<NatsConnection> {
+    /// Connects, as the user that the settings name. `stop` ends the repetition of what fails.
+    pub(super) fn connect(settings: &EngineSettings, stop: &Shutdown) -> Result<NatsConnection> {
         let url = &settings.nats_url;
         let cannot = |reason: String| unreachable(url, &reason);
         let runtime = Builder::new_multi_thread()
@@ -111,7 +113,9 @@ impl NatsConnection {
                     ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                         return Err(refused(url, &error.to_string()));
                     }
-                    _ if Instant::now() >= until => return Err(cannot(error.to_string())),
+                    _ if Instant::now() >= until || stop.is_requested() => {
+                        return Err(cannot(error.to_string()));
+                    }
                     _ => sleep(RETRY_PAUSE).await,
                 }
             }
@@ -129,7 +133,8 @@ impl NatsConnection {
             context::ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client)
         };
         let (url, prefix) = (url.clone(), settings.nats_prefix.clone());
-        let server = NatsConnection { runtime: Some(runtime), js, url, prefix };
+        let stop = stop.clone();
+        let server = NatsConnection { runtime: Some(runtime), js, url, prefix, stop };
         let any = server.stream(&Topic::events());
         server.retry("use JetStream", || server.span(&any))?;
         Ok(server)
@@ -144,8 +149,8 @@ impl NatsConnection {
         blocking(self.runtime.as_ref().expect("there until it is dropped"), future)
     }
 
-    /// Repeats a request until it succeeds or [`RETRY_FOR`] has passed. `what` completes "cannot
-    /// ...".
+    /// Repeats a request until it succeeds, [`RETRY_FOR`] has passed or the process is to stop.
+    /// `what` completes "cannot ...".
     pub(super) fn retry<T, F>(&self, what: &str, mut request: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = std::result::Result<T, String>>,
@@ -158,7 +163,7 @@ impl NatsConnection {
                     Ok(Err(error)) => error,
                     Err(_) => "no answer".to_owned(),
                 };
-                if Instant::now() >= until {
+                if Instant::now() >= until || self.stop.is_requested() {
                     return Err(self.unreachable(what, &failed));
                 }
                 sleep(RETRY_PAUSE).await;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use async_nats::jetstream::{self, Context};
 use hypercast_config::EngineSettings;
+use hypercast_core::shutdown::Shutdown;
 
 use self::connection::NatsConnection;
 use self::reader::NatsReader;
@@ -55,7 +56,7 @@ impl NatsEngine {
     /// # Errors
     /// The server cannot be reached, refuses the user, has no JetStream, or does not accept long
     /// enough messages; or a file that the settings name cannot be read.
-    pub fn open(settings: &EngineSettings) -> Result<NatsEngine> {
+    pub fn open(settings: &EngineSettings, stop: &Shutdown) -> Result<NatsEngine> {
         let prefix = &settings.nats_prefix;
         // A stream's name is the prefix, a dash and the topic. With dashes in the prefix, two
         // installations could share a stream.
@@ -65,7 +66,7 @@ impl NatsEngine {
             )));
         }
         Ok(NatsEngine {
-            server: Arc::new(NatsConnection::connect(settings)?),
+            server: Arc::new(NatsConnection::connect(settings, stop)?),
             retain_bytes: match settings.retain_mib {
                 0 => -1,
                 mib => (mib << 20) as i64,
@@ -133,6 +134,10 @@ impl StreamEngine for NatsEngine {
             stream.purge().sequence(first_kept).await.map_err(text)?;
             Ok(())
         })
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.server.stop.is_requested()
     }
 }
 

@@ -198,7 +198,7 @@ impl NatsWriter {
                     )));
                 }
                 Some((PublishErrorKind::WrongLastMessageId, _)) => {}
-                Some((_, reason)) if Instant::now() >= until => {
+                Some((_, reason)) if Instant::now() >= until || self.server.stop.is_requested() => {
                     return Err(self
                         .server
                         .unreachable(&format!("append to the stream {}", self.name), &reason));

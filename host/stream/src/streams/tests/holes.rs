@@ -95,6 +95,55 @@ fn found(engine: &dyn StreamEngine, topic: &Topic) -> Vec<std::result::Result<u6
     }
 }
 
+/// A stream that says it has one more record than it has, as one that lost its last record.
+struct ShortEngine {
+    streams: MemoryEngine,
+    stop: Shutdown,
+}
+
+impl StreamEngine for ShortEngine {
+    fn appender(&self, topic: &Topic) -> Result<Arc<dyn Appender>> {
+        self.streams.appender(topic)
+    }
+
+    fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
+        self.streams.resume(topic, place)
+    }
+
+    fn span(&self, topic: &Topic) -> Result<Range<u64>> {
+        let kept = self.streams.span(topic)?;
+        Ok(kept.start..kept.end + 1)
+    }
+
+    fn trim(&self, topic: &Topic, before: u64) -> Result<()> {
+        self.streams.trim(topic, before)
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stop.is_requested()
+    }
+}
+
+#[test]
+fn a_process_that_is_to_stop_does_not_wait_for_records_that_do_not_come() {
+    let (topic, stop) = (topic("short"), Shutdown::default());
+    let engine = ShortEngine { streams: MemoryEngine::default(), stop: stop.clone() };
+    engine.appender(&topic).unwrap().append(&numbered(0..3)).unwrap();
+    let mut cursor = StreamCursor::open(&engine, &topic, StreamPlace::at(0)).unwrap();
+    let read = cursor.next_stored(&engine, 9).unwrap();
+    assert!(matches!(read, StreamRead::Records(records) if records.len() == 3));
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| cursor.next_stored(&engine, 9));
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(!waits.is_finished(), "what the stream says it has may come");
+        let asked = std::time::Instant::now();
+        stop.request();
+        let why = waits.join().unwrap().unwrap_err().to_string();
+        assert!(why.contains("from position 3 on") && why.contains("to stop"), "{why}");
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    });
+}
+
 #[test]
 fn everything_around_a_hole_is_read_and_each_hole_is_told() {
     let (streams, topic) = (Arc::new(MemoryEngine::default()), topic("holed"));

@@ -165,6 +165,38 @@ fn an_unreachable_server_is_named() {
     assert!(open(&settings).err().unwrap().to_string().contains("engine.nats_prefix"));
 }
 
+#[test]
+fn a_process_that_is_to_stop_repeats_nothing_that_a_server_does_not_answer() {
+    let Some((mut server, _dir)) = start() else { return };
+    let (stop, topic) = (Shutdown::default(), topic("stopped"));
+    let engine = open_with_shutdown(&server.settings(), &stop).unwrap();
+    let appender = engine.appender(&topic).unwrap();
+    appender.append(&numbered(1..4)).unwrap();
+    server.kill();
+    thread::scope(|scope| {
+        let asks = [
+            scope.spawn(|| engine.span(&topic).err().unwrap()),
+            scope.spawn(|| appender.append(&numbered(4..5)).err().unwrap()),
+        ];
+        thread::sleep(Duration::from_secs(2));
+        assert!(asks.iter().all(|asked| !asked.is_finished()), "the server may come back");
+        let asked = std::time::Instant::now();
+        stop.request();
+        for error in asks.map(|asked| asked.join().unwrap().to_string()) {
+            assert!(error.contains("cannot"), "{error}");
+        }
+        let limit = Duration::from_secs(15);
+        assert!(asked.elapsed() < limit, "{:?}, of 30 s without a stop", asked.elapsed());
+    });
+    server.begin();
+    server.wait_until_healthy();
+    let asked = (0..50).find_map(|_| {
+        thread::sleep(Duration::from_millis(200));
+        engine.span(&topic).ok()
+    });
+    assert_eq!(asked.unwrap().start, 0, "what it is asked for is still done");
+}
+
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
     assert!(copied.success());
