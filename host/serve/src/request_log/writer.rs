@@ -12,7 +12,7 @@ use std::{
 };
 
 use hypercast_config::RecordedSettings;
-use hypercast_core::{logging::RepeatedFailures, supervised_thread::OnPanic};
+use hypercast_core::{atomic_dir, logging::RepeatedFailures, supervised_thread::OnPanic};
 use hypercast_stream::registry::user_bucket;
 
 use crate::{
@@ -89,7 +89,7 @@ pub(super) struct FileRing {
 impl FileRing {
     /// Opens the ring after the newest file in `dir`.
     pub(super) fn open(dir: &Path, settings: &RecordedSettings) -> Result<Self> {
-        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        atomic_dir::create(dir)?;
         let next = files(dir)?.last().map_or(0, |(number, _)| number + 1);
         let bytes_per_file = (settings.mib << 20) / settings.files as u64;
         let (dir, most_files) = (dir.to_path_buf(), settings.files);

@@ -35,7 +35,7 @@ pub struct EventWriter {
 /// The result of appending a request's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AppendReceipt {
-    /// New events.
+    /// The events that were not stored before.
     pub accepted: usize,
     /// Events that were stored before.
     pub repeated: usize,
