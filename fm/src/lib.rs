@@ -87,6 +87,7 @@ mod hash_rng;
 pub mod history;
 pub mod hstu;
 pub mod inference;
+mod influence;
 mod live_model;
 pub mod loss;
 pub mod metrics;

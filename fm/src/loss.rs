@@ -2,7 +2,8 @@
 //! its own sample space (eq. 4).
 //!
 //! The means are folded into a weight matrix on the CPU, so a task without a valid sample has
-//! weights of exactly zero and contributes exactly zero.
+//! weights of exactly zero and contributes exactly zero. So are the bounds of what one request can
+//! teach (`influence`).
 
 use std::ops::Range;
 
@@ -10,8 +11,35 @@ use burn::tensor::{Tensor, TensorData, activation::log_sigmoid, backend::Backend
 
 use crate::{
     batch::FmBatch,
+    influence,
     spec::{TaskLabel, TaskSpec},
 };
+
+/// The factor of the loss of each target and task, `[targets * tasks]`: ω δ / Σδ, times the
+/// target's weight and the bound of its request's influence. `valid` is each task's number of valid
+/// samples, which exceeds the mask's if the batch is a part of a larger one. `predictions` are those
+/// of the pass, `[targets * tasks]`.
+pub fn cell_weights(
+    batch: &FmBatch,
+    tasks: &[TaskSpec],
+    valid: &[u32],
+    predictions: &[f32],
+) -> Vec<f32> {
+    let factors = influence::request_factors(batch, predictions, tasks);
+    let mut weights = vec![0.0; batch.mask.len()];
+    for (ends, factors) in batch.target_offsets.windows(2).zip(factors.chunks_exact(tasks.len())) {
+        for row in ends[0] as usize..ends[1] as usize {
+            for (at, task) in tasks.iter().enumerate() {
+                let cell = row * tasks.len() + at;
+                if batch.mask[cell] {
+                    let mean = task.weight / valid[at] as f32;
+                    weights[cell] = mean * batch.weights[row] * factors[at];
+                }
+            }
+        }
+    }
+    weights
+}
 
 /// Labels and the weights that turn an elementwise loss into eq. 3, for some rows and tasks.
 #[derive(Debug, Clone, Default)]
@@ -25,26 +53,23 @@ pub struct LossTargets {
 }
 
 impl LossTargets {
-    /// The targets of some rows of a batch for the tasks `columns` of all `tasks`. `valid` is each
-    /// task's number of valid samples, which exceeds the mask's if the batch is a part of a larger
-    /// one. Each row's loss is multiplied by its weight.
+    /// The targets of some rows of a batch for the tasks `columns` of all `tasks`, with the
+    /// [`cell_weights`] of the whole batch.
     pub fn new(
         batch: &FmBatch,
         rows: impl IntoIterator<Item = usize>,
         tasks: &[TaskSpec],
         columns: Range<usize>,
-        valid: &[u32],
+        weights: &[f32],
     ) -> Self {
         let mut targets = Self::default();
         for row in rows {
             for task in columns.clone() {
-                let (cell, spec) = (row * tasks.len() + task, &tasks[task]);
-                let own = || spec.weight / valid[task] as f32 * batch.weights[row];
-                let weight = if batch.mask[cell] { own() } else { 0.0 };
-                let binary = matches!(spec.label, TaskLabel::Action(_));
+                let cell = row * tasks.len() + task;
+                let binary = matches!(tasks[task].label, TaskLabel::Action(_));
                 targets.labels.push(batch.labels[cell]);
-                targets.binary.push(if binary { weight } else { 0.0 });
-                targets.regression.push(if binary { 0.0 } else { weight });
+                targets.binary.push(if binary { weights[cell] } else { 0.0 });
+                targets.regression.push(if binary { 0.0 } else { weights[cell] });
             }
         }
         targets
@@ -83,8 +108,16 @@ mod tests {
         TaskSpec { name: "t".into(), main: true, label, surfaces: vec![true], weight }
     }
 
-    fn batch(labels: Vec<f32>, mask: Vec<bool>) -> FmBatch {
-        FmBatch { weights: vec![1.0; labels.len()], labels, mask, ..FmBatch::default() }
+    /// A batch of one request.
+    fn batch(labels: Vec<f32>, mask: Vec<bool>, targets: u32) -> FmBatch {
+        let weights = vec![1.0; targets as usize];
+        FmBatch { target_offsets: vec![0, targets], weights, labels, mask, ..FmBatch::default() }
+    }
+
+    fn targets(batch: &FmBatch, tasks: &[TaskSpec], valid: &[u32]) -> LossTargets {
+        let rows = batch.targets();
+        let weights = cell_weights(batch, tasks, valid, &vec![0.5; batch.mask.len()]);
+        LossTargets::new(batch, 0..rows, tasks, 0..tasks.len(), &weights)
     }
 
     fn oracle(z: &[f64], labels: &[f32], mask: &[bool], tasks: &[TaskSpec]) -> f64 {
@@ -122,8 +155,7 @@ mod tests {
             (0..12).map(|i| if i % 3 == 1 { 0.7 } else { (i % 2) as f32 }).collect();
         // The last task has no valid sample at all.
         let mask: Vec<bool> = (0..12).map(|i| i % 3 != 2 && i != 4).collect();
-        let batch = batch(labels.clone(), mask.clone());
-        let targets = LossTargets::new(&batch, 0..4, &tasks, 0..3, &[4, 3, 0]);
+        let targets = targets(&batch(labels.clone(), mask.clone(), 4), &tasks, &[4, 3, 0]);
         let device = Default::default();
         let leaf =
             Tensor::<A, 2>::from_data(TensorData::new(z.clone(), [4, 3]), &device).require_grad();
@@ -148,10 +180,27 @@ mod tests {
     }
 
     #[test]
+    fn a_request_counts_as_far_as_chance_explains_it() {
+        let tasks = [task(TaskLabel::Action(0), 3.0), task(TaskLabel::Value(0), 1.0)];
+        // Two requests of 16 targets, all of which did what the first task expects of few.
+        let mut batch = batch(vec![1.0; 64], vec![true; 64], 32);
+        batch.target_offsets = vec![0, 16, 32];
+        batch.weights[16] = 2.0;
+        let predictions: Vec<f32> =
+            (0..64).map(|cell| if cell < 32 { 0.03 } else { 0.9 }).collect();
+        let weights = cell_weights(&batch, &tasks, &[32, 32], &predictions);
+        let [full, value] = [3.0 / 32.0, 1.0 / 32.0];
+        // Of errors that sum to 15.52, with a variance of 0.4656, 5.80 count.
+        assert!((weights[0] / full - 0.374).abs() < 1e-3, "{}", weights[0] / full);
+        assert_eq!(weights[30], weights[0]);
+        assert_eq!([weights[32], weights[34]], [2.0 * full, full]);
+        assert!((0..32).all(|row| weights[2 * row + 1] == value * batch.weights[row]));
+    }
+
+    #[test]
     fn without_a_valid_sample_the_loss_is_exactly_zero() {
         let tasks = [task(TaskLabel::Action(0), 1.0), task(TaskLabel::Value(0), 1.0)];
-        let batch = batch(vec![0.0; 4], vec![false; 4]);
-        let targets = LossTargets::new(&batch, 0..2, &tasks, 0..2, &[0, 0]);
+        let targets = targets(&batch(vec![0.0; 4], vec![false; 4], 2), &tasks, &[0, 0]);
         let device = Default::default();
         let leaf = Tensor::<A, 2>::from_data(
             TensorData::new(vec![60.0f32, -60.0, 1e30, 3.0], [2, 2]),

@@ -23,7 +23,7 @@ use crate::{
     alignment::{AlignmentModules, AlignmentOutput},
     batch::FmBatch,
     inference::{FmOutput, numbers, to_output},
-    loss::{LossTargets, mtml_loss},
+    loss::{LossTargets, cell_weights, mtml_loss},
     model::{self, EmbeddedBatch, FmModel, ModelOutput},
     spec::{FmConfig, FmSpec, TaskLabel},
     trainer::StepOutput,
@@ -179,9 +179,10 @@ where
     };
     let forward = network.model.forward(leaves.clone(), batch, &attention);
     let aligned = aligned(network, &forward, batch, spec);
-    let loss = loss(batch, forward.main.clone(), &aligned, context);
-    let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
+    let main = forward.main.clone();
     let output = step_output(forward, &aligned, batch, spec);
+    let loss = loss(batch, main, &aligned, &output.predictions, context);
+    let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
     let mut gradients = loss.backward();
     let mut row_gradients = vec![0.0; part.rows.len()];
     let mut scatter = |leaf: &Tensor<A, 2>, index: &[u32]| {
@@ -241,19 +242,21 @@ fn aligned<B: HstuBackend>(
     network.alignments.forward(&forward.tae, &features, &batch.surfaces)
 }
 
-/// Eq. 3, with the means of eq. 4 over the whole batch.
+/// Eq. 3, with the means of eq. 4 over the whole batch. `predictions` are those of the same pass.
 fn loss<A: AutodiffBackend>(
     batch: &FmBatch,
     main: Tensor<A, 2>,
     aligned: &[AlignmentOutput<A>],
+    predictions: &[f32],
     context: PassContext<'_>,
 ) -> Tensor<A, 1> {
     let (tasks, mains) = (&context.spec.tasks, context.spec.main_tasks().len());
-    let targets = LossTargets::new(batch, 0..batch.targets(), tasks, 0..mains, context.valid);
+    let weights = cell_weights(batch, tasks, context.valid, predictions);
+    let targets = LossTargets::new(batch, 0..batch.targets(), tasks, 0..mains, &weights);
     let mut loss = mtml_loss(main, &targets);
     for AlignmentOutput { rows, outputs } in aligned {
         let (rows, columns) = (rows.iter().copied(), mains..tasks.len());
-        let targets = LossTargets::new(batch, rows, tasks, columns, context.valid);
+        let targets = LossTargets::new(batch, rows, tasks, columns, &weights);
         loss = loss + mtml_loss(outputs.clone(), &targets);
     }
     loss

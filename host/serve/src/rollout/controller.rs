@@ -358,8 +358,7 @@ impl RolloutController {
         let Some(stats) = self.measure(rollout)? else { return Ok(()) };
         let limits = &rollout.limits;
         let (seen, wanted) = (stats.requests, limits.canary_requests);
-        let lasted_s = (now_ms() - rollout.since_ms) / 1000;
-        if seen < wanted || lasted_s < limits.canary_s as i64 {
+        if seen < wanted || self.step_lasted(rollout).as_secs() < limits.canary_s {
             return self.check_time(rollout, format!("it answered {seen} of {wanted} requests"));
         }
         let watch = self.watches.get(&rollout.label());
@@ -382,7 +381,7 @@ impl RolloutController {
             return Ok(());
         };
         let watch_s = rollout.limits.watch_s;
-        if now_ms() - rollout.since_ms >= watch_s as i64 * 1000 {
+        if self.step_lasted(rollout).as_secs() >= watch_s {
             rollout.settled = true;
             rollout
                 .add_line(format!("watched for {watch_s} s: {requests} requests, {faults} faults"));
@@ -428,10 +427,16 @@ impl RolloutController {
         Ok(())
     }
 
+    /// How long the step of a rollout that was measured has lasted.
+    fn step_lasted(&self, rollout: &Rollout) -> Duration {
+        let watch = self.watches.get(&rollout.label());
+        watch.map_or(Duration::ZERO, |watch| watch.lasted(Instant::now()))
+    }
+
     /// Gives a rollout up whose step takes longer than `step_most_s`.
     fn check_time(&mut self, rollout: &mut Rollout, state: String) -> Result<()> {
         let most_s = rollout.limits.step_most_s;
-        if now_ms() - rollout.since_ms <= most_s as i64 * 1000 {
+        if self.step_lasted(rollout) <= Duration::from_secs(most_s) {
             return Ok(());
         }
         let step = rollout.step.word();
@@ -447,10 +452,11 @@ impl RolloutController {
         let breaker = self.context.acceptor.breaker();
         let share = transitions::share(self.follower.registry(), &name, &version);
         let arm = serving.arm(&name, &version).filter(|arm| (arm.share - share).abs() < 1e-9);
-        let watch = self
-            .watches
-            .entry(rollout.label())
-            .or_insert_with(|| StepWatch::new(now, rollout.limits.window_s, breaker));
+        let watch = self.watches.entry(rollout.label()).or_insert_with(|| {
+            let lasted_ms = u64::try_from(now_ms() - rollout.since_ms).unwrap_or(0);
+            let lasted = Duration::from_millis(lasted_ms);
+            StepWatch::new(now, lasted, rollout.limits.window_s, breaker)
+        });
         let Some(arm) = arm else {
             if now - watch.began > LOAD_TIMEOUT {
                 let why = serving

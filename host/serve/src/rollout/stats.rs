@@ -128,6 +128,8 @@ const SNAPSHOTS: u32 = 30;
 pub(super) struct StepWatch {
     /// When the step was first looked at.
     pub(super) began: Instant,
+    /// How long the step lasted before that, by the wall clock: 0 but after a restart.
+    lasted_before: Duration,
     /// The version.
     pub(super) own: StatsWindow,
     /// The version before.
@@ -137,12 +139,24 @@ pub(super) struct StepWatch {
 }
 
 impl StepWatch {
-    /// Begins a step with a window of `window_s` seconds; `breaker` limits calls of `evaluate`.
-    pub(super) fn new(now: Instant, window_s: u64, breaker: BreakerConfig) -> Self {
+    /// Begins a step with a window of `window_s` seconds, which has `lasted_before`; `breaker` limits
+    /// calls of `evaluate`.
+    pub(super) fn new(
+        now: Instant,
+        lasted_before: Duration,
+        window_s: u64,
+        breaker: BreakerConfig,
+    ) -> Self {
         let window = Duration::from_secs(window_s);
         let windowed = || StatsWindow { window, first: None, snapshots: VecDeque::new() };
         let evaluation = StepEvaluation::new(breaker);
-        Self { began: now, own: windowed(), before: windowed(), evaluation }
+        Self { began: now, lasted_before, own: windowed(), before: windowed(), evaluation }
+    }
+
+    /// How long the step has lasted. A jump of the wall clock changes nothing while this process
+    /// looks.
+    pub(super) fn lasted(&self, now: Instant) -> Duration {
+        self.lasted_before + (now - self.began)
     }
 }
 
@@ -207,7 +221,7 @@ mod tests {
     #[test]
     fn a_window_forgets_and_the_whole_does_not() {
         let (tally, start) = (ArmStats::default(), Instant::now());
-        let mut watched = StepWatch::new(start, 60, BreakerConfig::default()).own;
+        let mut watched = StepWatch::new(start, Duration::ZERO, 60, BreakerConfig::default()).own;
         watched.update(start, &tally);
         for second in 1..=600 {
             tally.add(Duration::from_millis(1), second <= 10);
@@ -218,5 +232,13 @@ mod tests {
         assert_eq!(looked.window.faults, 0);
         assert!((55..=65).contains(&looked.window.requests), "{}", looked.window.requests);
         assert!(watched.snapshots.len() <= SNAPSHOTS as usize + 1);
+    }
+
+    #[test]
+    fn a_step_lasts_by_the_steady_clock_and_goes_on_after_a_restart() {
+        let (start, before) = (Instant::now(), Duration::from_secs(100));
+        let watch = StepWatch::new(start, before, 60, BreakerConfig::default());
+        assert_eq!(watch.lasted(start), before);
+        assert_eq!(watch.lasted(start + Duration::from_secs(30)), Duration::from_secs(130));
     }
 }

@@ -20,6 +20,9 @@ const BATCH_RECORDS: usize = 1024;
 /// The bytes that are appended together.
 const BATCH_BYTES: usize = 4 << 20;
 
+/// How long to wait for records that the stream says it has.
+const READ_WAIT: Duration = Duration::from_secs(1);
+
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -173,8 +176,12 @@ impl OutputStream {
             };
             // A failed append may have been stored nevertheless.
             may_be_stored = true;
-            match self.engine.span(&self.topic) {
-                Ok(kept) => self.continue_at(kept.end)?,
+            match self.stored_records() {
+                Ok(Some(stored)) => {
+                    self.batch.drain(..stored);
+                    self.end += stored as u64;
+                }
+                Ok(None) => return Err(self.other_writer()),
                 Err(again) => {
                     tracing::warn!(%again, topic = %self.topic, "cannot query the stream");
                 }
@@ -197,18 +204,32 @@ impl OutputStream {
         Ok(())
     }
 
-    /// Continues at the stream's end: if it is longer than known, it has the first records of the
-    /// batch.
-    fn continue_at(&mut self, end: u64) -> Result<()> {
-        let stored = end.checked_sub(self.end);
-        match stored.filter(|&stored| stored <= self.batch.len() as u64) {
-            Some(stored) => {
-                self.batch.drain(..stored as usize);
-                self.end = end;
-                Ok(())
+    /// How many of the batch's first records the stream has behind the end that was known; none if
+    /// what it has there is not from this batch.
+    fn stored_records(&self) -> Result<Option<usize>> {
+        let end = self.engine.span(&self.topic)?.end;
+        let batch = self.batch.len() as u64;
+        let Some(stored) = end.checked_sub(self.end).filter(|&stored| stored <= batch) else {
+            return Ok(None);
+        };
+        let (stored, mut found) = (stored as usize, 0);
+        let mut reader = self.engine.reader(&self.topic, self.end)?;
+        while found < stored {
+            let records = reader.next(stored - found, READ_WAIT)?;
+            if records.is_empty() {
+                return Err(Error::unreachable(format!(
+                    "stream {} has {end} records, but gives only {}",
+                    self.topic,
+                    self.end + found as u64
+                )));
             }
-            None => Err(self.other_writer()),
+            let own = &self.batch[found..found + records.len()];
+            if own.iter().zip(&records).any(|(own, stored)| own.payload != stored.payload) {
+                return Ok(None);
+            }
+            found += records.len();
         }
+        Ok(Some(stored))
     }
 
     fn other_writer(&self) -> Error {

@@ -63,17 +63,20 @@ impl JoinMetrics for GapCount {
 struct Failing {
     streams: Arc<MemoryEngine>,
     left: Arc<AtomicI64>,
+    /// What another joiner stores just then.
+    others: &'static [Record],
 }
 
 struct FailingAppender {
     to: Arc<dyn Appender>,
     left: Arc<AtomicI64>,
+    others: &'static [Record],
 }
 
 impl StreamEngine for Failing {
     fn appender(&self, topic: &Topic) -> Result<Arc<dyn Appender>> {
         let to = self.streams.appender(topic)?;
-        Ok(Arc::new(FailingAppender { to, left: self.left.clone() }))
+        Ok(Arc::new(FailingAppender { to, left: self.left.clone(), others: self.others }))
     }
 
     fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
@@ -100,9 +103,13 @@ impl Appender for FailingAppender {
         }
         // A part of the batch is stored, but the caller gets an error.
         self.to.submit(expected_end, &records[..left])?;
+        self.to.submit(None, self.others)?;
         Err(Error::unreachable("killed"))
     }
 }
+
+/// What another joiner stores.
+const OTHERS: &[Record] = &[Record { id: 0, payload: Vec::new() }];
 
 /// Streams whose server stored everything at one time.
 struct Stamped {
@@ -205,7 +212,7 @@ fn a_joiner_that_is_killed_makes_each_record_once() {
             append_events(&memory, &events[from..until]);
             from = until;
             let left = Arc::new(AtomicI64::new(rng.random_range(0..150)));
-            let engine = Arc::new(Failing { streams: memory.clone(), left });
+            let engine = Arc::new(Failing { streams: memory.clone(), left, others: &[] });
             // Shutdown is requested, so it does not wait for an engine that is not coming back.
             let stop = Shutdown::default();
             stop.request();
@@ -225,6 +232,25 @@ fn a_joiner_that_is_killed_makes_each_record_once() {
         }
         assert!(kills > 2, "seed {seed}: {kills} kills");
     }
+}
+
+#[test]
+fn records_of_another_joiner_are_not_taken_for_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&dir.path().join("data"));
+    let memory = Arc::new(MemoryEngine::default());
+    append_events(&memory, &random(3, 150));
+    let left = Arc::default();
+    let engine = Arc::new(Failing { streams: memory.clone(), left, others: OTHERS });
+    let (settings, stop) = (config(dir.path()).joiner().unwrap(), Shutdown::default());
+    let mut runner = Runner::open(engine, &settings, &data, Arc::new(NoMetrics), stop).unwrap();
+    let error = loop {
+        if let Err(error) = runner.step(Duration::ZERO) {
+            break error.to_string();
+        }
+    };
+    assert!(error.contains("another joiner writes"), "{error}");
+    assert_eq!(memory.span(&Topic::outcomes()).unwrap(), 0..1, "nothing of its own is behind");
 }
 
 #[test]
