@@ -1,8 +1,8 @@
 //! Bounds what the outcomes of one request can teach.
 //!
 //! A user who likes all of 8 candidates, where the model expects one like in 30, teaches as many
-//! false likes as 30 honest requests teach true ones. No range tells those likes from true ones, but
-//! their number does: the sum of a task's errors over a request, which is the gradient of the
+//! false likes as 30 honest requests teach true ones. No range tells false likes from true ones,
+//! but their number does: the sum of a task's errors over a request, which is the gradient of the
 //! prediction's bias, is more than chance explains. The loss of such a request is weighted down to
 //! what chance explains. One or two surprises are never too many, however rare the action is. A
 //! regression has no such sum; the ranges of the schema bound its labels.

@@ -17,8 +17,8 @@ use crate::{
 
 /// The factor of the loss of each target and task, `[targets * tasks]`: ω δ / Σδ, times the
 /// target's weight and the bound of its request's influence. `valid` is each task's number of valid
-/// samples, which exceeds the mask's if the batch is a part of a larger one. `predictions` are those
-/// of the pass, `[targets * tasks]`.
+/// samples, which exceeds the mask's if the batch is a part of a larger one. `predictions` are of
+/// the same pass, `[targets * tasks]`.
 pub fn cell_weights(
     batch: &FmBatch,
     tasks: &[TaskSpec],

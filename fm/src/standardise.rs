@@ -25,8 +25,8 @@ pub struct Standardiser {
 const LIMIT: f32 = 5.0;
 
 /// A number further from the mean, in standard deviations, counts as one at this distance. If fewer
-/// than 1 in 32² = 1024 rows have such numbers, they cannot widen the deviation without end. A lower
-/// limit costs NE, because columns that are rarely not zero lose their scale (DECISIONS.md).
+/// than 1 in 32² = 1024 rows have such numbers, they cannot widen the deviation without end. A
+/// lower limit costs NE: columns that are rarely not zero lose their scale (DECISIONS.md).
 const OBSERVED_LIMIT: f64 = 32.0;
 
 /// From this many rows on, each row takes the place of the mean one: the weight of a row falls to

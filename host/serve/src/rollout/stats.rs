@@ -139,8 +139,8 @@ pub(super) struct StepWatch {
 }
 
 impl StepWatch {
-    /// Begins a step with a window of `window_s` seconds, which has `lasted_before`; `breaker` limits
-    /// calls of `evaluate`.
+    /// Begins to look at a step that has `lasted_before`, with a window of `window_s` seconds;
+    /// `breaker` limits calls of `evaluate`.
     pub(super) fn new(
         now: Instant,
         lasted_before: Duration,
