@@ -42,15 +42,15 @@ pub struct DirectoryEngine {
 
 /// How streams are stored: [`EngineSettings`] in bytes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct DirectoryLimits {
+pub struct DirectoryLimits {
     /// Whether an append waits for `fsync`.
-    pub(super) fsync: bool,
+    pub fsync: bool,
     /// The size at which the next segment begins.
-    pub(super) segment_bytes: u64,
+    pub segment_bytes: u64,
     /// The size of a stream above which old segments are deleted; 0 keeps everything.
-    pub(super) retain_bytes: u64,
+    pub retain_bytes: u64,
     /// The number of record ids that a stream remembers.
-    pub(super) remembered_ids: usize,
+    pub remembered_ids: usize,
 }
 
 impl DirectoryEngine {
@@ -73,7 +73,12 @@ impl DirectoryEngine {
         Ok(DirectoryEngine { stop: stop.clone(), ..engine })
     }
 
-    pub(super) fn with(dir: &Path, limits: DirectoryLimits) -> Result<DirectoryEngine> {
+    /// Opens the directory with limits that settings, in MiB, cannot say: those of a simulation are
+    /// so small that it meets them often.
+    ///
+    /// # Errors
+    /// The directory cannot be created.
+    pub fn with(dir: &Path, limits: DirectoryLimits) -> Result<DirectoryEngine> {
         atomic_dir::create(dir)?;
         Ok(DirectoryEngine {
             dir: dir.to_path_buf(),

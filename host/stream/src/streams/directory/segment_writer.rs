@@ -235,7 +235,9 @@ fn recover(
 
 /// The newest ids of a stream: those of its last segment and of as many segments before as needed.
 fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Result<RecentIds> {
-    let mut count = newest.len();
+    // A record without an id, as a tick, takes no room of one that has one.
+    let counted = |ids: &[u64]| ids.iter().filter(|&&id| id != 0).count();
+    let mut count = counted(&newest);
     let mut parts = vec![newest];
     for &base in bases.iter().rev().skip(1) {
         if count >= most {
@@ -249,7 +251,7 @@ fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Re
         if torn {
             return Err(records.damaged());
         }
-        count += ids.len();
+        count += counted(&ids);
         parts.push(ids);
     }
     let mut ids = RecentIds::new(most);
