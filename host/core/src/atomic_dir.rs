@@ -7,13 +7,13 @@
 //! [`current`], and the next writer puts it back.
 
 use std::{
-    fs::{self, File},
     io,
     path::{Path, PathBuf},
 };
 
 use crate::{
     atomic_file::{draft_path, rename, sync_dir},
+    disk::{self as fs, File},
     error::{CommonErrors as _, Error, Result},
 };
 
@@ -34,7 +34,7 @@ pub fn replace<E: From<Error>>(
     create(&draft)?;
     fill(&draft)?;
     sync_tree(&draft).map_err(Error::io(&draft))?;
-    if path.exists() {
+    if fs::exists(path) {
         rename(path, &old).map_err(Error::io(path))?;
     }
     rename(&draft, path).map_err(Error::io(path))?;
@@ -44,7 +44,7 @@ pub fn replace<E: From<Error>>(
 /// The folder to read: `path`, or the old one where a replacement was cut off between its renames.
 pub fn current(path: &Path) -> PathBuf {
     let old = old_path(path);
-    if !path.exists() && old.exists() { old } else { path.to_path_buf() }
+    if !fs::exists(path) && fs::exists(&old) { old } else { path.to_path_buf() }
 }
 
 /// Puts the old folder back where a replacement was cut off between its renames. For writers alone:
@@ -64,7 +64,7 @@ pub fn recover(path: &Path) -> Result<()> {
 /// # Errors
 /// The file system fails.
 pub fn create(path: &Path) -> Result<()> {
-    let exists = |dir: &&Path| dir.as_os_str().is_empty() || dir.is_dir();
+    let exists = |dir: &&Path| dir.as_os_str().is_empty() || fs::is_dir(dir);
     let missing: Vec<&Path> = path.ancestors().take_while(|dir| !exists(dir)).collect();
     fs::create_dir_all(path).map_err(Error::io(path))?;
     for made in missing {
@@ -96,12 +96,12 @@ fn old_path(path: &Path) -> PathBuf {
 }
 
 fn sync_tree(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_tree(&entry.path())?;
+    for name in fs::names(dir)? {
+        let path = dir.join(name);
+        if fs::is_dir(&path) {
+            sync_tree(&path)?;
         } else {
-            File::open(entry.path())?.sync_all()?;
+            File::open(&path)?.sync_all()?;
         }
     }
     sync_dir(dir)
@@ -109,6 +109,8 @@ fn sync_tree(dir: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn write(path: &Path, content: &str) {

@@ -2,13 +2,14 @@
 //! or the new one. Folders are in `atomic_dir`.
 
 use std::{
-    fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
-use crate::atomic_dir::parent;
+use crate::{
+    atomic_dir::parent,
+    disk::{self as fs, File, OpenMode},
+};
 
 /// Replaces the file `path` by `bytes`, and syncs it and its directory.
 ///
@@ -29,14 +30,14 @@ pub fn write_with(
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {
     let old = fs::metadata(path).ok();
-    if old.as_ref().is_some_and(|old| !old.is_file()) {
-        let mut device = BufWriter::new(OpenOptions::new().write(true).open(path)?);
+    if old.as_ref().is_some_and(|old| !old.is_file) {
+        let mut device = BufWriter::new(File::open_as(path, OpenMode::Write)?);
         return fill(&mut device).and_then(|()| device.flush());
     }
     let draft = draft_path(path);
     let mut file = BufWriter::new(File::create(&draft)?);
     if let Some(old) = old {
-        file.get_ref().set_permissions(old.permissions())?;
+        file.get_ref().set_permissions(&old)?;
     }
     fill(&mut file)?;
     let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
@@ -66,7 +67,7 @@ pub fn rename(draft: &Path, path: &Path) -> io::Result<()> {
 /// # Errors
 /// The file exists, or the file system fails.
 pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = File::open_as(path, OpenMode::Private)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     sync_dir(parent(path))
@@ -77,11 +78,13 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// The file system fails.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    fs::sync_dir(dir)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,12 +1,57 @@
-//! The wall clock, and the processor time and priority of threads. Code whose results must repeat
-//! reads neither.
+//! The wall clock, the time that passes, and the processor time and priority of threads. Code whose
+//! results must repeat reads none of them. A simulated host has clocks of its own.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Condvar, LazyLock, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::simulated;
 
 /// Milliseconds since 1970 by the wall clock; 0 if the clock is before that.
 pub fn now_ms() -> i64 {
+    if let Some(host) = simulated::host() {
+        return host.now_ms();
+    }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A moment that only differences are taken of; unlike the wall clock it never goes back.
+pub fn instant() -> Instant {
+    static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
+    match simulated::host() {
+        None => Instant::now(),
+        Some(host) => *BASE + host.since_start(),
+    }
+}
+
+/// The time since a moment that [`instant`] gave.
+pub fn since(moment: Instant) -> Duration {
+    instant().saturating_duration_since(moment)
+}
+
+/// Stops this thread for a while.
+pub fn sleep(duration: Duration) {
+    match simulated::host() {
+        None => thread::sleep(duration),
+        Some(host) => host.sleep(duration),
+    }
+}
+
+/// Waits while a condition holds, for at most `timeout`. On a simulated host no other thread would
+/// change it, so this sleeps and lets the caller look again.
+pub fn wait_while<T>(
+    changed: &Condvar,
+    guard: MutexGuard<'_, T>,
+    timeout: Duration,
+    condition: impl FnMut(&mut T) -> bool,
+) {
+    if let Some(host) = simulated::host() {
+        drop(guard);
+        return host.sleep(timeout);
+    }
+    let waited = changed.wait_timeout_while(guard, timeout, condition);
+    drop(waited.unwrap_or_else(PoisonError::into_inner));
 }
 
 /// The unit that a number looks like if it was meant to be milliseconds since 1970: times between

@@ -5,15 +5,15 @@
 //! file that is left over means nothing.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
-    io::{Read, Seek, Write},
+    fs::TryLockError,
+    io::{Read, Write},
     path::Path,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::{
-    atomic_dir,
+    atomic_dir, clock,
+    disk::{File, OpenMode},
     error::{CommonErrors as _, Error, Result},
 };
 
@@ -51,22 +51,19 @@ impl DirLock {
         path: &Path,
         patience: Duration,
     ) -> Result<std::result::Result<DirLock, String>> {
-        let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).create(true).truncate(false);
-        let mut file = options.open(path).map_err(Error::io(path))?;
-        let until = Instant::now() + patience;
+        let mut file = File::open_as(path, OpenMode::Keep).map_err(Error::io(path))?;
+        let until = clock::instant() + patience;
         loop {
             match file.try_lock() {
                 Ok(()) => break,
-                Err(TryLockError::WouldBlock) if Instant::now() < until => {
-                    thread::sleep(RETRY_EVERY);
+                Err(TryLockError::WouldBlock) if clock::instant() < until => {
+                    clock::sleep(RETRY_EVERY);
                 }
                 Err(TryLockError::WouldBlock) => return Ok(Err(holder(&mut file))),
                 Err(TryLockError::Error(error)) => return Err(Error::io(path)(error)),
             }
         }
         file.set_len(0)
-            .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(Error::io(path))?;
         Ok(Ok(DirLock { file }))

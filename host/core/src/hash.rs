@@ -3,7 +3,9 @@
 //! It is not keyed: whoever chooses the inputs can choose collisions. Maps whose ids come from
 //! callers are keyed by [`IdHashKey`].
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, Hasher};
+
+use crate::entropy;
 
 /// The increment of the generator: 2^64 over the golden ratio.
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -32,7 +34,7 @@ pub struct IdHashKey(u64);
 
 impl Default for IdHashKey {
     fn default() -> IdHashKey {
-        IdHashKey(RandomState::new().hash_one(0_u64))
+        IdHashKey(entropy::number())
     }
 }
 

@@ -9,6 +9,8 @@
 //! shutdown      finish the step and save       clock      wall clock, processor time, priority
 //! supervised_thread   a thread whose panic is not missed
 //! logging       lines on standard error        progress   bars of long commands
+//! disk          files, by the names of std::fs    entropy  numbers that nobody can guess
+//! simulated     the hook by which a simulator owns clock, disk and entropy of a thread
 //! hash          SplitMix64                     hex        bytes as text
 //! quantile      the one definition             prerequisite   what tests need beside the code
 //! secret_file   tokens and keys, read only if other users cannot read them
@@ -25,6 +27,8 @@ pub mod atomic_dir;
 pub mod atomic_file;
 pub mod clock;
 pub mod dir_lock;
+pub mod disk;
+pub mod entropy;
 pub mod error;
 pub mod hash;
 pub mod hex;
@@ -34,6 +38,7 @@ pub mod progress;
 pub mod quantile;
 pub mod secret_file;
 pub mod shutdown;
+pub mod simulated;
 pub mod supervised_thread;
 
 pub use error::{Error, Result};

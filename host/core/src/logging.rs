@@ -14,7 +14,10 @@ use std::{
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::{EnvFilter, Registry, prelude::*};
 
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    clock,
+    error::{CommonErrors as _, Error, Result},
+};
 
 /// The environment variable that overrides the configuration.
 const VARIABLE: &str = "HYPERCAST_LOG";
@@ -90,7 +93,7 @@ struct ToldFailure {
 impl RepeatedFailures {
     /// Whether a failure is to be told: the same words were not told, or not lately.
     pub fn is_news(&mut self, failure: &impl Display) -> bool {
-        self.is_news_at(failure.to_string(), Instant::now())
+        self.is_news_at(failure.to_string(), clock::instant())
     }
 
     fn is_news_at(&mut self, words: String, now: Instant) -> bool {

@@ -15,6 +15,7 @@ pub mod saved;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
+use hypercast_core::hash::IdHashKey;
 use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -111,8 +112,8 @@ pub struct FeatureState {
 /// Ids that were added or changed after the data set was read.
 #[derive(Debug, Clone, Default)]
 struct ChangedIds {
-    items: HashSet<u64>,
-    users: HashSet<u64>,
+    items: HashSet<u64, IdHashKey>,
+    users: HashSet<u64, IdHashKey>,
 }
 
 /// The events of one user in the order they were shown.

@@ -15,7 +15,10 @@ use std::{
 
 use hypercast_config::{Config, OnGap};
 use hypercast_core::{
-    clock::now_ms, logging::RepeatedFailures, shutdown::Shutdown, supervised_thread,
+    clock::{self, now_ms},
+    logging::RepeatedFailures,
+    shutdown::Shutdown,
+    supervised_thread,
 };
 use hypercast_data::{
     dataset::Dataset,
@@ -45,19 +48,19 @@ const AT_ONCE: usize = 64;
 const IDLE: Duration = Duration::from_millis(100);
 
 /// The feature state with the position that it includes.
-pub(crate) struct LiveFeatures {
+pub struct LiveFeatures {
     state: RwLock<FeatureState>,
     /// Position of the next outcome.
-    pub(super) applied: watch::Sender<u64>,
+    pub applied: watch::Sender<u64>,
     /// Whether outcomes are no longer followed.
-    pub(super) ended: AtomicBool,
+    pub ended: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
 /// Applies new outcomes to the state, and saves it.
-pub(crate) struct FeatureFollower {
+pub struct FeatureFollower {
     /// The state that it updates.
-    pub(super) live: Arc<LiveFeatures>,
+    pub live: Arc<LiveFeatures>,
     outcomes: StreamFollower,
     /// The place after the last outcome that was applied.
     place: StreamPlace,
@@ -66,6 +69,7 @@ pub(crate) struct FeatureFollower {
     world: String,
     save_every: u64,
     saved_at: u64,
+    failures: RepeatedFailures,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -78,7 +82,7 @@ struct SavedLiveState {
 
 impl LiveFeatures {
     /// Locks the state for reading.
-    pub(crate) fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
+    pub fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
         self.state.read().expect("no writer panics")
     }
 
@@ -165,7 +169,7 @@ impl FeatureFollower {
     /// # Errors
     /// Another process holds the folder, the stream engine cannot be reached, or the stream is
     /// damaged.
-    pub(crate) fn open(
+    pub fn open(
         engine: Arc<dyn StreamEngine>,
         config: &Config,
         dataset: &Dataset,
@@ -204,6 +208,7 @@ impl FeatureFollower {
             world,
             save_every: config.join.save_every_events,
             saved_at: place.position,
+            failures: RepeatedFailures::default(),
         };
         match follower.catch_up() {
             Err(Error::Below(StreamError::Gap(_))) if remake => {
@@ -238,33 +243,38 @@ impl FeatureFollower {
     /// Follows until a stop is requested, then saves the state. It retries while the stream engine
     /// is away.
     pub(crate) fn run(mut self, stop: &Shutdown) {
-        let mut failures = RepeatedFailures::default();
         while !stop.is_requested() {
-            match self.step(IDLE) {
-                Ok(()) => {}
-                Err(error @ Error::Below(StreamError::Gap(_))) => {
-                    tracing::error!(%error, "outcomes are no longer followed; rankings use the features known so far");
-                    self.live.ended.store(true, Ordering::Relaxed);
-                    supervised_thread::report_lost("live");
-                    break;
-                }
-                Err(error) => {
-                    if failures.is_news(&error) {
-                        tracing::warn!(%error, "outcomes cannot be followed; trying again");
-                    }
-                    std::thread::sleep(IDLE);
-                }
-            }
-            if self.position().saturating_sub(self.saved_at) >= self.save_every {
-                self.save(&mut failures);
+            if let Err(error) = self.step(IDLE) {
+                tracing::error!(%error, "outcomes are no longer followed; rankings use the features known so far");
+                self.live.ended.store(true, Ordering::Relaxed);
+                supervised_thread::report_lost("live");
+                break;
             }
         }
-        self.save(&mut failures);
+        self.save();
     }
 
-    fn step(&mut self, wait: Duration) -> Result<()> {
-        let stored = self.outcomes.next(READ, wait)?;
-        self.apply(&stored)
+    /// Applies the outcomes that have come, after waiting up to `wait` for the first, and saves the
+    /// state now and then. While the engine is away, it logs that and pauses.
+    ///
+    /// # Errors
+    /// Outcomes are missing, and `engine.on_gap` says to stop then.
+    pub fn step(&mut self, wait: Duration) -> Result<()> {
+        let followed = self.outcomes.next(READ, wait).map_err(Error::from);
+        match followed.and_then(|stored| self.apply(&stored)) {
+            Ok(()) => {}
+            Err(error @ Error::Below(StreamError::Gap(_))) => return Err(error),
+            Err(error) => {
+                if self.failures.is_news(&error) {
+                    tracing::warn!(%error, "outcomes cannot be followed; trying again");
+                }
+                clock::sleep(IDLE);
+            }
+        }
+        if self.position().saturating_sub(self.saved_at) >= self.save_every {
+            self.save();
+        }
+        Ok(())
     }
 
     fn apply(&mut self, stored: &[StreamRecord]) -> Result<()> {
@@ -292,13 +302,13 @@ impl FeatureFollower {
 
     /// Saves the state. A failure is logged only, because it costs nothing but time at the next
     /// start.
-    fn save(&mut self, failures: &mut RepeatedFailures) {
+    pub fn save(&mut self) {
         let position = self.position();
         let state = self.live.state().saved();
         let saved = SavedLiveState { position, world: self.world.clone(), state };
         self.saved_at = position;
         if let Err(error) = self.folder.write(&saved, self.place)
-            && failures.is_news(&error)
+            && self.failures.is_news(&error)
         {
             tracing::warn!(%error, "the live state is not saved; the next start takes longer");
         }

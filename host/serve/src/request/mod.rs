@@ -9,7 +9,7 @@ pub(crate) mod admission;
 pub mod api;
 pub mod convert;
 pub(crate) mod events;
-mod feature_state;
+pub mod feature_state;
 mod ids;
 pub mod service;
 pub mod streams;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hypercast_core::clock::now_ms;
+use hypercast_core::clock::{self, now_ms};
 use hypercast_core::shutdown::Shutdown;
 
 use super::{
@@ -109,7 +109,7 @@ impl DeadLetterQueue {
                 return Err(error);
             }
             tracing::warn!(%error, "dead letters cannot be stored; trying again");
-            std::thread::sleep(PAUSE);
+            clock::sleep(PAUSE);
         }
         Ok(())
     }
@@ -117,10 +117,10 @@ impl DeadLetterQueue {
     /// Records of this reader that an operator ordered to be tried again since the last call; it
     /// looks once a second. Where the engine fails, there are none for now.
     pub fn orders(&mut self) -> Vec<DeadLetter> {
-        if self.looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
+        if self.looked.is_some_and(|looked| clock::since(looked) < LOOK_EVERY) {
             return Vec::new();
         }
-        self.looked = Some(Instant::now());
+        self.looked = Some(clock::instant());
         let records = match self.orders.next(&*self.engine, READ_RECORDS, Duration::ZERO) {
             Ok(StreamRead::Records(records)) => records,
             Ok(StreamRead::Gap(gap)) => {

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use hypercast_core::clock;
+
 /// Records in a minute that are no reason to worry.
 const FEW: usize = 5;
 
@@ -24,7 +26,7 @@ struct SetAsideCounts {
 impl SetAsideRate {
     /// Counts records that were set aside just now.
     pub fn add(&self, records: usize) {
-        self.add_at(Instant::now(), records);
+        self.add_at(clock::instant(), records);
     }
 
     /// All records since the process began.
@@ -34,7 +36,7 @@ impl SetAsideRate {
 
     /// What is wrong, as long as more than a few records a minute are set aside.
     pub fn warning(&self) -> Option<String> {
-        self.warning_at(Instant::now())
+        self.warning_at(clock::instant())
     }
 
     fn counts(&self) -> std::sync::MutexGuard<'_, SetAsideCounts> {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use hypercast_config::JoinSettings;
-use hypercast_core::clock::now_ms;
+use hypercast_core::clock::{self, now_ms};
 use hypercast_core::shutdown::Shutdown;
 
 use super::{EventKind, NewEvent};
@@ -53,7 +53,7 @@ impl EventWriter {
             max_future_ms: ms(settings.max_future_s),
             tick_ms: settings.tick_ms,
             ticks_for_ms: settings.max_window_s.saturating_add(60).saturating_mul(1000),
-            opened: Instant::now(),
+            opened: clock::instant(),
             last_event_ms: AtomicU64::new(0),
             last_append_ms: AtomicU64::new(0),
         }
@@ -73,7 +73,7 @@ impl EventWriter {
 
     /// How long this writer has been there, in milliseconds.
     fn open_ms(&self) -> u64 {
-        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(clock::since(self.opened).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The latest timestamp that is accepted now, in milliseconds since the epoch.
@@ -106,19 +106,25 @@ impl EventWriter {
     /// Appends ticks as long as a window may be open and no events arrive; returns on shutdown.
     pub fn tick(&self, stop: &Shutdown) {
         while self.tick_ms > 0 && !stop.is_requested() {
-            std::thread::sleep(Duration::from_millis(self.tick_ms.min(50)));
-            let now = self.open_ms();
-            let since = |last: &AtomicU64| now.saturating_sub(last.load(Ordering::Relaxed));
-            let quiet = since(&self.last_append_ms) >= self.tick_ms;
-            let waited_for = since(&self.last_event_ms) <= self.ticks_for_ms;
-            let appender = self.appender.lock().expect("no holder panics").clone();
-            let Some(appender) = appender.filter(|_| quiet && waited_for) else { continue };
-            self.last_append_ms.store(now, Ordering::Relaxed);
-            let time_ms = now_ms();
-            let tick = NewEvent { id: None, kind: EventKind::Tick { time_ms } };
-            if let Err(error) = tick.record(time_ms).and_then(|record| appender.append(&[record])) {
-                tracing::warn!(%error, "cannot append a tick for the joiner; trying again");
-            }
+            clock::sleep(Duration::from_millis(self.tick_ms.min(50)));
+            self.tick_if_quiet();
+        }
+    }
+
+    /// Appends a tick if a window may be open and no events came for the time between two ticks. A
+    /// failure is logged only, because the next call tries again.
+    pub fn tick_if_quiet(&self) {
+        let now = self.open_ms();
+        let since = |last: &AtomicU64| now.saturating_sub(last.load(Ordering::Relaxed));
+        let quiet = since(&self.last_append_ms) >= self.tick_ms;
+        let waited_for = since(&self.last_event_ms) <= self.ticks_for_ms;
+        let appender = self.appender.lock().expect("no holder panics").clone();
+        let Some(appender) = appender.filter(|_| quiet && waited_for) else { return };
+        self.last_append_ms.store(now, Ordering::Relaxed);
+        let time_ms = now_ms();
+        let tick = NewEvent { id: None, kind: EventKind::Tick { time_ms } };
+        if let Err(error) = tick.record(time_ms).and_then(|record| appender.append(&[record])) {
+            tracing::warn!(%error, "cannot append a tick for the joiner; trying again");
         }
     }
 }

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use hypercast_core::hash::IdHashKey;
 use hypercast_data::dataset::{ContextFeatures, Impression};
 use hypercast_data::features::{FeatureState, replay};
 use hypercast_fm::example::{Example, Outcome};
@@ -48,8 +49,8 @@ pub struct Joiner {
     /// For each surface, the actions (one bit each) that its impressions wait for.
     awaited: Vec<u32>,
     /// The newest pending part of each request.
-    pub(super) requests: HashMap<u64, u64>,
-    slots: HashMap<u64, ImpressionSlot>,
+    pub(super) requests: HashMap<u64, u64, IdHashKey>,
+    slots: HashMap<u64, ImpressionSlot, IdHashKey>,
     windows: OpenWindows,
     open: BTreeSet<u64>,
     /// The joined requests in the order in which they were joined.
@@ -86,8 +87,8 @@ impl Joiner {
             seen: SeenImpressions::default(),
             counts: JoinerCounts::default(),
             bounded_by_arrival: true,
-            requests: HashMap::new(),
-            slots: HashMap::new(),
+            requests: HashMap::default(),
+            slots: HashMap::default(),
             windows: OpenWindows::default(),
             open: BTreeSet::new(),
             joined: VecDeque::new(),

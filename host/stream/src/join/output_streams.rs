@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hypercast_core::clock::now_ms;
+use hypercast_core::clock::{self, now_ms};
 use hypercast_core::shutdown::Shutdown;
 use hypercast_fm::example::Example;
 use serde::Serialize;
@@ -193,7 +193,7 @@ impl OutputStream {
                 return Err(error);
             }
             tracing::warn!(%error, topic = %self.topic, "cannot append; trying again");
-            std::thread::sleep(pause);
+            clock::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         let now = now_ms();

@@ -14,6 +14,7 @@ use std::{
 };
 
 use hypercast_config::JoinerSettings;
+use hypercast_core::clock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::features::FeatureState;
@@ -140,7 +141,7 @@ impl Runner {
             fingerprint,
             save_every: settings.options.settings.save_every_events,
             saved_at: place.position,
-            reported: Instant::now(),
+            reported: clock::instant(),
             joiner,
         };
         let short = runner.outputs.begin(&mut runner.joiner, &runner.gaps)?;
@@ -178,7 +179,7 @@ impl Runner {
             Err(error @ Error::Gap(_)) => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "events cannot be read; trying again");
-                std::thread::sleep(IDLE);
+                clock::sleep(IDLE);
                 return Ok(0);
             }
         };
@@ -254,10 +255,10 @@ impl Runner {
 
     /// Reports the progress about once a second.
     fn report_progress(&mut self, idle: bool) {
-        if !idle && self.reported.elapsed() < Duration::from_secs(1) {
+        if !idle && clock::since(self.reported) < Duration::from_secs(1) {
             return;
         }
-        self.reported = Instant::now();
+        self.reported = clock::instant();
         if let Ok(kept) = self.engine.span(&Topic::events()) {
             let (impressions, orphans) = self.joiner.held();
             self.metrics.joiner(JoinerProgress {
@@ -270,8 +271,11 @@ impl Runner {
     }
 }
 
-/// Joins an event; an error says why it cannot be used.
-pub(super) fn join_record(
+/// Joins a record of the stream of events, as a [`Runner`] does.
+///
+/// # Errors
+/// The event cannot be used; the error says why.
+pub fn join_record(
     joiner: &mut Joiner,
     record: &StreamRecord,
     outputs: &mut dyn JoinSink,

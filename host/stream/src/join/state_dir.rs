@@ -4,12 +4,11 @@
 //! crash there is either the old state or the new one.
 
 use std::{
-    fs,
     io::Write,
     path::{Path, PathBuf},
 };
 
-use hypercast_core::{atomic_file, dir_lock::DirLock};
+use hypercast_core::{atomic_file, dir_lock::DirLock, disk};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{CommonErrors as _, Error, Result};
@@ -65,7 +64,7 @@ impl StateDir {
     /// The state is damaged, or another version wrote it.
     pub fn read<T: DeserializeOwned>(&self) -> Result<Option<(T, Option<StreamPlace>)>> {
         let path = self.path();
-        let Some(bytes) = Error::found(&path, fs::read(&path))? else { return Ok(None) };
+        let Some(bytes) = Error::found(&path, disk::read(&path))? else { return Ok(None) };
         let failed = |why: &str| {
             let what_to_do = "move it away to begin at the first event again";
             Error::data(&path, format!("{why}; {what_to_do}"))
@@ -93,6 +92,8 @@ impl StateDir {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
+use hypercast_core::hash::IdHashKey;
 use serde::{Deserialize, Serialize};
 
 use super::{delays::OutcomeDelays, pending::ImpressionSlot};
@@ -64,8 +65,8 @@ impl OpenWindows {
 /// The keys of impressions that were seen: at least the last `capacity`, at most twice as many.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct SeenImpressions {
-    recent: HashSet<u64>,
-    older: HashSet<u64>,
+    recent: HashSet<u64, IdHashKey>,
+    older: HashSet<u64, IdHashKey>,
 }
 
 impl SeenImpressions {
@@ -94,7 +95,7 @@ pub(super) struct OrphanAction {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct OrphanActions {
     /// The actions of an impression in the order they came. Serialised as a sequence.
-    by_key: HashMap<u64, VecDeque<OrphanAction>>,
+    by_key: HashMap<u64, VecDeque<OrphanAction>, IdHashKey>,
     /// Clock and key of each action in the order they came; an entry whose actions are gone is
     /// skipped.
     order: VecDeque<(i64, u64)>,

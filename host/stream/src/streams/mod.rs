@@ -30,7 +30,7 @@ use hypercast_core::shutdown::Shutdown;
 use crate::error::{CommonErrors as _, Error, Result};
 
 pub use self::cursor::{StreamCursor, StreamRead};
-pub use self::directory::DirectoryEngine;
+pub use self::directory::{DirectoryEngine, DirectoryLimits};
 pub use self::follow::{GapHandling, StreamFollower};
 pub use self::memory::MemoryEngine;
 pub use self::nats::NatsEngine;

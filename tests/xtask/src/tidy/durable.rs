@@ -11,18 +11,18 @@ use crate::{
 /// What writes files that must survive a crash. Tools for authors are not among it.
 const PLACES: [&str; 2] = ["host/", "fm/"];
 
-/// The primitive, which `atomic_dir` beside it uses too.
-const PRIMITIVE: &str = "host/core/src/atomic_file.rs";
+/// The primitive, which `atomic_dir` beside it uses too, and the names of `std::fs` below it.
+const PRIMITIVES: [&str; 2] = ["host/core/src/atomic_file.rs", "host/core/src/disk.rs"];
 
 /// A crash after either leaves half a file, or none.
-const CALLS: [&str; 2] = ["fs::write(", "fs::rename("];
+const CALLS: [&str; 3] = ["fs::write(", "fs::rename(", "disk::rename("];
 
 /// Files that are written or renamed by hand, outside of tests and examples.
 pub fn whole_files(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>> {
     let counts = |file: &&RustFile<'_>| {
         let is_example = file.path.split('/').any(|part| part == "examples");
         let is_placed = PLACES.iter().any(|place| file.path.starts_with(place));
-        is_placed && !file.is_test && !is_example && file.path != PRIMITIVE
+        is_placed && !file.is_test && !is_example && !PRIMITIVES.contains(&file.path)
     };
     let mut findings = Vec::new();
     for file in files.iter().filter(counts) {

@@ -29,7 +29,7 @@ enum Place {
 
 /// The crates of the workspace. Those of one number are siblings: neither may use the other, so
 /// the daemon `hypercast` links nothing of the lab.
-const CRATES: [(&str, Place); 19] = [
+const CRATES: [(&str, Place); 20] = [
     ("hypercast-core", Place::Host(0)),
     ("hypercast-store", Place::Host(1)),
     ("hypercast-kernels", Place::Host(1)),
@@ -47,6 +47,7 @@ const CRATES: [(&str, Place); 19] = [
     ("hypercast-tests", Place::Tests),
     ("hypercast-hostile", Place::Tests),
     ("hypercast-fuzz", Place::Tests),
+    ("hypercast-simulation", Place::Tests),
     ("cargo-hypercast", Place::Tool),
     ("xtask", Place::Tool),
 ];

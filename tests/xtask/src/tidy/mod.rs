@@ -7,6 +7,7 @@ mod durable;
 mod items;
 mod layers;
 mod lines;
+mod seams;
 
 use std::fmt;
 
@@ -40,7 +41,7 @@ impl fmt::Display for Finding {
 /// A check by its name. The parsed files are those of the sources.
 type Check = fn(&Sources, &[RustFile<'_>]) -> Result<Vec<Finding>>;
 
-const CHECKS: [(&str, Check); 9] = [
+const CHECKS: [(&str, Check); 10] = [
     ("layers", layers::check),
     ("width", lines::width),
     ("size", lines::size),
@@ -48,6 +49,7 @@ const CHECKS: [(&str, Check); 9] = [
     ("names", items::doubled_names),
     ("prose", items::short_docs),
     ("durable", durable::whole_files),
+    ("seams", seams::bypassed),
     ("keys", documents::config_keys),
     ("invariants", documents::invariants),
 ];

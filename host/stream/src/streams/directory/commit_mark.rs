@@ -2,16 +2,16 @@
 //! after each sync.
 //!
 //! Readers trust only this file, so they never see records that a failed append removes again, nor
-//! the torn last record of a writer that was killed. The file itself is not synced: after a power
-//! cut it may lag behind, and the next writer corrects it.
+//! the torn last record of a writer that was killed. Once it exists, the file itself is not synced:
+//! after a power cut it may lag behind, and the next writer corrects it.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
-use super::open_or_create;
+use hypercast_core::atomic_file;
+use hypercast_core::clock;
+use hypercast_core::disk::{self, File, OpenMode};
+
 use crate::error::{CommonErrors as _, Error, Result};
 
 const BYTES: usize = 28;
@@ -75,11 +75,21 @@ impl CommitFile {
         Ok(Error::found(&path, File::open(&path))?.map(|file| CommitFile { path, file }))
     }
 
-    /// Opens the file for the writer and creates it if needed.
-    pub(super) fn create(folder: &Path) -> Result<CommitFile> {
+    /// Opens the file for the writer with the stream's end. A new one is durable at once with this
+    /// content: after a power cut a file that was only written in place could be there empty, half
+    /// or not at all, and the stream could not be opened.
+    pub(super) fn create(folder: &Path, end: &CommitMark) -> Result<CommitFile> {
         let path = folder.join("end");
-        let file = open_or_create(&path)?;
-        Ok(CommitFile { path, file })
+        let create = || {
+            if !disk::exists(&path) {
+                atomic_file::write(&path, &end.encode())?;
+            }
+            File::open_as(&path, OpenMode::Keep)
+        };
+        let file = create().map_err(Error::io(&path))?;
+        let created = CommitFile { path, file };
+        created.write(end).map_err(Error::io(&created.path))?;
+        Ok(created)
     }
 
     pub(super) fn write(&self, end: &CommitMark) -> std::io::Result<()> {
@@ -95,7 +105,7 @@ impl CommitFile {
             match CommitMark::decode(&bytes) {
                 _ if read == 0 => return Ok(None),
                 Some(end) => return Ok(Some(end)),
-                None => thread::sleep(Duration::from_millis(1)),
+                None => clock::sleep(Duration::from_millis(1)),
             }
         }
         Err(Error::data(

@@ -12,7 +12,6 @@ mod segment_writer;
 mod signal;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
@@ -43,15 +42,15 @@ pub struct DirectoryEngine {
 
 /// How streams are stored: [`EngineSettings`] in bytes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct DirectoryLimits {
+pub struct DirectoryLimits {
     /// Whether an append waits for `fsync`.
-    pub(super) fsync: bool,
+    pub fsync: bool,
     /// The size at which the next segment begins.
-    pub(super) segment_bytes: u64,
+    pub segment_bytes: u64,
     /// The size of a stream above which old segments are deleted; 0 keeps everything.
-    pub(super) retain_bytes: u64,
+    pub retain_bytes: u64,
     /// The number of record ids that a stream remembers.
-    pub(super) remembered_ids: usize,
+    pub remembered_ids: usize,
 }
 
 impl DirectoryEngine {
@@ -74,7 +73,12 @@ impl DirectoryEngine {
         Ok(DirectoryEngine { stop: stop.clone(), ..engine })
     }
 
-    pub(super) fn with(dir: &Path, limits: DirectoryLimits) -> Result<DirectoryEngine> {
+    /// Opens the directory with limits that settings, in MiB, cannot say: those of a simulation are
+    /// so small that it meets them often.
+    ///
+    /// # Errors
+    /// The directory cannot be created.
+    pub fn with(dir: &Path, limits: DirectoryLimits) -> Result<DirectoryEngine> {
         atomic_dir::create(dir)?;
         Ok(DirectoryEngine {
             dir: dir.to_path_buf(),
@@ -121,24 +125,13 @@ impl StreamEngine for DirectoryEngine {
     fn trim(&self, topic: &Topic, before: u64) -> Result<()> {
         let folder = self.folder(topic);
         // A segment is deleted if the next one begins early enough. The last one, which is written
-        // to, never is. Another process may have deleted it already.
-        for pair in segment::bases(&folder)?.windows(2) {
-            if pair[1] <= before {
-                let path = segment::path(&folder, pair[0]);
-                Error::found(&path, fs::remove_file(&path))?;
-            }
-        }
-        Ok(())
+        // to, never is.
+        let bases = segment::bases(&folder)?;
+        let too_old = bases.windows(2).take_while(|pair| pair[1] <= before).map(|pair| pair[0]);
+        segment::remove(&folder, too_old)
     }
 
     fn is_stopping(&self) -> bool {
         self.stop.is_requested()
     }
-}
-
-/// Opens a file to read and write, and creates it if needed.
-fn open_or_create(path: &Path) -> Result<File> {
-    let mut options = File::options();
-    let options = options.read(true).write(true).create(true).truncate(false);
-    options.open(path).map_err(Error::io(path))
 }

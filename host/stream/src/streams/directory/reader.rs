@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use hypercast_core::clock;
 
 use super::commit_mark::{CommitFile, CommitMark};
 use super::segment::{self, SegmentItem, SegmentReader};
@@ -104,7 +106,7 @@ impl DirectoryReader {
 
 impl Reader for DirectoryReader {
     fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<StreamRecord>> {
-        let until = Instant::now() + wait;
+        let until = clock::instant() + wait;
         let mut pause = FIRST_PAUSE;
         let end = self.end()?.map_or(0, |end| end.position);
         self.check_end(end)?;
@@ -118,7 +120,7 @@ impl Reader for DirectoryReader {
                 // The next call begins where this one stopped, and returns the error then.
                 return if read.is_empty() { Err(error) } else { Ok(read) };
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(clock::instant());
             if left.is_zero() {
                 // The next call opens the file again, because the folder may be replaced meanwhile.
                 self.end = None;

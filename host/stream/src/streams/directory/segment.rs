@@ -4,9 +4,9 @@
 //! distance in bytes to the beginning of the write that the record was part of; after a crash it
 //! tells which records were written together. The checksum covers everything but itself.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use hypercast_core::disk::{self, File};
 
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::streams::MAX_RECORD_BYTES;
@@ -23,14 +23,26 @@ pub(super) fn path(folder: &Path, base: u64) -> PathBuf {
 
 /// The first positions of a directory's segments, in order; empty if there is no directory.
 pub(super) fn bases(folder: &Path) -> Result<Vec<u64>> {
-    let mut bases = Vec::new();
-    for entry in Error::found(folder, fs::read_dir(folder))?.into_iter().flatten() {
-        let name = entry.map_err(Error::io(folder))?.file_name();
-        let base = name.to_str().and_then(|name| name.strip_suffix(".records"));
-        bases.extend(base.and_then(|base| base.parse::<u64>().ok()));
-    }
+    let names = Error::found(folder, disk::names(folder))?.unwrap_or_default();
+    let base = |name: &std::ffi::OsString| {
+        name.to_str().and_then(|name| name.strip_suffix(".records")?.parse().ok())
+    };
+    let mut bases: Vec<u64> = names.iter().filter_map(base).collect();
     bases.sort_unstable();
     Ok(bases)
+}
+
+/// Removes the segments that begin at these positions, the oldest first, and each durably before
+/// the next: those that a crash leaves still follow each other. Another process may have removed
+/// one already.
+pub(super) fn remove(folder: &Path, bases: impl Iterator<Item = u64>) -> Result<()> {
+    for base in bases {
+        let path = path(folder, base);
+        if Error::found(&path, disk::remove_file(&path))?.is_some() {
+            disk::sync_dir(folder).map_err(Error::io(folder))?;
+        }
+    }
+    Ok(())
 }
 
 /// Appends a record to `into`, without `back` and the checksum, which [`seal`] adds.
@@ -196,7 +208,7 @@ pub(super) fn stored_end(folder: &Path) -> Result<u64> {
 /// Whether after the damage at `offset` there is a sound record of a later write. That write began
 /// after the damaged record had been acknowledged, so the damage is not a torn last write.
 pub(super) fn later_write_follows(path: &Path, offset: u64) -> Result<bool> {
-    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let bytes = disk::read(path).map_err(Error::io(path))?;
     let tail = bytes.get(offset as usize..).unwrap_or_default();
     Ok((1..tail.len())
         .any(|at| sound(&tail[at..]).is_some_and(|record| (word(record, 16) as usize) < at)))

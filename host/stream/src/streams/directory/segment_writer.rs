@@ -1,21 +1,19 @@
 //! Writes a stream's segments: appends groups of calls with one write and one sync, begins new
 //! segments and deletes old ones.
 
-use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hypercast_core::atomic_dir;
-use hypercast_core::atomic_file::sync_dir;
 use hypercast_core::dir_lock::DirLock;
+use hypercast_core::disk::{self, File, OpenMode, sync_dir};
 
+use super::DirectoryLimits;
 use super::commit_mark::{CommitFile, CommitMark};
 use super::segment::{self, SegmentReader, SoundRecords};
 use super::signal::AppendSignal;
-use super::{DirectoryLimits, open_or_create};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::streams::group_commit::{AppendJob, CommitOutcome, CommitSink};
 use crate::streams::ids::RecentIds;
@@ -57,10 +55,10 @@ impl SegmentWriter {
             let lost = segment::path(folder, end.base);
             return Err(Error::data(lost, "this segment is missing; restore it from a copy"));
         }
-        let file = open_or_create(&path)?;
+        let file = File::open_as(&path, OpenMode::Keep).map_err(Error::io(&path))?;
         let acknowledged = believed.filter(|end| end.base == base).map_or(0, |end| end.offset);
         let (end, newest) = recover(&path, base, acknowledged, limits.fsync)?;
-        let length = file.metadata().map_err(Error::io(&path))?.len();
+        let length = file.length().map_err(Error::io(&path))?;
         if end.offset < length {
             tracing::warn!(path = %path.display(), bytes = length - end.offset, "the stream ended with a torn record; it was never acknowledged and is cut off");
             file.set_len(end.offset).map_err(Error::io(&path))?;
@@ -69,8 +67,7 @@ impl SegmentWriter {
             file.sync_all().and_then(|()| sync_dir(folder)).map_err(Error::io(&path))?;
         }
         let ids = recent_ids(folder, &bases, newest, limits.remembered_ids)?;
-        let end_file = CommitFile::create(folder)?;
-        end_file.write(&end).map_err(Error::io(folder.join("end")))?;
+        let end_file = CommitFile::create(folder, &end)?;
         let folder = folder.to_path_buf();
         Ok(SegmentWriter {
             folder,
@@ -124,7 +121,7 @@ impl SegmentWriter {
     fn begin_segment(&mut self) -> Result<()> {
         let base = self.end.position;
         let path = segment::path(&self.folder, base);
-        let file = open_or_create(&path)?;
+        let file = File::open_as(&path, OpenMode::Keep).map_err(Error::io(&path))?;
         // The file may exist from an attempt that failed; its content was never acknowledged.
         file.set_len(0).map_err(Error::io(&path))?;
         if self.limits.fsync {
@@ -142,22 +139,18 @@ impl SegmentWriter {
         }
         let mut room = self.limits.retain_bytes.saturating_sub(self.limits.segment_bytes);
         let bases = segment::bases(&self.folder)?;
-        let paths = bases.iter().rev().skip(1).map(|&base| segment::path(&self.folder, base));
         let mut keep = true;
         let mut too_old = Vec::new();
-        for (age, path) in paths.enumerate() {
-            let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
+        for (age, &base) in bases.iter().rev().skip(1).enumerate() {
+            let path = segment::path(&self.folder, base);
+            let bytes = disk::metadata(&path).map_or(0, |of| of.length);
             keep &= age == 0 || bytes <= room;
             room = room.saturating_sub(bytes);
             if !keep {
-                too_old.push(path);
+                too_old.push(base);
             }
         }
-        // The oldest first: those that a crash leaves still follow each other.
-        for path in too_old.iter().rev() {
-            Error::found(path, fs::remove_file(path))?;
-        }
-        Ok(())
+        segment::remove(&self.folder, too_old.into_iter().rev())
     }
 }
 
@@ -242,7 +235,9 @@ fn recover(
 
 /// The newest ids of a stream: those of its last segment and of as many segments before as needed.
 fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Result<RecentIds> {
-    let mut count = newest.len();
+    // A record without an id, as a tick, takes no room of one that has one.
+    let counted = |ids: &[u64]| ids.iter().filter(|&&id| id != 0).count();
+    let mut count = counted(&newest);
     let mut parts = vec![newest];
     for &base in bases.iter().rev().skip(1) {
         if count >= most {
@@ -256,7 +251,7 @@ fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Re
         if torn {
             return Err(records.damaged());
         }
-        count += ids.len();
+        count += counted(&ids);
         parts.push(ids);
     }
     let mut ids = RecentIds::new(most);

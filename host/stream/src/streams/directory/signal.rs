@@ -3,8 +3,10 @@
 //! Without it a reader sees an append only at its next poll. In a daemon two readers follow each
 //! other (the joiner and the serving features), so an event would wait some 10 ms for them.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::Duration;
+
+use hypercast_core::clock;
 
 use crate::streams::locked;
 
@@ -27,8 +29,6 @@ impl AppendSignal {
 
     /// Waits for an append after the `seen` ones, for at most `timeout`.
     pub(super) fn wait(&self, seen: u64, timeout: Duration) {
-        let waited =
-            self.appended.wait_timeout_while(locked(&self.count), timeout, |count| *count == seen);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        clock::wait_while(&self.appended, locked(&self.count), timeout, |count| *count == seen);
     }
 }

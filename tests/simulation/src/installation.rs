@@ -1,0 +1,194 @@
+//! What the simulated processes run: the host's own types, put together as the daemon and
+//! `hypercast join` do it.
+
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use hypercast_config::{Config, JoinSettings};
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::{
+    dataset::{Dataset, Entities, write_dataset},
+    schema::Schema,
+};
+use hypercast_fm::example::{Item, User};
+use hypercast_serve::{metrics::Metrics, request::feature_state::FeatureFollower};
+use hypercast_stream::{
+    events::EventWriter,
+    join::Runner,
+    streams::{DirectoryEngine, DirectoryLimits, StreamEngine},
+};
+
+use crate::{
+    plan::{Layout, Plan, ROLES, Role},
+    plant::Plant,
+    server::ServerClient,
+};
+
+/// The longest time between an example and its correction: longer than any run.
+const CORRECTION_S: u64 = 30 * 86_400;
+
+const SCHEMA: &str = r#"
+    surfaces = ["feed", "search"]
+    actions = ["click", "like"]
+    tasks = [
+        { name = "click", role = "main", kind = "binary", label = "click" },
+        { name = "like", role = "main", kind = "binary", label = "like", surfaces = ["feed"] },
+    ]
+    item_features = [{ name = "tag", kind = "categorical" }]
+    context_features = [{ name = "device", kind = "categorical" }]
+    counters = [
+        { name = "item", key = ["item_id"], action = "click", half_life_days = 0.0 },
+        { name = "user", key = ["user_id"], action = "click", half_life_days = 1.0 },
+    ]"#;
+
+/// The data set of all simulations. It is on the real disk, and nothing changes it.
+pub fn dataset() -> &'static Dataset {
+    static DATASET: OnceLock<(tempfile::TempDir, Dataset)> = OnceLock::new();
+    let (_, dataset) = DATASET.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let schema: Schema = toml::from_str(SCHEMA).expect("the schema above");
+        let item = |id| Item { id, ids: vec![id % 3], ..Item::default() };
+        let items: Vec<Item> = (1..=8).map(item).collect();
+        let users: Vec<User> = (1..=5).map(|id| User { id, ..User::default() }).collect();
+        let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
+        write_dataset(dir.path(), &entities, &mut []).expect("room for a small data set");
+        let dataset = Dataset::open(dir.path()).expect("written above");
+        (dir, dataset)
+    });
+    dataset
+}
+
+/// The configuration of every process of a plan.
+pub fn config(plan: &Plan) -> Config {
+    let settings = &plan.settings;
+    let mut config = Config::without_folder();
+    config.paths.state = "/state".into();
+    config.join = JoinSettings {
+        in_daemon: settings.join_in_daemon,
+        quantile: 0.9,
+        min_window_s: settings.min_window_s,
+        max_window_s: settings.max_window_s,
+        first_window_s: settings.min_window_s.midpoint(settings.max_window_s),
+        correction_s: CORRECTION_S,
+        tick_ms: settings.tick_ms,
+        save_every_events: settings.save_every_events,
+        ..JoinSettings::default()
+    };
+    config.fm.max_history = 4;
+    config.fm.max_targets = 4;
+    config
+}
+
+/// The streams as a process sees them. Call it on the process's host.
+///
+/// # Errors
+/// The directory cannot be created.
+pub fn engine(
+    plan: &Plan,
+    process: usize,
+    plant: Option<Plant>,
+) -> Result<Arc<dyn StreamEngine>, String> {
+    match plan.layout {
+        Layout::Server => Ok(Arc::new(ServerClient { process })),
+        Layout::Directory => {
+            let limits = DirectoryLimits {
+                fsync: true,
+                segment_bytes: plan.settings.segment_bytes,
+                retain_bytes: 0,
+                remembered_ids: match plant {
+                    Some(Plant::HalfOfIds) => plan.settings.remembered_ids / 2,
+                    _ => plan.settings.remembered_ids,
+                },
+            };
+            let engine = DirectoryEngine::with(Path::new("/streams"), limits);
+            Ok(Arc::new(engine.map_err(|error| error.to_string())?))
+        }
+    }
+}
+
+/// What one life of a process holds.
+pub struct Life {
+    joiner: Option<Runner>,
+    features: Option<FeatureFollower>,
+    /// Where the daemon's callers send events.
+    pub ingest: Option<EventWriter>,
+}
+
+impl Life {
+    /// Starts a process.
+    ///
+    /// # Errors
+    /// What the process would say before it ends.
+    pub fn open(plan: &Plan, plant: Option<Plant>, process: usize) -> Result<Life, String> {
+        let (mut config, role) = (config(plan), ROLES[process]);
+        match plant {
+            Some(Plant::TimesBelieved) => config.join.max_future_s = 0,
+            Some(Plant::NoTicks) => config.join.tick_ms = u64::MAX,
+            _ => {}
+        }
+        let engine = engine(plan, process, plant)?;
+        let metrics = Arc::new(Metrics::default());
+        let stop = Shutdown::default();
+        let told = |error: &dyn std::fmt::Display| error.to_string();
+        let is_daemon = role == Role::Daemon;
+        let ingest = is_daemon.then(|| EventWriter::new(engine.clone(), &config.join));
+        let mut joiner = None;
+        if !is_daemon || config.join.in_daemon {
+            if let Some(ingest) = &ingest {
+                ingest.open().map_err(|error| told(&error))?;
+            }
+            let settings = config.joiner().map_err(|error| told(&error))?;
+            let (data, metrics) = (dataset(), metrics.clone());
+            let runner = Runner::open(engine.clone(), &settings, data, metrics, stop.clone());
+            joiner = Some(runner.map_err(|error| told(&error))?);
+        }
+        let mut features = None;
+        if is_daemon {
+            let follower = FeatureFollower::open(engine, &config, dataset(), metrics, stop);
+            features = Some(follower.map_err(|error| told(&error))?);
+        }
+        Ok(Life { joiner, features, ingest })
+    }
+
+    /// Does what is to be done now, and says whether that was something.
+    ///
+    /// # Errors
+    /// What the process says before it ends.
+    pub fn step(&mut self) -> Result<bool, String> {
+        let mut events = 0;
+        if let Some(joiner) = &mut self.joiner {
+            events = joiner.step(Duration::ZERO).map_err(|error| error.to_string())?;
+        }
+        if let Some(features) = &mut self.features {
+            features.step(Duration::ZERO).map_err(|error| error.to_string())?;
+        }
+        if let Some(ingest) = &self.ingest {
+            ingest.tick_if_quiet();
+        }
+        Ok(events > 0)
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Errors
+    /// A state cannot be saved.
+    pub fn stop(mut self) -> Result<(), String> {
+        if let Some(features) = &mut self.features {
+            features.save();
+        }
+        self.joiner.as_mut().map_or(Ok(()), |joiner| joiner.save().map_err(|e| e.to_string()))
+    }
+
+    /// How many events were joined, if this process joins.
+    pub fn joined(&self) -> Option<u64> {
+        self.joiner.as_ref().map(|joiner| joiner.passed().events)
+    }
+
+    /// The features that requests would read, if this process has any.
+    pub fn features(&self) -> Option<&FeatureFollower> {
+        self.features.as_ref()
+    }
+}

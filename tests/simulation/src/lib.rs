@@ -1,0 +1,28 @@
+//! Runs the host's own code over a simulated clock, network and disk, breaks these, and holds what
+//! comes of it against what the host promises.
+//!
+//! ```text
+//! plan          what happens: settings, requests, faults; drawn from a seed, or read from a file
+//! world         the run of a plan, in one thread
+//! installation  what the processes run: the host's own types
+//! workload      what callers send
+//! host, disk    a process's clock, numbers and files, and the faults of these
+//! server        a stream server and the network
+//! ledger, oracles   what callers were told, and what must hold at the end
+//! plant         faults that are planted to see that the oracles find them
+//! shrink        the smallest plan that shows a fault
+//! trace         what happened, line by line
+//! ```
+
+pub mod disk;
+pub mod host;
+pub mod installation;
+pub mod ledger;
+pub mod oracles;
+pub mod plan;
+pub mod plant;
+pub mod server;
+pub mod shrink;
+pub mod trace;
+pub mod workload;
+pub mod world;

@@ -1,0 +1,322 @@
+//! What must hold once all is at rest: acknowledged events are in one example each, labels are
+//! those of a join without crashes, features follow the outcomes, and work was in proportion.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Debug,
+    time::Duration,
+};
+
+use hypercast_data::features::{CandidateInput, FeatureState, RequestInput};
+use hypercast_fm::example::Outcome;
+use hypercast_stream::{
+    events::{EventKind, EventRecord},
+    join::{JoinedRecord, Joiner, JoinerOutput, OutcomeRecord, StateUpdate, join_record},
+    streams::{StreamRecord, Topic},
+};
+
+use crate::{
+    installation::{config, dataset, engine},
+    plan::Role,
+    workload::{part_ids, request_id},
+    world::World,
+};
+
+/// An impression, as callers know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Shown {
+    request: u64,
+    item: u64,
+}
+
+/// What the streams tell of an impression.
+#[derive(Debug, Default)]
+struct Told {
+    examples: usize,
+    /// The actions in its example.
+    label: u32,
+    /// Those in its example and in corrections.
+    corrected: u32,
+}
+
+/// The records of the three streams.
+struct Streams {
+    events: Vec<StreamRecord>,
+    joined: Vec<StreamRecord>,
+    outcomes: Vec<StreamRecord>,
+}
+
+/// Holds a run against every promise.
+pub fn check(world: &World) {
+    // What was read of a broken stream says nothing more.
+    let streams = match read(world) {
+        Ok(streams) => streams,
+        Err(error) => return world.violate("streams", error),
+    };
+    at_rest(world, &streams);
+    offline_join(world, &streams);
+    let told = told(world, &streams);
+    examples(world, &told);
+    labels(world, &streams, &told);
+    features(world, &streams);
+    work(world, &streams);
+}
+
+fn read(world: &World) -> Result<Streams, String> {
+    // The second joiner runs no more, and its machine is the others' or has a way to the server.
+    let read = |topic: Topic| {
+        world.observe(&world.processes[2].machine, || {
+            let engine = engine(&world.plan, 2, None)?;
+            let told = |error: hypercast_stream::Error| format!("{topic}: {error}");
+            let end = engine.span(&topic).map_err(told)?.end as usize;
+            let mut reader = engine.reader(&topic, 0).map_err(told)?;
+            let mut records = Vec::new();
+            while records.len() < end {
+                let read = reader.next(end, Duration::ZERO).map_err(told)?;
+                if read.is_empty() {
+                    return Err(format!("{topic} ends at {end}, but has {}", records.len()));
+                }
+                records.extend(read);
+            }
+            Ok::<_, String>(records)
+        })
+    };
+    Ok(Streams {
+        events: read(Topic::events())?,
+        joined: read(Topic::joined())?,
+        outcomes: read(Topic::outcomes())?,
+    })
+}
+
+fn at_rest(world: &World, streams: &Streams) {
+    let acknowledged = &world.ledger.borrow().acknowledged.clone();
+    let missing = acknowledged.iter().filter(|told| told.is_none()).count();
+    if missing > 0 {
+        world.violate("at rest", format!("{missing} calls were never acknowledged"));
+    }
+    for process in &world.processes {
+        let life = process.life.borrow();
+        let (end, role) = (streams.events.len() as u64, process.role);
+        match life.as_ref().and_then(|life| life.joined()) {
+            Some(joined) if joined != end => {
+                world.violate("at rest", format!("{role:?} joined {joined} of {end} events"));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The outputs are record by record what a joiner makes of the events that never stopped.
+fn offline_join(world: &World, streams: &Streams) {
+    let settings = config(&world.plan).joiner().expect("as the processes had it");
+    let bare = dataset().without_content();
+    let state =
+        FeatureState::rebuild(&bare, settings.features, None).expect("the data set is whole");
+    let mut joiner = Joiner::new(state, settings.options);
+    let mut made = JoinerOutput::default();
+    for record in &streams.events {
+        if let Err(error) = join_record(&mut joiner, record, &mut made) {
+            world.violate("streams", format!("event {}: {error}", record.position));
+        }
+    }
+    compare(world, "joined", &streams.joined, &made.joined);
+    compare(world, "outcomes", &streams.outcomes, &made.outcomes);
+}
+
+fn compare<T: serde::Serialize + Debug>(
+    world: &World,
+    stream: &str,
+    stored: &[StreamRecord],
+    made: &[T],
+) {
+    let encoded = |made: &T| postcard::to_allocvec(made).expect("plain data");
+    let differs =
+        stored.iter().zip(made).position(|(stored, made)| stored.payload != encoded(made));
+    let (stored, made) = (stored.len(), made.len());
+    match differs {
+        Some(at) => world.violate("offline join", format!("{stream} {at} is another record")),
+        None if stored != made => {
+            world.violate("offline join", format!("{stream} has {stored} records, not {made}"));
+        }
+        None => {}
+    }
+}
+
+fn told(world: &World, streams: &Streams) -> HashMap<Shown, Told> {
+    let requests: HashMap<u64, u64> = world
+        .plan
+        .requests
+        .iter()
+        .flat_map(|&number| part_ids(number).map(move |part| (part, request_id(number))))
+        .collect();
+    let mut told: HashMap<Shown, Told> = HashMap::new();
+    for record in &streams.joined {
+        let joined = match JoinedRecord::decode(&record.payload) {
+            Ok(joined) => joined,
+            Err(error) => {
+                world.violate("streams", format!("joined {}: {error}", record.position));
+                continue;
+            }
+        };
+        let example = &joined.joined().example;
+        let Some(&request) = requests.get(&example.request) else {
+            let request = example.request;
+            world.violate("examples", format!("there was no request {request}"));
+            continue;
+        };
+        for target in &example.targets {
+            let of = told.entry(Shown { request, item: target.item.id }).or_default();
+            of.corrected |= target.outcome.actions;
+            if let JoinedRecord::Example(_) = &joined {
+                of.examples += 1;
+                of.label |= target.outcome.actions;
+            }
+        }
+    }
+    told
+}
+
+/// Each impression is in one example, and one that was acknowledged surely is.
+fn examples(world: &World, told: &HashMap<Shown, Told>) {
+    let acknowledged = world.ledger.borrow().acknowledged.clone();
+    for (call, acknowledged) in world.calls.iter().zip(acknowledged) {
+        for event in &call.events {
+            for shown in shown_in(&event.kind) {
+                let examples = told.get(&shown).map_or(0, |told| told.examples);
+                if acknowledged.is_some() && examples != 1 || examples > 1 {
+                    world.violate("examples", format!("{shown:?} is in {examples} examples"));
+                }
+            }
+        }
+    }
+}
+
+fn shown_in(kind: &EventKind) -> Vec<Shown> {
+    match kind {
+        EventKind::Impression(shown) => vec![Shown { request: shown.request, item: shown.item }],
+        EventKind::CompleteRequest(rows) => {
+            rows.iter().map(|row| Shown { request: row.request, item: row.item }).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The actions that an impression waits for, by its surface: others come as corrections.
+const AWAITED: [u32; 2] = [0b11, 0b01];
+
+/// What an action must meet to be in the label.
+struct OpenWindow {
+    shown_ms: i64,
+    awaited: u32,
+}
+
+/// When an event shows time to have come, by the slowest clock that it passed; computed here once
+/// more, because the offline join would share a fault of the joiner's.
+fn reached_ms(event: &EventRecord, stored_ms: Option<i64>) -> i64 {
+    let stored_ms = stored_ms.unwrap_or(event.ingested_ms);
+    let arrived_ms = event.ingested_ms.min(stored_ms);
+    event.time_ms().map_or(i64::MIN, |time_ms| time_ms.min(arrived_ms))
+}
+
+/// Every action is in the label, or in a correction of it; in the label if it came before any clock
+/// could have closed the shortest window.
+fn labels(world: &World, streams: &Streams, told: &HashMap<Shown, Told>) {
+    let shortest_ms = world.plan.settings.min_window_s as i64 * 1000;
+    let mut clock_ms = i64::MIN;
+    let mut open: BTreeMap<Shown, OpenWindow> = BTreeMap::new();
+    for record in &streams.events {
+        let Ok(event) = EventRecord::decode(&record.payload) else { continue };
+        if let EventKind::Action(action) = &event.kind {
+            let shown = Shown { request: action.request, item: action.item };
+            let actions = action.outcome.actions;
+            let of = told.get(&shown);
+            if of.is_some_and(|of| of.corrected & actions != actions) {
+                world.violate(
+                    "labels",
+                    format!("{shown:?} lacks an action of event {}", record.position),
+                );
+            }
+            let window = open.get(&shown).filter(|window| clock_ms < window.shown_ms + shortest_ms);
+            let awaited = window.map_or(0, |window| window.awaited & actions);
+            if of.is_some_and(|of| of.label & awaited != awaited) {
+                let position = record.position;
+                world.violate("labels", format!("{shown:?} was closed before event {position}"));
+            }
+        }
+        if let EventKind::Impression(impression) = &event.kind {
+            let latest_ms = event.ingested_ms.max(record.stored_ms.unwrap_or(i64::MIN));
+            let [shown] = shown_in(&event.kind)[..] else { continue };
+            let shown_ms = impression.time_ms.min(latest_ms);
+            let awaited = AWAITED[usize::from(impression.surface)];
+            open.entry(shown).or_insert(OpenWindow { shown_ms, awaited });
+        }
+        clock_ms = clock_ms.max(reached_ms(&event, record.stored_ms));
+    }
+}
+
+/// The features that requests read are those of the outcomes.
+fn features(world: &World, streams: &Streams) {
+    let settings = config(&world.plan).joiner().expect("as the processes had it");
+    let mut expected =
+        FeatureState::rebuild(dataset(), settings.features, None).expect("the data set is whole");
+    for record in &streams.outcomes {
+        let Ok(OutcomeRecord { update, .. }) = OutcomeRecord::decode(&record.payload) else {
+            world.violate("streams", format!("outcome {} is damaged", record.position));
+            continue;
+        };
+        match update {
+            StateUpdate::Outcome(row) => expected.apply(&row),
+            StateUpdate::Corrected(row) => drop(expected.correct(&row)),
+            StateUpdate::Item(item) => drop(expected.upsert_item(item)),
+            StateUpdate::User(user) => drop(expected.upsert_user(user)),
+        }
+    }
+    let life = world.processes[0].life.borrow();
+    let Some(follower) = life.as_ref().and_then(|life| life.features()) else {
+        return world.violate("at rest", format!("{:?} does not run", Role::Daemon));
+    };
+    let live = follower.live.state();
+    for user in 1..=6 {
+        let example = |state: &FeatureState| format!("{:?}", state.fetch(&question(user), 4));
+        if example(&live) != example(&expected) {
+            world.violate("features", format!("those of user {user} are not of the outcomes"));
+        }
+    }
+}
+
+fn question(user: u64) -> RequestInput {
+    let candidate = |item| CandidateInput {
+        item,
+        features: None,
+        context: Default::default(),
+        outcome: Outcome::UNKNOWN,
+        truth: Vec::new(),
+    };
+    RequestInput {
+        request: 1,
+        user,
+        user_features: None,
+        surface: 0,
+        time_ms: crate::host::EPOCH_MS,
+        candidates: (1..=9).map(candidate).collect(),
+    }
+}
+
+/// Operations on the disk that a step, an event and a start may cost at most. Measured in runs that
+/// keep all other promises, and doubled.
+const OPERATIONS: [u64; 3] = [30, 30, 2000];
+
+/// The work of a process is in proportion to its steps, the events, and its starts.
+fn work(world: &World, streams: &Streams) {
+    for process in &world.processes {
+        let events = streams.events.len() as u64 + streams.outcomes.len() as u64;
+        let [a_step, an_event, a_start] = OPERATIONS;
+        let allowed =
+            process.steps.get() * a_step + events * an_event + process.lives.get() * a_start;
+        let done = process.work.get().operations;
+        if done > allowed {
+            let role = process.role;
+            world.violate("work", format!("{role:?} did {done} operations, {allowed} are allowed"));
+        }
+    }
+}

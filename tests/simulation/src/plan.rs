@@ -1,0 +1,263 @@
+//! What happens in a simulation: settings, requests and faults with their times. A seed expands to
+//! a plan, and only plans are run. A plan that shows a fault is kept as a file, because unlike its
+//! seed it means the same when the code that draws plans changes.
+
+use hypercast_core::hash::mix_parts;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    disk::NameOrder,
+    host::{DiskFault, DiskUse},
+};
+
+/// A run from its first request to its rest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Chance during the run is a function of it.
+    pub seed: u64,
+    /// Where streams are.
+    pub layout: Layout,
+    /// The numbers of the requests that callers send; what is in one depends on the seed.
+    pub requests: Vec<u32>,
+    /// How the host is configured.
+    pub settings: PlanSettings,
+    /// What breaks.
+    #[serde(default)]
+    pub faults: Vec<Fault>,
+}
+
+/// Where streams are, and with that how many machines there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// In a directory of one machine, on which all processes run.
+    Directory,
+    /// On a server; each process has a machine of its own.
+    Server,
+}
+
+/// The configuration of the processes and of those who call them. The limits are small, so that a
+/// run meets each of them often.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanSettings {
+    /// How long callers send requests.
+    pub duration_s: u64,
+    /// Whether the daemon joins; else a process of its own does.
+    pub join_in_daemon: bool,
+    /// The size of a segment.
+    pub segment_bytes: u64,
+    /// Record ids that a stream remembers.
+    pub remembered_ids: usize,
+    /// The shortest window of the joiner.
+    pub min_window_s: u64,
+    /// The longest window of the joiner.
+    pub max_window_s: u64,
+    /// The time between two ticks.
+    pub tick_ms: u64,
+    /// Events between two saves of a state.
+    pub save_every_events: u64,
+    /// How far callers' clocks are ahead at most; they are behind as far.
+    pub callers_ahead_ms: i64,
+    /// How far the clocks of the daemon's machine, the joiner's and the server's are ahead.
+    pub machines_ahead_ms: [i64; 3],
+}
+
+/// Something that breaks, where and when.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// Since the beginning.
+    pub at_ms: u64,
+    /// The process that it hits.
+    pub on: Role,
+    /// What happens to it.
+    pub kind: FaultKind,
+}
+
+/// A process of the installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Receives events and follows outcomes; it joins too if the settings say so.
+    Daemon,
+    /// `hypercast join`.
+    Joiner,
+    /// A second joiner that somebody starts by mistake.
+    SecondJoiner,
+}
+
+/// All processes, in the order of their numbers.
+pub const ROLES: [Role; 3] = [Role::Daemon, Role::Joiner, Role::SecondJoiner];
+
+/// What a fault does.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// Something on the disk, after some operations.
+    Disk {
+        /// What happens to the operation.
+        fault: DiskFault,
+        /// The operations that it spares.
+        spared: u32,
+        /// The operations that it hits.
+        hits: u32,
+    },
+    /// The process is stopped in order, and started again.
+    Stop,
+    /// The wall clock of its machine jumps.
+    ClockJump {
+        /// Negative for back.
+        by_ms: i64,
+    },
+    /// The server cannot be reached.
+    Partition {
+        /// How long.
+        for_ms: u64,
+    },
+    /// Requests to the server are lost on the way there.
+    LostRequests {
+        /// How many.
+        count: u32,
+    },
+    /// Appends are stored, but the answers are lost.
+    LostAnswers {
+        /// How many.
+        count: u32,
+    },
+    /// A second joiner runs beside the first.
+    SecondJoiner {
+        /// How long.
+        for_ms: u64,
+    },
+}
+
+impl FaultKind {
+    /// Its name, for the report.
+    pub fn name(&self) -> &'static str {
+        match self {
+            FaultKind::Disk { fault: DiskFault::Kill, .. } => "kill",
+            FaultKind::Disk { fault: DiskFault::PowerCut(NameOrder::Journal), .. } => {
+                "power cut, journal"
+            }
+            FaultKind::Disk { fault: DiskFault::PowerCut(NameOrder::Any), .. } => {
+                "power cut, names lost"
+            }
+            FaultKind::Disk { fault: DiskFault::Bad(DiskUse::Read), .. } => "bad read",
+            FaultKind::Disk { fault: DiskFault::Bad(DiskUse::Write), .. } => "bad write",
+            FaultKind::Disk { fault: DiskFault::Bad(DiskUse::Sync), .. } => "bad sync",
+            FaultKind::Disk { fault: DiskFault::Bad(DiskUse::Other), .. } => "bad folder",
+            FaultKind::Disk { fault: DiskFault::Full, .. } => "full disk",
+            FaultKind::Stop => "stop",
+            FaultKind::ClockJump { .. } => "clock jump",
+            FaultKind::Partition { .. } => "partition",
+            FaultKind::LostRequests { .. } => "lost requests",
+            FaultKind::LostAnswers { .. } => "lost answers",
+            FaultKind::SecondJoiner { .. } => "second joiner",
+        }
+    }
+}
+
+/// Numbers drawn one after the other from a seed.
+#[derive(Debug, Clone)]
+pub struct Draw {
+    seed: u64,
+    drawn: u64,
+}
+
+impl Draw {
+    /// The numbers of a seed and a purpose.
+    pub fn new(seed: u64, purpose: u64) -> Draw {
+        Draw { seed: mix_parts(&[seed, purpose]), drawn: 0 }
+    }
+
+    /// The next number below a bound.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.drawn += 1;
+        mix_parts(&[self.seed, self.drawn]) % bound.max(1)
+    }
+
+    /// True in so many of 100 cases.
+    pub fn percent(&mut self, cases: u64) -> bool {
+        self.below(100) < cases
+    }
+
+    /// One of some values.
+    pub fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
+        values[self.below(values.len() as u64) as usize]
+    }
+
+    /// A number as far from 0 as `most`, with either sign.
+    pub fn around(&mut self, most: i64) -> i64 {
+        self.below(2 * most.unsigned_abs() + 1) as i64 - most
+    }
+}
+
+/// A day, by which clocks jump at most.
+const DAY_MS: i64 = 86_400_000;
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn of(seed: u64) -> Plan {
+        let mut draw = Draw::new(seed, 1);
+        let layout = draw.one_of(&[Layout::Directory, Layout::Server]);
+        let ahead = draw.one_of(&[0, 0, 500, 5000, 60_000]);
+        let settings = PlanSettings {
+            duration_s: draw.one_of(&[60, 300, 900]),
+            join_in_daemon: draw.percent(50),
+            segment_bytes: draw.one_of(&[500, 3000, 20_000]),
+            remembered_ids: draw.one_of(&[20, 100, 1000]),
+            min_window_s: draw.one_of(&[1, 5, 20]),
+            max_window_s: draw.one_of(&[30, 120, 300]),
+            tick_ms: draw.one_of(&[500, 1000, 5000]),
+            save_every_events: draw.one_of(&[10, 50, 200]),
+            callers_ahead_ms: draw.one_of(&[0, 1000, 30_000]),
+            machines_ahead_ms: [(); 3].map(|()| draw.around(ahead)),
+        };
+        let requests = (0..draw.one_of(&[20, 60, 150])).collect();
+        let mut plan = Plan { seed, layout, requests, settings, faults: Vec::new() };
+        // Each run has some kinds of faults: with all of them at once few would come far.
+        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(12)).collect();
+        for _ in 0..draw.one_of(&[0, 2, 5, 9]) {
+            let kind = draw.one_of(&kinds);
+            plan.faults.extend(plan.fault(kind, &mut draw));
+        }
+        plan.faults.sort_by_key(|fault| fault.at_ms);
+        plan
+    }
+
+    fn fault(&self, kind: u64, draw: &mut Draw) -> Option<Fault> {
+        let at_ms = draw.below(self.settings.duration_s * 1000);
+        let apart = !self.settings.join_in_daemon;
+        let on = if apart && draw.percent(60) { Role::Joiner } else { Role::Daemon };
+        let spared = draw.below(60) as u32;
+        let disk = |fault, hits| FaultKind::Disk { fault, spared, hits };
+        let is_server = self.layout == Layout::Server;
+        let kind = match kind {
+            0 | 1 => disk(DiskFault::Kill, 1),
+            2 => disk(DiskFault::PowerCut(NameOrder::Journal), 1),
+            3 => disk(DiskFault::PowerCut(NameOrder::Any), 1),
+            4 => {
+                let kinds = [DiskUse::Read, DiskUse::Write, DiskUse::Sync, DiskUse::Other];
+                disk(DiskFault::Bad(draw.one_of(&kinds)), 1 + draw.below(3) as u32)
+            }
+            5 => disk(DiskFault::Full, 1 + draw.below(20) as u32),
+            6 => FaultKind::Stop,
+            7 => {
+                let most = draw.one_of(&[2000, 60_000, 3_600_000, DAY_MS]);
+                FaultKind::ClockJump { by_ms: draw.around(most) }
+            }
+            8 if is_server => FaultKind::Partition { for_ms: draw.below(90_000) },
+            9 if is_server => FaultKind::LostRequests { count: 1 + draw.below(4) as u32 },
+            10 if is_server => FaultKind::LostAnswers { count: 1 + draw.below(4) as u32 },
+            11 if apart => FaultKind::SecondJoiner { for_ms: draw.below(60_000) },
+            _ => return None,
+        };
+        let on = match kind {
+            FaultKind::SecondJoiner { .. } => Role::SecondJoiner,
+            _ => on,
+        };
+        Some(Fault { at_ms, on, kind })
+    }
+}

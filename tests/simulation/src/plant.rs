@@ -1,0 +1,67 @@
+//! Faults that are planted to see that the oracles find them. Each is a lie of what the host's code
+//! stands on, so the code itself needs no switches.
+
+use hypercast_core::hash::mix_parts;
+
+use crate::disk::DiskLie;
+
+/// A fault that a seam has for a whole run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    /// Segments of streams are not synced.
+    SegmentSync,
+    /// Files are renamed before they are synced.
+    DraftSync,
+    /// Names are not synced.
+    FolderSync,
+    /// Locks are always granted.
+    Locks,
+    /// Streams remember half of the record ids.
+    HalfOfIds,
+    /// Times in events are believed, whenever they arrived.
+    TimesBelieved,
+    /// Appends at an expected end are stored at any end.
+    EndsIgnored,
+    /// The server remembers no record ids.
+    IdsForgotten,
+    /// A record in a thousand is stored twice.
+    RecordsDoubled,
+    /// A record in a thousand is left out by a reader.
+    RecordsSkipped,
+    /// Nobody ticks while no events come.
+    NoTicks,
+}
+
+/// All of them, with their names.
+pub const PLANTS: [(&str, Plant); 11] = [
+    ("segment-sync", Plant::SegmentSync),
+    ("draft-sync", Plant::DraftSync),
+    ("folder-sync", Plant::FolderSync),
+    ("locks", Plant::Locks),
+    ("half-of-ids", Plant::HalfOfIds),
+    ("times-believed", Plant::TimesBelieved),
+    ("ends-ignored", Plant::EndsIgnored),
+    ("ids-forgotten", Plant::IdsForgotten),
+    ("records-doubled", Plant::RecordsDoubled),
+    ("records-skipped", Plant::RecordsSkipped),
+    ("no-ticks", Plant::NoTicks),
+];
+
+impl Plant {
+    /// Of those that are lies of the disk, which.
+    pub fn disk_lie(self) -> Option<DiskLie> {
+        match self {
+            Plant::SegmentSync => Some(DiskLie::SegmentSync),
+            Plant::DraftSync => Some(DiskLie::DraftSync),
+            Plant::FolderSync => Some(DiskLie::FolderSync),
+            Plant::Locks => Some(DiskLie::Locks),
+            _ => None,
+        }
+    }
+
+    /// Whether a record is one of those that a plant hits.
+    pub fn hits(plant: Option<Plant>, of: Plant, payload: &[u8]) -> bool {
+        let hash = || payload.iter().fold(0, |hash, &byte| mix_parts(&[hash, byte.into()]));
+        plant == Some(of) && hash().is_multiple_of(1000)
+    }
+}

@@ -1,0 +1,473 @@
+//! The run of a plan: what is due at which time, and the processes that it happens to.
+//!
+//! Everything runs in one thread. A process does one step at a time, and while a step sleeps, the
+//! steps of other processes that are due by then run within it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    panic::{self, AssertUnwindSafe},
+    rc::Rc,
+    time::Duration,
+};
+
+use hypercast_core::{hash::mix_parts, simulated};
+
+use crate::{
+    host::{ArmedFault, DiskWork, EPOCH_MS, Machine, ProcessHost, SimulatedCrash, Timeline},
+    installation::{self, Life},
+    ledger::{Ledger, Violation},
+    oracles,
+    plan::{FaultKind, Layout, Plan, ROLES, Role},
+    plant::Plant,
+    server::{Network, Server},
+    workload::{self, Call},
+};
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
+}
+
+/// A simulation, from its plan to what became of it.
+pub struct World {
+    /// What happens in it.
+    pub plan: Plan,
+    /// Its time.
+    pub timeline: Rc<Timeline>,
+    /// The processes, in the order of [`ROLES`].
+    pub processes: Vec<Process>,
+    /// The stream server.
+    pub server: RefCell<Server>,
+    /// What callers sent, and what they were told.
+    pub ledger: RefCell<Ledger>,
+    /// How often each kind of fault took effect, by the process that it hit.
+    pub struck: RefCell<BTreeMap<(&'static str, Role), u64>>,
+    /// A fault in the host's own parts, which the oracles must find.
+    pub plant: Option<Plant>,
+    /// What callers send; the last call is made once everything is repaired.
+    pub calls: Vec<Call>,
+    queue: RefCell<BTreeMap<(Duration, u64), Due>>,
+    queued: Cell<u64>,
+    healed: Cell<bool>,
+    furthest_ahead_ms: Cell<i64>,
+}
+
+/// A process in all its lives.
+pub struct Process {
+    /// What it runs.
+    pub role: Role,
+    /// Where it runs.
+    pub machine: Rc<Machine>,
+    /// Its way to the server.
+    pub network: Network,
+    /// What it holds while it runs. Borrowed while it does a step.
+    pub life: RefCell<Option<Life>>,
+    /// How often it was started.
+    pub lives: Cell<u64>,
+    /// Its steps in all lives.
+    pub steps: Cell<u64>,
+    /// Its work in the lives before.
+    pub work: Cell<DiskWork>,
+    host: RefCell<Option<Rc<ProcessHost>>>,
+    /// Whether it shall run.
+    wanted: Cell<bool>,
+    /// Whether it shall be stopped in order.
+    stopping: Cell<bool>,
+    /// Faults that wait until it runs.
+    waiting: RefCell<Vec<ArmedFault>>,
+    drawn: Cell<u64>,
+}
+
+/// Something that happens at a time.
+#[derive(Debug, Clone, Copy)]
+enum Due {
+    Step(usize),
+    Call { number: usize, again: bool },
+    Fault(usize),
+    EndOfSecondJoiner,
+}
+
+/// How a step ended.
+enum Stepped {
+    Went { busy: bool },
+    Failed(String),
+    Crashed,
+    Panicked(String),
+}
+
+impl World {
+    /// The simulation that this thread runs.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn current() -> Rc<World> {
+        CURRENT.with_borrow(|world| world.clone().expect("a simulation runs"))
+    }
+
+    /// Runs a plan to its end, and then without faults until all is at rest.
+    pub fn run(plan: &Plan, plant: Option<Plant>, keep_trace: bool) -> Rc<World> {
+        // Made outside of any host, on the real disk.
+        installation::dataset();
+        let world = Rc::new(World::new(plan, plant));
+        if keep_trace {
+            world.timeline.trace.keep();
+        }
+        CURRENT.set(Some(world.clone()));
+        let within = Rc::downgrade(&world);
+        *world.timeline.meanwhile.borrow_mut() = Some(Rc::new(move |until| {
+            if let Some(world) = within.upgrade() {
+                world.run_until(until);
+            }
+        }));
+        for process in 0..world.processes.len() {
+            world.schedule(Duration::ZERO, Due::Step(process));
+        }
+        let (_, during) = world.calls.split_last().expect("there is a last one");
+        for (number, call) in during.iter().enumerate() {
+            let due = Due::Call { number, again: false };
+            world.schedule(Duration::from_millis(call.at_ms), due);
+        }
+        for (number, fault) in plan.faults.iter().enumerate() {
+            world.schedule(Duration::from_millis(fault.at_ms), Due::Fault(number));
+        }
+        world.run_until(Duration::from_secs(plan.settings.duration_s));
+        world.come_to_rest();
+        oracles::check(&world);
+        world.processes.iter().for_each(|process| world.end_life(process));
+        CURRENT.set(None);
+        world
+    }
+
+    fn new(plan: &Plan, plant: Option<Plant>) -> World {
+        let machine = |at: usize| {
+            let machine = Machine::default();
+            machine.clock_ahead_ms.set(plan.settings.machines_ahead_ms[at.min(1)]);
+            machine.disk.borrow_mut().lie = plant.and_then(Plant::disk_lie);
+            Rc::new(machine)
+        };
+        let machines: Vec<Rc<Machine>> = match plan.layout {
+            Layout::Directory => vec![machine(0); 3],
+            Layout::Server => (0..3).map(machine).collect(),
+        };
+        let process = |(role, machine): (Role, &Rc<Machine>)| Process {
+            role,
+            machine: machine.clone(),
+            network: Network::default(),
+            life: RefCell::default(),
+            lives: Cell::new(0),
+            steps: Cell::new(0),
+            work: Cell::default(),
+            host: RefCell::default(),
+            wanted: Cell::new(match role {
+                Role::Daemon => true,
+                Role::Joiner => !plan.settings.join_in_daemon,
+                Role::SecondJoiner => false,
+            }),
+            stopping: Cell::new(false),
+            waiting: RefCell::default(),
+            drawn: Cell::new(0),
+        };
+        let calls = workload::calls(plan);
+        World {
+            plan: plan.clone(),
+            timeline: Rc::default(),
+            processes: ROLES.into_iter().zip(&machines).map(process).collect(),
+            server: RefCell::new(Server::new(plan.settings.remembered_ids, plant)),
+            ledger: RefCell::new(Ledger::new(calls.len())),
+            struck: RefCell::default(),
+            plant,
+            calls,
+            queue: RefCell::default(),
+            queued: Cell::new(0),
+            healed: Cell::new(false),
+            furthest_ahead_ms: Cell::new(0),
+        }
+    }
+
+    /// The server's clock, in milliseconds since 1970.
+    pub fn server_ms(&self) -> i64 {
+        let ahead_ms = self.plan.settings.machines_ahead_ms[2];
+        EPOCH_MS + self.timeline.now.get().as_millis() as i64 + ahead_ms
+    }
+
+    /// A number below a bound, by chance, for a process.
+    pub fn draw(&self, process: usize, bound: u64) -> u64 {
+        let drawn = &self.processes[process].drawn;
+        drawn.update(|count| count + 1);
+        mix_parts(&[self.plan.seed, 2, process as u64, drawn.get()]) % bound.max(1)
+    }
+
+    /// Notes that a promise was broken.
+    pub fn violate(&self, oracle: &'static str, what: String) {
+        let now = self.timeline.now.get();
+        self.timeline.trace.line(now, "oracle", || format!("{oracle}: {what}"));
+        self.ledger.borrow_mut().violations.push(Violation { oracle, what });
+    }
+
+    /// Runs something on a new host of a machine, which no fault hits.
+    pub fn observe<T>(&self, machine: &Rc<Machine>, run: impl FnOnce() -> T) -> T {
+        let host = ProcessHost::new("observer", machine, &self.timeline, self.plan.seed);
+        let entered = simulated::enter(Rc::new(host));
+        let made = run();
+        drop(entered);
+        made
+    }
+
+    fn schedule(&self, after: Duration, due: Due) {
+        self.queued.update(|count| count + 1);
+        let at = self.timeline.now.get() + after;
+        self.queue.borrow_mut().insert((at, self.queued.get()), due);
+    }
+
+    fn run_until(&self, until: Duration) {
+        loop {
+            let mut queue = self.queue.borrow_mut();
+            let Some(entry) = queue.first_entry().filter(|entry| entry.key().0 <= until) else {
+                break;
+            };
+            let ((at, _), due) = entry.remove_entry();
+            drop(queue);
+            self.timeline.now.set(at.max(self.timeline.now.get()));
+            match due {
+                Due::Step(process) => self.step(process),
+                Due::Call { number, again } => self.call(number, again),
+                Due::Fault(number) => self.begin_fault(number),
+                Due::EndOfSecondJoiner => self.processes[2].wanted.set(false),
+            }
+        }
+        self.timeline.now.set(until.max(self.timeline.now.get()));
+    }
+
+    fn step(&self, number: usize) {
+        let process = &self.processes[number];
+        let Ok(mut life) = process.life.try_borrow_mut() else {
+            // It sleeps, and this runs within that.
+            return self.schedule(Duration::from_millis(10), Due::Step(number));
+        };
+        let is_gone = process.host.borrow().as_ref().is_some_and(|host| host.is_gone());
+        if is_gone || (!process.wanted.get() && life.is_some()) {
+            drop(life);
+            self.end_life(process);
+            let pause = 1000 + self.draw(number, 10_000);
+            return self.schedule(Duration::from_millis(pause), Due::Step(number));
+        }
+        if !process.wanted.get() {
+            return self.schedule(Duration::from_secs(1), Due::Step(number));
+        }
+        let host = self.host(number);
+        host.armed.borrow_mut().append(&mut process.waiting.borrow_mut());
+        process.steps.update(|steps| steps + 1);
+        let stepped = self.run_on(&host, || match life.take() {
+            None => {
+                *life = Some(Life::open(&self.plan, self.plant, number)?);
+                Ok(true)
+            }
+            Some(running) if process.stopping.take() => running.stop().map(|()| false),
+            Some(running) => life.insert(running).step(),
+        });
+        self.count_faults(process.role, &host);
+        let stopped = life.is_none();
+        drop(life);
+        let pause_ms = match stepped {
+            Stepped::Went { .. } if stopped => {
+                self.end_life(process);
+                1000
+            }
+            Stepped::Went { busy: true } => 5 + self.draw(number, 40),
+            Stepped::Went { busy: false } => 100 + self.draw(number, 900),
+            Stepped::Crashed => {
+                self.end_life(process);
+                1000 + self.draw(number, 10_000)
+            }
+            Stepped::Failed(error) => {
+                let now = self.timeline.now.get();
+                self.timeline.trace.line(now, &host.name, || format!("fails: {error}"));
+                if self.healed.get() {
+                    self.violate("at rest", format!("{:?} fails: {error}", process.role));
+                }
+                self.end_life(process);
+                1000 + self.draw(number, 20_000)
+            }
+            Stepped::Panicked(why) => {
+                self.violate("no surprise", format!("{:?} panics: {why}", process.role));
+                self.end_life(process);
+                1000
+            }
+        };
+        self.schedule(Duration::from_millis(pause_ms), Due::Step(number));
+    }
+
+    /// The host of a process's life; a new one if it has ended.
+    fn host(&self, number: usize) -> Rc<ProcessHost> {
+        let process = &self.processes[number];
+        let new = || {
+            process.lives.update(|lives| lives + 1);
+            let lives = process.lives.get();
+            let name = format!("{:?}.{lives}", process.role);
+            let seed = mix_parts(&[self.plan.seed, 3, number as u64, lives]);
+            Rc::new(ProcessHost::new(&name, &process.machine, &self.timeline, seed))
+        };
+        process.host.borrow_mut().get_or_insert_with(new).clone()
+    }
+
+    fn run_on(
+        &self,
+        host: &Rc<ProcessHost>,
+        run: impl FnOnce() -> Result<bool, String>,
+    ) -> Stepped {
+        host.slept.set(Duration::ZERO);
+        let entered = simulated::enter(host.clone());
+        let ran = panic::catch_unwind(AssertUnwindSafe(run));
+        drop(entered);
+        match ran {
+            Ok(Ok(busy)) => Stepped::Went { busy },
+            Ok(Err(error)) => Stepped::Failed(error),
+            Err(panicked) if panicked.is::<SimulatedCrash>() => Stepped::Crashed,
+            Err(panicked) => {
+                let words = panicked.downcast_ref::<String>().cloned();
+                let word = panicked.downcast_ref::<&str>().map(ToString::to_string);
+                Stepped::Panicked(words.or(word).unwrap_or_default())
+            }
+        }
+    }
+
+    /// Drops what a process holds, without effect on its disk but that locks are released.
+    fn end_life(&self, process: &Process) {
+        let Some(host) = process.host.borrow_mut().take() else { return };
+        host.ended.set(true);
+        let entered = simulated::enter(host.clone());
+        drop(process.life.borrow_mut().take());
+        drop(entered);
+        let (before, last) = (process.work.get(), host.work.get());
+        let operations = before.operations + last.operations;
+        process.work.set(DiskWork { operations, bytes: before.bytes + last.bytes });
+        self.count_faults(process.role, &host);
+    }
+
+    fn count_faults(&self, role: Role, host: &ProcessHost) {
+        let mut struck = self.struck.borrow_mut();
+        for fault in host.struck.borrow_mut().drain(..) {
+            let kind = FaultKind::Disk { fault, spared: 0, hits: 0 };
+            *struck.entry((kind.name(), role)).or_default() += 1;
+        }
+    }
+
+    /// A caller makes a call, again and again until it is acknowledged.
+    fn call(&self, number: usize, again: bool) {
+        let call = &self.calls[number];
+        let retry = |ms: u64| {
+            self.schedule(Duration::from_millis(ms), Due::Call { number, again });
+        };
+        let process = &self.processes[0];
+        let Ok(life) = process.life.try_borrow_mut() else { return retry(20) };
+        let host = process.host.borrow().clone().filter(|host| !host.is_gone());
+        let ingest = life.as_ref().and_then(|life| life.ingest.as_ref());
+        let (Some(host), Some(ingest)) = (host, ingest) else {
+            return retry(1000 + self.draw(0, 3000));
+        };
+        self.ledger.borrow_mut().attempt(call);
+        let mut receipt = None;
+        let stepped = self.run_on(&host, || {
+            // As the daemon does before it appends.
+            if call.latest_ms > ingest.latest_ms() {
+                return Err("the caller's clock is ahead".to_owned());
+            }
+            let appended = ingest.append(call.events.clone(), call.events.len());
+            receipt = Some(appended.map_err(|error| error.to_string())?);
+            Ok(true)
+        });
+        drop(life);
+        self.count_faults(process.role, &host);
+        match (stepped, receipt) {
+            (_, Some(receipt)) => {
+                let mut ledger = self.ledger.borrow_mut();
+                let problem = ledger.acknowledge(number, call, receipt, &self.plan);
+                drop(ledger);
+                if let Some(problem) = problem {
+                    self.violate("known ids", problem);
+                }
+                if let Some(after_ms) = call.again_after_ms.filter(|_| !again) {
+                    let due = Due::Call { number, again: true };
+                    self.schedule(Duration::from_millis(after_ms), due);
+                }
+            }
+            (Stepped::Panicked(why), None) => {
+                self.violate("no surprise", format!("ingest panics: {why}"));
+            }
+            (Stepped::Failed(error), None) => {
+                let now = self.timeline.now.get();
+                self.timeline.trace.line(now, &host.name, || format!("refuses a call: {error}"));
+                retry(500 + self.draw(0, 5000));
+            }
+            _ => retry(500 + self.draw(0, 5000)),
+        }
+    }
+
+    fn begin_fault(&self, number: usize) {
+        let fault = &self.plan.faults[number];
+        if self.healed.get() {
+            return;
+        }
+        let at = ROLES.iter().position(|&role| role == fault.on).expect("all roles are there");
+        let process = &self.processes[at];
+        let now = self.timeline.now.get();
+        self.timeline.trace.line(now, "fault", || format!("{:?} on {:?}", fault.kind, fault.on));
+        match fault.kind {
+            FaultKind::Disk { fault, spared, hits } => {
+                process.waiting.borrow_mut().push(ArmedFault { fault, spared, hits });
+                return;
+            }
+            FaultKind::Stop => process.stopping.set(true),
+            FaultKind::ClockJump { by_ms } => {
+                process.machine.clock_ahead_ms.update(|ahead| ahead + by_ms);
+                let ahead = process.machine.clock_ahead_ms.get();
+                self.furthest_ahead_ms.set(self.furthest_ahead_ms.get().max(ahead));
+            }
+            FaultKind::Partition { for_ms } => {
+                process.network.cut_until.set(now + Duration::from_millis(for_ms));
+            }
+            FaultKind::LostRequests { count } => process.network.lost_requests.set(count),
+            FaultKind::LostAnswers { count } => process.network.lost_answers.set(count),
+            FaultKind::SecondJoiner { for_ms } => {
+                process.wanted.set(true);
+                self.schedule(Duration::from_millis(for_ms), Due::EndOfSecondJoiner);
+            }
+        }
+        *self.struck.borrow_mut().entry((fault.kind.name(), fault.on)).or_default() += 1;
+    }
+
+    /// Repairs everything, starts all processes anew, and lets time pass until every window is
+    /// closed.
+    fn come_to_rest(&self) {
+        for process in &self.processes {
+            process.machine.clock_ahead_ms.set(0);
+            process.waiting.borrow_mut().clear();
+            process.stopping.set(false);
+            process.network.cut_until.set(Duration::ZERO);
+            process.network.lost_requests.set(0);
+            process.network.lost_answers.set(0);
+            self.end_life(process);
+        }
+        self.processes[2].wanted.set(false);
+        // Clocks that were ahead have shown times that are still to come. Windows of then close
+        // when they have come.
+        let ahead_ms = self.furthest_ahead_ms.get().max(0)
+            + self.plan.settings.machines_ahead_ms.iter().map(|ms| ms.abs()).sum::<i64>()
+            + self.plan.settings.callers_ahead_ms;
+        self.timeline.now.update(|now| now + Duration::from_millis(ahead_ms.unsigned_abs()));
+        self.healed.set(true);
+        // Without an event a daemon that does not join does not tick.
+        let last = Due::Call { number: self.calls.len() - 1, again: false };
+        self.schedule(Duration::from_secs(5), last);
+        let quiet = Duration::from_secs(self.plan.settings.max_window_s + 150);
+        let begun = self.timeline.now.get();
+        self.run_until(begun + Duration::from_secs(30));
+        for _ in 0..100 {
+            if self.ledger.borrow().all_acknowledged() {
+                break;
+            }
+            self.run_until(self.timeline.now.get() + Duration::from_secs(30));
+        }
+        self.run_until(self.timeline.now.get() + quiet);
+    }
+}

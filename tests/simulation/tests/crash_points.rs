@@ -1,0 +1,224 @@
+//! Every crash point of what writes files that must survive: a script runs again and again, and is
+//! ended before its first operation on the disk, its second one, and so on. After each, another
+//! process must find what the script had acknowledged.
+
+use std::{
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
+
+use hypercast_config::{EngineKind, EngineSettings};
+use hypercast_core::{atomic_dir, atomic_file, disk, shutdown::Shutdown, simulated};
+use hypercast_simulation::{
+    disk::NameOrder,
+    host::{ArmedFault, DiskFault, Machine, ProcessHost, SimulatedCrash, Timeline},
+};
+use hypercast_stream::{
+    join::StateDir,
+    streams::{DirectoryEngine, Record, StreamEngine, StreamPlace, Topic},
+};
+
+/// How often each power cut is tried.
+const SEEDS: u64 = 12;
+
+/// Runs `script` with a crash at each of its operations; `check` gets what it had acknowledged by
+/// then, as the number of its calls of the closure. Power cuts are tried with several seeds, since
+/// each loses something else.
+fn every_crash_point(seeds: u64, script: impl Fn(&dyn Fn()), check: impl Fn(usize)) {
+    let faults = [
+        DiskFault::Kill,
+        DiskFault::PowerCut(NameOrder::Journal),
+        DiskFault::PowerCut(NameOrder::Any),
+    ];
+    let mut points = 0;
+    for fault in faults {
+        let seeds = if fault == DiskFault::Kill { 1 } else { seeds };
+        for seed in 0..seeds {
+            for spared in 0.. {
+                let (machine, timeline) = (Rc::<Machine>::default(), Rc::<Timeline>::default());
+                let host = Rc::new(ProcessHost::new("script", &machine, &timeline, seed));
+                host.armed.borrow_mut().push(ArmedFault { fault, spared, hits: 1 });
+                let acknowledged = std::cell::Cell::new(0);
+                let entered = simulated::enter(host.clone());
+                let run = panic::catch_unwind(AssertUnwindSafe(|| {
+                    script(&|| acknowledged.update(|count| count + 1));
+                }));
+                drop(entered);
+                if let Err(panicked) = &run {
+                    assert!(panicked.is::<SimulatedCrash>(), "{fault:?} after {spared}");
+                }
+                let after = ProcessHost::new("after", &machine, &timeline, seed);
+                let entered = simulated::enter(Rc::new(after));
+                let checked = panic::catch_unwind(AssertUnwindSafe(|| check(acknowledged.get())));
+                drop(entered);
+                if let Err(panicked) = checked {
+                    eprintln!("{fault:?} after {spared} operations, seed {seed}");
+                    panic::resume_unwind(panicked);
+                }
+                if run.is_ok() {
+                    break;
+                }
+                points += 1;
+            }
+        }
+    }
+    assert!(points > 100, "{points} crash points");
+}
+
+#[test]
+fn of_files() {
+    let path = Path::new("/work/state");
+    every_crash_point(
+        SEEDS,
+        |acknowledge| {
+            atomic_dir::create(Path::new("/work")).unwrap();
+            for version in 1..=3_u8 {
+                atomic_file::write(path, &[version; 2000]).unwrap();
+                acknowledge();
+            }
+        },
+        |acknowledged| match disk::read(path) {
+            Ok(content) => {
+                let version = content[0];
+                assert_eq!(content, [version; 2000], "whole");
+                assert!(usize::from(version) >= acknowledged, "{version} after {acknowledged}");
+            }
+            Err(error) => assert_eq!(acknowledged, 0, "{error}"),
+        },
+    );
+}
+
+#[test]
+fn of_folders() {
+    let path = Path::new("/work/checkpoint");
+    every_crash_point(
+        SEEDS,
+        |acknowledge| {
+            for version in 1..=3_u8 {
+                let filled = atomic_dir::replace(path, |draft| {
+                    atomic_dir::create(&draft.join("deep"))?;
+                    for name in ["one", "deep/two"] {
+                        atomic_file::write(&draft.join(name), &[version; 700])
+                            .map_err(|error| hypercast_core::Error::Internal(error.to_string()))?;
+                    }
+                    Ok::<(), hypercast_core::Error>(())
+                });
+                filled.unwrap();
+                acknowledge();
+            }
+        },
+        |acknowledged| {
+            let current = atomic_dir::current(path);
+            if !disk::exists(&current) {
+                assert_eq!(acknowledged, 0);
+                return;
+            }
+            let [one, two] =
+                ["one", "deep/two"].map(|name| disk::read(&current.join(name)).unwrap());
+            assert_eq!(one, two, "of one version");
+            assert_eq!(one, [one[0]; 700], "whole");
+            assert!(usize::from(one[0]) >= acknowledged);
+            atomic_dir::recover(path).unwrap();
+            assert_eq!(disk::read(&path.join("one")).unwrap(), one);
+        },
+    );
+}
+
+#[test]
+fn of_states() {
+    let dir = Path::new("/work/joiner");
+    every_crash_point(
+        SEEDS,
+        |acknowledge| {
+            let folder = StateDir::lock(dir).unwrap();
+            for version in 1..=3_u64 {
+                folder.write(&vec![version; 300], StreamPlace::at(version)).unwrap();
+                acknowledge();
+            }
+        },
+        |acknowledged| {
+            let folder = StateDir::lock(dir).unwrap();
+            let read = folder.read::<Vec<u64>>().unwrap();
+            let version = read.map_or(0, |(state, place)| {
+                assert_eq!(place, Some(StreamPlace::at(state[0])), "of one version");
+                state[0]
+            });
+            assert!(version as usize >= acknowledged, "{version} after {acknowledged}");
+        },
+    );
+}
+
+/// An engine whose segments end after one group, with room for a few of them.
+fn engine() -> DirectoryEngine {
+    let settings = EngineSettings {
+        kind: EngineKind::Directory,
+        dir: "/work/streams".into(),
+        segment_mib: 1,
+        retain_mib: 4,
+        ..EngineSettings::default()
+    };
+    DirectoryEngine::open(&settings, &Shutdown::default()).unwrap()
+}
+
+/// Groups of records of more than half a segment, so that segments begin and old ones go.
+const GROUPS: u64 = 8;
+
+/// Records of a group.
+const GROUP: u64 = 3;
+
+fn group(number: u64) -> Vec<Record> {
+    let record = |at: u64| {
+        let id = number * GROUP + at + 1;
+        let mut payload = vec![(id % 251) as u8; 200 << 10];
+        payload[..8].copy_from_slice(&id.to_le_bytes());
+        Record { id, payload }
+    };
+    (0..GROUP).map(record).collect()
+}
+
+#[test]
+fn of_streams() {
+    let topic = Topic::events();
+    every_crash_point(
+        SEEDS / 4,
+        |acknowledge| {
+            for number in 0..GROUPS {
+                // Two writers, one after the other, so that a stream is also opened again.
+                let engine = engine();
+                engine.appender(&topic).unwrap().append(&group(number)).unwrap();
+                if number == 5 {
+                    engine.trim(&topic, 13).unwrap();
+                }
+                acknowledge();
+            }
+        },
+        |acknowledged| {
+            let acknowledged = acknowledged as u64 * GROUP;
+            let engine = engine();
+            let reader_only = engine.span(&topic).unwrap();
+            assert!(reader_only.end <= acknowledged + GROUP);
+            let appender = engine.appender(&topic).unwrap();
+            let span = engine.span(&topic).unwrap();
+            assert!(span.end >= acknowledged, "{span:?} after {acknowledged}");
+            assert!(span.start <= acknowledged.saturating_sub(GROUP), "{span:?}");
+            let mut reader = engine.reader(&topic, span.start).unwrap();
+            let mut position = span.start;
+            while position < span.end {
+                for record in reader.next(100, Duration::ZERO).unwrap() {
+                    let id = u64::from_le_bytes(record.payload[..8].try_into().unwrap());
+                    assert_eq!((record.position, id), (position, position + 1));
+                    position += 1;
+                }
+            }
+            // What was acknowledged is known, and work goes on.
+            if let Some(last) = acknowledged.checked_sub(GROUP) {
+                let again = appender.append(&group(last / GROUP)).unwrap();
+                assert_eq!(again.repeated as u64, GROUP, "after {acknowledged}");
+            }
+            let end = appender.append(&group(GROUPS)).unwrap().end;
+            assert_eq!(end, span.end + GROUP);
+        },
+    );
+}

@@ -1,0 +1,60 @@
+//! Short runs of the simulator, and the plans that have shown faults.
+
+use hypercast_simulation::{plan::Plan, plant::PLANTS, world::World};
+
+/// Seeds of a run within `cargo verify`. Set `HYPERCAST_SEEDS=FROM..TO` for others.
+fn seeds() -> std::ops::Range<u64> {
+    let Ok(set) = std::env::var("HYPERCAST_SEEDS") else { return 0..100 };
+    let (from, to) = set.split_once("..").expect("HYPERCAST_SEEDS is FROM..TO");
+    from.parse().expect("a number")..to.parse().expect("a number")
+}
+
+#[test]
+fn no_promise_is_broken() {
+    let mut broken = 0;
+    for seed in seeds() {
+        let world = World::run(&Plan::of(seed), None, false);
+        let violations = &world.ledger.borrow().violations;
+        for violation in violations.iter().take(3) {
+            eprintln!("seed {seed}: {}: {}", violation.oracle, violation.what);
+        }
+        broken += usize::from(!violations.is_empty());
+    }
+    assert_eq!(broken, 0, "seeds with violations");
+}
+
+#[test]
+fn a_run_repeats() {
+    for seed in 0..10 {
+        let plan = Plan::of(seed);
+        let hashes = [(); 2].map(|()| World::run(&plan, None, false).timeline.trace.hash());
+        assert_eq!(hashes[0], hashes[1], "seed {seed}");
+    }
+}
+
+/// Plans that broke a promise once, each as small as it could be made.
+#[test]
+fn plans_that_showed_faults_show_none() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
+    let mut plans = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let plan: Plan = toml::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let world = World::run(&plan, None, false);
+        assert_eq!(world.ledger.borrow().violations, [], "{}", path.display());
+        plans += 1;
+    }
+    assert!(plans > 0);
+}
+
+/// Oracles that see nothing would pass everything.
+#[test]
+fn each_planted_fault_is_found() {
+    for (name, plant) in PLANTS {
+        let is_found = |seed| {
+            let world = World::run(&Plan::of(seed), Some(plant), false);
+            !world.ledger.borrow().violations.is_empty()
+        };
+        assert!((0..1000).any(is_found), "{name}");
+    }
+}
