@@ -10,6 +10,7 @@ use arbitrary::{Result, Unstructured};
 
 mod bodies;
 mod component;
+mod differential;
 mod edit;
 mod graph;
 mod model;
@@ -43,6 +44,9 @@ pub const COMPONENT: FuzzTarget = FuzzTarget { name: "component", run: component
 /// Runs random networks through the validator, both executors and the backward pass.
 pub const GRAPH: FuzzTarget = FuzzTarget { name: "graph", run: graph::run };
 
+/// Compares every way to run random networks, and their gradients, with an evaluation in f64.
+pub const DIFFERENTIAL: FuzzTarget = FuzzTarget { name: "differential", run: differential::run };
+
 /// Parses and converts bodies of HTTP requests, and runs features, join and FM on them.
 pub const BODIES: FuzzTarget = FuzzTarget { name: "bodies", run: bodies::run };
 
@@ -59,5 +63,5 @@ pub const UPDATE: FuzzTarget = FuzzTarget { name: "update", run: update::run };
 pub const STORE: FuzzTarget = FuzzTarget { name: "store", run: store::run };
 
 /// Every target with its name.
-pub const TARGETS: [&FuzzTarget; 7] =
-    [&COMPONENT, &GRAPH, &BODIES, &PUBLICATION, &PUSH, &UPDATE, &STORE];
+pub const TARGETS: [&FuzzTarget; 8] =
+    [&COMPONENT, &GRAPH, &DIFFERENTIAL, &BODIES, &PUBLICATION, &PUSH, &UPDATE, &STORE];

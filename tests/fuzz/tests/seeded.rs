@@ -4,7 +4,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use hypercast_fuzz::{BODIES, COMPONENT, FuzzTarget, GRAPH, PUBLICATION, PUSH, STORE, UPDATE};
+use hypercast_fuzz::{
+    BODIES, COMPONENT, DIFFERENTIAL, FuzzTarget, GRAPH, PUBLICATION, PUSH, STORE, UPDATE,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
@@ -37,6 +39,11 @@ fn component() {
 #[test]
 fn graph() {
     run(&GRAPH, 1000);
+}
+
+#[test]
+fn differential() {
+    run(&DIFFERENTIAL, 2000);
 }
 
 #[test]

@@ -49,7 +49,7 @@ const STEPS: &[(&str, &str, &str)] = &[
     (
         "fuzz-seeded",
         "HYPERCAST_FUZZ_CASES=20000 HYPERCAST_FUZZ_SEED=2",
-        "cargo test --workspace --test seeded -- graph bodies publication push",
+        "cargo test --workspace --test seeded -- graph differential bodies publication push",
     ),
     (
         "store-crash",
