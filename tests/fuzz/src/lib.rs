@@ -13,6 +13,8 @@ mod component;
 mod differential;
 mod edit;
 mod graph;
+mod honest;
+mod learning;
 mod model;
 mod publication;
 mod push;
@@ -50,6 +52,9 @@ pub const DIFFERENTIAL: FuzzTarget = FuzzTarget { name: "differential", run: dif
 /// Parses and converts bodies of HTTP requests, and runs features, join and FM on them.
 pub const BODIES: FuzzTarget = FuzzTarget { name: "bodies", run: bodies::run };
 
+/// Takes events to a trained, published and serving FM, beside those of honest users.
+pub const LEARNING: FuzzTarget = FuzzTarget { name: "learning", run: learning::run };
+
 /// Follows changed streams of published weights.
 pub const PUBLICATION: FuzzTarget = FuzzTarget { name: "publication", run: publication::run };
 
@@ -63,5 +68,5 @@ pub const UPDATE: FuzzTarget = FuzzTarget { name: "update", run: update::run };
 pub const STORE: FuzzTarget = FuzzTarget { name: "store", run: store::run };
 
 /// Every target with its name.
-pub const TARGETS: [&FuzzTarget; 8] =
-    [&COMPONENT, &GRAPH, &DIFFERENTIAL, &BODIES, &PUBLICATION, &PUSH, &UPDATE, &STORE];
+pub const TARGETS: [&FuzzTarget; 9] =
+    [&COMPONENT, &GRAPH, &DIFFERENTIAL, &BODIES, &LEARNING, &PUBLICATION, &PUSH, &UPDATE, &STORE];
