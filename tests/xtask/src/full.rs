@@ -82,6 +82,11 @@ const STEPS: &[(&str, &str, &str)] = &[
         "HYPERCAST_ROLLOUT_PUSHES=1000",
         "cargo test --workspace --test rollout many_pushes -- --nocapture",
     ),
+    (
+        "turncoats",
+        "HYPERCAST_TURNCOATS=15",
+        "cargo test --workspace --test rollout turns_hostile -- --nocapture",
+    ),
     ("connections", "HYPERCAST_SLOW_CONNECTIONS=4096", "cargo test --workspace --test connections"),
     ("guide", "", "cargo test --workspace --test guide -- --include-ignored"),
     ("trials", "", "cargo test --workspace --test trials -- --include-ignored"),
