@@ -14,6 +14,7 @@
 //!        │                            │ counters             metrics and logs
 //!        │                          network    on the CPU: compiled
 //!        └────────── executor ────────┘        on a GPU, and for what is not compiled
+//!          oracle  plain f64 loops for tests, with the bounds of what f32 may give
 //! ```
 //!
 //! It is not the foundation model (an example comes with its TAEs), a server, a stream or a reader
@@ -54,6 +55,7 @@ pub mod executor;
 pub mod graph;
 pub mod network;
 pub mod normalise;
+pub mod oracle;
 pub mod params;
 mod plan;
 pub mod runtime;

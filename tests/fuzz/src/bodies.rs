@@ -9,6 +9,7 @@ use arbitrary::{Result, Unstructured};
 use hypercast_config::JoinSettings;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::features::{FeatureConfig, FeatureState};
+use hypercast_data::schema::Schema;
 use hypercast_serve::api::{EventsRequest, RankRequest};
 use hypercast_serve::convert::Converter;
 use hypercast_serve::fm::remote::decode_examples;
@@ -73,16 +74,7 @@ struct FuzzDaemon {
 
 impl FuzzDaemon {
     fn new() -> FuzzDaemon {
-        let schema = Arc::new(world::schema());
-        let dataset = Dataset {
-            dir: PathBuf::new(),
-            schema: schema.clone(),
-            items: HashMap::new(),
-            item_names: HashMap::new(),
-            users: HashMap::new(),
-            rows: 0,
-            content: 0,
-        };
+        let dataset = dataset(world::schema());
         let config = FeatureConfig {
             history_events: 8,
             max_users: 4,
@@ -93,7 +85,7 @@ impl FuzzDaemon {
         let settings = JoinSettings { max_impressions: 8, ..JoinSettings::default() };
         let options = JoinerOptions { settings, history_len: 8, max_targets: 3 };
         FuzzDaemon {
-            converter: Converter::new(schema),
+            converter: Converter::new(dataset.schema.clone()),
             joiner: Joiner::new(FeatureState::new(&dataset, config), options),
             state: FeatureState::new(&dataset, config),
         }
@@ -141,16 +133,32 @@ impl FuzzDaemon {
                 let example = &joined.joined().example;
                 model().served.infer(&[example]).expect("a joined example fits the model");
             }
-            for outcome in made.outcomes {
-                match outcome.update {
-                    StateUpdate::Outcome(impression) => self.state.apply(&impression),
-                    StateUpdate::Corrected(impression) => _ = self.state.correct(&impression),
-                    StateUpdate::Item(item) => _ = self.state.upsert_item(item),
-                    StateUpdate::User(user) => _ = self.state.upsert_user(user),
-                }
-            }
+            made.outcomes.into_iter().for_each(|outcome| apply(&mut self.state, outcome.update));
         }
         Ok(())
+    }
+}
+
+/// A data set without items, users and impressions.
+pub fn dataset(schema: Schema) -> Dataset {
+    Dataset {
+        dir: PathBuf::new(),
+        schema: Arc::new(schema),
+        items: HashMap::new(),
+        item_names: HashMap::new(),
+        users: HashMap::new(),
+        rows: 0,
+        content: 0,
+    }
+}
+
+/// Applies an outcome to the state of features, as a daemon does.
+pub fn apply(state: &mut FeatureState, update: StateUpdate) {
+    match update {
+        StateUpdate::Outcome(impression) => state.apply(&impression),
+        StateUpdate::Corrected(impression) => _ = state.correct(&impression),
+        StateUpdate::Item(item) => _ = state.upsert_item(item),
+        StateUpdate::User(user) => _ = state.upsert_user(user),
     }
 }
 
@@ -180,7 +188,8 @@ fn rank(u: &mut Unstructured) -> Result<Value> {
     Ok(body)
 }
 
-fn events(u: &mut Unstructured) -> Result<Value> {
+/// A body of `/v1/events`.
+pub fn events(u: &mut Unstructured) -> Result<Value> {
     let mut body = Map::new();
     for key in ["items", "users", "impressions", "events", "actions"] {
         let mut list = Vec::new();

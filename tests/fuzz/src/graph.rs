@@ -94,22 +94,23 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
         }
         return Ok(());
     }
-    let mut net = GrownNetwork::new(&description);
-    for _ in 0..u.int_in_range(1..=NODES)? {
-        // If the bytes end early, continue with the network so far.
-        let Ok((node, parameter)) = net.proposal(u) else { break };
-        net.add(node, parameter);
-    }
-    let sizes = [
-        (u.int_in_range(0..=4)?, u.int_in_range(1..=3)?),
-        (u.int_in_range(0..=4)?, u.int_in_range(0..=3)?),
-    ];
+    let net = GrownNetwork::of(u, &description, limits())?;
+    let sizes = sizes(u)?;
     let graph = net.finish(u.ratio(1, 4)?);
     exercise(&description, graph, sizes);
     Ok(())
 }
 
-fn description(history_len: u32) -> Description {
+/// The numbers of history events and targets of two requests.
+pub fn sizes(u: &mut Unstructured) -> Result<[(usize, usize); 2]> {
+    Ok([
+        (u.int_in_range(0..=4)?, u.int_in_range(1..=3)?),
+        (u.int_in_range(0..=4)?, u.int_in_range(0..=3)?),
+    ])
+}
+
+/// An expert of two tasks that reads columns of all kinds.
+pub fn description(history_len: u32) -> Description {
     let task = |name: &str, kind| Task { name: name.into(), kind };
     let columns = vec![
         Column::Tae,
@@ -134,21 +135,37 @@ fn description(history_len: u32) -> Description {
 }
 
 /// A network whose nodes the validator has admitted.
-struct GrownNetwork<'a> {
+pub struct GrownNetwork<'a> {
     description: &'a Description,
+    limits: GraphLimits,
     network: Network,
     shapes: Vec<TensorShape>,
 }
 
 impl<'a> GrownNetwork<'a> {
-    fn new(description: &'a Description) -> Self {
+    /// Grows a network of random nodes.
+    pub fn of(
+        u: &mut Unstructured,
+        description: &'a Description,
+        limits: GraphLimits,
+    ) -> Result<GrownNetwork<'a>> {
+        let mut net = GrownNetwork::new(description, limits);
+        for _ in 0..u.int_in_range(1..=NODES)? {
+            // If the bytes end early, continue with the network so far.
+            let Ok((node, parameter)) = net.proposal(u) else { break };
+            net.add(node, parameter);
+        }
+        Ok(net)
+    }
+
+    fn new(description: &'a Description, limits: GraphLimits) -> Self {
         let network = Network {
             parameters: Vec::new(),
             nodes: Vec::new(),
             outputs: Vec::new(),
             extra_loss: None,
         };
-        let mut net = GrownNetwork { description, network, shapes: Vec::new() };
+        let mut net = GrownNetwork { description, limits, network, shapes: Vec::new() };
         // The first node is a column of width 1, which can always be an output.
         for column in [1, 0, 2, 3, 4, 5, 6] {
             net.add(node("Input", &[], vec![int("column", column)]), None);
@@ -225,11 +242,11 @@ impl<'a> GrownNetwork<'a> {
         let output = |(task, node): (&str, u32)| Output { task: task.into(), node };
         let outputs = ["click", "seconds"].into_iter().zip(outputs).map(output).collect();
         let network = Network { outputs, extra_loss, ..self.network.clone() };
-        ExpertGraph::new(self.description, &network, &world::info(), &limits())
+        ExpertGraph::new(self.description, &network, &world::info(), &self.limits)
     }
 
     /// The graph. Its first output depends on the last node that can be an output, and on others.
-    fn finish(mut self, extra: bool) -> ExpertGraph {
+    pub fn finish(mut self, extra: bool) -> ExpertGraph {
         let mut outputs = Vec::new();
         for at in (0..self.shapes.len()).rev() {
             let shape = self.shapes[at].clone();
@@ -369,13 +386,13 @@ fn wild(u: &mut Unstructured) -> Result<Network> {
     Ok(network)
 }
 
-fn exercise(description: &Description, graph: ExpertGraph, sizes: [(usize, usize); 2]) {
-    let graph = Arc::new(graph);
+/// Parameters as training begins with them.
+pub fn parameters(graph: &ExpertGraph, seed: u64) -> Parameters {
     let provenance = Provenance {
         plugin: graph.plugin.clone(),
         plugin_version: "1.0.0".into(),
         contract: contract::VERSION.into(),
-        graph: hash_text(&graph),
+        graph: hash_text(graph),
         fm_version: "1.0.0".into(),
         tae_dim: world::TAE_DIM,
         tasks: vec!["click".into(), "seconds".into()],
@@ -383,7 +400,12 @@ fn exercise(description: &Description, graph: ExpertGraph, sizes: [(usize, usize
         trained_until_ms: 0,
         normaliser: Normaliser::identity(&world::schema().feature_columns()),
     };
-    let parameters = Parameters::init(&graph, provenance, 3);
+    Parameters::init(graph, provenance, seed)
+}
+
+fn exercise(description: &Description, graph: ExpertGraph, sizes: [(usize, usize); 2]) {
+    let graph = Arc::new(graph);
+    let parameters = parameters(&graph, 3);
     let served = network(graph.clone(), parameters.clone(), Device::Cpu).expect("the CPU is there");
     let trained = compute(graph.clone(), Device::Cpu).expect("the CPU is there");
     let (one, other) = (batch(description, sizes, 5), batch(description, sizes, 9));
@@ -426,7 +448,11 @@ fn learn(trained: &dyn Compute, parameters: &Parameters, batch: &ExpertBatch, gr
 
 /// A batch of two requests with these numbers of history events and targets. `other_seed` changes
 /// only the values of the second one.
-fn batch(description: &Description, sizes: [(usize, usize); 2], other_seed: u64) -> ExpertBatch {
+pub fn batch(
+    description: &Description,
+    sizes: [(usize, usize); 2],
+    other_seed: u64,
+) -> ExpertBatch {
     let schema = world::schema();
     let columns =
         ExpertColumns::new(description, &schema, world::TAE_DIM).expect("the schema has them");

@@ -10,8 +10,11 @@ use arbitrary::{Result, Unstructured};
 
 mod bodies;
 mod component;
+mod differential;
 mod edit;
 mod graph;
+mod honest;
+mod learning;
 mod model;
 mod publication;
 mod push;
@@ -43,8 +46,14 @@ pub const COMPONENT: FuzzTarget = FuzzTarget { name: "component", run: component
 /// Runs random networks through the validator, both executors and the backward pass.
 pub const GRAPH: FuzzTarget = FuzzTarget { name: "graph", run: graph::run };
 
+/// Compares every way to run random networks, and their gradients, with an evaluation in f64.
+pub const DIFFERENTIAL: FuzzTarget = FuzzTarget { name: "differential", run: differential::run };
+
 /// Parses and converts bodies of HTTP requests, and runs features, join and FM on them.
 pub const BODIES: FuzzTarget = FuzzTarget { name: "bodies", run: bodies::run };
+
+/// Takes events to a trained, published and serving FM, beside those of honest users.
+pub const LEARNING: FuzzTarget = FuzzTarget { name: "learning", run: learning::run };
 
 /// Follows changed streams of published weights.
 pub const PUBLICATION: FuzzTarget = FuzzTarget { name: "publication", run: publication::run };
@@ -59,5 +68,5 @@ pub const UPDATE: FuzzTarget = FuzzTarget { name: "update", run: update::run };
 pub const STORE: FuzzTarget = FuzzTarget { name: "store", run: store::run };
 
 /// Every target with its name.
-pub const TARGETS: [&FuzzTarget; 7] =
-    [&COMPONENT, &GRAPH, &BODIES, &PUBLICATION, &PUSH, &UPDATE, &STORE];
+pub const TARGETS: [&FuzzTarget; 9] =
+    [&COMPONENT, &GRAPH, &DIFFERENTIAL, &BODIES, &LEARNING, &PUBLICATION, &PUSH, &UPDATE, &STORE];

@@ -1,10 +1,14 @@
-//! Runs every fuzz target with a fixed seed, which takes seconds and is reproducible.
+//! Runs every fuzz target with its kept inputs, in `seeds`, and with a fixed seed, which takes
+//! seconds and is reproducible.
 //!
 //! `HYPERCAST_FUZZ_CASES` sets the number of cases, `HYPERCAST_FUZZ_SEED` the seed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 
-use hypercast_fuzz::{BODIES, COMPONENT, FuzzTarget, GRAPH, PUBLICATION, PUSH, STORE, UPDATE};
+use hypercast_fuzz::{
+    BODIES, COMPONENT, DIFFERENTIAL, FuzzTarget, GRAPH, LEARNING, PUBLICATION, PUSH, STORE, UPDATE,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
@@ -14,6 +18,14 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 }
 
 fn run(target: &FuzzTarget, cases: u64) {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target.name);
+    for seed in seeds.read_dir().into_iter().flatten() {
+        let file = seed.expect("a readable folder").path();
+        let bytes = std::fs::read(&file).expect("a readable input");
+        if catch_unwind(AssertUnwindSafe(|| target.run(&bytes))).is_err() {
+            panic!("{} fails", file.display());
+        }
+    }
     let mut random = SmallRng::seed_from_u64(number("HYPERCAST_FUZZ_SEED", 1));
     for case in 0..number("HYPERCAST_FUZZ_CASES", cases) {
         let mut bytes = vec![0; random.random_range(16..1024)];
@@ -40,8 +52,18 @@ fn graph() {
 }
 
 #[test]
+fn differential() {
+    run(&DIFFERENTIAL, 2000);
+}
+
+#[test]
 fn bodies() {
     run(&BODIES, 1000);
+}
+
+#[test]
+fn learning() {
+    run(&LEARNING, 60);
 }
 
 #[test]

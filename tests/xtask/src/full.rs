@@ -49,7 +49,7 @@ const STEPS: &[(&str, &str, &str)] = &[
     (
         "fuzz-seeded",
         "HYPERCAST_FUZZ_CASES=20000 HYPERCAST_FUZZ_SEED=2",
-        "cargo test --workspace --test seeded -- graph bodies publication push",
+        "cargo test --workspace --test seeded -- graph differential bodies publication push",
     ),
     (
         "store-crash",
@@ -81,6 +81,11 @@ const STEPS: &[(&str, &str, &str)] = &[
         "rollout",
         "HYPERCAST_ROLLOUT_PUSHES=1000",
         "cargo test --workspace --test rollout many_pushes -- --nocapture",
+    ),
+    (
+        "turncoats",
+        "HYPERCAST_TURNCOATS=15",
+        "cargo test --workspace --test rollout turns_hostile -- --nocapture",
     ),
     ("connections", "HYPERCAST_SLOW_CONNECTIONS=4096", "cargo test --workspace --test connections"),
     ("guide", "", "cargo test --workspace --test guide -- --include-ignored"),

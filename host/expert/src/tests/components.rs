@@ -174,7 +174,7 @@ fn training_is_deterministic() {
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
 /// a fault.
-const EXPECTED: [(&str, Option<&str>); 49] = [
+const EXPECTED: [(&str, Option<&str>); 50] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -220,6 +220,7 @@ const EXPECTED: [(&str, Option<&str>); 49] = [
     ("tasks_twice", Some("declared twice")),
     ("trap", Some("trapped")),
     ("trap_evaluate", Some("`evaluate` trapped")),
+    ("turncoat", None),
     ("unknown_op", Some("the op is unknown")),
     ("unsorted", None),
     ("wide", Some("values a candidate")),

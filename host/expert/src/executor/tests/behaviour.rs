@@ -35,7 +35,7 @@ fn dropout_scales_what_it_keeps_and_serves_as_identity() {
         let case = case(|net, base| {
             net.op("Dropout", &[base.rows], vec![num("rate", 0.25), int("per-row", per_row)])
         });
-        check_forward_only(&case);
+        check_dropout(&case);
         let x = upload::<Flex>(vec![1.0; 4000], &[1000, 4], &Default::default());
         let y = download::<Flex>(ops::dropout::<Flex>(
             x,
@@ -48,6 +48,16 @@ fn dropout_scales_what_it_keeps_and_serves_as_identity() {
         assert!((2800..3200).contains(&kept), "{kept} of 4000 kept at a rate of 0.25");
         let whole = y.chunks(4).all(|row| row.iter().all(|value| *value == row[0]));
         assert_eq!(whole, per_row == 1, "per-row drops whole rows, and only it");
+    }
+}
+
+/// What serves ignores dropout, and a step drops what the oracle drops with the same draws.
+fn check_dropout(case: &Case) {
+    let (batch, parameters) = (batch(case, &[(1, 3)]), parameters(&case.graph));
+    let loss = OutputGradients { tasks: vec![1.0; 3], extra_loss: Vec::new() };
+    for seed in 0..8 {
+        let (graph, parameters, batch, loss) = (&case.graph, &parameters, &batch, &loss);
+        compare(&Comparison { graph, parameters, batch, loss, seed }).unwrap();
     }
 }
 

@@ -1,10 +1,9 @@
-//! Every op against the f64 oracle and against the memory that is computed for it: forward to 1e-5,
-//! and every gradient against the oracle's central differences, also with batches without history
-//! and of one row.
+//! Every op against the f64 oracle, within its bounds, and against the memory that is computed for
+//! it, and every gradient also against the oracle's central differences; also with batches without
+//! history and of one row.
 
 mod behaviour;
 mod memory;
-mod oracle;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,8 +16,9 @@ use crate::batch::{ExpertColumns, Tae};
 use crate::graph::{ExpertGraph, names_of_variants};
 use crate::network::network;
 use crate::normalise::Normaliser;
+use crate::oracle::{Comparison, Evaluation, compare, whole_gradients};
 use crate::tests::build::{Net, TAE_DIM, description, example, int, ints, noise, num, schema};
-use crate::train::{Compute, OutputGradients, compute};
+use crate::train::{OutputGradients, compute};
 use crate::wasm::contract::{Column, Description, Initialiser, TaskKind};
 
 /// The nodes that a case can start from. All but the ids have gradients.
@@ -113,63 +113,48 @@ fn parameters(graph: &ExpertGraph) -> Parameters {
     crate::tests::build::parameters(graph, 3)
 }
 
+/// The widest bound in these cases, relative to values above 1, so that no comparison is void.
+const WIDEST: f64 = 5e-4;
+
 /// Compares outputs and all gradients with the oracle's.
 fn check(name: &str, case: &Case) {
     memory::check_bound(name, case);
     for requests in [&[(3, 2), (0, 1), (2, 3)][..], &[(0, 2), (0, 1)], &[(1, 1)], &[(0, 1)]] {
         let batch = batch(case, requests);
         let parameters = parameters(&case.graph);
-        let compute = compute(case.graph.clone(), crate::Device::Cpu).unwrap();
-        let outputs = compute.forward(&parameters, &batch);
-        let served = network(case.graph.clone(), parameters.clone(), crate::Device::Cpu);
-        let served = served.unwrap().outputs(&batch);
-        let values: Vec<Vec<f64>> = (0..case.graph.parameters.len())
-            .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
-            .collect();
-        let expected = oracle::outputs(&case.graph, &values, &batch);
-        for (how, outputs) in [("trained", &outputs), ("served", &served)] {
-            assert_eq!(outputs.len(), expected.len(), "{name} {how}");
-            for (row, (output, expected)) in outputs.iter().zip(&expected).enumerate() {
-                let error = (f64::from(*output) - expected).abs();
-                assert!(
-                    error <= 1e-5 * expected.abs().max(1.0),
-                    "{name} {how} {requests:?} row {row}: {output} is not {expected}"
-                );
-            }
-        }
-        check_gradients(&format!("{name} {requests:?}"), case, &*compute, &values, &batch);
+        let loss = OutputGradients { tasks: noise(9, batch.rows), extra_loss: Vec::new() };
+        let compared = compare(&Comparison {
+            graph: &case.graph,
+            parameters: &parameters,
+            batch: &batch,
+            loss: &loss,
+            seed: 1,
+        });
+        let compared = compared.unwrap_or_else(|error| panic!("{name} {requests:?}: {error}"));
+        assert!(
+            compared.unknown == 0 && compared.widest < WIDEST,
+            "{name} {requests:?}: {compared:?}"
+        );
+        check_slopes(&format!("{name} {requests:?}"), case, &batch, &loss);
     }
 }
 
-fn check_gradients(
-    name: &str,
-    case: &Case,
-    compute: &dyn Compute,
-    values: &[Vec<f64>],
-    batch: &ExpertBatch,
-) {
-    let seed = noise(9, batch.rows);
-    let mut loss =
-        |_: &[f32], _: &[f32]| OutputGradients { tasks: seed.clone(), extra_loss: Vec::new() };
+/// Compares gradients with central differences, which know nothing of slopes.
+fn check_slopes(name: &str, case: &Case, batch: &ExpertBatch, loss: &OutputGradients) {
     let parameters = parameters(&case.graph);
-    let gradients =
-        compute.gradients(&parameters, batch, &mut SmallRng::seed_from_u64(1), &mut loss);
+    let values: Vec<Vec<f64>> = (0..case.graph.parameters.len())
+        .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
+        .collect();
+    let compute = compute(case.graph.clone(), crate::Device::Cpu).unwrap();
+    let mut random = SmallRng::seed_from_u64(1);
+    let gradients = compute.gradients(&parameters, batch, &mut random, &mut |_, _| loss.clone());
     let value = |values: &[Vec<f64>]| -> f64 {
-        let outputs = oracle::outputs(&case.graph, values, batch);
-        outputs.iter().zip(&seed).map(|(output, seed)| output * f64::from(*seed)).sum()
+        let outputs = Evaluation::new(&case.graph, values, batch, None).outputs();
+        outputs.iter().zip(&loss.tasks).map(|(x, seed)| x.value * f64::from(*seed)).sum()
     };
-    for (index, spec) in case.graph.parameters.iter().enumerate() {
-        let mut dense = vec![0.0; spec.len()];
-        match (&gradients.values[index], &gradients.rows[index]) {
-            (None, _) => {}
-            (Some(gradient), None) => dense.copy_from_slice(gradient),
-            (Some(gradient), Some(rows)) => {
-                for (row, part) in rows.iter().zip(gradient.chunks_exact(spec.shape[1])) {
-                    dense[*row as usize * spec.shape[1]..][..spec.shape[1]].copy_from_slice(part);
-                }
-            }
-        }
-        for (position, gradient) in dense.iter().enumerate() {
+    for (index, gradient) in whole_gradients(&case.graph, &gradients).iter().enumerate() {
+        let spec = &case.graph.parameters[index];
+        for (position, gradient) in gradient.iter().enumerate() {
             let nudge = |by: f64| {
                 let mut values = values.to_vec();
                 values[index][position] += by;
@@ -180,19 +165,6 @@ fn check_gradients(
             let at = format!("{name}: gradient of {}[{position}]", spec.name);
             assert!(error <= 2e-4 * expected.abs().max(1.0), "{at} is {gradient}, not {expected}");
         }
-    }
-}
-
-fn check_forward_only(case: &Case) {
-    let batch = batch(case, &[(1, 3)]);
-    let parameters = parameters(&case.graph);
-    let outputs =
-        compute(case.graph.clone(), crate::Device::Cpu).unwrap().forward(&parameters, &batch);
-    let values: Vec<Vec<f64>> = (0..case.graph.parameters.len())
-        .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
-        .collect();
-    for (output, expected) in outputs.iter().zip(oracle::outputs(&case.graph, &values, &batch)) {
-        assert!((f64::from(*output) - expected).abs() < 1e-5);
     }
 }
 

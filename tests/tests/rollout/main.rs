@@ -2,137 +2,26 @@
 //! rolled back automatically, and continued after a restart.
 //!
 //! `HYPERCAST_ROLLOUT_PUSHES` sets the number of pushes that the last test makes (3 by default).
+//! `hostile` has guests that turn hostile in the middle of it.
+
+mod hostile;
+mod team;
 
 use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
 };
 
 use hypercast_config::{Config, sha256};
 use hypercast_serve::rollout::{PolicyOverrides, Push, PushManifest, SecretKey, SignedManifest};
 use hypercast_tests::{
-    Prerequisites, TestDaemon, agent, expert, prerequisites, rank_body, run, run_well,
+    TestDaemon, agent, run, run_well,
     secure::{Certificate, HttpRequest, ask, write_secret},
     services::wait_until,
-    world,
 };
 use serde_json::{Value, json};
 
-/// How long a step of a rollout may take.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A simulated world with an FM, version 1.0.0 of the expert `home`, and a trusted key.
-struct Team {
-    binary: PathBuf,
-    dir: PathBuf,
-    plugins: PathBuf,
-    hostile: PathBuf,
-    config: Config,
-    _folder: tempfile::TempDir,
-}
-
-impl Team {
-    fn new(test: &str, change: impl Fn(&mut Config)) -> Option<Team> {
-        let team = Team::unregistered(test, change)?;
-        team.versions(&["register", "fm"]);
-        team.versions(&["promote", "fm", "1.0.0"]);
-        team.versions(&["register", "expert", "home", "1.0.0"]);
-        team.versions(&["promote", "expert", "home", "1.0.0"]);
-        Some(team)
-    }
-
-    /// Like `new`, but without registered versions: the configuration decides what serves.
-    fn unregistered(test: &str, change: impl Fn(&mut Config)) -> Option<Team> {
-        let Prerequisites { hypercast: binary, plugins, hostile, .. } = prerequisites(test)?;
-        let folder = tempfile::tempdir().unwrap();
-        let dir = folder.path().to_path_buf();
-        let key = SecretKey::generate().unwrap();
-        key.write(&dir.join("team.key")).unwrap();
-        let mut config = world(&dir, 1000, 2);
-        // These tests do not measure speed, so allow for a busy machine.
-        config.plugin_limits.deadline_ms = 500;
-        config.plugin_limits.slow_ms = 100_000.0;
-        config.experts = vec![expert("home", plugins.join("mlp-fusion.wasm"), &[])];
-        config.rollout.trusted_keys = vec![key.public().text()];
-        config.rollout.shadow_requests = 20;
-        config.rollout.canary_share = 0.5;
-        config.rollout.canary_requests = 20;
-        config.rollout.canary_s = 0;
-        config.rollout.latency_slack_ms = 10_000.0;
-        config.recorded.share = 1.0;
-        change(&mut config);
-        config.write(&dir.join("hypercast.toml")).unwrap();
-        run_well(&binary, &dir, &["train", "fm"]);
-        run_well(&binary, &dir, &["train", "expert"]);
-        Some(Team { binary, dir, plugins, hostile, config, _folder: folder })
-    }
-
-    /// Trains parameters of a component with the given seed.
-    fn trained(&self, component: &Path, seed: u64) -> PathBuf {
-        let mut other = self.config.clone();
-        other.experts[0].plugin = component.to_path_buf();
-        other.expert_training.seed = seed;
-        other.paths.experts = format!("runs/experts-{seed}").into();
-        other.write(&self.dir.join("other.toml")).unwrap();
-        run_well(&self.binary, &self.dir, &["train", "expert", "--config", "other.toml"]);
-        self.dir.join(format!("runs/experts-{seed}/home/parameters.safetensors"))
-    }
-
-    fn daemon(&self) -> TestDaemon {
-        TestDaemon::start(&self.binary, &self.dir)
-    }
-
-    fn component(&self) -> PathBuf {
-        self.plugins.join("mlp-fusion.wasm")
-    }
-
-    /// Runs `hypercast plugin push`. Returns its exit status and its output.
-    fn push(&self, daemon: &TestDaemon, component: &Path, args: &[&str]) -> (i32, String) {
-        self.push_to(daemon.url(), component, args)
-    }
-
-    fn push_to(&self, url: &str, component: &Path, args: &[&str]) -> (i32, String) {
-        let output = Command::new(&self.binary)
-            .args(["plugin", "push", component.to_str().unwrap(), url, "--name", "home"])
-            .args(["--key", "team.key"])
-            .args(args)
-            .current_dir(&self.dir)
-            .stdin(Stdio::null())
-            .output()
-            .expect("the binary starts");
-        let text =
-            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        (output.status.code().unwrap(), text.into_owned())
-    }
-
-    fn key(&self) -> SecretKey {
-        SecretKey::read(&self.dir.join("team.key")).unwrap()
-    }
-
-    fn versions(&self, args: &[&str]) -> String {
-        run_well(&self.binary, &self.dir, &[&["versions"], args].concat())
-    }
-
-    fn list(&self) -> String {
-        self.versions(&["list"])
-    }
-}
-
-fn rank(user: u64, candidates: usize) -> String {
-    let mut body = rank_body(user, "feed", 1..=candidates as u64);
-    body["explain"] = json!(true);
-    body.to_string()
-}
-
-fn predictions(daemon: &TestDaemon) -> Vec<f64> {
-    let (status, answer) = daemon.post("/v1/rank", &rank(1, 12));
-    assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
-    let tasks = answer["explain"]["expert"].as_object().unwrap().clone();
-    let values = tasks.into_iter().flat_map(|(_, values)| values.as_array().unwrap().clone());
-    values.map(|value| value.as_f64().unwrap()).collect()
-}
+use team::{PATIENCE, RequestLoad, Team, predictions, rank, state};
 
 /// POSTs the body of a push. Returns the status and the error message.
 fn send(daemon: &TestDaemon, version: &str, body: &[u8]) -> (u16, String) {
@@ -141,84 +30,6 @@ fn send(daemon: &TestDaemon, version: &str, body: &[u8]) -> (u16, String) {
     let status = answer.status().as_u16();
     let answer: Value = answer.body_mut().read_json().unwrap();
     (status, answer["error"]["message"].as_str().unwrap_or_default().to_owned())
-}
-
-fn state(daemon: &TestDaemon, version: &str) -> Value {
-    let (_, text) = daemon.get(&format!("/v1/admin/experts/home/versions/{version}"));
-    serde_json::from_str::<Value>(&text).unwrap()["rollout"].clone()
-}
-
-/// Sends requests in the background and counts the answers.
-#[derive(Default)]
-struct RequestLoad {
-    stop: AtomicBool,
-    candidates: AtomicUsize,
-    answered: AtomicUsize,
-    /// The number of errors and degraded answers.
-    bad: AtomicUsize,
-    /// Whether to send the outcome of each answer.
-    sends_outcomes: bool,
-}
-
-impl RequestLoad {
-    fn of(candidates: usize) -> RequestLoad {
-        RequestLoad { candidates: AtomicUsize::new(candidates), ..RequestLoad::default() }
-    }
-
-    /// Sends requests of many users until `run` returns.
-    fn during<T>(&self, daemon: &TestDaemon, run: impl FnOnce() -> T) -> T {
-        std::thread::scope(|scope| {
-            for first in [0, 50] {
-                scope.spawn(move || {
-                    for user in (first..first + 50).cycle() {
-                        if self.stop.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        let body = rank(user + 1, self.candidates.load(Ordering::Relaxed));
-                        let (status, answer) = daemon.post("/v1/rank", &body);
-                        self.answered.fetch_add(1, Ordering::Relaxed);
-                        if status != 200 || answer["degraded"] != json!(false) {
-                            self.bad.fetch_add(1, Ordering::Relaxed);
-                        }
-                        if self.sends_outcomes {
-                            send_outcomes(daemon, user + 1, &answer);
-                        }
-                    }
-                });
-            }
-            let guard = StopOnDrop(self);
-            let done = run();
-            drop(guard);
-            done
-        })
-    }
-
-    fn counts(&self) -> (usize, usize) {
-        (self.answered.load(Ordering::Relaxed), self.bad.load(Ordering::Relaxed))
-    }
-}
-
-/// Sends the outcomes of an answer: the user clicked the first item.
-fn send_outcomes(daemon: &TestDaemon, user: u64, answer: &Value) {
-    let ranking = answer["ranking"].as_array().unwrap();
-    let event = |(place, item): (usize, &Value)| {
-        json!({
-            "request": answer["request"], "user": user, "item": item["id"], "surface": "feed",
-            "time_ms": 1_800_000_000_000_u64, "actions": { "click": place == 0 },
-        })
-    };
-    let events: Vec<Value> = ranking.iter().enumerate().map(event).collect();
-    let (status, said) = daemon.post("/v1/events", &json!({ "events": events }).to_string());
-    assert_eq!(status, 200, "{said}");
-}
-
-/// Stops the load when dropped, also if an assertion fails.
-struct StopOnDrop<'a>(&'a RequestLoad);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.stop.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]
@@ -444,7 +255,8 @@ fn a_canary_that_its_own_evaluate_rejects_is_rolled_back() {
     let takes_back = team.hostile.join("takes_back.wasm");
     let parameters = team.trained(&takes_back, 9);
     let daemon = team.daemon();
-    let load = RequestLoad { sends_outcomes: true, ..RequestLoad::of(12) };
+    let mut load = RequestLoad::of(12);
+    load.sends_outcomes = true;
     let args = ["--version", "1.1.0", "--parameters", parameters.to_str().unwrap()];
     let (status, said) = load.during(&daemon, || team.push(&daemon, &takes_back, &args));
     assert_eq!(status, 1, "{said}");
