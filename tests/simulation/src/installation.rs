@@ -18,13 +18,14 @@ use hypercast_serve::{metrics::Metrics, request::feature_state::FeatureFollower}
 use hypercast_stream::{
     events::EventWriter,
     join::Runner,
-    streams::{DirectoryEngine, DirectoryLimits, StreamEngine},
+    streams::{DirectoryEngine, DirectoryLimits, Record, StreamEngine, Topic},
 };
 
 use crate::{
     plan::{Layout, Plan, ROLES, Role},
     plant::Plant,
     server::ServerClient,
+    versions::{self, Decider},
 };
 
 /// The longest time between an example and its correction: longer than any run.
@@ -111,6 +112,9 @@ pub fn engine(
 
 /// What one life of a process holds.
 pub struct Life {
+    engine: Arc<dyn StreamEngine>,
+    /// Every process follows the registry, and some decide.
+    pub decider: Decider,
     joiner: Option<Runner>,
     features: Option<FeatureFollower>,
     /// Where the daemon's callers send events.
@@ -145,12 +149,13 @@ impl Life {
             let runner = Runner::open(engine.clone(), &settings, data, metrics, stop.clone());
             joiner = Some(runner.map_err(|error| told(&error))?);
         }
+        let decider = Decider::open(engine.clone())?;
         let mut features = None;
         if is_daemon {
-            let follower = FeatureFollower::open(engine, &config, dataset(), metrics, stop);
+            let follower = FeatureFollower::open(engine.clone(), &config, dataset(), metrics, stop);
             features = Some(follower.map_err(|error| told(&error))?);
         }
-        Ok(Life { joiner, features, ingest })
+        Ok(Life { engine, decider, joiner, features, ingest })
     }
 
     /// Does what is to be done now, and says whether that was something.
@@ -168,6 +173,7 @@ impl Life {
         if let Some(ingest) = &self.ingest {
             ingest.tick_if_quiet();
         }
+        self.decider.step();
         Ok(events > 0)
     }
 
@@ -180,6 +186,25 @@ impl Life {
             features.save();
         }
         self.joiner.as_mut().map_or(Ok(()), |joiner| joiner.save().map_err(|e| e.to_string()))
+    }
+
+    /// Appends an event that only a later version of the host knows.
+    ///
+    /// # Errors
+    /// The engine cannot be reached.
+    pub fn append_later_event(&self) -> Result<(), String> {
+        let record = Record { id: 0, payload: vec![2, 0] };
+        let appender = self.engine.appender(&Topic::events());
+        let appended = appender.and_then(|appender| appender.append(&[record]));
+        appended.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Appends a decision that only a later version of the host knows.
+    ///
+    /// # Errors
+    /// The engine cannot be reached.
+    pub fn append_later_decision(&self) -> Result<(), String> {
+        versions::decide_as_later_version(&*self.engine)
     }
 
     /// How many events were joined, if this process joins.

@@ -6,6 +6,7 @@
 //! world         the run of a plan, in one thread
 //! installation  what the processes run: the host's own types
 //! workload      what callers send
+//! versions      decisions that the processes make on one stream
 //! host, disk    a process's clock, numbers and files, and the faults of these
 //! server        a stream server and the network
 //! ledger, oracles   what callers were told, and what must hold at the end
@@ -24,5 +25,6 @@ pub mod plant;
 pub mod server;
 pub mod shrink;
 pub mod trace;
+pub mod versions;
 pub mod workload;
 pub mod world;
