@@ -24,6 +24,7 @@ use hypercast_stream::{
 use crate::{
     plan::{Layout, Plan, ROLES, Role},
     plant::Plant,
+    publications::{PublishingTrainer, ServedWeights},
     server::ServerClient,
     versions::{self, Decider},
 };
@@ -117,6 +118,9 @@ pub struct Life {
     pub decider: Decider,
     joiner: Option<Runner>,
     features: Option<FeatureFollower>,
+    trainer: Option<PublishingTrainer>,
+    /// The weights that the daemon follows.
+    pub served: Option<ServedWeights>,
     /// Where the daemon's callers send events.
     pub ingest: Option<EventWriter>,
 }
@@ -140,7 +144,8 @@ impl Life {
         let is_daemon = role == Role::Daemon;
         let ingest = is_daemon.then(|| EventWriter::new(engine.clone(), &config.join));
         let mut joiner = None;
-        if !is_daemon || config.join.in_daemon {
+        let is_joiner = matches!(role, Role::Joiner | Role::SecondJoiner);
+        if is_joiner || is_daemon && config.join.in_daemon {
             if let Some(ingest) = &ingest {
                 ingest.open().map_err(|error| told(&error))?;
             }
@@ -149,13 +154,16 @@ impl Life {
             let runner = Runner::open(engine.clone(), &settings, data, metrics, stop.clone());
             joiner = Some(runner.map_err(|error| told(&error))?);
         }
+        let is_trainer = role == Role::Trainer;
+        let trainer = is_trainer.then(|| PublishingTrainer::open(engine.clone())).transpose()?;
+        let served = is_daemon.then(|| ServedWeights::open(engine.clone())).transpose()?;
         let decider = Decider::open(engine.clone())?;
         let mut features = None;
         if is_daemon {
             let follower = FeatureFollower::open(engine.clone(), &config, dataset(), metrics, stop);
             features = Some(follower.map_err(|error| told(&error))?);
         }
-        Ok(Life { engine, decider, joiner, features, ingest })
+        Ok(Life { engine, decider, joiner, features, trainer, served, ingest })
     }
 
     /// Does what is to be done now, and says whether that was something.
@@ -172,6 +180,12 @@ impl Life {
         }
         if let Some(ingest) = &self.ingest {
             ingest.tick_if_quiet();
+        }
+        if let Some(trainer) = &mut self.trainer {
+            trainer.step();
+        }
+        if let Some(served) = &mut self.served {
+            served.step();
         }
         self.decider.step();
         Ok(events > 0)

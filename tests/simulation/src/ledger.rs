@@ -2,7 +2,7 @@
 
 use hypercast_stream::events::{AppendReceipt, EventKind};
 
-use crate::{plan::Plan, versions::Registered, workload::Call};
+use crate::{plan::Plan, publications::NamedWeights, versions::Registered, workload::Call};
 
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,10 @@ pub struct Ledger {
     pub violations: Vec<Violation>,
     /// Registrations of versions that processes were told to be stored.
     pub registered: Vec<Registered>,
+    /// Weights that trainers began to publish, in that order.
+    pub published: Vec<NamedWeights>,
+    /// The name of those that were the last to be surely published.
+    pub last_published: Option<String>,
     ids_sent: u64,
     moments: u64,
 }

@@ -19,7 +19,7 @@ use hypercast_stream::{
 use crate::{
     installation::{config, dataset, engine},
     plan::Role,
-    versions,
+    publications, versions,
     workload::{part_ids, request_id},
     world::World,
 };
@@ -66,6 +66,7 @@ pub fn check(world: &World) {
     features(world, &streams);
     set_aside(world, &streams);
     versions::check(world, &streams.versions);
+    publications::check(world);
     work(world, &streams);
 }
 

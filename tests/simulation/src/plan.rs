@@ -88,10 +88,12 @@ pub enum Role {
     Joiner,
     /// A second joiner that somebody starts by mistake.
     SecondJoiner,
+    /// Publishes weights, as the FM's trainer does it.
+    Trainer,
 }
 
 /// All processes, in the order of their numbers.
-pub const ROLES: [Role; 3] = [Role::Daemon, Role::Joiner, Role::SecondJoiner];
+pub const ROLES: [Role; 4] = [Role::Daemon, Role::Joiner, Role::SecondJoiner, Role::Trainer];
 
 /// What a fault does.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -275,7 +277,11 @@ impl Plan {
     fn fault(&self, kind: u64, draw: &mut Draw) -> Option<Fault> {
         let at_ms = draw.below(self.settings.duration_s * 1000);
         let apart = !self.settings.join_in_daemon;
-        let on = if apart && draw.percent(60) { Role::Joiner } else { Role::Daemon };
+        let on = match draw.below(6) {
+            0 => Role::Trainer,
+            1..=3 if apart => Role::Joiner,
+            _ => Role::Daemon,
+        };
         let spared = draw.below(60) as u32;
         let disk = |fault, hits| FaultKind::Disk { fault, spared, hits };
         let is_server = self.layout == Layout::Server;

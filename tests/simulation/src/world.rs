@@ -155,8 +155,8 @@ impl World {
             Rc::new(machine)
         };
         let machines: Vec<Rc<Machine>> = match plan.layout {
-            Layout::Directory => vec![machine(0); 3],
-            Layout::Server => (0..3).map(machine).collect(),
+            Layout::Directory => vec![machine(0); ROLES.len()],
+            Layout::Server => (0..ROLES.len()).map(machine).collect(),
         };
         let process = |(role, machine): (Role, &Rc<Machine>)| Process {
             role,
@@ -168,7 +168,7 @@ impl World {
             work: Cell::default(),
             host: RefCell::default(),
             wanted: Cell::new(match role {
-                Role::Daemon => true,
+                Role::Daemon | Role::Trainer => true,
                 Role::Joiner => !plan.settings.join_in_daemon,
                 Role::SecondJoiner => false,
             }),

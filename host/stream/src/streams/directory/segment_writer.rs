@@ -196,14 +196,16 @@ impl CommitSink for SegmentWriter {
     }
 }
 
-/// Makes the file `end` say what the segments have. Without that a process that reads first after
-/// a power cut would find the stream shorter than what was acknowledged. Does nothing while a
-/// writer has the stream, which did this when it opened it, or where this process may not write.
+/// Makes the file `end` say what the segments have, if it lags behind. Without that a process that
+/// reads first after a power cut would find the stream shorter than what was acknowledged. Does
+/// nothing while a writer has the stream, which did this when it opened it, or where this process
+/// may not write.
 pub(super) fn correct_end(folder: &Path, limits: DirectoryLimits) -> Result<()> {
     let Some(&base) = segment::bases(folder)?.last() else { return Ok(()) };
     let stored = disk::metadata(&segment::path(folder, base)).map_or(0, |of| of.length);
-    let is_right = |end: CommitMark| end.base == base && end.offset == stored;
-    if CommitMark::read(folder)?.is_some_and(is_right) {
+    // Records that it has beyond the segments are damage, which a reader meets where it begins.
+    let lags = |end: CommitMark| end.base < base || end.base == base && end.offset < stored;
+    if !CommitMark::read(folder)?.is_none_or(lags) {
         return Ok(());
     }
     match DirLock::try_acquire(&folder.join("owner"), Duration::ZERO) {
