@@ -58,6 +58,7 @@ pub enum DiskLie {
 }
 
 /// The disk of one machine.
+#[derive(Default)]
 pub struct Disk {
     root: FolderRef,
     open: BTreeMap<SimulatedFile, OpenedFile>,
@@ -105,12 +106,6 @@ struct NameChange {
 struct OpenedFile {
     file: FileRef,
     path: PathBuf,
-}
-
-impl Default for Disk {
-    fn default() -> Self {
-        Disk { root: Rc::default(), open: BTreeMap::new(), opened: 0, changes: 0, lie: None }
-    }
 }
 
 impl Disk {
