@@ -58,6 +58,7 @@ pub enum DiskLie {
 }
 
 /// The disk of one machine.
+#[derive(Default)]
 pub struct Disk {
     root: FolderRef,
     open: BTreeMap<SimulatedFile, OpenedFile>,
@@ -105,12 +106,6 @@ struct NameChange {
 struct OpenedFile {
     file: FileRef,
     path: PathBuf,
-}
-
-impl Default for Disk {
-    fn default() -> Self {
-        Disk { root: Rc::default(), open: BTreeMap::new(), opened: 0, changes: 0, lie: None }
-    }
 }
 
 impl Disk {
@@ -342,6 +337,21 @@ impl Disk {
         self.root.borrow_mut().cut_power(Path::new("/"), cut, first_lost);
     }
 
+    /// A copy of a file, or of a folder with all in it; none if there is none.
+    pub fn copy(&self, path: &Path) -> Option<DiskCopy> {
+        self.node(path).ok().map(|node| DiskCopy(node.deep_clone()))
+    }
+
+    /// Puts a copy back, durably, in place of what is there.
+    pub fn put_back(&mut self, path: &Path, copy: &DiskCopy) {
+        let Ok((folder, name)) = self.place(path) else { return };
+        let mut folder = folder.borrow_mut();
+        let FolderNode { entries, synced, .. } = &mut *folder;
+        for names in [entries, synced] {
+            names.insert(name.clone(), copy.0.clone());
+        }
+    }
+
     /// Flips one bit of a file; false if there is no such file, or it is empty.
     pub fn flip_bit(&mut self, path: &Path, choice: u64) -> bool {
         let Ok(Node::File(file)) = self.node(path) else { return false };
@@ -402,6 +412,29 @@ impl Disk {
         let mut folder = folder.borrow_mut();
         change.apply(&mut folder.entries);
         folder.changes.push(change);
+    }
+}
+
+/// A part of a disk as it was at some time.
+pub struct DiskCopy(Node);
+
+impl Node {
+    /// A copy of which everything is durable.
+    fn deep_clone(&self) -> Node {
+        match self {
+            Node::File(file) => {
+                let data = file.borrow().data.clone();
+                let copy = FileNode { synced: data.clone(), data, ..FileNode::default() };
+                Node::File(Rc::new(RefCell::new(copy)))
+            }
+            Node::Folder(folder) => {
+                let entries = folder.borrow().entries.clone();
+                let copy = |(name, node): (OsString, Node)| (name, node.deep_clone());
+                let entries: BTreeMap<_, _> = entries.into_iter().map(copy).collect();
+                let copy = FolderNode { synced: entries.clone(), entries, changes: Vec::new() };
+                Node::Folder(Rc::new(RefCell::new(copy)))
+            }
+        }
     }
 }
 

@@ -37,13 +37,16 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The panic by which a simulated process ends. It runs no panic hook.
 pub struct SimulatedCrash;
 
+/// Runs what is due until a time since the beginning.
+pub type Meanwhile = Rc<dyn Fn(Duration)>;
+
 /// Time that all machines share. Their clocks may show another one.
 #[derive(Default)]
 pub struct Timeline {
     /// Since the simulation began.
     pub now: Cell<Duration>,
     /// Runs what is due until a time, while a process sleeps.
-    pub meanwhile: RefCell<Option<Rc<dyn Fn(Duration)>>>,
+    pub meanwhile: RefCell<Option<Meanwhile>>,
     /// What has happened.
     pub trace: Trace,
 }

@@ -18,13 +18,15 @@ use hypercast_serve::{metrics::Metrics, request::feature_state::FeatureFollower}
 use hypercast_stream::{
     events::EventWriter,
     join::Runner,
-    streams::{DirectoryEngine, DirectoryLimits, StreamEngine},
+    streams::{DirectoryEngine, DirectoryLimits, Record, StreamEngine, Topic},
 };
 
 use crate::{
     plan::{Layout, Plan, ROLES, Role},
     plant::Plant,
+    publications::{PublishingTrainer, ServedWeights},
     server::ServerClient,
+    versions::{self, Decider},
 };
 
 /// The longest time between an example and its correction: longer than any run.
@@ -111,8 +113,14 @@ pub fn engine(
 
 /// What one life of a process holds.
 pub struct Life {
+    engine: Arc<dyn StreamEngine>,
+    /// Every process follows the registry, and some decide.
+    pub decider: Decider,
     joiner: Option<Runner>,
     features: Option<FeatureFollower>,
+    trainer: Option<PublishingTrainer>,
+    /// The weights that the daemon follows.
+    pub served: Option<ServedWeights>,
     /// Where the daemon's callers send events.
     pub ingest: Option<EventWriter>,
 }
@@ -136,7 +144,8 @@ impl Life {
         let is_daemon = role == Role::Daemon;
         let ingest = is_daemon.then(|| EventWriter::new(engine.clone(), &config.join));
         let mut joiner = None;
-        if !is_daemon || config.join.in_daemon {
+        let is_joiner = matches!(role, Role::Joiner | Role::SecondJoiner);
+        if is_joiner || is_daemon && config.join.in_daemon {
             if let Some(ingest) = &ingest {
                 ingest.open().map_err(|error| told(&error))?;
             }
@@ -145,12 +154,16 @@ impl Life {
             let runner = Runner::open(engine.clone(), &settings, data, metrics, stop.clone());
             joiner = Some(runner.map_err(|error| told(&error))?);
         }
+        let is_trainer = role == Role::Trainer;
+        let trainer = is_trainer.then(|| PublishingTrainer::open(engine.clone())).transpose()?;
+        let served = is_daemon.then(|| ServedWeights::open(engine.clone())).transpose()?;
+        let decider = Decider::open(engine.clone())?;
         let mut features = None;
         if is_daemon {
-            let follower = FeatureFollower::open(engine, &config, dataset(), metrics, stop);
+            let follower = FeatureFollower::open(engine.clone(), &config, dataset(), metrics, stop);
             features = Some(follower.map_err(|error| told(&error))?);
         }
-        Ok(Life { joiner, features, ingest })
+        Ok(Life { engine, decider, joiner, features, trainer, served, ingest })
     }
 
     /// Does what is to be done now, and says whether that was something.
@@ -168,6 +181,13 @@ impl Life {
         if let Some(ingest) = &self.ingest {
             ingest.tick_if_quiet();
         }
+        if let Some(trainer) = &mut self.trainer {
+            trainer.step();
+        }
+        if let Some(served) = &mut self.served {
+            served.step();
+        }
+        self.decider.step();
         Ok(events > 0)
     }
 
@@ -180,6 +200,25 @@ impl Life {
             features.save();
         }
         self.joiner.as_mut().map_or(Ok(()), |joiner| joiner.save().map_err(|e| e.to_string()))
+    }
+
+    /// Appends an event that only a later version of the host knows.
+    ///
+    /// # Errors
+    /// The engine cannot be reached.
+    pub fn append_later_event(&self) -> Result<(), String> {
+        let record = Record { id: 0, payload: vec![2, 0] };
+        let appender = self.engine.appender(&Topic::events());
+        let appended = appender.and_then(|appender| appender.append(&[record]));
+        appended.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Appends a decision that only a later version of the host knows.
+    ///
+    /// # Errors
+    /// The engine cannot be reached.
+    pub fn append_later_decision(&self) -> Result<(), String> {
+        versions::decide_as_later_version(&*self.engine)
     }
 
     /// How many events were joined, if this process joins.

@@ -2,7 +2,7 @@
 
 use hypercast_stream::events::{AppendReceipt, EventKind};
 
-use crate::{plan::Plan, workload::Call};
+use crate::{plan::Plan, publications::NamedWeights, versions::Registered, workload::Call};
 
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,21 +16,38 @@ pub struct Violation {
 /// What was told, by the number of the call.
 #[derive(Default)]
 pub struct Ledger {
-    /// Record ids that callers had sent when a call was acknowledged; none if it was not.
-    pub acknowledged: Vec<Option<u64>>,
+    /// Whether the call was acknowledged.
+    pub acknowledged: Vec<bool>,
+    /// Record ids that callers had sent when the call was made first.
+    sent_before: Vec<Option<u64>>,
     /// What went wrong.
     pub violations: Vec<Violation>,
+    /// Registrations of versions that processes were told to be stored.
+    pub registered: Vec<Registered>,
+    /// Weights that trainers began to publish, in that order.
+    pub published: Vec<NamedWeights>,
+    /// The name of those that were the last to be surely published.
+    pub last_published: Option<String>,
     ids_sent: u64,
+    moments: u64,
 }
 
 impl Ledger {
     /// Of calls of which none was made.
     pub fn new(calls: usize) -> Ledger {
-        Ledger { acknowledged: vec![None; calls], ..Ledger::default() }
+        let (acknowledged, sent_before) = (vec![false; calls], vec![None; calls]);
+        Ledger { acknowledged, sent_before, ..Ledger::default() }
+    }
+
+    /// The next one in an order of what several processes do.
+    pub fn moment(&mut self) -> u64 {
+        self.moments += 1;
+        self.moments
     }
 
     /// Notes that a call is made.
-    pub fn attempt(&mut self, call: &Call) {
+    pub fn attempt(&mut self, number: usize, call: &Call) {
+        self.sent_before[number].get_or_insert(self.ids_sent);
         self.ids_sent += call.events.len() as u64;
     }
 
@@ -42,9 +59,11 @@ impl Ledger {
         receipt: AppendReceipt,
         plan: &Plan,
     ) -> Option<String> {
-        let before = self.acknowledged[number].replace(self.ids_sent)?;
+        if !std::mem::replace(&mut self.acknowledged[number], true) {
+            return None;
+        }
         let has_ids = call.events.iter().all(|event| !matches!(event.kind, EventKind::Item(_)));
-        let sent = self.ids_sent - before;
+        let sent = self.ids_sent - self.sent_before[number]?;
         let is_known = sent < plan.settings.remembered_ids as u64;
         (has_ids && is_known && receipt.accepted > 0).then(|| {
             format!(
@@ -57,6 +76,6 @@ impl Ledger {
 
     /// Whether every call was.
     pub fn all_acknowledged(&self) -> bool {
-        self.acknowledged.iter().all(Option::is_some)
+        self.acknowledged.iter().all(|&told| told)
     }
 }

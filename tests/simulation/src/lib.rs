@@ -6,6 +6,8 @@
 //! world         the run of a plan, in one thread
 //! installation  what the processes run: the host's own types
 //! workload      what callers send
+//! publications  weights that a trainer publishes and a daemon follows
+//! versions      decisions that the processes make on one stream
 //! host, disk    a process's clock, numbers and files, and the faults of these
 //! server        a stream server and the network
 //! ledger, oracles   what callers were told, and what must hold at the end
@@ -21,8 +23,10 @@ pub mod ledger;
 pub mod oracles;
 pub mod plan;
 pub mod plant;
+pub mod publications;
 pub mod server;
 pub mod shrink;
 pub mod trace;
+pub mod versions;
 pub mod workload;
 pub mod world;

@@ -10,6 +10,7 @@ use std::{
 use hypercast_data::features::{CandidateInput, FeatureState, RequestInput};
 use hypercast_fm::example::Outcome;
 use hypercast_stream::{
+    dead_letters::{self, DeadLetter},
     events::{EventKind, EventRecord},
     join::{JoinedRecord, Joiner, JoinerOutput, OutcomeRecord, StateUpdate, join_record},
     streams::{StreamRecord, Topic},
@@ -18,6 +19,7 @@ use hypercast_stream::{
 use crate::{
     installation::{config, dataset, engine},
     plan::Role,
+    publications, versions,
     workload::{part_ids, request_id},
     world::World,
 };
@@ -44,6 +46,9 @@ struct Streams {
     events: Vec<StreamRecord>,
     joined: Vec<StreamRecord>,
     outcomes: Vec<StreamRecord>,
+    versions: Vec<StreamRecord>,
+    /// Of the joiner.
+    letters: Vec<DeadLetter>,
 }
 
 /// Holds a run against every promise.
@@ -59,6 +64,9 @@ pub fn check(world: &World) {
     examples(world, &told);
     labels(world, &streams, &told);
     features(world, &streams);
+    set_aside(world, &streams);
+    versions::check(world, &streams.versions);
+    publications::check(world);
     work(world, &streams);
 }
 
@@ -81,16 +89,22 @@ fn read(world: &World) -> Result<Streams, String> {
             Ok::<_, String>(records)
         })
     };
+    let letters = world.observe(&world.processes[2].machine, || {
+        let engine = engine(&world.plan, 2, None)?;
+        dead_letters::list(&*engine).map_err(|error| error.to_string())
+    });
     Ok(Streams {
         events: read(Topic::events())?,
         joined: read(Topic::joined())?,
         outcomes: read(Topic::outcomes())?,
+        versions: read(Topic::versions())?,
+        letters: letters?.letters.into_iter().map(|letter| letter.letter).collect(),
     })
 }
 
 fn at_rest(world: &World, streams: &Streams) {
     let acknowledged = &world.ledger.borrow().acknowledged.clone();
-    let missing = acknowledged.iter().filter(|told| told.is_none()).count();
+    let missing = acknowledged.iter().filter(|&&told| !told).count();
     if missing > 0 {
         world.violate("at rest", format!("{missing} calls were never acknowledged"));
     }
@@ -115,12 +129,30 @@ fn offline_join(world: &World, streams: &Streams) {
     let mut joiner = Joiner::new(state, settings.options);
     let mut made = JoinerOutput::default();
     for record in &streams.events {
-        if let Err(error) = join_record(&mut joiner, record, &mut made) {
+        if let Err(error) = join_record(&mut joiner, record, &mut made)
+            && !is_of_later_version(record)
+        {
             world.violate("streams", format!("event {}: {error}", record.position));
         }
     }
     compare(world, "joined", &streams.joined, &made.joined);
     compare(world, "outcomes", &streams.outcomes, &made.outcomes);
+}
+
+/// Whether a fault appended it.
+fn is_of_later_version(record: &StreamRecord) -> bool {
+    record.payload[0] != 1
+}
+
+/// What the joiner cannot use is set aside once, and nothing else is.
+fn set_aside(world: &World, streams: &Streams) {
+    let unusable = streams.events.iter().filter(|record| is_of_later_version(record));
+    let expected: Vec<u64> = unusable.map(|record| record.position).collect();
+    let mut found: Vec<u64> = streams.letters.iter().map(|letter| letter.position).collect();
+    found.sort_unstable();
+    if found != expected {
+        world.violate("set aside", format!("events {found:?} were, and {expected:?} should be"));
+    }
 }
 
 fn compare<T: serde::Serialize + Debug>(
@@ -183,7 +215,7 @@ fn examples(world: &World, told: &HashMap<Shown, Told>) {
         for event in &call.events {
             for shown in shown_in(&event.kind) {
                 let examples = told.get(&shown).map_or(0, |told| told.examples);
-                if acknowledged.is_some() && examples != 1 || examples > 1 {
+                if acknowledged && examples != 1 || examples > 1 {
                     world.violate("examples", format!("{shown:?} is in {examples} examples"));
                 }
             }

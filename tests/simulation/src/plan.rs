@@ -2,6 +2,8 @@
 //! a plan, and only plans are run. A plan that shows a fault is kept as a file, because unlike its
 //! seed it means the same when the code that draws plans changes.
 
+use std::path::Path;
+
 use hypercast_core::hash::mix_parts;
 use serde::{Deserialize, Serialize};
 
@@ -86,10 +88,12 @@ pub enum Role {
     Joiner,
     /// A second joiner that somebody starts by mistake.
     SecondJoiner,
+    /// Publishes weights, as the FM's trainer does it.
+    Trainer,
 }
 
 /// All processes, in the order of their numbers.
-pub const ROLES: [Role; 3] = [Role::Daemon, Role::Joiner, Role::SecondJoiner];
+pub const ROLES: [Role; 4] = [Role::Daemon, Role::Joiner, Role::SecondJoiner, Role::Trainer];
 
 /// What a fault does.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -126,6 +130,20 @@ pub enum FaultKind {
         /// How many.
         count: u32,
     },
+    /// A bit of a file flips while the process is down. An operator does what the error says.
+    BitRot {
+        /// Which file.
+        file: RottenFile,
+    },
+    /// The process's state is put back to what it was before, as from a backup.
+    RestoredState {
+        /// How long before.
+        age_ms: u64,
+    },
+    /// An event comes that only a later version of the host knows.
+    LaterEvent,
+    /// A decision about versions comes that only a later version of the host knows.
+    LaterDecision,
     /// A second joiner runs beside the first.
     SecondJoiner {
         /// How long.
@@ -154,8 +172,37 @@ impl FaultKind {
             FaultKind::Partition { .. } => "partition",
             FaultKind::LostRequests { .. } => "lost requests",
             FaultKind::LostAnswers { .. } => "lost answers",
+            FaultKind::BitRot { file: RottenFile::JoinState } => "bit rot, joiner",
+            FaultKind::BitRot { file: RottenFile::FeatureState } => "bit rot, features",
+            FaultKind::BitRot { file: RottenFile::EventsEnd } => "bit rot, end",
+            FaultKind::RestoredState { .. } => "restored state",
+            FaultKind::LaterEvent => "later event",
+            FaultKind::LaterDecision => "later decision",
             FaultKind::SecondJoiner { .. } => "second joiner",
         }
+    }
+}
+
+/// A file that a process can do without, if somebody removes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RottenFile {
+    /// The joiner's state.
+    JoinState,
+    /// The state of the daemon's features.
+    FeatureState,
+    /// The end of the stream of events in a directory.
+    EventsEnd,
+}
+
+impl RottenFile {
+    /// Where every machine has it.
+    pub fn path(self) -> &'static Path {
+        Path::new(match self {
+            RottenFile::JoinState => "/state/join/state",
+            RottenFile::FeatureState => "/state/serve/state",
+            RottenFile::EventsEnd => "/streams/events/end",
+        })
     }
 }
 
@@ -218,7 +265,7 @@ impl Plan {
         let requests = (0..draw.one_of(&[20, 60, 150])).collect();
         let mut plan = Plan { seed, layout, requests, settings, faults: Vec::new() };
         // Each run has some kinds of faults: with all of them at once few would come far.
-        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(12)).collect();
+        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(16)).collect();
         for _ in 0..draw.one_of(&[0, 2, 5, 9]) {
             let kind = draw.one_of(&kinds);
             plan.faults.extend(plan.fault(kind, &mut draw));
@@ -230,7 +277,11 @@ impl Plan {
     fn fault(&self, kind: u64, draw: &mut Draw) -> Option<Fault> {
         let at_ms = draw.below(self.settings.duration_s * 1000);
         let apart = !self.settings.join_in_daemon;
-        let on = if apart && draw.percent(60) { Role::Joiner } else { Role::Daemon };
+        let on = match draw.below(6) {
+            0 => Role::Trainer,
+            1..=3 if apart => Role::Joiner,
+            _ => Role::Daemon,
+        };
         let spared = draw.below(60) as u32;
         let disk = |fault, hits| FaultKind::Disk { fault, spared, hits };
         let is_server = self.layout == Layout::Server;
@@ -251,11 +302,21 @@ impl Plan {
             8 if is_server => FaultKind::Partition { for_ms: draw.below(90_000) },
             9 if is_server => FaultKind::LostRequests { count: 1 + draw.below(4) as u32 },
             10 if is_server => FaultKind::LostAnswers { count: 1 + draw.below(4) as u32 },
+            12 => {
+                let files =
+                    [RottenFile::JoinState, RottenFile::FeatureState, RottenFile::EventsEnd];
+                FaultKind::BitRot { file: draw.one_of(&files) }
+            }
+            13 => FaultKind::RestoredState { age_ms: 1 + draw.below(120_000) },
+            14 => FaultKind::LaterEvent,
+            15 => FaultKind::LaterDecision,
             11 if apart => FaultKind::SecondJoiner { for_ms: draw.below(60_000) },
             _ => return None,
         };
         let on = match kind {
             FaultKind::SecondJoiner { .. } => Role::SecondJoiner,
+            FaultKind::BitRot { file: RottenFile::JoinState } if apart => Role::Joiner,
+            FaultKind::BitRot { .. } => Role::Daemon,
             _ => on,
         };
         Some(Fault { at_ms, on, kind })

@@ -28,12 +28,14 @@ pub enum Plant {
     RecordsDoubled,
     /// A record in a thousand is left out by a reader.
     RecordsSkipped,
+    /// The last record of a publication is stored first.
+    PublicationsReversed,
     /// Nobody ticks while no events come.
     NoTicks,
 }
 
 /// All of them, with their names.
-pub const PLANTS: [(&str, Plant); 11] = [
+pub const PLANTS: [(&str, Plant); 12] = [
     ("segment-sync", Plant::SegmentSync),
     ("draft-sync", Plant::DraftSync),
     ("folder-sync", Plant::FolderSync),
@@ -44,6 +46,7 @@ pub const PLANTS: [(&str, Plant); 11] = [
     ("ids-forgotten", Plant::IdsForgotten),
     ("records-doubled", Plant::RecordsDoubled),
     ("records-skipped", Plant::RecordsSkipped),
+    ("publications-reversed", Plant::PublicationsReversed),
     ("no-ticks", Plant::NoTicks),
 ];
 

@@ -77,6 +77,10 @@ impl Server {
         if !expected_end.is_none_or(is_at) {
             return None;
         }
+        let mut records: Vec<&Record> = records.iter().collect();
+        if plant == Some(Plant::PublicationsReversed) && topic.name().starts_with("fm-") {
+            records.reverse();
+        }
         let mut repeated = 0;
         for record in records {
             let is_counted =

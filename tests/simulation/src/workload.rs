@@ -99,7 +99,7 @@ fn of_request(plan: &Plan, number: u32) -> Vec<Call> {
         for _ in 0..draw.below(3) {
             let longest = draw.one_of(&[settings.min_window_s, settings.max_window_s, 600]);
             let acted_ms = at_ms + draw.below(longest * 1000);
-            let actions = draw.below(3) as u32 + 1 & ACTIONS;
+            let actions = (draw.below(3) as u32 + 1) & ACTIONS;
             let outcome = Outcome { actions, known: actions, values: [f32::NAN; MAX_VALUES] };
             let time_ms = time_ms(acted_ms);
             let complete = false;

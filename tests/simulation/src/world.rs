@@ -7,13 +7,15 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     panic::{self, AssertUnwindSafe},
+    path::Path,
     rc::Rc,
     time::Duration,
 };
 
-use hypercast_core::{hash::mix_parts, simulated};
+use hypercast_core::{disk, hash::mix_parts, simulated};
 
 use crate::{
+    disk::DiskCopy,
     host::{ArmedFault, DiskWork, EPOCH_MS, Machine, ProcessHost, SimulatedCrash, Timeline},
     installation::{self, Life},
     ledger::{Ledger, Violation},
@@ -23,6 +25,9 @@ use crate::{
     server::{Network, Server},
     workload::{self, Call},
 };
+
+/// Where processes keep their state.
+const STATE: &str = "/state";
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
@@ -48,8 +53,11 @@ pub struct World {
     pub calls: Vec<Call>,
     queue: RefCell<BTreeMap<(Duration, u64), Due>>,
     queued: Cell<u64>,
-    healed: Cell<bool>,
+    /// Whether nothing breaks any more, and nobody decides anything new.
+    pub healed: Cell<bool>,
     furthest_ahead_ms: Cell<i64>,
+    /// Copies of states, by the number of the fault that puts them back.
+    copies: RefCell<BTreeMap<usize, DiskCopy>>,
 }
 
 /// A process in all its lives.
@@ -84,6 +92,7 @@ enum Due {
     Step(usize),
     Call { number: usize, again: bool },
     Fault(usize),
+    PutBack(usize),
     EndOfSecondJoiner,
 }
 
@@ -146,8 +155,8 @@ impl World {
             Rc::new(machine)
         };
         let machines: Vec<Rc<Machine>> = match plan.layout {
-            Layout::Directory => vec![machine(0); 3],
-            Layout::Server => (0..3).map(machine).collect(),
+            Layout::Directory => vec![machine(0); ROLES.len()],
+            Layout::Server => (0..ROLES.len()).map(machine).collect(),
         };
         let process = |(role, machine): (Role, &Rc<Machine>)| Process {
             role,
@@ -159,7 +168,7 @@ impl World {
             work: Cell::default(),
             host: RefCell::default(),
             wanted: Cell::new(match role {
-                Role::Daemon => true,
+                Role::Daemon | Role::Trainer => true,
                 Role::Joiner => !plan.settings.join_in_daemon,
                 Role::SecondJoiner => false,
             }),
@@ -181,6 +190,7 @@ impl World {
             queued: Cell::new(0),
             healed: Cell::new(false),
             furthest_ahead_ms: Cell::new(0),
+            copies: RefCell::default(),
         }
     }
 
@@ -232,6 +242,7 @@ impl World {
                 Due::Step(process) => self.step(process),
                 Due::Call { number, again } => self.call(number, again),
                 Due::Fault(number) => self.begin_fault(number),
+                Due::PutBack(number) => self.put_back(number),
                 Due::EndOfSecondJoiner => self.processes[2].wanted.set(false),
             }
         }
@@ -282,10 +293,10 @@ impl World {
             Stepped::Failed(error) => {
                 let now = self.timeline.now.get();
                 self.timeline.trace.line(now, &host.name, || format!("fails: {error}"));
-                if self.healed.get() {
+                self.end_life(process);
+                if !self.repair(process, &error) && self.healed.get() {
                     self.violate("at rest", format!("{:?} fails: {error}", process.role));
                 }
-                self.end_life(process);
                 1000 + self.draw(number, 20_000)
             }
             Stepped::Panicked(why) => {
@@ -365,7 +376,7 @@ impl World {
         let (Some(host), Some(ingest)) = (host, ingest) else {
             return retry(1000 + self.draw(0, 3000));
         };
-        self.ledger.borrow_mut().attempt(call);
+        self.ledger.borrow_mut().attempt(number, call);
         let mut receipt = None;
         let stepped = self.run_on(&host, || {
             // As the daemon does before it appends.
@@ -397,6 +408,7 @@ impl World {
             (Stepped::Failed(error), None) => {
                 let now = self.timeline.now.get();
                 self.timeline.trace.line(now, &host.name, || format!("refuses a call: {error}"));
+                self.repair(process, &error);
                 retry(500 + self.draw(0, 5000));
             }
             _ => retry(500 + self.draw(0, 5000)),
@@ -428,12 +440,82 @@ impl World {
             }
             FaultKind::LostRequests { count } => process.network.lost_requests.set(count),
             FaultKind::LostAnswers { count } => process.network.lost_answers.set(count),
+            FaultKind::BitRot { file } => {
+                self.kill(process);
+                let choice = mix_parts(&[self.plan.seed, 5, number as u64]);
+                let mut disk = process.machine.disk.borrow_mut();
+                if !disk.flip_bit(file.path(), choice) {
+                    return;
+                }
+            }
+            FaultKind::RestoredState { age_ms } => {
+                let copy = process.machine.disk.borrow().copy(Path::new(STATE));
+                let Some(copy) = copy else { return };
+                self.copies.borrow_mut().insert(number, copy);
+                self.schedule(Duration::from_millis(age_ms), Due::PutBack(number));
+            }
+            FaultKind::LaterEvent | FaultKind::LaterDecision => {
+                if !self.append_later(process, fault.kind) {
+                    return;
+                }
+            }
             FaultKind::SecondJoiner { for_ms } => {
                 process.wanted.set(true);
                 self.schedule(Duration::from_millis(for_ms), Due::EndOfSecondJoiner);
             }
         }
         *self.struck.borrow_mut().entry((fault.kind.name(), fault.on)).or_default() += 1;
+    }
+
+    /// Appends what only a later version of the host knows; false if the process does not run.
+    fn append_later(&self, process: &Process, kind: FaultKind) -> bool {
+        let Ok(life) = process.life.try_borrow_mut() else { return false };
+        let host = process.host.borrow().clone().filter(|host| !host.is_gone());
+        let (Some(host), Some(life)) = (host, &*life) else { return false };
+        let appended = self.run_on(&host, || match kind {
+            FaultKind::LaterEvent => life.append_later_event().map(|()| true),
+            _ => life.append_later_decision().map(|()| true),
+        });
+        matches!(appended, Stepped::Went { .. })
+    }
+
+    /// Ends a process at once, as `kill -9`.
+    fn kill(&self, process: &Process) {
+        if let Some(host) = &*process.host.borrow() {
+            host.ended.set(true);
+        }
+    }
+
+    /// Ends the processes of a machine, and puts the state back that a fault had copied.
+    fn put_back(&self, number: usize) {
+        let Some(copy) = self.copies.borrow_mut().remove(&number) else { return };
+        let at = ROLES.iter().position(|&role| role == self.plan.faults[number].on);
+        let machine = &self.processes[at.expect("all roles are there")].machine;
+        for process in &self.processes {
+            if Rc::ptr_eq(&process.machine, machine) {
+                self.kill(process);
+            }
+        }
+        machine.disk.borrow_mut().put_back(Path::new(STATE), &copy);
+    }
+
+    /// Does what an error says of a file that a fault had damaged: every process of the machine is
+    /// stopped, and the file is removed. False if there is nothing to be done.
+    fn repair(&self, process: &Process, error: &str) -> bool {
+        let rotten = self.plan.faults.iter().filter_map(|fault| match fault.kind {
+            FaultKind::BitRot { file } => Some(file.path()),
+            _ => None,
+        });
+        let says_what_to_do = |path: &&Path| {
+            let names = error.contains(&format!("{}: ", path.display()));
+            names && (error.contains("move it away") || error.contains("remove this file"))
+        };
+        let Some(path) = rotten.into_iter().find(says_what_to_do) else { return false };
+        self.processes.iter().for_each(|process| self.kill(process));
+        let removed = self.observe(&process.machine, || disk::remove_file(path));
+        let now = self.timeline.now.get();
+        self.timeline.trace.line(now, "operator", || format!("removes {path:?}: {removed:?}"));
+        true
     }
 
     /// Repairs everything, starts all processes anew, and lets time pass until every window is
@@ -448,6 +530,7 @@ impl World {
             process.network.lost_answers.set(0);
             self.end_life(process);
         }
+        self.copies.borrow_mut().clear();
         self.processes[2].wanted.set(false);
         // Clocks that were ahead have shown times that are still to come. Windows of then close
         // when they have come.

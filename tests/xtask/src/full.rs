@@ -61,6 +61,7 @@ const STEPS: &[(&str, &str, &str)] = &[
         "HYPERCAST_ENGINE_CRASH_ROUNDS=200",
         "cargo test --workspace --lib a_writer_that_is_killed",
     ),
+    ("simulation", "", "cargo run --package hypercast-simulation -- many --seeds 10000"),
     ("chaos", "HYPERCAST_CHAOS_ROUNDS=60", "cargo test --workspace --test chaos"),
     (
         "chaos-nats",

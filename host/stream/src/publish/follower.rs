@@ -6,12 +6,9 @@
 //! counted and skipped, and the old weights stay until the next snapshot. So a follower whose
 //! stream lost records goes on behind them, or at a newer snapshot, and never takes one again.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use hypercast_core::clock;
 use serde::Serialize;
 
 use super::{
@@ -99,7 +96,7 @@ impl PublicationFollower {
     /// # Errors
     /// The engine cannot be reached.
     pub fn next(&mut self, wait: Duration) -> Result<Option<Publication>> {
-        let until = Instant::now() + wait;
+        let until = clock::instant() + wait;
         loop {
             while let Some(record) = self.read.pop_front() {
                 if let Some(publication) = self.take(record) {
@@ -108,7 +105,7 @@ impl PublicationFollower {
             }
             let mut read = self.cursor.next_stored(&*self.engine, RECORDS)?;
             if matches!(&read, StreamRead::Records(records) if records.is_empty()) {
-                let left = until.saturating_duration_since(Instant::now());
+                let left = until.saturating_duration_since(clock::instant());
                 if left.is_zero() {
                     return Ok(None);
                 }

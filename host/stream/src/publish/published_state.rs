@@ -6,11 +6,11 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
     path::Path,
 };
 
 use hypercast_config::PublishSettings;
+use hypercast_core::disk;
 use hypercast_fm::update::WeightTensor;
 use hypercast_store::{RowFormat, ServingStore, Store};
 
@@ -83,7 +83,7 @@ impl PublishedState {
             shape: tensor.shape.into(),
             values: tensor.values.into(),
         });
-        Error::found(work, fs::remove_dir_all(work))?;
+        Error::found(work, disk::remove_dir_all(work))?;
         let create = |rows: &Store| ServingStore::create(work, rows.dim(), RowFormat::F32);
         let generation = source.rows().map_or(0, Store::generation);
         Ok(Self {

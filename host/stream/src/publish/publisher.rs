@@ -6,13 +6,12 @@
 //! the snapshot before it.
 
 use std::{
-    hash::{BuildHasher, Hasher, RandomState},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use hypercast_config::PublishSettings;
-use hypercast_core::clock::now_ms;
+use hypercast_core::{clock::now_ms, entropy};
 use hypercast_store::Store;
 use serde::Serialize;
 
@@ -99,7 +98,7 @@ impl Publisher {
         let appender = engine.appender(&topic)?;
         let tail = Some(PublishedTail::of(&*engine, &topic)?);
         let work = work.to_path_buf();
-        let chain = RandomState::new().build_hasher().finish();
+        let chain = entropy::number();
         Ok(Self { engine, topic, appender, settings, work, tail, chain, deltas: 0, state: None })
     }
 

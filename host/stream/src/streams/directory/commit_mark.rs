@@ -3,7 +3,7 @@
 //!
 //! Readers trust only this file, so they never see records that a failed append removes again, nor
 //! the torn last record of a writer that was killed. Once it exists, the file itself is not synced:
-//! after a power cut it may lag behind, and the next writer corrects it.
+//! after a power cut it may lag behind, and the next process that writes or reads corrects it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

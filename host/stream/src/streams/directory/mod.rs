@@ -11,7 +11,7 @@ mod segment;
 mod segment_writer;
 mod signal;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
@@ -37,6 +37,8 @@ pub struct DirectoryEngine {
     appenders: Mutex<BTreeMap<Topic, Weak<GroupCommit<SegmentWriter>>>>,
     /// Wake the readers of this process when one of those writers appends.
     signals: Mutex<BTreeMap<Topic, Arc<AppendSignal>>>,
+    /// Streams whose end this process has corrected if it had to be.
+    corrected: Mutex<BTreeSet<Topic>>,
     stop: Shutdown,
 }
 
@@ -85,12 +87,23 @@ impl DirectoryEngine {
             limits,
             appenders: Mutex::default(),
             signals: Mutex::default(),
+            corrected: Mutex::default(),
             stop: Shutdown::default(),
         })
     }
 
     fn folder(&self, topic: &Topic) -> PathBuf {
         self.dir.join(topic.name())
+    }
+
+    /// The folder of a stream, for readers: its end is right.
+    fn readable(&self, topic: &Topic) -> Result<PathBuf> {
+        let folder = self.folder(topic);
+        if !locked(&self.corrected).contains(topic) {
+            segment_writer::correct_end(&folder, self.limits)?;
+            locked(&self.corrected).insert(topic.clone());
+        }
+        Ok(folder)
     }
 
     fn signal(&self, topic: &Topic) -> Arc<AppendSignal> {
@@ -112,11 +125,12 @@ impl StreamEngine for DirectoryEngine {
     }
 
     fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
-        Ok(Box::new(DirectoryReader::new(topic, &self.folder(topic), place, self.signal(topic))))
+        let folder = self.readable(topic)?;
+        Ok(Box::new(DirectoryReader::new(topic, &folder, place, self.signal(topic))))
     }
 
     fn span(&self, topic: &Topic) -> Result<Range<u64>> {
-        let folder = self.folder(topic);
+        let folder = self.readable(topic)?;
         let Some(end) = CommitMark::read(&folder)? else { return Ok(0..0) };
         let first = segment::bases(&folder)?.first().copied().unwrap_or(end.position);
         Ok(first.min(end.position)..end.position)

@@ -47,27 +47,8 @@ impl SegmentWriter {
     ) -> Result<SegmentWriter> {
         atomic_dir::create(folder)?;
         let owner = lock(topic, folder)?;
-        let bases = segment::bases(folder)?;
-        let believed = CommitMark::read(folder)?;
-        let base = bases.last().copied().unwrap_or(0);
-        let path = segment::path(folder, base);
-        if let Some(end) = believed.filter(|end| end.base > base || bases.is_empty()) {
-            let lost = segment::path(folder, end.base);
-            return Err(Error::data(lost, "this segment is missing; restore it from a copy"));
-        }
-        let file = File::open_as(&path, OpenMode::Keep).map_err(Error::io(&path))?;
-        let acknowledged = believed.filter(|end| end.base == base).map_or(0, |end| end.offset);
-        let (end, newest) = recover(&path, base, acknowledged, limits.fsync)?;
-        let length = file.length().map_err(Error::io(&path))?;
-        if end.offset < length {
-            tracing::warn!(path = %path.display(), bytes = length - end.offset, "the stream ended with a torn record; it was never acknowledged and is cut off");
-            file.set_len(end.offset).map_err(Error::io(&path))?;
-        }
-        if limits.fsync {
-            file.sync_all().and_then(|()| sync_dir(folder)).map_err(Error::io(&path))?;
-        }
+        let MendedEnd { file, end, end_file, bases, newest } = mend_end(folder, limits)?;
         let ids = recent_ids(folder, &bases, newest, limits.remembered_ids)?;
-        let end_file = CommitFile::create(folder, &end)?;
         let folder = folder.to_path_buf();
         Ok(SegmentWriter {
             folder,
@@ -213,6 +194,69 @@ impl CommitSink for SegmentWriter {
             }
         }
     }
+}
+
+/// Makes the file `end` say what the segments have, if it lags behind. Without that a process that
+/// reads first after a power cut would find the stream shorter than what was acknowledged. Does
+/// nothing while a writer has the stream, which did this when it opened it, or where this process
+/// may not write.
+pub(super) fn correct_end(folder: &Path, limits: DirectoryLimits) -> Result<()> {
+    let Some(&base) = segment::bases(folder)?.last() else { return Ok(()) };
+    let stored = disk::metadata(&segment::path(folder, base)).map_or(0, |of| of.length);
+    // Records that it has beyond the segments are damage, which a reader meets where it begins.
+    let lags = |end: CommitMark| end.base < base || end.base == base && end.offset < stored;
+    if !CommitMark::read(folder)?.is_none_or(lags) {
+        return Ok(());
+    }
+    match DirLock::try_acquire(&folder.join("owner"), Duration::ZERO) {
+        Ok(Ok(_owner)) => mend_end(folder, limits).map(drop),
+        Ok(Err(_writer)) => Ok(()),
+        Err(hypercast_core::Error::Io { source, .. })
+            if matches!(
+                source.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The end of a stream, as its segments and the file `end` have it.
+struct MendedEnd {
+    /// The last segment.
+    file: File,
+    end: CommitMark,
+    end_file: CommitFile,
+    bases: Vec<u64>,
+    /// The ids in the last segment.
+    newest: Vec<u64>,
+}
+
+/// Repairs what a crash left at the end of a stream that this process has locked.
+fn mend_end(folder: &Path, limits: DirectoryLimits) -> Result<MendedEnd> {
+    let bases = segment::bases(folder)?;
+    let believed = CommitMark::read(folder)?;
+    let base = bases.last().copied().unwrap_or(0);
+    let path = segment::path(folder, base);
+    if let Some(end) = believed.filter(|end| end.base > base || bases.is_empty()) {
+        let lost = segment::path(folder, end.base);
+        return Err(Error::data(lost, "this segment is missing; restore it from a copy"));
+    }
+    let file = File::open_as(&path, OpenMode::Keep).map_err(Error::io(&path))?;
+    let acknowledged = believed.filter(|end| end.base == base).map_or(0, |end| end.offset);
+    let (end, newest) = recover(&path, base, acknowledged, limits.fsync)?;
+    let length = file.length().map_err(Error::io(&path))?;
+    if end.offset < length {
+        tracing::warn!(path = %path.display(), bytes = length - end.offset, "the stream ended with a torn record; it was never acknowledged and is cut off");
+        file.set_len(end.offset).map_err(Error::io(&path))?;
+    }
+    if limits.fsync {
+        file.sync_all().and_then(|()| sync_dir(folder)).map_err(Error::io(&path))?;
+    }
+    let end_file = CommitFile::create(folder, &end)?;
+    Ok(MendedEnd { file, end, end_file, bases, newest })
 }
 
 /// The end of the sound records of the last segment, and their ids.
