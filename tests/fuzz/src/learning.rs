@@ -33,18 +33,19 @@ use serde_json::{Value, json};
 use crate::honest::{self, FIRST_ID, HonestRequest, TARGETS};
 use crate::{bodies, model};
 
-/// How much higher NE may be, relative to that without the fuzzer's users. Theirs are one in ten
-/// of the examples here, which moved it by less than 0.003 in hundreds of random inputs.
-const MOST_HARM: f64 = 0.01;
+/// How much higher NE may be, relative to that without the fuzzer's users. They moved it by less
+/// than 0.002 in hundreds of inputs, and by up to 0.008 where numbers had no range and the trainer
+/// set no example aside.
+const MOST_HARM: f64 = 0.005;
 
 /// Honest requests in a round.
 const ROUND: u64 = 16;
 
 /// Rounds before the fuzzer's users come.
-const PAST: u64 = 60;
+const PAST: u64 = 24;
 
-/// Rounds in which the fuzzer's users take part.
-const ROUNDS: u64 = 4;
+/// Rounds in which the fuzzer's users take part: so many that it shows if the model stops learning.
+const ROUNDS: u64 = 16;
 
 /// Requests that are served and judged at the end.
 const JUDGED: u64 = 200;
