@@ -3,11 +3,14 @@
 
 use std::{
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use hypercast_config::{Config, JoinSettings};
+use hypercast_config::{Config, JoinSettings, OnGap};
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::{
     dataset::{Dataset, Entities, write_dataset},
@@ -16,8 +19,9 @@ use hypercast_data::{
 use hypercast_fm::example::{Item, User};
 use hypercast_serve::{metrics::Metrics, request::feature_state::FeatureFollower};
 use hypercast_stream::{
+    dead_letters::SetAsideRate,
     events::EventWriter,
-    join::Runner,
+    join::{JoinMetrics, JoinerProgress, Runner},
     streams::{DirectoryEngine, DirectoryLimits, Record, StreamEngine, Topic},
 };
 
@@ -27,6 +31,7 @@ use crate::{
     publications::{PublishingTrainer, ServedWeights},
     server::ServerClient,
     versions::{self, Decider},
+    world::World,
 };
 
 /// The longest time between an example and its correction: longer than any run.
@@ -111,12 +116,41 @@ pub fn engine(
     }
 }
 
+/// The metrics of a joiner, with a count of the gaps that it told.
+struct CountedGaps {
+    metrics: Arc<Metrics>,
+    gaps: AtomicU64,
+}
+
+impl JoinMetrics for CountedGaps {
+    fn event_latency(&self, stage: &str, took_ms: i64) {
+        self.metrics.event_latency(stage, took_ms);
+    }
+
+    fn joiner(&self, progress: JoinerProgress) {
+        self.metrics.joiner(progress);
+    }
+
+    fn set_aside_rate(&self) -> Arc<SetAsideRate> {
+        self.metrics.set_aside_rate()
+    }
+
+    fn stream_gap(&self, topic: &Topic) {
+        self.gaps.fetch_add(1, Ordering::Relaxed);
+        World::current().ledger.borrow_mut().gaps_told += 1;
+        self.metrics.stream_gap(topic);
+    }
+}
+
 /// What one life of a process holds.
 pub struct Life {
     engine: Arc<dyn StreamEngine>,
     /// Every process follows the registry, and some decide.
     pub decider: Decider,
     joiner: Option<Runner>,
+    joiner_metrics: Arc<CountedGaps>,
+    /// Whether it must stop where events are missing.
+    pub stops_at_gaps: bool,
     features: Option<FeatureFollower>,
     trainer: Option<PublishingTrainer>,
     /// The weights that the daemon follows.
@@ -137,8 +171,12 @@ impl Life {
             Some(Plant::NoTicks) => config.join.tick_ms = u64::MAX,
             _ => {}
         }
+        let stops_at_gaps = !World::current().gaps_accepted.get();
+        config.engine.on_gap = if stops_at_gaps { OnGap::Stop } else { OnGap::Continue };
         let engine = engine(plan, process, plant)?;
         let metrics = Arc::new(Metrics::default());
+        let joiner_metrics =
+            Arc::new(CountedGaps { metrics: metrics.clone(), gaps: AtomicU64::new(0) });
         let stop = Shutdown::default();
         let told = |error: &dyn std::fmt::Display| error.to_string();
         let is_daemon = role == Role::Daemon;
@@ -150,7 +188,7 @@ impl Life {
                 ingest.open().map_err(|error| told(&error))?;
             }
             let settings = config.joiner().map_err(|error| told(&error))?;
-            let (data, metrics) = (dataset(), metrics.clone());
+            let (data, metrics) = (dataset(), joiner_metrics.clone());
             let runner = Runner::open(engine.clone(), &settings, data, metrics, stop.clone());
             joiner = Some(runner.map_err(|error| told(&error))?);
         }
@@ -163,7 +201,17 @@ impl Life {
             let follower = FeatureFollower::open(engine.clone(), &config, dataset(), metrics, stop);
             features = Some(follower.map_err(|error| told(&error))?);
         }
-        Ok(Life { engine, decider, joiner, features, trainer, served, ingest })
+        Ok(Life {
+            engine,
+            decider,
+            joiner,
+            joiner_metrics,
+            stops_at_gaps,
+            features,
+            trainer,
+            served,
+            ingest,
+        })
     }
 
     /// Does what is to be done now, and says whether that was something.
@@ -224,6 +272,11 @@ impl Life {
     /// How many events were joined, if this process joins.
     pub fn joined(&self) -> Option<u64> {
         self.joiner.as_ref().map(|joiner| joiner.passed().events)
+    }
+
+    /// How many gaps were counted, if this process joins.
+    pub fn gaps_told(&self) -> Option<u64> {
+        self.joiner.as_ref().map(|_| self.joiner_metrics.gaps.load(Ordering::Relaxed))
     }
 
     /// The features that requests would read, if this process has any.

@@ -1,8 +1,14 @@
 //! What callers were told, against which the streams are held.
 
-use hypercast_stream::events::{AppendReceipt, EventKind};
+use hypercast_stream::{
+    events::{AppendReceipt, EventKind},
+    streams::StreamRecord,
+};
 
-use crate::{plan::Plan, publications::NamedWeights, versions::Registered, workload::Call};
+use crate::{
+    installation::Life, plan::Plan, publications::NamedWeights, versions::Registered,
+    workload::Call, world::Process,
+};
 
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +34,34 @@ pub struct Ledger {
     pub published: Vec<NamedWeights>,
     /// The name of those that were the last to be surely published.
     pub last_published: Option<String>,
+    /// Gaps that joiners counted.
+    pub gaps_told: u64,
+    /// Events that came after a loss, and that a joiner may pass when it is told.
+    pub passed: Vec<StreamRecord>,
+    /// Events that the server lost.
+    pub lost: Vec<StreamRecord>,
     ids_sent: u64,
     moments: u64,
+}
+
+/// What a life of a joiner has seen of missing events.
+#[derive(Debug, Clone, Copy)]
+pub struct GapsSeen {
+    /// Gaps that the server showed to its process.
+    pub met: u64,
+    /// Gaps that it counted, in any of its streams.
+    pub told: u64,
+    /// Whether it must stop at one.
+    pub is_to_stop: bool,
+}
+
+impl GapsSeen {
+    /// Of a process; none if it does not join.
+    pub fn of(process: &Process, life: &Option<Life>) -> Option<GapsSeen> {
+        let told = life.as_ref()?.gaps_told()?;
+        let is_to_stop = life.as_ref()?.stops_at_gaps;
+        Some(GapsSeen { met: process.network.gaps.get(), told, is_to_stop })
+    }
 }
 
 impl Ledger {
@@ -65,7 +97,7 @@ impl Ledger {
         let has_ids = call.events.iter().all(|event| !matches!(event.kind, EventKind::Item(_)));
         let sent = self.ids_sent - self.sent_before[number]?;
         let is_known = sent < plan.settings.remembered_ids as u64;
-        (has_ids && is_known && receipt.accepted > 0).then(|| {
+        (has_ids && is_known && receipt.accepted > self.lost.len()).then(|| {
             format!(
                 "call {number} was acknowledged, and sent again after {sent} other events; {} of \
                  its events were stored again",

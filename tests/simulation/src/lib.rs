@@ -4,6 +4,7 @@
 //! ```text
 //! plan          what happens: settings, requests, faults; drawn from a seed, or read from a file
 //! world         the run of a plan, in one thread
+//! faults        what breaks in it, and what an operator does
 //! installation  what the processes run: the host's own types
 //! workload      what callers send
 //! publications  weights that a trainer publishes and a daemon follows
@@ -17,6 +18,7 @@
 //! ```
 
 pub mod disk;
+mod faults;
 pub mod host;
 pub mod installation;
 pub mod ledger;

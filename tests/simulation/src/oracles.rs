@@ -2,7 +2,7 @@
 //! those of a join without crashes, features follow the outcomes, and work was in proportion.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt::Debug,
     time::Duration,
 };
@@ -13,7 +13,7 @@ use hypercast_stream::{
     dead_letters::{self, DeadLetter},
     events::{EventKind, EventRecord},
     join::{JoinedRecord, Joiner, JoinerOutput, OutcomeRecord, StateUpdate, join_record},
-    streams::{StreamRecord, Topic},
+    streams::{StreamCursor, StreamPlace, StreamRead, StreamRecord, Topic},
 };
 
 use crate::{
@@ -49,6 +49,16 @@ struct Streams {
     versions: Vec<StreamRecord>,
     /// Of the joiner.
     letters: Vec<DeadLetter>,
+    /// The first position at which an event was lost at any time; else the end. What was made of
+    /// events before is as if none had been lost.
+    intact: u64,
+}
+
+impl Streams {
+    /// The position after the last event.
+    fn events_end(&self) -> u64 {
+        self.events.last().map_or(0, |last| last.position + 1)
+    }
 }
 
 /// Holds a run against every promise.
@@ -61,7 +71,7 @@ pub fn check(world: &World) {
     at_rest(world, &streams);
     offline_join(world, &streams);
     let told = told(world, &streams);
-    examples(world, &told);
+    examples(world, &streams, &told);
     labels(world, &streams, &told);
     features(world, &streams);
     set_aside(world, &streams);
@@ -71,20 +81,27 @@ pub fn check(world: &World) {
 }
 
 fn read(world: &World) -> Result<Streams, String> {
+    let first_lost = world.ledger.borrow().lost.iter().map(|record| record.position).min();
+    let loses = first_lost.is_some();
     // The second joiner runs no more, and its machine is the others' or has a way to the server.
     let read = |topic: Topic| {
         world.observe(&world.processes[2].machine, || {
             let engine = engine(&world.plan, 2, None)?;
             let told = |error: hypercast_stream::Error| format!("{topic}: {error}");
-            let end = engine.span(&topic).map_err(told)?.end as usize;
-            let mut reader = engine.reader(&topic, 0).map_err(told)?;
+            let end = engine.span(&topic).map_err(told)?.end;
+            let place = StreamPlace::at(0);
+            let mut cursor = StreamCursor::open(&*engine, &topic, place).map_err(told)?;
             let mut records = Vec::new();
-            while records.len() < end {
-                let read = reader.next(end, Duration::ZERO).map_err(told)?;
-                if read.is_empty() {
-                    return Err(format!("{topic} ends at {end}, but has {}", records.len()));
+            while cursor.place().position < end {
+                let most = end as usize;
+                match cursor.next(&*engine, most, Duration::ZERO).map_err(told)? {
+                    StreamRead::Records(read) if read.is_empty() => {
+                        return Err(format!("{topic} ends at {end}, but has {}", records.len()));
+                    }
+                    StreamRead::Records(read) => records.extend(read),
+                    StreamRead::Gap(_) if topic == Topic::events() && loses => {}
+                    StreamRead::Gap(gap) => return Err(gap.to_string()),
                 }
-                records.extend(read);
             }
             Ok::<_, String>(records)
         })
@@ -99,6 +116,7 @@ fn read(world: &World) -> Result<Streams, String> {
         outcomes: read(Topic::outcomes())?,
         versions: read(Topic::versions())?,
         letters: letters?.letters.into_iter().map(|letter| letter.letter).collect(),
+        intact: first_lost.unwrap_or(u64::MAX),
     })
 }
 
@@ -110,7 +128,7 @@ fn at_rest(world: &World, streams: &Streams) {
     }
     for process in &world.processes {
         let life = process.life.borrow();
-        let (end, role) = (streams.events.len() as u64, process.role);
+        let (end, role) = (streams.events_end(), process.role);
         match life.as_ref().and_then(|life| life.joined()) {
             Some(joined) if joined != end => {
                 world.violate("at rest", format!("{role:?} joined {joined} of {end} events"));
@@ -120,23 +138,30 @@ fn at_rest(world: &World, streams: &Streams) {
     }
 }
 
-/// The outputs are record by record what a joiner makes of the events that never stopped.
-fn offline_join(world: &World, streams: &Streams) {
+/// The outputs are record by record what a joiner makes of the events that never stopped. If the
+/// server lost events, this is so up to the first of them: what came after may be gone from there.
+fn offline_join<'a>(world: &World, streams: &'a Streams) {
     let settings = config(&world.plan).joiner().expect("as the processes had it");
     let bare = dataset().without_content();
     let state =
         FeatureState::rebuild(&bare, settings.features, None).expect("the data set is whole");
     let mut joiner = Joiner::new(state, settings.options);
     let mut made = JoinerOutput::default();
-    for record in &streams.events {
+    let intact = streams.events.iter().take_while(|record| record.position < streams.intact);
+    for record in intact {
         if let Err(error) = join_record(&mut joiner, record, &mut made)
             && !is_of_later_version(record)
         {
             world.violate("streams", format!("event {}: {error}", record.position));
         }
     }
-    compare(world, "joined", &streams.joined, &made.joined);
-    compare(world, "outcomes", &streams.outcomes, &made.outcomes);
+    let rest_follows = streams.intact < u64::MAX;
+    let up_to = |stored: &'a [StreamRecord], made: usize| match rest_follows {
+        true => &stored[..stored.len().min(made)],
+        false => stored,
+    };
+    compare(world, "joined", up_to(&streams.joined, made.joined.len()), &made.joined);
+    compare(world, "outcomes", up_to(&streams.outcomes, made.outcomes.len()), &made.outcomes);
 }
 
 /// Whether a fault appended it.
@@ -147,8 +172,10 @@ fn is_of_later_version(record: &StreamRecord) -> bool {
 /// What the joiner cannot use is set aside once, and nothing else is.
 fn set_aside(world: &World, streams: &Streams) {
     let unusable = streams.events.iter().filter(|record| is_of_later_version(record));
-    let expected: Vec<u64> = unusable.map(|record| record.position).collect();
-    let mut found: Vec<u64> = streams.letters.iter().map(|letter| letter.position).collect();
+    let is_intact = |&position: &u64| position < streams.intact;
+    let expected: Vec<u64> = unusable.map(|record| record.position).filter(is_intact).collect();
+    let found = streams.letters.iter().map(|letter| letter.position);
+    let mut found: Vec<u64> = found.filter(is_intact).collect();
     found.sort_unstable();
     if found != expected {
         world.violate("set aside", format!("events {found:?} were, and {expected:?} should be"));
@@ -208,19 +235,35 @@ fn told(world: &World, streams: &Streams) -> HashMap<Shown, Told> {
     told
 }
 
-/// Each impression is in one example, and one that was acknowledged surely is.
-fn examples(world: &World, told: &HashMap<Shown, Told>) {
-    let acknowledged = world.ledger.borrow().acknowledged.clone();
+/// Each impression is in one example, and one that was acknowledged surely is, unless the server
+/// lost it. A joiner that told a gap may have made examples twice, but none may be missing.
+fn examples(world: &World, streams: &Streams, told: &HashMap<Shown, Told>) {
+    let ledger = world.ledger.borrow();
+    let (acknowledged, may_repeat) = (ledger.acknowledged.clone(), ledger.gaps_told > 0);
+    let mut lost = all_shown(&ledger.lost);
+    drop(ledger);
+    lost.retain({
+        let stored = all_shown(&streams.events);
+        move |shown| !stored.contains(shown)
+    });
+    lost.extend(all_shown(&world.ledger.borrow().passed));
     for (call, acknowledged) in world.calls.iter().zip(acknowledged) {
         for event in &call.events {
             for shown in shown_in(&event.kind) {
                 let examples = told.get(&shown).map_or(0, |told| told.examples);
-                if acknowledged && examples != 1 || examples > 1 {
+                let is_missing = examples == 0 && acknowledged && !lost.contains(&shown);
+                if is_missing || (examples > 1 && !may_repeat) {
                     world.violate("examples", format!("{shown:?} is in {examples} examples"));
                 }
             }
         }
     }
+}
+
+/// The impressions of events.
+fn all_shown(events: &[StreamRecord]) -> HashSet<Shown> {
+    let decoded = events.iter().filter_map(|record| EventRecord::decode(&record.payload).ok());
+    decoded.flat_map(|event| shown_in(&event.kind)).collect()
 }
 
 fn shown_in(kind: &EventKind) -> Vec<Shown> {
@@ -253,6 +296,11 @@ fn reached_ms(event: &EventRecord, stored_ms: Option<i64>) -> i64 {
 /// Every action is in the label, or in a correction of it; in the label if it came before any clock
 /// could have closed the shortest window.
 fn labels(world: &World, streams: &Streams, told: &HashMap<Shown, Told>) {
+    let ledger = world.ledger.borrow();
+    let mut lost = all_shown(&ledger.lost);
+    lost.extend(all_shown(&ledger.passed));
+    let passed: HashSet<u64> = ledger.passed.iter().map(|record| record.position).collect();
+    drop(ledger);
     let shortest_ms = world.plan.settings.min_window_s as i64 * 1000;
     let mut clock_ms = i64::MIN;
     let mut open: BTreeMap<Shown, OpenWindow> = BTreeMap::new();
@@ -261,14 +309,20 @@ fn labels(world: &World, streams: &Streams, told: &HashMap<Shown, Told>) {
         if let EventKind::Action(action) = &event.kind {
             let shown = Shown { request: action.request, item: action.item };
             let actions = action.outcome.actions;
-            let of = told.get(&shown);
+            // Who read an impression before it was lost may not know it any more.
+            let is_passed = passed.contains(&record.position);
+            let of = told.get(&shown).filter(|_| !lost.contains(&shown) && !is_passed);
             if of.is_some_and(|of| of.corrected & actions != actions) {
                 world.violate(
                     "labels",
                     format!("{shown:?} lacks an action of event {}", record.position),
                 );
             }
-            let window = open.get(&shown).filter(|window| clock_ms < window.shown_ms + shortest_ms);
+            // A lost event may have shown a later time.
+            let is_sure = |window: &&OpenWindow| {
+                record.position < streams.intact && clock_ms < window.shown_ms + shortest_ms
+            };
+            let window = open.get(&shown).filter(is_sure);
             let awaited = window.map_or(0, |window| window.awaited & actions);
             if of.is_some_and(|of| of.label & awaited != awaited) {
                 let position = record.position;

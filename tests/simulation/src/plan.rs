@@ -2,8 +2,6 @@
 //! a plan, and only plans are run. A plan that shows a fault is kept as a file, because unlike its
 //! seed it means the same when the code that draws plans changes.
 
-use std::path::Path;
-
 use hypercast_core::hash::mix_parts;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +58,9 @@ pub struct PlanSettings {
     pub tick_ms: u64,
     /// Events between two saves of a state.
     pub save_every_events: u64,
+    /// Whether joiners stop where events are missing, until the operator decides.
+    #[serde(default)]
+    pub stops_at_gaps: bool,
     /// How far callers' clocks are ahead at most; they are behind as far.
     pub callers_ahead_ms: i64,
     /// How far the clocks of the daemon's machine, the joiner's and the server's are ahead.
@@ -130,6 +131,16 @@ pub enum FaultKind {
         /// How many.
         count: u32,
     },
+    /// The server restarts without the last events: it had not synced them.
+    LostTail {
+        /// How many.
+        count: u32,
+    },
+    /// The server loses events inside of their stream.
+    LostInside {
+        /// How many, one behind the other.
+        count: u32,
+    },
     /// A bit of a file flips while the process is down. An operator does what the error says.
     BitRot {
         /// Which file.
@@ -172,9 +183,12 @@ impl FaultKind {
             FaultKind::Partition { .. } => "partition",
             FaultKind::LostRequests { .. } => "lost requests",
             FaultKind::LostAnswers { .. } => "lost answers",
+            FaultKind::LostTail { .. } => "lost tail",
+            FaultKind::LostInside { .. } => "lost inside",
             FaultKind::BitRot { file: RottenFile::JoinState } => "bit rot, joiner",
             FaultKind::BitRot { file: RottenFile::FeatureState } => "bit rot, features",
             FaultKind::BitRot { file: RottenFile::EventsEnd } => "bit rot, end",
+            FaultKind::BitRot { file: RottenFile::EventsSegment } => "bit rot, segment",
             FaultKind::RestoredState { .. } => "restored state",
             FaultKind::LaterEvent => "later event",
             FaultKind::LaterDecision => "later decision",
@@ -183,7 +197,7 @@ impl FaultKind {
     }
 }
 
-/// A file that a process can do without, if somebody removes it.
+/// A file whose damage is told. But for segments, a process can do without it if it is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RottenFile {
@@ -193,17 +207,8 @@ pub enum RottenFile {
     FeatureState,
     /// The end of the stream of events in a directory.
     EventsEnd,
-}
-
-impl RottenFile {
-    /// Where every machine has it.
-    pub fn path(self) -> &'static Path {
-        Path::new(match self {
-            RottenFile::JoinState => "/state/join/state",
-            RottenFile::FeatureState => "/state/serve/state",
-            RottenFile::EventsEnd => "/streams/events/end",
-        })
-    }
+    /// A segment of it that is full. It is restored from a copy instead.
+    EventsSegment,
 }
 
 /// Numbers drawn one after the other from a seed.
@@ -259,13 +264,14 @@ impl Plan {
             max_window_s: draw.one_of(&[30, 120, 300]),
             tick_ms: draw.one_of(&[500, 1000, 5000]),
             save_every_events: draw.one_of(&[10, 50, 200]),
+            stops_at_gaps: draw.percent(50),
             callers_ahead_ms: draw.one_of(&[0, 1000, 30_000]),
             machines_ahead_ms: [(); 3].map(|()| draw.around(ahead)),
         };
         let requests = (0..draw.one_of(&[20, 60, 150])).collect();
         let mut plan = Plan { seed, layout, requests, settings, faults: Vec::new() };
         // Each run has some kinds of faults: with all of them at once few would come far.
-        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(16)).collect();
+        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(18)).collect();
         for _ in 0..draw.one_of(&[0, 2, 5, 9]) {
             let kind = draw.one_of(&kinds);
             plan.faults.extend(plan.fault(kind, &mut draw));
@@ -303,19 +309,27 @@ impl Plan {
             9 if is_server => FaultKind::LostRequests { count: 1 + draw.below(4) as u32 },
             10 if is_server => FaultKind::LostAnswers { count: 1 + draw.below(4) as u32 },
             12 => {
-                let files =
-                    [RottenFile::JoinState, RottenFile::FeatureState, RottenFile::EventsEnd];
+                let files = [
+                    RottenFile::JoinState,
+                    RottenFile::FeatureState,
+                    RottenFile::EventsEnd,
+                    RottenFile::EventsSegment,
+                ];
                 FaultKind::BitRot { file: draw.one_of(&files) }
             }
             13 => FaultKind::RestoredState { age_ms: 1 + draw.below(120_000) },
             14 => FaultKind::LaterEvent,
             15 => FaultKind::LaterDecision,
+            16 if is_server => FaultKind::LostTail { count: 1 + draw.below(8) as u32 },
+            17 if is_server => FaultKind::LostInside { count: 1 + draw.below(4) as u32 },
             11 if apart => FaultKind::SecondJoiner { for_ms: draw.below(60_000) },
             _ => return None,
         };
         let on = match kind {
             FaultKind::SecondJoiner { .. } => Role::SecondJoiner,
             FaultKind::BitRot { file: RottenFile::JoinState } if apart => Role::Joiner,
+            FaultKind::LostTail { .. } | FaultKind::LostInside { .. } if apart => Role::Joiner,
+            FaultKind::LostTail { .. } | FaultKind::LostInside { .. } => Role::Daemon,
             FaultKind::BitRot { .. } => Role::Daemon,
             _ => on,
         };

@@ -32,10 +32,12 @@ pub enum Plant {
     PublicationsReversed,
     /// Nobody ticks while no events come.
     NoTicks,
+    /// Readers forget what they read last, by which they know a stream again.
+    ChecksumsForgotten,
 }
 
 /// All of them, with their names.
-pub const PLANTS: [(&str, Plant); 12] = [
+pub const PLANTS: [(&str, Plant); 13] = [
     ("segment-sync", Plant::SegmentSync),
     ("draft-sync", Plant::DraftSync),
     ("folder-sync", Plant::FolderSync),
@@ -48,6 +50,7 @@ pub const PLANTS: [(&str, Plant); 12] = [
     ("records-skipped", Plant::RecordsSkipped),
     ("publications-reversed", Plant::PublicationsReversed),
     ("no-ticks", Plant::NoTicks),
+    ("checksums-forgotten", Plant::ChecksumsForgotten),
 ];
 
 impl Plant {

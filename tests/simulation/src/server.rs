@@ -35,13 +35,23 @@ pub struct Server {
     /// The number of record ids that a stream remembers.
     remembered_ids: usize,
     plant: Option<Plant>,
+    /// Where the events ended when they had lost their tail.
+    shortest_end: u64,
 }
 
 #[derive(Default)]
 struct ServerStream {
-    records: VecDeque<(i64, Vec<u8>)>,
+    /// None where one was lost; the last one is there.
+    records: Vec<Option<ServerRecord>>,
     ids: HashSet<u64>,
     order: VecDeque<u64>,
+}
+
+#[derive(Clone)]
+struct ServerRecord {
+    id: u64,
+    stored_ms: i64,
+    payload: Vec<u8>,
 }
 
 /// What is wrong between one process and the server.
@@ -55,12 +65,14 @@ pub struct Network {
     pub lost_answers: Cell<u32>,
     /// How often either was so.
     pub struck: Cell<u64>,
+    /// How often the process was told that events are missing.
+    pub gaps: Cell<u64>,
 }
 
 impl Server {
     /// A server without streams, each of which will remember this many ids.
     pub fn new(remembered_ids: usize, plant: Option<Plant>) -> Server {
-        Server { streams: BTreeMap::new(), remembered_ids, plant }
+        Server { streams: BTreeMap::new(), remembered_ids, plant, shortest_end: u64::MAX }
     }
 
     fn append(
@@ -92,10 +104,12 @@ impl Server {
             if is_counted {
                 stream.order.push_back(record.id);
             }
-            stream.records.push_back((stored_ms, record.payload.clone()));
+            let id = if is_counted { record.id } else { 0 };
+            let stored = ServerRecord { id, stored_ms, payload: record.payload.clone() };
             if Plant::hits(plant, Plant::RecordsDoubled, &record.payload) {
-                stream.records.push_back((stored_ms, record.payload.clone()));
+                stream.records.push(Some(stored.clone()));
             }
+            stream.records.push(Some(stored));
         }
         while stream.order.len() > remembered {
             stream.order.pop_front().map(|id| stream.ids.remove(&id));
@@ -103,8 +117,40 @@ impl Server {
         Some(Appended { end: stream.records.len() as u64, repeated })
     }
 
+    fn span(&self, topic: &Topic) -> Range<u64> {
+        let end = self.end(topic);
+        let stream = self.streams.get(topic);
+        let first = stream.and_then(|of| of.records.iter().position(Option::is_some));
+        first.map_or(end, |first| first as u64)..end
+    }
+
     fn end(&self, topic: &Topic) -> u64 {
         self.streams.get(topic).map_or(0, |stream| stream.records.len() as u64)
+    }
+
+    /// Loses the last records of a stream, and their ids with them: the server starts anew, and had
+    /// not synced them.
+    pub fn lose_tail(&mut self, topic: &Topic, count: u32) -> Vec<StreamRecord> {
+        let Some(stream) = self.streams.get_mut(topic) else { return Vec::new() };
+        let end = stream.records.len();
+        let lost = stream.lose(end.saturating_sub(count as usize)..end);
+        while stream.records.pop_if(|last| last.is_none()).is_some() {}
+        self.shortest_end = self.shortest_end.min(stream.records.len() as u64);
+        lost
+    }
+
+    /// Loses records inside of a stream. Positions of the others stay.
+    pub fn lose_inside(&mut self, topic: &Topic, count: u32, choice: u64) -> Vec<StreamRecord> {
+        let Some(stream) = self.streams.get_mut(topic) else { return Vec::new() };
+        let inner = stream.records.len().saturating_sub(1);
+        let first = choice as usize % inner.max(1);
+        stream.lose(first..inner.min(first + count as usize))
+    }
+
+    /// The records from a position on.
+    fn records(&self, topic: &Topic, from: u64) -> Vec<StreamRecord> {
+        let Some(stream) = self.streams.get(topic) else { return Vec::new() };
+        (from..self.end(topic)).filter_map(|position| stream.record(position)).collect()
     }
 
     fn read(&self, topic: &Topic, place: StreamPlace, most: usize) -> Result<Vec<StreamRecord>> {
@@ -114,19 +160,37 @@ impl Server {
             return gap(GapCause::Cut { end });
         }
         let Some(stream) = self.streams.get(topic) else { return Ok(Vec::new()) };
-        let record = |position: usize| {
-            let (stored_ms, payload) = stream.records[position].clone();
-            StreamRecord { position: position as u64, stored_ms: Some(stored_ms), payload }
-        };
-        let before =
-            position.checked_sub(1).map(|before| StreamPlace::after(&record(before as usize)));
+        let stored = |from: u64| (from..end).filter_map(|position| stream.record(position)).next();
+        let before = position.checked_sub(1).and_then(|before| stream.record(before));
+        let before = before.map(|before| StreamPlace::after(&before));
         if before.is_some_and(|before| place.checksum.is_some() && before != place) {
-            return gap(GapCause::Changed { first: 0 });
+            return gap(GapCause::Changed { first: stored(0).map_or(end, |first| first.position) });
+        }
+        if let Some(next) = stored(position).filter(|next| next.position > position) {
+            return gap(GapCause::Deleted { first: next.position });
         }
         let is_skipped =
             |record: &StreamRecord| Plant::hits(self.plant, Plant::RecordsSkipped, &record.payload);
-        let records = (position as usize..end as usize).take(most).map(record);
+        let records = (position..end).take(most).map_while(|position| stream.record(position));
         Ok(records.filter(|record| !is_skipped(record)).collect())
+    }
+}
+
+impl ServerStream {
+    /// The record at a position, if there is one.
+    fn record(&self, position: u64) -> Option<StreamRecord> {
+        let stored = self.records.get(position as usize)?.as_ref()?;
+        let (stored_ms, payload) = (Some(stored.stored_ms), stored.payload.clone());
+        Some(StreamRecord { position, stored_ms, payload })
+    }
+
+    fn lose(&mut self, positions: Range<usize>) -> Vec<StreamRecord> {
+        let lost = positions.clone().filter_map(|at| self.record(at as u64)).collect();
+        for record in self.records[positions].iter_mut().filter_map(Option::take) {
+            self.ids.remove(&record.id);
+            self.order.retain(|&id| id != record.id);
+        }
+        lost
     }
 }
 
@@ -176,11 +240,13 @@ impl StreamEngine for ServerClient {
     }
 
     fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
+        let forgets = World::current().plant == Some(Plant::ChecksumsForgotten);
+        let place = if forgets { StreamPlace::at(place.position) } else { place };
         Ok(Box::new(ServerReader { process: self.process, topic: topic.clone(), place }))
     }
 
     fn span(&self, topic: &Topic) -> Result<Range<u64>> {
-        self.call(false, |server, _| 0..server.end(topic))
+        self.call(false, |server, _| server.span(topic))
     }
 
     fn trim(&self, _: &Topic, _: u64) -> Result<()> {
@@ -211,7 +277,19 @@ struct ServerReader {
 impl Reader for ServerReader {
     fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<StreamRecord>> {
         let client = ServerClient { process: self.process };
-        let read = client.call(false, |server, _| server.read(&self.topic, self.place, most))??;
+        let read = client.call(false, |server, _| server.read(&self.topic, self.place, most))?;
+        let is_gap = matches!(read, Err(Error::Gap(_)));
+        if is_gap && self.topic == Topic::events() {
+            let world = World::current();
+            world.processes[self.process].network.gaps.update(|gaps| gaps + 1);
+            if let Err(Error::Gap(StreamGap { cause: GapCause::Cut { .. }, .. })) = &read {
+                // It goes on at the end that it finds, though the stream was shorter before.
+                let from = world.server.borrow().shortest_end;
+                let passed = world.server.borrow().records(&self.topic, from);
+                world.ledger.borrow_mut().passed.extend(passed);
+            }
+        }
+        let read = read?;
         match read.last() {
             Some(last) => self.place = StreamPlace::after(last),
             None => clock::sleep(wait),

@@ -7,27 +7,24 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     panic::{self, AssertUnwindSafe},
-    path::Path,
     rc::Rc,
     time::Duration,
 };
 
-use hypercast_core::{disk, hash::mix_parts, simulated};
+use hypercast_core::{hash::mix_parts, simulated};
 
 use crate::{
     disk::DiskCopy,
+    faults::RottenBit,
     host::{ArmedFault, DiskWork, EPOCH_MS, Machine, ProcessHost, SimulatedCrash, Timeline},
     installation::{self, Life},
-    ledger::{Ledger, Violation},
+    ledger::{GapsSeen, Ledger, Violation},
     oracles,
     plan::{FaultKind, Layout, Plan, ROLES, Role},
     plant::Plant,
     server::{Network, Server},
     workload::{self, Call},
 };
-
-/// Where processes keep their state.
-const STATE: &str = "/state";
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
@@ -55,9 +52,13 @@ pub struct World {
     queued: Cell<u64>,
     /// Whether nothing breaks any more, and nobody decides anything new.
     pub healed: Cell<bool>,
-    furthest_ahead_ms: Cell<i64>,
+    /// Whether the operator has decided that processes go on where records are missing.
+    pub gaps_accepted: Cell<bool>,
+    pub(crate) furthest_ahead_ms: Cell<i64>,
+    /// Bits that have flipped, until somebody deals with their files.
+    pub(crate) rotten: RefCell<Vec<RottenBit>>,
     /// Copies of states, by the number of the fault that puts them back.
-    copies: RefCell<BTreeMap<usize, DiskCopy>>,
+    pub(crate) copies: RefCell<BTreeMap<usize, DiskCopy>>,
 }
 
 /// A process in all its lives.
@@ -76,19 +77,19 @@ pub struct Process {
     pub steps: Cell<u64>,
     /// Its work in the lives before.
     pub work: Cell<DiskWork>,
-    host: RefCell<Option<Rc<ProcessHost>>>,
+    pub(crate) host: RefCell<Option<Rc<ProcessHost>>>,
     /// Whether it shall run.
-    wanted: Cell<bool>,
+    pub(crate) wanted: Cell<bool>,
     /// Whether it shall be stopped in order.
-    stopping: Cell<bool>,
+    pub(crate) stopping: Cell<bool>,
     /// Faults that wait until it runs.
-    waiting: RefCell<Vec<ArmedFault>>,
+    pub(crate) waiting: RefCell<Vec<ArmedFault>>,
     drawn: Cell<u64>,
 }
 
 /// Something that happens at a time.
 #[derive(Debug, Clone, Copy)]
-enum Due {
+pub(crate) enum Due {
     Step(usize),
     Call { number: usize, again: bool },
     Fault(usize),
@@ -97,7 +98,7 @@ enum Due {
 }
 
 /// How a step ended.
-enum Stepped {
+pub(crate) enum Stepped {
     Went { busy: bool },
     Failed(String),
     Crashed,
@@ -189,7 +190,9 @@ impl World {
             queue: RefCell::default(),
             queued: Cell::new(0),
             healed: Cell::new(false),
+            gaps_accepted: Cell::new(!plan.settings.stops_at_gaps),
             furthest_ahead_ms: Cell::new(0),
+            rotten: RefCell::default(),
             copies: RefCell::default(),
         }
     }
@@ -223,7 +226,7 @@ impl World {
         made
     }
 
-    fn schedule(&self, after: Duration, due: Due) {
+    pub(crate) fn schedule(&self, after: Duration, due: Due) {
         self.queued.update(|count| count + 1);
         let at = self.timeline.now.get() + after;
         self.queue.borrow_mut().insert((at, self.queued.get()), due);
@@ -268,6 +271,7 @@ impl World {
         let host = self.host(number);
         host.armed.borrow_mut().append(&mut process.waiting.borrow_mut());
         process.steps.update(|steps| steps + 1);
+        let gaps_before = GapsSeen::of(process, &life);
         let stepped = self.run_on(&host, || match life.take() {
             None => {
                 *life = Some(Life::open(&self.plan, self.plant, number)?);
@@ -277,6 +281,9 @@ impl World {
             Some(running) => life.insert(running).step(),
         });
         self.count_faults(process.role, &host);
+        if let Stepped::Went { .. } = stepped {
+            self.check_gaps(process, gaps_before, GapsSeen::of(process, &life));
+        }
         let stopped = life.is_none();
         drop(life);
         let pause_ms = match stepped {
@@ -321,7 +328,7 @@ impl World {
         process.host.borrow_mut().get_or_insert_with(new).clone()
     }
 
-    fn run_on(
+    pub(crate) fn run_on(
         &self,
         host: &Rc<ProcessHost>,
         run: impl FnOnce() -> Result<bool, String>,
@@ -353,6 +360,18 @@ impl World {
         let operations = before.operations + last.operations;
         process.work.set(DiskWork { operations, bytes: before.bytes + last.bytes });
         self.count_faults(process.role, &host);
+    }
+
+    /// Holds what a step met in the stream of events against what it told of it, and against
+    /// `engine.on_gap`.
+    fn check_gaps(&self, process: &Process, before: Option<GapsSeen>, after: Option<GapsSeen>) {
+        let (Some(before), Some(after)) = (before, after) else { return };
+        if after.met > before.met && after.told == before.told {
+            self.violate("gaps", format!("{:?} passes a gap without a word", process.role));
+        }
+        if after.told > before.told && after.is_to_stop {
+            self.violate("gaps", format!("{:?} goes on behind a gap", process.role));
+        }
     }
 
     fn count_faults(&self, role: Role, host: &ProcessHost) {
@@ -415,109 +434,6 @@ impl World {
         }
     }
 
-    fn begin_fault(&self, number: usize) {
-        let fault = &self.plan.faults[number];
-        if self.healed.get() {
-            return;
-        }
-        let at = ROLES.iter().position(|&role| role == fault.on).expect("all roles are there");
-        let process = &self.processes[at];
-        let now = self.timeline.now.get();
-        self.timeline.trace.line(now, "fault", || format!("{:?} on {:?}", fault.kind, fault.on));
-        match fault.kind {
-            FaultKind::Disk { fault, spared, hits } => {
-                process.waiting.borrow_mut().push(ArmedFault { fault, spared, hits });
-                return;
-            }
-            FaultKind::Stop => process.stopping.set(true),
-            FaultKind::ClockJump { by_ms } => {
-                process.machine.clock_ahead_ms.update(|ahead| ahead + by_ms);
-                let ahead = process.machine.clock_ahead_ms.get();
-                self.furthest_ahead_ms.set(self.furthest_ahead_ms.get().max(ahead));
-            }
-            FaultKind::Partition { for_ms } => {
-                process.network.cut_until.set(now + Duration::from_millis(for_ms));
-            }
-            FaultKind::LostRequests { count } => process.network.lost_requests.set(count),
-            FaultKind::LostAnswers { count } => process.network.lost_answers.set(count),
-            FaultKind::BitRot { file } => {
-                self.kill(process);
-                let choice = mix_parts(&[self.plan.seed, 5, number as u64]);
-                let mut disk = process.machine.disk.borrow_mut();
-                if !disk.flip_bit(file.path(), choice) {
-                    return;
-                }
-            }
-            FaultKind::RestoredState { age_ms } => {
-                let copy = process.machine.disk.borrow().copy(Path::new(STATE));
-                let Some(copy) = copy else { return };
-                self.copies.borrow_mut().insert(number, copy);
-                self.schedule(Duration::from_millis(age_ms), Due::PutBack(number));
-            }
-            FaultKind::LaterEvent | FaultKind::LaterDecision => {
-                if !self.append_later(process, fault.kind) {
-                    return;
-                }
-            }
-            FaultKind::SecondJoiner { for_ms } => {
-                process.wanted.set(true);
-                self.schedule(Duration::from_millis(for_ms), Due::EndOfSecondJoiner);
-            }
-        }
-        *self.struck.borrow_mut().entry((fault.kind.name(), fault.on)).or_default() += 1;
-    }
-
-    /// Appends what only a later version of the host knows; false if the process does not run.
-    fn append_later(&self, process: &Process, kind: FaultKind) -> bool {
-        let Ok(life) = process.life.try_borrow_mut() else { return false };
-        let host = process.host.borrow().clone().filter(|host| !host.is_gone());
-        let (Some(host), Some(life)) = (host, &*life) else { return false };
-        let appended = self.run_on(&host, || match kind {
-            FaultKind::LaterEvent => life.append_later_event().map(|()| true),
-            _ => life.append_later_decision().map(|()| true),
-        });
-        matches!(appended, Stepped::Went { .. })
-    }
-
-    /// Ends a process at once, as `kill -9`.
-    fn kill(&self, process: &Process) {
-        if let Some(host) = &*process.host.borrow() {
-            host.ended.set(true);
-        }
-    }
-
-    /// Ends the processes of a machine, and puts the state back that a fault had copied.
-    fn put_back(&self, number: usize) {
-        let Some(copy) = self.copies.borrow_mut().remove(&number) else { return };
-        let at = ROLES.iter().position(|&role| role == self.plan.faults[number].on);
-        let machine = &self.processes[at.expect("all roles are there")].machine;
-        for process in &self.processes {
-            if Rc::ptr_eq(&process.machine, machine) {
-                self.kill(process);
-            }
-        }
-        machine.disk.borrow_mut().put_back(Path::new(STATE), &copy);
-    }
-
-    /// Does what an error says of a file that a fault had damaged: every process of the machine is
-    /// stopped, and the file is removed. False if there is nothing to be done.
-    fn repair(&self, process: &Process, error: &str) -> bool {
-        let rotten = self.plan.faults.iter().filter_map(|fault| match fault.kind {
-            FaultKind::BitRot { file } => Some(file.path()),
-            _ => None,
-        });
-        let says_what_to_do = |path: &&Path| {
-            let names = error.contains(&format!("{}: ", path.display()));
-            names && (error.contains("move it away") || error.contains("remove this file"))
-        };
-        let Some(path) = rotten.into_iter().find(says_what_to_do) else { return false };
-        self.processes.iter().for_each(|process| self.kill(process));
-        let removed = self.observe(&process.machine, || disk::remove_file(path));
-        let now = self.timeline.now.get();
-        self.timeline.trace.line(now, "operator", || format!("removes {path:?}: {removed:?}"));
-        true
-    }
-
     /// Repairs everything, starts all processes anew, and lets time pass until every window is
     /// closed.
     fn come_to_rest(&self) {
@@ -531,6 +447,9 @@ impl World {
             self.end_life(process);
         }
         self.copies.borrow_mut().clear();
+        // What nobody has read yet is restored before it is missed.
+        self.rotten.borrow().iter().filter(|bit| bit.is_needed()).for_each(RottenBit::restore);
+        self.rotten.borrow_mut().retain(|bit| !bit.is_needed());
         self.processes[2].wanted.set(false);
         // Clocks that were ahead have shown times that are still to come. Windows of then close
         // when they have come.

@@ -45,6 +45,9 @@ pub struct Joiner {
     /// Whether no event moves time beyond its arrival, and no correction takes back what happened.
     /// Releases before had no such bounds, and what they wrote is repeated without them.
     pub(super) bounded_by_arrival: bool,
+    /// Whether its streams have what it makes by its rules: not if it was told to count records of
+    /// other settings as its own, nor surely if its state is of a release that does not say so.
+    pub(super) knows_outputs: bool,
     bounds: WindowBounds,
     /// For each surface, the actions (one bit each) that its impressions wait for.
     awaited: Vec<u32>,
@@ -87,6 +90,7 @@ impl Joiner {
             seen: SeenImpressions::default(),
             counts: JoinerCounts::default(),
             bounded_by_arrival: true,
+            knows_outputs: true,
             requests: HashMap::default(),
             slots: HashMap::default(),
             windows: OpenWindows::default(),

@@ -14,6 +14,7 @@ mod rehearsal;
 mod runner;
 mod saved;
 mod state_dir;
+mod stored_records;
 #[cfg(test)]
 mod tests;
 mod waiting;

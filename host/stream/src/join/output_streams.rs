@@ -1,5 +1,9 @@
 //! The two streams that a joiner writes. Records that the streams already have are skipped, the
 //! others are appended in batches; failed appends are repeated.
+//!
+//! A joiner that goes on from a saved state compares what it skips with what is stored. The events
+//! may have lost their tail and grown again since: what it makes of new ones has the numbers of
+//! stored records, and would be lost if it were skipped by its number alone.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,6 +12,7 @@ use hypercast_core::shutdown::Shutdown;
 use hypercast_fm::example::Example;
 use serde::Serialize;
 
+use super::stored_records::{StoredDifference, StoredRecords};
 use super::{JoinMetrics, JoinSink, JoinedRecord, Joiner, OutcomeRecord};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::streams::{
@@ -30,6 +35,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct OutputStreams {
     pub(super) joined: OutputStream,
     pub(super) outcomes: OutputStream,
+    /// The position of the event that is joined now.
+    pub(super) event: u64,
+    gaps: GapHandling,
+    /// Whether the joiner made another record than was stored, and counts on from the ends.
+    departed: bool,
     /// The first failure, for [`OutputStreams::flush`].
     failure: Option<Error>,
 }
@@ -47,6 +57,8 @@ pub(super) struct OutputStream {
     pub(super) made: u64,
     /// The end of the stream.
     pub(super) end: u64,
+    /// What the records that are made again are compared with, if they are.
+    stored: Option<StoredRecords>,
     batch: Vec<Record>,
     bytes: usize,
     ingested_ms: Vec<i64>,
@@ -58,6 +70,7 @@ impl OutputStreams {
         engine: &Arc<dyn StreamEngine>,
         metrics: &Arc<dyn JoinMetrics>,
         stop: &Shutdown,
+        gaps: GapHandling,
     ) -> Result<OutputStreams> {
         let open = |topic: Topic, stage| -> Result<OutputStream> {
             Ok(OutputStream {
@@ -69,6 +82,7 @@ impl OutputStreams {
                 topic,
                 stage,
                 made: 0,
+                stored: None,
                 batch: Vec::new(),
                 bytes: 0,
                 ingested_ms: Vec::new(),
@@ -76,7 +90,7 @@ impl OutputStreams {
         };
         let (joined, outcomes) =
             (open(Topic::joined(), "joined")?, open(Topic::outcomes(), "told")?);
-        Ok(OutputStreams { joined, outcomes, failure: None })
+        Ok(OutputStreams { joined, outcomes, event: 0, gaps, departed: false, failure: None })
     }
 
     /// Whether the joiner has repeated all records that the streams have.
@@ -86,7 +100,7 @@ impl OutputStreams {
 
     /// Compares the joiner's counters with the streams. If a stream has lost records and the
     /// joiner is to go on, its counter becomes the stream's end; returns whether that was so.
-    pub(super) fn begin(&mut self, joiner: &mut Joiner, gaps: &GapHandling) -> Result<bool> {
+    pub(super) fn begin(&mut self, joiner: &mut Joiner) -> Result<bool> {
         let counts = &mut joiner.counts;
         let both =
             [(&mut self.joined, &mut counts.joined), (&mut self.outcomes, &mut counts.outcomes)];
@@ -94,7 +108,7 @@ impl OutputStreams {
         for (output, made) in both {
             if output.end < *made {
                 let (topic, cause) = (output.topic.clone(), GapCause::Cut { end: output.end });
-                gaps.settle(StreamGap { topic, position: *made, cause })?;
+                self.gaps.settle(StreamGap { topic, position: *made, cause })?;
                 *made = output.end;
                 short = true;
             }
@@ -103,15 +117,76 @@ impl OutputStreams {
         Ok(short)
     }
 
+    /// Compares what the joiner makes again from here on with what the streams have.
+    pub(super) fn compare(&mut self) -> Result<()> {
+        for output in [&mut self.joined, &mut self.outcomes] {
+            let (topic, made) = (output.topic.clone(), output.made);
+            output.stored = Some(StoredRecords::open(&*output.engine, topic, made)?);
+        }
+        Ok(())
+    }
+
     /// Takes what the streams have as made, although the joiner cannot produce it again.
     pub(super) fn accept(&mut self, joiner: &mut Joiner) {
-        for (output, made) in [
-            (&mut self.joined, &mut joiner.counts.joined),
-            (&mut self.outcomes, &mut joiner.counts.outcomes),
-        ] {
-            output.made = output.made.max(output.end);
-            *made = output.made;
+        self.depart();
+        self.count(joiner);
+    }
+
+    /// Whether the joiner has departed from what is stored since the last call; then its counters
+    /// become those of the streams.
+    pub(super) fn departed(&mut self, joiner: &mut Joiner) -> bool {
+        let departed = std::mem::take(&mut self.departed);
+        if departed {
+            self.count(joiner);
         }
+        departed
+    }
+
+    fn depart(&mut self) {
+        for output in [&mut self.joined, &mut self.outcomes] {
+            output.made = output.made.max(output.end);
+        }
+    }
+
+    fn count(&self, joiner: &mut Joiner) {
+        joiner.counts.joined = self.joined.made;
+        joiner.counts.outcomes = self.outcomes.made;
+    }
+
+    /// Tells a record that is not the one that is stored; if the joiner is to go on, this one and
+    /// all that follow are new.
+    fn settle(&mut self, difference: Option<StoredDifference>) -> Result<()> {
+        let Some(StoredDifference { topic, position }) = difference else { return Ok(()) };
+        tracing::error!("stream {topic}: what is made again is not the record at {position}");
+        let (topic, cause) = (Topic::events(), GapCause::Unrepeated);
+        self.gaps.settle(StreamGap { topic, position: self.event, cause })?;
+        self.depart();
+        self.departed = true;
+        Ok(())
+    }
+
+    fn take_joined(&mut self, joined: JoinedRecord) -> Result<()> {
+        let (engine, ingested_ms) = (self.joined.engine.clone(), joined.joined().ingested_ms);
+        if let Some(stored) = self.joined.to_repeat() {
+            let difference = stored.compare_joined(&*engine, &joined)?;
+            self.settle(difference)?;
+        }
+        if self.joined.is_new() {
+            self.joined.push(shortened(joined)?, ingested_ms)?;
+        }
+        Ok(())
+    }
+
+    fn take_outcome(&mut self, outcome: &OutcomeRecord) -> Result<()> {
+        let engine = self.outcomes.engine.clone();
+        if let Some(stored) = self.outcomes.to_repeat() {
+            let difference = stored.compare_outcome(&*engine, outcome)?;
+            self.settle(difference)?;
+        }
+        if self.outcomes.is_new() {
+            self.outcomes.push(encode(outcome)?, outcome.ingested_ms)?;
+        }
+        Ok(())
     }
 
     pub(super) fn flush(&mut self) -> Result<()> {
@@ -123,24 +198,24 @@ impl OutputStreams {
 
 impl JoinSink for OutputStreams {
     fn joined(&mut self, joined: JoinedRecord) {
-        let ingested_ms = joined.joined().ingested_ms;
-        if self.joined.is_new() && self.failure.is_none() {
-            let pushed =
-                shortened(joined).and_then(|payload| self.joined.push(payload, ingested_ms));
-            self.failure = pushed.err();
+        if self.failure.is_none() {
+            self.failure = self.take_joined(joined).err();
         }
     }
 
     fn outcome(&mut self, outcome: OutcomeRecord) {
-        if self.outcomes.is_new() && self.failure.is_none() {
-            let pushed = encode(&outcome)
-                .and_then(|payload| self.outcomes.push(payload, outcome.ingested_ms));
-            self.failure = pushed.err();
+        if self.failure.is_none() {
+            self.failure = self.take_outcome(&outcome).err();
         }
     }
 }
 
 impl OutputStream {
+    /// What the next record is compared with; none if the stream does not have it yet.
+    fn to_repeat(&mut self) -> Option<&mut StoredRecords> {
+        self.stored.as_mut().filter(|_| self.made < self.end)
+    }
+
     /// Counts a record; true if the stream does not have it yet.
     fn is_new(&mut self) -> bool {
         self.made += 1;

@@ -7,19 +7,14 @@
 //! window is as long as all events before suggest, so no record behind them is known to be made
 //! again as it was.
 
-use std::collections::VecDeque;
-
 use hypercast_config::OnGap;
 use hypercast_core::shutdown::Shutdown;
-use serde::Serialize;
 
-use super::output_streams::{encode, shortened};
 use super::runner::join_record;
-use super::{JoinSink, JoinedRecord, Joiner, OutcomeRecord, StateUpdate};
+use super::stored_records::{StoredDifference, StoredRecords};
+use super::{JoinSink, JoinedRecord, Joiner, OutcomeRecord};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::streams::{
-    StreamCursor, StreamEngine, StreamGap, StreamPlace, StreamRead, StreamRecord, Topic,
-};
+use crate::streams::{StreamCursor, StreamEngine, StreamGap, StreamPlace, StreamRead, Topic};
 
 /// Records per read.
 const READ: usize = 1024;
@@ -37,12 +32,6 @@ pub(super) struct RehearsedJoiner {
     pub(super) joiner: Joiner,
     /// What was not compared with what it makes, and why, if that is something.
     pub(super) not_compared: Option<String>,
-}
-
-/// A stored record that is not the one of its number that the joiner makes.
-struct StoredDifference {
-    topic: Topic,
-    position: u64,
 }
 
 /// How the outputs compare with what some rules make of the events.
@@ -85,15 +74,18 @@ impl Rehearsal<'_> {
             OnGap::Stop => Err(Error::refused(why)),
             OnGap::Continue => {
                 tracing::error!("{why}; going on (engine.on_gap)");
-                Ok(RehearsedJoiner { joiner: fresh()?, not_compared: None })
+                let mut joiner = fresh()?;
+                joiner.knows_outputs = false;
+                Ok(RehearsedJoiner { joiner, not_compared: None })
             }
         }
     }
 
     fn compare(&self, mut joiner: Joiner) -> Result<OutputComparison> {
         let mut outputs = StoredOutputs {
-            joined: StoredRecords::open(self.engine, Topic::joined())?,
-            outcomes: StoredRecords::open(self.engine, Topic::outcomes())?,
+            engine: self.engine,
+            joined: StoredRecords::open(self.engine, Topic::joined(), 0)?,
+            outcomes: StoredRecords::open(self.engine, Topic::outcomes(), 0)?,
             found: Ok(None),
         };
         let mut not_compared = None;
@@ -125,21 +117,11 @@ impl Rehearsal<'_> {
 
 /// The stored records of both outputs, with which those that are made are compared.
 struct StoredOutputs<'a> {
-    joined: StoredRecords<'a>,
-    outcomes: StoredRecords<'a>,
+    engine: &'a dyn StreamEngine,
+    joined: StoredRecords,
+    outcomes: StoredRecords,
     /// The first difference, or why a record could not be compared.
     found: Result<Option<StoredDifference>>,
-}
-
-/// The records of one output from the first one on.
-struct StoredRecords<'a> {
-    engine: &'a dyn StreamEngine,
-    topic: Topic,
-    cursor: StreamCursor,
-    read: VecDeque<StreamRecord>,
-    /// Records that were made.
-    made: u64,
-    end: u64,
 }
 
 impl StoredOutputs<'_> {
@@ -156,102 +138,13 @@ impl StoredOutputs<'_> {
 impl JoinSink for StoredOutputs<'_> {
     fn joined(&mut self, joined: JoinedRecord) {
         if matches!(self.found, Ok(None)) {
-            self.found = self.joined.compare(|stored| {
-                // As it is stored, it may have lost targets.
-                let made = JoinedRecord::decode(&shortened(joined)?)?;
-                let Ok(stored) = JoinedRecord::decode(stored) else { return Ok(true) };
-                Ok(identity_of_joined(&made)? == identity_of_joined(&stored)?)
-            });
+            self.found = self.joined.compare_joined(self.engine, &joined);
         }
     }
 
     fn outcome(&mut self, outcome: OutcomeRecord) {
         if matches!(self.found, Ok(None)) {
-            self.found = self.outcomes.compare(|stored| {
-                let Ok(stored) = OutcomeRecord::decode(stored) else { return Ok(true) };
-                Ok(identity_of_update(&outcome.update)? == identity_of_update(&stored.update)?)
-            });
+            self.found = self.outcomes.compare_outcome(self.engine, &outcome);
         }
     }
-}
-
-impl<'a> StoredRecords<'a> {
-    fn open(engine: &'a dyn StreamEngine, topic: Topic) -> Result<StoredRecords<'a>> {
-        let span = engine.span(&topic)?;
-        let cursor = StreamCursor::open(engine, &topic, StreamPlace::at(span.start))?;
-        let (read, made, end) = (VecDeque::new(), 0, span.end);
-        Ok(StoredRecords { engine, topic, cursor, read, made, end })
-    }
-
-    fn is_repeated(&self) -> bool {
-        self.made >= self.end
-    }
-
-    /// The stored records that were not compared.
-    fn rest(&self) -> String {
-        let StoredRecords { topic, made, end, .. } = self;
-        format!("stream {topic} from position {} on (of {end})", (*made).min(*end))
-    }
-
-    /// Compares the record that is made now with the stored one of its number, if that is there.
-    fn compare(
-        &mut self,
-        is_same: impl FnOnce(&[u8]) -> Result<bool>,
-    ) -> Result<Option<StoredDifference>> {
-        let (topic, position) = (self.topic.clone(), self.made);
-        let same = match self.next()? {
-            Some(stored) => is_same(&stored.payload)?,
-            None => true,
-        };
-        Ok((!same).then_some(StoredDifference { topic, position }))
-    }
-
-    /// The stored record of the same number as the one that is made now; none if there is none.
-    fn next(&mut self) -> Result<Option<StreamRecord>> {
-        let position = self.made;
-        self.made += 1;
-        while position < self.end {
-            if let Some(next) = self.read.front() {
-                let is_stored = next.position == position;
-                return Ok(if is_stored { self.read.pop_front() } else { None });
-            }
-            match self.cursor.next_stored(self.engine, READ)? {
-                StreamRead::Records(records) if records.is_empty() => break,
-                StreamRead::Records(records) => self.read.extend(records),
-                StreamRead::Gap(_) => {}
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// What makes a joined record another one: features are left out, which a release may compute
-/// otherwise, and so are the times of arrival.
-fn identity_of_joined(record: &JoinedRecord) -> Result<Vec<u8>> {
-    let is_correction = matches!(record, JoinedRecord::Correction(_));
-    let example = &record.joined().example;
-    let targets: Vec<_> =
-        example.targets.iter().map(|target| (target.item.id, &target.outcome)).collect();
-    encode(&(is_correction, example.request, example.surface, example.time_ms, targets))
-}
-
-/// What makes an update another one.
-fn identity_of_update(update: &StateUpdate) -> Result<Vec<u8>> {
-    /// The part of an update that is compared.
-    #[derive(Serialize)]
-    enum UpdateIdentity<T> {
-        Outcome { corrected: bool, row: T },
-        Item(u64),
-        User(u64),
-    }
-    let corrected = matches!(update, StateUpdate::Corrected(_));
-    encode(&match update {
-        StateUpdate::Outcome(row) | StateUpdate::Corrected(row) => {
-            let times = [row.time_ms, row.outcome_ms];
-            let row = (row.request, row.item, row.surface, times, &row.outcome);
-            UpdateIdentity::Outcome { corrected, row }
-        }
-        StateUpdate::Item(item) => UpdateIdentity::Item(item.id),
-        StateUpdate::User(user) => UpdateIdentity::User(user.id),
-    })
 }

@@ -87,7 +87,10 @@ impl Runner {
         let state_dir = StateDir::lock(&settings.state_dir)?;
         let (fingerprint, wanted) =
             (state_fingerprint(dataset, settings)?, settings.options.clone());
-        let outputs = OutputStreams::open(&engine, &metrics, &stop)?;
+        let counted = metrics.clone();
+        let count = Arc::new(move |topic: &Topic| counted.stream_gap(topic));
+        let gaps = GapHandling { policy: settings.on_gap, count };
+        let outputs = OutputStreams::open(&engine, &metrics, &stop, gaps.clone())?;
         let kept = engine.span(&Topic::events())?;
         let bare = dataset.without_content();
         let saved = state_dir.read::<SavedJoiner>()?;
@@ -118,9 +121,6 @@ impl Runner {
                 (joiner, StreamPlace::at(position))
             }
         };
-        let counted = metrics.clone();
-        let count = Arc::new(move |topic: &Topic| counted.stream_gap(topic));
-        let gaps = GapHandling { policy: settings.on_gap, count };
         let topic = Topic::events();
         let of = LetterScope { reader: &LetterReader::Joiner, source: topic.name() };
         let rate = metrics.set_aside_rate();
@@ -144,7 +144,10 @@ impl Runner {
             reported: clock::instant(),
             joiner,
         };
-        let short = runner.outputs.begin(&mut runner.joiner, &runner.gaps)?;
+        let short = runner.outputs.begin(&mut runner.joiner)?;
+        if runner.joiner.knows_outputs {
+            runner.outputs.compare()?;
+        }
         runner.apply_options()?;
         if fresh || short {
             // The options are saved before any record is written with them.
@@ -186,6 +189,7 @@ impl Runner {
         let mut unusable = Vec::new();
         let skipped = stored.is_empty() && self.events.place() != self.place;
         for record in &stored {
+            self.outputs.event = record.position;
             if let Err(reason) = join_record(&mut self.joiner, record, &mut self.outputs) {
                 let StreamPlace { checksum, .. } = StreamPlace::after(record);
                 let (position, reason) = (record.position, reason.to_string());
@@ -196,9 +200,10 @@ impl Runner {
         self.outputs.flush()?;
         self.letters.set_aside(unusable)?;
         self.place = self.events.place();
-        let skipped = self.check_replay(skipped)? || skipped;
+        let departed = self.outputs.departed(&mut self.joiner);
+        let skipped = self.check_replay(skipped)? || skipped || departed;
         self.apply_options()?;
-        // What follows missing events cannot be produced again from a state of before.
+        // What follows missing or other events cannot be produced again from a state of before.
         if skipped || self.position().saturating_sub(self.saved_at) >= self.save_every {
             self.save()?;
         }
@@ -228,6 +233,7 @@ impl Runner {
         if !self.outputs.caught_up() {
             return Ok(());
         }
+        self.joiner.knows_outputs = true;
         if let Some(wanted) = self.wanted.take() {
             self.joiner.set_options(wanted);
             self.save()?;

@@ -42,6 +42,8 @@ pub(super) struct SavedJoiner {
     counts: JoinerCounts,
     #[serde(deserialize_with = "or_default")]
     bounded_by_arrival: bool,
+    #[serde(deserialize_with = "or_default")]
+    knows_outputs: bool,
 }
 
 /// Reads a field that states of earlier releases end before. A checksum guards the file, so an end
@@ -103,6 +105,7 @@ impl Joiner {
             seen: std::mem::take(&mut self.seen),
             counts: self.counts,
             bounded_by_arrival: self.bounded_by_arrival,
+            knows_outputs: self.knows_outputs,
         };
         let written = write(&saved);
         (self.orphans, self.seen) = (saved.orphans, saved.seen);
@@ -134,6 +137,7 @@ impl Joiner {
         (joiner.clock_ms, joiner.swept_ms) = (saved.clock_ms, saved.swept_ms);
         (joiner.orphans, joiner.seen, joiner.counts) = (saved.orphans, saved.seen, saved.counts);
         joiner.bounded_by_arrival = saved.bounded_by_arrival;
+        joiner.knows_outputs = saved.knows_outputs;
         joiner.index(saved.joined.into());
         Ok(joiner)
     }

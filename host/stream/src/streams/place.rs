@@ -94,15 +94,17 @@ pub enum GapCause {
         /// The first stored position.
         first: u64,
     },
+    /// A joiner that reads events again makes another record of them than it stored before.
+    Unrepeated,
 }
 
 impl StreamGap {
-    /// How many records are missing; 1 of a changed stream, where it is not known.
+    /// How many records are missing; 1 where a stream has other ones and it is not known.
     pub fn missing(&self) -> u64 {
         match self.cause {
             GapCause::Deleted { first } => first.saturating_sub(self.position),
             GapCause::Cut { end } => self.position.saturating_sub(end),
-            GapCause::Changed { .. } => 1,
+            GapCause::Changed { .. } | GapCause::Unrepeated => 1,
         }
     }
 
@@ -111,6 +113,7 @@ impl StreamGap {
         match self.cause {
             GapCause::Deleted { first } | GapCause::Changed { first } => first,
             GapCause::Cut { end } => end,
+            GapCause::Unrepeated => self.position,
         }
     }
 }
@@ -134,6 +137,13 @@ impl fmt::Display for StreamGap {
                 "stream {topic}: the record before position {position} is not the one that was \
                  read: the stream lost its tail and has grown again, or was made anew; its first \
                  stored record is {first}"
+            ),
+            GapCause::Unrepeated => write!(
+                f,
+                "stream {topic}: read again up to position {position}, the records give another \
+                 result than the one that is stored: the stream lost its tail and has grown again, \
+                 or was made anew, or the state of this joiner was restored from before a change of \
+                 its settings"
             ),
         }
     }

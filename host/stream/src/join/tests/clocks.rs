@@ -190,7 +190,9 @@ fn a_state_of_an_earlier_release_repeats_its_records_by_the_rules_of_then() {
     let data = dataset(dir.path());
     let mut joiner = joiner(&data, one_window());
     assert!(loaded(&mut joiner, &data, 0).bounded_by_arrival);
-    let mut of_before = loaded(&mut joiner, &data, 1);
+    let with_bounds = loaded(&mut joiner, &data, 1);
+    assert!(with_bounds.bounded_by_arrival && !with_bounds.knows_outputs);
+    let mut of_before = loaded(&mut joiner, &data, 2);
     let early = EventRecord { ingested_ms: 1000, kind: shown(8, 2, 0, 500_000).kind };
     let made = all(&mut of_before, &[shown(7, 1, 0, 1000), early]);
     assert_eq!(made.joined.len(), 1, "the fast clock closed the window then");

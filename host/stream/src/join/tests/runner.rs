@@ -411,6 +411,57 @@ fn events_that_were_lost_are_told_before_new_ones_take_their_place() {
     assert_eq!(gaps.0.load(Ordering::Relaxed), 2);
 }
 
+#[test]
+fn other_events_in_place_of_lost_ones_are_told_and_joined() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&dir.path().join("data"));
+    let mut config = config(dir.path());
+    // Only the first state is saved, so a restart makes all records again.
+    config.join.save_every_events = 1 << 40;
+    let events = random(5, 150);
+    let memory = Arc::new(MemoryEngine::default());
+    append_events(&memory, &events);
+    let stop = Shutdown::default;
+    let settings = config.joiner().unwrap();
+    let whole = Runner::open(memory.clone(), &settings, &data, Arc::new(NoMetrics), stop());
+    let mut whole = whole.unwrap();
+    while whole.step(Duration::ZERO).unwrap() > 0 {}
+    drop(whole);
+    // While the joiner is away, the events lose their second half, and others come.
+    let regrown = Arc::new(MemoryEngine::default());
+    append_events(&regrown, &events[..events.len() / 2]);
+    let others = 1000..1000 + events.len() as u64;
+    let other = |request: u64| shown(request, 1, 0, (1 << 51) + request as i64);
+    append_events(&regrown, &others.clone().map(other).collect::<Vec<EventRecord>>());
+    append_events(&regrown, &[tick(1 << 52)]);
+    assert!(regrown.span(&Topic::events()).unwrap().end > events.len() as u64);
+    for topic in [Topic::joined(), Topic::outcomes()] {
+        let stored = memory.reader(&topic, 0).unwrap().next(1 << 20, Duration::ZERO).unwrap();
+        let payloads = stored.into_iter().map(|record| record.payload);
+        let records: Vec<Record> = payloads.map(|payload| Record { id: 0, payload }).collect();
+        regrown.appender(&topic).unwrap().append(&records).unwrap();
+    }
+    let gaps: Arc<GapCount> = Arc::default();
+    let before = streams(&regrown);
+    let stopped = Runner::open(regrown.clone(), &settings, &data, gaps.clone(), stop());
+    let error = stopped.unwrap().step(Duration::ZERO).unwrap_err().to_string();
+    assert!(error.contains("give another result") && error.contains("on_gap"), "{error}");
+    assert_eq!(streams(&regrown), before, "nothing is stored before an operator decides");
+    config.engine.on_gap = OnGap::Continue;
+    let settings = config.joiner().unwrap();
+    for _ in 0..2 {
+        let runner = Runner::open(regrown.clone(), &settings, &data, gaps.clone(), stop());
+        let mut runner = runner.unwrap();
+        while runner.step(Duration::ZERO).unwrap() > 0 {}
+        assert_eq!(gaps.0.load(Ordering::Relaxed), 2, "once a start, and not behind it");
+    }
+    let (joined, _) = streams(&regrown);
+    for request in others {
+        let of = format!("request: {request},");
+        assert_eq!(joined.iter().filter(|text| text.contains(&of)).count(), 1, "{of}");
+    }
+}
+
 /// Stores what a joiner made.
 fn append_outputs(streams: &MemoryEngine, made: &JoinerOutput) {
     let record = |payload| Record { id: 0, payload };
