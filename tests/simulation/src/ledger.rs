@@ -2,7 +2,9 @@
 
 use hypercast_stream::events::{AppendReceipt, EventKind};
 
-use crate::{plan::Plan, publications::NamedWeights, versions::Registered, workload::Call};
+use crate::{
+    plan::Plan, publications::NamedWeights, versions::RegisteredVersion, workload::IngestCall,
+};
 
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +25,7 @@ pub struct Ledger {
     /// What went wrong.
     pub violations: Vec<Violation>,
     /// Registrations of versions that processes were told to be stored.
-    pub registered: Vec<Registered>,
+    pub registered: Vec<RegisteredVersion>,
     /// Weights that trainers began to publish, in that order.
     pub published: Vec<NamedWeights>,
     /// The name of those that were the last to be surely published.
@@ -46,7 +48,7 @@ impl Ledger {
     }
 
     /// Notes that a call is made.
-    pub fn attempt(&mut self, number: usize, call: &Call) {
+    pub fn attempt(&mut self, number: usize, call: &IngestCall) {
         self.sent_before[number].get_or_insert(self.ids_sent);
         self.ids_sent += call.events.len() as u64;
     }
@@ -55,7 +57,7 @@ impl Ledger {
     pub fn acknowledge(
         &mut self,
         number: usize,
-        call: &Call,
+        call: &IngestCall,
         receipt: AppendReceipt,
         plan: &Plan,
     ) -> Option<String> {

@@ -21,7 +21,7 @@ use crate::{
     plan::Role,
     publications, versions,
     workload::{part_ids, request_id},
-    world::World,
+    world::Simulation,
 };
 
 /// An impression, as callers know it.
@@ -52,7 +52,7 @@ struct Streams {
 }
 
 /// Holds a run against every promise.
-pub fn check(world: &World) {
+pub fn check(world: &Simulation) {
     // What was read of a broken stream says nothing more.
     let streams = match read(world) {
         Ok(streams) => streams,
@@ -70,7 +70,7 @@ pub fn check(world: &World) {
     work(world, &streams);
 }
 
-fn read(world: &World) -> Result<Streams, String> {
+fn read(world: &Simulation) -> Result<Streams, String> {
     // The second joiner runs no more, and its machine is the others' or has a way to the server.
     let read = |topic: Topic| {
         world.observe(&world.processes[2].machine, || {
@@ -102,7 +102,7 @@ fn read(world: &World) -> Result<Streams, String> {
     })
 }
 
-fn at_rest(world: &World, streams: &Streams) {
+fn at_rest(world: &Simulation, streams: &Streams) {
     let acknowledged = &world.ledger.borrow().acknowledged.clone();
     let missing = acknowledged.iter().filter(|&&told| !told).count();
     if missing > 0 {
@@ -121,7 +121,7 @@ fn at_rest(world: &World, streams: &Streams) {
 }
 
 /// The outputs are record by record what a joiner makes of the events that never stopped.
-fn offline_join(world: &World, streams: &Streams) {
+fn offline_join(world: &Simulation, streams: &Streams) {
     let settings = config(&world.plan).joiner().expect("as the processes had it");
     let bare = dataset().without_content();
     let state =
@@ -145,7 +145,7 @@ fn is_of_later_version(record: &StreamRecord) -> bool {
 }
 
 /// What the joiner cannot use is set aside once, and nothing else is.
-fn set_aside(world: &World, streams: &Streams) {
+fn set_aside(world: &Simulation, streams: &Streams) {
     let unusable = streams.events.iter().filter(|record| is_of_later_version(record));
     let expected: Vec<u64> = unusable.map(|record| record.position).collect();
     let mut found: Vec<u64> = streams.letters.iter().map(|letter| letter.position).collect();
@@ -156,7 +156,7 @@ fn set_aside(world: &World, streams: &Streams) {
 }
 
 fn compare<T: serde::Serialize + Debug>(
-    world: &World,
+    world: &Simulation,
     stream: &str,
     stored: &[StreamRecord],
     made: &[T],
@@ -174,7 +174,7 @@ fn compare<T: serde::Serialize + Debug>(
     }
 }
 
-fn told(world: &World, streams: &Streams) -> HashMap<Shown, Told> {
+fn told(world: &Simulation, streams: &Streams) -> HashMap<Shown, Told> {
     let requests: HashMap<u64, u64> = world
         .plan
         .requests
@@ -209,7 +209,7 @@ fn told(world: &World, streams: &Streams) -> HashMap<Shown, Told> {
 }
 
 /// Each impression is in one example, and one that was acknowledged surely is.
-fn examples(world: &World, told: &HashMap<Shown, Told>) {
+fn examples(world: &Simulation, told: &HashMap<Shown, Told>) {
     let acknowledged = world.ledger.borrow().acknowledged.clone();
     for (call, acknowledged) in world.calls.iter().zip(acknowledged) {
         for event in &call.events {
@@ -252,7 +252,7 @@ fn reached_ms(event: &EventRecord, stored_ms: Option<i64>) -> i64 {
 
 /// Every action is in the label, or in a correction of it; in the label if it came before any clock
 /// could have closed the shortest window.
-fn labels(world: &World, streams: &Streams, told: &HashMap<Shown, Told>) {
+fn labels(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
     let shortest_ms = world.plan.settings.min_window_s as i64 * 1000;
     let mut clock_ms = i64::MIN;
     let mut open: BTreeMap<Shown, OpenWindow> = BTreeMap::new();
@@ -287,7 +287,7 @@ fn labels(world: &World, streams: &Streams, told: &HashMap<Shown, Told>) {
 }
 
 /// The features that requests read are those of the outcomes.
-fn features(world: &World, streams: &Streams) {
+fn features(world: &Simulation, streams: &Streams) {
     let settings = config(&world.plan).joiner().expect("as the processes had it");
     let mut expected =
         FeatureState::rebuild(dataset(), settings.features, None).expect("the data set is whole");
@@ -339,7 +339,7 @@ fn question(user: u64) -> RequestInput {
 const OPERATIONS: [u64; 3] = [30, 30, 2000];
 
 /// The work of a process is in proportion to its steps, the events, and its starts.
-fn work(world: &World, streams: &Streams) {
+fn work(world: &Simulation, streams: &Streams) {
     for process in &world.processes {
         let events = streams.events.len() as u64 + streams.outcomes.len() as u64;
         let [a_step, an_event, a_start] = OPERATIONS;

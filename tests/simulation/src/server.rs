@@ -21,7 +21,7 @@ use hypercast_stream::{
     },
 };
 
-use crate::{plant::Plant, world::World};
+use crate::{plant::Plant, world::Simulation};
 
 /// How long a caller waits for an answer that does not come.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -140,7 +140,7 @@ pub struct ServerClient {
 impl ServerClient {
     /// Calls the server. `is_append` says whether its answer may be lost after the fact.
     fn call<T>(&self, is_append: bool, answer: impl FnOnce(&mut Server, i64) -> T) -> Result<T> {
-        let world = World::current();
+        let world = Simulation::current();
         let network = &world.processes[self.process].network;
         let ways = world.draw(self.process, LONGEST_WAY_MS);
         clock::sleep(Duration::from_millis(ways));
