@@ -40,7 +40,7 @@ pub enum NameOrder {
 pub struct PowerCut {
     /// From it and from the name of what is chosen.
     pub seed: u64,
-    /// Which names survive.
+    /// Which names in folders survive.
     pub names: NameOrder,
 }
 
@@ -64,7 +64,7 @@ pub struct Disk {
     open: BTreeMap<SimulatedFile, OpenedFile>,
     opened: u64,
     changes: u64,
-    /// A planted fault.
+    /// The planted fault that it has.
     pub lie: Option<DiskLie>,
 }
 

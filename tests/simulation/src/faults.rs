@@ -13,7 +13,7 @@ use hypercast_stream::streams::{StreamRecord, Topic};
 use crate::{
     host::{ArmedFault, Machine},
     plan::{FaultKind, ROLES, RottenFile},
-    world::{Due, Process, Stepped, World},
+    world::{Due, Process, Simulation, Stepped},
 };
 
 /// Where processes keep their state.
@@ -39,7 +39,7 @@ impl RottenBit {
     }
 }
 
-impl World {
+impl Simulation {
     /// What happens when a fault is due.
     pub(crate) fn begin_fault(&self, number: usize) {
         let fault = &self.plan.faults[number];

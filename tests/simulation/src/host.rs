@@ -42,12 +42,12 @@ pub type Meanwhile = Rc<dyn Fn(Duration)>;
 
 /// Time that all machines share. Their clocks may show another one.
 #[derive(Default)]
-pub struct Timeline {
+pub struct SimulatedTime {
     /// Since the simulation began.
     pub now: Cell<Duration>,
     /// Runs what is due until a time, while a process sleeps.
     pub meanwhile: RefCell<Option<Meanwhile>>,
-    /// What has happened.
+    /// What has happened, line by line.
     pub trace: Trace,
 }
 
@@ -80,20 +80,20 @@ pub enum DiskFault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskUse {
-    /// Of bytes.
+    /// Bytes or names are read.
     Read,
-    /// Of bytes.
+    /// Bytes are written to a file.
     Write,
-    /// Of a file or a folder.
+    /// A file or a folder is synced.
     Sync,
-    /// Anything else.
+    /// Files are opened, renamed, removed or locked.
     Other,
 }
 
 /// A fault that waits for its operation.
 #[derive(Debug, Clone, Copy)]
 pub struct ArmedFault {
-    /// What happens.
+    /// What it does to them.
     pub fault: DiskFault,
     /// The number of operations that it could hit and does not.
     pub spared: u32,
@@ -112,9 +112,9 @@ pub struct DiskWork {
 
 /// One life of a process.
 pub struct ProcessHost {
-    /// For the trace.
+    /// Its name in the trace.
     pub name: String,
-    /// Where it runs.
+    /// The machine that it runs on.
     pub machine: Rc<Machine>,
     /// Whether it has ended: whatever it still does has no effect.
     pub ended: Cell<bool>,
@@ -126,7 +126,7 @@ pub struct ProcessHost {
     pub work: Cell<DiskWork>,
     /// How long the current step has slept.
     pub slept: Cell<Duration>,
-    timeline: Rc<Timeline>,
+    timeline: Rc<SimulatedTime>,
     seed: u64,
     power_cuts: u64,
     numbers: Cell<u64>,
@@ -134,7 +134,7 @@ pub struct ProcessHost {
 
 impl ProcessHost {
     /// A new life on a machine; equal seeds give equal numbers.
-    pub fn new(name: &str, machine: &Rc<Machine>, timeline: &Rc<Timeline>, seed: u64) -> Self {
+    pub fn new(name: &str, machine: &Rc<Machine>, timeline: &Rc<SimulatedTime>, seed: u64) -> Self {
         ProcessHost {
             name: name.to_owned(),
             machine: machine.clone(),

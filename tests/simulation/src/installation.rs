@@ -31,7 +31,7 @@ use crate::{
     publications::{PublishingTrainer, ServedWeights},
     server::ServerClient,
     versions::{self, Decider},
-    world::World,
+    world::Simulation,
 };
 
 /// The longest time between an example and its correction: longer than any run.
@@ -137,7 +137,7 @@ impl JoinMetrics for CountedGaps {
 
     fn stream_gap(&self, topic: &Topic) {
         self.gaps.fetch_add(1, Ordering::Relaxed);
-        World::current().ledger.borrow_mut().gaps_told += 1;
+        Simulation::current().ledger.borrow_mut().gaps_told += 1;
         self.metrics.stream_gap(topic);
     }
 }
@@ -171,7 +171,7 @@ impl Life {
             Some(Plant::NoTicks) => config.join.tick_ms = u64::MAX,
             _ => {}
         }
-        let stops_at_gaps = !World::current().gaps_accepted.get();
+        let stops_at_gaps = !Simulation::current().gaps_accepted.get();
         config.engine.on_gap = if stops_at_gaps { OnGap::Stop } else { OnGap::Continue };
         let engine = engine(plan, process, plant)?;
         let metrics = Arc::new(Metrics::default());

@@ -6,8 +6,8 @@ use hypercast_stream::{
 };
 
 use crate::{
-    installation::Life, plan::Plan, publications::NamedWeights, versions::Registered,
-    workload::Call, world::Process,
+    installation::Life, plan::Plan, publications::NamedWeights, versions::RegisteredVersion,
+    workload::IngestCall, world::Process,
 };
 
 /// A promise that was broken.
@@ -29,7 +29,7 @@ pub struct Ledger {
     /// What went wrong.
     pub violations: Vec<Violation>,
     /// Registrations of versions that processes were told to be stored.
-    pub registered: Vec<Registered>,
+    pub registered: Vec<RegisteredVersion>,
     /// Weights that trainers began to publish, in that order.
     pub published: Vec<NamedWeights>,
     /// The name of those that were the last to be surely published.
@@ -78,7 +78,7 @@ impl Ledger {
     }
 
     /// Notes that a call is made.
-    pub fn attempt(&mut self, number: usize, call: &Call) {
+    pub fn attempt(&mut self, number: usize, call: &IngestCall) {
         self.sent_before[number].get_or_insert(self.ids_sent);
         self.ids_sent += call.events.len() as u64;
     }
@@ -87,7 +87,7 @@ impl Ledger {
     pub fn acknowledge(
         &mut self,
         number: usize,
-        call: &Call,
+        call: &IngestCall,
         receipt: AppendReceipt,
         plan: &Plan,
     ) -> Option<String> {

@@ -8,7 +8,7 @@ use hypercast_simulation::{
     plan::{Plan, Role},
     plant::PLANTS,
     shrink,
-    world::World,
+    world::Simulation,
 };
 
 /// Runs the host's own code over a simulated clock, network and disk, and breaks these.
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 }
 
 /// Says what a run broke; true if that is nothing.
-fn tell(world: &World) -> bool {
+fn tell(world: &Simulation) -> bool {
     let violations = &world.ledger.borrow().violations;
     for violation in violations {
         println!("seed {}: {}: {}", world.plan.seed, violation.oracle, violation.what);
@@ -83,7 +83,7 @@ fn run(seed: Option<u64>, plan: Option<PathBuf>, trace: bool) -> bool {
         toml::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     };
     let plan = plan.map_or_else(|| Plan::of(seed.unwrap_or(0)), read);
-    let world = World::run(&plan, None, trace);
+    let world = Simulation::run(&plan, None, trace);
     world.timeline.trace.lines().iter().for_each(|line| println!("{line}"));
     let took = world.timeline.now.get();
     println!("trace {:016x}, {took:?} of simulated time", world.timeline.trace.hash());
@@ -94,7 +94,7 @@ fn many(from: u64, seeds: u64) -> bool {
     let mut struck: BTreeMap<(&str, Role), u64> = BTreeMap::new();
     let (mut simulated, mut broken) = (Duration::ZERO, 0);
     for seed in from..from + seeds {
-        let world = World::run(&Plan::of(seed), None, false);
+        let world = Simulation::run(&Plan::of(seed), None, false);
         broken += u64::from(!tell(&world));
         simulated += world.timeline.now.get();
         for (fault, count) in &*world.struck.borrow() {
@@ -123,7 +123,7 @@ fn plant(name: Option<&str>, seeds: u64) -> bool {
     let mut all = true;
     for (known, plant) in PLANTS.into_iter().filter(|(known, _)| name.is_none_or(|n| n == *known)) {
         let finds = |seed: &u64| {
-            let world = World::run(&Plan::of(*seed), Some(plant), false);
+            let world = Simulation::run(&Plan::of(*seed), Some(plant), false);
             let ledger = world.ledger.borrow();
             let first = ledger.violations.first();
             if let Some(first) = first {

@@ -21,7 +21,7 @@ use crate::{
     plan::Role,
     publications, versions,
     workload::{part_ids, request_id},
-    world::World,
+    world::Simulation,
 };
 
 /// An impression, as callers know it.
@@ -62,7 +62,7 @@ impl Streams {
 }
 
 /// Holds a run against every promise.
-pub fn check(world: &World) {
+pub fn check(world: &Simulation) {
     // What was read of a broken stream says nothing more.
     let streams = match read(world) {
         Ok(streams) => streams,
@@ -80,7 +80,7 @@ pub fn check(world: &World) {
     work(world, &streams);
 }
 
-fn read(world: &World) -> Result<Streams, String> {
+fn read(world: &Simulation) -> Result<Streams, String> {
     let first_lost = world.ledger.borrow().lost.iter().map(|record| record.position).min();
     let loses = first_lost.is_some();
     // The second joiner runs no more, and its machine is the others' or has a way to the server.
@@ -120,7 +120,7 @@ fn read(world: &World) -> Result<Streams, String> {
     })
 }
 
-fn at_rest(world: &World, streams: &Streams) {
+fn at_rest(world: &Simulation, streams: &Streams) {
     let acknowledged = &world.ledger.borrow().acknowledged.clone();
     let missing = acknowledged.iter().filter(|&&told| !told).count();
     if missing > 0 {
@@ -140,7 +140,7 @@ fn at_rest(world: &World, streams: &Streams) {
 
 /// The outputs are record by record what a joiner makes of the events that never stopped. If the
 /// server lost events, this is so up to the first of them: what came after may be gone from there.
-fn offline_join<'a>(world: &World, streams: &'a Streams) {
+fn offline_join<'a>(world: &Simulation, streams: &'a Streams) {
     let settings = config(&world.plan).joiner().expect("as the processes had it");
     let bare = dataset().without_content();
     let state =
@@ -170,7 +170,7 @@ fn is_of_later_version(record: &StreamRecord) -> bool {
 }
 
 /// What the joiner cannot use is set aside once, and nothing else is.
-fn set_aside(world: &World, streams: &Streams) {
+fn set_aside(world: &Simulation, streams: &Streams) {
     let unusable = streams.events.iter().filter(|record| is_of_later_version(record));
     let is_intact = |&position: &u64| position < streams.intact;
     let expected: Vec<u64> = unusable.map(|record| record.position).filter(is_intact).collect();
@@ -183,7 +183,7 @@ fn set_aside(world: &World, streams: &Streams) {
 }
 
 fn compare<T: serde::Serialize + Debug>(
-    world: &World,
+    world: &Simulation,
     stream: &str,
     stored: &[StreamRecord],
     made: &[T],
@@ -201,7 +201,7 @@ fn compare<T: serde::Serialize + Debug>(
     }
 }
 
-fn told(world: &World, streams: &Streams) -> HashMap<Shown, Told> {
+fn told(world: &Simulation, streams: &Streams) -> HashMap<Shown, Told> {
     let requests: HashMap<u64, u64> = world
         .plan
         .requests
@@ -237,7 +237,7 @@ fn told(world: &World, streams: &Streams) -> HashMap<Shown, Told> {
 
 /// Each impression is in one example, and one that was acknowledged surely is, unless the server
 /// lost it. A joiner that told a gap may have made examples twice, but none may be missing.
-fn examples(world: &World, streams: &Streams, told: &HashMap<Shown, Told>) {
+fn examples(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
     let ledger = world.ledger.borrow();
     let (acknowledged, may_repeat) = (ledger.acknowledged.clone(), ledger.gaps_told > 0);
     let mut lost = all_shown(&ledger.lost);
@@ -295,7 +295,7 @@ fn reached_ms(event: &EventRecord, stored_ms: Option<i64>) -> i64 {
 
 /// Every action is in the label, or in a correction of it; in the label if it came before any clock
 /// could have closed the shortest window.
-fn labels(world: &World, streams: &Streams, told: &HashMap<Shown, Told>) {
+fn labels(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
     let ledger = world.ledger.borrow();
     let mut lost = all_shown(&ledger.lost);
     lost.extend(all_shown(&ledger.passed));
@@ -341,7 +341,7 @@ fn labels(world: &World, streams: &Streams, told: &HashMap<Shown, Told>) {
 }
 
 /// The features that requests read are those of the outcomes.
-fn features(world: &World, streams: &Streams) {
+fn features(world: &Simulation, streams: &Streams) {
     let settings = config(&world.plan).joiner().expect("as the processes had it");
     let mut expected =
         FeatureState::rebuild(dataset(), settings.features, None).expect("the data set is whole");
@@ -393,7 +393,7 @@ fn question(user: u64) -> RequestInput {
 const OPERATIONS: [u64; 3] = [30, 30, 2000];
 
 /// The work of a process is in proportion to its steps, the events, and its starts.
-fn work(world: &World, streams: &Streams) {
+fn work(world: &Simulation, streams: &Streams) {
     for process in &world.processes {
         let events = streams.events.len() as u64 + streams.outcomes.len() as u64;
         let [a_step, an_event, a_start] = OPERATIONS;

@@ -24,7 +24,7 @@ pub struct Plan {
     pub settings: PlanSettings,
     /// What breaks.
     #[serde(default)]
-    pub faults: Vec<Fault>,
+    pub faults: Vec<PlannedFault>,
 }
 
 /// Where streams are, and with that how many machines there are.
@@ -70,7 +70,7 @@ pub struct PlanSettings {
 /// Something that breaks, where and when.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Fault {
+pub struct PlannedFault {
     /// Since the beginning.
     pub at_ms: u64,
     /// The process that it hits.
@@ -280,7 +280,7 @@ impl Plan {
         plan
     }
 
-    fn fault(&self, kind: u64, draw: &mut Draw) -> Option<Fault> {
+    fn fault(&self, kind: u64, draw: &mut Draw) -> Option<PlannedFault> {
         let at_ms = draw.below(self.settings.duration_s * 1000);
         let apart = !self.settings.join_in_daemon;
         let on = match draw.below(6) {
@@ -333,6 +333,6 @@ impl Plan {
             FaultKind::BitRot { .. } => Role::Daemon,
             _ => on,
         };
-        Some(Fault { at_ms, on, kind })
+        Some(PlannedFault { at_ms, on, kind })
     }
 }

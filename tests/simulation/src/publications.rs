@@ -14,7 +14,7 @@ use hypercast_stream::{
     streams::{StreamEngine, Topic},
 };
 
-use crate::world::World;
+use crate::world::Simulation;
 
 /// The number of weights: several blocks of a delta.
 const WEIGHTS: usize = 2000;
@@ -72,7 +72,7 @@ impl PublishingTrainer {
 
     /// Perhaps moves some weights and publishes them. A failure is tried again with a later step.
     pub fn step(&mut self) {
-        let world = World::current();
+        let world = Simulation::current();
         if world.healed.get() || !entropy::number().is_multiple_of(PUBLISHES) {
             return;
         }
@@ -118,7 +118,8 @@ impl ServedWeights {
                 _ if is_snapshot => vec![f32::NAN; WEIGHTS],
                 Some(weights) => weights.values,
                 None => {
-                    World::current().violate("publications", format!("{name} continues nothing"));
+                    Simulation::current()
+                        .violate("publications", format!("{name} continues nothing"));
                     return;
                 }
             };
@@ -127,7 +128,7 @@ impl ServedWeights {
                 let end = block.start + block.values.len();
                 weights.values[block.start..end].copy_from_slice(&block.values);
             }
-            let world = World::current();
+            let world = Simulation::current();
             let is_known = world.ledger.borrow().published.contains(&weights);
             if !is_known {
                 let name = &weights.name;
@@ -139,7 +140,7 @@ impl ServedWeights {
 }
 
 /// At rest the daemon serves with what was published last.
-pub fn check(world: &World) {
+pub fn check(world: &Simulation) {
     let life = world.processes[0].life.borrow();
     let served = life.as_ref().and_then(|life| life.served.as_ref()?.weights.as_ref());
     let ledger = world.ledger.borrow();

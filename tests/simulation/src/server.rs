@@ -21,7 +21,7 @@ use hypercast_stream::{
     },
 };
 
-use crate::{plant::Plant, world::World};
+use crate::{plant::Plant, world::Simulation};
 
 /// How long a caller waits for an answer that does not come.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -204,7 +204,7 @@ pub struct ServerClient {
 impl ServerClient {
     /// Calls the server. `is_append` says whether its answer may be lost after the fact.
     fn call<T>(&self, is_append: bool, answer: impl FnOnce(&mut Server, i64) -> T) -> Result<T> {
-        let world = World::current();
+        let world = Simulation::current();
         let network = &world.processes[self.process].network;
         let ways = world.draw(self.process, LONGEST_WAY_MS);
         clock::sleep(Duration::from_millis(ways));
@@ -240,7 +240,7 @@ impl StreamEngine for ServerClient {
     }
 
     fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
-        let forgets = World::current().plant == Some(Plant::ChecksumsForgotten);
+        let forgets = Simulation::current().plant == Some(Plant::ChecksumsForgotten);
         let place = if forgets { StreamPlace::at(place.position) } else { place };
         Ok(Box::new(ServerReader { process: self.process, topic: topic.clone(), place }))
     }
@@ -280,7 +280,7 @@ impl Reader for ServerReader {
         let read = client.call(false, |server, _| server.read(&self.topic, self.place, most))?;
         let is_gap = matches!(read, Err(Error::Gap(_)));
         if is_gap && self.topic == Topic::events() {
-            let world = World::current();
+            let world = Simulation::current();
             world.processes[self.process].network.gaps.update(|gaps| gaps + 1);
             if let Err(Error::Gap(StreamGap { cause: GapCause::Cut { .. }, .. })) = &read {
                 // It goes on at the end that it finds, though the stream was shorter before.

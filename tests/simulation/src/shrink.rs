@@ -1,6 +1,6 @@
 //! Makes a plan that breaks a promise as small as possible, so that a person can read its trace.
 
-use crate::{plan::Plan, world::World};
+use crate::{plan::Plan, world::Simulation};
 
 /// The smallest plan found that breaks the promise that `plan` breaks first; none if it breaks
 /// none.
@@ -19,7 +19,7 @@ pub fn smallest(plan: &Plan) -> Option<Plan> {
 }
 
 fn first_broken(plan: &Plan) -> Option<&'static str> {
-    let world = World::run(plan, None, false);
+    let world = Simulation::run(plan, None, false);
     let ledger = world.ledger.borrow();
     ledger.violations.first().map(|violation| violation.oracle)
 }

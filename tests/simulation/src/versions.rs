@@ -13,7 +13,7 @@ use hypercast_stream::{
     streams::{Record, StreamEngine, StreamRecord, Topic},
 };
 
-use crate::world::World;
+use crate::world::Simulation;
 
 /// One step in so many decides something.
 const DECIDES: u64 = 50;
@@ -27,7 +27,7 @@ pub struct Decider {
 
 /// A registration that a process was told to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registered {
+pub struct RegisteredVersion {
     /// The version.
     pub version: String,
     /// When the process began to decide, in a count of beginnings and ends of all processes.
@@ -50,7 +50,7 @@ impl Decider {
     /// daemon and trainers do it.
     pub fn step(&mut self) {
         let read = self.versions.poll(&*self.engine, Duration::ZERO);
-        let world = World::current();
+        let world = Simulation::current();
         if read.is_err() || world.healed.get() || !entropy::number().is_multiple_of(DECIDES) {
             return;
         }
@@ -70,7 +70,7 @@ impl Decider {
         let is_registered = self.versions.registry().fm(&version).is_some();
         if decided.is_ok_and(|decided| decided) && is_registered {
             let ended = count();
-            let registered = Registered { version, begun, ended };
+            let registered = RegisteredVersion { version, begun, ended };
             world.ledger.borrow_mut().registered.push(registered);
         }
     }
@@ -108,7 +108,7 @@ pub fn decide_as_later_version(engine: &dyn StreamEngine) -> Result<(), String> 
 
 /// Holds the stream of decisions against what processes were told, and their registries against
 /// the stream.
-pub fn check(world: &World, stored: &[StreamRecord]) {
+pub fn check(world: &Simulation, stored: &[StreamRecord]) {
     let mut registry = Registry::default();
     let mut is_left_out = false;
     let mut order: Vec<String> = Vec::new();
@@ -133,12 +133,13 @@ pub fn check(world: &World, stored: &[StreamRecord]) {
         }));
     }
     let registered = world.ledger.borrow().registered.clone();
-    let place = |of: &Registered| order.iter().position(|version| *version == of.version);
+    let place = |of: &RegisteredVersion| order.iter().position(|version| *version == of.version);
     for of in &registered {
         if order.iter().filter(|version| **version == of.version).count() != 1 {
             world.violate("decisions", format!("{} is not stored once", of.version));
         }
-        let is_late = |later: &&Registered| of.ended < later.begun && place(of) > place(later);
+        let is_late =
+            |later: &&RegisteredVersion| of.ended < later.begun && place(of) > place(later);
         if let Some(later) = registered.iter().find(is_late) {
             let (first, second) = (&of.version, &later.version);
             world.violate("decisions", format!("{first} was made before {second}, but is behind"));

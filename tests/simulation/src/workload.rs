@@ -16,7 +16,7 @@ const ACTIONS: u32 = 0b11;
 
 /// A call of the daemon: events that are acknowledged together.
 #[derive(Debug, Clone)]
-pub struct Call {
+pub struct IngestCall {
     /// When the caller makes it first, since the beginning.
     pub at_ms: u64,
     /// What is in it.
@@ -28,22 +28,22 @@ pub struct Call {
 }
 
 /// The calls of a plan, in no particular order but for the last one.
-pub fn calls(plan: &Plan) -> Vec<Call> {
-    let mut calls: Vec<Call> =
+pub fn calls(plan: &Plan) -> Vec<IngestCall> {
+    let mut calls: Vec<IngestCall> =
         plan.requests.iter().flat_map(|&number| of_request(plan, number)).collect();
     calls.push(update(u64::MAX, &mut Draw::new(plan.seed, 999)));
     calls
 }
 
 /// New features of an item.
-fn update(at_ms: u64, draw: &mut Draw) -> Call {
+fn update(at_ms: u64, draw: &mut Draw) -> IngestCall {
     let kind = EventKind::Item(Item {
         id: draw.below(9) + 1,
         ids: vec![draw.below(5)],
         ..Item::default()
     });
     let events = vec![NewEvent { id: None, kind }];
-    Call { at_ms, events, latest_ms: i64::MIN, again_after_ms: None }
+    IngestCall { at_ms, events, latest_ms: i64::MIN, again_after_ms: None }
 }
 
 /// The id of a request, which is that of its first part.
@@ -58,7 +58,7 @@ pub fn part_ids(number: u32) -> impl Iterator<Item = u64> {
     (0..16).map(part)
 }
 
-fn of_request(plan: &Plan, number: u32) -> Vec<Call> {
+fn of_request(plan: &Plan, number: u32) -> Vec<IngestCall> {
     let mut draw = Draw::new(plan.seed, 1000 + u64::from(number));
     let settings = &plan.settings;
     let at_ms = draw.below(settings.duration_s * 1000);
@@ -73,7 +73,7 @@ fn of_request(plan: &Plan, number: u32) -> Vec<Call> {
         let rows = items.iter().map(|&item| whole(request, user, item, time_ms(at_ms))).collect();
         let events = vec![NewEvent { id: None, kind: EventKind::CompleteRequest(rows) }];
         let (latest_ms, again_after_ms) = (time_ms(at_ms), again(&mut draw));
-        return vec![Call { at_ms, events, latest_ms, again_after_ms }];
+        return vec![IngestCall { at_ms, events, latest_ms, again_after_ms }];
     }
     let mut calls = Vec::new();
     if draw.percent(10) {
@@ -94,7 +94,7 @@ fn of_request(plan: &Plan, number: u32) -> Vec<Call> {
     };
     let events = items.iter().map(shown).collect();
     let latest_ms = time_ms(at_ms);
-    calls.push(Call { at_ms, events, latest_ms, again_after_ms: again(&mut draw) });
+    calls.push(IngestCall { at_ms, events, latest_ms, again_after_ms: again(&mut draw) });
     for &item in &items {
         for _ in 0..draw.below(3) {
             let longest = draw.one_of(&[settings.min_window_s, settings.max_window_s, 600]);
@@ -108,7 +108,7 @@ fn of_request(plan: &Plan, number: u32) -> Vec<Call> {
             // An action may arrive before its impression.
             let at_ms = acted_ms.saturating_sub(draw.below(300));
             let again_after_ms = again(&mut draw);
-            calls.push(Call { at_ms, events, latest_ms: time_ms, again_after_ms });
+            calls.push(IngestCall { at_ms, events, latest_ms: time_ms, again_after_ms });
         }
     }
     calls

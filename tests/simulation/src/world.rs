@@ -16,26 +16,26 @@ use hypercast_core::{hash::mix_parts, simulated};
 use crate::{
     disk::DiskCopy,
     faults::RottenBit,
-    host::{ArmedFault, DiskWork, EPOCH_MS, Machine, ProcessHost, SimulatedCrash, Timeline},
+    host::{ArmedFault, DiskWork, EPOCH_MS, Machine, ProcessHost, SimulatedCrash, SimulatedTime},
     installation::{self, Life},
     ledger::{GapsSeen, Ledger, Violation},
     oracles,
     plan::{FaultKind, Layout, Plan, ROLES, Role},
     plant::Plant,
     server::{Network, Server},
-    workload::{self, Call},
+    workload::{self, IngestCall},
 };
 
 thread_local! {
-    static CURRENT: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Rc<Simulation>>> = const { RefCell::new(None) };
 }
 
 /// A simulation, from its plan to what became of it.
-pub struct World {
+pub struct Simulation {
     /// What happens in it.
     pub plan: Plan,
     /// Its time.
-    pub timeline: Rc<Timeline>,
+    pub timeline: Rc<SimulatedTime>,
     /// The processes, in the order of [`ROLES`].
     pub processes: Vec<Process>,
     /// The stream server.
@@ -47,7 +47,7 @@ pub struct World {
     /// A fault in the host's own parts, which the oracles must find.
     pub plant: Option<Plant>,
     /// What callers send; the last call is made once everything is repaired.
-    pub calls: Vec<Call>,
+    pub calls: Vec<IngestCall>,
     queue: RefCell<BTreeMap<(Duration, u64), Due>>,
     queued: Cell<u64>,
     /// Whether nothing breaks any more, and nobody decides anything new.
@@ -105,20 +105,20 @@ pub(crate) enum Stepped {
     Panicked(String),
 }
 
-impl World {
+impl Simulation {
     /// The simulation that this thread runs.
     ///
     /// # Panics
     /// There is none.
-    pub fn current() -> Rc<World> {
+    pub fn current() -> Rc<Simulation> {
         CURRENT.with_borrow(|world| world.clone().expect("a simulation runs"))
     }
 
     /// Runs a plan to its end, and then without faults until all is at rest.
-    pub fn run(plan: &Plan, plant: Option<Plant>, keep_trace: bool) -> Rc<World> {
+    pub fn run(plan: &Plan, plant: Option<Plant>, keep_trace: bool) -> Rc<Simulation> {
         // Made outside of any host, on the real disk.
         installation::dataset();
-        let world = Rc::new(World::new(plan, plant));
+        let world = Rc::new(Simulation::new(plan, plant));
         if keep_trace {
             world.timeline.trace.keep();
         }
@@ -148,7 +148,7 @@ impl World {
         world
     }
 
-    fn new(plan: &Plan, plant: Option<Plant>) -> World {
+    fn new(plan: &Plan, plant: Option<Plant>) -> Simulation {
         let machine = |at: usize| {
             let machine = Machine::default();
             machine.clock_ahead_ms.set(plan.settings.machines_ahead_ms[at.min(1)]);
@@ -178,7 +178,7 @@ impl World {
             drawn: Cell::new(0),
         };
         let calls = workload::calls(plan);
-        World {
+        Simulation {
             plan: plan.clone(),
             timeline: Rc::default(),
             processes: ROLES.into_iter().zip(&machines).map(process).collect(),

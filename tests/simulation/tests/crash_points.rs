@@ -12,7 +12,7 @@ use std::{
 use hypercast_core::{atomic_dir, atomic_file, disk, simulated};
 use hypercast_simulation::{
     disk::NameOrder,
-    host::{ArmedFault, DiskFault, Machine, ProcessHost, SimulatedCrash, Timeline},
+    host::{ArmedFault, DiskFault, Machine, ProcessHost, SimulatedCrash, SimulatedTime},
 };
 use hypercast_stream::{
     join::StateDir,
@@ -36,7 +36,8 @@ fn every_crash_point(seeds: u64, script: impl Fn(&dyn Fn()), check: impl Fn(usiz
         let seeds = if fault == DiskFault::Kill { 1 } else { seeds };
         for seed in 0..seeds {
             for spared in 0.. {
-                let (machine, timeline) = (Rc::<Machine>::default(), Rc::<Timeline>::default());
+                let (machine, timeline) =
+                    (Rc::<Machine>::default(), Rc::<SimulatedTime>::default());
                 let host = Rc::new(ProcessHost::new("script", &machine, &timeline, seed));
                 host.armed.borrow_mut().push(ArmedFault { fault, spared, hits: 1 });
                 let acknowledged = std::cell::Cell::new(0);

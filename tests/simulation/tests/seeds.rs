@@ -1,6 +1,6 @@
 //! Short runs of the simulator, and the plans that have shown faults.
 
-use hypercast_simulation::{plan::Plan, plant::PLANTS, world::World};
+use hypercast_simulation::{plan::Plan, plant::PLANTS, world::Simulation};
 
 /// Seeds of a run within `cargo verify`. Set `HYPERCAST_SEEDS=FROM..TO` for others.
 fn seeds() -> std::ops::Range<u64> {
@@ -13,7 +13,7 @@ fn seeds() -> std::ops::Range<u64> {
 fn no_promise_is_broken() {
     let mut broken = 0;
     for seed in seeds() {
-        let world = World::run(&Plan::of(seed), None, false);
+        let world = Simulation::run(&Plan::of(seed), None, false);
         let violations = &world.ledger.borrow().violations;
         for violation in violations.iter().take(3) {
             eprintln!("seed {seed}: {}: {}", violation.oracle, violation.what);
@@ -27,7 +27,7 @@ fn no_promise_is_broken() {
 fn a_run_repeats() {
     for seed in 0..10 {
         let plan = Plan::of(seed);
-        let hashes = [(); 2].map(|()| World::run(&plan, None, false).timeline.trace.hash());
+        let hashes = [(); 2].map(|()| Simulation::run(&plan, None, false).timeline.trace.hash());
         assert_eq!(hashes[0], hashes[1], "seed {seed}");
     }
 }
@@ -40,7 +40,7 @@ fn plans_that_showed_faults_show_none() {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let plan: Plan = toml::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-        let world = World::run(&plan, None, false);
+        let world = Simulation::run(&plan, None, false);
         assert_eq!(world.ledger.borrow().violations, [], "{}", path.display());
         plans += 1;
     }
@@ -52,7 +52,7 @@ fn plans_that_showed_faults_show_none() {
 fn each_planted_fault_is_found() {
     for (name, plant) in PLANTS {
         let is_found = |seed| {
-            let world = World::run(&Plan::of(seed), Some(plant), false);
+            let world = Simulation::run(&Plan::of(seed), Some(plant), false);
             !world.ledger.borrow().violations.is_empty()
         };
         assert!((0..1000).any(is_found), "{name}");

@@ -167,7 +167,7 @@ impl OutputStreams {
 
     fn take_joined(&mut self, joined: JoinedRecord) -> Result<()> {
         let (engine, ingested_ms) = (self.joined.engine.clone(), joined.joined().ingested_ms);
-        if let Some(stored) = self.joined.to_repeat() {
+        if let Some(stored) = self.joined.compared_with() {
             let difference = stored.compare_joined(&*engine, &joined)?;
             self.settle(difference)?;
         }
@@ -179,7 +179,7 @@ impl OutputStreams {
 
     fn take_outcome(&mut self, outcome: &OutcomeRecord) -> Result<()> {
         let engine = self.outcomes.engine.clone();
-        if let Some(stored) = self.outcomes.to_repeat() {
+        if let Some(stored) = self.outcomes.compared_with() {
             let difference = stored.compare_outcome(&*engine, outcome)?;
             self.settle(difference)?;
         }
@@ -212,7 +212,7 @@ impl JoinSink for OutputStreams {
 
 impl OutputStream {
     /// What the next record is compared with; none if the stream does not have it yet.
-    fn to_repeat(&mut self) -> Option<&mut StoredRecords> {
+    fn compared_with(&mut self) -> Option<&mut StoredRecords> {
         self.stored.as_mut().filter(|_| self.made < self.end)
     }
 
