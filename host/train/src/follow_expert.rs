@@ -54,7 +54,7 @@ use hypercast_expert::{Chunk, train::RefusedRequest, wasm::contract::Verdict};
 use hypercast_stream::dead_letters::UnusableRecord;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
 use hypercast_stream::registry::{SelfRegisteredExpert, self_register_expert};
-use hypercast_stream::streams::{StreamEngine, Topic};
+use hypercast_stream::streams::{StreamEngine, StreamTrail, Topic};
 
 /// How long the first row of a step waits for others.
 const BATCH_WAIT: Duration = Duration::from_millis(500);
@@ -153,7 +153,7 @@ pub fn follow(
     else {
         return Ok(FollowExpertReport { place: None, published: 0 });
     };
-    let StartedTrainer { stream, place, orders: saved_orders, checksum, last, measured } = begun;
+    let StartedTrainer { stream, place, orders: saved_orders, joined, last, measured } = begun;
     let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
     let (blueprint, limits) = (stream.blueprint.clone(), entry.ne_limits.clone());
     let gate = PublishGate::new(blueprint, limits, &work, &telemetry).resume(measured, last)?;
@@ -170,7 +170,7 @@ pub fn follow(
         surfaces,
         stream,
         place,
-        checksum,
+        joined,
         orders,
         publisher,
         gate,
@@ -208,8 +208,8 @@ struct ExpertFollower<'a> {
     surfaces: Vec<u16>,
     stream: ExpertStream,
     place: ExpertCheckpoint,
-    /// Of the record before its position.
-    checksum: Option<u32>,
+    /// Where it stands in the stream of joined examples, if it follows that.
+    joined: StreamTrail,
     /// The position of the next order to try a row again.
     orders: Option<u64>,
     publisher: Publisher,
@@ -359,7 +359,10 @@ impl ExpertFollower<'_> {
     fn take_retries(&mut self, waiting: &mut Option<PendingRows>) -> Result<()> {
         let rows = self.feed.retries()?;
         for row in rows.into_iter().filter(|row| self.is_own(row)) {
-            let end = FeedPlace { position: self.place.position, checksum: self.checksum };
+            let end = match self.place.position {
+                FeedPosition::Logs(position) => FeedPlace::Logs(position),
+                FeedPosition::Joined(_) => FeedPlace::Joined(self.joined.place()),
+            };
             let own = waiting.get_or_insert_with(|| PendingRows::new(end));
             own.orders = Some(self.feed.orders_position());
             own.add(row);
@@ -377,7 +380,10 @@ impl ExpertFollower<'_> {
     }
 
     fn move_to(&mut self, place: FeedPlace) {
-        (self.place.position, self.checksum) = (place.position, place.checksum);
+        self.place.position = place.position();
+        if let FeedPlace::Joined(place) = place {
+            self.joined.move_to(place);
+        }
     }
 
     fn is_own(&self, row: &FeedRow) -> bool {
@@ -470,7 +476,8 @@ impl ExpertFollower<'_> {
         };
         let trainer = self.stream.trainer.saved();
         let mean_loss = self.stream.trainer.mean_loss();
-        let addition = StateAddition { orders: self.orders, mean_loss, checksum: self.checksum };
+        let joined = self.joined.clone();
+        let addition = StateAddition { orders: self.orders, mean_loss, joined };
         FollowerState { place: self.place, trainer, published, measured, addition }
             .write(&self.work)
     }

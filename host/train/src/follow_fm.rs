@@ -112,7 +112,7 @@ pub fn follow(
     let spec = dataset_spec(dataset)?;
     let (trainer, place) = begin(config, &spec, options, &work)?;
     let from = JoinedPosition {
-        joined: place.as_ref().map(FmCheckpoint::stream_place),
+        joined: place.as_ref().map(|place| place.joined.clone()),
         orders: place.as_ref().and_then(|place| place.orders),
     };
     let telemetry = Arc::new(JobMetrics::default());
@@ -129,6 +129,7 @@ pub fn follow(
     checkpoint::read_measured(&work, &mut window);
     let mut gate = FmPublishGate::new(&context, &trained, window, &telemetry)?;
     let reports = RecordReports::of(&telemetry, config, shutdown);
+    let is_known = from.orders.is_some();
     let reader = JoinedReader::open(context, &LetterReader::Trainer(topic), from, reports)?;
     let mut place = place.unwrap_or_else(|| FmCheckpoint::at(reader.place()));
     place.orders = Some(reader.orders_position());
@@ -148,14 +149,14 @@ pub fn follow(
         progress: FmProgress::new(&spec, place.window.clone()),
         asked_at: Instant::now(),
         // What is held is asked about again once something was learned since.
-        asked_position: is_held.then_some(place.position),
+        asked_position: is_held.then_some(place.position()),
         saved_requests: place.requests,
         place,
         meters,
         failures: RepeatedFailures::default(),
         report: FollowFmReport::default(),
     };
-    if from.orders.is_none() {
+    if !is_known {
         // Killed before the next save, it would follow records and orders from another place on.
         follower.save()?;
     }
@@ -290,7 +291,7 @@ impl FmFollower<'_> {
         }
         self.save()?;
         self.publish(out)?;
-        self.report.position = self.place.position;
+        self.report.position = self.place.position();
         Ok(self.report)
     }
 
@@ -325,9 +326,9 @@ impl FmFollower<'_> {
         if before.len() > 0 {
             self.learn(before, out)?;
         }
-        let is_asked = self.asked_position == Some(self.place.position);
-        self.place.move_to(gap.to);
-        self.asked_position = is_asked.then_some(self.place.position);
+        let is_asked = self.asked_position == Some(self.place.position());
+        self.place.joined.move_to(gap.to);
+        self.asked_position = is_asked.then_some(self.place.position());
         if gap.is_back {
             self.place.reread_until_ms = Some(self.place.until_ms);
         }
@@ -350,7 +351,7 @@ impl FmFollower<'_> {
         let times = batch.examples.iter().map(|example| example.time_ms);
         self.place.until_ms = times.fold(self.place.until_ms, i64::max);
         match batch.end {
-            Some(end) => self.place.move_to(end),
+            Some(end) => self.place.joined.move_to(end),
             // All were tried again, so there is something to publish although the place stays.
             None => self.asked_position = None,
         }
@@ -397,7 +398,7 @@ impl FmFollower<'_> {
         self.read_ahead(stop, out)?;
         if stop.is_requested() {
             // Not before it is judged.
-            self.asked_position = Some(self.place.position);
+            self.asked_position = Some(self.place.position());
             return Ok(());
         }
         let examples = self.ahead.iter().filter(|record| !record.correction);
@@ -441,11 +442,11 @@ impl FmFollower<'_> {
     fn publish(&mut self, out: &mut dyn Write) -> Result<()> {
         let started = Instant::now();
         self.asked_at = started;
-        if self.asked_position == Some(self.place.position) {
+        if self.asked_position == Some(self.place.position()) {
             return Ok(());
         }
         let facts = TrainingPosition {
-            trained_position: self.place.position,
+            trained_position: self.place.position(),
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };
@@ -457,7 +458,7 @@ impl FmFollower<'_> {
             Some(reason) => {
                 self.gate.held(reason)?;
                 self.report.held += 1;
-                json!({ "kind": "held", "reason": reason, "position": self.place.position })
+                json!({ "kind": "held", "reason": reason, "position": self.place.position() })
             }
             None => {
                 let published = self.publisher.publish(&trained, facts)?;
@@ -465,10 +466,10 @@ impl FmFollower<'_> {
                 self.gate.published()?;
                 self.report.published += 1;
                 self.meters.published(started.elapsed(), &published);
-                told(&published, json!(self.place.position), started.elapsed())
+                told(&published, json!(self.place.position()), started.elapsed())
             }
         };
-        self.asked_position = Some(self.place.position);
+        self.asked_position = Some(self.place.position());
         verdict.describe(&mut line);
         tell(out, &line)
     }

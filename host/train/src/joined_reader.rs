@@ -23,7 +23,7 @@ use hypercast_stream::dead_letters::{
 };
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::streams::{
-    GapHandling, StreamEngine, StreamFollower, StreamPlace, StreamRecord, Topic,
+    GapHandling, StreamEngine, StreamFollower, StreamPlace, StreamRecord, StreamTrail, Topic,
 };
 
 /// How long it waits after an engine has failed.
@@ -74,10 +74,10 @@ impl RecordKey {
 }
 
 /// Where a follower of `joined` begins.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct JoinedPosition {
     /// In `joined`; none for the first record that is kept.
-    pub(super) joined: Option<StreamPlace>,
+    pub(super) joined: Option<StreamTrail>,
     /// In the orders to try records again; none for those that come from now on.
     pub(super) orders: Option<u64>,
 }
@@ -402,7 +402,7 @@ mod tests {
     fn open(
         engine: Arc<dyn StreamEngine>,
         dataset: &Dataset,
-        joined: Option<StreamPlace>,
+        joined: Option<StreamTrail>,
         policy: OnGap,
     ) -> (JoinedReader, JobMetrics) {
         let (mut config, metrics) = (Config::default(), JobMetrics::default());
@@ -445,7 +445,8 @@ mod tests {
         assert_eq!([next(), next()], ["later", "end"]);
         append(&*engine, [vec![], payload(1, 0)]);
         assert_eq!([next(), next()], ["1 records", "end"]);
-        let (mut again, _) = open(engine.clone(), &dataset, Some(StreamPlace::at(0)), OnGap::Stop);
+        let (mut again, _) =
+            open(engine.clone(), &dataset, Some(StreamPlace::at(0).into()), OnGap::Stop);
         let records = records(again.next(8, Duration::ZERO).unwrap());
         let positions: Vec<u64> = records.iter().map(|record| record.key.position).collect();
         assert_eq!(positions, [0, 4]);
@@ -488,7 +489,7 @@ mod tests {
         let anew = Arc::new(MemoryEngine::default());
         append(&*anew, (11..16).map(|request| payload(request, 0)));
         for policy in [OnGap::Stop, OnGap::Continue] {
-            let (mut reader, metrics) = open(anew.clone(), &dataset, Some(place), policy);
+            let (mut reader, metrics) = open(anew.clone(), &dataset, Some(place.into()), policy);
             let first = reader.next(8, Duration::ZERO);
             let counted = metrics.render();
             assert!(counted.contains("stream_gaps_total{stream=\"joined\"} 1"), "{counted}");

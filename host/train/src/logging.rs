@@ -37,9 +37,9 @@ use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::error::ErrorKind;
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::logs::{LogRow, LogWriter};
+use hypercast_data::logs::{LogRow, LogWriter, LoggedPlace};
 use hypercast_stream::dead_letters::LetterReader;
-use hypercast_stream::streams::StreamPlace;
+use hypercast_stream::streams::{StreamPlace, StreamTrail};
 
 /// Records that are read together.
 const RECORDS: usize = 256;
@@ -93,9 +93,7 @@ pub fn follow(
     let _owner = DirLock::acquire(&config.paths.logs)?;
     let log = super::fm::log_writer(dataset, config, Vec::new())?;
     let telemetry = Arc::new(JobMetrics::default());
-    let checksum = log.position_checksum();
-    let from = log.position().map(|position| StreamPlace { position, checksum });
-    let position = JoinedPosition { joined: from, orders: None };
+    let position = JoinedPosition { joined: trail(&log)?, orders: None };
     let reports = RecordReports::of(&telemetry, config, shutdown);
     let reader = JoinedReader::open(context, &LetterReader::Logging, position, reports)?;
     let meters = LoggingMeters::new(&telemetry);
@@ -114,6 +112,13 @@ pub fn follow(
         waits: false,
     };
     tier.run(active, options, shutdown, out)
+}
+
+/// Where the logs end in the stream, and earlier ends of their files.
+fn trail(log: &LogWriter) -> Result<Option<StreamTrail>> {
+    let in_stream = |LoggedPlace { position, checksum }| StreamPlace { position, checksum };
+    let earlier = log.earlier_places()?.into_iter().map(in_stream).collect();
+    Ok(log.place().map(|place| StreamTrail::new(in_stream(place), earlier)))
 }
 
 struct LoggingTier<'a> {
@@ -254,7 +259,7 @@ impl LoggingTier<'_> {
     /// Goes on behind missing records, which the logs say before anything else is read.
     fn pass_gap(&mut self, gap: PassedGap) -> Result<()> {
         let StreamPlace { position, checksum } = gap.to;
-        self.log.go_on_at(position, checksum)?;
+        self.log.go_on_at(LoggedPlace { position, checksum })?;
         self.position = position;
         if gap.is_back {
             // The weights in service may have learned from what comes again.
@@ -279,7 +284,8 @@ impl LoggingTier<'_> {
         for record in &records {
             let rows = row..row + record.example.targets.len();
             row = rows.end;
-            self.position = record.end.position;
+            let StreamPlace { position, checksum } = record.end;
+            self.position = position;
             if rows.is_empty() {
                 continue;
             }
@@ -293,8 +299,7 @@ impl LoggingTier<'_> {
                 taes: &own,
                 correction: record.correction,
                 ingested_ms: record.ingested_ms,
-                position: Some(record.end.position),
-                position_checksum: record.end.checksum,
+                place: Some(LoggedPlace { position, checksum }),
             })?;
             self.report.requests += 1;
             self.report.rows += rows.len() as u64;

@@ -36,8 +36,6 @@ pub struct Ledger {
     pub last_published: Option<String>,
     /// Gaps that joiners counted.
     pub gaps_told: u64,
-    /// Events that came after a loss, and that a joiner may pass when it is told.
-    pub passed: Vec<StreamRecord>,
     /// Events that the server lost.
     pub lost: Vec<StreamRecord>,
     ids_sent: u64,

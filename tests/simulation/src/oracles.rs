@@ -246,7 +246,6 @@ fn examples(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) 
         let stored = all_shown(&streams.events);
         move |shown| !stored.contains(shown)
     });
-    lost.extend(all_shown(&world.ledger.borrow().passed));
     for (call, acknowledged) in world.calls.iter().zip(acknowledged) {
         for event in &call.events {
             for shown in shown_in(&event.kind) {
@@ -296,11 +295,7 @@ fn reached_ms(event: &EventRecord, stored_ms: Option<i64>) -> i64 {
 /// Every action is in the label, or in a correction of it; in the label if it came before any clock
 /// could have closed the shortest window.
 fn labels(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
-    let ledger = world.ledger.borrow();
-    let mut lost = all_shown(&ledger.lost);
-    lost.extend(all_shown(&ledger.passed));
-    let passed: HashSet<u64> = ledger.passed.iter().map(|record| record.position).collect();
-    drop(ledger);
+    let lost = all_shown(&world.ledger.borrow().lost);
     let shortest_ms = world.plan.settings.min_window_s as i64 * 1000;
     let mut clock_ms = i64::MIN;
     let mut open: BTreeMap<Shown, OpenWindow> = BTreeMap::new();
@@ -310,8 +305,7 @@ fn labels(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
             let shown = Shown { request: action.request, item: action.item };
             let actions = action.outcome.actions;
             // Who read an impression before it was lost may not know it any more.
-            let is_passed = passed.contains(&record.position);
-            let of = told.get(&shown).filter(|_| !lost.contains(&shown) && !is_passed);
+            let of = told.get(&shown).filter(|_| !lost.contains(&shown));
             if of.is_some_and(|of| of.corrected & actions != actions) {
                 world.violate(
                     "labels",

@@ -35,8 +35,6 @@ pub struct Server {
     /// The number of record ids that a stream remembers.
     remembered_ids: usize,
     plant: Option<Plant>,
-    /// Where the events ended when they had lost their tail.
-    shortest_end: u64,
 }
 
 #[derive(Default)]
@@ -72,7 +70,7 @@ pub struct Network {
 impl Server {
     /// A server without streams, each of which will remember this many ids.
     pub fn new(remembered_ids: usize, plant: Option<Plant>) -> Server {
-        Server { streams: BTreeMap::new(), remembered_ids, plant, shortest_end: u64::MAX }
+        Server { streams: BTreeMap::new(), remembered_ids, plant }
     }
 
     fn append(
@@ -135,7 +133,6 @@ impl Server {
         let end = stream.records.len();
         let lost = stream.lose(end.saturating_sub(count as usize)..end);
         while stream.records.pop_if(|last| last.is_none()).is_some() {}
-        self.shortest_end = self.shortest_end.min(stream.records.len() as u64);
         lost
     }
 
@@ -145,12 +142,6 @@ impl Server {
         let inner = stream.records.len().saturating_sub(1);
         let first = choice as usize % inner.max(1);
         stream.lose(first..inner.min(first + count as usize))
-    }
-
-    /// The records from a position on.
-    fn records(&self, topic: &Topic, from: u64) -> Vec<StreamRecord> {
-        let Some(stream) = self.streams.get(topic) else { return Vec::new() };
-        (from..self.end(topic)).filter_map(|position| stream.record(position)).collect()
     }
 
     fn read(&self, topic: &Topic, place: StreamPlace, most: usize) -> Result<Vec<StreamRecord>> {
@@ -282,12 +273,6 @@ impl Reader for ServerReader {
         if is_gap && self.topic == Topic::events() {
             let world = Simulation::current();
             world.processes[self.process].network.gaps.update(|gaps| gaps + 1);
-            if let Err(Error::Gap(StreamGap { cause: GapCause::Cut { .. }, .. })) = &read {
-                // It goes on at the end that it finds, though the stream was shorter before.
-                let from = world.server.borrow().shortest_end;
-                let passed = world.server.borrow().records(&self.topic, from);
-                world.ledger.borrow_mut().passed.extend(passed);
-            }
         }
         let read = read?;
         match read.last() {

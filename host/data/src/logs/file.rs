@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{LogLayout, RowGroup};
-use super::{LogVersion, LoggedRequest};
+use super::{LogVersion, LoggedPlace, LoggedRequest};
 use crate::dataset::table::TableReader;
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -29,6 +29,12 @@ pub(super) struct FileNote {
 }
 
 impl FileNote {
+    /// The place in the stream after the last request.
+    pub(super) fn place(&self) -> Option<LoggedPlace> {
+        let checksum = self.position_checksum;
+        self.position.map(|position| LoggedPlace { position, checksum })
+    }
+
     /// Reads the note of a file, without its rows.
     pub(super) fn read(dir: &Path, number: u32) -> Result<FileNote> {
         let path = requests_path(dir, number);

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use follower::{LogFollower, LogPosition};
 pub use reader::{LogIter, LogReader};
-pub use writer::{LogOptions, LogRow, LogWriter, TaeStorage};
+pub use writer::{LogOptions, LogRow, LogWriter, LoggedPlace, TaeStorage};
 
 use self::file::{examples_path, file_numbers, requests_path};
 use crate::error::{CommonErrors as _, Error, Result};

@@ -43,14 +43,7 @@ fn one() -> Vec<LogVersion> {
 }
 
 fn row<'a>(example: &'a Example, taes: &'a [&'a [f32]]) -> LogRow<'a> {
-    LogRow {
-        example,
-        taes,
-        correction: false,
-        ingested_ms: 0,
-        position: None,
-        position_checksum: None,
-    }
+    LogRow { example, taes, correction: false, ingested_ms: 0, place: None }
 }
 
 /// Embeddings with unusual bit patterns: signed zeros, subnormals, infinity.
@@ -164,16 +157,15 @@ fn several(logs: &Path, data: &Dataset, examples: &[Example], tae_storage: TaeSt
         };
         writer.set_versions(active.to_vec()).unwrap();
         let taes: Vec<&[f32]> = taes.iter().map(Vec::as_slice).collect();
-        let position = Some(at as u64 + 1);
-        writer.write(LogRow { position, ingested_ms: 5, ..row(example, &taes) }).unwrap();
+        let place = Some(LoggedPlace { position: at as u64 + 1, checksum: None });
+        writer.write(LogRow { place, ingested_ms: 5, ..row(example, &taes) }).unwrap();
     }
     let mut late = examples[examples.len() - 1].clone();
     late.targets.truncate(1);
     late.targets[0].outcome = Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN };
     let correction = LogRow {
         correction: true,
-        position: Some(1000),
-        position_checksum: Some(77),
+        place: Some(LoggedPlace { position: 1000, checksum: Some(77) }),
         ..row(&late, &[&[0.5, 0.25]])
     };
     writer.write(correction).unwrap();
@@ -215,15 +207,20 @@ fn each_version_is_read_where_it_was_logged() {
     );
     // A new writer continues after the last complete file.
     let mut writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
-    assert_eq!((writer.position(), writer.position_checksum()), (Some(1000), Some(77)));
+    let last = LoggedPlace { position: 1000, checksum: Some(77) };
+    assert_eq!(writer.place(), Some(last));
+    let earlier = writer.earlier_places().unwrap();
+    assert_eq!(earlier.last(), Some(&last));
+    assert!(earlier.len() > 1 && earlier.is_sorted_by_key(|place| place.position), "{earlier:?}");
 
     // It notes that the stream goes on somewhere else without a request, which readers pass over.
     let end = LogReader::open_for(&logs, Some("1.0.0")).unwrap().end;
     let mut follower = LogFollower::open(&logs, "1.0.0", end).unwrap();
-    writer.go_on_at(40, None).unwrap();
+    let back = LoggedPlace { position: 40, checksum: None };
+    writer.go_on_at(back).unwrap();
     let versions = vec![LogVersion::new("1.0.0", 3)];
     let mut writer = LogWriter::create(&logs, &data.schema, options(), versions).unwrap();
-    assert_eq!((writer.position(), writer.position_checksum()), (Some(40), None));
+    assert_eq!(writer.place(), Some(back));
     assert!(follower.next_request().unwrap().is_none());
     writer.write(row(&examples[0], &[&tae(&examples[0])])).unwrap();
     writer.finish().unwrap();

@@ -47,6 +47,15 @@ pub enum TaeStorage {
     Bf16,
 }
 
+/// A place in the stream that is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoggedPlace {
+    /// The position after a record.
+    pub position: u64,
+    /// A checksum of that record, for the follower of the stream; none if it is not known.
+    pub checksum: Option<u32>,
+}
+
 /// A request to log.
 #[derive(Debug, Clone, Copy)]
 pub struct LogRow<'a> {
@@ -60,11 +69,8 @@ pub struct LogRow<'a> {
     /// The time when the newest of its events was received, in milliseconds since the epoch; 0 if
     /// unknown.
     pub ingested_ms: i64,
-    /// The position in the stream after the request; none if it is not of a stream.
-    pub position: Option<u64>,
-    /// A checksum of the record before that position, for the follower of the stream; none if it is
-    /// not known.
-    pub position_checksum: Option<u32>,
+    /// After the request; none if it is not of a stream.
+    pub place: Option<LoggedPlace>,
 }
 
 /// Appends requests to a log directory.
@@ -77,9 +83,8 @@ pub struct LogWriter {
     buffered_rows: usize,
     open: Option<OpenFile>,
     next_number: u32,
-    /// The position in the stream after the last request that was written.
-    position: Option<u64>,
-    position_checksum: Option<u32>,
+    /// After the last request that was written.
+    place: Option<LoggedPlace>,
     /// The time of the first tick of the open file.
     begun_ms: Option<i64>,
 }
@@ -118,21 +123,29 @@ impl LogWriter {
             buffered_rows: 0,
             open: None,
             next_number: numbers.last().map_or(0, |last| last + 1),
-            position: last.as_ref().and_then(|note| note.position),
-            position_checksum: last.and_then(|note| note.position_checksum),
+            place: last.and_then(|note| note.place()),
             begun_ms: None,
         })
     }
 
-    /// The position in the stream after the last request that was written. In a new writer, the
-    /// position after the last complete file.
-    pub fn position(&self) -> Option<u64> {
-        self.position
+    /// The place in the stream after the last request that was written. In a new writer, after the
+    /// last complete file.
+    pub fn place(&self) -> Option<LoggedPlace> {
+        self.place
     }
 
-    /// The checksum that was written with that position.
-    pub fn position_checksum(&self) -> Option<u32> {
-        self.position_checksum
+    /// Places after complete files, oldest first: of the last file, of that before, and of others
+    /// each about twice as far back. A damaged file gives none.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn earlier_places(&self) -> Result<Vec<LoggedPlace>> {
+        let numbers = file_numbers(&self.dir)?;
+        let back = std::iter::successors(Some(1), |back: &usize| back.checked_mul(2));
+        let files = back.map_while(|back| Some(numbers[numbers.len().checked_sub(back)?]));
+        let places = files.filter_map(|number| FileNote::read(&self.dir, number).ok()?.place());
+        let newest_first: Vec<LoggedPlace> = places.collect();
+        Ok(newest_first.into_iter().rev().collect())
     }
 
     /// The FM versions whose embeddings are written.
@@ -169,8 +182,8 @@ impl LogWriter {
                 "one embedding a target"
             );
         }
-        if row.position.is_some() {
-            (self.position, self.position_checksum) = (row.position, row.position_checksum);
+        if row.place.is_some() {
+            self.place = row.place;
         }
         self.buffered_rows += example.targets.len();
         self.buffer.push(BufferedRow {
@@ -217,8 +230,7 @@ impl LogWriter {
                     taes: &[&tae[at..next]],
                     correction: false,
                     ingested_ms: 0,
-                    position: None,
-                    position_checksum: None,
+                    place: None,
                 })?;
                 rows += example.targets.len() as u64;
             }
@@ -255,13 +267,13 @@ impl LogWriter {
     }
 
     /// Ends the open file, and notes in a file without requests that the stream goes on at another
-    /// position, with the checksum of the record before it.
+    /// place.
     ///
     /// # Errors
     /// The file system fails.
-    pub fn go_on_at(&mut self, position: u64, checksum: Option<u32>) -> Result<()> {
+    pub fn go_on_at(&mut self, place: LoggedPlace) -> Result<()> {
         self.cut()?;
-        (self.position, self.position_checksum) = (Some(position), checksum);
+        self.place = Some(place);
         self.open = Some(self.create_file()?);
         self.close()
     }
@@ -313,8 +325,8 @@ impl LogWriter {
         if let Some(mut file) = self.open.take() {
             let note = FileNote {
                 versions: self.versions.clone(),
-                position: self.position,
-                position_checksum: self.position_checksum,
+                position: self.place.map(|place| place.position),
+                position_checksum: self.place.and_then(|place| place.checksum),
                 corrections: file.corrections,
             };
             let note = serde_json::to_string(&note).expect("a plain struct serialises");

@@ -28,7 +28,9 @@ use hypercast_stream::{
     Error as StreamError,
     dead_letters::{DeadLetterQueue, LetterReader, LetterScope, UnusableRecord},
     join::{JoinMetrics as _, OutcomeRecord, StateDir, StateUpdate, state_fingerprint},
-    streams::{GapHandling, StreamEngine, StreamFollower, StreamPlace, StreamRecord, Topic},
+    streams::{
+        GapHandling, StreamEngine, StreamFollower, StreamPlace, StreamRecord, StreamTrail, Topic,
+    },
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -62,8 +64,8 @@ pub struct FeatureFollower {
     /// The state that it updates.
     pub live: Arc<LiveFeatures>,
     outcomes: StreamFollower,
-    /// The place after the last outcome that was applied.
-    place: StreamPlace,
+    /// Up to the last outcome that was applied.
+    trail: StreamTrail,
     letters: DeadLetterQueue,
     folder: StateDir,
     world: String,
@@ -188,26 +190,27 @@ impl FeatureFollower {
             count: Arc::new(move |topic: &Topic| counted.stream_gap(topic)),
         };
         let first = || all_outcomes(&folder, &kept, dataset, config);
-        let FeaturesAt { state, place } = saved.map_or_else(first, Ok)?;
+        let FeaturesAt { state, trail } = saved.map_or_else(first, Ok)?;
+        let from = trail.place().position;
         let (source, rate) = (Topic::outcomes(), metrics.set_aside_rate());
         let of = LetterScope { reader: &LetterReader::Features, source: source.name() };
         let letters = DeadLetterQueue::open(engine.clone(), of, None, rate, stop)?;
         let live = LiveFeatures {
             state: RwLock::new(state),
-            applied: watch::Sender::new(place.position),
+            applied: watch::Sender::new(from),
             ended: AtomicBool::new(false),
             metrics,
         };
         let topic = Topic::outcomes();
         let mut follower = FeatureFollower {
             live: Arc::new(live),
-            outcomes: StreamFollower::open(engine, topic, Some(place), gaps)?,
-            place,
+            outcomes: StreamFollower::open(engine, topic, Some(trail.clone()), gaps)?,
+            trail,
             letters,
             folder,
             world,
             save_every: config.join.save_every_events,
-            saved_at: place.position,
+            saved_at: from,
             failures: RepeatedFailures::default(),
         };
         match follower.catch_up() {
@@ -215,7 +218,7 @@ impl FeatureFollower {
                 tracing::warn!("the features are made again of the data set and all outcomes");
                 let all = all_outcomes(&follower.folder, &kept, dataset, config)?;
                 *follower.live.state.write().expect("no writer panics") = all.state;
-                follower.go_to(all.place)?;
+                follower.go_to(all.trail.place())?;
                 // Older records may be missing, too.
                 follower.outcomes.set_policy(config.engine.on_gap);
                 follower.catch_up()?;
@@ -223,7 +226,7 @@ impl FeatureFollower {
             caught_up => caught_up?,
         }
         follower.outcomes.set_policy(config.engine.on_gap);
-        tracing::info!(from = place.position, to = follower.position(), "outcomes followed");
+        tracing::info!(from, to = follower.position(), "outcomes followed");
         Ok(follower)
     }
 
@@ -282,16 +285,17 @@ impl FeatureFollower {
             self.go_to(StreamPlace::at(self.position()))?;
             return Err(error);
         }
-        self.place = self.outcomes.place();
-        if self.position() != self.place.position {
-            self.live.applied.send_replace(self.place.position);
+        self.trail.clone_from(self.outcomes.trail());
+        let StreamPlace { position, .. } = self.trail.place();
+        if self.position() != position {
+            self.live.applied.send_replace(position);
         }
         Ok(())
     }
 
     fn go_to(&mut self, place: StreamPlace) -> Result<()> {
         self.outcomes.seek(place)?;
-        self.place = place;
+        self.trail.clone_from(self.outcomes.trail());
         self.live.applied.send_replace(place.position);
         Ok(())
     }
@@ -307,7 +311,7 @@ impl FeatureFollower {
         let state = self.live.state().saved();
         let saved = SavedLiveState { position, world: self.world.clone(), state };
         self.saved_at = position;
-        if let Err(error) = self.folder.write(&saved, self.place)
+        if let Err(error) = self.folder.write(&saved, &self.trail)
             && self.failures.is_news(&error)
         {
             tracing::warn!(%error, "the live state is not saved; the next start takes longer");
@@ -318,7 +322,7 @@ impl FeatureFollower {
 /// A feature state, and where in the outcomes it is.
 struct FeaturesAt {
     state: FeatureState,
-    place: StreamPlace,
+    trail: StreamTrail,
 }
 
 /// The saved state, if there is one of this data set.
@@ -332,7 +336,7 @@ fn saved(
         tracing::warn!(%error, "the saved live state cannot be read; starting from the data set");
         None
     });
-    let Some((SavedLiveState { position, world: of, state: saved }, place)) = saved else {
+    let Some((SavedLiveState { position, world: of, state: saved }, trail)) = saved else {
         return Ok(None);
     };
     if of != world {
@@ -341,7 +345,8 @@ fn saved(
     }
     let mut state = FeatureState::new(dataset, config.features);
     state.restore(saved)?;
-    Ok(Some(FeaturesAt { state, place: place.unwrap_or(StreamPlace::at(position)) }))
+    let trail = trail.unwrap_or_else(|| StreamPlace::at(position).into());
+    Ok(Some(FeaturesAt { state, trail }))
 }
 
 /// The data set's state, before all outcomes.
@@ -360,7 +365,7 @@ fn all_outcomes(
     }
     let until_ms = config.timeline.until_ms()?;
     let state = FeatureState::rebuild(dataset, config.features, until_ms)?;
-    Ok(FeaturesAt { state, place: StreamPlace::at(0) })
+    Ok(FeaturesAt { state, trail: StreamPlace::at(0).into() })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What a joiner does whose state was moved away while its outputs are there: it makes their
 //! records again without writing them, and compares. So it learns by which rules they were made:
-//! releases before believed every time in an event. Records that neither rules make are told,
-//! because to skip as many of its own would lose some and write others twice.
+//! releases before believed every time in an event. Records that neither rules make are told: to
+//! skip as many of its own would lose some. If it is to go on, all from the first of them on are new.
 //!
 //! Missing events end the comparison, and it is told from where on the outputs are not compared: a
 //! window is as long as all events before suggest, so no record behind them is known to be made
@@ -66,17 +66,15 @@ impl Rehearsal<'_> {
         let why = format!(
             "stream {topic}: the record at position {position} is not the one that this joiner \
              makes of the events: its state is not there, and other settings of [join] or [fm] \
-             made the stream. Restore the state or those settings; or set engine.on_gap = \
-             \"continue\": it then skips as many records as are stored, so some may be lost or \
-             come twice"
+             made the stream, or events were lost. Restore the state, those settings or the \
+             events; or set engine.on_gap = \"continue\": all from this record on then counts as \
+             new, so that some come twice"
         );
         match self.policy {
             OnGap::Stop => Err(Error::refused(why)),
             OnGap::Continue => {
                 tracing::error!("{why}; going on (engine.on_gap)");
-                let mut joiner = fresh()?;
-                joiner.knows_outputs = false;
-                Ok(RehearsedJoiner { joiner, not_compared: None })
+                Ok(RehearsedJoiner { joiner: fresh()?, not_compared: None })
             }
         }
     }

@@ -28,7 +28,7 @@ use crate::error::{CommonErrors as _, Error, Result};
 use crate::events::EventRecord;
 use crate::streams::{
     GapCause, GapHandling, StreamEngine, StreamFollower, StreamGap, StreamPlace, StreamRecord,
-    Topic,
+    StreamTrail, Topic,
 };
 
 /// The number of events per read.
@@ -51,8 +51,8 @@ pub struct Runner {
     engine: Arc<dyn StreamEngine>,
     joiner: Joiner,
     events: StreamFollower,
-    /// The place after the last event whose records are stored.
-    place: StreamPlace,
+    /// Up to the last event whose records are stored.
+    trail: StreamTrail,
     /// The end of the events when this was opened. All records in the outputs are of events before.
     first_end: u64,
     gaps: GapHandling,
@@ -95,12 +95,12 @@ impl Runner {
         let bare = dataset.without_content();
         let saved = state_dir.read::<SavedJoiner>()?;
         let fresh = saved.is_none();
-        let (joiner, place) = match saved {
-            Some((saved, place)) => {
+        let (joiner, trail) = match saved {
+            Some((saved, trail)) => {
                 check_fingerprint(&fingerprint, &saved, state_dir.dir())?;
-                let place = place.unwrap_or(StreamPlace::at(saved.position));
+                let trail = trail.unwrap_or_else(|| StreamPlace::at(saved.position).into());
                 let state = FeatureState::new(&bare, settings.features);
-                (Joiner::restore(state, saved)?, place)
+                (Joiner::restore(state, saved)?, trail)
             }
             None => {
                 let begun = outputs.joined.end + outputs.outcomes.end > 0;
@@ -118,7 +118,7 @@ impl Runner {
                 } else {
                     fresh()?
                 };
-                (joiner, StreamPlace::at(position))
+                (joiner, StreamTrail::from(StreamPlace::at(position)))
             }
         };
         let topic = Topic::events();
@@ -127,8 +127,7 @@ impl Runner {
         let letters = DeadLetterQueue::open(engine.clone(), of, None, rate, stop.clone())?;
         let mut runner = Runner {
             letters,
-            events: StreamFollower::open(engine.clone(), topic, Some(place), gaps.clone())?,
-            place,
+            events: StreamFollower::open(engine.clone(), topic, Some(trail.clone()), gaps.clone())?,
             first_end: kept.end,
             gaps,
             wanted: Some(wanted)
@@ -140,7 +139,8 @@ impl Runner {
             state_dir,
             fingerprint,
             save_every: settings.options.settings.save_every_events,
-            saved_at: place.position,
+            saved_at: trail.place().position,
+            trail,
             reported: clock::instant(),
             joiner,
         };
@@ -187,7 +187,7 @@ impl Runner {
             }
         };
         let mut unusable = Vec::new();
-        let skipped = stored.is_empty() && self.events.place() != self.place;
+        let skipped = stored.is_empty() && self.events.place() != self.trail.place();
         for record in &stored {
             self.outputs.event = record.position;
             if let Err(reason) = join_record(&mut self.joiner, record, &mut self.outputs) {
@@ -199,7 +199,7 @@ impl Runner {
         }
         self.outputs.flush()?;
         self.letters.set_aside(unusable)?;
-        self.place = self.events.place();
+        self.trail.clone_from(self.events.trail());
         let departed = self.outputs.departed(&mut self.joiner);
         let skipped = self.check_replay(skipped)? || skipped || departed;
         self.apply_options()?;
@@ -221,10 +221,9 @@ impl Runner {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&mut self) -> Result<()> {
-        let (state_dir, place) = (&self.state_dir, self.place);
-        self.joiner
-            .save(place.position, &self.fingerprint, |saved| state_dir.write(saved, place))?;
-        self.saved_at = place.position;
+        let (state_dir, trail, position) = (&self.state_dir, &self.trail, self.position());
+        self.joiner.save(position, &self.fingerprint, |saved| state_dir.write(saved, trail))?;
+        self.saved_at = position;
         Ok(())
     }
 
@@ -256,7 +255,7 @@ impl Runner {
     }
 
     fn position(&self) -> u64 {
-        self.place.position
+        self.trail.place().position
     }
 
     /// Reports the progress about once a second.

@@ -12,7 +12,7 @@ use hypercast_core::{atomic_file, dir_lock::DirLock, disk};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::streams::StreamPlace;
+use crate::streams::{StreamPlace, StreamTrail};
 
 /// The first bytes of the file, which name its layout.
 const MAGIC: &[u8; 8] = b"hcstate1";
@@ -41,15 +41,16 @@ impl StateDir {
         &self.dir
     }
 
-    /// Replaces the state, and the place in the stream that it follows.
+    /// Replaces the state, and where its owner stands in the stream that it follows.
     ///
     /// # Errors
     /// The file cannot be written, for example because the disk is full. The old state is then
     /// still there.
-    pub fn write(&self, state: &impl Serialize, place: StreamPlace) -> Result<()> {
+    pub fn write(&self, state: &impl Serialize, trail: &StreamTrail) -> Result<()> {
         let path = self.path();
         let failed = |error: postcard::Error| Error::data(&path, error.to_string());
-        let plain = postcard::to_allocvec(&(state, place)).map_err(failed)?;
+        let plain = (state, trail.place(), trail.earlier());
+        let plain = postcard::to_allocvec(&plain).map_err(failed)?;
         let packed = zstd::encode_all(&plain[..], LEVEL).map_err(Error::io(&path))?;
         let checksum = crc32fast::hash(&packed).to_le_bytes();
         let written = atomic_file::write_with(&path, |file| {
@@ -58,11 +59,12 @@ impl StateDir {
         written.map_err(Error::io(&path))
     }
 
-    /// Reads the state and its place, if there is one. States of earlier versions have no place.
+    /// Reads the state, if there is one, and where its owner stands. States of earlier versions do
+    /// not say that, or say no earlier places.
     ///
     /// # Errors
     /// The state is damaged, or another version wrote it.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<Option<(T, Option<StreamPlace>)>> {
+    pub fn read<T: DeserializeOwned>(&self) -> Result<Option<(T, Option<StreamTrail>)>> {
         let path = self.path();
         let Some(bytes) = Error::found(&path, disk::read(&path))? else { return Ok(None) };
         let failed = |why: &str| {
@@ -80,9 +82,15 @@ impl StateDir {
         let plain = zstd::decode_all(packed).map_err(|error| failed(&error.to_string()))?;
         let wrong = |error: postcard::Error| failed(&error.to_string());
         let (state, rest) = postcard::take_from_bytes(&plain).map_err(wrong)?;
-        let place =
-            if rest.is_empty() { None } else { Some(postcard::from_bytes(rest).map_err(wrong)?) };
-        Ok(Some((state, place)))
+        if rest.is_empty() {
+            return Ok(Some((state, None)));
+        }
+        let (place, rest) = postcard::take_from_bytes::<StreamPlace>(rest).map_err(wrong)?;
+        let earlier = match rest {
+            [] => Vec::new(),
+            rest => postcard::from_bytes(rest).map_err(wrong)?,
+        };
+        Ok(Some((state, Some(StreamTrail::new(place, earlier)))))
     }
 
     fn path(&self) -> PathBuf {
@@ -102,9 +110,10 @@ mod tests {
         let folder = StateDir::lock(dir.path()).unwrap();
         assert_eq!(folder.read::<Vec<u64>>().unwrap(), None);
         let state: Vec<u64> = (0..1000).collect();
-        let place = StreamPlace { position: 7, checksum: Some(1 << 30) };
-        folder.write(&state, place).unwrap();
-        assert_eq!(folder.read().unwrap(), Some((state, Some(place))));
+        let place = |position| StreamPlace { position, checksum: Some(1 << 30) };
+        let trail = StreamTrail::new(place(7), vec![place(2), place(5)]);
+        folder.write(&state, &trail).unwrap();
+        assert_eq!(folder.read().unwrap(), Some((state, Some(trail))));
         let path = folder.path();
         let mut bytes = fs::read(&path).unwrap();
         let middle = bytes.len() / 2;

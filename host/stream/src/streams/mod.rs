@@ -34,7 +34,7 @@ pub use self::directory::{DirectoryEngine, DirectoryLimits};
 pub use self::follow::{GapHandling, StreamFollower};
 pub use self::memory::MemoryEngine;
 pub use self::nats::NatsEngine;
-pub use self::place::{GapCause, StreamGap, StreamPlace};
+pub use self::place::{GapCause, StreamGap, StreamPlace, StreamTrail};
 
 /// Opens the engine that the settings name, for a process that a signal ends at once.
 ///

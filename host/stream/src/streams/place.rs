@@ -65,6 +65,68 @@ impl StreamPlace {
     }
 }
 
+/// Where a reader stands, and earlier places at which it stood: near ones closely, far ones sparsely.
+/// If the stream lost its tail and grew again, the newest of them that the stream still has tells
+/// from where on it has other records. From there the reader reads about as many records twice as
+/// were lost, and leaves none out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamTrail {
+    /// Where it stands.
+    #[serde(flatten)]
+    place: StreamPlace,
+    /// Oldest first. Each is before the next one, and at most some hundred are there.
+    #[serde(default)]
+    earlier: Vec<StreamPlace>,
+}
+
+impl StreamTrail {
+    /// Of a reader that stands at `place` and stood at the earlier ones, oldest first.
+    pub fn new(place: StreamPlace, earlier: Vec<StreamPlace>) -> StreamTrail {
+        let mut trail = StreamTrail::default();
+        earlier.into_iter().chain([place]).for_each(|place| trail.move_to(place));
+        trail
+    }
+
+    /// Where the reader stands.
+    pub fn place(&self) -> StreamPlace {
+        self.place
+    }
+
+    /// Where it stood before, oldest first.
+    pub fn earlier(&self) -> &[StreamPlace] {
+        &self.earlier
+    }
+
+    /// Moves to another place, before which nothing is known of a stream if it is an earlier one.
+    pub fn move_to(&mut self, place: StreamPlace) {
+        let left = std::mem::replace(&mut self.place, place);
+        self.earlier.extend(Some(left).filter(|left| left.checksum.is_some()));
+        while self.earlier.pop_if(|earlier| earlier.position >= place.position).is_some() {}
+        self.thin_out();
+    }
+
+    /// Drops a place if those around it are close to each other, as seen from where the reader is.
+    fn thin_out(&mut self) {
+        let distance = |earlier: &StreamPlace| self.place.position - earlier.position;
+        let mut at = 1;
+        while at + 1 < self.earlier.len() {
+            let (before, after) =
+                (distance(&self.earlier[at - 1]), distance(&self.earlier[at + 1]));
+            if before <= after.saturating_mul(2) {
+                self.earlier.remove(at);
+            } else {
+                at += 1;
+            }
+        }
+    }
+}
+
+impl From<StreamPlace> for StreamTrail {
+    fn from(place: StreamPlace) -> StreamTrail {
+        StreamTrail { place, earlier: Vec::new() }
+    }
+}
+
 /// Records that a reader should find in a stream are missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamGap {

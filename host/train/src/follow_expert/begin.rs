@@ -22,7 +22,7 @@ use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert::train::SavedTrainer;
 use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope};
-use hypercast_stream::streams::{StreamEngine, StreamPlace, Topic};
+use hypercast_stream::streams::{StreamEngine, StreamPlace, StreamTrail, Topic};
 
 /// What there is to go on with.
 pub(super) struct StartedTrainer {
@@ -30,8 +30,8 @@ pub(super) struct StartedTrainer {
     pub(super) place: ExpertCheckpoint,
     /// The position of the next order to try a record again; none for those that come from now on.
     pub(super) orders: Option<u64>,
-    /// Of the record before its place.
-    pub(super) checksum: Option<u32>,
+    /// Where it stands in the stream of joined examples, if it follows that.
+    pub(super) joined: StreamTrail,
     /// What was published last.
     pub(super) last: Option<SavedTrainer>,
     /// What was measured since.
@@ -100,10 +100,9 @@ pub(super) fn begin(
             let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
             LogFeed::Logs(Box::new(FollowedLogs { logs, letters }))
         }
-        (FeedPosition::Joined(from), Some(checkpoint)) => {
+        (FeedPosition::Joined(_), Some(checkpoint)) => {
             let context = ServiceContext { dataset, config, engine: engine.clone() };
-            let from = StreamPlace { position: from, checksum: begun.checksum };
-            let from = JoinedPosition { joined: Some(from), orders };
+            let from = JoinedPosition { joined: Some(begun.joined.clone()), orders };
             let joined = JoinedReader::open(context.clone(), &reader, from, reports)?;
             let computed = ComputedFeed::open(context, checkpoint, joined, surfaces.clone())?;
             LogFeed::Computed(Box::new(computed))
@@ -124,12 +123,12 @@ fn resume(context: ExpertContext<'_>, state: FollowerState) -> Result<StartedTra
         LastPublished::This => Some(state.trainer.clone()),
         LastPublished::Earlier(saved) => Some(*saved),
     };
-    let StateAddition { orders, mean_loss, checksum } = state.addition;
+    let StateAddition { orders, mean_loss, joined } = state.addition;
     let mut stream = context.setup().resume(&context.dataset.schema, state.trainer)?;
     stream.trainer.set_mean_loss(mean_loss);
     let mut measured = EvalWindow::new(&stream.blueprint);
     measured.rows = state.measured.into();
-    Ok(StartedTrainer { stream, place: state.place, orders, checksum, last, measured })
+    Ok(StartedTrainer { stream, place: state.place, orders, joined, last, measured })
 }
 
 /// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the
@@ -196,8 +195,12 @@ fn learn_past(
     };
     let place =
         ExpertCheckpoint { position, requests: 0, corrections: 0, until_ms, ingested_ms: 0 };
-    let (orders, checksum, last) = (None, None, None);
-    Ok(Some(StartedTrainer { stream, place, orders, checksum, last, measured }))
+    let joined = match position {
+        FeedPosition::Joined(position) => StreamPlace::at(position).into(),
+        FeedPosition::Logs(_) => StreamTrail::default(),
+    };
+    let (orders, last) = (None, None);
+    Ok(Some(StartedTrainer { stream, place, orders, joined, last, measured }))
 }
 
 /// The logs, if there are any yet.

@@ -40,16 +40,17 @@ impl FeedPosition {
 
 /// Where a feed goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FeedPlace {
-    pub(super) position: FeedPosition,
-    /// Of the record before it in the stream of joined examples ([`StreamPlace`]).
-    pub(super) checksum: Option<u32>,
+pub(super) enum FeedPlace {
+    Logs(LogPosition),
+    Joined(StreamPlace),
 }
 
 impl FeedPlace {
-    fn joined(place: StreamPlace) -> FeedPlace {
-        let StreamPlace { position, checksum } = place;
-        FeedPlace { position: FeedPosition::Joined(position), checksum }
+    pub(super) fn position(self) -> FeedPosition {
+        match self {
+            FeedPlace::Logs(position) => FeedPosition::Logs(position),
+            FeedPlace::Joined(place) => FeedPosition::Joined(place.position),
+        }
     }
 }
 
@@ -193,11 +194,8 @@ impl LogFeed {
     /// After the last row that was given.
     pub(super) fn place(&self) -> FeedPlace {
         match self {
-            LogFeed::Logs(followed) => {
-                let position = FeedPosition::Logs(followed.logs.position());
-                FeedPlace { position, checksum: None }
-            }
-            LogFeed::Computed(computed) => FeedPlace::joined(computed.place),
+            LogFeed::Logs(followed) => FeedPlace::Logs(followed.logs.position()),
+            LogFeed::Computed(computed) => FeedPlace::Joined(computed.place),
         }
     }
 

@@ -6,12 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{super::eval_window::WindowRow, ExpertCheckpoint};
+use super::{super::eval_window::WindowRow, ExpertCheckpoint, FeedPosition};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_core::atomic_file;
 use hypercast_expert::train::SavedTrainer;
+use hypercast_stream::streams::{StreamPlace, StreamTrail};
 
 const FORMAT: u32 = 2;
 
@@ -29,16 +30,17 @@ pub(super) struct FollowerState {
 }
 
 /// What the files of earlier releases do not have, and their readers pass over.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct StateAddition {
     /// The position of the next order to try a row again; none before the first step.
     pub(super) orders: Option<u64>,
     /// The usual loss of a step; 0 where it is not known.
     pub(super) mean_loss: f64,
-    /// Of the record before its position in the stream of joined examples. It comes last in the
-    /// file, and files of before it end there.
+    /// Where it stands in the stream of joined examples, if it follows that. It comes last in the
+    /// file: first the checksum of its place, then its earlier places. Earlier files end before
+    /// either.
     #[serde(skip)]
-    pub(super) checksum: Option<u32>,
+    pub(super) joined: StreamTrail,
 }
 
 /// What was published last, beside what is saved.
@@ -54,6 +56,11 @@ pub(super) enum LastPublished {
 
 fn path(work: &Path) -> PathBuf {
     work.join("state.bin")
+}
+
+/// A part of a file, and what follows it. Files of earlier releases end before it.
+fn next_part<T: DeserializeOwned + Default>(rest: &[u8]) -> postcard::Result<(T, &[u8])> {
+    if rest.is_empty() { Ok((T::default(), rest)) } else { postcard::take_from_bytes(rest) }
 }
 
 impl FollowerState {
@@ -76,17 +83,16 @@ impl FollowerState {
         }
         let unreadable = |error: postcard::Error| wrong(&error.to_string());
         let (state, rest) = postcard::take_from_bytes::<FollowerState>(body).map_err(unreadable)?;
-        let addition = match rest {
-            [] => StateAddition::default(),
-            rest => {
-                let (addition, rest) = postcard::take_from_bytes(rest).map_err(unreadable)?;
-                let checksum = match rest {
-                    [] => None,
-                    rest => postcard::from_bytes(rest).map_err(unreadable)?,
-                };
-                StateAddition { checksum, ..addition }
+        let (addition, rest) = next_part::<StateAddition>(rest).map_err(unreadable)?;
+        let (checksum, rest) = next_part(rest).map_err(unreadable)?;
+        let (earlier, _) = next_part(rest).map_err(unreadable)?;
+        let joined = match state.place.position {
+            FeedPosition::Joined(position) => {
+                StreamTrail::new(StreamPlace { position, checksum }, earlier)
             }
+            FeedPosition::Logs(_) => StreamTrail::default(),
         };
+        let addition = StateAddition { joined, ..addition };
         Ok(Some(FollowerState { addition, ..state }))
     }
 
@@ -96,7 +102,8 @@ impl FollowerState {
         let unwritable = |error: postcard::Error| Error::data(&path, error.to_string());
         let mut body = postcard::to_stdvec(self).map_err(unwritable)?;
         body.extend(postcard::to_stdvec(&self.addition).map_err(unwritable)?);
-        body.extend(postcard::to_stdvec(&self.addition.checksum).map_err(unwritable)?);
+        let joined = (self.addition.joined.place().checksum, self.addition.joined.earlier());
+        body.extend(postcard::to_stdvec(&joined).map_err(unwritable)?);
         let checksum = crc32fast::hash(&body).to_le_bytes();
         let bytes = [&FORMAT.to_le_bytes(), &checksum, &body[..]].concat();
         atomic_file::write(&path, &bytes).map_err(Error::io(&path))

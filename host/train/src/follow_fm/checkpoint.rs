@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hypercast_core::{atomic_dir, atomic_file};
 use hypercast_fm::trainer::FmTrainer;
-use hypercast_stream::streams::StreamPlace;
+use hypercast_stream::streams::{StreamPlace, StreamTrail};
 use serde::{Deserialize, Serialize};
 
 use super::{super::eval_window::EvalWindow, progress::ProgressWindow};
@@ -17,14 +17,12 @@ const FORMAT: u32 = 1;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct FmCheckpoint {
     format: u32,
-    /// The position of the next record in the joined stream.
-    pub(super) position: u64,
+    /// Where it stands in the joined stream. Older checkpoints have fewer places.
+    #[serde(flatten)]
+    pub(super) joined: StreamTrail,
     /// The position of the next order to try a record again; none before the first step.
     #[serde(default)]
     pub(super) orders: Option<u64>,
-    /// Of the record before it ([`StreamPlace`]); older checkpoints have none.
-    #[serde(default)]
-    pub(super) checksum: Option<u32>,
     /// Requests learned from.
     pub(super) requests: u64,
     /// Corrections learned from.
@@ -67,18 +65,12 @@ pub(super) fn read_measured(work: &Path, window: &mut EvalWindow) {
 impl FmCheckpoint {
     /// One that has learned from nothing.
     pub(super) fn at(place: StreamPlace) -> FmCheckpoint {
-        let StreamPlace { position, checksum } = place;
-        FmCheckpoint { position, checksum, ..FmCheckpoint::default() }
+        FmCheckpoint { joined: place.into(), ..FmCheckpoint::default() }
     }
 
-    /// Where it stands in the joined stream.
-    pub(super) fn stream_place(&self) -> StreamPlace {
-        StreamPlace { position: self.position, checksum: self.checksum }
-    }
-
-    /// Stands at another place of the joined stream from now on.
-    pub(super) fn move_to(&mut self, place: StreamPlace) {
-        (self.position, self.checksum) = (place.position, place.checksum);
+    /// The position of the next record in the joined stream.
+    pub(super) fn position(&self) -> u64 {
+        self.joined.place().position
     }
 
     /// What was saved; none where nothing was.

@@ -100,7 +100,7 @@ impl FmProgress {
             progress_log::ProgressSlice { surface, task, n: slice.n, ne: slice.ne() }
         });
         let stands = json!({
-            "position": place.position, "requests": place.requests,
+            "position": place.position(), "requests": place.requests,
             "corrections": place.corrections, "until_ms": place.until_ms,
         });
         Some(learning.line(stands, slices))

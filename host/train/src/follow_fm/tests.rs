@@ -322,7 +322,7 @@ fn a_harmful_record_is_a_dead_letter_and_is_tried_again_once() {
         run(&dataset, &config, engine.clone(), &Shutdown::default());
         let after = place();
         assert_eq!(after.requests, before.requests + 1, "it learns from it once");
-        assert_eq!((after.position, after.corrections), (before.position, before.corrections));
+        assert_eq!((after.position(), after.corrections), (before.position(), before.corrections));
         let again: Vec<[u64; 2]> = listed()[5..]
             .iter()
             .map(|own| [own.letter.position, u64::from(own.letter.retries)])

@@ -114,10 +114,13 @@ struct FollowedNumbers {
 }
 
 impl FollowedNumbers {
-    /// The places at which the numbers from 1 to `last` do not follow each other.
+    /// The places at which numbers from 1 to `last` are left out, or at which earlier ones come
+    /// again, whichever are more.
     fn breaks(&self, last: u64) -> u64 {
         let all = [&[0], &self.numbers[..], &[last + 1]].concat();
-        all.windows(2).filter(|pair| pair[1] != pair[0] + 1).count() as u64
+        let left_out = all.windows(2).filter(|pair| pair[1] > pair[0] + 1).count();
+        let again = all.windows(2).filter(|pair| pair[1] <= pair[0]).count();
+        left_out.max(again) as u64
     }
 }
 
