@@ -83,16 +83,16 @@ impl Simulation {
                     return;
                 }
             }
-            FaultKind::LostTail { count } => {
-                let lost = self.server.borrow_mut().lose_tail(&Topic::events(), count);
-                if !self.note_lost(lost) {
+            FaultKind::LostTail { of, count } => {
+                let lost = self.server.borrow_mut().lose_tail(&of.topic(), count);
+                if !self.note_lost(of.topic(), lost) {
                     return;
                 }
             }
-            FaultKind::LostInside { count } => {
+            FaultKind::LostInside { of, count } => {
                 let choice = mix_parts(&[self.plan.seed, 6, number as u64]);
-                let lost = self.server.borrow_mut().lose_inside(&Topic::events(), count, choice);
-                if !self.note_lost(lost) {
+                let lost = self.server.borrow_mut().lose_inside(&of.topic(), count, choice);
+                if !self.note_lost(of.topic(), lost) {
                     return;
                 }
             }
@@ -131,12 +131,12 @@ impl Simulation {
         is_flipped
     }
 
-    /// Notes events that the server lost; false if there are none.
-    fn note_lost(&self, lost: Vec<StreamRecord>) -> bool {
+    /// Notes records that the server lost; false if there are none.
+    fn note_lost(&self, topic: Topic, lost: Vec<StreamRecord>) -> bool {
         let now = self.timeline.now.get();
         let positions: Vec<u64> = lost.iter().map(|record| record.position).collect();
-        self.timeline.trace.line(now, "server", || format!("loses events {positions:?}"));
-        self.ledger.borrow_mut().lost.extend(lost);
+        self.timeline.trace.line(now, "server", || format!("loses {topic} {positions:?}"));
+        self.ledger.borrow_mut().lost.entry(topic).or_default().extend(lost);
         !positions.is_empty()
     }
 

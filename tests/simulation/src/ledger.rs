@@ -1,8 +1,10 @@
 //! What callers were told, against which the streams are held.
 
+use std::collections::BTreeMap;
+
 use hypercast_stream::{
     events::{AppendReceipt, EventKind},
-    streams::StreamRecord,
+    streams::{StreamRecord, Topic},
 };
 
 use crate::{
@@ -36,8 +38,8 @@ pub struct Ledger {
     pub last_published: Option<String>,
     /// Gaps that joiners counted.
     pub gaps_told: u64,
-    /// Events that the server lost.
-    pub lost: Vec<StreamRecord>,
+    /// Records that the server lost.
+    pub lost: BTreeMap<Topic, Vec<StreamRecord>>,
     ids_sent: u64,
     moments: u64,
 }
@@ -95,13 +97,23 @@ impl Ledger {
         let has_ids = call.events.iter().all(|event| !matches!(event.kind, EventKind::Item(_)));
         let sent = self.ids_sent - self.sent_before[number]?;
         let is_known = sent < plan.settings.remembered_ids as u64;
-        (has_ids && is_known && receipt.accepted > self.lost.len()).then(|| {
+        (has_ids && is_known && receipt.accepted > self.lost(&Topic::events()).len()).then(|| {
             format!(
                 "call {number} was acknowledged, and sent again after {sent} other events; {} of \
                  its events were stored again",
                 receipt.accepted
             )
         })
+    }
+
+    /// What the server lost of a stream.
+    pub fn lost(&self, topic: &Topic) -> &[StreamRecord] {
+        self.lost.get(topic).map_or(&[], Vec::as_slice)
+    }
+
+    /// The first position of a stream at which a record was lost at any time; else its end.
+    pub fn intact(&self, topic: &Topic) -> u64 {
+        self.lost(topic).iter().map(|record| record.position).min().unwrap_or(u64::MAX)
     }
 
     /// Whether every call was.

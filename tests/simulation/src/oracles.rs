@@ -70,7 +70,7 @@ pub fn check(world: &Simulation) {
     };
     at_rest(world, &streams);
     offline_join(world, &streams);
-    let told = told(world, &streams);
+    let told = told(world, &streams.joined);
     examples(world, &streams, &told);
     labels(world, &streams, &told);
     features(world, &streams);
@@ -81,8 +81,7 @@ pub fn check(world: &Simulation) {
 }
 
 fn read(world: &Simulation) -> Result<Streams, String> {
-    let first_lost = world.ledger.borrow().lost.iter().map(|record| record.position).min();
-    let loses = first_lost.is_some();
+    let loses = |topic: &Topic| world.ledger.borrow().lost.contains_key(topic);
     // The second joiner runs no more, and its machine is the others' or has a way to the server.
     let read = |topic: Topic| {
         world.observe(&world.processes[2].machine, || {
@@ -99,7 +98,7 @@ fn read(world: &Simulation) -> Result<Streams, String> {
                         return Err(format!("{topic} ends at {end}, but has {}", records.len()));
                     }
                     StreamRead::Records(read) => records.extend(read),
-                    StreamRead::Gap(_) if topic == Topic::events() && loses => {}
+                    StreamRead::Gap(_) if loses(&topic) => {}
                     StreamRead::Gap(gap) => return Err(gap.to_string()),
                 }
             }
@@ -116,7 +115,7 @@ fn read(world: &Simulation) -> Result<Streams, String> {
         outcomes: read(Topic::outcomes())?,
         versions: read(Topic::versions())?,
         letters: letters?.letters.into_iter().map(|letter| letter.letter).collect(),
-        intact: first_lost.unwrap_or(u64::MAX),
+        intact: world.ledger.borrow().intact(&Topic::events()),
     })
 }
 
@@ -139,7 +138,8 @@ fn at_rest(world: &Simulation, streams: &Streams) {
 }
 
 /// The outputs are record by record what a joiner makes of the events that never stopped. If the
-/// server lost events, this is so up to the first of them: what came after may be gone from there.
+/// server lost events or outputs, this is so up to the first of them: what came after may be gone
+/// from there.
 fn offline_join<'a>(world: &Simulation, streams: &'a Streams) {
     let settings = config(&world.plan).joiner().expect("as the processes had it");
     let bare = dataset().without_content();
@@ -155,13 +155,18 @@ fn offline_join<'a>(world: &Simulation, streams: &'a Streams) {
             world.violate("streams", format!("event {}: {error}", record.position));
         }
     }
+    let ledger = world.ledger.borrow();
+    let intact = [Topic::joined(), Topic::outcomes()].map(|topic| ledger.intact(&topic) as usize);
+    drop(ledger);
     let rest_follows = streams.intact < u64::MAX;
-    let up_to = |stored: &'a [StreamRecord], made: usize| match rest_follows {
-        true => &stored[..stored.len().min(made)],
-        false => stored,
+    let up_to = |stored: &'a [StreamRecord], intact: usize, made: usize| match rest_follows {
+        true => &stored[..stored.len().min(intact).min(made)],
+        false => &stored[..stored.len().min(intact)],
     };
-    compare(world, "joined", up_to(&streams.joined, made.joined.len()), &made.joined);
-    compare(world, "outcomes", up_to(&streams.outcomes, made.outcomes.len()), &made.outcomes);
+    let joined = up_to(&streams.joined, intact[0], made.joined.len());
+    compare(world, "joined", joined, &made.joined[..made.joined.len().min(intact[0])]);
+    let outcomes = up_to(&streams.outcomes, intact[1], made.outcomes.len());
+    compare(world, "outcomes", outcomes, &made.outcomes[..made.outcomes.len().min(intact[1])]);
 }
 
 /// Whether a fault appended it.
@@ -201,7 +206,8 @@ fn compare<T: serde::Serialize + Debug>(
     }
 }
 
-fn told(world: &Simulation, streams: &Streams) -> HashMap<Shown, Told> {
+/// What records of joined examples tell.
+fn told(world: &Simulation, joined: &[StreamRecord]) -> HashMap<Shown, Told> {
     let requests: HashMap<u64, u64> = world
         .plan
         .requests
@@ -209,7 +215,7 @@ fn told(world: &Simulation, streams: &Streams) -> HashMap<Shown, Told> {
         .flat_map(|&number| part_ids(number).map(move |part| (part, request_id(number))))
         .collect();
     let mut told: HashMap<Shown, Told> = HashMap::new();
-    for record in &streams.joined {
+    for record in joined {
         let joined = match JoinedRecord::decode(&record.payload) {
             Ok(joined) => joined,
             Err(error) => {
@@ -236,16 +242,18 @@ fn told(world: &Simulation, streams: &Streams) -> HashMap<Shown, Told> {
 }
 
 /// Each impression is in one example, and one that was acknowledged surely is, unless the server
-/// lost it. A joiner that told a gap may have made examples twice, but none may be missing.
+/// lost it or its example. A joiner that told a gap may have made examples twice, but none may be
+/// missing.
 fn examples(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
     let ledger = world.ledger.borrow();
     let (acknowledged, may_repeat) = (ledger.acknowledged.clone(), ledger.gaps_told > 0);
-    let mut lost = all_shown(&ledger.lost);
-    drop(ledger);
+    let mut lost = all_shown(ledger.lost(&Topic::events()));
     lost.retain({
         let stored = all_shown(&streams.events);
         move |shown| !stored.contains(shown)
     });
+    lost.extend(self::told(world, ledger.lost(&Topic::joined())).into_keys());
+    drop(ledger);
     for (call, acknowledged) in world.calls.iter().zip(acknowledged) {
         for event in &call.events {
             for shown in shown_in(&event.kind) {
@@ -295,7 +303,10 @@ fn reached_ms(event: &EventRecord, stored_ms: Option<i64>) -> i64 {
 /// Every action is in the label, or in a correction of it; in the label if it came before any clock
 /// could have closed the shortest window.
 fn labels(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
-    let lost = all_shown(&world.ledger.borrow().lost);
+    let ledger = world.ledger.borrow();
+    let mut lost = all_shown(ledger.lost(&Topic::events()));
+    lost.extend(self::told(world, ledger.lost(&Topic::joined())).into_keys());
+    drop(ledger);
     let shortest_ms = world.plan.settings.min_window_s as i64 * 1000;
     let mut clock_ms = i64::MIN;
     let mut open: BTreeMap<Shown, OpenWindow> = BTreeMap::new();
@@ -334,8 +345,12 @@ fn labels(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
     }
 }
 
-/// The features that requests read are those of the outcomes.
+/// The features that requests read are those of the outcomes, unless some of those were lost after
+/// they were applied.
 fn features(world: &Simulation, streams: &Streams) {
+    if !world.ledger.borrow().lost(&Topic::outcomes()).is_empty() {
+        return;
+    }
     let settings = config(&world.plan).joiner().expect("as the processes had it");
     let mut expected =
         FeatureState::rebuild(dataset(), settings.features, None).expect("the data set is whole");

@@ -3,11 +3,13 @@
 //! seed it means the same when the code that draws plans changes.
 
 use hypercast_core::hash::mix_parts;
+use hypercast_stream::streams::Topic;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     disk::NameOrder,
     host::{DiskFault, DiskUse},
+    publications,
 };
 
 /// A run from its first request to its rest.
@@ -131,13 +133,19 @@ pub enum FaultKind {
         /// How many.
         count: u32,
     },
-    /// The server restarts without the last events: it had not synced them.
+    /// The server restarts without the last records of a stream: it had not synced them.
     LostTail {
+        /// Of which stream.
+        #[serde(default)]
+        of: LosingStream,
         /// How many.
         count: u32,
     },
-    /// The server loses events inside of their stream.
+    /// The server loses records inside of a stream.
     LostInside {
+        /// Of which stream.
+        #[serde(default)]
+        of: LosingStream,
         /// How many, one behind the other.
         count: u32,
     },
@@ -183,8 +191,14 @@ impl FaultKind {
             FaultKind::Partition { .. } => "partition",
             FaultKind::LostRequests { .. } => "lost requests",
             FaultKind::LostAnswers { .. } => "lost answers",
-            FaultKind::LostTail { .. } => "lost tail",
-            FaultKind::LostInside { .. } => "lost inside",
+            FaultKind::LostTail { of: LosingStream::Events, .. } => "lost tail, events",
+            FaultKind::LostTail { of: LosingStream::Joined, .. } => "lost tail, joined",
+            FaultKind::LostTail { of: LosingStream::Outcomes, .. } => "lost tail, outcomes",
+            FaultKind::LostTail { of: LosingStream::Weights, .. } => "lost tail, weights",
+            FaultKind::LostInside { of: LosingStream::Events, .. } => "lost inside, events",
+            FaultKind::LostInside { of: LosingStream::Joined, .. } => "lost inside, joined",
+            FaultKind::LostInside { of: LosingStream::Outcomes, .. } => "lost inside, outcomes",
+            FaultKind::LostInside { of: LosingStream::Weights, .. } => "lost inside, weights",
             FaultKind::BitRot { file: RottenFile::JoinState } => "bit rot, joiner",
             FaultKind::BitRot { file: RottenFile::FeatureState } => "bit rot, features",
             FaultKind::BitRot { file: RottenFile::EventsEnd } => "bit rot, end",
@@ -193,6 +207,33 @@ impl FaultKind {
             FaultKind::LaterEvent => "later event",
             FaultKind::LaterDecision => "later decision",
             FaultKind::SecondJoiner { .. } => "second joiner",
+        }
+    }
+}
+
+/// A stream of which the server can lose records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LosingStream {
+    /// Events.
+    #[default]
+    Events,
+    /// Joined examples.
+    Joined,
+    /// Outcomes.
+    Outcomes,
+    /// Published weights.
+    Weights,
+}
+
+impl LosingStream {
+    /// The stream as the engine names it.
+    pub fn topic(self) -> Topic {
+        match self {
+            LosingStream::Events => Topic::events(),
+            LosingStream::Joined => Topic::joined(),
+            LosingStream::Outcomes => Topic::outcomes(),
+            LosingStream::Weights => publications::topic(),
         }
     }
 }
@@ -244,6 +285,18 @@ impl Draw {
     pub fn around(&mut self, most: i64) -> i64 {
         self.below(2 * most.unsigned_abs() + 1) as i64 - most
     }
+}
+
+/// The stream that loses records: mostly the events, of which all else is made.
+fn losing(draw: &mut Draw) -> LosingStream {
+    draw.one_of(&[
+        LosingStream::Events,
+        LosingStream::Events,
+        LosingStream::Events,
+        LosingStream::Joined,
+        LosingStream::Outcomes,
+        LosingStream::Weights,
+    ])
 }
 
 /// A day, by which clocks jump at most.
@@ -320,8 +373,12 @@ impl Plan {
             13 => FaultKind::RestoredState { age_ms: 1 + draw.below(120_000) },
             14 => FaultKind::LaterEvent,
             15 => FaultKind::LaterDecision,
-            16 if is_server => FaultKind::LostTail { count: 1 + draw.below(8) as u32 },
-            17 if is_server => FaultKind::LostInside { count: 1 + draw.below(4) as u32 },
+            16 if is_server => {
+                FaultKind::LostTail { of: losing(draw), count: 1 + draw.below(8) as u32 }
+            }
+            17 if is_server => {
+                FaultKind::LostInside { of: losing(draw), count: 1 + draw.below(4) as u32 }
+            }
             11 if apart => FaultKind::SecondJoiner { for_ms: draw.below(60_000) },
             _ => return None,
         };

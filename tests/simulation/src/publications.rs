@@ -26,7 +26,8 @@ const PUBLISHES: u64 = 20;
 const SETTINGS: PublishSettings =
     PublishSettings { share: 1.0, starve_after: 1, every_s: 1, snapshot_every: 4, zstd_level: 1 };
 
-fn topic() -> Topic {
+/// The stream of the weights that are published.
+pub fn topic() -> Topic {
     Topic::fm("0.1.0")
 }
 
@@ -139,8 +140,12 @@ impl ServedWeights {
     }
 }
 
-/// At rest the daemon serves with what was published last.
+/// At rest the daemon serves with what was published last, unless publications were lost: then it
+/// waits for the next snapshot.
 pub fn check(world: &Simulation) {
+    if !world.ledger.borrow().lost(&topic()).is_empty() {
+        return;
+    }
     let life = world.processes[0].life.borrow();
     let served = life.as_ref().and_then(|life| life.served.as_ref()?.weights.as_ref());
     let ledger = world.ledger.borrow();

@@ -349,7 +349,7 @@ fn saved(
     Ok(Some(FeaturesAt { state, trail }))
 }
 
-/// The data set's state, before all outcomes.
+/// The data set's state, before all outcomes that are kept.
 fn all_outcomes(
     folder: &StateDir,
     kept: &Range<u64>,
@@ -357,15 +357,22 @@ fn all_outcomes(
     config: &Config,
 ) -> Result<FeaturesAt> {
     if kept.start > 0 {
-        return Err(Error::invalid(format!(
-            "outcomes before {} are no longer in the stream, and {} has no saved state that includes them; copy that folder from another daemon",
-            kept.start,
-            folder.dir().display()
-        )));
+        let (first, state) = (kept.start, folder.dir().display());
+        let why = format!(
+            "outcomes before {first} are no longer in the stream, and {state} has no saved state \
+             that includes them"
+        );
+        if config.engine.on_gap == OnGap::Stop {
+            return Err(Error::invalid(format!(
+                "{why}; copy that folder from another daemon, or set engine.on_gap = \"continue\" \
+                 to rank without them"
+            )));
+        }
+        tracing::error!("{why}; going on without them (engine.on_gap)");
     }
     let until_ms = config.timeline.until_ms()?;
     let state = FeatureState::rebuild(dataset, config.features, until_ms)?;
-    Ok(FeaturesAt { state, trail: StreamPlace::at(0).into() })
+    Ok(FeaturesAt { state, trail: StreamPlace::at(kept.start).into() })
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What a joiner does whose state was moved away while its outputs are there: it makes their
 //! records again without writing them, and compares. So it learns by which rules they were made:
 //! releases before believed every time in an event. Records that neither rules make are told: to
-//! skip as many of its own would lose some. If it is to go on, all from the first of them on are new.
+//! skip as many of its own would lose some. If it is to go on, all from the first of them on are
+//! new.
 //!
 //! Missing events end the comparison, and it is told from where on the outputs are not compared: a
 //! window is as long as all events before suggest, so no record behind them is known to be made

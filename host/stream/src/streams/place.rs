@@ -65,10 +65,10 @@ impl StreamPlace {
     }
 }
 
-/// Where a reader stands, and earlier places at which it stood: near ones closely, far ones sparsely.
-/// If the stream lost its tail and grew again, the newest of them that the stream still has tells
-/// from where on it has other records. From there the reader reads about as many records twice as
-/// were lost, and leaves none out.
+/// Where a reader stands, and earlier places at which it stood: near ones closely, far ones
+/// sparsely. If the stream lost its tail and grew again, the newest of them that the stream still
+/// has tells from where on it has other records. From there the reader reads about as many records
+/// twice as were lost, and leaves none out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamTrail {
     /// Where it stands.
