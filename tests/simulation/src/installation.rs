@@ -26,11 +26,13 @@ use hypercast_stream::{
 };
 
 use crate::{
+    earlier,
     plan::{Layout, Plan, ROLES, Role},
     plant::Plant,
     publications::{PublishingTrainer, ServedWeights},
     server::ServerClient,
     versions::{self, Decider},
+    work::CountedEngine,
     world::Simulation,
 };
 
@@ -169,11 +171,13 @@ impl Life {
         match plant {
             Some(Plant::TimesBelieved) => config.join.max_future_s = 0,
             Some(Plant::NoTicks) => config.join.tick_ms = u64::MAX,
+            Some(Plant::SavedAtEvents) => config.join.save_every_events = 1,
             _ => {}
         }
         let stops_at_gaps = !Simulation::current().gaps_accepted.get();
         config.engine.on_gap = if stops_at_gaps { OnGap::Stop } else { OnGap::Continue };
         let engine = engine(plan, process, plant)?;
+        let engine: Arc<dyn StreamEngine> = Arc::new(CountedEngine { engine, process });
         let metrics = Arc::new(Metrics::default());
         let joiner_metrics =
             Arc::new(CountedGaps { metrics: metrics.clone(), gaps: AtomicU64::new(0) });
@@ -267,6 +271,14 @@ impl Life {
     /// The engine cannot be reached.
     pub fn append_later_decision(&self) -> Result<(), String> {
         versions::decide_as_later_version(&*self.engine)
+    }
+
+    /// Appends a decision as an earlier version of the host makes it.
+    ///
+    /// # Errors
+    /// The engine cannot be reached, or a decision is not known.
+    pub fn append_earlier_decision(&self) -> Result<(), String> {
+        earlier::decide(&*self.engine)
     }
 
     /// How many events were joined, if this process joins.

@@ -40,6 +40,8 @@ pub struct Ledger {
     pub passed: Vec<StreamRecord>,
     /// Events that the server lost.
     pub lost: Vec<StreamRecord>,
+    /// Positions of events at which a joiner went on from a state of an earlier version.
+    pub upgraded: Vec<u64>,
     ids_sent: u64,
     moments: u64,
 }
