@@ -360,18 +360,16 @@ impl Disk {
         }
     }
 
-    /// Flips bits of a byte in a file, and returns what it was; none if there is no such byte.
-    pub fn flip(&mut self, path: &Path, at: usize, mask: u8) -> Option<u8> {
-        let Ok(Node::File(file)) = self.node(path) else { return None };
+    /// Flips bits of a byte in a file, if there is one.
+    pub fn flip(&mut self, path: &Path, at: usize, mask: u8) {
+        let Ok(Node::File(file)) = self.node(path) else { return };
         let mut file = file.borrow_mut();
         let FileNode { data, synced, .. } = &mut *file;
-        let before = data.get(at).copied()?;
         for content in [data, synced] {
             if let Some(byte) = content.get_mut(at) {
                 *byte ^= mask;
             }
         }
-        Some(before)
     }
 
     fn file(&self, file: SimulatedFile) -> io::Result<&FileRef> {

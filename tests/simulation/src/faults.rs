@@ -6,7 +6,9 @@ use hypercast_core::hash::mix_parts;
 use hypercast_stream::streams::{StreamRecord, Topic};
 
 use crate::{
+    earlier,
     host::ArmedFault,
+    installation::engine,
     plan::{FaultKind, ROLES},
     world::{Due, Process, Simulation, Stepped},
 };
@@ -54,7 +56,7 @@ impl Simulation {
                 self.schedule(Duration::from_millis(age_ms), Due::PutBack(number));
             }
             FaultKind::LaterEvent | FaultKind::LaterDecision | FaultKind::EarlierDecision => {
-                if !self.append_foreign(process, fault.kind) {
+                if !self.append_foreign(at, fault.kind) {
                     return;
                 }
             }
@@ -94,13 +96,17 @@ impl Simulation {
     }
 
     /// Appends what another version of the host would; false if the process does not run.
-    fn append_foreign(&self, process: &Process, kind: FaultKind) -> bool {
+    fn append_foreign(&self, at: usize, kind: FaultKind) -> bool {
+        let process = &self.processes[at];
         let Ok(life) = process.life.try_borrow_mut() else { return false };
         let host = process.host.borrow().clone().filter(|host| !host.is_gone());
         let (Some(host), Some(life)) = (host, &*life) else { return false };
         let appended = self.run_on(&host, || match kind {
             FaultKind::LaterEvent => life.append_later_event().map(|()| true),
-            FaultKind::EarlierDecision => life.append_earlier_decision().map(|()| true),
+            FaultKind::EarlierDecision => {
+                let engine = engine(&self.plan, at, self.plant)?;
+                earlier::decide(&*engine).map(|()| true)
+            }
             _ => life.append_later_decision().map(|()| true),
         });
         matches!(appended, Stepped::Went { .. })

@@ -26,7 +26,6 @@ use hypercast_stream::{
 };
 
 use crate::{
-    earlier,
     plan::{Layout, Plan, ROLES, Role},
     plant::Plant,
     publications::{PublishingTrainer, ServedWeights},
@@ -271,14 +270,6 @@ impl Life {
     /// The engine cannot be reached.
     pub fn append_later_decision(&self) -> Result<(), String> {
         versions::decide_as_later_version(&*self.engine)
-    }
-
-    /// Appends a decision as an earlier version of the host makes it.
-    ///
-    /// # Errors
-    /// The engine cannot be reached, or a decision is not known.
-    pub fn append_earlier_decision(&self) -> Result<(), String> {
-        earlier::decide(&*self.engine)
     }
 
     /// How many events were joined, if this process joins.

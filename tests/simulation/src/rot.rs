@@ -27,15 +27,15 @@ pub(crate) struct RottenBit {
     /// Its byte in the file, and its bit in that.
     at: usize,
     mask: u8,
-    /// What the byte was.
-    sound: u8,
+    /// What was in the file after it, up to where that must not change.
+    content: Vec<u8>,
 }
 
 impl RottenBit {
-    /// Whether the byte is still as the fault has left it.
+    /// Whether the file is still the one that the fault has hit.
     fn is_there(&self) -> bool {
-        let content = self.machine.disk.borrow_mut().content(&self.path);
-        content.and_then(|content| content.get(self.at).copied()) == Some(self.sound ^ self.mask)
+        let content = self.machine.disk.borrow().content(&self.path);
+        content.is_some_and(|content| content.starts_with(&self.content))
     }
 
     /// Restores the file from a copy, in which the bit has not flipped.
@@ -111,12 +111,12 @@ impl Simulation {
             return false;
         }
         let (at, mask) = (choice as usize / 8 % bytes, 1 << (choice % 8));
-        let mut disk = machine.disk.borrow_mut();
-        let Some(sound) = disk.flip(&path, at, mask) else { return false };
-        drop(disk);
+        machine.disk.borrow_mut().flip(&path, at, mask);
+        let mut content = machine.disk.borrow().content(&path).unwrap_or_default();
+        content.truncate(bytes);
         let now = self.timeline.now.get();
         self.timeline.trace.line(now, "fault", || format!("bit {mask:#x} of {path:?} {at}"));
-        rotten.push(RottenBit { file, machine, path, at, mask, sound });
+        rotten.push(RottenBit { file, machine, path, at, mask, content });
         self.processes.iter().for_each(|of| of.streams.borrow_mut().forget_saved());
         true
     }
@@ -193,7 +193,7 @@ impl Simulation {
 }
 
 fn whole(machine: &Machine, path: &str) -> Option<FilePart> {
-    let bytes = machine.disk.borrow_mut().content(Path::new(path))?.len();
+    let bytes = machine.disk.borrow().content(Path::new(path))?.len();
     Some(FilePart { path: path.into(), bytes })
 }
 
