@@ -352,21 +352,24 @@ impl Disk {
         }
     }
 
-    /// Flips one bit of a file; false if there is no such file, or it is empty.
-    pub fn flip_bit(&mut self, path: &Path, choice: u64) -> bool {
-        let Ok(Node::File(file)) = self.node(path) else { return false };
+    /// What is in a file; none if there is none.
+    pub fn content(&self, path: &Path) -> Option<Vec<u8>> {
+        match self.node(path).ok()? {
+            Node::File(file) => Some(file.borrow().data.clone()),
+            Node::Folder(_) => None,
+        }
+    }
+
+    /// Flips bits of a byte in a file, if there is one.
+    pub fn flip(&mut self, path: &Path, at: usize, mask: u8) {
+        let Ok(Node::File(file)) = self.node(path) else { return };
         let mut file = file.borrow_mut();
         let FileNode { data, synced, .. } = &mut *file;
-        if data.is_empty() {
-            return false;
-        }
-        let at = choice as usize / 8 % data.len();
         for content in [data, synced] {
             if let Some(byte) = content.get_mut(at) {
-                *byte ^= 1 << (choice % 8);
+                *byte ^= mask;
             }
         }
-        true
     }
 
     fn file(&self, file: SimulatedFile) -> io::Result<&FileRef> {

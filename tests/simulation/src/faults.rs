@@ -1,43 +1,20 @@
 //! What a fault of the plan does when it is due, and what an operator does afterwards.
 
-use std::{
-    ffi::OsStr,
-    path::{Path, PathBuf},
-    rc::Rc,
-    time::Duration,
-};
+use std::{path::Path, rc::Rc, time::Duration};
 
-use hypercast_core::{disk, hash::mix_parts};
+use hypercast_core::hash::mix_parts;
 use hypercast_stream::streams::{StreamRecord, Topic};
 
 use crate::{
-    host::{ArmedFault, Machine},
-    plan::{FaultKind, ROLES, RottenFile},
+    earlier,
+    host::ArmedFault,
+    installation::engine,
+    plan::{FaultKind, ROLES},
     world::{Due, Process, Simulation, Stepped},
 };
 
 /// Where processes keep their state.
 const STATE: &str = "/state";
-
-/// A bit that has flipped.
-pub(crate) struct RottenBit {
-    file: RottenFile,
-    machine: Rc<Machine>,
-    path: PathBuf,
-    choice: u64,
-}
-
-impl RottenBit {
-    /// Restores the file from a copy, in which the bit has not flipped.
-    pub(crate) fn restore(&self) {
-        self.machine.disk.borrow_mut().flip_bit(&self.path, self.choice);
-    }
-
-    /// Whether it is in a file that nobody can do without.
-    pub(crate) fn is_needed(&self) -> bool {
-        self.file == RottenFile::EventsSegment
-    }
-}
 
 impl Simulation {
     /// What happens when a fault is due.
@@ -78,10 +55,15 @@ impl Simulation {
                 self.copies.borrow_mut().insert(number, copy);
                 self.schedule(Duration::from_millis(age_ms), Due::PutBack(number));
             }
-            FaultKind::LaterEvent | FaultKind::LaterDecision => {
-                if !self.append_later(process, fault.kind) {
+            FaultKind::LaterEvent | FaultKind::LaterDecision | FaultKind::EarlierDecision => {
+                if !self.append_foreign(at, fault.kind) {
                     return;
                 }
+            }
+            FaultKind::EarlierRelease => {
+                process.stopping.set(true);
+                process.leaves_earlier_states.set(true);
+                return;
             }
             FaultKind::LostTail { of, count } => {
                 let lost = self.server.borrow_mut().lose_tail(&of.topic(), count);
@@ -104,33 +86,6 @@ impl Simulation {
         *self.struck.borrow_mut().entry((fault.kind.name(), fault.on)).or_default() += 1;
     }
 
-    /// Flips a bit; false if there is no such file.
-    fn rot(&self, process: &Process, file: RottenFile, choice: u64) -> bool {
-        let mut disk = process.machine.disk.borrow_mut();
-        let path = match file {
-            RottenFile::JoinState => "/state/join/state".into(),
-            RottenFile::FeatureState => "/state/serve/state".into(),
-            RottenFile::EventsEnd => "/streams/events/end".into(),
-            RottenFile::EventsSegment => {
-                let folder = Path::new("/streams/events");
-                let mut names = disk.names(folder).unwrap_or_default();
-                names.retain(|name| Path::new(name).extension() == Some(OsStr::new("records")));
-                // Writers have the last one.
-                names.pop();
-                if names.is_empty() {
-                    return false;
-                }
-                folder.join(&names[choice as usize % names.len()])
-            }
-        };
-        let is_flipped = disk.flip_bit(&path, choice);
-        if is_flipped {
-            let machine = process.machine.clone();
-            self.rotten.borrow_mut().push(RottenBit { file, machine, path, choice });
-        }
-        is_flipped
-    }
-
     /// Notes records that the server lost; false if there are none.
     fn note_lost(&self, topic: Topic, lost: Vec<StreamRecord>) -> bool {
         let now = self.timeline.now.get();
@@ -140,20 +95,25 @@ impl Simulation {
         !positions.is_empty()
     }
 
-    /// Appends what only a later version of the host knows; false if the process does not run.
-    fn append_later(&self, process: &Process, kind: FaultKind) -> bool {
+    /// Appends what another version of the host would; false if the process does not run.
+    fn append_foreign(&self, at: usize, kind: FaultKind) -> bool {
+        let process = &self.processes[at];
         let Ok(life) = process.life.try_borrow_mut() else { return false };
         let host = process.host.borrow().clone().filter(|host| !host.is_gone());
         let (Some(host), Some(life)) = (host, &*life) else { return false };
         let appended = self.run_on(&host, || match kind {
             FaultKind::LaterEvent => life.append_later_event().map(|()| true),
+            FaultKind::EarlierDecision => {
+                let engine = engine(&self.plan, at, self.plant)?;
+                earlier::decide(&*engine).map(|()| true)
+            }
             _ => life.append_later_decision().map(|()| true),
         });
         matches!(appended, Stepped::Went { .. })
     }
 
     /// Ends a process at once, as `kill -9`.
-    fn kill(&self, process: &Process) {
+    pub(crate) fn kill(&self, process: &Process) {
         if let Some(host) = &*process.host.borrow() {
             host.ended.set(true);
         }
@@ -167,41 +127,20 @@ impl Simulation {
         for process in &self.processes {
             if Rc::ptr_eq(&process.machine, machine) {
                 self.kill(process);
+                process.streams.borrow_mut().forget_saved();
             }
         }
         machine.disk.borrow_mut().put_back(Path::new(STATE), &copy);
     }
 
-    /// Does what an error says: of missing records, that processes go on without them; of a file
-    /// that a fault had damaged, all processes are stopped, and it is removed or restored.
-    /// False if there is nothing to be done.
+    /// Does what an error says: of missing records, that processes go on without them; of a damaged
+    /// file, that it is removed or restored. False if there is nothing to be done.
     pub(crate) fn repair(&self, process: &Process, error: &str) -> bool {
         if error.contains("engine.on_gap") && !self.gaps_accepted.replace(true) {
             let now = self.timeline.now.get();
             self.timeline.trace.line(now, "operator", || "sets on_gap to continue".to_owned());
             return true;
         }
-        let says_what_to_do = |bit: &RottenBit| {
-            let names = error.contains(&format!("{}: ", bit.path.display()));
-            let remedies: &[&str] = match bit.is_needed() {
-                true => &["restore the file from a copy"],
-                false => &["move it away", "remove this file"],
-            };
-            names && remedies.iter().any(|remedy| error.contains(remedy))
-        };
-        let mut rotten = self.rotten.borrow_mut();
-        let Some(at) = rotten.iter().position(says_what_to_do) else { return false };
-        self.processes.iter().for_each(|process| self.kill(process));
-        let path = rotten[at].path.clone();
-        if rotten[at].is_needed() {
-            rotten.remove(at).restore();
-        } else {
-            // It may come back with a state that is restored.
-            let removed = self.observe(&process.machine, || disk::remove_file(&path));
-            drop(removed);
-        }
-        let now = self.timeline.now.get();
-        self.timeline.trace.line(now, "operator", || format!("removes or restores {path:?}"));
-        true
+        self.mend_rot(&process.machine, error)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::TryLockError,
     io::{self, ErrorKind},
     panic,
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     disk::{Disk, NameOrder, PowerCut, SECTOR},
     trace::Trace,
+    work::DiskWork,
 };
 
 /// When simulations begin, in milliseconds since 1970.
@@ -101,15 +102,6 @@ pub struct ArmedFault {
     pub hits: u32,
 }
 
-/// What a process did on its disk, in all its lives.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct DiskWork {
-    /// Operations of any kind.
-    pub operations: u64,
-    /// Bytes read and written.
-    pub bytes: u64,
-}
-
 /// One life of a process.
 pub struct ProcessHost {
     /// Its name in the trace.
@@ -124,6 +116,8 @@ pub struct ProcessHost {
     pub struck: RefCell<Vec<DiskFault>>,
     /// Its work in this life.
     pub work: Cell<DiskWork>,
+    /// What it logged in the last step, as warnings and errors.
+    pub said: RefCell<Vec<String>>,
     /// How long the current step has slept.
     pub slept: Cell<Duration>,
     timeline: Rc<SimulatedTime>,
@@ -142,6 +136,7 @@ impl ProcessHost {
             armed: RefCell::default(),
             struck: RefCell::default(),
             work: Cell::default(),
+            said: RefCell::default(),
             slept: Cell::default(),
             timeline: timeline.clone(),
             seed,
@@ -173,7 +168,7 @@ impl ProcessHost {
         if std::thread::panicking() || self.is_gone() {
             return Err(io::Error::other("the process has ended"));
         }
-        self.work.update(|work| DiskWork { operations: work.operations + 1, ..work });
+        self.count(|work| work.operations += 1);
         let mut armed = self.armed.borrow_mut();
         let mut met = None;
         for waiting in armed.iter_mut() {
@@ -223,8 +218,10 @@ impl ProcessHost {
         self.machine.disk.borrow().path(file)
     }
 
-    fn count(&self, bytes: usize) {
-        self.work.update(|work| DiskWork { bytes: work.bytes + bytes as u64, ..work });
+    fn count(&self, add: impl FnOnce(&mut DiskWork)) {
+        let mut work = self.work.get();
+        add(&mut work);
+        self.work.set(work);
     }
 }
 
@@ -277,7 +274,9 @@ impl SimulatedDisk for ProcessHost {
     fn read_at(&self, file: SimulatedFile, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         self.before(DiskUse::Read, "read", &self.path(file))?;
         let read = self.machine.disk.borrow().read_at(file, buffer, at)?;
-        self.count(read);
+        if self.path(file).extension() == Some(OsStr::new("records")) {
+            self.count(|work| work.read_bytes += read as u64);
+        }
         Ok(read)
     }
 
@@ -293,7 +292,9 @@ impl SimulatedDisk for ProcessHost {
         let mut disk = self.machine.disk.borrow_mut();
         let written = disk.write_at(file, &bytes[..length], at, written_back)?;
         drop(disk);
-        self.count(written);
+        if self.path(file).extension() != Some(OsStr::new("partial")) {
+            self.count(|work| work.written_bytes += written as u64);
+        }
         met.map_or(Ok(()), |fault| self.strike(fault))?;
         Ok(written)
     }
@@ -358,6 +359,7 @@ impl SimulatedDisk for ProcessHost {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.before(DiskUse::Other, "rename", from)?;
+        self.count(|work| work.replaced += 1);
         self.machine.disk.borrow_mut().rename(from, to)
     }
 }

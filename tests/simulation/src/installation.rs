@@ -31,6 +31,7 @@ use crate::{
     publications::{PublishingTrainer, ServedWeights},
     server::ServerClient,
     versions::{self, Decider},
+    work::CountedEngine,
     world::Simulation,
 };
 
@@ -169,11 +170,13 @@ impl Life {
         match plant {
             Some(Plant::TimesBelieved) => config.join.max_future_s = 0,
             Some(Plant::NoTicks) => config.join.tick_ms = u64::MAX,
+            Some(Plant::SavedAtEvents) => config.join.save_every_events = 1,
             _ => {}
         }
         let stops_at_gaps = !Simulation::current().gaps_accepted.get();
         config.engine.on_gap = if stops_at_gaps { OnGap::Stop } else { OnGap::Continue };
         let engine = engine(plan, process, plant)?;
+        let engine: Arc<dyn StreamEngine> = Arc::new(CountedEngine { engine, process });
         let metrics = Arc::new(Metrics::default());
         let joiner_metrics =
             Arc::new(CountedGaps { metrics: metrics.clone(), gaps: AtomicU64::new(0) });

@@ -40,6 +40,8 @@ pub struct Ledger {
     pub gaps_told: u64,
     /// Records that the server lost.
     pub lost: BTreeMap<Topic, Vec<StreamRecord>>,
+    /// Positions of events at which a joiner went on from a state of an earlier version.
+    pub upgraded: Vec<u64>,
     ids_sent: u64,
     moments: u64,
 }

@@ -9,26 +9,33 @@
 //! workload      what callers send
 //! publications  weights that a trainer publishes and a daemon follows
 //! versions      decisions that the processes make on one stream
+//! rot           bits that flip in files
+//! earlier       what a release before has left
 //! host, disk    a process's clock, numbers and files, and the faults of these
 //! server        a stream server and the network
 //! ledger, oracles   what callers were told, and what must hold at the end
+//! work          what processes do for it, which must be in proportion
 //! plant         faults that are planted to see that the oracles find them
 //! shrink        the smallest plan that shows a fault
-//! trace         what happened, line by line
+//! log, trace    what processes say, and what happened, line by line
 //! ```
 
 pub mod disk;
+mod earlier;
 mod faults;
 pub mod host;
 pub mod installation;
 pub mod ledger;
+mod log;
 pub mod oracles;
 pub mod plan;
 pub mod plant;
 pub mod publications;
+mod rot;
 pub mod server;
 pub mod shrink;
 pub mod trace;
 pub mod versions;
+pub mod work;
 pub mod workload;
 pub mod world;

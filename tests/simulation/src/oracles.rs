@@ -19,7 +19,7 @@ use hypercast_stream::{
 use crate::{
     installation::{config, dataset, engine},
     plan::Role,
-    publications, versions,
+    publications, versions, work,
     workload::{part_ids, request_id},
     world::Simulation,
 };
@@ -77,7 +77,7 @@ pub fn check(world: &Simulation) {
     set_aside(world, &streams);
     versions::check(world, &streams.versions);
     publications::check(world);
-    work(world, &streams);
+    work::check(world, (streams.events.len() + streams.outcomes.len()) as u64);
 }
 
 fn read(world: &Simulation) -> Result<Streams, String> {
@@ -145,10 +145,14 @@ fn offline_join<'a>(world: &Simulation, streams: &'a Streams) {
     let bare = dataset().without_content();
     let state =
         FeatureState::rebuild(&bare, settings.features, None).expect("the data set is whole");
-    let mut joiner = Joiner::new(state, settings.options);
+    let mut joiner = Joiner::new(state, settings.options.clone());
     let mut made = JoinerOutput::default();
     let intact = streams.events.iter().take_while(|record| record.position < streams.intact);
+    let upgraded = world.ledger.borrow().upgraded.clone();
     for record in intact {
+        if upgraded.contains(&record.position) {
+            joiner.set_options(settings.options.clone());
+        }
         if let Err(error) = join_record(&mut joiner, record, &mut made)
             && !is_of_later_version(record)
         {
@@ -394,24 +398,5 @@ fn question(user: u64) -> RequestInput {
         surface: 0,
         time_ms: crate::host::EPOCH_MS,
         candidates: (1..=9).map(candidate).collect(),
-    }
-}
-
-/// Operations on the disk that a step, an event and a start may cost at most. Measured in runs that
-/// keep all other promises, and doubled.
-const OPERATIONS: [u64; 3] = [30, 30, 2000];
-
-/// The work of a process is in proportion to its steps, the events, and its starts.
-fn work(world: &Simulation, streams: &Streams) {
-    for process in &world.processes {
-        let events = streams.events.len() as u64 + streams.outcomes.len() as u64;
-        let [a_step, an_event, a_start] = OPERATIONS;
-        let allowed =
-            process.steps.get() * a_step + events * an_event + process.lives.get() * a_start;
-        let done = process.work.get().operations;
-        if done > allowed {
-            let role = process.role;
-            world.violate("work", format!("{role:?} did {done} operations, {allowed} are allowed"));
-        }
     }
 }

@@ -163,6 +163,11 @@ pub enum FaultKind {
     LaterEvent,
     /// A decision about versions comes that only a later version of the host knows.
     LaterDecision,
+    /// An earlier version of the host decides about versions.
+    EarlierDecision,
+    /// The process is stopped in order, and its states are those of an earlier version: it is
+    /// installed anew.
+    EarlierRelease,
     /// A second joiner runs beside the first.
     SecondJoiner {
         /// How long.
@@ -203,9 +208,16 @@ impl FaultKind {
             FaultKind::BitRot { file: RottenFile::FeatureState } => "bit rot, features",
             FaultKind::BitRot { file: RottenFile::EventsEnd } => "bit rot, end",
             FaultKind::BitRot { file: RottenFile::EventsSegment } => "bit rot, segment",
+            FaultKind::BitRot { file: RottenFile::NewestEvents } => "bit rot, newest",
+            FaultKind::BitRot { file: RottenFile::Joined } => "bit rot, joined",
+            FaultKind::BitRot { file: RottenFile::Outcomes } => "bit rot, outcomes",
+            FaultKind::BitRot { file: RottenFile::Versions } => "bit rot, versions",
+            FaultKind::BitRot { file: RottenFile::Weights } => "bit rot, weights",
             FaultKind::RestoredState { .. } => "restored state",
             FaultKind::LaterEvent => "later event",
             FaultKind::LaterDecision => "later decision",
+            FaultKind::EarlierDecision => "earlier decision",
+            FaultKind::EarlierRelease => "earlier release",
             FaultKind::SecondJoiner { .. } => "second joiner",
         }
     }
@@ -248,8 +260,18 @@ pub enum RottenFile {
     FeatureState,
     /// The end of the stream of events in a directory.
     EventsEnd,
-    /// A segment of it that is full. It is restored from a copy instead.
+    /// A segment of it that is full. As all that follow it is restored from a copy instead.
     EventsSegment,
+    /// The segment of events that is written to.
+    NewestEvents,
+    /// Any segment of the joined examples in a directory.
+    Joined,
+    /// The same of outcomes.
+    Outcomes,
+    /// The same of decisions about versions.
+    Versions,
+    /// The same of published weights.
+    Weights,
 }
 
 /// Numbers drawn one after the other from a seed.
@@ -324,12 +346,28 @@ impl Plan {
         let requests = (0..draw.one_of(&[20, 60, 150])).collect();
         let mut plan = Plan { seed, layout, requests, settings, faults: Vec::new() };
         // Each run has some kinds of faults: with all of them at once few would come far.
-        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(18)).collect();
+        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(21)).collect();
         for _ in 0..draw.one_of(&[0, 2, 5, 9]) {
             let kind = draw.one_of(&kinds);
             plan.faults.extend(plan.fault(kind, &mut draw));
         }
         plan.faults.sort_by_key(|fault| fault.at_ms);
+        // A state of an earlier version says neither by which record to know a stream again, nor
+        // by which rules later records were joined: it is as good as it was when it was left. And
+        // the events alone do not tell when a later version took it over, and set windows anew.
+        let goes_back = |fault: &PlannedFault| {
+            matches!(
+                fault.kind,
+                FaultKind::LostTail { .. }
+                    | FaultKind::LostInside { .. }
+                    | FaultKind::RestoredState { .. }
+                    | FaultKind::SecondJoiner { .. }
+                    | FaultKind::BitRot { file: RottenFile::JoinState }
+            )
+        };
+        if plan.faults.iter().any(goes_back) {
+            plan.faults.retain(|fault| !matches!(fault.kind, FaultKind::EarlierRelease));
+        }
         plan
     }
 
@@ -379,12 +417,29 @@ impl Plan {
             17 if is_server => {
                 FaultKind::LostInside { of: losing(draw), count: 1 + draw.below(4) as u32 }
             }
+            18 if !is_server => {
+                let files = [
+                    RottenFile::EventsSegment,
+                    RottenFile::NewestEvents,
+                    RottenFile::Joined,
+                    RottenFile::Outcomes,
+                    RottenFile::Versions,
+                    RottenFile::Weights,
+                ];
+                FaultKind::BitRot { file: draw.one_of(&files) }
+            }
+            19 => FaultKind::EarlierRelease,
+            20 => FaultKind::EarlierDecision,
             11 if apart => FaultKind::SecondJoiner { for_ms: draw.below(60_000) },
             _ => return None,
         };
         let on = match kind {
             FaultKind::SecondJoiner { .. } => Role::SecondJoiner,
-            FaultKind::BitRot { file: RottenFile::JoinState } if apart => Role::Joiner,
+            FaultKind::BitRot { file: RottenFile::JoinState | RottenFile::Joined } if apart => {
+                Role::Joiner
+            }
+            FaultKind::BitRot { file: RottenFile::Weights } => Role::Trainer,
+            FaultKind::EarlierRelease if on == Role::Trainer => Role::Daemon,
             FaultKind::LostTail { .. } | FaultKind::LostInside { .. } if apart => Role::Joiner,
             FaultKind::LostTail { .. } | FaultKind::LostInside { .. } => Role::Daemon,
             FaultKind::BitRot { .. } => Role::Daemon,

@@ -34,10 +34,18 @@ pub enum Plant {
     NoTicks,
     /// Readers forget what they read last, by which they know a stream again.
     ChecksumsForgotten,
+    /// Whoever goes on with the events reads all of them before.
+    ReadAgainAtStart,
+    /// Each read of a stream that gives records reads all records before.
+    ReadAgainAtSteps,
+    /// States are saved with every event.
+    SavedAtEvents,
+    /// Nobody hears what processes log.
+    LogsUnread,
 }
 
 /// All of them, with their names.
-pub const PLANTS: [(&str, Plant); 13] = [
+pub const PLANTS: [(&str, Plant); 17] = [
     ("segment-sync", Plant::SegmentSync),
     ("draft-sync", Plant::DraftSync),
     ("folder-sync", Plant::FolderSync),
@@ -51,6 +59,10 @@ pub const PLANTS: [(&str, Plant); 13] = [
     ("publications-reversed", Plant::PublicationsReversed),
     ("no-ticks", Plant::NoTicks),
     ("checksums-forgotten", Plant::ChecksumsForgotten),
+    ("read-again-at-start", Plant::ReadAgainAtStart),
+    ("read-again-at-steps", Plant::ReadAgainAtSteps),
+    ("saved-at-events", Plant::SavedAtEvents),
+    ("logs-unread", Plant::LogsUnread),
 ];
 
 impl Plant {

@@ -87,8 +87,9 @@ impl PublishingTrainer {
         world.ledger.borrow_mut().published.push(self.weights.clone());
         let training =
             TrainingPosition { trained_position: 0, trained_until_ms: 0, ingested_ms: 0 };
-        if self.publisher.publish(&self.weights, training).is_ok() {
-            world.ledger.borrow_mut().last_published = Some(self.weights.name.clone());
+        match self.publisher.publish(&self.weights, training) {
+            Ok(_) => world.ledger.borrow_mut().last_published = Some(self.weights.name.clone()),
+            Err(error) => tracing::warn!(%error, "weights are not published"),
         }
     }
 }
@@ -112,7 +113,12 @@ impl ServedWeights {
 
     /// Takes the publications that have come. What fails is tried again with the next step.
     pub fn step(&mut self) {
-        while let Ok(Some(publication)) = self.follower.next(Duration::ZERO) {
+        loop {
+            let publication = match self.follower.next(Duration::ZERO) {
+                Ok(Some(publication)) => publication,
+                Ok(None) => return,
+                Err(error) => return tracing::warn!(%error, "weights cannot be followed"),
+            };
             let is_snapshot = publication.header.kind == PublicationKind::Snapshot;
             let name = publication.header.manifest;
             let values = match self.weights.take() {

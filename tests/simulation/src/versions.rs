@@ -51,13 +51,16 @@ impl Decider {
     pub fn step(&mut self) {
         let read = self.versions.poll(&*self.engine, Duration::ZERO);
         let world = Simulation::current();
+        if let Err(error) = &read {
+            tracing::warn!(%error, "decisions cannot be followed");
+        }
         if read.is_err() || world.healed.get() || !entropy::number().is_multiple_of(DECIDES) {
             return;
         }
         let choice = entropy::number();
         let count = || world.ledger.borrow_mut().moment();
         let begun = count();
-        let version = format!("0.{}.{}", choice >> 40, choice & 0xffff);
+        let version = drawn(choice);
         let decided = self.versions.decide::<Error>(&*self.engine, |registry| {
             let known = registry.fms();
             match known.get(choice as usize % (known.len() + 2)) {
@@ -67,6 +70,9 @@ impl Decider {
                 None => registry.register_fm(&fm(version.clone())),
             }
         });
+        if let Err(error) = &decided {
+            tracing::warn!(%error, "nothing can be decided");
+        }
         let is_registered = self.versions.registry().fm(&version).is_some();
         if decided.is_ok_and(|decided| decided) && is_registered {
             let ended = count();
@@ -76,7 +82,12 @@ impl Decider {
     }
 }
 
-fn fm(version: String) -> FmVersion {
+/// The version of a choice.
+pub(crate) fn drawn(choice: u64) -> String {
+    format!("0.{}.{}", choice >> 40, choice & 0xffff)
+}
+
+pub(crate) fn fm(version: String) -> FmVersion {
     FmVersion {
         version,
         state: VersionState::Training,

@@ -15,14 +15,15 @@ use hypercast_core::{hash::mix_parts, simulated};
 
 use crate::{
     disk::DiskCopy,
-    faults::RottenBit,
-    host::{ArmedFault, DiskWork, EPOCH_MS, Machine, ProcessHost, SimulatedCrash, SimulatedTime},
+    host::{ArmedFault, EPOCH_MS, Machine, ProcessHost, SimulatedCrash, SimulatedTime},
     installation::{self, Life},
     ledger::{GapsSeen, Ledger, Violation},
-    oracles,
+    log, oracles,
     plan::{FaultKind, Layout, Plan, ROLES, Role},
     plant::Plant,
+    rot::RottenBit,
     server::{Network, Server},
+    work::{self, DiskWork, StreamWork},
     workload::{self, IngestCall},
 };
 
@@ -77,11 +78,15 @@ pub struct Process {
     pub steps: Cell<u64>,
     /// Its work in the lives before.
     pub work: Cell<DiskWork>,
+    /// What it did with streams.
+    pub streams: RefCell<StreamWork>,
     pub(crate) host: RefCell<Option<Rc<ProcessHost>>>,
     /// Whether it shall run.
     pub(crate) wanted: Cell<bool>,
     /// Whether it shall be stopped in order.
     pub(crate) stopping: Cell<bool>,
+    /// Whether an earlier version of the host has run until then.
+    pub(crate) leaves_earlier_states: Cell<bool>,
     /// Faults that wait until it runs.
     pub(crate) waiting: RefCell<Vec<ArmedFault>>,
     drawn: Cell<u64>,
@@ -114,8 +119,17 @@ impl Simulation {
         CURRENT.with_borrow(|world| world.clone().expect("a simulation runs"))
     }
 
-    /// Runs a plan to its end, and then without faults until all is at rest.
+    /// Runs a plan to its end, and then without faults until all is at rest; for some seeds, also
+    /// what shows how work grows.
     pub fn run(plan: &Plan, plant: Option<Plant>, keep_trace: bool) -> Rc<Simulation> {
+        let world = Simulation::run_alone(plan, plant, keep_trace);
+        work::check_growth(&world);
+        world
+    }
+
+    /// As [`Simulation::run`], this plan alone.
+    pub fn run_alone(plan: &Plan, plant: Option<Plant>, keep_trace: bool) -> Rc<Simulation> {
+        let _logs = log::collect();
         // Made outside of any host, on the real disk.
         installation::dataset();
         let world = Rc::new(Simulation::new(plan, plant));
@@ -167,6 +181,7 @@ impl Simulation {
             lives: Cell::new(0),
             steps: Cell::new(0),
             work: Cell::default(),
+            streams: RefCell::default(),
             host: RefCell::default(),
             wanted: Cell::new(match role {
                 Role::Daemon | Role::Trainer => true,
@@ -174,6 +189,7 @@ impl Simulation {
                 Role::SecondJoiner => false,
             }),
             stopping: Cell::new(false),
+            leaves_earlier_states: Cell::new(false),
             waiting: RefCell::default(),
             drawn: Cell::new(0),
         };
@@ -220,9 +236,11 @@ impl Simulation {
     /// Runs something on a new host of a machine, which no fault hits.
     pub fn observe<T>(&self, machine: &Rc<Machine>, run: impl FnOnce() -> T) -> T {
         let host = ProcessHost::new("observer", machine, &self.timeline, self.plan.seed);
+        let said = log::take();
         let entered = simulated::enter(Rc::new(host));
         let made = run();
         drop(entered);
+        log::put_back(said);
         made
     }
 
@@ -272,8 +290,12 @@ impl Simulation {
         host.armed.borrow_mut().append(&mut process.waiting.borrow_mut());
         process.steps.update(|steps| steps + 1);
         let gaps_before = GapsSeen::of(process, &life);
+        let joined = life.as_ref().and_then(Life::joined);
+        let is_start = life.is_none();
+        let rotten = if is_start { self.rotten_states(process) } else { Vec::new() };
         let stepped = self.run_on(&host, || match life.take() {
             None => {
+                process.streams.borrow_mut().begin_life();
                 *life = Some(Life::open(&self.plan, self.plant, number)?);
                 Ok(true)
             }
@@ -283,12 +305,25 @@ impl Simulation {
         self.count_faults(process.role, &host);
         if let Stepped::Went { .. } = stepped {
             self.check_gaps(process, gaps_before, GapsSeen::of(process, &life));
+            for path in rotten {
+                let path = path.display().to_string();
+                if !host.said.borrow().iter().any(|line| line.contains(&path)) {
+                    self.violate("rot", format!("{:?} reads {path} without a word", process.role));
+                }
+            }
+            if let Some(life) = life.as_ref().filter(|_| !is_start) {
+                let failures = self.disk_failures(process.role);
+                process.streams.borrow_mut().step_ended(life, &self.plan, failures);
+            }
         }
         let stopped = life.is_none();
         drop(life);
         let pause_ms = match stepped {
             Stepped::Went { .. } if stopped => {
                 self.end_life(process);
+                if process.leaves_earlier_states.take() {
+                    self.leave_earlier_states(process, joined);
+                }
                 1000
             }
             Stepped::Went { busy: true } => 5 + self.draw(number, 40),
@@ -334,9 +369,12 @@ impl Simulation {
         run: impl FnOnce() -> Result<bool, String>,
     ) -> Stepped {
         host.slept.set(Duration::ZERO);
+        let of_others = log::take();
         let entered = simulated::enter(host.clone());
         let ran = panic::catch_unwind(AssertUnwindSafe(run));
         drop(entered);
+        self.hear(host, log::take());
+        log::put_back(of_others);
         match ran {
             Ok(Ok(busy)) => Stepped::Went { busy },
             Ok(Err(error)) => Stepped::Failed(error),
@@ -349,6 +387,17 @@ impl Simulation {
         }
     }
 
+    /// An operator reads what a process has logged.
+    fn hear(&self, host: &Rc<ProcessHost>, said: Vec<String>) {
+        let said = if self.plant == Some(Plant::LogsUnread) { Vec::new() } else { said };
+        let now = self.timeline.now.get();
+        for line in &said {
+            self.timeline.trace.line(now, &host.name, || format!("logs {line}"));
+            self.mend_rot(&host.machine, line);
+        }
+        host.said.replace(said);
+    }
+
     /// Drops what a process holds, without effect on its disk but that locks are released.
     fn end_life(&self, process: &Process) {
         let Some(host) = process.host.borrow_mut().take() else { return };
@@ -356,9 +405,11 @@ impl Simulation {
         let entered = simulated::enter(host.clone());
         drop(process.life.borrow_mut().take());
         drop(entered);
-        let (before, last) = (process.work.get(), host.work.get());
-        let operations = before.operations + last.operations;
-        process.work.set(DiskWork { operations, bytes: before.bytes + last.bytes });
+        process.work.update(|work| work.and(host.work.take()));
+        let excess = process.streams.borrow_mut().end_life(process.role, &self.plan);
+        if let Some(excess) = excess {
+            self.violate("read once", excess);
+        }
         self.count_faults(process.role, &host);
     }
 
@@ -372,6 +423,13 @@ impl Simulation {
         if after.told > before.told && after.is_to_stop {
             self.violate("gaps", format!("{:?} goes on behind a gap", process.role));
         }
+    }
+
+    /// How often an operation on a process's disk failed.
+    fn disk_failures(&self, role: Role) -> u64 {
+        let struck = self.struck.borrow();
+        let failed = |kind: &str| kind.starts_with("bad ") || kind == "full disk";
+        struck.iter().filter(|((kind, on), _)| *on == role && failed(kind)).map(|(_, n)| n).sum()
     }
 
     fn count_faults(&self, role: Role, host: &ProcessHost) {
@@ -441,6 +499,7 @@ impl Simulation {
             process.machine.clock_ahead_ms.set(0);
             process.waiting.borrow_mut().clear();
             process.stopping.set(false);
+            process.leaves_earlier_states.set(false);
             process.network.cut_until.set(Duration::ZERO);
             process.network.lost_requests.set(0);
             process.network.lost_answers.set(0);
@@ -448,8 +507,7 @@ impl Simulation {
         }
         self.copies.borrow_mut().clear();
         // What nobody has read yet is restored before it is missed.
-        self.rotten.borrow().iter().filter(|bit| bit.is_needed()).for_each(RottenBit::restore);
-        self.rotten.borrow_mut().retain(|bit| !bit.is_needed());
+        self.end_rot();
         self.processes[2].wanted.set(false);
         // Clocks that were ahead have shown times that are still to come. Windows of then close
         // when they have come.

@@ -143,11 +143,12 @@ impl SegmentReader {
         Ok(SegmentItem::Record { id, payload: &self.buffer[at + HEADER..at + length] })
     }
 
-    /// Reads the ids of all further records, up to the end or the first damaged record.
-    pub(super) fn read_ids(&mut self) -> Result<SoundRecords> {
+    /// Reads the ids of all further records, up to `limit` bytes, the end or the first damaged
+    /// record.
+    pub(super) fn read_ids(&mut self, limit: u64) -> Result<SoundRecords> {
         let mut ids = Vec::new();
         loop {
-            match self.next(u64::MAX)? {
+            match self.next(limit)? {
                 SegmentItem::Record { id, .. } => ids.push(id),
                 SegmentItem::End => return Ok(SoundRecords { ids, torn: false }),
                 SegmentItem::Bad => return Ok(SoundRecords { ids, torn: true }),
@@ -202,7 +203,7 @@ pub(super) fn stored_end(folder: &Path) -> Result<u64> {
     let Some(mut records) = Error::found(&path, SegmentReader::open(path.clone()))? else {
         return Ok(base);
     };
-    Ok(base + records.read_ids()?.ids.len() as u64)
+    Ok(base + records.read_ids(u64::MAX)?.ids.len() as u64)
 }
 
 /// Whether after the damage at `offset` there is a sound record of a later write. That write began

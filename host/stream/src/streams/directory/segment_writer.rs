@@ -29,7 +29,9 @@ pub(super) struct SegmentWriter {
     file: File,
     end: CommitMark,
     end_file: CommitFile,
-    ids: RecentIds,
+    /// The newest ids; none until a record has one. Only some streams have such records, and of the
+    /// others every segment would be read for nothing.
+    ids: Option<RecentIds>,
     signal: Arc<AppendSignal>,
     /// Why appends fail until the stream is opened again.
     broken: Option<String>,
@@ -47,8 +49,7 @@ impl SegmentWriter {
     ) -> Result<SegmentWriter> {
         atomic_dir::create(folder)?;
         let owner = lock(topic, folder)?;
-        let MendedEnd { file, end, end_file, bases, newest } = mend_end(folder, limits)?;
-        let ids = recent_ids(folder, &bases, newest, limits.remembered_ids)?;
+        let MendedEnd { file, end, end_file } = mend_end(folder, limits)?;
         let folder = folder.to_path_buf();
         Ok(SegmentWriter {
             folder,
@@ -56,11 +57,19 @@ impl SegmentWriter {
             file,
             end,
             end_file,
-            ids,
+            ids: None,
             signal,
             broken: None,
             _owner: owner,
         })
+    }
+
+    /// The newest ids, if any of the records has one or one before had.
+    fn known_ids(&mut self, jobs: &[AppendJob<Vec<u8>>]) -> Result<Option<&mut RecentIds>> {
+        if self.ids.is_none() && jobs.iter().any(|job| has_ids(&job.records)) {
+            self.ids = Some(recent_ids(&self.folder, &self.end, self.limits.remembered_ids)?);
+        }
+        Ok(self.ids.as_mut())
     }
 
     fn write(&mut self, group: &[u8], position: u64) -> Result<()> {
@@ -156,9 +165,10 @@ impl CommitSink for SegmentWriter {
 
     /// Appends the jobs in order with one write and one sync: all or none.
     fn commit(&mut self, jobs: &[AppendJob<Vec<u8>>]) -> Result<Vec<CommitOutcome>> {
-        let known = self.ids.len();
-        let mut group = Vec::with_capacity(jobs.iter().map(|job| job.records.len()).sum());
         let mut end = self.end.position;
+        let mut ids = self.known_ids(jobs)?;
+        let known = ids.as_ref().map_or(0, |ids| ids.len());
+        let mut group = Vec::with_capacity(jobs.iter().map(|job| job.records.len()).sum());
         let mut outcomes = Vec::with_capacity(jobs.len());
         for job in jobs {
             if job.expected_end.is_some_and(|expected| expected != end) {
@@ -171,7 +181,8 @@ impl CommitSink for SegmentWriter {
                 let (length, id) = segment::measure(rest);
                 let (record, behind) = rest.split_at(length);
                 rest = behind;
-                if job.expected_end.is_none() && !self.ids.admit(id) {
+                let is_counted = job.expected_end.is_none();
+                if is_counted && ids.as_mut().is_some_and(|ids| !ids.admit(id)) {
                     repeated += 1;
                     continue;
                 }
@@ -184,16 +195,28 @@ impl CommitSink for SegmentWriter {
         }
         match self.write(&group, end) {
             Ok(()) => {
-                self.ids.settle();
+                self.ids.iter_mut().for_each(RecentIds::settle);
                 self.signal.notify();
                 Ok(outcomes)
             }
             Err(error) => {
-                self.ids.undo(known);
+                self.ids.iter_mut().for_each(|ids| ids.undo(known));
                 Err(error)
             }
         }
     }
+}
+
+/// Whether any of these encoded records has an id.
+fn has_ids(mut records: &[u8]) -> bool {
+    while !records.is_empty() {
+        let (length, id) = segment::measure(records);
+        if id != 0 {
+            return true;
+        }
+        records = &records[length..];
+    }
+    false
 }
 
 /// Makes the file `end` say what the segments have, if it lags behind. Without that a process that
@@ -229,9 +252,6 @@ struct MendedEnd {
     file: File,
     end: CommitMark,
     end_file: CommitFile,
-    bases: Vec<u64>,
-    /// The ids in the last segment.
-    newest: Vec<u64>,
 }
 
 /// Repairs what a crash left at the end of a stream that this process has locked.
@@ -246,7 +266,7 @@ fn mend_end(folder: &Path, limits: DirectoryLimits) -> Result<MendedEnd> {
     }
     let file = File::open_as(&path, OpenMode::Keep).map_err(Error::io(&path))?;
     let acknowledged = believed.filter(|end| end.base == base).map_or(0, |end| end.offset);
-    let (end, newest) = recover(&path, base, acknowledged, limits.fsync)?;
+    let end = recover(&path, base, acknowledged, limits.fsync)?;
     let length = file.length().map_err(Error::io(&path))?;
     if end.offset < length {
         tracing::warn!(path = %path.display(), bytes = length - end.offset, "the stream ended with a torn record; it was never acknowledged and is cut off");
@@ -256,34 +276,29 @@ fn mend_end(folder: &Path, limits: DirectoryLimits) -> Result<MendedEnd> {
         file.sync_all().and_then(|()| sync_dir(folder)).map_err(Error::io(&path))?;
     }
     let end_file = CommitFile::create(folder, &end)?;
-    Ok(MendedEnd { file, end, end_file, bases, newest })
+    Ok(MendedEnd { file, end, end_file })
 }
 
-/// The end of the sound records of the last segment, and their ids.
-fn recover(
-    path: &Path,
-    base: u64,
-    acknowledged: u64,
-    fsync: bool,
-) -> Result<(CommitMark, Vec<u64>)> {
+/// The end of the sound records of the last segment.
+fn recover(path: &Path, base: u64, acknowledged: u64, fsync: bool) -> Result<CommitMark> {
     let mut records = SegmentReader::open(path.to_path_buf()).map_err(Error::io(path))?;
-    let SoundRecords { ids, torn } = records.read_ids()?;
+    let SoundRecords { ids, torn } = records.read_ids(u64::MAX)?;
     let offset = records.offset;
     // Without syncs a power cut may lose acknowledged records; the user chose that.
     let lost = fsync && offset < acknowledged;
     if lost || (torn && segment::later_write_follows(path, offset)?) {
         return Err(records.damaged());
     }
-    Ok((CommitMark { position: base + ids.len() as u64, base, offset }, ids))
+    Ok(CommitMark { position: base + ids.len() as u64, base, offset })
 }
 
-/// The newest ids of a stream: those of its last segment and of as many segments before as needed.
-fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Result<RecentIds> {
+/// The newest ids of a stream up to an end: those of its last segment and of as many segments
+/// before as needed.
+fn recent_ids(folder: &Path, end: &CommitMark, most: usize) -> Result<RecentIds> {
     // A record without an id, as a tick, takes no room of one that has one.
     let counted = |ids: &[u64]| ids.iter().filter(|&&id| id != 0).count();
-    let mut count = counted(&newest);
-    let mut parts = vec![newest];
-    for &base in bases.iter().rev().skip(1) {
+    let (mut count, mut parts) = (0, Vec::new());
+    for &base in segment::bases(folder)?.iter().rev() {
         if count >= most {
             break;
         }
@@ -291,7 +306,7 @@ fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Re
         let opened = Error::found(&path, SegmentReader::open(path.clone()))?;
         // Or just deleted by another process.
         let Some(mut records) = opened else { break };
-        let SoundRecords { ids, torn } = records.read_ids()?;
+        let SoundRecords { ids, torn } = records.read_ids(end.limit(base))?;
         if torn {
             return Err(records.damaged());
         }
