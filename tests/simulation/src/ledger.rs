@@ -1,5 +1,7 @@
 //! What callers were told, against which the streams are held.
 
+use std::collections::BTreeMap;
+
 use hypercast_stream::{
     events::{AppendReceipt, EventKind},
     streams::StreamRecord,
@@ -32,8 +34,10 @@ pub struct Ledger {
     pub registered: Vec<RegisteredVersion>,
     /// Weights that trainers began to publish, in that order.
     pub published: Vec<NamedWeights>,
-    /// The name of those that were the last to be surely published.
-    pub last_published: Option<String>,
+    /// The number of those that were the last to be surely published.
+    pub last_published: Option<usize>,
+    /// What weights were learned from, by their mark.
+    pub learned: BTreeMap<u64, Vec<u64>>,
     /// Gaps that joiners counted.
     pub gaps_told: u64,
     /// Events that came after a loss, and that a joiner may pass when it is told.

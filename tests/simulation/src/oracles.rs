@@ -18,8 +18,9 @@ use hypercast_stream::{
 
 use crate::{
     installation::{config, dataset, engine},
+    logging_tier,
     plan::Role,
-    publications, versions,
+    publications, trainer, versions,
     workload::{part_ids, request_id},
     world::Simulation,
 };
@@ -47,7 +48,7 @@ struct Streams {
     joined: Vec<StreamRecord>,
     outcomes: Vec<StreamRecord>,
     versions: Vec<StreamRecord>,
-    /// Of the joiner.
+    /// Of all readers.
     letters: Vec<DeadLetter>,
     /// The first position at which an event was lost at any time; else the end. What was made of
     /// events before is as if none had been lost.
@@ -78,6 +79,8 @@ pub fn check(world: &Simulation) {
     versions::check(world, &streams.versions);
     publications::check(world);
     work(world, &streams);
+    trainer::check(world, &streams.joined, &streams.letters);
+    logging_tier::check(world, &streams.joined);
 }
 
 fn read(world: &Simulation) -> Result<Streams, String> {
@@ -143,8 +146,9 @@ fn at_rest(world: &Simulation, streams: &Streams) {
 fn offline_join<'a>(world: &Simulation, streams: &'a Streams) {
     let settings = config(&world.plan).joiner().expect("as the processes had it");
     let bare = dataset().without_content();
-    let state =
-        FeatureState::rebuild(&bare, settings.features, None).expect("the data set is whole");
+    let state = world.observe(&world.processes[0].machine, || {
+        FeatureState::rebuild(&bare, settings.features, None).expect("the data set is whole")
+    });
     let mut joiner = Joiner::new(state, settings.options);
     let mut made = JoinerOutput::default();
     let intact = streams.events.iter().take_while(|record| record.position < streams.intact);
@@ -174,7 +178,8 @@ fn set_aside(world: &Simulation, streams: &Streams) {
     let unusable = streams.events.iter().filter(|record| is_of_later_version(record));
     let is_intact = |&position: &u64| position < streams.intact;
     let expected: Vec<u64> = unusable.map(|record| record.position).filter(is_intact).collect();
-    let found = streams.letters.iter().map(|letter| letter.position);
+    let joiners = streams.letters.iter().filter(|letter| letter.source == "events");
+    let found = joiners.map(|letter| letter.position);
     let mut found: Vec<u64> = found.filter(is_intact).collect();
     found.sort_unstable();
     if found != expected {
@@ -343,8 +348,9 @@ fn labels(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
 /// The features that requests read are those of the outcomes.
 fn features(world: &Simulation, streams: &Streams) {
     let settings = config(&world.plan).joiner().expect("as the processes had it");
-    let mut expected =
-        FeatureState::rebuild(dataset(), settings.features, None).expect("the data set is whole");
+    let mut expected = world.observe(&world.processes[0].machine, || {
+        FeatureState::rebuild(dataset(), settings.features, None).expect("the data set is whole")
+    });
     for record in &streams.outcomes {
         let Ok(OutcomeRecord { update, .. }) = OutcomeRecord::decode(&record.payload) else {
             world.violate("streams", format!("outcome {} is damaged", record.position));

@@ -34,10 +34,16 @@ pub enum Plant {
     NoTicks,
     /// Readers forget what they read last, by which they know a stream again.
     ChecksumsForgotten,
+    /// A trainer that goes on has forgotten the last record of its save.
+    LastForgotten,
+    /// The weights that are loaded are the newest, and not those that were asked for.
+    NewestWeights,
+    /// A record in a thousand is left out by the logging tier's reader.
+    LogRowsSkipped,
 }
 
 /// All of them, with their names.
-pub const PLANTS: [(&str, Plant); 13] = [
+pub const PLANTS: [(&str, Plant); 16] = [
     ("segment-sync", Plant::SegmentSync),
     ("draft-sync", Plant::DraftSync),
     ("folder-sync", Plant::FolderSync),
@@ -51,6 +57,9 @@ pub const PLANTS: [(&str, Plant); 13] = [
     ("publications-reversed", Plant::PublicationsReversed),
     ("no-ticks", Plant::NoTicks),
     ("checksums-forgotten", Plant::ChecksumsForgotten),
+    ("last-forgotten", Plant::LastForgotten),
+    ("newest-weights", Plant::NewestWeights),
+    ("log-rows-skipped", Plant::LogRowsSkipped),
 ];
 
 impl Plant {

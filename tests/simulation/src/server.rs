@@ -21,7 +21,11 @@ use hypercast_stream::{
     },
 };
 
-use crate::{plant::Plant, world::Simulation};
+use crate::{
+    plan::{ROLES, Role},
+    plant::Plant,
+    world::Simulation,
+};
 
 /// How long a caller waits for an answer that does not come.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -289,7 +293,11 @@ impl Reader for ServerReader {
                 world.ledger.borrow_mut().passed.extend(passed);
             }
         }
-        let read = read?;
+        let mut read = read?;
+        if ROLES[self.process] == Role::LoggingTier {
+            let plant = Simulation::current().plant;
+            read.retain(|record| !Plant::hits(plant, Plant::LogRowsSkipped, &record.payload));
+        }
         match read.last() {
             Some(last) => self.place = StreamPlace::after(last),
             None => clock::sleep(wait),

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hypercast_core::{atomic_dir, atomic_file};
+use hypercast_core::{atomic_dir, atomic_file, disk};
 use hypercast_fm::trainer::FmTrainer;
 use hypercast_stream::streams::StreamPlace;
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,7 @@ pub(super) fn trainer_dir(work: &Path) -> PathBuf {
 /// left it or after another schema, it measures anew.
 pub(super) fn read_measured(work: &Path, window: &mut EvalWindow) {
     let path = saved_dir(work).join(MEASURED_FILE);
-    let Ok(bytes) = std::fs::read(&path) else { return };
+    let Ok(bytes) = disk::read(&path) else { return };
     match postcard::from_bytes(&bytes) {
         Ok(rows) => window.restore(rows),
         Err(error) => tracing::warn!(%error, "{}: the gate measures anew", path.display()),
@@ -86,7 +86,7 @@ impl FmCheckpoint {
         let dir = saved_dir(work);
         atomic_dir::recover(&dir)?;
         let path = dir.join("place.json");
-        let Some(text) = Error::found(&path, std::fs::read(&path))? else { return Ok(None) };
+        let Some(text) = Error::found(&path, disk::read(&path))? else { return Ok(None) };
         let place: FmCheckpoint =
             serde_json::from_slice(&text).map_err(|error| Error::data(&path, error.to_string()))?;
         if place.format != FORMAT {
