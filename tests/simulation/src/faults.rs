@@ -96,6 +96,19 @@ impl Simulation {
                     return;
                 }
             }
+            FaultKind::LostJoined { count } => {
+                self.kill(process);
+                let topic = Topic::joined();
+                let choice = mix_parts(&[self.plan.seed, 7, number as u64]);
+                let newest = self.server.borrow().end(&topic).saturating_sub(2 * u64::from(count));
+                let first = newest + choice % u64::from(count);
+                let lost = self.server.borrow_mut().lose_at(&topic, first, count);
+                self.timeline.trace.line(now, "server", || format!("loses joined {first}.."));
+                if lost.is_empty() {
+                    return;
+                }
+                self.ledger.borrow_mut().lost_joined.extend(lost);
+            }
             FaultKind::SecondJoiner { for_ms } => {
                 process.wanted.set(true);
                 self.schedule(Duration::from_millis(for_ms), Due::EndOfSecondJoiner);

@@ -44,6 +44,8 @@ pub struct Ledger {
     pub passed: Vec<StreamRecord>,
     /// Events that the server lost.
     pub lost: Vec<StreamRecord>,
+    /// Joined records that it lost.
+    pub lost_joined: Vec<StreamRecord>,
     ids_sent: u64,
     moments: u64,
 }

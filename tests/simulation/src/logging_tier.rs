@@ -26,7 +26,7 @@ use crate::{
     model::{NotingRuntime, RecordKey, mark_of},
     plan::Role,
     plant::Plant,
-    trainer::VERSION,
+    trainer::{KeyCounts, VERSION},
     world::Simulation,
 };
 
@@ -90,24 +90,31 @@ pub fn check(world: &Simulation, joined: &[StreamRecord]) {
         Ok(rows) => rows,
         Err(error) => return world.violate("logged once", error),
     };
-    let mut expected: BTreeMap<u64, i64> = BTreeMap::new();
+    let mut left = KeyCounts::new(world);
+    // By key, how many records have it.
+    let mut same: BTreeMap<u64, usize> = BTreeMap::new();
+    // Before the first publication examples wait.
+    let waits = world.ledger.borrow().last_published.is_none();
     for record in joined {
         let Ok(decoded) = JoinedRecord::decode(&record.payload) else { continue };
         let is_correction = matches!(decoded, JoinedRecord::Correction(_));
         let example = &decoded.joined().example;
-        if !example.targets.is_empty() {
-            *expected.entry(RecordKey::of(example, is_correction)).or_default() += 1;
+        let key = RecordKey::of(example, is_correction);
+        *same.entry(key).or_default() += 1;
+        match example.targets.is_empty() {
+            true => {}
+            false if waits => left.allow(key),
+            false => left.expect(key, record.position),
         }
     }
-    let mut left = expected.clone();
     let ledger = world.ledger.borrow();
     let mut leaks = Vec::new();
     for LoggedRow { key, mark } in rows {
-        *left.entry(key).or_default() -= 1;
+        left.came(key);
         // Weights without a mark have learned from nothing.
         let learned = mark.filter(|&mark| mark != 0).map(|mark| ledger.learned.get(&mark));
         // What is there twice may be learned from as the one and logged as the other.
-        let is_single = expected.get(&key) == Some(&1);
+        let is_single = same.get(&key) == Some(&1);
         match learned {
             Some(None) => leaks.push(format!("no trainer had the weights of record {key:016x}")),
             Some(Some(learned)) if is_single && learned.contains(&key) => {
@@ -116,12 +123,9 @@ pub fn check(world: &Simulation, joined: &[StreamRecord]) {
             _ => {}
         }
     }
-    let may_wait = ledger.last_published.is_none();
     drop(ledger);
     leaks.into_iter().for_each(|leak| world.violate("no leak", leak));
-    for (key, count) in left.into_iter().filter(|&(_, count)| count < 0 || count > 0 && !may_wait) {
-        world.violate("logged once", format!("record {key:016x} lacks {count} rows"));
-    }
+    left.tell(world, "logged once");
 }
 
 /// All rows of complete files, as any tool reads them.

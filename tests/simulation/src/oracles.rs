@@ -42,9 +42,10 @@ struct Told {
     corrected: u32,
 }
 
-/// The records of the three streams.
+/// The records of the streams.
 struct Streams {
     events: Vec<StreamRecord>,
+    /// Also those that the server lost afterwards.
     joined: Vec<StreamRecord>,
     outcomes: Vec<StreamRecord>,
     versions: Vec<StreamRecord>,
@@ -85,7 +86,10 @@ pub fn check(world: &Simulation) {
 
 fn read(world: &Simulation) -> Result<Streams, String> {
     let first_lost = world.ledger.borrow().lost.iter().map(|record| record.position).min();
-    let loses = first_lost.is_some();
+    let may_lack = |topic: &Topic| match topic {
+        _ if *topic == Topic::events() => first_lost.is_some(),
+        _ => *topic == Topic::joined() && !world.ledger.borrow().lost_joined.is_empty(),
+    };
     // The second joiner runs no more, and its machine is the others' or has a way to the server.
     let read = |topic: Topic| {
         world.observe(&world.processes[2].machine, || {
@@ -102,7 +106,7 @@ fn read(world: &Simulation) -> Result<Streams, String> {
                         return Err(format!("{topic} ends at {end}, but has {}", records.len()));
                     }
                     StreamRead::Records(read) => records.extend(read),
-                    StreamRead::Gap(_) if topic == Topic::events() && loses => {}
+                    StreamRead::Gap(_) if may_lack(&topic) => {}
                     StreamRead::Gap(gap) => return Err(gap.to_string()),
                 }
             }
@@ -113,9 +117,12 @@ fn read(world: &Simulation) -> Result<Streams, String> {
         let engine = engine(&world.plan, 2, None)?;
         dead_letters::list(&*engine).map_err(|error| error.to_string())
     });
+    let mut joined = read(Topic::joined())?;
+    joined.extend(world.ledger.borrow().lost_joined.iter().cloned());
+    joined.sort_by_key(|record| record.position);
     Ok(Streams {
         events: read(Topic::events())?,
-        joined: read(Topic::joined())?,
+        joined,
         outcomes: read(Topic::outcomes())?,
         versions: read(Topic::versions())?,
         letters: letters?.letters.into_iter().map(|letter| letter.letter).collect(),

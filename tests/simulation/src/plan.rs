@@ -192,6 +192,12 @@ pub enum FaultKind {
         /// How many, one behind the other.
         count: u32,
     },
+    /// The server loses joined records inside of their stream while a reader of them is down, which
+    /// may have read some without a save.
+    LostJoined {
+        /// How many, one behind the other.
+        count: u32,
+    },
     /// A bit of a file flips while the process is down. An operator does what the error says.
     BitRot {
         /// Which file.
@@ -236,6 +242,7 @@ impl FaultKind {
             FaultKind::LostAnswers { .. } => "lost answers",
             FaultKind::LostTail { .. } => "lost tail",
             FaultKind::LostInside { .. } => "lost inside",
+            FaultKind::LostJoined { .. } => "lost joined",
             FaultKind::BitRot { file: RottenFile::JoinState } => "bit rot, joiner",
             FaultKind::BitRot { file: RottenFile::FeatureState } => "bit rot, features",
             FaultKind::BitRot { file: RottenFile::EventsEnd } => "bit rot, end",
@@ -323,7 +330,7 @@ impl Plan {
         let requests = (0..draw.one_of(&[20, 60, 150])).collect();
         let mut plan = Plan { seed, layout, requests, settings, faults: Vec::new() };
         // Each run has some kinds of faults: with all of them at once few would come far.
-        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(18)).collect();
+        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(19)).collect();
         for _ in 0..draw.one_of(&[0, 2, 5, 9]) {
             let kind = draw.one_of(&kinds);
             plan.faults.extend(plan.fault(kind, &mut draw));
@@ -335,10 +342,10 @@ impl Plan {
     fn fault(&self, kind: u64, draw: &mut Draw) -> Option<PlannedFault> {
         let at_ms = draw.below(self.settings.duration_s * 1000);
         let apart = !self.settings.join_in_daemon;
-        let on = match draw.below(8) {
-            0 => Role::Trainer,
-            1 => Role::LoggingTier,
-            2..=4 if apart => Role::Joiner,
+        let on = match draw.below(10) {
+            0 | 1 => Role::Trainer,
+            2 | 3 => Role::LoggingTier,
+            4..=6 if apart => Role::Joiner,
             _ => Role::Daemon,
         };
         let spared = draw.below(60) as u32;
@@ -375,6 +382,7 @@ impl Plan {
             15 => FaultKind::LaterDecision,
             16 if is_server => FaultKind::LostTail { count: 1 + draw.below(8) as u32 },
             17 if is_server => FaultKind::LostInside { count: 1 + draw.below(4) as u32 },
+            18 if is_server => FaultKind::LostJoined { count: 1 + draw.below(8) as u32 },
             11 if apart => FaultKind::SecondJoiner { for_ms: draw.below(60_000) },
             _ => return None,
         };
@@ -384,6 +392,7 @@ impl Plan {
             FaultKind::LostTail { .. } | FaultKind::LostInside { .. } if apart => Role::Joiner,
             FaultKind::LostTail { .. } | FaultKind::LostInside { .. } => Role::Daemon,
             FaultKind::BitRot { .. } => Role::Daemon,
+            FaultKind::LostJoined { .. } => draw.one_of(&[Role::Trainer, Role::LoggingTier]),
             _ => on,
         };
         Some(PlannedFault { at_ms, on, kind })

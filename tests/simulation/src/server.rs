@@ -128,7 +128,8 @@ impl Server {
         first.map_or(end, |first| first as u64)..end
     }
 
-    fn end(&self, topic: &Topic) -> u64 {
+    /// The position after the last record of a stream.
+    pub fn end(&self, topic: &Topic) -> u64 {
         self.streams.get(topic).map_or(0, |stream| stream.records.len() as u64)
     }
 
@@ -145,10 +146,15 @@ impl Server {
 
     /// Loses records inside of a stream. Positions of the others stay.
     pub fn lose_inside(&mut self, topic: &Topic, count: u32, choice: u64) -> Vec<StreamRecord> {
+        let inner = self.end(topic).saturating_sub(1);
+        self.lose_at(topic, choice % inner.max(1), count)
+    }
+
+    /// Loses records from a position on, but not the last one of the stream.
+    pub fn lose_at(&mut self, topic: &Topic, first: u64, count: u32) -> Vec<StreamRecord> {
         let Some(stream) = self.streams.get_mut(topic) else { return Vec::new() };
-        let inner = stream.records.len().saturating_sub(1);
-        let first = choice as usize % inner.max(1);
-        stream.lose(first..inner.min(first + count as usize))
+        let (first, inner) = (first as usize, stream.records.len().saturating_sub(1));
+        stream.lose(first.min(inner)..inner.min(first + count as usize))
     }
 
     /// The records from a position on.

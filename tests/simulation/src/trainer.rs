@@ -1,7 +1,12 @@
 //! The FM's trainer that follows `joined`: the host's own, with models that note what they learn.
 //! Over the line of its saves, each record is learned from once, or is a dead letter.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use hypercast_config::Config;
 use hypercast_core::shutdown::Shutdown;
@@ -105,10 +110,8 @@ pub fn check(world: &Simulation, joined: &[StreamRecord], letters: &[DeadLetter]
     let topic = Topic::fm(VERSION);
     let is_own = |letter: &&DeadLetter| letter.reader == topic.name() && letter.source == "joined";
     let set_aside: Vec<u64> = letters.iter().filter(is_own).map(|own| own.position).collect();
-    let mut left: BTreeMap<u64, i64> = BTreeMap::new();
-    for key in learned {
-        *left.entry(key).or_default() += 1;
-    }
+    let mut left = KeyCounts::new(world);
+    learned.into_iter().for_each(|key| left.came(key));
     for record in joined {
         let Ok(decoded) = JoinedRecord::decode(&record.payload) else { continue };
         let is_correction = matches!(decoded, JoinedRecord::Correction(_));
@@ -118,9 +121,65 @@ pub fn check(world: &Simulation, joined: &[StreamRecord], letters: &[DeadLetter]
             let position = record.position;
             world.violate("learned once", format!("joined {position} is aside: {is_aside}"));
         }
-        *left.entry(key).or_default() -= i64::from(!is_aside);
+        if !is_aside {
+            left.expect(key, record.position);
+        }
     }
-    for (key, count) in left.into_iter().filter(|&(_, count)| count != 0) {
-        world.violate("learned once", format!("record {key:016x} is learned {count:+} times"));
+    left.tell(world, "learned once");
+}
+
+/// How often records came to a reader of `joined`, beside how often they should.
+pub struct KeyCounts {
+    /// By key. Above 0 if it came more often.
+    left: BTreeMap<u64, i64>,
+    /// Records that may have come, since the server lost them.
+    may_come: BTreeMap<u64, i64>,
+    /// The positions that the server lost.
+    lost: Vec<u64>,
+    /// The keys of those that a reader must not pass in silence.
+    lost_keys: BTreeSet<u64>,
+}
+
+impl KeyCounts {
+    /// Of a reader to which nothing came.
+    pub fn new(world: &Simulation) -> KeyCounts {
+        let ledger = world.ledger.borrow();
+        let lost = ledger.lost_joined.iter().map(|record| record.position).collect();
+        let (left, may_come, lost_keys) = Default::default();
+        KeyCounts { left, may_come, lost, lost_keys }
+    }
+
+    /// Notes that a record came.
+    pub fn came(&mut self, key: u64) {
+        *self.left.entry(key).or_default() += 1;
+    }
+
+    /// Notes that the record at a position should come once, if the server has not lost it.
+    pub fn expect(&mut self, key: u64, position: u64) {
+        if self.lost.contains(&position) {
+            self.allow(key);
+            self.lost_keys.insert(key);
+        } else {
+            *self.left.entry(key).or_default() -= 1;
+        }
+    }
+
+    /// Notes that a record may come once.
+    pub fn allow(&mut self, key: u64) {
+        *self.may_come.entry(key).or_default() += 1;
+        self.left.entry(key).or_default();
+    }
+
+    /// Tells what came too often, or not at all.
+    pub fn tell(self, world: &Simulation, oracle: &'static str) {
+        for (key, count) in self.left {
+            let may_come = self.may_come.get(&key).copied().unwrap_or(0);
+            if !(0..=may_come).contains(&count) {
+                world.violate(oracle, format!("record {key:016x} came {count:+} times too often"));
+            }
+            if count < may_come && self.lost_keys.contains(&key) && !world.gaps_accepted.get() {
+                world.violate(oracle, format!("a gap at record {key:016x} was passed untold"));
+            }
+        }
     }
 }
