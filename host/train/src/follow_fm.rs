@@ -392,11 +392,12 @@ impl FmFollower {
             self.learn(out)?;
         }
         let is_asked = self.asked_position == Some(self.place.position);
-        self.place.move_to(gap.to);
-        self.asked_position = is_asked.then_some(self.place.position);
         if gap.is_back {
-            self.place.reread_until_ms = Some(self.place.until_ms);
+            self.place.go_back_to(gap.to);
+        } else {
+            self.place.move_to(gap.to);
         }
+        self.asked_position = is_asked.then_some(self.place.position);
         self.save()?;
         self.gate.reread_until_ms = self.place.reread_until_ms;
         self.reader.go_on();
@@ -510,7 +511,7 @@ impl FmFollower {
             return Ok(());
         }
         let facts = TrainingPosition {
-            trained_position: self.place.position,
+            trained_position: self.place.trained_position(),
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };

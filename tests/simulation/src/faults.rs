@@ -109,6 +109,17 @@ impl Simulation {
                 }
                 self.ledger.borrow_mut().lost_joined.extend(lost);
             }
+            FaultKind::CutJoined { count } => {
+                self.kill(process);
+                let cut = self.server.borrow_mut().lose_tail(&Topic::joined(), count);
+                let Some(end) = cut.first().map(|first| first.position) else { return };
+                self.timeline.trace.line(now, "server", || format!("cuts joined at {end}"));
+                let mut ledger = self.ledger.borrow_mut();
+                let before = ledger.lost_joined.extract_if(.., |lost| lost.position >= end);
+                let before: Vec<StreamRecord> = before.collect();
+                ledger.cut_joined.extend(before.into_iter().chain(cut));
+                ledger.cuts += 1;
+            }
             FaultKind::SecondJoiner { for_ms } => {
                 process.wanted.set(true);
                 self.schedule(Duration::from_millis(for_ms), Due::EndOfSecondJoiner);

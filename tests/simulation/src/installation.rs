@@ -188,7 +188,11 @@ impl JoinMetrics for CountedGaps {
 
     fn stream_gap(&self, topic: &Topic) {
         self.gaps.fetch_add(1, Ordering::Relaxed);
-        Simulation::current().ledger.borrow_mut().gaps_told += 1;
+        let world = Simulation::current();
+        let mut ledger = world.ledger.borrow_mut();
+        ledger.gaps_told += 1;
+        ledger.event_gaps_told += u64::from(*topic == Topic::events());
+        drop(ledger);
         self.metrics.stream_gap(topic);
     }
 }

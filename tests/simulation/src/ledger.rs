@@ -40,12 +40,18 @@ pub struct Ledger {
     pub learned: BTreeMap<u64, Vec<u64>>,
     /// Gaps that joiners counted.
     pub gaps_told: u64,
+    /// Those of them that were in the events.
+    pub event_gaps_told: u64,
     /// Events that came after a loss, and that a joiner may pass when it is told.
     pub passed: Vec<StreamRecord>,
     /// Events that the server lost.
     pub lost: Vec<StreamRecord>,
-    /// Joined records that it lost.
+    /// Joined records that it lost inside of their stream.
     pub lost_joined: Vec<StreamRecord>,
+    /// Those that it lost at the end, so that others may have come at their positions.
+    pub cut_joined: Vec<StreamRecord>,
+    /// How often that was so.
+    pub cuts: u64,
     ids_sent: u64,
     moments: u64,
 }

@@ -12,10 +12,7 @@ use std::{
 use hypercast_config::Config;
 use hypercast_core::{disk, shutdown::Shutdown};
 use hypercast_data::dataset::table::{CellType, Field, TableReader};
-use hypercast_stream::{
-    join::JoinedRecord,
-    streams::{StreamEngine, StreamRecord},
-};
+use hypercast_stream::streams::{StreamEngine, StreamRecord};
 use hypercast_train::{
     ServiceContext,
     logging::{LoggingOptions, LoggingTier, ToLog},
@@ -26,7 +23,7 @@ use crate::{
     model::{NotingRuntime, RecordKey, mark_of},
     plan::Role,
     plant::Plant,
-    trainer::{KeyCounts, VERSION},
+    trainer::{JoinedKey, KeyCounts, VERSION},
     world::Simulation,
 };
 
@@ -96,15 +93,12 @@ pub fn check(world: &Simulation, joined: &[StreamRecord]) {
     // Before the first publication examples wait.
     let waits = world.ledger.borrow().last_published.is_none();
     for record in joined {
-        let Ok(decoded) = JoinedRecord::decode(&record.payload) else { continue };
-        let is_correction = matches!(decoded, JoinedRecord::Correction(_));
-        let example = &decoded.joined().example;
-        let key = RecordKey::of(example, is_correction);
+        let Some(JoinedKey { key, has_targets }) = JoinedKey::of(record) else { continue };
         *same.entry(key).or_default() += 1;
-        match example.targets.is_empty() {
-            true => {}
-            false if waits => left.allow(key),
-            false => left.expect(key, record.position),
+        match has_targets {
+            true if waits => left.allow(key),
+            true => left.expect(key, record.position),
+            false => {}
         }
     }
     let ledger = world.ledger.borrow();

@@ -198,6 +198,11 @@ pub enum FaultKind {
         /// How many, one behind the other.
         count: u32,
     },
+    /// The server restarts without the last joined records.
+    CutJoined {
+        /// How many.
+        count: u32,
+    },
     /// A bit of a file flips while the process is down. An operator does what the error says.
     BitRot {
         /// Which file.
@@ -243,6 +248,7 @@ impl FaultKind {
             FaultKind::LostTail { .. } => "lost tail",
             FaultKind::LostInside { .. } => "lost inside",
             FaultKind::LostJoined { .. } => "lost joined",
+            FaultKind::CutJoined { .. } => "cut joined",
             FaultKind::BitRot { file: RottenFile::JoinState } => "bit rot, joiner",
             FaultKind::BitRot { file: RottenFile::FeatureState } => "bit rot, features",
             FaultKind::BitRot { file: RottenFile::EventsEnd } => "bit rot, end",
@@ -330,7 +336,7 @@ impl Plan {
         let requests = (0..draw.one_of(&[20, 60, 150])).collect();
         let mut plan = Plan { seed, layout, requests, settings, faults: Vec::new() };
         // Each run has some kinds of faults: with all of them at once few would come far.
-        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(19)).collect();
+        let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(20)).collect();
         for _ in 0..draw.one_of(&[0, 2, 5, 9]) {
             let kind = draw.one_of(&kinds);
             plan.faults.extend(plan.fault(kind, &mut draw));
@@ -383,6 +389,7 @@ impl Plan {
             16 if is_server => FaultKind::LostTail { count: 1 + draw.below(8) as u32 },
             17 if is_server => FaultKind::LostInside { count: 1 + draw.below(4) as u32 },
             18 if is_server => FaultKind::LostJoined { count: 1 + draw.below(8) as u32 },
+            19 if is_server => FaultKind::CutJoined { count: 1 + draw.below(8) as u32 },
             11 if apart => FaultKind::SecondJoiner { for_ms: draw.below(60_000) },
             _ => return None,
         };
@@ -392,7 +399,9 @@ impl Plan {
             FaultKind::LostTail { .. } | FaultKind::LostInside { .. } if apart => Role::Joiner,
             FaultKind::LostTail { .. } | FaultKind::LostInside { .. } => Role::Daemon,
             FaultKind::BitRot { .. } => Role::Daemon,
-            FaultKind::LostJoined { .. } => draw.one_of(&[Role::Trainer, Role::LoggingTier]),
+            FaultKind::LostJoined { .. } | FaultKind::CutJoined { .. } => {
+                draw.one_of(&[Role::Trainer, Role::LoggingTier])
+            }
             _ => on,
         };
         Some(PlannedFault { at_ms, on, kind })

@@ -140,7 +140,9 @@ impl Server {
         let end = stream.records.len();
         let lost = stream.lose(end.saturating_sub(count as usize)..end);
         while stream.records.pop_if(|last| last.is_none()).is_some() {}
-        self.shortest_end = self.shortest_end.min(stream.records.len() as u64);
+        if *topic == Topic::events() {
+            self.shortest_end = self.shortest_end.min(stream.records.len() as u64);
+        }
         lost
     }
 

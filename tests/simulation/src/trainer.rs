@@ -13,7 +13,7 @@ use hypercast_core::shutdown::Shutdown;
 use hypercast_stream::{
     dead_letters::DeadLetter,
     join::JoinedRecord,
-    streams::{StreamEngine, StreamRecord, Topic},
+    streams::{StreamEngine, StreamPlace, StreamRecord, Topic},
 };
 use hypercast_train::{
     ServiceContext,
@@ -109,23 +109,44 @@ pub fn check(world: &Simulation, joined: &[StreamRecord], letters: &[DeadLetter]
     };
     let topic = Topic::fm(VERSION);
     let is_own = |letter: &&DeadLetter| letter.reader == topic.name() && letter.source == "joined";
-    let set_aside: Vec<u64> = letters.iter().filter(is_own).map(|own| own.position).collect();
+    let place_of = |letter: &DeadLetter| StreamPlace {
+        position: letter.position + 1,
+        checksum: letter.checksum,
+    };
+    let set_aside: Vec<StreamPlace> = letters.iter().filter(is_own).map(place_of).collect();
     let mut left = KeyCounts::new(world);
     learned.into_iter().for_each(|key| left.came(key));
     for record in joined {
-        let Ok(decoded) = JoinedRecord::decode(&record.payload) else { continue };
-        let is_correction = matches!(decoded, JoinedRecord::Correction(_));
-        let key = RecordKey::of(&decoded.joined().example, is_correction);
-        let is_aside = set_aside.contains(&record.position);
-        if is_aside != RecordKey::is_harmful(key) {
-            let position = record.position;
+        let Some(JoinedKey { key, .. }) = JoinedKey::of(record) else { continue };
+        let (position, is_harmful) = (record.position, RecordKey::is_harmful(key));
+        let is_aside = set_aside.contains(&StreamPlace::after(record));
+        if is_aside && !is_harmful || is_harmful && !is_aside && !left.lost.contains(&position) {
             world.violate("learned once", format!("joined {position} is aside: {is_aside}"));
         }
-        if !is_aside {
-            left.expect(key, record.position);
+        if !is_harmful {
+            left.expect(key, position);
         }
     }
     left.tell(world, "learned once");
+}
+
+/// What the oracles need of a joined record.
+pub struct JoinedKey {
+    /// By which it is known in saves and logs.
+    pub key: u64,
+    /// Whether it has something to log.
+    pub has_targets: bool,
+}
+
+impl JoinedKey {
+    /// Of a record; none if it cannot be read.
+    pub fn of(record: &StreamRecord) -> Option<JoinedKey> {
+        let joined = JoinedRecord::decode(&record.payload).ok()?;
+        let is_correction = matches!(joined, JoinedRecord::Correction(_));
+        let example = &joined.joined().example;
+        let key = RecordKey::of(example, is_correction);
+        Some(JoinedKey { key, has_targets: !example.targets.is_empty() })
+    }
 }
 
 /// How often records came to a reader of `joined`, beside how often they should.
@@ -136,6 +157,8 @@ pub struct KeyCounts {
     may_come: BTreeMap<u64, i64>,
     /// The positions that the server lost.
     lost: Vec<u64>,
+    /// How often a record may come again, because its reader went back.
+    again: i64,
     /// The keys of those that a reader must not pass in silence.
     lost_keys: BTreeSet<u64>,
 }
@@ -146,7 +169,10 @@ impl KeyCounts {
         let ledger = world.ledger.borrow();
         let lost = ledger.lost_joined.iter().map(|record| record.position).collect();
         let (left, may_come, lost_keys) = Default::default();
-        KeyCounts { left, may_come, lost, lost_keys }
+        let mut counts = KeyCounts { left, may_come, lost, lost_keys, again: ledger.cuts as i64 };
+        let cut = ledger.cut_joined.iter().filter_map(JoinedKey::of);
+        cut.for_each(|record| counts.allow(record.key));
+        counts
     }
 
     /// Notes that a record came.
@@ -174,7 +200,7 @@ impl KeyCounts {
     pub fn tell(self, world: &Simulation, oracle: &'static str) {
         for (key, count) in self.left {
             let may_come = self.may_come.get(&key).copied().unwrap_or(0);
-            if !(0..=may_come).contains(&count) {
+            if !(0..=may_come + self.again).contains(&count) {
                 world.violate(oracle, format!("record {key:016x} came {count:+} times too often"));
             }
             if count < may_come && self.lost_keys.contains(&key) && !world.gaps_accepted.get() {

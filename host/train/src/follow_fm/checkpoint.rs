@@ -37,6 +37,10 @@ pub(super) struct FmCheckpoint {
     /// learned from. None if it never was.
     #[serde(default)]
     pub(super) reread_until_ms: Option<i64>,
+    /// The furthest position up to which it had learned when the stream was cut or made anew. What
+    /// comes again of before it may have been learned from.
+    #[serde(default)]
+    pub(super) furthest_position: u64,
     /// What was predicted since the last line.
     pub(super) window: ProgressWindow,
 }
@@ -79,6 +83,18 @@ impl FmCheckpoint {
     /// Stands at another place of the joined stream from now on.
     pub(super) fn move_to(&mut self, place: StreamPlace) {
         (self.position, self.checksum) = (place.position, place.checksum);
+    }
+
+    /// Stands at an earlier place, where the stream was cut or made anew.
+    pub(super) fn go_back_to(&mut self, place: StreamPlace) {
+        self.furthest_position = self.trained_position();
+        self.reread_until_ms = Some(self.until_ms);
+        self.move_to(place);
+    }
+
+    /// The position before which any record may have been learned from.
+    pub(super) fn trained_position(&self) -> u64 {
+        self.position.max(self.furthest_position)
     }
 
     /// What was saved; none where nothing was.
