@@ -112,7 +112,11 @@ impl Simulation {
             FaultKind::CutJoined { count } => {
                 self.kill(process);
                 let cut = self.server.borrow_mut().lose_tail(&Topic::joined(), count);
-                let Some(end) = cut.first().map(|first| first.position) else { return };
+                if cut.is_empty() {
+                    return;
+                }
+                // It may have lost others before them already.
+                let end = self.server.borrow().end(&Topic::joined());
                 self.timeline.trace.line(now, "server", || format!("cuts joined at {end}"));
                 let mut ledger = self.ledger.borrow_mut();
                 let before = ledger.lost_joined.extract_if(.., |lost| lost.position >= end);

@@ -342,6 +342,13 @@ impl Plan {
             plan.faults.extend(plan.fault(kind, &mut draw));
         }
         plan.faults.sort_by_key(|fault| fault.at_ms);
+        // A reader that went back does not know the record before its place. If it is killed there,
+        // and the stream loses its tail once more and grows again, it finds no difference.
+        let mut cuts = 0;
+        plan.faults.retain(|fault| {
+            cuts += u32::from(matches!(fault.kind, FaultKind::CutJoined { .. }));
+            cuts <= 1 || !matches!(fault.kind, FaultKind::CutJoined { .. })
+        });
         plan
     }
 
