@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The version of `fm.json`'s format; other versions are refused.
-pub(crate) const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;
 
 /// The content of `fm.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -511,7 +511,7 @@ where
         Ok(TrainedWeights {
             manifest: self.manifest(version),
             dense: WeightTensor::of(&self.predicting().model),
-            rows: &self.store,
+            rows: Some(&self.store),
         })
     }
 

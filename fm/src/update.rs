@@ -58,8 +58,8 @@ pub struct TrainedWeights<'a> {
     pub manifest: FmManifest,
     /// The dense weights that make predictions.
     pub dense: Vec<WeightTensor>,
-    /// The store of the sparse rows, with nothing uncommitted.
-    pub rows: &'a Store,
+    /// The store of the sparse rows, with nothing uncommitted; `None` for a model without any.
+    pub rows: Option<&'a Store>,
 }
 
 impl TrainedWeights<'_> {
@@ -73,11 +73,12 @@ impl TrainedWeights<'_> {
         if let Some(tensor) = self.dense.iter().find(|tensor| !is_finite(&tensor.values)) {
             return Ok(Some(format!("tensor {}", tensor.name)));
         }
-        let ids: Vec<u64> = self.rows.ids().collect();
-        let dim = self.rows.dim();
+        let Some(store) = self.rows else { return Ok(None) };
+        let ids: Vec<u64> = store.ids().collect();
+        let dim = store.dim();
         for ids in ids.chunks(ROWS) {
             let mut values = vec![0.0; ids.len() * dim];
-            self.rows.gather(ids, &mut values)?;
+            store.gather(ids, &mut values)?;
             if let Some(at) = values.chunks(dim).position(|row| !is_finite(row)) {
                 return Ok(Some(format!("row {:016x}", ids[at])));
             }

@@ -32,9 +32,10 @@ fn step(trainer: &mut dyn FmTrainer, at: u64) {
 /// A complete update with all of a trainer's weights.
 fn whole(trainer: &mut dyn FmTrainer) -> WeightUpdate {
     let trained = trainer.trained_weights("1.0.0").unwrap();
-    let row_ids: Vec<u64> = trained.rows.ids().collect();
-    let mut rows = vec![0.0; row_ids.len() * trained.rows.dim()];
-    trained.rows.gather(&row_ids, &mut rows).unwrap();
+    let store = trained.rows.unwrap();
+    let row_ids: Vec<u64> = store.ids().collect();
+    let mut rows = vec![0.0; row_ids.len() * store.dim()];
+    store.gather(&row_ids, &mut rows).unwrap();
     let whole_tensor = |dense: hypercast_fm::update::WeightTensor| TensorSlice {
         name: dense.name,
         shape: dense.shape,
@@ -56,13 +57,14 @@ fn whole(trainer: &mut dyn FmTrainer) -> WeightUpdate {
 fn changed(trainer: &mut dyn FmTrainer, since: u64) -> (WeightUpdate, u64) {
     let all = whole(trainer);
     let trained = trainer.trained_weights("1.0.0").unwrap();
-    let row_ids: Vec<u64> = trained.rows.changed_since(since).collect();
-    let mut removed = trained.rows.removed_since(since).expect("the store was not reopened");
-    removed.retain(|&id| !trained.rows.contains(id));
+    let store = trained.rows.unwrap();
+    let row_ids: Vec<u64> = store.changed_since(since).collect();
+    let mut removed = store.removed_since(since).expect("the store was not reopened");
+    removed.retain(|&id| !store.contains(id));
     removed.sort_unstable();
     removed.dedup();
-    let mut rows = vec![0.0; row_ids.len() * trained.rows.dim()];
-    trained.rows.gather(&row_ids, &mut rows).unwrap();
+    let mut rows = vec![0.0; row_ids.len() * store.dim()];
+    store.gather(&row_ids, &mut rows).unwrap();
     let split = |tensor: &TensorSlice| -> Vec<TensorSlice> {
         let parts = tensor.values.chunks(37).enumerate();
         parts
@@ -76,7 +78,7 @@ fn changed(trainer: &mut dyn FmTrainer, since: u64) -> (WeightUpdate, u64) {
     let dense = all.dense.iter().flat_map(split).collect();
     let removed_row_ids = removed;
     let update = WeightUpdate { complete: false, dense, row_ids, rows, removed_row_ids, ..all };
-    (update, trained.rows.generation())
+    (update, store.generation())
 }
 
 fn infer(fm: &dyn FoundationModel, examples: &[Example]) -> FmOutput {
@@ -124,7 +126,7 @@ fn updates_are_checkpoints(warmup_histories: usize) {
     trainer.checkpoint(&path("first"), "1.0.0").unwrap();
     let serving = warming(warmup_histories);
     let fm = inference::load_updatable(&path("first"), &path("live"), serving).unwrap();
-    let mut generation = trainer.trained_weights("1.0.0").unwrap().rows.generation();
+    let mut generation = trainer.trained_weights("1.0.0").unwrap().rows.unwrap().generation();
     let (mut removed, mut at) = (0, 1);
     for round in 0..12 {
         for _ in 0..round % 4 {
@@ -132,7 +134,7 @@ fn updates_are_checkpoints(warmup_histories: usize) {
             at += 1;
         }
         let update = if round == 7 {
-            generation = trainer.trained_weights("1.0.0").unwrap().rows.generation();
+            generation = trainer.trained_weights("1.0.0").unwrap().rows.unwrap().generation();
             whole(&mut *trainer)
         } else {
             let (update, now) = changed(&mut *trainer, generation);

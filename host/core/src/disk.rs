@@ -262,6 +262,15 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// The content of a file that is text.
+///
+/// # Errors
+/// As `std::fs::read_to_string`.
+pub fn read_to_string(path: &Path) -> io::Result<String> {
+    String::from_utf8(read(path)?)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+}
+
 /// What a path names.
 ///
 /// # Errors
@@ -278,6 +287,11 @@ pub fn metadata(path: &Path) -> io::Result<Metadata> {
 /// Whether a path names something.
 pub fn exists(path: &Path) -> bool {
     metadata(path).is_ok()
+}
+
+/// Whether a path names a file.
+pub fn is_file(path: &Path) -> bool {
+    metadata(path).is_ok_and(|of| of.is_file)
 }
 
 /// Whether a path names a folder.

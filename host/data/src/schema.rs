@@ -6,11 +6,10 @@
 mod ranges;
 mod validate;
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use hypercast_core::atomic_file;
+use hypercast_core::{atomic_file, disk};
 use hypercast_fm::example::{Example, Outcome};
 use serde::{Deserialize, Serialize};
 
@@ -157,7 +156,7 @@ impl Schema {
     /// # Errors
     /// The file cannot be read, or [`Self::validate`] refuses it.
     pub fn load(path: &Path) -> Result<Schema> {
-        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        let text = disk::read_to_string(path).map_err(Error::io(path))?;
         let schema: Schema =
             toml::from_str(&text).map_err(|error| Error::data(path, error.to_string()))?;
         schema.validate().map_err(|error| Error::data(path, error.to_string()))?;

@@ -25,8 +25,9 @@ use std::{
 use hypercast_fm::{
     example::Example,
     harm::HARMFUL,
+    runtime::{BurnRuntime, FmRuntime},
     spec::FmSpec,
-    trainer::{self, FmTrainer, ResumePaths},
+    trainer::{FmTrainer, ResumePaths},
 };
 use serde_json::json;
 
@@ -50,11 +51,12 @@ use crate::error::Result;
 use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
 use hypercast_core::atomic_dir;
-use hypercast_core::clock::now_ms;
+use hypercast_core::clock::{self, now_ms};
 use hypercast_core::dir_lock::DirLock;
+use hypercast_core::disk;
 use hypercast_core::logging::RepeatedFailures;
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::dataset::Dataset;
+use hypercast_data::schema::Schema;
 use hypercast_stream::dead_letters::LetterReader;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
 use hypercast_stream::registry::self_register_fm;
@@ -106,61 +108,9 @@ pub fn follow(
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<FollowFmReport> {
-    let ServiceContext { dataset, config, engine } = context.clone();
-    let work = work_dir(config, &options.version);
-    let _owner = DirLock::acquire(&work)?;
-    let spec = dataset_spec(dataset)?;
-    let (trainer, place) = begin(config, &spec, options, &work)?;
-    let from = JoinedPosition {
-        joined: place.as_ref().map(|place| place.joined.clone()),
-        orders: place.as_ref().and_then(|place| place.orders),
-    };
-    let telemetry = Arc::new(JobMetrics::default());
-    let meters = FmMeters::new(&telemetry);
-    serve_metrics(&telemetry, options.metrics, out)?;
-    let topic = Topic::fm(&options.version);
-    let published = work.join("published");
-    let publisher =
-        Publisher::open(engine.clone(), topic.clone(), config.publish.clone(), &published)?;
-    let has_published = publisher.has_snapshot();
-    let trained =
-        TrainedVersion { version: &options.version, spec: &spec, work: &work, has_published };
-    let mut window = EvalWindow::of_fm(&spec, config.fm_gate.rows);
-    checkpoint::read_measured(&work, &mut window);
-    let mut gate = FmPublishGate::new(&context, &trained, window, &telemetry)?;
-    let reports = RecordReports::of(&telemetry, config, shutdown);
-    let is_known = from.orders.is_some();
-    let reader = JoinedReader::open(context, &LetterReader::Trainer(topic), from, reports)?;
-    let mut place = place.unwrap_or_else(|| FmCheckpoint::at(reader.place()));
-    place.orders = Some(reader.orders_position());
-    gate.reread_until_ms = place.reread_until_ms;
-    let is_held = config.fm_gate.rows > 0 && HeldPublications::read(&work)?.is_some();
-    let mut follower = FmFollower {
-        config,
-        options,
-        work,
-        engine,
-        dataset,
-        reader,
-        ahead: VecDeque::new(),
-        trainer,
-        publisher,
-        gate,
-        progress: FmProgress::new(&spec, place.window.clone()),
-        asked_at: Instant::now(),
-        // What is held is asked about again once something was learned since.
-        asked_position: is_held.then_some(place.position()),
-        saved_requests: place.requests,
-        place,
-        meters,
-        failures: RepeatedFailures::default(),
-        report: FollowFmReport::default(),
-    };
-    if !is_known {
-        // Killed before the next save, it would follow records and orders from another place on.
-        follower.save()?;
-    }
-    follower.run(shutdown, out)
+    let follower = FmFollower::open(context, options, Arc::new(BurnRuntime), shutdown)?;
+    serve_metrics(&follower.telemetry, options.metrics, out)?;
+    follower.run(out)
 }
 
 /// The work folder of a version's trainer.
@@ -168,50 +118,62 @@ pub fn work_dir(config: &Config, version: &str) -> PathBuf {
     config.paths.fm_work.join("follow").join(version)
 }
 
-/// The trainer where this version stands, or what it begins with and no place.
-fn begin(
-    config: &Config,
-    spec: &FmSpec,
-    options: &FollowFmOptions,
-    work: &Path,
-) -> Result<(Box<dyn FmTrainer>, Option<FmCheckpoint>)> {
-    let own = work.join("trainer");
-    let resume = |saved: &Path| {
-        let from = ResumePaths { saved, work: &own };
-        trainer::resume(from, &config.fm, spec, config.device)
-    };
-    if let Some(place) = FmCheckpoint::read(work)? {
-        return Ok((resume(&checkpoint::trainer_dir(work))?, Some(place)));
-    }
-    let trained = super::fm::trained_dir(config);
-    let from = options.from.clone().or_else(|| trained.exists().then_some(trained));
-    let trainer = match from {
-        Some(from) => resume(&from)?,
-        None => {
-            tracing::warn!(
-                "no trained FM to begin with; it begins anew (`hypercast train fm` trains one on the past)"
-            );
-            atomic_dir::remove(&own)?;
-            trainer::create(&own, &config.fm, spec, config.device)?
-        }
-    };
-    Ok((trainer, None))
+/// What a trainer begins with.
+struct TrainerBegin<'a> {
+    config: &'a Config,
+    spec: &'a FmSpec,
+    options: &'a FollowFmOptions,
+    work: &'a Path,
+    runtime: &'a dyn FmRuntime,
 }
 
-struct FmFollower<'a> {
-    config: &'a Config,
-    options: &'a FollowFmOptions,
+impl TrainerBegin<'_> {
+    /// The trainer where this version stands, or what it begins with and no place.
+    fn open(&self) -> Result<(Box<dyn FmTrainer>, Option<FmCheckpoint>)> {
+        let TrainerBegin { config, spec, options, work, runtime } = *self;
+        let own = work.join("trainer");
+        let resume = |saved: &Path| {
+            let from = ResumePaths { saved, work: &own };
+            runtime.resume(from, &config.fm, spec, config.device)
+        };
+        if let Some(place) = FmCheckpoint::read(work)? {
+            return Ok((resume(&checkpoint::trainer_dir(work))?, Some(place)));
+        }
+        let trained = super::fm::trained_dir(config);
+        let from = options.from.clone().or_else(|| disk::exists(&trained).then_some(trained));
+        let trainer = match from {
+            Some(from) => resume(&from)?,
+            None => {
+                tracing::warn!(
+                    "no trained FM to begin with; it begins anew (`hypercast train fm` trains one on the past)"
+                );
+                atomic_dir::remove(&own)?;
+                runtime.create(&own, &config.fm, spec, config.device)?
+            }
+        };
+        Ok((trainer, None))
+    }
+}
+
+/// Follows `joined`, learns from it, and publishes what moved.
+pub struct FmFollower {
+    config: Config,
+    options: FollowFmOptions,
     work: PathBuf,
     engine: Arc<dyn StreamEngine>,
-    dataset: &'a Dataset,
+    schema: Arc<Schema>,
     reader: JoinedReader,
     /// Records that were read before the first publication and not learned from yet.
     ahead: VecDeque<PositionedExample>,
+    batch: JoinedBatch,
     trainer: Box<dyn FmTrainer>,
     publisher: Publisher,
+    /// Whether this version was published, or held, before anything was learned from.
+    is_begun: bool,
     gate: FmPublishGate,
     place: FmCheckpoint,
     progress: FmProgress,
+    telemetry: Arc<JobMetrics>,
     meters: FmMeters,
     asked_at: Instant,
     /// How far the trainer had learned when it asked the gate last.
@@ -219,6 +181,8 @@ struct FmFollower<'a> {
     saved_requests: u64,
     failures: RepeatedFailures,
     report: FollowFmReport,
+    stop: Shutdown,
+    _owner: DirLock,
 }
 
 /// Records that are learned from together.
@@ -246,7 +210,7 @@ impl JoinedBatch {
 
     fn add(&mut self, record: PositionedExample) {
         let PositionedExample { example, correction, ingested_ms, key, .. } = record;
-        self.since.get_or_insert_with(Instant::now);
+        self.since.get_or_insert_with(clock::instant);
         self.keys[usize::from(correction)].push(key);
         self.newest_ms = self.newest_ms.max(ingested_ms);
         if correction {
@@ -258,63 +222,165 @@ impl JoinedBatch {
     }
 }
 
-impl FmFollower<'_> {
-    fn run(mut self, stop: &Shutdown, out: &mut dyn Write) -> Result<FollowFmReport> {
-        let size = self.config.fm.batch_requests.max(1);
-        let every = Duration::from_secs(self.config.publish.every_s);
-        let mut batch = JoinedBatch::default();
-        if !self.publisher.has_snapshot() {
-            self.publish_first(stop, out)?;
+impl FmFollower {
+    /// Locks the work folder, and goes on where this version was saved. `runtime` makes the models.
+    ///
+    /// # Errors
+    /// As [`follow`].
+    pub fn open(
+        context: ServiceContext<'_>,
+        options: &FollowFmOptions,
+        runtime: Arc<dyn FmRuntime>,
+        stop: &Shutdown,
+    ) -> Result<FmFollower> {
+        let ServiceContext { dataset, config, engine } = context.clone();
+        let work = work_dir(config, &options.version);
+        let owner = DirLock::acquire(&work)?;
+        let spec = dataset_spec(dataset)?;
+        let begin = TrainerBegin { config, spec: &spec, options, work: &work, runtime: &*runtime };
+        let (trainer, place) = begin.open()?;
+        let from = JoinedPosition {
+            joined: place.as_ref().map(|place| place.joined.clone()),
+            orders: place.as_ref().and_then(|place| place.orders),
+        };
+        let telemetry = Arc::new(JobMetrics::default());
+        let topic = Topic::fm(&options.version);
+        let published = work.join("published");
+        let publisher =
+            Publisher::open(engine.clone(), topic.clone(), config.publish.clone(), &published)?;
+        let has_published = publisher.has_snapshot();
+        let (version, work_of) = (options.version.as_str(), &*work);
+        let trained =
+            TrainedVersion { version, spec: &spec, work: work_of, has_published, runtime };
+        let mut window = EvalWindow::of_fm(&spec, config.fm_gate.rows);
+        checkpoint::read_measured(&work, &mut window);
+        let mut gate = FmPublishGate::new(&context, &trained, window, &telemetry)?;
+        let reports = RecordReports::of(&telemetry, config, stop);
+        let is_known = from.orders.is_some();
+        let reader = JoinedReader::open(context, &LetterReader::Trainer(topic), from, reports)?;
+        let mut place = place.unwrap_or_else(|| FmCheckpoint::at(reader.place()));
+        place.orders = Some(reader.orders_position());
+        gate.reread_until_ms = place.reread_until_ms;
+        let is_held = config.fm_gate.rows > 0 && HeldPublications::read(&work)?.is_some();
+        let mut follower = FmFollower {
+            config: config.clone(),
+            options: options.clone(),
+            work,
+            engine,
+            schema: dataset.schema.clone(),
+            reader,
+            ahead: VecDeque::new(),
+            batch: JoinedBatch::default(),
+            trainer,
+            publisher,
+            is_begun: has_published,
+            gate,
+            progress: FmProgress::new(&spec, place.window.clone()),
+            meters: FmMeters::new(&telemetry),
+            telemetry,
+            asked_at: clock::instant(),
+            // What is held is asked about again once something was learned since.
+            asked_position: is_held.then_some(place.position()),
+            saved_requests: place.requests,
+            place,
+            failures: RepeatedFailures::default(),
+            report: FollowFmReport::default(),
+            stop: stop.clone(),
+            _owner: owner,
+        };
+        if !is_known {
+            // Killed before the next save, it would follow records and orders from another place
+            // on.
+            follower.save()?;
         }
-        while !stop.is_requested() {
-            let came = self.read(&mut batch, out)?;
-            let at_end = self.options.until_end && !came;
-            let waited = batch.since.is_some_and(|since| since.elapsed() >= BATCH_WAIT);
-            if batch.len() >= size || waited || (at_end && batch.len() > 0) {
-                self.learn(std::mem::take(&mut batch), out)?;
-            } else if at_end {
+        Ok(follower)
+    }
+
+    fn run(mut self, out: &mut dyn Write) -> Result<FollowFmReport> {
+        while !self.stop.is_requested() {
+            if !self.step(LOOK_EVERY, out)? {
                 break;
             }
-            let save_every = self.config.fm.save_every_requests;
-            if save_every > 0 && self.place.requests - self.saved_requests >= save_every {
-                self.save()?;
-            }
-            if self.asked_at.elapsed() >= every
-                && let Err(error) = self.publish(out)
-            {
-                self.meters.failures.inc();
-                if self.failures.is_news(&error) {
-                    tracing::warn!(%error, "weights could not be published; trying again later");
-                }
-                self.asked_at = Instant::now();
-            }
         }
+        self.finish(out)
+    }
+
+    /// Reads what has come, after waiting up to `wait` for the first record, and learns, saves and
+    /// publishes as it is due; false at the end of the stream, if it is to stop there. The first
+    /// step publishes a version that never was.
+    ///
+    /// # Errors
+    /// As [`follow`].
+    pub fn step(&mut self, wait: Duration, out: &mut dyn Write) -> Result<bool> {
+        if !self.is_begun {
+            self.publish_first(wait, out)?;
+            return Ok(true);
+        }
+        let came = self.read(wait, out)?;
+        let at_end = self.options.until_end && !came;
+        let waited = self.batch.since.is_some_and(|since| clock::since(since) >= BATCH_WAIT);
+        let is_full = self.batch.len() >= self.config.fm.batch_requests.max(1);
+        if is_full || waited || (at_end && self.batch.len() > 0) {
+            self.learn(out)?;
+        } else if at_end {
+            return Ok(false);
+        }
+        let save_every = self.config.fm.save_every_requests;
+        if save_every > 0 && self.place.requests - self.saved_requests >= save_every {
+            self.save()?;
+        }
+        let every = Duration::from_secs(self.config.publish.every_s);
+        if clock::since(self.asked_at) >= every
+            && let Err(error) = self.publish(out)
+        {
+            self.meters.failures.inc();
+            if self.failures.is_news(&error) {
+                tracing::warn!(%error, "weights could not be published; trying again later");
+            }
+            self.asked_at = clock::instant();
+        }
+        Ok(true)
+    }
+
+    /// Saves where it stands, and publishes what was learned.
+    ///
+    /// # Errors
+    /// As [`follow`].
+    pub fn finish(mut self, out: &mut dyn Write) -> Result<FollowFmReport> {
         self.save()?;
-        self.publish(out)?;
-        self.report.position = self.place.position();
-        Ok(self.report)
+        if self.is_begun {
+            self.publish(out)?;
+        }
+        Ok(self.report())
+    }
+
+    /// What it did since it was opened.
+    pub fn report(&self) -> FollowFmReport {
+        FollowFmReport { position: self.place.position(), ..self.report }
     }
 
     /// Whether records came, or may be there.
-    fn read(&mut self, batch: &mut JoinedBatch, out: &mut dyn Write) -> Result<bool> {
-        self.reader.retries()?.into_iter().for_each(|record| batch.add(record));
-        batch.orders = self.reader.orders_position();
+    fn read(&mut self, wait: Duration, out: &mut dyn Write) -> Result<bool> {
+        for record in self.reader.retries()? {
+            self.batch.add(record);
+        }
+        self.batch.orders = self.reader.orders_position();
         // Records that are tried again may have filled it.
-        let room = self.config.fm.batch_requests.saturating_sub(batch.len()).max(1);
+        let room = self.config.fm.batch_requests.saturating_sub(self.batch.len()).max(1);
         let read = if self.ahead.is_empty() {
-            self.reader.next(room, LOOK_EVERY)?
+            self.reader.next(room, wait)?
         } else {
             JoinedRead::Records(self.ahead.drain(..room.min(self.ahead.len())).collect())
         };
         match read {
             JoinedRead::Records(records) => {
                 for record in records {
-                    batch.end = Some(record.end);
-                    batch.add(record);
+                    self.batch.end = Some(record.end);
+                    self.batch.add(record);
                 }
             }
             JoinedRead::Later => {}
-            JoinedRead::Gap(gap) => self.pass_gap(gap, std::mem::take(batch), out)?,
+            JoinedRead::Gap(gap) => self.pass_gap(gap, out)?,
             JoinedRead::End => return Ok(false),
         }
         Ok(true)
@@ -322,23 +388,25 @@ impl FmFollower<'_> {
 
     /// Goes on behind missing records. What was read before is learned from, and where it goes on
     /// is saved before anything else is read.
-    fn pass_gap(&mut self, gap: PassedGap, before: JoinedBatch, out: &mut dyn Write) -> Result<()> {
-        if before.len() > 0 {
-            self.learn(before, out)?;
+    fn pass_gap(&mut self, gap: PassedGap, out: &mut dyn Write) -> Result<()> {
+        if self.batch.len() > 0 {
+            self.learn(out)?;
         }
         let is_asked = self.asked_position == Some(self.place.position());
-        self.place.joined.move_to(gap.to);
-        self.asked_position = is_asked.then_some(self.place.position());
         if gap.is_back {
-            self.place.reread_until_ms = Some(self.place.until_ms);
+            self.place.go_back_to(gap.to);
+        } else {
+            self.place.joined.move_to(gap.to);
         }
+        self.asked_position = is_asked.then_some(self.place.position());
         self.save()?;
         self.gate.reread_until_ms = self.place.reread_until_ms;
         self.reader.go_on();
         Ok(())
     }
 
-    fn learn(&mut self, batch: JoinedBatch, out: &mut dyn Write) -> Result<()> {
+    fn learn(&mut self, out: &mut dyn Write) -> Result<()> {
+        let batch = std::mem::take(&mut self.batch);
         let examples: Vec<&Example> = batch.examples.iter().collect();
         let corrections: Vec<&Example> = batch.corrections.iter().collect();
         let said = self.trainer.step_with_corrections(&examples, &corrections)?;
@@ -394,13 +462,13 @@ impl FmFollower<'_> {
     /// Publishes a version for the first time, unless the gate holds it. It is judged by the next
     /// requests of the stream, which are learned from afterwards, and by what was measured before a
     /// restart.
-    fn publish_first(&mut self, stop: &Shutdown, out: &mut dyn Write) -> Result<()> {
-        self.read_ahead(stop, out)?;
-        if stop.is_requested() {
+    fn publish_first(&mut self, wait: Duration, out: &mut dyn Write) -> Result<()> {
+        self.read_ahead(wait, out)?;
+        if self.stop.is_requested() {
             // Not before it is judged.
-            self.asked_position = Some(self.place.position());
             return Ok(());
         }
+        self.is_begun = true;
         let examples = self.ahead.iter().filter(|record| !record.correction);
         let positions: Vec<u64> = examples.clone().map(|record| record.key.position).collect();
         let examples: Vec<Example> = examples.map(|record| record.example.clone()).collect();
@@ -416,21 +484,19 @@ impl FmFollower<'_> {
     }
 
     /// Reads as many records as the gate may judge by, if they are there.
-    fn read_ahead(&mut self, stop: &Shutdown, out: &mut dyn Write) -> Result<()> {
+    fn read_ahead(&mut self, wait: Duration, out: &mut dyn Write) -> Result<()> {
         let mut rows = 0;
         while self.ahead.len() < gate::MOST_REQUESTS
             && rows < self.config.fm_gate.rows
-            && !stop.is_requested()
+            && !self.stop.is_requested()
         {
-            match self.reader.next(gate::MOST_REQUESTS - self.ahead.len(), LOOK_EVERY)? {
+            match self.reader.next(gate::MOST_REQUESTS - self.ahead.len(), wait)? {
                 JoinedRead::Records(records) => {
                     rows += records.iter().map(|own| own.example.targets.len()).sum::<usize>();
                     self.ahead.extend(records);
                 }
                 JoinedRead::Later => {}
-                JoinedRead::Gap(gap) if self.ahead.is_empty() => {
-                    self.pass_gap(gap, JoinedBatch::default(), out)?;
-                }
+                JoinedRead::Gap(gap) if self.ahead.is_empty() => self.pass_gap(gap, out)?,
                 // Those that were read before missing records are learned from first.
                 JoinedRead::Gap(_) | JoinedRead::End => break,
             }
@@ -440,13 +506,13 @@ impl FmFollower<'_> {
 
     /// Publishes what was learned, unless the gate holds it.
     fn publish(&mut self, out: &mut dyn Write) -> Result<()> {
-        let started = Instant::now();
+        let started = clock::instant();
         self.asked_at = started;
         if self.asked_position == Some(self.place.position()) {
             return Ok(());
         }
         let facts = TrainingPosition {
-            trained_position: self.place.position(),
+            trained_position: self.place.trained_position(),
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };
@@ -462,11 +528,12 @@ impl FmFollower<'_> {
             }
             None => {
                 let published = self.publisher.publish(&trained, facts)?;
-                self_register_fm(&*self.engine, &trained.manifest, &self.dataset.schema);
+                self_register_fm(&*self.engine, &trained.manifest, &self.schema);
                 self.gate.published()?;
                 self.report.published += 1;
-                self.meters.published(started.elapsed(), &published);
-                told(&published, json!(self.place.position()), started.elapsed())
+                let took = clock::since(started);
+                self.meters.published(took, &published);
+                told(&published, json!(self.place.position()), took)
             }
         };
         self.asked_position = Some(self.place.position());

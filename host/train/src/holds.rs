@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
-use hypercast_core::{atomic_file, clock::now_ms};
+use hypercast_core::{atomic_file, clock::now_ms, disk};
 
 /// What a version's gate holds: the content of `held.json`, which is there while it holds
 /// something.
@@ -30,7 +30,7 @@ impl HeldPublications {
     /// A file that cannot be read.
     pub fn read(work: &Path) -> Result<Option<HeldPublications>> {
         let path = path(work);
-        let Some(text) = Error::found(&path, std::fs::read(&path))? else { return Ok(None) };
+        let Some(text) = Error::found(&path, disk::read(&path))? else { return Ok(None) };
         let held =
             serde_json::from_slice(&text).map_err(|error| Error::data(&path, error.to_string()))?;
         Ok(Some(held))
@@ -71,12 +71,9 @@ impl HeldVersion {
 
 /// The folders in a folder, by name; none if it is not there.
 fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
-    let Some(entries) = Error::found(dir, std::fs::read_dir(dir))? else { return Ok(Vec::new()) };
-    let paths = entries.map(|entry| entry.map(|entry| entry.path()).map_err(Error::io(dir)));
-    let mut folders: Vec<PathBuf> = paths.collect::<Result<_>>()?;
-    folders.retain(|path| path.is_dir());
-    folders.sort();
-    Ok(folders)
+    let names = Error::found(dir, disk::names(dir))?.unwrap_or_default();
+    let paths = names.into_iter().map(|name| dir.join(name));
+    Ok(paths.filter(|path| disk::is_dir(path)).collect())
 }
 
 fn name(dir: &Path) -> String {
@@ -139,7 +136,7 @@ impl HoldLog {
     pub(super) fn released(&self) -> Result<()> {
         self.in_a_row.set(0.0);
         let path = path(&self.work);
-        Error::found(&path, std::fs::remove_file(&path)).map(drop)
+        Error::found(&path, disk::remove_file(&path)).map(drop)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::ServiceContext;
 use crate::error::{Error, Result};
 use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
-use hypercast_core::shutdown::Shutdown;
+use hypercast_core::{clock, shutdown::Shutdown};
 use hypercast_data::schema::ColumnRanges;
 use hypercast_stream::dead_letters::{
     DeadLetter, DeadLetterQueue, LetterReader, LetterScope, SetAsideRate, UnusableRecord,
@@ -284,7 +284,7 @@ impl JoinedReader {
             return Err(error);
         }
         tracing::warn!(%error, "the joined stream cannot be read; trying again");
-        std::thread::sleep(RETRY_AFTER);
+        clock::sleep(RETRY_AFTER);
         Ok(())
     }
 

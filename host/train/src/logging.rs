@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_fm::example::Example;
+use hypercast_fm::{
+    example::Example,
+    runtime::{BurnRuntime, FmRuntime},
+};
 use prometheus::{Gauge, Histogram, IntCounter};
 use serde_json::json;
 
@@ -32,8 +35,8 @@ use super::{
 use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::job_metrics::JobMetrics;
-use hypercast_config::Config;
-use hypercast_core::clock::now_ms;
+use hypercast_config::FmTierConfig;
+use hypercast_core::clock::{self, now_ms};
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::error::ErrorKind;
 use hypercast_core::shutdown::Shutdown;
@@ -89,29 +92,30 @@ pub fn follow(
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<LoggingReport> {
-    let ServiceContext { dataset, config, engine } = context.clone();
-    let _owner = DirLock::acquire(&config.paths.logs)?;
-    let log = super::fm::log_writer(dataset, config, Vec::new())?;
-    let telemetry = Arc::new(JobMetrics::default());
-    let position = JoinedPosition { joined: trail(&log)?, orders: None };
-    let reports = RecordReports::of(&telemetry, config, shutdown);
-    let reader = JoinedReader::open(context, &LetterReader::Logging, position, reports)?;
-    let meters = LoggingMeters::new(&telemetry);
-    serve_metrics(&telemetry, options.metrics, out)?;
-    let serving = config.fm_logging.loading(config.device);
-    let loading = FmLoading { engine, serving, work: config.paths.fm_work.join("logging") };
-    let tier = LoggingTier {
-        config,
-        position: reader.place().position,
-        log,
-        reader,
-        versions: LoadedVersions { loading, versions: Vec::new() },
-        meters,
-        report: LoggingReport::default(),
-        said: Instant::now(),
-        waits: false,
-    };
-    tier.run(active, options, shutdown, out)
+    let tier = LoggingTier::open(context, Arc::new(BurnRuntime), options, shutdown)?;
+    serve_metrics(&tier.telemetry, options.metrics, out)?;
+    tier.run(active, shutdown, out)
+}
+
+/// Follows `joined`, and logs its examples with their embeddings.
+pub struct LoggingTier {
+    settings: FmTierConfig,
+    until_end: bool,
+    log: LogWriter,
+    reader: JoinedReader,
+    versions: LoadedVersions,
+    batch: LoggingBatch,
+    /// After the last record that was logged.
+    position: u64,
+    telemetry: Arc<JobMetrics>,
+    meters: LoggingMeters,
+    report: LoggingReport,
+    /// When it asked which versions are in use.
+    asked: Option<Instant>,
+    said: Instant,
+    /// Whether it was said that weights must come first.
+    waits: bool,
+    _owner: DirLock,
 }
 
 /// Where the logs end in the stream, and earlier ends of their files.
@@ -119,20 +123,6 @@ fn trail(log: &LogWriter) -> Result<Option<StreamTrail>> {
     let in_stream = |LoggedPlace { position, checksum }| StreamPlace { position, checksum };
     let earlier = log.earlier_places()?.into_iter().map(in_stream).collect();
     Ok(log.place().map(|place| StreamTrail::new(in_stream(place), earlier)))
-}
-
-struct LoggingTier<'a> {
-    config: &'a Config,
-    log: LogWriter,
-    reader: JoinedReader,
-    versions: LoadedVersions,
-    /// After the last record that was logged.
-    position: u64,
-    meters: LoggingMeters,
-    report: LoggingReport,
-    said: Instant,
-    /// Whether it was said that weights must come first.
-    waits: bool,
 }
 
 /// Records that go through the FMs together.
@@ -147,7 +137,7 @@ impl LoggingBatch {
     fn add(&mut self, records: Vec<PositionedExample>) {
         self.targets += records.iter().map(|record| record.example.targets.len()).sum::<usize>();
         self.records.extend(records);
-        self.since.get_or_insert_with(Instant::now);
+        self.since.get_or_insert_with(clock::instant);
     }
 
     /// When the first of its requests was; after all others if there is none.
@@ -173,84 +163,138 @@ impl LoggingBatch {
     }
 }
 
-impl LoggingTier<'_> {
+impl LoggingTier {
+    /// Locks the logs, and goes on after the last complete file. `runtime` loads the weights.
+    ///
+    /// # Errors
+    /// As [`follow`].
+    pub fn open(
+        context: ServiceContext<'_>,
+        runtime: Arc<dyn FmRuntime>,
+        options: LoggingOptions,
+        shutdown: &Shutdown,
+    ) -> Result<LoggingTier> {
+        let ServiceContext { dataset, config, engine } = context.clone();
+        let owner = DirLock::acquire(&config.paths.logs)?;
+        let log = super::fm::log_writer(dataset, config, Vec::new())?;
+        let telemetry = Arc::new(JobMetrics::default());
+        let position = JoinedPosition { joined: trail(&log)?, orders: None };
+        let reports = RecordReports::of(&telemetry, config, shutdown);
+        let reader = JoinedReader::open(context, &LetterReader::Logging, position, reports)?;
+        let serving = config.fm_logging.loading(config.device);
+        let work = config.paths.fm_work.join("logging");
+        let loading = FmLoading { engine, runtime, serving, work };
+        Ok(LoggingTier {
+            settings: config.fm_logging.clone(),
+            until_end: options.until_end,
+            position: reader.place().position,
+            log,
+            reader,
+            versions: LoadedVersions { loading, versions: Vec::new() },
+            batch: LoggingBatch::default(),
+            meters: LoggingMeters::new(&telemetry),
+            telemetry,
+            report: LoggingReport::default(),
+            asked: None,
+            said: clock::instant(),
+            waits: false,
+            _owner: owner,
+        })
+    }
+
     fn run(
         mut self,
         active: &mut ActiveVersions<'_>,
-        options: LoggingOptions,
         shutdown: &Shutdown,
         out: &mut dyn Write,
     ) -> Result<LoggingReport> {
-        match self.log_until(active, options, shutdown, out) {
-            // What was waited for is read at the next start.
-            Err(error) if shutdown.is_requested() && error.kind() == ErrorKind::Unavailable => {
-                tracing::warn!(%error, "asked to stop while the streams were waited for");
+        while !shutdown.is_requested() {
+            match self.step(active, LOOK_EVERY, out) {
+                Ok(true) => {}
+                Ok(false) => break,
+                // What was waited for is read at the next start.
+                Err(error) if shutdown.is_requested() && error.kind() == ErrorKind::Unavailable => {
+                    tracing::warn!(%error, "asked to stop while the streams were waited for");
+                }
+                Err(error) => return Err(error),
             }
-            logged => logged?,
         }
+        self.finish(out)
+    }
+
+    /// Reads what has come, after waiting up to `wait` for the first record, and logs what is due;
+    /// false at the end of the stream, if it is to stop there.
+    ///
+    /// # Errors
+    /// As [`follow`].
+    pub fn step(
+        &mut self,
+        active: &mut ActiveVersions<'_>,
+        wait: Duration,
+        out: &mut dyn Write,
+    ) -> Result<bool> {
+        let most = self.settings.batch_candidates;
+        let batch_wait = Duration::from_micros(self.settings.batch_wait_us);
+        if self.asked.is_none_or(|at| clock::since(at) >= VERSIONS_EVERY) {
+            self.versions.set(active()?)?;
+            self.asked = Some(clock::instant());
+        }
+        let look = if self.batch.records.is_empty() { wait } else { batch_wait.min(wait) };
+        let came = self.read(look)?;
+        let over = self.until_end && !came;
+        let waited = self.batch.since.is_some_and(|since| clock::since(since) >= batch_wait);
+        let has_records = !self.batch.records.is_empty();
+        if self.batch.targets >= most || (has_records && (waited || over)) {
+            let next = RequestPoint { position: self.position, time_ms: self.batch.earliest_ms() };
+            if self.versions.advance(next)? {
+                let pass = self.batch.take(most);
+                self.log_batch(pass)?;
+                self.waits = false;
+            } else {
+                if !std::mem::replace(&mut self.waits, true) {
+                    tracing::warn!(
+                        "no FM version has weights yet; examples wait for the first publication"
+                    );
+                }
+                clock::sleep(wait);
+            }
+        } else if over {
+            return Ok(false);
+        }
+        self.log.tick(now_ms())?;
+        if clock::since(self.said) >= SAY_EVERY {
+            self.say(out)?;
+        }
+        Ok(true)
+    }
+
+    /// Completes the file under way.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn finish(mut self, out: &mut dyn Write) -> Result<LoggingReport> {
         self.log.cut()?;
         self.say(out)?;
         self.report.position = self.position;
         Ok(self.report)
     }
 
-    fn log_until(
-        &mut self,
-        active: &mut ActiveVersions<'_>,
-        options: LoggingOptions,
-        shutdown: &Shutdown,
-        out: &mut dyn Write,
-    ) -> Result<()> {
-        let settings = &self.config.fm_logging;
-        let most = settings.batch_candidates;
-        let wait = Duration::from_micros(settings.batch_wait_us);
-        let mut batch = LoggingBatch::default();
-        let mut asked = None::<Instant>;
-        while !shutdown.is_requested() {
-            if asked.is_none_or(|at| at.elapsed() >= VERSIONS_EVERY) {
-                self.versions.set(active()?)?;
-                asked = Some(Instant::now());
-            }
-            let look = if batch.records.is_empty() { LOOK_EVERY } else { wait.min(LOOK_EVERY) };
-            let came = self.read(&mut batch, look)?;
-            let over = options.until_end && !came;
-            let waited = batch.since.is_some_and(|since| since.elapsed() >= wait);
-            if batch.targets >= most || (!batch.records.is_empty() && (waited || over)) {
-                let next = RequestPoint { position: self.position, time_ms: batch.earliest_ms() };
-                if self.versions.advance(next)? {
-                    let pass = batch.take(most);
-                    self.log_batch(pass)?;
-                    self.waits = false;
-                } else {
-                    if !std::mem::replace(&mut self.waits, true) {
-                        tracing::warn!(
-                            "no FM version has weights yet; examples wait for the first publication"
-                        );
-                    }
-                    std::thread::sleep(LOOK_EVERY);
-                }
-            } else if over {
-                break;
-            }
-            self.log.tick(now_ms())?;
-            if self.said.elapsed() >= SAY_EVERY {
-                self.say(out)?;
-            }
-        }
-        Ok(())
+    /// The position in `joined` after the last record that was logged.
+    pub fn position(&self) -> u64 {
+        self.position
     }
 
     /// Whether records came, or may be there.
-    fn read(&mut self, batch: &mut LoggingBatch, wait: Duration) -> Result<bool> {
-        if batch.targets >= self.config.fm_logging.batch_candidates {
+    fn read(&mut self, wait: Duration) -> Result<bool> {
+        if self.batch.targets >= self.settings.batch_candidates {
             return Ok(false);
         }
         match self.reader.next(RECORDS, wait)? {
-            JoinedRead::Records(records) => batch.add(records),
+            JoinedRead::Records(records) => self.batch.add(records),
             JoinedRead::Later => {}
-            JoinedRead::Gap(gap) if batch.records.is_empty() => self.pass_gap(gap)?,
+            JoinedRead::Gap(gap) if self.batch.records.is_empty() => self.pass_gap(gap)?,
             // What was read before is logged first.
-            JoinedRead::Gap(_) => std::thread::sleep(wait),
+            JoinedRead::Gap(_) => clock::sleep(wait),
             JoinedRead::End => return Ok(false),
         }
         Ok(true)
@@ -309,7 +353,7 @@ impl LoggingTier<'_> {
     }
 
     fn say(&mut self, out: &mut dyn Write) -> Result<()> {
-        self.said = Instant::now();
+        self.said = clock::instant();
         let versions: Vec<&str> =
             self.log.versions().iter().map(|version| version.version.as_str()).collect();
         tell(

@@ -89,9 +89,10 @@ fn make() -> FuzzModel {
 
 fn whole(trainer: &mut dyn FmTrainer) -> WeightUpdate {
     let trained = trainer.trained_weights("1.0.0").expect("weights");
-    let ids: Vec<u64> = trained.rows.ids().collect();
-    let mut rows = vec![0.0; ids.len() * trained.rows.dim()];
-    trained.rows.gather(&ids, &mut rows).unwrap();
+    let store = trained.rows.expect("an FM has rows");
+    let ids: Vec<u64> = store.ids().collect();
+    let mut rows = vec![0.0; ids.len() * store.dim()];
+    store.gather(&ids, &mut rows).unwrap();
     let piece =
         |WeightTensor { name, shape, values }| TensorSlice { name, shape, start: 0, values };
     let pieces = trained.dense.into_iter().map(piece).collect();

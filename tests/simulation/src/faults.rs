@@ -9,7 +9,7 @@ use crate::{
     earlier,
     host::ArmedFault,
     installation::engine,
-    plan::{FaultKind, ROLES},
+    plan::{FaultKind, LosingStream, ROLES},
     world::{Due, Process, Simulation, Stepped},
 };
 
@@ -65,6 +65,18 @@ impl Simulation {
                 process.leaves_earlier_states.set(true);
                 return;
             }
+            FaultKind::LostTail { of: LosingStream::Joined, count } => {
+                self.kill(process);
+                if !self.cut_joined(count) {
+                    return;
+                }
+            }
+            FaultKind::LostInside { of: LosingStream::Joined, count } => {
+                self.kill(process);
+                if !self.lose_joined(count, mix_parts(&[self.plan.seed, 7, number as u64])) {
+                    return;
+                }
+            }
             FaultKind::LostTail { of, count } => {
                 let lost = self.server.borrow_mut().lose_tail(&of.topic(), count);
                 if !self.note_lost(of.topic(), lost) {
@@ -84,6 +96,36 @@ impl Simulation {
             }
         }
         *self.struck.borrow_mut().entry((fault.kind.name(), fault.on)).or_default() += 1;
+    }
+
+    /// Loses joined records inside of their stream, near its end; false if there are none.
+    fn lose_joined(&self, count: u32, choice: u64) -> bool {
+        let (now, topic) = (self.timeline.now.get(), Topic::joined());
+        let newest = self.server.borrow().end(&topic).saturating_sub(2 * u64::from(count));
+        let first = newest + choice % u64::from(count);
+        let lost = self.server.borrow_mut().lose_at(&topic, first, count);
+        self.timeline.trace.line(now, "server", || format!("loses joined {first}.."));
+        let is_lost = !lost.is_empty();
+        self.ledger.borrow_mut().lost_joined.extend(lost);
+        is_lost
+    }
+
+    /// Loses the last joined records; false if there are none.
+    fn cut_joined(&self, count: u32) -> bool {
+        let now = self.timeline.now.get();
+        let cut = self.server.borrow_mut().lose_tail(&Topic::joined(), count);
+        if cut.is_empty() {
+            return false;
+        }
+        // It may have lost others before them already.
+        let end = self.server.borrow().end(&Topic::joined());
+        self.timeline.trace.line(now, "server", || format!("cuts joined at {end}"));
+        let mut ledger = self.ledger.borrow_mut();
+        let before = ledger.lost_joined.extract_if(.., |lost| lost.position >= end);
+        let before: Vec<StreamRecord> = before.collect();
+        ledger.cut_joined.extend(before.into_iter().chain(cut));
+        ledger.cuts += 1;
+        true
     }
 
     /// Notes records that the server lost; false if there are none.

@@ -3,15 +3,16 @@
 
 use std::{
     path::Path,
+    rc::Rc,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use hypercast_config::{Config, JoinSettings, OnGap};
-use hypercast_core::shutdown::Shutdown;
+use hypercast_config::{Config, FmGateSettings, JoinSettings, OnGap, PublishSettings};
+use hypercast_core::{shutdown::Shutdown, simulated};
 use hypercast_data::{
     dataset::{Dataset, Entities, write_dataset},
     schema::Schema,
@@ -26,10 +27,15 @@ use hypercast_stream::{
 };
 
 use crate::{
-    plan::{Layout, Plan, ROLES, Role},
+    disk::{Disk, DiskCopy},
+    host::{Machine, ProcessHost},
+    logging_tier::SteppedTier,
+    model::MARK_WIDTH,
+    plan::{Layout, Plan, ROLES, Role, TierSettings},
     plant::Plant,
-    publications::{PublishingTrainer, ServedWeights},
+    publications::ServedWeights,
     server::ServerClient,
+    trainer::SteppedTrainer,
     versions::{self, Decider},
     work::CountedEngine,
     world::Simulation,
@@ -52,21 +58,46 @@ const SCHEMA: &str = r#"
         { name = "user", key = ["user_id"], action = "click", half_life_days = 1.0 },
     ]"#;
 
-/// The data set of all simulations. It is on the real disk, and nothing changes it.
-pub fn dataset() -> &'static Dataset {
-    static DATASET: OnceLock<(tempfile::TempDir, Dataset)> = OnceLock::new();
-    let (_, dataset) = DATASET.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a temporary folder");
+/// Where each machine has the data set.
+const DATA: &str = "/data";
+
+/// The data set of all simulations, which nothing changes.
+struct SharedDataset {
+    dataset: &'static Dataset,
+    files: DiskCopy,
+}
+
+impl SharedDataset {
+    /// Writes it as an import does, on a machine of its own.
+    fn new() -> SharedDataset {
+        let machine = Rc::<Machine>::default();
+        let host = ProcessHost::new("import", &machine, &Rc::default(), 0);
+        let entered = simulated::enter(Rc::new(host));
         let schema: Schema = toml::from_str(SCHEMA).expect("the schema above");
         let item = |id| Item { id, ids: vec![id % 3], ..Item::default() };
         let items: Vec<Item> = (1..=8).map(item).collect();
         let users: Vec<User> = (1..=5).map(|id| User { id, ..User::default() }).collect();
         let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
-        write_dataset(dir.path(), &entities, &mut []).expect("room for a small data set");
-        let dataset = Dataset::open(dir.path()).expect("written above");
-        (dir, dataset)
-    });
-    dataset
+        write_dataset(Path::new(DATA), &entities, &mut []).expect("a disk without faults");
+        let dataset = Dataset::open(Path::new(DATA)).expect("written above");
+        drop(entered);
+        let files = machine.disk.borrow().copy(Path::new(DATA)).expect("written above");
+        SharedDataset { dataset: Box::leak(Box::new(dataset)), files }
+    }
+}
+
+thread_local! {
+    static DATASET: SharedDataset = SharedDataset::new();
+}
+
+/// The data set of all simulations.
+pub fn dataset() -> &'static Dataset {
+    DATASET.with(|shared| shared.dataset)
+}
+
+/// Puts the files of the data set on a disk.
+pub fn copy_dataset(disk: &mut Disk) {
+    DATASET.with(|shared| disk.put_back(Path::new(DATA), &shared.files));
 }
 
 /// The configuration of every process of a plan.
@@ -85,8 +116,28 @@ pub fn config(plan: &Plan) -> Config {
         save_every_events: settings.save_every_events,
         ..JoinSettings::default()
     };
+    let TierSettings { batch_requests, save_every_requests, gate_rows, .. } = settings.tiers;
+    config.paths.fm_work = "/state/fm".into();
+    config.paths.logs = "/state/logs".into();
     config.fm.max_history = 4;
     config.fm.max_targets = 4;
+    config.fm.tae_dim = MARK_WIDTH;
+    config.fm.batch_requests = batch_requests;
+    config.fm.save_every_requests = save_every_requests;
+    // Embeddings name the weights, and move however little was learned.
+    config.fm_gate =
+        FmGateSettings { rows: gate_rows, max_tae_drift: f64::MAX, ..FmGateSettings::default() };
+    // A delta has all that moved, so that a follower has the trainer's weights exactly.
+    config.publish = PublishSettings {
+        share: 1.0,
+        starve_after: 1,
+        every_s: settings.tiers.publish_every_s,
+        snapshot_every: 4,
+        zstd_level: 1,
+    };
+    config.logs.rows_per_file = settings.tiers.rows_per_file;
+    config.logs.file_seconds = settings.tiers.file_seconds;
+    config.fm_logging.batch_candidates = 16;
     config
 }
 
@@ -138,7 +189,11 @@ impl JoinMetrics for CountedGaps {
 
     fn stream_gap(&self, topic: &Topic) {
         self.gaps.fetch_add(1, Ordering::Relaxed);
-        Simulation::current().ledger.borrow_mut().gaps_told += 1;
+        let world = Simulation::current();
+        let mut ledger = world.ledger.borrow_mut();
+        ledger.gaps_told += 1;
+        ledger.event_gaps_told += u64::from(*topic == Topic::events());
+        drop(ledger);
         self.metrics.stream_gap(topic);
     }
 }
@@ -153,7 +208,8 @@ pub struct Life {
     /// Whether it must stop where events are missing.
     pub stops_at_gaps: bool,
     features: Option<FeatureFollower>,
-    trainer: Option<PublishingTrainer>,
+    trainer: Option<SteppedTrainer>,
+    logging: Option<SteppedTier>,
     /// The weights that the daemon follows.
     pub served: Option<ServedWeights>,
     /// Where the daemon's callers send events.
@@ -195,8 +251,10 @@ impl Life {
             let runner = Runner::open(engine.clone(), &settings, data, metrics, stop.clone());
             joiner = Some(runner.map_err(|error| told(&error))?);
         }
-        let is_trainer = role == Role::Trainer;
-        let trainer = is_trainer.then(|| PublishingTrainer::open(engine.clone())).transpose()?;
+        let open = || SteppedTrainer::open(engine.clone(), &config, plant);
+        let trainer = (role == Role::Trainer).then(open).transpose()?;
+        let open = || SteppedTier::open(engine.clone(), &config, plant);
+        let logging = (role == Role::LoggingTier).then(open).transpose()?;
         let served = is_daemon.then(|| ServedWeights::open(engine.clone())).transpose()?;
         let decider = Decider::open(engine.clone())?;
         let mut features = None;
@@ -212,6 +270,7 @@ impl Life {
             stops_at_gaps,
             features,
             trainer,
+            logging,
             served,
             ingest,
         })
@@ -222,9 +281,9 @@ impl Life {
     /// # Errors
     /// What the process says before it ends.
     pub fn step(&mut self) -> Result<bool, String> {
-        let mut events = 0;
+        let mut is_busy = false;
         if let Some(joiner) = &mut self.joiner {
-            events = joiner.step(Duration::ZERO).map_err(|error| error.to_string())?;
+            is_busy = joiner.step(Duration::ZERO).map_err(|error| error.to_string())? > 0;
         }
         if let Some(features) = &mut self.features {
             features.step(Duration::ZERO).map_err(|error| error.to_string())?;
@@ -233,13 +292,16 @@ impl Life {
             ingest.tick_if_quiet();
         }
         if let Some(trainer) = &mut self.trainer {
-            trainer.step();
+            is_busy |= trainer.step()?;
+        }
+        if let Some(logging) = &mut self.logging {
+            is_busy |= logging.step()?;
         }
         if let Some(served) = &mut self.served {
             served.step();
         }
         self.decider.step();
-        Ok(events > 0)
+        Ok(is_busy)
     }
 
     /// Ends it in order.
@@ -250,6 +312,8 @@ impl Life {
         if let Some(features) = &mut self.features {
             features.save();
         }
+        self.trainer.take().map_or(Ok(()), SteppedTrainer::stop)?;
+        self.logging.take().map_or(Ok(()), SteppedTier::stop)?;
         self.joiner.as_mut().map_or(Ok(()), |joiner| joiner.save().map_err(|e| e.to_string()))
     }
 

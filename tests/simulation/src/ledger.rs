@@ -34,14 +34,24 @@ pub struct Ledger {
     pub registered: Vec<RegisteredVersion>,
     /// Weights that trainers began to publish, in that order.
     pub published: Vec<NamedWeights>,
-    /// The name of those that were the last to be surely published.
-    pub last_published: Option<String>,
+    /// The number of those that were the last to be surely published.
+    pub last_published: Option<usize>,
+    /// What weights were learned from, by their mark.
+    pub learned: BTreeMap<u64, Vec<u64>>,
     /// Gaps that joiners counted.
     pub gaps_told: u64,
     /// Records that the server lost.
     pub lost: BTreeMap<Topic, Vec<StreamRecord>>,
     /// Positions of events at which a joiner went on from a state of an earlier version.
     pub upgraded: Vec<u64>,
+    /// Gaps that joiners counted in the events.
+    pub event_gaps_told: u64,
+    /// Joined records that the server lost inside of their stream.
+    pub lost_joined: Vec<StreamRecord>,
+    /// Those that it lost at the end, so that others may have come at their positions.
+    pub cut_joined: Vec<StreamRecord>,
+    /// How often that was so.
+    pub cuts: u64,
     ids_sent: u64,
     moments: u64,
 }

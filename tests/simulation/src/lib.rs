@@ -7,6 +7,9 @@
 //! faults        what breaks in it, and what an operator does
 //! installation  what the processes run: the host's own types
 //! workload      what callers send
+//! trainer       the FM's trainer, and what it must have learned from
+//! logging_tier  the logging tier, and what it must have logged
+//! model         the model of both, which notes what it learns
 //! publications  weights that a trainer publishes and a daemon follows
 //! versions      decisions that the processes make on one stream
 //! rot           bits that flip in files
@@ -27,6 +30,8 @@ pub mod host;
 pub mod installation;
 pub mod ledger;
 mod log;
+pub mod logging_tier;
+pub mod model;
 pub mod oracles;
 pub mod plan;
 pub mod plant;
@@ -35,6 +40,7 @@ mod rot;
 pub mod server;
 pub mod shrink;
 pub mod trace;
+pub mod trainer;
 pub mod versions;
 pub mod work;
 pub mod workload;

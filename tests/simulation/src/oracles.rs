@@ -18,8 +18,9 @@ use hypercast_stream::{
 
 use crate::{
     installation::{config, dataset, engine},
+    logging_tier,
     plan::Role,
-    publications, versions, work,
+    publications, trainer, versions, work,
     workload::{part_ids, request_id},
     world::Simulation,
 };
@@ -41,13 +42,16 @@ struct Told {
     corrected: u32,
 }
 
-/// The records of the three streams.
+/// The records of the streams.
 struct Streams {
     events: Vec<StreamRecord>,
+    /// Also those that the server lost inside.
     joined: Vec<StreamRecord>,
+    /// Those that it lost at the end and that did not come again.
+    cut: Vec<StreamRecord>,
     outcomes: Vec<StreamRecord>,
     versions: Vec<StreamRecord>,
-    /// Of the joiner.
+    /// Of all readers.
     letters: Vec<DeadLetter>,
     /// The first position at which an event was lost at any time; else the end. What was made of
     /// events before is as if none had been lost.
@@ -70,7 +74,7 @@ pub fn check(world: &Simulation) {
     };
     at_rest(world, &streams);
     offline_join(world, &streams);
-    let told = told(world, &streams.joined);
+    let told = told(world, &streams);
     examples(world, &streams, &told);
     labels(world, &streams, &told);
     features(world, &streams);
@@ -78,10 +82,16 @@ pub fn check(world: &Simulation) {
     versions::check(world, &streams.versions);
     publications::check(world);
     work::check(world, (streams.events.len() + streams.outcomes.len()) as u64);
+    trainer::check(world, &streams.joined, &streams.letters);
+    logging_tier::check(world, &streams.joined);
 }
 
 fn read(world: &Simulation) -> Result<Streams, String> {
-    let loses = |topic: &Topic| world.ledger.borrow().lost.contains_key(topic);
+    let may_lack = |topic: &Topic| {
+        let ledger = world.ledger.borrow();
+        let is_joined = *topic == Topic::joined();
+        !ledger.lost(topic).is_empty() || (is_joined && !ledger.lost_joined.is_empty())
+    };
     // The second joiner runs no more, and its machine is the others' or has a way to the server.
     let read = |topic: Topic| {
         world.observe(&world.processes[2].machine, || {
@@ -98,7 +108,7 @@ fn read(world: &Simulation) -> Result<Streams, String> {
                         return Err(format!("{topic} ends at {end}, but has {}", records.len()));
                     }
                     StreamRead::Records(read) => records.extend(read),
-                    StreamRead::Gap(_) if loses(&topic) => {}
+                    StreamRead::Gap(_) if may_lack(&topic) => {}
                     StreamRead::Gap(gap) => return Err(gap.to_string()),
                 }
             }
@@ -109,9 +119,18 @@ fn read(world: &Simulation) -> Result<Streams, String> {
         let engine = engine(&world.plan, 2, None)?;
         dead_letters::list(&*engine).map_err(|error| error.to_string())
     });
+    let mut joined = read(Topic::joined())?;
+    joined.extend(world.ledger.borrow().lost_joined.iter().cloned());
+    joined.sort_by_key(|record| record.position);
+    let mut cut = world.ledger.borrow().cut_joined.clone();
+    cut.retain({
+        let again: HashSet<&[u8]> = joined.iter().map(|record| &*record.payload).collect();
+        move |record| !again.contains(&*record.payload)
+    });
     Ok(Streams {
         events: read(Topic::events())?,
-        joined: read(Topic::joined())?,
+        joined,
+        cut,
         outcomes: read(Topic::outcomes())?,
         versions: read(Topic::versions())?,
         letters: letters?.letters.into_iter().map(|letter| letter.letter).collect(),
@@ -143,8 +162,9 @@ fn at_rest(world: &Simulation, streams: &Streams) {
 fn offline_join<'a>(world: &Simulation, streams: &'a Streams) {
     let settings = config(&world.plan).joiner().expect("as the processes had it");
     let bare = dataset().without_content();
-    let state =
-        FeatureState::rebuild(&bare, settings.features, None).expect("the data set is whole");
+    let state = world.observe(&world.processes[0].machine, || {
+        FeatureState::rebuild(&bare, settings.features, None).expect("the data set is whole")
+    });
     let mut joiner = Joiner::new(state, settings.options.clone());
     let mut made = JoinerOutput::default();
     let intact = streams.events.iter().take_while(|record| record.position < streams.intact);
@@ -159,18 +179,29 @@ fn offline_join<'a>(world: &Simulation, streams: &'a Streams) {
             world.violate("streams", format!("event {}: {error}", record.position));
         }
     }
-    let ledger = world.ledger.borrow();
-    let intact = [Topic::joined(), Topic::outcomes()].map(|topic| ledger.intact(&topic) as usize);
-    drop(ledger);
     let rest_follows = streams.intact < u64::MAX;
-    let up_to = |stored: &'a [StreamRecord], intact: usize, made: usize| match rest_follows {
-        true => &stored[..stored.len().min(intact).min(made)],
-        false => &stored[..stored.len().min(intact)],
+    let up_to = |stored: &'a [StreamRecord], made: usize| match rest_follows {
+        true => &stored[..stored.len().min(made)],
+        false => stored,
     };
-    let joined = up_to(&streams.joined, intact[0], made.joined.len());
-    compare(world, "joined", joined, &made.joined[..made.joined.len().min(intact[0])]);
-    let outcomes = up_to(&streams.outcomes, intact[1], made.outcomes.len());
-    compare(world, "outcomes", outcomes, &made.outcomes[..made.outcomes.len().min(intact[1])]);
+    let first_cut = world.ledger.borrow().cut_joined.iter().map(|record| record.position).min();
+    let (stored, made_joined) = (up_to(&streams.joined, made.joined.len()), &made.joined);
+    match first_cut.map(|first| stored.partition_point(|record| record.position < first)) {
+        Some(intact) => {
+            let intact = intact.min(made_joined.len());
+            compare(world, "joined", &stored[..intact], &made_joined[..intact]);
+        }
+        None => compare(world, "joined", stored, made_joined),
+    }
+    let departed = first_cut.is_some() && world.ledger.borrow().event_gaps_told > 0;
+    if departed {
+        // It made other records than were cut off, and outcomes again with them.
+        return;
+    }
+    let intact = world.ledger.borrow().intact(&Topic::outcomes()) as usize;
+    let stored = up_to(&streams.outcomes, made.outcomes.len());
+    let made = &made.outcomes[..made.outcomes.len().min(intact)];
+    compare(world, "outcomes", &stored[..stored.len().min(intact)], made);
 }
 
 /// Whether a fault appended it.
@@ -183,7 +214,8 @@ fn set_aside(world: &Simulation, streams: &Streams) {
     let unusable = streams.events.iter().filter(|record| is_of_later_version(record));
     let is_intact = |&position: &u64| position < streams.intact;
     let expected: Vec<u64> = unusable.map(|record| record.position).filter(is_intact).collect();
-    let found = streams.letters.iter().map(|letter| letter.position);
+    let joiners = streams.letters.iter().filter(|letter| letter.source == "events");
+    let found = joiners.map(|letter| letter.position);
     let mut found: Vec<u64> = found.filter(is_intact).collect();
     found.sort_unstable();
     if found != expected {
@@ -210,8 +242,7 @@ fn compare<T: serde::Serialize + Debug>(
     }
 }
 
-/// What records of joined examples tell.
-fn told(world: &Simulation, joined: &[StreamRecord]) -> HashMap<Shown, Told> {
+fn told(world: &Simulation, streams: &Streams) -> HashMap<Shown, Told> {
     let requests: HashMap<u64, u64> = world
         .plan
         .requests
@@ -219,7 +250,7 @@ fn told(world: &Simulation, joined: &[StreamRecord]) -> HashMap<Shown, Told> {
         .flat_map(|&number| part_ids(number).map(move |part| (part, request_id(number))))
         .collect();
     let mut told: HashMap<Shown, Told> = HashMap::new();
-    for record in joined {
+    for record in streams.joined.iter().chain(&streams.cut) {
         let joined = match JoinedRecord::decode(&record.payload) {
             Ok(joined) => joined,
             Err(error) => {
@@ -246,8 +277,7 @@ fn told(world: &Simulation, joined: &[StreamRecord]) -> HashMap<Shown, Told> {
 }
 
 /// Each impression is in one example, and one that was acknowledged surely is, unless the server
-/// lost it or its example. A joiner that told a gap may have made examples twice, but none may be
-/// missing.
+/// lost it. A joiner that told a gap may have made examples twice, but none may be missing.
 fn examples(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
     let ledger = world.ledger.borrow();
     let (acknowledged, may_repeat) = (ledger.acknowledged.clone(), ledger.gaps_told > 0);
@@ -256,7 +286,6 @@ fn examples(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) 
         let stored = all_shown(&streams.events);
         move |shown| !stored.contains(shown)
     });
-    lost.extend(self::told(world, ledger.lost(&Topic::joined())).into_keys());
     drop(ledger);
     for (call, acknowledged) in world.calls.iter().zip(acknowledged) {
         for event in &call.events {
@@ -307,10 +336,7 @@ fn reached_ms(event: &EventRecord, stored_ms: Option<i64>) -> i64 {
 /// Every action is in the label, or in a correction of it; in the label if it came before any clock
 /// could have closed the shortest window.
 fn labels(world: &Simulation, streams: &Streams, told: &HashMap<Shown, Told>) {
-    let ledger = world.ledger.borrow();
-    let mut lost = all_shown(ledger.lost(&Topic::events()));
-    lost.extend(self::told(world, ledger.lost(&Topic::joined())).into_keys());
-    drop(ledger);
+    let lost = all_shown(world.ledger.borrow().lost(&Topic::events()));
     let shortest_ms = world.plan.settings.min_window_s as i64 * 1000;
     let mut clock_ms = i64::MIN;
     let mut open: BTreeMap<Shown, OpenWindow> = BTreeMap::new();
@@ -356,8 +382,9 @@ fn features(world: &Simulation, streams: &Streams) {
         return;
     }
     let settings = config(&world.plan).joiner().expect("as the processes had it");
-    let mut expected =
-        FeatureState::rebuild(dataset(), settings.features, None).expect("the data set is whole");
+    let mut expected = world.observe(&world.processes[0].machine, || {
+        FeatureState::rebuild(dataset(), settings.features, None).expect("the data set is whole")
+    });
     for record in &streams.outcomes {
         let Ok(OutcomeRecord { update, .. }) = OutcomeRecord::decode(&record.payload) else {
             world.violate("streams", format!("outcome {} is damaged", record.position));

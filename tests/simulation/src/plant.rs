@@ -42,10 +42,16 @@ pub enum Plant {
     SavedAtEvents,
     /// Nobody hears what processes log.
     LogsUnread,
+    /// A trainer that goes on has forgotten the last record of its save.
+    LastForgotten,
+    /// The weights that are loaded are the newest, and not those that were asked for.
+    NewestWeights,
+    /// A record in a thousand is left out by the logging tier's reader.
+    LogRowsSkipped,
 }
 
 /// All of them, with their names.
-pub const PLANTS: [(&str, Plant); 17] = [
+pub const PLANTS: [(&str, Plant); 20] = [
     ("segment-sync", Plant::SegmentSync),
     ("draft-sync", Plant::DraftSync),
     ("folder-sync", Plant::FolderSync),
@@ -63,6 +69,9 @@ pub const PLANTS: [(&str, Plant); 17] = [
     ("read-again-at-steps", Plant::ReadAgainAtSteps),
     ("saved-at-events", Plant::SavedAtEvents),
     ("logs-unread", Plant::LogsUnread),
+    ("last-forgotten", Plant::LastForgotten),
+    ("newest-weights", Plant::NewestWeights),
+    ("log-rows-skipped", Plant::LogRowsSkipped),
 ];
 
 impl Plant {

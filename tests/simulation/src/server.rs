@@ -21,7 +21,11 @@ use hypercast_stream::{
     },
 };
 
-use crate::{plant::Plant, world::Simulation};
+use crate::{
+    plan::{ROLES, Role},
+    plant::Plant,
+    world::Simulation,
+};
 
 /// How long a caller waits for an answer that does not come.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -122,7 +126,8 @@ impl Server {
         first.map_or(end, |first| first as u64)..end
     }
 
-    fn end(&self, topic: &Topic) -> u64 {
+    /// The position after the last record of a stream.
+    pub fn end(&self, topic: &Topic) -> u64 {
         self.streams.get(topic).map_or(0, |stream| stream.records.len() as u64)
     }
 
@@ -138,10 +143,15 @@ impl Server {
 
     /// Loses records inside of a stream. Positions of the others stay.
     pub fn lose_inside(&mut self, topic: &Topic, count: u32, choice: u64) -> Vec<StreamRecord> {
+        let inner = self.end(topic).saturating_sub(1);
+        self.lose_at(topic, choice % inner.max(1), count)
+    }
+
+    /// Loses records from a position on, but not the last one of the stream.
+    pub fn lose_at(&mut self, topic: &Topic, first: u64, count: u32) -> Vec<StreamRecord> {
         let Some(stream) = self.streams.get_mut(topic) else { return Vec::new() };
-        let inner = stream.records.len().saturating_sub(1);
-        let first = choice as usize % inner.max(1);
-        stream.lose(first..inner.min(first + count as usize))
+        let (first, inner) = (first as usize, stream.records.len().saturating_sub(1));
+        stream.lose(first.min(inner)..inner.min(first + count as usize))
     }
 
     fn read(&self, topic: &Topic, place: StreamPlace, most: usize) -> Result<Vec<StreamRecord>> {
@@ -274,7 +284,11 @@ impl Reader for ServerReader {
             let world = Simulation::current();
             world.processes[self.process].network.gaps.update(|gaps| gaps + 1);
         }
-        let read = read?;
+        let mut read = read?;
+        if ROLES[self.process] == Role::LoggingTier {
+            let plant = Simulation::current().plant;
+            read.retain(|record| !Plant::hits(plant, Plant::LogRowsSkipped, &record.payload));
+        }
         match read.last() {
             Some(last) => self.place = StreamPlace::after(last),
             None => clock::sleep(wait),

@@ -130,8 +130,6 @@ impl Simulation {
     /// As [`Simulation::run`], this plan alone.
     pub fn run_alone(plan: &Plan, plant: Option<Plant>, keep_trace: bool) -> Rc<Simulation> {
         let _logs = log::collect();
-        // Made outside of any host, on the real disk.
-        installation::dataset();
         let world = Rc::new(Simulation::new(plan, plant));
         if keep_trace {
             world.timeline.trace.keep();
@@ -166,6 +164,7 @@ impl Simulation {
         let machine = |at: usize| {
             let machine = Machine::default();
             machine.clock_ahead_ms.set(plan.settings.machines_ahead_ms[at.min(1)]);
+            installation::copy_dataset(&mut machine.disk.borrow_mut());
             machine.disk.borrow_mut().lie = plant.and_then(Plant::disk_lie);
             Rc::new(machine)
         };
@@ -184,7 +183,7 @@ impl Simulation {
             streams: RefCell::default(),
             host: RefCell::default(),
             wanted: Cell::new(match role {
-                Role::Daemon | Role::Trainer => true,
+                Role::Daemon | Role::Trainer | Role::LoggingTier => true,
                 Role::Joiner => !plan.settings.join_in_daemon,
                 Role::SecondJoiner => false,
             }),
@@ -224,6 +223,12 @@ impl Simulation {
         let drawn = &self.processes[process].drawn;
         drawn.update(|count| count + 1);
         mix_parts(&[self.plan.seed, 2, process as u64, drawn.get()]) % bound.max(1)
+    }
+
+    /// The process of a role.
+    pub fn process(&self, role: Role) -> (usize, &Process) {
+        let mut processes = self.processes.iter().enumerate();
+        processes.find(|(_, process)| process.role == role).expect("all roles are there")
     }
 
     /// Notes that a promise was broken.
@@ -411,6 +416,27 @@ impl Simulation {
             self.violate("read once", excess);
         }
         self.count_faults(process.role, &host);
+    }
+
+    /// Ends a process in order at the end of a run, so that its disk has all that it did; false if
+    /// it cannot.
+    pub(crate) fn finish(&self, number: usize) -> bool {
+        let process = &self.processes[number];
+        process.wanted.set(false);
+        let life = process.life.borrow_mut().take();
+        let host = self.host(number);
+        let stopped = self.run_on(&host, || {
+            life.ok_or_else(|| "it does not run".to_owned())?.stop().map(|()| true)
+        });
+        self.end_life(process);
+        match stopped {
+            Stepped::Went { .. } => true,
+            Stepped::Failed(error) | Stepped::Panicked(error) => {
+                self.violate("at rest", format!("{:?} cannot stop: {error}", process.role));
+                false
+            }
+            Stepped::Crashed => false,
+        }
     }
 
     /// Holds what a step met in the stream of events against what it told of it, and against

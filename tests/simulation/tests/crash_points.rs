@@ -6,13 +6,19 @@ use std::{
     panic::{self, AssertUnwindSafe},
     path::Path,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
 use hypercast_core::{atomic_dir, atomic_file, disk, simulated};
+use hypercast_data::logs::{
+    LogFollower, LogOptions, LogPosition, LogRow, LogVersion, LogWriter, TaeStorage,
+};
+use hypercast_fm::example::{Example, Item, Outcome, Target, User};
 use hypercast_simulation::{
     disk::NameOrder,
     host::{ArmedFault, DiskFault, Machine, ProcessHost, SimulatedCrash, SimulatedTime},
+    installation::dataset,
 };
 use hypercast_stream::{
     join::StateDir,
@@ -146,6 +152,70 @@ fn of_states() {
                 state[0]
             });
             assert!(version as usize >= acknowledged, "{version} after {acknowledged}");
+        },
+    );
+}
+
+/// The TAE of a logged request.
+const TAE: [f32; 2] = [1.0, 2.0];
+
+/// Logs that go on where they are.
+fn log_writer() -> LogWriter {
+    let tae = TaeStorage::F32;
+    let options = LogOptions { history_len: 4, rows_per_file: 100, file_seconds: 0, tae };
+    let versions = vec![LogVersion::new("1.0.0", TAE.len())];
+    LogWriter::create(Path::new("/work/logs"), &dataset().schema, options, versions).unwrap()
+}
+
+/// Logs a request whose number is its position in the stream.
+fn log(writer: &mut LogWriter, request: u64) {
+    let schema = &dataset().schema;
+    let target = Target {
+        item: Arc::new(Item { id: 1, ids: vec![0], ..Item::default() }),
+        ids: vec![1; schema.id_columns().len()],
+        features: vec![0.5; schema.feature_columns().len()],
+        outcome: Outcome { actions: 1, known: 3, ..Outcome::UNKNOWN },
+        truth: Vec::new(),
+    };
+    let user = Arc::<User>::default();
+    let (surface, time_ms, history) = (0, request as i64, Vec::new());
+    let example = Example { request, user, surface, time_ms, history, targets: vec![target] };
+    let row = LogRow {
+        example: &example,
+        taes: &[&TAE],
+        correction: false,
+        ingested_ms: 1,
+        position: Some(request),
+        position_checksum: None,
+    };
+    writer.write(row).unwrap();
+}
+
+#[test]
+fn of_logs() {
+    every_crash_point(
+        4,
+        |acknowledge| {
+            let mut writer = log_writer();
+            for request in 1..=3 {
+                log(&mut writer, request);
+                writer.cut().unwrap();
+                acknowledge();
+            }
+        },
+        |acknowledged| {
+            let mut writer = log_writer();
+            let position = writer.position().unwrap_or(0);
+            assert!(position >= acknowledged as u64, "{position} after {acknowledged}");
+            log(&mut writer, position + 1);
+            writer.cut().unwrap();
+            let dir = Path::new("/work/logs");
+            let mut rows = LogFollower::open(dir, "1.0.0", LogPosition::default()).unwrap();
+            for request in 1..=position + 1 {
+                let row = rows.next_request().unwrap().expect("a row a position");
+                assert_eq!((row.example.request, row.tae), (request, TAE.to_vec()));
+            }
+            assert!(rows.next_request().unwrap().is_none(), "each is there once");
         },
     );
 }

@@ -6,12 +6,11 @@
 //! vector has zeros.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use hypercast_core::atomic_dir;
+use hypercast_core::{atomic_dir, disk as fs};
 use hypercast_fm::example::Item;
 
 use super::table::{CellType, Column, Field, TableReader, TableWriter};
@@ -151,7 +150,7 @@ pub fn import(from: Option<&Path>, dir: &Path, items: &[Item]) -> Result<Option<
 /// Adds their vectors to the items of the data set in `dir`; returns the width, 0 without a file.
 pub(super) fn attach(dir: &Path, items: &mut HashMap<u64, Arc<Item>>) -> Result<usize> {
     let path = dir.join(FILE);
-    if !path.is_file() {
+    if !fs::is_file(&path) {
         return Ok(0);
     }
     let content = Content::read(&path)?;

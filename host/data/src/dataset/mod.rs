@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hypercast_core::atomic_dir;
+use hypercast_core::{atomic_dir, disk};
 use hypercast_fm::example::{Item, Outcome, User};
 use serde::{Deserialize, Serialize};
 
@@ -81,7 +81,7 @@ impl Dataset {
     /// Opens the directory that an import wrote.
     pub fn open(dir: &Path) -> Result<Dataset> {
         let schema_path = dir.join("schema.toml");
-        if !schema_path.is_file() {
+        if !disk::is_file(&schema_path) {
             let reason = "no data set here: `schema.toml` is missing; make one with \
                           `hypercast import` or `hypercast simulate`";
             return Err(Error::data(dir, reason));

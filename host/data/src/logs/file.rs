@@ -1,8 +1,8 @@
 //! One file of the feature logs: a pair of tables and its metadata.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use hypercast_core::disk;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{LogLayout, RowGroup};
@@ -63,8 +63,7 @@ pub(super) fn examples_path(dir: &Path, number: u32) -> PathBuf {
 /// its name.
 pub(super) fn file_numbers(dir: &Path) -> Result<Vec<u32>> {
     let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        let name = entry.map_err(Error::io(dir))?.file_name();
+    for name in disk::names(dir).map_err(Error::io(dir))? {
         let name = name.to_string_lossy();
         let number = name.strip_prefix("requests-").and_then(|name| name.strip_suffix(".parquet"));
         numbers.extend(number.and_then(|number| number.parse::<u32>().ok()));

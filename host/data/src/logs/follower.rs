@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hypercast_core::disk;
 use serde::{Deserialize, Serialize};
 
 use super::file::{LogFile, OpenLog, file_numbers, requests_path};
@@ -90,7 +91,7 @@ impl LogFollower {
     /// Its file was removed, is damaged, or has no such request.
     pub fn request_at(&self, position: LogPosition) -> Result<LoggedRequest> {
         let gone = || self.error(format!("{position:?} is no longer there"));
-        if !requests_path(&self.dir, position.file).exists() {
+        if !disk::exists(&requests_path(&self.dir, position.file)) {
             return Err(gone());
         }
         LogFollower::open(&self.dir, &self.version, position)?.next_request()?.ok_or_else(gone)
@@ -120,7 +121,7 @@ impl LogFollower {
     /// Opens the next file, or passes over it; false if there is none yet.
     fn open_next(&mut self) -> Result<bool> {
         let wanted = self.position.file;
-        let number = if requests_path(&self.dir, wanted).exists() {
+        let number = if disk::exists(&requests_path(&self.dir, wanted)) {
             Some(wanted)
         } else {
             file_numbers(&self.dir)?.into_iter().find(|&number| number >= wanted)

@@ -15,10 +15,10 @@ mod layout;
 mod reader;
 mod writer;
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use hypercast_core::disk;
 use hypercast_fm::example::{Event, Example};
 use serde::{Deserialize, Serialize};
 
@@ -81,7 +81,7 @@ const FORMAT: u32 = 2;
 impl LogManifest {
     fn load(dir: &Path) -> Result<LogManifest> {
         let path = dir.join("log-manifest.json");
-        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let text = disk::read_to_string(&path).map_err(Error::io(&path))?;
         let wrong = |error: serde_json::Error| Error::data(&path, error.to_string());
         let value: serde_json::Value = serde_json::from_str(&text).map_err(wrong)?;
         let format = value.get("format").and_then(serde_json::Value::as_u64);
@@ -98,7 +98,7 @@ impl LogManifest {
 
 /// The manifest and the schema of a log directory.
 fn load_header(dir: &Path) -> Result<(LogManifest, Arc<Schema>)> {
-    if !dir.join("log-manifest.json").is_file() {
+    if !disk::is_file(&dir.join("log-manifest.json")) {
         let reason = "no feature logs here: `log-manifest.json` is missing; `hypercast materialise` \
                       writes it";
         return Err(Error::data(dir, reason));
@@ -119,7 +119,7 @@ pub fn short_history(history: &[Event], surface: u16, len: usize) -> Vec<Event> 
 /// # Errors
 /// One of the first `files` is missing, or the file system fails.
 pub fn truncate(dir: &Path, files: u32) -> Result<()> {
-    let found = if dir.is_dir() { file_numbers(dir)? } else { Vec::new() };
+    let found = if disk::is_dir(dir) { file_numbers(dir)? } else { Vec::new() };
     if let Some(missing) = (0..files).find(|number| !found.contains(number)) {
         return Err(Error::data(
             requests_path(dir, missing),
@@ -128,7 +128,7 @@ pub fn truncate(dir: &Path, files: u32) -> Result<()> {
     }
     for number in found.into_iter().filter(|&number| number >= files) {
         for path in [requests_path(dir, number), examples_path(dir, number)] {
-            fs::remove_file(&path).map_err(Error::io(&path))?;
+            disk::remove_file(&path).map_err(Error::io(&path))?;
         }
     }
     Ok(())

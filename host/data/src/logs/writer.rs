@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hypercast_core::atomic_dir;
+use hypercast_core::{atomic_dir, disk};
 use hypercast_fm::example::Example;
 use serde::{Deserialize, Serialize};
 
@@ -354,7 +354,7 @@ impl TaeStorage {
 /// Starts a log directory, or checks that it can be continued.
 fn start_or_check(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<()> {
     let (schema_path, manifest_path) = (dir.join("schema.toml"), dir.join("log-manifest.json"));
-    if !manifest_path.exists() {
+    if !disk::exists(&manifest_path) {
         schema.save(&schema_path)?;
         return write_json(&manifest_path, &manifest);
     }

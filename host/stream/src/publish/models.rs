@@ -30,7 +30,7 @@ impl WeightSource for TrainedWeights<'_> {
     }
 
     fn rows(&self) -> Option<&Store> {
-        Some(self.rows)
+        self.rows
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hypercast_core::{atomic_dir, atomic_file};
+use hypercast_core::{atomic_dir, atomic_file, disk};
 use hypercast_fm::trainer::FmTrainer;
 use hypercast_stream::streams::{StreamPlace, StreamTrail};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,10 @@ pub(super) struct FmCheckpoint {
     /// learned from. None if it never was.
     #[serde(default)]
     pub(super) reread_until_ms: Option<i64>,
+    /// The furthest position up to which it had learned when the stream was cut or made anew. What
+    /// comes again of before it may have been learned from.
+    #[serde(default)]
+    pub(super) furthest_position: u64,
     /// What was predicted since the last line.
     pub(super) window: ProgressWindow,
 }
@@ -55,7 +59,7 @@ pub(super) fn trainer_dir(work: &Path) -> PathBuf {
 /// left it or after another schema, it measures anew.
 pub(super) fn read_measured(work: &Path, window: &mut EvalWindow) {
     let path = saved_dir(work).join(MEASURED_FILE);
-    let Ok(bytes) = std::fs::read(&path) else { return };
+    let Ok(bytes) = disk::read(&path) else { return };
     match postcard::from_bytes(&bytes) {
         Ok(rows) => window.restore(rows),
         Err(error) => tracing::warn!(%error, "{}: the gate measures anew", path.display()),
@@ -73,12 +77,24 @@ impl FmCheckpoint {
         self.joined.place().position
     }
 
+    /// Stands at an earlier place, where the stream was cut or made anew.
+    pub(super) fn go_back_to(&mut self, place: StreamPlace) {
+        self.furthest_position = self.trained_position();
+        self.reread_until_ms = Some(self.until_ms);
+        self.joined.move_to(place);
+    }
+
+    /// The position before which any record may have been learned from.
+    pub(super) fn trained_position(&self) -> u64 {
+        self.position().max(self.furthest_position)
+    }
+
     /// What was saved; none where nothing was.
     pub(super) fn read(work: &Path) -> Result<Option<FmCheckpoint>> {
         let dir = saved_dir(work);
         atomic_dir::recover(&dir)?;
         let path = dir.join("place.json");
-        let Some(text) = Error::found(&path, std::fs::read(&path))? else { return Ok(None) };
+        let Some(text) = Error::found(&path, disk::read(&path))? else { return Ok(None) };
         let place: FmCheckpoint =
             serde_json::from_slice(&text).map_err(|error| Error::data(&path, error.to_string()))?;
         if place.format != FORMAT {

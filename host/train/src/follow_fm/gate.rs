@@ -9,12 +9,13 @@
 //! more than doubled what it learned may move. Where nothing can be compared, because there are too
 //! few rows or nothing serves, it publishes.
 
-use std::{collections::VecDeque, mem, path::Path};
+use std::{collections::VecDeque, mem, path::Path, sync::Arc};
 
 use hypercast_fm::{
     checkpoint::FmManifest,
     example::Example,
     inference::{FmServingOptions, FoundationModel},
+    runtime::FmRuntime,
     spec::FmSpec,
     standardise::ColumnShift,
     trainer::{FmTrainer, StepOutput},
@@ -68,6 +69,7 @@ pub(super) struct TrainedVersion<'a> {
     /// The trainer's work folder.
     pub(super) work: &'a Path,
     pub(super) has_published: bool,
+    pub(super) runtime: Arc<dyn FmRuntime>,
 }
 
 /// A request with what the trainer said of its targets before it learned from them.
@@ -98,8 +100,12 @@ impl FmPublishGate {
         let ServiceContext { config, engine, .. } = context;
         let serving =
             FmServingOptions { device: config.device, history_cache_bytes: 0, warmup_histories: 0 };
-        let loading =
-            FmLoading { engine: engine.clone(), serving, work: trained.work.join("serving") };
+        let loading = FmLoading {
+            engine: engine.clone(),
+            runtime: trained.runtime.clone(),
+            serving,
+            work: trained.work.join("serving"),
+        };
         Ok(FmPublishGate {
             settings: config.fm_gate.clone(),
             spec: trained.spec.clone(),

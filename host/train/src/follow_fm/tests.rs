@@ -6,14 +6,14 @@ use std::{
     sync::Mutex,
 };
 
-use hypercast_fm::{inference, inference::FmServingOptions, spec::FmConfig};
+use hypercast_fm::{inference, inference::FmServingOptions, spec::FmConfig, trainer};
 
 mod gated;
 mod restarts;
 
 use super::*;
 use hypercast_config::PublishSettings;
-use hypercast_data::dataset::timeline::Span;
+use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
 use hypercast_stream::dead_letters::{self, DeadLetterQueue, LetterScope, UnusableRecord};

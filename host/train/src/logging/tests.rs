@@ -19,7 +19,7 @@ use hypercast_fm::{
     trainer::{self, FmTrainer},
 };
 
-use hypercast_config::OnGap;
+use hypercast_config::{Config, OnGap};
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::streams::StreamEngine;
 

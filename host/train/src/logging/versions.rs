@@ -17,9 +17,11 @@ use hypercast_fm::{
     checkpoint::FmManifest,
     example::Example,
     inference::{self, FmServingOptions, FoundationModel},
+    runtime::FmRuntime,
 };
 
 use crate::error::Result;
+use hypercast_core::disk;
 use hypercast_data::logs::LogVersion;
 use hypercast_stream::publish::{
     self, Publication, PublicationHeader, TrainingPosition, fm_update,
@@ -93,7 +95,7 @@ impl Registered {
                 Ok(_) => {}
                 // Where FMs are registered and none was ever trained here, there is none to
                 // configure.
-                Err(_) if !all.is_empty() && !self.checkpoint.exists() => {}
+                Err(_) if !all.is_empty() && !disk::exists(&self.checkpoint) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -110,7 +112,7 @@ impl Registered {
         if let Some(fm) = self.follower.registry().newest_fm() {
             return Ok(Some(ToLog::registered(fm)));
         }
-        if !self.checkpoint.exists() {
+        if !disk::exists(&self.checkpoint) {
             return Ok(None);
         }
         let FmManifest { version, .. } = FmManifest::read(&self.checkpoint)?;
@@ -134,6 +136,8 @@ impl ToLog {
 /// How versions are loaded.
 pub(crate) struct FmLoading {
     pub(crate) engine: Arc<dyn StreamEngine>,
+    /// Loads published weights.
+    pub(crate) runtime: Arc<dyn FmRuntime>,
     pub(crate) serving: FmServingOptions,
     /// A folder of this process alone.
     pub(crate) work: PathBuf,
@@ -246,10 +250,8 @@ impl LoadedFmVersion {
                 Some(fm) => fm.update(update)?,
                 None => {
                     let work = Self::work(loading, &self.to_log.version);
-                    let checkpoint = work.join("checkpoint");
-                    update.checkpoint(&checkpoint)?;
-                    let rows = work.join("rows");
-                    self.fm = Some(inference::load_updatable(&checkpoint, &rows, loading.serving)?);
+                    let FmLoading { runtime, serving, .. } = loading;
+                    self.fm = Some(runtime.load_published(update, &work, *serving)?);
                 }
             }
             self.trained = Some(trained);

@@ -1,12 +1,15 @@
 //! Reading a table, including one that another tool wrote, as long as no cell is null.
 
-use std::fs::File;
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bytes::Bytes;
+use hypercast_core::disk::File;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, DataType};
 use parquet::errors::ParquetError;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
 use super::{CellType, Column, ColumnValues, Field};
@@ -15,13 +18,15 @@ use crate::error::{CommonErrors as _, Error, Result};
 /// Reads a table one row group at a time.
 pub struct TableReader {
     path: PathBuf,
-    reader: SerializedFileReader<File>,
+    reader: SerializedFileReader<TableFile>,
 }
 
 impl TableReader {
     /// Opens a Parquet file.
     pub fn open(path: &Path) -> Result<TableReader> {
         let file = File::open(path).map_err(Error::io(path))?;
+        let length = file.length().map_err(Error::io(path))?;
+        let file = TableFile { file: Arc::new(file), length };
         let reader = SerializedFileReader::new(file).map_err(Error::parquet(path))?;
         Ok(TableReader { path: path.to_path_buf(), reader })
     }
@@ -82,6 +87,46 @@ impl TableReader {
                 format!("column `{}` is not {what}{:?} in every row", field.name, field.kind),
             )
         })
+    }
+}
+
+/// A table's bytes, as the Parquet library reads them.
+struct TableFile {
+    file: Arc<File>,
+    length: u64,
+}
+
+/// Reads a table from an offset on.
+struct TableBytes {
+    file: Arc<File>,
+    at: u64,
+}
+
+impl Length for TableFile {
+    fn len(&self) -> u64 {
+        self.length
+    }
+}
+
+impl ChunkReader for TableFile {
+    type T = BufReader<TableBytes>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        Ok(BufReader::new(TableBytes { file: self.file.clone(), at: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        let mut bytes = vec![0; length];
+        TableBytes { file: self.file.clone(), at: start }.read_exact(&mut bytes)?;
+        Ok(bytes.into())
+    }
+}
+
+impl Read for TableBytes {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
     }
 }
 

@@ -1,10 +1,9 @@
 //! Writing a table: required columns, zstd, and the final name once the file is complete.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hypercast_core::atomic_file;
+use hypercast_core::{atomic_file, disk::File};
 use parquet::basic::{Compression, Encoding, LogicalType, Repetition, Type as Physical, ZstdLevel};
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, FloatType, Int32Type, Int64Type,

@@ -115,7 +115,8 @@ impl GatedWorld {
         let context =
             ServiceContext { dataset: &self.dataset, config: &self.config, engine: engine.clone() };
         let work = work_dir(&self.config, version);
-        let trained = TrainedVersion { version, spec: &spec, work: &work, has_published };
+        let runtime = Arc::new(BurnRuntime);
+        let trained = TrainedVersion { version, spec: &spec, work: &work, has_published, runtime };
         let window = EvalWindow::of_fm(&spec, self.config.fm_gate.rows);
         FmPublishGate::new(&context, &trained, window, &JobMetrics::default()).unwrap()
     }

@@ -39,9 +39,19 @@ fn missing_records_are_passed_once_by_a_killed_trainer() {
     assert_eq!((behind.position(), behind.requests), (0, before.requests));
     assert_eq!(behind.reread_until_ms, Some(before.until_ms));
 
+    // What it publishes there may have learned from any record before the old position.
+    let stop = Shutdown::default();
+    let inner = shorter.clone();
+    let cut = Cut { inner, at: 50, stop: Some(stop.clone()), grows: Arc::default() };
+    let first = run(&dataset, &config, Arc::new(cut), &stop);
+    let into = dir.path().join("served");
+    let found = publish::bootstrap(shorter.clone(), Topic::fm("1.0.0"), &into).unwrap().unwrap();
+    assert_eq!((found.0.header.trained_position, first.position < 60), (60, true));
+
     let report = run(&dataset, &config, shorter, &Shutdown::default());
     assert_eq!(report.position, 100);
-    assert_eq!(report.requests + report.corrections, 100, "each that it has now, once");
+    let learned = [first, report].map(|report| report.requests + report.corrections);
+    assert_eq!(learned[0] + learned[1], 100, "each that it has now, once");
 }
 
 #[test]
