@@ -12,7 +12,7 @@ use std::{
 
 use hypercast_core::{atomic_dir, atomic_file, disk, simulated};
 use hypercast_data::logs::{
-    LogFollower, LogOptions, LogPosition, LogRow, LogVersion, LogWriter, TaeStorage,
+    LogFollower, LogOptions, LogPosition, LogRow, LogVersion, LogWriter, LoggedPlace, TaeStorage,
 };
 use hypercast_fm::example::{Example, Item, Outcome, Target, User};
 use hypercast_simulation::{
@@ -185,8 +185,7 @@ fn log(writer: &mut LogWriter, request: u64) {
         taes: &[&TAE],
         correction: false,
         ingested_ms: 1,
-        position: Some(request),
-        position_checksum: None,
+        place: Some(LoggedPlace { position: request, checksum: None }),
     };
     writer.write(row).unwrap();
 }
@@ -205,7 +204,7 @@ fn of_logs() {
         },
         |acknowledged| {
             let mut writer = log_writer();
-            let position = writer.position().unwrap_or(0);
+            let position = writer.place().map_or(0, |place| place.position);
             assert!(position >= acknowledged as u64, "{position} after {acknowledged}");
             log(&mut writer, position + 1);
             writer.cut().unwrap();
