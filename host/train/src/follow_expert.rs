@@ -179,6 +179,7 @@ pub fn follow(
         asked_position: None,
         failures: RepeatedFailures::default(),
         published: 0,
+        is_registered: false,
     };
     if saved_orders.is_none() {
         // Killed before the next save, it would carry out orders from another place on.
@@ -220,6 +221,8 @@ struct ExpertFollower<'a> {
     asked_position: Option<FeedPosition>,
     failures: RepeatedFailures,
     published: u64,
+    /// Whether the registry knows this version.
+    is_registered: bool,
 }
 
 /// Rows that are learned from together.
@@ -492,6 +495,14 @@ impl ExpertFollower<'_> {
         let published = self.publisher.publish(self.stream.trainer.parameters(), facts)?;
         self.published += 1;
         self.gate.published(self.stream.trainer.saved())?;
+        self.is_registered = self.is_registered || self.register()?;
+        let mut line = told(&published, json!(self.place.position), started.elapsed());
+        line["evaluation"] = word.measured.clone();
+        tell(out, &line)
+    }
+
+    /// Whether the registry knows its version now.
+    fn register(&self) -> Result<bool> {
         let ExpertContext { dataset, config, entry, guests } = self.context;
         let own = SelfRegisteredExpert {
             config,
@@ -502,10 +513,7 @@ impl ExpertFollower<'_> {
             guests,
             schema: &dataset.schema,
         };
-        self_register_expert(&*self.engine, &own);
-        let mut line = told(&published, json!(self.place.position), started.elapsed());
-        line["evaluation"] = word.measured.clone();
-        tell(out, &line)
+        Ok(self_register_expert(&*self.engine, &own))
     }
 }
 

@@ -170,6 +170,8 @@ pub struct FmFollower {
     publisher: Publisher,
     /// Whether this version was published, or held, before anything was learned from.
     is_begun: bool,
+    /// Whether the registry knows this version.
+    is_registered: bool,
     gate: FmPublishGate,
     place: FmCheckpoint,
     progress: FmProgress,
@@ -274,6 +276,7 @@ impl FmFollower {
             trainer,
             publisher,
             is_begun: has_published,
+            is_registered: false,
             gate,
             progress: FmProgress::new(&spec, place.window.clone()),
             meters: FmMeters::new(&telemetry),
@@ -528,7 +531,10 @@ impl FmFollower {
             }
             None => {
                 let published = self.publisher.publish(&trained, facts)?;
-                self_register_fm(&*self.engine, &trained.manifest, &self.schema);
+                if !self.is_registered {
+                    let (engine, manifest) = (&*self.engine, &trained.manifest);
+                    self.is_registered = self_register_fm(engine, manifest, &self.schema);
+                }
                 self.gate.published()?;
                 self.report.published += 1;
                 let took = clock::since(started);

@@ -16,14 +16,15 @@ use super::{
 use crate::error::Result;
 use crate::streams::StreamEngine;
 
-/// Registers a published FM version as in training.
-pub fn self_register_fm(engine: &dyn StreamEngine, manifest: &FmManifest, schema: &Schema) {
+/// Registers a published FM version as in training. True if it is registered: then it need not be
+/// tried with the next publication, which would read all decisions again.
+pub fn self_register_fm(engine: &dyn StreamEngine, manifest: &FmManifest, schema: &Schema) -> bool {
     let version = &manifest.version;
     let changes = |registry: &Registry| match registry.fm(version) {
         Some(_) => Ok(Vec::new()),
         None => registry.register_fm(&FmVersion::new(manifest, schema, WeightsLocation::Published)),
     };
-    log_registration(&format!("FM {version}"), decide(engine, changes));
+    log_registration(&format!("FM {version}"), decide(engine, changes))
 }
 
 /// A published version of an expert.
@@ -44,15 +45,18 @@ pub struct SelfRegisteredExpert<'a> {
     pub schema: &'a Schema,
 }
 
-/// Registers a published version of an expert as in training. Its plugin is copied to the version's
-/// own directory.
-pub fn self_register_expert(engine: &dyn StreamEngine, published: &SelfRegisteredExpert<'_>) {
+/// Registers a published version of an expert as in training, as [`self_register_fm`] does. Its
+/// plugin is copied to the version's own directory.
+pub fn self_register_expert(
+    engine: &dyn StreamEngine,
+    published: &SelfRegisteredExpert<'_>,
+) -> bool {
     let SelfRegisteredExpert { entry, version, .. } = published;
     let changes = |registry: &Registry| match registry.expert_version(&entry.name, version) {
         Some(_) => Ok(Vec::new()),
         None => registry.register_expert(&describe(published)?),
     };
-    log_registration(&format!("expert {} {version}", entry.name), decide(engine, changes));
+    log_registration(&format!("expert {} {version}", entry.name), decide(engine, changes))
 }
 
 fn describe(published: &SelfRegisteredExpert<'_>) -> Result<ExpertVersion> {
@@ -81,8 +85,8 @@ fn decide(
     RegistryFollower::new(engine)?.decide(engine, changes)
 }
 
-fn log_registration(what: &str, registered: Result<bool>) {
-    match registered {
+fn log_registration(what: &str, registered: Result<bool>) -> bool {
+    match &registered {
         Ok(true) => tracing::info!(
             "{what} is registered as in training; `hypercast versions promote` puts it into service"
         ),
@@ -91,4 +95,5 @@ fn log_registration(what: &str, registered: Result<bool>) {
             tracing::warn!(%error, "{what} is published, but cannot be registered; trying again with the next publication")
         }
     }
+    registered.is_ok()
 }
