@@ -2,9 +2,8 @@
 //!
 //! A push ([`frame`]) carries the signature of a trusted key ([`signature`]). [`accept`] checks it,
 //! stores its files ([`repository`]) and loads it as serving would. [`service`] takes pushes and
-//! commands; one thread (`controller`) advances each rollout: it replays recorded requests,
-//! registers the version, lets it see requests as a shadow, then serve a share of the users, then
-//! all. [`policy`] has the limits, [`stats`] what a version did. The registry alone decides which
+//! commands; a `controller` advances each rollout: it replays recorded requests, registers the
+//! version, lets it see requests as a shadow, then serve a share of the users, then all. [`policy`] has the limits, [`stats`] what a version did. The registry alone decides which
 //! version serves whom ([`hypercast_stream::registry`]); a rollout's own state is in a file
 //! (`state`), so that it continues after a restart.
 
@@ -31,7 +30,9 @@ pub use crate::rollout::{
     accept::Acceptor,
     frame::Push,
     policy::{PolicyOverrides, RolloutPolicy},
+    replay::{ReplayFn, ReplayInput, ReplayVerdict},
     service::{RolloutContext, RolloutService},
+    serving::{MeasuredArm, VersionLookup},
     signature::{PushManifest, SecretKey, SignedManifest},
     stats::ArmStats,
 };

@@ -12,13 +12,25 @@ use crate::{
 };
 
 /// What runs in `tests/simulation`: files, and folders with `/` at the end.
-const SIMULATED: [&str; 22] = [
+const SIMULATED: [&str; 34] = [
     "host/core/src/atomic_dir.rs",
     "host/core/src/atomic_file.rs",
     "host/core/src/dir_lock.rs",
     "host/core/src/hash.rs",
     "host/data/src/features/",
     "host/serve/src/request/feature_state.rs",
+    "host/serve/src/rollout/accept.rs",
+    "host/serve/src/rollout/controller.rs",
+    "host/serve/src/rollout/controller/",
+    "host/serve/src/rollout/evaluation.rs",
+    "host/serve/src/rollout/frame.rs",
+    "host/serve/src/rollout/mod.rs",
+    "host/serve/src/rollout/policy.rs",
+    "host/serve/src/rollout/repository.rs",
+    "host/serve/src/rollout/service.rs",
+    "host/serve/src/rollout/state.rs",
+    "host/serve/src/rollout/stats.rs",
+    "host/serve/src/rollout/transitions.rs",
     "host/stream/src/dead_letters/",
     "host/stream/src/events/",
     "host/stream/src/join/",
