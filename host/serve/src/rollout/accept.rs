@@ -274,6 +274,7 @@ fn new_rollout(
         begun_ms: now_ms,
         step: RolloutStep::Replay,
         since_ms: now_ms,
+        lasted_ms: 0,
         previous: previous.map(|previous| previous.version.clone()),
         displaced: if limits.replace {
             transitions::displaced(registry, &expert)

@@ -14,10 +14,7 @@ use std::{
 
 use hypercast_config::{Config, StopAfter};
 use hypercast_core::{
-    clock::{instant, now_ms},
-    error::ErrorKind,
-    logging::RepeatedFailures,
-    shutdown::Shutdown,
+    clock::instant, error::ErrorKind, logging::RepeatedFailures, shutdown::Shutdown,
 };
 use hypercast_expert::{ServedExpert, wasm::contract::Verdict};
 use hypercast_stream::registry::{Change, Registry, RegistryFollower, VersionState, schema_hash};
@@ -45,6 +42,9 @@ const IDLE: Duration = Duration::from_millis(500);
 
 /// Back-off after a failed step.
 const BACK_OFF: Duration = Duration::from_secs(1);
+
+/// A restart forgets at most so much of the time that a step has lasted, in milliseconds.
+const LASTED_SAVED_MS: u64 = 10_000;
 
 /// How long a version may take to load before its rollout fails.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
@@ -142,11 +142,15 @@ impl RolloutController {
 
     fn save(&mut self, rollout: Rollout) -> Result<()> {
         self.files.write(&rollout)?;
+        self.keep(rollout);
+        Ok(())
+    }
+
+    fn keep(&self, rollout: Rollout) {
         let name = rollout.name().to_owned();
         let mut all = lock(&self.all);
         all.insert((name.clone(), rollout.version().to_owned()), rollout);
         self.files.trim(&mut all, &name);
-        Ok(())
     }
 
     /// Drops what belongs to one step of a rollout: its counts, its loaded expert, its replay.
@@ -201,6 +205,12 @@ impl RolloutController {
         self.follower.decide(&*self.context.acceptor.streams, changes)
     }
 
+    /// Reads the registry, on which nothing may be decided if it misses a decision.
+    fn catch_up(&mut self) -> Result<()> {
+        self.follower.catch_up(&*self.context.acceptor.streams)?;
+        Ok(self.follower.registry().check_complete()?)
+    }
+
     /// Advances a rollout, and saves it if that changed it.
     fn advance_and_save(&mut self, mut rollout: Rollout) {
         let label = rollout.label();
@@ -210,8 +220,9 @@ impl RolloutController {
         self.back_off.remove(&label);
         let before = rollout.clone();
         let advanced = self.advance(&mut rollout).or_else(|error| {
-            // Waiting does not change what a rule forbids.
+            // Waiting does not change what a rule forbids, but it may bring what could not be read.
             if error.kind() == ErrorKind::Refused {
+                self.catch_up()?;
                 self.give_up(&mut rollout, error.to_string())
             } else {
                 Err(error)
@@ -231,8 +242,10 @@ impl RolloutController {
     }
 
     fn advance(&mut self, rollout: &mut Rollout) -> Result<()> {
-        self.follower.catch_up(&*self.context.acceptor.streams)?;
-        self.follower.registry().check_complete()?;
+        self.catch_up()?;
+        if let Some(cause) = rollout.cause.clone() {
+            return self.give_up(rollout, cause);
+        }
         if rollout.step != RolloutStep::Replay && self.follow_registry(rollout) {
             return Ok(());
         }
@@ -397,10 +410,22 @@ impl RolloutController {
         Ok(())
     }
 
-    /// Ends a rollout: its users go back to the version before, and its version is retired.
+    /// Ends a rollout: its users go back to the version before, and its version is retired. Its
+    /// file has the cause before that is decided: if the process ends in between, or the registry
+    /// cannot be reached, it is given up later, and for that cause.
     fn give_up(&mut self, rollout: &mut Rollout, cause: String) -> Result<()> {
+        if rollout.cause.is_none() {
+            rollout.cause = Some(cause.clone());
+            let written = self.files.write(rollout);
+            self.keep(rollout.clone());
+            // A full disk must not keep a bad version.
+            if let Err(error) = written {
+                tracing::warn!(%error, rollout = rollout.label(), "why a rollout is given up cannot be written");
+            }
+        }
         let registry = self.follower.registry();
-        let answered = transitions::share(registry, rollout.name(), rollout.version()) > 0.0;
+        let answered = transitions::share(registry, rollout.name(), rollout.version()) > 0.0
+            || matches!(rollout.step, RolloutStep::Canary | RolloutStep::Promoted);
         let own = rollout.clone();
         self.decide(|registry| transitions::give_up(registry, &own))?;
         let now = transitions::main_version(self.follower.registry(), rollout.name());
@@ -442,10 +467,13 @@ impl RolloutController {
         let arm = serving.measured(&name, &version);
         let arm = arm.filter(|arm| (arm.share - share).abs() < 1e-9);
         let watch = self.watches.entry(rollout.label()).or_insert_with(|| {
-            let lasted_ms = u64::try_from(now_ms() - rollout.since_ms).unwrap_or(0);
-            let lasted = Duration::from_millis(lasted_ms);
+            let lasted = Duration::from_millis(rollout.lasted_ms);
             StepWatch::new(now, lasted, rollout.limits.window_s, breaker)
         });
+        let lasted_ms = watch.lasted(now).as_millis() as u64;
+        if lasted_ms >= rollout.lasted_ms + LASTED_SAVED_MS {
+            rollout.lasted_ms = lasted_ms;
+        }
         let Some(arm) = arm else {
             if now - watch.began > LOAD_TIMEOUT {
                 let why = serving

@@ -1,5 +1,5 @@
-//! The entry to rollouts: accepts pushes, reports their state, and gives commands to the controller,
-//! which a thread steps.
+//! The entry to rollouts: accepts pushes, reports their state, and gives commands to the
+//! controller, which a thread steps.
 
 use std::{
     collections::HashSet,

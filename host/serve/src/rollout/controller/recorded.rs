@@ -71,8 +71,7 @@ impl RolloutController {
     /// Begins a recorded rollout. A refusal gives it up; whatever else fails is tried again.
     pub(super) fn begin(&mut self, pending: &PendingRollout) -> Result<()> {
         self.begin_at.get_or_insert(instant() + BEGIN_AGAIN);
-        self.follower.catch_up(&*self.context.acceptor.streams)?;
-        self.follower.registry().check_complete()?;
+        self.catch_up()?;
         let begun = self.begin_if_valid(pending);
         match &begun {
             Ok(()) => self.context.acceptor.repository.begun(&pending.rollout)?,
