@@ -167,6 +167,7 @@ impl Simulation {
         for process in &self.processes {
             if Rc::ptr_eq(&process.machine, machine) {
                 self.kill(process);
+                self.ledger.borrow_mut().rollouts.put_back(process.role);
             }
         }
         machine.disk.borrow_mut().put_back(Path::new(STATE), &copy);

@@ -17,7 +17,9 @@ use hypercast_data::{
     schema::Schema,
 };
 use hypercast_fm::example::{Item, User};
-use hypercast_serve::{metrics::Metrics, request::feature_state::FeatureFollower};
+use hypercast_serve::{
+    metrics::Metrics, request::feature_state::FeatureFollower, rollout::Rollout,
+};
 use hypercast_stream::{
     dead_letters::SetAsideRate,
     events::EventWriter,
@@ -29,6 +31,8 @@ use crate::{
     plan::{Layout, Plan, ROLES, Role},
     plant::Plant,
     publications::{PublishingTrainer, ServedWeights},
+    pushes::{PushCall, expert_of},
+    rollouts::ExpertDaemon,
     server::ServerClient,
     versions::{self, Decider},
     world::Simulation,
@@ -153,6 +157,8 @@ pub struct Life {
     pub stops_at_gaps: bool,
     features: Option<FeatureFollower>,
     trainer: Option<PublishingTrainer>,
+    /// The rollouts of a daemon with experts.
+    pub rollouts: Option<ExpertDaemon>,
     /// The weights that the daemon follows.
     pub served: Option<ServedWeights>,
     /// Where the daemon's callers send events.
@@ -195,6 +201,9 @@ impl Life {
         let is_trainer = role == Role::Trainer;
         let trainer = is_trainer.then(|| PublishingTrainer::open(engine.clone())).transpose()?;
         let served = is_daemon.then(|| ServedWeights::open(engine.clone())).transpose()?;
+        let rollouts = expert_of(role)
+            .map(|_| ExpertDaemon::open(config.clone(), engine.clone(), role))
+            .transpose()?;
         let decider = Decider::open(engine.clone())?;
         let mut features = None;
         if is_daemon {
@@ -209,6 +218,7 @@ impl Life {
             stops_at_gaps,
             features,
             trainer,
+            rollouts,
             served,
             ingest,
         })
@@ -236,7 +246,19 @@ impl Life {
             served.step();
         }
         self.decider.step();
+        if let Some(rollouts) = &mut self.rollouts {
+            rollouts.step(&mut self.decider.versions)?;
+        }
         Ok(events > 0)
+    }
+
+    /// Takes a push, which is sent to daemons with experts alone.
+    ///
+    /// # Errors
+    /// What the daemon answers.
+    pub fn push(&mut self, call: &PushCall) -> hypercast_serve::Result<(Rollout, bool)> {
+        let rollouts = self.rollouts.as_ref().expect("pushes are sent to daemons with experts");
+        rollouts.push(call, &mut self.decider.versions)
     }
 
     /// Ends it in order.

@@ -6,8 +6,8 @@ use hypercast_stream::{
 };
 
 use crate::{
-    installation::Life, plan::Plan, publications::NamedWeights, versions::RegisteredVersion,
-    workload::IngestCall, world::Process,
+    installation::Life, plan::Plan, publications::NamedWeights, rollout_oracles::RolloutLedger,
+    versions::RegisteredVersion, workload::IngestCall, world::Process,
 };
 
 /// A promise that was broken.
@@ -34,6 +34,8 @@ pub struct Ledger {
     pub published: Vec<NamedWeights>,
     /// The name of those that were the last to be surely published.
     pub last_published: Option<String>,
+    /// Rollouts and pushes.
+    pub rollouts: RolloutLedger,
     /// Gaps that joiners counted.
     pub gaps_told: u64,
     /// Events that came after a loss, and that a joiner may pass when it is told.

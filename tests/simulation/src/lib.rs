@@ -9,9 +9,11 @@
 //! workload      what callers send
 //! publications  weights that a trainer publishes and a daemon follows
 //! versions      decisions that the processes make on one stream
+//! pushes        versions of experts that teams send
+//! rollouts      daemons that bring them to all users
 //! host, disk    a process's clock, numbers and files, and the faults of these
 //! server        a stream server and the network
-//! ledger, oracles   what callers were told, and what must hold at the end
+//! ledger, oracles, rollout_oracles   what callers were told, and what must hold
 //! plant         faults that are planted to see that the oracles find them
 //! shrink        the smallest plan that shows a fault
 //! trace         what happened, line by line
@@ -26,6 +28,9 @@ pub mod oracles;
 pub mod plan;
 pub mod plant;
 pub mod publications;
+pub mod pushes;
+pub mod rollout_oracles;
+pub mod rollouts;
 pub mod server;
 pub mod shrink;
 pub mod trace;

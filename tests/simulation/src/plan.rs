@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     disk::NameOrder,
     host::{DiskFault, DiskUse},
+    pushes::daemon_of,
 };
 
 /// A run from its first request to its rest.
@@ -20,6 +21,9 @@ pub struct Plan {
     pub layout: Layout,
     /// The numbers of the requests that callers send; what is in one depends on the seed.
     pub requests: Vec<u32>,
+    /// The numbers of the pushes that teams send to the daemons with experts; as with requests.
+    #[serde(default)]
+    pub pushes: Vec<u32>,
     /// How the host is configured.
     pub settings: PlanSettings,
     /// What breaks.
@@ -91,10 +95,21 @@ pub enum Role {
     SecondJoiner,
     /// Publishes weights, as the FM's trainer does it.
     Trainer,
+    /// A daemon with experts; it runs if something is pushed to it.
+    ExpertDaemon,
+    /// Another one with other experts.
+    SecondExpertDaemon,
 }
 
 /// All processes, in the order of their numbers.
-pub const ROLES: [Role; 4] = [Role::Daemon, Role::Joiner, Role::SecondJoiner, Role::Trainer];
+pub const ROLES: [Role; 6] = [
+    Role::Daemon,
+    Role::Joiner,
+    Role::SecondJoiner,
+    Role::Trainer,
+    Role::ExpertDaemon,
+    Role::SecondExpertDaemon,
+];
 
 /// What a fault does.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -269,7 +284,9 @@ impl Plan {
             machines_ahead_ms: [(); 3].map(|()| draw.around(ahead)),
         };
         let requests = (0..draw.one_of(&[20, 60, 150])).collect();
-        let mut plan = Plan { seed, layout, requests, settings, faults: Vec::new() };
+        let mut pushed = Draw::new(seed, 7);
+        let pushes = (0..pushed.one_of(&[0, 1, 3, 6])).collect();
+        let mut plan = Plan { seed, layout, requests, pushes, settings, faults: Vec::new() };
         // Each run has some kinds of faults: with all of them at once few would come far.
         let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(18)).collect();
         for _ in 0..draw.one_of(&[0, 2, 5, 9]) {
@@ -287,6 +304,10 @@ impl Plan {
             0 => Role::Trainer,
             1..=3 if apart => Role::Joiner,
             _ => Role::Daemon,
+        };
+        let on = match self.pushes.is_empty() || draw.percent(65) {
+            true => on,
+            false => daemon_of(draw.one_of(&self.pushes)),
         };
         let spared = draw.below(60) as u32;
         let disk = |fault, hits| FaultKind::Disk { fault, spared, hits };

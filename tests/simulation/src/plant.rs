@@ -32,12 +32,16 @@ pub enum Plant {
     PublicationsReversed,
     /// Nobody ticks while no events come.
     NoTicks,
+    /// Files of rollouts are not written.
+    RolloutsUnwritten,
+    /// Faults of guests are not counted.
+    FaultsUncounted,
     /// Readers forget what they read last, by which they know a stream again.
     ChecksumsForgotten,
 }
 
 /// All of them, with their names.
-pub const PLANTS: [(&str, Plant); 13] = [
+pub const PLANTS: [(&str, Plant); 15] = [
     ("segment-sync", Plant::SegmentSync),
     ("draft-sync", Plant::DraftSync),
     ("folder-sync", Plant::FolderSync),
@@ -50,6 +54,8 @@ pub const PLANTS: [(&str, Plant); 13] = [
     ("records-skipped", Plant::RecordsSkipped),
     ("publications-reversed", Plant::PublicationsReversed),
     ("no-ticks", Plant::NoTicks),
+    ("rollouts-unwritten", Plant::RolloutsUnwritten),
+    ("faults-uncounted", Plant::FaultsUncounted),
     ("checksums-forgotten", Plant::ChecksumsForgotten),
 ];
 
@@ -61,6 +67,7 @@ impl Plant {
             Plant::DraftSync => Some(DiskLie::DraftSync),
             Plant::FolderSync => Some(DiskLie::FolderSync),
             Plant::Locks => Some(DiskLie::Locks),
+            Plant::RolloutsUnwritten => Some(DiskLie::RolloutRenames),
             _ => None,
         }
     }
