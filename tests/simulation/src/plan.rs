@@ -285,7 +285,7 @@ impl Plan {
         };
         let requests = (0..draw.one_of(&[20, 60, 150])).collect();
         let mut pushed = Draw::new(seed, 7);
-        let pushes = (0..pushed.one_of(&[0, 1, 3, 6])).collect();
+        let pushes = (0..pushed.one_of(&[0, 2, 4, 6])).collect();
         let mut plan = Plan { seed, layout, requests, pushes, settings, faults: Vec::new() };
         // Each run has some kinds of faults: with all of them at once few would come far.
         let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(18)).collect();
