@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     disk::NameOrder,
     host::{DiskFault, DiskUse},
-    pushes::daemon_of,
+    pushes::{daemon_of, expert_of},
 };
 
 /// A run from its first request to its rest.
@@ -309,7 +309,8 @@ impl Plan {
             true => on,
             false => daemon_of(draw.one_of(&self.pushes)),
         };
-        let spared = draw.below(60) as u32;
+        // Daemons with experts touch their disks seldom.
+        let spared = draw.below(if expert_of(on).is_some() { 12 } else { 60 }) as u32;
         let disk = |fault, hits| FaultKind::Disk { fault, spared, hits };
         let is_server = self.layout == Layout::Server;
         let kind = match kind {
