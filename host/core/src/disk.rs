@@ -7,7 +7,8 @@ use std::{
     fs::{self, TryLockError},
     io::{self, Read, Write},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use crate::simulated::{self, SimulatedFile};
@@ -36,6 +37,8 @@ pub struct Metadata {
     pub is_dir: bool,
     /// The length of a file in bytes.
     pub length: u64,
+    /// When the content changed last, since 1970. A simulated disk counts the changes instead.
+    pub modified: Duration,
     /// Who may read it; simulated files have no such bits.
     pub permissions: Option<fs::Permissions>,
 }
@@ -281,7 +284,20 @@ pub fn metadata(path: &Path) -> io::Result<Metadata> {
     }
     let of = fs::metadata(path)?;
     let (is_file, is_dir, length) = (of.is_file(), of.is_dir(), of.len());
-    Ok(Metadata { is_file, is_dir, length, permissions: Some(of.permissions()) })
+    let modified = of.modified().unwrap_or(UNIX_EPOCH).duration_since(UNIX_EPOCH);
+    let (modified, permissions) = (modified.unwrap_or_default(), Some(of.permissions()));
+    Ok(Metadata { is_file, is_dir, length, modified, permissions })
+}
+
+/// The absolute path of what a path names, without symbolic links. A simulated disk has none.
+///
+/// # Errors
+/// As `std::fs::canonicalize`.
+pub fn canonicalize(path: &Path) -> io::Result<PathBuf> {
+    match simulated::host() {
+        None => fs::canonicalize(path),
+        Some(host) => host.metadata(path).map(|_| path.to_path_buf()),
+    }
 }
 
 /// Whether a path names something.

@@ -144,6 +144,12 @@ pub fn enter(host: Rc<dyn SimulatedHost>) -> Entered {
     Entered(ENTERED.replace(Some(host)))
 }
 
+/// Whether this thread runs on a simulated host. One that does starts no threads: they would run on
+/// the real machine.
+pub fn is_entered() -> bool {
+    IS_SIMULATED.get()
+}
+
 /// Keeps a thread on its simulated host.
 pub struct Entered(Option<Rc<dyn SimulatedHost>>);
 

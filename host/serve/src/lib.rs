@@ -100,6 +100,7 @@ mod fixtures {
             begun_ms: 1,
             step: RolloutStep::Replay,
             since_ms: 1,
+            lasted_ms: 0,
             previous: None,
             displaced: Vec::new(),
             limits: RolloutPolicy::new(&settings, &PolicyOverrides::default()).unwrap(),

@@ -14,6 +14,7 @@ use std::{
     io::{self, ErrorKind},
     path::{Component, Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 
 use hypercast_core::{
@@ -55,6 +56,8 @@ pub enum DiskLie {
     FolderSync,
     /// Locks are always granted.
     Locks,
+    /// Files of rollouts get no name, so that they are as if they were not written.
+    RolloutRenames,
 }
 
 /// The disk of one machine.
@@ -85,6 +88,8 @@ struct FileNode {
     dirty: BTreeSet<usize>,
     /// Sectors that a failed sync lost.
     lost: BTreeSet<usize>,
+    /// The number of its last change among all of the disk.
+    modified: u64,
     locked_by: Option<SimulatedFile>,
 }
 
@@ -172,7 +177,10 @@ impl Disk {
         at: u64,
         written_back: bool,
     ) -> io::Result<usize> {
-        self.file(file)?.borrow_mut().write(bytes, at as usize, written_back);
+        self.changes += 1;
+        let mut node = self.file(file)?.borrow_mut();
+        node.write(bytes, at as usize, written_back);
+        node.modified = self.changes;
         Ok(bytes.len())
     }
 
@@ -250,12 +258,13 @@ impl Disk {
     /// Nothing.
     pub fn metadata(&self, path: &Path) -> io::Result<Metadata> {
         let node = self.node(path)?;
-        let length = match &node {
-            Node::File(file) => file.borrow().data.len() as u64,
-            Node::Folder(_) => 0,
+        let (length, modified) = match &node {
+            Node::File(file) => (file.borrow().data.len() as u64, file.borrow().modified),
+            Node::Folder(_) => (0, 0),
         };
+        let modified = Duration::from_nanos(modified);
         let is_file = matches!(node, Node::File(_));
-        Ok(Metadata { is_file, is_dir: !is_file, length, permissions: None })
+        Ok(Metadata { is_file, is_dir: !is_file, length, modified, permissions: None })
     }
 
     /// The names in a folder.
@@ -314,6 +323,10 @@ impl Disk {
     /// There is none, or a folder that is not empty has the name.
     pub fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
         let node = self.node(from)?;
+        let is_of_rollout = to.parent().is_some_and(|folder| folder.ends_with("rollouts"));
+        if is_of_rollout && self.lie == Some(DiskLie::RolloutRenames) {
+            return Ok(());
+        }
         let ((folder, old), (target, new)) = (self.place(from)?, self.place(to)?);
         if !Rc::ptr_eq(&folder, &target) {
             return Err(io::Error::new(ErrorKind::Unsupported, "to another folder"));

@@ -100,7 +100,7 @@ pub(crate) fn decide(engine: &dyn StreamEngine) -> Result<(), String> {
         let mut follower = RegistryFollower::new(engine).map_err(told)?;
         follower.catch_up(engine).map_err(told)?;
         follower.registry().check_complete().map_err(told)?;
-        let fm = versions::fm(version.clone());
+        let fm = versions::simulated_fm(version.clone());
         let changes = follower.registry().register_fm(&fm).map_err(told)?;
         let mut decision = versioned::to_json(&Decision::new(changes), 1);
         decision.as_object_mut().map(|fields| fields.remove("made_by"));

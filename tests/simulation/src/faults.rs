@@ -170,6 +170,7 @@ impl Simulation {
             if Rc::ptr_eq(&process.machine, machine) {
                 self.kill(process);
                 process.streams.borrow_mut().forget_saved();
+                self.ledger.borrow_mut().rollouts.put_back(process.role);
             }
         }
         machine.disk.borrow_mut().put_back(Path::new(STATE), &copy);

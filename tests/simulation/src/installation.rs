@@ -18,7 +18,9 @@ use hypercast_data::{
     schema::Schema,
 };
 use hypercast_fm::example::{Item, User};
-use hypercast_serve::{metrics::Metrics, request::feature_state::FeatureFollower};
+use hypercast_serve::{
+    metrics::Metrics, request::feature_state::FeatureFollower, rollout::Rollout,
+};
 use hypercast_stream::{
     dead_letters::SetAsideRate,
     events::EventWriter,
@@ -34,6 +36,8 @@ use crate::{
     plan::{Layout, Plan, ROLES, Role, TierSettings},
     plant::Plant,
     publications::ServedWeights,
+    pushes::{PushCall, expert_of},
+    rollouts::ExpertDaemon,
     server::ServerClient,
     trainer::SteppedTrainer,
     versions::{self, Decider},
@@ -210,6 +214,8 @@ pub struct Life {
     features: Option<FeatureFollower>,
     trainer: Option<SteppedTrainer>,
     logging: Option<SteppedTier>,
+    /// The rollouts of a daemon with experts.
+    pub rollouts: Option<ExpertDaemon>,
     /// The weights that the daemon follows.
     pub served: Option<ServedWeights>,
     /// Where the daemon's callers send events.
@@ -256,6 +262,9 @@ impl Life {
         let open = || SteppedTier::open(engine.clone(), &config, plant);
         let logging = (role == Role::LoggingTier).then(open).transpose()?;
         let served = is_daemon.then(|| ServedWeights::open(engine.clone())).transpose()?;
+        let rollouts = expert_of(role)
+            .map(|_| ExpertDaemon::open(config.clone(), engine.clone(), role))
+            .transpose()?;
         let decider = Decider::open(engine.clone())?;
         let mut features = None;
         if is_daemon {
@@ -271,6 +280,7 @@ impl Life {
             features,
             trainer,
             logging,
+            rollouts,
             served,
             ingest,
         })
@@ -301,7 +311,19 @@ impl Life {
             served.step();
         }
         self.decider.step();
+        if let Some(rollouts) = &mut self.rollouts {
+            rollouts.step(&mut self.decider.versions)?;
+        }
         Ok(is_busy)
+    }
+
+    /// Takes a push, which is sent to daemons with experts alone.
+    ///
+    /// # Errors
+    /// What the daemon answers.
+    pub fn push(&mut self, call: &PushCall) -> hypercast_serve::Result<(Rollout, bool)> {
+        let rollouts = self.rollouts.as_ref().expect("pushes are sent to daemons with experts");
+        rollouts.push(call, &mut self.decider.versions)
     }
 
     /// Ends it in order.

@@ -8,8 +8,8 @@ use hypercast_stream::{
 };
 
 use crate::{
-    installation::Life, plan::Plan, publications::NamedWeights, versions::RegisteredVersion,
-    workload::IngestCall, world::Process,
+    installation::Life, plan::Plan, publications::NamedWeights, rollout_oracles::RolloutLedger,
+    versions::RegisteredVersion, workload::IngestCall, world::Process,
 };
 
 /// A promise that was broken.
@@ -38,6 +38,8 @@ pub struct Ledger {
     pub last_published: Option<usize>,
     /// What weights were learned from, by their mark.
     pub learned: BTreeMap<u64, Vec<u64>>,
+    /// Rollouts and pushes.
+    pub rollouts: RolloutLedger,
     /// Gaps that joiners counted.
     pub gaps_told: u64,
     /// Records that the server lost.

@@ -12,11 +12,13 @@
 //! model         the model of both, which notes what it learns
 //! publications  weights that a trainer publishes and a daemon follows
 //! versions      decisions that the processes make on one stream
+//! pushes        versions of experts that teams send
+//! rollouts      daemons that bring them to all users
 //! rot           bits that flip in files
 //! earlier       what a release before has left
 //! host, disk    a process's clock, numbers and files, and the faults of these
 //! server        a stream server and the network
-//! ledger, oracles   what callers were told, and what must hold at the end
+//! ledger, oracles, rollout_oracles   what callers were told, and what must hold
 //! work          what processes do for it, which must be in proportion
 //! plant         faults that are planted to see that the oracles find them
 //! shrink        the smallest plan that shows a fault
@@ -36,6 +38,9 @@ pub mod oracles;
 pub mod plan;
 pub mod plant;
 pub mod publications;
+pub mod pushes;
+pub mod rollout_oracles;
+pub mod rollouts;
 mod rot;
 pub mod server;
 pub mod shrink;

@@ -10,6 +10,7 @@ use crate::{
     disk::NameOrder,
     host::{DiskFault, DiskUse},
     publications,
+    pushes::{daemon_of, expert_of},
 };
 
 /// A run from its first request to its rest.
@@ -22,6 +23,9 @@ pub struct Plan {
     pub layout: Layout,
     /// The numbers of the requests that callers send; what is in one depends on the seed.
     pub requests: Vec<u32>,
+    /// The numbers of the pushes that teams send to the daemons with experts; as with requests.
+    #[serde(default)]
+    pub pushes: Vec<u32>,
     /// How the host is configured.
     pub settings: PlanSettings,
     /// What breaks.
@@ -143,11 +147,22 @@ pub enum Role {
     Trainer,
     /// `hypercast materialise --follow`.
     LoggingTier,
+    /// A daemon with experts; it runs if something is pushed to it.
+    ExpertDaemon,
+    /// Another one with other experts.
+    SecondExpertDaemon,
 }
 
 /// All processes, in the order of their numbers.
-pub const ROLES: [Role; 5] =
-    [Role::Daemon, Role::Joiner, Role::SecondJoiner, Role::Trainer, Role::LoggingTier];
+pub const ROLES: [Role; 7] = [
+    Role::Daemon,
+    Role::Joiner,
+    Role::SecondJoiner,
+    Role::Trainer,
+    Role::LoggingTier,
+    Role::ExpertDaemon,
+    Role::SecondExpertDaemon,
+];
 
 /// What a fault does.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -396,7 +411,9 @@ impl Plan {
             tiers: TierSettings::of(seed),
         };
         let requests = (0..draw.one_of(&[20, 60, 150])).collect();
-        let mut plan = Plan { seed, layout, requests, settings, faults: Vec::new() };
+        let mut pushed = Draw::new(seed, 7);
+        let pushes = (0..pushed.one_of(&[0, 2, 4, 6])).collect();
+        let mut plan = Plan { seed, layout, requests, pushes, settings, faults: Vec::new() };
         // Each run has some kinds of faults: with all of them at once few would come far.
         let kinds: Vec<u64> = (0..1 + draw.below(3)).map(|_| draw.below(21)).collect();
         for _ in 0..draw.one_of(&[0, 2, 5, 9]) {
@@ -442,7 +459,12 @@ impl Plan {
             4..=6 if apart => Role::Joiner,
             _ => Role::Daemon,
         };
-        let spared = draw.below(60) as u32;
+        let on = match self.pushes.is_empty() || draw.percent(65) {
+            true => on,
+            false => daemon_of(draw.one_of(&self.pushes)),
+        };
+        // Daemons with experts touch their disks seldom.
+        let spared = draw.below(if expert_of(on).is_some() { 12 } else { 60 }) as u32;
         let disk = |fault, hits| FaultKind::Disk { fault, spared, hits };
         let is_server = self.layout == Layout::Server;
         let kind = match kind {

@@ -32,6 +32,10 @@ pub enum Plant {
     PublicationsReversed,
     /// Nobody ticks while no events come.
     NoTicks,
+    /// Files of rollouts are not written.
+    RolloutsUnwritten,
+    /// Faults of guests are not counted.
+    FaultsUncounted,
     /// Readers forget what they read last, by which they know a stream again.
     ChecksumsForgotten,
     /// Whoever goes on with the events reads all of them before.
@@ -51,7 +55,7 @@ pub enum Plant {
 }
 
 /// All of them, with their names.
-pub const PLANTS: [(&str, Plant); 20] = [
+pub const PLANTS: [(&str, Plant); 22] = [
     ("segment-sync", Plant::SegmentSync),
     ("draft-sync", Plant::DraftSync),
     ("folder-sync", Plant::FolderSync),
@@ -64,6 +68,8 @@ pub const PLANTS: [(&str, Plant); 20] = [
     ("records-skipped", Plant::RecordsSkipped),
     ("publications-reversed", Plant::PublicationsReversed),
     ("no-ticks", Plant::NoTicks),
+    ("rollouts-unwritten", Plant::RolloutsUnwritten),
+    ("faults-uncounted", Plant::FaultsUncounted),
     ("checksums-forgotten", Plant::ChecksumsForgotten),
     ("read-again-at-start", Plant::ReadAgainAtStart),
     ("read-again-at-steps", Plant::ReadAgainAtSteps),
@@ -82,6 +88,7 @@ impl Plant {
             Plant::DraftSync => Some(DiskLie::DraftSync),
             Plant::FolderSync => Some(DiskLie::FolderSync),
             Plant::Locks => Some(DiskLie::Locks),
+            Plant::RolloutsUnwritten => Some(DiskLie::RolloutRenames),
             _ => None,
         }
     }

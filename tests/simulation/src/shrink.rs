@@ -9,10 +9,12 @@ pub fn smallest(plan: &Plan) -> Option<Plan> {
     let still_breaks = |plan: &Plan| first_broken(plan) == Some(oracle);
     let mut smallest = plan.clone();
     loop {
-        let before = (smallest.faults.len(), smallest.requests.len());
+        let size = |plan: &Plan| plan.faults.len() + plan.requests.len() + plan.pushes.len();
+        let before = size(&smallest);
         smallest = without(smallest, |plan| &mut plan.faults, &still_breaks);
         smallest = without(smallest, |plan| &mut plan.requests, &still_breaks);
-        if before == (smallest.faults.len(), smallest.requests.len()) {
+        smallest = without(smallest, |plan| &mut plan.pushes, &still_breaks);
+        if before == size(&smallest) {
             return Some(smallest);
         }
     }

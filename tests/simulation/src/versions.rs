@@ -13,7 +13,10 @@ use hypercast_stream::{
     streams::{Record, StreamEngine, StreamRecord, Topic},
 };
 
-use crate::world::Simulation;
+use crate::{
+    rollout_oracles::{self, follows_rules, wrong_shares},
+    world::Simulation,
+};
 
 /// One step in so many decides something.
 const DECIDES: u64 = 50;
@@ -67,7 +70,7 @@ impl Decider {
                 Some(fm) if choice.is_multiple_of(3) => registry.shadow_fm(&fm.version),
                 Some(fm) if choice.is_multiple_of(5) => registry.retire_fm(&fm.version),
                 Some(fm) => registry.promote_fm(&fm.version),
-                None => registry.register_fm(&fm(version.clone())),
+                None => registry.register_fm(&simulated_fm(version.clone())),
             }
         });
         if let Err(error) = &decided {
@@ -87,7 +90,8 @@ pub(crate) fn drawn(choice: u64) -> String {
     format!("0.{}.{}", choice >> 40, choice & 0xffff)
 }
 
-pub(crate) fn fm(version: String) -> FmVersion {
+/// An FM version of a simulation.
+pub fn simulated_fm(version: String) -> FmVersion {
     FmVersion {
         version,
         state: VersionState::Training,
@@ -138,6 +142,9 @@ pub fn check(world: &Simulation, stored: &[StreamRecord]) {
         if let Err(error) = registry.apply(&decision) {
             world.violate("decisions", format!("{position}: {error}"));
         }
+        if let Some(wrong) = wrong_shares(&registry) {
+            world.violate("decisions", format!("{position}: {wrong}"));
+        }
         order.extend(decision.changes.iter().filter_map(|change| match change {
             Change::FmRegistered { fm } => Some(fm.version.clone()),
             _ => None,
@@ -161,21 +168,22 @@ pub fn check(world: &Simulation, stored: &[StreamRecord]) {
         let Some(decider) = life.as_ref().map(|life| &life.decider) else { continue };
         let known = decider.versions.registry();
         let is_told = known.unapplied().is_some();
-        let is_equal = known.fms() == registry.fms();
+        let is_equal = known.fms() == registry.fms() && known.experts().eq(registry.experts());
         if !is_equal || is_told != is_left_out {
             world.violate("decisions", format!("{:?} has another registry", process.role));
         }
     }
+    rollout_oracles::check(world, &registry, is_left_out);
 }
 
-/// Whether the rules make these changes of a state; none for changes that no decider here makes.
+/// Whether the rules make these changes of a state; none where there are no changes.
 fn allowed(registry: &Registry, changes: &[Change]) -> Option<bool> {
     let made = match changes.first()? {
         Change::FmRegistered { fm } => registry.register_fm(fm),
         Change::FmState { version, state: VersionState::Active } => registry.promote_fm(version),
         Change::FmState { version, state: VersionState::Shadow } => registry.shadow_fm(version),
         Change::FmState { version, state: VersionState::Retired } => registry.retire_fm(version),
-        _ => return None,
+        _ => return Some(follows_rules(registry, changes)),
     };
     Some(made.is_ok_and(|made| made == changes))
 }

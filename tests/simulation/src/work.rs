@@ -111,7 +111,7 @@ impl StreamWork {
         let joins = match role {
             Role::Daemon => in_daemon,
             Role::Joiner | Role::SecondJoiner => true,
-            Role::Trainer | Role::LoggingTier => false,
+            _ => false,
         };
         let mut excess = None;
         for (topic, work) in std::mem::take(&mut self.life) {

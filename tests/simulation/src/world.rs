@@ -21,6 +21,8 @@ use crate::{
     log, oracles,
     plan::{FaultKind, Layout, Plan, ROLES, Role},
     plant::Plant,
+    pushes::{self, PushCall, daemon_of},
+    rollouts,
     rot::RottenBit,
     server::{Network, Server},
     work::{self, DiskWork, StreamWork},
@@ -49,6 +51,8 @@ pub struct Simulation {
     pub plant: Option<Plant>,
     /// What callers send; the last call is made once everything is repaired.
     pub calls: Vec<IngestCall>,
+    /// What teams push.
+    pub pushes: Vec<PushCall>,
     queue: RefCell<BTreeMap<(Duration, u64), Due>>,
     queued: Cell<u64>,
     /// Whether nothing breaks any more, and nobody decides anything new.
@@ -97,6 +101,7 @@ pub struct Process {
 pub(crate) enum Due {
     Step(usize),
     Call { number: usize, again: bool },
+    Push { number: usize, again: bool },
     Fault(usize),
     PutBack(usize),
     EndOfSecondJoiner,
@@ -130,6 +135,7 @@ impl Simulation {
     /// As [`Simulation::run`], this plan alone.
     pub fn run_alone(plan: &Plan, plant: Option<Plant>, keep_trace: bool) -> Rc<Simulation> {
         let _logs = log::collect();
+        rollouts::wasm();
         let world = Rc::new(Simulation::new(plan, plant));
         if keep_trace {
             world.timeline.trace.keep();
@@ -148,6 +154,10 @@ impl Simulation {
         for (number, call) in during.iter().enumerate() {
             let due = Due::Call { number, again: false };
             world.schedule(Duration::from_millis(call.at_ms), due);
+        }
+        for (number, push) in world.pushes.iter().enumerate() {
+            let due = Due::Push { number, again: false };
+            world.schedule(Duration::from_millis(push.at_ms), due);
         }
         for (number, fault) in plan.faults.iter().enumerate() {
             world.schedule(Duration::from_millis(fault.at_ms), Due::Fault(number));
@@ -186,6 +196,9 @@ impl Simulation {
                 Role::Daemon | Role::Trainer | Role::LoggingTier => true,
                 Role::Joiner => !plan.settings.join_in_daemon,
                 Role::SecondJoiner => false,
+                Role::ExpertDaemon | Role::SecondExpertDaemon => {
+                    plan.pushes.iter().any(|&push| daemon_of(push) == role)
+                }
             }),
             stopping: Cell::new(false),
             leaves_earlier_states: Cell::new(false),
@@ -202,6 +215,7 @@ impl Simulation {
             struck: RefCell::default(),
             plant,
             calls,
+            pushes: pushes::calls(plan),
             queue: RefCell::default(),
             queued: Cell::new(0),
             healed: Cell::new(false),
@@ -267,6 +281,7 @@ impl Simulation {
             match due {
                 Due::Step(process) => self.step(process),
                 Due::Call { number, again } => self.call(number, again),
+                Due::Push { number, again } => self.push(number, again),
                 Due::Fault(number) => self.begin_fault(number),
                 Due::PutBack(number) => self.put_back(number),
                 Due::EndOfSecondJoiner => self.processes[2].wanted.set(false),
@@ -458,7 +473,7 @@ impl Simulation {
         struck.iter().filter(|((kind, on), _)| *on == role && failed(kind)).map(|(_, n)| n).sum()
     }
 
-    fn count_faults(&self, role: Role, host: &ProcessHost) {
+    pub(crate) fn count_faults(&self, role: Role, host: &ProcessHost) {
         let mut struck = self.struck.borrow_mut();
         for fault in host.struck.borrow_mut().drain(..) {
             let kind = FaultKind::Disk { fault, spared: 0, hits: 0 };

@@ -1,23 +1,20 @@
-//! The thread that advances rollouts. A few times a second it reads what was counted, decides in
-//! the registry, and writes each rollout's state to its file. What fails for the moment is tried
-//! again. Replays and a plugin's `evaluate` run on threads of their own: no command waits for one.
-//! `recorded` begins rollouts.
+//! Advances rollouts. A few times a second a step reads what was counted, decides in the registry,
+//! and writes each rollout's state to its file. What fails for the moment is tried again. Replays
+//! and a plugin's `evaluate` run on threads of their own: no command waits for one. `recorded`
+//! begins rollouts.
 
 mod recorded;
 
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        mpsc::{Receiver, RecvTimeoutError},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use hypercast_config::{Config, StopAfter};
 use hypercast_core::{
-    clock::now_ms, error::ErrorKind, logging::RepeatedFailures, shutdown::Shutdown,
+    clock::instant, error::ErrorKind, logging::RepeatedFailures, shutdown::Shutdown,
 };
 use hypercast_expert::{ServedExpert, wasm::contract::Verdict};
 use hypercast_stream::registry::{Change, Registry, RegistryFollower, VersionState, schema_hash};
@@ -29,7 +26,7 @@ use crate::{
         accept::AcceptedPush,
         policy::p99_us,
         replay::{ReplayInput, ReplayTask, ReplayVerdict},
-        service::{RolloutCommand, RolloutContext},
+        service::RolloutContext,
         state::{RolloutFiles, RolloutMap},
         stats::{ArmCounts, StepWatch},
         transitions,
@@ -45,6 +42,9 @@ const IDLE: Duration = Duration::from_millis(500);
 
 /// Back-off after a failed step.
 const BACK_OFF: Duration = Duration::from_secs(1);
+
+/// A restart forgets at most so much of the time that a step has lasted, in milliseconds.
+const LASTED_SAVED_MS: u64 = 10_000;
 
 /// How long a version may take to load before its rollout fails.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
@@ -93,29 +93,28 @@ impl RolloutController {
             loaded: HashMap::new(),
             replays: HashMap::new(),
             back_off: HashMap::new(),
-            begin_at: Some(Instant::now()),
+            begin_at: Some(instant()),
             failures: RepeatedFailures::default(),
             stop,
         })
     }
 
-    /// Runs until a stop is requested or the commands end.
-    pub(super) fn run(mut self, commands: &Receiver<RolloutCommand>) {
-        while !self.stop.is_requested() {
-            self.begin_due(Instant::now());
-            let wait = if self.active().is_empty() { IDLE } else { BUSY };
-            match commands.recv_timeout(wait) {
-                Ok(command) => self.execute(command),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+    /// Begins and advances what can be; returns the time until the next look.
+    pub(super) fn step(&mut self) -> Duration {
+        self.begin_due(instant());
+        let active = self.active();
+        let pause = if active.is_empty() { IDLE } else { BUSY };
+        for rollout in active {
+            if self.stop.is_requested() {
+                break;
             }
-            for rollout in self.active() {
-                if self.stop.is_requested() {
-                    break;
-                }
-                self.advance_and_save(rollout);
-            }
+            self.advance_and_save(rollout);
         }
+        pause
+    }
+
+    /// Cancels the replays that run, and waits for their threads.
+    pub(super) fn stop_replays(&mut self) {
         self.replays.drain().for_each(|(_, replay)| replay.stop());
     }
 
@@ -133,32 +132,25 @@ impl RolloutController {
         lock(&self.all).values().filter(|rollout| rollout.is_active()).cloned().collect()
     }
 
-    fn execute(&mut self, command: RolloutCommand) {
-        // The caller may have gone; its answer is lost then.
-        match command {
-            RolloutCommand::Begin { begun: AcceptedPush { pending, expert }, done } => {
-                let begun = self.begin(&pending);
-                if begun.is_ok() {
-                    self.loaded.insert(pending.rollout.label(), expert);
-                }
-                let _ = done.send(begun);
-            }
-            RolloutCommand::BeginRecorded { done } => {
-                let _ = done.send(self.begin_recorded());
-            }
-            RolloutCommand::RollBack { name, done } => {
-                let _ = done.send(self.roll_back(&name));
-            }
-        }
+    /// Begins the rollout of a push that was just accepted.
+    pub(super) fn begin_accepted(&mut self, accepted: AcceptedPush) -> Result<()> {
+        let AcceptedPush { pending, expert } = accepted;
+        self.begin(&pending)?;
+        self.loaded.extend(expert.map(|expert| (pending.rollout.label(), expert)));
+        Ok(())
     }
 
     fn save(&mut self, rollout: Rollout) -> Result<()> {
         self.files.write(&rollout)?;
+        self.keep(rollout);
+        Ok(())
+    }
+
+    fn keep(&self, rollout: Rollout) {
         let name = rollout.name().to_owned();
         let mut all = lock(&self.all);
         all.insert((name.clone(), rollout.version().to_owned()), rollout);
         self.files.trim(&mut all, &name);
-        Ok(())
     }
 
     /// Drops what belongs to one step of a rollout: its counts, its loaded expert, its replay.
@@ -170,7 +162,7 @@ impl RolloutController {
 
     /// Gives the users of an expert back: ends its active rollout and the one that is recorded,
     /// or, without either, undoes the last promotion. Returns what was done, in words.
-    fn roll_back(&mut self, name: &str) -> Result<String> {
+    pub(super) fn roll_back(&mut self, name: &str) -> Result<String> {
         // What answers users comes first. If one fails, the other is ended all the same.
         let outcomes = [self.give_up_active(name), self.cancel_recorded(name)];
         let ended: Vec<String> = outcomes.iter().flatten().flatten().cloned().collect();
@@ -213,17 +205,24 @@ impl RolloutController {
         self.follower.decide(&*self.context.acceptor.streams, changes)
     }
 
+    /// Reads the registry, on which nothing may be decided if it misses a decision.
+    fn catch_up(&mut self) -> Result<()> {
+        self.follower.catch_up(&*self.context.acceptor.streams)?;
+        Ok(self.follower.registry().check_complete()?)
+    }
+
     /// Advances a rollout, and saves it if that changed it.
     fn advance_and_save(&mut self, mut rollout: Rollout) {
         let label = rollout.label();
-        if self.back_off.get(&label).is_some_and(|until| Instant::now() < *until) {
+        if self.back_off.get(&label).is_some_and(|until| instant() < *until) {
             return;
         }
         self.back_off.remove(&label);
         let before = rollout.clone();
         let advanced = self.advance(&mut rollout).or_else(|error| {
-            // Waiting does not change what a rule forbids.
+            // Waiting does not change what a rule forbids, but it may bring what could not be read.
             if error.kind() == ErrorKind::Refused {
+                self.catch_up()?;
                 self.give_up(&mut rollout, error.to_string())
             } else {
                 Err(error)
@@ -238,13 +237,15 @@ impl RolloutController {
             if self.failures.is_news(&format!("{label}: {error}")) {
                 tracing::warn!(%error, rollout = label, "a step of a rollout failed; trying again");
             }
-            self.back_off.insert(label, Instant::now() + BACK_OFF);
+            self.back_off.insert(label, instant() + BACK_OFF);
         }
     }
 
     fn advance(&mut self, rollout: &mut Rollout) -> Result<()> {
-        self.follower.catch_up(&*self.context.acceptor.streams)?;
-        self.follower.registry().check_complete()?;
+        self.catch_up()?;
+        if let Some(cause) = rollout.cause.clone() {
+            return self.give_up(rollout, cause);
+        }
         if rollout.step != RolloutStep::Replay && self.follow_registry(rollout) {
             return Ok(());
         }
@@ -409,10 +410,22 @@ impl RolloutController {
         Ok(())
     }
 
-    /// Ends a rollout: its users go back to the version before, and its version is retired.
+    /// Ends a rollout: its users go back to the version before, and its version is retired. Its
+    /// file has the cause before that is decided: if the process ends in between, or the registry
+    /// cannot be reached, it is given up later, and for that cause.
     fn give_up(&mut self, rollout: &mut Rollout, cause: String) -> Result<()> {
+        if rollout.cause.is_none() {
+            rollout.cause = Some(cause.clone());
+            let written = self.files.write(rollout);
+            self.keep(rollout.clone());
+            // A full disk must not keep a bad version.
+            if let Err(error) = written {
+                tracing::warn!(%error, rollout = rollout.label(), "why a rollout is given up cannot be written");
+            }
+        }
         let registry = self.follower.registry();
-        let answered = transitions::share(registry, rollout.name(), rollout.version()) > 0.0;
+        let answered = transitions::share(registry, rollout.name(), rollout.version()) > 0.0
+            || matches!(rollout.step, RolloutStep::Canary | RolloutStep::Promoted);
         let own = rollout.clone();
         self.decide(|registry| transitions::give_up(registry, &own))?;
         let now = transitions::main_version(self.follower.registry(), rollout.name());
@@ -430,7 +443,7 @@ impl RolloutController {
     /// How long the step of a rollout that was measured has lasted.
     fn step_lasted(&self, rollout: &Rollout) -> Duration {
         let watch = self.watches.get(&rollout.label());
-        watch.map_or(Duration::ZERO, |watch| watch.lasted(Instant::now()))
+        watch.map_or(Duration::ZERO, |watch| watch.lasted(instant()))
     }
 
     /// Gives a rollout up whose step takes longer than `step_most_s`.
@@ -447,16 +460,20 @@ impl RolloutController {
     /// limit: its rollout is given up then.
     fn measure(&mut self, rollout: &mut Rollout) -> Result<Option<ArmCounts>> {
         let (name, version) = (rollout.name().to_owned(), rollout.version().to_owned());
-        let now = Instant::now();
+        let now = instant();
         let serving = &self.context.serving;
         let breaker = self.context.acceptor.breaker();
         let share = transitions::share(self.follower.registry(), &name, &version);
-        let arm = serving.arm(&name, &version).filter(|arm| (arm.share - share).abs() < 1e-9);
+        let arm = serving.measured(&name, &version);
+        let arm = arm.filter(|arm| (arm.share - share).abs() < 1e-9);
         let watch = self.watches.entry(rollout.label()).or_insert_with(|| {
-            let lasted_ms = u64::try_from(now_ms() - rollout.since_ms).unwrap_or(0);
-            let lasted = Duration::from_millis(lasted_ms);
+            let lasted = Duration::from_millis(rollout.lasted_ms);
             StepWatch::new(now, lasted, rollout.limits.window_s, breaker)
         });
+        let lasted_ms = watch.lasted(now).as_millis() as u64;
+        if lasted_ms >= rollout.lasted_ms + LASTED_SAVED_MS {
+            rollout.lasted_ms = lasted_ms;
+        }
         let Some(arm) = arm else {
             if now - watch.began > LOAD_TIMEOUT {
                 let why = serving
@@ -466,12 +483,12 @@ impl RolloutController {
             }
             return Ok(None);
         };
-        let own = watch.own.update(now, &arm.live.stats);
+        let own = watch.own.update(now, &arm.stats);
         let previous = rollout.previous.clone();
         let previous = previous.as_deref();
-        let before = previous.and_then(|version| serving.arm(&name, version));
+        let before = previous.and_then(|version| serving.measured(&name, version));
         let before_us =
-            before.and_then(|before| p99_us(&watch.before.update(now, &before.live.stats).window));
+            before.and_then(|before| p99_us(&watch.before.update(now, &before.stats).window));
         // Once the version before answers nobody, its last p99 beside this one is the measure.
         let before_us = before_us.or(rollout.before_us);
         if matches!(rollout.step, RolloutStep::Canary | RolloutStep::Waiting) {
@@ -479,7 +496,7 @@ impl RolloutController {
         }
         let limits = &rollout.limits;
         let answers = arm.share > 0.0;
-        let mut cause = limits.faulty(&own.window).map(|cause| match arm.live.stats.last_fault() {
+        let mut cause = limits.faulty(&own.window).map(|cause| match arm.stats.last_fault() {
             Some(fault) => format!("{cause}; the last one: {fault}"),
             None => cause,
         });
@@ -495,7 +512,7 @@ impl RolloutController {
                 Some(Verdict::RollBack(why)) => cause = Some(format!("evaluate: {why}")),
             }
             let slices = || serving.slices(&name, &version, previous);
-            watch.evaluation.start(now, arm.expert(), slices)?;
+            watch.evaluation.start(now, arm.evaluate, slices)?;
         }
         if let Some(cause) = cause {
             let step = rollout.step.word();

@@ -2,29 +2,29 @@
 //! call at a time for each rollout, so that commands, rollbacks and other rollouts never wait for a
 //! guest. A breaker rests a plugin whose `evaluate` fails again and again.
 
-use std::{
-    sync::Arc,
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use hypercast_core::clock;
 use hypercast_expert::{
-    BreakerConfig, Fault, ServedExpert,
+    BreakerConfig, ExpertFault, Fault,
     breaker::{Breaker, FailedCall},
     cpu_budget,
     wasm::contract::{Decision, Evaluation, Slice, Verdict},
 };
 
-use crate::{error::Result, threads};
+use crate::{error::Result, threads::BackgroundJob};
 
 /// Time between the starts of two evaluations.
 const EVERY: Duration = Duration::from_secs(2);
 
+/// Calls `evaluate` of a version's plugin.
+pub type EvaluateFn =
+    Box<dyn FnOnce(&Evaluation) -> std::result::Result<Verdict, ExpertFault> + Send>;
+
 /// The evaluations of one step of a rollout.
 pub(super) struct StepEvaluation {
     breaker: Breaker,
-    running: Option<JoinHandle<EvaluateCall>>,
+    running: Option<BackgroundJob<EvaluateCall>>,
     started: Option<Instant>,
     calls: u64,
     /// Why the step is held; also before the first verdict.
@@ -33,7 +33,7 @@ pub(super) struct StepEvaluation {
 
 /// A call that ended.
 struct EvaluateCall {
-    verdict: std::result::Result<Verdict, hypercast_expert::ExpertFault>,
+    verdict: std::result::Result<Verdict, ExpertFault>,
     took: Duration,
 }
 
@@ -46,7 +46,7 @@ impl StepEvaluation {
 
     /// The verdict of a call that has ended. A plugin that fails to give one holds its rollout.
     pub(super) fn verdict(&mut self, now: Instant) -> Option<Verdict> {
-        let ended = self.running.take_if(|thread| thread.is_finished())?.join();
+        let ended = self.running.take_if(|job| job.is_finished())?.join();
         let verdict = match ended {
             Ok(EvaluateCall { verdict: Ok(verdict), .. }) => {
                 self.breaker.success(self.calls, now);
@@ -76,7 +76,7 @@ impl StepEvaluation {
     pub(super) fn start(
         &mut self,
         now: Instant,
-        expert: Arc<ServedExpert>,
+        evaluate: EvaluateFn,
         slices: impl FnOnce() -> Vec<Slice>,
     ) -> Result<()> {
         let is_due = self.started.is_none_or(|at| now - at >= EVERY);
@@ -85,11 +85,10 @@ impl StepEvaluation {
         }
         (self.started, self.calls) = (Some(now), self.calls + 1);
         let evaluation = Evaluation { decision: Decision::Canary, slices: slices() };
-        self.running = Some(threads::spawn("evaluate", move || {
+        self.running = Some(BackgroundJob::start("evaluate", move || {
             cpu_budget::on_long_call(clock::lower_priority);
-            let (start, blueprint) = (Instant::now(), expert.blueprint());
-            let verdict = blueprint.plugin.evaluate(&blueprint.info, &evaluation);
-            EvaluateCall { verdict, took: start.elapsed() }
+            let start = clock::instant();
+            EvaluateCall { verdict: evaluate(&evaluation), took: clock::since(start) }
         })?);
         Ok(())
     }

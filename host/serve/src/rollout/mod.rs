@@ -2,11 +2,11 @@
 //!
 //! A push ([`frame`]) carries the signature of a trusted key ([`signature`]). [`accept`] checks it,
 //! stores its files ([`repository`]) and loads it as serving would. [`service`] takes pushes and
-//! commands; one thread (`controller`) advances each rollout: it replays recorded requests,
-//! registers the version, lets it see requests as a shadow, then serve a share of the users, then
-//! all. [`policy`] has the limits, [`stats`] what a version did. The registry alone decides which
-//! version serves whom ([`hypercast_stream::registry`]); a rollout's own state is in a file
-//! (`state`), so that it continues after a restart.
+//! commands; a `controller` advances each rollout: it replays recorded requests, registers the
+//! version, lets it see requests as a shadow, then serve a share of the users, then all. [`policy`]
+//! has the limits, [`stats`] what a version did. The registry alone decides which version serves
+//! whom ([`hypercast_stream::registry`]); a rollout's own state is in a file (`state`), so that it
+//! continues after a restart.
 
 pub mod accept;
 mod controller;
@@ -31,7 +31,9 @@ pub use crate::rollout::{
     accept::Acceptor,
     frame::Push,
     policy::{PolicyOverrides, RolloutPolicy},
+    replay::{ReplayFn, ReplayInput, ReplayVerdict},
     service::{RolloutContext, RolloutService},
+    serving::{MeasuredArm, VersionLookup},
     signature::{PushManifest, SecretKey, SignedManifest},
     stats::ArmStats,
 };
@@ -105,6 +107,10 @@ pub struct Rollout {
     pub step: RolloutStep,
     /// When the step began.
     pub since_ms: i64,
+    /// How long the step had lasted when this was saved, without the time in which no daemon
+    /// looked; milliseconds.
+    #[serde(default)]
+    pub lasted_ms: u64,
     /// The version that served most users before.
     pub previous: Option<String>,
     /// Other experts whose surfaces it takes over.
@@ -115,7 +121,7 @@ pub struct Rollout {
     pub before_us: Option<f64>,
     /// Whether it is no longer watched.
     pub settled: bool,
-    /// Why it failed, or what it waits for.
+    /// Why it failed, or why it is about to be given up.
     pub cause: Option<String>,
     /// The log.
     pub log: Vec<RolloutLogLine>,
@@ -152,7 +158,7 @@ impl Rollout {
 
     /// Changes the step, with the reason.
     pub(crate) fn go(&mut self, step: RolloutStep, text: String) {
-        (self.step, self.since_ms) = (step, now_ms());
+        (self.step, self.since_ms, self.lasted_ms) = (step, now_ms(), 0);
         self.add_line(text);
     }
 

@@ -1,7 +1,7 @@
 //! The replay step: recorded requests through the new version and the one before it. It runs on a
 //! thread of its own, because it may take minutes and commands must not wait for it.
 
-use std::{path::PathBuf, sync::Arc, thread::JoinHandle};
+use std::{path::PathBuf, sync::Arc};
 
 use hypercast_core::shutdown::Shutdown;
 use hypercast_expert::ServedExpert;
@@ -10,7 +10,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     request_log::{self, RecordedRequest, ReplayExpert, ReplaySettings},
     rollout::{Acceptor, Rollout},
-    threads,
+    threads::BackgroundJob,
     versions::serving_set::ExpertArm,
 };
 
@@ -50,20 +50,20 @@ pub type ReplayFn = fn(&ReplayInput, &Shutdown) -> Result<ReplayVerdict>;
 /// A replay on its thread. Dropping it cancels the replay without waiting for its current request.
 pub(super) struct ReplayTask {
     cancelled: Shutdown,
-    thread: Option<JoinHandle<Result<ReplayVerdict>>>,
+    job: Option<BackgroundJob<Result<ReplayVerdict>>>,
 }
 
 impl ReplayTask {
     pub(super) fn start(input: ReplayInput, replay: ReplayFn) -> Result<Self> {
         let cancelled = Shutdown::default();
         let cancel = cancelled.clone();
-        let thread = threads::spawn("replay", move || replay(&input, &cancel))?;
-        Ok(Self { cancelled, thread: Some(thread) })
+        let job = BackgroundJob::start("replay", move || replay(&input, &cancel))?;
+        Ok(Self { cancelled, job: Some(job) })
     }
 
     /// The result, once; none while the replay runs.
     pub(super) fn result(&mut self) -> Option<Result<ReplayVerdict>> {
-        let ended = self.thread.take_if(|thread| thread.is_finished())?.join();
+        let ended = self.job.take_if(|job| job.is_finished())?.join();
         let panicked = |_| Err(Error::internal("the replay panicked; see the daemon's log"));
         Some(ended.unwrap_or_else(panicked))
     }
@@ -71,7 +71,7 @@ impl ReplayTask {
     /// Cancels the replay and waits for its thread.
     pub(super) fn stop(mut self) {
         self.cancelled.request();
-        self.thread.take().into_iter().for_each(threads::join);
+        self.job.take().into_iter().for_each(|job| drop(job.join()));
     }
 }
 

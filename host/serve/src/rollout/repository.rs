@@ -7,15 +7,14 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs,
     path::{Path, PathBuf},
     sync::Mutex,
-    time::SystemTime,
+    time::Duration,
 };
 
 use hypercast_config::sha256;
 use hypercast_core::{
-    atomic_dir, atomic_file, dir_lock::DirLock, error::ErrorKind, logging::RepeatedFailures,
+    atomic_dir, atomic_file, dir_lock::DirLock, disk, error::ErrorKind, logging::RepeatedFailures,
 };
 use hypercast_data::versioned;
 use hypercast_stream::registry::Change;
@@ -89,7 +88,7 @@ impl Repository {
         for part in ["objects", "names"] {
             atomic_dir::create(&dir.join(part))?;
         }
-        let dir = dir.canonicalize().map_err(Error::io(dir))?;
+        let dir = disk::canonicalize(dir).map_err(Error::io(dir))?;
         Ok(Self { dir, owned: Mutex::default(), unreadable: Mutex::default() })
     }
 
@@ -175,8 +174,8 @@ impl Repository {
     pub fn pending(&self) -> Result<Vec<PendingRollout>> {
         let names = self.dir.join("names");
         let mut pending = Vec::new();
-        for entry in fs::read_dir(&names).map_err(Error::io(&names))? {
-            let path = entry.map_err(Error::io(&names))?.path();
+        for name in disk::names(&names).map_err(Error::io(&names))? {
+            let path = names.join(name);
             let name = path.file_stem().and_then(|name| name.to_str());
             if let Some(name) = name.filter(|_| path.extension().is_some_and(|of| of == "json")) {
                 match self.known(name) {
@@ -221,7 +220,7 @@ impl Repository {
     pub fn keep(&self, bytes: &[u8], extension: &str) -> Result<PathBuf> {
         let path = self.dir.join("objects").join(format!("{}.{extension}", sha256(bytes)));
         // A damaged file is written again.
-        if fs::read(&path).is_ok_and(|there| there == bytes) {
+        if disk::read(&path).is_ok_and(|there| there == bytes) {
             return Ok(path);
         }
         atomic_file::write(&path, bytes).map_err(Error::io(&path))?;
@@ -235,12 +234,11 @@ impl Repository {
     /// Refused: the files in use leave no room.
     pub fn make_room(&self, bytes: u64, most: u64, used: &HashSet<PathBuf>) -> Result<()> {
         let objects = self.dir.join("objects");
-        let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
-        for entry in fs::read_dir(&objects).map_err(Error::io(&objects))? {
-            let entry = entry.map_err(Error::io(&objects))?;
-            let about = entry.metadata().map_err(Error::io(entry.path()))?;
-            let modified = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            files.push((modified, about.len(), entry.path()));
+        let mut files: Vec<(Duration, u64, PathBuf)> = Vec::new();
+        for name in disk::names(&objects).map_err(Error::io(&objects))? {
+            let path = objects.join(name);
+            let about = disk::metadata(&path).map_err(Error::io(&path))?;
+            files.push((about.modified, about.length, path));
         }
         files.sort();
         let mut held: u64 = files.iter().map(|(_, size, _)| size).sum();
@@ -248,7 +246,7 @@ impl Repository {
             if held + bytes <= most {
                 break;
             }
-            fs::remove_file(path).map_err(Error::io(path))?;
+            disk::remove_file(path).map_err(Error::io(path))?;
             held -= size;
         }
         if held + bytes > most {
@@ -262,12 +260,12 @@ impl Repository {
     /// Removes the file of a push that was refused.
     pub fn forget(&self, path: &Path) {
         // If that fails, the file is removed when room is needed.
-        let _ = fs::remove_file(path);
+        let _ = disk::remove_file(path);
     }
 
     fn known(&self, name: &str) -> Result<PushHistory> {
         let path = self.name_path(name);
-        match fs::read(&path) {
+        match disk::read(&path) {
             Ok(bytes) => versioned::from_json(&bytes, FORMAT).map_err(|error| {
                 Error::data(&path, format!("the list of pushes is damaged ({error}); restore it; moving it away also removes the protection against old pushes"))
             }),

@@ -1,22 +1,21 @@
-//! The entry to rollouts: accepts pushes, reports their state, and passes commands to the
-//! controller.
+//! The entry to rollouts: accepts pushes, reports their state, and gives commands to the
+//! controller, which a thread steps.
 
 use std::{
     collections::HashSet,
     path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        mpsc::{SyncSender, sync_channel},
-    },
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use hypercast_config::Config;
+use hypercast_core::clock;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
     rollout::{
         Rollout,
-        accept::{AcceptedPush, Acceptor, files},
+        accept::{Acceptor, files},
         controller::RolloutController,
         replay::ReplayFn,
         serving::VersionLookup,
@@ -25,14 +24,12 @@ use crate::{
     threads::{ThreadGroup, lock},
 };
 
-/// Most commands that wait.
-const COMMANDS: usize = 8;
-
 /// The rollouts of a daemon.
 pub struct RolloutService {
     all: Arc<Mutex<RolloutMap>>,
     acceptor: Arc<Acceptor>,
-    commands: SyncSender<RolloutCommand>,
+    /// Held for one step or one command.
+    controller: Arc<Mutex<RolloutController>>,
     threads: ThreadGroup,
 }
 
@@ -47,30 +44,45 @@ pub struct RolloutContext {
     pub replay: ReplayFn,
 }
 
-/// A command to the controller, with a channel for its result.
-pub(super) enum RolloutCommand {
-    /// Start a rollout.
-    Begin { begun: AcceptedPush, done: SyncSender<Result<()>> },
-    /// Start the rollouts of pushes that were accepted and have not begun.
-    BeginRecorded { done: SyncSender<Result<()>> },
-    /// End the rollouts of an expert, or undo its last promotion.
-    RollBack { name: String, done: SyncSender<Result<String>> },
-}
-
 impl RolloutService {
-    /// Continues the rollouts in the state folder.
+    /// Opens the rollouts in the state folder; [`RolloutService::step`] continues them.
     ///
     /// # Errors
-    /// Files or streams cannot be read; a thread cannot be started.
-    pub fn start(config: &Config, context: RolloutContext) -> Result<Self> {
+    /// Files or streams cannot be read.
+    pub fn open(config: &Config, context: RolloutContext) -> Result<Self> {
         let files = RolloutFiles::open(&config.paths.state.join("rollouts"))?;
         let all = Arc::new(Mutex::new(files.read()?));
-        let (commands, asked) = sync_channel(COMMANDS);
         let (threads, acceptor) = (ThreadGroup::default(), context.acceptor.clone());
         let controller =
             RolloutController::new(config, context, files, all.clone(), threads.stop.clone())?;
-        threads.spawn("rollouts", move |_| controller.run(&asked))?;
-        Ok(Self { all, acceptor, commands, threads })
+        Ok(Self { all, acceptor, controller: Arc::new(Mutex::new(controller)), threads })
+    }
+
+    /// Continues the rollouts in the state folder on a thread.
+    ///
+    /// # Errors
+    /// As [`RolloutService::open`]; a thread cannot be started.
+    pub fn start(config: &Config, context: RolloutContext) -> Result<Self> {
+        let service = Self::open(config, context)?;
+        let controller = service.controller.clone();
+        service.threads.spawn("rollouts", move |stop| {
+            // A command that panics ends this thread, too, and the process is not ready then.
+            let held = || controller.lock().expect("no command has panicked");
+            while !stop.is_requested() {
+                let pause = held().step();
+                clock::sleep(pause);
+            }
+            held().stop_replays();
+        })?;
+        Ok(service)
+    }
+
+    /// Begins and advances what can be; returns the time until the next look.
+    ///
+    /// # Errors
+    /// An earlier step has panicked.
+    pub fn step(&self) -> Result<Duration> {
+        Ok(self.controller()?.step())
     }
 
     /// Accepts a push and starts its rollout. Blocks while the component is compiled. Returns the
@@ -91,7 +103,7 @@ impl RolloutService {
         match self.acceptor.accept(name, version, body, files)? {
             None => {
                 if self.rollout(name, version).is_none() {
-                    self.send(|done| RolloutCommand::BeginRecorded { done })?;
+                    self.command()?.begin_recorded()?;
                 }
                 let rollout = self.rollout(name, version);
                 let gone = || {
@@ -109,7 +121,7 @@ impl RolloutService {
                     return Ok((known, false));
                 }
                 let rollout = begun.pending.rollout.clone();
-                self.send(|done| RolloutCommand::Begin { begun, done })?;
+                self.command()?.begin_accepted(begun)?;
                 Ok((rollout, true))
             }
         }
@@ -144,7 +156,7 @@ impl RolloutService {
     /// Refused: there is no version before, or another daemon recorded the push. The message says
     /// what was ended all the same.
     pub fn roll_back(&self, name: &str) -> Result<String> {
-        self.send(|done| RolloutCommand::RollBack { name: name.to_owned(), done })
+        self.command()?.roll_back(name)
     }
 
     /// Stops the controller after its current step; rollouts continue at the next start.
@@ -152,13 +164,19 @@ impl RolloutService {
         self.threads.stop();
     }
 
-    fn send<T>(&self, command: impl FnOnce(SyncSender<Result<T>>) -> RolloutCommand) -> Result<T> {
-        let (done, outcome) = sync_channel(1);
-        let ended = || Error::internal("the rollout controller has stopped; see the daemon's log");
-        self.commands
-            .try_send(command(done))
-            .map_err(|_| Error::unreachable("too many commands are waiting; try again"))?;
-        outcome.recv().map_err(|_| ended())?
+    /// The controller for a command, once it has tried to begin what is recorded.
+    fn command(&self) -> Result<MutexGuard<'_, RolloutController>> {
+        if self.threads.stop.is_requested() {
+            return Err(Error::unreachable("this daemon is about to end; try again later"));
+        }
+        let mut controller = self.controller()?;
+        controller.begin_due(clock::instant());
+        Ok(controller)
+    }
+
+    fn controller(&self) -> Result<MutexGuard<'_, RolloutController>> {
+        let ended = |_| Error::internal("the rollout controller has stopped; see the daemon's log");
+        self.controller.lock().map_err(ended)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
         window::{LiveQuality, QualityWindow},
     },
     request::service::RankingService,
-    rollout::{Acceptor, RolloutContext, RolloutService, replay},
+    rollout::{Acceptor, ArmStats, RolloutContext, RolloutService, evaluation::EvaluateFn, replay},
     versions::serving_set::ExpertArm,
 };
 
@@ -26,12 +26,38 @@ pub trait VersionLookup: Send + Sync {
     /// A loaded version of an expert.
     fn arm(&self, name: &str, version: &str) -> Option<Arc<ExpertArm>>;
 
+    /// What is measured of a loaded version; needs no guest, unlike the version itself.
+    fn measured(&self, name: &str, version: &str) -> Option<MeasuredArm> {
+        self.arm(name, version).map(|arm| MeasuredArm::new(&arm))
+    }
+
     /// Why the registry's newest decision is not served.
     fn problem(&self) -> Option<String>;
 
     /// Recent quality of a version beside another one of the same expert: each task on each
     /// surface, and on all surfaces together.
     fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice>;
+}
+
+/// What is measured of a loaded version.
+pub struct MeasuredArm {
+    /// The share of the expert's users that it serves.
+    pub share: f64,
+    /// Its counts since it was loaded.
+    pub stats: Arc<ArmStats>,
+    /// Asks its plugin how good it is.
+    pub evaluate: EvaluateFn,
+}
+
+impl MeasuredArm {
+    fn new(arm: &ExpertArm) -> Self {
+        let expert = arm.expert();
+        let evaluate: EvaluateFn = Box::new(move |evaluation| {
+            let blueprint = expert.blueprint();
+            blueprint.plugin.evaluate(&blueprint.info, evaluation)
+        });
+        Self { share: arm.share, stats: arm.live.stats.clone(), evaluate }
+    }
 }
 
 /// Starts the rollouts of a daemon with experts.

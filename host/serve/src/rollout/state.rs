@@ -2,11 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
-use hypercast_core::{atomic_dir, atomic_file};
+use hypercast_core::{atomic_dir, atomic_file, disk};
 use hypercast_data::versioned;
 
 use crate::{
@@ -38,12 +37,12 @@ impl RolloutFiles {
     /// Reads all rollouts. A file that cannot be read is logged and left alone.
     pub(super) fn read(&self) -> Result<RolloutMap> {
         let mut all = RolloutMap::new();
-        for entry in fs::read_dir(&self.dir).map_err(Error::io(&self.dir))? {
-            let path = entry.map_err(Error::io(&self.dir))?.path();
+        for name in disk::names(&self.dir).map_err(Error::io(&self.dir))? {
+            let path = self.dir.join(name);
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let bytes = fs::read(&path).map_err(Error::io(&path))?;
+            let bytes = disk::read(&path).map_err(Error::io(&path))?;
             match versioned::from_json::<Rollout>(&bytes, FORMAT) {
                 Ok(rollout) => {
                     all.insert((rollout.name().to_owned(), rollout.version().to_owned()), rollout);
@@ -74,7 +73,7 @@ impl RolloutFiles {
         for (_, key) in over {
             if let Some(rollout) = all.remove(&key) {
                 // If that fails, the file is read at the next start and removed then.
-                let _ = fs::remove_file(self.path(&rollout));
+                let _ = disk::remove_file(&self.path(&rollout));
             }
         }
     }

@@ -128,7 +128,7 @@ const SNAPSHOTS: u32 = 30;
 pub(super) struct StepWatch {
     /// When the step was first looked at.
     pub(super) began: Instant,
-    /// How long the step lasted before that, by the wall clock: 0 but after a restart.
+    /// How long the step lasted before that, as it was saved: 0 but after a restart.
     lasted_before: Duration,
     /// The version.
     pub(super) own: StatsWindow,
@@ -153,8 +153,7 @@ impl StepWatch {
         Self { began: now, lasted_before, own: windowed(), before: windowed(), evaluation }
     }
 
-    /// How long the step has lasted. A jump of the wall clock changes nothing while this process
-    /// looks.
+    /// How long the step has lasted while a process looked. No wall clock has a part in it.
     pub(super) fn lasted(&self, now: Instant) -> Duration {
         self.lasted_before + (now - self.began)
     }
@@ -180,7 +179,8 @@ impl StatsWindow {
     pub(super) fn update(&mut self, now: Instant, tally: &ArmStats) -> WindowStats {
         let counts = tally.counts();
         let first = self.first.get_or_insert_with(|| counts.clone());
-        while self.snapshots.front().is_some_and(|(at, _)| now - *at > self.window) {
+        // The newest one from before the window stays: what came while nobody looked is in it.
+        while self.snapshots.get(1).is_some_and(|(at, _)| now - *at >= self.window) {
             self.snapshots.pop_front();
         }
         let due = self.window / SNAPSHOTS;
@@ -232,6 +232,16 @@ mod tests {
         assert_eq!(looked.window.faults, 0);
         assert!((55..=65).contains(&looked.window.requests), "{}", looked.window.requests);
         assert!(watched.snapshots.len() <= SNAPSHOTS as usize + 1);
+    }
+
+    #[test]
+    fn what_came_while_nobody_looked_is_in_the_window() {
+        let (tally, start) = (ArmStats::default(), Instant::now());
+        let mut watched = StepWatch::new(start, Duration::ZERO, 60, BreakerConfig::default()).own;
+        watched.update(start, &tally);
+        tally.add(Duration::from_millis(1), true);
+        let looked = watched.update(start + Duration::from_secs(600), &tally);
+        assert_eq!((looked.window.requests, looked.window.faults), (1, 1));
     }
 
     #[test]

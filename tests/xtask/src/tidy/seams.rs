@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What runs in `tests/simulation`: files, and folders with `/` at the end.
-const SIMULATED: [&str; 33] = [
+const SIMULATED: [&str; 45] = [
     "host/core/src/atomic_dir.rs",
     "host/core/src/atomic_file.rs",
     "host/core/src/dir_lock.rs",
@@ -22,6 +22,18 @@ const SIMULATED: [&str; 33] = [
     "host/data/src/logs/",
     "host/data/src/schema.rs",
     "host/serve/src/request/feature_state.rs",
+    "host/serve/src/rollout/accept.rs",
+    "host/serve/src/rollout/controller.rs",
+    "host/serve/src/rollout/controller/",
+    "host/serve/src/rollout/evaluation.rs",
+    "host/serve/src/rollout/frame.rs",
+    "host/serve/src/rollout/mod.rs",
+    "host/serve/src/rollout/policy.rs",
+    "host/serve/src/rollout/repository.rs",
+    "host/serve/src/rollout/service.rs",
+    "host/serve/src/rollout/state.rs",
+    "host/serve/src/rollout/stats.rs",
+    "host/serve/src/rollout/transitions.rs",
     "host/stream/src/dead_letters/",
     "host/stream/src/events/",
     "host/stream/src/join/",

@@ -2,9 +2,12 @@
 //! something failed. Until a rollout begins, what its push was accepted for may change; then it is
 //! given up, and its history says why.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hypercast_core::{clock::now_ms, error::ErrorKind};
+use hypercast_core::{
+    clock::{instant, now_ms},
+    error::ErrorKind,
+};
 use hypercast_stream::registry::Change;
 
 use crate::{
@@ -36,8 +39,8 @@ impl RolloutController {
 
     /// Begins the rollouts that were recorded with their push and have no file yet: the process
     /// ended in between, or something failed. What fails is tried again after a pause.
-    pub(super) fn begin_recorded(&mut self) -> Result<()> {
-        self.begin_at = Some(Instant::now() + BEGIN_AGAIN);
+    pub(in crate::rollout) fn begin_recorded(&mut self) -> Result<()> {
+        self.begin_at = Some(instant() + BEGIN_AGAIN);
         let acceptor = self.context.acceptor.clone();
         let recorded = acceptor.repository.pending()?;
         if !recorded.is_empty() {
@@ -67,9 +70,8 @@ impl RolloutController {
 
     /// Begins a recorded rollout. A refusal gives it up; whatever else fails is tried again.
     pub(super) fn begin(&mut self, pending: &PendingRollout) -> Result<()> {
-        self.begin_at.get_or_insert(Instant::now() + BEGIN_AGAIN);
-        self.follower.catch_up(&*self.context.acceptor.streams)?;
-        self.follower.registry().check_complete()?;
+        self.begin_at.get_or_insert(instant() + BEGIN_AGAIN);
+        self.catch_up()?;
         let begun = self.begin_if_valid(pending);
         match &begun {
             Ok(()) => self.context.acceptor.repository.begun(&pending.rollout)?,

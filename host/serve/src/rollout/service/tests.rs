@@ -15,6 +15,8 @@ use hypercast_stream::{
     streams::{MemoryEngine, Record, StreamEngine as Streams, Topic},
 };
 
+mod steps;
+
 use super::*;
 use crate::fixtures;
 use crate::http::reload::Settings;
