@@ -53,7 +53,7 @@ use hypercast_expert as expert;
 use hypercast_expert::{Chunk, train::RefusedRequest, wasm::contract::Verdict};
 use hypercast_stream::dead_letters::UnusableRecord;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
-use hypercast_stream::registry::{SelfRegisteredExpert, self_register_expert};
+use hypercast_stream::registry::{RegistryFollower, SelfRegisteredExpert, self_register_expert};
 use hypercast_stream::streams::{StreamEngine, StreamTrail, Topic};
 
 /// How long the first row of a step waits for others.
@@ -163,6 +163,7 @@ pub fn follow(
     let orders = Some(feed.orders_position());
     let following = ExpertFollower {
         context,
+        registry: RegistryFollower::new(&*engine)?,
         engine,
         version,
         work,
@@ -179,7 +180,6 @@ pub fn follow(
         asked_position: None,
         failures: RepeatedFailures::default(),
         published: 0,
-        is_registered: false,
     };
     if saved_orders.is_none() {
         // Killed before the next save, it would carry out orders from another place on.
@@ -221,8 +221,7 @@ struct ExpertFollower<'a> {
     asked_position: Option<FeedPosition>,
     failures: RepeatedFailures,
     published: u64,
-    /// Whether the registry knows this version.
-    is_registered: bool,
+    registry: RegistryFollower,
 }
 
 /// Rows that are learned from together.
@@ -495,14 +494,13 @@ impl ExpertFollower<'_> {
         let published = self.publisher.publish(self.stream.trainer.parameters(), facts)?;
         self.published += 1;
         self.gate.published(self.stream.trainer.saved())?;
-        self.is_registered = self.is_registered || self.register()?;
+        self.register()?;
         let mut line = told(&published, json!(self.place.position), started.elapsed());
         line["evaluation"] = word.measured.clone();
         tell(out, &line)
     }
 
-    /// Whether the registry knows its version now.
-    fn register(&self) -> Result<bool> {
+    fn register(&mut self) -> Result<()> {
         let ExpertContext { dataset, config, entry, guests } = self.context;
         let own = SelfRegisteredExpert {
             config,
@@ -513,7 +511,8 @@ impl ExpertFollower<'_> {
             guests,
             schema: &dataset.schema,
         };
-        Ok(self_register_expert(&*self.engine, &own))
+        self_register_expert(&mut self.registry, &*self.engine, &own);
+        Ok(())
     }
 }
 

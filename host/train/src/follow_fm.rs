@@ -59,7 +59,7 @@ use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
 use hypercast_stream::dead_letters::LetterReader;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
-use hypercast_stream::registry::self_register_fm;
+use hypercast_stream::registry::{RegistryFollower, self_register_fm};
 use hypercast_stream::streams::{StreamEngine, StreamPlace, Topic};
 
 /// How long the first record of a batch waits for others.
@@ -170,8 +170,7 @@ pub struct FmFollower {
     publisher: Publisher,
     /// Whether this version was published, or held, before anything was learned from.
     is_begun: bool,
-    /// Whether the registry knows this version.
-    is_registered: bool,
+    registry: RegistryFollower,
     gate: FmPublishGate,
     place: FmCheckpoint,
     progress: FmProgress,
@@ -268,6 +267,7 @@ impl FmFollower {
             config: config.clone(),
             options: options.clone(),
             work,
+            registry: RegistryFollower::new(&*engine)?,
             engine,
             schema: dataset.schema.clone(),
             reader,
@@ -276,7 +276,6 @@ impl FmFollower {
             trainer,
             publisher,
             is_begun: has_published,
-            is_registered: false,
             gate,
             progress: FmProgress::new(&spec, place.window.clone()),
             meters: FmMeters::new(&telemetry),
@@ -531,10 +530,8 @@ impl FmFollower {
             }
             None => {
                 let published = self.publisher.publish(&trained, facts)?;
-                if !self.is_registered {
-                    let (engine, manifest) = (&*self.engine, &trained.manifest);
-                    self.is_registered = self_register_fm(engine, manifest, &self.schema);
-                }
+                let (engine, manifest) = (&*self.engine, &trained.manifest);
+                self_register_fm(&mut self.registry, engine, manifest, &self.schema);
                 self.gate.published()?;
                 self.report.published += 1;
                 let took = clock::since(started);

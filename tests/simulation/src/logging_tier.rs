@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -139,8 +139,8 @@ fn read_logs(logs: &Path) -> Result<Vec<LoggedRow>, String> {
 }
 
 fn read_file(
-    requests: &PathBuf,
-    examples: &PathBuf,
+    requests: &Path,
+    examples: &Path,
     rows: &mut Vec<LoggedRow>,
 ) -> hypercast_data::Result<()> {
     let (requests, examples) = (TableReader::open(requests)?, TableReader::open(examples)?);

@@ -18,6 +18,7 @@ use crate::{
     installation::Life,
     plan::{Plan, ROLES, Role},
     plant::Plant,
+    pushes::expert_of,
     world::{Process, Simulation},
 };
 
@@ -125,8 +126,11 @@ impl StreamWork {
                 () => 0,
             };
             let once = work.reached.saturating_sub(from);
-            // Who has no state may read a stream to see what it is to go on with.
-            let allowed = if from > 0 { once } else { UNSAVED_READS * once };
+            // Who has no state may read a stream to see what it is to go on with. And a team's push
+            // is held against all decisions.
+            let reads =
+                UNSAVED_READS + plan.pushes.len() as u64 * u64::from(expert_of(role).is_some());
+            let allowed = if from > 0 { once } else { reads * once };
             if work.records > allowed + SPARE_RECORDS && !work.has_gap {
                 excess = Some(format!(
                     "{role:?} read {} records of {topic}, and had to read {allowed}: from {from} \
@@ -288,16 +292,16 @@ fn measured(process: &Process) -> [u64; 6] {
 /// How much a process may do of each of [`MEASURES`], in proportion to its steps, its starts, and
 /// the events and outcomes. The numbers were found in runs that keep all other promises, and
 /// doubled.
-fn allowed(plan: &Plan, process: &Process, events: u64) -> [u64; 6] {
+fn allowed(world: &Simulation, process: &Process, events: u64) -> [u64; 6] {
     let (steps, starts) = (process.steps.get(), process.lives.get());
-    let settings = &plan.settings;
+    let settings = &world.plan.settings;
     // Who writes to a stream reads its newest segment at first, and the ids that it remembers. A
     // reader finds its place in a segment. Neither depends on how long a stream is.
     let opened = 10_000 + 4 * settings.segment_bytes + 100 * settings.remembered_ids as u64;
     let looked = 50 + settings.segment_bytes / 20;
     let given = process.streams.borrow().bytes;
     // A joiner saves its state every so many events, and who follows outcomes does.
-    let saves = events * 3 / (settings.save_every_events * 2);
+    let saves = events * 3 / (settings.save_every_events * 2) + tier_files(world, process, events);
     [
         20 * steps + 1000 * starts + 20 * events,
         looked * steps + opened * starts + 2 * given,
@@ -309,10 +313,25 @@ fn allowed(plan: &Plan, process: &Process, events: u64) -> [u64; 6] {
     ]
 }
 
+/// Files that a trainer or a logging tier may replace, by their settings.
+fn tier_files(world: &Simulation, process: &Process, events: u64) -> u64 {
+    let (tiers, seconds) = (&world.plan.settings.tiers, world.timeline.now.get().as_secs());
+    match process.role {
+        // It saves four files with each publication, which has a work folder, and every so many
+        // requests.
+        Role::Trainer => 8 * (seconds / tiers.publish_every_s + events / tiers.save_every_requests),
+        // Two tables a file.
+        Role::LoggingTier => {
+            4 * (seconds / tiers.file_seconds + events / tiers.rows_per_file as u64)
+        }
+        _ => 0,
+    }
+}
+
 /// Holds the work of every process against its steps, its starts, and the events and outcomes.
 pub fn check(world: &Simulation, events: u64) {
     for process in &world.processes {
-        let allowed = allowed(&world.plan, process, events);
+        let allowed = allowed(world, process, events);
         for ((what, done), allowed) in MEASURES.into_iter().zip(measured(process)).zip(allowed) {
             if done > allowed {
                 let role = process.role;

@@ -10,21 +10,25 @@ use hypercast_expert::{self as expert, Provenance};
 use hypercast_fm::checkpoint::FmManifest;
 
 use super::{
-    Change, ExpertVersion, FmVersion, NewExpert, Registry, RegistryFollower, WeightsLocation,
+    ExpertVersion, FmVersion, NewExpert, Registry, RegistryFollower, WeightsLocation,
     keep_version_file,
 };
 use crate::error::Result;
 use crate::streams::StreamEngine;
 
-/// Registers a published FM version as in training. True if it is registered: then it need not be
-/// tried with the next publication, which would read all decisions again.
-pub fn self_register_fm(engine: &dyn StreamEngine, manifest: &FmManifest, schema: &Schema) -> bool {
+/// Registers a published FM version as in training, if the registry does not have it.
+pub fn self_register_fm(
+    registry: &mut RegistryFollower,
+    engine: &dyn StreamEngine,
+    manifest: &FmManifest,
+    schema: &Schema,
+) {
     let version = &manifest.version;
     let changes = |registry: &Registry| match registry.fm(version) {
         Some(_) => Ok(Vec::new()),
         None => registry.register_fm(&FmVersion::new(manifest, schema, WeightsLocation::Published)),
     };
-    log_registration(&format!("FM {version}"), decide(engine, changes))
+    log_registration(&format!("FM {version}"), registry.decide(engine, changes));
 }
 
 /// A published version of an expert.
@@ -48,15 +52,17 @@ pub struct SelfRegisteredExpert<'a> {
 /// Registers a published version of an expert as in training, as [`self_register_fm`] does. Its
 /// plugin is copied to the version's own directory.
 pub fn self_register_expert(
+    registry: &mut RegistryFollower,
     engine: &dyn StreamEngine,
     published: &SelfRegisteredExpert<'_>,
-) -> bool {
+) {
     let SelfRegisteredExpert { entry, version, .. } = published;
     let changes = |registry: &Registry| match registry.expert_version(&entry.name, version) {
         Some(_) => Ok(Vec::new()),
         None => registry.register_expert(&describe(published)?),
     };
-    log_registration(&format!("expert {} {version}", entry.name), decide(engine, changes))
+    let registered = registry.decide(engine, changes);
+    log_registration(&format!("expert {} {version}", entry.name), registered);
 }
 
 fn describe(published: &SelfRegisteredExpert<'_>) -> Result<ExpertVersion> {
@@ -77,16 +83,8 @@ fn describe(published: &SelfRegisteredExpert<'_>) -> Result<ExpertVersion> {
     Ok(ExpertVersion { trained_ms: provenance.trained_until_ms, ..described })
 }
 
-/// Registers what `changes` returns; true if there was something to register.
-fn decide(
-    engine: &dyn StreamEngine,
-    changes: impl Fn(&Registry) -> Result<Vec<Change>>,
-) -> Result<bool> {
-    RegistryFollower::new(engine)?.decide(engine, changes)
-}
-
-fn log_registration(what: &str, registered: Result<bool>) -> bool {
-    match &registered {
+fn log_registration(what: &str, registered: Result<bool>) {
+    match registered {
         Ok(true) => tracing::info!(
             "{what} is registered as in training; `hypercast versions promote` puts it into service"
         ),
@@ -95,5 +93,4 @@ fn log_registration(what: &str, registered: Result<bool>) -> bool {
             tracing::warn!(%error, "{what} is published, but cannot be registered; trying again with the next publication")
         }
     }
-    registered.is_ok()
 }

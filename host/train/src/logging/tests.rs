@@ -30,7 +30,7 @@ use hypercast_data::import::simulate;
 use hypercast_data::logs::{LogReader, LoggedRequest};
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish::{Publisher, TrainingPosition};
-use hypercast_stream::registry::{RegistryClient, self_register_fm};
+use hypercast_stream::registry::{RegistryClient, RegistryFollower, self_register_fm};
 use hypercast_stream::streams::{
     Appender, GapCause, MemoryEngine, Reader, Record as Appended, StreamGap, StreamPlace,
     StreamRecord, Topic,
@@ -463,7 +463,8 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
     let manifest = FmManifest::read(&config.paths.fm).unwrap();
     let newer = FmManifest { version: "2.0.0".into(), ..manifest.clone() };
     for manifest in [&manifest, &newer] {
-        self_register_fm(&engine, manifest, &dataset.schema);
+        let mut registry = RegistryFollower::new(&engine).unwrap();
+        self_register_fm(&mut registry, &engine, manifest, &dataset.schema);
     }
     assert_eq!(versions.read().unwrap().fms().len(), 2);
     assert_eq!(logged(), std::slice::from_ref(&configured));
