@@ -1,13 +1,7 @@
 //! The logging tier: the host's own, with models that say which weights they have. Each request of
 //! `joined` is logged once, and with no weights that had learned from it.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use hypercast_config::Config;
 use hypercast_core::{disk, shutdown::Shutdown};

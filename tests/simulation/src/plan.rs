@@ -437,16 +437,6 @@ impl Plan {
         if plan.faults.iter().any(goes_back) {
             plan.faults.retain(|fault| !matches!(fault.kind, FaultKind::EarlierRelease));
         }
-        // A reader that went back does not know the record before its place. If it is killed there,
-        // and the stream loses its tail once more and grows again, it finds no difference.
-        let is_cut = |fault: &PlannedFault| {
-            matches!(fault.kind, FaultKind::LostTail { of: LosingStream::Joined, .. })
-        };
-        let mut cuts = 0;
-        plan.faults.retain(|fault| {
-            cuts += u32::from(is_cut(fault));
-            cuts <= 1 || !is_cut(fault)
-        });
         plan
     }
 
