@@ -14,7 +14,7 @@ use hypercast_core::{clock::now_ms, error::ErrorKind};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{BreakerConfig, Engine, ServedExpert, upgrade, wasm::contract};
 use hypercast_stream::{
-    registry::{ExpertVersion, Registry, RegistryClient, VersionState, WeightsLocation},
+    registry::{ExpertVersion, Registry, RegistryFollower, VersionState, WeightsLocation},
     streams::StreamEngine as Streams,
 };
 
@@ -87,8 +87,9 @@ pub struct Acceptor {
     pub(super) streams: Arc<dyn Streams>,
     pub(super) repository: Repository,
     load: LoadFn,
-    /// One push at a time checks the recorded pushes and records its own.
-    accepting: Mutex<()>,
+    /// The decisions that pushes are held against. One push at a time checks the recorded pushes
+    /// and records its own.
+    accepting: Mutex<RegistryFollower>,
 }
 
 impl Acceptor {
@@ -112,7 +113,7 @@ impl Acceptor {
             }
             Ok(()) => {}
         }
-        let accepting = Mutex::default();
+        let accepting = Mutex::new(RegistryFollower::new(&*streams)?);
         Ok(Self { settings, schema, wasm, streams, repository, load: load::load, accepting })
     }
 
@@ -170,20 +171,21 @@ impl Acceptor {
         }
         check(&manifest, &push)?;
         let limits = RolloutPolicy::new(settings, &policy)?;
-        let _one_push = lock(&self.accepting);
+        let mut decisions = lock(&self.accepting);
         self.repository.own()?;
         if self.repository.has_seen(&manifest, now_ms())? {
             return Ok(None);
         }
-        let registry = RegistryClient::new(&*self.streams).read()?;
+        decisions.catch_up(&*self.streams)?;
+        let registry = decisions.registry();
         registry.check_complete()?;
-        let adoption = if import_config::is_due(&registry) {
-            import_config::changes(&config, &self.schema, &self.wasm, &registry)
+        let adoption = if import_config::is_due(registry) {
+            import_config::changes(&config, &self.schema, &self.wasm, registry)
                 .map_err(Error::of_the_host)?
         } else {
             Vec::new()
         };
-        let mut plan = transitions::PlannedChanges::new(&registry);
+        let mut plan = transitions::PlannedChanges::new(registry);
         plan.add(adoption)?;
         let transitions::PlannedChanges { registry, changes: adoption } = plan;
         let versions = registry.experts().flat_map(|(_, expert)| expert.versions.values());
