@@ -3,6 +3,7 @@
 //! `import` writes `schema.toml`, and everything else reads it. It defines the meaning of columns,
 //! not how a model uses them.
 
+mod build;
 mod ranges;
 mod validate;
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use hypercast_data::import::{kuairand, movielens};
+use hypercast_import::{kuairand, movielens};
 
 /// Import a public data set
 #[derive(Debug, clap::Args)]

@@ -9,8 +9,8 @@ use std::str::FromStr;
 
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 
-use super::report::{ImportReport, RowError};
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::report::{ImportReport, RowError};
 
 /// The longest line; a longer one is a bad row.
 const MAX_LINE_BYTES: usize = 1 << 20;

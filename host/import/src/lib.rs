@@ -1,28 +1,31 @@
-//! Importers: from the files of published data sets to the directory that `dataset` reads.
+//! From the files that a team has to the directory that `hypercast_data::dataset` reads.
 //!
-//! An importer reads what the authors published and decides nothing about models. A row that cannot
-//! be used is counted and reported in `import-report.json`; a missing file or column ends the
-//! import.
+//! An importer reads what is there and decides nothing about models. A row that cannot be used is
+//! counted and reported in `import-report.json`; a missing file or column ends the import.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`kuairand`], [`movielens`] | public data sets |
 
+pub mod error;
 pub mod kuairand;
 pub mod movielens;
 mod ranges;
 mod report;
-pub mod simulate;
 mod text;
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 
-pub use ranges::InferredRange;
-pub use report::{BadRow, FileReport, ImportReport};
-
+use hypercast_data::dataset::{Entities, Impression, content, write_dataset};
+use hypercast_data::error::write_json;
+use hypercast_data::schema::Schema;
 use hypercast_fm::example::Outcome;
 
-use crate::dataset::{Entities, Impression, content, write_dataset};
-use crate::error::{Result, write_json};
-use crate::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole, ValueRange};
+pub use error::{Error, Result};
+pub use ranges::InferredRange;
+pub use report::{BadRow, FileReport, ImportReport};
 
 /// Where an import writes to, its optional file of content vectors, and when it began.
 struct Destination<'a> {
@@ -65,40 +68,6 @@ fn count_repeated(rows: &[Impression]) -> u64 {
     };
     let mut seen = HashSet::with_capacity(rows.len());
     rows.iter().filter(|row| !seen.insert(told(row))).count() as u64
-}
-
-fn features(names: &[impl AsRef<str>], kind: FeatureKind) -> Vec<Feature> {
-    names.iter().map(|name| Feature { name: name.as_ref().into(), kind }).collect()
-}
-
-/// Categorical features, then dense ones.
-fn mixed_features(categorical: &[impl AsRef<str>], dense: &[&str]) -> Vec<Feature> {
-    [features(categorical, FeatureKind::Categorical), features(dense, FeatureKind::Dense)].concat()
-}
-
-fn task(name: &str, role: TaskRole, kind: TaskKind) -> Task {
-    Task { name: name.into(), role, kind, label: name.into(), surfaces: Vec::new(), weight: 1.0 }
-}
-
-fn range(name: &str, low: f32, high: f32) -> ValueRange {
-    ValueRange { name: name.into(), low, high, ..ValueRange::default() }
-}
-
-/// A counter for each key and action, named after both without the columns' `_id`:
-/// `user_surface_is_click`.
-fn counters(keys: &[&[&str]], actions: &[&str]) -> Vec<Counter> {
-    let named = |key: &[&str], action: &str| Counter {
-        name: key
-            .iter()
-            .chain([&action])
-            .map(|part| part.trim_end_matches("_id"))
-            .collect::<Vec<_>>()
-            .join("_"),
-        key: key.iter().map(|column| column.to_string()).collect(),
-        action: action.to_string(),
-        half_life_days: 0.0,
-    };
-    keys.iter().flat_map(|key| actions.iter().map(move |action| named(key, action))).collect()
 }
 
 /// Sorts impressions by the time of their requests, and numbers the requests from 1 in that order.

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use hypercast_fm::example::{Item, User};
 
+use crate::ImportReport;
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::import::ImportReport;
-use crate::import::text::{TextFile, TextRow};
-use crate::schema::category_id;
+use crate::text::{TextFile, TextRow};
+use hypercast_data::schema::category_id;
 
 /// Categorical user features before the anonymous ones.
 const NAMED_CATEGORIES: [&str; 8] = [

@@ -8,8 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{Entities, Impression};
-use crate::schema::{FeatureKind, ValueRange, names};
+use hypercast_data::dataset::{Entities, Impression};
+use hypercast_data::schema::{FeatureKind, ValueRange, names};
 
 /// Fewer numbers than this say nothing about further ones.
 const FEWEST_NUMBERS: usize = 100;
@@ -105,9 +105,10 @@ mod tests {
     use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 
     use super::*;
-    use crate::dataset::{ContextFeatures, Dataset};
-    use crate::import::{self, Destination, ImportReport, finish, simulate};
-    use crate::schema::Schema;
+    use crate::{Destination, ImportReport, finish};
+    use hypercast_data::dataset::{ContextFeatures, Dataset};
+    use hypercast_data::schema::Schema;
+    use hypercast_data::simulate;
 
     fn range(numbers: impl IntoIterator<Item = f32>) -> Option<InferredRange> {
         inferred("n", numbers.into_iter().collect())
@@ -161,7 +162,7 @@ mod tests {
         let written = Dataset::open(dir.path()).unwrap().schema.ranges.clone();
         assert_eq!(
             written,
-            [import::range("watch", 0.0, 1.5), import::range("battery", -3.0, 0.0)]
+            [ValueRange::new("watch", 0.0, 1.5), ValueRange::new("battery", -3.0, 0.0)]
         );
         assert!(report.to_string().contains("battery: -2 to -0.01; its range is -3 to 0"));
         let saved = std::fs::read(dir.path().join("import-report.json")).unwrap();

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::InferredRange;
-use crate::dataset::Impression;
 use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_data::dataset::Impression;
 
 /// The number of bad rows that the report shows; it counts all.
 const SHOWN: usize = 10;
