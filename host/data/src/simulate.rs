@@ -167,6 +167,7 @@ pub fn schema(surfaces: usize) -> Schema {
         user_features: Feature::list(&["age_group"], FeatureKind::Categorical),
         context_features: Feature::mixed(&["device"], &["battery"]),
         counters: Counter::lasting(&keys, &["click", "like"]),
+        ids: Default::default(),
         ranges: vec![
             ValueRange::new("watch", 0.0, 1.0),
             ValueRange::new("length", -6.0, 6.0),

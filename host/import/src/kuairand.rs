@@ -145,6 +145,7 @@ fn schema(tabs: &BTreeSet<u16>) -> Schema {
         user_features: Feature::mixed(&entities::user_categories(), &entities::USER_DENSE),
         context_features: Vec::new(),
         counters: all_counters,
+        ids: Default::default(),
         ranges: Vec::new(),
     }
 }

@@ -5,13 +5,18 @@
 //!
 //! | module | content |
 //! |---|---|
+//! | [`mapping`] | any files, by a mapping of their columns |
 //! | [`kuairand`], [`movielens`] | public data sets |
 
+mod cell;
 pub mod error;
+mod input;
 pub mod kuairand;
+pub mod mapping;
 pub mod movielens;
 mod ranges;
 mod report;
+mod sort;
 mod text;
 
 use std::collections::HashSet;
@@ -23,8 +28,11 @@ use hypercast_data::error::write_json;
 use hypercast_data::schema::Schema;
 use hypercast_fm::example::Outcome;
 
+pub use cell::TimeUnit;
 pub use error::{Error, Result};
+pub use input::{FileFormat, InputOptions};
 pub use ranges::InferredRange;
+use ranges::RangeInference;
 pub use report::{BadRow, FileReport, ImportReport};
 
 /// Where an import writes to, its optional file of content vectors, and when it began.
@@ -49,7 +57,9 @@ fn finish(
         report.items_with_content = content.items.len() as u64;
         report.content_width = content.width as u64;
     }
-    report.ranges = ranges::infer(entities, &impressions);
+    let mut inference = RangeInference::new(entities.schema);
+    impressions.iter().for_each(|row| inference.see(row));
+    report.ranges = inference.inferred(entities.items, entities.users);
     let ranges = report.ranges.iter().map(|inferred| inferred.range.clone()).collect();
     let schema = &Schema { ranges, ..entities.schema.clone() };
     write_dataset(into, &Entities { schema, ..*entities }, &mut impressions)?;

@@ -154,7 +154,16 @@ impl WheelReader<'_> {
         let name = format!("{}/{path}", self.wheel.display());
         let columns = columns.iter().map(|column| column.to_string()).collect();
         let expected = "MovieLens-1M as RecBole's atomic files";
-        TextFile { name, content, delimiter: b'\t', columns, expected }.read(&mut self.report, add)
+        let file = TextFile {
+            name,
+            content,
+            delimiter: b'\t',
+            quoting: false,
+            columns,
+            expected,
+            most_rows: u64::MAX,
+        };
+        file.read(&mut self.report, add)
     }
 
     fn films(&mut self) -> Result<Vec<Film>> {
@@ -284,6 +293,7 @@ fn schema(surfaces: Vec<String>) -> Schema {
         user_features: Feature::list(&USER_CATEGORIES, FeatureKind::Categorical),
         context_features: Vec::new(),
         counters: all_counters,
+        ids: Default::default(),
         ranges: Vec::new(),
     }
 }

@@ -8,14 +8,20 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use hypercast_data::dataset::{Entities, Impression};
-use hypercast_data::schema::{FeatureKind, ValueRange, names};
+use hypercast_core::hash::splitmix64;
+use hypercast_data::dataset::Impression;
+use hypercast_data::schema::{FeatureKind, Schema, ValueRange, names};
+use hypercast_fm::example::{Item, User};
 
 /// Fewer numbers than this say nothing about further ones.
 const FEWEST_NUMBERS: usize = 100;
 
 /// The share of numbers on each side that does not count.
 const OUTER_SHARE: f64 = 1e-3;
+
+/// The most numbers of a column that are looked at together; a thousandth of them is enough to say
+/// where the outermost thousandth of all begins.
+const SAMPLE: usize = 1 << 18;
 
 /// The bound of a range, relative to the outermost number that counts.
 const ROOM: f64 = 1.5;
@@ -29,7 +35,8 @@ pub struct InferredRange {
     pub least: f32,
     /// The greatest number of the data.
     pub greatest: f32,
-    /// Numbers of the data beyond the range, which are clipped when examples are made.
+    /// Numbers of the data beyond the range, which are clipped when examples are made; an estimate
+    /// from a sample of 262,144 numbers if there are more.
     pub clipped: u64,
 }
 
@@ -45,41 +52,108 @@ impl fmt::Display for InferredRange {
     }
 }
 
-/// The ranges of all values and dense features that have enough numbers, in the schema's order.
-pub(super) fn infer(entities: &Entities<'_>, rows: &[Impression]) -> Vec<InferredRange> {
-    let schema = entities.schema;
-    let (items, users) = (entities.items, entities.users);
-    let of_values = schema.values.iter().enumerate().map(|(at, name)| {
-        let numbers = rows.iter().map(|row| row.outcome.values[at]);
-        inferred(name, numbers.collect())
-    });
-    let dense = |features| names(features, FeatureKind::Dense).into_iter().enumerate();
-    let of_items = dense(&schema.item_features).map(|(at, name)| {
-        inferred(name, items.iter().filter_map(|item| item.dense.get(at).copied()).collect())
-    });
-    let of_users = dense(&schema.user_features).map(|(at, name)| {
-        inferred(name, users.iter().filter_map(|user| user.dense.get(at).copied()).collect())
-    });
-    let of_contexts = dense(&schema.context_features).map(|(at, name)| {
-        inferred(name, rows.iter().filter_map(|row| row.context.dense.get(at).copied()).collect())
-    });
-    of_values.chain(of_items).chain(of_users).chain(of_contexts).flatten().collect()
+/// Sees all impressions of a data set, and then tells the ranges of its columns.
+pub(super) struct RangeInference<'a> {
+    schema: &'a Schema,
+    values: Vec<NumberSketch>,
+    context: Vec<NumberSketch>,
 }
 
-/// The range of a column; none if too few numbers are known and not 0.
-fn inferred(name: &str, mut numbers: Vec<f32>) -> Option<InferredRange> {
-    numbers.retain(|number| number.is_finite() && *number != 0.0);
-    if numbers.len() < FEWEST_NUMBERS {
-        return None;
+impl<'a> RangeInference<'a> {
+    /// Before the first impression.
+    pub(super) fn new(schema: &'a Schema) -> RangeInference<'a> {
+        let sketches = |count| std::iter::repeat_with(NumberSketch::default).take(count).collect();
+        let context = names(&schema.context_features, FeatureKind::Dense).len();
+        RangeInference { schema, values: sketches(schema.values.len()), context: sketches(context) }
     }
-    numbers.sort_unstable_by(f32::total_cmp);
-    let last = numbers.len() - 1;
-    let outer = (last as f64 * OUTER_SHARE) as usize;
-    let bound = |number: f32| rounded_out(f64::from(number) * ROOM);
-    let (low, high) = (bound(numbers[outer].min(0.0)), bound(numbers[last - outer].max(0.0)));
-    let range = ValueRange { name: name.into(), low, high, ..ValueRange::default() };
-    let clipped = numbers.iter().filter(|&&number| range.is_beyond(number)).count() as u64;
-    Some(InferredRange { range, least: numbers[0], greatest: numbers[last], clipped })
+
+    /// Takes the numbers of an impression into account.
+    pub(super) fn see(&mut self, row: &Impression) {
+        let values = self.values.iter_mut().zip(row.outcome.values);
+        let context = self.context.iter_mut().zip(row.context.dense.iter().copied());
+        values.chain(context).for_each(|(sketch, number)| sketch.see(number));
+    }
+
+    /// The ranges of all values and dense features that have enough numbers and none in the schema
+    /// yet, in the schema's order.
+    pub(super) fn inferred(self, items: &[Item], users: &[User]) -> Vec<InferredRange> {
+        let schema = self.schema;
+        let dense = |features| names(features, FeatureKind::Dense);
+        let of_items = of_entities(&dense(&schema.item_features), items.iter().map(|i| &i.dense));
+        let of_users = of_entities(&dense(&schema.user_features), users.iter().map(|u| &u.dense));
+        let values = schema.values.iter().map(String::as_str).zip(self.values);
+        let context = dense(&schema.context_features).into_iter().zip(self.context);
+        let all = values.chain(of_items).chain(of_users).chain(context);
+        let is_open = |name: &str| schema.ranges.iter().all(|range| range.name != name);
+        all.filter(|(name, _)| is_open(name))
+            .filter_map(|(name, sketch)| sketch.inferred(name))
+            .collect()
+    }
+}
+
+/// Sketches of the dense features of items or users.
+fn of_entities<'a, 'b>(
+    names: &[&'a str],
+    rows: impl Iterator<Item = &'b Vec<f32>>,
+) -> Vec<(&'a str, NumberSketch)> {
+    let sketch = |&name: &&'a str| (name, NumberSketch::default());
+    let mut sketches: Vec<(&str, NumberSketch)> = names.iter().map(sketch).collect();
+    for dense in rows {
+        for ((_, sketch), &number) in sketches.iter_mut().zip(dense) {
+            sketch.see(number);
+        }
+    }
+    sketches
+}
+
+/// The numbers of a column: all of them up to [`SAMPLE`], and a sample of that many beyond.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NumberSketch {
+    /// Numbers that are known and not 0.
+    pub(super) count: u64,
+    sample: Vec<f32>,
+    pub(super) least: f32,
+    pub(super) greatest: f32,
+}
+
+impl NumberSketch {
+    /// Sees a number; one that is unknown, not finite or 0 does not count.
+    pub(super) fn see(&mut self, number: f32) {
+        if !number.is_finite() || number == 0.0 {
+            return;
+        }
+        self.count += 1;
+        if self.count == 1 {
+            (self.least, self.greatest) = (number, number);
+        }
+        (self.least, self.greatest) = (self.least.min(number), self.greatest.max(number));
+        if self.sample.len() < SAMPLE {
+            self.sample.push(number);
+            return;
+        }
+        // Each of all numbers is as likely as any other to be in the sample at the end.
+        let at = (splitmix64(self.count) % self.count) as usize;
+        if let Some(place) = self.sample.get_mut(at) {
+            *place = number;
+        }
+    }
+
+    /// The range of the column; none if too few numbers are known and not 0.
+    pub(super) fn inferred(mut self, name: &str) -> Option<InferredRange> {
+        let numbers = &mut self.sample;
+        if numbers.len() < FEWEST_NUMBERS {
+            return None;
+        }
+        numbers.sort_unstable_by(f32::total_cmp);
+        let last = numbers.len() - 1;
+        let outer = (last as f64 * OUTER_SHARE) as usize;
+        let bound = |number: f32| rounded_out(f64::from(number) * ROOM);
+        let (low, high) = (bound(numbers[outer].min(0.0)), bound(numbers[last - outer].max(0.0)));
+        let range = ValueRange::new(name, low, high);
+        let clipped = numbers.iter().filter(|&&number| range.is_beyond(number)).count() as u64;
+        let clipped = clipped * self.count / numbers.len() as u64;
+        Some(InferredRange { range, least: self.least, greatest: self.greatest, clipped })
+    }
 }
 
 /// A number with two digits, rounded away from 0.
@@ -106,12 +180,14 @@ mod tests {
 
     use super::*;
     use crate::{Destination, ImportReport, finish};
-    use hypercast_data::dataset::{ContextFeatures, Dataset};
+    use hypercast_data::dataset::{ContextFeatures, Dataset, Entities};
     use hypercast_data::schema::Schema;
     use hypercast_data::simulate;
 
     fn range(numbers: impl IntoIterator<Item = f32>) -> Option<InferredRange> {
-        inferred("n", numbers.into_iter().collect())
+        let mut sketch = NumberSketch::default();
+        numbers.into_iter().for_each(|number| sketch.see(number));
+        sketch.inferred("n")
     }
 
     fn bounds(numbers: impl IntoIterator<Item = f32>) -> [f32; 2] {

@@ -1,11 +1,13 @@
 //! An imported data set: a directory that any data tool can read.
 //!
 //! It contains `schema.toml`, `items.parquet`, `users.parquet`, `impressions.parquet` and, if there
-//! are content vectors, `content.parquet`. Impressions are sorted by `time_ms`, and those of one
+//! are content vectors, `content.parquet`; if ids are texts, `user-ids.parquet` and
+//! `item-ids.parquet`. Impressions are sorted by `time_ms`, and those of one
 //! request are adjacent. `import` writes the directory. [`timeline`] decides what was known when.
 
 pub mod content;
 mod entities;
+pub mod ids;
 mod impressions;
 pub mod table;
 pub mod timeline;

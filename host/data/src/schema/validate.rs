@@ -182,6 +182,7 @@ mod tests {
                 action: "click".into(),
                 half_life_days: 7.0,
             }],
+            ids: Default::default(),
             ranges: vec![
                 ValueRange { name: "watch".into(), low: 0.1, high: 1e6, ..ValueRange::default() },
                 ValueRange {

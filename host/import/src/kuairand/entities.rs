@@ -136,7 +136,15 @@ pub(super) fn open(
     };
     let content = std::io::BufReader::new(File::open(path).map_err(missing)?);
     let columns = columns.into_iter().map(Into::into).collect();
-    Ok(TextFile { name: path.display().to_string(), content, delimiter: b',', columns, expected })
+    Ok(TextFile {
+        name: path.display().to_string(),
+        content,
+        delimiter: b',',
+        quoting: true,
+        columns,
+        expected,
+        most_rows: u64::MAX,
+    })
 }
 
 /// The category of the cell's first value. A whole number is the same category with and without

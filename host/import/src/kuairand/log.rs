@@ -114,7 +114,7 @@ impl KuairandReader<'_> {
                         let (user, video) = (user.i64s()[row], videos.i64s()[at]);
                         self.add_event(user, video, last_ms - before, actions)
                     });
-                    self.report.row(line, outcome);
+                    self.report.row(line, outcome)?;
                 }
             }
         }

@@ -1,0 +1,117 @@
+//! From rows in any order to the data set's order: first the rows of a request come together, then
+//! the requests are sorted by time.
+
+use std::path::Path;
+
+use hypercast_data::dataset::Impression;
+use serde::{Deserialize, Serialize};
+
+use crate::count_repeated;
+use crate::error::Result;
+use crate::sort::{ExternalSort, SortedRecords};
+
+/// The most rows of a request, which are in memory together; more are another request.
+const MAX_REQUEST_ROWS: usize = 10_000;
+
+/// What the rows of a request share, and their time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct PlaceKey {
+    user: u64,
+    surface: u16,
+    /// The key of the request's id; 0 without one.
+    request: u64,
+    time_ms: i64,
+}
+
+impl PlaceKey {
+    fn is_same_place(&self, other: &PlaceKey) -> bool {
+        (self.user, self.surface, self.request) == (other.user, other.surface, other.request)
+    }
+}
+
+/// The order of a data set. Requests of one time have numbers that depend on their content alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct TimeKey {
+    time_ms: i64,
+    request: u64,
+}
+
+/// Collects rows, and forms requests of them.
+pub(super) struct RequestFormer {
+    rows: ExternalSort<PlaceKey>,
+    within_ms: Option<i64>,
+}
+
+/// Impressions in the order of a data set.
+pub(super) struct Requests {
+    rows: SortedRecords<TimeKey>,
+    last: Option<u64>,
+    /// The number of requests so far.
+    pub(super) requests: u64,
+    /// How many rows say the same as an earlier one.
+    pub(super) repeated: u64,
+}
+
+impl RequestFormer {
+    /// A former that sorts in `dir`. Rows further apart than `within_ms` are of different requests,
+    /// if it is given.
+    pub(super) fn new(dir: &Path, within_ms: Option<i64>) -> RequestFormer {
+        RequestFormer { rows: ExternalSort::new(dir), within_ms }
+    }
+
+    /// Adds a row, whose `request` is the key of its id or 0.
+    pub(super) fn push(&mut self, row: &Impression) -> Result<()> {
+        let &Impression { user, surface, request, time_ms, .. } = row;
+        self.rows.push(PlaceKey { user, surface, request, time_ms }, row)
+    }
+
+    /// Forms the requests. `each` is told of the rows in the order of their users.
+    pub(super) fn finish(self, dir: &Path, mut each: impl FnMut(&Impression)) -> Result<Requests> {
+        let mut rows = self.rows.finish()?;
+        let mut by_time = ExternalSort::new(dir);
+        let mut open: Vec<Impression> = Vec::new();
+        let mut first: Option<PlaceKey> = None;
+        let (mut request, mut repeated) = (0, 0);
+        while let Some(record) = rows.next()? {
+            let mut row: Impression = record.decode();
+            each(&row);
+            let joined = first.filter(|first| {
+                let apart_ms = record.key.time_ms.saturating_sub(first.time_ms);
+                first.is_same_place(&record.key)
+                    && self.within_ms.is_none_or(|within_ms| apart_ms <= within_ms)
+                    && open.len() < MAX_REQUEST_ROWS
+            });
+            if joined.is_none() {
+                repeated += write_request(&mut by_time, &mut open)?;
+                request += 1;
+            }
+            let key = *first.insert(joined.unwrap_or(record.key));
+            (row.request, row.time_ms) = (request, key.time_ms);
+            open.push(row);
+        }
+        repeated += write_request(&mut by_time, &mut open)?;
+        Ok(Requests { rows: by_time.finish()?, last: None, requests: 0, repeated })
+    }
+}
+
+/// Hands on the rows of a request, and counts those that say the same as an earlier one.
+fn write_request(by_time: &mut ExternalSort<TimeKey>, open: &mut Vec<Impression>) -> Result<u64> {
+    let repeated = count_repeated(open);
+    for row in open.drain(..) {
+        by_time.push(TimeKey { time_ms: row.time_ms, request: row.request }, &row)?;
+    }
+    Ok(repeated)
+}
+
+impl Requests {
+    /// The next impression, with the number of its request; none at the end.
+    pub(super) fn next(&mut self) -> Result<Option<Impression>> {
+        let Some(record) = self.rows.next()? else { return Ok(None) };
+        let mut row: Impression = record.decode();
+        if self.last.replace(record.key.request) != Some(record.key.request) {
+            self.requests += 1;
+        }
+        row.request = self.requests;
+        Ok(Some(row))
+    }
+}
