@@ -5,11 +5,13 @@
 //!
 //! | module | content |
 //! |---|---|
+//! | [`infer`] | a first mapping, from what is in the files |
 //! | [`mapping`] | any files, by a mapping of their columns |
 //! | [`kuairand`], [`movielens`] | public data sets |
 
 mod cell;
 pub mod error;
+pub mod infer;
 mod input;
 pub mod kuairand;
 pub mod mapping;

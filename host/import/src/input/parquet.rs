@@ -61,7 +61,8 @@ pub(super) fn read(
             columns.collect::<ParquetResult<Vec<BatchColumn>>>().map_err(failed(path))?;
         let mut left = usize::try_from(group.metadata().num_rows()).unwrap_or_default();
         while left > 0 && line < reading.most_rows {
-            let rows = left.min(BATCH_ROWS);
+            let most = usize::try_from(reading.most_rows - line).unwrap_or(usize::MAX);
+            let rows = left.min(BATCH_ROWS).min(most);
             for column in &mut columns {
                 column.read(rows).map_err(failed(path))?;
             }

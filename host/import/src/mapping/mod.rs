@@ -194,8 +194,16 @@ impl Mapping {
     /// The file cannot be read, or the mapping contradicts itself; the error names the entry.
     pub fn load(path: &Path) -> Result<Mapping> {
         let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        Mapping::parse(&text, path)
+    }
+
+    /// A mapping whose file is `path`, from its text.
+    ///
+    /// # Errors
+    /// As those of [`Mapping::load`].
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Mapping> {
         let mut mapping: Mapping =
-            toml::from_str(&text).map_err(|error| Error::data(path, error.to_string()))?;
+            toml::from_str(text).map_err(|error| Error::data(path, error.to_string()))?;
         mapping.folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         mapping.schema().map_err(|error| Error::data(path, error.to_string()))?;
         Ok(mapping)
@@ -203,4 +211,4 @@ impl Mapping {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! Tests of imports by a mapping, on a small shop.
 
 mod refusals;
-mod shop;
+pub(crate) mod shop;
 
 use std::collections::HashMap;
 use std::path::Path;

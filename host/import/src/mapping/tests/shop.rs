@@ -19,7 +19,7 @@ const PLACEMENTS: [&str; 3] = ["home-top", "search", "pdp"];
 
 /// An item that was shown, and what came of it.
 #[derive(Debug, Clone)]
-pub(super) struct ShopEvent {
+pub(crate) struct ShopEvent {
     pub(super) user: String,
     pub(super) sku: String,
     pub(super) surface: u16,
@@ -32,7 +32,7 @@ pub(super) struct ShopEvent {
 }
 
 /// The mapping of files with an ending.
-pub(super) fn mapping(ending: &str) -> String {
+pub(crate) fn mapping(ending: &str) -> String {
     format!(
         r#"
 surfaces = ["home", "search", "product"]
@@ -113,7 +113,7 @@ action = "click"
 }
 
 /// All events, in the order in which files have them: not that of their times.
-pub(super) fn events() -> Vec<ShopEvent> {
+pub(crate) fn events() -> Vec<ShopEvent> {
     let start_ms = 1_764_000_000_000;
     let mut events: Vec<ShopEvent> = (0..600).map(|at| event(at, start_ms)).collect();
     events.sort_by_key(|event| mix_parts(&[event.request, event.time_ms as u64]));
@@ -175,7 +175,7 @@ fn log_row(event: &ShopEvent) -> Vec<String> {
 }
 
 /// Writes the shop's files as text with an ending that says how.
-pub(super) fn write_text(dir: &Path, ending: &str) {
+pub(crate) fn write_text(dir: &Path, ending: &str) {
     let columns = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
     let header: Vec<String> = columns(&[&LOG_COLUMNS[..], &["position"]].concat());
     let events = events();
@@ -241,7 +241,7 @@ fn compressed(name: &str, text: &[u8]) -> Vec<u8> {
 
 /// Writes the shop's files as Parquet with Snappy, dictionaries, nulls and wide numbers, as pandas
 /// does by default, and with a column of lists that no mapping reads.
-pub(super) fn write_parquet(dir: &Path) {
+pub(crate) fn write_parquet(dir: &Path) {
     let schema = "message log { optional binary customer (STRING); optional binary sku (STRING);
         optional binary placement (STRING); optional int64 shown_at (TIMESTAMP(MICROS,true));
         optional int64 request_id; required boolean clicked; optional double revenue;
