@@ -5,12 +5,14 @@
 //!
 //! | module | content |
 //! |---|---|
+//! | [`events`] | bodies of `POST /v1/events` |
 //! | [`infer`] | a first mapping, from what is in the files |
 //! | [`mapping`] | any files, by a mapping of their columns |
 //! | [`kuairand`], [`movielens`] | public data sets |
 
 mod cell;
 pub mod error;
+pub mod events;
 pub mod infer;
 mod input;
 pub mod kuairand;
@@ -18,7 +20,9 @@ pub mod mapping;
 pub mod movielens;
 mod ranges;
 mod report;
+mod requests;
 mod sort;
+mod sorted_dataset;
 mod text;
 
 use std::collections::HashSet;

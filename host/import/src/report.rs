@@ -43,6 +43,9 @@ pub struct ImportReport {
     /// Impressions of users that no file of users has. They were written, too.
     #[serde(default)]
     pub of_unknown_users: u64,
+    /// Events that led to nothing, by the reason.
+    #[serde(default)]
+    pub unused_events: BTreeMap<String, u64>,
     /// Impressions written, including history-only ones.
     pub impressions: u64,
     /// History-only impressions written.
@@ -242,6 +245,9 @@ impl std::fmt::Display for ImportReport {
         let unknown = [("items", self.of_unknown_items), ("users", self.of_unknown_users)];
         for (what, count) in unknown.into_iter().filter(|&(_, count)| count > 0) {
             writeln!(f, "{count} impressions are of {what} without features; they count, too")?;
+        }
+        for (reason, count) in &self.unused_events {
+            writeln!(f, "{count} events count for nothing: {reason}")?;
         }
         for inferred in &self.ranges {
             writeln!(f, "{inferred}")?;

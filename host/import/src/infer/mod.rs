@@ -4,7 +4,7 @@ mod roles;
 mod sample;
 mod write;
 
-use std::path::{Path, PathBuf, absolute};
+use std::path::{Path, PathBuf};
 
 use hypercast_core::atomic_file;
 
@@ -86,17 +86,16 @@ pub fn infer(options: &InferOptions) -> Result<()> {
 impl InferOptions {
     /// The same with names of files that mean the same in any folder.
     fn with_absolute_files(&self) -> Result<InferOptions> {
-        let full = |patterns: &[String]| {
-            let full = |pattern: &String| {
-                let path = absolute(pattern).map_err(Error::io(pattern))?;
-                Ok(path.to_string_lossy().into_owned())
-            };
-            patterns.iter().map(full).collect::<Result<Vec<String>>>()
+        let here = std::env::current_dir().map_err(Error::io("."))?;
+        let here = glob::Pattern::escape(&here.to_string_lossy());
+        let full = |patterns: &[String]| -> Vec<String> {
+            let full = |pattern: &String| Path::new(&here).join(pattern);
+            patterns.iter().map(|pattern| full(pattern).to_string_lossy().into_owned()).collect()
         };
         Ok(InferOptions {
-            impressions: full(&self.impressions)?,
-            items: full(&self.items)?,
-            users: full(&self.users)?,
+            impressions: full(&self.impressions),
+            items: full(&self.items),
+            users: full(&self.users),
             ..self.clone()
         })
     }

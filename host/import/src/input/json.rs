@@ -44,9 +44,48 @@ impl<R: Read> JsonFile<'_, R> {
         report: &mut ImportReport,
         mut add: impl FnMut(&dyn Row) -> std::result::Result<(), RowFailure>,
     ) -> Result<()> {
-        let mut lines = Lines::new(self.content);
         let mut seen = vec![false; self.columns.len()];
         let mut first = None;
+        let JsonFile { name, content, columns, most_rows } = self;
+        let lines = LineFile { name: name.clone(), content, most_rows };
+        lines.read(report, |line| {
+            let object = parse(line).map_err(RowError::of_line)?;
+            for (seen, column) in seen.iter_mut().zip(columns) {
+                *seen = *seen || find(&object, column).is_some();
+            }
+            first.get_or_insert_with(|| object.clone());
+            add(&JsonRow { object, columns })
+        })?;
+        let missing = seen.iter().position(|seen| !seen);
+        if let (Some(first), Some(at)) = (&first, missing) {
+            let (missing, mut has) = (&columns[at], BTreeSet::new());
+            add_columns(first, "", &mut has);
+            let has = has.into_iter().collect::<Vec<String>>().join(", ");
+            let reason = format!("column `{missing}` is in no row; the first row has {has}");
+            return Err(Error::data(&name, reason));
+        }
+        report.close()
+    }
+}
+
+/// A file of lines that are not empty.
+pub(super) struct LineFile<R> {
+    /// Its name in messages.
+    pub(super) name: String,
+    pub(super) content: R,
+    /// The most lines that are read.
+    pub(super) most_rows: u64,
+}
+
+impl<R: Read> LineFile<R> {
+    /// Calls `add` with each line, and counts those that it refuses. The report of the file stays
+    /// open.
+    pub(super) fn read(
+        self,
+        report: &mut ImportReport,
+        mut add: impl FnMut(&[u8]) -> std::result::Result<(), RowFailure>,
+    ) -> Result<()> {
+        let mut lines = Lines::new(self.content);
         report.open(&self.name);
         let mut rows = 0;
         for line in 1.. {
@@ -58,30 +97,14 @@ impl<R: Read> JsonFile<'_, R> {
                 continue;
             }
             rows += 1;
-            let outcome = match parse(&lines) {
-                Err(reason) => Err(RowError::of_line(reason).into()),
-                Ok(object) => {
-                    for (seen, column) in seen.iter_mut().zip(self.columns) {
-                        *seen = *seen || find(&object, column).is_some();
-                    }
-                    first.get_or_insert_with(|| object.clone());
-                    add(&JsonRow { object, columns: self.columns })
-                }
-            };
+            let whole = lines.whole().map_err(|reason| RowError::of_line(reason).into());
+            let outcome = whole.and_then(&mut add);
             report.row(line, outcome)?;
         }
-        let (Some(first), false) = (&first, report.is_without_rows()) else {
-            report.close()?;
+        if report.is_without_rows() {
             return Err(Error::data(&self.name, "it has no row; expected a JSON object a line"));
-        };
-        if let Some(at) = seen.iter().position(|seen| !seen) {
-            let (missing, mut has) = (&self.columns[at], BTreeSet::new());
-            add_columns(first, "", &mut has);
-            let has = has.into_iter().collect::<Vec<String>>().join(", ");
-            let reason = format!("column `{missing}` is in no row; the first row has {has}");
-            return Err(Error::data(&self.name, reason));
         }
-        report.close()
+        Ok(())
     }
 }
 
@@ -93,7 +116,7 @@ pub(super) fn column_names(content: impl Read) -> std::result::Result<Vec<String
         if !lines.next().map_err(|error| error.to_string())? {
             break;
         }
-        if let Ok(object) = parse(&lines) {
+        if let Ok(object) = lines.whole().and_then(parse) {
             add_columns(&object, "", &mut names);
         }
     }
@@ -103,8 +126,7 @@ pub(super) fn column_names(content: impl Read) -> std::result::Result<Vec<String
     Ok(names.into_iter().collect())
 }
 
-fn parse(lines: &Lines<impl Read>) -> std::result::Result<Map<String, Value>, String> {
-    let line = lines.whole()?;
+fn parse(line: &[u8]) -> std::result::Result<Map<String, Value>, String> {
     serde_json::from_slice(line).map_err(|error| {
         let text = error.to_string();
         // The parser counts lines of its own, of which there is one.

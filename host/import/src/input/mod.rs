@@ -108,7 +108,9 @@ impl InputFile {
     ) -> Result<Vec<InputFile>> {
         let mut files = Vec::new();
         for pattern in patterns {
-            let full = base.join(pattern);
+            // The folder is one, whatever it is called; only the pattern is a pattern.
+            let base = glob::Pattern::escape(&base.to_string_lossy());
+            let full = Path::new(&base).join(pattern);
             let wrong = |reason: String| Error::data(&full, reason);
             let found = glob::glob(&full.to_string_lossy())
                 .map_err(|error| wrong(format!("not a pattern of files: {error}")))?;
@@ -227,6 +229,23 @@ impl InputFile {
         let size = self.size()?;
         progress.advance(size.saturating_sub(told), || self.path.display().to_string());
         Ok(())
+    }
+
+    /// Calls `add` with each line that is not empty, and counts those that it refuses.
+    ///
+    /// # Errors
+    /// The file cannot be read, no line of it can be used, or `add` ends the import.
+    pub(crate) fn read_lines(
+        &self,
+        reading: &mut Reading<'_>,
+        add: impl FnMut(&[u8]) -> std::result::Result<(), RowFailure>,
+    ) -> Result<()> {
+        let content = self.open(&Arc::default())?;
+        let name = self.path.display().to_string();
+        let lines = json::LineFile { name, content, most_rows: reading.most_rows };
+        lines.read(reading.report, add)?;
+        reading.progress.advance(self.size()?, || self.path.display().to_string());
+        reading.report.close()
     }
 
     /// Opens a text, whose bytes on disk are counted in `position`.

@@ -7,19 +7,18 @@ use std::time::Instant;
 use hypercast_core::atomic_dir;
 use hypercast_core::progress::Progress;
 use hypercast_data::dataset::ids::{ITEM_IDS, USER_IDS};
-use hypercast_data::dataset::{Entities, ImpressionWriter, content, write_entities};
-use hypercast_data::error::write_json;
 use hypercast_data::schema::Schema;
 
 use super::Mapping;
 use super::entities::{EntityRecords, items, nameless, users};
 use super::id_collector::IdCollector;
 use super::impressions::{IdCollectors, ImpressionSources, to_ms};
-use super::requests::{RequestFormer, Requests};
 use crate::error::Result;
 use crate::input::{InputFile, Reading};
 use crate::ranges::RangeInference;
 use crate::report::ImportReport;
+use crate::requests::{RequestFormer, RequestRules, Requests};
+use crate::sorted_dataset::SortedDataset;
 
 /// Imports the files that a mapping names into the data set `into`.
 ///
@@ -37,7 +36,7 @@ pub fn import(mapping: &Mapping, into: &Path) -> Result<ImportReport> {
     let mut import = MappedImport::new(mapping, &schema, into)?;
     let (item_records, user_records) = import.read_entities()?;
     let requests = import.read_impressions(&item_records, &user_records)?;
-    let MappedImport { ids, mut report, ranges, seen_items, .. } = import;
+    let MappedImport { ids, report, ranges, seen_items, .. } = import;
     ids.users.finish(into, USER_IDS)?;
     ids.items.finish(into, ITEM_IDS)?;
     let item_records = item_records.unwrap_or_else(|| {
@@ -45,19 +44,8 @@ pub fn import(mapping: &Mapping, into: &Path) -> Result<ImportReport> {
     });
     let (items, item_names) = items(&item_records);
     let users = user_records.as_ref().map(users).unwrap_or_default();
-    report.ranges = ranges.inferred(&items, &users);
-    let mut schema = schema;
-    schema.ranges.extend(report.ranges.iter().map(|inferred| inferred.range.clone()));
-    let entities =
-        Entities { schema: &schema, items: &items, item_names: &item_names, users: &users };
-    write_entities(into, &entities)?;
-    // Vectors of an earlier import into the same folder are of other items.
-    content::import(None, into, &items)?;
-    write_impressions(requests, &schema, into, &mut report)?;
-    (report.items, report.users) = (items.len() as u64, users.len() as u64);
-    report.seconds = start.elapsed().as_secs_f64();
-    write_json(&into.join("import-report.json"), &report)?;
-    Ok(report)
+    SortedDataset { schema: &schema, items, item_names, users, requests, ranges }
+        .write(into, report, start)
 }
 
 /// An import while it reads.
@@ -124,7 +112,8 @@ impl<'a> MappedImport<'a> {
     ) -> Result<Requests> {
         let sources = ImpressionSources::new(self.mapping, self.schema);
         let within_ms = self.mapping.impressions.request_within_s.map(to_ms);
-        let mut former = RequestFormer::new(self.into, within_ms);
+        let rules = RequestRules { within_ms, one_row_an_item: false };
+        let mut former = RequestFormer::new(self.into, rules);
         let (mut unknown_items, mut unknown_users) = (0, 0);
         for file in &self.impression_files {
             let columns = &sources.columns.names;
@@ -146,20 +135,4 @@ impl<'a> MappedImport<'a> {
         self.report.of_unknown_users = unknown_users;
         former.finish(self.into, |row| self.ranges.see(row))
     }
-}
-
-fn write_impressions(
-    mut requests: Requests,
-    schema: &Schema,
-    into: &Path,
-    report: &mut ImportReport,
-) -> Result<()> {
-    let mut writer = ImpressionWriter::create(into, schema);
-    while let Some(row) = requests.next()? {
-        writer.write(&row)?;
-        report.impressions += 1;
-    }
-    writer.finish()?;
-    (report.requests, report.repeated) = (requests.requests, requests.repeated);
-    Ok(())
 }

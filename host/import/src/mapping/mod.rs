@@ -8,7 +8,6 @@ mod entities;
 mod id_collector;
 mod import;
 mod impressions;
-mod requests;
 mod schema;
 mod source;
 

@@ -31,42 +31,50 @@ impl PlaceKey {
 
 /// The order of a data set. Requests of one time have numbers that depend on their content alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct TimeKey {
+pub(crate) struct TimeKey {
     time_ms: i64,
     request: u64,
 }
 
 /// Collects rows, and forms requests of them.
-pub(super) struct RequestFormer {
+pub(crate) struct RequestFormer {
     rows: ExternalSort<PlaceKey>,
-    within_ms: Option<i64>,
+    rules: RequestRules,
+}
+
+/// Which rows of one user, surface and request's id are a request.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RequestRules {
+    /// Rows further than this after the first are of another request.
+    pub(crate) within_ms: Option<i64>,
+    /// Whether an item has one row in a request, the one that came last. Else each row counts.
+    pub(crate) one_row_an_item: bool,
 }
 
 /// Impressions in the order of a data set.
-pub(super) struct Requests {
+pub(crate) struct Requests {
     rows: SortedRecords<TimeKey>,
     last: Option<u64>,
     /// The number of requests so far.
-    pub(super) requests: u64,
+    pub(crate) requests: u64,
     /// How many rows say the same as an earlier one.
-    pub(super) repeated: u64,
+    pub(crate) repeated: u64,
 }
 
 impl RequestFormer {
-    /// A former that sorts in `dir`. Rows further apart than `within_ms` are of different requests,
-    /// if it is given.
-    pub(super) fn new(dir: &Path, within_ms: Option<i64>) -> RequestFormer {
-        RequestFormer { rows: ExternalSort::new(dir), within_ms }
+    /// A former that sorts in `dir`.
+    pub(crate) fn new(dir: &Path, rules: RequestRules) -> RequestFormer {
+        RequestFormer { rows: ExternalSort::new(dir), rules }
     }
 
     /// Adds a row, whose `request` is the key of its id or 0.
-    pub(super) fn push(&mut self, row: &Impression) -> Result<()> {
+    pub(crate) fn push(&mut self, row: &Impression) -> Result<()> {
         let &Impression { user, surface, request, time_ms, .. } = row;
         self.rows.push(PlaceKey { user, surface, request, time_ms }, row)
     }
 
     /// Forms the requests. `each` is told of the rows in the order of their users.
-    pub(super) fn finish(self, dir: &Path, mut each: impl FnMut(&Impression)) -> Result<Requests> {
+    pub(crate) fn finish(self, dir: &Path, mut each: impl FnMut(&Impression)) -> Result<Requests> {
         let mut rows = self.rows.finish()?;
         let mut by_time = ExternalSort::new(dir);
         let mut open: Vec<Impression> = Vec::new();
@@ -78,7 +86,7 @@ impl RequestFormer {
             let joined = first.filter(|first| {
                 let apart_ms = record.key.time_ms.saturating_sub(first.time_ms);
                 first.is_same_place(&record.key)
-                    && self.within_ms.is_none_or(|within_ms| apart_ms <= within_ms)
+                    && self.rules.within_ms.is_none_or(|within_ms| apart_ms <= within_ms)
                     && open.len() < MAX_REQUEST_ROWS
             });
             if joined.is_none() {
@@ -87,7 +95,11 @@ impl RequestFormer {
             }
             let key = *first.insert(joined.unwrap_or(record.key));
             (row.request, row.time_ms) = (request, key.time_ms);
-            open.push(row);
+            let is_same = |other: &&mut Impression| other.item == row.item;
+            match open.iter_mut().find(is_same).filter(|_| self.rules.one_row_an_item) {
+                Some(before) => *before = row,
+                None => open.push(row),
+            }
         }
         repeated += write_request(&mut by_time, &mut open)?;
         Ok(Requests { rows: by_time.finish()?, last: None, requests: 0, repeated })
@@ -105,7 +117,7 @@ fn write_request(by_time: &mut ExternalSort<TimeKey>, open: &mut Vec<Impression>
 
 impl Requests {
     /// The next impression, with the number of its request; none at the end.
-    pub(super) fn next(&mut self) -> Result<Option<Impression>> {
+    pub(crate) fn next(&mut self) -> Result<Option<Impression>> {
         let Some(record) = self.rows.next()? else { return Ok(None) };
         let mut row: Impression = record.decode();
         if self.last.replace(record.key.request) != Some(record.key.request) {
