@@ -28,6 +28,9 @@ use crate::requests::{RequestFormer, RequestRules};
 use crate::sort::{ExternalSort, SortedRecords};
 use crate::sorted_dataset::SortedDataset;
 
+/// Converts a line of a file into its events, or says why it has none.
+pub type ConvertLine = dyn Fn(&[u8]) -> std::result::Result<Vec<EventKind>, String>;
+
 /// An import of events.
 pub struct EventImport<'a> {
     /// Names of files, with `*` for any part of a name and `**` for folders.
@@ -36,8 +39,8 @@ pub struct EventImport<'a> {
     pub schema: Arc<Schema>,
     /// How events are joined.
     pub join: JoinerOptions,
-    /// The events of a line, or why it has none.
-    pub convert: &'a dyn Fn(&[u8]) -> std::result::Result<Vec<EventKind>, String>,
+    /// Reads the lines of the files.
+    pub convert: &'a ConvertLine,
 }
 
 /// The order in which events are joined.

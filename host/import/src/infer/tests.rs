@@ -95,7 +95,7 @@ fn attributes_of_requests_and_items_are_no_actions() {
         let (request, place) = (at / 4, at % 4);
         let chance = hypercast_core::hash::mix64(at + 1);
         let item = chance % 20;
-        let (mobile, new) = (request % 3 == 0, item % 5 == 0);
+        let (mobile, new) = (request.is_multiple_of(3), item.is_multiple_of(5));
         let liked = (chance >> 8).is_multiple_of(150);
         let (mobile, new, liked) = (u8::from(mobile), u8::from(new), u8::from(liked));
         let ms = 1_764_000_000_000_u64 + request * 60_000;

@@ -277,7 +277,7 @@ impl BatchColumn {
             },
             Values::Int64(values) => match self.meaning {
                 Meaning::Unsigned => Cell::Integer((values[at] as u64).into()),
-                _ => self.integer(values[at].into()),
+                _ => self.integer(values[at]),
             },
             Values::Bytes(values) => match self.meaning {
                 Meaning::Decimal(scale) => decimal(big_endian(values[at].data()), scale),

@@ -69,15 +69,14 @@ impl IdCollector {
         while let Some(record) = texts.next()? {
             let text: String = record.decode();
             match last.take() {
-                Some((key, other)) if key == record.key => {
-                    if other != text {
-                        let reason = format!(
-                            "the ids `{other}` and `{text}` have the same key {key}; give one of \
-                             them another name in all files"
-                        );
-                        return Err(Error::data(dir.join(file), reason));
-                    }
+                Some((key, other)) if key == record.key && other != text => {
+                    let reason = format!(
+                        "the ids `{other}` and `{text}` have the same key {key}; give one of them \
+                         another name in all files"
+                    );
+                    return Err(Error::data(dir.join(file), reason));
                 }
+                Some((key, _)) if key == record.key => {}
                 Some((key, other)) => writer.write(key, other)?,
                 None => {}
             }
