@@ -29,7 +29,7 @@ use crate::sort::{ExternalSort, SortedRecords};
 use crate::sorted_dataset::SortedDataset;
 
 /// Converts a line of a file into its events, or says why it has none.
-pub type ConvertLine = dyn Fn(&[u8]) -> std::result::Result<Vec<EventKind>, String>;
+pub type ConvertLine<'a> = dyn Fn(&[u8]) -> std::result::Result<Vec<EventKind>, String> + 'a;
 
 /// An import of events.
 pub struct EventImport<'a> {
@@ -40,7 +40,7 @@ pub struct EventImport<'a> {
     /// How events are joined.
     pub join: JoinerOptions,
     /// Reads the lines of the files.
-    pub convert: &'a ConvertLine,
+    pub convert: &'a ConvertLine<'a>,
 }
 
 /// The order in which events are joined.
@@ -134,6 +134,7 @@ impl EventImport<'_> {
                 Ok::<(), RowFailure>(())
             })?;
         }
+        progress.finish(&format!("{} files", files.len()));
         Ok(LoggedEvents { items, users, events: events.finish()? })
     }
 

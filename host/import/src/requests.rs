@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use hypercast_core::progress::Progress;
 use hypercast_data::dataset::Impression;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,8 @@ pub(crate) struct TimeKey {
 pub(crate) struct RequestFormer {
     rows: ExternalSort<PlaceKey>,
     rules: RequestRules,
+    /// The number of rows so far.
+    count: u64,
 }
 
 /// Which rows of one user, surface and request's id are a request.
@@ -54,6 +57,8 @@ pub(crate) struct RequestRules {
 /// Impressions in the order of a data set.
 pub(crate) struct Requests {
     rows: SortedRecords<TimeKey>,
+    /// The number of rows that were collected.
+    pub(crate) count: u64,
     last: Option<u64>,
     /// The number of requests so far.
     pub(crate) requests: u64,
@@ -64,12 +69,13 @@ pub(crate) struct Requests {
 impl RequestFormer {
     /// A former that sorts in `dir`.
     pub(crate) fn new(dir: &Path, rules: RequestRules) -> RequestFormer {
-        RequestFormer { rows: ExternalSort::new(dir), rules }
+        RequestFormer { rows: ExternalSort::new(dir), rules, count: 0 }
     }
 
     /// Adds a row, whose `request` is the key of its id or 0.
     pub(crate) fn push(&mut self, row: &Impression) -> Result<()> {
         let &Impression { user, surface, request, time_ms, .. } = row;
+        self.count += 1;
         self.rows.push(PlaceKey { user, surface, request, time_ms }, row)
     }
 
@@ -80,7 +86,9 @@ impl RequestFormer {
         let mut open: Vec<Impression> = Vec::new();
         let mut first: Option<PlaceKey> = None;
         let (mut request, mut repeated) = (0, 0);
+        let mut progress = Progress::start("form requests", self.count);
         while let Some(record) = rows.next()? {
+            progress.advance(1, String::new);
             let mut row: Impression = record.decode();
             each(&row);
             let joined = first.filter(|first| {
@@ -102,7 +110,9 @@ impl RequestFormer {
             }
         }
         repeated += write_request(&mut by_time, &mut open)?;
-        Ok(Requests { rows: by_time.finish()?, last: None, requests: 0, repeated })
+        progress.finish(&format!("{request} requests"));
+        let (rows, count) = (by_time.finish()?, self.count);
+        Ok(Requests { rows, count, last: None, requests: 0, repeated })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Entities, ImpressionWriter, content, write_entities};
 use hypercast_data::error::write_json;
 use hypercast_data::schema::Schema;
@@ -50,11 +51,14 @@ impl SortedDataset<'_> {
         // Vectors of an earlier import into the same folder are of other items.
         content::import(None, into, &self.items)?;
         let mut writer = ImpressionWriter::create(into, &schema);
+        let mut progress = Progress::start("write impressions", self.requests.count);
         while let Some(row) = self.requests.next()? {
             writer.write(&row)?;
             report.impressions += 1;
+            progress.advance(1, String::new);
         }
         writer.finish()?;
+        progress.finish(&format!("{} rows", report.impressions));
         (report.requests, report.repeated) = (self.requests.requests, self.requests.repeated);
         (report.items, report.users) = (self.items.len() as u64, self.users.len() as u64);
         report.seconds = start.elapsed().as_secs_f64();

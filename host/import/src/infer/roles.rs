@@ -116,14 +116,14 @@ impl<'a> Roles<'a> {
         })?;
         let is_free = |column: &&SampledColumn| column.time_unit().is_none() && !column.is_list();
         let item = find(log, &hints.item, "item", || {
-            by_ids(log, items).or_else(|| {
+            by_ids(log, items, &ITEM).or_else(|| {
                 let columns = log.columns.iter().filter(is_free);
                 best_named(columns, &ITEM).map(|column| by_name(column, "an item"))
             })
         })?;
         let user = find(log, &hints.user, "user", || {
             let others = || log.columns.iter().filter(is_free);
-            by_ids(log, users).or_else(|| {
+            by_ids(log, users, &USER).or_else(|| {
                 let columns = others().filter(|column| column.name != item.column.name);
                 best_named(columns, &USER).map(|column| by_name(column, "a user"))
             })
@@ -236,23 +236,35 @@ fn by_name<'a>(column: &'a SampledColumn, what: &str) -> Role<'a> {
     Role { column, reason: format!("named as {what}") }
 }
 
-/// The column whose cells are the ids of the other file.
-fn by_ids<'a>(log: &'a Sample, entities: Option<&Sample>) -> Option<Role<'a>> {
-    let id = entities?;
-    let shares = log.columns.iter().filter_map(|column| {
-        let (share, _) = id_column(id, column)?;
-        Some((share, column))
-    });
-    let (_, column) = shares.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    Some(Role { column, reason: "its cells are the ids of the other file".to_owned() })
+/// The column whose cells are the ids of the other file. Where several may be, as small numbers
+/// are, names decide; without these, none is.
+fn by_ids<'a>(log: &'a Sample, entities: Option<&Sample>, words: &[&str]) -> Option<Role<'a>> {
+    let entities = entities?;
+    let candidates: Vec<(IdColumn<'_>, &SampledColumn)> = log
+        .columns
+        .iter()
+        .filter_map(|column| Some((id_column(entities, column)?, column)))
+        .collect();
+    let evidence = |(id, column): &(IdColumn<'_>, &SampledColumn)| {
+        [id.column.name == column.name, named(&column.name, words).is_some()]
+    };
+    let best = candidates
+        .iter()
+        .max_by(|a, b| evidence(a).cmp(&evidence(b)).then(a.0.share.total_cmp(&b.0.share)))?;
+    let is_clear = candidates.len() == 1 || evidence(best) != [false; 2];
+    let reason = "its cells are the ids of the other file".to_owned();
+    is_clear.then_some(Role { column: best.1, reason })
 }
 
-/// The column of items or users that has each cell once and most of those of `column`, and the
-/// share of those that it has; none if it has less than half.
-pub(super) fn id_column<'a>(
-    entities: &'a Sample,
-    column: &SampledColumn,
-) -> Option<(f64, &'a SampledColumn)> {
+/// The column of items or users that has their ids.
+pub(super) struct IdColumn<'a> {
+    pub(super) column: &'a SampledColumn,
+    /// The share of the log's ids that it has.
+    pub(super) share: f64,
+}
+
+/// The column of items or users that has each cell once and at least half of those of `column`.
+pub(super) fn id_column<'a>(entities: &'a Sample, column: &SampledColumn) -> Option<IdColumn<'a>> {
     let ids = column.different();
     let shares = entities.columns.iter().filter_map(|of| {
         let known = of.different();
@@ -260,9 +272,13 @@ pub(super) fn id_column<'a>(
             of.present == entities.rows && known.len() as f64 >= NEARLY_ALL * of.present as f64;
         let share = ids.intersection(&known).count() as f64 / ids.len().max(1) as f64;
         // A flag or a small number is in any column of numbers.
-        (is_unique && share >= 0.5 && ids.len() > 2).then_some((share, of))
+        let is_like = is_unique && share >= 0.5 && ids.len() > 2;
+        is_like.then_some(IdColumn { column: of, share })
     });
-    shares.max_by(|(a, _), (b, _)| a.total_cmp(b))
+    let named_id = |of: &IdColumn<'_>| {
+        (of.column.name == column.name, named(&of.column.name, &["id", "sku", "key"]).is_some())
+    };
+    shares.max_by(|a, b| named_id(a).cmp(&named_id(b)).then(a.share.total_cmp(&b.share)))
 }
 
 fn surface<'a>(log: &'a Sample, taken: &BTreeSet<&str>) -> Option<Role<'a>> {

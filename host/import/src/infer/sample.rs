@@ -60,10 +60,10 @@ impl Sample {
         };
         let mut columns: Vec<SampledColumn> = names.iter().map(named).collect();
         let (mut report, mut count) = (ImportReport::default(), 0);
-        let mut progress = Progress::start("look at files", files.len() as u64);
+        let bytes = files.iter().map(InputFile::size).sum::<Result<u64>>()?;
+        let mut progress = Progress::start("look at bytes", bytes);
         for file in files {
-            let mut of_file = Progress::start("read bytes", file.size()?);
-            let mut reading = Reading::new(&names, &mut report, &mut of_file);
+            let mut reading = Reading::new(&names, &mut report, &mut progress);
             reading.most_rows = rows as u64;
             file.read(&mut reading, |row| {
                 for (at, column) in columns.iter_mut().enumerate() {
@@ -72,8 +72,8 @@ impl Sample {
                 count += 1;
                 Ok(())
             })?;
-            progress.advance(1, || file.path.display().to_string());
         }
+        progress.finish(&format!("the first {count} rows of {} files", files.len()));
         Ok(Sample { rows: count, columns })
     }
 

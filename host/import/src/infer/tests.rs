@@ -110,3 +110,36 @@ fn attributes_of_requests_and_items_are_no_actions() {
     assert_eq!(context, ["is_mobile", "is_new", "position"]);
     assert_eq!(mapping.impressions.time_unit, TimeUnit::Ms);
 }
+
+#[test]
+fn ids_that_are_small_numbers_are_told_apart_by_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+    let log = |header: &str| {
+        let row = |at: u64| {
+            let chance = hypercast_core::hash::mix64(at + 1);
+            let (user, movie) = (1 + chance % 20, 1 + (chance >> 8) % 30);
+            format!(
+                "{user},{movie},{},{}\n",
+                1_764_000_000 + at,
+                u8::from(chance.is_multiple_of(3))
+            )
+        };
+        format!("{header}\n") + &(0..200).map(row).collect::<String>()
+    };
+    let items = (1..=40).map(|at| format!("{at},genre{},{}\n", at % 4, 1000 - at));
+    write("items.csv", "id,genre,popularity\n".to_owned() + &items.collect::<String>());
+    let options = InferOptions { users: vec![], ..options(dir.path(), "csv") };
+    write("log-0.csv", log("viewer_user,movie,ts,liked"));
+    infer(&options).unwrap();
+    let mapping = Mapping::load(&options.into).unwrap();
+    assert_eq!(
+        (mapping.impressions.user.as_str(), mapping.impressions.item.as_str()),
+        ("viewer_user", "movie")
+    );
+    assert_eq!(mapping.items.unwrap().id, "id");
+    std::fs::remove_file(&options.into).unwrap();
+    write("log-0.csv", log("a,b,ts,liked"));
+    let error = infer(&options).unwrap_err().to_string();
+    assert!(error.contains("looks like the item; name it with --item"), "{error}");
+}

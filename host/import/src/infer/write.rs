@@ -250,7 +250,7 @@ impl<'a> MappingText<'a> {
     ) {
         let Some(sample) = sample else { return };
         let (share, id) = match id_column(sample, of_log) {
-            Some((share, id)) => (share, id),
+            Some(id) => (id.share, id.column),
             None => (0.0, sample.column(&of_log.name).unwrap_or(&sample.columns[0])),
         };
         self.line(&format!("\n[{entity}]"));
@@ -371,7 +371,7 @@ impl<'a> MappingText<'a> {
 fn kind_of(of_log: &SampledColumn, entities: Option<&Sample>) -> IdKind {
     let of_file = entities.and_then(|of| id_column(of, of_log));
     match of_file {
-        Some((_, id)) if id.id_kind() == IdKind::String => IdKind::String,
+        Some(id) if id.column.id_kind() == IdKind::String => IdKind::String,
         _ => of_log.id_kind(),
     }
 }

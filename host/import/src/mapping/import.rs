@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::input::{InputFile, Reading};
 use crate::ranges::RangeInference;
 use crate::report::ImportReport;
-use crate::requests::{RequestFormer, RequestRules, Requests};
+use crate::requests::{RequestFormer, RequestRules};
 use crate::sorted_dataset::SortedDataset;
 
 /// Imports the files that a mapping names into the data set `into`.
@@ -35,8 +35,11 @@ pub fn import(mapping: &Mapping, into: &Path) -> Result<ImportReport> {
     atomic_dir::create(into)?;
     let mut import = MappedImport::new(mapping, &schema, into)?;
     let (item_records, user_records) = import.read_entities()?;
-    let requests = import.read_impressions(&item_records, &user_records)?;
-    let MappedImport { ids, report, ranges, seen_items, .. } = import;
+    let former = import.read_impressions(&item_records, &user_records)?;
+    let MappedImport { ids, report, seen_items, progress, .. } = import;
+    progress.finish(&format!("{} files", report.files.len()));
+    let mut ranges = RangeInference::new(&schema);
+    let requests = former.finish(into, |row| ranges.see(row))?;
     ids.users.finish(into, USER_IDS)?;
     ids.items.finish(into, ITEM_IDS)?;
     let item_records = item_records.unwrap_or_else(|| {
@@ -57,7 +60,6 @@ struct MappedImport<'a> {
     item_files: Vec<InputFile>,
     user_files: Vec<InputFile>,
     ids: IdCollectors,
-    ranges: RangeInference<'a>,
     /// The items of the impressions, if no file has them.
     seen_items: BTreeSet<u64>,
     report: ImportReport,
@@ -86,7 +88,6 @@ impl<'a> MappedImport<'a> {
                 users: IdCollector::new(schema.ids.users, into),
                 items: IdCollector::new(schema.ids.items, into),
             },
-            ranges: RangeInference::new(schema),
             seen_items: BTreeSet::new(),
             report: ImportReport::default(),
             progress: Progress::start("read bytes", bytes),
@@ -109,7 +110,7 @@ impl<'a> MappedImport<'a> {
         &mut self,
         items: &Option<EntityRecords>,
         users: &Option<EntityRecords>,
-    ) -> Result<Requests> {
+    ) -> Result<RequestFormer> {
         let sources = ImpressionSources::new(self.mapping, self.schema);
         let within_ms = self.mapping.impressions.request_within_s.map(to_ms);
         let rules = RequestRules { within_ms, one_row_an_item: false };
@@ -133,6 +134,6 @@ impl<'a> MappedImport<'a> {
         }
         self.report.of_unknown_items = unknown_items;
         self.report.of_unknown_users = unknown_users;
-        former.finish(self.into, |row| self.ranges.see(row))
+        Ok(former)
     }
 }
