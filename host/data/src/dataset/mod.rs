@@ -85,7 +85,7 @@ impl Dataset {
         let schema_path = dir.join("schema.toml");
         if !schema_path.is_file() {
             let reason = "no data set here: `schema.toml` is missing; make one with \
-                          `hypercast import` or `hypercast simulate`";
+                          `hypercast data import`, `hypercast import` or `hypercast simulate`";
             return Err(Error::data(dir, reason));
         }
         let schema = Arc::new(Schema::load(&schema_path)?);

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use hypercast_core::hash::IdHashKey;
 use hypercast_data::dataset::ids::{IdDictionaryWriter, IdKey, id_key};
 use hypercast_data::schema::IdKind;
 
@@ -23,14 +24,14 @@ pub(super) struct IdCollector {
     kind: IdKind,
     /// The texts by their keys.
     texts: ExternalSort<u64>,
-    recent: HashSet<IdKey>,
+    recent: HashSet<IdKey, IdHashKey>,
 }
 
 impl IdCollector {
     /// A collector whose files, if it needs any, are in `dir`.
     pub(super) fn new(kind: IdKind, dir: &Path) -> IdCollector {
         let texts = ExternalSort::with_run_bytes(dir, SORT_BYTES);
-        IdCollector { kind, texts, recent: HashSet::new() }
+        IdCollector { kind, texts, recent: HashSet::default() }
     }
 
     /// The id in a row, or the key of the text that it is.

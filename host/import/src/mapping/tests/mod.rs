@@ -121,3 +121,18 @@ fn rows_near_each_other_are_a_request_where_nothing_else_says_so() {
     assert_eq!(data.items.len(), 3, "items are those of the log");
     assert_eq!((report.items, report.requests), (3, 3));
 }
+
+/// The operations guide shows what a mapping may say.
+#[test]
+fn the_mapping_of_the_guide_is_valid() {
+    let guide = include_str!("../../../../README.md");
+    let (_, section) = guide.split_once("### A team's own data").expect("the section");
+    let (_, block) = section.split_once("```toml\n").expect("a mapping");
+    let (block, _) = block.split_once("```").expect("its end");
+    let mapping = Mapping::parse(block, Path::new("README.md")).unwrap();
+    let schema = mapping.schema().unwrap();
+    assert_eq!((schema.surfaces.len(), schema.item_features.len()), (2, 1));
+    let of = &mapping.impressions;
+    let optional = [&of.surface, &of.surface_default, &of.request, &of.outcome_time];
+    assert!(optional.iter().all(|key| key.is_some()) && of.outcome_unit.is_some());
+}

@@ -139,9 +139,7 @@ fn bad_rows_are_left_out_and_told_with_their_place() {
     assert_eq!(*surfaces[0].1, 2_001);
     let text = report.to_string();
     assert!(text.contains("log-0.csv:3: column `customer`: it is missing"), "{text}");
-    assert!(
-        text.contains("2001 x placement: `_` is no surface") || text.contains("2001 x placement")
-    );
+    assert!(text.contains("2001 x placement: _ is no surface; add it to"), "{text}");
 }
 
 #[test]
@@ -171,4 +169,22 @@ fn ids_that_are_no_numbers_say_what_to_do() {
     let error = refused(|_| {}, |text| text.replace("items = \"string\"", "items = \"integer\""));
     assert!(error.contains("`SKU-0` is not a whole number from 0 on"), "{error}");
     assert!(error.contains("set the ids to \"string\""), "{error}");
+}
+
+#[test]
+fn a_list_is_refused_where_nothing_says_what_is_taken_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    write_parquet(dir.path());
+    let position = "name = \"position\"\nkind = \"dense\"\ndefault = 9";
+    let mapping = mapping("parquet");
+    assert!(mapping.contains(position));
+    let tags = "name = \"tags\"\nkind = \"categorical\"";
+    let error = import_in(dir.path(), &mapping.replace(position, tags)).unwrap_err().to_string();
+    assert!(error.contains("column `tags`: it is a list, not a text"), "{error}");
+    assert!(error.contains("`list = \"first\"`"), "{error}");
+    let first = format!("{tags}\nlist = \"first\"");
+    let (_, data) = import_in(dir.path(), &mapping.replace(position, &first)).unwrap();
+    let new = rows(&data).iter().filter(|row| row.context.ids == [category_id("new")]).count();
+    // One row in four of each row group, of which two have 50 rows.
+    assert_eq!(new, 5 * 25 + 2 * 12);
 }
