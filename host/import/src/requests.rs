@@ -118,7 +118,8 @@ impl RequestFormer {
 
 /// Hands on the rows of a request, and counts those that say the same as an earlier one.
 fn write_request(by_time: &mut ExternalSort<TimeKey>, open: &mut Vec<Impression>) -> Result<u64> {
-    let repeated = count_repeated(open);
+    // Most requests of some logs are one row.
+    let repeated = if open.len() > 1 { count_repeated(open) } else { 0 };
     for row in open.drain(..) {
         by_time.push(TimeKey { time_ms: row.time_ms, request: row.request }, &row)?;
     }
