@@ -19,6 +19,7 @@ struct HypercastCli {
 
 #[derive(Debug, Subcommand)]
 enum HypercastCommand {
+    Data(commands::data::Args),
     Import(commands::import::Args),
     Simulate(commands::simulate::Args),
     Train(commands::train::Args),
@@ -44,6 +45,7 @@ struct MovedArgs {
 fn main() -> anyhow::Result<()> {
     hypercast_core::logging::start();
     match HypercastCli::parse().command {
+        HypercastCommand::Data(args) => commands::data::run(args),
         HypercastCommand::Import(args) => commands::import::run(args),
         HypercastCommand::Simulate(args) => commands::simulate::run(args),
         HypercastCommand::Train(args) => commands::train::run(args),

@@ -15,7 +15,7 @@ pub mod services;
 
 use hypercast_config::{Config, ExpertEntry, ExpertTraining, PluginLimits};
 use hypercast_core::prerequisite::skip;
-use hypercast_data::import::simulate;
+use hypercast_data::simulate;
 use serde_json::{Value, json};
 
 /// The `hypercast` binary in the folder of this test's own, where `cargo test --workspace` puts it.

@@ -3,8 +3,8 @@
 
 use std::{path::Path, sync::OnceLock};
 
-use hypercast_data::import::simulate;
 use hypercast_data::schema::Schema;
+use hypercast_data::simulate;
 use hypercast_expert::{
     Blueprint, CacheConfig, Engine, EngineConfig, Fault, Limits, LoadOptions, Plugin,
     wasm::{Call, LogRate, contract},

@@ -54,12 +54,19 @@ pub fn wait_while<T>(
     drop(waited.unwrap_or_else(PoisonError::into_inner));
 }
 
-/// The unit that a number looks like if it was meant to be milliseconds since 1970: times between
-/// 2001 and 2286 have 10 digits in seconds, 13 in milliseconds, 16 in microseconds and 19 in
-/// nanoseconds. `None` for all other numbers.
+/// The unit that a number looks like if it was meant to be milliseconds since 1970; `None` if it
+/// may be milliseconds, and for all other numbers.
 pub fn mistaken_unit(time_ms: i64) -> Option<&'static str> {
-    match time_ms.checked_ilog10()? {
+    likely_unit(time_ms).filter(|unit| *unit != "milliseconds")
+}
+
+/// The unit that a time since 1970 looks like: times between 2001 and 2286 have 10 digits in
+/// seconds, 13 in milliseconds, 16 in microseconds and 19 in nanoseconds. `None` for all other
+/// numbers.
+pub fn likely_unit(time: i64) -> Option<&'static str> {
+    match time.checked_ilog10()? {
         9 => Some("seconds"),
+        12 => Some("milliseconds"),
         15 => Some("microseconds"),
         18 => Some("nanoseconds"),
         _ => None,

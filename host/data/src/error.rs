@@ -32,8 +32,11 @@ pub enum Error {
     Schema(String),
 }
 
-/// Writes a file of readable JSON.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+/// Writes a file of readable JSON, which replaces an older one at once.
+///
+/// # Errors
+/// The value cannot be JSON, or the file system fails.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::data(path, error.to_string()))?;
     atomic_file::write(path, (text + "\n").as_bytes()).map_err(Error::io(path))

@@ -5,8 +5,8 @@
 //! predictions and embeddings.
 //!
 //! ```text
-//! KuaiRand, MovieLens, simulation
-//!        │ import
+//! importers (hypercast-import), simulation
+//!        │
 //!        ▼
 //! data set (Parquet) ── dataset ── timeline: requests and outcomes in time order
 //!        │ schema                        │ features: histories, counters, effects
@@ -18,7 +18,7 @@
 //! |---|---|
 //! | [`schema`] | the meaning of a data set's columns, and the labels of its tasks |
 //! | [`dataset`] | the data set's directory, and the order in which its events became known |
-//! | [`import`] | from published data sets, and from a simulation, to that directory |
+//! | [`simulate`] | a data set whose true probabilities are known |
 //! | [`features`] | the state that turns a request into an example, in training and serving |
 //! | [`logs`] | feature logs with target-aware embeddings |
 //! | [`tae`] | the precision of embeddings on the wire and in logs |
@@ -29,7 +29,7 @@
 //!     dataset::Dataset,
 //!     features::FeatureConfig,
 //!     features::replay::{Replay, ReplayOptions},
-//!     import::simulate::{SimulateOptions, simulate},
+//!     simulate::{SimulateOptions, simulate},
 //! };
 //!
 //! let dir = tempfile::tempdir()?;
@@ -51,9 +51,9 @@
 pub mod dataset;
 pub mod error;
 pub mod features;
-pub mod import;
 pub mod logs;
 pub mod schema;
+pub mod simulate;
 pub mod synthetic;
 pub mod tae;
 pub mod versioned;

@@ -3,6 +3,7 @@
 //! `import` writes `schema.toml`, and everything else reads it. It defines the meaning of columns,
 //! not how a model uses them.
 
+mod build;
 mod ranges;
 mod validate;
 
@@ -54,6 +55,36 @@ pub struct Schema {
     /// Bounds of values and dense features; those without one are bounded only by being finite.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranges: Vec<ValueRange>,
+    /// What ids are where the data comes from.
+    #[serde(default, skip_serializing_if = "EntityIds::are_integers")]
+    pub ids: EntityIds,
+}
+
+/// What the ids of users and items are where the data comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EntityIds {
+    /// The ids of users.
+    pub users: IdKind,
+    /// The ids of items.
+    pub items: IdKind,
+}
+
+impl EntityIds {
+    fn are_integers(&self) -> bool {
+        *self == EntityIds::default()
+    }
+}
+
+/// The form of an entity's ids.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdKind {
+    /// Whole numbers of 64 bits, from 0 on.
+    #[default]
+    Integer,
+    /// Texts; the data set has their keys, and a dictionary (see `dataset::ids`).
+    String,
 }
 
 /// A target that models predict.

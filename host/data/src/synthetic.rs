@@ -3,7 +3,7 @@
 //!
 //! Benches and tests of a single expert use these; no served model is trained on them. A
 //! candidate's features, embedding and outcomes depend on one hidden affinity, so that there is
-//! something to learn. For data whose statistics matter, use `import::simulate`.
+//! something to learn. For data whose statistics matter, use `simulate`.
 
 use std::sync::Arc;
 
@@ -234,7 +234,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::import::simulate;
+    use crate::simulate;
 
     fn world(seed: u64) -> Synthetic {
         Synthetic::new(Arc::new(simulate::schema(3)), 8, seed)

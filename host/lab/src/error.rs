@@ -17,6 +17,9 @@ pub enum Error {
     /// A schema, a data set or a log is not usable.
     #[error(transparent)]
     Data(#[from] hypercast_data::Error),
+    /// An import failed.
+    #[error(transparent)]
+    Import(#[from] hypercast_import::Error),
     /// An expert was refused, or failed outside of a request.
     #[error(transparent)]
     Expert(#[from] hypercast_expert::Error),

@@ -1,10 +1,10 @@
 //! `hypercast import`: a public data set's own files become a data set directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use hypercast_data::import::{kuairand, movielens};
+use hypercast_import::{ImportReport, kuairand, movielens};
 
 /// Import a public data set
 #[derive(Debug, clap::Args)]
@@ -56,10 +56,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             into,
         ),
     };
+    print_report(&report, &into);
+    Ok(())
+}
+
+/// Prints what was read and written, bad rows last.
+pub(super) fn print_report(report: &ImportReport, into: &Path) {
     for file in &report.files {
         println!("{}: {} rows, {} bad", file.file, file.rows, file.bad);
     }
     print!("{report}");
     println!("written to {}", into.display());
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The command line's subcommands, one a file: each an `Args` struct and a `run`.
 
+pub mod data;
 pub mod dead_letters;
 pub mod import;
 pub mod join;

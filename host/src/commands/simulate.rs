@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hypercast_data::import::simulate::{SimulateOptions, simulate};
+use hypercast_data::simulate::{SimulateOptions, simulate};
 
 /// Simulate a cross-surface world
 #[derive(Debug, clap::Args)]

@@ -249,8 +249,8 @@ mod tests {
     use super::*;
     use hypercast_core::prerequisite::{hostile, plugins};
     use hypercast_data::features::replay::{Replay, ReplayOptions};
-    use hypercast_data::import::simulate;
     use hypercast_data::logs::{LogVersion, LogWriter};
+    use hypercast_data::simulate;
 
     /// A configuration, and a log of the first requests of a world.
     fn logged(dir: &Path, requests: usize) -> Config {

@@ -323,7 +323,7 @@ pub fn log_writer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hypercast_data::import::simulate;
+    use hypercast_data::simulate;
     use hypercast_fm::spec::FmConfig;
 
     #[test]

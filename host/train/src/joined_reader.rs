@@ -319,7 +319,7 @@ mod tests {
         FeatureConfig,
         replay::{Replay, ReplayOptions},
     };
-    use hypercast_data::import::simulate::{SimulateOptions, simulate};
+    use hypercast_data::simulate::{SimulateOptions, simulate};
     use hypercast_stream::dead_letters;
     use hypercast_stream::streams::{Appender, MemoryEngine, Reader, Record as Told, StreamRecord};
 

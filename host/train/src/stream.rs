@@ -302,8 +302,8 @@ mod tests {
         FeatureConfig,
         replay::{Replay, ReplayOptions},
     };
-    use hypercast_data::import::simulate;
     use hypercast_data::logs::{LogOptions, LogVersion, LogWriter};
+    use hypercast_data::simulate;
 
     /// A log whose embeddings are `[request, row, 7]`.
     fn log(dir: &std::path::Path) -> (LogReader, Vec<Example>) {

@@ -12,7 +12,7 @@ use hypercast_data::{
         timeline::{Span, Timeline, TimelineStep},
     },
     features::{FeatureConfig, FeatureState, replay::request_input},
-    import::simulate::{SimulateOptions, simulate},
+    simulate::{SimulateOptions, simulate},
 };
 use hypercast_fm::{
     device::DeviceKind,

@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hypercast_data::import::simulate;
 use hypercast_data::schema::Schema;
+use hypercast_data::simulate;
 use hypercast_data::synthetic::{Synthetic, SyntheticSize};
 use hypercast_expert::graph::GraphLimits;
 use hypercast_expert::{Limits, LoadOptions};

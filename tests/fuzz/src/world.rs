@@ -44,6 +44,7 @@ pub fn schema() -> Schema {
             counter("item", &["item_id"], 0.0),
             counter("user_tag", &["user_id", "tag"], 1.0),
         ],
+        ids: Default::default(),
         ranges: Vec::new(),
     }
 }

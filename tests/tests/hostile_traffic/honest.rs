@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use hypercast_core::clock::now_ms;
 use hypercast_data::{
     dataset::{Dataset, Entities, Impression, write_dataset},
-    import::simulate::{SimulateOptions, simulate},
     schema::{BinaryLabels, Schema, TaskRole},
+    simulate::{SimulateOptions, simulate},
 };
 use hypercast_fm::{
     example::{Item, User},

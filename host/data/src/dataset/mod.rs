@@ -1,11 +1,13 @@
 //! An imported data set: a directory that any data tool can read.
 //!
 //! It contains `schema.toml`, `items.parquet`, `users.parquet`, `impressions.parquet` and, if there
-//! are content vectors, `content.parquet`. Impressions are sorted by `time_ms`, and those of one
+//! are content vectors, `content.parquet`; if ids are texts, `user-ids.parquet` and
+//! `item-ids.parquet`. Impressions are sorted by `time_ms`, and those of one
 //! request are adjacent. `import` writes the directory. [`timeline`] decides what was known when.
 
 pub mod content;
 mod entities;
+pub mod ids;
 mod impressions;
 pub mod table;
 pub mod timeline;
@@ -83,7 +85,7 @@ impl Dataset {
         let schema_path = dir.join("schema.toml");
         if !disk::is_file(&schema_path) {
             let reason = "no data set here: `schema.toml` is missing; make one with \
-                          `hypercast import` or `hypercast simulate`";
+                          `hypercast data import`, `hypercast import` or `hypercast simulate`";
             return Err(Error::data(dir, reason));
         }
         let schema = Arc::new(Schema::load(&schema_path)?);

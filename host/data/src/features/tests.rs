@@ -40,6 +40,7 @@ fn schema() -> Schema {
             counter("user_surface", &["user_id", "surface"], 0.0),
             counter("tag", &["tag"], 1.0),
         ],
+        ids: Default::default(),
         ranges: Vec::new(),
     }
 }

@@ -7,7 +7,7 @@ use crate::dataset::Dataset;
 use crate::dataset::timeline::Span;
 use crate::features::FeatureConfig;
 use crate::features::replay::{Replay, ReplayOptions};
-use crate::import::simulate::{SimulateOptions, simulate};
+use crate::simulate::{SimulateOptions, simulate};
 
 /// A small data set with every kind of column.
 fn world(dir: &Path) -> Dataset {

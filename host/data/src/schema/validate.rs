@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use hypercast_fm::example::MAX_VALUES;
 
-use super::{FeatureKind, Schema, TaskKind, ValueRange};
+use super::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureKind, Schema, TaskKind, ValueRange};
 use crate::error::{Error, Result};
 
 /// Columns of logs and imported tables that are not features.
@@ -32,6 +32,12 @@ const RESERVED: [&str; 17] = [
 const MAX_ACTIONS: usize = 32;
 
 impl Schema {
+    /// Whether no feature may have a name, because another column has it in every data set.
+    pub fn is_reserved(name: &str) -> bool {
+        let all = [&RESERVED[..], &BUILT_IN_IDS, &BUILT_IN_FEATURES];
+        all.iter().any(|names| names.contains(&name)) || has_reserved_start(name)
+    }
+
     /// Checks that the schema does not contradict itself.
     ///
     /// # Errors
@@ -64,12 +70,10 @@ impl Schema {
         let (ids, features) = (self.id_columns(), self.feature_columns());
         let columns = ids.iter().chain(&features);
         unique("column", columns.clone().map(String::as_str))?;
-        let is_reserved = |name: &&String| {
-            RESERVED.contains(&name.as_str())
-                || name.starts_with("value_")
-                || name.starts_with("truth_")
-        };
-        if let Some(name) = columns.clone().find(is_reserved) {
+        let reserved = columns
+            .clone()
+            .find(|name| RESERVED.contains(&name.as_str()) || has_reserved_start(name));
+        if let Some(name) = reserved {
             return fail(format!("column `{name}` has a name that is reserved; rename it"));
         }
         Ok(())
@@ -122,6 +126,10 @@ impl Schema {
         }
         Ok(())
     }
+}
+
+fn has_reserved_start(name: &str) -> bool {
+    name.starts_with("value_") || name.starts_with("truth_")
 }
 
 fn known(whose: &str, what: &str, name: &String, all: &[String]) -> Result<()> {
@@ -182,6 +190,7 @@ mod tests {
                 action: "click".into(),
                 half_life_days: 7.0,
             }],
+            ids: Default::default(),
             ranges: vec![
                 ValueRange { name: "watch".into(), low: 0.1, high: 1e6, ..ValueRange::default() },
                 ValueRange {

@@ -39,6 +39,7 @@ pub(crate) fn schema() -> Schema {
         user_features: Vec::new(),
         context_features: Vec::new(),
         counters: Vec::new(),
+        ids: Default::default(),
         ranges: Vec::new(),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hypercast_config::Config;
 use hypercast_data::{
     dataset::Dataset,
-    import::simulate::{SimulateOptions, simulate},
+    simulate::{SimulateOptions, simulate},
 };
 use hypercast_expert::{
     Blueprint, BreakerConfig, Engine, ExpertPredictions, LoadOptions, Normaliser, Plugin,

@@ -15,7 +15,7 @@ use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::quantile::quantile;
 use hypercast_data::{
     dataset::Dataset,
-    import::simulate::{SimulateOptions, simulate},
+    simulate::{SimulateOptions, simulate},
 };
 use hypercast_expert::{BreakerConfig, Engine, RankOutcome, ServedExpert, Tae, wasm::EngineConfig};
 use hypercast_fm::example::Example;

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
 use hypercast_config::EngineKind;
-use hypercast_data::import::simulate::SimulateOptions;
+use hypercast_data::simulate::SimulateOptions;
 
 pub use self::report::{BenchFigure, BenchReport};
 use crate::error::{CommonErrors as _, Error, Result};

@@ -19,7 +19,7 @@ use hypercast_config::Config;
 use hypercast_core::quantile::quantile;
 use hypercast_data::{
     dataset::Dataset,
-    import::simulate::{SimulateOptions, simulate},
+    simulate::{SimulateOptions, simulate},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};

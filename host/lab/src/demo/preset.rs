@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use hypercast_config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn, parse_time_ms};
-use hypercast_data::{dataset::Dataset, import::simulate, schema::Schema};
+use hypercast_data::{dataset::Dataset, schema::Schema, simulate};
 use hypercast_fm::spec::FmConfig;
 
 use crate::error::{CommonErrors as _, Error, Result};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use hypercast_core::prerequisite::plugins;
-use hypercast_data::{dataset::Dataset, import::simulate};
+use hypercast_data::{dataset::Dataset, simulate};
 use serde_json::Value;
 
 use super::{stream::TestMode, window::TestTimes, *};

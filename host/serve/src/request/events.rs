@@ -247,6 +247,7 @@ mod tests {
             user_features: vec![Feature { name: "age".into(), kind: FeatureKind::Dense }],
             context_features: vec![],
             counters: vec![],
+            ids: Default::default(),
             ranges: vec![
                 ValueRange { name: "watched".into(), low: 0.0, high: 2.0, ..Default::default() },
                 ValueRange {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hypercast_config::{Config, PluginLimits};
-use hypercast_data::import::simulate;
 use hypercast_data::schema::Schema;
+use hypercast_data::simulate;
 use hypercast_expert::{Blueprint, Engine, EngineConfig, LoadOptions};
 use hypercast_serve::Result;
 

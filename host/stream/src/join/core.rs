@@ -119,6 +119,11 @@ impl Joiner {
         (self.impressions, self.orphans.len)
     }
 
+    /// What it did since the first event.
+    pub fn counts(&self) -> JoinerCounts {
+        self.counts
+    }
+
     /// Processes the next event and writes the resulting records to `output`.
     pub fn take(&mut self, mut event: EventRecord, output: &mut dyn JoinSink) {
         let time_ms = if self.doubts_times() { event.reached_ms() } else { event.time_ms() };

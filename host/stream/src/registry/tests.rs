@@ -424,9 +424,9 @@ fn decisions_that_the_stream_lost_are_named_and_those_behind_them_apply() {
 
 #[test]
 fn ranges_change_no_hash_of_a_schema() {
-    let schema = hypercast_data::import::simulate::schema(2);
+    let schema = hypercast_data::simulate::schema(2);
     assert!(!schema.ranges.is_empty());
     assert_eq!(schema_hash(&schema), schema_hash(&schema.without_ranges()));
-    let other = hypercast_data::import::simulate::schema(3);
+    let other = hypercast_data::simulate::schema(3);
     assert_ne!(schema_hash(&schema), schema_hash(&other));
 }

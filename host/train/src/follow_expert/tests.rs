@@ -17,8 +17,8 @@ use hypercast_config::OnGap;
 use hypercast_core::prerequisite::{hostile, plugins};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
-use hypercast_data::import::simulate;
 use hypercast_data::logs::{LogPosition, LogRow, LogVersion, LogWriter};
+use hypercast_data::simulate;
 use hypercast_stream::dead_letters::{
     self, DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope,
 };

@@ -15,7 +15,7 @@ use super::*;
 use hypercast_config::PublishSettings;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
-use hypercast_data::import::simulate;
+use hypercast_data::simulate;
 use hypercast_stream::dead_letters::{self, DeadLetterQueue, LetterScope, UnusableRecord};
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish;

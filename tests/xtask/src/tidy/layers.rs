@@ -28,8 +28,8 @@ enum Place {
 }
 
 /// The crates of the workspace. Those of one number are siblings: neither may use the other, so
-/// the daemon `hypercast` links nothing of the lab.
-const CRATES: [(&str, Place); 20] = [
+/// the daemon `hypercast` links nothing of the lab, and serving knows no importer.
+const CRATES: [(&str, Place); 21] = [
     ("hypercast-core", Place::Host(0)),
     ("hypercast-store", Place::Host(1)),
     ("hypercast-kernels", Place::Host(1)),
@@ -40,6 +40,7 @@ const CRATES: [(&str, Place); 20] = [
     ("hypercast-stream", Place::Host(6)),
     ("hypercast-train", Place::Host(7)),
     ("hypercast-serve", Place::Host(7)),
+    ("hypercast-import", Place::Host(7)),
     ("hypercast", Place::Host(8)),
     ("hypercast-lab", Place::Host(8)),
     ("hypercast-sdk", Place::Sdk),
@@ -66,7 +67,7 @@ const HARNESS_USES: [&str; 5] =
 const CONFINED: [(&str, &[&str]); 5] = [
     ("wasmtime*", &["hypercast-expert"]),
     ("async-nats", &["hypercast-stream"]),
-    ("parquet", &["hypercast-data"]),
+    ("parquet", &["hypercast-data", "hypercast-import"]),
     ("burn", &["hypercast-kernels", "hypercast-fm", "hypercast-expert", "hypercast-lab"]),
     ("burn-*", &["hypercast-kernels", "hypercast-fm", "hypercast-expert", "hypercast-lab"]),
 ];

@@ -16,7 +16,7 @@ use std::{
 
 use hypercast_config::{Config, EngineKind};
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::import::simulate::{SimulateOptions, simulate};
+use hypercast_data::simulate::{SimulateOptions, simulate};
 
 use super::world;
 use crate::{error::Result, processes::ProcessGroup};

@@ -14,7 +14,7 @@ use hypercast_config::{Config, PublishSettings};
 use hypercast_core::{quantile::quantile, shutdown::Shutdown};
 use hypercast_data::{
     dataset::Dataset,
-    import::simulate::{SimulateOptions, simulate},
+    simulate::{SimulateOptions, simulate},
 };
 use hypercast_fm::{
     example::Example,

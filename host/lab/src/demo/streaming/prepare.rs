@@ -9,7 +9,7 @@ use std::{
 use hypercast_config::{Config, EngineKind};
 use hypercast_data::{
     dataset::Dataset,
-    import::simulate::{SimulateOptions, simulate},
+    simulate::{SimulateOptions, simulate},
 };
 
 use super::load::{self, ReplaySchedule};

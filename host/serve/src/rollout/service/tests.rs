@@ -484,7 +484,7 @@ const SPINS_MS: u32 = 20_000;
 
 /// A loaded version of a guest whose `evaluate` never returns.
 fn spinning(component: &Path) -> ExpertArm {
-    let schema = hypercast_data::import::simulate::schema(1);
+    let schema = hypercast_data::simulate::schema(1);
     let engine = Engine::new(EngineConfig::default()).unwrap();
     let limits = Limits { hook_deadline_ms: SPINS_MS, ..Limits::default() };
     let options = LoadOptions { limits, tae_dim: 4, ..LoadOptions::default() };

@@ -44,6 +44,7 @@ fn schema() -> Schema {
             counter("user", &["user_id"], 0.0),
             counter("tag", &["tag"], 1.0),
         ],
+        ids: Default::default(),
         ranges: Vec::new(),
     }
 }

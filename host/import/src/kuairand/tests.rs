@@ -1,8 +1,8 @@
 //! Tests on handwritten files, and on the published ones if they are available.
 
 use super::*;
-use crate::dataset::Dataset;
-use crate::dataset::table::{CellType, Column, Field, TableWriter};
+use hypercast_data::dataset::Dataset;
+use hypercast_data::dataset::table::{CellType, Column, Field, TableWriter};
 
 const LOG_HEADER: &str = "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,\
 long_view,play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab\n";
@@ -62,7 +62,7 @@ fn rows_become_impressions_and_close_ones_a_request() {
     let (report, data) = import_into(dir.path()).unwrap();
     assert_eq!((report.impressions, report.requests, report.bad_rows), (4, 3, 0));
     assert_eq!(data.schema.surfaces, ["unknown", "tab1", "tab4"]);
-    let rows: Vec<Impression> = data.impressions().unwrap().map(Result::unwrap).collect();
+    let rows: Vec<Impression> = data.impressions().unwrap().map(|row| row.unwrap()).collect();
     let at = |row: &Impression| {
         (row.request, row.time_ms, row.outcome_ms, row.user, row.item, row.surface)
     };
@@ -188,7 +188,7 @@ fn history_comes_an_hour_apart_and_ends_at_its_time() {
     table.finish().unwrap();
     let (report, data) = import_into(dir.path()).unwrap();
     assert_eq!((report.bad_rows, report.history_only, report.requests), (1, 2, 1));
-    let rows: Vec<Impression> = data.impressions().unwrap().map(Result::unwrap).collect();
+    let rows: Vec<Impression> = data.impressions().unwrap().map(|row| row.unwrap()).collect();
     let at = |row: &Impression| {
         (
             row.time_ms,
@@ -226,7 +226,7 @@ fn the_real_window_has_its_rows() {
     let clicks = data
         .impressions()
         .unwrap()
-        .map(Result::unwrap)
+        .map(|row| row.unwrap())
         .filter(|row| !row.history_only && row.outcome.actions & 1 == 1);
     assert_eq!(clicks.count(), 81_235);
 }

@@ -13,10 +13,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{Destination, ImportReport, counters, finish, mixed_features, number_requests, task};
-use crate::dataset::{Entities, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{Counter, Schema, TaskKind, TaskRole};
+use crate::{Destination, ImportReport, finish, number_requests};
+use hypercast_data::dataset::{Entities, Impression};
+use hypercast_data::schema::{Counter, Feature, Schema, Task, TaskKind, TaskRole};
 
 /// Impressions of one user and tab within this time of the first one form one request.
 const REQUEST_MS: i64 = 2_000;
@@ -117,16 +117,17 @@ fn schema(tabs: &BTreeSet<u16>) -> Schema {
         &["user_id", "tag"],
         &["user_id", "author_id"],
     ];
-    let mut all_counters = counters(&keys, &["is_click", "long_view"]);
-    all_counters.extend(counters(&keys[..3], &["is_like", "is_profile_enter"]));
+    let mut all_counters = Counter::lasting(&keys, &["is_click", "long_view"]);
+    all_counters.extend(Counter::lasting(&keys[..3], &["is_like", "is_profile_enter"]));
     let recent = |counter: Counter| Counter {
         name: format!("recent_{}", counter.name),
         half_life_days: 1.0,
         ..counter
     };
     let moving: [&[&str]; 3] = [&["user_id"], &["item_id"], &["surface", "hour"]];
-    all_counters.extend(counters(&moving, &["is_click", "long_view"]).into_iter().map(recent));
-    let main = |name| task(name, TaskRole::Main, TaskKind::Binary);
+    all_counters
+        .extend(Counter::lasting(&moving, &["is_click", "long_view"]).into_iter().map(recent));
+    let main = |name| Task::of_label(name, TaskRole::Main, TaskKind::Binary);
     Schema {
         surfaces: std::iter::once("unknown".into())
             .chain(tabs.iter().map(|tab| format!("tab{tab}")))
@@ -137,13 +138,14 @@ fn schema(tabs: &BTreeSet<u16>) -> Schema {
             main("is_click"),
             main("long_view"),
             main("is_like"),
-            task("is_profile_enter", TaskRole::Auxiliary, TaskKind::Binary),
-            task("watch_ratio", TaskRole::Auxiliary, TaskKind::Regression),
+            Task::of_label("is_profile_enter", TaskRole::Auxiliary, TaskKind::Binary),
+            Task::of_label("watch_ratio", TaskRole::Auxiliary, TaskKind::Regression),
         ],
-        item_features: mixed_features(&entities::ITEM_CATEGORIES, &entities::ITEM_DENSE),
-        user_features: mixed_features(&entities::user_categories(), &entities::USER_DENSE),
+        item_features: Feature::mixed(&entities::ITEM_CATEGORIES, &entities::ITEM_DENSE),
+        user_features: Feature::mixed(&entities::user_categories(), &entities::USER_DENSE),
         context_features: Vec::new(),
         counters: all_counters,
+        ids: Default::default(),
         ranges: Vec::new(),
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::*;
-use crate::dataset::Dataset;
+use hypercast_data::dataset::Dataset;
 
 fn wheel(dir: &Path, ratings: &str) -> PathBuf {
     let path = dir.join("data.whl");
@@ -52,7 +52,7 @@ fn ratings_become_requests_by_surface_and_session() {
     let (report, data) = import_into(dir.path(), &ratings.concat()).unwrap();
     assert_eq!((report.impressions, report.requests, report.items, report.users), (6, 5, 2, 2));
     assert_eq!(data.schema.surfaces, ["childrens", "drama", "other"]);
-    let rows: Vec<Impression> = data.impressions().unwrap().map(Result::unwrap).collect();
+    let rows: Vec<Impression> = data.impressions().unwrap().map(|row| row.unwrap()).collect();
     let at = |row: &Impression| {
         (row.request, row.time_ms / 1000, row.outcome_ms / 1000, row.surface, row.outcome.actions)
     };

@@ -8,11 +8,11 @@ use hypercast_fm::example::{MAX_VALUES, Outcome, User};
 
 use super::ACTIONS;
 use super::entities::{Video, open};
-use crate::dataset::table::{CellType, Column, Field, TableReader};
-use crate::dataset::{ContextFeatures, Impression};
+use crate::ImportReport;
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::import::ImportReport;
-use crate::import::report::RowError;
+use crate::report::RowError;
+use hypercast_data::dataset::table::{CellType, Column, Field, TableReader};
+use hypercast_data::dataset::{ContextFeatures, Impression};
 
 /// The columns to read of the log's nineteen; `ACTIONS` follow.
 const COLUMNS: [&str; 6] = ["user_id", "video_id", "time_ms", "tab", "play_time_ms", "duration_ms"];
@@ -114,7 +114,7 @@ impl KuairandReader<'_> {
                         let (user, video) = (user.i64s()[row], videos.i64s()[at]);
                         self.add_event(user, video, last_ms - before, actions)
                     });
-                    self.report.row(line, outcome);
+                    self.report.row(line, outcome)?;
                 }
             }
         }

@@ -5,11 +5,20 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::InferredRange;
-use crate::dataset::Impression;
 use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_data::dataset::Impression;
 
-/// The number of bad rows that the report shows; it counts all.
+/// The number of bad rows that are printed. The report counts all.
 const SHOWN: usize = 10;
+
+/// The number of bad rows that the report's file has in full.
+const KEPT: usize = 1000;
+
+/// The most entries of a table of counts; what comes after them is counted under [`OTHERS`].
+const MAX_COUNTS: usize = 1000;
+
+/// The entry for what has none of its own.
+const OTHERS: &str = "(others)";
 
 /// The content of `import-report.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -20,11 +29,23 @@ pub struct ImportReport {
     pub bad_rows: u64,
     /// The number of bad rows by the column at fault, as `FILE: COLUMN`.
     pub bad_rows_by_column: BTreeMap<String, u64>,
-    /// The first ten bad rows.
+    /// The number of bad rows by reason, in which `_` stands for what was in the cell.
+    #[serde(default)]
+    pub bad_rows_by_reason: BTreeMap<String, u64>,
+    /// The first thousand bad rows.
     pub first_bad_rows: Vec<BadRow>,
     /// Impressions that say the same as an earlier one. They were written, too.
     #[serde(default)]
     pub repeated: u64,
+    /// Impressions of items that no file of items has. They were written, too.
+    #[serde(default)]
+    pub of_unknown_items: u64,
+    /// Impressions of users that no file of users has. They were written, too.
+    #[serde(default)]
+    pub of_unknown_users: u64,
+    /// Events that led to nothing, by the reason.
+    #[serde(default)]
+    pub unused_events: BTreeMap<String, u64>,
     /// Impressions written, including history-only ones.
     pub impressions: u64,
     /// History-only impressions written.
@@ -79,6 +100,60 @@ pub(super) struct RowError {
     pub(super) reason: String,
 }
 
+impl RowError {
+    /// An error that is about the whole row.
+    pub(super) fn of_line(reason: String) -> RowError {
+        RowError { column: "(all)".into(), reason }
+    }
+}
+
+/// Why reading stops at a row, or goes on behind it.
+#[derive(Debug)]
+pub(super) enum RowFailure {
+    /// The row is left out.
+    Row(RowError),
+    /// The import ends.
+    Import(Error),
+}
+
+impl From<RowError> for RowFailure {
+    fn from(error: RowError) -> RowFailure {
+        RowFailure::Row(error)
+    }
+}
+
+impl From<Error> for RowFailure {
+    fn from(error: Error) -> RowFailure {
+        RowFailure::Import(error)
+    }
+}
+
+/// A reason without what was in the cell: what is in backticks, and numbers.
+fn class_of(reason: &str) -> String {
+    let mut class = String::with_capacity(reason.len());
+    for (at, part) in reason.split('`').enumerate() {
+        if at % 2 == 1 {
+            class.push('_');
+            continue;
+        }
+        let mut in_number = false;
+        for char in part.chars() {
+            if !char.is_ascii_digit() {
+                class.push(char);
+            } else if !in_number {
+                class.push('_');
+            }
+            in_number = char.is_ascii_digit();
+        }
+    }
+    class
+}
+
+fn count_in(counts: &mut BTreeMap<String, u64>, entry: String) {
+    let is_full = counts.len() >= MAX_COUNTS && !counts.contains_key(&entry);
+    *counts.entry(if is_full { OTHERS.to_owned() } else { entry }).or_default() += 1;
+}
+
 impl ImportReport {
     /// Starts the report of a file.
     pub(super) fn open(&mut self, file: &str) {
@@ -86,21 +161,31 @@ impl ImportReport {
     }
 
     /// Counts a row of the file that was opened last.
-    pub(super) fn row(&mut self, line: u64, outcome: std::result::Result<(), RowError>) {
+    ///
+    /// # Errors
+    /// The row's failure ends the import.
+    pub(super) fn row(
+        &mut self,
+        line: u64,
+        outcome: std::result::Result<(), impl Into<RowFailure>>,
+    ) -> Result<()> {
         let file = self.files.last_mut().expect("a file is open");
         file.rows += 1;
-        if let Err(bad) = outcome {
-            file.bad += 1;
-            self.bad_rows += 1;
-            *self
-                .bad_rows_by_column
-                .entry(format!("{}: {}", file.file, bad.column))
-                .or_default() += 1;
-            if self.first_bad_rows.len() < SHOWN {
-                let (file, RowError { column, reason }) = (file.file.clone(), bad);
-                self.first_bad_rows.push(BadRow { file, line, column, reason });
-            }
+        let bad = match outcome.map_err(Into::into) {
+            Ok(()) => return Ok(()),
+            Err(RowFailure::Row(bad)) => bad,
+            Err(RowFailure::Import(error)) => return Err(error),
+        };
+        file.bad += 1;
+        self.bad_rows += 1;
+        count_in(&mut self.bad_rows_by_column, format!("{}: {}", file.file, bad.column));
+        let class = format!("{}: {}", bad.column, class_of(&bad.reason));
+        count_in(&mut self.bad_rows_by_reason, class);
+        if self.first_bad_rows.len() < KEPT {
+            let (file, RowError { column, reason }) = (file.file.clone(), bad);
+            self.first_bad_rows.push(BadRow { file, line, column, reason });
         }
+        Ok(())
     }
 
     /// Whether the file that was opened last has had no row.
@@ -157,20 +242,30 @@ impl std::fmt::Display for ImportReport {
                 self.repeated
             )?;
         }
+        let unknown = [("items", self.of_unknown_items), ("users", self.of_unknown_users)];
+        for (what, count) in unknown.into_iter().filter(|&(_, count)| count > 0) {
+            writeln!(f, "{count} impressions are of {what} without features; they count, too")?;
+        }
+        for (reason, count) in &self.unused_events {
+            writeln!(f, "{count} events count for nothing: {reason}")?;
+        }
         for inferred in &self.ranges {
             writeln!(f, "{inferred}")?;
         }
         if self.bad_rows > 0 {
             writeln!(f, "{} rows could not be used:", self.bad_rows)?;
-            for bad in &self.first_bad_rows {
-                writeln!(
-                    f,
-                    "  {}:{}: column `{}`: {}",
-                    bad.file, bad.line, bad.column, bad.reason
-                )?;
+            for bad in self.first_bad_rows.iter().take(SHOWN) {
+                let BadRow { file, line, column, reason } = bad;
+                writeln!(f, "  {file}:{line}: column `{column}`: {reason}")?;
             }
-            if self.bad_rows > self.first_bad_rows.len() as u64 {
-                writeln!(f, "  ... and {} more", self.bad_rows - self.first_bad_rows.len() as u64)?;
+            if self.bad_rows > SHOWN as u64 {
+                let more = self.bad_rows - SHOWN as u64;
+                writeln!(f, "  ... and {more} more; the most frequent columns and reasons:")?;
+                let mut reasons: Vec<(&String, &u64)> = self.bad_rows_by_reason.iter().collect();
+                reasons.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+                for (reason, count) in reasons.into_iter().take(SHOWN) {
+                    writeln!(f, "  {count} x {reason}")?;
+                }
             }
         }
         Ok(())

@@ -1,28 +1,45 @@
-//! Importers: from the files of published data sets to the directory that `dataset` reads.
+//! From the files that a team has to the directory that `hypercast_data::dataset` reads.
 //!
-//! An importer reads what the authors published and decides nothing about models. A row that cannot
-//! be used is counted and reported in `import-report.json`; a missing file or column ends the
-//! import.
+//! An importer reads what is there and decides nothing about models. A row that cannot be used is
+//! counted and reported in `import-report.json`; a missing file or column ends the import.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`events`] | bodies of `POST /v1/events` |
+//! | [`infer`] | a first mapping, from what is in the files |
+//! | [`mapping`] | any files, by a mapping of their columns |
+//! | [`kuairand`], [`movielens`] | public data sets |
 
+mod cell;
+pub mod error;
+pub mod events;
+pub mod infer;
+mod input;
 pub mod kuairand;
+pub mod mapping;
 pub mod movielens;
 mod ranges;
 mod report;
-pub mod simulate;
+mod requests;
+mod sort;
+mod sorted_dataset;
 mod text;
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 
-pub use ranges::InferredRange;
-pub use report::{BadRow, FileReport, ImportReport};
-
+use hypercast_data::dataset::{Entities, Impression, content, write_dataset};
+use hypercast_data::error::write_json;
+use hypercast_data::schema::Schema;
 use hypercast_fm::example::Outcome;
 
-use crate::dataset::{Entities, Impression, content, write_dataset};
-use crate::error::{Result, write_json};
-use crate::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole, ValueRange};
+pub use cell::TimeUnit;
+pub use error::{Error, Result};
+pub use input::{FileFormat, InputOptions};
+pub use ranges::InferredRange;
+use ranges::RangeInference;
+pub use report::{BadRow, FileReport, ImportReport};
 
 /// Where an import writes to, its optional file of content vectors, and when it began.
 struct Destination<'a> {
@@ -46,7 +63,9 @@ fn finish(
         report.items_with_content = content.items.len() as u64;
         report.content_width = content.width as u64;
     }
-    report.ranges = ranges::infer(entities, &impressions);
+    let mut inference = RangeInference::new(entities.schema);
+    impressions.iter().for_each(|row| inference.see(row));
+    report.ranges = inference.inferred(entities.items, entities.users);
     let ranges = report.ranges.iter().map(|inferred| inferred.range.clone()).collect();
     let schema = &Schema { ranges, ..entities.schema.clone() };
     write_dataset(into, &Entities { schema, ..*entities }, &mut impressions)?;
@@ -65,40 +84,6 @@ fn count_repeated(rows: &[Impression]) -> u64 {
     };
     let mut seen = HashSet::with_capacity(rows.len());
     rows.iter().filter(|row| !seen.insert(told(row))).count() as u64
-}
-
-fn features(names: &[impl AsRef<str>], kind: FeatureKind) -> Vec<Feature> {
-    names.iter().map(|name| Feature { name: name.as_ref().into(), kind }).collect()
-}
-
-/// Categorical features, then dense ones.
-fn mixed_features(categorical: &[impl AsRef<str>], dense: &[&str]) -> Vec<Feature> {
-    [features(categorical, FeatureKind::Categorical), features(dense, FeatureKind::Dense)].concat()
-}
-
-fn task(name: &str, role: TaskRole, kind: TaskKind) -> Task {
-    Task { name: name.into(), role, kind, label: name.into(), surfaces: Vec::new(), weight: 1.0 }
-}
-
-fn range(name: &str, low: f32, high: f32) -> ValueRange {
-    ValueRange { name: name.into(), low, high, ..ValueRange::default() }
-}
-
-/// A counter for each key and action, named after both without the columns' `_id`:
-/// `user_surface_is_click`.
-fn counters(keys: &[&[&str]], actions: &[&str]) -> Vec<Counter> {
-    let named = |key: &[&str], action: &str| Counter {
-        name: key
-            .iter()
-            .chain([&action])
-            .map(|part| part.trim_end_matches("_id"))
-            .collect::<Vec<_>>()
-            .join("_"),
-        key: key.iter().map(|column| column.to_string()).collect(),
-        action: action.to_string(),
-        half_life_days: 0.0,
-    };
-    keys.iter().flat_map(|key| actions.iter().map(move |action| named(key, action))).collect()
 }
 
 /// Sorts impressions by the time of their requests, and numbers the requests from 1 in that order.

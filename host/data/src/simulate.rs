@@ -13,10 +13,9 @@ use hypercast_fm::metrics::{LogLossSums, binary_entropy};
 use serde::{Deserialize, Serialize};
 
 use self::world::SimulatedWorld;
-use super::{counters, features, mixed_features, range, task};
 use crate::dataset::{Entities, ImpressionWriter, write_entities};
 use crate::error::{CommonErrors as _, Error, Result, write_json};
-use crate::schema::{FeatureKind, Schema, Task, TaskKind, TaskRole};
+use crate::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole, ValueRange};
 
 /// The size and the seed of a simulated data set.
 #[derive(Debug, Clone)]
@@ -152,26 +151,27 @@ pub fn schema(surfaces: usize) -> Schema {
         &["user_id", "creator"],
         &["item_id", "surface"],
     ];
-    let mut finish = task("finish", TaskRole::Auxiliary, TaskKind::Binary);
+    let mut finish = Task::of_label("finish", TaskRole::Auxiliary, TaskKind::Binary);
     finish.surfaces = vec![surface(0)];
     Schema {
         surfaces: (0..surfaces).map(surface).collect(),
         actions: ["click", "like", "finish"].map(String::from).to_vec(),
         values: vec!["watch".into()],
         tasks: vec![
-            task("click", TaskRole::Main, TaskKind::Binary),
-            task("like", TaskRole::Main, TaskKind::Binary),
+            Task::of_label("click", TaskRole::Main, TaskKind::Binary),
+            Task::of_label("like", TaskRole::Main, TaskKind::Binary),
             finish,
-            task("watch", TaskRole::Auxiliary, TaskKind::Regression),
+            Task::of_label("watch", TaskRole::Auxiliary, TaskKind::Regression),
         ],
-        item_features: mixed_features(&["topic", "creator"], &["length"]),
-        user_features: features(&["age_group"], FeatureKind::Categorical),
-        context_features: mixed_features(&["device"], &["battery"]),
-        counters: counters(&keys, &["click", "like"]),
+        item_features: Feature::mixed(&["topic", "creator"], &["length"]),
+        user_features: Feature::list(&["age_group"], FeatureKind::Categorical),
+        context_features: Feature::mixed(&["device"], &["battery"]),
+        counters: Counter::lasting(&keys, &["click", "like"]),
+        ids: Default::default(),
         ranges: vec![
-            range("watch", 0.0, 1.0),
-            range("length", -6.0, 6.0),
-            range("battery", 0.0, 1.0),
+            ValueRange::new("watch", 0.0, 1.0),
+            ValueRange::new("length", -6.0, 6.0),
+            ValueRange::new("battery", 0.0, 1.0),
         ],
     }
 }

@@ -1,0 +1,58 @@
+//! Parts of schemas that code writes: the importers and the simulator.
+
+use super::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole, ValueRange};
+
+impl Feature {
+    /// Features of one type.
+    pub fn list(names: &[impl AsRef<str>], kind: FeatureKind) -> Vec<Feature> {
+        names.iter().map(|name| Feature { name: name.as_ref().into(), kind }).collect()
+    }
+
+    /// Categorical features, then dense ones.
+    pub fn mixed(categorical: &[impl AsRef<str>], dense: &[&str]) -> Vec<Feature> {
+        let categorical = Feature::list(categorical, FeatureKind::Categorical);
+        [categorical, Feature::list(dense, FeatureKind::Dense)].concat()
+    }
+}
+
+impl Task {
+    /// A task of weight 1 on all surfaces, called as its label.
+    pub fn of_label(label: &str, role: TaskRole, kind: TaskKind) -> Task {
+        Task {
+            name: label.into(),
+            role,
+            kind,
+            label: label.into(),
+            surfaces: Vec::new(),
+            weight: 1.0,
+        }
+    }
+}
+
+impl Counter {
+    /// A counter that never forgets for each key and action, named after both without the columns'
+    /// `_id`: `user_surface_is_click`.
+    pub fn lasting(keys: &[&[&str]], actions: &[impl AsRef<str>]) -> Vec<Counter> {
+        let named = |key: &[&str], action: &str| Counter {
+            name: key
+                .iter()
+                .chain([&action])
+                .map(|part| part.trim_end_matches("_id"))
+                .collect::<Vec<_>>()
+                .join("_"),
+            key: key.iter().map(|column| column.to_string()).collect(),
+            action: action.to_string(),
+            half_life_days: 0.0,
+        };
+        let counters =
+            keys.iter().flat_map(|key| actions.iter().map(|action| named(key, action.as_ref())));
+        counters.collect()
+    }
+}
+
+impl ValueRange {
+    /// The range of a value or dense feature; what is beyond it is clipped.
+    pub fn new(name: &str, low: f32, high: f32) -> ValueRange {
+        ValueRange { name: name.into(), low, high, ..ValueRange::default() }
+    }
+}

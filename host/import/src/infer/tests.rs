@@ -1,0 +1,145 @@
+//! What is proposed for the small shop of the mapping's tests.
+
+use std::path::Path;
+
+use hypercast_data::dataset::Dataset;
+use hypercast_data::schema::{IdKind, TaskKind};
+
+use super::*;
+use crate::cell::TimeUnit;
+use crate::mapping::import;
+use crate::mapping::tests::shop::{write_parquet, write_text};
+
+fn options(dir: &Path, ending: &str) -> InferOptions {
+    let of = |name: &str| vec![dir.join(format!("{name}.{ending}")).to_string_lossy().into_owned()];
+    InferOptions {
+        impressions: of("log-*"),
+        items: of("items"),
+        users: of("users"),
+        hints: ColumnHints::default(),
+        into: dir.join("mapping.toml"),
+    }
+}
+
+/// The names of a list's entries.
+fn names<T>(entries: &[T], name: impl Fn(&T) -> &String) -> Vec<&str> {
+    entries.iter().map(|entry| name(entry).as_str()).collect()
+}
+
+#[test]
+fn a_shop_is_understood_and_its_mapping_imports_as_it_is() {
+    for ending in ["csv", "jsonl", "parquet"] {
+        let dir = tempfile::tempdir().unwrap();
+        if ending == "parquet" {
+            write_parquet(dir.path());
+        } else {
+            write_text(dir.path(), ending);
+        }
+        let options = options(dir.path(), ending);
+        infer(&options).unwrap();
+        let text = std::fs::read_to_string(&options.into).unwrap();
+        let mapping = Mapping::load(&options.into).unwrap();
+        let of = &mapping.impressions;
+        assert_eq!((of.user.as_str(), of.item.as_str()), ("customer", "sku"), "{text}");
+        assert_eq!((of.time.as_str(), of.time_unit), ("shown_at", TimeUnit::Iso), "{text}");
+        assert_eq!(of.surface.as_deref(), Some("placement"), "{text}");
+        assert_eq!((of.request.as_deref(), of.outcome_delay_s), (Some("request_id"), Some(3600.0)));
+        assert_eq!(mapping.ids.users, IdKind::String, "{text}");
+        let actions = names(&mapping.actions, |action| &action.name);
+        assert_eq!(actions, ["clicked", "revenue_above_0"], "{ending}: {text}");
+        assert_eq!(names(&mapping.values, |value| &value.name), ["revenue"], "{text}");
+        assert!(names(&mapping.context_features, |of| &of.name).contains(&"position"), "{text}");
+        let items = mapping.items.as_ref().unwrap();
+        assert_eq!((items.id.as_str(), items.name.as_deref()), ("sku", Some("title")), "{text}");
+        assert_eq!(names(&items.features, |of| &of.name).len(), 3, "{text}");
+        let revenue = mapping.tasks.iter().find(|task| task.kind == TaskKind::Regression).unwrap();
+        assert!(revenue.weight < 0.01, "a raw revenue would drown the others: {text}");
+        assert!(text.contains("# it is above 0 only where `clicked` happened"), "{text}");
+        assert!(text.contains("12 % missing"), "{text}");
+        let into = dir.path().join("data");
+        let report = import(&mapping, &into).unwrap();
+        assert_eq!((report.bad_rows, report.impressions, report.requests), (0, 600, 200), "{text}");
+        let data = Dataset::open(&into).unwrap();
+        assert_eq!((data.rows, data.schema.surfaces.len()), (600, 3));
+        assert!(data.schema.counters.len() >= 7, "{text}");
+    }
+}
+
+#[test]
+fn what_is_not_found_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = "a,b,c,d\n1,9,1764000000,1\n1,8,1764000001,0\n2,9,1764000002,0\n2,7,1764000003,1\n";
+    std::fs::write(dir.path().join("log-0.csv"), log).unwrap();
+    let files = InferOptions { items: vec![], users: vec![], ..options(dir.path(), "csv") };
+    let refused = |hints: ColumnHints| {
+        infer(&InferOptions { hints, ..files.clone() }).unwrap_err().to_string()
+    };
+    let name = |name: &str| Some(name.to_owned());
+    let error = refused(ColumnHints::default());
+    assert!(error.contains("looks like the item; name it with --item, of a, b, c, d"), "{error}");
+    let error = refused(ColumnHints { item: name("e"), ..ColumnHints::default() });
+    assert!(error.contains("--item: no column is called `e`"), "{error}");
+    let hints = ColumnHints { item: name("b"), user: name("a"), ..ColumnHints::default() };
+    infer(&InferOptions { hints, ..files.clone() }).unwrap();
+    let mapping = Mapping::load(&files.into).unwrap();
+    assert_eq!(mapping.impressions.time_unit, TimeUnit::S);
+    assert_eq!((mapping.ids.users, mapping.surfaces), (IdKind::Integer, vec!["main".to_owned()]));
+    assert!(refused(ColumnHints::default()).contains("may have been corrected"));
+}
+
+#[test]
+fn attributes_of_requests_and_items_are_no_actions() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = "user,item,ts,is_mobile,is_new,liked,position\n".to_owned();
+    for at in 0..400_u64 {
+        let (request, place) = (at / 4, at % 4);
+        let chance = hypercast_core::hash::mix64(at + 1);
+        let item = chance % 20;
+        let (mobile, new) = (request.is_multiple_of(3), item.is_multiple_of(5));
+        let liked = (chance >> 8).is_multiple_of(150);
+        let (mobile, new, liked) = (u8::from(mobile), u8::from(new), u8::from(liked));
+        let ms = 1_764_000_000_000_u64 + request * 60_000;
+        log += &format!("{request},{item},{ms},{mobile},{new},{liked},{place}\n");
+    }
+    std::fs::write(dir.path().join("log-0.csv"), log).unwrap();
+    let options = InferOptions { items: vec![], users: vec![], ..options(dir.path(), "csv") };
+    infer(&options).unwrap();
+    let mapping = Mapping::load(&options.into).unwrap();
+    assert_eq!(names(&mapping.actions, |action| &action.name), ["liked"]);
+    let context = names(&mapping.context_features, |of| &of.name);
+    assert_eq!(context, ["is_mobile", "is_new", "position"]);
+    assert_eq!(mapping.impressions.time_unit, TimeUnit::Ms);
+}
+
+#[test]
+fn ids_that_are_small_numbers_are_told_apart_by_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+    let log = |header: &str| {
+        let row = |at: u64| {
+            let chance = hypercast_core::hash::mix64(at + 1);
+            let (user, movie) = (1 + chance % 20, 1 + (chance >> 8) % 30);
+            format!(
+                "{user},{movie},{},{}\n",
+                1_764_000_000 + at,
+                u8::from(chance.is_multiple_of(3))
+            )
+        };
+        format!("{header}\n") + &(0..200).map(row).collect::<String>()
+    };
+    let items = (1..=40).map(|at| format!("{at},genre{},{}\n", at % 4, 1000 - at));
+    write("items.csv", "id,genre,popularity\n".to_owned() + &items.collect::<String>());
+    let options = InferOptions { users: vec![], ..options(dir.path(), "csv") };
+    write("log-0.csv", log("viewer_user,movie,ts,liked"));
+    infer(&options).unwrap();
+    let mapping = Mapping::load(&options.into).unwrap();
+    assert_eq!(
+        (mapping.impressions.user.as_str(), mapping.impressions.item.as_str()),
+        ("viewer_user", "movie")
+    );
+    assert_eq!(mapping.items.unwrap().id, "id");
+    std::fs::remove_file(&options.into).unwrap();
+    write("log-0.csv", log("a,b,ts,liked"));
+    let error = infer(&options).unwrap_err().to_string();
+    assert!(error.contains("looks like the item; name it with --item"), "{error}");
+}

@@ -1,0 +1,94 @@
+//! Items and users with their features.
+
+use std::collections::BTreeMap;
+
+use hypercast_data::dataset::ContextFeatures;
+use hypercast_fm::example::{Item, User};
+
+use super::id_collector::IdCollector;
+use super::source::{ColumnList, FeatureSources};
+use super::{EntityMapping, Mapping};
+use crate::error::Result;
+use crate::input::{InputFile, Reading};
+use crate::report::RowFailure;
+
+/// An item or a user.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct EntityRecord {
+    features: ContextFeatures,
+    name: String,
+}
+
+/// All of one kind by id, or by the key of their id.
+pub(super) type EntityRecords = BTreeMap<u64, EntityRecord>;
+
+impl EntityMapping {
+    pub(super) fn find_files(&self, mapping: &Mapping) -> Result<Vec<InputFile>> {
+        InputFile::find(&self.files, &mapping.folder, &self.options)
+    }
+
+    /// Reads the files. Of two rows of one id the last one counts; if they differ, the report says
+    /// so.
+    ///
+    /// # Errors
+    /// A file cannot be read, or no row of it can be used.
+    pub(super) fn read(
+        &self,
+        files: &[InputFile],
+        reading: &mut Reading<'_>,
+        ids: &mut IdCollector,
+    ) -> Result<EntityRecords> {
+        let mut columns = ColumnList::default();
+        let id = columns.source(&self.id);
+        let name = self.name.as_ref().map(|name| columns.source(name));
+        let features = FeatureSources::new(&self.features, &mut columns);
+        let mut records = EntityRecords::new();
+        for file in files {
+            let mut reading = reading.of_columns(&columns.names);
+            file.read(&mut reading, |row| {
+                let key = ids.read(row, &id)?;
+                let text = match &name {
+                    None => String::new(),
+                    Some(name) => {
+                        name.checked(name.cell(row).text())?.unwrap_or_default().into_owned()
+                    }
+                };
+                let record = EntityRecord { features: features.read(row)?, name: text };
+                let before = records.insert(key, record);
+                if before.is_some_and(|before| Some(&before) != records.get(&key)) {
+                    let cell = id.cell(row);
+                    let shown = id.required(cell.text())?;
+                    let reason = format!("`{shown}` has another row that differs; the last counts");
+                    return Err(RowFailure::from(id.bad(reason)));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(records)
+    }
+}
+
+/// Items in the order of their ids, and their names.
+pub(super) fn items(records: &EntityRecords) -> (Vec<Item>, Vec<String>) {
+    let item = |(&id, record): (&u64, &EntityRecord)| {
+        let ContextFeatures { ids, dense } = record.features.clone();
+        Item { id, ids, dense, ..Item::default() }
+    };
+    let is_named = records.values().any(|record| !record.name.is_empty());
+    let names = records.values().filter(|_| is_named).map(|record| record.name.clone());
+    (records.iter().map(item).collect(), names.collect())
+}
+
+/// Users in the order of their ids.
+pub(super) fn users(records: &EntityRecords) -> Vec<User> {
+    let user = |(&id, record): (&u64, &EntityRecord)| {
+        let ContextFeatures { ids, dense } = record.features.clone();
+        User { id, ids, dense }
+    };
+    records.iter().map(user).collect()
+}
+
+/// An item that no file describes.
+pub(super) fn nameless() -> EntityRecord {
+    EntityRecord { features: ContextFeatures::default(), name: String::new() }
+}

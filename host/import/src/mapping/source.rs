@@ -1,0 +1,217 @@
+//! The columns that a mapping reads, and what it makes of their cells.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use hypercast_data::dataset::ContextFeatures;
+use hypercast_data::schema::{FeatureKind, category_id};
+
+use super::{ActionMapping, FeatureDefault, FeatureMapping, ValueMapping};
+use crate::cell::{Cell, CellResult, TimeUnit};
+use crate::input::Row;
+use crate::report::RowError;
+
+type RowResult<T> = std::result::Result<T, RowError>;
+
+/// The columns to read of a file, each once.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ColumnList {
+    pub(super) names: Vec<String>,
+}
+
+impl ColumnList {
+    /// The place of a column, which is added if it is new.
+    pub(super) fn source(&mut self, column: &str) -> Source {
+        let at = self.names.iter().position(|name| name == column).unwrap_or_else(|| {
+            self.names.push(column.to_owned());
+            self.names.len() - 1
+        });
+        Source { at, column: column.to_owned() }
+    }
+}
+
+/// A column to read, by name and index.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    at: usize,
+    column: String,
+}
+
+impl Source {
+    pub(super) fn cell<'r>(&self, row: &'r dyn Row) -> Cell<'r> {
+        row.cell(self.at)
+    }
+
+    /// What was read, or an error that names the column.
+    pub(super) fn checked<T>(&self, read: CellResult<T>) -> RowResult<Option<T>> {
+        read.map_err(|reason| self.bad(reason))
+    }
+
+    /// What was read of a cell that may not be missing.
+    pub(super) fn required<T>(&self, read: CellResult<T>) -> RowResult<T> {
+        self.checked(read)?.ok_or_else(|| self.bad("it is missing".to_owned()))
+    }
+
+    pub(super) fn bad(&self, reason: String) -> RowError {
+        RowError { column: self.column.clone(), reason }
+    }
+}
+
+/// The column of a time.
+#[derive(Debug, Clone)]
+pub(super) struct TimeSource {
+    pub(super) source: Source,
+    pub(super) unit: TimeUnit,
+}
+
+impl TimeSource {
+    pub(super) fn read(&self, row: &dyn Row) -> RowResult<Option<i64>> {
+        self.source.checked(self.source.cell(row).time_ms(self.unit))
+    }
+
+    pub(super) fn required(&self, row: &dyn Row) -> RowResult<i64> {
+        self.source.required(self.source.cell(row).time_ms(self.unit))
+    }
+}
+
+/// The column of an action, and when it says that the action happened.
+#[derive(Debug, Clone)]
+pub(super) struct ActionSource {
+    source: Source,
+    at_least: Option<f64>,
+    one_of: Vec<String>,
+    default: Option<bool>,
+}
+
+impl ActionSource {
+    pub(super) fn new(mapping: &ActionMapping, columns: &mut ColumnList) -> ActionSource {
+        ActionSource {
+            source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),
+            at_least: mapping.at_least,
+            one_of: mapping.one_of.clone(),
+            default: mapping.default,
+        }
+    }
+
+    /// Whether the action happened; none if that is not known.
+    pub(super) fn read(&self, row: &dyn Row) -> RowResult<Option<bool>> {
+        let cell = self.source.cell(row);
+        let happened = match self.at_least {
+            Some(least) => self.source.checked(cell.number())?.map(|number| number >= least),
+            None if self.one_of.is_empty() => self.source.checked(cell.flag())?,
+            None => {
+                let text = self.source.checked(cell.category())?;
+                text.map(|text| self.one_of.iter().any(|one| *one == text))
+            }
+        };
+        Ok(happened.or(self.default))
+    }
+}
+
+/// The column of a number, with what bounds it and what stands for a missing one.
+#[derive(Debug, Clone)]
+pub(super) struct NumberSource {
+    source: Source,
+    default: f32,
+    clip: Option<[f32; 2]>,
+    first_of_list: bool,
+}
+
+impl NumberSource {
+    /// The column of a value, which is NaN where it is not known.
+    pub(super) fn of_value(mapping: &ValueMapping, columns: &mut ColumnList) -> NumberSource {
+        NumberSource {
+            source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),
+            default: mapping.default.map_or(f32::NAN, |default| default as f32),
+            clip: mapping.clip,
+            first_of_list: false,
+        }
+    }
+
+    fn of_feature(mapping: &FeatureMapping, columns: &mut ColumnList) -> NumberSource {
+        let default = match mapping.default {
+            Some(FeatureDefault::Number(number)) => number as f32,
+            _ => 0.0,
+        };
+        NumberSource {
+            source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),
+            default,
+            clip: mapping.clip,
+            first_of_list: mapping.list.is_some(),
+        }
+    }
+
+    pub(super) fn read(&self, row: &dyn Row) -> RowResult<f32> {
+        let cell = self.source.cell(row).unlisted(self.first_of_list);
+        let Some(number) = self.source.checked(cell.number())? else { return Ok(self.default) };
+        let number = number as f32;
+        if number.is_infinite() {
+            return Err(self.source.bad("it is beyond what 32 bits hold".to_owned()));
+        }
+        Ok(self.clip.map_or(number, |[low, high]| number.clamp(low, high)))
+    }
+}
+
+/// The column of a category.
+#[derive(Debug, Clone)]
+struct CategorySource {
+    source: Source,
+    map: BTreeMap<String, u64>,
+    default: u64,
+    first_of_list: bool,
+}
+
+impl CategorySource {
+    fn new(mapping: &FeatureMapping, columns: &mut ColumnList) -> CategorySource {
+        let default = match &mapping.default {
+            None => 0,
+            Some(FeatureDefault::Text(text)) => category_id(text),
+            Some(FeatureDefault::Number(number)) => category_id(&number.to_string()),
+        };
+        CategorySource {
+            source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),
+            map: mapping.map.iter().map(|(from, to)| (from.clone(), category_id(to))).collect(),
+            default,
+            first_of_list: mapping.list.is_some(),
+        }
+    }
+
+    fn read(&self, row: &dyn Row) -> RowResult<u64> {
+        let cell = self.source.cell(row).unlisted(self.first_of_list);
+        let text: Option<Cow<'_, str>> = self.source.checked(cell.category())?;
+        Ok(text.map_or(self.default, |text| {
+            self.map.get(text.as_ref()).copied().unwrap_or_else(|| category_id(&text))
+        }))
+    }
+}
+
+/// The columns of some features.
+#[derive(Debug, Clone)]
+pub(super) struct FeatureSources {
+    categorical: Vec<CategorySource>,
+    dense: Vec<NumberSource>,
+}
+
+impl FeatureSources {
+    pub(super) fn new(features: &[FeatureMapping], columns: &mut ColumnList) -> FeatureSources {
+        let (mut categorical, mut dense) = (Vec::new(), Vec::new());
+        for feature in features {
+            match feature.kind {
+                FeatureKind::Categorical => categorical.push(CategorySource::new(feature, columns)),
+                FeatureKind::Dense => dense.push(NumberSource::of_feature(feature, columns)),
+            }
+        }
+        FeatureSources { categorical, dense }
+    }
+
+    pub(super) fn read(&self, row: &dyn Row) -> RowResult<ContextFeatures> {
+        Ok(ContextFeatures {
+            ids: self
+                .categorical
+                .iter()
+                .map(|source| source.read(row))
+                .collect::<Result<_, _>>()?,
+            dense: self.dense.iter().map(|source| source.read(row)).collect::<Result<_, _>>()?,
+        })
+    }
+}

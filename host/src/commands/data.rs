@@ -1,0 +1,117 @@
+//! `hypercast data`: a team's own files become a data set directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Subcommand;
+use hypercast_config::Config;
+use hypercast_data::schema::Schema;
+use hypercast_import::ImportReport;
+use hypercast_import::events::EventImport;
+use hypercast_import::infer::{ColumnHints, InferOptions, infer};
+use hypercast_import::mapping::{self, Mapping};
+use hypercast_serve::api::EventsRequest;
+use hypercast_serve::convert::Converter;
+use hypercast_stream::events::EventKind;
+
+use super::import::print_report;
+
+/// Make a data set of a team's own files
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: DataCommand,
+}
+
+/// What is done with files.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Propose a mapping for files, each line with its reason
+    Infer {
+        /// The log of what was shown: names of files, with * and **
+        #[arg(long, value_name = "FILES", required = true, num_args = 1..)]
+        impressions: Vec<String>,
+        /// Files with the features of items
+        #[arg(long, value_name = "FILES", num_args = 1..)]
+        items: Vec<String>,
+        /// Files with the features of users
+        #[arg(long, value_name = "FILES", num_args = 1..)]
+        users: Vec<String>,
+        /// The log's column of users, if it is not found
+        #[arg(long, value_name = "COLUMN")]
+        user: Option<String>,
+        /// The log's column of items, if it is not found
+        #[arg(long, value_name = "COLUMN")]
+        item: Option<String>,
+        /// The log's column of times, if it is not found
+        #[arg(long, value_name = "COLUMN")]
+        time: Option<String>,
+        /// The log's column of surfaces, if it is not found
+        #[arg(long, value_name = "COLUMN")]
+        surface: Option<String>,
+        /// The mapping to write
+        #[arg(long, value_name = "FILE")]
+        into: PathBuf,
+    },
+    /// Import files as a mapping says (CSV, TSV, lines of JSON, Parquet), or events
+    Import {
+        /// Which columns are what; `hypercast data infer` proposes it
+        #[arg(long, value_name = "FILE", required_unless_present = "events")]
+        mapping: Option<PathBuf>,
+        /// Files with a body of POST /v1/events a line: names, with * and **
+        #[arg(long, value_name = "FILES", num_args = 1.., conflicts_with = "mapping")]
+        events: Vec<String>,
+        /// The schema of the events
+        #[arg(long, value_name = "FILE", requires = "events", required_unless_present = "mapping")]
+        schema: Option<PathBuf>,
+        /// The configuration whose `[join]` says how long impressions wait for outcomes [default:
+        /// its defaults]
+        #[arg(long, value_name = "FILE", requires = "events")]
+        config: Option<PathBuf>,
+        /// The data set directory to make; sorting needs space in it, too
+        #[arg(long, value_name = "DIR")]
+        into: PathBuf,
+    },
+}
+
+/// Runs a command on files.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        DataCommand::Infer { impressions, items, users, user, item, time, surface, into } => {
+            let hints = ColumnHints { user, item, time, surface };
+            infer(&InferOptions { impressions, items, users, hints, into: into.clone() })?;
+            println!("written to {}; look at each line before you import", into.display());
+        }
+        DataCommand::Import { mapping, events, schema, config, into } => {
+            let report = match (mapping, schema) {
+                (_, Some(schema)) => import_events(&events, &schema, config.as_deref(), &into)?,
+                (Some(mapping), _) => mapping::import(&Mapping::load(&mapping)?, &into)?,
+                (None, None) => unreachable!("one of them is required"),
+            };
+            print_report(&report, &into);
+        }
+    }
+    Ok(())
+}
+
+/// Imports bodies of `POST /v1/events`, which are converted as the daemon does it.
+fn import_events(
+    files: &[String],
+    schema: &Path,
+    config: Option<&Path>,
+    into: &Path,
+) -> anyhow::Result<ImportReport> {
+    let schema = Arc::new(Schema::load(schema)?);
+    let config = config.map(Config::read).transpose()?.unwrap_or_default();
+    let converter = Converter::new(schema.clone());
+    let convert = |line: &[u8]| {
+        let body: EventsRequest = serde_json::from_slice(line)
+            .map_err(|error| format!("it is no body of /v1/events: {error}"))?;
+        // The past may be in any order, and its times are behind any clock.
+        let events = converter.new_events(&body, i64::MAX).map_err(|why| why.to_string())?;
+        Ok(events.into_iter().map(|event| event.kind).collect::<Vec<EventKind>>())
+    };
+    let join = config.joiner()?.options;
+    Ok(EventImport { files, schema, join, convert: &convert }.run(into)?)
+}

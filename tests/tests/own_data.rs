@@ -1,0 +1,107 @@
+//! A team's own files, by the commands: a mapping is proposed, the files are imported, and bodies
+//! of `POST /v1/events` that say the same come to the same.
+
+use std::{fmt::Write as _, path::Path, process::Command};
+
+use hypercast_core::prerequisite::skip;
+use hypercast_data::dataset::{Dataset, Impression};
+use hypercast_tests::binary;
+use serde_json::json;
+
+const PLACEMENTS: [&str; 3] = ["home", "search", "product"];
+
+/// A row of the log: number `at` of 600.
+struct Shown {
+    request: u64,
+    user: u64,
+    item: u64,
+    placement: &'static str,
+    time_ms: i64,
+    clicked: bool,
+    position: u64,
+}
+
+fn shown(at: u64) -> Shown {
+    let request = at / 3;
+    let chance = hypercast_core::hash::mix64(at + 1);
+    Shown {
+        request: 1000 + request,
+        user: 1 + hypercast_core::hash::mix64(request) % 25,
+        // Steps of 7 and 11 meet no item of the request twice.
+        item: 1 + (request * 7 + at % 3 * 11) % 40,
+        placement: PLACEMENTS[request as usize % 3],
+        time_ms: 1_764_000_000_000 + request as i64 * 60_000,
+        clicked: chance.is_multiple_of(4),
+        position: at % 3,
+    }
+}
+
+/// Runs the program in `dir`, and returns what it prints; an error is its own words.
+fn hypercast(dir: &Path, args: &[&str]) -> Result<String, String> {
+    let program = binary().expect("the test checked it");
+    let output = Command::new(program).args(args).current_dir(dir).output().expect("it runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+fn rows(dir: &Path) -> Vec<Impression> {
+    let data = Dataset::open(dir).expect("a data set");
+    let rows = data.impressions().expect("it has impressions").map(|row| row.expect("a row"));
+    let mut rows: Vec<Impression> = rows.collect();
+    rows.sort_by_key(|row| (row.time_ms, row.item));
+    rows
+}
+
+#[test]
+fn files_and_events_become_the_same_data_set() {
+    if binary().is_none() {
+        return skip("own_data", "`cargo verify` builds the binary that it needs");
+    }
+    let dir = tempfile::tempdir().expect("a folder can be made");
+    let dir = dir.path();
+    let mut log = "request_id,user_id,item_id,placement,shown_at,clicked,position\n".to_owned();
+    let mut bodies = String::new();
+    for at in 0..600 {
+        // Not in the order of time.
+        let Shown { request, user, item, placement, time_ms, clicked, position } =
+            shown((at * 7) % 600);
+        let _ = writeln!(log, "{request},{user},{item},{placement},{time_ms},{clicked},{position}");
+        let body = json!({"events": [{
+            "request": request, "user": user, "item": item, "surface": placement,
+            "time_ms": time_ms, "outcome_ms": time_ms + 3_600_000, "actions": {"clicked": clicked},
+            "context": {"position": position},
+        }]});
+        let _ = writeln!(bodies, "{body}");
+    }
+    let write =
+        |name: &str, text: &str| std::fs::write(dir.join(name), text).expect("it is written");
+    write("log.csv", &log);
+    write("events.jsonl", &bodies);
+    let infer = ["data", "infer", "--impressions", "log.csv", "--into", "mapping.toml"];
+    hypercast(dir, &infer).unwrap();
+    let said = hypercast(dir, &["data", "import", "--mapping", "mapping.toml", "--into", "data"]);
+    let said = said.unwrap();
+    assert!(said.contains("600 impressions") && said.contains("in 200 requests"), "{said}");
+    let events =
+        ["data", "import", "--events", "events.jsonl", "--schema", "data/schema.toml", "--into"];
+    let said = hypercast(dir, &[&events[..], &["other"]].concat()).unwrap();
+    assert!(said.contains("600 impressions") && said.contains("in 200 requests"), "{said}");
+    let (own, other) = (rows(&dir.join("data")), rows(&dir.join("other")));
+    assert_eq!(own.len(), 600);
+    for (own, other) in own.iter().zip(&other) {
+        let of = |row: &Impression| {
+            let Impression { time_ms, outcome_ms, user, item, surface, .. } = *row;
+            let outcome = (row.outcome.actions, row.outcome.known);
+            (time_ms, outcome_ms, user, item, surface, outcome, row.context.dense.clone())
+        };
+        assert_eq!(of(own), of(other));
+    }
+    let error = hypercast(dir, &infer).unwrap_err();
+    assert!(error.contains("mapping.toml: it exists"), "{error}");
+    write("wrong.jsonl", "{\"events\": [{\"user\": 1}]}\n");
+    let wrong = ["data", "import", "--events", "wrong.jsonl", "--schema", "data/schema.toml"];
+    let error = hypercast(dir, &[&wrong[..], &["--into", "third"]].concat()).unwrap_err();
+    assert!(error.contains("wrong.jsonl") && error.contains("missing field `item`"), "{error}");
+    let error = hypercast(dir, &["data", "import", "--into", "third"]).unwrap_err();
+    assert!(error.contains("--mapping"), "{error}");
+}
