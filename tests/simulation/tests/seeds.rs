@@ -47,6 +47,10 @@ fn plans_that_showed_faults_show_none() {
     assert!(plans > 0);
 }
 
+/// Where the search begins for planted faults that few seeds show, so that it is short. `plant` of
+/// the binary finds the first seeds of all.
+const RARE: [(&str, u64); 2] = [("no-ticks", 207), ("checksums-forgotten", 590)];
+
 /// Oracles that see nothing would pass everything.
 #[test]
 fn each_planted_fault_is_found() {
@@ -55,6 +59,7 @@ fn each_planted_fault_is_found() {
             let world = Simulation::run(&Plan::of(seed), Some(plant), false);
             !world.ledger.borrow().violations.is_empty()
         };
-        assert!((0..1000).any(is_found), "{name}");
+        let first = RARE.iter().find(|(rare, _)| *rare == name).map_or(0, |&(_, seed)| seed);
+        assert!((first..1000).any(is_found), "{name}");
     }
 }
