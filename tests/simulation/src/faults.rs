@@ -182,6 +182,8 @@ impl Simulation {
         if error.contains("engine.on_gap") && !self.gaps_accepted.replace(true) {
             let now = self.timeline.now.get();
             self.timeline.trace.line(now, "operator", || "sets on_gap to continue".to_owned());
+            // Processes read their configuration when they start.
+            self.processes.iter().for_each(|process| process.stopping.set(true));
             return true;
         }
         self.mend_rot(&process.machine, error)
