@@ -355,8 +355,10 @@ impl Simulation {
             Stepped::Failed(error) => {
                 let now = self.timeline.now.get();
                 self.timeline.trace.line(now, &host.name, || format!("fails: {error}"));
+                // It may not know yet what the operator has decided, and is to be started again.
+                let is_to_stop = process.stopping.get();
                 self.end_life(process);
-                if !self.repair(process, &error) && self.healed.get() {
+                if !self.repair(process, &error) && self.healed.get() && !is_to_stop {
                     self.violate("at rest", format!("{:?} fails: {error}", process.role));
                 }
                 1000 + self.draw(number, 20_000)
