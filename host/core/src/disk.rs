@@ -93,7 +93,7 @@ impl File {
         File::open_as(path, OpenMode::Truncate)
     }
 
-    /// Opens a file.
+    /// Opens a file for what the mode says.
     ///
     /// # Errors
     /// As `std::fs::OpenOptions::open`.
@@ -199,7 +199,7 @@ impl File {
         }
     }
 
-    /// Releases the lock.
+    /// Releases the lock that this file has.
     ///
     /// # Errors
     /// The file system fails.
@@ -351,7 +351,7 @@ pub fn create_dir_all(path: &Path) -> io::Result<()> {
     missing.into_iter().rev().try_for_each(|above| host.create_dir(above))
 }
 
-/// Removes a file.
+/// Removes a file from its folder.
 ///
 /// # Errors
 /// As `std::fs::remove_file`.

@@ -73,7 +73,7 @@ pub struct LoggingOptions {
 pub struct LoggingReport {
     /// Requests logged, corrections among them.
     pub requests: u64,
-    /// Targets logged.
+    /// Targets of these requests.
     pub rows: u64,
     /// Where it stands in the stream.
     pub position: u64,
@@ -271,7 +271,7 @@ impl LoggingTier {
     /// Completes the file under way.
     ///
     /// # Errors
-    /// A full disk.
+    /// A full disk of the feature logs.
     pub fn finish(mut self, out: &mut dyn Write) -> Result<LoggingReport> {
         self.log.cut()?;
         self.say(out)?;

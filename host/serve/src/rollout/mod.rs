@@ -103,12 +103,12 @@ pub struct Rollout {
     pub created_ms: i64,
     /// When the push was accepted.
     pub begun_ms: i64,
-    /// The current step.
+    /// The step that it is in, or at which it ended.
     pub step: RolloutStep,
     /// When the step began.
     pub since_ms: i64,
-    /// How long the step had lasted when this was saved, without the time in which no daemon
-    /// looked; milliseconds.
+    /// Milliseconds that the step had lasted when this was saved, without the time in which no
+    /// daemon looked.
     #[serde(default)]
     pub lasted_ms: u64,
     /// The version that served most users before.
@@ -123,7 +123,7 @@ pub struct Rollout {
     pub settled: bool,
     /// Why it failed, or why it is about to be given up.
     pub cause: Option<String>,
-    /// The log.
+    /// What happened in it, oldest first.
     pub log: Vec<RolloutLogLine>,
 }
 

@@ -124,8 +124,9 @@ impl FollowedNumbers {
     }
 }
 
-/// Follows the stream until `end`.
-fn follow(settings: &EngineSettings, topic: &Topic, end: &AtomicU64) -> FollowedNumbers {
+/// Follows the stream until the number `last` comes. Its position says nothing of that: behind a
+/// lost tail, numbers come at lower positions.
+fn follow(settings: &EngineSettings, topic: &Topic, last: &AtomicU64) -> FollowedNumbers {
     let told = Arc::new(AtomicU64::new(0));
     let counted = told.clone();
     let count = Arc::new(move |_: &Topic| {
@@ -135,7 +136,7 @@ fn follow(settings: &EngineSettings, topic: &Topic, end: &AtomicU64) -> Followed
     let engine = open(settings).unwrap();
     let mut follower = StreamFollower::open(engine, topic.clone(), None, gaps).unwrap();
     let (mut numbers, mut heard) = (Vec::new(), Instant::now());
-    while follower.place().position < end.load(Ordering::Relaxed) {
+    while numbers.last().is_none_or(|&number| number < last.load(Ordering::Relaxed)) {
         match follower.next(1000, Duration::from_millis(200)) {
             Ok(read) if read.is_empty() => {}
             Ok(read) => {
@@ -162,7 +163,7 @@ fn a_cluster_that_fails_in_parts_loses_and_doubles_nothing_untold() {
     let settings = cluster.settings.clone();
     let topic = topic("cluster");
     let (stop, acknowledged) = (AtomicBool::new(false), AtomicU64::new(1));
-    let end = AtomicU64::new(u64::MAX);
+    let last_number = AtomicU64::new(u64::MAX);
     let read = thread::scope(|scope| {
         // Appends numbers in order, each until it is acknowledged.
         let writer = scope.spawn(|| {
@@ -179,9 +180,9 @@ fn a_cluster_that_fails_in_parts_loses_and_doubles_nothing_untold() {
                 }
                 thread::sleep(Duration::from_millis(5));
             }
-            end.store(next - 1, Ordering::Relaxed);
+            last_number.store(next - 1, Ordering::Relaxed);
         });
-        let reader = scope.spawn(|| follow(&settings, &topic, &end));
+        let reader = scope.spawn(|| follow(&settings, &topic, &last_number));
         let mut rng = StdRng::seed_from_u64(17);
         for round in 1..=rounds {
             let way = cluster.fail(&mut rng, &acknowledged);
@@ -193,7 +194,7 @@ fn a_cluster_that_fails_in_parts_loses_and_doubles_nothing_untold() {
         reader.join().unwrap()
     });
     let last = acknowledged.into_inner() - 1;
-    let stored = follow(&settings, &topic, &end);
+    let stored = follow(&settings, &topic, &last_number);
     for (what, read) in [("read meanwhile", read), ("stored", stored)] {
         let (breaks, told) = (read.breaks(last), read.told);
         println!("{what}: {} of {last} records; {told} gaps told", read.numbers.len());
