@@ -135,7 +135,7 @@ impl<'a> Roles<'a> {
             None => surface(log, &taken),
         };
         taken.extend(surface.iter().map(|role| role.column.name.as_str()));
-        let request = request(log, user.column, &taken);
+        let request = request(log, user.column, time.column, &taken);
         taken.extend(request.iter().map(|role| role.column.name.as_str()));
         let outcome_time = outcome_time(log, time.column, &taken);
         taken.extend(outcome_time.iter().map(|role| role.column.name.as_str()));
@@ -291,16 +291,26 @@ fn surface<'a>(log: &'a Sample, taken: &BTreeSet<&str>) -> Option<Role<'a>> {
     Some(Role { column, reason })
 }
 
-/// A column of which each value has one user, and which is named as a request.
-fn request<'a>(log: &'a Sample, user: &SampledColumn, taken: &BTreeSet<&str>) -> Option<Role<'a>> {
+/// A column of which each value has one user, and which is named as a request or has one time, too.
+fn request<'a>(
+    log: &'a Sample,
+    user: &SampledColumn,
+    time: &SampledColumn,
+    taken: &BTreeSet<&str>,
+) -> Option<Role<'a>> {
     let fits = |column: &&SampledColumn| {
         let is_id = column.time_unit().is_none() && !column.is_flag();
         is_id && !taken.contains(column.name.as_str()) && is_constant(user, column)
     };
-    let column = best_named(log.columns.iter().filter(fits), &REQUEST)?;
+    let (column, why) = match best_named(log.columns.iter().filter(fits), &REQUEST) {
+        Some(column) => (column, "named as a request; each has one user"),
+        None => {
+            let mut columns = log.columns.iter().filter(fits);
+            (columns.find(|column| is_constant(time, column))?, "each has one user and one time")
+        }
+    };
     let rows = column.present as f64 / column.different().len().max(1) as f64;
-    let reason = format!("named as a request; each has one user and {rows:.1} rows");
-    Some(Role { column, reason })
+    Some(Role { column, reason: format!("{why}, and {rows:.1} rows") })
 }
 
 /// Another time, which is never before the impression's.

@@ -112,6 +112,24 @@ fn attributes_of_requests_and_items_are_no_actions() {
 }
 
 #[test]
+fn a_request_is_what_has_one_user_and_one_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = |at: u64| {
+        let (view, session) = (at / 3, at / 6);
+        let ms = 1_764_000_000_000_u64 + view * 60_000;
+        let clicked = u8::from(at.is_multiple_of(7));
+        format!("{},{},{ms},s{session},v{view},{clicked}\n", session % 9, at % 20)
+    };
+    let rows = (0..180).map(row).collect::<String>();
+    let log = format!("user,item,ts,visit,view,clicked\n{rows}");
+    std::fs::write(dir.path().join("log-0.csv"), log).unwrap();
+    let options = InferOptions { items: vec![], users: vec![], ..options(dir.path(), "csv") };
+    infer(&options).unwrap();
+    let mapping = Mapping::load(&options.into).unwrap();
+    assert_eq!(mapping.impressions.request.as_deref(), Some("view"));
+}
+
+#[test]
 fn ids_that_are_small_numbers_are_told_apart_by_their_names() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();

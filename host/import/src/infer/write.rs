@@ -140,7 +140,7 @@ impl<'a> MappingText<'a> {
             None => self.key(
                 "request_within_s",
                 "1",
-                "no column is named as a request; rows of a user and surface within a second are one",
+                "no column tells requests apart; rows of a user and surface within a second are one",
             ),
         }
         if roles

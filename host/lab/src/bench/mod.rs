@@ -13,6 +13,7 @@ mod lifecycle;
 mod load;
 mod report;
 mod rivals;
+mod seams;
 mod serving;
 mod stages;
 mod store;
@@ -38,7 +39,7 @@ pub enum BenchPart {
     Expert,
     /// The daemon under load from another process
     Serving,
-    /// The stream engines: a directory, and NATS where it is installed
+    /// The stream engines: a directory, and NATS where it is installed; the seams of the simulator
     Engine,
     /// The embedding store, beside a raw copy of rows and other embedded stores
     Store,
@@ -70,8 +71,9 @@ pub struct BenchOptions {
     #[arg(long, value_name = "DIR", default_value = "target/hypercast/hostile")]
     pub hostile: PathBuf,
     /// Measure one group of figures only. kernels: attention, window, shared, step, history; store:
-    /// reads, open, writer, formats, rivals; serving: logging, stages, load; engine: directory,
-    /// nats; lifecycle: ingest, latency, publish; isolation: rank, faults, plugins, neighbours
+    /// reads, open, writer, formats, rivals; serving: logging, stages, load; engine: seams,
+    /// directory, nats; lifecycle: ingest, latency, publish; isolation: rank, faults, plugins,
+    /// neighbours
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and
@@ -171,9 +173,11 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
         BenchPart::Expert => &[(None, expert::network), (None, expert::ranking)],
         BenchPart::Store => &[(None, store::measure)],
         BenchPart::Serving => &[(Some("logging"), fm::logging), (None, serving::measure)],
-        BenchPart::Engine => {
-            &[(Some("directory"), engine::directory), (Some("nats"), engine::nats)]
-        }
+        BenchPart::Engine => &[
+            (Some("seams"), seams::measure),
+            (Some("directory"), engine::directory),
+            (Some("nats"), engine::nats),
+        ],
         BenchPart::Kernels => &[
             (Some("attention"), kernels::attention),
             (Some("window"), kernels::window),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Units of which less is better.
-const LESS_IS_BETTER: [&str; 5] = ["ms", "us", "s", "bytes", "MiB"];
+const LESS_IS_BETTER: [&str; 6] = ["ns", "us", "ms", "s", "bytes", "MiB"];
 
 /// The result of one part, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
