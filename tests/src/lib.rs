@@ -9,6 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+pub mod commands;
 pub mod guests;
 pub mod secure;
 pub mod services;

@@ -13,7 +13,12 @@ use std::{
     time::Instant,
 };
 
-use hypercast_tests::{Prerequisites, prerequisites, services::free_port};
+use hypercast_tests::{
+    Prerequisites,
+    commands::{checkout, shell_blocks},
+    prerequisites,
+    services::free_port,
+};
 use serde_json::Value;
 
 const GUIDE: &str = include_str!("../../sdk/README.md");
@@ -23,29 +28,6 @@ const LIMIT_S: &str = "3600";
 
 /// How much of the script's output a failure shows, in bytes.
 const SHOWN_BYTES: usize = 6_000;
-
-/// The commands of ```` ```sh ```` blocks.
-fn blocks(guide: &str) -> Vec<String> {
-    let mut blocks = Vec::new();
-    let mut block: Option<String> = None;
-    for line in guide.lines() {
-        match (&mut block, line.trim_end()) {
-            (None, "```sh") => block = Some(String::new()),
-            (Some(_), "```") => blocks.extend(block.take()),
-            (Some(block), line) => {
-                block.push_str(line);
-                block.push('\n');
-            }
-            (None, _) => {}
-        }
-    }
-    assert!(block.is_none(), "every block of the guide is closed");
-    blocks
-}
-
-fn checkout() -> PathBuf {
-    std::fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap()
-}
 
 /// The external dependencies of the checkout's packages, as lines for an expert's `Cargo.toml`.
 fn dependencies(checkout: &Path) -> String {
@@ -128,7 +110,7 @@ fn all_commands_of_the_guide_succeed() {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::iter::once(bin).chain(std::env::split_paths(&path));
-    let script = script(&blocks(GUIDE), &checkout, free_port());
+    let script = script(&shell_blocks(GUIDE), &checkout, free_port());
     let start = Instant::now();
     // The timeout also kills everything that the guide has started.
     let output = Command::new("timeout")
@@ -158,7 +140,7 @@ fn the_test_runs_every_fenced_command_of_the_guide() {
     let fences = GUIDE.lines().filter(|line| line.trim_start().starts_with("```")).count();
     let shown = ["```rust", "```text"];
     let other = GUIDE.lines().filter(|line| shown.contains(&line.trim_end())).count();
-    let blocks = blocks(GUIDE);
+    let blocks = shell_blocks(GUIDE);
     assert_eq!(
         fences,
         2 * (blocks.len() + other),

@@ -1,12 +1,20 @@
 //! A team's own files, by the commands: a mapping is proposed, the files are imported, and bodies
-//! of `POST /v1/events` that say the same come to the same.
+//! of `POST /v1/events` that say the same come to the same. The guide in `examples/own-data` is run
+//! to the ranked answer.
 
-use std::{fmt::Write as _, path::Path, process::Command};
+use std::{fmt::Write as _, os::unix::fs::symlink, path::Path, process::Command};
 
 use hypercast_core::prerequisite::skip;
 use hypercast_data::dataset::{Dataset, Impression};
-use hypercast_tests::binary;
-use serde_json::json;
+use hypercast_tests::{
+    Prerequisites, binary,
+    commands::{checkout, shell_blocks},
+    prerequisites,
+    services::free_port,
+};
+use serde_json::{Value, json};
+
+const GUIDE: &str = include_str!("../../examples/own-data/README.md");
 
 const PLACEMENTS: [&str; 3] = ["home", "search", "product"];
 
@@ -18,7 +26,7 @@ struct Shown {
     placement: &'static str,
     time_ms: i64,
     clicked: bool,
-    position: u64,
+    price: u64,
 }
 
 fn shown(at: u64) -> Shown {
@@ -32,7 +40,7 @@ fn shown(at: u64) -> Shown {
         placement: PLACEMENTS[request as usize % 3],
         time_ms: 1_764_000_000_000 + request as i64 * 60_000,
         clicked: chance.is_multiple_of(4),
-        position: at % 3,
+        price: at % 3,
     }
 }
 
@@ -59,17 +67,17 @@ fn files_and_events_become_the_same_data_set() {
     }
     let dir = tempfile::tempdir().expect("a folder can be made");
     let dir = dir.path();
-    let mut log = "request_id,user_id,item_id,placement,shown_at,clicked,position\n".to_owned();
+    let mut log = "request_id,user_id,item_id,placement,shown_at,clicked,price\n".to_owned();
     let mut bodies = String::new();
     for at in 0..600 {
         // Not in the order of time.
-        let Shown { request, user, item, placement, time_ms, clicked, position } =
+        let Shown { request, user, item, placement, time_ms, clicked, price } =
             shown((at * 7) % 600);
-        let _ = writeln!(log, "{request},{user},{item},{placement},{time_ms},{clicked},{position}");
+        let _ = writeln!(log, "{request},{user},{item},{placement},{time_ms},{clicked},{price}");
         let body = json!({"events": [{
             "request": request, "user": user, "item": item, "surface": placement,
             "time_ms": time_ms, "outcome_ms": time_ms + 3_600_000, "actions": {"clicked": clicked},
-            "context": {"position": position},
+            "context": {"price": price},
         }]});
         let _ = writeln!(bodies, "{body}");
     }
@@ -104,4 +112,65 @@ fn files_and_events_become_the_same_data_set() {
     assert!(error.contains("wrong.jsonl") && error.contains("missing field `item`"), "{error}");
     let error = hypercast(dir, &["data", "import", "--into", "third"]).unwrap_err();
     assert!(error.contains("--mapping"), "{error}");
+}
+
+/// Runs the guide's commands in a new folder, on a shop of `requests` requests, or of as many as
+/// the guide has. Returns what they print.
+fn follow_the_guide(test: &str, requests: Option<u32>) -> Option<String> {
+    let Prerequisites { hypercast, plugins, .. } = prerequisites(test)?;
+    let dir = tempfile::tempdir().expect("a folder can be made");
+    let (checkout, dir) = (checkout(), dir.path());
+    let built = dir.join("target/hypercast");
+    std::fs::create_dir_all(&built).expect("a folder can be made");
+    symlink(plugins, built.join("plugins")).expect("a link can be made");
+    for name in ["examples", "hypercast.toml"] {
+        symlink(checkout.join(name), dir.join(name)).expect("a link can be made");
+    }
+    // The tests' own build takes the place of the guide's.
+    let commands = shell_blocks(GUIDE).concat();
+    let commands = commands.lines().filter(|line| !line.starts_with("cargo "));
+    let commands = commands.collect::<Vec<_>>().join("\n");
+    assert!(commands.lines().count() <= 10, "ten commands at most");
+    let port = free_port();
+    let commands = commands.replace("localhost:8570", &format!("127.0.0.1:{port}"));
+    let commands = commands
+        .replace("hypercast serve", &format!("hypercast serve --listen 127.0.0.1:{port}"));
+    let commands = match requests {
+        Some(requests) => {
+            commands.replace("--into shop", &format!("--into shop --requests {requests}"))
+        }
+        None => commands,
+    };
+    let path = std::env::var("PATH").unwrap_or_default();
+    let programs = hypercast.parent().expect("the binary is in a folder").display();
+    let script = format!("set -eu\ntrap 'kill $(jobs -p)' EXIT\n{commands}\n");
+    let output = Command::new("timeout")
+        .args(["1200", "bash", "-c", &format!("{{ {script} }} 2>&1")])
+        .current_dir(dir)
+        .env("PATH", format!("{programs}:{path}"))
+        .output()
+        .expect("bash runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "a command of the guide failed:\n{said}");
+    Some(said)
+}
+
+/// The daemon's answer to the guide's request.
+fn ranking(said: &str) -> Value {
+    let answer = said.lines().find(|line| line.contains("\"ranking\"")).expect("an answer");
+    let start = answer.find('{').expect("it is JSON");
+    let answers = serde_json::Deserializer::from_str(&answer[start..]).into_iter::<Value>();
+    answers.map(|answer| answer.expect("it is JSON")).next().expect("an answer")
+}
+
+#[test]
+fn the_guide_leads_from_files_to_a_ranked_answer() {
+    let Some(said) = follow_the_guide("own_data", Some(600)) else { return };
+    let answer = ranking(&said);
+    assert_eq!(answer["degraded"], false, "{answer}");
+    let mut ids: Vec<&str> =
+        answer["ranking"].as_array().unwrap().iter().map(|of| of["id"].as_str().unwrap()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["SKU-00001", "SKU-00002", "SKU-00003"]);
+    assert!(said.contains("\"accepted\":1"), "{said}");
 }

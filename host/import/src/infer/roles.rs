@@ -49,6 +49,8 @@ const ACTION: [&str; 16] = [
 const VALUE: [&str; 9] =
     ["revenue", "gmv", "amount", "dwell", "watch_time", "play_time", "spent", "rating", "profit"];
 
+const POSITION: [&str; 3] = ["position", "pos", "rank"];
+
 /// The most different values of a surface.
 const MAX_SURFACES: usize = 50;
 
@@ -86,6 +88,11 @@ fn named(name: &str, words: &[&str]) -> Option<usize> {
     // Short words stand alone: `at` is not in `category`.
     let has = |word: &&str| parts.contains(word) || (word.len() > 3 && name.contains(*word));
     words.iter().position(has)
+}
+
+/// Whether a column is named as the place that an item had among those shown with it.
+pub(super) fn is_position(column: &SampledColumn) -> bool {
+    named(&column.name, &POSITION).is_some()
 }
 
 fn best_named<'a>(

@@ -48,7 +48,7 @@ fn a_shop_is_understood_and_its_mapping_imports_as_it_is() {
         let actions = names(&mapping.actions, |action| &action.name);
         assert_eq!(actions, ["clicked", "revenue_above_0"], "{ending}: {text}");
         assert_eq!(names(&mapping.values, |value| &value.name), ["revenue"], "{text}");
-        assert!(names(&mapping.context_features, |of| &of.name).contains(&"position"), "{text}");
+        assert!(text.contains("# Not used: position, no request knows it"), "{text}");
         let items = mapping.items.as_ref().unwrap();
         assert_eq!((items.id.as_str(), items.name.as_deref()), ("sku", Some("title")), "{text}");
         assert_eq!(names(&items.features, |of| &of.name).len(), 3, "{text}");
@@ -107,7 +107,7 @@ fn attributes_of_requests_and_items_are_no_actions() {
     let mapping = Mapping::load(&options.into).unwrap();
     assert_eq!(names(&mapping.actions, |action| &action.name), ["liked"]);
     let context = names(&mapping.context_features, |of| &of.name);
-    assert_eq!(context, ["is_mobile", "is_new", "position"]);
+    assert_eq!(context, ["is_mobile", "is_new"]);
     assert_eq!(mapping.impressions.time_unit, TimeUnit::Ms);
 }
 

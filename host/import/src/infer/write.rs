@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use hypercast_data::schema::{Counter, IdKind, Schema};
 
 use super::InferOptions;
-use super::roles::{Role, Roles, id_column};
+use super::roles::{Role, Roles, id_column, is_position};
 use super::sample::{Sample, SampledColumn, percent};
 use crate::cell::TimeUnit;
 
@@ -214,6 +214,9 @@ impl<'a> MappingText<'a> {
                 .flatten()
                 .any(|of| of.column(&column.name).is_some());
             match feature_kind(column) {
+                _ if is_position(column) => {
+                    self.unused(column, "no request knows it, as it follows from the ranking")
+                }
                 Ok(kind) if !same_in_items => {
                     let name = self.name(&column.name, "context");
                     self.line(&format!(
