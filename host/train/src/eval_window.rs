@@ -9,7 +9,10 @@ use std::collections::VecDeque;
 
 use hypercast_fm::{
     example::Example,
-    metrics::{LogLossSums, ScoredPrediction, binary_metrics},
+    metrics::{
+        LogLossSums, RegressionMetrics, ScoredPrediction, ScoredValue, binary_metrics,
+        regression_metrics,
+    },
     spec::{FmSpec, TaskLabel},
     trainer::StepOutput,
 };
@@ -196,12 +199,19 @@ impl EvalWindow {
     /// Says that what may be published is no better than the base rate; `None` if it is, or where
     /// too few rows say so.
     pub(super) fn above_base_rate(&self) -> Option<String> {
-        let all: Vec<f64> = self.measured_ne().map(|measured| measured.candidate).collect();
-        let mean = all.iter().sum::<f64>() / all.len() as f64;
-        let is_above = !all.is_empty() && (mean.is_nan() || mean >= 1.0);
-        is_above.then(|| {
-            format!("the mean NE of its tasks is {mean:.4}, no better than that of the base rate")
-        })
+        above_base_rate(self.measured_ne())
+    }
+
+    /// Says that what may be published is no better than the base rate for the tasks that have no
+    /// limit of the operator's, and how to publish it nevertheless. What is better than what serves
+    /// may replace it.
+    fn worse_than_no_model(&self, limits: &NeLimits) -> Option<String> {
+        let unlimited =
+            || self.measured_ne().filter(|measured| !limits.max.contains_key(measured.task));
+        let gain = unlimited().filter_map(|measured| measured.compared);
+        let gain: f64 = gain.map(|both| both.serving - both.candidate).sum();
+        let why = above_base_rate(unlimited()).filter(|_| gain <= 0.0)?;
+        Some(format!("{why} (higher limits of its tasks in `ne_limits.max` would publish it)"))
     }
 
     /// Says which limits what may be published does not keep to; `None` if it keeps to all.
@@ -271,6 +281,37 @@ impl EvalWindow {
         }
         Evaluation { decision: Decision::Publication, slices }
     }
+
+    /// The slices over all surfaces, in a line for people.
+    pub(super) fn line(&self) -> Value {
+        let evaluation = self.evaluation();
+        let slices = evaluation.slices.iter().filter(|slice| slice.surface.is_none());
+        let slice = |slice: &Slice| {
+            let serving = slice.serving.as_ref();
+            let values = self.values_of(&slice.task);
+            json!({
+                "surface": ALL, "task": slice.task, "n": slice.examples,
+                "ne": slice.candidate.ne, "calibration": slice.candidate.calibration,
+                "mse": slice.candidate.mse, "base_mse": values.base_mse,
+                "rank_correlation": values.rank_correlation,
+                "serving_ne": serving.and_then(|own| own.ne),
+                "serving_mse": serving.and_then(|own| own.mse),
+            })
+        };
+        slices.map(slice).collect()
+    }
+
+    /// The metrics of the candidate for a regression; none of them of another task.
+    fn values_of(&self, name: &str) -> RegressionMetrics {
+        let is_own =
+            |(own, kind): &(String, TaskKind)| own == name && *kind == TaskKind::Regression;
+        let Some(task) = self.tasks.iter().position(is_own) else { return Default::default() };
+        let cells = self.rows.iter().map(|row| row.cells[task]);
+        let cells = cells.filter(|cell| !cell.label.is_nan());
+        let rows = cells
+            .map(|TaskCell { candidate, label, .. }| ScoredValue { prediction: candidate, label });
+        regression_metrics(&rows.collect::<Vec<_>>())
+    }
 }
 
 impl TaskCell {
@@ -279,6 +320,16 @@ impl TaskCell {
         let probability = if serving { self.serving } else { self.candidate };
         LogLossSums::of(probability, self.label > 0.5)
     }
+}
+
+/// Says that the mean NE of tasks is no better than that of the base rate.
+fn above_base_rate<'a>(measured: impl Iterator<Item = MeasuredNe<'a>>) -> Option<String> {
+    let all: Vec<f64> = measured.map(|measured| measured.candidate).collect();
+    let mean = all.iter().sum::<f64>() / all.len() as f64;
+    let is_above = !all.is_empty() && (mean.is_nan() || mean >= 1.0);
+    is_above.then(|| {
+        format!("the mean NE of its tasks is {mean:.4}, no better than that of the base rate")
+    })
 }
 
 /// The NE of some rows, if they have enough of either label.
@@ -322,28 +373,17 @@ fn quality(kind: TaskKind, rows: impl Iterator<Item = (u64, f32, f32)>) -> Quali
     quality
 }
 
-/// The expert's own word, and where that publishes, the operator's limits. A plugin that fails
-/// holds what it was asked of.
+/// The expert's own word, and where that publishes, the limits: the operator's, and the base rate
+/// for tasks of which the operator says nothing. A plugin that fails holds what it was asked of.
 pub(super) fn judge(blueprint: &Blueprint, measured: &EvalWindow, limits: &NeLimits) -> Verdict {
     let said = blueprint.plugin.evaluate(&blueprint.info, &measured.evaluation());
     match said.unwrap_or_else(|fault| Verdict::Hold(fault.to_string())) {
-        Verdict::Publish => measured.beyond(limits).map_or(Verdict::Publish, Verdict::Hold),
+        Verdict::Publish => {
+            let beyond = measured.beyond(limits).or_else(|| measured.worse_than_no_model(limits));
+            beyond.map_or(Verdict::Publish, Verdict::Hold)
+        }
         held => held,
     }
-}
-
-/// The slices over all surfaces, in a line.
-pub(super) fn line(evaluation: &Evaluation) -> Value {
-    let slices = evaluation.slices.iter().filter(|slice| slice.surface.is_none());
-    let slice = |slice: &Slice| {
-        let serving = slice.serving.as_ref();
-        json!({
-            "surface": ALL, "task": slice.task, "n": slice.examples,
-            "ne": slice.candidate.ne, "calibration": slice.candidate.calibration, "mse": slice.candidate.mse,
-            "serving_ne": serving.and_then(|own| own.ne), "serving_mse": serving.and_then(|own| own.mse),
-        })
-    };
-    slices.map(slice).collect()
 }
 
 #[cfg(test)]

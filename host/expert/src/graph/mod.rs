@@ -164,6 +164,34 @@ impl ExpertGraph {
     pub fn parameter_count(&self) -> usize {
         self.parameters.iter().map(ParameterSpec::len).sum()
     }
+
+    /// Whether the last functions of a node give it a bound of its own, as a `Sigmoid` or `Relu`
+    /// does, whatever parameters scale and shift it.
+    pub fn is_bounded(&self, node: usize) -> bool {
+        let Node { op, inputs, .. } = &self.nodes[node];
+        match op {
+            Op::Unary(Unary::Neg) | Op::Dropout { .. } | Op::StopGradient | Op::Reshape { .. } => {
+                self.is_bounded(inputs[0])
+            }
+            Op::Unary(Unary::Log) => false,
+            Op::Unary(_) | Op::Clip { .. } | Op::Softmax { .. } => true,
+            Op::Binary(Zip::Max | Zip::Min) => true,
+            Op::Binary(_) => {
+                let mut operands =
+                    inputs.iter().filter(|input| self.reads_data(**input)).peekable();
+                operands.peek().is_some() && operands.all(|input| self.is_bounded(*input))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a node is more than a parameter, a constant, or a row of a table.
+    fn reads_data(&self, node: usize) -> bool {
+        !matches!(
+            self.nodes[node].op,
+            Op::Parameter { .. } | Op::Constant { .. } | Op::Gather | Op::EmbeddingBag
+        )
+    }
 }
 
 /// The 64-bit FNV-1a hash of `bytes`; `seed` changes its start, and 0 is the plain hash.
