@@ -134,7 +134,9 @@ impl ProgressiveCollector {
                 if !is_binary {
                     let (prediction, label) = (said.predictions[at], said.labels[at]);
                     let scored = ScoredValue { prediction, label };
-                    surfaces.map(|surface| self.said.push_value((surface, task), scored));
+                    for surface in surfaces {
+                        self.said.push_value((surface, task), scored);
+                    }
                     continue;
                 }
                 let scored = |probability| ScoredPrediction {

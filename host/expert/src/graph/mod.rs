@@ -206,6 +206,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_bound_of_the_last_functions_is_seen_through_scales_and_shifts() {
+        use crate::tests::build::{Net, description};
+        use crate::wasm::contract::TaskKind;
+        let tasks = ["linear", "sigmoid", "softplus-of-linear", "sum"];
+        let tasks = tasks.map(|name| (name, TaskKind::Regression));
+        let description = description(vec![Column::Feature("length".into())], &tasks);
+        let mut net = Net::new();
+        let input = net.input(0);
+        let weight = net.parameter("weight", &[1, 1], Initialiser::Ones);
+        let scale = net.parameter("scale", &[1], Initialiser::Ones);
+        let linear = net.op("MatMul", &[input, weight], vec![]);
+        let shifted = net.op("Add", &[linear, scale], vec![]);
+        let sigmoid = net.op("Sigmoid", &[shifted], vec![]);
+        let scaled = net.op("Mul", &[sigmoid, scale], vec![]);
+        let softplus = net.op("Softplus", &[linear], vec![]);
+        let sum = net.op("Add", &[linear, sigmoid], vec![]);
+        for ((task, _), node) in tasks.iter().zip([shifted, scaled, softplus, sum]) {
+            net.output(task, node);
+        }
+        let graph = net.valid(&description);
+        let bounded: Vec<bool> =
+            graph.outputs.iter().map(|output| graph.is_bounded(*output)).collect();
+        assert_eq!(bounded, [false, true, true, false]);
+    }
+
+    #[test]
     fn the_text_that_is_hashed_stays() {
         let op = Op::Reduce { kind: Fold::Sum, axis: 1 };
         let shape = TensorShape::led(Lead::Rows, &[4]);
