@@ -34,6 +34,9 @@ const KEEP: usize = 1 << 16;
 /// The fewest rows of either label for which the NE of a task is held against a limit.
 const MIN_ROWS_OF_A_LABEL: u64 = 10;
 
+/// The same for the base rate: of few rows, the best constant is as good as a model.
+const MIN_ROWS_FOR_BASE_RATE: u64 = 100;
+
 /// The newest rows, with predictions of what may be published and of what serves.
 pub(super) struct EvalWindow {
     tasks: Vec<(String, TaskKind)>,
@@ -179,18 +182,24 @@ impl EvalWindow {
 
     /// The NE of the binary tasks, over all surfaces.
     pub(super) fn measured_ne(&self) -> impl Iterator<Item = MeasuredNe<'_>> {
+        self.measured_ne_since(0, MIN_ROWS_OF_A_LABEL)
+    }
+
+    /// The same from a row on, of tasks that have at least `fewest` rows of either label.
+    fn measured_ne_since(&self, first: usize, fewest: u64) -> impl Iterator<Item = MeasuredNe<'_>> {
         let binary = self.tasks.iter().enumerate().filter(|(_, own)| own.1 == TaskKind::Binary);
-        binary.filter_map(|(task, (name, _))| {
+        binary.filter_map(move |(task, (name, _))| {
             let cells = || {
-                let cells = self.rows.iter().map(move |row| row.cells[task]);
+                let cells = self.rows.range(first..).map(move |row| row.cells[task]);
                 cells.filter(|cell| !cell.label.is_nan())
             };
             let compared = || cells().filter(|cell| !cell.serving.is_nan());
-            let ne = |serving: bool| ne_of_enough(compared().map(|cell| cell.said(serving)));
+            let ne =
+                |serving: bool| ne_of_enough(compared().map(|cell| cell.said(serving)), fewest);
             let of_both = |candidate, serving| ComparedNe { candidate, serving };
             Some(MeasuredNe {
                 task: name,
-                candidate: ne_of_enough(cells().map(|cell| cell.said(false)))?,
+                candidate: ne_of_enough(cells().map(|cell| cell.said(false)), fewest)?,
                 compared: ne(false).zip(ne(true)).map(|(own, serving)| of_both(own, serving)),
             })
         })
@@ -203,14 +212,15 @@ impl EvalWindow {
     }
 
     /// Says that what may be published is no better than the base rate for the tasks that have no
-    /// limit of the operator's, and how to publish it nevertheless. What is better than what serves
-    /// may replace it.
+    /// limit of the operator's, and how to publish it nevertheless. The newer half of the rows
+    /// decides, since the first rows of all were predicted before anything was learned. What is
+    /// better than what serves may replace it.
     fn worse_than_no_model(&self, limits: &NeLimits) -> Option<String> {
-        let unlimited =
-            || self.measured_ne().filter(|measured| !limits.max.contains_key(measured.task));
+        let newer = || self.measured_ne_since(self.rows.len() / 2, MIN_ROWS_FOR_BASE_RATE);
+        let unlimited = || newer().filter(|measured| !limits.max.contains_key(measured.task));
         let gain = unlimited().filter_map(|measured| measured.compared);
         let gain: f64 = gain.map(|both| both.serving - both.candidate).sum();
-        let why = above_base_rate(unlimited()).filter(|_| gain <= 0.0)?;
+        let why = above_base_rate(unlimited()).filter(|_| gain.is_nan() || gain <= 0.0)?;
         Some(format!("{why} (higher limits of its tasks in `ne_limits.max` would publish it)"))
     }
 
@@ -332,14 +342,14 @@ fn above_base_rate<'a>(measured: impl Iterator<Item = MeasuredNe<'a>>) -> Option
     })
 }
 
-/// The NE of some rows, if they have enough of either label.
-fn ne_of_enough(rows: impl Iterator<Item = LogLossSums>) -> Option<f64> {
+/// The NE of some rows, if they have at least `fewest` of either label.
+fn ne_of_enough(rows: impl Iterator<Item = LogLossSums>, fewest: u64) -> Option<f64> {
     let sums = rows.fold(LogLossSums::default(), |mut sums, row| {
         sums += row;
         sums
     });
-    let fewest = sums.positives.min(sums.count - sums.positives);
-    sums.normalized_entropy().filter(|_| fewest >= MIN_ROWS_OF_A_LABEL)
+    let rarer = sums.positives.min(sums.count - sums.positives);
+    sums.normalized_entropy().filter(|_| rarer >= fewest)
 }
 
 /// Of rows of user, prediction and label.
@@ -457,7 +467,7 @@ mod tests {
         assert_eq!((watch.examples, watch.candidate.mse, watch.candidate.ne), (2, Some(0.5), None));
         assert_eq!(watch.serving.as_ref().unwrap().mse, Some(10.0));
         assert!((watch.candidate.calibration.unwrap() - 5.0 / 6.0).abs() < 1e-9);
-        let line = line(&evaluation);
+        let line = own.line();
         assert_eq!(line.as_array().unwrap().len(), 2, "{line}");
     }
 
@@ -518,6 +528,30 @@ mod tests {
         clicked(&mut own, 20, f32::NAN, &[0.5]);
         assert!(own.beyond(&limits(Some(9.0), None)).is_some());
         assert!(own.beyond(&limits(None, Some(9.0))).is_some());
+    }
+
+    #[test]
+    fn what_is_worse_than_the_base_rate_is_held_unless_it_is_an_improvement_or_allowed() {
+        let limits = |max: Option<f64>| NeLimits {
+            max: max.into_iter().map(|ne| ("click".to_owned(), ne)).collect(),
+            max_increase: None,
+        };
+        let held = |rows: usize, candidate, serving: &[f32]| {
+            let mut own = measured();
+            clicked(&mut own, rows, candidate, serving);
+            own.worse_than_no_model(&limits(None))
+        };
+        let why = held(400, 0.7, &[]).unwrap();
+        assert!(
+            why.contains("is 1.1258, no better than") && why.contains("`ne_limits.max`"),
+            "{why}"
+        );
+        assert_eq!(held(398, 0.7, &[]), None, "the newer half has 99 rows of one label");
+        assert_eq!(held(400, 0.7, &[0.8]), None, "what serves is worse");
+        assert!(held(400, 0.7, &[0.6]).is_some() && held(400, f32::NAN, &[0.9]).is_some());
+        let mut own = measured();
+        clicked(&mut own, 400, 0.7, &[]);
+        assert_eq!(own.worse_than_no_model(&limits(Some(1.2))), None, "an operator allows it");
     }
 
     #[test]
