@@ -11,9 +11,11 @@ use hypercast_core::hash::IdHashKey;
 use crate::{
     Error, Result,
     example::{Event, Example, Item, Outcome},
+    label_scale::{LabelScale, LabelScales},
     sampling::{ExampleSelection, HistoryWindow, WeightedTarget},
     spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
     standardise::Standardiser,
+    trainer::StepOutput,
 };
 
 /// A jagged batch of B requests with H history tokens and R targets.
@@ -41,6 +43,8 @@ pub struct FmBatch {
     pub features: Vec<f32>,
     /// `[R * tasks]`; 0 where `mask` is 0.
     pub labels: Vec<f32>,
+    /// `[R * tasks]`: what is learned of `labels`, those of regressions on their scales.
+    pub learned_labels: Vec<f32>,
     /// `[R * tasks]`: whether the target is in the task's sample space (δ in eq. 4).
     pub mask: Vec<bool>,
     /// `[R]`: each target's weight in the loss.
@@ -68,12 +72,19 @@ pub struct ColumnStatistics {
     pub item_dense: Standardiser,
     /// Statistics of `Target::features`.
     pub features: Standardiser,
+    /// The scales of the regressions' labels; none in a model of before there were scales.
+    #[serde(default)]
+    pub labels: LabelScales,
 }
 
 impl ColumnStatistics {
     /// Statistics before the first observation.
     pub fn new(spec: &FmSpec) -> Self {
+        let regressions =
+            spec.tasks.iter().filter(|task| matches!(task.label, TaskLabel::Value(_)));
+        let scale = |task: &TaskSpec| (task.name.clone(), LabelScale::new(task.transform));
         Self {
+            labels: regressions.map(scale).collect(),
             item_dense: Standardiser::new(spec.item_dense),
             features: Standardiser::new(spec.features),
         }
@@ -81,7 +92,8 @@ impl ColumnStatistics {
 
     /// Whether all numbers are finite.
     pub fn is_finite(&self) -> bool {
-        self.item_dense.is_finite() && self.features.is_finite()
+        let labels = self.labels.values().all(LabelScale::is_finite);
+        self.item_dense.is_finite() && self.features.is_finite() && labels
     }
 
     /// Updates the statistics with the targets of an example.
@@ -89,6 +101,29 @@ impl ColumnStatistics {
         for target in &example.targets {
             self.item_dense.observe(&target.item.dense);
             self.features.observe(&target.features);
+        }
+    }
+
+    /// Updates the scales with the labels of an example.
+    pub fn observe_labels(&mut self, example: &Example, tasks: &[TaskSpec]) {
+        for task in tasks {
+            let Some(scale) = self.labels.get_mut(&task.name) else { continue };
+            let outcomes = example.targets.iter().map(|target| &target.outcome);
+            let labels = outcomes.filter_map(|outcome| label(task, example.surface, outcome));
+            labels.for_each(|label| scale.observe(label));
+        }
+    }
+
+    /// Corrects the means of predictions, `[rows * tasks]`, that were made before their labels
+    /// were learned. Rows outside a task's `mask` do not count.
+    pub fn correct(&mut self, said: &StepOutput, tasks: &[TaskSpec]) {
+        for (at, task) in tasks.iter().enumerate() {
+            let Some(scale) = self.labels.get_mut(&task.name) else { continue };
+            for cell in (at..said.labels.len()).step_by(tasks.len()) {
+                if said.mask[cell] {
+                    scale.correct(said.predictions[cell], said.labels[cell], 1.0);
+                }
+            }
         }
     }
 }
@@ -246,7 +281,10 @@ impl BatchWriter<'_> {
             self.batch.surfaces.push(example.surface);
             for task in &spec.tasks {
                 let label = label(task, example.surface, &target.outcome);
+                let scale = self.statistics.labels.get(&task.name);
+                let learned = label.map(|label| scale.map_or(label, |own| own.learned(label)));
                 self.batch.labels.push(label.unwrap_or(0.0));
+                self.batch.learned_labels.push(learned.unwrap_or(0.0));
                 self.batch.mask.push(label.is_some());
             }
         }
@@ -338,12 +376,14 @@ mod tests {
 
     use super::*;
     use crate::example::{Target, User};
+    use crate::label_scale::LabelTransform;
 
     fn spec() -> FmSpec {
         let task = |name: &str, main, label| TaskSpec {
             name: name.into(),
             main,
             label,
+            transform: LabelTransform::Log,
             surfaces: vec![true, main],
             weight: 1.0,
         };

@@ -81,6 +81,7 @@ mod tests {
                 name: "t".into(),
                 main: true,
                 label: TaskLabel::Action(0),
+                transform: Default::default(),
                 surfaces: vec![true],
                 weight: 1.0,
             }],

@@ -60,6 +60,7 @@ mod tests {
             name: "click".into(),
             main: true,
             label: TaskLabel::Action(0),
+            transform: Default::default(),
             surfaces: vec![true],
             weight: 1.0,
         };

@@ -26,6 +26,7 @@ use crate::{
     device::{Cpu, Cuda, DeviceKind},
     example::Example,
     history::{CacheCounts, CacheLookup, EncodedHistory, HistoryCache},
+    label_scale::LabelScales,
     live_model::{Generation, LiveUpdater, SparseRows},
     model::{self, EmbeddedBatch, FmModel, ModelOutput, lock_weight_rng},
     sampling::{ExampleSelection, split_by_memory, unweighted},
@@ -39,7 +40,8 @@ use crate::{
 pub struct FmOutput {
     /// `[rows * tae_width]`: the target-aware embeddings.
     pub tae: Vec<f32>,
-    /// `[rows * main tasks]`: probabilities of binary tasks, values of regressions.
+    /// `[rows * main tasks]`: probabilities of binary tasks, values of regressions in the unit of
+    /// their labels.
     pub main: Vec<f32>,
 }
 
@@ -304,7 +306,8 @@ where
             }
             let attention = model::batch_attention(&self.manifest.config, &batch)?;
             let forward = generation.model.model.forward(pass.embed(&batch)?, &batch, &attention);
-            output.append(to_output(forward, self.manifest.spec.main_tasks()));
+            let scales = &generation.manifest.statistics.labels;
+            output.append(to_output(forward, self.manifest.spec.main_tasks(), scales));
         }
         Ok(output)
     }
@@ -419,7 +422,8 @@ where
         let attention = model::batch_attention(&self.fm.manifest.config, &batch)?;
         let forward =
             self.generation.model.score(self.embed(&batch)?, &batch, &attention, &histories);
-        Ok(to_output(forward, self.fm.manifest.spec.main_tasks()))
+        let scales = &self.generation.manifest.statistics.labels;
+        Ok(to_output(forward, self.fm.manifest.spec.main_tasks(), scales))
     }
 
     fn embed(&self, batch: &FmBatch) -> Result<EmbeddedBatch<B>> {
@@ -460,15 +464,28 @@ fn micro_batches(examples: &[&Example], threads: usize) -> Vec<Vec<TargetSlice>>
     batches
 }
 
-/// Converts a model's output to numbers, with the sigmoid applied to binary tasks.
-pub(crate) fn to_output<B: Backend>(forward: ModelOutput<B>, tasks: &[TaskSpec]) -> FmOutput {
+/// Converts a model's output to numbers: probabilities and values, not logits.
+pub(crate) fn to_output<B: Backend>(
+    forward: ModelOutput<B>,
+    tasks: &[TaskSpec],
+    scales: &LabelScales,
+) -> FmOutput {
     let mut main = numbers(forward.main);
     for (index, value) in main.iter_mut().enumerate() {
-        if matches!(tasks[index % tasks.len()].label, TaskLabel::Action(_)) {
-            *value = 1.0 / (1.0 + (-*value).exp());
-        }
+        *value = prediction(&tasks[index % tasks.len()], scales, *value);
     }
     FmOutput { tae: numbers(forward.tae), main }
+}
+
+/// The prediction of a head's output: the probability of a binary task, the value of a regression
+/// in the unit of its label.
+pub(crate) fn prediction(task: &TaskSpec, scales: &LabelScales, output: f32) -> f32 {
+    match task.label {
+        TaskLabel::Action(_) => 1.0 / (1.0 + (-output).exp()),
+        TaskLabel::Value(_) => {
+            scales.get(&task.name).map_or(output, |scale| scale.prediction(output))
+        }
+    }
 }
 
 pub(crate) fn numbers<B: Backend>(tensor: Tensor<B, 2>) -> Vec<f32> {

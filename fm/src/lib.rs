@@ -24,6 +24,7 @@
 //!     device::DeviceKind,
 //!     example::{Example, Item, Outcome, Target, User},
 //!     inference::{self, FmServingOptions},
+//!     label_scale::LabelTransform,
 //!     spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
 //!     trainer,
 //! };
@@ -41,6 +42,7 @@
 //!         name: "click".into(),
 //!         main: true,
 //!         label: TaskLabel::Action(0),
+//!         transform: LabelTransform::Identity,
 //!         surfaces: vec![true],
 //!         weight: 1.0,
 //!     }],
@@ -88,6 +90,7 @@ pub mod history;
 pub mod hstu;
 pub mod inference;
 mod influence;
+pub mod label_scale;
 mod live_model;
 pub mod loss;
 pub mod metrics;

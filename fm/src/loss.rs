@@ -44,7 +44,7 @@ pub fn cell_weights(
 /// Labels and the weights that turn an elementwise loss into eq. 3, for some rows and tasks.
 #[derive(Debug, Clone, Default)]
 pub struct LossTargets {
-    /// `[rows * columns]`; arbitrary where both weights are 0.
+    /// `[rows * columns]`, on the scales of their tasks; arbitrary where both weights are 0.
     pub labels: Vec<f32>,
     /// `[rows * columns]`: ω δ / Σδ for binary tasks, else 0.
     pub binary: Vec<f32>,
@@ -67,7 +67,7 @@ impl LossTargets {
             for task in columns.clone() {
                 let cell = row * tasks.len() + task;
                 let binary = matches!(tasks[task].label, TaskLabel::Action(_));
-                targets.labels.push(batch.labels[cell]);
+                targets.labels.push(batch.learned_labels[cell]);
                 targets.binary.push(if binary { weights[cell] } else { 0.0 });
                 targets.regression.push(if binary { 0.0 } else { weights[cell] });
             }
@@ -99,19 +99,22 @@ pub fn mtml_loss<B: Backend>(outputs: Tensor<B, 2>, targets: &LossTargets) -> Te
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::label_scale::LabelTransform;
     use burn::backend::Autodiff;
     use burn_flex::Flex;
 
     type A = Autodiff<Flex>;
 
     fn task(label: TaskLabel, weight: f32) -> TaskSpec {
-        TaskSpec { name: "t".into(), main: true, label, surfaces: vec![true], weight }
+        let transform = LabelTransform::Identity;
+        TaskSpec { name: "t".into(), main: true, label, transform, surfaces: vec![true], weight }
     }
 
     /// A batch of one request.
     fn batch(labels: Vec<f32>, mask: Vec<bool>, targets: u32) -> FmBatch {
         let weights = vec![1.0; targets as usize];
-        FmBatch { target_offsets: vec![0, targets], weights, labels, mask, ..FmBatch::default() }
+        let (target_offsets, learned_labels) = (vec![0, targets], labels.clone());
+        FmBatch { target_offsets, weights, labels, learned_labels, mask, ..FmBatch::default() }
     }
 
     fn targets(batch: &FmBatch, tasks: &[TaskSpec], valid: &[u32]) -> LossTargets {

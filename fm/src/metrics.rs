@@ -1,5 +1,6 @@
-//! Metrics of predicted probabilities: normalised entropy (NE, eq. 5), calibration, AUC and GAUC.
-//! Every formula is here once; callers keep the sums or the rows.
+//! Metrics of predicted probabilities: normalised entropy (NE, eq. 5), calibration, AUC and GAUC;
+//! and of predicted values: squared error, calibration and rank correlation. Every formula is here
+//! once; callers keep the sums or the rows.
 //!
 //! NE needs only sums ([`LogLossSums`], or [`normalized_entropy`] for weighted or resampled sums).
 //! AUC and GAUC need the rows; [`MetricsWindow`] bounds how many it keeps, and its metrics are
@@ -77,6 +78,56 @@ impl std::ops::AddAssign for LogLossSums {
     }
 }
 
+/// What the squared error and calibration of some predicted values need.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct ValueSums {
+    /// Rows.
+    pub count: u64,
+    /// The sum of the labels.
+    pub label: f64,
+    /// The sum of their squares.
+    pub label_square: f64,
+    /// The sum of the predictions.
+    pub prediction: f64,
+    /// The sum of the squared errors.
+    pub squared_error: f64,
+}
+
+impl ValueSums {
+    /// Adds a row.
+    pub fn push(&mut self, ScoredValue { prediction, label }: ScoredValue) {
+        let [prediction, label] = [prediction, label].map(f64::from);
+        self.count += 1;
+        self.label += label;
+        self.label_square += label * label;
+        self.prediction += prediction;
+        self.squared_error += (prediction - label).powi(2);
+    }
+
+    /// The metrics that sums give: all but the rank correlation.
+    pub fn metrics(&self) -> RegressionMetrics {
+        let count = self.count as f64;
+        let mean = |sum: f64| (self.count > 0).then(|| sum / count);
+        RegressionMetrics {
+            n: self.count as usize,
+            mse: mean(self.squared_error),
+            base_mse: mean((self.label_square - self.label * self.label / count).max(0.0)),
+            calibration: (self.label != 0.0).then(|| self.prediction / self.label),
+            rank_correlation: None,
+        }
+    }
+}
+
+impl std::ops::AddAssign for ValueSums {
+    fn add_assign(&mut self, other: Self) {
+        self.count += other.count;
+        self.label += other.label;
+        self.label_square += other.label_square;
+        self.prediction += other.prediction;
+        self.squared_error += other.squared_error;
+    }
+}
+
 /// A prediction with the label that was observed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScoredPrediction {
@@ -147,47 +198,177 @@ pub fn gauc(rows: &[ScoredPrediction]) -> Option<f64> {
     (weight > 0.0).then(|| total / weight)
 }
 
+/// A predicted value with the one that was observed, both in the label's unit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScoredValue {
+    /// The predicted value.
+    pub prediction: f32,
+    /// What was observed.
+    pub label: f32,
+}
+
+/// The metrics of a regression's rows. A metric is `None` where the rows do not define it.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct RegressionMetrics {
+    /// Rows.
+    pub n: usize,
+    /// The mean squared error, in the square of the label's unit. `None` without rows.
+    pub mse: Option<f64>,
+    /// That of predicting the rows' own mean, which is their variance.
+    pub base_mse: Option<f64>,
+    /// The sum of the predictions over that of the labels. `None` if the latter is 0.
+    pub calibration: Option<f64>,
+    /// Spearman's: the correlation of the ranks of predictions and labels; ties have their mean
+    /// rank. `None` where all of either are alike.
+    pub rank_correlation: Option<f64>,
+}
+
+/// The metrics of a task's rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum TaskMetrics {
+    /// Of a binary task.
+    Binary(BinaryMetrics),
+    /// Of a regression.
+    Regression(RegressionMetrics),
+}
+
+impl TaskMetrics {
+    /// Rows.
+    pub fn n(&self) -> usize {
+        match self {
+            TaskMetrics::Binary(metrics) => metrics.n,
+            TaskMetrics::Regression(metrics) => metrics.n,
+        }
+    }
+
+    /// Those of a binary task, all `None` of a regression.
+    pub fn binary(&self) -> BinaryMetrics {
+        match self {
+            TaskMetrics::Binary(metrics) => *metrics,
+            TaskMetrics::Regression(RegressionMetrics { n, .. }) => {
+                BinaryMetrics { n: *n, ..BinaryMetrics::default() }
+            }
+        }
+    }
+
+    /// Those of a regression, all `None` of a binary task.
+    pub fn regression(&self) -> RegressionMetrics {
+        match self {
+            TaskMetrics::Binary(BinaryMetrics { n, .. }) => {
+                RegressionMetrics { n: *n, ..RegressionMetrics::default() }
+            }
+            TaskMetrics::Regression(metrics) => *metrics,
+        }
+    }
+}
+
+/// Computes the metrics of `rows`.
+pub fn regression_metrics(rows: &[ScoredValue]) -> RegressionMetrics {
+    let count = rows.len() as f64;
+    let sum = |value: &dyn Fn(&ScoredValue) -> f64| rows.iter().map(value).sum::<f64>();
+    let observed = sum(&|row| row.label.into());
+    let mean = observed / count;
+    let error = sum(&|row| (f64::from(row.prediction) - f64::from(row.label)).powi(2));
+    let base = sum(&|row| (f64::from(row.label) - mean).powi(2));
+    RegressionMetrics {
+        n: rows.len(),
+        mse: (count > 0.0).then(|| error / count),
+        base_mse: (count > 0.0).then(|| base / count),
+        calibration: (observed != 0.0).then(|| sum(&|row| row.prediction.into()) / observed),
+        rank_correlation: rank_correlation(rows),
+    }
+}
+
+/// See [`RegressionMetrics::rank_correlation`].
+fn rank_correlation(rows: &[ScoredValue]) -> Option<f64> {
+    let predictions: Vec<f32> = rows.iter().map(|row| row.prediction).collect();
+    let labels: Vec<f32> = rows.iter().map(|row| row.label).collect();
+    // The mean of all ranks is the same, with ties too.
+    let mean = (rows.len() as f64 - 1.0) / 2.0;
+    let [a, b] = [predictions, labels].map(|values| ranks(&values));
+    let product = |a: &[f64], b: &[f64]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum()
+    };
+    let spread = (product(&a, &a) * product(&b, &b)).sqrt();
+    (spread > 0.0).then(|| product(&a, &b) / spread)
+}
+
+/// The rank of each value, from 0; ties have their mean rank.
+fn ranks(values: &[f32]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_unstable_by(|&a, &b| values[a].total_cmp(&values[b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut first = 0;
+    for tied in order.chunk_by(|&a, &b| values[a] == values[b]) {
+        let rank = first as f64 + (tied.len() as f64 - 1.0) / 2.0;
+        tied.iter().for_each(|&at| ranks[at] = rank);
+        first += tied.len();
+    }
+    ranks
+}
+
 /// Keeps the newest rows of each slice (for example a surface and a task) and computes their
 /// metrics.
 #[derive(Debug, Clone)]
 pub struct MetricsWindow<K> {
     slices: BTreeMap<K, VecDeque<ScoredPrediction>>,
+    values: BTreeMap<K, VecDeque<ScoredValue>>,
     max_rows: usize,
 }
 
 impl<K: Ord + Clone> MetricsWindow<K> {
     /// Keeps at most `max_rows` rows (at least one) of each slice.
     pub fn new(max_rows: usize) -> Self {
-        Self { slices: BTreeMap::new(), max_rows: max_rows.max(1) }
+        Self { slices: BTreeMap::new(), values: BTreeMap::new(), max_rows: max_rows.max(1) }
     }
 
-    /// Adds a row. Beyond the limit, the oldest row of its slice is dropped.
+    /// Adds a row of a binary task. Beyond the limit, the oldest row of its slice is dropped.
     pub fn push(&mut self, slice: K, row: ScoredPrediction) {
-        let rows = self.slices.entry(slice).or_default();
-        if rows.len() == self.max_rows {
-            rows.pop_front();
-        }
-        rows.push_back(row);
+        push_newest(self.slices.entry(slice).or_default(), row, self.max_rows);
     }
 
-    /// Every kept row, slice after slice, the oldest first.
+    /// Adds a row of a regression, likewise. No slice has rows of both.
+    pub fn push_value(&mut self, slice: K, row: ScoredValue) {
+        push_newest(self.values.entry(slice).or_default(), row, self.max_rows);
+    }
+
+    /// Every kept row of binary tasks, slice after slice, the oldest first.
     pub fn rows(&self) -> impl Iterator<Item = (&K, &ScoredPrediction)> {
         self.slices.iter().flat_map(|(slice, rows)| rows.iter().map(move |row| (slice, row)))
     }
 
+    /// Every kept row of regressions, slice after slice, the oldest first.
+    pub fn values(&self) -> impl Iterator<Item = (&K, &ScoredValue)> {
+        self.values.iter().flat_map(|(slice, rows)| rows.iter().map(move |row| (slice, row)))
+    }
+
     /// The metrics of one slice, if it has rows.
-    pub fn summary(&self, slice: &K) -> Option<BinaryMetrics> {
-        self.slices.get(slice).map(metrics_of)
+    pub fn summary(&self, slice: &K) -> Option<TaskMetrics> {
+        let binary = self.slices.get(slice).map(metrics_of);
+        binary.or_else(|| self.values.get(slice).map(metrics_of_values))
     }
 
     /// The metrics of every slice, in order.
-    pub fn summaries(&self) -> impl Iterator<Item = (&K, BinaryMetrics)> {
-        self.slices.iter().map(|(slice, rows)| (slice, metrics_of(rows)))
+    pub fn summaries(&self) -> impl Iterator<Item = (&K, TaskMetrics)> {
+        let binary = self.slices.iter().map(|(slice, rows)| (slice, metrics_of(rows)));
+        let values = self.values.iter().map(|(slice, rows)| (slice, metrics_of_values(rows)));
+        binary.chain(values).collect::<BTreeMap<_, _>>().into_iter()
     }
 }
 
-fn metrics_of(rows: &VecDeque<ScoredPrediction>) -> BinaryMetrics {
-    binary_metrics(&rows.iter().copied().collect::<Vec<_>>())
+fn push_newest<T>(rows: &mut VecDeque<T>, row: T, most: usize) {
+    if rows.len() == most {
+        rows.pop_front();
+    }
+    rows.push_back(row);
+}
+
+fn metrics_of(rows: &VecDeque<ScoredPrediction>) -> TaskMetrics {
+    TaskMetrics::Binary(binary_metrics(&rows.iter().copied().collect::<Vec<_>>()))
+}
+
+fn metrics_of_values(rows: &VecDeque<ScoredValue>) -> TaskMetrics {
+    TaskMetrics::Regression(regression_metrics(&rows.iter().copied().collect::<Vec<_>>()))
 }
 
 #[cfg(test)]
@@ -258,8 +439,32 @@ mod tests {
             let label = i == 4;
             window.push("a", ScoredPrediction { user: i, probability: 0.5, label });
         }
+        window.push_value("b", ScoredValue { prediction: 3.0, label: 1.0 });
         let all: Vec<_> = window.summaries().collect();
-        assert_eq!(all[0].1.n, 2);
-        assert_eq!(all[0].1.rate, 0.5);
+        assert_eq!(all[0].1.n(), 2);
+        assert_eq!(all[0].1.binary().rate, 0.5);
+        assert_eq!(all[1].1.regression().mse, Some(4.0));
+    }
+
+    #[test]
+    fn values_are_measured_in_their_unit_beside_their_own_mean() {
+        let of = |rows: &[(f32, f32)]| {
+            let row = |&(prediction, label): &(f32, f32)| ScoredValue { prediction, label };
+            regression_metrics(&rows.iter().map(row).collect::<Vec<_>>())
+        };
+        let metrics = of(&[(1.0, 0.0), (1.0, 0.0), (2.0, 0.0), (4.0, 8.0)]);
+        assert_eq!((metrics.mse, metrics.base_mse), (Some(5.5), Some(12.0)));
+        assert_eq!(metrics.calibration, Some(1.0));
+        let mut sums = ValueSums::default();
+        for (prediction, label) in [(1.0, 0.0), (1.0, 0.0), (2.0, 0.0), (4.0, 8.0)] {
+            sums.push(ScoredValue { prediction, label });
+        }
+        assert_eq!(sums.metrics(), RegressionMetrics { rank_correlation: None, ..metrics });
+        // Ranks 0.5, 0.5, 2, 3 and 1, 1, 1, 3.
+        let expected = 3.0 / (4.5f64 * 3.0).sqrt();
+        assert!((metrics.rank_correlation.unwrap() - expected).abs() < 1e-12, "{metrics:?}");
+        assert_eq!(of(&[(2.0, 1.0), (1.0, 2.0)]).rank_correlation, Some(-1.0));
+        assert_eq!(of(&[(1.0, 5.0), (1.0, 6.0)]).rank_correlation, None);
+        assert_eq!(of(&[]), RegressionMetrics::default());
     }
 }

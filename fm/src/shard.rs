@@ -22,10 +22,11 @@ use crate::{
     Result,
     alignment::{AlignmentModules, AlignmentOutput},
     batch::FmBatch,
-    inference::{FmOutput, numbers, to_output},
+    inference::{FmOutput, numbers, prediction, to_output},
+    label_scale::LabelScales,
     loss::{LossTargets, cell_weights, mtml_loss},
     model::{self, EmbeddedBatch, FmModel, ModelOutput},
-    spec::{FmConfig, FmSpec, TaskLabel},
+    spec::{FmConfig, FmSpec},
     trainer::StepOutput,
 };
 
@@ -62,6 +63,8 @@ pub(crate) struct Shard {
 pub(crate) struct PassContext<'a> {
     pub(crate) config: &'a FmConfig,
     pub(crate) spec: &'a FmSpec,
+    /// Of the regressions, as predictions are made by.
+    pub(crate) scales: &'a LabelScales,
     /// `[tasks]`: the number of valid samples over all shards.
     pub(crate) valid: &'a [u32],
 }
@@ -133,7 +136,7 @@ pub(crate) fn predict<B: HstuBackend>(
     let attention = model::batch_attention(context.config, batch)?;
     let forward = network.model.forward(part.embed(), batch, &attention);
     let aligned = aligned(network, &forward, batch, context.spec);
-    Ok(step_output(forward, &aligned, batch, context.spec))
+    Ok(step_output(forward, &aligned, batch, context))
 }
 
 /// The user embeddings of a part's requests, `[requests, user_state_width]`; zeros without a
@@ -180,7 +183,7 @@ where
     let forward = network.model.forward(leaves.clone(), batch, &attention);
     let aligned = aligned(network, &forward, batch, spec);
     let main = forward.main.clone();
-    let output = step_output(forward, &aligned, batch, spec);
+    let output = step_output(forward, &aligned, batch, context);
     let loss = loss(batch, main, &aligned, &output.predictions, context);
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
     let mut gradients = loss.backward();
@@ -201,10 +204,10 @@ fn step_output<B: Backend>(
     forward: ModelOutput<B>,
     aligned: &[AlignmentOutput<B>],
     batch: &FmBatch,
-    spec: &FmSpec,
+    context: PassContext<'_>,
 ) -> StepOutput {
-    let FmOutput { tae, main } = to_output(forward, spec.main_tasks());
-    let predictions = by_task(batch, &main, aligned, spec);
+    let FmOutput { tae, main } = to_output(forward, context.spec.main_tasks(), context.scales);
+    let predictions = by_task(batch, &main, aligned, context);
     let (labels, mask) = (batch.labels.clone(), batch.mask.clone());
     StepOutput { tae, predictions, labels, mask, ..StepOutput::default() }
 }
@@ -268,7 +271,7 @@ fn by_task<B: Backend>(
     batch: &FmBatch,
     main: &[f32],
     aligned: &[AlignmentOutput<B>],
-    spec: &FmSpec,
+    PassContext { spec, scales, .. }: PassContext<'_>,
 ) -> Vec<f32> {
     let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
     let mut all = vec![f32::NAN; batch.targets() * tasks];
@@ -280,8 +283,7 @@ fn by_task<B: Backend>(
         for (at, value) in data.iter::<f32>().enumerate() {
             let (row, task) = (aligned.rows[at / (tasks - mains)], mains + at % (tasks - mains));
             if spec.tasks[task].surfaces[batch.surfaces[row] as usize] {
-                let binary = matches!(spec.tasks[task].label, TaskLabel::Action(_));
-                all[row * tasks + task] = if binary { 1.0 / (1.0 + (-value).exp()) } else { value };
+                all[row * tasks + task] = prediction(&spec.tasks[task], scales, value);
             }
         }
     }

@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, fmt::Display};
 use hypercast_store::RowFormat;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, example::MAX_VALUES, sampling::HistoryWindow};
+use crate::{
+    Error, Result, example::MAX_VALUES, label_scale::LabelTransform, sampling::HistoryWindow,
+};
 
 /// The FM's size and training settings: the `[fm]` table of `hypercast.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -280,6 +282,9 @@ pub struct TaskSpec {
     pub main: bool,
     /// Where the label comes from, which also decides between classification and regression.
     pub label: TaskLabel,
+    /// What a regression learns of its label.
+    #[serde(default, skip_serializing_if = "LabelTransform::is_identity")]
+    pub transform: LabelTransform,
     /// `[surfaces]`: whether the task is valid on each surface.
     pub surfaces: Vec<bool>,
     /// The task's weight ω in the loss.

@@ -27,7 +27,7 @@ const LIMIT: f32 = 5.0;
 /// A number further from the mean, in standard deviations, counts as one at this distance. If fewer
 /// than 1 in 32² = 1024 rows have such numbers, they cannot widen the deviation without end. A
 /// lower limit costs NE: columns that are rarely not zero lose their scale (DECISIONS.md).
-const OBSERVED_LIMIT: f64 = 32.0;
+pub(crate) const OBSERVED_LIMIT: f64 = 32.0;
 
 /// From this many rows on, each row takes the place of the mean one: the weight of a row falls to
 /// 37 % after so many further ones. A whole pass over a data set of a million rows forgets nothing.
@@ -60,6 +60,11 @@ impl Standardiser {
     /// The number of columns of a row.
     pub fn width(&self) -> usize {
         self.mean.len()
+    }
+
+    /// The number of rows so far, at most [`WINDOW_ROWS`].
+    pub(crate) fn rows(&self) -> f64 {
+        self.count
     }
 
     /// Whether all statistics are finite and each column has a mean and a spread.

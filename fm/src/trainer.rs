@@ -31,6 +31,7 @@ use crate::{
     ema,
     example::Example,
     harm,
+    label_scale::LabelScales,
     model::{FmModel, lock_weight_rng},
     resume::{self, DenseOptimizer, TrainingState},
     sampling::{ExampleSampler, ExampleSelection, split_by_memory},
@@ -47,7 +48,7 @@ use hypercast_core::hash::mix_parts;
 pub struct StepOutput {
     /// `[rows * tae_dim]`.
     pub tae: Vec<f32>,
-    /// `[rows * tasks]`: probabilities or values; NaN where the task is not valid on the row's
+    /// `[rows * tasks]`: probabilities, or values in the unit of the labels; NaN where the task is not valid on the row's
     /// surface.
     pub predictions: Vec<f32>,
     /// `[rows * tasks]`.
@@ -316,15 +317,19 @@ where
     }
 
     /// Predicts and differentiates examples, after their features joined the statistics. The first
-    /// `observed` are no corrections.
+    /// `observed` are no corrections. Predictions are made on the scales of before.
     fn attempt(&mut self, examples: &[&Example], observed: usize) -> Result<Vec<ShardResult>> {
-        examples[..observed].iter().for_each(|example| self.state.statistics.observe(example));
+        let before = self.state.statistics.labels.clone();
+        for example in &examples[..observed] {
+            self.state.statistics.observe(example);
+            self.state.statistics.observe_labels(example, &self.state.spec.tasks);
+        }
         let mut shards = Vec::with_capacity(self.state.shards);
         let requests = examples.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
         for part in split_by_memory(examples, &self.state.config, requests, MAX_SHARD_BYTES) {
             shards.extend(self.shard(part)?);
         }
-        self.passes(shards)
+        self.passes(shards, &before)
     }
 
     /// Whether learning from these passes would harm the model.
@@ -354,7 +359,7 @@ where
     }
 
     /// Predicts and differentiates all shards, on several threads.
-    fn passes(&self, mut shards: Vec<Shard>) -> Result<Vec<ShardResult>> {
+    fn passes(&self, mut shards: Vec<Shard>, scales: &LabelScales) -> Result<Vec<ShardResult>> {
         for (at, shard) in shards.iter_mut().enumerate() {
             let Shard { whole, sample } = shard;
             let learned = sample.as_mut().unwrap_or(whole);
@@ -362,8 +367,8 @@ where
                 mix_parts(&[self.state.config.seed, self.state.steps, at as u64]);
         }
         let valid = valid_samples(&shards, self.state.spec.tasks.len());
-        let context =
-            PassContext { config: &self.state.config, spec: &self.state.spec, valid: &valid };
+        let TrainingState { config, spec, .. } = &self.state;
+        let context = PassContext { config, spec, scales, valid: &valid };
         // A fork has its own autodiff graph, so the backward passes do not wait for each other.
         let prepare = |shard: Shard| {
             let FmNetwork { model, alignments } = &self.network;
@@ -383,8 +388,8 @@ where
         examples: &[&Example],
         evaluate: PredictOnlyFn<A::InnerBackend, T>,
     ) -> Result<Vec<T>> {
-        let context =
-            PassContext { config: &self.state.config, spec: &self.state.spec, valid: &[] };
+        let TrainingState { config, spec, statistics, .. } = &self.state;
+        let context = PassContext { config, spec, scales: &statistics.labels, valid: &[] };
         let network = self.predicting();
         let mut all = Vec::with_capacity(self.state.shards);
         let requests = examples.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
@@ -503,6 +508,7 @@ where
         output.predictions.truncate(cells);
         output.labels.truncate(cells);
         output.mask.truncate(cells);
+        self.state.statistics.correct(&output, &self.state.spec.tasks);
         Ok(output)
     }
 

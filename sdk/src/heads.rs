@@ -76,8 +76,8 @@ impl<'g> TaskHeads<'g> {
         }
     }
 
-    /// Returns the logit of one task (the value, for a regression), `[rows, 1]`, without making it
-    /// an output.
+    /// Returns the logit of one task (the standardised value, for a regression), `[rows, 1]`,
+    /// without making it an output.
     pub fn logit(&self, task: &str, bottom: Tensor<'g>) -> Tensor<'g> {
         let g = bottom.graph();
         let build = || {

@@ -77,6 +77,7 @@ impl AdmittedNetwork {
             trained_rows: 0,
             trained_until_ms: 0,
             normaliser: Normaliser::default(),
+            labels: Default::default(),
         };
         Parameters::init(&self.graph, provenance, 3)
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use hypercast_core::{atomic_file, disk};
 use hypercast_fm::example::{Example, Outcome};
+pub use hypercast_fm::label_scale::LabelTransform;
 use serde::{Deserialize, Serialize};
 
 pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};
@@ -99,6 +100,10 @@ pub struct Task {
     pub kind: TaskKind,
     /// The action (binary) or value (regression) that is its label.
     pub label: String,
+    /// What models learn of a regression's label: `log` for amounts with a long tail. Predictions
+    /// are in the label's unit all the same.
+    #[serde(default, skip_serializing_if = "LabelTransform::is_identity")]
+    pub transform: LabelTransform,
     /// The surfaces on which it is valid; empty means all.
     #[serde(default)]
     pub surfaces: Vec<String>,

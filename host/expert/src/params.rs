@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hypercast_core::atomic_file;
+use hypercast_fm::label_scale::LabelScales;
 use hypercast_fm::update::TensorSlice;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -52,6 +53,10 @@ pub struct Provenance {
     pub trained_until_ms: i64,
     /// The standardisation of numeric features that they were trained with.
     pub normaliser: Normaliser,
+    /// The scales on which regressions were learned; one that has none was learned in its label's
+    /// unit, as before there were scales.
+    #[serde(default, skip_serializing_if = "LabelScales::is_empty")]
+    pub labels: LabelScales,
 }
 
 impl Provenance {
@@ -74,6 +79,18 @@ impl Provenance {
             trained_rows: 0,
             trained_until_ms: 0,
             normaliser,
+            labels: LabelScales::new(),
+        }
+    }
+
+    /// Takes over the scales of the regressions that parameters of `trained` predict, since their
+    /// values mean what they do on those scales alone.
+    fn take_scales(&mut self, trained: &Provenance) {
+        for task in trained.tasks.iter().filter(|task| self.tasks.contains(task)) {
+            match trained.labels.get(task) {
+                Some(scale) => _ = self.labels.insert(task.clone(), scale.clone()),
+                None => _ = self.labels.remove(task),
+            }
         }
     }
 }
@@ -133,8 +150,10 @@ impl Parameters {
         Parameters { specs: graph.parameters.clone(), values, provenance }
     }
 
-    /// Takes the values of all saved parameters with the same name and shape.
+    /// Takes the values of all saved parameters with the same name and shape, and the scales of
+    /// their regressions.
     pub fn warm_start(&mut self, saved: &SavedParameters) -> WarmStart {
+        self.provenance.take_scales(&saved.provenance);
         self.take_values(|spec| {
             let tensor = saved.tensors.get(&spec.name)?;
             (tensor.shape == spec.shape).then_some(tensor.values.as_slice())
@@ -142,12 +161,13 @@ impl Parameters {
     }
 
     /// Takes the values of all parameters of `other` with the same name and shape whose name
-    /// `accepts`.
+    /// `accepts`, and the scales of its regressions.
     pub fn warm_start_from(
         &mut self,
         other: &Parameters,
         accepts: impl Fn(&str) -> bool,
     ) -> WarmStart {
+        self.provenance.take_scales(&other.provenance);
         self.take_values(|spec| {
             let fits = |own: &ParameterSpec| own.name == spec.name && own.shape == spec.shape;
             let index = other.specs.iter().position(fits).filter(|_| accepts(&spec.name))?;

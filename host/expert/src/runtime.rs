@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use hypercast_data::schema::Schema;
 use hypercast_fm::example::Example;
+use hypercast_fm::label_scale::{LabelScale, LabelScales};
 
 use super::batch::{ExpertBatch, ExpertColumns, Tae};
 use super::breaker::{Breaker, BreakerConfig, BreakerState, FailedCall};
@@ -22,7 +23,7 @@ use super::network::{BufferPool, ServingNetwork, network};
 use super::normalise::Normaliser;
 use super::params::{Parameters, Provenance, SavedParameters};
 use super::train::prediction;
-use super::wasm::contract::{self, Description, HostInfo, Prediction, Ranked, Task};
+use super::wasm::contract::{self, Description, HostInfo, Prediction, Ranked, Task, TaskKind};
 use super::wasm::{Call, Engine, ExpertFault, Fault, Limits, Plugin};
 use super::{Device, Error};
 
@@ -55,6 +56,8 @@ pub struct Blueprint {
     pub graph: Arc<ExpertGraph>,
     /// The description's columns, resolved against the schema.
     pub columns: ExpertColumns,
+    /// The scales on which regressions begin to learn.
+    scales: LabelScales,
     fm_version: String,
 }
 
@@ -87,15 +90,17 @@ impl Blueprint {
             Arc::new(ExpertGraph::new(&description, &network, &info, &options.graph_limits)?);
         let columns = ExpertColumns::new(&description, schema, options.tae_dim)?;
         let fm_version = options.fm_version.clone().unwrap_or_default();
-        Ok(Blueprint { plugin, description, info, graph, columns, fm_version })
+        let scales = fresh_scales(&description, schema, &graph);
+        Ok(Blueprint { plugin, description, info, graph, columns, scales, fm_version })
     }
 
     /// Fresh parameters for training on a log with the statistics `normaliser`.
     pub fn init_parameters(&self, normaliser: Normaliser, seed: u64) -> Parameters {
         let fm_version = &self.fm_version;
         let tae_dim = self.columns.tae_dim();
-        let provenance =
+        let mut provenance =
             Provenance::new(&self.description, &self.graph, fm_version, tae_dim, normaliser);
+        provenance.labels = self.scales.clone();
         Parameters::init(&self.graph, provenance, seed)
     }
 
@@ -138,6 +143,19 @@ impl Blueprint {
     }
 }
 
+/// The scales of the regressions. A network that bounds a task's values itself has them in the
+/// label's unit, so that task has no scale.
+fn fresh_scales(description: &Description, schema: &Schema, graph: &ExpertGraph) -> LabelScales {
+    let tasks = description.tasks.iter().zip(&graph.outputs);
+    let scaled = tasks
+        .filter(|(task, output)| task.kind == TaskKind::Regression && !graph.is_bounded(**output));
+    let scale = |(task, _): (&Task, &usize)| {
+        let declared = schema.task(&task.name).map(|index| schema.tasks[index].transform);
+        (task.name.clone(), LabelScale::new(declared.unwrap_or_default()))
+    };
+    scaled.map(scale).collect()
+}
+
 fn check_fm_version(wanted: &str, fm_version: Option<&str>) -> Result<(), String> {
     let requirement = semver::VersionReq::parse(wanted).map_err(|_| {
         let wanted = wanted.escape_debug();
@@ -155,16 +173,21 @@ fn check_fm_version(wanted: &str, fm_version: Option<&str>) -> Result<(), String
 #[derive(Debug, Clone)]
 pub struct ExpertPredictions {
     /// For each task, in the description's order, a value a row: the probability of a binary task,
-    /// the value of a regression.
+    /// the value of a regression in the unit of its label.
     pub tasks: Vec<Prediction>,
 }
 
 impl ExpertPredictions {
-    /// The predictions of a network's outputs `[rows, tasks]`.
-    pub fn new(tasks: &[Task], outputs: &[f32]) -> ExpertPredictions {
+    /// The predictions of a network's outputs `[rows, tasks]`, which regressions have on `scales`.
+    pub fn new(tasks: &[Task], scales: &LabelScales, outputs: &[f32]) -> ExpertPredictions {
         let of_task = |(index, task): (usize, &Task)| {
             let outputs = outputs.iter().skip(index).step_by(tasks.len());
-            let values = outputs.map(|output| prediction(task.kind, *output)).collect();
+            let scale = scales.get(&task.name).filter(|_| task.kind == TaskKind::Regression);
+            let value = |output: &f32| match scale {
+                Some(scale) => scale.prediction(*output),
+                None => prediction(task.kind, *output),
+            };
+            let values = outputs.map(value).collect();
             Prediction { task: task.name.clone(), values }
         };
         ExpertPredictions { tasks: tasks.iter().enumerate().map(of_task).collect() }
@@ -292,7 +315,7 @@ impl ServedExpert {
             self.blueprint.columns.fill(batch, examples, tae, &self.provenance.normaliser);
             if batch.rows == 0 { Vec::new() } else { self.network.outputs(batch) }
         });
-        let predictions = ExpertPredictions::new(&self.blueprint.description.tasks, &outputs);
+        let predictions = self.predictions(&outputs);
         for Prediction { task, values } in &predictions.tasks {
             if let Some(row) = values.iter().position(|value| !value.is_finite()) {
                 let why = format!("task `{task}`, row {row}: prediction {}", values[row]);
@@ -300,6 +323,11 @@ impl ServedExpert {
             }
         }
         Ok(predictions)
+    }
+
+    fn predictions(&self, outputs: &[f32]) -> ExpertPredictions {
+        let tasks = &self.blueprint.description.tasks;
+        ExpertPredictions::new(tasks, &self.provenance.labels, outputs)
     }
 
     /// Calls the plugin's `rank`, without the breaker and the thread limit of

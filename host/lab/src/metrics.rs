@@ -6,8 +6,8 @@ use std::sync::Arc;
 use hypercast_core::quantile::quantile;
 use hypercast_data::schema::Schema;
 use hypercast_fm::metrics::MetricsWindow;
-pub use hypercast_fm::metrics::{LogLossSums, ScoredPrediction, normalized_entropy};
-use hypercast_train::report::{ALL, number};
+pub use hypercast_fm::metrics::{LogLossSums, ScoredPrediction, ScoredValue, normalized_entropy};
+use hypercast_train::report::{ALL, NamedMetrics, ShownMetrics, number, regressions_and_warnings};
 use serde::Serialize;
 
 /// The predictions of one arm for one surface and task. Slices sort in this order.
@@ -41,16 +41,20 @@ impl<A: Ord + Clone> SlicedPredictions<A> {
         }
     }
 
+    /// Adds the prediction of a regression, likewise.
+    pub fn push_value(&mut self, surface: u16, task: usize, arm: &A, scored: ScoredValue) {
+        for surface in [usize::from(surface), self.schema.surfaces.len()] {
+            self.kept.push_value(MetricSlice { surface, task, arm: arm.clone() }, scored);
+        }
+    }
+
     /// The metrics of every slice; those over all surfaces come last.
     pub fn rows(&self, name: impl Fn(&A) -> String) -> Vec<MetricRow> {
         let rows = self.kept.summaries().map(|(slice, summary)| MetricRow {
             surface: self.schema.surfaces.get(slice.surface).map_or(ALL, String::as_str).to_owned(),
             task: self.schema.tasks[slice.task].name.clone(),
             arm: name(&slice.arm),
-            ne: summary.ne,
-            auc: summary.auc,
-            gauc: summary.gauc,
-            n: summary.n,
+            metrics: summary.into(),
         });
         rows.collect()
     }
@@ -65,32 +69,33 @@ pub struct MetricRow {
     pub task: String,
     /// What predicted.
     pub arm: String,
-    /// Normalised entropy.
-    pub ne: Option<f64>,
-    /// Area under the ROC curve.
-    pub auc: Option<f64>,
-    /// AUC within users.
-    pub gauc: Option<f64>,
-    /// Predictions.
-    pub n: usize,
+    /// What they are.
+    #[serde(flatten)]
+    pub metrics: ShownMetrics,
 }
 
 /// The rows for people, an arm per line.
 pub fn table<'a>(rows: impl IntoIterator<Item = &'a MetricRow>) -> String {
-    let mut text = format!(
-        "{:<14} {:<17} {:<16} {:>8} {:>8} {:>8} {:>8}\n",
-        "surface", "task", "arm", "rows", "NE", "AUC", "GAUC"
-    );
+    let rows: Vec<&MetricRow> = rows.into_iter().collect();
+    let names =
+        |surface: &str, task: &str, arm: &str| format!("{surface:<14} {task:<17} {arm:<16}");
+    let head = names("surface", "task", "arm");
+    let mut text = format!("{head} {:>8} {:>8} {:>8} {:>8}\n", "rows", "NE", "AUC", "GAUC");
     let mut last = None;
-    for row in rows {
+    for row in rows.iter().filter(|row| row.metrics.mse.is_none()) {
         let key = (row.surface.as_str(), row.task.as_str());
         // A surface and task is named once.
         let (surface, task) = if last.replace(key) == Some(key) { ("", "") } else { key };
-        let [ne, auc, gauc] = [row.ne, row.auc, row.gauc].map(number);
-        let (arm, n) = (&row.arm, row.n);
-        text += &format!("{surface:<14} {task:<17} {arm:<16} {n:>8} {ne:>8} {auc:>8} {gauc:>8}\n");
+        let ShownMetrics { n, ne, auc, gauc, .. } = row.metrics;
+        let [ne, auc, gauc] = [ne, auc, gauc].map(number);
+        text += &names(surface, task, &row.arm);
+        text += &format!(" {n:>8} {ne:>8} {auc:>8} {gauc:>8}\n");
     }
-    text
+    let named = |row: &&MetricRow| NamedMetrics {
+        name: names(&row.surface, &row.task, &row.arm),
+        metrics: row.metrics,
+    };
+    text + &regressions_and_warnings(&head, &rows.iter().map(named).collect::<Vec<_>>())
 }
 
 /// Median and 99th percentile of latencies.

@@ -9,7 +9,10 @@ use std::collections::VecDeque;
 
 use hypercast_fm::{
     example::Example,
-    metrics::{LogLossSums, ScoredPrediction, binary_metrics},
+    metrics::{
+        LogLossSums, RegressionMetrics, ScoredPrediction, ScoredValue, binary_metrics,
+        regression_metrics,
+    },
     spec::{FmSpec, TaskLabel},
     trainer::StepOutput,
 };
@@ -30,6 +33,9 @@ const KEEP: usize = 1 << 16;
 
 /// The fewest rows of either label for which the NE of a task is held against a limit.
 const MIN_ROWS_OF_A_LABEL: u64 = 10;
+
+/// The same for the base rate: of few rows, the best constant is as good as a model.
+const MIN_ROWS_FOR_BASE_RATE: u64 = 100;
 
 /// The newest rows, with predictions of what may be published and of what serves.
 pub(super) struct EvalWindow {
@@ -176,18 +182,24 @@ impl EvalWindow {
 
     /// The NE of the binary tasks, over all surfaces.
     pub(super) fn measured_ne(&self) -> impl Iterator<Item = MeasuredNe<'_>> {
+        self.measured_ne_since(0, MIN_ROWS_OF_A_LABEL)
+    }
+
+    /// The same from a row on, of tasks that have at least `fewest` rows of either label.
+    fn measured_ne_since(&self, first: usize, fewest: u64) -> impl Iterator<Item = MeasuredNe<'_>> {
         let binary = self.tasks.iter().enumerate().filter(|(_, own)| own.1 == TaskKind::Binary);
-        binary.filter_map(|(task, (name, _))| {
+        binary.filter_map(move |(task, (name, _))| {
             let cells = || {
-                let cells = self.rows.iter().map(move |row| row.cells[task]);
+                let cells = self.rows.range(first..).map(move |row| row.cells[task]);
                 cells.filter(|cell| !cell.label.is_nan())
             };
             let compared = || cells().filter(|cell| !cell.serving.is_nan());
-            let ne = |serving: bool| ne_of_enough(compared().map(|cell| cell.said(serving)));
+            let ne =
+                |serving: bool| ne_of_enough(compared().map(|cell| cell.said(serving)), fewest);
             let of_both = |candidate, serving| ComparedNe { candidate, serving };
             Some(MeasuredNe {
                 task: name,
-                candidate: ne_of_enough(cells().map(|cell| cell.said(false)))?,
+                candidate: ne_of_enough(cells().map(|cell| cell.said(false)), fewest)?,
                 compared: ne(false).zip(ne(true)).map(|(own, serving)| of_both(own, serving)),
             })
         })
@@ -196,12 +208,20 @@ impl EvalWindow {
     /// Says that what may be published is no better than the base rate; `None` if it is, or where
     /// too few rows say so.
     pub(super) fn above_base_rate(&self) -> Option<String> {
-        let all: Vec<f64> = self.measured_ne().map(|measured| measured.candidate).collect();
-        let mean = all.iter().sum::<f64>() / all.len() as f64;
-        let is_above = !all.is_empty() && (mean.is_nan() || mean >= 1.0);
-        is_above.then(|| {
-            format!("the mean NE of its tasks is {mean:.4}, no better than that of the base rate")
-        })
+        above_base_rate(self.measured_ne())
+    }
+
+    /// Says that what may be published is no better than the base rate for the tasks that have no
+    /// limit of the operator's, and how to publish it nevertheless. The newer half of the rows
+    /// decides, since the first rows of all were predicted before anything was learned. What is
+    /// better than what serves may replace it.
+    fn worse_than_no_model(&self, limits: &NeLimits) -> Option<String> {
+        let newer = || self.measured_ne_since(self.rows.len() / 2, MIN_ROWS_FOR_BASE_RATE);
+        let unlimited = || newer().filter(|measured| !limits.max.contains_key(measured.task));
+        let gain = unlimited().filter_map(|measured| measured.compared);
+        let gain: f64 = gain.map(|both| both.serving - both.candidate).sum();
+        let why = above_base_rate(unlimited()).filter(|_| gain.is_nan() || gain <= 0.0)?;
+        Some(format!("{why} (higher limits of its tasks in `ne_limits.max` would publish it)"))
     }
 
     /// Says which limits what may be published does not keep to; `None` if it keeps to all.
@@ -271,6 +291,37 @@ impl EvalWindow {
         }
         Evaluation { decision: Decision::Publication, slices }
     }
+
+    /// The slices over all surfaces, in a line for people.
+    pub(super) fn line(&self) -> Value {
+        let evaluation = self.evaluation();
+        let slices = evaluation.slices.iter().filter(|slice| slice.surface.is_none());
+        let slice = |slice: &Slice| {
+            let serving = slice.serving.as_ref();
+            let values = self.values_of(&slice.task);
+            json!({
+                "surface": ALL, "task": slice.task, "n": slice.examples,
+                "ne": slice.candidate.ne, "calibration": slice.candidate.calibration,
+                "mse": slice.candidate.mse, "base_mse": values.base_mse,
+                "rank_correlation": values.rank_correlation,
+                "serving_ne": serving.and_then(|own| own.ne),
+                "serving_mse": serving.and_then(|own| own.mse),
+            })
+        };
+        slices.map(slice).collect()
+    }
+
+    /// The metrics of the candidate for a regression; none of them of another task.
+    fn values_of(&self, name: &str) -> RegressionMetrics {
+        let is_own =
+            |(own, kind): &(String, TaskKind)| own == name && *kind == TaskKind::Regression;
+        let Some(task) = self.tasks.iter().position(is_own) else { return Default::default() };
+        let cells = self.rows.iter().map(|row| row.cells[task]);
+        let cells = cells.filter(|cell| !cell.label.is_nan());
+        let rows = cells
+            .map(|TaskCell { candidate, label, .. }| ScoredValue { prediction: candidate, label });
+        regression_metrics(&rows.collect::<Vec<_>>())
+    }
 }
 
 impl TaskCell {
@@ -281,14 +332,24 @@ impl TaskCell {
     }
 }
 
-/// The NE of some rows, if they have enough of either label.
-fn ne_of_enough(rows: impl Iterator<Item = LogLossSums>) -> Option<f64> {
+/// Says that the mean NE of tasks is no better than that of the base rate.
+fn above_base_rate<'a>(measured: impl Iterator<Item = MeasuredNe<'a>>) -> Option<String> {
+    let all: Vec<f64> = measured.map(|measured| measured.candidate).collect();
+    let mean = all.iter().sum::<f64>() / all.len() as f64;
+    let is_above = !all.is_empty() && (mean.is_nan() || mean >= 1.0);
+    is_above.then(|| {
+        format!("the mean NE of its tasks is {mean:.4}, no better than that of the base rate")
+    })
+}
+
+/// The NE of some rows, if they have at least `fewest` of either label.
+fn ne_of_enough(rows: impl Iterator<Item = LogLossSums>, fewest: u64) -> Option<f64> {
     let sums = rows.fold(LogLossSums::default(), |mut sums, row| {
         sums += row;
         sums
     });
-    let fewest = sums.positives.min(sums.count - sums.positives);
-    sums.normalized_entropy().filter(|_| fewest >= MIN_ROWS_OF_A_LABEL)
+    let rarer = sums.positives.min(sums.count - sums.positives);
+    sums.normalized_entropy().filter(|_| rarer >= fewest)
 }
 
 /// Of rows of user, prediction and label.
@@ -322,28 +383,17 @@ fn quality(kind: TaskKind, rows: impl Iterator<Item = (u64, f32, f32)>) -> Quali
     quality
 }
 
-/// The expert's own word, and where that publishes, the operator's limits. A plugin that fails
-/// holds what it was asked of.
+/// The expert's own word, and where that publishes, the limits: the operator's, and the base rate
+/// for tasks of which the operator says nothing. A plugin that fails holds what it was asked of.
 pub(super) fn judge(blueprint: &Blueprint, measured: &EvalWindow, limits: &NeLimits) -> Verdict {
     let said = blueprint.plugin.evaluate(&blueprint.info, &measured.evaluation());
     match said.unwrap_or_else(|fault| Verdict::Hold(fault.to_string())) {
-        Verdict::Publish => measured.beyond(limits).map_or(Verdict::Publish, Verdict::Hold),
+        Verdict::Publish => {
+            let beyond = measured.beyond(limits).or_else(|| measured.worse_than_no_model(limits));
+            beyond.map_or(Verdict::Publish, Verdict::Hold)
+        }
         held => held,
     }
-}
-
-/// The slices over all surfaces, in a line.
-pub(super) fn line(evaluation: &Evaluation) -> Value {
-    let slices = evaluation.slices.iter().filter(|slice| slice.surface.is_none());
-    let slice = |slice: &Slice| {
-        let serving = slice.serving.as_ref();
-        json!({
-            "surface": ALL, "task": slice.task, "n": slice.examples,
-            "ne": slice.candidate.ne, "calibration": slice.candidate.calibration, "mse": slice.candidate.mse,
-            "serving_ne": serving.and_then(|own| own.ne), "serving_mse": serving.and_then(|own| own.mse),
-        })
-    };
-    slices.map(slice).collect()
 }
 
 #[cfg(test)]
@@ -417,7 +467,7 @@ mod tests {
         assert_eq!((watch.examples, watch.candidate.mse, watch.candidate.ne), (2, Some(0.5), None));
         assert_eq!(watch.serving.as_ref().unwrap().mse, Some(10.0));
         assert!((watch.candidate.calibration.unwrap() - 5.0 / 6.0).abs() < 1e-9);
-        let line = line(&evaluation);
+        let line = own.line();
         assert_eq!(line.as_array().unwrap().len(), 2, "{line}");
     }
 
@@ -478,6 +528,30 @@ mod tests {
         clicked(&mut own, 20, f32::NAN, &[0.5]);
         assert!(own.beyond(&limits(Some(9.0), None)).is_some());
         assert!(own.beyond(&limits(None, Some(9.0))).is_some());
+    }
+
+    #[test]
+    fn what_is_worse_than_the_base_rate_is_held_unless_it_is_an_improvement_or_allowed() {
+        let limits = |max: Option<f64>| NeLimits {
+            max: max.into_iter().map(|ne| ("click".to_owned(), ne)).collect(),
+            max_increase: None,
+        };
+        let held = |rows: usize, candidate, serving: &[f32]| {
+            let mut own = measured();
+            clicked(&mut own, rows, candidate, serving);
+            own.worse_than_no_model(&limits(None))
+        };
+        let why = held(400, 0.7, &[]).unwrap();
+        assert!(
+            why.contains("is 1.1258, no better than") && why.contains("`ne_limits.max`"),
+            "{why}"
+        );
+        assert_eq!(held(398, 0.7, &[]), None, "the newer half has 99 rows of one label");
+        assert_eq!(held(400, 0.7, &[0.8]), None, "what serves is worse");
+        assert!(held(400, 0.7, &[0.6]).is_some() && held(400, f32::NAN, &[0.9]).is_some());
+        let mut own = measured();
+        clicked(&mut own, 400, 0.7, &[]);
+        assert_eq!(own.worse_than_no_model(&limits(Some(1.2))), None, "an operator allows it");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use hypercast_fm::metrics::{BinaryMetrics, MetricsWindow, ScoredPrediction};
+use hypercast_fm::metrics::{MetricsWindow, ScoredPrediction, ScoredValue, TaskMetrics};
 use serde::Serialize;
 
 use super::{
@@ -221,15 +221,22 @@ impl TrainingMetrics {
         for (row, example) in rows.enumerate() {
             for (task, predictions) in report.predictions.iter().enumerate() {
                 let targets = &report.targets[task];
-                let binary = self.blueprint.description.tasks[task].kind == TaskKind::Binary;
-                if binary && targets.mask[row] {
-                    let scored = ScoredPrediction {
-                        user: example.user.id,
-                        probability: predictions[row],
-                        label: targets.labels[row] > 0.5,
-                    };
-                    self.kept.push((usize::from(example.surface), task), scored);
-                    self.kept.push((all, task), scored);
+                if !targets.mask[row] {
+                    continue;
+                }
+                let (prediction, label) = (predictions[row], targets.labels[row]);
+                for surface in [usize::from(example.surface), all] {
+                    match self.blueprint.description.tasks[task].kind {
+                        TaskKind::Binary => {
+                            let (user, label) = (example.user.id, label > 0.5);
+                            let scored = ScoredPrediction { user, probability: prediction, label };
+                            self.kept.push((surface, task), scored);
+                        }
+                        TaskKind::Regression => {
+                            let scored = ScoredValue { prediction, label };
+                            self.kept.push_value((surface, task), scored);
+                        }
+                    }
                 }
             }
         }
@@ -237,7 +244,7 @@ impl TrainingMetrics {
 
     fn lines(&self) -> Vec<ReportLine> {
         let (surfaces, tasks) = (&self.schema.surfaces, &self.blueprint.description.tasks);
-        let line = |(&(surface, task), summary): (&(usize, usize), BinaryMetrics)| {
+        let line = |(&(surface, task), summary): (&(usize, usize), TaskMetrics)| {
             ReportLine::of(surfaces, surface, &tasks[task].name, summary, None)
         };
         self.kept.summaries().map(line).collect()

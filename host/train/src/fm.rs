@@ -72,6 +72,7 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
             name: name.clone(),
             main: task.role == TaskRole::Main,
             label: found.ok_or_else(|| hypercast_data::Error::Schema(missing()))?,
+            transform: task.transform,
             surfaces: schema.surfaces.iter().map(serves).collect(),
             weight: task.weight,
         })

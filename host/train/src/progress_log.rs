@@ -4,10 +4,12 @@
 use std::{io::Write, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus::{GaugeVec, Histogram, IntCounter};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::job_metrics::JobMetrics;
+use crate::report::ShownMetrics;
 use hypercast_stream::publish::{PublicationKind, PublicationStats};
 
 /// Answers `/metrics` at an address, if one is given, and says where.
@@ -50,12 +52,12 @@ pub(super) struct Learning {
 }
 
 /// Predictions of a surface and task since the last line.
+#[derive(Serialize)]
 pub(super) struct ProgressSlice<'a> {
     pub(super) surface: &'a str,
     pub(super) task: &'a str,
-    pub(super) n: u64,
-    /// Eq. 5; none for one class only.
-    pub(super) ne: Option<f64>,
+    #[serde(flatten)]
+    pub(super) metrics: ShownMetrics,
 }
 
 impl Learning {
@@ -95,11 +97,11 @@ impl Learning {
         mut stands: Value,
         slices: impl Iterator<Item = ProgressSlice<'a>>,
     ) -> Value {
-        let slices = slices.map(|ProgressSlice { surface, task, n, ne }| {
-            if let Some(ne) = ne {
-                self.ne.with_label_values(&[surface, task]).set(ne);
+        let slices = slices.map(|slice| {
+            if let Some(ne) = slice.metrics.ne {
+                self.ne.with_label_values(&[slice.surface, slice.task]).set(ne);
             }
-            json!({ "surface": surface, "task": task, "n": n, "ne": ne })
+            json!(slice)
         });
         let slices: Vec<Value> = slices.collect();
         let mut latencies = std::mem::take(&mut self.latencies_ms);

@@ -2,8 +2,10 @@
 
 use hypercast_fm::{
     example::Example,
-    metrics::{BinaryMetrics, MetricsWindow, ScoredPrediction},
-    spec::{FmSpec, TaskLabel},
+    metrics::{
+        BinaryMetrics, MetricsWindow, RegressionMetrics, ScoredPrediction, ScoredValue, TaskMetrics,
+    },
+    spec::{FmSpec, TaskLabel, TaskSpec},
     trainer::StepOutput,
 };
 use serde::Serialize;
@@ -24,16 +26,58 @@ pub struct ReportLine {
     pub surface: String,
     /// The task.
     pub task: String,
+    /// What they are.
+    #[serde(flatten)]
+    pub metrics: ShownMetrics,
+    /// The NE of the true probabilities, where they are known.
+    pub best_ne: Option<f64>,
+}
+
+/// The metrics of a binary task or of a regression, as tables and JSON show them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct ShownMetrics {
     /// Rows.
     pub n: usize,
     /// Normalised entropy.
     pub ne: Option<f64>,
     /// Area under the curve.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub auc: Option<f64>,
     /// AUC within users.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub gauc: Option<f64>,
-    /// The NE of the true probabilities, where they are known.
-    pub best_ne: Option<f64>,
+    /// The mean squared error of a regression, in the square of its label's unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mse: Option<f64>,
+    /// That of predicting the rows' mean.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_mse: Option<f64>,
+    /// The sum of a regression's predictions over that of its labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<f64>,
+    /// Spearman's, of a regression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank_correlation: Option<f64>,
+}
+
+impl From<TaskMetrics> for ShownMetrics {
+    fn from(metrics: TaskMetrics) -> Self {
+        let BinaryMetrics { n, ne, auc, gauc, .. } = metrics.binary();
+        let RegressionMetrics { mse, base_mse, calibration, rank_correlation, .. } =
+            metrics.regression();
+        Self { n, ne, auc, gauc, mse, base_mse, calibration, rank_correlation }
+    }
+}
+
+impl ShownMetrics {
+    /// Says that the predictions are worse than no model at all.
+    pub fn warning(&self) -> Option<String> {
+        if let Some(ne) = self.ne.filter(|ne| *ne > 1.0) {
+            return Some(format!("NE {ne:.4} is above 1: worse than always saying the base rate"));
+        }
+        let (mse, base) = self.mse.zip(self.base_mse).filter(|(mse, base)| mse > base)?;
+        Some(format!("MSE {mse:.4} is above {base:.4}: worse than always saying the mean"))
+    }
 }
 
 impl ReportLine {
@@ -42,21 +86,20 @@ impl ReportLine {
         surfaces: &[String],
         surface: usize,
         task: &str,
-        summary: BinaryMetrics,
+        metrics: TaskMetrics,
         best_ne: Option<f64>,
     ) -> ReportLine {
         let surface = surfaces.get(surface).map_or(ALL, String::as_str).to_owned();
-        let BinaryMetrics { n, ne, auc, gauc, .. } = summary;
-        ReportLine { surface, task: task.to_owned(), n, ne, auc, gauc, best_ne }
+        ReportLine { surface, task: task.to_owned(), metrics: metrics.into(), best_ne }
     }
 }
 
-/// Collects predictions of binary tasks as they are made.
+/// Collects predictions as they are made.
 #[derive(Debug)]
 pub struct ProgressiveCollector {
     surfaces: Vec<String>,
-    /// The binary tasks by name, with their place among all.
-    tasks: Vec<(usize, String)>,
+    /// By name.
+    tasks: Vec<ReportedTask>,
     /// What the model predicted, by surface and task; one past the last surface stands for all.
     pub(super) said: MetricsWindow<(usize, usize)>,
     /// The true probabilities, likewise.
@@ -70,7 +113,7 @@ impl ProgressiveCollector {
     pub fn new(spec: &FmSpec) -> Self {
         Self {
             surfaces: spec.surfaces.clone(),
-            tasks: binary_tasks(spec),
+            tasks: spec.tasks.iter().map(ReportedTask::of).collect(),
             said: MetricsWindow::new(KEEP),
             truth: MetricsWindow::new(KEEP),
             recent: MetricsWindow::new(RECENT),
@@ -82,9 +125,18 @@ impl ProgressiveCollector {
     pub fn push(&mut self, examples: &[Example], said: &StepOutput, truth_order: &[usize]) {
         let targets = examples.iter().flat_map(|own| own.targets.iter().map(move |it| (own, it)));
         for (row, (example, target)) in targets.enumerate() {
-            for &(task, _) in &self.tasks {
+            for (task, ReportedTask { is_binary, .. }) in self.tasks.iter().enumerate() {
                 let at = row * truth_order.len() + task;
                 if !said.mask[at] || said.predictions[at].is_nan() {
+                    continue;
+                }
+                let surfaces = [usize::from(example.surface), self.surfaces.len()];
+                if !is_binary {
+                    let (prediction, label) = (said.predictions[at], said.labels[at]);
+                    let scored = ScoredValue { prediction, label };
+                    for surface in surfaces {
+                        self.said.push_value((surface, task), scored);
+                    }
                     continue;
                 }
                 let scored = |probability| ScoredPrediction {
@@ -94,7 +146,7 @@ impl ProgressiveCollector {
                 };
                 let truth = target.truth.get(truth_order[task]).copied().filter(|p| p.is_finite());
                 self.recent.push(task, scored(said.predictions[at]));
-                for surface in [usize::from(example.surface), self.surfaces.len()] {
+                for surface in surfaces {
                     self.said.push((surface, task), scored(said.predictions[at]));
                     if let Some(truth) = truth {
                         self.truth.push((surface, task), scored(truth));
@@ -105,49 +157,94 @@ impl ProgressiveCollector {
     }
 
     fn task_name(&self, task: usize) -> &str {
-        self.tasks.iter().find(|(at, _)| *at == task).map_or("", |(_, name)| name)
+        self.tasks.get(task).map_or("", |task| &task.name)
     }
 
     /// The NE of each task over its newest rows, in words.
     pub fn recent(&self) -> String {
-        let say = |(at, summary): (&usize, BinaryMetrics)| {
-            format!("{} {}", self.task_name(*at), number(summary.ne))
+        let say = |(at, summary): (&usize, TaskMetrics)| {
+            format!("{} {}", self.task_name(*at), number(summary.binary().ne))
         };
         format!("NE {}", self.recent.summaries().map(say).collect::<Vec<_>>().join(", "))
     }
 
     /// The metrics of every slice with rows; `all` comes last.
     pub fn lines(&self) -> Vec<ReportLine> {
-        let line = |(slice, summary): (&(usize, usize), BinaryMetrics)| {
-            let best_ne = self.truth.summary(slice).and_then(|best| best.ne);
+        let line = |(slice, summary): (&(usize, usize), TaskMetrics)| {
+            let best_ne = self.truth.summary(slice).and_then(|best| best.binary().ne);
             ReportLine::of(&self.surfaces, slice.0, self.task_name(slice.1), summary, best_ne)
         };
         self.said.summaries().map(line).collect()
     }
 }
 
-/// The binary tasks by name, with their place among all.
-pub(super) fn binary_tasks(spec: &FmSpec) -> Vec<(usize, String)> {
-    let tasks = spec.tasks.iter().enumerate();
-    let binary = tasks.filter(|(_, task)| matches!(task.label, TaskLabel::Action(_)));
-    binary.map(|(at, task)| (at, task.name.clone())).collect()
+/// A task that is reported.
+#[derive(Debug)]
+struct ReportedTask {
+    name: String,
+    is_binary: bool,
+}
+
+impl ReportedTask {
+    fn of(task: &TaskSpec) -> Self {
+        let is_binary = matches!(task.label, TaskLabel::Action(_));
+        Self { name: task.name.clone(), is_binary }
+    }
 }
 
 /// A table of lines for people.
 pub fn table(lines: &[ReportLine]) -> String {
     let best = lines.iter().any(|line| line.best_ne.is_some());
-    let mut text = format!(
-        "{:<16} {:<18} {:>9} {:>8} {:>8} {:>8}",
-        "surface", "task", "rows", "NE", "AUC", "GAUC"
-    );
+    let names = |surface: &str, task: &str| format!("{surface:<16} {task:<18}");
+    let head = names("surface", "task");
+    let mut text = format!("{head} {:>9} {:>8} {:>8} {:>8}", "rows", "NE", "AUC", "GAUC");
     text += if best { "  best NE\n" } else { "\n" };
-    for line in lines {
-        let [ne, auc, gauc] = [line.ne, line.auc, line.gauc].map(number);
-        text += &format!(
-            "{:<16} {:<18} {:>9} {ne:>8} {auc:>8} {gauc:>8}",
-            line.surface, line.task, line.n
-        );
+    for line in lines.iter().filter(|line| line.metrics.mse.is_none()) {
+        let ShownMetrics { n, ne, auc, gauc, .. } = line.metrics;
+        let [ne, auc, gauc] = [ne, auc, gauc].map(number);
+        text += &names(&line.surface, &line.task);
+        text += &format!(" {n:>9} {ne:>8} {auc:>8} {gauc:>8}");
         text += &if best { format!(" {:>8}\n", number(line.best_ne)) } else { "\n".into() };
+    }
+    let named = |line: &ReportLine| NamedMetrics {
+        name: names(&line.surface, &line.task),
+        metrics: line.metrics,
+    };
+    text + &regressions_and_warnings(&head, &lines.iter().map(named).collect::<Vec<_>>())
+}
+
+/// The metrics of a line of a table, with what names the line.
+#[derive(Debug)]
+pub struct NamedMetrics {
+    /// As wide as the table's other names.
+    pub name: String,
+    /// What is measured.
+    pub metrics: ShownMetrics,
+}
+
+/// What follows a table of binary tasks: one of regressions, if there are any, and a line for each
+/// task that is predicted worse than without a model. `head` is over the names.
+pub fn regressions_and_warnings(head: &str, lines: &[NamedMetrics]) -> String {
+    let mut text = String::new();
+    let regressions: Vec<_> = lines.iter().filter(|line| line.metrics.mse.is_some()).collect();
+    if !regressions.is_empty() {
+        let [mse, base, calibration] = ["MSE", "of mean", "calibration"];
+        text += &format!(
+            "\n{head} {:>9} {mse:>12} {base:>12} {calibration:>11} {:>8}\n",
+            "rows", "rank"
+        );
+    }
+    for NamedMetrics { name, metrics } in regressions {
+        let ShownMetrics { n, mse, base_mse, calibration, rank_correlation, .. } = *metrics;
+        let [mse, base, calibration, rank] =
+            [mse, base_mse, calibration, rank_correlation].map(number);
+        text += &format!("{name} {n:>9} {mse:>12} {base:>12} {calibration:>11} {rank:>8}\n");
+    }
+    for NamedMetrics { name, metrics } in lines {
+        if let Some(warning) = metrics.warning() {
+            let name: Vec<&str> = name.split_whitespace().collect();
+            text += &format!("warning: {}: {warning}\n", name.join(" "));
+        }
     }
     text
 }
@@ -155,4 +252,31 @@ pub fn table(lines: &[ReportLine]) -> String {
 /// Four decimals, or a dash for a metric that the rows cannot give.
 pub fn number(value: Option<f64>) -> String {
     value.map_or("-".into(), |value| format!("{value:.4}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypercast_fm::metrics::{binary_metrics, regression_metrics};
+
+    #[test]
+    fn tables_show_regressions_and_warn_of_what_is_worse_than_no_model() {
+        let names = ["feed".to_owned()];
+        let scored = |probability, label| ScoredPrediction { user: 1, probability, label };
+        let bad = binary_metrics(&[scored(0.9, false), scored(0.1, true)]);
+        let value = |prediction, label| ScoredValue { prediction, label };
+        let good = regression_metrics(&[value(1.0, 0.0), value(3.0, 4.0)]);
+        let lines = [
+            ReportLine::of(&names, 0, "click", TaskMetrics::Binary(bad), None),
+            ReportLine::of(&names, 1, "revenue", TaskMetrics::Regression(good), None),
+        ];
+        let text = table(&lines);
+        let warnings: Vec<&str> = text.lines().filter(|line| line.contains("warning")).collect();
+        assert!(warnings[0].starts_with("warning: feed click: NE 3.3219 is above 1"), "{text}");
+        assert_eq!(warnings.len(), 1, "{text}");
+        assert!(text.contains("1.0000       4.0000      1.0000   1.0000\n"), "{text}");
+        let json = serde_json::to_value(&lines).unwrap();
+        assert_eq!((&json[0]["n"], &json[0].get("mse")), (&2.into(), &None));
+        assert_eq!(json[1]["base_mse"], 4.0);
+    }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use hypercast_core::{atomic_dir, atomic_file};
 use hypercast_fm::{
-    metrics::{MetricsWindow, ScoredPrediction},
+    metrics::{MetricsWindow, ScoredPrediction, ScoredValue},
     spec::FmSpec,
     trainer::FmTrainer,
 };
@@ -29,6 +29,9 @@ use hypercast_data::features::FeatureConfig;
 const FORMAT: u32 = 1;
 
 const ROWS_A_GROUP: usize = 1 << 16;
+
+/// The predictions of regressions.
+const VALUES_FILE: &str = "progressive-values.parquet";
 
 /// What a run goes through, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -121,6 +124,7 @@ impl Over<'_> {
         atomic_dir::replace(&self.dir(), |draft| {
             trainer.save(&draft.join("trainer"))?;
             write_collector(collector, &draft.join("progressive.parquet"))?;
+            write_values(collector, &draft.join(VALUES_FILE))?;
             let path = draft.join("run.toml");
             let text = toml::to_string_pretty(&saved)
                 .map_err(|error| Error::data(&path, error.to_string()))?;
@@ -147,7 +151,13 @@ impl Over<'_> {
             let advice = "a run is resumed as it was begun: put it back, or train without --resume";
             return Err(Error::data(&path, format!("{difference}; {advice}")));
         }
-        Ok((saved.place, read_collector(spec, &dir.join("progressive.parquet"))?))
+        let mut collector = read_collector(spec, &dir.join("progressive.parquet"))?;
+        let values = dir.join(VALUES_FILE);
+        // A run of before regressions were reported has none.
+        if values.exists() {
+            read_values(&mut collector, &values)?;
+        }
+        Ok((saved.place, collector))
     }
 }
 
@@ -219,6 +229,40 @@ fn read_collector(spec: &FmSpec, path: &Path) -> Result<ProgressiveCollector> {
         }
     }
     Ok(collector)
+}
+
+fn value_fields() -> Vec<Field> {
+    let kinds = [CellType::U32, CellType::U32, CellType::F32, CellType::F32];
+    let names = ["surface", "task", "prediction", "label"];
+    names.into_iter().zip(kinds).map(|(name, kind)| Field::new(name, kind)).collect()
+}
+
+fn write_values(collector: &ProgressiveCollector, path: &Path) -> Result<()> {
+    let kept: Vec<_> = collector.said.values().collect();
+    let mut writer = TableWriter::create(path, value_fields())?;
+    for rows in kept.chunks(ROWS_A_GROUP) {
+        let columns = [
+            ColumnValues::U32(rows.iter().map(|(slice, _)| slice.0 as u32).collect()),
+            ColumnValues::U32(rows.iter().map(|(slice, _)| slice.1 as u32).collect()),
+            ColumnValues::F32(rows.iter().map(|(_, row)| row.prediction).collect()),
+            ColumnValues::F32(rows.iter().map(|(_, row)| row.label).collect()),
+        ];
+        writer.write(&columns.map(|values| Column { values, offsets: None }))?;
+    }
+    Ok(writer.finish()?)
+}
+
+fn read_values(collector: &mut ProgressiveCollector, path: &Path) -> Result<()> {
+    let reader = TableReader::open(path)?;
+    for group in 0..reader.groups() {
+        let columns = reader.read(group, &value_fields())?;
+        for row in 0..columns[2].f32s().len() {
+            let at = |column: usize| columns[column].u32s()[row] as usize;
+            let [prediction, label] = [2, 3].map(|column| columns[column].f32s()[row]);
+            collector.said.push_value((at(0), at(1)), ScoredValue { prediction, label });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

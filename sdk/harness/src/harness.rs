@@ -151,10 +151,10 @@ impl Harness {
     /// # Errors
     /// The call faults. The error is the message of the fault.
     pub fn predict(&self, case: &Case) -> Result<ExpertPredictions, String> {
-        let normaliser = &self.parameters.provenance.normaliser;
+        let Provenance { normaliser, labels, .. } = &self.parameters.provenance;
         let batch = self.columns.batch(&[&case.example], case.tae(), normaliser);
         let outputs = if batch.rows == 0 { Vec::new() } else { self.network.outputs(&batch) };
-        Ok(ExpertPredictions::new(&self.description.tasks, &outputs))
+        Ok(ExpertPredictions::new(&self.description.tasks, labels, &outputs))
     }
 
     /// Runs the network, then `rank`, as a daemon does.

@@ -399,6 +399,7 @@ pub fn parameters(graph: &ExpertGraph, seed: u64) -> Parameters {
         trained_rows: 0,
         trained_until_ms: 0,
         normaliser: Normaliser::identity(&world::schema().feature_columns()),
+        labels: Default::default(),
     };
     Parameters::init(graph, provenance, seed)
 }

@@ -16,6 +16,7 @@ pub fn schema() -> Schema {
         role: TaskRole::Main,
         kind,
         label: name.into(),
+        transform: Default::default(),
         surfaces: Vec::new(),
         weight: 1.0,
     };

@@ -26,6 +26,7 @@ fn schema() -> Schema {
             role: TaskRole::Main,
             kind: TaskKind::Binary,
             label: "click".into(),
+            transform: Default::default(),
             surfaces: vec![],
             weight: 1.0,
         }],

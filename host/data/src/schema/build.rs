@@ -1,6 +1,6 @@
 //! Parts of schemas that code writes: the importers and the simulator.
 
-use super::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole, ValueRange};
+use super::{Counter, Feature, FeatureKind, LabelTransform, Task, TaskKind, TaskRole, ValueRange};
 
 impl Feature {
     /// Features of one type.
@@ -23,6 +23,7 @@ impl Task {
             role,
             kind,
             label: label.into(),
+            transform: LabelTransform::Identity,
             surfaces: Vec::new(),
             weight: 1.0,
         }

@@ -89,6 +89,9 @@ impl Schema {
             for surface in &task.surfaces {
                 known(&whose, "surface", surface, &self.surfaces)?;
             }
+            if task.kind == TaskKind::Binary && !task.transform.is_identity() {
+                return fail(format!("{whose}: only a regression's label can have a transform"));
+            }
             at_least_zero(&whose, "weight", task.weight)?;
         }
         Ok(())
@@ -178,6 +181,7 @@ mod tests {
                 role: TaskRole::Main,
                 kind: TaskKind::Binary,
                 label: "click".into(),
+                transform: Default::default(),
                 surfaces: vec!["search".into()],
                 weight: 1.0,
             }],

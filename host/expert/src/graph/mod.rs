@@ -164,6 +164,34 @@ impl ExpertGraph {
     pub fn parameter_count(&self) -> usize {
         self.parameters.iter().map(ParameterSpec::len).sum()
     }
+
+    /// Whether the last functions of a node give it a bound of its own, as a `Sigmoid` or `Relu`
+    /// does, whatever parameters scale and shift it.
+    pub fn is_bounded(&self, node: usize) -> bool {
+        let Node { op, inputs, .. } = &self.nodes[node];
+        match op {
+            Op::Unary(Unary::Neg) | Op::Dropout { .. } | Op::StopGradient | Op::Reshape { .. } => {
+                self.is_bounded(inputs[0])
+            }
+            Op::Unary(Unary::Log) => false,
+            Op::Unary(_) | Op::Clip { .. } | Op::Softmax { .. } => true,
+            Op::Binary(Zip::Max | Zip::Min) => true,
+            Op::Binary(_) => {
+                let mut operands =
+                    inputs.iter().filter(|input| self.reads_data(**input)).peekable();
+                operands.peek().is_some() && operands.all(|input| self.is_bounded(*input))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a node is more than a parameter, a constant, or a row of a table.
+    fn reads_data(&self, node: usize) -> bool {
+        !matches!(
+            self.nodes[node].op,
+            Op::Parameter { .. } | Op::Constant { .. } | Op::Gather | Op::EmbeddingBag
+        )
+    }
 }
 
 /// The 64-bit FNV-1a hash of `bytes`; `seed` changes its start, and 0 is the plain hash.
@@ -176,6 +204,32 @@ pub(super) fn fnv1a(seed: u64, bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bound_of_the_last_functions_is_seen_through_scales_and_shifts() {
+        use crate::tests::build::{Net, description};
+        use crate::wasm::contract::TaskKind;
+        let tasks = ["linear", "sigmoid", "softplus-of-linear", "sum"];
+        let tasks = tasks.map(|name| (name, TaskKind::Regression));
+        let description = description(vec![Column::Feature("length".into())], &tasks);
+        let mut net = Net::new();
+        let input = net.input(0);
+        let weight = net.parameter("weight", &[1, 1], Initialiser::Ones);
+        let scale = net.parameter("scale", &[1], Initialiser::Ones);
+        let linear = net.op("MatMul", &[input, weight], vec![]);
+        let shifted = net.op("Add", &[linear, scale], vec![]);
+        let sigmoid = net.op("Sigmoid", &[shifted], vec![]);
+        let scaled = net.op("Mul", &[sigmoid, scale], vec![]);
+        let softplus = net.op("Softplus", &[linear], vec![]);
+        let sum = net.op("Add", &[linear, sigmoid], vec![]);
+        for ((task, _), node) in tasks.iter().zip([shifted, scaled, softplus, sum]) {
+            net.output(task, node);
+        }
+        let graph = net.valid(&description);
+        let bounded: Vec<bool> =
+            graph.outputs.iter().map(|output| graph.is_bounded(*output)).collect();
+        assert_eq!(bounded, [false, true, true, false]);
+    }
 
     #[test]
     fn the_text_that_is_hashed_stays() {

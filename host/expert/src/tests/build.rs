@@ -23,6 +23,7 @@ pub(crate) fn schema() -> Schema {
         role: TaskRole::Main,
         kind: hypercast_data::schema::TaskKind::Binary,
         label: name.into(),
+        transform: Default::default(),
         surfaces: Vec::new(),
         weight: 1.0,
     };
@@ -185,6 +186,7 @@ pub(crate) fn parameters(graph: &ExpertGraph, seed: u64) -> Parameters {
         trained_rows: 0,
         trained_until_ms: 0,
         normaliser: Normaliser::identity(&schema().feature_columns()),
+        labels: Default::default(),
     };
     Parameters::init(graph, provenance, seed)
 }

@@ -440,11 +440,10 @@ fn what_is_no_component_is_refused() {
     assert!(load(b"\0asm\x0d\0\x01\0rest").contains("not a valid component"));
 }
 
-#[test]
-fn requests_that_would_harm_an_expert_are_set_aside_alone() {
+/// An expert that also predicts seconds.
+fn with_regression() -> Option<Arc<Blueprint>> {
     let mlp =
         components("HYPERCAST_PLUGINS").into_iter().find(|at| at.ends_with("mlp-fusion.wasm"));
-    let Some(path) = mlp else { return };
     let mut schema = schema();
     schema.tasks.push(Task {
         name: "seconds".into(),
@@ -452,7 +451,50 @@ fn requests_that_would_harm_an_expert_are_set_aside_alone() {
         label: "seconds".into(),
         ..schema.tasks[0].clone()
     });
-    let blueprint = Arc::new(Blueprint::load(engine(), &path, &schema, &options()).unwrap());
+    Some(Arc::new(Blueprint::load(engine(), &mlp?, &schema, &options()).unwrap()))
+}
+
+#[test]
+fn a_regression_is_learned_on_a_scale_and_predicted_in_its_unit() {
+    let Some(blueprint) = with_regression() else { return };
+    let mut log = log(600);
+    let targets = log.examples.iter_mut().flat_map(|example| &mut example.targets);
+    targets.for_each(|own| own.outcome.values[0] = 50_000.0 + 20_000.0 * (own.item.id % 2) as f32);
+    let optimizer =
+        OptimizerConfig { learning_rate: 1e-2, warmup_steps: 5, ..OptimizerConfig::default() };
+    let config =
+        TrainerConfig { optimizer, batch_rows: 64, average_decay: 0.9, ..Default::default() };
+    let mut trainer = trainer(&blueprint, &log, config);
+    for _ in 0..4 {
+        trainer.train(log.chunk(), |report| assert!(report.stepped)).unwrap();
+    }
+    let seconds = |parameters| {
+        let predictions = trainer.predict_with(parameters, log.chunk()).unwrap().remove(2);
+        predictions.iter().sum::<f32>() / predictions.len() as f32
+    };
+    let mean = seconds(trainer.parameters());
+    assert!((45_000.0..75_000.0).contains(&mean), "{mean}");
+    // The scale is in the file. Parameters of before there were scales say what they learned.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("parameters.safetensors");
+    trainer.parameters().save(&path).unwrap();
+    let mut saved = blueprint.restore(SavedParameters::read(&path).unwrap()).unwrap();
+    assert_eq!(seconds(&saved), mean);
+    saved.provenance.labels.clear();
+    assert!(seconds(&saved).abs() < 10.0);
+    // What starts from them learns on the same scale, or on none.
+    let fresh = || blueprint.init_parameters(saved.provenance.normaliser.clone(), 1);
+    let mut warm = fresh();
+    warm.warm_start_from(trainer.parameters(), |_| true);
+    assert_eq!(seconds(&warm), mean);
+    assert!(!fresh().provenance.labels.is_empty());
+    warm.warm_start_from(&saved, |_| true);
+    assert!(warm.provenance.labels.is_empty());
+}
+
+#[test]
+fn requests_that_would_harm_an_expert_are_set_aside_alone() {
+    let Some(blueprint) = with_regression() else { return };
     let config =
         TrainerConfig { batch_rows: 64, shuffle: false, progressive: true, ..Default::default() };
     let past = log(600);

@@ -267,5 +267,6 @@ impl MovingAverage {
         }
         self.parameters.provenance.trained_rows = now.provenance.trained_rows;
         self.parameters.provenance.trained_until_ms = now.provenance.trained_until_ms;
+        self.parameters.provenance.labels.clone_from(&now.provenance.labels);
     }
 }

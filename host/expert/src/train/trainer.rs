@@ -1,10 +1,12 @@
 //! The training loop over one chunk at a time: hooks, shuffling, batches of whole requests, a
 //! prediction and a step for each.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hypercast_fm::example::Example;
 use hypercast_fm::harm::{self, HARMFUL};
+use hypercast_fm::label_scale::LabelScale;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -15,7 +17,7 @@ use super::optimizer::{ExpertOptimizer, MovingAverage, OptimizerConfig};
 use super::step::{Compute, Gradients, compute};
 use crate::batch::{ExpertBatch, Tae};
 use crate::normalise::Normaliser;
-use crate::params::Parameters;
+use crate::params::{Parameters, Provenance};
 use crate::wasm::contract::{TaskKind, TrainingStep};
 use crate::{Blueprint, Device, Error, ExpertPredictions};
 
@@ -281,7 +283,8 @@ impl ExpertTrainer {
     fn forward(&self, parameters: &Parameters, requests: &[TrainingRequest]) -> Vec<Vec<f32>> {
         let batch = self.batch(requests, &parameters.provenance.normaliser);
         let outputs = self.compute.forward(parameters, &batch);
-        let predictions = ExpertPredictions::new(&self.blueprint.description.tasks, &outputs);
+        let (tasks, scales) = (&self.blueprint.description.tasks, &parameters.provenance.labels);
+        let predictions = ExpertPredictions::new(tasks, scales, &outputs);
         predictions.tasks.into_iter().map(|prediction| prediction.values).collect()
     }
 
@@ -373,13 +376,14 @@ impl ExpertTrainer {
         if requests.is_empty() {
             return nothing;
         }
-        let rng = self.rng.clone();
+        let (rng, scales) = (self.rng.clone(), self.parameters.provenance.labels.clone());
         let mut harmful = Vec::new();
         let mut learned = requests.to_vec();
         let mut attempt = self.attempt(requests, labels);
         if self.is_harmful(&attempt) {
             for request in requests {
                 self.rng = rng.clone();
+                self.parameters.provenance.labels.clone_from(&scales);
                 let alone = self.attempt(std::slice::from_ref(request), labels);
                 if self.is_harmful(&alone) {
                     harmful.push(request.index);
@@ -387,6 +391,7 @@ impl ExpertTrainer {
             }
             learned.retain(|request| !harmful.contains(&request.index));
             self.rng = rng;
+            self.parameters.provenance.labels = scales;
             if learned.is_empty() {
                 return Learned { harmful, ..nothing };
             }
@@ -398,24 +403,57 @@ impl ExpertTrainer {
             }
         }
         self.mean_loss = harm::moved_mean(self.mean_loss, attempt.loss());
+        self.correct(&attempt.outputs, &gathered(labels, &learned));
         let stepped = self.apply(&learned, &attempt.gradients);
         Learned { losses: attempt.losses, stepped, harmful }
     }
 
-    /// The losses and gradients of some requests, with dropout.
+    /// The losses and gradients of some requests, with dropout, after their labels joined the
+    /// scales.
     fn attempt(&mut self, requests: &[TrainingRequest], labels: &[TaskTargets]) -> StepAttempt {
-        let targets = gathered(labels, requests);
+        let mut targets = gathered(labels, requests);
+        for (scale, _, targets) in self.scaled(&mut targets) {
+            let rows = || (0..targets.labels.len()).filter(|&row| targets.mask[row]);
+            rows().for_each(|row| scale.observe(targets.labels[row]));
+            targets.labels.iter_mut().for_each(|label| *label = scale.learned(*label));
+        }
         let batch = self.batch(requests, &self.parameters.provenance.normaliser);
         let kinds: Vec<TaskKind> =
             self.blueprint.description.tasks.iter().map(|task| task.kind).collect();
-        let mut losses = Vec::new();
+        let (mut losses, mut all) = (Vec::new(), Vec::new());
         let mut loss = |outputs: &[f32], extra: &[f32]| {
             let (values, gradients) = all_losses(&kinds, &targets, outputs, extra);
-            losses = values;
+            (losses, all) = (values, outputs.to_vec());
             gradients
         };
         let gradients = self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
-        StepAttempt { losses, gradients }
+        StepAttempt { losses, outputs: all, gradients }
+    }
+
+    /// Compares a step's outputs `[rows, tasks]` with the labels, for the means of predictions.
+    fn correct(&mut self, outputs: &[f32], labels: &[TaskTargets]) {
+        let tasks = labels.len();
+        for (scale, task, targets) in self.scaled(labels) {
+            for row in (0..targets.labels.len()).filter(|&row| targets.mask[row]) {
+                let prediction = scale.prediction(outputs[row * tasks + task]);
+                scale.correct(prediction, targets.labels[row], targets.weights[row]);
+            }
+        }
+    }
+
+    /// The tasks that have scales, each with its scale, index and targets.
+    fn scaled<T>(
+        &mut self,
+        targets: impl IntoIterator<Item = T>,
+    ) -> impl Iterator<Item = (&mut LabelScale, usize, T)> {
+        let Provenance { tasks, labels, .. } = &mut self.parameters.provenance;
+        let scales = labels
+            .iter_mut()
+            .filter_map(|(name, scale)| Some((tasks.iter().position(|task| task == name)?, scale)));
+        let mut scales: BTreeMap<usize, &mut LabelScale> = scales.collect();
+        targets.into_iter().enumerate().filter_map(move |(task, targets)| {
+            scales.remove(&task).map(|scale| (scale, task, targets))
+        })
     }
 
     fn is_harmful(&self, attempt: &StepAttempt) -> bool {
@@ -459,6 +497,8 @@ struct Learned {
 /// Losses and gradients that may be learned from.
 struct StepAttempt {
     losses: Vec<f64>,
+    /// `[rows, tasks]`, with dropout.
+    outputs: Vec<f32>,
     gradients: Gradients,
 }
 

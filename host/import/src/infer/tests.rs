@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hypercast_data::dataset::Dataset;
-use hypercast_data::schema::{IdKind, TaskKind};
+use hypercast_data::schema::{IdKind, LabelTransform, TaskKind};
 
 use super::*;
 use crate::cell::TimeUnit;
@@ -53,7 +53,7 @@ fn a_shop_is_understood_and_its_mapping_imports_as_it_is() {
         assert_eq!((items.id.as_str(), items.name.as_deref()), ("sku", Some("title")), "{text}");
         assert_eq!(names(&items.features, |of| &of.name).len(), 3, "{text}");
         let revenue = mapping.tasks.iter().find(|task| task.kind == TaskKind::Regression).unwrap();
-        assert!(revenue.weight < 0.01, "a raw revenue would drown the others: {text}");
+        assert_eq!((revenue.weight, revenue.transform), (1.0, LabelTransform::Identity), "{text}");
         assert!(text.contains("# it is above 0 only where `clicked` happened"), "{text}");
         assert!(text.contains("12 % missing"), "{text}");
         let into = dir.path().join("data");
@@ -85,6 +85,29 @@ fn what_is_not_found_is_asked_for() {
     assert_eq!(mapping.impressions.time_unit, TimeUnit::S);
     assert_eq!((mapping.ids.users, mapping.surfaces), (IdKind::Integer, vec!["main".to_owned()]));
     assert!(refused(ColumnHints::default()).contains("may have been corrected"));
+}
+
+#[test]
+fn amounts_with_a_long_tail_are_learned_by_their_logarithm() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = "user,item,ts,liked,revenue,seconds\n".to_owned();
+    for at in 0..400_u64 {
+        let chance = hypercast_core::hash::mix64(at + 1);
+        let (share, ms) = ((chance >> 16) % 1000, 1_764_000_000_000_u64 + at * 60_000);
+        let liked = share < 250;
+        let revenue = if liked { (share as f64 / 25.0).exp() } else { 0.0 };
+        let (item, seconds) = (chance % 20, if liked { 1.0 + share as f64 / 100.0 } else { 0.0 });
+        log += &format!("{at},{item},{ms},{},{revenue:.2},{seconds:.2}\n", u8::from(liked));
+    }
+    std::fs::write(dir.path().join("log-0.csv"), log).unwrap();
+    let options = InferOptions { items: vec![], users: vec![], ..options(dir.path(), "csv") };
+    infer(&options).unwrap();
+    let text = std::fs::read_to_string(&options.into).unwrap();
+    let mapping = Mapping::load(&options.into).unwrap();
+    let of = |name: &str| mapping.tasks.iter().find(|task| task.name == name).unwrap().transform;
+    assert_eq!(of("revenue"), LabelTransform::Log, "{text}");
+    assert_eq!(of("seconds"), LabelTransform::Identity, "{text}");
+    assert!(text.contains("# a long tail: 7"), "{text}");
 }
 
 #[test]

@@ -16,6 +16,9 @@ const MAX_CATEGORIES: usize = 1_000;
 /// An action that happened less often in the sample gets no counter.
 const COUNTED_ACTIONS: usize = 100;
 
+/// A value has a long tail if one in a hundred of its numbers is so many times their median.
+const LONG_TAIL: f64 = 5.0;
+
 /// A share of rows below which an action is no main task.
 const RARE: f64 = 1e-3;
 
@@ -310,20 +313,13 @@ impl<'a> MappingText<'a> {
         }
         for value in &self.findings.roles.values {
             let name = quoted(&value.column.name);
-            let known = value.column.numbers.iter().copied().filter(|number| !number.is_nan());
-            let known: Vec<f64> = known.collect();
-            let mean = known.iter().sum::<f64>() / known.len() as f64;
-            let variance = known.iter().map(|number| (number - mean).powi(2)).sum::<f64>()
-                / known.len() as f64;
-            let weight = if variance > 1.0 { two_digits(1.0 / variance) } else { "1.0".to_owned() };
             self.line(&format!(
                 "\n[[tasks]]\nname = {name}\nlabel = {name}\nkind = \"regression\"\n\
                  role = \"auxiliary\""
             ));
-            let reason = format!(
-                "1 over its variance, {variance:.3}, so that its squared error drowns no other task"
-            );
-            self.key("weight", &weight, &reason);
+            if let Some(reason) = long_tail(&value.column.numbers) {
+                self.key("transform", "\"log\"", &reason);
+            }
         }
     }
 
@@ -417,7 +413,20 @@ fn quoted(text: &str) -> String {
 }
 
 /// A number above 0 with two digits, as TOML writes floats.
-fn two_digits(number: f64) -> String {
-    let digits = (1 - number.log10().floor() as i32).clamp(1, 30) as usize;
-    format!("{number:.digits$}")
+/// Why a value is to be learned by its logarithm; none if its largest numbers are not far from the
+/// usual ones. NaN is a missing number.
+fn long_tail(numbers: &[f64]) -> Option<String> {
+    let known = numbers.iter().filter(|number| !number.is_nan()).count();
+    let sizes = numbers.iter().map(|number| number.abs());
+    let mut sizes: Vec<f64> = sizes.filter(|&size| size > 0.0).collect();
+    sizes.sort_unstable_by(f64::total_cmp);
+    let last = sizes.len().checked_sub(1)?;
+    let (median, large) = (sizes[last / 2], sizes[last - last / 100]);
+    let zeros = percent(known - sizes.len(), known);
+    (large >= LONG_TAIL * median).then(|| {
+        format!(
+            "a long tail: {zeros} are 0, half of the others are above {median:.2}, and one in a \
+             hundred above {large:.2}"
+        )
+    })
 }

@@ -34,6 +34,7 @@ pub fn spec() -> FmSpec {
         name: format!("task{at}"),
         main: true,
         label: TaskLabel::Action(at),
+        transform: Default::default(),
         surfaces: vec![true; 2],
         weight: 1.0,
     };

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Instant,
 };
 
@@ -16,7 +17,7 @@ use hypercast_data::{
         Dataset, Impression,
         timeline::{Span, Timeline, TimelineStep},
     },
-    schema::BinaryLabels,
+    schema::{Schema, Task, TaskKind},
 };
 use hypercast_serve::api::{EventsRequest, Explanation, RankRequest};
 
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    metrics::{LatencyQuantiles, ScoredPrediction, SlicedPredictions},
+    metrics::{LatencyQuantiles, ScoredPrediction, ScoredValue, SlicedPredictions},
 };
 
 /// Requests that go out together at most.
@@ -108,7 +109,7 @@ impl PendingBatch {
 pub fn run(dataset: &Dataset, from_ms: i64, url: &str, base: &BaseRates) -> Result<DemoReport> {
     let mut replay = Replayer {
         client: DemoClient::new(url.to_owned(), dataset.schema.clone()),
-        labels: BinaryLabels::new(&dataset.schema),
+        schema: dataset.schema.clone(),
         base,
         pending: PendingBatch::default(),
         kept: SlicedPredictions::new(&dataset.schema, KEEP),
@@ -139,7 +140,7 @@ pub fn run(dataset: &Dataset, from_ms: i64, url: &str, base: &BaseRates) -> Resu
 
 struct Replayer<'a> {
     client: DemoClient,
-    labels: BinaryLabels,
+    schema: Arc<Schema>,
     base: &'a BaseRates,
     /// What goes out with the next flush.
     pending: PendingBatch,
@@ -180,20 +181,29 @@ impl Replayer<'_> {
         for (stage, ms) in stages.chain([round_trip]) {
             self.stages_ms.entry(stage).or_default().push(ms);
         }
-        for task in self.labels.tasks() {
+        for (task, Task { kind, .. }) in self.schema.tasks.iter().enumerate() {
             for (row, impression) in rows.iter().enumerate() {
                 let Impression { surface, user, outcome, .. } = impression;
-                let Some(label) = self.labels.of_outcome(outcome, *surface, task) else { continue };
-                for (arm, probability) in self.arms(&explanation, task, row, impression) {
-                    let scored = ScoredPrediction { user: *user, probability, label };
-                    self.kept.push(*surface, task, &arm, scored);
+                let Some(label) = self.schema.label(task, *surface, outcome) else { continue };
+                for (arm, prediction) in self.arms(&explanation, task, row, impression) {
+                    match kind {
+                        TaskKind::Binary => {
+                            let (user, label) = (*user, label == 1.0);
+                            let scored = ScoredPrediction { user, probability: prediction, label };
+                            self.kept.push(*surface, task, &arm, scored);
+                        }
+                        TaskKind::Regression => {
+                            let scored = ScoredValue { prediction, label };
+                            self.kept.push_value(*surface, task, &arm, scored);
+                        }
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// The probability of each arm. A degraded answer counts with what was served: the FM's.
+    /// The prediction of each arm. A degraded answer counts with what was served: the FM's.
     fn arms(
         &self,
         explanation: &Explanation,
@@ -201,7 +211,7 @@ impl Replayer<'_> {
         row: usize,
         impression: &Impression,
     ) -> Vec<(PredictionArm, f32)> {
-        let name = &self.labels.schema.tasks[task].name;
+        let name = &self.schema.tasks[task].name;
         let pick = |by_task: &BTreeMap<String, Vec<f32>>| {
             by_task.get(name).and_then(|values| values.get(row)).copied()
         };
@@ -215,17 +225,25 @@ impl Replayer<'_> {
             (PredictionArm::Expert, without.unwrap_or(fallback)),
             (PredictionArm::ExpertTae, pick(&explanation.expert).unwrap_or(fallback)),
         ];
-        arms.extend(fm.map(|probability| (PredictionArm::Fm, probability)));
+        arms.extend(fm.map(|prediction| (PredictionArm::Fm, prediction)));
         arms.extend(best.map(|probability| (PredictionArm::Best, probability)));
         arms
     }
 }
 
-/// The share of positives before the test, by surface and task.
+/// The share of positives before the test, or the mean of a regression's labels, by surface and
+/// task.
 #[derive(Debug)]
 pub struct BaseRates {
-    /// Positives and all labels.
-    counts: BTreeMap<(u16, usize), (u64, u64)>,
+    schema: Arc<Schema>,
+    sums: BTreeMap<(u16, usize), LabelSum>,
+}
+
+/// The sum of some labels.
+#[derive(Debug, Clone, Copy, Default)]
+struct LabelSum {
+    sum: f64,
+    count: f64,
 }
 
 impl BaseRates {
@@ -234,27 +252,32 @@ impl BaseRates {
     /// # Errors
     /// A data set that cannot be read.
     pub fn of(dataset: &Dataset, until_ms: i64) -> Result<Self> {
-        let labels = BinaryLabels::new(&dataset.schema);
-        let mut counts: BTreeMap<(u16, usize), (u64, u64)> = BTreeMap::new();
+        let schema = dataset.schema.clone();
+        let mut sums: BTreeMap<(u16, usize), LabelSum> = BTreeMap::new();
         for impression in dataset.impressions()? {
             let Impression { time_ms, surface, outcome, .. } = impression?;
             if time_ms >= until_ms {
                 break;
             }
-            for task in labels.tasks() {
-                if let Some(label) = labels.of_outcome(&outcome, surface, task) {
-                    let (positives, all) = counts.entry((surface, task)).or_default();
-                    *positives += u64::from(label);
-                    *all += 1;
+            for task in 0..schema.tasks.len() {
+                if let Some(label) = schema.label(task, surface, &outcome) {
+                    let LabelSum { sum, count } = sums.entry((surface, task)).or_default();
+                    *sum += f64::from(label);
+                    *count += 1.0;
                 }
             }
         }
-        Ok(Self { counts })
+        Ok(Self { schema, sums })
     }
 
-    /// The rate, drawn a little to one half so that it is never 0 or 1.
+    /// The rate, drawn a little to one half so that it is never 0 or 1; the mean of a regression's
+    /// labels.
     pub fn rate(&self, surface: u16, task: usize) -> f32 {
-        let (positives, all) = self.counts.get(&(surface, task)).copied().unwrap_or_default();
-        ((positives as f64 + 0.5) / (all as f64 + 1.0)) as f32
+        let LabelSum { sum, count } = self.sums.get(&(surface, task)).copied().unwrap_or_default();
+        let rate = match self.schema.tasks[task].kind {
+            TaskKind::Binary => (sum + 0.5) / (count + 1.0),
+            TaskKind::Regression => sum / count.max(1.0),
+        };
+        rate as f32
     }
 }

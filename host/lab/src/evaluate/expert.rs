@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::progress::Progress;
-use hypercast_data::{dataset::timeline::Span, logs::LogReader, schema::BinaryLabels};
+use hypercast_data::{dataset::timeline::Span, logs::LogReader};
 use hypercast_expert::{Engine, Parameters};
 use hypercast_fm::example::Example;
 use hypercast_train::stream::{ExpertSetup, ExpertStream, LogView, Survey};
@@ -87,11 +87,10 @@ impl ExpertPhase<'_> {
         let survey = survey.ok_or_else(|| {
             Error::invalid(format!("expert {name:?}: the logs hold no row before the test"))
         })?;
-        let labels = BinaryLabels::new(schema);
         let arm = if *without_tae { PredictionArm::Expert } else { PredictionArm::ExpertTae };
         let mut score = |target: TargetRow<'_>, task: usize, probability: f32| {
             let TargetRow { example, row } = target;
-            let label = labels.label(example, row, task);
+            let label = schema.label(task, example.surface, &example.targets[row].outcome);
             if let Some(label) = label.filter(|_| serves.contains(&example.surface)) {
                 scores.push(ScoredImpression::of(example, task, arm, label), probability);
             }

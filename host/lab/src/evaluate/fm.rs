@@ -4,14 +4,17 @@
 //! Its files in the work folder are all that the experts' phase needs, so a later run with other
 //! expert settings can reuse them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use hypercast_config::Logs;
 use hypercast_core::{atomic_dir, atomic_file};
 use hypercast_data::{
     dataset::table::{CellType, Column, Field, TableReader, TableWriter},
     features::FeatureConfig,
-    schema::BinaryLabels,
+    schema::{Schema, Task},
 };
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
@@ -117,12 +120,11 @@ pub fn run(stream: &DatasetStream<'_>, work: &Path) -> Result<()> {
 /// # Errors
 /// A table that is missing or has other columns.
 pub fn score(stream: &DatasetStream<'_>, work: &Path, scores: &mut EvaluationScores) -> Result<()> {
-    let labels = BinaryLabels::new(&stream.dataset.schema);
+    let schema = &stream.dataset.schema;
     let base = BaseRates::of(stream.dataset, stream.window.test_from_ms)?;
     let path = FmPredictionTable::path(work);
     let reader = TableReader::open(&path)?;
-    let tasks: Vec<usize> = labels.tasks().collect();
-    let fields = fields(&labels);
+    let fields = fields(schema);
     for group in 0..reader.groups() {
         let columns = reader.read(group, &fields)?;
         let (users, surfaces, times) = (columns[0].u64s(), columns[1].u32s(), columns[2].i64s());
@@ -130,15 +132,14 @@ pub fn score(stream: &DatasetStream<'_>, work: &Path, scores: &mut EvaluationSco
             let (user, time_ms) = (users[row], times[row]);
             let surface = u16::try_from(surfaces[row])
                 .map_err(|_| Error::data(&path, "column `surface` is out of range"))?;
-            for (task, columns) in tasks.iter().zip(columns[3..].chunks_exact(3)) {
+            for (task, columns) in columns[3..].chunks_exact(3).enumerate() {
                 let [predicted, label, truth] = [0, 1, 2].map(|column| columns[column].f32s()[row]);
                 if label.is_nan() {
                     continue;
                 }
-                let (task, label) = (*task, label > 0.5);
-                let mut push = |arm, probability| {
+                let mut push = |arm, prediction| {
                     let of = ScoredImpression { user, surface, time_ms, task, arm, label };
-                    scores.push(of, probability);
+                    scores.push(of, prediction);
                 };
                 if time_ms >= stream.window.report_from_ms {
                     push(PredictionArm::Base, base.rate(surface, task));
@@ -160,8 +161,8 @@ const GROUP_ROWS: usize = 1 << 15;
 
 /// Writes the predictions of the FM's heads for every target of the stream.
 struct FmPredictionTable {
-    labels: BinaryLabels,
-    /// Index of each binary task among the FM's tasks.
+    schema: Arc<Schema>,
+    /// Index of each task among the FM's tasks.
     places: Vec<usize>,
     tasks: usize,
     writer: TableWriter,
@@ -177,21 +178,20 @@ impl FmPredictionTable {
     }
 
     fn create(stream: &DatasetStream<'_>, spec: &FmSpec, work: &Path) -> Result<Self> {
-        let labels = BinaryLabels::new(&stream.dataset.schema);
-        let place = |task: usize| {
-            let name = &labels.schema.tasks[task].name;
+        let schema = stream.dataset.schema.clone();
+        let place = |Task { name, .. }: &Task| {
             spec.tasks.iter().position(|own| own.name == *name).expect("the FM has every task")
         };
-        let places: Vec<usize> = labels.tasks().map(place).collect();
+        let places: Vec<usize> = schema.tasks.iter().map(place).collect();
         Ok(Self {
-            writer: TableWriter::create(&Self::path(work), fields(&labels))?,
+            writer: TableWriter::create(&Self::path(work), fields(&schema))?,
             values: vec![Vec::new(); 3 * places.len()],
             users: Vec::new(),
             surfaces: Vec::new(),
             times_ms: Vec::new(),
             tasks: spec.tasks.len(),
             places,
-            labels,
+            schema,
         })
     }
 
@@ -201,13 +201,12 @@ impl FmPredictionTable {
             self.users.push(example.user.id);
             self.surfaces.push(u32::from(example.surface));
             self.times_ms.push(example.time_ms);
-            for (at, task) in self.labels.tasks().enumerate() {
-                let label = self.labels.label(example, row, task);
-                let truth = example.targets[row].truth.get(task).copied().unwrap_or(f32::NAN);
-                let label = label.map_or(f32::NAN, |label| f32::from(u8::from(label)));
-                for (column, value) in
-                    [predicted[self.places[at]], label, truth].into_iter().enumerate()
-                {
+            for (at, place) in self.places.iter().enumerate() {
+                let target = &example.targets[row];
+                let label = self.schema.label(at, example.surface, &target.outcome);
+                let truth = target.truth.get(at).copied().unwrap_or(f32::NAN);
+                let label = label.unwrap_or(f32::NAN);
+                for (column, value) in [predicted[*place], label, truth].into_iter().enumerate() {
                     self.values[3 * at + column].push(value);
                 }
             }
@@ -234,15 +233,14 @@ impl FmPredictionTable {
     }
 }
 
-/// User, surface, time; then the prediction, label and truth of each binary task, NaN if missing.
-fn fields(labels: &BinaryLabels) -> Vec<Field> {
+/// User, surface, time; then the prediction, label and truth of each task, NaN if missing.
+fn fields(schema: &Schema) -> Vec<Field> {
     let mut fields = vec![
         Field::new("user", CellType::U64),
         Field::new("surface", CellType::U32),
         Field::new("time_ms", CellType::I64),
     ];
-    for task in labels.tasks() {
-        let name = &labels.schema.tasks[task].name;
+    for Task { name, .. } in &schema.tasks {
         let named = |suffix: &str| Field::new(format!("{name}_{suffix}"), CellType::F32);
         fields.extend(["said", "label", "truth"].map(named));
     }

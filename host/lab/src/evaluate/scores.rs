@@ -6,14 +6,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use hypercast_data::schema::Schema;
+use hypercast_data::schema::{Schema, TaskKind};
 use hypercast_fm::example::Example;
 use serde::Serialize;
 
 use super::window::TestWindow;
 use crate::{
     demo::replay::PredictionArm,
-    metrics::{LogLossSums, MetricRow, ScoredPrediction, SlicedPredictions},
+    metrics::{LogLossSums, MetricRow, ScoredPrediction, ScoredValue, SlicedPredictions},
 };
 
 /// Rows kept per slice.
@@ -35,13 +35,13 @@ pub struct ScoredImpression {
     pub task: usize,
     /// What predicted.
     pub arm: PredictionArm,
-    /// Whether it happened.
-    pub label: bool,
+    /// 1 if it happened; the value of a regression.
+    pub label: f32,
 }
 
 impl ScoredImpression {
     /// A target of a request.
-    pub fn of(example: &Example, task: usize, arm: PredictionArm, label: bool) -> Self {
+    pub fn of(example: &Example, task: usize, arm: PredictionArm, label: f32) -> Self {
         let Example { surface, time_ms, .. } = *example;
         Self { user: example.user.id, surface, time_ms, task, arm, label }
     }
@@ -88,8 +88,15 @@ impl EvaluationScores {
     }
 
     /// Counts a prediction for each of its slices.
-    pub fn push(&mut self, of: ScoredImpression, probability: f32) {
+    pub fn push(&mut self, of: ScoredImpression, prediction: f32) {
         let ScoredImpression { user, time_ms, task, arm, label, .. } = of;
+        if self.schema.tasks[task].kind == TaskKind::Regression {
+            if time_ms >= self.report_from_ms {
+                self.kept.push_value(of.surface, task, &arm, ScoredValue { prediction, label });
+            }
+            return;
+        }
+        let (probability, label) = (prediction, label == 1.0);
         let interval = (time_ms - self.first_ms).div_euclid(self.every_ms);
         let sums = self.curve.entry((task, arm, interval)).or_default();
         *sums += LogLossSums::of(probability, label);

@@ -101,7 +101,7 @@ fn both_modes_run_repeat_and_reuse_the_fm_phase() {
         let n = |surface: &str, task: &str, arm: &str| {
             let same =
                 |row: &&MetricRow| (&*row.surface, &*row.task, &*row.arm) == (surface, task, arm);
-            report.rows.iter().find(same).map_or(0, |row| row.n)
+            report.rows.iter().find(same).map_or(0, |row| row.metrics.n)
         };
         for task in ["click", "like"] {
             for arm in ["expert", "expert+tae", "fm", "best"] {
@@ -141,7 +141,7 @@ fn the_report_begins_at_the_given_time() {
         .count();
     let row =
         |row: &&MetricRow| (&*row.surface, &*row.task, &*row.arm) == ("all", "click", "expert+tae");
-    assert_eq!(late.rows.iter().find(row).unwrap().n, expected);
+    assert_eq!(late.rows.iter().find(row).unwrap().metrics.n, expected);
     let message = run(times(time(0.0) - 1, time(0.5))).unwrap_err().to_string();
     assert!(message.contains("--test-from"), "{message}");
     assert!(late.plot().contains("<polyline"));

@@ -100,7 +100,14 @@ fn masked(spec: &FmSpec, case: &UnseenCase, action: Option<usize>) -> Result<FmS
     surfaces[surface] = true;
     let label = TaskLabel::Action(action.expect("a binary task has an action"));
     let name = format!("one task of {}", spec.surfaces[surface]);
-    spec.tasks.push(TaskSpec { name, main: false, label, surfaces, weight: 1.0 });
+    spec.tasks.push(TaskSpec {
+        name,
+        main: false,
+        label,
+        transform: Default::default(),
+        surfaces,
+        weight: 1.0,
+    });
     spec.validate()?;
     Ok(spec)
 }
@@ -132,6 +139,7 @@ mod tests {
             name: name.into(),
             main,
             label: TaskLabel::Action(0),
+            transform: Default::default(),
             surfaces: surfaces.into(),
             weight: 1.0,
         };

@@ -43,7 +43,7 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
         })
     };
     let quality = service.predictions.windows().into_iter().map(|(key, window)| {
-        let LiveQuality { n, ne, calibration } = window.quality();
+        let LiveQuality { n, ne, calibration, mse, base_mse } = window.quality();
         json!({
             "surface": surface(key.surface),
             "task": key.task,
@@ -51,6 +51,9 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
             "n": n,
             "ne": ne,
             "calibration": calibration,
+            // Of a regression, in the square of its label's unit.
+            "mse": mse,
+            "base_mse": base_mse,
             // For each bucket, when it began and the NE of the minute before its end.
             "series": window.series(),
         })

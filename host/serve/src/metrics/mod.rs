@@ -284,7 +284,7 @@ impl Default for Metrics {
             ),
             quality: register.gauges(
                 "hypercast_live_quality",
-                "NE and calibration over the last 20 minutes, of served and shadow predictions whose outcomes are known",
+                "NE, of regressions the squared error and that of the mean, and calibration over the last 20 minutes, of served and shadow predictions whose outcomes are known",
                 &["surface", "task", "arm", "measure"],
             ),
             set_aside: Arc::default(),
@@ -394,7 +394,13 @@ impl Metrics {
         self.quality.reset();
         for (QualityKey { surface, task, arm }, window) in predictions.windows() {
             let (surface, quality) = (&schema.surfaces[usize::from(surface)], window.quality());
-            for (measure, value) in [("ne", quality.ne), ("calibration", quality.calibration)] {
+            let measures = [
+                ("ne", quality.ne),
+                ("calibration", quality.calibration),
+                ("mse", quality.mse),
+                ("base_mse", quality.base_mse),
+            ];
+            for (measure, value) in measures {
                 if let Some(value) = value {
                     self.quality.with_label_values(&[surface, &*task, &*arm, measure]).set(value);
                 }

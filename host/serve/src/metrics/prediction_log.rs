@@ -18,6 +18,8 @@ use hypercast_data::{
     schema::{Schema, TaskKind},
 };
 
+use hypercast_fm::metrics::ScoredValue;
+
 use crate::{metrics::window::QualityWindow, threads::lock};
 
 /// The most windows of surface, task and arm.
@@ -72,8 +74,8 @@ struct PredictedRequest {
 /// A prediction whose outcome is known.
 struct ComparedPrediction {
     key: QualityKey,
-    probability: f32,
-    happened: bool,
+    kind: TaskKind,
+    scored: ScoredValue,
 }
 
 impl PredictionLog {
@@ -127,13 +129,17 @@ impl PredictionLog {
         };
         self.joined.fetch_add(1, Ordering::Relaxed);
         let mut windows = lock(&self.windows);
-        for ComparedPrediction { key, probability, happened } in compared {
+        for ComparedPrediction { key, kind, scored } in compared {
             if !windows.contains_key(&key) && windows.len() == WINDOWS {
                 let oldest = windows.iter().min_by_key(|(_, window)| window.newest_ms());
                 let oldest = oldest.expect("there are many").0.clone();
                 windows.remove(&oldest);
             }
-            windows.entry(key).or_default().push(now_ms, probability, happened);
+            let window = windows.entry(key).or_default();
+            match kind {
+                TaskKind::Binary => window.push(now_ms, scored.prediction, scored.label == 1.0),
+                TaskKind::Regression => window.push_value(now_ms, scored),
+            }
         }
     }
 
@@ -149,10 +155,14 @@ impl PredictionLog {
         let mut compared = Vec::new();
         for arm in &request.arms {
             for (task, values) in &arm.tasks {
-                let Some(happened) = label(schema, task, impression) else { continue };
+                // A task of a plugin's own has no outcome in the schema.
+                let Some(at) = schema.task(task) else { continue };
                 let (surface, arm) = (impression.surface, arm.arm.clone());
+                let Some(label) = schema.label(at, surface, &impression.outcome) else { continue };
                 let key = QualityKey { surface, task: task.clone(), arm };
-                compared.push(ComparedPrediction { key, probability: values[row], happened });
+                let (kind, prediction) = (schema.tasks[at].kind, values[row]);
+                let scored = ScoredValue { prediction, label };
+                compared.push(ComparedPrediction { key, kind, scored });
             }
         }
         Some(compared)
@@ -168,18 +178,6 @@ impl PredictionLog {
     pub fn counts(&self) -> (u64, u64) {
         (self.joined.load(Ordering::Relaxed), self.unknown.load(Ordering::Relaxed))
     }
-}
-
-/// The outcome of a binary task of the schema; none if it is unknown, or for a task of a plugin's
-/// own.
-fn label(schema: &Schema, task: &str, impression: &Impression) -> Option<bool> {
-    let at = schema.task(task)?;
-    let spec = &schema.tasks[at];
-    if spec.kind != TaskKind::Binary || !schema.task_valid(at, impression.surface) {
-        return None;
-    }
-    let bit = schema.action(&spec.label)?;
-    (impression.outcome.known >> bit & 1 == 1).then_some(impression.outcome.actions >> bit & 1 == 1)
 }
 
 #[cfg(test)]

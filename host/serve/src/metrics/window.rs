@@ -7,7 +7,7 @@ use std::{
 };
 
 use hypercast_core::quantile::quantile;
-use hypercast_fm::metrics::{LogLossSums, calibration};
+use hypercast_fm::metrics::{LogLossSums, ScoredValue, ValueSums, calibration};
 
 /// Width of a bucket, in milliseconds.
 const BUCKET_MS: i64 = 5_000;
@@ -29,6 +29,8 @@ struct QualityBucket {
     from_ms: i64,
     sums: LogLossSums,
     predicted: f64,
+    /// Of a regression.
+    values: ValueSums,
 }
 
 /// Quality of predictions whose outcomes are known.
@@ -38,13 +40,29 @@ pub struct LiveQuality {
     pub n: u64,
     /// Normalised entropy (eq. 5); none if all outcomes were equal.
     pub ne: Option<f64>,
-    /// Predicted over observed rate; none without a positive outcome.
+    /// Predicted over observed rate, or mean of a regression; none without a positive outcome.
     pub calibration: Option<f64>,
+    /// The mean squared error of a regression.
+    pub mse: Option<f64>,
+    /// That of predicting the mean of its outcomes.
+    pub base_mse: Option<f64>,
 }
 
 impl QualityWindow {
     /// Adds a prediction whose outcome became known.
     pub fn push(&mut self, now_ms: i64, probability: f32, happened: bool) {
+        let bucket = self.bucket(now_ms);
+        bucket.sums.push(probability, happened);
+        bucket.predicted += f64::from(probability);
+    }
+
+    /// Adds the prediction of a regression whose outcome became known.
+    pub fn push_value(&mut self, now_ms: i64, scored: ScoredValue) {
+        self.bucket(now_ms).values.push(scored);
+    }
+
+    /// The bucket of a time; the oldest goes if there are too many.
+    fn bucket(&mut self, now_ms: i64) -> &mut QualityBucket {
         let from_ms = now_ms - now_ms.rem_euclid(BUCKET_MS);
         if self.buckets.back().is_none_or(|bucket| bucket.from_ms < from_ms) {
             if self.buckets.len() == BUCKETS {
@@ -52,9 +70,7 @@ impl QualityWindow {
             }
             self.buckets.push_back(QualityBucket { from_ms, ..QualityBucket::default() });
         }
-        let bucket = self.buckets.back_mut().expect("one was pushed");
-        bucket.sums.push(probability, happened);
-        bucket.predicted += f64::from(probability);
+        self.buckets.back_mut().expect("one was pushed")
     }
 
     /// The quality over all buckets.
@@ -88,10 +104,15 @@ impl QualityWindow {
         let mut sums = LogLossSums::default();
         buckets().for_each(|bucket| sums += bucket.sums);
         let predicted = buckets().map(|bucket| bucket.predicted).sum();
+        let mut values = ValueSums::default();
+        buckets().for_each(|bucket| values += bucket.values);
+        let regression = values.metrics();
         LiveQuality {
-            n: sums.count,
+            n: sums.count + values.count,
             ne: sums.normalized_entropy(),
-            calibration: calibration(predicted, sums.positives as f64),
+            calibration: calibration(predicted, sums.positives as f64).or(regression.calibration),
+            mse: regression.mse,
+            base_mse: regression.base_mse,
         }
     }
 }

@@ -14,6 +14,9 @@ use hypercast_expert::{
 
 use crate::{error::Result, threads::BackgroundJob};
 
+/// The fewest examples of a task whose NE is held against that of the base rate.
+const BASE_RATE_EXAMPLES: u64 = 1000;
+
 /// Time between the starts of two evaluations.
 const EVERY: Duration = Duration::from_secs(2);
 
@@ -88,8 +91,57 @@ impl StepEvaluation {
         self.running = Some(BackgroundJob::start("evaluate", move || {
             cpu_budget::on_long_call(clock::lower_priority);
             let start = clock::instant();
-            EvaluateCall { verdict: evaluate(&evaluation), took: clock::since(start) }
+            let verdict = match evaluate(&evaluation) {
+                Ok(Verdict::Publish) => {
+                    Ok(above_base_rate(&evaluation.slices).map_or(Verdict::Publish, Verdict::Hold))
+                }
+                verdict => verdict,
+            };
+            EvaluateCall { verdict, took: clock::since(start) }
         })?);
         Ok(())
+    }
+}
+
+/// Says that a version is no better than the base rate, nor than the version before: its plugin
+/// publishes it, and an operator may, but no rollout does by itself. `None` where too few outcomes
+/// say so.
+fn above_base_rate(slices: &[Slice]) -> Option<String> {
+    let whole = slices.iter().filter(|slice| slice.surface.is_none());
+    let tasks: Vec<&Slice> = whole.filter(|slice| slice.examples >= BASE_RATE_EXAMPLES).collect();
+    let nes: Vec<f64> = tasks.iter().filter_map(|slice| slice.candidate.ne).collect();
+    let gain = |slice: &&Slice| Some(slice.serving.as_ref()?.ne? - slice.candidate.ne?);
+    let gain: f64 = tasks.iter().filter_map(gain).sum();
+    let mean = nes.iter().sum::<f64>() / nes.len() as f64;
+    (!nes.is_empty() && mean >= 1.0 && gain <= 0.0).then(|| {
+        format!(
+            "the mean NE of its tasks is {mean:.4}, no better than that of the base rate; \
+             `hypercast versions promote` does it all the same"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypercast_expert::wasm::contract::Quality;
+
+    #[test]
+    fn what_is_worse_than_the_base_rate_is_held_unless_it_is_an_improvement() {
+        let quality =
+            |ne| Quality { ne: Some(ne), auc: None, gauc: None, calibration: None, mse: None };
+        let slice = |examples, candidate, serving: Option<f64>| Slice {
+            task: "click".into(),
+            surface: None,
+            examples,
+            candidate: quality(candidate),
+            serving: serving.map(quality),
+        };
+        let held = |slice: Slice| above_base_rate(&[slice]).is_some();
+        assert!(held(slice(1000, 1.02, None)) && held(slice(1000, 1.02, Some(0.9))));
+        assert!(!held(slice(1000, 1.02, Some(1.1))), "it is better than what serves");
+        assert!(!held(slice(1000, 0.99, None)));
+        assert!(!held(slice(999, 1.02, None)), "too few say so");
+        assert!(above_base_rate(&[]).is_none());
     }
 }

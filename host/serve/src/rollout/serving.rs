@@ -99,10 +99,10 @@ impl VersionLookup for RankingService {
             }
         }
         let quality = |windows: &[&QualityWindow]| {
-            // Outcomes are kept without users, and regressions are not measured here.
-            let LiveQuality { ne, calibration, .. } =
+            // Outcomes are kept without users.
+            let LiveQuality { ne, calibration, mse, .. } =
                 QualityWindow::together(windows.iter().copied());
-            Measured { ne, auc: None, gauc: None, calibration, mse: None }
+            Measured { ne, auc: None, gauc: None, calibration, mse }
         };
         let slices = pairs.iter().map(|((whole, task, surface), [owns, befores])| Slice {
             task: (*task).to_owned(),

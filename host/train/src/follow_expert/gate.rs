@@ -134,7 +134,7 @@ impl PublishGate {
             Verdict::Hold(reason) => self.holds.held(reason)?,
             Verdict::RollBack(_) => self.rolled_back.inc(),
         }
-        let measured = eval_window::line(&self.measured.evaluation());
+        let measured = self.measured.line();
         Ok(GateDecision { verdict, measured })
     }
 

@@ -5,20 +5,19 @@ use std::sync::Arc;
 
 use hypercast_fm::{
     example::Example,
-    metrics::{MetricsWindow, ScoredPrediction},
+    metrics::{MetricsWindow, ScoredPrediction, ScoredValue},
 };
 use serde_json::{Value, json};
 
 use super::{
     super::{
         progress_log::{Learning, ProgressSlice},
-        report::ALL,
+        report::{ALL, ShownMetrics},
     },
     ExpertCheckpoint,
 };
 use crate::job_metrics::JobMetrics;
-use hypercast_data::schema::BinaryLabels;
-use hypercast_data::schema::Schema;
+use hypercast_data::schema::{Schema, TaskKind};
 use hypercast_expert::Blueprint;
 
 /// A line of the progress log covers so many requests.
@@ -29,7 +28,7 @@ const KEEP: usize = 1 << 16;
 
 /// Predictions of the requests since the last line.
 pub(super) struct ExpertProgress {
-    labels: BinaryLabels,
+    schema: Arc<Schema>,
     /// Each of the expert's tasks among the schema's, by name.
     tasks: Vec<(Option<usize>, String)>,
     kept: MetricsWindow<(usize, usize)>,
@@ -45,7 +44,7 @@ impl ExpertProgress {
     ) -> Self {
         let tasks = blueprint.description.tasks.iter();
         Self {
-            labels: BinaryLabels::new(schema),
+            schema: schema.clone(),
             tasks: tasks.map(|task| (schema.task(&task.name), task.name.clone())).collect(),
             kept: MetricsWindow::new(KEEP),
             requests: 0,
@@ -55,17 +54,27 @@ impl ExpertProgress {
 
     /// Notes what was said of examples, `[rows]` a task, before they were learned from.
     pub(super) fn push(&mut self, examples: &[Example], predictions: &[Vec<f32>]) {
-        let all = self.labels.schema.surfaces.len();
+        let all = self.schema.surfaces.len();
         let rows =
             examples.iter().flat_map(|own| (0..own.targets.len()).map(move |row| (own, row)));
         for (at, (example, row)) in rows.enumerate() {
             for (task, (in_schema, _)) in self.tasks.iter().enumerate() {
-                let label = in_schema.and_then(|own| self.labels.label(example, row, own));
-                let Some(label) = label else { continue };
-                let probability = predictions[task][at];
-                let scored = ScoredPrediction { user: example.user.id, probability, label };
-                self.kept.push((usize::from(example.surface), task), scored);
-                self.kept.push((all, task), scored);
+                let (outcome, prediction) = (&example.targets[row].outcome, predictions[task][at]);
+                let label =
+                    in_schema.and_then(|own| self.schema.label(own, example.surface, outcome));
+                let Some((label, own)) = label.zip(*in_schema) else { continue };
+                for slice in [usize::from(example.surface), all].map(|surface| (surface, task)) {
+                    match self.schema.tasks[own].kind {
+                        TaskKind::Binary => {
+                            let (user, probability, label) =
+                                (example.user.id, prediction, label == 1.0);
+                            self.kept.push(slice, ScoredPrediction { user, probability, label });
+                        }
+                        TaskKind::Regression => {
+                            self.kept.push_value(slice, ScoredValue { prediction, label });
+                        }
+                    }
+                }
             }
         }
         self.requests += examples.len() as u64;
@@ -79,12 +88,11 @@ impl ExpertProgress {
         }
         self.requests = 0;
         let kept = std::mem::replace(&mut self.kept, MetricsWindow::new(KEEP));
-        let surfaces = &self.labels.schema.surfaces;
+        let surfaces = &self.schema.surfaces;
         let slices = kept.summaries().map(|(&(surface, task), summary)| ProgressSlice {
             surface: surfaces.get(surface).map_or(ALL, String::as_str),
             task: &self.tasks[task].1,
-            n: summary.n as u64,
-            ne: summary.ne,
+            metrics: ShownMetrics { auc: None, gauc: None, ..summary.into() },
         });
         let stands = json!({
             "position": place.position, "requests": place.requests,

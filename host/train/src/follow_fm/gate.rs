@@ -23,7 +23,7 @@ use hypercast_fm::{
 use serde_json::{Value, json};
 
 use super::super::{
-    eval_window::{self, EvalWindow, WindowPredictions, WindowRow},
+    eval_window::{EvalWindow, WindowPredictions, WindowRow},
     holds::HoldLog,
     logging::{FmLoading, LoadedFmVersion, Registered, RequestPoint, ToLog},
 };
@@ -257,7 +257,7 @@ impl FmPublishGate {
         }
         reasons.extend(self.drift(manifest));
         let held = (!reasons.is_empty()).then(|| reasons.join("; "));
-        let evaluation = eval_window::line(&self.window.evaluation());
+        let evaluation = self.window.line();
         FmVerdict { held, evaluation, tae_drift: self.tae_drift }
     }
 

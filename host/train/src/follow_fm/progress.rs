@@ -3,7 +3,12 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use hypercast_fm::{example::Example, metrics::log_loss, spec::FmSpec, trainer::StepOutput};
+use hypercast_fm::{
+    example::Example,
+    metrics::{ScoredValue, TaskMetrics, ValueSums, log_loss, normalized_entropy},
+    spec::{FmSpec, TaskLabel, TaskSpec},
+    trainer::StepOutput,
+};
 use prometheus::{Histogram, IntCounter};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,7 +16,7 @@ use serde_json::{Value, json};
 use super::{
     super::{
         progress_log::{self, Learning},
-        report::{ALL, binary_tasks},
+        report::{ALL, ShownMetrics},
     },
     checkpoint::FmCheckpoint,
 };
@@ -34,6 +39,9 @@ struct WindowSlice {
     positives: u64,
     /// The sum of cross-entropies, as the bits of an f64: JSON may lose the last one.
     entropy_bits: u64,
+    /// Of a regression, in the order of [`ValueSums`], likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    value_bits: Option<[u64; 4]>,
 }
 
 impl WindowSlice {
@@ -44,14 +52,27 @@ impl WindowSlice {
         self.entropy_bits = entropy.to_bits();
     }
 
-    /// Eq. 5; none for one class only.
-    fn ne(&self) -> Option<f64> {
-        if self.positives == 0 || self.positives == self.n {
-            return None;
+    fn push_value(&mut self, prediction: f32, label: f32) {
+        let mut sums = self.value_sums();
+        sums.push(ScoredValue { prediction, label });
+        self.n = sums.count;
+        let sums = [sums.label, sums.label_square, sums.prediction, sums.squared_error];
+        self.value_bits = Some(sums.map(f64::to_bits));
+    }
+
+    fn value_sums(&self) -> ValueSums {
+        let sums = self.value_bits.unwrap_or_default().map(f64::from_bits);
+        let [label, label_square, prediction, squared_error] = sums;
+        ValueSums { count: self.n, label, label_square, prediction, squared_error }
+    }
+
+    fn metrics(&self) -> ShownMetrics {
+        if self.value_bits.is_some() {
+            return TaskMetrics::Regression(self.value_sums().metrics()).into();
         }
-        let rate = self.positives as f64 / self.n as f64;
-        let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
-        Some(f64::from_bits(self.entropy_bits) / self.n as f64 / base)
+        let entropy = f64::from_bits(self.entropy_bits);
+        let ne = normalized_entropy(entropy, self.positives as f64, self.n as f64);
+        ShownMetrics { n: self.n as usize, ne, ..ShownMetrics::default() }
     }
 }
 
@@ -59,15 +80,12 @@ impl WindowSlice {
 pub(super) struct FmProgress {
     pub(super) window: ProgressWindow,
     surfaces: Vec<String>,
-    /// Binary tasks by name, with their place among all.
-    tasks: Vec<(usize, String)>,
-    width: usize,
+    tasks: Vec<TaskSpec>,
 }
 
 impl FmProgress {
     pub(super) fn new(spec: &FmSpec, window: ProgressWindow) -> Self {
-        let (surfaces, tasks) = (spec.surfaces.clone(), binary_tasks(spec));
-        Self { window, surfaces, tasks, width: spec.tasks.len() }
+        Self { window, surfaces: spec.surfaces.clone(), tasks: spec.tasks.clone() }
     }
 
     /// Notes what was said of examples before they were learned from.
@@ -75,14 +93,19 @@ impl FmProgress {
         let targets = examples.iter().flat_map(|own| own.targets.iter().map(move |_| own));
         for (row, example) in targets.enumerate() {
             let surface = &self.surfaces[usize::from(example.surface)];
-            for (task, name) in &self.tasks {
-                let at = row * self.width + task;
+            for (task, TaskSpec { name, label: kind, .. }) in self.tasks.iter().enumerate() {
+                let at = row * self.tasks.len() + task;
                 if !said.mask[at] || said.predictions[at].is_nan() {
                     continue;
                 }
                 for surface in [surface.as_str(), ALL] {
                     let slice = self.window.slices.entry(format!("{surface}/{name}"));
-                    slice.or_default().push(said.predictions[at], said.labels[at] > 0.5);
+                    let (slice, said, label) =
+                        (slice.or_default(), said.predictions[at], said.labels[at]);
+                    match kind {
+                        TaskLabel::Action(_) => slice.push(said, label > 0.5),
+                        TaskLabel::Value(_) => slice.push_value(said, label),
+                    }
                 }
             }
         }
@@ -97,7 +120,7 @@ impl FmProgress {
         let window = std::mem::take(&mut self.window);
         let slices = window.slices.iter().map(|(name, slice)| {
             let (surface, task) = name.split_once('/').unwrap_or((ALL, name));
-            progress_log::ProgressSlice { surface, task, n: slice.n, ne: slice.ne() }
+            progress_log::ProgressSlice { surface, task, metrics: slice.metrics() }
         });
         let stands = json!({
             "position": place.position(), "requests": place.requests,

@@ -123,7 +123,9 @@ impl StreamingReport {
 impl fmt::Display for StreamingReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Slices of a few rows with equal labels have no metrics; only the JSON has them.
-        f.write_str(&table(self.rows.iter().filter(|row| row.ne.is_some())))?;
+        f.write_str(&table(
+            self.rows.iter().filter(|row| row.metrics.ne.or(row.metrics.mse).is_some()),
+        ))?;
         writeln!(f, "\n{:<28} {:>10} {:>10}", "", "p50 ms", "p99 ms")?;
         let named = self.live.stages.iter().chain(&self.live.freshness);
         let named = named.map(|(name, latency)| (name.as_str(), latency));

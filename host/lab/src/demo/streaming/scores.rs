@@ -10,11 +10,11 @@ use std::{
 
 use hypercast_data::{
     dataset::Impression,
-    schema::{BinaryLabels, Schema, Task, TaskRole},
+    schema::{BinaryLabels, Schema, Task, TaskKind, TaskRole},
 };
 use hypercast_serve::api::RankAnswer;
 
-use crate::metrics::{LogLossSums, MetricRow, ScoredPrediction, SlicedPredictions};
+use crate::metrics::{LogLossSums, MetricRow, ScoredPrediction, ScoredValue, SlicedPredictions};
 
 /// Rows kept per slice.
 const KEEP: usize = 1 << 20;
@@ -81,6 +81,21 @@ impl ServedScores {
     pub fn score(&mut self, request: u64, impression: &Impression) {
         let Some(served) = self.served.remove(&(request, impression.item)) else { return };
         let Impression { surface, user, outcome, .. } = impression;
+        let schema = &self.labels.schema;
+        for task in
+            (0..schema.tasks.len()).filter(|&task| schema.tasks[task].kind == TaskKind::Regression)
+        {
+            let (prediction, label) =
+                (served.predictions[task], schema.label(task, *surface, outcome));
+            if let Some(label) = label.filter(|_| prediction.is_finite()) {
+                self.kept.push_value(
+                    *surface,
+                    task,
+                    &served.arm,
+                    ScoredValue { prediction, label },
+                );
+            }
+        }
         for task in self.labels.tasks() {
             let Some(label) = self.labels.of_outcome(outcome, *surface, task) else { continue };
             let best = impression.truth.get(task).copied().unwrap_or(f32::NAN);

@@ -99,8 +99,8 @@ function show(live) {
     `${whole(requests.degraded)} degraded · ${whole(requests.refused)} refused`;
   byId("summary").className = requests.degraded || requests.refused ? "" : "soft";
   charts(live.ne);
-  table("ne", ["surface", ["task", "left"], ["arm", "left"], "rows", "NE", "predicted / observed"],
-    live.ne.map((row) => [row.surface, [row.task, "left"], [row.arm, "left"], whole(row.n), fixed(row.ne, 4), fixed(row.calibration, 3)]),
+  table("ne", ["surface", ["task", "left"], ["arm", "left"], "rows", "NE", "predicted / observed", "MSE", "of the mean"],
+    live.ne.map((row) => [row.surface, [row.task, "left"], [row.arm, "left"], whole(row.n), fixed(row.ne, 4), fixed(row.calibration, 3), fixed(row.mse, 3), fixed(row.base_mse, 3)]),
     "no outcomes of served requests are known yet");
   table("latency", ["stage", "p50", "p99", "count"],
     live.latency.map((row) => [row.stage, span(row.p50_us === null ? null : row.p50_us / 1000), span(row.p99_us === null ? null : row.p99_us / 1000), whole(row.count)]), "no requests yet");

@@ -28,6 +28,7 @@ fn schema() -> Schema {
         role: TaskRole::Main,
         kind: TaskKind::Binary,
         label: name.into(),
+        transform: Default::default(),
         surfaces: surfaces.iter().map(|name| name.to_string()).collect(),
         weight: 1.0,
     };

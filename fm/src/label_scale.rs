@@ -1,0 +1,262 @@
+//! The unit in which a model learns a regression, and the way back to the unit of its label.
+//!
+//! A model learns `(t(label) - mean) / deviation`, where t is what the schema says of the task's
+//! label ([`LabelTransform`]). So no task's loss is larger because its label is written in cents,
+//! and no label of a long tail decides a step alone. The first [`SETTLED_LABELS`] labels fix mean
+//! and deviation, and the scale is saved and published with the weights that learned by it.
+//! Whatever leaves a model is in the label's unit. A model of before there were scales has none,
+//! and learns and predicts as it did.
+//!
+//! The prediction of a mean on a logarithmic scale, taken back, is nearer to the label's median,
+//! and labels are clipped. Both make the sum of the predictions too small. It is corrected by the
+//! ratio of the means of labels and predictions (Snowdon, "A ratio estimator for bias correction
+//! in logarithmic regressions", 1991). Duan's smearing factor would need residuals whose spread is
+//! the same for all rows, which labels that are mostly zero do not have.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::standardise::{OBSERVED_LIMIT, Standardiser};
+
+/// What is learned of a regression's label, before it is standardised.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabelTransform {
+    /// The label itself.
+    #[default]
+    Identity,
+    /// sign(x) ln(1 + |x|), for amounts with a long tail: revenue, seconds, counts.
+    Log,
+}
+
+/// The scales of a model's regressions by task. A task that has none is learned in its label's own
+/// unit.
+pub type LabelScales = BTreeMap<String, LabelScale>;
+
+/// How the label of one regression is learned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LabelScale {
+    transform: LabelTransform,
+    /// Of the transformed labels, up to [`SETTLED_LABELS`].
+    moments: Standardiser,
+    /// Whether any of those labels is below 0. A ratio of means means nothing then.
+    signed: bool,
+    correction: MeanCorrection,
+}
+
+/// The ratio of the means of labels and of uncorrected predictions, for the newest half of all
+/// rows, at most of some [`CORRECTION_ROWS`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+struct MeanCorrection {
+    rows: f64,
+    label: f64,
+    prediction: f64,
+}
+
+/// Mean and deviation stay as they are after so many labels. The first few thousand rows of a
+/// training have taught a model little that another scale would turn.
+pub const SETTLED_LABELS: f64 = 10_000.0;
+
+/// Learned labels are clipped to so many deviations.
+const LABEL_LIMIT: f64 = 10.0;
+
+/// A label so many deviations from the mean is none of a long tail. It is not clipped, so that its
+/// loss is recognised as harmful (`harm`).
+const FAULTY_LABEL: f64 = 1e4;
+
+/// Rows after which a row's weight in the correction falls to 37 %.
+const CORRECTION_ROWS: f64 = 1e5;
+
+/// So many rows count as half of the evidence for a correction: fewer correct less.
+const CORRECTION_DOUBT: f64 = 1000.0;
+
+/// No mean is corrected by more than this factor, up or down.
+const MAX_CORRECTION: f64 = 1000.0;
+
+/// A transformed value beyond it would not fit an f32 when it is taken back and corrected.
+const MAX_EXPONENT: f64 = 80.0;
+
+impl LabelTransform {
+    /// Whether labels are learned as they are.
+    pub fn is_identity(&self) -> bool {
+        *self == LabelTransform::Identity
+    }
+
+    fn apply(self, label: f64) -> f64 {
+        match self {
+            LabelTransform::Identity => label,
+            LabelTransform::Log => label.signum() * label.abs().ln_1p(),
+        }
+    }
+
+    fn invert(self, value: f64) -> f64 {
+        match self {
+            LabelTransform::Identity => value,
+            LabelTransform::Log => value.signum() * value.abs().min(MAX_EXPONENT).exp_m1(),
+        }
+    }
+}
+
+impl LabelScale {
+    /// A scale that has seen no label: until it has, labels are only transformed.
+    pub fn new(transform: LabelTransform) -> Self {
+        let (moments, correction) = (Standardiser::new(1), MeanCorrection::default());
+        Self { transform, moments, signed: false, correction }
+    }
+
+    /// Whether all its numbers are finite.
+    pub fn is_finite(&self) -> bool {
+        let MeanCorrection { rows, label, prediction } = self.correction;
+        let correction = [rows, label, prediction].iter().all(|number| number.is_finite());
+        self.moments.width() == 1 && self.moments.is_finite() && correction
+    }
+
+    /// Takes a label into account that is about to be learned, if mean and deviation are not
+    /// settled.
+    pub fn observe(&mut self, label: f32) {
+        if label.is_finite() && !self.is_settled() {
+            self.moments.observe(&[self.transform.apply(label.into()) as f32]);
+            self.signed |= label < 0.0;
+        }
+    }
+
+    /// Compares a prediction, which was made before its label was learned, with that label. A row
+    /// that stands for others has their number for its weight.
+    pub fn correct(&mut self, prediction: f32, label: f32, weight: f32) {
+        let numbers = [prediction, label, weight].map(f64::from);
+        if !self.is_settled() || numbers.iter().any(|number| !number.is_finite()) {
+            return;
+        }
+        let [prediction, label, weight] = numbers;
+        // A label that the moments do not count in full counts as far as there.
+        let label = label.min(self.taken_back(OBSERVED_LIMIT));
+        let uncorrected = prediction / self.factor();
+        let MeanCorrection { rows, label: labels, prediction: predictions } = &mut self.correction;
+        let rate = (2.0 / (*rows + 2.0)).max(1.0 / CORRECTION_ROWS);
+        *rows += 1.0;
+        *labels += rate * (weight * label - *labels);
+        *predictions += rate * (weight * uncorrected - *predictions);
+    }
+
+    /// What a model learns of a label: its distance from the mean, in deviations.
+    pub fn learned(&self, label: f32) -> f32 {
+        let ScaleMoments { mean, deviation } = self.moments();
+        let value = (self.transform.apply(label.into()) - mean) / deviation;
+        let limit = if value.abs() < FAULTY_LABEL { LABEL_LIMIT } else { f64::INFINITY };
+        value.clamp(-limit, limit) as f32
+    }
+
+    /// The prediction in the label's unit, of a model's output.
+    pub fn prediction(&self, output: f32) -> f32 {
+        (self.factor() * self.taken_back(output.into())) as f32
+    }
+
+    fn is_settled(&self) -> bool {
+        self.moments.rows() >= SETTLED_LABELS
+    }
+
+    fn taken_back(&self, value: f64) -> f64 {
+        let ScaleMoments { mean, deviation } = self.moments();
+        self.transform.invert(mean + deviation * value)
+    }
+
+    fn moments(&self) -> ScaleMoments {
+        let moments = self.moments.moments().next().expect("a scale has one column");
+        let deviation = moments.variance.sqrt();
+        let deviation = if deviation > 0.0 { deviation } else { 1.0 };
+        ScaleMoments { mean: moments.mean, deviation }
+    }
+
+    /// What predictions are multiplied with.
+    fn factor(&self) -> f64 {
+        let MeanCorrection { rows, label, prediction } = self.correction;
+        if self.signed || label <= 0.0 || prediction <= 0.0 {
+            return 1.0;
+        }
+        let trust = rows / (rows + CORRECTION_DOUBT);
+        let factor = (trust * (label / prediction).ln()).exp();
+        factor.clamp(1.0 / MAX_CORRECTION, MAX_CORRECTION)
+    }
+}
+
+/// Of transformed labels.
+struct ScaleMoments {
+    mean: f64,
+    deviation: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash_rng::uniform;
+
+    /// Revenue: 95 % zeros, and amounts with a long tail.
+    fn revenue(row: u64) -> f32 {
+        if uniform(&[row, 0]) < 0.95 {
+            return 0.0;
+        }
+        let normal: f64 = (1..13).map(|at| uniform(&[row, at])).sum::<f64>() - 6.0;
+        (3.0 + 1.2 * normal).exp() as f32
+    }
+
+    fn settled(transform: LabelTransform, label: impl Fn(u64) -> f32) -> LabelScale {
+        let mut scale = LabelScale::new(transform);
+        (0..20_000).for_each(|row| scale.observe(label(row)));
+        scale
+    }
+
+    #[test]
+    fn learned_labels_have_one_scale_and_come_back() {
+        for transform in [LabelTransform::Identity, LabelTransform::Log] {
+            for unit in [1e-3, 1.0, 1e4] {
+                let scale = settled(transform, |row| unit * revenue(row));
+                let labels: Vec<f32> = (0..10_000).map(|row| unit * revenue(row)).collect();
+                let learned: Vec<f64> =
+                    labels.iter().map(|&label| scale.learned(label).into()).collect();
+                let mean = learned.iter().sum::<f64>() / 1e4;
+                let variance = learned.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 1e4;
+                assert!(mean.abs() < 0.1 && (0.3..1.1).contains(&variance), "{mean} {variance}");
+                let back = scale.prediction(scale.learned(labels[3]));
+                assert!((back - labels[3]).abs() <= 1e-4 * unit, "{back} {}", labels[3]);
+            }
+        }
+        let signed = settled(LabelTransform::Log, |row| revenue(row) - revenue(row + 1));
+        let back = signed.prediction(signed.learned(-20.0));
+        assert!((back + 20.0).abs() < 1e-3, "{back}");
+    }
+
+    #[test]
+    fn a_scale_settles_and_no_label_is_learned_beyond_its_limit() {
+        let mut scale = settled(LabelTransform::Identity, revenue);
+        let before = scale.clone();
+        (0..1000).for_each(|_| scale.observe(1e30));
+        assert_eq!(scale, before);
+        assert_eq!(scale.learned(1e5), 10.0);
+        assert!(scale.learned(1e15) > 1e10, "no tail is so long");
+        assert!(settled(LabelTransform::Log, |_| 3e38).prediction(1e30).is_finite());
+        assert!(scale.prediction(f32::NAN).is_nan(), "what is broken stays visible");
+        let constant = settled(LabelTransform::Log, |_| 7.0);
+        assert!(
+            (constant.prediction(0.0) - 7.0).abs() < 1e-3 && constant.learned(7.0).abs() < 1e-6
+        );
+    }
+
+    #[test]
+    fn the_sum_of_predictions_becomes_that_of_the_labels() {
+        let mut scale = settled(LabelTransform::Log, revenue);
+        let seen: f64 = (0..100_000).map(|row| f64::from(revenue(row))).sum();
+        assert!(f64::from(scale.prediction(0.0)) * 1e5 < 0.2 * seen, "the mean of logarithms");
+        for row in 0..100_000 {
+            let prediction = scale.prediction(0.0);
+            scale.correct(prediction, revenue(row), 1.0);
+        }
+        let calibration = f64::from(scale.prediction(0.0)) * 1e5 / seen;
+        assert!((calibration - 1.0).abs() < 0.15, "{calibration}");
+        // Where labels have both signs, their mean says nothing of a factor.
+        let mut signed = settled(LabelTransform::Log, |row| revenue(row) - revenue(row + 1));
+        let before = signed.prediction(0.5);
+        (0..5000).for_each(|_| signed.correct(before, 40.0, 1.0));
+        assert_eq!(signed.prediction(0.5), before);
+    }
+}
