@@ -28,6 +28,7 @@ use super::{
 use crate::{
     error::{CommonErrors as _, Error, Result},
     metrics::{LatencyQuantiles, ScoredPrediction, SlicedPredictions},
+    verdict::VerdictTally,
 };
 
 /// Requests that go out together at most.
@@ -112,6 +113,7 @@ pub fn run(dataset: &Dataset, from_ms: i64, url: &str, base: &BaseRates) -> Resu
         base,
         pending: PendingBatch::default(),
         kept: SlicedPredictions::new(&dataset.schema, KEEP),
+        verdict: VerdictTally::new(&dataset.schema),
         stages_ms: BTreeMap::new(),
         report: DemoReport::default(),
     };
@@ -127,11 +129,12 @@ pub fn run(dataset: &Dataset, from_ms: i64, url: &str, base: &BaseRates) -> Resu
         replay.pending.push(step);
     }
     replay.flush()?;
-    let Replayer { kept, stages_ms, report, .. } = replay;
+    let Replayer { kept, verdict, stages_ms, report, .. } = replay;
     progress.finish(&format!("{} requests, {} degraded", report.requests, report.degraded));
     let stages = stages_ms.into_iter();
     Ok(DemoReport {
         rows: kept.rows(|arm| arm.name().to_owned()),
+        verdict: verdict.verdict()?,
         latency: stages.map(|(stage, ms)| (stage, LatencyQuantiles::of(ms))).collect(),
         ..report
     })
@@ -145,6 +148,7 @@ struct Replayer<'a> {
     pending: PendingBatch,
     /// Predictions with the labels that came later, by slice.
     kept: SlicedPredictions<PredictionArm>,
+    verdict: VerdictTally,
     /// Milliseconds by stage, one per request; `total` is measured in the daemon, `request` is the
     /// client's round trip.
     stages_ms: BTreeMap<String, Vec<f64>>,
@@ -184,9 +188,14 @@ impl Replayer<'_> {
             for (row, impression) in rows.iter().enumerate() {
                 let Impression { surface, user, outcome, .. } = impression;
                 let Some(label) = self.labels.of_outcome(outcome, *surface, task) else { continue };
-                for (arm, probability) in self.arms(&explanation, task, row, impression) {
+                let arms = self.arms(&explanation, task, row, impression);
+                let has_fm = arms.iter().any(|(arm, _)| *arm == PredictionArm::Fm);
+                for (arm, probability) in arms {
                     let scored = ScoredPrediction { user: *user, probability, label };
                     self.kept.push(*surface, task, &arm, scored);
+                    if has_fm {
+                        self.verdict.push(*surface, task, arm, scored);
+                    }
                 }
             }
         }

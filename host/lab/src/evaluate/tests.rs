@@ -26,7 +26,8 @@ pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> Evaluation
                 [expert_training]\nepochs = 1\nbatch_rows = 256\n[logs]\nskip_share = 0.1\n";
     std::fs::write(&config, text).unwrap();
     EvaluationSetup {
-        data: DatasetChoice::Simulated,
+        data: Some(DatasetChoice::Simulated),
+        mapping: None,
         from: Some(world),
         work: Some(dir.join("work")),
         plugins,
@@ -34,6 +35,7 @@ pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> Evaluation
         mode: TestMode::Streaming,
         times: TestTimes::default(),
         json: None,
+        force: false,
         reuse_data: false,
     }
 }

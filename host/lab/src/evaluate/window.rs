@@ -40,11 +40,11 @@ impl TestWindow {
     /// # Errors
     /// A time that cannot be read, or with no request before or after it.
     pub fn new(setup: &EvaluationSetup, config: &Config, dataset: &Dataset) -> Result<Self> {
-        let EvaluationSetup { data, times, .. } = setup;
+        let times = &setup.times;
         let utc_offset_h = config.timeline.utc_offset_h;
         let (first_ms, last_ms) = extent(dataset)?;
         let (given, row) = (times.test_from.as_deref(), dataset.rows - dataset.rows / 10);
-        let test_from_ms = data.test_from_ms(given, row, config, dataset)?;
+        let test_from_ms = setup.choice().test_from_ms(given, row, config, dataset)?;
         let report_from_ms = match times.report_from.as_deref() {
             Some(text) => parse_time_ms(text, utc_offset_h)?,
             None => test_from_ms,
