@@ -4,8 +4,8 @@
 
 use std::{fmt::Write as _, path::Path, process::Command};
 
-use hypercast_core::prerequisite::skip;
 use hypercast_config::Config;
+use hypercast_core::prerequisite::skip;
 use hypercast_data::dataset::{Dataset, Impression, ImpressionWriter};
 use hypercast_tests::binary;
 use serde_json::json;

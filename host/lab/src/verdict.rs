@@ -22,11 +22,11 @@ const ARMS: [PredictionArm; 4] =
     [PredictionArm::Base, PredictionArm::Fm, PredictionArm::Expert, PredictionArm::ExpertTae];
 
 /// What is compared with what: indices of arms.
-const PAIRS: [Comparison; 4] = [
-    Comparison { arm: 1, baseline: 0 },
-    Comparison { arm: 3, baseline: 0 },
-    Comparison { arm: 3, baseline: 1 },
-    Comparison { arm: 3, baseline: 2 },
+const PAIRS: [ArmComparison; 4] = [
+    ArmComparison { arm: 1, baseline: 0 },
+    ArmComparison { arm: 3, baseline: 0 },
+    ArmComparison { arm: 3, baseline: 1 },
+    ArmComparison { arm: 3, baseline: 2 },
 ];
 
 /// Draws of the bootstrap.
@@ -37,7 +37,7 @@ const FEWEST_LABELS: f64 = 50.0;
 
 /// An arm and what it is compared with.
 #[derive(Debug, Clone, Copy)]
-struct Comparison {
+struct ArmComparison {
     arm: usize,
     baseline: usize,
 }
@@ -49,7 +49,7 @@ pub struct VerdictTally {
     tally: ScoreTally,
 }
 
-/// What was found.
+/// What FM and expert bring, task by task.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Verdict {
     /// A verdict a task.
@@ -118,7 +118,7 @@ impl NeDifference {
 }
 
 impl VerdictTally {
-    /// No predictions yet.
+    /// An empty tally of binary tasks of a schema.
     pub fn new(schema: &Arc<Schema>) -> Self {
         let names: Vec<&str> = ARMS.iter().map(|arm| arm.name()).collect();
         let tally = ScoreTally::new(&BinaryLabels::new(schema), i64::MIN, &names);
@@ -200,30 +200,23 @@ impl TaskVerdict {
             return;
         }
         let [fm, expert, over_fm, over_plain] = &self.differences[..] else { return };
-        let against_base = |difference: &NeDifference| {
-            let words = difference.words();
-            if difference.is_better() {
-                format!("better than the base rate: NE {words}")
-            } else if difference.is_worse() {
-                format!("WORSE than the base rate: NE {words}")
-            } else {
-                format!("not to be told from the base rate: NE {words}")
-            }
-        };
         let against = |difference: &NeDifference, whom: &str| {
-            let words = difference.words();
-            if difference.is_better() {
-                format!("better than {whom} ({words})")
+            let word = if difference.is_better() {
+                "better than"
             } else if difference.is_worse() {
-                format!("WORSE than {whom} ({words})")
+                "WORSE than"
             } else {
-                format!("as good as {whom} ({words})")
-            }
+                "level with"
+            };
+            format!("{word} {whom} ({})", difference.words())
         };
+        let ne = |arm: usize| self.arms[arm].ne.map_or("-".into(), |ne| format!("{ne:.4}"));
         self.words = format!(
-            "the FM is {}; the expert is {}, {} and {}",
-            against_base(fm),
-            against_base(expert),
+            "the FM (NE {}) is {}; the expert (NE {}) is {}, {} and {}",
+            ne(1),
+            against(fm, "the base rate"),
+            ne(3),
+            against(expert, "the base rate"),
             against(over_fm, "the FM's own head"),
             against(over_plain, "the same expert without TAE")
         );
@@ -298,8 +291,8 @@ mod tests {
     #[test]
     fn what_is_better_or_worse_beyond_chance_is_said() {
         let good = verdict(|arm, chance| if arm == "base" { 0.3 } else { chance });
-        assert!(good.words.contains("the FM is better than the base rate"), "{}", good.words);
-        assert!(good.words.contains("as good as the FM's own head"), "{}", good.words);
+        assert!(good.words.contains("is better than the base rate"), "{}", good.words);
+        assert!(good.words.contains("level with the FM's own head"), "{}", good.words);
         assert!(good.worse_than_base.is_empty() && good.differences[0].pct < -10.0);
         assert!(good.advice.iter().any(|advice| advice.contains("TAE brings")));
         let spoilt = verdict(|arm, chance| match arm {
@@ -307,11 +300,11 @@ mod tests {
             "base" => 0.3,
             _ => chance,
         });
-        assert!(spoilt.words.contains("the expert is WORSE than the base rate"));
+        assert!(spoilt.words.contains("is WORSE than the base rate"));
         assert_eq!(spoilt.worse_than_base, ["expert+tae on feed", "expert+tae on all"]);
         assert!(spoilt.advice.iter().any(|advice| advice.contains("serve the FM's")));
         let moved = verdict(|_, _| 0.02);
-        assert!(moved.words.contains("not to be told from the base rate"), "{}", moved.words);
+        assert!(moved.words.contains("is level with the base rate"), "{}", moved.words);
         assert!(moved.advice[0].contains("drift"), "{:?}", moved.advice);
     }
 }

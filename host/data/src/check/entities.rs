@@ -22,15 +22,15 @@ const MANY_UNKNOWN: f64 = 0.01;
 pub(super) struct EntityCheck<'a> {
     dataset: &'a Dataset,
     rows: u64,
-    items: EntityIds<'a>,
-    users: EntityIds<'a>,
+    items: ShownIds<'a>,
+    users: ShownIds<'a>,
 }
 
 impl<'a> EntityCheck<'a> {
     pub(super) fn new(dataset: &'a Dataset) -> Self {
         let schema = &dataset.schema;
-        let items = EntityIds::new("item", ITEMS, &schema.item_features);
-        let users = EntityIds::new("user", USERS, &schema.user_features);
+        let items = ShownIds::new("item", ITEMS, &schema.item_features);
+        let users = ShownIds::new("user", USERS, &schema.user_features);
         Self { dataset, rows: 0, items, users }
     }
 
@@ -61,7 +61,7 @@ impl<'a> EntityCheck<'a> {
 }
 
 /// The ids of items or users that impressions name.
-struct EntityIds<'a> {
+struct ShownIds<'a> {
     /// `item` or `user`, as the column is called.
     name: &'static str,
     /// The file of their features.
@@ -73,7 +73,7 @@ struct EntityIds<'a> {
     unknown_rows: Tally,
 }
 
-impl<'a> EntityIds<'a> {
+impl<'a> ShownIds<'a> {
     fn new(name: &'static str, file: &'static str, features: &'a [Feature]) -> Self {
         let (known, unknown) = (HashSet::new(), HashSet::new());
         Self { name, file, features, known, unknown, unknown_rows: Tally::default() }

@@ -29,7 +29,7 @@ pub(super) struct FeatureCheck<'a> {
     dataset: &'a Dataset,
     widths: FeatureWidths,
     dense: Vec<DenseColumn<'a>>,
-    ids: Vec<IdColumn<'a>>,
+    ids: Vec<CategoryColumn<'a>>,
     sample: LeakSample,
     /// One row in so many is sampled.
     sample_every: u64,
@@ -59,7 +59,7 @@ struct DenseColumn<'a> {
 }
 
 /// A categorical feature's missing cells, by half.
-struct IdColumn<'a> {
+struct CategoryColumn<'a> {
     of: FeatureName<'a>,
     halves: [ColumnSums; 2],
 }
@@ -109,7 +109,7 @@ impl<'a> FeatureCheck<'a> {
             halves: Default::default(),
             infinite: Tally::default(),
         });
-        let ids = ids.into_iter().map(|of| IdColumn { of, halves: Default::default() });
+        let ids = ids.into_iter().map(|of| CategoryColumn { of, halves: Default::default() });
         Self {
             dataset,
             widths: FeatureWidths::new(schema),

@@ -24,10 +24,12 @@ pub enum Severity {
     Noted,
 }
 
-/// What is wrong.
+/// The faults that a check tells apart; in JSON, their names with hyphens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FindingKind {
+    /// There is no impression.
+    Empty,
     /// Rows are earlier than those before them.
     Unsorted,
     /// The rows of a request are apart.

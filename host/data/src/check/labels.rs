@@ -1,6 +1,8 @@
 //! Labels by task and surface, and how they and the surfaces' shares move from the first half of
 //! the rows to the second.
 
+use std::collections::BTreeMap;
+
 use super::CheckedRow;
 use super::finding::{Finding, FindingKind, IMPRESSIONS, LabelCount, SCHEMA, Severity, Tally};
 use crate::dataset::Dataset;
@@ -240,18 +242,25 @@ impl<'a> LabelCheck<'a> {
                           column";
             return add(Severity::Warned, kind, what, advice);
         }
+        // A finding for all surfaces on which it is the same.
+        let mut surfaces: BTreeMap<FindingKind, Vec<&str>> = BTreeMap::new();
         for (surface, sums) in self.labels[task].iter().enumerate() {
             let rows: u64 = self.surfaces[surface].halves.iter().sum();
-            if rows == 0 || !self.schema.task_valid(task, surface as u16) {
-                continue;
+            if rows > 0
+                && self.schema.task_valid(task, surface as u16)
+                && let Some((kind, _)) = alike(sums)
+            {
+                surfaces.entry(kind).or_default().push(&self.schema.surfaces[surface]);
             }
-            if let Some((kind, what)) = alike(sums) {
-                let surface = &self.schema.surfaces[surface];
-                let what = format!("task {} has {what} on surface {surface}", of.name);
-                let advice =
-                    "if that is so by its nature, name the others as the task's `surfaces`";
-                add(Severity::Noted, kind, what, advice);
-            }
+        }
+        for (kind, surfaces) in surfaces {
+            let which = match kind {
+                FindingKind::NoLabels => "no label",
+                _ => "labels of one class alone",
+            };
+            let what = format!("task {} has {which} on {}", of.name, surfaces.join(", "));
+            let advice = "if that is so by its nature, name the others as the task's `surfaces`";
+            add(Severity::Noted, kind, what, advice);
         }
     }
 

@@ -80,6 +80,12 @@ pub fn check(dataset: &Dataset) -> Result<CheckReport> {
     }
     let is_sorted = requests.is_sorted();
     let mut findings = Vec::new();
+    if rows == 0 {
+        let what = "it has no row".to_owned();
+        let finding =
+            Finding::new(Severity::Refused, FindingKind::Empty, finding::IMPRESSIONS, what);
+        findings.push(finding.advice("did the import leave out every row?"));
+    }
     let (requests, first_ms, last_ms) = (requests.finish(&mut findings), times.first, times.last);
     times.finish(&mut findings);
     entities.finish(&mut findings)?;
@@ -112,25 +118,25 @@ pub fn admit(dataset: &Dataset, force: bool) -> Result<CheckReport> {
     for finding in report.of(Severity::Warned) {
         tracing::warn!("{finding}");
     }
-    let mut text = String::new();
-    let mut is_final = false;
-    for finding in report.of(Severity::Refused) {
-        let _ = write!(text, "\n  {finding}");
-        match &finding.forced {
-            Some(forced) if force => tracing::warn!("forced: {finding}; {forced}"),
-            Some(_) => {}
-            None => is_final = true,
+    let can_be_forced = report.of(Severity::Refused).all(|finding| finding.forced.is_some());
+    if !report.is_refused() || force && can_be_forced {
+        for finding in report.of(Severity::Refused) {
+            let forced = finding.forced.as_deref().unwrap_or_default();
+            tracing::warn!("forced: {finding}; {forced}");
         }
-    }
-    let (dir, way) = match (force, is_final) {
-        (true, false) => return Ok(report),
-        (_, true) => (dataset.dir.display(), "--force does not help against all of it"),
-        (false, false) => (dataset.dir.display(), "--force goes on all the same and says how"),
-    };
-    if text.is_empty() {
         return Ok(report);
     }
+    let mut faults = String::new();
+    for finding in report.of(Severity::Refused) {
+        let _ = write!(faults, "\n  {finding}");
+    }
+    let way = if can_be_forced {
+        "--force goes on all the same and says how"
+    } else {
+        "--force does not help against all of it"
+    };
+    let dir = dataset.dir.display();
     Err(Error::refused(format!(
-        "training on {dir}, because:{text}\n`hypercast data check {dir}` says more; {way}"
+        "training on {dir}, because:{faults}\n`hypercast data check {dir}` says more; {way}"
     )))
 }

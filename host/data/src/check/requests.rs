@@ -27,7 +27,7 @@ pub(super) struct RequestCheck {
     last_ms: Option<i64>,
     unsorted: Tally,
     /// The request of the row before.
-    open: Option<OpenRequest>,
+    open: Option<RequestUnderCheck>,
     requests: u64,
     scattered: Tally,
     mixed: Tally,
@@ -43,7 +43,7 @@ pub(super) struct RequestCheck {
 }
 
 /// A request whose rows are being read.
-struct OpenRequest {
+struct RequestUnderCheck {
     request: u64,
     user: u64,
     surface: u16,
@@ -88,7 +88,7 @@ impl RequestCheck {
             self.requests += 1;
             self.ids.see(request, number);
         }
-        self.open = Some(OpenRequest { request, user, surface, first_row: number, rows: 1 });
+        self.open = Some(RequestUnderCheck { request, user, surface, first_row: number, rows: 1 });
     }
 
     /// Compares a row with those of its time.

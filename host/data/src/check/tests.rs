@@ -74,7 +74,8 @@ fn found(kind: FindingKind, severity: Severity, damage: impl FnOnce(&mut Parts))
     let finding = report.findings.iter().find(|finding| finding.kind == kind);
     let finding = finding.unwrap_or_else(|| panic!("no {kind:?}:\n{report}")).clone();
     assert_eq!(finding.severity, severity, "{report}");
-    let is_told = finding.forced.is_some() || kind == FindingKind::Unsorted;
+    let is_told =
+        finding.forced.is_some() || matches!(kind, FindingKind::Unsorted | FindingKind::Empty);
     assert_eq!(is_told, severity == Severity::Refused, "--force says what it does: {finding:?}");
     finding
 }
@@ -141,6 +142,7 @@ fn what_is_refused_trains_only_by_force_and_each_finding_says_how() {
 
 #[test]
 fn requests_that_are_no_requests_are_found() {
+    found(Kind::Empty, Refused, |parts| parts.rows.clear());
     let both_at_once = |parts: &mut Parts| {
         let (time_ms, late_ms) = (parts.rows[0].time_ms, parts.rows[40].outcome_ms);
         for row in &mut parts.rows[..20] {
@@ -237,7 +239,7 @@ fn labels_that_teach_nothing_or_move_are_found() {
         let rows = parts.rows.iter_mut().filter(|row| row.surface == 1);
         rows.for_each(|row| row.outcome.actions &= !1);
     });
-    assert!(never_there.what.contains("on surface search"), "{never_there}");
+    assert!(never_there.what.contains("one class alone on search"), "{never_there}");
     let infinite = |parts: &mut Parts| parts.rows[3].outcome.values[0] = f32::INFINITY;
     assert_eq!(row_of(Kind::NotFinite, Refused, infinite), 4);
     let huge = |parts: &mut Parts| parts.rows[10].outcome.values[0] = 1e7;

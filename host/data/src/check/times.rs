@@ -10,7 +10,7 @@ use super::finding::{Finding, FindingKind, IMPRESSIONS, Severity, Tally};
 /// 1990 and 2100: the log of a recommender is from some time between.
 const PLAUSIBLE_MS: std::ops::Range<i64> = 631_152_000_000..4_102_444_800_000;
 
-/// Looks at times.
+/// Looks at the times of rows and their outcomes.
 #[derive(Default)]
 pub(super) struct TimeCheck {
     /// The earliest time of a request.

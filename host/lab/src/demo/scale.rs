@@ -1,7 +1,7 @@
 //! Settings for a data set that nobody has tuned any for: from its size alone.
 //!
-//! The three data sets of the demo have presets that were found by trial. These rules lead to about
-//! the same places between them. They are a beginning, which `--config` or `hypercast.toml` changes.
+//! The three data sets of the demo have presets that were found by trial, and these rules lead to
+//! about the same. They are a beginning; `--config` or `hypercast.toml` changes it.
 
 use std::collections::HashMap;
 

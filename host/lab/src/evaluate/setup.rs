@@ -163,6 +163,7 @@ fn overlay(config: &Config, path: &Path) -> Result<Config> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hypercast_data::dataset::ImpressionWriter;
 
     #[test]
     fn a_file_replaces_the_keys_that_it_names_and_no_others() {
@@ -179,5 +180,31 @@ mod tests {
         assert!(error.contains("dimension") && error.contains("small.toml"), "{error}");
         assert!(read("[server]\nthreads = 1\n").unwrap_err().to_string().contains("server"));
         assert!(read("[fm]\ndim = 0\n").unwrap_err().to_string().contains("fm.dim"));
+    }
+    #[test]
+    fn an_imported_folder_is_checked_and_gets_settings_of_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut setup = crate::evaluate::tests::setup(dir.path(), "plugins".into(), 50);
+        (setup.data, setup.config) = (None, None);
+        assert_eq!(setup.choice(), DatasetChoice::Own);
+        let dataset = setup.dataset().unwrap();
+        let config = setup.config(&dataset).unwrap();
+        assert_eq!((config.fm.batch_requests, config.fm.max_targets), (8, 8));
+        assert_eq!(config.paths.dataset, dataset.dir);
+
+        let mut rows: Vec<_> = dataset.impressions().unwrap().map(|row| row.unwrap()).collect();
+        rows[2].outcome_ms = rows[2].time_ms - 1;
+        let mut writer = ImpressionWriter::create(&dataset.dir, &dataset.schema);
+        rows.iter().for_each(|row| writer.write(row).unwrap());
+        writer.finish().unwrap();
+        let error = setup.dataset().unwrap_err().to_string();
+        assert!(error.contains("row 3") && error.contains("--force"), "{error}");
+        setup.force = true;
+        assert_eq!(setup.dataset().unwrap().rows, rows.len());
+        (setup.from, setup.mapping) = (None, Some("missing.toml".into()));
+        assert_eq!(setup.choice(), DatasetChoice::Own);
+        assert!(setup.dataset().unwrap_err().to_string().contains("missing.toml"));
+        setup.mapping = None;
+        assert_eq!(setup.choice(), DatasetChoice::Kuairand);
     }
 }

@@ -98,6 +98,12 @@ fn both_modes_run_repeat_and_reuse_the_fm_phase() {
     let fixed = run(&options(&setup, TestMode::Fixed)).unwrap();
     assert!(!agree(&numbers(&streaming), &numbers(&fixed)));
 
+    let spoken = |report: &EvaluationReport| {
+        let tasks = report.verdict.tasks.iter();
+        tasks.map(|task| task.task.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(spoken(&streaming), ["click", "like", "finish"], "{}", streaming.verdict);
+
     // Every arm covers the same rows, and all surfaces come to the sum of each.
     for report in [&streaming, &fixed] {
         let n = |surface: &str, task: &str, arm: &str| {
