@@ -1,11 +1,13 @@
-//! A team's own files, by the commands: a mapping is proposed, the files are imported, and bodies
-//! of `POST /v1/events` that say the same come to the same. The guide in `examples/own-data` is run
-//! to the ranked answer.
+//! A team's own files, by the commands: a mapping is proposed, the files are imported, bodies of
+//! `POST /v1/events` that say the same come to the same, and what is wrong with a data set is
+//! refused with the same words by the check and by training. The guide in `examples/own-data` is
+//! run to the ranked answer.
 
 use std::{fmt::Write as _, os::unix::fs::symlink, path::Path, process::Command};
 
+use hypercast_config::Config;
 use hypercast_core::prerequisite::skip;
-use hypercast_data::dataset::{Dataset, Impression};
+use hypercast_data::dataset::{Dataset, Impression, ImpressionWriter};
 use hypercast_tests::{
     Prerequisites, binary,
     commands::{checkout, shell_blocks},
@@ -90,6 +92,7 @@ fn files_and_events_become_the_same_data_set() {
     let said = hypercast(dir, &["data", "import", "--mapping", "mapping.toml", "--into", "data"]);
     let said = said.unwrap();
     assert!(said.contains("600 impressions") && said.contains("in 200 requests"), "{said}");
+    assert!(said.contains(": 0 refused"), "{said}");
     let events =
         ["data", "import", "--events", "events.jsonl", "--schema", "data/schema.toml", "--into"];
     let said = hypercast(dir, &[&events[..], &["other"]].concat()).unwrap();
@@ -114,6 +117,34 @@ fn files_and_events_become_the_same_data_set() {
     assert!(error.contains("--mapping"), "{error}");
 }
 
+#[test]
+fn a_data_set_that_is_wrong_is_refused_by_the_check_and_by_training() {
+    if binary().is_none() {
+        return skip("own_data", "`cargo verify` builds the binary that it needs");
+    }
+    let dir = tempfile::tempdir().expect("a folder can be made");
+    let dir = dir.path();
+    let world = "simulate --users 30 --items 40 --requests 100 --surfaces 2 --seed 1 --into data";
+    hypercast(dir, &world.split(' ').collect::<Vec<_>>()).unwrap();
+    let said = hypercast(dir, &["data", "check", "data", "--json"]).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&said).expect("it is JSON");
+    assert_eq!((&report["rows"], &report["requests"]), (&json!(600), &json!(100)));
+
+    let mut wrong = rows(&dir.join("data"));
+    wrong.sort_by_key(|row| (row.time_ms, row.request));
+    wrong[4].outcome_ms = wrong[4].time_ms - 1;
+    let schema = Dataset::open(&dir.join("data")).expect("a data set").schema;
+    let mut writer = ImpressionWriter::create(&dir.join("data"), &schema);
+    wrong.iter().for_each(|row| writer.write(row).expect("it is written"));
+    writer.finish().expect("it is written");
+    let fault = "row 5, column `outcome_ms`: 1 rows have an outcome before their impression";
+    hypercast(dir, &["data", "check", "data"]).expect_err("it exits with an error");
+    Config::default().write(&dir.join("hypercast.toml")).expect("it is written");
+    let error = hypercast(dir, &["train", "fm"]).unwrap_err();
+    assert!(error.contains(fault) && error.contains("--force"), "{error}");
+    assert!(!dir.join("runs").exists(), "nothing was trained");
+}
+
 /// Runs the guide's commands in a new folder, on a shop of `requests` requests, or of as many as
 /// the guide has. Returns what they print.
 fn follow_the_guide(test: &str, requests: Option<u32>) -> Option<String> {
@@ -133,8 +164,8 @@ fn follow_the_guide(test: &str, requests: Option<u32>) -> Option<String> {
     assert!(commands.lines().count() <= 10, "ten commands at most");
     let port = free_port();
     let commands = commands.replace("localhost:8570", &format!("127.0.0.1:{port}"));
-    let commands = commands
-        .replace("hypercast serve", &format!("hypercast serve --listen 127.0.0.1:{port}"));
+    let commands =
+        commands.replace("hypercast serve", &format!("hypercast serve --listen 127.0.0.1:{port}"));
     let commands = match requests {
         Some(requests) => {
             commands.replace("--into shop", &format!("--into shop --requests {requests}"))

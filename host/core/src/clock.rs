@@ -73,6 +73,28 @@ pub fn likely_unit(time: i64) -> Option<&'static str> {
     }
 }
 
+/// A time in milliseconds since 1970, to the minute, by a clock that is some hours ahead of UTC:
+/// `2022-04-29 08:30`.
+pub fn format_time(time_ms: i64, ahead_h: i32) -> String {
+    let minutes = time_ms.saturating_add(i64::from(ahead_h) * 3_600_000).div_euclid(60_000);
+    let (year, month, day) = civil(minutes.div_euclid(1440));
+    let minute = minutes.rem_euclid(1440);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", minute / 60, minute % 60)
+}
+
+/// Year, month and day of a day since the epoch, in the proleptic Gregorian calendar.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let of_era = days.rem_euclid(146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (year + era * 400 + carry, month, day)
+}
+
 /// The processor time that the calling thread has used. The difference of two readings on one
 /// thread is what the work between them cost, whatever else ran meanwhile. Systems other than Linux
 /// give the wall clock instead.

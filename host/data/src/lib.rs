@@ -18,6 +18,7 @@
 //! |---|---|
 //! | [`schema`] | the meaning of a data set's columns, and the labels of its tasks |
 //! | [`dataset`] | the data set's directory, and the order in which its events became known |
+//! | [`check`] | what is wrong with a data set, before a model learns it |
 //! | [`simulate`] | a data set whose true probabilities are known |
 //! | [`features`] | the state that turns a request into an example, in training and serving |
 //! | [`logs`] | feature logs with target-aware embeddings |
@@ -48,6 +49,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod check;
 pub mod dataset;
 pub mod error;
 pub mod features;

@@ -35,7 +35,7 @@ pub fn run(command: LabCommand) -> anyhow::Result<()> {
     match command {
         LabCommand::Demo(mut options) => {
             let kind = if options.streaming { "streaming" } else { "demo" };
-            let work = options.work.unwrap_or_else(|| default_work(kind, options.source.data));
+            let work = options.work.unwrap_or_else(|| default_work(kind, options.source.choice()));
             // The configuration is written into the work folder, and its paths are relative to it.
             options.work = Some(std::path::absolute(work)?);
             options.plugins = std::path::absolute(options.plugins)?;
@@ -47,7 +47,7 @@ pub fn run(command: LabCommand) -> anyhow::Result<()> {
             print_report(&report, options.json.as_deref())
         }
         LabCommand::Evaluate(mut options) => {
-            let data = options.setup.data;
+            let data = options.setup.choice();
             options.setup.work.get_or_insert_with(|| default_work("evaluate", data));
             let report = evaluate::run(&options)?;
             if let Some(path) = &options.plot {
@@ -58,7 +58,7 @@ pub fn run(command: LabCommand) -> anyhow::Result<()> {
         }
         LabCommand::Experiment(mut options) => {
             let name = format!("experiment-{:?}", options.experiment);
-            let data = options.setup.data;
+            let data = options.setup.choice();
             options.setup.work.get_or_insert_with(|| default_work(&name, data));
             print_report(&experiment::run(&options)?, options.setup.json.as_deref())
         }

@@ -3,6 +3,7 @@
 //! - [`demo`] runs it end to end on real data, or with `--streaming` the whole loop live,
 //! - [`evaluate`] measures FM and experts on a data set without a daemon,
 //! - [`experiment`] makes the paper's tables,
+//! - [`verdict`] says in words what FM and experts bring,
 //! - [`bench`] measures speed beside rivals.
 //!
 //! Its binary is `hypercast-lab`. It is not part of the product: the daemon links nothing of this
@@ -18,6 +19,7 @@
 //! ```
 
 pub mod bench;
+mod bootstrap;
 pub mod commands;
 pub mod demo;
 pub mod error;
@@ -25,5 +27,7 @@ pub mod evaluate;
 pub mod experiment;
 pub mod metrics;
 pub mod processes;
+mod tally;
+pub mod verdict;
 
 pub use error::{Error, Result};

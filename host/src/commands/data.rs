@@ -1,10 +1,12 @@
-//! `hypercast data`: a team's own files become a data set directory.
+//! `hypercast data`: a team's own files become a data set directory, which is checked.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Subcommand;
 use hypercast_config::Config;
+use hypercast_data::check::{CheckReport, check};
+use hypercast_data::dataset::Dataset;
 use hypercast_data::schema::Schema;
 use hypercast_import::ImportReport;
 use hypercast_import::events::EventImport;
@@ -16,7 +18,7 @@ use hypercast_stream::events::EventKind;
 
 use super::import::print_report;
 
-/// Make a data set of a team's own files
+/// Make a data set of a team's own files, and check it
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to do.
@@ -73,6 +75,18 @@ pub enum DataCommand {
         #[arg(long, value_name = "DIR")]
         into: PathBuf,
     },
+    /// Look for what is wrong with a data set: order, times, ids, labels, drift, leaks
+    #[command(after_help = "\
+What is refused makes a model look good and serve badly, or bad without a word: `train` refuses it, too, and exits
+as this command does with status 1. What is warned of is probably not as meant.")]
+    Check {
+        /// The data set's directory
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs a command on files.
@@ -90,9 +104,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 (None, None) => unreachable!("one of them is required"),
             };
             print_report(&report, &into);
+            print_findings(&check(&Dataset::open(&into)?)?);
+        }
+        DataCommand::Check { dir, json } => {
+            let report = check(&Dataset::open(&dir)?)?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                print!("{report}");
+            }
+            anyhow::ensure!(!report.is_refused(), "{}: training refuses it", dir.display());
         }
     }
     Ok(())
+}
+
+/// Prints what a check found, without the overview that an import has of its own.
+fn print_findings(report: &CheckReport) {
+    let mut text = String::new();
+    report.write_findings(&mut text).expect("a text takes everything");
+    print!("{text}");
 }
 
 /// Imports bodies of `POST /v1/events`, which are converted as the daemon does it.

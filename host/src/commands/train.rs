@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use hypercast_config::{Config, parse_time_ms};
 use hypercast_core::shutdown::Shutdown;
+use hypercast_data::check;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_expert::Engine;
 use hypercast_stream::streams;
@@ -36,6 +37,9 @@ pub enum TrainTarget {
         /// Go on where the run was last saved (fm.save_every_requests)
         #[arg(long)]
         resume: bool,
+        /// Train on a data set that the check refuses, and say what is made of each fault
+        #[arg(long, conflicts_with = "follow")]
+        force: bool,
         /// Training as a service.
         #[command(flatten)]
         follow: FollowArgs,
@@ -58,6 +62,9 @@ pub struct ExpertArgs {
     /// Compute TAEs with this checkpoint on the spot, instead of reading them from the logs
     #[arg(long, value_name = "DIR", conflicts_with = "fm")]
     pub fm_checkpoint: Option<PathBuf>,
+    /// Train on a data set that the check refuses, with --fm-checkpoint
+    #[arg(long, requires = "fm_checkpoint", conflicts_with = "follow")]
+    pub force: bool,
     /// Go on behind the stream until SIGTERM: learn from logs as they are written, save, publish
     #[arg(long, requires = "name")]
     pub follow: bool,
@@ -116,12 +123,13 @@ fn follow(config: &Config, dataset: &Dataset, args: FollowArgs) -> anyhow::Resul
 /// Trains and prints progressive metrics.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
-        TrainTarget::Fm { config, resume, follow: follow_args } => {
+        TrainTarget::Fm { config, resume, force, follow: follow_args } => {
             let config = Config::read(&config)?;
             let dataset = Dataset::open(&config.paths.dataset)?;
             if follow_args.follow {
                 return follow(&config, &dataset, follow_args);
             }
+            check::admit(&dataset, force)?;
             let train = if resume { fm::resume } else { fm::train };
             let report = train(&dataset, &config, config.timeline.until_ms()?)?;
             print!("{}", report::table(&report.progressive));
@@ -167,6 +175,9 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
         None => config.experts.clone(),
     };
     anyhow::ensure!(!entries.is_empty(), "the configuration has no [[experts]]");
+    if args.fm_checkpoint.is_some() {
+        check::admit(&Dataset::open(&config.paths.dataset)?, args.force)?;
+    }
     let mut held = Vec::new();
     for entry in &entries {
         let source = match &args.fm_checkpoint {
@@ -205,6 +216,9 @@ pub struct MaterialiseArgs {
     /// The day (or millisecond) to end before; the end of the data set if missing
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
+    /// Write logs of a data set that the check refuses
+    #[arg(long, conflicts_with = "follow")]
+    pub force: bool,
     /// Follow the joined examples until SIGTERM, with every FM version that is in use: the
     /// logging tier
     #[arg(long, conflicts_with_all = ["from", "until"])]
@@ -242,6 +256,7 @@ pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
         |text: &Option<String>| text.as_deref().map(|text| parse_time_ms(text, offset)).transpose();
     let span = Span { from_ms: time(&args.from)?, until_ms: time(&args.until)? };
     let dataset = Dataset::open(&config.paths.dataset)?;
+    check::admit(&dataset, args.force)?;
     let rows = materialise::materialise(&dataset, &config, span)?;
     println!("{rows} rows in {}", config.paths.logs.display());
     Ok(())

@@ -25,6 +25,10 @@ const FIXED: [(&str, CellType); 9] = [
     ("history_only", CellType::Bool),
 ];
 
+/// Indices among the fixed columns.
+const SURFACE: usize = 5;
+const HISTORY_ONLY: usize = 8;
+
 /// How many columns of each kind follow the fixed ones.
 #[derive(Debug, Clone, Copy)]
 struct ColumnCounts {
@@ -72,6 +76,11 @@ impl ImpressionWriter {
     pub fn write(&mut self, impression: &Impression) -> Result<()> {
         assert!(impression.time_ms >= self.last_ms, "impressions are sorted by time");
         self.last_ms = impression.time_ms;
+        self.write_in_any_order(impression)
+    }
+
+    /// Adds one impression wherever it stands in time. Only tests of readers want that.
+    pub(crate) fn write_in_any_order(&mut self, impression: &Impression) -> Result<()> {
         self.buffer.push(impression.clone());
         if self.buffer.len() == ROWS_PER_GROUP { self.flush() } else { Ok(()) }
     }
@@ -97,7 +106,8 @@ impl ImpressionWriter {
     }
 }
 
-/// Streams `impressions.parquet` in time order.
+/// Streams `impressions.parquet` in time order. A row that is earlier than the one before it is an
+/// error: whoever went on would learn from the future, and look the better for it.
 pub struct ImpressionReader {
     reader: TableReader,
     path: PathBuf,
@@ -107,6 +117,10 @@ pub struct ImpressionReader {
     next_group: usize,
     /// The rest of the row group before that.
     ready: std::vec::IntoIter<Impression>,
+    /// Rows that were handed out.
+    row: u64,
+    last_ms: i64,
+    must_be_sorted: bool,
 }
 
 impl ImpressionReader {
@@ -124,7 +138,29 @@ impl ImpressionReader {
             path,
             next_group: 0,
             ready: Vec::new().into_iter(),
+            row: 0,
+            last_ms: i64::MIN,
+            must_be_sorted: true,
         })
+    }
+
+    /// The rows in whatever order the file has them: for [`crate::check`], which counts those that
+    /// are out of order.
+    pub(crate) fn in_any_order(self) -> ImpressionReader {
+        ImpressionReader { must_be_sorted: false, ..self }
+    }
+
+    /// The number of rows that are not mere history.
+    ///
+    /// # Errors
+    /// The column cannot be read.
+    pub(crate) fn shown_rows(&self) -> Result<u64> {
+        let mut shown = 0;
+        for group in 0..self.reader.groups() {
+            let columns = self.reader.read(group, &self.fields[HISTORY_ONLY..=HISTORY_ONLY])?;
+            shown += columns[0].bools().iter().filter(|&&history_only| !history_only).count();
+        }
+        Ok(shown as u64)
     }
 
     /// The number of impressions in the file.
@@ -135,6 +171,8 @@ impl ImpressionReader {
     fn next_impression(&mut self) -> Result<Option<Impression>> {
         loop {
             if let Some(impression) = self.ready.next() {
+                self.row += 1;
+                self.check_order(impression.time_ms)?;
                 return Ok(Some(impression));
             }
             if self.next_group == self.reader.groups() {
@@ -142,14 +180,34 @@ impl ImpressionReader {
             }
             let columns = self.reader.read(self.next_group, &self.fields)?;
             self.next_group += 1;
-            if columns[5].u32s().iter().any(|&surface| surface as usize >= self.surfaces) {
-                let reason = "column `surface` has an index beyond the schema's surfaces";
+            let surfaces = columns[SURFACE].u32s();
+            let beyond = surfaces.iter().position(|&surface| surface as usize >= self.surfaces);
+            if let Some(at) = beyond {
+                let row = self.row + at as u64 + 1;
+                let reason = format!(
+                    "row {row}: column `surface` is {}, beyond the schema's {} surfaces, which \
+                     count from 0",
+                    surfaces[at], self.surfaces
+                );
                 return Err(Error::data(&self.path, reason));
             }
-            let rows = 0..columns[5].u32s().len();
+            let rows = 0..surfaces.len();
             let impressions = rows.map(|row| impression(&columns, self.counts, row));
             self.ready = impressions.collect::<Vec<Impression>>().into_iter();
         }
+    }
+
+    fn check_order(&mut self, time_ms: i64) -> Result<()> {
+        if time_ms < self.last_ms && self.must_be_sorted {
+            let reason = format!(
+                "row {}: its `time_ms` {time_ms} is before {}, that of the row before it; sort the \
+                 rows by time, those of a request together, as every `hypercast data import` does",
+                self.row, self.last_ms
+            );
+            return Err(Error::data(&self.path, reason));
+        }
+        self.last_ms = time_ms;
+        Ok(())
     }
 }
 

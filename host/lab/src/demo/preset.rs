@@ -1,11 +1,13 @@
-//! The demo's configurations: one per data set, small enough for two cores.
+//! The demo's configurations, small enough for two cores: one per public data set, and one for any
+//! other that follows from its size.
 
 use std::path::{Path, PathBuf};
 
 use hypercast_config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn, parse_time_ms};
-use hypercast_data::{dataset::Dataset, schema::Schema, simulate};
+use hypercast_data::{dataset::Dataset, simulate};
 use hypercast_fm::spec::FmConfig;
 
+use super::scale::DatasetSize;
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// The data sets of the demo.
@@ -17,6 +19,9 @@ pub enum DatasetChoice {
     Kuairand,
     /// A simulated world whose true probabilities are known.
     Simulated,
+    /// Any other: files by `--mapping`, or a folder that was imported; settings follow from its
+    /// size.
+    Own,
 }
 
 impl DatasetChoice {
@@ -42,8 +47,25 @@ impl DatasetChoice {
         }
     }
 
-    /// The configuration, for a work folder that holds `data/`.
-    pub fn config(self, schema: &Schema, plugins: &Path) -> Config {
+    /// The share of users that an experiment takes by default. With it, one of three seeds takes a
+    /// quarter of an hour on two cores.
+    ///
+    /// # Errors
+    /// A data set that cannot be read.
+    pub fn experiment_share(self, dataset: &Dataset) -> Result<f64> {
+        Ok(match self {
+            DatasetChoice::Movielens => 0.3,
+            DatasetChoice::Kuairand => 0.25,
+            DatasetChoice::Simulated => 1.0,
+            DatasetChoice::Own => DatasetSize::of(dataset)?.experiment_share(),
+        })
+    }
+
+    /// The configuration for a data set, for a work folder that holds `data/`.
+    ///
+    /// # Errors
+    /// A data set that cannot be read.
+    pub fn config(self, dataset: &Dataset, plugins: &Path) -> Result<Config> {
         let mut config = Config {
             paths: Paths {
                 dataset: "data".into(),
@@ -97,7 +119,16 @@ impl DatasetChoice {
                 config.logs = Logs { skip_share: 0.4, ..Logs::default() };
                 &["feed"]
             }
+            DatasetChoice::Own => {
+                let size = DatasetSize::of(dataset)?;
+                config.fm = size.fm();
+                config.expert_training = size.expert_training();
+                config.logs = size.logs();
+                config.experts = shared_expert(plugins);
+                return Ok(config);
+            }
         };
+        let schema = &dataset.schema;
         let served: Vec<String> = short_term
             .iter()
             .map(|name| name.to_string())
@@ -105,7 +136,7 @@ impl DatasetChoice {
             .collect();
         let first = if served.is_empty() { schema.surfaces[..1].to_vec() } else { served };
         config.experts = experts(plugins, &first);
-        config
+        Ok(config)
     }
 }
 
@@ -135,20 +166,23 @@ pub fn expert(name: &str, plugin: PathBuf) -> ExpertEntry {
     }
 }
 
-/// Two experts, each with a shadow without TAE as its baseline.
+/// An expert of some surfaces and one of all others, each with its baseline.
 fn experts(plugins: &Path, short_term: &[String]) -> Vec<ExpertEntry> {
-    let entry = |name: &str, file: &str, surfaces: &[String], train_on| {
-        let surfaces = surfaces.to_vec();
-        let with = ExpertEntry { surfaces, train_on, ..expert(name, plugins.join(file)) };
-        let without = ExpertEntry {
-            name: format!("{name}-without-tae"),
-            without_tae: true,
-            shadow: true,
-            ..with.clone()
-        };
-        [with, without]
-    };
-    let mut all = Vec::from(entry("short-term", "short-term.wasm", short_term, TrainOn::Own));
-    all.extend(entry("mlp-fusion", "mlp-fusion.wasm", &[], TrainOn::All));
+    let surfaces = short_term.to_vec();
+    let own = expert("short-term", plugins.join("short-term.wasm"));
+    let mut all = with_baseline(ExpertEntry { surfaces, train_on: TrainOn::Own, ..own }).to_vec();
+    all.extend(shared_expert(plugins));
     all
+}
+
+/// An expert of all surfaces that no other serves, with its baseline.
+fn shared_expert(plugins: &Path) -> Vec<ExpertEntry> {
+    with_baseline(expert("mlp-fusion", plugins.join("mlp-fusion.wasm"))).to_vec()
+}
+
+/// An expert, and a shadow of it without TAE as its baseline.
+fn with_baseline(with: ExpertEntry) -> [ExpertEntry; 2] {
+    let name = format!("{}-without-tae", with.name);
+    let without = ExpertEntry { name, without_tae: true, shadow: true, ..with.clone() };
+    [with, without]
 }

@@ -29,6 +29,7 @@ use super::{
 use crate::{
     error::{CommonErrors as _, Error, Result},
     metrics::{LatencyQuantiles, ScoredPrediction, ScoredValue, SlicedPredictions},
+    verdict::VerdictTally,
 };
 
 /// Requests that go out together at most.
@@ -113,6 +114,7 @@ pub fn run(dataset: &Dataset, from_ms: i64, url: &str, base: &BaseRates) -> Resu
         base,
         pending: PendingBatch::default(),
         kept: SlicedPredictions::new(&dataset.schema, KEEP),
+        verdict: VerdictTally::new(&dataset.schema),
         stages_ms: BTreeMap::new(),
         report: DemoReport::default(),
     };
@@ -128,11 +130,12 @@ pub fn run(dataset: &Dataset, from_ms: i64, url: &str, base: &BaseRates) -> Resu
         replay.pending.push(step);
     }
     replay.flush()?;
-    let Replayer { kept, stages_ms, report, .. } = replay;
+    let Replayer { kept, verdict, stages_ms, report, .. } = replay;
     progress.finish(&format!("{} requests, {} degraded", report.requests, report.degraded));
     let stages = stages_ms.into_iter();
     Ok(DemoReport {
         rows: kept.rows(|arm| arm.name().to_owned()),
+        verdict: verdict.verdict()?,
         latency: stages.map(|(stage, ms)| (stage, LatencyQuantiles::of(ms))).collect(),
         ..report
     })
@@ -146,6 +149,7 @@ struct Replayer<'a> {
     pending: PendingBatch,
     /// Predictions with the labels that came later, by slice.
     kept: SlicedPredictions<PredictionArm>,
+    verdict: VerdictTally,
     /// Milliseconds by stage, one per request; `total` is measured in the daemon, `request` is the
     /// client's round trip.
     stages_ms: BTreeMap<String, Vec<f64>>,
@@ -185,12 +189,17 @@ impl Replayer<'_> {
             for (row, impression) in rows.iter().enumerate() {
                 let Impression { surface, user, outcome, .. } = impression;
                 let Some(label) = self.schema.label(task, *surface, outcome) else { continue };
-                for (arm, prediction) in self.arms(&explanation, task, row, impression) {
+                let arms = self.arms(&explanation, task, row, impression);
+                let has_fm = arms.iter().any(|(arm, _)| *arm == PredictionArm::Fm);
+                for (arm, prediction) in arms {
                     match kind {
                         TaskKind::Binary => {
                             let (user, label) = (*user, label == 1.0);
                             let scored = ScoredPrediction { user, probability: prediction, label };
                             self.kept.push(*surface, task, &arm, scored);
+                            if has_fm {
+                                self.verdict.push(*surface, task, arm, scored);
+                            }
                         }
                         TaskKind::Regression => {
                             let scored = ScoredValue { prediction, label };

@@ -5,13 +5,18 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
-use crate::metrics::{LatencyQuantiles, MetricRow, table};
+use crate::{
+    metrics::{LatencyQuantiles, MetricRow, table},
+    verdict::Verdict,
+};
 
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct DemoReport {
     /// Quality, over the same rows for every arm of a surface and task.
     pub rows: Vec<MetricRow>,
+    /// What FM and experts bring, in words.
+    pub verdict: Verdict,
     /// Latency by stage.
     pub latency: BTreeMap<String, LatencyQuantiles>,
     /// Requests replayed.
@@ -30,6 +35,6 @@ impl fmt::Display for DemoReport {
             writeln!(f, "{stage:<14} {:>9.3} {:>9.3}", latency.p50_ms, latency.p99_ms)?;
         }
         writeln!(f, "\n{} requests, {} degraded", self.requests, self.degraded)?;
-        writeln!(f, "{}", super::step_times(&self.seconds))
+        write!(f, "{}\n\n{}", super::step_times(&self.seconds), self.verdict)
     }
 }

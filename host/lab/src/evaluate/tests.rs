@@ -26,7 +26,8 @@ pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> Evaluation
                 [expert_training]\nepochs = 1\nbatch_rows = 256\n[logs]\nskip_share = 0.1\n";
     std::fs::write(&config, text).unwrap();
     EvaluationSetup {
-        data: DatasetChoice::Simulated,
+        data: Some(DatasetChoice::Simulated),
+        mapping: None,
         from: Some(world),
         work: Some(dir.join("work")),
         plugins,
@@ -34,6 +35,7 @@ pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> Evaluation
         mode: TestMode::Streaming,
         times: TestTimes::default(),
         json: None,
+        force: false,
         reuse_data: false,
     }
 }
@@ -95,6 +97,12 @@ fn both_modes_run_repeat_and_reuse_the_fm_phase() {
     assert!(message.contains("mode") && message.contains("--skip-fm"), "{message}");
     let fixed = run(&options(&setup, TestMode::Fixed)).unwrap();
     assert!(!agree(&numbers(&streaming), &numbers(&fixed)));
+
+    let spoken = |report: &EvaluationReport| {
+        let tasks = report.verdict.tasks.iter();
+        tasks.map(|task| task.task.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(spoken(&streaming), ["click", "like", "finish"], "{}", streaming.verdict);
 
     // Every arm covers the same rows, and all surfaces come to the sum of each.
     for report in [&streaming, &fixed] {

@@ -1,6 +1,7 @@
 //! Which parts of a data set are for training, test and report, by the data set's own clock.
 
 use hypercast_config::{Config, parse_time_ms};
+use hypercast_core::clock::format_time;
 use hypercast_data::dataset::Dataset;
 
 use super::setup::EvaluationSetup;
@@ -39,11 +40,11 @@ impl TestWindow {
     /// # Errors
     /// A time that cannot be read, or with no request before or after it.
     pub fn new(setup: &EvaluationSetup, config: &Config, dataset: &Dataset) -> Result<Self> {
-        let EvaluationSetup { data, times, .. } = setup;
+        let times = &setup.times;
         let utc_offset_h = config.timeline.utc_offset_h;
         let (first_ms, last_ms) = extent(dataset)?;
         let (given, row) = (times.test_from.as_deref(), dataset.rows - dataset.rows / 10);
-        let test_from_ms = data.test_from_ms(given, row, config, dataset)?;
+        let test_from_ms = setup.choice().test_from_ms(given, row, config, dataset)?;
         let report_from_ms = match times.report_from.as_deref() {
             Some(text) => parse_time_ms(text, utc_offset_h)?,
             None => test_from_ms,
@@ -78,14 +79,6 @@ impl TestWindow {
     }
 }
 
-/// A time by a clock that is some hours ahead of UTC, to the minute: `2022-04-29 08:30`.
-pub fn format_time(ms: i64, utc_offset_h: i32) -> String {
-    let minutes = (ms + i64::from(utc_offset_h) * 3_600_000).div_euclid(60_000);
-    let (year, month, day) = civil(minutes.div_euclid(1440));
-    let minute = minutes.rem_euclid(1440);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", minute / 60, minute % 60)
-}
-
 /// The times of the first and the last request.
 fn extent(dataset: &Dataset) -> Result<(i64, i64)> {
     let (mut first, mut last) = (None, None);
@@ -97,19 +90,6 @@ fn extent(dataset: &Dataset) -> Result<(i64, i64)> {
         }
     }
     first.zip(last).ok_or_else(|| Error::data(&dataset.dir, "the data set has no request"))
-}
-
-/// Year, month and day of a day since the epoch, in the proleptic Gregorian calendar.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let days = days + 719_468;
-    let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (year + era * 400 + carry, month, day)
 }
 
 #[cfg(test)]

@@ -21,7 +21,6 @@ use super::{
     latency::{ModelLatency, REQUESTS, measure},
     report::arms_by_task,
     runner::ExperimentArm,
-    tally::ScoreTally,
     transfer::FmHeads,
 };
 use crate::{
@@ -30,6 +29,7 @@ use crate::{
         expert::TrainedExpert,
         stream::{StreamBatch, targets},
     },
+    tally::ScoreTally,
 };
 
 const ARMS: [&str; 3] = ["one-stage", "expert without TAE", "expert with TAE"];

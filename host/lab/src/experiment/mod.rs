@@ -5,14 +5,12 @@
 //! All arms of a seed share one FM pass and one log. They are compared on the same rows, with
 //! intervals from a bootstrap over users. Every seed is in the report.
 
-mod bootstrap;
 mod compute;
 mod latency;
 mod publish;
 mod report;
 mod runner;
 mod tae;
-mod tally;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -35,16 +33,16 @@ pub use self::report::{ExperimentReport, ExperimentRow};
 use self::{
     report::{ArmPair, SliceTotals},
     runner::ArmRunner,
-    tally::ScoreTally,
 };
 use crate::{
-    demo::{DatasetChoice, StepTimes},
+    demo::StepTimes,
     error::{CommonErrors as _, Error, Result},
     evaluate::{
         setup::EvaluationSetup,
         stream::{DatasetStream, UserSample},
         window::TestWindow,
     },
+    tally::ScoreTally,
 };
 
 /// The experiments, by the name of their command.
@@ -75,7 +73,7 @@ pub struct ExperimentOptions {
     #[arg(long, default_value = "3", value_parser = SeedList::parse)]
     pub seeds: SeedList,
     /// The share of users in the experiment [default: 0.3 for movielens, 0.25 for kuairand, 1 for
-    /// simulated]
+    /// simulated, what has some 150,000 rows for own]
     #[arg(long, value_name = "SHARE")]
     pub users: Option<f64>,
     /// Replicates of the bootstrap over users
@@ -124,13 +122,7 @@ impl SeedList {
 /// # Errors
 /// Options that do not fit the data; the failure of a step.
 pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
-    // With these, an experiment of three seeds takes a quarter of an hour on two cores.
-    let share = options.users.unwrap_or(match options.setup.data {
-        DatasetChoice::Movielens => 0.3,
-        DatasetChoice::Kuairand => 0.25,
-        DatasetChoice::Simulated => 1.0,
-    });
-    if !(share > 0.0 && share <= 1.0) {
+    if let Some(share) = options.users.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
         return Err(Error::invalid(format!("--users {share}: it must be above 0 and at most 1")));
     }
     if options.seeds.0.is_empty() || options.replicates == 0 {
@@ -139,6 +131,10 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     let times = StepTimes::default();
     let dataset = times.time("import", || options.setup.dataset())?;
     let config = options.setup.config(&dataset)?;
+    let share = match options.users {
+        Some(share) => share,
+        None => options.setup.choice().experiment_share(&dataset)?,
+    };
     let context = ExperimentContext {
         window: TestWindow::new(&options.setup, &config, &dataset)?,
         users: UserSample { share, salt: 0 },
@@ -273,7 +269,7 @@ impl ExperimentContext<'_> {
     ) -> ExperimentReport {
         let experiment = self.options.experiment.to_possible_value().expect("none is hidden");
         let config = json!({
-            "data": format!("{:?}", self.options.setup.data).to_lowercase(),
+            "data": format!("{:?}", self.options.setup.choice()).to_lowercase(),
             "mode": self.options.setup.mode,
             "test_from": self.window.format(self.window.test_from_ms),
             "report_from": self.window.format(self.window.report_from_ms),

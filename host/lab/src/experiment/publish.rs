@@ -23,12 +23,11 @@ use hypercast_train::{
 };
 use serde_json::{Value, json};
 
-use super::{
-    ExperimentContext, ExperimentReport, report::arms_by_task, tally::ScoreTally, transfer::FmHeads,
-};
+use super::{ExperimentContext, ExperimentReport, report::arms_by_task, transfer::FmHeads};
 use crate::{
     error::{CommonErrors as _, Error, Result},
     evaluate::stream::TestMode,
+    tally::ScoreTally,
 };
 
 /// The arms, and the share of the weights that each receives in a publication.

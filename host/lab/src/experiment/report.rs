@@ -6,12 +6,12 @@ use hypercast_train::report::ALL;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{
-    ExperimentContext,
+use super::ExperimentContext;
+use crate::{
     bootstrap::intervals,
+    error::Result,
     tally::{ScoreTally, ScoreTotals, SurfaceTask, UserTotals},
 };
-use crate::error::Result;
 
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]

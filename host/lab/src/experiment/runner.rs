@@ -8,11 +8,30 @@ use hypercast_data::{dataset::timeline::Span, logs::LogReader};
 use hypercast_expert::Parameters;
 use hypercast_train::stream::{ExpertSetup, LogView};
 
-use super::{ExperimentContext, tally::ScoreTally};
+use super::ExperimentContext;
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    evaluate::expert::{ExpertPhase, TrainedExpert},
+    evaluate::{
+        expert::{ExpertPhase, TrainedExpert},
+        stream::TargetRow,
+    },
+    tally::{ScoreTally, TalliedLabel},
 };
+
+/// Adds the prediction of an arm for a target, if it has a label.
+pub fn add_target(
+    tally: &mut ScoreTally,
+    arm: usize,
+    target: TargetRow<'_>,
+    task: usize,
+    probability: f32,
+) {
+    let TargetRow { example, row } = target;
+    if let Some(label) = tally.label(example, row, task) {
+        let (user, surface) = (example.user.id, example.surface);
+        tally.add(TalliedLabel { arm, user, surface, task, label }, probability);
+    }
+}
 
 /// What one arm of an experiment trains an expert on.
 #[derive(Debug, Clone)]
@@ -89,7 +108,7 @@ impl ArmRunner<'_> {
         let span = Span { from_ms: Some(self.context.window.test_from_ms), until_ms: None };
         let test = self.view(surfaces, arm, span);
         self.phase().follow(trained, &test, &mut |target, task, probability| {
-            tally.push(arm.index, target, task, probability);
+            add_target(tally, arm.index, target, task, probability);
         })
     }
 

@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 
 use super::{
     ExperimentContext, ExperimentReport, ExperimentRow,
-    bootstrap::intervals,
     report::{ArmPair, SliceTotals, with_interval},
-    runner::{ArmRunner, ExperimentArm},
-    tally::{ScoreTally, ScoreTotals},
+    runner::{ArmRunner, ExperimentArm, add_target},
 };
 use crate::{
+    bootstrap::intervals,
     error::Result,
     evaluate::stream::{StreamBatch, targets},
+    tally::{ScoreTally, ScoreTotals},
 };
 
 const ARMS: [&str; 4] = ["FM small", "FM large", "expert small", "expert large"];
@@ -127,7 +127,7 @@ impl FmHeads {
     ) {
         for (target, row) in targets(part.examples).zip(predictions.chunks_exact(self.heads)) {
             for &(task, place) in &self.places {
-                tally.push(arm, target, task, row[place]);
+                add_target(tally, arm, target, task, row[place]);
             }
         }
     }

@@ -8,6 +8,7 @@ use std::{
 
 use hypercast_config::{Config, EngineKind};
 use hypercast_data::{
+    check,
     dataset::Dataset,
     simulate::{SimulateOptions, simulate},
 };
@@ -77,10 +78,11 @@ pub fn prepare(
     let data = options.work().join("data");
     times.time("import", || import(options, &data))?;
     let dataset = Dataset::open(&data)?;
-    let mut config = options.source.data.config(&dataset.schema, &options.plugins);
+    check::admit(&dataset, options.source.force)?;
+    let mut config = options.source.choice().config(&dataset, &options.plugins)?;
     // Else it begins after six tenths of the impressions.
     let (given, row) = (options.test_from.as_deref(), dataset.rows * 6 / 10);
-    let from_ms = options.source.data.test_from_ms(given, row, &config, &dataset)?;
+    let from_ms = options.source.choice().test_from_ms(given, row, &config, &dataset)?;
     config.timeline.until = from_ms.to_string();
     let (requests, until_ms) = load::count(&dataset, from_ms)?;
     let span_s = ((until_ms - from_ms) as f64 / 1e3).max(1.0);
@@ -118,7 +120,7 @@ pub fn prepare(
 }
 
 fn import(options: &DemoOptions, into: &Path) -> Result<()> {
-    let DatasetChoice::Simulated = options.source.data else {
+    let DatasetChoice::Simulated = options.source.choice() else {
         return options.source.import(into);
     };
     let full = SimulateOptions { requests: 16_000, ..preset::world(into.to_path_buf()) };

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use hypercast_core::clock::format_time;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::load::LoadGenerator;
-use crate::{evaluate::window::format_time, metrics::LatencyQuantiles};
+use crate::metrics::LatencyQuantiles;
 
 /// The numbers of the live page.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 
 use hypercast_data::schema::BinaryLabels;
-use hypercast_fm::metrics::log_loss;
+use hypercast_fm::{example::Example, metrics::log_loss};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    evaluate::stream::TargetRow,
     metrics::normalized_entropy,
 };
 
@@ -29,6 +28,21 @@ pub struct SurfaceTask {
     pub task: usize,
 }
 
+/// A label, with the index of the arm that predicted it.
+#[derive(Debug, Clone, Copy)]
+pub struct TalliedLabel {
+    /// The arm.
+    pub arm: usize,
+    /// The user.
+    pub user: u64,
+    /// Index of the surface.
+    pub surface: u16,
+    /// Index of the task in the schema.
+    pub task: usize,
+    /// Whether it happened.
+    pub label: bool,
+}
+
 /// One seed's sums, by surface and task.
 #[derive(Debug, Clone)]
 pub struct ScoreTally {
@@ -46,19 +60,24 @@ impl ScoreTally {
         Self { labels: labels.clone(), from_ms, arms, slices: BTreeMap::new() }
     }
 
-    /// Adds a prediction of an arm for a target and a task of the schema. A target outside the
-    /// task's sample space, and a prediction that is NaN, are ignored.
-    pub fn push(&mut self, arm: usize, target: TargetRow<'_>, task: usize, probability: f32) {
-        let TargetRow { example, row } = target;
-        if example.time_ms < self.from_ms || probability.is_nan() {
+    /// The label of an example's target `row` for a task of the schema, if it counts: in the time
+    /// of the tally, and in the task's sample space.
+    pub fn label(&self, example: &Example, row: usize, task: usize) -> Option<bool> {
+        let label = self.labels.label(example, row, task);
+        label.filter(|_| example.time_ms >= self.from_ms)
+    }
+
+    /// Adds a prediction for a label; one that is NaN is ignored.
+    pub fn add(&mut self, of: TalliedLabel, probability: f32) {
+        let TalliedLabel { arm, user, surface, task, label } = of;
+        if probability.is_nan() {
             return;
         }
-        let Some(label) = self.labels.label(example, row, task) else { return };
         let nats = log_loss(probability, label);
         let arms = self.arms.len();
-        for surface in [usize::from(example.surface), self.labels.schema.surfaces.len()] {
+        for surface in [usize::from(surface), self.labels.schema.surfaces.len()] {
             let users = self.slices.entry(SurfaceTask { surface, task }).or_default();
-            let sums = users.entry(example.user.id).or_insert_with(|| UserSums {
+            let sums = users.entry(user).or_insert_with(|| UserSums {
                 rows: vec![0; arms],
                 positives: 0,
                 nats: vec![0.0; arms],

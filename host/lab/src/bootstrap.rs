@@ -6,7 +6,7 @@
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use super::tally::{ScoreTotals, UserTotals};
+use crate::tally::{ScoreTotals, UserTotals};
 
 /// Fixed, so that every run draws the same users.
 const SEED: u64 = 0x5EED_B007;
