@@ -14,7 +14,7 @@ use hypercast_import::mapping::{self, Mapping};
 use hypercast_serve::api::EventsRequest;
 use hypercast_serve::convert::Converter;
 
-use super::import::print_report;
+use super::{ids, import::print_report};
 
 /// Make a data set of a team's own files
 #[derive(Debug, clap::Args)]
@@ -73,6 +73,8 @@ pub enum DataCommand {
         #[arg(long, value_name = "DIR")]
         into: PathBuf,
     },
+    /// Say whose keys are keys, where ids are strings
+    Ids(ids::Args),
 }
 
 /// Runs a command on files.
@@ -91,6 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             };
             print_report(&report, &into);
         }
+        DataCommand::Ids(args) => ids::run(&args)?,
     }
     Ok(())
 }

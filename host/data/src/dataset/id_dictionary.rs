@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use hypercast_core::atomic_file;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::disk::{self, File, OpenMode};
 use hypercast_core::hash::IdHashKey;
@@ -52,6 +53,8 @@ pub struct IdDictionary {
     shards: Vec<RwLock<Shard>>,
     /// Where the next record begins.
     end: Mutex<u64>,
+    /// Up to here it survives a loss of power.
+    synced: AtomicU64,
     len: AtomicU64,
     max_ids: u64,
     /// Held by the process that writes.
@@ -94,16 +97,10 @@ impl IdDictionary {
     pub fn open(dir: &Path, max_ids: u64) -> Result<IdDictionary> {
         let lock = DirLock::acquire(dir)?;
         let path = dir.join(FILE);
-        let is_new = !disk::exists(&path);
+        if !disk::exists(&path) {
+            atomic_file::write(&path, &MAGIC).map_err(Error::io(&path))?;
+        }
         let file = File::open_as(&path, OpenMode::Keep).map_err(Error::io(&path))?;
-        if file.length().map_err(Error::io(&path))? < MAGIC.len() as u64 {
-            file.write_all_at(&MAGIC, 0)
-                .and_then(|()| file.sync_all())
-                .map_err(Error::io(&path))?;
-        }
-        if is_new {
-            disk::sync_dir(dir).map_err(Error::io(dir))?;
-        }
         let dictionary = IdDictionary::indexed(path, file, max_ids, Some(lock))?;
         let (path, end) = (&dictionary.path, *dictionary.end());
         let length = dictionary.file.length().map_err(Error::io(path))?;
@@ -192,7 +189,12 @@ impl IdDictionary {
     /// # Errors
     /// The file system fails.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(Error::io(&self.path))
+        let end = *self.end();
+        if self.synced.load(Ordering::Acquire) < end {
+            self.file.sync_data().map_err(Error::io(&self.path))?;
+            self.synced.fetch_max(end, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Calls `take` with each id, in the order in which they came.
@@ -220,8 +222,16 @@ impl IdDictionary {
         }
         let length = file.length().map_err(Error::io(&path))?;
         let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
-        let (end, len) = (Mutex::new(0), AtomicU64::new(0));
-        let dictionary = IdDictionary { path, file, shards, end, len, max_ids, _lock: lock };
+        let dictionary = IdDictionary {
+            path,
+            file,
+            shards,
+            end: Mutex::new(0),
+            synced: AtomicU64::new(0),
+            len: AtomicU64::new(0),
+            max_ids,
+            _lock: lock,
+        };
         let scanned = scan(&dictionary.file, &dictionary.path, length, |record| {
             dictionary.index(record.key, record.place);
             Ok(())

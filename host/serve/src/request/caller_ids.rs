@@ -107,10 +107,7 @@ impl CallerIds {
         ids: impl Iterator<Item = &'a TextId> + Clone,
     ) -> RequestResult<()> {
         let Some(kept) = &self.kept else { return Ok(()) };
-        let stored = kept.insert(ids).and_then(|inserted| match inserted.new {
-            0 => Ok(()),
-            _ => kept.dictionary.sync(),
-        });
+        let stored = kept.insert(ids).and_then(|_| kept.dictionary.sync());
         stored.or_else(|error| match error {
             DataError::IdCollision { .. } => refused(&error),
             error => Err(Refusal::internal(error)),
@@ -140,8 +137,15 @@ impl KeptIds {
         Ok(inserted)
     }
 
-    /// Takes the ids of a data set's dictionary over.
+    /// Takes the ids of a data set's dictionary over, if it is here: a process that only takes
+    /// events needs no more of the data set than its schema.
     fn take_over(&self, dataset: &Path, file: &str) -> Result<()> {
+        let path = dataset.join(file);
+        if !path.is_file() {
+            let path = path.display();
+            tracing::info!("{path} is missing: reports name its ids once requests have sent them");
+            return Ok(());
+        }
         let mut batch = Vec::with_capacity(TAKE_OVER);
         for_each_id(dataset, file, |id| {
             batch.push(id);
