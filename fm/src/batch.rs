@@ -12,6 +12,7 @@ use crate::{
     Error, Result,
     example::{Event, Example, Item, Outcome},
     label_scale::{LabelScale, LabelScales},
+    row_keys::RowKeys,
     sampling::{ExampleSelection, HistoryWindow, WeightedTarget},
     spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
     standardise::Standardiser,
@@ -137,15 +138,19 @@ pub struct BatchBuilder {
     pub window: HistoryWindow,
     /// Whether batches include the user's and request's categories of each target.
     pub include_profiles: bool,
+    /// How the model's store names the rows of a field's values.
+    pub row_keys: RowKeys,
 }
 
 impl BatchBuilder {
-    /// A builder for models of this specification and configuration.
-    pub fn new(spec: &FmSpec, config: &FmConfig) -> Self {
+    /// A builder for models of this specification and configuration, and of a store with these
+    /// keys.
+    pub fn new(spec: &FmSpec, config: &FmConfig, row_keys: RowKeys) -> Self {
         Self {
             spec: spec.clone(),
             window: config.history_window(),
             include_profiles: config.candidate_columns,
+            row_keys,
         }
     }
 
@@ -295,7 +300,7 @@ impl BatchWriter<'_> {
     fn token(&mut self, item: &Item, surface: u16, time_ms: i64, before_ms: Option<i64>) {
         let mut field = 0;
         let mut push = |value: u64| {
-            let index = self.index(store_key(field, value));
+            let index = self.index(self.batch_builder.row_keys.key(field, value));
             self.batch.key_index.push(index);
             field += 1;
         };
@@ -318,7 +323,7 @@ impl BatchWriter<'_> {
         let first = spec.token_fields();
         if self.batch_builder.include_profiles {
             for (field, &column) in (first..).zip(&spec.profile_ids) {
-                let index = self.index(store_key(field, ids[column]));
+                let index = self.index(self.batch_builder.row_keys.key(field, ids[column]));
                 self.batch.profile_index.push(index);
             }
         }
@@ -337,15 +342,6 @@ pub fn label(task: &TaskSpec, surface: u16, outcome: &Outcome) -> Option<f32> {
         TaskLabel::Action(_) => None,
         TaskLabel::Value(index) => Some(outcome.values[index]).filter(|value| value.is_finite()),
     }
-}
-
-/// The key in the embedding store of a token field's value.
-///
-/// The top byte is the field, so that equal values of two fields never share a row. Values of more
-/// than 56 bits are folded into 56.
-pub fn store_key(field: usize, value: u64) -> u64 {
-    const LOW: u64 = (1 << 56) - 1;
-    ((field as u64) << 56) | ((value ^ (value >> 56).wrapping_mul(0x9E37_79B9_7F4A_7C15)) & LOW)
 }
 
 fn hour_of_day(time_ms: i64) -> u64 {
@@ -435,7 +431,7 @@ mod tests {
     #[test]
     fn a_batch_has_jagged_blocks_labels_and_masks() {
         let config = FmConfig { max_history: 3, ..FmConfig::default() };
-        let batch_builder = BatchBuilder::new(&spec(), &config);
+        let batch_builder = BatchBuilder::new(&spec(), &config, RowKeys::Whole);
         let statistics = ColumnStatistics::new(&spec());
         let (a, b) = (example(5, 2, 0), example(1, 1, 1));
         let batch = batch_builder.build(&[&a, &b], &statistics).unwrap();
@@ -448,12 +444,12 @@ mod tests {
         assert_eq!(&batch.outcomes[..6], &[1.0, 0.0, 0.0, 1.0, 0.5, 1.0]);
         assert_eq!(batch.key_index.len(), 7 * 5);
         // Item 0 of a target is the same row as item 0 of a history, field by field.
-        assert_eq!(batch.keys[batch.key_index[4 * 5] as usize], store_key(0, 0));
+        assert_eq!(batch.keys[batch.key_index[4 * 5] as usize], RowKeys::Whole.key(0, 0));
     }
 
     #[test]
     fn an_example_of_another_schema_is_rejected_by_name() {
-        let batch_builder = BatchBuilder::new(&spec(), &FmConfig::default());
+        let batch_builder = BatchBuilder::new(&spec(), &FmConfig::default(), RowKeys::Whole);
         let mut wrong = example(0, 1, 0);
         wrong.targets[0].item = Arc::new(Item { id: 9, ..Item::default() });
         let error = batch_builder
@@ -467,8 +463,11 @@ mod tests {
     fn a_part_keeps_gaps_weights_and_content() {
         let mut spec = spec();
         spec.content = 2;
-        let batch_builder =
-            BatchBuilder::new(&spec, &FmConfig { max_history: 4, ..FmConfig::default() });
+        let batch_builder = BatchBuilder::new(
+            &spec,
+            &FmConfig { max_history: 4, ..FmConfig::default() },
+            RowKeys::Whole,
+        );
         let statistics = ColumnStatistics::new(&spec);
         let mut example = example(6, 3, 0);
         let content: Arc<[f32]> = [0.6, 0.8].into();
@@ -483,8 +482,16 @@ mod tests {
         assert_eq!(batch.weights, [4.0]);
         assert_eq!(batch.dense, [0.0, 0.0, 0.0, 0.0, 0.6, 0.8], "an item without content: zeros");
         let gap = |token: usize| batch.keys[batch.key_index[token * 5 + 4] as usize];
-        assert_eq!(gap(0), store_key(4, 63), "the oldest event that is read has none before it");
-        assert_eq!(gap(1), store_key(4, 1), "a second, as if the event between were there");
+        assert_eq!(
+            gap(0),
+            RowKeys::Whole.key(4, 63),
+            "the oldest event that is read has none before it"
+        );
+        assert_eq!(
+            gap(1),
+            RowKeys::Whole.key(4, 1),
+            "a second, as if the event between were there"
+        );
         let whole = batch_builder.build(&[&example], &statistics).unwrap();
         assert_eq!((whole.history_tokens(), whole.weights), (4, vec![1.0; 3]));
         example.targets[2].item = Arc::new(Item { content: [1.0].into(), ..(*item(2)).clone() });

@@ -23,12 +23,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     Error, Result,
     batch::ColumnStatistics,
+    row_keys::RowKeys,
     spec::{FmConfig, FmSpec},
     update::WeightTensor,
 };
 
-/// The version of `fm.json`'s format; other versions are refused.
-pub const FORMAT: u32 = 1;
+/// The version of the format of checkpoints and saved runs that are new: since 2 the store's keys
+/// have all bits of an id. Those of version 1 are read, and go on as they are; others are refused.
+pub const FORMAT: u32 = 2;
 
 /// The content of `fm.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,21 +64,30 @@ impl FmManifest {
     fn read_in(dir: &Path) -> Result<Self> {
         let path = dir.join("fm.json");
         let manifest: Self = read_json(&path, "train one with `hypercast train fm`")?;
-        if manifest.format != FORMAT {
-            return Err(checkpoint_error(
-                &path,
-                format!(
-                    "has format {}, but this build reads format {FORMAT}; train the model again",
-                    manifest.format
-                ),
-            ));
-        }
+        check_format(manifest.format, &path)?;
         Ok(manifest)
+    }
+
+    /// The keys of its store's rows.
+    pub(crate) fn row_keys(&self) -> RowKeys {
+        RowKeys::of_format(self.format)
     }
 
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         write_json(self, &dir.join("fm.json"))
     }
+}
+
+/// Refuses a checkpoint or saved run of a format that this build cannot read.
+pub(crate) fn check_format(format: u32, path: &Path) -> Result<()> {
+    if (1..=FORMAT).contains(&format) {
+        return Ok(());
+    }
+    let fault = format!(
+        "has format {format}, but this build reads formats 1 to {FORMAT}; use the build that wrote \
+         it, or train the model again"
+    );
+    Err(checkpoint_error(path, fault))
 }
 
 /// Reads a JSON file; `hint` says what to do if there is none.

@@ -206,7 +206,7 @@ impl<B: ServingBackend> LoadedModel<B> {
             rows,
         };
         Ok(Self {
-            batch_builder: BatchBuilder::new(&manifest.spec, &manifest.config),
+            batch_builder: BatchBuilder::new(&manifest.spec, &manifest.config, manifest.row_keys()),
             manifest,
             current: RwLock::new(Arc::new(generation)),
             updater: updater.map(|updater| Mutex::new(Ok(updater))),

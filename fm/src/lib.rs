@@ -97,6 +97,7 @@ pub mod metrics;
 pub mod model;
 pub mod priority;
 mod resume;
+pub mod row_keys;
 pub mod runtime;
 pub mod sampling;
 pub mod serving;

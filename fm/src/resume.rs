@@ -26,7 +26,8 @@ use crate::{
     Result,
     batch::ColumnStatistics,
     checkpoint::{
-        TensorMap, checkpoint_error, names_of, read_json, read_tensors, write_json, write_tensors,
+        FORMAT, TensorMap, check_format, checkpoint_error, names_of, read_json, read_tensors,
+        write_json, write_tensors,
     },
     shard::FmNetwork,
     spec::{FmConfig, FmSpec},
@@ -47,13 +48,11 @@ pub(crate) const EMA_FILE: &str = "average.safetensors";
 /// The file with AdamW's moments.
 const MOMENTS_FILE: &str = "moments.safetensors";
 
-/// The version of `training.json`'s format; other versions are refused.
-const FORMAT: u32 = 1;
-
 /// The content of `training.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TrainingState {
-    format: u32,
+    /// As that of checkpoints; a run that is resumed keeps its own.
+    pub(crate) format: u32,
     pub(crate) config: FmConfig,
     pub(crate) spec: FmSpec,
     pub(crate) statistics: ColumnStatistics,
@@ -107,12 +106,8 @@ impl TrainingState {
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("training.json");
         let value: Value = read_json(&path, "there is no saved run to resume, start a new run")?;
-        if value.get("format") != Some(&Value::from(FORMAT)) {
-            return Err(checkpoint_error(
-                &path,
-                format!("is not of format {FORMAT}; start a new run"),
-            ));
-        }
+        let format = value.get("format").and_then(Value::as_u64).unwrap_or_default();
+        check_format(u32::try_from(format).unwrap_or(u32::MAX), &path)?;
         serde_json::from_value(decode_floats(value)).map_err(|error| checkpoint_error(&path, error))
     }
 

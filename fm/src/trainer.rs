@@ -23,8 +23,7 @@ use crate::{
     alignment::AlignmentModules,
     batch::{BatchBuilder, FmBatch},
     checkpoint::{
-        FORMAT, FmManifest, checkpoint_error, load_weights, replace_checkpoint, save_weights,
-        weights_of,
+        FmManifest, checkpoint_error, load_weights, replace_checkpoint, save_weights, weights_of,
     },
     cost::ModelSize,
     device::{Cpu, Cuda, DeviceKind},
@@ -34,6 +33,7 @@ use crate::{
     label_scale::LabelScales,
     model::{FmModel, lock_weight_rng},
     resume::{self, DenseOptimizer, TrainingState},
+    row_keys::RowKeys,
     sampling::{ExampleSampler, ExampleSelection, split_by_memory},
     shard::{
         self, FmNetwork, GatheredBatch, PassContext, Shard, ShardResult, merge_rows, valid_samples,
@@ -276,7 +276,7 @@ where
             optimizer,
             average,
             store,
-            batch_builder: BatchBuilder::new(spec, config),
+            batch_builder: BatchBuilder::new(spec, config, RowKeys::of_format(state.format)),
             sampler: ExampleSampler::new(config, spec),
             state,
         })
@@ -406,10 +406,10 @@ where
     }
 
     fn manifest(&self, version: &str) -> FmManifest {
-        let TrainingState { config, spec, statistics, requests, trained_until_ms, .. } =
+        let TrainingState { format, config, spec, statistics, requests, trained_until_ms, .. } =
             self.state.clone();
         let version = version.into();
-        FmManifest { format: FORMAT, version, config, spec, statistics, requests, trained_until_ms }
+        FmManifest { format, version, config, spec, statistics, requests, trained_until_ms }
     }
 
     /// The weights that make predictions and TAEs: the moving average, if there is one.

@@ -71,6 +71,61 @@ fn a_resumed_run_gives_the_numbers_of_an_uninterrupted_one() {
     assert_eq!(infer("fm-a"), infer("fm-b"));
 }
 
+/// Examples whose items have ids of 64 bits, as keys of texts are.
+fn batch_of_hashed_ids(at: u64) -> Vec<Example> {
+    let mut examples = batch(at);
+    for example in &mut examples {
+        let past = example.history.iter_mut().map(|event| &mut event.item);
+        for item in past.chain(example.targets.iter_mut().map(|target| &mut target.item)) {
+            let item = std::sync::Arc::make_mut(item);
+            item.id = hypercast_core::hash::splitmix64(item.id);
+        }
+    }
+    examples
+}
+
+#[test]
+fn a_run_of_format_1_goes_on_with_the_keys_that_its_store_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let set_format = |file: std::path::PathBuf, format: u32| {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let (old, new) = (format!("\"format\": {}", 3 - format), format!("\"format\": {format}"));
+        assert!(text.contains(&old), "{text}");
+        std::fs::write(file, text.replacen(&old, &new, 1)).unwrap();
+    };
+    // A run that has learned nothing has no keys yet, and so may be one of either format.
+    let mut fresh = trainer::create(&path("work"), &config(), &spec(), DeviceKind::Cpu).unwrap();
+    fresh.save(&path("saved")).unwrap();
+    drop(fresh);
+    set_format(path("saved").join("training.json"), 1);
+    let from = ResumePaths { saved: &path("saved"), work: &path("work") };
+    let mut trainer = trainer::resume(from, &config(), &spec(), DeviceKind::Cpu).unwrap();
+    for at in 0..20 {
+        let examples = batch_of_hashed_ids(at * 16);
+        trainer.step(&examples.iter().collect::<Vec<_>>()).unwrap();
+    }
+    trainer.save(&path("saved")).unwrap();
+    trainer.checkpoint(&path("fm"), "1.0.0").unwrap();
+    drop(trainer);
+    let saved = std::fs::read_to_string(path("saved").join("training.json")).unwrap();
+    assert!(saved.contains("\"format\": 1"), "a run keeps its format");
+    let predictions = || {
+        let fm = inference::load(&path("fm"), FmServingOptions::default()).unwrap();
+        fm.infer(&batch_of_hashed_ids(64).iter().collect::<Vec<_>>()).unwrap().main
+    };
+    let own = predictions();
+    set_format(path("fm").join("fm.json"), 2);
+    assert_ne!(own, predictions(), "with the keys of format 2 its rows are not found");
+    set_format(path("fm").join("fm.json"), 1);
+    assert_eq!(own, predictions());
+    let later = std::fs::read_to_string(path("fm").join("fm.json")).unwrap();
+    let later = later.replacen("\"format\": 1", "\"format\": 3", 1);
+    std::fs::write(path("fm").join("fm.json"), later).unwrap();
+    let error = inference::load(&path("fm"), FmServingOptions::default()).err().unwrap();
+    assert!(error.to_string().contains("reads formats 1 to 2"), "{error}");
+}
+
 #[test]
 fn resuming_with_another_configuration_names_the_key() {
     let dir = tempfile::tempdir().unwrap();

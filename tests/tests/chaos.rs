@@ -131,8 +131,8 @@ fn shown(schema: &Schema, row: &Impression) -> ImpressionBody {
     ImpressionBody {
         id: None,
         request: row.request,
-        user: row.user,
-        item: row.item,
+        user: row.user.into(),
+        item: row.item.into(),
         surface: schema.surfaces[usize::from(row.surface)].clone(),
         time_ms: row.time_ms,
         context: BTreeMap::new(),
@@ -145,8 +145,8 @@ fn acted(schema: &Schema, row: &Impression, complete: bool) -> ActionBody {
     ActionBody {
         id: None,
         request: row.request,
-        item: row.item,
-        user: Some(row.user),
+        item: row.item.into(),
+        user: Some(row.user.into()),
         time_ms: row.outcome_ms,
         actions: names.map(|name| (name, true)).collect(),
         values: BTreeMap::new(),

@@ -60,6 +60,10 @@ pub struct ServerSettings {
     pub max_candidates: usize,
     /// The most events in a request, over all its lists. A request with more gets status 413.
     pub max_events: usize,
+    /// Ids that are strings whose texts are kept, of users and items together, for reports and to
+    /// refuse two of one key. Each takes up to 39 bytes of memory and some 24 bytes and its text of
+    /// the disk (`ids` under paths.state). Requests with further ids are answered all the same.
+    pub max_text_ids: u64,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
     /// Memory for the bodies of all requests in flight (rankings, events, examples of other tiers,
@@ -100,6 +104,7 @@ impl Default for ServerSettings {
             header_timeout_ms: 60_000,
             max_candidates: 1000,
             max_events: 10_000,
+            max_text_ids: 20_000_000,
             max_body_bytes: 4 << 20,
             max_inflight_body_mib: 256,
             deadline_ms: 1000,

@@ -27,6 +27,18 @@ pub enum Error {
         /// What the Parquet library reports.
         source: parquet::errors::ParquetError,
     },
+    /// Two ids that are texts have one key, so one of them cannot be taken.
+    #[error(
+        "the ids {given:?} and {taken:?} have the same key {key}; give one of them another name"
+    )]
+    IdCollision {
+        /// The key of both.
+        key: u64,
+        /// The id that has it already.
+        taken: String,
+        /// The id that is refused.
+        given: String,
+    },
     /// A schema contradicts itself; the message names the entry.
     #[error("schema: {0}")]
     Schema(String),
@@ -53,7 +65,7 @@ impl Error {
             Error::Store(error) => error.kind(),
             Error::Fm(error) => error.kind(),
             Error::Parquet { .. } => ErrorKind::Internal,
-            Error::Schema(_) => ErrorKind::Invalid,
+            Error::IdCollision { .. } | Error::Schema(_) => ErrorKind::Invalid,
         }
     }
 

@@ -12,15 +12,18 @@ use std::time::Instant;
 use hypercast_config::JoinerOptions;
 use hypercast_core::atomic_dir;
 use hypercast_core::progress::Progress;
+use hypercast_data::dataset::entity_id::TextId;
+use hypercast_data::dataset::ids::{ITEM_IDS, USER_IDS};
 use hypercast_data::dataset::{Dataset, Impression};
 use hypercast_data::features::{FeatureConfig, FeatureState};
-use hypercast_data::schema::{FeatureKind, IdKind, Schema};
+use hypercast_data::schema::{FeatureKind, Schema};
 use hypercast_fm::example::{Item, User};
 use hypercast_stream::events::{EventKind, EventRecord};
 use hypercast_stream::join::{JoinSink, JoinedRecord, Joiner, OutcomeRecord, StateUpdate};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::error::{Error, Result};
+use crate::id_collector::IdCollector;
 use crate::input::{FileFormat, InputFile, InputOptions, Reading};
 use crate::ranges::RangeInference;
 use crate::report::{ImportReport, RowError, RowFailure};
@@ -28,8 +31,19 @@ use crate::requests::{RequestFormer, RequestRules};
 use crate::sort::{ExternalSort, SortedRecords};
 use crate::sorted_dataset::SortedDataset;
 
+/// What a line of a file says.
+#[derive(Debug, Default)]
+pub struct ConvertedLine {
+    /// Its events.
+    pub events: Vec<EventKind>,
+    /// The ids of its users, where the schema says that these are texts.
+    pub users: Vec<Arc<TextId>>,
+    /// The same of its items.
+    pub items: Vec<Arc<TextId>>,
+}
+
 /// Converts a line of a file into its events, or says why it has none.
-pub type ConvertLine<'a> = dyn Fn(&[u8]) -> std::result::Result<Vec<EventKind>, String> + 'a;
+pub type ConvertLine<'a> = dyn Fn(&[u8]) -> std::result::Result<ConvertedLine, String> + 'a;
 
 /// An import of events.
 pub struct EventImport<'a> {
@@ -63,16 +77,10 @@ impl EventImport<'_> {
     /// last.
     ///
     /// # Errors
-    /// The schema has ids that are texts, a file cannot be read, no line of one can be used, or the
-    /// file system fails.
+    /// A file cannot be read, no line of one can be used, two ids have one key, or the file system
+    /// fails.
     pub fn run(&self, into: &Path) -> Result<ImportReport> {
         let start = Instant::now();
-        let ids = self.schema.ids;
-        if [ids.users, ids.items].contains(&IdKind::String) {
-            let reason = "the schema says that ids are texts, which events cannot have yet; import \
-                          the data set's own files with a mapping";
-            return Err(Error::invalid(reason));
-        }
         atomic_dir::create(into)?;
         let mut report = ImportReport::default();
         let LoggedEvents { mut items, users, mut events } = self.read(into, &mut report)?;
@@ -105,11 +113,20 @@ impl EventImport<'_> {
         let bytes = files.iter().map(InputFile::size).sum::<Result<u64>>()?;
         let mut progress = Progress::start("read bytes", bytes);
         let (mut items, mut users) = (BTreeMap::new(), BTreeMap::new());
+        let ids = self.schema.ids;
+        let mut user_ids = IdCollector::new(ids.users, into);
+        let mut item_ids = IdCollector::new(ids.items, into);
         let mut events = ExternalSort::new(into);
         for file in &files {
             let mut reading = Reading::new(&[], report, &mut progress);
             file.read_lines(&mut reading, |line| {
-                for kind in (self.convert)(line).map_err(RowError::of_line)? {
+                let line = (self.convert)(line).map_err(RowError::of_line)?;
+                for (ids, texts) in [(&mut user_ids, line.users), (&mut item_ids, line.items)] {
+                    for id in texts {
+                        ids.add(id.text())?;
+                    }
+                }
+                for kind in line.events {
                     let key = |time_ms, is_action| EventKey { time_ms, is_action };
                     let key = match &kind {
                         EventKind::Item(item) => {
@@ -135,6 +152,8 @@ impl EventImport<'_> {
             })?;
         }
         progress.finish(&format!("{} files", files.len()));
+        user_ids.finish(into, USER_IDS)?;
+        item_ids.finish(into, ITEM_IDS)?;
         Ok(LoggedEvents { items, users, events: events.finish()? })
     }
 

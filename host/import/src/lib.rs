@@ -13,6 +13,7 @@
 mod cell;
 pub mod error;
 pub mod events;
+mod id_collector;
 pub mod infer;
 mod input;
 pub mod kuairand;

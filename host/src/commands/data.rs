@@ -7,16 +7,16 @@ use clap::Subcommand;
 use hypercast_config::Config;
 use hypercast_data::check::{CheckReport, check};
 use hypercast_data::dataset::Dataset;
+use hypercast_data::dataset::entity_id::EntityId;
 use hypercast_data::schema::Schema;
 use hypercast_import::ImportReport;
-use hypercast_import::events::EventImport;
+use hypercast_import::events::{ConvertedLine, EventImport};
 use hypercast_import::infer::{ColumnHints, InferOptions, infer};
 use hypercast_import::mapping::{self, Mapping};
 use hypercast_serve::api::EventsRequest;
 use hypercast_serve::convert::Converter;
-use hypercast_stream::events::EventKind;
 
-use super::import::print_report;
+use super::{ids, import::print_report};
 
 /// Make a data set of a team's own files, and check it
 #[derive(Debug, clap::Args)]
@@ -87,6 +87,8 @@ as this command does with status 1. What is warned of is probably not as meant."
         #[arg(long)]
         json: bool,
     },
+    /// Say whose keys are keys, where ids are strings
+    Ids(ids::Args),
 }
 
 /// Runs a command on files.
@@ -115,6 +117,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
             anyhow::ensure!(!report.is_refused(), "{}: training refuses it", dir.display());
         }
+        DataCommand::Ids(args) => ids::run(&args)?,
     }
     Ok(())
 }
@@ -136,12 +139,20 @@ fn import_events(
     let schema = Arc::new(Schema::load(schema)?);
     let config = config.map(Config::read).transpose()?.unwrap_or_default();
     let converter = Converter::new(schema.clone());
+    let text = |id: &EntityId| match id {
+        EntityId::Text(text) => Some(text.clone()),
+        EntityId::Integer(_) => None,
+    };
     let convert = |line: &[u8]| {
         let body: EventsRequest = serde_json::from_slice(line)
             .map_err(|error| format!("it is no body of /v1/events: {error}"))?;
         // The past may be in any order, and its times are behind any clock.
         let events = converter.new_events(&body, i64::MAX).map_err(|why| why.to_string())?;
-        Ok(events.into_iter().map(|event| event.kind).collect::<Vec<EventKind>>())
+        Ok(ConvertedLine {
+            events: events.into_iter().map(|event| event.kind).collect(),
+            users: body.user_ids().filter_map(text).collect(),
+            items: body.item_ids().filter_map(text).collect(),
+        })
     };
     let join = config.joiner()?.options;
     Ok(EventImport { files, schema, join, convert: &convert }.run(into)?)

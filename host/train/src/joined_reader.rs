@@ -9,6 +9,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use hypercast_fm::{
     batch::BatchBuilder,
     example::{Event, Example, Item},
+    row_keys::RowKeys,
 };
 
 use super::fm::dataset_spec;
@@ -156,7 +157,7 @@ impl JoinedReader {
         let RecordReports { rate, gaps, stop } = reports;
         let of = LetterScope { reader, source: topic.name() };
         let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
-        let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm);
+        let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm, RowKeys::Whole);
         let ranges = ColumnRanges::new(&dataset.schema);
         let stream = StreamFollower::open(engine.clone(), topic, joined, gaps)?;
         Ok(JoinedReader { engine, stream, letters, fits, content, ranges, failures: 0, gap: None })

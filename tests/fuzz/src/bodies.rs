@@ -103,7 +103,7 @@ impl FuzzDaemon {
         let example = self.state.fetch(&input, 8);
         // An item that is named more than once is a target once, where it was named first.
         let mut seen = HashSet::new();
-        let named = request.candidates.iter().map(|candidate| candidate.id);
+        let named = request.candidates.iter().map(|candidate| candidate.id.key());
         let expected: Vec<u64> = named.filter(|id| seen.insert(*id)).collect();
         let targets: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
         assert_eq!(targets, expected);

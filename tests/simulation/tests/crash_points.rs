@@ -11,6 +11,7 @@ use std::{
 };
 
 use hypercast_core::{atomic_dir, atomic_file, disk, simulated};
+use hypercast_data::dataset::{entity_id::TextId, id_dictionary::IdDictionary, ids::id_key};
 use hypercast_data::logs::{
     LogFollower, LogOptions, LogPosition, LogRow, LogVersion, LogWriter, LoggedPlace, TaeStorage,
 };
@@ -288,6 +289,41 @@ fn of_streams() {
             }
             let end = appender.append(&group(GROUPS)).unwrap().end;
             assert_eq!(end, span.end + GROUP);
+        },
+    );
+}
+
+#[test]
+fn of_dictionaries_of_ids() {
+    let dir = Path::new("/work/ids");
+    let ids = |round: usize| ["user", "item"].map(|of| format!("{of}-{round}"));
+    let ids = |round| ids(round).map(|text| TextId::new(&text).unwrap());
+    let open = || IdDictionary::open(dir, 100).unwrap();
+    every_crash_point(
+        SEEDS,
+        |acknowledge| {
+            let dictionary = open();
+            for round in 0..4 {
+                dictionary.insert(ids(round).iter()).unwrap();
+                dictionary.sync().unwrap();
+                acknowledge();
+            }
+        },
+        |acknowledged| {
+            let dictionary = open();
+            for id in (0..acknowledged).flat_map(ids) {
+                let text = dictionary.text(id.key().key).unwrap();
+                assert_eq!(text.as_deref(), Some(id.text()));
+            }
+            let whole = |id: TextId| {
+                assert_eq!(id.key(), id_key(id.text()), "nothing half written is there");
+                Ok(())
+            };
+            dictionary.for_each(whole).unwrap();
+            // What was lost is stored when it is seen again, behind what was there.
+            (0..4).for_each(|round| _ = dictionary.insert(ids(round).iter()).unwrap());
+            drop(dictionary);
+            assert_eq!(open().len(), 8);
         },
     );
 }

@@ -119,9 +119,9 @@ impl HonestWorld {
 
     fn ranking(&self, rows: &[Impression], time_ms: i64) -> RankRequest {
         let candidate =
-            |row: &Impression| RankCandidate { id: row.item, features: BTreeMap::new() };
+            |row: &Impression| RankCandidate { id: row.item.into(), features: BTreeMap::new() };
         RankRequest {
-            user: rows[0].user,
+            user: rows[0].user.into(),
             surface: self.surface(&rows[0]),
             candidates: rows.iter().map(candidate).collect(),
             request: Some(rows[0].request),
@@ -136,8 +136,8 @@ impl HonestWorld {
         ImpressionBody {
             id: None,
             request: row.request,
-            user: row.user,
-            item: row.item,
+            user: row.user.into(),
+            item: row.item.into(),
             surface: self.surface(row),
             time_ms,
             context: self.converter.named(&row.context),
@@ -152,8 +152,8 @@ impl HonestWorld {
         ActionBody {
             id: None,
             request: row.request,
-            item: row.item,
-            user: Some(row.user),
+            item: row.item.into(),
+            user: Some(row.user.into()),
             time_ms,
             actions: (0..schema.actions.len()).filter(known).map(happened).collect(),
             values: values.filter(|(_, value)| value.is_finite()).collect(),

@@ -6,12 +6,18 @@
 //! with one key are possible all the same: of a thousand million ids, with a chance of 3 %. An
 //! import that meets two refuses them by name.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use hypercast_core::disk;
 use ring::digest::{SHA256, digest};
 
-use super::table::{CellType, Column, Field, TableWriter};
-use crate::error::Result;
+use super::Dataset;
+use super::entity_id::{EntityId, TextId};
+use super::table::{CellType, Column, Field, TableReader, TableWriter};
+use crate::error::{CommonErrors as _, Error, Result};
+use crate::schema::{EntityIds, IdKind};
 
 /// The file with the ids of items, in a data set's folder.
 pub const ITEM_IDS: &str = "item-ids.parquet";
@@ -52,8 +58,7 @@ impl IdDictionaryWriter {
     /// # Errors
     /// The file system fails.
     pub fn create(dir: &Path, file: &str) -> Result<IdDictionaryWriter> {
-        let fields = vec![Field::new("key", CellType::U64), Field::new("id", CellType::Text)];
-        let writer = TableWriter::create(&dir.join(file), fields)?;
+        let writer = TableWriter::create(&dir.join(file), fields().to_vec())?;
         Ok(IdDictionaryWriter { writer, keys: Vec::new(), ids: Vec::new() })
     }
 
@@ -87,6 +92,86 @@ impl IdDictionaryWriter {
         let columns = [Column::scalars(self.keys.drain(..)), Column::scalars(self.ids.drain(..))];
         self.writer.write(&columns)
     }
+}
+
+/// The texts of a data set's ids in memory, for who sends its users and items to a daemon.
+#[derive(Debug, Clone, Default)]
+pub struct IdTexts {
+    /// None where ids are integers.
+    users: Option<TextsByKey>,
+    items: Option<TextsByKey>,
+}
+
+type TextsByKey = HashMap<u64, EntityId>;
+
+impl IdTexts {
+    /// Reads the dictionaries that the schema asks for.
+    ///
+    /// # Errors
+    /// One is missing or damaged.
+    pub fn load(dataset: &Dataset) -> Result<IdTexts> {
+        let EntityIds { users, items } = dataset.schema.ids;
+        let load = |kind: IdKind, file: &str| -> Result<Option<TextsByKey>> {
+            if kind == IdKind::Integer {
+                return Ok(None);
+            }
+            let mut texts = HashMap::new();
+            for_each_id(&dataset.dir, file, |id| {
+                texts.insert(id.key().key, EntityId::Text(Arc::new(id)));
+                Ok(())
+            })?;
+            Ok(Some(texts))
+        };
+        Ok(IdTexts { users: load(users, USER_IDS)?, items: load(items, ITEM_IDS)? })
+    }
+
+    /// The id of a user as its caller has it; the key where no text is known.
+    pub fn user(&self, key: u64) -> EntityId {
+        of(&self.users, key)
+    }
+
+    /// The id of an item as its caller has it; the key where no text is known.
+    pub fn item(&self, key: u64) -> EntityId {
+        of(&self.items, key)
+    }
+}
+
+fn of(texts: &Option<TextsByKey>, key: u64) -> EntityId {
+    let text = texts.as_ref().and_then(|texts| texts.get(&key));
+    text.cloned().unwrap_or(EntityId::Integer(key))
+}
+
+/// Calls `take` with each id of the dictionary `file` in a data set's folder.
+///
+/// # Errors
+/// It is missing or damaged, a key is not its id's, or `take` fails.
+pub fn for_each_id(
+    dir: &Path,
+    file: &str,
+    mut take: impl FnMut(TextId) -> Result<()>,
+) -> Result<()> {
+    let path = dir.join(file);
+    if !disk::is_file(&path) {
+        let reason = "it is missing, and the schema says that such ids are strings; import the \
+                      data again";
+        return Err(Error::data(path, reason));
+    }
+    let table = TableReader::open(&path)?;
+    for group in 0..table.groups() {
+        let columns = table.read(group, &fields())?;
+        for (&key, text) in columns[0].u64s().iter().zip(columns[1].texts()) {
+            let id = TextId::new(text).map_err(|reason| Error::data(&path, reason))?;
+            if id.key().key != key {
+                return Err(Error::data(&path, format!("{key} is not the key of {text:?}")));
+            }
+            take(id)?;
+        }
+    }
+    Ok(())
+}
+
+fn fields() -> [Field; 2] {
+    [Field::new("key", CellType::U64), Field::new("id", CellType::Text)]
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 
 pub mod content;
 mod entities;
+pub mod entity_id;
+pub mod id_dictionary;
 pub mod ids;
 mod impressions;
 pub mod table;

@@ -12,7 +12,11 @@ use super::*;
 const START_MS: i64 = 1_764_000_000_000;
 
 /// A line of the tests: `{"shown": item}`, `{"click": item, "after_s": 5}` or `{"item": id}`.
-fn convert(line: &[u8]) -> std::result::Result<Vec<EventKind>, String> {
+fn convert(line: &[u8]) -> std::result::Result<ConvertedLine, String> {
+    events(line).map(|events| ConvertedLine { events, ..ConvertedLine::default() })
+}
+
+fn events(line: &[u8]) -> std::result::Result<Vec<EventKind>, String> {
     let line: Value = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let number = |key: &str| line[key].as_u64();
     let time_ms = START_MS + 1000 * number("after_s").unwrap_or_default() as i64;
@@ -84,20 +88,8 @@ fn outcomes_meet_their_impressions_in_any_order() {
 }
 
 #[test]
-fn files_without_an_event_and_schemas_of_texts_are_refused() {
+fn files_without_an_event_are_refused() {
     let (report, ..) = imported(&["{}", "[]"]);
     let error = report.unwrap_err().to_string();
     assert!(error.contains("none of its 2 rows can be used; line 1"), "{error}");
-    let mut schema = simulate::schema(2);
-    schema.ids.items = IdKind::String;
-    let dir = tempfile::tempdir().unwrap();
-    let settings = JoinSettings::default();
-    let import = EventImport {
-        files: &["none.jsonl".to_owned()],
-        schema: Arc::new(schema),
-        join: JoinerOptions { settings, history_len: 4, max_targets: 16 },
-        convert: &convert,
-    };
-    let error = import.run(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("import the data set's own files with a mapping"), "{error}");
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use hypercast_data::dataset::ContextFeatures;
 use hypercast_fm::example::{Item, User};
 
-use super::id_collector::IdCollector;
 use super::source::{ColumnList, FeatureSources};
 use super::{EntityMapping, Mapping};
 use crate::error::Result;
@@ -46,7 +45,7 @@ impl EntityMapping {
         for file in files {
             let mut reading = reading.of_columns(&columns.names);
             file.read(&mut reading, |row| {
-                let key = ids.read(row, &id)?;
+                let key = id.id(row, ids)?;
                 let text = match &name {
                     None => String::new(),
                     Some(name) => {

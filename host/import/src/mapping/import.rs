@@ -11,7 +11,6 @@ use hypercast_data::schema::Schema;
 
 use super::Mapping;
 use super::entities::{EntityRecords, items, nameless, users};
-use super::id_collector::IdCollector;
 use super::impressions::{IdCollectors, ImpressionSources, to_ms};
 use crate::error::Result;
 use crate::input::{InputFile, Reading};

@@ -9,7 +9,6 @@ use hypercast_data::schema::Schema;
 use hypercast_fm::example::{MAX_VALUES, Outcome};
 
 use super::Mapping;
-use super::id_collector::IdCollector;
 use super::source::{ActionSource, ColumnList, FeatureSources, NumberSource, Source, TimeSource};
 use crate::cell::TimeUnit;
 use crate::input::Row;
@@ -89,7 +88,7 @@ impl ImpressionSources {
         row: &dyn Row,
         ids: &mut IdCollectors,
     ) -> std::result::Result<Impression, RowFailure> {
-        let (user, item) = (ids.users.read(row, &self.user)?, ids.items.read(row, &self.item)?);
+        let (user, item) = (self.user.id(row, &mut ids.users)?, self.item.id(row, &mut ids.items)?);
         let time_ms = self.time.required(row)?;
         let mut outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
         for (bit, action) in self.actions.iter().enumerate() {

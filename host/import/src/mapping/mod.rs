@@ -5,7 +5,6 @@
 //! stand in it as in `schema.toml`.
 
 mod entities;
-mod id_collector;
 mod import;
 mod impressions;
 mod schema;

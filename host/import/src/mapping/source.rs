@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use hypercast_data::dataset::ContextFeatures;
+use hypercast_data::dataset::{ContextFeatures, entity_id::check_text_id};
 use hypercast_data::schema::{FeatureKind, category_id};
 
 use super::{ActionMapping, FeatureDefault, FeatureMapping, ValueMapping};
 use crate::cell::{Cell, CellResult, TimeUnit};
+use crate::id_collector::IdCollector;
 use crate::input::Row;
-use crate::report::RowError;
+use crate::report::{RowError, RowFailure};
 
 type RowResult<T> = std::result::Result<T, RowError>;
 
@@ -50,6 +51,21 @@ impl Source {
     /// What was read of a cell that may not be missing.
     pub(super) fn required<T>(&self, read: CellResult<T>) -> RowResult<T> {
         self.checked(read)?.ok_or_else(|| self.bad("it is missing".to_owned()))
+    }
+
+    /// The id in a row, or the key of the text that it is.
+    pub(super) fn id(
+        &self,
+        row: &dyn Row,
+        ids: &mut IdCollector,
+    ) -> std::result::Result<u64, RowFailure> {
+        let cell = self.cell(row);
+        if !ids.takes_texts() {
+            return Ok(self.required(cell.integer_id())?);
+        }
+        let text = self.required(cell.text())?;
+        check_text_id(&text).map_err(|reason| self.bad(reason))?;
+        Ok(ids.add(&text)?)
     }
 
     pub(super) fn bad(&self, reason: String) -> RowError {

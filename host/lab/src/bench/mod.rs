@@ -7,6 +7,7 @@
 mod engine;
 mod expert;
 mod fm;
+mod ids;
 mod isolation;
 mod kernels;
 mod lifecycle;
@@ -43,6 +44,8 @@ pub enum BenchPart {
     Engine,
     /// The embedding store, beside a raw copy of rows and other embedded stores
     Store,
+    /// Bodies with ids that are numbers or strings, and the dictionary of strings
+    Ids,
     /// What a faulty plugin costs the others, and what a plugin costs
     Isolation,
     /// Events ingested, joined, trained on and published, by real processes
@@ -73,7 +76,7 @@ pub struct BenchOptions {
     /// Measure one group of figures only. kernels: attention, window, shared, step, history; store:
     /// reads, open, writer, formats, rivals; serving: logging, stages, load; engine: seams,
     /// directory, nats; lifecycle: ingest, latency, publish; isolation: rank, faults, plugins,
-    /// neighbours
+    /// neighbours; ids: bodies, dictionary
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and
@@ -191,6 +194,7 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
             (Some("plugins"), isolation::plugins),
             (Some("neighbours"), isolation::neighbours),
         ],
+        BenchPart::Ids => &[(Some("bodies"), ids::bodies), (Some("dictionary"), ids::dictionary)],
         BenchPart::Lifecycle => &[
             (Some("ingest"), lifecycle::ingest::measure),
             (Some("latency"), lifecycle::latency::measure),

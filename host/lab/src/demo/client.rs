@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_data::{dataset::Impression, schema::Schema};
+use hypercast_data::{
+    dataset::{Dataset, Impression, ids::IdTexts},
+    schema::Schema,
+};
 use hypercast_serve::{
     api::{
         ActionBody, EventBody, EventsAnswer, EventsRequest, ImpressionBody, RankAnswer,
@@ -39,6 +42,7 @@ pub struct DemoClient {
     agent: ureq::Agent,
     schema: Arc<Schema>,
     converter: Converter,
+    ids: IdTexts,
 }
 
 /// The answer to a request for a ranking, and the time of its round trip.
@@ -50,14 +54,18 @@ pub struct TimedAnswer {
 }
 
 impl DemoClient {
-    /// A client of the daemon at `url`.
-    pub fn new(url: String, schema: Arc<Schema>) -> Self {
+    /// A client of the daemon at `url`, which sends users and items of a data set.
+    ///
+    /// # Errors
+    /// The data set's ids are strings, and their dictionary cannot be read.
+    pub fn new(url: String, dataset: &Dataset) -> Result<Self> {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(TIMEOUT))
             .build();
+        let (schema, ids) = (dataset.schema.clone(), IdTexts::load(dataset)?);
         let converter = Converter::new(schema.clone());
-        Self { url, agent: ureq::Agent::new_with_config(agent), schema, converter }
+        Ok(Self { url, agent: ureq::Agent::new_with_config(agent), schema, converter, ids })
     }
 
     /// Ranks requests on a few threads. The answers are in the order of the requests.
@@ -95,11 +103,11 @@ impl DemoClient {
         let mut rows = rows.peekable();
         let first = *rows.peek().expect("a request shows at least one item");
         let candidate = |row: &Impression| RankCandidate {
-            id: row.item,
+            id: self.ids.item(row.item),
             features: self.converter.named(&row.context),
         };
         RankRequest {
-            user: first.user,
+            user: self.ids.user(first.user),
             surface: self.surface(first),
             candidates: rows.map(candidate).collect(),
             request: Some(request_id(first)),
@@ -115,8 +123,8 @@ impl DemoClient {
         let body = |row: &Impression| ImpressionBody {
             id: None,
             request: request_id(row),
-            user: row.user,
-            item: row.item,
+            user: self.ids.user(row.user),
+            item: self.ids.item(row.item),
             surface: self.surface(row),
             time_ms: row.time_ms,
             context: self.converter.named(&row.context),
@@ -130,7 +138,7 @@ impl DemoClient {
         EventBody {
             id: None,
             request,
-            user: row.user,
+            user: self.ids.user(row.user),
             item,
             surface: self.surface(row),
             time_ms: row.time_ms,
@@ -150,8 +158,8 @@ impl DemoClient {
         ActionBody {
             id: None,
             request: request_id(row),
-            item: row.item,
-            user: Some(row.user),
+            item: self.ids.item(row.item),
+            user: Some(self.ids.user(row.user)),
             time_ms: row.outcome_ms,
             actions: (0..schema.actions.len()).filter(known).map(happened).collect(),
             values: values

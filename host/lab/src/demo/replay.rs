@@ -109,7 +109,7 @@ impl PendingBatch {
 /// A daemon that refuses a request or does not answer.
 pub fn run(dataset: &Dataset, from_ms: i64, url: &str, base: &BaseRates) -> Result<DemoReport> {
     let mut replay = Replayer {
-        client: DemoClient::new(url.to_owned(), dataset.schema.clone()),
+        client: DemoClient::new(url.to_owned(), dataset)?,
         schema: dataset.schema.clone(),
         base,
         pending: PendingBatch::default(),

@@ -30,6 +30,7 @@ use crate::{
     metrics::Metrics,
     request::{
         api::{EventsAnswer, RequestResult},
+        caller_ids::CallerIds,
         events::EventIntake,
         workers::Workers,
     },
@@ -62,7 +63,8 @@ pub(crate) async fn serve(
     let schema = Arc::new(Schema::load(&config.paths.dataset.join("schema.toml"))?);
     let threads = ThreadGroup::default();
     let engine = streams::open_with_shutdown(&config.engine, &threads.stop)?;
-    let intake = Arc::new(EventIntake::new(engine, schema, &config, metrics.clone()));
+    let ids = CallerIds::open(&config, &config.paths.dataset, &schema, "ingest", &metrics)?;
+    let intake = Arc::new(EventIntake::new(engine, schema, ids, &config, metrics.clone()));
     intake.writer.open()?;
     let workers = Workers::start(THREADS, config.server.queue)?;
     let ticks = intake.clone();

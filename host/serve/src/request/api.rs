@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use hypercast_core::error::ErrorKind;
+use hypercast_data::dataset::entity_id::{EntityId, TextId};
 use serde::{Deserialize, Serialize};
 
 use crate::request::convert::{NamedFeatures, unique_keys};
@@ -19,7 +20,7 @@ pub const FM_VERSION_HEADER: &str = "hypercast-fm-version";
 #[serde(deny_unknown_fields)]
 pub struct RankRequest {
     /// The user to rank for. A user never seen before is served as new.
-    pub user: u64,
+    pub user: EntityId,
     /// The surface's name in the schema.
     pub surface: String,
     /// The candidates to rank.
@@ -47,10 +48,18 @@ pub struct RankRequest {
 #[serde(deny_unknown_fields)]
 pub struct RankCandidate {
     /// The item's id.
-    pub id: u64,
+    pub id: EntityId,
     /// Item or context features by name; needed for an item the host does not know.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique_keys")]
     pub features: NamedFeatures,
+}
+
+impl RankRequest {
+    /// Its ids that are texts.
+    pub(crate) fn text_ids(&self) -> impl Iterator<Item = &TextId> + Clone {
+        let items = self.candidates.iter().map(|candidate| &candidate.id);
+        std::iter::once(&self.user).chain(items).filter_map(EntityId::as_text)
+    }
 }
 
 /// The answer to `POST /v1/rank`.
@@ -74,7 +83,7 @@ pub struct RankAnswer {
     pub new_user: bool,
     /// Candidates that the data set does not have; they were scored from the features in the
     /// request.
-    pub unknown_items: Vec<u64>,
+    pub unknown_items: Vec<EntityId>,
     /// Present if the request asked for it with `explain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explain: Option<Explanation>,
@@ -83,8 +92,8 @@ pub struct RankAnswer {
 /// One place of the answer's ranking.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ranked {
-    /// The item.
-    pub id: u64,
+    /// The item, by the id that the request gave it.
+    pub id: EntityId,
     /// The value that the ranking is sorted by.
     pub score: f32,
     /// One prediction per task: a probability for a binary task, a value for a regression.
@@ -155,6 +164,29 @@ impl EventsRequest {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The ids of users in all lists.
+    pub fn user_ids(&self) -> impl Iterator<Item = &EntityId> + Clone {
+        let EventsRequest { events, impressions, actions, users, .. } = self;
+        let of_actions = actions.iter().filter_map(|action| action.user.as_ref());
+        let shown = events.iter().map(|event| &event.user);
+        let shown = shown.chain(impressions.iter().map(|impression| &impression.user));
+        shown.chain(of_actions).chain(users.iter().map(|user| &user.id))
+    }
+
+    /// The ids of items in all lists.
+    pub fn item_ids(&self) -> impl Iterator<Item = &EntityId> + Clone {
+        let EventsRequest { events, impressions, actions, items, .. } = self;
+        let shown = events.iter().map(|event| &event.item);
+        let shown = shown.chain(impressions.iter().map(|impression| &impression.item));
+        let of_actions = actions.iter().map(|action| &action.item);
+        shown.chain(of_actions).chain(items.iter().map(|item| &item.id))
+    }
+
+    /// Its ids that are texts.
+    pub(crate) fn text_ids(&self) -> impl Iterator<Item = &TextId> + Clone {
+        self.user_ids().chain(self.item_ids()).filter_map(EntityId::as_text)
+    }
 }
 
 /// An impression whose outcome is not known yet.
@@ -169,9 +201,9 @@ pub struct ImpressionBody {
     #[serde(default)]
     pub request: u64,
     /// The user who saw the item.
-    pub user: u64,
+    pub user: EntityId,
     /// The item that was shown.
-    pub item: u64,
+    pub item: EntityId,
     /// The surface's name.
     pub surface: String,
     /// When the item was shown, milliseconds since the epoch.
@@ -191,10 +223,10 @@ pub struct ActionBody {
     /// The impression's request, or its `id` if it was sent without a request.
     pub request: u64,
     /// The impression's item.
-    pub item: u64,
+    pub item: EntityId,
     /// The user who acted; optional, because the impression has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<u64>,
+    pub user: Option<EntityId>,
     /// When it happened, milliseconds since the epoch.
     pub time_ms: i64,
     /// Actions whose outcome is known now, by name.
@@ -213,7 +245,7 @@ pub struct ActionBody {
 #[serde(deny_unknown_fields)]
 pub struct EntityBody {
     /// The item's or user's id.
-    pub id: u64,
+    pub id: EntityId,
     /// Deduplication id among this item's or user's updates, so that one can be sent again. Updates
     /// without one are all taken, in the order in which they arrive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,9 +266,9 @@ pub struct EventBody {
     #[serde(default)]
     pub request: u64,
     /// The user who saw the item.
-    pub user: u64,
+    pub user: EntityId,
     /// The item that was shown.
-    pub item: u64,
+    pub item: EntityId,
     /// The surface's name.
     pub surface: String,
     /// When it was shown, milliseconds since the epoch.

@@ -10,9 +10,9 @@ use std::{
 
 use hypercast_core::clock::mistaken_unit;
 use hypercast_data::{
-    dataset::ContextFeatures,
+    dataset::{ContextFeatures, entity_id::EntityId},
     features::{CandidateInput, RequestInput},
-    schema::{BeyondRange, Feature, FeatureKind, Schema, ValueRange, category_id},
+    schema::{BeyondRange, Feature, FeatureKind, IdKind, Schema, ValueRange, category_id},
 };
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 use hypercast_stream::events::check_time;
@@ -131,27 +131,31 @@ impl Converter {
             outcome: Outcome::UNKNOWN,
             truth: Vec::new(),
         };
+        let user = self.user(&request.user).map_err(|refusal| refusal.at("user"))?;
         let mut seen = HashSet::with_capacity(request.candidates.len());
-        let candidates = request
-            .candidates
-            .iter()
-            .filter(|candidate| seen.insert(candidate.id))
-            .map(|candidate| {
-                if candidate.features.is_empty() {
-                    Ok(CandidateInput { item: candidate.id, ..of_request.clone() })
-                } else {
-                    self.candidate(candidate, &request.context, &known)
-                }
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(RequestInput {
-            request: id,
-            user: request.user,
-            user_features: None,
-            surface,
-            time_ms,
-            candidates,
-        })
+        let mut candidates = Vec::with_capacity(request.candidates.len());
+        for (at, candidate) in request.candidates.iter().enumerate() {
+            let place = |refusal: Refusal| refusal.at(&format!("candidates[{at}].id"));
+            let item = self.item(&candidate.id).map_err(place)?;
+            if !seen.insert(item) {
+                continue;
+            }
+            candidates.push(match candidate.features.is_empty() {
+                true => CandidateInput { item, ..of_request.clone() },
+                false => self.candidate(candidate, &request.context, &known)?,
+            });
+        }
+        Ok(RequestInput { request: id, user, user_features: None, surface, time_ms, candidates })
+    }
+
+    /// The key of a user's id.
+    pub(crate) fn user(&self, id: &EntityId) -> RequestResult<u64> {
+        key(id, self.schema.ids.users, "users")
+    }
+
+    /// The key of an item's id.
+    pub(crate) fn item(&self, id: &EntityId) -> RequestResult<u64> {
+        key(id, self.schema.ids.items, "items")
     }
 
     /// A context by name, as a caller would send it.
@@ -224,20 +228,20 @@ impl Converter {
         context: &NamedFeatures,
         known: &impl Fn(u64) -> Option<Arc<Item>>,
     ) -> RequestResult<CandidateInput> {
-        let schema = &self.schema;
+        let (schema, id) = (&self.schema, candidate.id.key());
         refuse_unknown(&candidate.features, &[&schema.item_features, &schema.context_features])
             .map_err(|refusal| refusal.at(&format!("candidate {}", candidate.id)))?;
         let mut features = None;
         if schema.item_features.iter().any(|own| candidate.features.contains_key(&own.name)) {
             // Those in the request, else the stored ones, else 0.
-            let mut item = known(candidate.id).map(Arc::unwrap_or_clone).unwrap_or_default();
-            item.id = candidate.id;
+            let mut item = known(id).map(Arc::unwrap_or_clone).unwrap_or_default();
+            item.id = id;
             let sent = [&candidate.features];
             self.fill(&schema.item_features, &sent, &mut item.ids, &mut item.dense)?;
             features = Some(Arc::new(item));
         }
         Ok(CandidateInput {
-            item: candidate.id,
+            item: id,
             features,
             // The candidate's own come before those of its request.
             context: Arc::new(self.context(&[&candidate.features, context])?),
@@ -312,6 +316,26 @@ impl Converter {
                 let ValueRange { low, high, .. } = range;
                 Err(Refusal::BadRequest(format!("{name:?} is {sent}; send {low} to {high}")))
             }
+        }
+    }
+}
+
+/// The key of an id, if it has the form that the schema declares.
+fn key(id: &EntityId, declared: IdKind, whose: &str) -> RequestResult<u64> {
+    let wrong = |is: &str, declared: &str, send: &str| {
+        Refusal::BadRequest(format!(
+            "{id} is {is}, but schema.toml declares `ids.{whose} = \"{declared}\"`: send {send}"
+        ))
+    };
+    match (id, declared) {
+        (EntityId::Integer(_), IdKind::Integer) | (EntityId::Text(_), IdKind::String) => {
+            Ok(id.key())
+        }
+        (EntityId::Integer(_), IdKind::String) => {
+            Err(wrong("a number", "string", "the id in quotes, as the data set has it"))
+        }
+        (EntityId::Text(_), IdKind::Integer) => {
+            Err(wrong("a string", "integer", "a whole number from 0 on, without quotes"))
         }
     }
 }

@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use hypercast_config::Config;
-use hypercast_data::{dataset::Impression, schema::Schema};
+use hypercast_data::{
+    dataset::{Impression, entity_id::EntityId},
+    schema::Schema,
+};
 use hypercast_fm::example::{Item, User};
 use hypercast_stream::{
     events::{
@@ -20,6 +23,7 @@ use crate::{
             ActionBody, EntityBody, EventBody, EventsRequest, ImpressionBody, Refusal,
             RequestResult,
         },
+        caller_ids::CallerIds,
         convert::{Converter, check_sent_time},
     },
 };
@@ -29,6 +33,8 @@ use crate::{
 pub struct EventIntake {
     /// Appends to the stream.
     pub(crate) writer: EventWriter,
+    /// The ids that callers have sent.
+    pub(crate) ids: CallerIds,
     converter: Converter,
     max_events: usize,
     metrics: Arc<Metrics>,
@@ -39,11 +45,13 @@ impl EventIntake {
     pub fn new(
         engine: Arc<dyn StreamEngine>,
         schema: Arc<Schema>,
+        ids: CallerIds,
         config: &Config,
         metrics: Arc<Metrics>,
     ) -> EventIntake {
         EventIntake {
             writer: EventWriter::new(engine, &config.join),
+            ids,
             converter: Converter::new(schema).counting_in(&metrics),
             max_events: config.server.max_events,
             metrics,
@@ -53,14 +61,15 @@ impl EventIntake {
     /// Appends the events of a body, all or none. They are durable when it returns.
     ///
     /// # Errors
-    /// An event does not fit the schema or is too far in the future, there are too many, or the
-    /// stream fails.
+    /// An event does not fit the schema or is too far in the future, an id has another's key, there
+    /// are too many, or the stream fails.
     pub fn take(&self, request: &EventsRequest) -> RequestResult<AppendReceipt> {
         let given = request.len();
         if given > self.max_events {
             return Err(Refusal::TooMany { given, what: "events", most: self.max_events });
         }
         let events = self.converter.new_events(request, self.writer.latest_ms())?;
+        self.ids.store_durably(request.text_ids())?;
         let impressions: Vec<(u16, u64)> =
             events.iter().filter_map(NewEvent::impressions).collect();
         let taken = self.writer.append(events, given);
@@ -125,7 +134,8 @@ impl Converter {
     fn shown(&self, body: &ImpressionBody) -> RequestResult<NewEvent> {
         let surface = self.surface(&body.surface)?;
         let context = self.context_of(&body.context)?;
-        let ImpressionBody { id, request, user, item, time_ms, .. } = *body;
+        let (user, item) = (self.user_of(&body.user)?, self.item_of(&body.item)?);
+        let ImpressionBody { id, request, time_ms, .. } = *body;
         let mut shown = ImpressionEvent { request, user, item, surface, time_ms, context };
         shown.request = request_of(request, id, &shown)?;
         Ok(NewEvent { id, kind: EventKind::Impression(shown) })
@@ -136,8 +146,8 @@ impl Converter {
             request: body.request,
             time_ms: body.time_ms,
             outcome_ms: body.outcome_ms.unwrap_or(body.time_ms),
-            user: body.user,
-            item: body.item,
+            user: self.user_of(&body.user)?,
+            item: self.item_of(&body.item)?,
             surface: self.surface(&body.surface)?,
             outcome: self.outcome(&body.actions, &body.values)?,
             context: self.context_of(&body.context)?,
@@ -154,29 +164,41 @@ impl Converter {
             return Err(Refusal::BadRequest(what.into()));
         }
         let outcome = self.outcome(&body.actions, &body.values)?;
-        let ActionBody { id, request, item, time_ms, complete, .. } = *body;
+        body.user.as_ref().map(|user| self.user_of(user)).transpose()?;
+        let item = self.item_of(&body.item)?;
+        let ActionBody { id, request, time_ms, complete, .. } = *body;
         Ok(NewEvent {
             id,
             kind: EventKind::Action(ActionEvent { request, item, time_ms, outcome, complete }),
         })
     }
 
+    fn user_of(&self, id: &EntityId) -> RequestResult<u64> {
+        self.user(id).map_err(|refusal| refusal.at("user"))
+    }
+
+    fn item_of(&self, id: &EntityId) -> RequestResult<u64> {
+        self.item(id).map_err(|refusal| refusal.at("item"))
+    }
+
     fn item_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
         let (ids, dense) = self.entity_columns(&self.schema.item_features, &body.features)?;
-        let item = Item { id: body.id, ids, dense, ..Item::default() };
+        let id = self.item(&body.id).map_err(|refusal| refusal.at("id"))?;
+        let item = Item { id, ids, dense, ..Item::default() };
         Ok(NewEvent { id: update_id(body)?, kind: EventKind::Item(item) })
     }
 
     fn user_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
         let (ids, dense) = self.entity_columns(&self.schema.user_features, &body.features)?;
-        let user = User { id: body.id, ids, dense };
+        let id = self.user(&body.id).map_err(|refusal| refusal.at("id"))?;
+        let user = User { id, ids, dense };
         Ok(NewEvent { id: update_id(body)?, kind: EventKind::User(user) })
     }
 }
 
 /// The id of an update of an item or user, if the caller gave it one.
 fn update_id(body: &EntityBody) -> RequestResult<Option<u64>> {
-    let id = |update: u64| content_id(&[body.id, update]).map_err(Refusal::internal);
+    let id = |update: u64| content_id(&[body.id.key(), update]).map_err(Refusal::internal);
     body.update.map(id).transpose()
 }
 
@@ -235,7 +257,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use hypercast_data::schema::{BeyondRange, Feature, FeatureKind, ValueRange};
+    use hypercast_data::dataset::ids::id_key;
+    use hypercast_data::schema::{BeyondRange, Feature, FeatureKind, IdKind, ValueRange};
 
     fn converter() -> Converter {
         let schema = Schema {
@@ -273,7 +296,13 @@ mod tests {
         config.engine.dir = dir.path().to_path_buf();
         let intake = || {
             let engine = hypercast_stream::streams::open(&config.engine).unwrap();
-            EventIntake::new(engine, converter().schema, &config, Arc::default())
+            EventIntake::new(
+                engine,
+                converter().schema,
+                CallerIds::default(),
+                &config,
+                Arc::default(),
+            )
         };
         let body =
             r#"{"actions": [{"request": 7, "item": 1, "time_ms": 6, "actions": {"click": true}}]}"#;
@@ -384,6 +413,46 @@ mod tests {
             [r#"{name="watched",outcome="clipped"} 2"#, r#"{name="age",outcome="refused"} 1"#]
         {
             assert!(text.contains(&format!("hypercast_beyond_range_total{count}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn ids_have_the_form_that_the_schema_declares() {
+        let mut schema = Schema::clone(&converter().schema);
+        schema.ids.items = IdKind::String;
+        let converter = Converter::new(Arc::new(schema));
+        let new_events =
+            |body: &str| converter.new_events(&serde_json::from_str(body).unwrap(), 1000);
+        let shown = |user: &str, item: &str| {
+            new_events(&format!(
+                r#"{{"impressions": [{{"request": 7, "user": {user}, "item": {item}, "surface": "feed", "time_ms": 5}}]}}"#
+            ))
+        };
+        let made = shown("9", r#""sku-1""#).unwrap();
+        let EventKind::Impression(made) = &made[0].kind else { panic!("{made:?}") };
+        assert_eq!((made.user, made.item), (9, id_key("sku-1").key));
+        for (refused, place, declared) in [
+            (shown("9", "1"), "impressions[0]: item: 1 is a number", r#"`ids.items = "string"`"#),
+            (
+                shown(r#""9""#, r#""sku-1""#),
+                r#"impressions[0]: user: "9" is a string"#,
+                r#"`ids.users = "integer"`: send a whole number"#,
+            ),
+            (
+                new_events(r#"{"items": [{"id": 3, "features": {"tag": "a"}}]}"#),
+                "items[0]: id: 3 is a number",
+                "send the id in quotes",
+            ),
+            (
+                new_events(
+                    r#"{"actions": [{"request": 7, "item": "b", "user": "u", "time_ms": 5}]}"#,
+                ),
+                "actions[0]: user: \"u\"",
+                "integer",
+            ),
+        ] {
+            let why = refused.unwrap_err().to_string();
+            assert!(why.contains(place) && why.contains(declared), "{why}");
         }
     }
 

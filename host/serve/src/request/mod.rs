@@ -2,11 +2,12 @@
 //! and the events that come back.
 //!
 //! `admission` decides whether a request is taken, [`workers`] are the threads it runs on,
-//! [`convert`] and `events` turn bodies into records, [`service`] ranks, and [`streams`] keeps
+//! [`convert`] and `events` turn bodies into records, `caller_ids` keeps ids that are texts, [`service`] ranks, and [`streams`] keeps
 //! `feature_state` up to date with the outcomes that are known.
 
 pub(crate) mod admission;
 pub mod api;
+pub(crate) mod caller_ids;
 pub mod convert;
 pub(crate) mod events;
 pub mod feature_state;

@@ -12,7 +12,10 @@ use std::{
 };
 
 use hypercast_core::clock::now_ms;
-use hypercast_data::{dataset::Dataset, features::RequestInput};
+use hypercast_data::{
+    dataset::{Dataset, entity_id::EntityId},
+    features::RequestInput,
+};
 use hypercast_expert::{ExpertPredictions, RankOutcome, ServedExpert};
 use hypercast_fm::{example::Example, inference::FmOutput};
 use hypercast_stream::{registry::schema_hash, streams::StreamEngine};
@@ -67,7 +70,8 @@ pub struct Fetched {
     pub set: Arc<ServingSet>,
     /// The expert version that answers, with its parameters of this moment.
     arm: Option<(Arc<ExpertArm>, Arc<ServedExpert>)>,
-    unknown_items: Vec<u64>,
+    /// Targets that the feature state does not know.
+    unknown_targets: Vec<usize>,
     start: Instant,
     took: Duration,
 }
@@ -136,7 +140,7 @@ impl RankingService {
     /// Fetches the current features of a request, for FM and expert.
     ///
     /// # Errors
-    /// The request is wrong.
+    /// The request is wrong, or an id of it has the key of another one.
     pub fn fetch(&self, request: &RankRequest) -> RequestResult<Fetched> {
         let set = self.models.set();
         let (given, most) = (request.candidates.len(), set.max_candidates);
@@ -152,16 +156,13 @@ impl RankingService {
         let state = self.streams.live.state();
         let input: RequestInput =
             self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
-        let unknown_items = input
-            .candidates
-            .iter()
-            .map(|c| c.item)
-            .filter(|&item| state.item(item).is_none())
-            .collect();
-        let arm = set.arm(input.surface, request.user);
+        self.streams.intake.ids.store(request.text_ids())?;
+        let is_unknown = |row: &usize| state.item(input.candidates[*row].item).is_none();
+        let unknown_targets = (0..input.candidates.len()).filter(is_unknown).collect();
+        let arm = set.arm(input.surface, input.user);
         let arm = arm.map(|arm| (arm.clone(), arm.expert()));
         let example = [state.fetch(&input, set.max_history)].into();
-        Ok(Fetched { example, set, arm, unknown_items, start, took: start.elapsed() })
+        Ok(Fetched { example, set, arm, unknown_targets, start, took: start.elapsed() })
     }
 
     /// Ranks the candidates of a request with the FM's output. Without it the expert runs without
@@ -198,11 +199,12 @@ impl RankingService {
             _ => None,
         };
         let by_fm = fm.as_ref().map(|output| of_fm(fetched.fm(), output));
+        let ids = caller_ids(request, example);
         let ranking = match (&by_expert, &by_fm) {
-            (Some((places, tasks)), _) => Ok(ranking(example, places, tasks)),
+            (Some((places, tasks)), _) => Ok(ranking(&ids, places, tasks)),
             (None, Ok(by_fm)) => {
                 let main = &by_fm.tasks[&fetched.fm().tasks()[0].name];
-                Ok(ranking(example, &best_first(main, limit), &by_fm.tasks))
+                Ok(ranking(&ids, &best_first(main, limit), &by_fm.tasks))
             }
             (None, Err(refusal)) => Err((*refusal).clone()),
         };
@@ -225,7 +227,7 @@ impl RankingService {
             degraded: cause.is_some(),
             reason,
             new_user: example.history.is_empty(),
-            unknown_items: fetched.unknown_items.clone(),
+            unknown_items: fetched.unknown_targets.iter().map(|&row| ids[row].clone()).collect(),
             explain: explained.then(|| Explanation {
                 expert: by_expert.clone().unwrap_or_default(),
                 fm: of_fm(fetched.fm(), output.unwrap_or(&FmOutput::default())).tasks,
@@ -252,7 +254,7 @@ impl RankingService {
         let (fm, output) = (fetched.fm().clone(), output.cloned());
         let arm = fetched.arm.as_ref().map_or_else(String::new, |(arm, _)| arm.label.clone());
         let (at_ms, degraded) = (now_ms(), answer.degraded);
-        let ranking = answer.ranking.iter().map(|place| (place.id, place.score)).collect();
+        let ranking = answer.ranking.iter().map(|place| (place.id.key(), place.score)).collect();
         let kept = self.request_log.offer(move || RecordedRequest {
             schema,
             at_ms,
@@ -304,18 +306,27 @@ fn best_first(scores: &[f32], limit: usize) -> Vec<(usize, f32)> {
     order
 }
 
+/// The callers' ids of the targets, which are the request's candidates in their order, each where
+/// it was named first.
+fn caller_ids<'a>(request: &'a RankRequest, example: &Example) -> Vec<&'a EntityId> {
+    let mut candidates = request.candidates.iter().map(|candidate| &candidate.id);
+    let mut of = |item: u64| candidates.find(|id| id.key() == item);
+    let ids = example.targets.iter().map(|target| of(target.item.id));
+    ids.map(|id| id.expect("each target is a candidate of its request")).collect()
+}
+
 /// Candidates in the order of `places`, with their scores and the predictions for them.
 fn ranking(
-    example: &Example,
+    ids: &[&EntityId],
     places: &[(usize, f32)],
     tasks: &BTreeMap<String, Vec<f32>>,
 ) -> Vec<Ranked> {
     let of = |row: usize| tasks.iter().map(move |(task, values)| (task.clone(), values[row]));
-    let id = |row: usize| example.targets[row].item.id;
-    places
-        .iter()
-        .map(|&(row, score)| Ranked { id: id(row), score, predictions: of(row).collect() })
-        .collect()
+    let ranked = |&(row, score): &(usize, f32)| {
+        let id = ids[row].clone();
+        Ranked { id, score, predictions: of(row).collect() }
+    };
+    places.iter().map(ranked).collect()
 }
 
 fn stages_us(fetched: &Fetched, times: StageTimes) -> BTreeMap<String, f64> {

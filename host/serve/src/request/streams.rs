@@ -20,6 +20,7 @@ use crate::{
     error::Result,
     metrics::Metrics,
     request::{
+        caller_ids::CallerIds,
         events::EventIntake,
         feature_state::{FeatureFollower, LiveFeatures},
     },
@@ -51,7 +52,9 @@ impl EventStreams {
     ) -> Result<Self> {
         let threads = ThreadGroup::default();
         let schema = dataset.schema.clone();
-        let intake = Arc::new(EventIntake::new(engine.clone(), schema, config, metrics.clone()));
+        let ids = CallerIds::open(config, &dataset.dir, &schema, "serve", &metrics)?;
+        let intake = EventIntake::new(engine.clone(), schema, ids, config, metrics.clone());
+        let intake = Arc::new(intake);
         let mut joiner = None;
         if config.join.in_daemon {
             intake.writer.open()?;

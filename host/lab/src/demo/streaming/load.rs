@@ -227,7 +227,7 @@ impl<'a> LoadGenerator<'a> {
         if row.time_ms < self.schedule.from_ms {
             // It was shown before the stream began, so its impression was not sent yet.
             let whole = self.client.event(&row);
-            if self.older.insert((whole.request, whole.item)) {
+            if self.older.insert((whole.request, whole.item.key())) {
                 self.sent.impressions += 1;
                 body.events.push(whole);
             }
@@ -235,10 +235,10 @@ impl<'a> LoadGenerator<'a> {
         }
         let action = self.client.action(&row);
         self.scores.score(action.request, &row);
-        let hash = hypercast_core::hash::mix64(action.request ^ action.item.rotate_left(32));
+        let hash = hypercast_core::hash::mix64(action.request ^ action.item.key().rotate_left(32));
         if row.outcome.actions != 0 && hash.is_multiple_of(LATE_ONE_IN) {
             let due_ms = action.time_ms + self.schedule.late_ms;
-            let (request, item) = (action.request, action.item);
+            let (request, item) = (action.request, action.item.key());
             let late = ActionBody { time_ms: due_ms, ..action };
             self.late.insert(LateOutcome { due_ms, request, item }, late);
         } else {

@@ -87,7 +87,7 @@ pub fn run(options: &DemoOptions) -> Result<StreamingReport> {
     let setup = prepare::prepare(&options, &processes, &times)?;
     let url = times.time("start", || start(&setup, &mut processes, &options.live.listen))?;
     println!("the page is at {url}/");
-    let client = DemoClient::new(url, setup.dataset.schema.clone());
+    let client = DemoClient::new(url, &setup.dataset)?;
     let processes = Mutex::new(processes);
     let running = RunningDemo {
         setup: &setup,

@@ -72,7 +72,7 @@ impl ServedScores {
             let of = |task: &Task| ranked.predictions.get(&task.name).copied().unwrap_or(f32::NAN);
             let predictions = self.labels.schema.tasks.iter().map(of).collect();
             let served = ServedPredictions { arm: arm.clone(), predictions };
-            self.served.insert((answer.request, ranked.id), served);
+            self.served.insert((answer.request, ranked.id.key()), served);
         }
         arm
     }

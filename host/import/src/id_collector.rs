@@ -7,10 +7,7 @@ use hypercast_core::hash::IdHashKey;
 use hypercast_data::dataset::ids::{IdDictionaryWriter, IdKey, id_key};
 use hypercast_data::schema::IdKind;
 
-use super::source::Source;
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::input::Row;
-use crate::report::RowFailure;
 use crate::sort::ExternalSort;
 
 /// The memory of ids that wait to be sorted.
@@ -19,8 +16,8 @@ const SORT_BYTES: usize = 32 << 20;
 /// The keys that are remembered, so that an id is sorted seldom more than once.
 const RECENT_KEYS: usize = 1 << 20;
 
-/// Reads ids, and collects those that are texts.
-pub(super) struct IdCollector {
+/// Collects ids that are texts.
+pub(crate) struct IdCollector {
     kind: IdKind,
     /// The texts by their keys.
     texts: ExternalSort<u64>,
@@ -29,23 +26,22 @@ pub(super) struct IdCollector {
 
 impl IdCollector {
     /// A collector whose files, if it needs any, are in `dir`.
-    pub(super) fn new(kind: IdKind, dir: &Path) -> IdCollector {
+    pub(crate) fn new(kind: IdKind, dir: &Path) -> IdCollector {
         let texts = ExternalSort::with_run_bytes(dir, SORT_BYTES);
         IdCollector { kind, texts, recent: HashSet::default() }
     }
 
-    /// The id in a row, or the key of the text that it is.
-    pub(super) fn read(
-        &mut self,
-        row: &dyn Row,
-        source: &Source,
-    ) -> std::result::Result<u64, RowFailure> {
-        let cell = source.cell(row);
-        if self.kind == IdKind::Integer {
-            return Ok(source.required(cell.integer_id())?);
-        }
-        let text = source.required(cell.text())?;
-        let key = id_key(&text);
+    /// Whether ids are texts.
+    pub(crate) fn takes_texts(&self) -> bool {
+        self.kind == IdKind::String
+    }
+
+    /// Takes an id that is a text, and gives its key.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub(crate) fn add(&mut self, text: &str) -> Result<u64> {
+        let key = id_key(text);
         if self.recent.insert(key) {
             self.texts.push(key.key, &text)?;
             if self.recent.len() >= RECENT_KEYS {
@@ -59,7 +55,7 @@ impl IdCollector {
     ///
     /// # Errors
     /// Two ids have the same key, or the file system fails.
-    pub(super) fn finish(self, dir: &Path, file: &str) -> Result<()> {
+    pub(crate) fn finish(self, dir: &Path, file: &str) -> Result<()> {
         if self.kind == IdKind::Integer {
             let path = dir.join(file);
             return Error::found(&path, std::fs::remove_file(&path)).map(|_| ());
