@@ -180,7 +180,6 @@ impl LabelScale {
     }
 }
 
-/// Of transformed labels.
 struct ScaleMoments {
     mean: f64,
     deviation: f64,

@@ -94,7 +94,7 @@ pub struct ValueSums {
 }
 
 impl ValueSums {
-    /// Adds a row.
+    /// Adds a prediction with its label, both in the label's unit.
     pub fn push(&mut self, ScoredValue { prediction, label }: ScoredValue) {
         let [prediction, label] = [prediction, label].map(f64::from);
         self.count += 1;
@@ -233,7 +233,7 @@ pub enum TaskMetrics {
 }
 
 impl TaskMetrics {
-    /// Rows.
+    /// The number of rows that they are of.
     pub fn n(&self) -> usize {
         match self {
             TaskMetrics::Binary(metrics) => metrics.n,
@@ -279,7 +279,6 @@ pub fn regression_metrics(rows: &[ScoredValue]) -> RegressionMetrics {
     }
 }
 
-/// See [`RegressionMetrics::rank_correlation`].
 fn rank_correlation(rows: &[ScoredValue]) -> Option<f64> {
     let predictions: Vec<f32> = rows.iter().map(|row| row.prediction).collect();
     let labels: Vec<f32> = rows.iter().map(|row| row.label).collect();

@@ -48,8 +48,8 @@ use hypercast_core::hash::mix_parts;
 pub struct StepOutput {
     /// `[rows * tae_dim]`.
     pub tae: Vec<f32>,
-    /// `[rows * tasks]`: probabilities, or values in the unit of the labels; NaN where the task is not valid on the row's
-    /// surface.
+    /// `[rows * tasks]`: probabilities, or values in the unit of the labels; NaN where the task is
+    /// not valid on the row's surface.
     pub predictions: Vec<f32>,
     /// `[rows * tasks]`.
     pub labels: Vec<f32>,

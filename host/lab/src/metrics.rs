@@ -10,6 +10,8 @@ pub use hypercast_fm::metrics::{LogLossSums, ScoredPrediction, ScoredValue, norm
 use hypercast_train::report::{ALL, NamedMetrics, ShownMetrics, number, regressions_and_warnings};
 use serde::Serialize;
 
+use crate::demo::replay::PredictionArm;
+
 /// The predictions of one arm for one surface and task. Slices sort in this order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct MetricSlice<A> {
@@ -94,6 +96,7 @@ pub fn table<'a>(rows: impl IntoIterator<Item = &'a MetricRow>) -> String {
     let named = |row: &&MetricRow| NamedMetrics {
         name: names(&row.surface, &row.task, &row.arm),
         metrics: row.metrics,
+        is_base: row.arm == PredictionArm::Base.name(),
     };
     text + &regressions_and_warnings(&head, &rows.iter().map(named).collect::<Vec<_>>())
 }

@@ -384,12 +384,19 @@ fn quality(kind: TaskKind, rows: impl Iterator<Item = (u64, f32, f32)>) -> Quali
 }
 
 /// The expert's own word, and where that publishes, the limits: the operator's, and the base rate
-/// for tasks of which the operator says nothing. A plugin that fails holds what it was asked of.
-pub(super) fn judge(blueprint: &Blueprint, measured: &EvalWindow, limits: &NeLimits) -> Verdict {
+/// for tasks of which the operator says nothing, if something serves that would be replaced. A
+/// plugin that fails holds what it was asked of.
+pub(super) fn judge(
+    blueprint: &Blueprint,
+    measured: &EvalWindow,
+    limits: &NeLimits,
+    replaces: bool,
+) -> Verdict {
     let said = blueprint.plugin.evaluate(&blueprint.info, &measured.evaluation());
     match said.unwrap_or_else(|fault| Verdict::Hold(fault.to_string())) {
         Verdict::Publish => {
-            let beyond = measured.beyond(limits).or_else(|| measured.worse_than_no_model(limits));
+            let worse = || measured.worse_than_no_model(limits).filter(|_| replaces);
+            let beyond = measured.beyond(limits).or_else(worse);
             beyond.map_or(Verdict::Publish, Verdict::Hold)
         }
         held => held,

@@ -141,7 +141,8 @@ fn train_on(
     atomic_dir::create(dir)?;
     let mut parameters = stream.trainer.into_parameters();
     parameters.provenance.trained_rows = rows;
-    let verdict = judge(&blueprint, metrics.measured(), &entry.ne_limits);
+    let replaces = serving_until_ms.is_some();
+    let verdict = judge(&blueprint, metrics.measured(), &entry.ne_limits, replaces);
     let held = save(&parameters, &path, verdict)?;
     progress.finish(&format!("trained on {rows} rows"));
     Ok(ExpertReport {

@@ -209,6 +209,7 @@ pub fn table(lines: &[ReportLine]) -> String {
     let named = |line: &ReportLine| NamedMetrics {
         name: names(&line.surface, &line.task),
         metrics: line.metrics,
+        is_base: false,
     };
     text + &regressions_and_warnings(&head, &lines.iter().map(named).collect::<Vec<_>>())
 }
@@ -220,6 +221,8 @@ pub struct NamedMetrics {
     pub name: String,
     /// What is measured.
     pub metrics: ShownMetrics,
+    /// Whether it is no model but what models are compared with.
+    pub is_base: bool,
 }
 
 /// What follows a table of binary tasks: one of regressions, if there are any, and a line for each
@@ -234,13 +237,13 @@ pub fn regressions_and_warnings(head: &str, lines: &[NamedMetrics]) -> String {
             "rows", "rank"
         );
     }
-    for NamedMetrics { name, metrics } in regressions {
+    for NamedMetrics { name, metrics, .. } in regressions {
         let ShownMetrics { n, mse, base_mse, calibration, rank_correlation, .. } = *metrics;
         let [mse, base, calibration, rank] =
             [mse, base_mse, calibration, rank_correlation].map(number);
         text += &format!("{name} {n:>9} {mse:>12} {base:>12} {calibration:>11} {rank:>8}\n");
     }
-    for NamedMetrics { name, metrics } in lines {
+    for NamedMetrics { name, metrics, .. } in lines.iter().filter(|line| !line.is_base) {
         if let Some(warning) = metrics.warning() {
             let name: Vec<&str> = name.split_whitespace().collect();
             text += &format!("warning: {}: {warning}\n", name.join(" "));

@@ -14,8 +14,8 @@ use crate::wasm::Fault;
 use crate::wasm::contract::{Decision, Evaluation, Quality, Slice, Verdict};
 use crate::{
     Blueprint, BreakerConfig, Chunk, Device, Engine, EngineConfig, ExpertTrainer,
-    FeatureStatistics, Limits, LoadOptions, RankOutcome, SavedParameters, ServedExpert, Tae,
-    TrainerConfig,
+    FeatureStatistics, Limits, LoadOptions, Parameters, RankOutcome, SavedParameters, ServedExpert,
+    Tae, TrainerConfig,
 };
 
 /// The components in the folder that `variable` names; none if it is not set.
@@ -468,7 +468,7 @@ fn a_regression_is_learned_on_a_scale_and_predicted_in_its_unit() {
     for _ in 0..4 {
         trainer.train(log.chunk(), |report| assert!(report.stepped)).unwrap();
     }
-    let seconds = |parameters| {
+    let seconds = |parameters: &Parameters| {
         let predictions = trainer.predict_with(parameters, log.chunk()).unwrap().remove(2);
         predictions.iter().sum::<f32>() / predictions.len() as f32
     };

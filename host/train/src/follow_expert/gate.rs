@@ -122,7 +122,7 @@ impl PublishGate {
     /// # Errors
     /// The work folder cannot be written.
     pub(super) fn ask(&self) -> Result<GateDecision> {
-        let judged = judge(&self.blueprint, &self.measured, &self.limits);
+        let judged = judge(&self.blueprint, &self.measured, &self.limits, self.last.is_some());
         let verdict = match (judged, &self.last) {
             (Verdict::RollBack(why), None) => {
                 Verdict::Hold(format!("{why} (nothing was published that it could go back to)"))
