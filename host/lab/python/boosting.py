@@ -1,7 +1,9 @@
 """Gradient boosting on hand-made counters: the rival that a team would use instead.
 
-It reads a data set that `hypercast import` (or `hypercast simulate`) wrote, so it sees the same
-impressions, features and outcome times as the foundation model and the experts. Usage:
+It reads a data set that `hypercast data import`, `import` or `simulate` wrote, so it sees the same
+impressions, features and outcome times as the foundation model and the experts. `hypercast-lab
+evaluate --boosting PYTHON` runs it and takes its predictions from the file that `--predictions`
+names. By itself:
 
     pip install lightgbm pandas pyarrow
     hypercast import kuairand --from DIR --into DATA
@@ -10,7 +12,9 @@ impressions, features and outcome times as the foundation model and the experts.
 Features of an impression: the surface, the hour, the item's and the user's own columns, and for
 each action and each of the keys user, item, author, tag, user x surface, item x surface (as far as
 the data set has them) how often its outcome is known and the smoothed rate of positives. A counter
-is progressive: it holds only outcomes that were known before the impression was shown.
+is progressive: it holds only outcomes that were known before the impression was shown. With
+`--schema`, keys are those of all counters in the data set's schema, and features of the context
+count, too, so that it knows all that experts know but the embeddings.
 
 Two models per task: `once`, trained on everything before the test, and `daily`, retrained before
 each day of the test on everything before that day. Both predict the same test rows. NE is the log
@@ -60,7 +64,7 @@ def main():
     rows = rows.merge(entities["item"], "left", left_on="item", right_on="id").drop(columns="id")
     rows = rows.merge(entities["user"], "left", left_on="user", right_on="id").drop(columns="id")
     shown = rows[~rows["history_only"]].reset_index(drop=True)
-    features = make_features(schema, rows, shown, test_from_ms, offset_ms)
+    features = make_features(schema, rows, shown, test_from_ms, offset_ms, options.schema)
 
     is_test = (shown["time_ms"] >= test_from_ms).to_numpy()
     day = ((shown["time_ms"] + offset_ms) // DAY_MS).to_numpy()
@@ -72,7 +76,8 @@ def main():
         "parameters": PARAMETERS,
         "tasks": {},
     }
-    for task in schema["tasks"]:
+    tables = []
+    for number_of_task, task in enumerate(schema["tasks"]):
         if task["kind"] != "binary" or (options.task and task["name"] not in options.task):
             continue
         bit = schema["actions"].index(task["label"])
@@ -92,6 +97,18 @@ def main():
                 )
             counted = is_test & known
             results[mode] = evaluate(shown, schema, predicted, label, counted)
+            tables.append(
+                pandas.DataFrame(
+                    {
+                        "user": shown["user"][counted].astype("uint64"),
+                        "surface": shown["surface"][counted].astype("uint32"),
+                        "time_ms": shown["time_ms"][counted],
+                        "task": numpy.uint32(number_of_task),
+                        "label": label[counted].astype("float32"),
+                        "said": predicted[counted].astype("float32"),
+                    }
+                )
+            )
             total = results[mode]["all"]
             print(
                 f"{task['name']:<18} {mode:<6} n {total['n']:>7}  NE {number(total['ne'])}"
@@ -99,6 +116,9 @@ def main():
                 flush=True,
             )
         report["tasks"][task["name"]] = results
+    if options.predictions:
+        table = pandas.concat(tables)
+        table.to_parquet(options.predictions, compression="zstd", index=False)
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
 
@@ -113,6 +133,8 @@ def arguments():
     parser.add_argument("--trees", type=int, default=250)
     parser.add_argument("--threads", type=int, default=0, help="0 takes all cores")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--schema", action="store_true", help="the schema's counters and context")
+    parser.add_argument("--predictions", help="write those for the test to this Parquet file")
     parser.add_argument("--json", help="write the results to this file")
     return parser.parse_args()
 
@@ -130,13 +152,14 @@ def outcome(rows, bit):
     return known, (rows["actions"].to_numpy() >> bit & 1).astype(bool)
 
 
-def make_features(schema, rows, shown, test_from_ms, offset_ms):
+def make_features(schema, rows, shown, test_from_ms, offset_ms, by_schema):
     columns = {
         "surface": shown["surface"].astype("category"),
         "hour": (shown["time_ms"] + offset_ms) // 3_600_000 % 24,
     }
-    for kind in ("item_features", "user_features"):
-        for feature in schema[kind]:
+    kinds = ["item_features", "user_features"] + ["context_features"] * by_schema
+    for kind in kinds:
+        for feature in schema.get(kind, []):
             values = shown[feature["name"]]
             if feature["kind"] == "categorical":
                 # A table of hundreds of authors is what the counters are for.
@@ -146,6 +169,11 @@ def make_features(schema, rows, shown, test_from_ms, offset_ms):
                 columns[feature["name"]] = values
     keys = {"user": ["user"], "item": ["item"]}
     keys |= {name: [name] for name in ("author_id", "tag") if name in rows}
+    if by_schema:
+        short = {"user_id": "user", "item_id": "item"}
+        for counter in schema.get("counters", []):
+            key = [short.get(name, name) for name in counter["key"] if name != "hour"]
+            keys["_".join(key)] = key
     keys |= {"user_surface": ["user", "surface"], "item_surface": ["item", "surface"]}
     for name, key in keys.items():
         codes = pandas.concat([rows[key], shown[key]]).groupby(key, dropna=False).ngroup()

@@ -17,16 +17,22 @@ use crate::{
     tally::{ScoreTally, ScoreTotals, SurfaceTask, TalliedLabel, UserTotals},
 };
 
-/// The predictors that are compared, in the order of a tally's arms.
-const ARMS: [PredictionArm; 4] =
-    [PredictionArm::Base, PredictionArm::Fm, PredictionArm::Expert, PredictionArm::ExpertTae];
+/// The predictors that are compared, in the order of a tally's arms. The last may be missing.
+const ARMS: [PredictionArm; 5] = [
+    PredictionArm::Base,
+    PredictionArm::Fm,
+    PredictionArm::Expert,
+    PredictionArm::ExpertTae,
+    PredictionArm::Boosting,
+];
 
-/// What is compared with what: indices of arms.
-const PAIRS: [ArmComparison; 4] = [
+/// What is compared with what: indices of arms. The last is left out without boosting.
+const PAIRS: [ArmComparison; 5] = [
     ArmComparison { arm: 1, baseline: 0 },
     ArmComparison { arm: 3, baseline: 0 },
     ArmComparison { arm: 3, baseline: 1 },
     ArmComparison { arm: 3, baseline: 2 },
+    ArmComparison { arm: 3, baseline: 4 },
 ];
 
 /// Draws of the bootstrap.
@@ -46,6 +52,8 @@ struct ArmComparison {
 #[derive(Debug)]
 pub struct VerdictTally {
     schema: Arc<Schema>,
+    /// The number of arms of [`ARMS`] that there are.
+    arms: usize,
     tally: ScoreTally,
 }
 
@@ -118,17 +126,17 @@ impl NeDifference {
 }
 
 impl VerdictTally {
-    /// An empty tally of binary tasks of a schema.
-    pub fn new(schema: &Arc<Schema>) -> Self {
-        let names: Vec<&str> = ARMS.iter().map(|arm| arm.name()).collect();
+    /// An empty tally of binary tasks of a schema, with or without boosting.
+    pub fn new(schema: &Arc<Schema>, has_boosting: bool) -> Self {
+        let arms = if has_boosting { ARMS.len() } else { ARMS.len() - 1 };
+        let names: Vec<&str> = ARMS[..arms].iter().map(|arm| arm.name()).collect();
         let tally = ScoreTally::new(&BinaryLabels::new(schema), i64::MIN, &names);
-        Self { schema: schema.clone(), tally }
+        Self { schema: schema.clone(), arms, tally }
     }
 
-    /// Adds a prediction on a surface. Those of other arms than base rate, FM and experts are left
-    /// out.
+    /// Adds a prediction on a surface. Those of arms that are not compared are left out.
     pub fn push(&mut self, surface: u16, task: usize, arm: PredictionArm, of: ScoredPrediction) {
-        if let Some(arm) = ARMS.iter().position(|own| *own == arm) {
+        if let Some(arm) = ARMS[..self.arms].iter().position(|own| *own == arm) {
             let ScoredPrediction { user, label, probability } = of;
             self.tally.add(TalliedLabel { arm, user, surface, task, label }, probability);
         }
@@ -150,12 +158,13 @@ impl VerdictTally {
         let totals_of = |slice| UserTotals::new(std::slice::from_ref(&self.tally), slice);
         let users = totals_of(slice);
         let totals = users.totals(None);
+        let pairs = || PAIRS.iter().filter(|pair| pair.baseline < self.arms);
         let measure = |totals: &ScoreTotals| {
-            PAIRS.iter().map(|pair| totals.ne_diff_pct(0, pair.arm, pair.baseline)).collect()
+            pairs().map(|pair| totals.ne_diff_pct(0, pair.arm, pair.baseline)).collect()
         };
         let (values, bounds): (Vec<f64>, _) =
             (measure(&totals), intervals(&users, REPLICATES, measure));
-        let differences = PAIRS.iter().zip(values).zip(bounds).map(|((pair, pct), ci95)| {
+        let differences = pairs().zip(values).zip(bounds).map(|((pair, pct), ci95)| {
             let [arm, baseline] = [pair.arm, pair.baseline].map(|arm| ARMS[arm].name());
             NeDifference { arm, baseline, pct, ci95 }
         });
@@ -170,7 +179,7 @@ impl VerdictTally {
                 }
             }
         }
-        let arms = ARMS.iter().enumerate();
+        let arms = ARMS[..self.arms].iter().enumerate();
         let mut verdict = TaskVerdict {
             task: self.schema.tasks[slice.task].name.clone(),
             rows: totals.rows as u64,
@@ -199,7 +208,9 @@ impl TaskVerdict {
             self.advice.push("begin the test earlier (--test-from), or collect more".into());
             return;
         }
-        let [fm, expert, over_fm, over_plain] = &self.differences[..] else { return };
+        let [fm, expert, over_fm, over_plain, over_boosting @ ..] = &self.differences[..] else {
+            return;
+        };
         let against = |difference: &NeDifference, whom: &str| {
             let word = if difference.is_better() {
                 "better than"
@@ -220,6 +231,10 @@ impl TaskVerdict {
             against(over_fm, "the FM's own head"),
             against(over_plain, "the same expert without TAE")
         );
+        for over_boosting in over_boosting {
+            let words = against(over_boosting, "boosting on counters");
+            self.words += &format!("; the expert is {words}, whose NE is {}", ne(4));
+        }
         let base = self.arms[0].ne.unwrap_or(1.0);
         let mut advice = Vec::new();
         if base > 1.02 {
@@ -276,7 +291,7 @@ mod tests {
     /// A verdict on clicks of 500 users, where each arm predicts what `said` makes of the true
     /// chance and the arm's name.
     fn verdict(said: impl Fn(&str, f32) -> f32) -> TaskVerdict {
-        let mut tally = VerdictTally::new(&Arc::new(simulate::schema(1)));
+        let mut tally = VerdictTally::new(&Arc::new(simulate::schema(1)), true);
         for row in 0..5000_u64 {
             let chance = if mix64(row) % 2 == 0 { 0.1 } else { 0.5 };
             let label = (mix64(row ^ 0xABCD) % 1000) < (chance * 1000.0) as u64;
@@ -293,6 +308,7 @@ mod tests {
         let good = verdict(|arm, chance| if arm == "base" { 0.3 } else { chance });
         assert!(good.words.contains("is better than the base rate"), "{}", good.words);
         assert!(good.words.contains("level with the FM's own head"), "{}", good.words);
+        assert!(good.words.contains("level with boosting"), "{}", good.words);
         assert!(good.worse_than_base.is_empty() && good.differences[0].pct < -10.0);
         assert!(good.advice.iter().any(|advice| advice.contains("TAE brings")));
         let spoilt = verdict(|arm, chance| match arm {

@@ -49,6 +49,8 @@ pub enum PredictionArm {
     Fm,
     /// The expert with TAE.
     ExpertTae,
+    /// Gradient boosting on counters.
+    Boosting,
     /// The true probability, in a simulated world.
     Best,
 }
@@ -61,6 +63,7 @@ impl PredictionArm {
             PredictionArm::Expert => "expert",
             PredictionArm::Fm => "fm",
             PredictionArm::ExpertTae => "expert+tae",
+            PredictionArm::Boosting => "boosting",
             PredictionArm::Best => "best",
         }
     }
@@ -114,7 +117,7 @@ pub fn run(dataset: &Dataset, from_ms: i64, url: &str, base: &BaseRates) -> Resu
         base,
         pending: PendingBatch::default(),
         kept: SlicedPredictions::new(&dataset.schema, KEEP),
-        verdict: VerdictTally::new(&dataset.schema),
+        verdict: VerdictTally::new(&dataset.schema, false),
         stages_ms: BTreeMap::new(),
         report: DemoReport::default(),
     };

@@ -4,6 +4,7 @@
 //! As in production, the two phases share only the feature logs. Every prediction is made before
 //! anything is learned from its row.
 
+mod boosting;
 pub mod expert;
 pub mod fm;
 pub mod plot;
@@ -49,6 +50,10 @@ pub struct EvaluateOptions {
     /// Hours between the points of the progressive curve
     #[arg(long, value_name = "HOURS", default_value_t = 6)]
     pub window_h: u32,
+    /// Also train gradient boosting on the schema's counters, by this Python with lightgbm, pandas
+    /// and pyarrow: once, or with --mode streaming before each day
+    #[arg(long, value_name = "PYTHON")]
+    pub boosting: Option<PathBuf>,
     /// Also draw progressive NE over the stream to this file, as SVG
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
@@ -105,8 +110,12 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
         times.time("fm", || fm::run(&stream, setup.work()))?;
     }
     let every_ms = i64::from(options.window_h.max(1)) * 3_600_000;
-    let mut scores = EvaluationScores::new(&dataset.schema, &window, every_ms);
+    let mut scores =
+        EvaluationScores::new(&dataset.schema, &window, every_ms, options.boosting.is_some());
     times.time("score_fm", || fm::score(&stream, setup.work(), &mut scores))?;
+    if let Some(python) = &options.boosting {
+        times.time("boosting", || boosting::score(python, &stream, setup.work(), &mut scores))?;
+    }
     let log = LogReader::open(&config.paths.logs)?;
     let engine = Engine::new(config.guests())?;
     let phase =

@@ -79,14 +79,21 @@ pub struct CurvePoint {
 
 impl EvaluationScores {
     /// Scores of the reported part of `window`, with points of the curve `every_ms` apart.
-    pub fn new(schema: &Arc<Schema>, window: &TestWindow, every_ms: i64) -> Self {
+    ///
+    /// The verdict waits for predictions of boosting if `has_boosting`.
+    pub fn new(
+        schema: &Arc<Schema>,
+        window: &TestWindow,
+        every_ms: i64,
+        has_boosting: bool,
+    ) -> Self {
         Self {
             schema: schema.clone(),
             report_from_ms: window.report_from_ms,
             first_ms: window.first_ms,
             every_ms: every_ms.max(1),
             kept: SlicedPredictions::new(schema, KEEP),
-            verdict: VerdictTally::new(schema),
+            verdict: VerdictTally::new(schema, has_boosting),
             curve: BTreeMap::new(),
         }
     }

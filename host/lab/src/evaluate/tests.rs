@@ -46,6 +46,7 @@ fn options(setup: &EvaluationSetup, mode: TestMode) -> EvaluateOptions {
         seed: Some(3),
         skip_fm: false,
         window_h: 6,
+        boosting: None,
         plot: None,
     }
 }
