@@ -72,6 +72,10 @@ pub struct StreamWork {
     saved: SavedPlaces,
     /// The same when this life began.
     begun: SavedPlaces,
+    /// How often its disk had failed when a step ended last.
+    failures: u64,
+    /// The outcome with which features are saved again after such a failure.
+    next_save: u64,
 }
 
 /// Positions before which a saved state has all records.
@@ -93,7 +97,8 @@ impl StreamWork {
     }
 
     /// A step went well: whatever was to be saved in it was saved. A follower of outcomes goes on
-    /// without, so each `failures` of its disk may have cost it a state.
+    /// without, so a failure of its disk in the step may have cost it a state of all that it had
+    /// read in one go, and the next one comes after as many outcomes as every one.
     pub fn step_ended(&mut self, life: &Life, plan: &Plan, failures: u64) {
         let every = plan.settings.save_every_events;
         if let Some(joined) = life.joined() {
@@ -101,7 +106,12 @@ impl StreamWork {
         }
         if let Some(features) = life.features() {
             let applied = *features.live.applied.borrow();
-            self.saved.outcomes = applied.saturating_sub(every * (1 + failures));
+            if std::mem::replace(&mut self.failures, failures) < failures {
+                self.next_save = applied + every;
+            }
+            if applied >= self.next_save {
+                self.saved.outcomes = applied.saturating_sub(every);
+            }
         }
     }
 
