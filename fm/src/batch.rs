@@ -46,6 +46,8 @@ pub struct FmBatch {
     pub labels: Vec<f32>,
     /// `[R * tasks]`: what is learned of `labels`, those of regressions on their scales.
     pub learned_labels: Vec<f32>,
+    /// `[tasks]`: what the outputs of binary tasks are log odds apart from; 0 of regressions.
+    pub log_odds: Vec<f32>,
     /// `[R * tasks]`: whether the target is in the task's sample space (δ in eq. 4).
     pub mask: Vec<bool>,
     /// `[R]`: each target's weight in the loss.
@@ -73,7 +75,7 @@ pub struct ColumnStatistics {
     pub item_dense: Standardiser,
     /// Statistics of `Target::features`.
     pub features: Standardiser,
-    /// The scales of the regressions' labels; none in a model of before there were scales.
+    /// The scales of the tasks' labels; none in a model of before there were scales.
     #[serde(default)]
     pub labels: LabelScales,
 }
@@ -81,11 +83,15 @@ pub struct ColumnStatistics {
 impl ColumnStatistics {
     /// Statistics before the first observation.
     pub fn new(spec: &FmSpec) -> Self {
-        let regressions =
-            spec.tasks.iter().filter(|task| matches!(task.label, TaskLabel::Value(_)));
-        let scale = |task: &TaskSpec| (task.name.clone(), LabelScale::new(task.transform));
+        let scale = |task: &TaskSpec| {
+            let scale = match task.label {
+                TaskLabel::Action(_) => LabelScale::of_rate(),
+                TaskLabel::Value(_) => LabelScale::of_value(task.transform),
+            };
+            (task.name.clone(), scale)
+        };
         Self {
-            labels: regressions.map(scale).collect(),
+            labels: spec.tasks.iter().map(scale).collect(),
             item_dense: Standardiser::new(spec.item_dense),
             features: Standardiser::new(spec.features),
         }
@@ -111,7 +117,7 @@ impl ColumnStatistics {
             let Some(scale) = self.labels.get_mut(&task.name) else { continue };
             let outcomes = example.targets.iter().map(|target| &target.outcome);
             let labels = outcomes.filter_map(|outcome| label(task, example.surface, outcome));
-            labels.for_each(|label| scale.observe(label));
+            labels.for_each(|label| scale.observe(label, 1.0));
         }
     }
 
@@ -186,7 +192,10 @@ impl BatchBuilder {
         statistics: &ColumnStatistics,
     ) -> FmBatch {
         let (history_offsets, target_offsets) = (vec![0], vec![0]);
-        let batch = FmBatch { history_offsets, target_offsets, ..FmBatch::default() };
+        let scale = |task: &TaskSpec| statistics.labels.get(&task.name);
+        let log_odds = self.spec.tasks.iter().map(|task| scale(task).map_or(0.0, |of| of.log_odds()));
+        let log_odds = log_odds.collect();
+        let batch = FmBatch { history_offsets, target_offsets, log_odds, ..FmBatch::default() };
         let known = HashMap::default();
         let mut writer = BatchWriter { batch_builder: self, statistics, known, batch };
         for selected in examples {

@@ -480,11 +480,10 @@ pub(crate) fn to_output<B: Backend>(
 /// The prediction of a head's output: the probability of a binary task, the value of a regression
 /// in the unit of its label.
 pub(crate) fn prediction(task: &TaskSpec, scales: &LabelScales, output: f32) -> f32 {
-    match task.label {
-        TaskLabel::Action(_) => 1.0 / (1.0 + (-output).exp()),
-        TaskLabel::Value(_) => {
-            scales.get(&task.name).map_or(output, |scale| scale.prediction(output))
-        }
+    match (scales.get(&task.name), task.label) {
+        (Some(scale), _) => scale.prediction(output),
+        (None, TaskLabel::Action(_)) => 1.0 / (1.0 + (-output).exp()),
+        (None, TaskLabel::Value(_)) => output,
     }
 }
 

@@ -1,9 +1,14 @@
-//! The unit in which a model learns a regression, and the way back to the unit of its label.
+//! The scale on which a model learns a task, and the way back to probabilities and to the unit of a
+//! label.
 //!
-//! A model learns `(t(label) - mean) / deviation`, where t is what the schema says of the task's
+//! Of a binary task it learns how far the log odds are from those of the base rate, which the first
+//! labels tell. So the first predictions are not that half of all rows happen, which costs a rare
+//! action more than all that is learned later.
+//!
+//! Of a regression it learns `(t(label) - mean) / deviation`, where t is what the schema says of the task's
 //! label ([`LabelTransform`]). So no task's loss is larger because its label is written in cents,
-//! and no label of a long tail decides a step alone. The first [`SETTLED_LABELS`] labels fix mean
-//! and deviation, and the scale is saved and published with the weights that learned by it.
+//! and no label of a long tail decides a step alone. The first [`SETTLED_LABELS`] labels fix a scale,
+//! and it is saved and published with the weights that learned by it.
 //! Whatever leaves a model is in the label's unit. A model of before there were scales has none,
 //! and learns and predicts as it did.
 //!
@@ -30,13 +35,30 @@ pub enum LabelTransform {
     Log,
 }
 
-/// The scales of a model's regressions by task. A task that has none is learned in its label's own
-/// unit.
+/// The scales of a model's tasks by name. A task that has none is learned as plain log odds, or in
+/// its label's own unit.
 pub type LabelScales = BTreeMap<String, LabelScale>;
 
-/// How the label of one regression is learned.
+/// How one task is learned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LabelScale {
+#[serde(rename_all = "lowercase")]
+pub enum LabelScale {
+    /// A binary task.
+    Rate(BaseRate),
+    /// A regression.
+    Value(ValueScale),
+}
+
+/// The base rate of a binary task: the share of its first labels that are yes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct BaseRate {
+    labels: f64,
+    positives: f64,
+}
+
+/// How the label of a regression is learned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ValueScale {
     transform: LabelTransform,
     /// Of the transformed labels, up to [`SETTLED_LABELS`].
     moments: Standardiser,
@@ -57,6 +79,9 @@ struct MeanCorrection {
 /// Mean and deviation stay as they are after so many labels. The first few thousand rows of a
 /// training have taught a model little that another scale would turn.
 pub const SETTLED_LABELS: f64 = 10_000.0;
+
+/// Yes and no each count as seen so often before the first label.
+const FEW_LABELS: f64 = 0.5;
 
 /// Learned labels are clipped to so many deviations.
 const LABEL_LIMIT: f64 = 10.0;
@@ -99,31 +124,102 @@ impl LabelTransform {
 }
 
 impl LabelScale {
-    /// A scale that has seen no label: until it has, labels are only transformed.
-    pub fn new(transform: LabelTransform) -> Self {
-        let (moments, correction) = (Standardiser::new(1), MeanCorrection::default());
-        Self { transform, moments, signed: false, correction }
+    /// The scale of a binary task that has seen no label.
+    pub fn of_rate() -> Self {
+        LabelScale::Rate(BaseRate::default())
+    }
+
+    /// The scale of a regression that has seen no label: until it has, labels are only transformed.
+    pub fn of_value(transform: LabelTransform) -> Self {
+        LabelScale::Value(ValueScale::new(transform))
     }
 
     /// Whether all its numbers are finite.
     pub fn is_finite(&self) -> bool {
+        match self {
+            LabelScale::Rate(BaseRate { labels, positives }) => (labels + positives).is_finite(),
+            LabelScale::Value(scale) => scale.is_finite(),
+        }
+    }
+
+    /// Takes a label into account that is about to be learned, if the scale is not settled. A row
+    /// that stands for others has their number for its weight.
+    pub fn observe(&mut self, label: f32, weight: f32) {
+        match self {
+            LabelScale::Rate(rate) => rate.observe(label, weight),
+            LabelScale::Value(scale) => scale.observe(label),
+        }
+    }
+
+    /// Compares a prediction, which was made before its label was learned, with that label.
+    pub fn correct(&mut self, prediction: f32, label: f32, weight: f32) {
+        if let LabelScale::Value(scale) = self {
+            scale.correct(prediction, label, weight);
+        }
+    }
+
+    /// What a model learns of a label: of a regression, its distance from the mean in deviations.
+    pub fn learned(&self, label: f32) -> f32 {
+        match self {
+            LabelScale::Rate(_) => label,
+            LabelScale::Value(scale) => scale.learned(label),
+        }
+    }
+
+    /// The probability, or the prediction in the label's unit, of a model's output.
+    pub fn prediction(&self, output: f32) -> f32 {
+        match self {
+            LabelScale::Rate(_) => 1.0 / (1.0 + (-output - self.log_odds()).exp()),
+            LabelScale::Value(scale) => scale.prediction(output),
+        }
+    }
+
+    /// What is added to an output before it is the log odds of a binary task; 0 of a regression.
+    pub fn log_odds(&self) -> f32 {
+        match self {
+            LabelScale::Rate(rate) => rate.log_odds(),
+            LabelScale::Value(_) => 0.0,
+        }
+    }
+}
+
+impl BaseRate {
+    fn observe(&mut self, label: f32, weight: f32) {
+        if self.labels < SETTLED_LABELS && weight.is_finite() {
+            self.labels += f64::from(weight);
+            self.positives += f64::from(weight * label);
+        }
+    }
+
+    fn log_odds(self) -> f32 {
+        if self.labels == 0.0 {
+            return 0.0;
+        }
+        let negatives = self.labels - self.positives;
+        ((self.positives + FEW_LABELS) / (negatives + FEW_LABELS)).ln() as f32
+    }
+}
+
+impl ValueScale {
+    fn new(transform: LabelTransform) -> Self {
+        let (moments, correction) = (Standardiser::new(1), MeanCorrection::default());
+        Self { transform, moments, signed: false, correction }
+    }
+
+    fn is_finite(&self) -> bool {
         let MeanCorrection { rows, label, prediction } = self.correction;
         let correction = [rows, label, prediction].iter().all(|number| number.is_finite());
         self.moments.width() == 1 && self.moments.is_finite() && correction
     }
 
-    /// Takes a label into account that is about to be learned, if mean and deviation are not
-    /// settled.
-    pub fn observe(&mut self, label: f32) {
+    fn observe(&mut self, label: f32) {
         if label.is_finite() && !self.is_settled() {
             self.moments.observe(&[self.transform.apply(label.into()) as f32]);
             self.signed |= label < 0.0;
         }
     }
 
-    /// Compares a prediction, which was made before its label was learned, with that label. A row
-    /// that stands for others has their number for its weight.
-    pub fn correct(&mut self, prediction: f32, label: f32, weight: f32) {
+    fn correct(&mut self, prediction: f32, label: f32, weight: f32) {
         let numbers = [prediction, label, weight].map(f64::from);
         if !self.is_settled() || numbers.iter().any(|number| !number.is_finite()) {
             return;
@@ -139,16 +235,14 @@ impl LabelScale {
         *predictions += rate * (weight * uncorrected - *predictions);
     }
 
-    /// What a model learns of a label: its distance from the mean, in deviations.
-    pub fn learned(&self, label: f32) -> f32 {
+    fn learned(&self, label: f32) -> f32 {
         let ScaleMoments { mean, deviation } = self.moments();
         let value = (self.transform.apply(label.into()) - mean) / deviation;
         let limit = if value.abs() < FAULTY_LABEL { LABEL_LIMIT } else { f64::INFINITY };
         value.clamp(-limit, limit) as f32
     }
 
-    /// The prediction in the label's unit, of a model's output.
-    pub fn prediction(&self, output: f32) -> f32 {
+    fn prediction(&self, output: f32) -> f32 {
         (self.factor() * self.taken_back(output.into())) as f32
     }
 
@@ -200,8 +294,8 @@ mod tests {
     }
 
     fn settled(transform: LabelTransform, label: impl Fn(u64) -> f32) -> LabelScale {
-        let mut scale = LabelScale::new(transform);
-        (0..20_000).for_each(|row| scale.observe(label(row)));
+        let mut scale = LabelScale::of_value(transform);
+        (0..20_000).for_each(|row| scale.observe(label(row), 1.0));
         scale
     }
 
@@ -229,7 +323,7 @@ mod tests {
     fn a_scale_settles_and_no_label_is_learned_beyond_its_limit() {
         let mut scale = settled(LabelTransform::Identity, revenue);
         let before = scale.clone();
-        (0..1000).for_each(|_| scale.observe(1e30));
+        (0..1000).for_each(|_| scale.observe(1e30, 1.0));
         assert_eq!(scale, before);
         assert_eq!(scale.learned(1e5), 10.0);
         assert!(scale.learned(1e15) > 1e10, "no tail is so long");
@@ -239,6 +333,21 @@ mod tests {
         assert!(
             (constant.prediction(0.0) - 7.0).abs() < 1e-3 && constant.learned(7.0).abs() < 1e-6
         );
+    }
+
+    #[test]
+    fn an_output_of_0_is_the_base_rate() {
+        let mut scale = LabelScale::of_rate();
+        assert_eq!(scale.prediction(0.0), 0.5);
+        // Rows that stand for ten others each.
+        for row in 0..100_000_u64 {
+            let label = if row.is_multiple_of(50) { 1.0 } else { 0.0 };
+            scale.observe(label, 10.0);
+            assert!((0.0..0.5).contains(&scale.prediction(0.0)) || row == 0);
+        }
+        assert!((scale.prediction(0.0) - 0.02).abs() < 1e-3, "{}", scale.prediction(0.0));
+        assert_eq!((scale.learned(1.0), scale.learned(0.0)), (1.0, 0.0));
+        assert_eq!(scale.prediction(-scale.log_odds()), 0.5);
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub fn cell_weights(
 pub struct LossTargets {
     /// `[rows * columns]`, on the scales of their tasks; arbitrary where both weights are 0.
     pub labels: Vec<f32>,
+    /// `[columns]`: what outputs of binary tasks are log odds apart from.
+    pub log_odds: Vec<f32>,
     /// `[rows * columns]`: ω δ / Σδ for binary tasks, else 0.
     pub binary: Vec<f32>,
     /// `[rows * columns]`: ω δ / Σδ for regressions, else 0.
@@ -62,7 +64,8 @@ impl LossTargets {
         columns: Range<usize>,
         weights: &[f32],
     ) -> Self {
-        let mut targets = Self::default();
+        let log_odds = batch.log_odds[columns.clone()].to_vec();
+        let mut targets = Self { log_odds, ..Self::default() };
         for row in rows {
             for task in columns.clone() {
                 let cell = row * tasks.len() + task;
@@ -76,8 +79,8 @@ impl LossTargets {
     }
 }
 
-/// The loss of `outputs` `[rows, columns]`: cross-entropy of logits, and half the squared error of
-/// regressions.
+/// The loss of `outputs` `[rows, columns]`: cross-entropy of the log odds, and half the squared error
+/// of regressions.
 pub fn mtml_loss<B: Backend>(outputs: Tensor<B, 2>, targets: &LossTargets) -> Tensor<B, 1> {
     let [rows, columns] = outputs.dims();
     assert_eq!(rows * columns, targets.labels.len());
@@ -87,7 +90,9 @@ pub fn mtml_loss<B: Backend>(outputs: Tensor<B, 2>, targets: &LossTargets) -> Te
     };
     let labels = matrix(&targets.labels);
     // (1 - y) z - ln σ(z) does not overflow, and is smooth at 0, unlike the form with max(z, 0).
-    let entropy = outputs.clone() * (labels.clone().neg() + 1.0) - log_sigmoid(outputs.clone());
+    let log_odds = TensorData::new(targets.log_odds.clone(), [1, columns]);
+    let logits = outputs.clone() + Tensor::from_data(log_odds, &device);
+    let entropy = logits.clone() * (labels.clone().neg() + 1.0) - log_sigmoid(logits);
     let mut loss = (entropy * matrix(&targets.binary)).sum();
     if targets.regression.iter().any(|&weight| weight != 0.0) {
         let error = outputs - labels;
@@ -105,6 +110,9 @@ mod tests {
 
     type A = Autodiff<Flex>;
 
+    /// What a logit of 0 is apart from the log odds.
+    const LOG_ODDS: f32 = -0.7;
+
     fn task(label: TaskLabel, weight: f32) -> TaskSpec {
         let transform = LabelTransform::Identity;
         TaskSpec { name: "t".into(), main: true, label, transform, surfaces: vec![true], weight }
@@ -114,7 +122,9 @@ mod tests {
     fn batch(labels: Vec<f32>, mask: Vec<bool>, targets: u32) -> FmBatch {
         let weights = vec![1.0; targets as usize];
         let (target_offsets, learned_labels) = (vec![0, targets], labels.clone());
-        FmBatch { target_offsets, weights, labels, learned_labels, mask, ..FmBatch::default() }
+        let log_odds = vec![LOG_ODDS; labels.len() / targets as usize];
+        let batch = FmBatch { target_offsets, weights, labels, ..FmBatch::default() };
+        FmBatch { learned_labels, log_odds, mask, ..batch }
     }
 
     fn targets(batch: &FmBatch, tasks: &[TaskSpec], valid: &[u32]) -> LossTargets {
@@ -133,6 +143,7 @@ mod tests {
                 let (z, y) = (z[i], f64::from(labels[i]));
                 sum += match task.label {
                     TaskLabel::Action(_) => {
+                        let z = z + f64::from(LOG_ODDS);
                         -(y * (1.0 / (1.0 + (-z).exp())).ln()
                             + (1.0 - y) * (1.0 / (1.0 + z.exp())).ln())
                     }

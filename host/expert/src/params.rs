@@ -53,8 +53,8 @@ pub struct Provenance {
     pub trained_until_ms: i64,
     /// The standardisation of numeric features that they were trained with.
     pub normaliser: Normaliser,
-    /// The scales on which regressions were learned; one that has none was learned in its label's
-    /// unit, as before there were scales.
+    /// The scales on which tasks were learned; one that has none was learned as plain log odds, or in
+    /// its label's unit, as before there were scales.
     #[serde(default, skip_serializing_if = "LabelScales::is_empty")]
     pub labels: LabelScales,
 }
@@ -83,7 +83,7 @@ impl Provenance {
         }
     }
 
-    /// Takes over the scales of the regressions that parameters of `trained` predict, since their
+    /// Takes over the scales of the tasks that parameters of `trained` predict, since their
     /// values mean what they do on those scales alone.
     fn take_scales(&mut self, trained: &Provenance) {
         for task in trained.tasks.iter().filter(|task| self.tasks.contains(task)) {
@@ -151,7 +151,7 @@ impl Parameters {
     }
 
     /// Takes the values of all saved parameters with the same name and shape, and the scales of
-    /// their regressions.
+    /// their tasks.
     pub fn warm_start(&mut self, saved: &SavedParameters) -> WarmStart {
         self.provenance.take_scales(&saved.provenance);
         self.take_values(|spec| {
@@ -161,7 +161,7 @@ impl Parameters {
     }
 
     /// Takes the values of all parameters of `other` with the same name and shape whose name
-    /// `accepts`, and the scales of its regressions.
+    /// `accepts`, and the scales of its tasks.
     pub fn warm_start_from(
         &mut self,
         other: &Parameters,

@@ -56,7 +56,7 @@ pub struct Blueprint {
     pub graph: Arc<ExpertGraph>,
     /// The description's columns, resolved against the schema.
     pub columns: ExpertColumns,
-    /// The scales on which regressions begin to learn.
+    /// The scales on which tasks begin to learn.
     scales: LabelScales,
     fm_version: String,
 }
@@ -143,15 +143,18 @@ impl Blueprint {
     }
 }
 
-/// The scales of the regressions. A network that bounds a task's values itself has them in the
-/// label's unit, so that task has no scale.
+/// The scales of the tasks. A network that bounds a task's outputs itself has them where they are to
+/// be, so that task has no scale.
 fn fresh_scales(description: &Description, schema: &Schema, graph: &ExpertGraph) -> LabelScales {
     let tasks = description.tasks.iter().zip(&graph.outputs);
-    let scaled = tasks
-        .filter(|(task, output)| task.kind == TaskKind::Regression && !graph.is_bounded(**output));
+    let scaled = tasks.filter(|(_, output)| !graph.is_bounded(**output));
     let scale = |(task, _): (&Task, &usize)| {
         let declared = schema.task(&task.name).map(|index| schema.tasks[index].transform);
-        (task.name.clone(), LabelScale::new(declared.unwrap_or_default()))
+        let scale = match task.kind {
+            TaskKind::Binary => LabelScale::of_rate(),
+            TaskKind::Regression => LabelScale::of_value(declared.unwrap_or_default()),
+        };
+        (task.name.clone(), scale)
     };
     scaled.map(scale).collect()
 }
@@ -178,12 +181,11 @@ pub struct ExpertPredictions {
 }
 
 impl ExpertPredictions {
-    /// The predictions of a network's outputs `[rows, tasks]`, which regressions have on `scales`.
+    /// The predictions of a network's outputs `[rows, tasks]`, which are on `scales`.
     pub fn new(tasks: &[Task], scales: &LabelScales, outputs: &[f32]) -> ExpertPredictions {
         let of_task = |(index, task): (usize, &Task)| {
             let outputs = outputs.iter().skip(index).step_by(tasks.len());
-            let scale = scales.get(&task.name).filter(|_| task.kind == TaskKind::Regression);
-            let value = |output: &f32| match scale {
+            let value = |output: &f32| match scales.get(&task.name) {
                 Some(scale) => scale.prediction(*output),
                 None => prediction(task.kind, *output),
             };

@@ -414,15 +414,18 @@ impl ExpertTrainer {
         let mut targets = gathered(labels, requests);
         for (scale, _, targets) in self.scaled(&mut targets) {
             let rows = || (0..targets.labels.len()).filter(|&row| targets.mask[row]);
-            rows().for_each(|row| scale.observe(targets.labels[row]));
+            rows().for_each(|row| scale.observe(targets.labels[row], targets.weights[row]));
             targets.labels.iter_mut().for_each(|label| *label = scale.learned(*label));
         }
         let batch = self.batch(requests, &self.parameters.provenance.normaliser);
         let kinds: Vec<TaskKind> =
             self.blueprint.description.tasks.iter().map(|task| task.kind).collect();
+        let log_odds = self.log_odds();
         let (mut losses, mut all) = (Vec::new(), Vec::new());
         let mut loss = |outputs: &[f32], extra: &[f32]| {
-            let (values, gradients) = all_losses(&kinds, &targets, outputs, extra);
+            let shifted = outputs.iter().zip(log_odds.iter().cycle());
+            let shifted: Vec<f32> = shifted.map(|(output, log_odds)| output + log_odds).collect();
+            let (values, gradients) = all_losses(&kinds, &targets, &shifted, extra);
             (losses, all) = (values, outputs.to_vec());
             gradients
         };
@@ -439,6 +442,12 @@ impl ExpertTrainer {
                 scale.correct(prediction, targets.labels[row], targets.weights[row]);
             }
         }
+    }
+
+    /// `[tasks]`: what outputs of binary tasks are log odds apart from.
+    fn log_odds(&self) -> Vec<f32> {
+        let Provenance { tasks, labels, .. } = &self.parameters.provenance;
+        tasks.iter().map(|task| labels.get(task).map_or(0.0, LabelScale::log_odds)).collect()
     }
 
     /// The tasks that have scales, each with its scale, index and targets.
