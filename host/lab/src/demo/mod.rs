@@ -21,7 +21,7 @@ use hypercast_config::Config;
 use hypercast_core::atomic_dir;
 use hypercast_data::{dataset::Dataset, simulate};
 use hypercast_expert::Engine;
-use hypercast_import::{kuairand, movielens};
+use hypercast_import::preset::{kuairand, movielens};
 use hypercast_train as train;
 
 use self::replay::BaseRates;
