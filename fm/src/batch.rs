@@ -193,7 +193,8 @@ impl BatchBuilder {
     ) -> FmBatch {
         let (history_offsets, target_offsets) = (vec![0], vec![0]);
         let scale = |task: &TaskSpec| statistics.labels.get(&task.name);
-        let log_odds = self.spec.tasks.iter().map(|task| scale(task).map_or(0.0, |of| of.log_odds()));
+        let log_odds =
+            self.spec.tasks.iter().map(|task| scale(task).map_or(0.0, |of| of.log_odds()));
         let log_odds = log_odds.collect();
         let batch = FmBatch { history_offsets, target_offsets, log_odds, ..FmBatch::default() };
         let known = HashMap::default();

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 /// Texts that stand for a missing cell. `NA` is not one of them, because it is also a country.
 const MISSING: [&str; 6] = ["", "nan", "NaN", "null", "NULL", "\\N"];
 
+/// The length of the longest of them.
+const LONGEST_MISSING: usize = 4;
+
 /// The largest whole number up to which a 64-bit float holds each.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
@@ -34,6 +37,8 @@ pub(crate) enum Cell<'a> {
     List(Box<Cell<'a>>),
     /// Something that no column is read from, in words.
     Other(&'static str),
+    /// What could not be computed, and why.
+    Wrong(String),
 }
 
 /// How the times of a column are written.
@@ -102,7 +107,9 @@ pub(crate) type CellResult<T> = std::result::Result<Option<T>, String>;
 impl<'a> Cell<'a> {
     /// A text, or nothing if it stands for a missing cell.
     pub(crate) fn of_text(text: Cow<'a, str>) -> Cell<'a> {
-        if MISSING.contains(&text.trim()) { Cell::Missing } else { Cell::Text(text) }
+        let content = text.trim();
+        let is_missing = content.len() <= LONGEST_MISSING && MISSING.contains(&content);
+        if is_missing { Cell::Missing } else { Cell::Text(text) }
     }
 
     /// A finite number. Yes is 1 and no is 0.
@@ -110,7 +117,8 @@ impl<'a> Cell<'a> {
         let number = match self {
             Cell::Missing => return Ok(None),
             Cell::Bool(is_so) => f64::from(u8::from(*is_so)),
-            Cell::Integer(number) => *number as f64,
+            // Of 128 bits it is slow.
+            Cell::Integer(number) => i64::try_from(*number).map_or(*number as f64, |it| it as f64),
             Cell::Number(number) if number.is_nan() => return Ok(None),
             Cell::Number(number) => *number,
             Cell::Text(text) => match (text.trim().parse(), bool_of(text)) {
@@ -158,7 +166,7 @@ impl<'a> Cell<'a> {
             Cell::Number(number) => number.to_string().into(),
             Cell::Text(text) => Cow::Borrowed(text.trim()),
             Cell::TimeMs(time_ms) => time_ms.to_string().into(),
-            Cell::List(_) | Cell::Other(_) => return Err(self.unlike("a text")),
+            Cell::List(_) | Cell::Other(_) | Cell::Wrong(_) => return Err(self.unlike("a text")),
         }))
     }
 
@@ -224,11 +232,18 @@ impl<'a> Cell<'a> {
         Ok(Some(time_ms))
     }
 
-    /// What is read where `first` says that a list counts by its first element.
-    pub(crate) fn unlisted(self, first: bool) -> Cell<'a> {
-        match self {
-            Cell::List(element) if first => *element,
-            cell => cell,
+    /// The first element of a list, and of a text what comes before the `separator`.
+    pub(crate) fn first(self, separator: Option<char>) -> Cell<'a> {
+        match (self, separator) {
+            (Cell::List(element), _) => *element,
+            (Cell::Text(text), Some(separator)) => {
+                let end = text.find(separator).unwrap_or(text.len());
+                Cell::of_text(match text {
+                    Cow::Borrowed(text) => Cow::Borrowed(&text[..end]),
+                    Cow::Owned(text) => Cow::Owned(text[..end].to_owned()),
+                })
+            }
+            (cell, _) => cell,
         }
     }
 
@@ -239,6 +254,7 @@ impl<'a> Cell<'a> {
             }
             Cell::TimeMs(_) => format!("it is a timestamp, not {wanted}"),
             Cell::Other(what) => format!("it is {what}, not {wanted}"),
+            Cell::Wrong(reason) => reason.clone(),
             _ => format!("it is not {wanted}"),
         }
     }

@@ -20,7 +20,6 @@ use hypercast_data::schema::{FeatureKind, Schema};
 use hypercast_fm::example::{Item, User};
 use hypercast_stream::events::{EventKind, EventRecord};
 use hypercast_stream::join::{JoinSink, JoinedRecord, Joiner, OutcomeRecord, StateUpdate};
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id_collector::IdCollector;
@@ -28,7 +27,7 @@ use crate::input::{FileFormat, InputFile, InputOptions, Reading};
 use crate::ranges::RangeInference;
 use crate::report::{ImportReport, RowError, RowFailure};
 use crate::requests::{RequestFormer, RequestRules};
-use crate::sort::{ExternalSort, SortedRecords};
+use crate::sort::{ExternalSort, SortedRecords, time_of, time_part};
 use crate::sorted_dataset::SortedDataset;
 
 /// What a line of a file says.
@@ -57,19 +56,12 @@ pub struct EventImport<'a> {
     pub convert: &'a ConvertLine<'a>,
 }
 
-/// The order in which events are joined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct EventKey {
-    time_ms: i64,
-    /// An action of the same millisecond comes after its impression.
-    is_action: bool,
-}
-
 /// What the lines of all files say.
 struct LoggedEvents {
     items: BTreeMap<u64, Item>,
     users: BTreeMap<u64, User>,
-    events: SortedRecords<EventKey>,
+    /// By their time; an action of the same millisecond comes after its impression.
+    events: SortedRecords<2>,
 }
 
 impl EventImport<'_> {
@@ -87,7 +79,7 @@ impl EventImport<'_> {
         let mut join = self.joiner(into)?;
         let mut last_ms = 0;
         while let Some(record) = events.next()? {
-            last_ms = record.key.time_ms;
+            last_ms = time_of(record.key[0]);
             join.take(last_ms, record.decode())?;
         }
         let rows = join.finish(last_ms, &mut report)?;
@@ -101,6 +93,7 @@ impl EventImport<'_> {
             items: items.into_values().collect(),
             item_names: Vec::new(),
             users: users.into_values().collect(),
+            content: None,
             requests,
             ranges,
         }
@@ -127,7 +120,7 @@ impl EventImport<'_> {
                     }
                 }
                 for kind in line.events {
-                    let key = |time_ms, is_action| EventKey { time_ms, is_action };
+                    let key = |time_ms, is_action: bool| [time_part(time_ms), is_action.into()];
                     let key = match &kind {
                         EventKind::Item(item) => {
                             items.insert(item.id, item.clone());
@@ -176,7 +169,7 @@ impl EventImport<'_> {
         let rules = RequestRules { one_row_an_item: true, ..RequestRules::default() };
         Ok(EventJoin {
             joiner: Joiner::new(state, options),
-            sink: JoinedRows { rows: RequestFormer::new(into, rules), failure: None },
+            sink: JoinedRows { rows: RequestFormer::new(into, &self.schema, rules), failure: None },
             end_ms,
         })
     }

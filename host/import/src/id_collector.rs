@@ -20,7 +20,7 @@ const RECENT_KEYS: usize = 1 << 20;
 pub(crate) struct IdCollector {
     kind: IdKind,
     /// The texts by their keys.
-    texts: ExternalSort<u64>,
+    texts: ExternalSort<1>,
     recent: HashSet<IdKey, IdHashKey>,
 }
 
@@ -43,7 +43,7 @@ impl IdCollector {
     pub(crate) fn add(&mut self, text: &str) -> Result<u64> {
         let key = id_key(text);
         if self.recent.insert(key) {
-            self.texts.push(key.key, &text)?;
+            self.texts.push_bytes([key.key], text.as_bytes())?;
             if self.recent.len() >= RECENT_KEYS {
                 self.recent.clear();
             }
@@ -64,20 +64,20 @@ impl IdCollector {
         let mut writer = IdDictionaryWriter::create(dir, file)?;
         let mut last: Option<(u64, String)> = None;
         while let Some(record) = texts.next()? {
-            let text: String = record.decode();
+            let ([this], text) = (record.key, String::from_utf8_lossy(record.bytes));
             match last.take() {
-                Some((key, other)) if key == record.key && other != text => {
+                Some((key, other)) if key == this && other != text => {
                     let reason = format!(
                         "the ids `{other}` and `{text}` have the same key {key}; give one of them \
                          another name in all files"
                     );
                     return Err(Error::data(dir.join(file), reason));
                 }
-                Some((key, _)) if key == record.key => {}
+                Some((key, _)) if key == this => {}
                 Some((key, other)) => writer.write(key, other)?,
                 None => {}
             }
-            last = Some((record.key, text));
+            last = Some((this, text.into_owned()));
         }
         if let Some((key, text)) = last {
             writer.write(key, text)?;
@@ -97,7 +97,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut ids = IdCollector::new(IdKind::String, dir.path());
         for (key, text) in [(7, "b"), (3, "a"), (7, "b")] {
-            ids.texts.push(key, &text).unwrap();
+            ids.texts.push_bytes([key], text.as_bytes()).unwrap();
         }
         ids.finish(dir.path(), "ids.parquet").unwrap();
         let fields = [Field::new("key", CellType::U64), Field::new("id", CellType::Text)];
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!((columns[0].u64s(), columns[1].texts()[1].as_str()), (&[3, 7][..], "b"));
         let mut ids = IdCollector::new(IdKind::String, dir.path());
         for (key, text) in [(7, "b"), (7, "c")] {
-            ids.texts.push(key, &text).unwrap();
+            ids.texts.push_bytes([key], text.as_bytes()).unwrap();
         }
         let error = ids.finish(dir.path(), "ids.parquet").unwrap_err().to_string();
         assert!(error.contains("the ids `b` and `c` have the same key 7"), "{error}");

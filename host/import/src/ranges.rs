@@ -176,13 +176,7 @@ fn rounded_out(number: f64) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
-
     use super::*;
-    use crate::{Destination, ImportReport, finish};
-    use hypercast_data::dataset::{ContextFeatures, Dataset, Entities};
-    use hypercast_data::schema::Schema;
-    use hypercast_data::simulate;
 
     fn range(numbers: impl IntoIterator<Item = f32>) -> Option<InferredRange> {
         let mut sketch = NumberSketch::default();
@@ -211,38 +205,6 @@ mod tests {
         assert_eq!([found.range.low, found.range.high], [0.0, 5.9]);
         assert_eq!((found.least, found.greatest, found.clipped), (-3e38, 1e15, 2));
         assert!(found.to_string().contains("its range is 0 to 5.9, which clips 2 numbers"));
-    }
-
-    #[test]
-    fn an_import_writes_ranges_and_reports_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let schema = Schema { ranges: Vec::new(), ..simulate::schema(1) };
-        let row = |at: u64| Impression {
-            request: at,
-            time_ms: at as i64,
-            outcome_ms: at as i64,
-            user: 1,
-            item: 1,
-            surface: 0,
-            outcome: Outcome { values: [at as f32 / 200.0; MAX_VALUES], ..Outcome::UNKNOWN },
-            context: ContextFeatures { ids: vec![1], dense: vec![at as f32 / -100.0] },
-            truth: Vec::new(),
-            history_only: false,
-        };
-        let item = Item { id: 1, ids: vec![1, 1], dense: vec![7.0], ..Item::default() };
-        let entities = Entities { schema: &schema, items: &[item], item_names: &[], users: &[] };
-        let destination =
-            Destination { into: dir.path(), content: None, start: std::time::Instant::now() };
-        let rows = (1..=200).map(row).collect();
-        let report = finish(&destination, &entities, rows, ImportReport::default()).unwrap();
-        let written = Dataset::open(dir.path()).unwrap().schema.ranges.clone();
-        assert_eq!(
-            written,
-            [ValueRange::new("watch", 0.0, 1.5), ValueRange::new("battery", -3.0, 0.0)]
-        );
-        assert!(report.to_string().contains("battery: -2 to -0.01; its range is -3 to 0"));
-        let saved = std::fs::read(dir.path().join("import-report.json")).unwrap();
-        assert_eq!(serde_json::from_slice::<ImportReport>(&saved).unwrap().ranges, report.ranges);
     }
 
     #[test]

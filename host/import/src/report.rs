@@ -1,12 +1,11 @@
 //! The files that an import read, and the rows that it could not use.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::InferredRange;
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_data::dataset::Impression;
 
 /// The number of bad rows that are printed. The report counts all.
 const SHOWN: usize = 10;
@@ -207,15 +206,6 @@ impl ImportReport {
             format!("; line {}, column `{}`: {}", bad.line, bad.column, bad.reason)
         });
         Err(Error::data(&file.file, format!("none of its {} rows can be used{first}", file.rows)))
-    }
-
-    /// Counts impressions and requests.
-    pub(super) fn count(&mut self, rows: &[Impression]) {
-        self.impressions = rows.len() as u64;
-        self.history_only = rows.iter().filter(|row| row.history_only).count() as u64;
-        let requests: HashSet<u64> =
-            rows.iter().filter(|row| !row.history_only).map(|row| row.request).collect();
-        self.requests = requests.len() as u64;
     }
 }
 

@@ -4,45 +4,33 @@
 use std::path::Path;
 
 use hypercast_core::progress::Progress;
-use hypercast_data::dataset::Impression;
-use serde::{Deserialize, Serialize};
+use hypercast_data::dataset::{ContextFeatures, Impression};
+use hypercast_data::schema::Schema;
+use hypercast_fm::example::Outcome;
 
-use crate::count_repeated;
 use crate::error::Result;
-use crate::sort::{ExternalSort, SortedRecords};
+use crate::packed_row::{RowLayout, item_bytes};
+use crate::sort::{ExternalSort, SortKey, SortedRecords, time_of, time_part};
 
 /// The most rows of a request, which are in memory together; more are another request.
 const MAX_REQUEST_ROWS: usize = 10_000;
 
-/// What the rows of a request share, and their time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct PlaceKey {
-    user: u64,
-    surface: u16,
-    /// The key of the request's id; 0 without one.
-    request: u64,
-    time_ms: i64,
-}
+/// Rows between two looks at the clock.
+pub(crate) const PROGRESS_ROWS: u64 = 4096;
 
-impl PlaceKey {
-    fn is_same_place(&self, other: &PlaceKey) -> bool {
-        (self.user, self.surface, self.request) == (other.user, other.surface, other.request)
-    }
-}
-
-/// The order of a data set. Requests of one time have numbers that depend on their content alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) struct TimeKey {
-    time_ms: i64,
-    request: u64,
-}
+/// What the rows of a request share, and then their time: the user, the key of the request's id,
+/// the surface, the time.
+type PlaceKey = SortKey<4>;
 
 /// Collects rows, and forms requests of them.
 pub(crate) struct RequestFormer {
-    rows: ExternalSort<PlaceKey>,
+    rows: ExternalSort<4>,
+    layout: RowLayout,
     rules: RequestRules,
     /// The number of rows so far.
     count: u64,
+    /// The row that was packed last.
+    packed: Vec<u8>,
 }
 
 /// Which rows of one user, surface and request's id are a request.
@@ -56,85 +44,158 @@ pub(crate) struct RequestRules {
 
 /// Impressions in the order of a data set.
 pub(crate) struct Requests {
-    rows: SortedRecords<TimeKey>,
+    /// By time; requests of one time have an order that depends on their content alone.
+    rows: SortedRecords<2>,
+    layout: RowLayout,
     /// The number of rows that were collected.
     pub(crate) count: u64,
     last: Option<u64>,
-    /// The number of requests so far.
+    row: Impression,
+    /// The number of requests so far, and of these and history-only rows.
     pub(crate) requests: u64,
+    number: u64,
     /// How many rows say the same as an earlier one.
     pub(crate) repeated: u64,
 }
 
 impl RequestFormer {
-    /// A former that sorts in `dir`.
-    pub(crate) fn new(dir: &Path, rules: RequestRules) -> RequestFormer {
-        RequestFormer { rows: ExternalSort::new(dir), rules, count: 0 }
+    /// A former of a schema's impressions that sorts in `dir`.
+    pub(crate) fn new(dir: &Path, schema: &Schema, rules: RequestRules) -> RequestFormer {
+        RequestFormer {
+            rows: ExternalSort::new(dir),
+            layout: RowLayout::new(schema),
+            rules,
+            count: 0,
+            packed: Vec::new(),
+        }
     }
 
     /// Adds a row, whose `request` is the key of its id or 0.
+    ///
+    /// # Errors
+    /// The sort's files cannot be written.
     pub(crate) fn push(&mut self, row: &Impression) -> Result<()> {
-        let &Impression { user, surface, request, time_ms, .. } = row;
         self.count += 1;
-        self.rows.push(PlaceKey { user, surface, request, time_ms }, row)
+        self.layout.pack(row, &mut self.packed);
+        let key = [row.user, row.request, row.surface.into(), time_part(row.time_ms)];
+        self.rows.push_bytes(key, &self.packed)
     }
 
     /// Forms the requests. `each` is told of the rows in the order of their users.
+    ///
+    /// # Errors
+    /// The sort's files cannot be written or read.
     pub(crate) fn finish(self, dir: &Path, mut each: impl FnMut(&Impression)) -> Result<Requests> {
-        let mut rows = self.rows.finish()?;
-        let mut by_time = ExternalSort::new(dir);
-        let mut open: Vec<Impression> = Vec::new();
+        let RequestFormer { rows, layout, rules, count, .. } = self;
+        let mut rows = rows.finish()?;
+        let mut sorted = RequestSorter {
+            by_time: ExternalSort::new(dir),
+            row_bytes: layout.bytes(),
+            open: Vec::new(),
+            requests: 0,
+            repeated: 0,
+        };
+        let mut row = no_row();
         let mut first: Option<PlaceKey> = None;
-        let (mut request, mut repeated) = (0, 0);
-        let mut progress = Progress::start("form requests", self.count);
+        let mut progress = Progress::start("form requests", count);
+        let mut told = 0;
         while let Some(record) = rows.next()? {
-            progress.advance(1, String::new);
-            let mut row: Impression = record.decode();
+            told += 1;
+            if told == PROGRESS_ROWS {
+                progress.advance(std::mem::take(&mut told), String::new);
+            }
+            layout.unpack(record.bytes, &mut row);
             each(&row);
-            let joined = first.filter(|first| {
-                let apart_ms = record.key.time_ms.saturating_sub(first.time_ms);
-                first.is_same_place(&record.key)
-                    && self.rules.within_ms.is_none_or(|within_ms| apart_ms <= within_ms)
-                    && open.len() < MAX_REQUEST_ROWS
-            });
-            if joined.is_none() {
-                repeated += write_request(&mut by_time, &mut open)?;
-                request += 1;
+            let [.., time] = record.key;
+            let is_joined = |first: &PlaceKey| {
+                let apart_ms = time_of(time).saturating_sub(time_of(first[3]));
+                first[..3] == record.key[..3]
+                    && rules.within_ms.is_none_or(|within_ms| apart_ms <= within_ms)
+                    && sorted.open.len() < MAX_REQUEST_ROWS * sorted.row_bytes
+                    && !row.history_only
+            };
+            if !first.as_ref().is_some_and(is_joined) {
+                sorted.close(first)?;
+                first = Some(record.key);
             }
-            let key = *first.insert(joined.unwrap_or(record.key));
-            (row.request, row.time_ms) = (request, key.time_ms);
-            let is_same = |other: &&mut Impression| other.item == row.item;
-            match open.iter_mut().find(is_same).filter(|_| self.rules.one_row_an_item) {
-                Some(before) => *before = row,
-                None => open.push(row),
-            }
+            sorted.add(record.bytes, rules.one_row_an_item);
         }
-        repeated += write_request(&mut by_time, &mut open)?;
-        progress.finish(&format!("{request} requests"));
-        let (rows, count) = (by_time.finish()?, self.count);
-        Ok(Requests { rows, count, last: None, requests: 0, repeated })
+        sorted.close(first)?;
+        progress.finish(&format!("{} requests", sorted.requests));
+        let (rows, repeated) = (sorted.by_time.finish()?, sorted.repeated);
+        let (last, row) = (None, no_row());
+        Ok(Requests { rows, layout, count, last, row, requests: 0, number: 0, repeated })
     }
 }
 
-/// Hands on the rows of a request, and counts those that say the same as an earlier one.
-fn write_request(by_time: &mut ExternalSort<TimeKey>, open: &mut Vec<Impression>) -> Result<u64> {
-    // Most requests of some logs are one row.
-    let repeated = if open.len() > 1 { count_repeated(open) } else { 0 };
-    for row in open.drain(..) {
-        by_time.push(TimeKey { time_ms: row.time_ms, request: row.request }, &row)?;
+/// An impression to be filled in.
+pub(crate) fn no_row() -> Impression {
+    Impression {
+        request: 0,
+        time_ms: 0,
+        outcome_ms: 0,
+        user: 0,
+        item: 0,
+        surface: 0,
+        outcome: Outcome::UNKNOWN,
+        context: ContextFeatures::default(),
+        truth: Vec::new(),
+        history_only: false,
     }
-    Ok(repeated)
+}
+
+/// Collects the rows of the current request, and sorts requests by time.
+struct RequestSorter {
+    by_time: ExternalSort<2>,
+    row_bytes: usize,
+    /// The packed rows of the current request.
+    open: Vec<u8>,
+    /// The number of requests before it.
+    requests: u64,
+    repeated: u64,
+}
+
+impl RequestSorter {
+    fn add(&mut self, row: &[u8], one_row_an_item: bool) {
+        let mut rows = self.open.chunks_exact_mut(self.row_bytes);
+        let is_same = |other: &&mut [u8]| item_bytes(other) == item_bytes(row);
+        let before = if one_row_an_item { rows.find(is_same) } else { None };
+        match before {
+            Some(before) => before.copy_from_slice(row),
+            None => self.open.extend_from_slice(row),
+        }
+    }
+
+    /// Hands on the rows of the current request, which has the time of its first one, and counts
+    /// those that say the same as an earlier one.
+    fn close(&mut self, first: Option<PlaceKey>) -> Result<()> {
+        let Some([.., time]) = first else { return Ok(()) };
+        let mut rows: Vec<&[u8]> = self.open.chunks_exact(self.row_bytes).collect();
+        for row in &rows {
+            self.by_time.push_bytes([time, self.requests], row)?;
+        }
+        rows.sort_unstable();
+        self.repeated += rows.windows(2).filter(|pair| pair[0] == pair[1]).count() as u64;
+        self.requests += 1;
+        self.open.clear();
+        Ok(())
+    }
 }
 
 impl Requests {
     /// The next impression, with the number of its request; none at the end.
-    pub(crate) fn next(&mut self) -> Result<Option<Impression>> {
+    ///
+    /// # Errors
+    /// The sort's files cannot be read.
+    pub(crate) fn next(&mut self) -> Result<Option<&Impression>> {
         let Some(record) = self.rows.next()? else { return Ok(None) };
-        let mut row: Impression = record.decode();
-        if self.last.replace(record.key.request) != Some(record.key.request) {
-            self.requests += 1;
+        let [time, request] = record.key;
+        self.layout.unpack(record.bytes, &mut self.row);
+        if self.last.replace(request) != Some(request) {
+            self.number += 1;
+            self.requests += u64::from(!self.row.history_only);
         }
-        row.request = self.requests;
-        Ok(Some(row))
+        (self.row.request, self.row.time_ms) = (self.number, time_of(time));
+        Ok(Some(&self.row))
     }
 }

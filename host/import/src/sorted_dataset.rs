@@ -12,7 +12,7 @@ use hypercast_fm::example::{Item, User};
 use crate::error::Result;
 use crate::ranges::RangeInference;
 use crate::report::ImportReport;
-use crate::requests::Requests;
+use crate::requests::{PROGRESS_ROWS, Requests};
 
 /// What an import read, but for dictionaries of ids.
 pub(crate) struct SortedDataset<'a> {
@@ -21,6 +21,8 @@ pub(crate) struct SortedDataset<'a> {
     /// The items' names, in the same order; empty if there are none.
     pub(crate) item_names: Vec<String>,
     pub(crate) users: Vec<User>,
+    /// A file of the items' content vectors.
+    pub(crate) content: Option<&'a Path>,
     pub(crate) requests: Requests,
     /// Has seen all impressions.
     pub(crate) ranges: RangeInference<'a>,
@@ -31,7 +33,7 @@ impl SortedDataset<'_> {
     /// an import that began at `start`.
     ///
     /// # Errors
-    /// The file system fails.
+    /// The content vectors cannot be read, or the file system fails.
     pub(crate) fn write(
         mut self,
         into: &Path,
@@ -48,14 +50,20 @@ impl SortedDataset<'_> {
             users: &self.users,
         };
         write_entities(into, &entities)?;
-        // Vectors of an earlier import into the same folder are of other items.
-        content::import(None, into, &self.items)?;
+        // Without any, those that an earlier import left here go.
+        if let Some(content) = content::import(self.content, into, &self.items)? {
+            report.items_with_content = content.items.len() as u64;
+            report.content_width = content.width as u64;
+        }
         let mut writer = ImpressionWriter::create(into, &schema);
         let mut progress = Progress::start("write impressions", self.requests.count);
         while let Some(row) = self.requests.next()? {
-            writer.write(&row)?;
+            writer.write(row)?;
             report.impressions += 1;
-            progress.advance(1, String::new);
+            report.history_only += u64::from(row.history_only);
+            if report.impressions.is_multiple_of(PROGRESS_ROWS) {
+                progress.advance(PROGRESS_ROWS, String::new);
+            }
         }
         writer.finish()?;
         progress.finish(&format!("{} rows", report.impressions));

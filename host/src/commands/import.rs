@@ -1,12 +1,14 @@
-//! `hypercast import`: a public data set's own files become a data set directory.
+//! `hypercast import`: a public data set's own files become a data set directory, as by
+//! `hypercast data import --preset`.
 
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use hypercast_import::{ImportReport, kuairand, movielens};
+use hypercast_import::ImportReport;
+use hypercast_import::preset::{kuairand, movielens};
 
-/// Import a public data set
+/// Import a public data set, as `hypercast data import --preset` does
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Which data set.
@@ -46,18 +48,25 @@ pub enum ImportSource {
 
 /// Runs the import and prints its report, bad rows first of all.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (report, into) = match args.source {
-        ImportSource::Kuairand { from, into, content } => (
-            kuairand::import(&kuairand::KuairandOptions { from, into: into.clone(), content })?,
-            into,
-        ),
-        ImportSource::Movielens { into, wheel, content } => (
-            movielens::import(&movielens::MovielensOptions { wheel, into: into.clone(), content })?,
-            into,
-        ),
+    let into = match &args.source {
+        ImportSource::Kuairand { into, .. } | ImportSource::Movielens { into, .. } => into.clone(),
     };
-    print_report(&report, &into);
+    print_report(&args.source.import()?, &into);
     Ok(())
+}
+
+impl ImportSource {
+    /// Imports the data set.
+    pub(super) fn import(self) -> hypercast_import::Result<ImportReport> {
+        match self {
+            ImportSource::Kuairand { from, into, content } => {
+                kuairand::import(&kuairand::KuairandOptions { from, into, content })
+            }
+            ImportSource::Movielens { into, wheel, content } => {
+                movielens::import(&movielens::MovielensOptions { wheel, into, content })
+            }
+        }
+    }
 }
 
 /// Prints what was read and written, bad rows last.

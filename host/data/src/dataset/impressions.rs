@@ -52,8 +52,8 @@ pub struct ImpressionWriter {
     path: PathBuf,
     schema: Schema,
     /// Open from the first row group on, which decides whether truth has columns.
-    writer: Option<(TableWriter, ColumnCounts)>,
-    buffer: Vec<Impression>,
+    writer: Option<TableWriter>,
+    buffer: ImpressionColumns,
     last_ms: i64,
 }
 
@@ -64,7 +64,7 @@ impl ImpressionWriter {
             path: dir.join("impressions.parquet"),
             schema: schema.clone(),
             writer: None,
-            buffer: Vec::with_capacity(ROWS_PER_GROUP),
+            buffer: ImpressionColumns::new(ColumnCounts::new(schema, true)),
             last_ms: i64::MIN,
         }
     }
@@ -81,28 +81,125 @@ impl ImpressionWriter {
 
     /// Adds one impression wherever it stands in time. Only tests of readers want that.
     pub(crate) fn write_in_any_order(&mut self, impression: &Impression) -> Result<()> {
-        self.buffer.push(impression.clone());
-        if self.buffer.len() == ROWS_PER_GROUP { self.flush() } else { Ok(()) }
+        self.buffer.push(impression);
+        if self.buffer.request.len() == ROWS_PER_GROUP { self.flush() } else { Ok(()) }
     }
 
     /// Writes the rest and gives the file its name.
     pub fn finish(mut self) -> Result<()> {
         self.flush()?;
-        self.writer.take().expect("opened by flush").0.finish()
+        self.writer.take().expect("opened by flush").finish()
     }
 
     fn flush(&mut self) -> Result<()> {
-        if self.writer.is_none() {
-            let simulated = self.buffer.iter().any(|row| !row.truth.is_empty());
-            let writer = TableWriter::create(&self.path, fields(&self.schema, simulated))?;
-            self.writer = Some((writer, ColumnCounts::new(&self.schema, simulated)));
-        }
-        let (writer, counts) = self.writer.as_mut().expect("opened above");
-        if !self.buffer.is_empty() {
-            writer.write(&columns(&self.buffer, *counts))?;
-            self.buffer.clear();
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            None => {
+                if !self.buffer.is_simulated {
+                    self.buffer.truth.clear();
+                }
+                let fields = fields(&self.schema, self.buffer.is_simulated);
+                self.writer.insert(TableWriter::create(&self.path, fields)?)
+            }
+        };
+        if !self.buffer.request.is_empty() {
+            writer.write(&self.buffer.take())?;
         }
         Ok(())
+    }
+}
+
+/// The rows of the next row group.
+struct ImpressionColumns {
+    request: Vec<u64>,
+    time_ms: Vec<i64>,
+    outcome_ms: Vec<i64>,
+    user: Vec<u64>,
+    item: Vec<u64>,
+    surface: Vec<u32>,
+    actions: Vec<u32>,
+    known: Vec<u32>,
+    history_only: Vec<bool>,
+    values: Vec<Vec<f32>>,
+    ids: Vec<Vec<u64>>,
+    dense: Vec<Vec<f32>>,
+    truth: Vec<Vec<f32>>,
+    /// Whether a row has had a truth.
+    is_simulated: bool,
+}
+
+/// Puts a cell of a row into each column; `missing` where the row has none.
+fn push_all<T: Copy>(columns: &mut [Vec<T>], cells: &[T], missing: T) {
+    for (at, column) in columns.iter_mut().enumerate() {
+        column.push(cells.get(at).copied().unwrap_or(missing));
+    }
+}
+
+/// What a column holds; the column goes on with room for as many cells.
+fn take<T>(column: &mut Vec<T>) -> Column
+where
+    super::table::ColumnValues: FromIterator<T>,
+{
+    let room = Vec::with_capacity(column.len());
+    Column::scalars(std::mem::replace(column, room))
+}
+
+impl ImpressionColumns {
+    fn new(counts: ColumnCounts) -> ImpressionColumns {
+        let ColumnCounts { values, context: FeatureCounts { ids, dense }, truth } = counts;
+        ImpressionColumns {
+            request: Vec::new(),
+            time_ms: Vec::new(),
+            outcome_ms: Vec::new(),
+            user: Vec::new(),
+            item: Vec::new(),
+            surface: Vec::new(),
+            actions: Vec::new(),
+            known: Vec::new(),
+            history_only: Vec::new(),
+            values: vec![Vec::new(); values],
+            ids: vec![Vec::new(); ids],
+            dense: vec![Vec::new(); dense],
+            truth: vec![Vec::new(); truth],
+            is_simulated: false,
+        }
+    }
+
+    fn push(&mut self, row: &Impression) {
+        self.request.push(row.request);
+        self.time_ms.push(row.time_ms);
+        self.outcome_ms.push(row.outcome_ms);
+        self.user.push(row.user);
+        self.item.push(row.item);
+        self.surface.push(row.surface.into());
+        self.actions.push(row.outcome.actions);
+        self.known.push(row.outcome.known);
+        self.history_only.push(row.history_only);
+        push_all(&mut self.values, &row.outcome.values, f32::NAN);
+        push_all(&mut self.ids, &row.context.ids, 0);
+        push_all(&mut self.dense, &row.context.dense, 0.0);
+        push_all(&mut self.truth, &row.truth, f32::NAN);
+        self.is_simulated |= !row.truth.is_empty();
+    }
+
+    /// The columns in the order of [`fields`]; none has a row behind this.
+    fn take(&mut self) -> Vec<Column> {
+        let mut columns = vec![
+            take(&mut self.request),
+            take(&mut self.time_ms),
+            take(&mut self.outcome_ms),
+            take(&mut self.user),
+            take(&mut self.item),
+            take(&mut self.surface),
+            take(&mut self.actions),
+            take(&mut self.known),
+            take(&mut self.history_only),
+        ];
+        columns.extend(self.values.iter_mut().map(take));
+        columns.extend(self.ids.iter_mut().map(take));
+        columns.extend(self.dense.iter_mut().map(take));
+        columns.extend(self.truth.iter_mut().map(take));
+        columns
     }
 }
 
@@ -229,37 +326,6 @@ fn fields(schema: &Schema, simulated: bool) -> Vec<Field> {
     fields.extend(context(FeatureKind::Dense).map(|name| Field::new(name, CellType::F32)));
     fields.extend(truths.map(|task| Field::new(format!("truth_{}", task.name), CellType::F32)));
     fields
-}
-
-fn columns(rows: &[Impression], counts: ColumnCounts) -> Vec<Column> {
-    /// A column of one value per row.
-    fn of<T>(rows: &[Impression], value: impl Fn(&Impression) -> T) -> Column
-    where
-        super::table::ColumnValues: FromIterator<T>,
-    {
-        Column::scalars(rows.iter().map(value))
-    }
-    let mut columns = vec![
-        of(rows, |row| row.request),
-        of(rows, |row| row.time_ms),
-        of(rows, |row| row.outcome_ms),
-        of(rows, |row| row.user),
-        of(rows, |row| row.item),
-        of(rows, |row| u32::from(row.surface)),
-        of(rows, |row| row.outcome.actions),
-        of(rows, |row| row.outcome.known),
-        of(rows, |row| row.history_only),
-    ];
-    let context = |row: &Impression, i: usize| row.context.dense.get(i).copied().unwrap_or(0.0);
-    let truth = |row: &Impression, i: usize| row.truth.get(i).copied().unwrap_or(f32::NAN);
-    columns.extend((0..counts.values).map(|i| of(rows, |row| row.outcome.values[i])));
-    columns.extend(
-        (0..counts.context.ids)
-            .map(|i| of(rows, |row| row.context.ids.get(i).copied().unwrap_or(0))),
-    );
-    columns.extend((0..counts.context.dense).map(|i| of(rows, |row| context(row, i))));
-    columns.extend((0..counts.truth).map(|i| of(rows, |row| truth(row, i))));
-    columns
 }
 
 fn impression(columns: &[Column], counts: ColumnCounts, row: usize) -> Impression {

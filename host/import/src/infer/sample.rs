@@ -89,7 +89,7 @@ impl SampledColumn {
         if cell != Cell::Missing {
             self.present += 1;
             self.lists += usize::from(matches!(cell, Cell::List(_)));
-            let cell = cell.unlisted(true);
+            let cell = cell.first(None);
             self.flags += usize::from(matches!(cell.flag(), Ok(Some(_))));
             self.integer_ids += usize::from(matches!(cell.integer_id(), Ok(Some(_))));
             if let Ok(Some(told)) = cell.number() {

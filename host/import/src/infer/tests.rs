@@ -57,7 +57,7 @@ fn a_shop_is_understood_and_its_mapping_imports_as_it_is() {
         assert!(text.contains("# it is above 0 only where `clicked` happened"), "{text}");
         assert!(text.contains("12 % missing"), "{text}");
         let into = dir.path().join("data");
-        let report = import(&mapping, &into).unwrap();
+        let report = import(&mapping, None, &into).unwrap();
         assert_eq!((report.bad_rows, report.impressions, report.requests), (0, 600, 200), "{text}");
         let data = Dataset::open(&into).unwrap();
         assert_eq!((data.rows, data.schema.surfaces.len()), (600, 3));

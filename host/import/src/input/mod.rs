@@ -197,7 +197,7 @@ impl InputFile {
         let content = self.open(&position)?;
         let (mut rows, mut told) = (0_u64, 0);
         let progress = &mut *reading.progress;
-        let mut counted = |row: &dyn Row| {
+        let counted = |row: &dyn Row| {
             rows += 1;
             if rows.is_multiple_of(PROGRESS_ROWS) {
                 let at = position.load(Ordering::Relaxed);
@@ -220,10 +220,9 @@ impl InputFile {
                     delimiter: self.delimiter,
                     quoting: self.quoting,
                     columns: columns.to_vec(),
-                    expected: "a file with the columns that were asked for",
                     most_rows,
                 };
-                file.read(report, |row| counted(row))?;
+                file.read(report, counted)?;
             }
         }
         let size = self.size()?;

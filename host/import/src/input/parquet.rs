@@ -18,16 +18,16 @@ use parquet::schema::types::ColumnDescriptor;
 use super::{Reading, Row};
 use crate::cell::Cell;
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::prefetch::{ItemSender, Prefetch};
 use crate::report::RowFailure;
 
-/// The rows that are in memory at a time.
-const BATCH_ROWS: usize = 8192;
+/// The rows that are decoded together, and how many such batches wait.
+const BATCH_ROWS: usize = 2048;
+const BATCHES_AHEAD: usize = 8;
 
 /// Names that writers give to what is between a list and its elements.
 const LIST_PARTS: [&str; 7] =
     ["list", "element", "item", "array", "bag", "array_element", "key_value"];
-
-type ParquetResult<T> = std::result::Result<T, ParquetError>;
 
 /// The names of a file's columns.
 pub(super) fn column_names(path: &Path) -> Result<Vec<String>> {
@@ -53,33 +53,59 @@ pub(super) fn read(
     });
     let wanted = wanted.collect::<Result<Vec<usize>>>()?;
     reading.report.open(&path.display().to_string());
+    let (file, most_rows) = (path.to_path_buf(), reading.most_rows);
+    let mut batches = Prefetch::start("parquet", BATCHES_AHEAD, move |to| {
+        send_batches(&reader, &wanted, most_rows, to).map_err(failed(&file))
+    })?;
     let mut line = 0;
-    for group in 0..reader.num_row_groups() {
-        let group = reader.get_row_group(group).map_err(failed(path))?;
-        let columns = wanted.iter().map(|&at| BatchColumn::open(&*group, at));
-        let mut columns =
-            columns.collect::<ParquetResult<Vec<BatchColumn>>>().map_err(failed(path))?;
-        let mut left = usize::try_from(group.metadata().num_rows()).unwrap_or_default();
-        while left > 0 && line < reading.most_rows {
-            let most = usize::try_from(reading.most_rows - line).unwrap_or(usize::MAX);
-            let rows = left.min(BATCH_ROWS).min(most);
-            for column in &mut columns {
-                column.read(rows).map_err(failed(path))?;
-            }
-            for row in 0..rows {
-                line += 1;
-                let outcome = add(&ParquetRow { columns: &columns, row });
-                reading.report.row(line, outcome)?;
-            }
-            left -= rows;
+    while let Some(batch) = batches.next()? {
+        for row in 0..batch.rows {
+            line += 1;
+            let outcome = add(&ParquetRow { columns: &batch.columns, row });
+            reading.report.row(line, outcome)?;
         }
-        let bytes = u64::try_from(group.metadata().compressed_size()).unwrap_or_default();
-        reading.progress.advance(bytes, || path.display().to_string());
+        reading.progress.advance(batch.bytes, || path.display().to_string());
     }
     if line == 0 {
         return Err(Error::data(path, "it has no row"));
     }
     reading.report.close()
+}
+
+/// Rows of a row group.
+struct RowBatch {
+    columns: Vec<ColumnBatch>,
+    rows: usize,
+    /// The bytes of the row group, with its last batch.
+    bytes: u64,
+}
+
+/// Reads the columns at the places `wanted`, until nobody takes their batches.
+fn send_batches(
+    reader: &SerializedFileReader<File>,
+    wanted: &[usize],
+    most_rows: u64,
+    to: &ItemSender<RowBatch>,
+) -> parquet::errors::Result<()> {
+    let mut most = usize::try_from(most_rows).unwrap_or(usize::MAX);
+    for group in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(group)?;
+        let decoders = wanted.iter().map(|&at| ColumnDecoder::open(&*group, at));
+        let mut decoders = decoders.collect::<parquet::errors::Result<Vec<ColumnDecoder>>>()?;
+        let mut left = usize::try_from(group.metadata().num_rows()).unwrap_or_default();
+        let group_bytes = u64::try_from(group.metadata().compressed_size()).unwrap_or_default();
+        while left > 0 && most > 0 {
+            let rows = left.min(BATCH_ROWS).min(most);
+            let columns = decoders.iter_mut().map(|decoder| decoder.read(rows));
+            let columns = columns.collect::<parquet::errors::Result<Vec<ColumnBatch>>>()?;
+            (left, most) = (left - rows, most - rows);
+            let bytes = if left == 0 { group_bytes } else { 0 };
+            if !to.send(RowBatch { columns, rows, bytes }) {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn open(path: &Path) -> Result<SerializedFileReader<File>> {
@@ -109,7 +135,7 @@ fn name_of(column: &ColumnDescriptor) -> String {
 
 /// A row of the batch that the columns hold.
 struct ParquetRow<'a> {
-    columns: &'a [BatchColumn],
+    columns: &'a [ColumnBatch],
     row: usize,
 }
 
@@ -119,15 +145,22 @@ impl Row for ParquetRow<'_> {
     }
 }
 
-/// A column of a row group, and the batch that was read of it last.
-struct BatchColumn {
+/// A column of a row group.
+struct ColumnDecoder {
     reader: ColumnReader,
     meaning: Meaning,
     max_definition: i16,
     max_repetition: i16,
+}
+
+/// Rows of a column.
+struct ColumnBatch {
+    meaning: Meaning,
+    is_list: bool,
     values: Values,
-    /// The index of each row's value, or of its list's first; none for a null.
-    places: Vec<Option<u32>>,
+    /// The index of each row's value, or of its list's first, and none for a null. Without it, each
+    /// row has a value.
+    places: Option<Vec<Option<u32>>>,
 }
 
 /// The values of a batch without nulls, as the file has them.
@@ -197,72 +230,70 @@ impl Meaning {
     }
 }
 
-impl BatchColumn {
-    fn open(group: &dyn RowGroupReader, at: usize) -> ParquetResult<BatchColumn> {
+impl ColumnDecoder {
+    fn open(group: &dyn RowGroupReader, at: usize) -> parquet::errors::Result<ColumnDecoder> {
         let descriptor = group.metadata().column(at).column_descr();
-        let reader = group.get_column_reader(at)?;
-        let values = match &reader {
-            ColumnReader::BoolColumnReader(_) => Values::Bool(Vec::new()),
-            ColumnReader::Int32ColumnReader(_) => Values::Int32(Vec::new()),
-            ColumnReader::Int64ColumnReader(_) => Values::Int64(Vec::new()),
-            ColumnReader::Int96ColumnReader(_) => Values::Int96(Vec::new()),
-            ColumnReader::FloatColumnReader(_) => Values::Float(Vec::new()),
-            ColumnReader::DoubleColumnReader(_) => Values::Double(Vec::new()),
-            ColumnReader::ByteArrayColumnReader(_) => Values::Bytes(Vec::new()),
-            ColumnReader::FixedLenByteArrayColumnReader(_) => Values::Fixed(Vec::new()),
-        };
-        Ok(BatchColumn {
-            reader,
+        Ok(ColumnDecoder {
+            reader: group.get_column_reader(at)?,
             meaning: Meaning::of(descriptor),
             max_definition: descriptor.max_def_level(),
             max_repetition: descriptor.max_rep_level(),
-            values,
-            places: Vec::new(),
         })
     }
 
     /// Reads the next batch, of that many rows.
-    fn read(&mut self, rows: usize) -> ParquetResult<()> {
-        let levels = match (&mut self.reader, &mut self.values) {
-            (ColumnReader::BoolColumnReader(r), Values::Bool(v)) => Levels::read(r, v, rows)?,
-            (ColumnReader::Int32ColumnReader(r), Values::Int32(v)) => Levels::read(r, v, rows)?,
-            (ColumnReader::Int64ColumnReader(r), Values::Int64(v)) => Levels::read(r, v, rows)?,
-            (ColumnReader::Int96ColumnReader(r), Values::Int96(v)) => Levels::read(r, v, rows)?,
-            (ColumnReader::FloatColumnReader(r), Values::Float(v)) => Levels::read(r, v, rows)?,
-            (ColumnReader::DoubleColumnReader(r), Values::Double(v)) => Levels::read(r, v, rows)?,
-            (ColumnReader::ByteArrayColumnReader(r), Values::Bytes(v)) => Levels::read(r, v, rows)?,
-            (ColumnReader::FixedLenByteArrayColumnReader(r), Values::Fixed(v)) => {
-                Levels::read(r, v, rows)?
+    fn read(&mut self, rows: usize) -> parquet::errors::Result<ColumnBatch> {
+        let (levels, values) = match &mut self.reader {
+            ColumnReader::BoolColumnReader(reader) => read_rows(reader, rows, Values::Bool),
+            ColumnReader::Int32ColumnReader(reader) => read_rows(reader, rows, Values::Int32),
+            ColumnReader::Int64ColumnReader(reader) => read_rows(reader, rows, Values::Int64),
+            ColumnReader::Int96ColumnReader(reader) => read_rows(reader, rows, Values::Int96),
+            ColumnReader::FloatColumnReader(reader) => read_rows(reader, rows, Values::Float),
+            ColumnReader::DoubleColumnReader(reader) => read_rows(reader, rows, Values::Double),
+            ColumnReader::ByteArrayColumnReader(reader) => read_rows(reader, rows, Values::Bytes),
+            ColumnReader::FixedLenByteArrayColumnReader(reader) => {
+                read_rows(reader, rows, Values::Fixed)
             }
-            _ => unreachable!("values of the reader's type"),
-        };
-        self.places.clear();
-        let mut next = 0;
+        }?;
+        let is_list = self.max_repetition == 1;
+        let is_whole = self.max_repetition == 0 && levels.values == rows;
+        let places = if is_whole { None } else { Some(self.places(&levels)) };
+        match places.as_ref().map_or(rows, Vec::len) {
+            found if found == rows => {
+                Ok(ColumnBatch { meaning: self.meaning, is_list, values, places })
+            }
+            found => Err(ParquetError::General(format!(
+                "{found} rows of a column, its row group has {rows}"
+            ))),
+        }
+    }
+
+    fn places(&self, levels: &Levels) -> Vec<Option<u32>> {
+        let (mut places, mut next) = (Vec::new(), 0);
         for at in 0..levels.count {
             let is_first = self.max_repetition == 0 || levels.repetition[at] == 0;
             if is_first {
-                self.places.push(None);
+                places.push(None);
             }
             if self.max_definition == 0 || levels.definition[at] == self.max_definition {
-                let place = self.places.last_mut().expect("a row's first level is 0");
+                let place = places.last_mut().expect("a row's first level is 0");
                 place.get_or_insert(next);
                 next += 1;
             }
         }
-        if self.places.len() == rows {
-            return Ok(());
-        }
-        let (found, reason) = (self.places.len(), "rows of a column, its row group has");
-        Err(ParquetError::General(format!("{found} {reason} {rows}")))
+        places
     }
+}
 
+impl ColumnBatch {
     fn cell(&self, row: usize) -> Cell<'_> {
-        let cell = match (self.places[row], self.meaning) {
+        let place = self.places.as_ref().map_or(Some(row), |of| of[row].map(|at| at as usize));
+        let cell = match (place, self.meaning) {
             (None, _) => Cell::Missing,
             (_, Meaning::Other(what)) => Cell::Other(what),
-            (Some(at), _) => self.value(at as usize),
+            (Some(at), _) => self.value(at),
         };
-        if self.max_repetition == 1 { Cell::List(Box::new(cell)) } else { cell }
+        if self.is_list { Cell::List(Box::new(cell)) } else { cell }
     }
 
     fn value(&self, at: usize) -> Cell<'_> {
@@ -308,30 +339,32 @@ impl BatchColumn {
 /// Which rows of a batch have values, as Dremel levels.
 struct Levels {
     count: usize,
+    /// The number of values.
+    values: usize,
     definition: Vec<i16>,
     repetition: Vec<i16>,
 }
 
-impl Levels {
-    fn read<T: DataType>(
-        reader: &mut ColumnReaderImpl<T>,
-        values: &mut Vec<T::T>,
-        rows: usize,
-    ) -> ParquetResult<Levels> {
-        values.clear();
-        let (mut definition, mut repetition) = (Vec::new(), Vec::new());
-        let (mut count, mut left) = (0, rows);
-        while left > 0 {
-            let (read, _, levels) =
-                reader.read_records(left, Some(&mut definition), Some(&mut repetition), values)?;
-            if read == 0 {
-                break;
-            }
-            count += levels;
-            left -= read;
+/// Reads rows of a column.
+fn read_rows<T: DataType>(
+    reader: &mut ColumnReaderImpl<T>,
+    rows: usize,
+    values_of: fn(Vec<T::T>) -> Values,
+) -> parquet::errors::Result<(Levels, Values)> {
+    let mut values = Vec::with_capacity(rows);
+    let (mut definition, mut repetition) = (Vec::new(), Vec::new());
+    let (mut count, mut left) = (0, rows);
+    while left > 0 {
+        let (read, _, levels) =
+            reader.read_records(left, Some(&mut definition), Some(&mut repetition), &mut values)?;
+        if read == 0 {
+            break;
         }
-        Ok(Levels { count, definition, repetition })
+        count += levels;
+        left -= read;
     }
+    let levels = Levels { count, values: values.len(), definition, repetition };
+    Ok((levels, values_of(values)))
 }
 
 /// The number that people would write for a float: 0.1 and not 0.10000000149.

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use hypercast_data::dataset::ContextFeatures;
 use hypercast_fm::example::{Item, User};
 
+use super::derived::{ColumnPlaces, DerivedColumn};
 use super::source::{ColumnList, FeatureSources};
 use super::{EntityMapping, Mapping};
 use crate::error::Result;
+use crate::id_collector::IdCollector;
 use crate::input::{InputFile, Reading};
 use crate::report::RowFailure;
 
@@ -22,7 +24,7 @@ pub(super) struct EntityRecord {
 pub(super) type EntityRecords = BTreeMap<u64, EntityRecord>;
 
 impl EntityMapping {
-    pub(super) fn find_files(&self, mapping: &Mapping) -> Result<Vec<InputFile>> {
+    pub(crate) fn find_files(&self, mapping: &Mapping) -> Result<Vec<InputFile>> {
         InputFile::find(&self.files, &mapping.folder, &self.options)
     }
 
@@ -35,6 +37,7 @@ impl EntityMapping {
         &self,
         files: &[InputFile],
         reading: &mut Reading<'_>,
+        derived: &[DerivedColumn<'_>],
         ids: &mut IdCollector,
     ) -> Result<EntityRecords> {
         let mut columns = ColumnList::default();
@@ -42,9 +45,9 @@ impl EntityMapping {
         let name = self.name.as_ref().map(|name| columns.source(name));
         let features = FeatureSources::new(&self.features, &mut columns);
         let mut records = EntityRecords::new();
+        let places = ColumnPlaces::new(&columns, derived);
         for file in files {
-            let mut reading = reading.of_columns(&columns.names);
-            file.read(&mut reading, |row| {
+            places.read_file(file, reading, |row| {
                 let key = id.id(row, ids)?;
                 let text = match &name {
                     None => String::new(),
@@ -52,7 +55,8 @@ impl EntityMapping {
                         name.checked(name.cell(row).text())?.unwrap_or_default().into_owned()
                     }
                 };
-                let record = EntityRecord { features: features.read(row)?, name: text };
+                let mut record = EntityRecord { features: ContextFeatures::default(), name: text };
+                features.read(row, &mut record.features)?;
                 let before = records.insert(key, record);
                 if before.is_some_and(|before| Some(&before) != records.get(&key)) {
                     let cell = id.cell(row);

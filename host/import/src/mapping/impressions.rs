@@ -1,17 +1,19 @@
 //! Rows of a log as impressions.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use hypercast_data::dataset::Impression;
 use hypercast_data::dataset::ids::id_key;
 use hypercast_data::schema::Schema;
 use hypercast_fm::example::{MAX_VALUES, Outcome};
 
-use super::Mapping;
 use super::source::{ActionSource, ColumnList, FeatureSources, NumberSource, Source, TimeSource};
-use crate::cell::TimeUnit;
-use crate::input::Row;
+use super::{ImpressionMapping, Mapping};
+use crate::cell::{Cell, TimeUnit};
+use crate::error::Result;
+use crate::id_collector::IdCollector;
+use crate::input::{InputFile, Row};
 use crate::report::{RowError, RowFailure};
 
 /// The columns of a log.
@@ -21,7 +23,7 @@ pub(super) struct ImpressionSources {
     item: Source,
     surface: Option<Source>,
     /// Surfaces by what the column says.
-    surfaces: HashMap<String, u16>,
+    surfaces: BTreeMap<String, u16>,
     surface_default: Option<u16>,
     time: TimeSource,
     request: Option<Source>,
@@ -45,11 +47,24 @@ pub(super) fn to_ms(seconds: f64) -> i64 {
     (seconds * 1e3) as i64
 }
 
+/// The key of a request's id: a whole number is its own, so that it is the same in any file.
+fn request_key(id: &str) -> u64 {
+    let is_number = !id.starts_with('0') && id.bytes().all(|byte| byte.is_ascii_digit());
+    let number = id.parse().ok().filter(|_| is_number);
+    number.unwrap_or_else(|| id_key(id).key)
+}
+
+impl ImpressionMapping {
+    pub(crate) fn find_files(&self, mapping: &Mapping) -> Result<Vec<InputFile>> {
+        InputFile::find(&self.files, &mapping.folder, &self.options)
+    }
+}
+
 impl ImpressionSources {
     pub(super) fn new(mapping: &Mapping, schema: &Schema) -> ImpressionSources {
         let of = &mapping.impressions;
         let mut columns = ColumnList::default();
-        let mut surfaces: HashMap<String, u16> =
+        let mut surfaces: BTreeMap<String, u16> =
             mapping.surfaces.iter().cloned().zip(0..).collect();
         let index = |name: &String| schema.surface(name).expect("the mapping was checked");
         surfaces.extend(of.surface_map.iter().map(|(from, to)| (from.clone(), index(to))));
@@ -81,15 +96,17 @@ impl ImpressionSources {
         }
     }
 
-    /// The impression of a row. Its `request` is the key of the request's id in the file, or 0 if
-    /// it has none.
+    /// Fills in the impression of a row. Its `request` is the key of the request's id in the file,
+    /// or 0 if it has none.
     pub(super) fn read(
         &self,
         row: &dyn Row,
         ids: &mut IdCollectors,
-    ) -> std::result::Result<Impression, RowFailure> {
-        let (user, item) = (self.user.id(row, &mut ids.users)?, self.item.id(row, &mut ids.items)?);
-        let time_ms = self.time.required(row)?;
+        into: &mut Impression,
+    ) -> std::result::Result<(), RowFailure> {
+        into.user = self.user.id(row, &mut ids.users)?;
+        into.item = self.item.id(row, &mut ids.items)?;
+        into.time_ms = self.time.required(row)?;
         let mut outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
         for (bit, action) in self.actions.iter().enumerate() {
             if let Some(happened) = action.read(row)? {
@@ -100,18 +117,11 @@ impl ImpressionSources {
         for (value, source) in outcome.values.iter_mut().zip(&self.values) {
             *value = source.read(row)?;
         }
-        Ok(Impression {
-            request: self.request(row)?,
-            time_ms,
-            outcome_ms: self.outcome_ms(row, time_ms)?,
-            user,
-            item,
-            surface: self.surface(row)?,
-            outcome,
-            context: self.context.read(row)?,
-            truth: Vec::new(),
-            history_only: false,
-        })
+        into.outcome = outcome;
+        into.request = self.request(row)?;
+        into.outcome_ms = self.outcome_ms(row, into.time_ms)?;
+        into.surface = self.surface(row)?;
+        Ok(self.context.read(row, &mut into.context)?)
     }
 
     fn surface(&self, row: &dyn Row) -> std::result::Result<u16, RowError> {
@@ -133,8 +143,13 @@ impl ImpressionSources {
     fn request(&self, row: &dyn Row) -> std::result::Result<u64, RowError> {
         let Some(source) = &self.request else { return Ok(0) };
         let cell = source.cell(row);
+        if let Cell::Integer(number) = cell
+            && let Ok(key @ 1..) = u64::try_from(number)
+        {
+            return Ok(key);
+        }
         match source.checked(cell.text())? {
-            Some(text) => Ok(id_key(&text).key),
+            Some(text) => Ok(request_key(&text)),
             None if self.has_window => Ok(0),
             None => Err(source.bad(
                 "it is missing; with `request_within_s`, such rows are requests by their time"

@@ -4,6 +4,7 @@
 //! expressions: what is to be computed is computed where the files are made. Tasks and counters
 //! stand in it as in `schema.toml`.
 
+mod derived;
 mod entities;
 mod import;
 mod impressions;
@@ -17,7 +18,9 @@ use std::path::{Path, PathBuf};
 use hypercast_data::schema::{Counter, EntityIds, FeatureKind, Task};
 use serde::Deserialize;
 
+pub(crate) use self::derived::DerivedColumn;
 pub use self::import::import;
+pub(crate) use self::import::{ImpressionSink, PresetImport};
 use crate::cell::TimeUnit;
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::input::InputOptions;
@@ -102,9 +105,11 @@ pub struct ActionMapping {
     pub name: String,
     /// The column; by default it is called as the action.
     pub column: Option<String>,
-    /// The least number with which the action happened. Without it and `one_of`, the column has to
-    /// say yes or no.
+    /// The least number with which the action happened. Without it, `at_most` and `one_of`, the
+    /// column has to say yes or no.
     pub at_least: Option<f64>,
+    /// The greatest number with which it happened.
+    pub at_most: Option<f64>,
     /// The texts with which the action happened; with any other it did not.
     #[serde(default)]
     pub one_of: Vec<String>,
@@ -147,6 +152,8 @@ pub struct FeatureMapping {
     pub clip: Option<[f32; 2]>,
     /// What is taken of a list.
     pub list: Option<ListChoice>,
+    /// The character between two elements of a list that stands in a text.
+    pub separator: Option<char>,
 }
 
 /// What a feature is where its cell is missing.
@@ -180,9 +187,21 @@ pub struct EntityMapping {
     pub id: String,
     /// The column of a name for people; items alone have one.
     pub name: Option<String>,
+    /// Whether impressions of others are left out. Without it, they count, and have no features.
+    #[serde(default)]
+    pub required: bool,
     /// The features, the same in every request.
     #[serde(default)]
     pub features: Vec<FeatureMapping>,
+}
+
+impl ActionMapping {
+    /// The numbers with which the action happened, if numbers say so.
+    fn range(&self) -> Option<[f64; 2]> {
+        let is_number = self.at_least.is_some() || self.at_most.is_some();
+        let (least, most) = (self.at_least.unwrap_or(f64::MIN), self.at_most.unwrap_or(f64::MAX));
+        is_number.then_some([least, most])
+    }
 }
 
 impl Mapping {

@@ -14,8 +14,9 @@ impl Mapping {
         self.impressions.check()?;
         self.check_surfaces()?;
         for action in &self.actions {
-            if action.at_least.is_some() && !action.one_of.is_empty() {
-                return fail(&format!("action `{}`", action.name), "it has at_least and one_of");
+            if action.range().is_some() && !action.one_of.is_empty() {
+                let reason = "it has one_of beside at_least or at_most";
+                return fail(&format!("action `{}`", action.name), reason);
             }
         }
         let entities = [&self.items, &self.users].into_iter().flatten();
@@ -104,6 +105,9 @@ impl FeatureMapping {
             }
             (FeatureKind::Dense, _) if !self.map.is_empty() => {
                 fail(&place, "`map` is for categories")
+            }
+            _ if self.separator.is_some() && self.list.is_none() => {
+                fail(&place, "`separator` is for a list; say with `list` what is taken of it")
             }
             (FeatureKind::Dense, Some(FeatureDefault::Text(text))) => {
                 fail(&place, &format!("its default `{text}` is not a number"))

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use hypercast_data::dataset::{ContextFeatures, entity_id::check_text_id};
 use hypercast_data::schema::{FeatureKind, category_id};
 
-use super::{ActionMapping, FeatureDefault, FeatureMapping, ValueMapping};
+use super::{ActionMapping, FeatureDefault, FeatureMapping, ListChoice, ValueMapping};
 use crate::cell::{Cell, CellResult, TimeUnit};
 use crate::id_collector::IdCollector;
 use crate::input::Row;
@@ -22,12 +22,15 @@ pub(super) struct ColumnList {
 
 impl ColumnList {
     /// The place of a column, which is added if it is new.
-    pub(super) fn source(&mut self, column: &str) -> Source {
-        let at = self.names.iter().position(|name| name == column).unwrap_or_else(|| {
+    pub(super) fn place(&mut self, column: &str) -> usize {
+        self.names.iter().position(|name| name == column).unwrap_or_else(|| {
             self.names.push(column.to_owned());
             self.names.len() - 1
-        });
-        Source { at, column: column.to_owned() }
+        })
+    }
+
+    pub(super) fn source(&mut self, column: &str) -> Source {
+        Source { at: self.place(column), column: column.to_owned() }
     }
 }
 
@@ -73,6 +76,29 @@ impl Source {
     }
 }
 
+/// Takes the first element of a list.
+#[derive(Debug, Clone, Copy)]
+struct FirstOfList {
+    /// What is between two elements of a list that is a text.
+    separator: Option<char>,
+}
+
+impl FirstOfList {
+    fn of(mapping: &FeatureMapping) -> Option<FirstOfList> {
+        let ListChoice::First = mapping.list?;
+        Some(FirstOfList { separator: mapping.separator })
+    }
+
+    /// The cell of a column, or the first element of it.
+    fn cell<'r>(list: Option<FirstOfList>, source: &Source, row: &'r dyn Row) -> Cell<'r> {
+        let cell = source.cell(row);
+        match list {
+            Some(list) => cell.first(list.separator),
+            None => cell,
+        }
+    }
+}
+
 /// The column of a time.
 #[derive(Debug, Clone)]
 pub(super) struct TimeSource {
@@ -94,7 +120,8 @@ impl TimeSource {
 #[derive(Debug, Clone)]
 pub(super) struct ActionSource {
     source: Source,
-    at_least: Option<f64>,
+    /// The least and the greatest number with which it happened, if numbers say so.
+    range: Option<[f64; 2]>,
     one_of: Vec<String>,
     default: Option<bool>,
 }
@@ -103,7 +130,7 @@ impl ActionSource {
     pub(super) fn new(mapping: &ActionMapping, columns: &mut ColumnList) -> ActionSource {
         ActionSource {
             source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),
-            at_least: mapping.at_least,
+            range: mapping.range(),
             one_of: mapping.one_of.clone(),
             default: mapping.default,
         }
@@ -112,8 +139,11 @@ impl ActionSource {
     /// Whether the action happened; none if that is not known.
     pub(super) fn read(&self, row: &dyn Row) -> RowResult<Option<bool>> {
         let cell = self.source.cell(row);
-        let happened = match self.at_least {
-            Some(least) => self.source.checked(cell.number())?.map(|number| number >= least),
+        let happened = match self.range {
+            Some([least, most]) => {
+                let number = self.source.checked(cell.number())?;
+                number.map(|number| (least..=most).contains(&number))
+            }
             None if self.one_of.is_empty() => self.source.checked(cell.flag())?,
             None => {
                 let text = self.source.checked(cell.category())?;
@@ -130,7 +160,7 @@ pub(super) struct NumberSource {
     source: Source,
     default: f32,
     clip: Option<[f32; 2]>,
-    first_of_list: bool,
+    list: Option<FirstOfList>,
 }
 
 impl NumberSource {
@@ -140,7 +170,7 @@ impl NumberSource {
             source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),
             default: mapping.default.map_or(f32::NAN, |default| default as f32),
             clip: mapping.clip,
-            first_of_list: false,
+            list: None,
         }
     }
 
@@ -153,12 +183,12 @@ impl NumberSource {
             source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),
             default,
             clip: mapping.clip,
-            first_of_list: mapping.list.is_some(),
+            list: FirstOfList::of(mapping),
         }
     }
 
     pub(super) fn read(&self, row: &dyn Row) -> RowResult<f32> {
-        let cell = self.source.cell(row).unlisted(self.first_of_list);
+        let cell = FirstOfList::cell(self.list, &self.source, row);
         let Some(number) = self.source.checked(cell.number())? else { return Ok(self.default) };
         let number = number as f32;
         if number.is_infinite() {
@@ -174,7 +204,7 @@ struct CategorySource {
     source: Source,
     map: BTreeMap<String, u64>,
     default: u64,
-    first_of_list: bool,
+    list: Option<FirstOfList>,
 }
 
 impl CategorySource {
@@ -188,12 +218,12 @@ impl CategorySource {
             source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),
             map: mapping.map.iter().map(|(from, to)| (from.clone(), category_id(to))).collect(),
             default,
-            first_of_list: mapping.list.is_some(),
+            list: FirstOfList::of(mapping),
         }
     }
 
     fn read(&self, row: &dyn Row) -> RowResult<u64> {
-        let cell = self.source.cell(row).unlisted(self.first_of_list);
+        let cell = FirstOfList::cell(self.list, &self.source, row);
         let text: Option<Cow<'_, str>> = self.source.checked(cell.category())?;
         Ok(text.map_or(self.default, |text| {
             self.map.get(text.as_ref()).copied().unwrap_or_else(|| category_id(&text))
@@ -220,14 +250,17 @@ impl FeatureSources {
         FeatureSources { categorical, dense }
     }
 
-    pub(super) fn read(&self, row: &dyn Row) -> RowResult<ContextFeatures> {
-        Ok(ContextFeatures {
-            ids: self
-                .categorical
-                .iter()
-                .map(|source| source.read(row))
-                .collect::<Result<_, _>>()?,
-            dense: self.dense.iter().map(|source| source.read(row)).collect::<Result<_, _>>()?,
-        })
+    /// Replaces `features` by those of a row.
+    pub(super) fn read(&self, row: &dyn Row, features: &mut ContextFeatures) -> RowResult<()> {
+        let ContextFeatures { ids, dense } = features;
+        ids.clear();
+        for source in &self.categorical {
+            ids.push(source.read(row)?);
+        }
+        dense.clear();
+        for source in &self.dense {
+            dense.push(source.read(row)?);
+        }
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@ mod engine;
 mod expert;
 mod fm;
 mod ids;
+mod import;
 mod isolation;
 mod kernels;
 mod lifecycle;
@@ -50,6 +51,8 @@ pub enum BenchPart {
     Isolation,
     /// Events ingested, joined, trained on and published, by real processes
     Lifecycle,
+    /// A log that is imported, beside DuckDB, which sorts and casts it
+    Import,
 }
 
 /// Measure how fast a part is, beside rivals on the same machine
@@ -64,7 +67,7 @@ pub struct BenchOptions {
     /// Timed repetitions of each figure; the median is reported
     #[arg(long, value_name = "N", default_value_t = 21)]
     pub runs: usize,
-    /// A Python that has PyTorch, for the rivals that need it
+    /// A Python that has PyTorch and DuckDB, for the rivals that need them
     #[arg(long, value_name = "PYTHON", default_value = "python3")]
     pub python: String,
     /// The folder of built plugins
@@ -80,7 +83,7 @@ pub struct BenchOptions {
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and
-    /// as much again for a rival
+    /// as much again for a rival. import: rows of the log; each takes about 200 bytes on disk
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     pub rows: usize,
     /// serving: users of the simulated world, 50 requests each
@@ -175,6 +178,7 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
     let groups: &[(Option<&str>, GroupMeasure)] = match options.part {
         BenchPart::Expert => &[(None, expert::network), (None, expert::ranking)],
         BenchPart::Store => &[(None, store::measure)],
+        BenchPart::Import => &[(None, import::measure)],
         BenchPart::Serving => &[(Some("logging"), fm::logging), (None, serving::measure)],
         BenchPart::Engine => &[
             (Some("seams"), seams::measure),

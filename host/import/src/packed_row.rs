@@ -1,0 +1,96 @@
+//! Impressions as the sorts keep them: numbers at fixed places, without what their keys say.
+//!
+//! All impressions of a schema take the same number of bytes, so that a row can be copied and
+//! compared without decoding it.
+
+use hypercast_data::dataset::Impression;
+use hypercast_data::schema::{FeatureKind, Schema, names};
+use hypercast_fm::example::Outcome;
+
+/// Which numbers a row has: all but its time and its request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowLayout {
+    values: usize,
+    ids: usize,
+    dense: usize,
+}
+
+/// Where a row has its item.
+const ITEM: std::ops::Range<usize> = 8..16;
+
+/// The bytes before those of values and features.
+const FIXED_BYTES: usize = 35;
+
+impl RowLayout {
+    pub(crate) fn new(schema: &Schema) -> RowLayout {
+        let count = |kind| names(&schema.context_features, kind).len();
+        let (ids, dense) = (count(FeatureKind::Categorical), count(FeatureKind::Dense));
+        RowLayout { values: schema.values.len(), ids, dense }
+    }
+
+    /// The length of a row.
+    pub(crate) fn bytes(&self) -> usize {
+        FIXED_BYTES + 4 * self.values + 8 * self.ids + 4 * self.dense
+    }
+
+    /// Replaces `bytes` by the row. Context features that it lacks are 0, which means "missing".
+    pub(crate) fn pack(&self, row: &Impression, bytes: &mut Vec<u8>) {
+        bytes.clear();
+        bytes.extend(row.user.to_le_bytes());
+        bytes.extend(row.item.to_le_bytes());
+        bytes.extend(row.outcome_ms.to_le_bytes());
+        bytes.extend(row.outcome.actions.to_le_bytes());
+        bytes.extend(row.outcome.known.to_le_bytes());
+        bytes.extend(row.surface.to_le_bytes());
+        bytes.push(row.history_only.into());
+        for value in &row.outcome.values[..self.values] {
+            bytes.extend(value.to_le_bytes());
+        }
+        for at in 0..self.ids {
+            bytes.extend(row.context.ids.get(at).unwrap_or(&0).to_le_bytes());
+        }
+        for at in 0..self.dense {
+            bytes.extend(row.context.dense.get(at).unwrap_or(&0.0).to_le_bytes());
+        }
+    }
+
+    /// Replaces all of `row` but its time and its request.
+    pub(crate) fn unpack(&self, bytes: &[u8], row: &mut Impression) {
+        let mut numbers = Numbers { bytes };
+        row.user = u64::from_le_bytes(numbers.take());
+        row.item = u64::from_le_bytes(numbers.take());
+        row.outcome_ms = i64::from_le_bytes(numbers.take());
+        row.outcome = Outcome {
+            actions: u32::from_le_bytes(numbers.take()),
+            known: u32::from_le_bytes(numbers.take()),
+            ..Outcome::UNKNOWN
+        };
+        row.surface = u16::from_le_bytes(numbers.take());
+        row.history_only = numbers.take() == [1];
+        for value in &mut row.outcome.values[..self.values] {
+            *value = f32::from_le_bytes(numbers.take());
+        }
+        row.context.ids.clear();
+        row.context.ids.extend((0..self.ids).map(|_| u64::from_le_bytes(numbers.take())));
+        row.context.dense.clear();
+        row.context.dense.extend((0..self.dense).map(|_| f32::from_le_bytes(numbers.take())));
+    }
+}
+
+/// The bytes of a packed row's item.
+pub(crate) fn item_bytes(row: &[u8]) -> &[u8] {
+    &row[ITEM]
+}
+
+/// A row's numbers, one after the other.
+struct Numbers<'a> {
+    bytes: &'a [u8],
+}
+
+impl Numbers<'_> {
+    fn take<const BYTES: usize>(&mut self) -> [u8; BYTES] {
+        let (number, rest) = self.bytes.split_first_chunk().expect("as long as the layout");
+        self.bytes = rest;
+        *number
+    }
+}
