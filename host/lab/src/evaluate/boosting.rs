@@ -51,6 +51,8 @@ pub fn score(
     command.arg(format!("--test-from={}", stream.window.test_from_ms));
     command.arg(format!("--utc-offset-h={}", stream.window.utc_offset_h));
     command.arg("--predictions").arg(&table).stdout(std::io::stderr());
+    // Its threads else spin while they wait, which on a busy machine takes the time of all.
+    command.env("OMP_WAIT_POLICY", "PASSIVE");
     let status = command.status().map_err(Error::io(python))?;
     if !status.success() {
         return Err(Error::invalid(format!(
