@@ -293,7 +293,7 @@ mod tests {
     fn verdict(said: impl Fn(&str, f32) -> f32) -> TaskVerdict {
         let mut tally = VerdictTally::new(&Arc::new(simulate::schema(1)), true);
         for row in 0..5000_u64 {
-            let chance = if mix64(row) % 2 == 0 { 0.1 } else { 0.5 };
+            let chance = if mix64(row).is_multiple_of(2) { 0.1 } else { 0.5 };
             let label = (mix64(row ^ 0xABCD) % 1000) < (chance * 1000.0) as u64;
             for arm in ARMS {
                 let probability = said(arm.name(), chance);

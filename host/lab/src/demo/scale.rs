@@ -88,10 +88,12 @@ impl DatasetSize {
         let default = FmConfig::default();
         let batch_requests = power_of_two(requests / FM_STEPS).clamp(8, default.batch_requests);
         // Few steps have to be longer, those of ids that are seen a few times most of all.
-        let (learning_rate, sparse_learning_rate) = match requests {
-            ..FEW_REQUESTS => (2e-3, 0.1),
-            ..SOME_REQUESTS => (default.learning_rate, 0.06),
-            _ => (default.learning_rate, default.sparse_learning_rate),
+        let (learning_rate, sparse_learning_rate) = if requests < FEW_REQUESTS {
+            (2e-3, 0.1)
+        } else if requests < SOME_REQUESTS {
+            (default.learning_rate, 0.06)
+        } else {
+            (default.learning_rate, default.sparse_learning_rate)
         };
         let narrow = usize::from(rows < FEW_ROWS);
         FmConfig {

@@ -30,7 +30,7 @@ const COLUMNS: [(&str, CellType); 6] = [
     ("said", CellType::F32),
 ];
 
-/// Trains boosting by `python`, with files in `work`, and adds its predictions.
+/// Trains boosting by `python`, with a table of its predictions in `work`, and adds these.
 ///
 /// # Errors
 /// Python or one of its packages is missing, or the script fails; what it printed is above.
@@ -40,17 +40,18 @@ pub fn score(
     work: &Path,
     scores: &mut EvaluationScores,
 ) -> Result<()> {
-    let (script, table) = (work.join("boosting.py"), work.join("boosting.parquet"));
-    std::fs::write(&script, SCRIPT).map_err(Error::io(&script))?;
+    let table = work.join("boosting.parquet");
     let mode = match stream.mode {
         TestMode::Fixed => "once",
         TestMode::Streaming => "daily",
     };
     let mut command = Command::new(python);
-    command.arg(&script).arg(&stream.dataset.dir).args(["--schema", "--mode", mode]);
+    command.arg("-c").arg(SCRIPT).arg(&stream.dataset.dir).args(["--schema", "--mode", mode]);
     command.arg(format!("--test-from={}", stream.window.test_from_ms));
     command.arg(format!("--utc-offset-h={}", stream.window.utc_offset_h));
     command.arg("--predictions").arg(&table).stdout(std::io::stderr());
+    // Its threads else spin while they wait, which on a busy machine takes the time of all.
+    command.env("OMP_WAIT_POLICY", "PASSIVE");
     let status = command.status().map_err(Error::io(python))?;
     if !status.success() {
         return Err(Error::invalid(format!(
