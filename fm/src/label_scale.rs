@@ -61,9 +61,12 @@ pub const SETTLED_LABELS: f64 = 10_000.0;
 /// Learned labels are clipped to so many deviations.
 const LABEL_LIMIT: f64 = 10.0;
 
-/// A label so many deviations from the mean is none of a long tail. It is not clipped, so that its
-/// loss is recognised as harmful (`harm`).
-const FAULTY_LABEL: f64 = 1e4;
+/// A label so many deviations from the mean is of no tail but a fault. It becomes infinite, so that
+/// its example is set aside (`harm`).
+const FAULTY_LABEL: f64 = 1e9;
+
+/// Labels by which a fault can be told.
+const FAULT_LABELS: f64 = 32.0;
 
 /// Rows after which a row's weight in the correction falls to 37 %.
 const CORRECTION_ROWS: f64 = 1e5;
@@ -125,7 +128,7 @@ impl LabelScale {
     /// that stands for others has their number for its weight.
     pub fn correct(&mut self, prediction: f32, label: f32, weight: f32) {
         let numbers = [prediction, label, weight].map(f64::from);
-        if !self.is_settled() || numbers.iter().any(|number| !number.is_finite()) {
+        if numbers.iter().any(|number| !number.is_finite()) {
             return;
         }
         let [prediction, label, weight] = numbers;
@@ -139,12 +142,15 @@ impl LabelScale {
         *predictions += rate * (weight * uncorrected - *predictions);
     }
 
-    /// What a model learns of a label: its distance from the mean, in deviations.
+    /// What a model learns of a label: its distance from the mean, in deviations. Infinite if the
+    /// label is a fault.
     pub fn learned(&self, label: f32) -> f32 {
         let ScaleMoments { mean, deviation } = self.moments();
         let value = (self.transform.apply(label.into()) - mean) / deviation;
-        let limit = if value.abs() < FAULTY_LABEL { LABEL_LIMIT } else { f64::INFINITY };
-        value.clamp(-limit, limit) as f32
+        if value.abs() > FAULTY_LABEL && self.moments.rows() >= FAULT_LABELS {
+            return f32::INFINITY;
+        }
+        value.clamp(-LABEL_LIMIT, LABEL_LIMIT) as f32
     }
 
     /// The prediction in the label's unit, of a model's output.
@@ -232,7 +238,7 @@ mod tests {
         (0..1000).for_each(|_| scale.observe(1e30));
         assert_eq!(scale, before);
         assert_eq!(scale.learned(1e5), 10.0);
-        assert!(scale.learned(1e15) > 1e10, "no tail is so long");
+        assert_eq!(scale.learned(1e15), f32::INFINITY, "no tail is so long");
         assert!(settled(LabelTransform::Log, |_| 3e38).prediction(1e30).is_finite());
         assert!(scale.prediction(f32::NAN).is_nan(), "what is broken stays visible");
         let constant = settled(LabelTransform::Log, |_| 7.0);
