@@ -1,7 +1,8 @@
 //! The unit in which a model learns a regression, and the way back to the unit of its label.
 //!
-//! A model learns `(t(label) - mean) / deviation`, where t is what the schema says of the task's
-//! label ([`LabelTransform`]). So no task's loss is larger because its label is written in cents,
+//! A model learns `(t(label) - mean) / (2 deviation)`, where t is what the schema says of the task's
+//! label ([`LabelTransform`]). Learned labels have a deviation of one half, as those of a binary
+//! task at even odds, so that their loss has the scale of its cross-entropy. So no task's loss is larger because its label is written in cents,
 //! and no label of a long tail decides a step alone. The first [`SETTLED_LABELS`] labels fix mean
 //! and deviation, and the scale is saved and published with the weights that learned by it.
 //! Whatever leaves a model is in the label's unit. A model of before there were scales has none,
@@ -58,7 +59,10 @@ struct MeanCorrection {
 /// training have taught a model little that another scale would turn.
 pub const SETTLED_LABELS: f64 = 10_000.0;
 
-/// Learned labels are clipped to so many deviations.
+/// The standard deviation of learned labels.
+const LEARNED_DEVIATION: f64 = 0.5;
+
+/// Labels are clipped to so many deviations.
 const LABEL_LIMIT: f64 = 10.0;
 
 /// A label so many deviations from the mean is of no tail but a fault. It becomes infinite, so that
@@ -142,26 +146,27 @@ impl LabelScale {
         *predictions += rate * (weight * uncorrected - *predictions);
     }
 
-    /// What a model learns of a label: its distance from the mean, in deviations. Infinite if the
-    /// label is a fault.
+    /// What a model learns of a label: its distance from the mean, in two deviations. Infinite if
+    /// the label is a fault.
     pub fn learned(&self, label: f32) -> f32 {
         let ScaleMoments { mean, deviation } = self.moments();
         let value = (self.transform.apply(label.into()) - mean) / deviation;
         if value.abs() > FAULTY_LABEL && self.moments.rows() >= FAULT_LABELS {
             return f32::INFINITY;
         }
-        value.clamp(-LABEL_LIMIT, LABEL_LIMIT) as f32
+        (LEARNED_DEVIATION * value.clamp(-LABEL_LIMIT, LABEL_LIMIT)) as f32
     }
 
     /// The prediction in the label's unit, of a model's output.
     pub fn prediction(&self, output: f32) -> f32 {
-        (self.factor() * self.taken_back(output.into())) as f32
+        (self.factor() * self.taken_back(f64::from(output) / LEARNED_DEVIATION)) as f32
     }
 
     fn is_settled(&self) -> bool {
         self.moments.rows() >= SETTLED_LABELS
     }
 
+    /// The label at so many deviations from the mean.
     fn taken_back(&self, value: f64) -> f64 {
         let ScaleMoments { mean, deviation } = self.moments();
         self.transform.invert(mean + deviation * value)
@@ -221,7 +226,7 @@ mod tests {
                     labels.iter().map(|&label| scale.learned(label).into()).collect();
                 let mean = learned.iter().sum::<f64>() / 1e4;
                 let variance = learned.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 1e4;
-                assert!(mean.abs() < 0.1 && (0.3..1.1).contains(&variance), "{mean} {variance}");
+                assert!(mean.abs() < 0.1 && (0.07..0.28).contains(&variance), "{mean} {variance}");
                 let back = scale.prediction(scale.learned(labels[3]));
                 assert!((back - labels[3]).abs() <= 1e-4 * unit, "{back} {}", labels[3]);
             }
@@ -237,7 +242,7 @@ mod tests {
         let before = scale.clone();
         (0..1000).for_each(|_| scale.observe(1e30));
         assert_eq!(scale, before);
-        assert_eq!(scale.learned(1e5), 10.0);
+        assert_eq!(scale.learned(1e5), 5.0);
         assert_eq!(scale.learned(1e15), f32::INFINITY, "no tail is so long");
         assert!(settled(LabelTransform::Log, |_| 3e38).prediction(1e30).is_finite());
         assert!(scale.prediction(f32::NAN).is_nan(), "what is broken stays visible");
