@@ -1,12 +1,12 @@
 //! The unit in which a model learns a regression, and the way back to the unit of its label.
 //!
-//! A model learns `(t(label) - mean) / (2 deviation)`, where t is what the schema says of the task's
-//! label ([`LabelTransform`]). Learned labels have a deviation of one half, as those of a binary
-//! task at even odds, so that their loss has the scale of its cross-entropy. So no task's loss is larger because its label is written in cents,
-//! and no label of a long tail decides a step alone. The first [`SETTLED_LABELS`] labels fix mean
-//! and deviation, and the scale is saved and published with the weights that learned by it.
-//! Whatever leaves a model is in the label's unit. A model of before there were scales has none,
-//! and learns and predicts as it did.
+//! A model learns `(t(label) - mean) / (2 deviation)`, where t is what the schema says of the
+//! task's label ([`LabelTransform`]). Learned labels have a deviation of one half, as those of a
+//! binary task at even odds, so that their loss has the scale of its cross-entropy. So no task's
+//! loss is larger because its label is written in cents, and no label of a long tail decides a step
+//! alone. The first [`SETTLED_LABELS`] labels fix mean and deviation, and the scale is saved and
+//! published with the weights that learned by it. Whatever leaves a model is in the label's unit. A
+//! model of before there were scales has none, and learns and predicts as it did.
 //!
 //! The prediction of a mean on a logarithmic scale, taken back, is nearer to the label's median,
 //! and labels are clipped. Both make the sum of the predictions too small. It is corrected by the
