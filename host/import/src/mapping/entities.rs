@@ -8,6 +8,7 @@ use hypercast_fm::example::{Item, User};
 use super::source::{ColumnList, FeatureSources};
 use super::{EntityMapping, Mapping};
 use crate::error::Result;
+use crate::id_collector::IdCollector;
 use crate::input::{InputFile, Reading};
 use crate::report::RowFailure;
 

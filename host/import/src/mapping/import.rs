@@ -13,6 +13,7 @@ use super::Mapping;
 use super::entities::{EntityRecords, items, nameless, users};
 use super::impressions::{IdCollectors, ImpressionSources, to_ms};
 use crate::error::Result;
+use crate::id_collector::IdCollector;
 use crate::input::{InputFile, Reading};
 use crate::ranges::RangeInference;
 use crate::report::ImportReport;

@@ -11,6 +11,7 @@ use hypercast_fm::example::{MAX_VALUES, Outcome};
 use super::Mapping;
 use super::source::{ActionSource, ColumnList, FeatureSources, NumberSource, Source, TimeSource};
 use crate::cell::TimeUnit;
+use crate::id_collector::IdCollector;
 use crate::input::Row;
 use crate::report::{RowError, RowFailure};
 
