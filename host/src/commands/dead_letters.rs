@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::ids;
 use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
 use hypercast_data::logs::LogPosition;
@@ -76,7 +77,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let found = dead_letters::find(&*engine, number)?;
             let record = record(&config, &*engine, &found.letter)
                 .unwrap_or_else(|error| json!({ "unreadable": format!("{error:#}") }));
-            let shown = json!({ "letter": found, "record": record });
+            let mut shown = json!({ "letter": found, "record": record });
+            let named = ids::named_in(&config, &record);
+            if !named.is_empty() {
+                shown["ids"] = json!(named);
+            }
             println!("{}", serde_json::to_string_pretty(&shown)?);
         }
         DeadLettersCommand::Retry { numbers } => {

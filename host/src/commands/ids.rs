@@ -11,6 +11,7 @@ use hypercast_config::Config;
 use hypercast_data::dataset::id_dictionary::IdDictionary;
 use hypercast_data::dataset::ids::{ITEM_IDS, IdDictionaryWriter, USER_IDS, for_each_id};
 use hypercast_data::schema::{IdKind, Schema};
+use serde_json::Value;
 
 /// Arguments of `hypercast data ids`.
 #[derive(Debug, clap::Args)]
@@ -50,6 +51,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The ids that are texts and whose keys are numbers in `value`, by key. None without a schema.
+pub(super) fn named_in(config: &Config, value: &Value) -> BTreeMap<u64, String> {
+    let known = known_ids(config).unwrap_or_default();
+    let (mut named, mut rest) = (BTreeMap::new(), vec![value]);
+    while let Some(value) = rest.pop() {
+        match value {
+            Value::Array(values) => rest.extend(values),
+            Value::Object(fields) => rest.extend(fields.values()),
+            _ => {
+                let id = value.as_u64().and_then(|key| known.get_key_value(&key));
+                named.extend(id.map(|(&key, id)| (key, id.clone())));
+            }
+        }
+    }
+    named
 }
 
 /// All ids that are texts, by key.

@@ -140,9 +140,10 @@ impl Converter {
             if !seen.insert(item) {
                 continue;
             }
-            candidates.push(match candidate.features.is_empty() {
-                true => CandidateInput { item, ..of_request.clone() },
-                false => self.candidate(candidate, &request.context, &known)?,
+            candidates.push(if candidate.features.is_empty() {
+                CandidateInput { item, ..of_request.clone() }
+            } else {
+                self.candidate(candidate, &request.context, &known)?
             });
         }
         Ok(RequestInput { request: id, user, user_features: None, surface, time_ms, candidates })

@@ -156,12 +156,13 @@ impl RankingService {
         let state = self.streams.live.state();
         let input: RequestInput =
             self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
-        self.streams.intake.ids.store(request.text_ids())?;
         let is_unknown = |row: &usize| state.item(input.candidates[*row].item).is_none();
         let unknown_targets = (0..input.candidates.len()).filter(is_unknown).collect();
         let arm = set.arm(input.surface, input.user);
         let arm = arm.map(|arm| (arm.clone(), arm.expert()));
         let example = [state.fetch(&input, set.max_history)].into();
+        drop(state);
+        self.streams.intake.ids.store(request.text_ids())?;
         Ok(Fetched { example, set, arm, unknown_targets, start, took: start.elapsed() })
     }
 

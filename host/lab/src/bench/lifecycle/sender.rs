@@ -122,8 +122,8 @@ impl EventLoad {
         let impressions = self.ids(at).map(|id| ImpressionBody {
             id: None,
             request: request(id),
-            user: request(id) % USERS as u64 + 1,
-            item: item(id),
+            user: (request(id) % USERS as u64 + 1).into(),
+            item: item(id).into(),
             surface: surface(id),
             time_ms,
             context: BTreeMap::new(),
@@ -132,7 +132,7 @@ impl EventLoad {
         let actions = before.map(|id| ActionBody {
             id: None,
             request: request(id),
-            item: item(id),
+            item: item(id).into(),
             user: None,
             time_ms,
             actions: BTreeMap::from([("click".into(), id % 3 == 0)]),
