@@ -45,7 +45,7 @@ fn imported(file: &str) -> Vec<Impression> {
     let mapping = dir.path().join("mapping.toml");
     std::fs::write(&mapping, MAPPING.replace("FILE", &path.to_string_lossy())).unwrap();
     let into = dir.path().join("data");
-    let report = import(&Mapping::load(&mapping).unwrap(), &into).unwrap();
+    let report = import(&Mapping::load(&mapping).unwrap(), None, &into).unwrap();
     assert_eq!(report.bad_rows, 0, "{file}: {report}");
     Dataset::open(&into).unwrap().impressions().unwrap().map(|row| row.unwrap()).collect()
 }
