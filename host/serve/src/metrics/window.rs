@@ -34,7 +34,7 @@ struct QualityBucket {
 }
 
 /// Quality of predictions whose outcomes are known.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LiveQuality {
     /// Number of outcomes.
     pub n: u64,
@@ -168,7 +168,13 @@ mod tests {
     #[test]
     fn the_base_rate_has_an_ne_of_one_and_memory_is_bounded() {
         let mut window = QualityWindow::default();
-        assert_eq!(window.quality(), LiveQuality { n: 0, ne: None, calibration: None });
+        assert_eq!(window.quality(), LiveQuality::default());
+        let mut values = QualityWindow::default();
+        values.push_value(0, ScoredValue { prediction: 2.0, label: 4.0 });
+        values.push_value(BUCKET_MS, ScoredValue { prediction: 2.0, label: 0.0 });
+        let quality = values.quality();
+        assert_eq!((quality.n, quality.ne, quality.calibration), (2, None, Some(1.0)));
+        assert_eq!((quality.mse, quality.base_mse), (Some(4.0), Some(4.0)));
         for at in 0..100_000 {
             window.push(at * 1000, 0.25, at % 4 == 0);
         }
