@@ -72,7 +72,7 @@ pub fn score(
                 time_ms: columns[2].i64s()[row],
                 task: columns[3].u32s()[row] as usize,
                 arm: PredictionArm::Boosting,
-                label: columns[4].f32s()[row] > 0.5,
+                label: columns[4].f32s()[row],
             };
             scores.push(of, columns[5].f32s()[row]);
         }
