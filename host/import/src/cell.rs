@@ -29,6 +29,9 @@ pub(crate) enum Cell<'a> {
     Integer(i128),
     /// A number that is finite or not.
     Number(f64),
+    /// The same of 32 bits, which stands for the number that people would write for it: 0.1 and not
+    /// 0.10000000149.
+    Float(f32),
     /// A text that is not one of those which mean "missing".
     Text(Cow<'a, str>),
     /// A moment in milliseconds since 1970.
@@ -121,10 +124,13 @@ impl<'a> Cell<'a> {
             Cell::Integer(number) => i64::try_from(*number).map_or(*number as f64, |it| it as f64),
             Cell::Number(number) if number.is_nan() => return Ok(None),
             Cell::Number(number) => *number,
-            Cell::Text(text) => match (text.trim().parse(), bool_of(text)) {
-                (Ok(number), _) => number,
-                (_, Some(is_so)) => f64::from(u8::from(is_so)),
-                _ => return Err(format!("`{text}` is not a number")),
+            Cell::Float(number) => return Cell::Number(shortest(*number)).number(),
+            Cell::Text(text) => match text.trim().parse() {
+                Ok(number) => number,
+                Err(_) => {
+                    let is_so = bool_of(text).ok_or_else(|| format!("`{text}` is not a number"))?;
+                    f64::from(u8::from(is_so))
+                }
             },
             _ => return Err(self.unlike("a number")),
         };
@@ -132,6 +138,20 @@ impl<'a> Cell<'a> {
             return Err(format!("`{number}` is not finite"));
         }
         Ok(Some(number))
+    }
+
+    /// A finite number of 32 bits.
+    pub(crate) fn float(&self) -> CellResult<f32> {
+        if let Cell::Float(number) = self
+            && number.is_finite()
+        {
+            return Ok(Some(*number));
+        }
+        let number = self.number()?.map(|number| number as f32);
+        if number.is_some_and(f32::is_infinite) {
+            return Err("it is beyond what 32 bits hold".to_owned());
+        }
+        Ok(number)
     }
 
     /// An id that is a whole number.
@@ -149,6 +169,7 @@ impl<'a> Cell<'a> {
                 Ok(Some(*number as u64))
             }
             Cell::Number(number) => wrong(number),
+            Cell::Float(number) => Cell::Number(shortest(*number)).integer_id(),
             Cell::Text(text) => {
                 whole(text.trim()).parse().map_or_else(|_| wrong(text), |id| Ok(Some(id)))
             }
@@ -164,6 +185,8 @@ impl<'a> Cell<'a> {
             Cell::Integer(number) => number.to_string().into(),
             Cell::Number(number) if number.is_nan() => return Ok(None),
             Cell::Number(number) => number.to_string().into(),
+            Cell::Float(number) if number.is_nan() => return Ok(None),
+            Cell::Float(number) => number.to_string().into(),
             Cell::Text(text) => Cow::Borrowed(text.trim()),
             Cell::TimeMs(time_ms) => time_ms.to_string().into(),
             Cell::List(_) | Cell::Other(_) | Cell::Wrong(_) => return Err(self.unlike("a text")),
@@ -185,6 +208,7 @@ impl<'a> Cell<'a> {
     pub(crate) fn flag(&self) -> CellResult<bool> {
         match self {
             Cell::Missing => Ok(None),
+            Cell::Bool(is_so) => Ok(Some(*is_so)),
             Cell::Text(text) => bool_of(text.trim()).map(Some).ok_or_else(|| {
                 format!("`{text}` is neither true nor false; use `at_least` or `one_of`")
             }),
@@ -260,6 +284,13 @@ impl<'a> Cell<'a> {
     }
 }
 
+/// The number that people would write for a float.
+fn shortest(number: f32) -> f64 {
+    let exact = f64::from(number);
+    // Printing it is slow, and nothing else than itself for whole numbers.
+    if exact.fract() == 0.0 { exact } else { number.to_string().parse().unwrap_or(exact) }
+}
+
 fn wrong_unit(number: f64, unit: TimeUnit) -> String {
     let (shown, unit) = (number, unit.name());
     match TimeUnit::likely(number) {
@@ -324,6 +355,11 @@ mod tests {
         }
         assert_eq!(Cell::Integer(u64::MAX.into()).integer_id(), Ok(Some(u64::MAX)));
         assert_eq!(text("1.5").category().unwrap().unwrap(), "1.5");
+        let tenth = Cell::Float(0.1);
+        assert_eq!((tenth.number(), tenth.float()), (Ok(Some(0.1)), Ok(Some(0.1))));
+        assert_eq!(tenth.category().unwrap().unwrap(), "0.1");
+        assert_eq!(Cell::Float(42.0).integer_id(), Ok(Some(42)));
+        assert!(Cell::Number(1e300).float().unwrap_err().contains("beyond what 32 bits hold"));
         for (cell, reason) in [
             (text("1.5").integer_id(), "set the ids to \"string\""),
             (Cell::Integer(-1).integer_id(), "`-1` is not a whole number"),
@@ -337,7 +373,14 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_missing_everywhere() {
-        for cell in [text(""), text("NaN"), text("\\N"), Cell::Missing, Cell::Number(f64::NAN)] {
+        for cell in [
+            text(""),
+            text("NaN"),
+            text("\\N"),
+            Cell::Missing,
+            Cell::Number(f64::NAN),
+            Cell::Float(f32::NAN),
+        ] {
             assert_eq!(cell.number(), Ok(None));
             assert_eq!(cell.text(), Ok(None));
             assert_eq!(cell.flag(), Ok(None));

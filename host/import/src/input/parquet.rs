@@ -299,7 +299,7 @@ impl ColumnBatch {
     fn value(&self, at: usize) -> Cell<'_> {
         match &self.values {
             Values::Bool(values) => Cell::Bool(values[at]),
-            Values::Float(values) => Cell::Number(shortest(values[at])),
+            Values::Float(values) => Cell::Float(values[at]),
             Values::Double(values) => Cell::Number(values[at]),
             Values::Int96(values) => Cell::TimeMs(values[at].to_millis()),
             Values::Int32(values) => match self.meaning {
@@ -365,13 +365,6 @@ fn read_rows<T: DataType>(
     }
     let levels = Levels { count, values: values.len(), definition, repetition };
     Ok((levels, values_of(values)))
-}
-
-/// The number that people would write for a float: 0.1 and not 0.10000000149.
-fn shortest(value: f32) -> f64 {
-    let exact = f64::from(value);
-    // Printing it is slow, and nothing else than itself for whole numbers.
-    if exact.fract() == 0.0 { exact } else { value.to_string().parse().unwrap_or(exact) }
 }
 
 fn decimal(unscaled: i128, scale: i32) -> Cell<'static> {

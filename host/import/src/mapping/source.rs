@@ -189,11 +189,7 @@ impl NumberSource {
 
     pub(super) fn read(&self, row: &dyn Row) -> RowResult<f32> {
         let cell = FirstOfList::cell(self.list, &self.source, row);
-        let Some(number) = self.source.checked(cell.number())? else { return Ok(self.default) };
-        let number = number as f32;
-        if number.is_infinite() {
-            return Err(self.source.bad("it is beyond what 32 bits hold".to_owned()));
-        }
+        let Some(number) = self.source.checked(cell.float())? else { return Ok(self.default) };
         Ok(self.clip.map_or(number, |[low, high]| number.clamp(low, high)))
     }
 }

@@ -46,5 +46,5 @@ fn cell(computed: Computed) -> Cell<'static> {
 
 /// A number as it is in 32 bits, as all features and values are.
 fn float(number: f32) -> Cell<'static> {
-    Cell::Number(number.into())
+    Cell::Float(number)
 }
