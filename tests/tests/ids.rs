@@ -32,12 +32,13 @@ fn train(binary: &Path, dir: &Path) {
     let mut bodies = String::new();
     for request in 0..200_u64 {
         let time_ms = START_MS + request as i64 * 60_000;
+        let surface = if request % 2 == 0 { "home" } else { "search" };
         let shown = |at: u64| {
             let item = (request * 7 + at * 11) % 40;
             let clicked = hypercast_core::hash::mix64(request * 3 + at).is_multiple_of(3);
             json!({
                 "request": request + 1, "user": format!("user-{}", request % 25),
-                "item": format!("sku-{item}"), "surface": ["home", "search"][request as usize % 2],
+                "item": format!("sku-{item}"), "surface": surface,
                 "time_ms": time_ms, "actions": {"click": clicked},
             })
         };

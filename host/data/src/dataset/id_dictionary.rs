@@ -50,7 +50,7 @@ const READ_BYTES: usize = 1 << 20;
 pub struct IdDictionary {
     path: PathBuf,
     file: File,
-    shards: Vec<RwLock<Shard>>,
+    shards: Vec<RwLock<IndexShard>>,
     /// Where the next record begins.
     end: Mutex<u64>,
     /// Up to here it survives a loss of power.
@@ -62,7 +62,7 @@ pub struct IdDictionary {
 }
 
 /// A part of the index.
-type Shard = HashMap<u64, IndexEntry, IdHashKey>;
+type IndexShard = HashMap<u64, IndexEntry, IdHashKey>;
 
 #[derive(Debug, Clone, Copy)]
 struct IndexEntry {
@@ -123,7 +123,7 @@ impl IdDictionary {
         IdDictionary::indexed(path, file, 0, None).map(Some)
     }
 
-    /// Number of ids.
+    /// How many ids it has, of users and items together.
     pub fn len(&self) -> u64 {
         self.len.load(Ordering::Relaxed)
     }
@@ -268,7 +268,7 @@ impl IdDictionary {
             .ok_or_else(|| Error::data(&self.path, format!("the record at byte {at} is damaged")))
     }
 
-    fn shard(&self, key: u64) -> RwLockReadGuard<'_, Shard> {
+    fn shard(&self, key: u64) -> RwLockReadGuard<'_, IndexShard> {
         self.shards[shard_of(key)].read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_with_another_text_is_refused_by_name_and_nothing_is_stored() {
+    fn a_key_with_another_text_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let dictionary = IdDictionary::open(dir.path(), 100).unwrap();
         let collides = |text: &str, check| TextId::stored(IdKey { key: 5, check }, text);
@@ -462,9 +462,10 @@ mod tests {
         let path = dir.path().join(FILE);
         let whole = std::fs::read(&path).unwrap();
         let mut damaged = whole.clone();
-        let middle = whole.len() / 2;
+        let text = b"user-2500";
+        let middle = whole.windows(text.len()).position(|part| part == text).unwrap();
         damaged[middle] ^= 1;
-        // The last record is cut, too.
+        // The last record is cut, too, within its text.
         std::fs::write(&path, &damaged[..whole.len() - 9]).unwrap();
         let dictionary = IdDictionary::open(dir.path(), 10_000).unwrap();
         assert_eq!(texts(&dictionary).len(), 4998);

@@ -146,7 +146,7 @@ fn new_id(at: usize) -> Result<TextId> {
     TextId::new(&text(at)).map_err(Error::internal)
 }
 
-/// Like a UUID.
+/// An id as long as a UUID, 36 bytes.
 fn text(at: usize) -> String {
     let hash = hypercast_core::hash::splitmix64(at as u64);
     format!("{:08x}-{:04x}-4{:03x}-8000-{:012x}", hash as u32, hash >> 48, at % 4096, at)

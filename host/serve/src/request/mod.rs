@@ -2,8 +2,9 @@
 //! and the events that come back.
 //!
 //! `admission` decides whether a request is taken, [`workers`] are the threads it runs on,
-//! [`convert`] and `events` turn bodies into records, `caller_ids` keeps ids that are texts, [`service`] ranks, and [`streams`] keeps
-//! `feature_state` up to date with the outcomes that are known.
+//! [`convert`] and `events` turn bodies into records, `caller_ids` keeps ids that are texts,
+//! [`service`] ranks, and [`streams`] keeps `feature_state` up to date with the outcomes that are
+//! known.
 
 pub(crate) mod admission;
 pub mod api;
