@@ -53,10 +53,29 @@ pub struct Provenance {
     pub trained_until_ms: i64,
     /// The standardisation of numeric features that they were trained with.
     pub normaliser: Normaliser,
-    /// The scales on which tasks were learned; one that has none was learned as plain log odds, or in
-    /// its label's unit, as before there were scales.
-    #[serde(default, skip_serializing_if = "LabelScales::is_empty")]
+    /// The scales on which tasks were learned; one that has none was learned as plain log odds, or
+    /// in its label's unit, as before there were scales.
+    #[serde(default, skip_serializing_if = "LabelScales::is_empty", with = "text_only")]
     pub labels: LabelScales,
+}
+
+/// Binary forms, in which each field has its place, are as they were before there were scales;
+/// whoever writes one keeps the scales behind it.
+mod text_only {
+    use hypercast_fm::label_scale::LabelScales;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(labels: &LabelScales, to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() { labels.serialize(to) } else { to.serialize_unit() }
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<LabelScales, D::Error> {
+        if from.is_human_readable() {
+            LabelScales::deserialize(from)
+        } else {
+            Ok(LabelScales::default())
+        }
+    }
 }
 
 impl Provenance {

@@ -218,8 +218,8 @@ impl EvalWindow {
     fn worse_than_no_model(&self, limits: &NeLimits) -> Option<String> {
         let newer = || self.measured_ne_since(self.rows.len() / 2, MIN_ROWS_FOR_BASE_RATE);
         let unlimited = || newer().filter(|measured| !limits.max.contains_key(measured.task));
-        let gain = unlimited().filter_map(|measured| measured.compared);
-        let gain: f64 = gain.map(|both| both.serving - both.candidate).sum();
+        let compared = unlimited().filter_map(|measured| measured.compared);
+        let gain = compared.map(|both| both.serving - both.candidate).reduce(|a, b| a + b)?;
         let why = above_base_rate(unlimited()).filter(|_| gain.is_nan() || gain <= 0.0)?;
         Some(format!("{why} (higher limits of its tasks in `ne_limits.max` would publish it)"))
     }
@@ -548,16 +548,17 @@ mod tests {
             clicked(&mut own, rows, candidate, serving);
             own.worse_than_no_model(&limits(None))
         };
-        let why = held(400, 0.7, &[]).unwrap();
+        let why = held(400, 0.7, &[0.6]).unwrap();
         assert!(
             why.contains("is 1.1258, no better than") && why.contains("`ne_limits.max`"),
             "{why}"
         );
-        assert_eq!(held(398, 0.7, &[]), None, "the newer half has 99 rows of one label");
+        assert_eq!(held(400, 0.7, &[]), None, "nothing says that what serves is better");
+        assert_eq!(held(398, 0.7, &[0.6]), None, "the newer half has 99 rows of one label");
         assert_eq!(held(400, 0.7, &[0.8]), None, "what serves is worse");
-        assert!(held(400, 0.7, &[0.6]).is_some() && held(400, f32::NAN, &[0.9]).is_some());
+        assert!(held(400, f32::NAN, &[0.9]).is_some());
         let mut own = measured();
-        clicked(&mut own, 400, 0.7, &[]);
+        clicked(&mut own, 400, 0.7, &[0.6]);
         assert_eq!(own.worse_than_no_model(&limits(Some(1.2))), None, "an operator allows it");
     }
 

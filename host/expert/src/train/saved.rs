@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use hypercast_fm::label_scale::LabelScales;
 use serde::{Deserialize, Serialize};
 
 use super::{ExpertOptimizer, ExpertTrainer, TrainerConfig};
@@ -28,6 +29,11 @@ impl SavedTrainer {
     /// The plugin, network and FM that the parameters belong to.
     pub fn provenance(&self) -> &Provenance {
         &self.provenance
+    }
+
+    /// Sets the scales of tasks, which a binary form of this state does not have.
+    pub fn set_scales(&mut self, labels: LabelScales) {
+        self.provenance.labels = labels;
     }
 
     /// Whether parameters, average and optimiser equal those of `other`. The random state may

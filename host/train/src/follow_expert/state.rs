@@ -12,6 +12,7 @@ use super::{super::eval_window::WindowRow, ExpertCheckpoint, FeedPosition};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_core::atomic_file;
 use hypercast_expert::train::SavedTrainer;
+use hypercast_fm::label_scale::LabelScales;
 use hypercast_stream::streams::{StreamPlace, StreamTrail};
 
 const FORMAT: u32 = 2;
@@ -85,7 +86,9 @@ impl FollowerState {
         let (state, rest) = postcard::take_from_bytes::<FollowerState>(body).map_err(unreadable)?;
         let (addition, rest) = next_part::<StateAddition>(rest).map_err(unreadable)?;
         let (checksum, rest) = next_part(rest).map_err(unreadable)?;
-        let (earlier, _) = next_part(rest).map_err(unreadable)?;
+        let (earlier, rest) = next_part(rest).map_err(unreadable)?;
+        // Scales of tasks, of the trainer and of what was published last.
+        let ([own, of_published], _) = next_part::<[LabelScales; 2]>(rest).map_err(unreadable)?;
         let joined = match state.place.position {
             FeedPosition::Joined(position) => {
                 StreamTrail::new(StreamPlace { position, checksum }, earlier)
@@ -93,7 +96,12 @@ impl FollowerState {
             FeedPosition::Logs(_) => StreamTrail::default(),
         };
         let addition = StateAddition { joined, ..addition };
-        Ok(Some(FollowerState { addition, ..state }))
+        let mut state = FollowerState { addition, ..state };
+        state.trainer.set_scales(own);
+        if let LastPublished::Earlier(published) = &mut state.published {
+            published.set_scales(of_published);
+        }
+        Ok(Some(state))
     }
 
     /// Saves it: after a crash the old one is there or this one.
@@ -104,6 +112,12 @@ impl FollowerState {
         body.extend(postcard::to_stdvec(&self.addition).map_err(unwritable)?);
         let joined = (self.addition.joined.place().checksum, self.addition.joined.earlier());
         body.extend(postcard::to_stdvec(&joined).map_err(unwritable)?);
+        let of_published = match &self.published {
+            LastPublished::Earlier(published) => published.provenance().labels.clone(),
+            LastPublished::Nothing | LastPublished::This => LabelScales::new(),
+        };
+        let scales = [self.trainer.provenance().labels.clone(), of_published];
+        body.extend(postcard::to_stdvec(&scales).map_err(unwritable)?);
         let checksum = crc32fast::hash(&body).to_le_bytes();
         let bytes = [&FORMAT.to_le_bytes(), &checksum, &body[..]].concat();
         atomic_file::write(&path, &bytes).map_err(Error::io(&path))
