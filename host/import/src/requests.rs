@@ -77,7 +77,9 @@ impl RequestFormer {
     pub(crate) fn push(&mut self, row: &Impression) -> Result<()> {
         self.count += 1;
         self.layout.pack(row, &mut self.packed);
-        let key = [row.user, row.request, row.surface.into(), time_part(row.time_ms)];
+        // History-only rows have no surface, and come behind a request of the same time.
+        let surface = u64::from(row.surface) | u64::from(row.history_only) << u16::BITS;
+        let key = [row.user, row.request, surface, time_part(row.time_ms)];
         self.rows.push_bytes(key, &self.packed)
     }
 
