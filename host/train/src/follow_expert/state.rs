@@ -104,6 +104,15 @@ impl FollowerState {
         Ok(Some(state))
     }
 
+    /// The scales of regressions, of the trainer and of what was published last.
+    pub(super) fn scales(&self) -> [LabelScales; 2] {
+        let of_published = match &self.published {
+            LastPublished::Earlier(published) => published.provenance().labels.clone(),
+            LastPublished::Nothing | LastPublished::This => LabelScales::new(),
+        };
+        [self.trainer.provenance().labels.clone(), of_published]
+    }
+
     /// Saves it: after a crash the old one is there or this one.
     pub(super) fn write(&self, work: &Path) -> Result<()> {
         let path = path(work);
@@ -112,12 +121,7 @@ impl FollowerState {
         body.extend(postcard::to_stdvec(&self.addition).map_err(unwritable)?);
         let joined = (self.addition.joined.place().checksum, self.addition.joined.earlier());
         body.extend(postcard::to_stdvec(&joined).map_err(unwritable)?);
-        let of_published = match &self.published {
-            LastPublished::Earlier(published) => published.provenance().labels.clone(),
-            LastPublished::Nothing | LastPublished::This => LabelScales::new(),
-        };
-        let scales = [self.trainer.provenance().labels.clone(), of_published];
-        body.extend(postcard::to_stdvec(&scales).map_err(unwritable)?);
+        body.extend(postcard::to_stdvec(&self.scales()).map_err(unwritable)?);
         let checksum = crc32fast::hash(&body).to_le_bytes();
         let bytes = [&FORMAT.to_le_bytes(), &checksum, &body[..]].concat();
         atomic_file::write(&path, &bytes).map_err(Error::io(&path))

@@ -206,17 +206,20 @@ fn an_expert_on_joined_examples_notices_a_stream_that_was_made_anew() {
     let place = follow(100..170).place.unwrap();
     assert_eq!((place.position, place.requests), (FeedPosition::Joined(70), 60 + 70));
 
-    // What earlier releases wrote ends before the earlier places, or before the checksum, too.
-    let state = world.state(&world.config);
+    // What earlier releases wrote ends before the scales of regressions, before the earlier places,
+    // or before the checksum, too.
+    let mut state = world.state(&world.config);
+    assert!(!state.scales()[0].is_empty() && state.scales()[1].is_empty());
+    state.trainer.set_scales(Default::default());
     let without = FollowerState {
         addition: StateAddition { joined: StreamPlace::at(70).into(), ..state.addition.clone() },
         ..state
     };
     let path = work_dir(&world.config, &world.entry, "1.0.0").join("state.bin");
     without.write(path.parent().unwrap()).unwrap();
-    for _ in 0..2 {
+    for part in [2, 1, 1] {
         let mut bytes = std::fs::read(&path).unwrap();
-        assert_eq!(bytes.pop(), Some(0), "none");
+        assert_eq!(bytes.split_off(bytes.len() - part), vec![0; part], "none");
         let checksum = crc32fast::hash(&bytes[8..]).to_le_bytes();
         bytes[4..8].copy_from_slice(&checksum);
         std::fs::write(&path, &bytes).unwrap();
@@ -411,7 +414,8 @@ fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
     let state = world.state(&world.config);
     let joined = (state.addition.joined.place().checksum, state.addition.joined.earlier());
     let addition = postcard::to_stdvec(&state.addition).unwrap().len()
-        + postcard::to_stdvec(&joined).unwrap().len();
+        + postcard::to_stdvec(&joined).unwrap().len()
+        + postcard::to_stdvec(&state.scales()).unwrap().len();
     let body = &bytes[8..bytes.len() - addition];
     let checksum = crc32fast::hash(body).to_le_bytes();
     std::fs::write(work.join("state.bin"), [&bytes[..4], &checksum, body].concat()).unwrap();
