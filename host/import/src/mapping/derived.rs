@@ -6,12 +6,15 @@ use crate::error::Result;
 use crate::input::{InputFile, Reading, Row};
 use crate::report::RowFailure;
 
+/// Computes a cell from others of its row.
+type ComputeCell<'a> = dyn Fn(&[Cell<'_>]) -> Cell<'static> + 'a;
+
 /// A column that no file has.
 pub(crate) struct DerivedColumn<'a> {
     pub(crate) name: &'static str,
     /// The columns of the file that it is computed from.
     pub(crate) from: &'static [&'static str],
-    pub(crate) compute: Box<dyn Fn(&[Cell<'_>]) -> Cell<'static> + 'a>,
+    pub(crate) compute: Box<ComputeCell<'a>>,
 }
 
 impl<'a> DerivedColumn<'a> {
