@@ -143,8 +143,8 @@ impl Blueprint {
     }
 }
 
-/// The scales of the tasks. A network that bounds a task's outputs itself has them where they are to
-/// be, so that task has no scale.
+/// The scales of the tasks. A network that bounds a task's outputs itself has them where they are
+/// to be, so that task has no scale.
 fn fresh_scales(description: &Description, schema: &Schema, graph: &ExpertGraph) -> LabelScales {
     let tasks = description.tasks.iter().zip(&graph.outputs);
     let scaled = tasks.filter(|(_, output)| !graph.is_bounded(**output));
