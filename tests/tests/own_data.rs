@@ -205,3 +205,24 @@ fn the_guide_leads_from_files_to_a_ranked_answer() {
     assert_eq!(ids, ["SKU-00001", "SKU-00002", "SKU-00003"]);
     assert!(said.contains("\"accepted\":1"), "{said}");
 }
+
+#[test]
+#[ignore = "takes a minute; `cargo xtask full` runs it"]
+fn models_of_the_whole_shop_are_better_than_the_base_rate() {
+    let Some(said) = follow_the_guide("own_data", None) else { return };
+    let rows = || said.lines().map(|line| line.split_whitespace().collect::<Vec<&str>>());
+    let number = |cell: &str| cell.parse::<f64>().expect("a number");
+    for task in ["clicked", "added_to_cart", "purchased"] {
+        // One of the FM, and one of the expert.
+        let of_all = rows().filter(|row| row.len() == 6 && row[..2] == ["all", task]);
+        let ne: Vec<f64> = of_all.map(|row| number(row[3])).collect();
+        assert!(ne.len() == 2 && ne.iter().all(|&ne| ne < 0.95), "{task}: {ne:?}");
+    }
+    let revenue: Vec<Vec<&str>> =
+        rows().filter(|row| row.len() == 7 && row[..2] == ["all", "revenue"]).collect();
+    assert_eq!(revenue.len(), 2, "{said}");
+    for row in revenue {
+        let [mse, of_mean, rank] = [3, 4, 6].map(|cell| number(row[cell]));
+        assert!(mse < of_mean && rank > 0.05, "{row:?}");
+    }
+}
