@@ -120,6 +120,11 @@ impl ExpertOptimizer {
         self.schedule(self.steps + 1) * self.config.learning_rate
     }
 
+    /// Whether a step at `factor` times the rates changes parameters.
+    pub fn moves(&self, factor: f32) -> bool {
+        factor * (self.config.learning_rate + self.config.table_learning_rate) > 0.0
+    }
+
     /// Applies one batch's gradients at `factor` times the rates of this step. Returns whether the
     /// step was taken: gradients that are not finite change nothing.
     pub fn step(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hypercast_fm::example::Example;
 use hypercast_fm::harm::{self, HARMFUL};
-use hypercast_fm::label_scale::LabelScale;
+use hypercast_fm::label_scale::{LabelScale, LabelScales};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -391,20 +391,21 @@ impl ExpertTrainer {
             }
             learned.retain(|request| !harmful.contains(&request.index));
             self.rng = rng;
-            self.parameters.provenance.labels = scales;
+            self.parameters.provenance.labels.clone_from(&scales);
             if learned.is_empty() {
                 return Learned { harmful, ..nothing };
             }
             attempt = self.attempt(&learned, labels);
             if !attempt.is_finite() {
                 // No request alone makes it so.
+                self.parameters.provenance.labels = scales;
                 let harmful = requests.iter().map(|request| request.index).collect();
                 return Learned { harmful, ..nothing };
             }
         }
         self.mean_loss = harm::moved_mean(self.mean_loss, attempt.loss());
         self.correct(&attempt.outputs, &gathered(labels, &learned));
-        let stepped = self.apply(&learned, &attempt.gradients);
+        let stepped = self.apply(&learned, &attempt.gradients, scales);
         Learned { losses: attempt.losses, stepped, harmful }
     }
 
@@ -470,8 +471,14 @@ impl ExpertTrainer {
             || harm::is_unusual(attempt.loss(), self.mean_loss, self.optimizer.steps())
     }
 
-    /// Applies the gradients of some requests; whether the step was taken.
-    fn apply(&mut self, requests: &[TrainingRequest], gradients: &Gradients) -> bool {
+    /// Applies the gradients of some requests; whether the step was taken. Where parameters stay as
+    /// they are, the scales are those of `before`.
+    fn apply(
+        &mut self,
+        requests: &[TrainingRequest],
+        gradients: &Gradients,
+        before: LabelScales,
+    ) -> bool {
         let rows: usize = requests.iter().map(|request| request.example.targets.len()).sum();
         let step = TrainingStep {
             taken: self.optimizer.steps(),
@@ -481,8 +488,12 @@ impl ExpertTrainer {
             learning_rate: self.optimizer.learning_rate(),
         };
         let factor = self.schedule.factor(&self.blueprint, step);
+        let moves = self.optimizer.moves(factor);
         let stepped = self.optimizer.step(&mut self.parameters, gradients, factor);
         let provenance = &mut self.parameters.provenance;
+        if !stepped || !moves {
+            provenance.labels = before;
+        }
         provenance.trained_rows += rows as u64;
         let times = requests.iter().map(|request| request.example.time_ms);
         provenance.trained_until_ms = times.fold(provenance.trained_until_ms, i64::max);
