@@ -29,9 +29,9 @@ const TOLERANCE: f64 = 1e-4;
 /// The same after training, where differences add up.
 const TRAINED_TOLERANCE: f64 = 1e-3;
 
-/// The same after an expert was trained from its beginning: it learns on scales that were not there
-/// when the release did.
-const RETRAINED_TOLERANCE: f64 = 0.1;
+/// The same after an expert was trained from its beginning. It begins at the base rates now, and the
+/// release's began at one half, from which so few rows led it hardly away.
+const RETRAINED_TOLERANCE: f64 = 0.25;
 
 /// A copy of the state of a release.
 struct State {
