@@ -79,8 +79,8 @@ impl LossTargets {
     }
 }
 
-/// The loss of `outputs` `[rows, columns]`: cross-entropy of log odds, and half the squared error of
-/// regressions.
+/// The loss of `outputs` `[rows, columns]`: cross-entropy of log odds, and half the squared error
+/// of regressions.
 pub fn mtml_loss<B: Backend>(outputs: Tensor<B, 2>, targets: &LossTargets) -> Tensor<B, 1> {
     let [rows, columns] = outputs.dims();
     assert_eq!(rows * columns, targets.labels.len());
