@@ -171,6 +171,10 @@ impl VerdictTally {
         let mut worse_than_base = Vec::new();
         for own in slices.iter().filter(|own| own.task == slice.task) {
             let totals = totals_of(*own).totals(None);
+            // Of a few labels, chance decides who is better.
+            if totals.positives.min(totals.rows - totals.positives) < FEWEST_LABELS {
+                continue;
+            }
             let surfaces = &self.schema.surfaces;
             let surface = surfaces.get(own.surface).map_or(ALL, String::as_str);
             for arm in [1, 3] {
