@@ -287,6 +287,7 @@ impl ValueScale {
     }
 }
 
+/// Of transformed labels.
 struct ScaleMoments {
     mean: f64,
     deviation: f64,

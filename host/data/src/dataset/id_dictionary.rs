@@ -74,7 +74,7 @@ struct IndexEntry {
 /// What became of ids that were to be stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct InsertedIds {
-    /// Stored now.
+    /// Those that this call stored.
     pub new: usize,
     /// Neither known nor stored, because the dictionary is full.
     pub left_out: usize,
@@ -131,15 +131,6 @@ impl IdDictionary {
     /// Whether there is no id.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// The text of a key.
-    ///
-    /// # Errors
-    /// The record is damaged, or the file system fails.
-    pub fn text(&self, key: u64) -> Result<Option<String>> {
-        let entry = self.shard(key).get(&key).copied();
-        entry.map(|entry| self.text_at(entry.place)).transpose()
     }
 
     /// Stores those of the ids that are not known yet: all, or none if it fails. What is stored
@@ -413,8 +404,6 @@ mod tests {
         let reader = IdDictionary::read(dir.path()).unwrap().unwrap();
         assert_eq!(insert(&dictionary, &["\u{fc}ber 7", "b"]).unwrap(), new(1));
         assert_eq!(texts(&reader), ["a", "b"], "what was there when it was opened");
-        assert_eq!(reader.text(id("b").key().key).unwrap().as_deref(), Some("b"));
-        assert_eq!(reader.text(7).unwrap(), None);
         let why = IdDictionary::open(dir.path(), 100).unwrap_err().to_string();
         assert!(why.contains("works here"), "{why}");
         drop(dictionary);

@@ -33,9 +33,9 @@ const EXPERIMENT_ROWS: f64 = 150_000.0;
 /// The size of a data set, as far as settings depend on it.
 #[derive(Debug, Clone, Copy)]
 pub struct DatasetSize {
-    /// Requests.
+    /// Requests that are not mere history.
     pub requests: u64,
-    /// Their rows.
+    /// The rows of these requests.
     pub rows: u64,
     /// Rows that are mere history.
     pub history_only: u64,

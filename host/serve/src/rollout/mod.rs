@@ -88,7 +88,7 @@ pub struct RolloutLogLine {
     pub at_ms: i64,
     /// The step at that time.
     pub step: RolloutStep,
-    /// The log.
+    /// What happened, in words for people.
     pub text: String,
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Finding;
+use super::TidyFinding;
 use crate::sources::{RustFile, Sources};
 
 /// The configuration with every key. That it has them all is a test of the configuration's crate.
@@ -14,13 +14,13 @@ const INVARIANTS: &str = "## Invariants";
 
 /// Keys of `hypercast.toml` without a comment on the line before. One comment for several keys
 /// would leave it open which it explains.
-pub fn config_keys(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<Finding>> {
+pub fn config_keys(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<TidyFinding>> {
     let Some(text) = sources.text(CONFIG) else { return Ok(vec![missing(CONFIG)]) };
     let mut findings = Vec::new();
     let mut is_explained = false;
     for (at, line) in text.lines().enumerate() {
         if let Some(key) = key(line).filter(|_| !is_explained) {
-            findings.push(Finding {
+            findings.push(TidyFinding {
                 path: CONFIG.to_owned(),
                 line: at + 1,
                 problem: format!("`{key}` has no explanation"),
@@ -33,8 +33,8 @@ pub fn config_keys(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<Finding>
 }
 
 /// A document, or its section, that is gone: every check of it would pass.
-fn missing(path: &str) -> Finding {
-    Finding {
+fn missing(path: &str) -> TidyFinding {
+    TidyFinding {
         path: path.to_owned(),
         line: 1,
         problem: "there is nothing to check".to_owned(),
@@ -50,7 +50,7 @@ fn key(line: &str) -> Option<&str> {
 }
 
 /// Invariants that name no test, or one that does not exist.
-pub fn invariants(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<Finding>> {
+pub fn invariants(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<TidyFinding>> {
     let text = sources.text(ARCHITECTURE).unwrap_or_default();
     let bullets = bullets(text);
     if bullets.is_empty() {
@@ -60,7 +60,7 @@ pub fn invariants(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<Finding>>
     for bullet in bullets {
         let named: Vec<(&str, &str)> = tests_named(&bullet.text).collect();
         let mut add = |problem: String, remedy| {
-            findings.push(Finding {
+            findings.push(TidyFinding {
                 path: ARCHITECTURE.to_owned(),
                 line: bullet.line,
                 problem,

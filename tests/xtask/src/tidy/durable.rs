@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Finding;
+use super::TidyFinding;
 use crate::{
     scan::scan,
     sources::{RustFile, Sources, test_lines},
@@ -18,7 +18,7 @@ const PRIMITIVES: [&str; 2] = ["host/core/src/atomic_file.rs", "host/core/src/di
 const CALLS: [&str; 3] = ["fs::write(", "fs::rename(", "disk::rename("];
 
 /// Files that are written or renamed by hand, outside of tests and examples.
-pub fn whole_files(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>> {
+pub fn whole_files(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<TidyFinding>> {
     let counts = |file: &&RustFile<'_>| {
         let is_example = file.path.split('/').any(|part| part == "examples");
         let is_placed = PLACES.iter().any(|place| file.path.starts_with(place));
@@ -30,7 +30,7 @@ pub fn whole_files(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>> 
         let lines = scan(file.text).into_iter().zip(1..);
         for (line, number) in lines.filter(|(_, number)| !of_tests.contains(number)) {
             if let Some(call) = CALLS.iter().find(|call| line.code.contains(**call)) {
-                findings.push(Finding {
+                findings.push(TidyFinding {
                     path: file.path.to_owned(),
                     line: number,
                     problem: format!("`{call}..)` is not durable"),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use syn::{Attribute, Expr, FnArg, Item, Lit, Meta, Pat, Type, visit::Visit};
 
-use super::Finding;
+use super::TidyFinding;
 use crate::sources::{RustFile, Sources, attributes, is_test_only, line};
 
 /// Type names that several crates may have, because Rust programmers expect them so in each:
@@ -21,12 +21,12 @@ const SHARED_NAMES: [&str; 3] = ["Args", "Error", "Result"];
 const MIN_DOC_WORDS: usize = 4;
 
 /// Functions and methods with a tuple among their parameters. Closures may have one.
-pub fn tuple_parameters(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>> {
+pub fn tuple_parameters(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<TidyFinding>> {
     let collect = |file: &RustFile<'_>| {
         Collected::of(file)
             .tuples
             .into_iter()
-            .map(|(line, function)| Finding {
+            .map(|(line, function)| TidyFinding {
                 path: file.path.to_owned(),
                 line,
                 problem: format!("`{function}` has a tuple parameter"),
@@ -38,7 +38,7 @@ pub fn tuple_parameters(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Findi
 }
 
 /// Types with a name that another type has, outside of tests and examples.
-pub fn doubled_names(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>> {
+pub fn doubled_names(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<TidyFinding>> {
     let mut places: BTreeMap<String, Vec<(&str, TypeName)>> = BTreeMap::new();
     let is_example = |path: &str| path.split('/').any(|part| part == "examples");
     for file in files.iter().filter(|file| !file.is_test && !is_example(file.path)) {
@@ -55,7 +55,7 @@ pub fn doubled_names(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>
             // Of two definitions in a file under different `cfg`s one is compiled.
             let is_alternative = path == first_path && other.is_cfg && first.is_cfg;
             if !is_alternative {
-                findings.push(Finding {
+                findings.push(TidyFinding {
                     path: (*path).to_owned(),
                     line: other.line,
                     problem: format!(
@@ -71,12 +71,12 @@ pub fn doubled_names(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>
 }
 
 /// Doc comments of so few words that they add nothing to a name.
-pub fn short_docs(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>> {
+pub fn short_docs(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<TidyFinding>> {
     let collect = |file: &RustFile<'_>| {
         Collected::of(file)
             .docs
             .into_iter()
-            .map(|(line, text)| Finding {
+            .map(|(line, text)| TidyFinding {
                 path: file.path.to_owned(),
                 line,
                 problem: format!("the doc comment {text:?} says nothing that the name does not"),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 
-use super::Finding;
+use super::TidyFinding;
 use crate::{
     scan::scan,
     sources::{RustFile, Sources},
@@ -99,7 +99,7 @@ struct Dependency {
 }
 
 /// Dependencies in manifests and paths in sources that the order forbids.
-pub fn check(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<Finding>> {
+pub fn check(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<TidyFinding>> {
     let packages = packages(sources)?;
     let own: BTreeSet<&str> = packages.iter().map(|package| package.name.as_str()).collect();
     let mut findings = Vec::new();
@@ -137,8 +137,8 @@ pub fn check(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn finding(path: &str, line: usize, problem: String, remedy: &'static str) -> Finding {
-    Finding { path: path.to_owned(), line, problem, remedy }
+fn finding(path: &str, line: usize, problem: String, remedy: &'static str) -> TidyFinding {
+    TidyFinding { path: path.to_owned(), line, problem, remedy }
 }
 
 /// Why a package may not use another, and what to do.
@@ -186,7 +186,7 @@ fn place(package: &Package<'_>) -> Option<Place> {
 }
 
 /// What is linked into the harness and must not be, wherever it comes from.
-fn harness_tree(packages: &[Package<'_>]) -> Vec<Finding> {
+fn harness_tree(packages: &[Package<'_>]) -> Vec<TidyFinding> {
     let by_name: BTreeMap<&str, &Package<'_>> =
         packages.iter().map(|package| (package.name.as_str(), package)).collect();
     let mut pending = vec!["hypercast-harness"];

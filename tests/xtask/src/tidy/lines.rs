@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Finding;
+use super::TidyFinding;
 use crate::{
     scan::scan,
     sources::{RustFile, Sources},
@@ -15,12 +15,12 @@ const MAX_COLUMNS: usize = 100;
 const MAX_FILE_LINES: usize = 600;
 
 /// Comments of Rust and TOML, and Markdown.
-pub fn width(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<Finding>> {
+pub fn width(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<TidyFinding>> {
     let mut findings = Vec::new();
     let mut add = |path: &str, at: usize, line: &str| {
         let columns = line.chars().count();
         if columns > MAX_COLUMNS && !is_link(line) {
-            findings.push(Finding {
+            findings.push(TidyFinding {
                 path: path.to_owned(),
                 line: at + 1,
                 problem: format!("{columns} columns"),
@@ -65,11 +65,11 @@ fn is_link(line: &str) -> bool {
 }
 
 /// Rust files that are too long to be read as a whole.
-pub fn size(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<Finding>> {
+pub fn size(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<TidyFinding>> {
     let lengths = sources.ending(".rs").map(|(path, text)| (path, text.lines().count()));
     let too_long = lengths.filter(|(_, lines)| *lines > MAX_FILE_LINES);
     Ok(too_long
-        .map(|(path, lines)| Finding {
+        .map(|(path, lines)| TidyFinding {
             path: path.to_owned(),
             line: MAX_FILE_LINES + 1,
             problem: format!("{lines} lines"),

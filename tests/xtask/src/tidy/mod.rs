@@ -1,6 +1,6 @@
 //! `cargo xtask tidy`: rules of the repository that neither rustc nor Clippy know.
 //!
-//! Each check takes the [`Sources`] and returns its [`Finding`]s, so a test can make up a tree.
+//! Each check takes the [`Sources`] and returns its [`TidyFinding`]s, so a test can make up a tree.
 
 mod documents;
 mod durable;
@@ -21,7 +21,7 @@ use crate::{
 
 /// Something that is wrong at a place.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Finding {
+pub struct TidyFinding {
     /// From the root.
     pub path: String,
     /// From 1 on.
@@ -32,14 +32,14 @@ pub struct Finding {
     pub remedy: &'static str,
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for TidyFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: {}; {}", self.path, self.line, self.problem, self.remedy)
     }
 }
 
 /// A check by its name. The parsed files are those of the sources.
-type Check = fn(&Sources, &[RustFile<'_>]) -> Result<Vec<Finding>>;
+type Check = fn(&Sources, &[RustFile<'_>]) -> Result<Vec<TidyFinding>>;
 
 const CHECKS: [(&str, Check); 10] = [
     ("layers", layers::check),

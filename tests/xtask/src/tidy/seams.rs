@@ -5,7 +5,7 @@
 use anyhow::Result;
 use syn::{Item, UseTree};
 
-use super::Finding;
+use super::TidyFinding;
 use crate::{
     scan::scan,
     sources::{RustFile, Sources, line, test_lines},
@@ -79,7 +79,7 @@ const ALLOWED: &str = "std::fs::TryLockError";
 const REMEDY: &str = "use clock, entropy or disk of hypercast-core";
 
 /// Time, chance and files that simulated code reaches by itself.
-pub fn bypassed(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>> {
+pub fn bypassed(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<TidyFinding>> {
     let is_simulated = |path: &str| {
         SIMULATED.into_iter().any(|place| match place.ends_with('/') {
             true => path.starts_with(place),
@@ -95,7 +95,7 @@ pub fn bypassed(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>> {
         let of_tests = test_lines(&file.syntax);
         let mut add = |number: usize, what: &str| {
             if !of_tests.contains(&number) {
-                findings.push(Finding {
+                findings.push(TidyFinding {
                     path: file.path.to_owned(),
                     line: number,
                     problem: format!("`{what}` is not simulated"),
