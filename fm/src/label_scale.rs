@@ -287,7 +287,7 @@ impl ValueScale {
     }
 }
 
-/// Of transformed labels.
+/// Mean and standard deviation of transformed labels; the deviation is never 0.
 struct ScaleMoments {
     mean: f64,
     deviation: f64,
