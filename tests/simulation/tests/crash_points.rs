@@ -221,6 +221,71 @@ fn of_logs() {
     );
 }
 
+/// Runs something on a new host of a machine; false if a fault that waits for it has ended it.
+fn run_on(host: ProcessHost, run: impl FnOnce()) -> bool {
+    let entered = simulated::enter(Rc::new(host));
+    let run = panic::catch_unwind(AssertUnwindSafe(run));
+    drop(entered);
+    if let Err(panicked) = run {
+        if !panicked.is::<SimulatedCrash>() {
+            panic::resume_unwind(panicked);
+        }
+        return false;
+    }
+    true
+}
+
+/// A reader may see a file between its rename and the sync of its folder. If the power fails then,
+/// the next writer puts other requests into a file of that number.
+#[test]
+fn of_writers_of_logs_that_are_followed() {
+    const REQUESTS: u64 = 4;
+    let dir = Path::new("/work/logs");
+    let mut read_before = 0;
+    for (names, seed) in [NameOrder::Journal, NameOrder::Any]
+        .into_iter()
+        .flat_map(|names| (0..4).map(move |seed| (names, seed)))
+    {
+        for spared in 0.. {
+            let (machine, timeline) = (Rc::<Machine>::default(), Rc::<SimulatedTime>::default());
+            let host = |name| ProcessHost::new(name, &machine, &timeline, seed);
+            let writer = host("writer");
+            writer.armed.borrow_mut().push(ArmedFault { fault: DiskFault::Kill, spared, hits: 1 });
+            let is_over = run_on(writer, || {
+                let mut writer = log_writer();
+                for request in 1..REQUESTS {
+                    log(&mut writer, request);
+                    writer.cut().unwrap();
+                }
+            });
+            let (mut place, mut read) = (LogPosition::default(), Vec::new());
+            let mut follow = || {
+                let Ok(mut rows) = LogFollower::open(dir, "1.0.0", place) else { return };
+                while let Some(row) = rows.next_request().unwrap() {
+                    read.push(row.example.request);
+                }
+                place = rows.position();
+                read_before += read.len();
+            };
+            assert!(run_on(host("trainer"), &mut follow));
+            host("power").cut_power(names);
+            assert!(run_on(host("next writer"), || {
+                let mut writer = log_writer();
+                let logged = writer.place().map_or(0, |place| place.position);
+                (logged + 1..=REQUESTS).for_each(|request| log(&mut writer, request));
+                writer.cut().unwrap();
+            }));
+            assert!(run_on(host("next trainer"), follow));
+            let all: Vec<u64> = (1..=REQUESTS).collect();
+            assert_eq!(read, all, "{names:?} after {spared} operations, seed {seed}");
+            if is_over {
+                break;
+            }
+        }
+    }
+    assert!(read_before > 0);
+}
+
 /// An engine whose segments end after one group, with room for a few of them.
 fn engine() -> DirectoryEngine {
     let limits = DirectoryLimits {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hypercast_core::disk;
+use hypercast_core::{atomic_file, disk};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{LogLayout, RowGroup};
@@ -70,6 +70,15 @@ pub(super) fn file_numbers(dir: &Path) -> Result<Vec<u32>> {
     }
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+/// Makes the names of the files durable that are there.
+///
+/// A reader sees a file as soon as its writer has renamed it, before the writer has synced the
+/// folder. If the power fails in between, the name is gone, and the writer makes another file of
+/// that number. So whoever saves a position in a file first sees to it that the file stays.
+pub(super) fn sync_names(dir: &Path) -> Result<()> {
+    atomic_file::sync_dir(dir).map_err(Error::io(dir))
 }
 
 /// A complete file that is read from a row group on.

@@ -1,8 +1,9 @@
 //! Following feature logs that another process writes: complete files in their order, for one FM
 //! version, from a position that can be saved.
 //!
-//! A file is complete once it has its name, and never changes afterwards, so a position in it stays
-//! valid. Corrections are returned as they were written.
+//! A file is complete once it has its name, and never changes afterwards. The follower makes the
+//! name durable before it returns a row of the file, so a position stays valid also if the power
+//! fails. Corrections are returned as they were written.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use hypercast_core::disk;
 use serde::{Deserialize, Serialize};
 
-use super::file::{LogFile, OpenLog, file_numbers, requests_path};
+use super::file::{LogFile, OpenLog, file_numbers, requests_path, sync_names};
 use super::layout::LogLayout;
 use super::{LogManifest, LogVersion, LoggedRequest, load_header};
 use crate::error::{CommonErrors as _, Error, Result};
@@ -100,8 +101,8 @@ impl LogFollower {
     /// The next request; none if no complete file contains one yet.
     ///
     /// # Errors
-    /// A file is damaged, or was removed before it was read to its end, or its embeddings have
-    /// another length than before.
+    /// A file is damaged, or was removed before it was read to its end, its embeddings have
+    /// another length than before, or the directory cannot be synced.
     pub fn next_request(&mut self) -> Result<Option<LoggedRequest>> {
         loop {
             if let Some(open) = &mut self.open {
@@ -127,6 +128,7 @@ impl LogFollower {
             file_numbers(&self.dir)?.into_iter().find(|&number| number >= wanted)
         };
         let Some(number) = number else { return Ok(false) };
+        sync_names(&self.dir)?;
         if number > wanted {
             self.skip_to(number)?;
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hypercast_fm::example::Outcome;
 
-use super::file::{FileNote, LogFile, OpenLog, file_numbers};
+use super::file::{FileNote, LogFile, OpenLog, file_numbers, sync_names};
 use super::layout::LogLayout;
 use super::{LogManifest, LogPosition, LogVersion, LoggedRequest, load_header};
 use crate::error::{CommonErrors as _, Error, Result};
@@ -60,6 +60,8 @@ impl LogReader {
     pub fn open_for(dir: &Path, version: Option<&str>) -> Result<LogReader> {
         let (manifest, schema) = load_header(dir)?;
         let numbers = file_numbers(dir)?;
+        // A follower will save that it goes on behind them.
+        sync_names(dir)?;
         let end = numbers.last().map_or(LogPosition::default(), |last| LogPosition::file(last + 1));
         let mut files = Vec::with_capacity(numbers.len());
         for number in numbers {
