@@ -22,10 +22,13 @@ use serde_json::{Value, json};
 use super::report::ALL;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::NeLimits;
+use hypercast_data::schema::Schema;
 use hypercast_expert::{
-    Blueprint,
     train::TaskTargets,
-    wasm::contract::{Decision, Evaluation, Quality, Slice, TaskKind, Verdict},
+    wasm::{
+        ExpertFault,
+        contract::{Decision, Evaluation, Quality, Slice, Task, TaskKind, Verdict},
+    },
 };
 
 /// Rows of an expert that are kept; beyond them the oldest go.
@@ -98,11 +101,11 @@ pub(super) struct WindowPredictions<'a> {
 }
 
 impl EvalWindow {
-    pub(super) fn new(blueprint: &Blueprint) -> Self {
-        let tasks = blueprint.description.tasks.iter();
+    /// For the tasks of an expert.
+    pub(super) fn new(tasks: &[Task], schema: &Schema) -> Self {
         Self {
-            tasks: tasks.map(|task| (task.name.clone(), task.kind)).collect(),
-            surfaces: blueprint.info.surfaces.clone(),
+            tasks: tasks.iter().map(|task| (task.name.clone(), task.kind)).collect(),
+            surfaces: schema.surfaces.clone(),
             keep: KEEP,
             rows: VecDeque::new(),
         }
@@ -387,12 +390,11 @@ fn quality(kind: TaskKind, rows: impl Iterator<Item = (u64, f32, f32)>) -> Quali
 /// for tasks of which the operator says nothing, if something serves that would be replaced. A
 /// plugin that fails holds what it was asked of.
 pub(super) fn judge(
-    blueprint: &Blueprint,
+    said: std::result::Result<Verdict, ExpertFault>,
     measured: &EvalWindow,
     limits: &NeLimits,
     replaces: bool,
 ) -> Verdict {
-    let said = blueprint.plugin.evaluate(&blueprint.info, &measured.evaluation());
     match said.unwrap_or_else(|fault| Verdict::Hold(fault.to_string())) {
         Verdict::Publish => {
             let worse = || measured.worse_than_no_model(limits).filter(|_| replaces);

@@ -113,7 +113,8 @@ fn train_on(
     let rows = survey.rows;
     let mut stream = ExpertSetup::of(config, entry, engine).begin(&view, survey, |_| ())?;
     let blueprint = stream.blueprint.clone();
-    EvalWindow::new(&blueprint).check_limits(&entry.ne_limits)?;
+    let window = || EvalWindow::new(&blueprint.description.tasks, &log.schema);
+    window().check_limits(&entry.ne_limits)?;
     let path = config.parameters(entry);
     let serving = serving(&path, &blueprint);
     let serving_until_ms = serving.as_ref().map(|serving| serving.learned_until_ms);
@@ -124,8 +125,8 @@ fn train_on(
         blueprint: blueprint.clone(),
         kept: MetricsWindow::new(1 << 20),
         schema: log.schema.clone(),
-        all: EvalWindow::new(&blueprint),
-        new: EvalWindow::new(&blueprint),
+        all: window(),
+        new: window(),
         serving_until_ms,
     };
     let mut progress = Progress::start(
@@ -142,7 +143,9 @@ fn train_on(
     let mut parameters = stream.trainer.into_parameters();
     parameters.provenance.trained_rows = rows;
     let replaces = serving_until_ms.is_some();
-    let verdict = judge(&blueprint, metrics.measured(), &entry.ne_limits, replaces);
+    let measured = metrics.measured();
+    let said = blueprint.plugin.evaluate(&blueprint.info, &measured.evaluation());
+    let verdict = judge(said, measured, &entry.ne_limits, replaces);
     let held = save(&parameters, &path, verdict)?;
     progress.finish(&format!("trained on {rows} rows"));
     Ok(ExpertReport {

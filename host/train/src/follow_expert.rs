@@ -9,9 +9,11 @@
 //! saved when it begins, when the expert was asked, and where records are missing: what was learned
 //! since is learned again.
 
+mod batch;
 mod begin;
 mod feed;
 mod gate;
+mod online;
 mod progress;
 mod state;
 
@@ -23,37 +25,39 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_fm::example::Example;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-pub use self::feed::FeedPosition;
 use self::{
-    begin::{Beginning, OwnVersion, StartedTrainer, begin},
+    batch::PendingRows,
+    begin::StartedTrainer,
     feed::{FeedItem, FeedPlace, FeedRow, LogFeed},
     gate::{GateDecision, PublishGate},
+    online::PluginRuntime,
     progress::ExpertProgress,
     state::{FollowerState, LastPublished, StateAddition},
 };
+pub use self::{
+    feed::FeedPosition,
+    online::{ExpertRuntime, OnlineExpert},
+};
 use super::{
-    joined_reader::{RecordKey, RecordReports},
+    holds::HoldLog,
     progress_log::{serve_metrics, tell, told},
-    stream::{ExpertSetup, ExpertStream},
+    stream::ExpertSetup,
 };
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
-use hypercast_config::{Config, ExpertEntry};
-use hypercast_core::clock::now_ms;
+use hypercast_config::{Config, ExpertEntry, TrainOn};
+use hypercast_core::clock::{self, now_ms};
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::logging::RepeatedFailures;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
-use hypercast_data::logs::LoggedRequest;
 use hypercast_expert as expert;
-use hypercast_expert::{Chunk, train::RefusedRequest, wasm::contract::Verdict};
-use hypercast_stream::dead_letters::UnusableRecord;
+use hypercast_expert::wasm::contract::Verdict;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
-use hypercast_stream::registry::{RegistryFollower, SelfRegisteredExpert, self_register_expert};
+use hypercast_stream::registry::{RegistryFollower, self_register_expert};
 use hypercast_stream::streams::{StreamEngine, StreamTrail, Topic};
 
 /// How long the first row of a step waits for others.
@@ -137,55 +141,16 @@ pub fn follow(
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<FollowExpertReport> {
-    let ExpertContext { config, entry, .. } = context;
     let version = match &options.version {
         Some(version) => version.clone(),
         None => plugin_version(context)?,
     };
-    let work = work_dir(config, entry, &version);
-    let _owner = DirLock::acquire(&work)?;
-    let telemetry = Arc::new(JobMetrics::default());
-    let topic = Topic::expert(&entry.name, &version);
-    let reports = RecordReports::of(&telemetry, config, shutdown);
-    let own = OwnVersion { work: &work, topic: &topic, reports };
-    let Some(Beginning { trainer: begun, feed, surfaces }) =
-        begin(context, &engine, options, own, shutdown)?
-    else {
-        return Ok(FollowExpertReport { place: None, published: 0 });
-    };
-    let StartedTrainer { stream, place, orders: saved_orders, joined, last, measured } = begun;
-    let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
-    let (blueprint, limits) = (stream.blueprint.clone(), entry.ne_limits.clone());
-    let gate = PublishGate::new(blueprint, limits, &work, &telemetry).resume(measured, last)?;
-    serve_metrics(&telemetry, options.metrics, out)?;
-    let publisher =
-        Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
-    let orders = Some(feed.orders_position());
-    let following = ExpertFollower {
-        context,
-        registry: RegistryFollower::new(&*engine)?,
-        engine,
-        version,
-        work,
-        feed,
-        surfaces,
-        stream,
-        place,
-        joined,
-        orders,
-        publisher,
-        gate,
-        progress,
-        asked_at: Instant::now(),
-        asked_position: None,
-        failures: RepeatedFailures::default(),
-        published: 0,
-    };
-    if saved_orders.is_none() {
-        // Killed before the next save, it would carry out orders from another place on.
-        following.save(false)?;
-    }
-    following.run(options, shutdown, out)
+    let options = FollowExpertOptions { version: Some(version), ..options.clone() };
+    let metrics = options.metrics;
+    let runtime = Box::new(PluginRuntime(context));
+    let follower = ExpertFollower::open(context, engine, options, runtime, shutdown)?;
+    serve_metrics(&follower.own.telemetry, metrics, out)?;
+    follower.run(out)
 }
 
 /// The work folder of a version's trainer.
@@ -200,14 +165,40 @@ fn plugin_version(context: ExpertContext<'_>) -> Result<String> {
     Ok(blueprint.description.version.clone())
 }
 
-struct ExpertFollower<'a> {
-    context: ExpertContext<'a>,
+/// What is trained, from what, and by what.
+struct FollowedVersion<'a> {
+    dataset: &'a Dataset,
+    config: Config,
+    entry: ExpertEntry,
     engine: Arc<dyn StreamEngine>,
+    options: FollowExpertOptions,
     version: String,
     work: PathBuf,
-    feed: LogFeed,
+    /// The stream of its weights, by which it sets records aside.
+    topic: Topic,
+    /// The surfaces whose rows it learns from.
     surfaces: Vec<u16>,
-    stream: ExpertStream,
+    runtime: Box<dyn ExpertRuntime + 'a>,
+    telemetry: Arc<JobMetrics>,
+    stop: Shutdown,
+}
+
+/// Follows the feature logs, or the joined examples, and trains one version of an expert.
+pub struct ExpertFollower<'a> {
+    own: Arc<FollowedVersion<'a>>,
+    /// None until there is something to learn from.
+    training: Option<ExpertTraining<'a>>,
+    /// Whether it was said that it waits for that.
+    waits: bool,
+    _owner: DirLock,
+}
+
+/// A version that has begun.
+struct ExpertTraining<'a> {
+    own: Arc<FollowedVersion<'a>>,
+    feed: LogFeed,
+    expert: Box<dyn OnlineExpert>,
+    waiting: Option<PendingRows>,
     place: ExpertCheckpoint,
     /// Where it stands in the stream of joined examples, if it follows that.
     joined: StreamTrail,
@@ -216,156 +207,211 @@ struct ExpertFollower<'a> {
     publisher: Publisher,
     gate: PublishGate,
     progress: ExpertProgress,
-    asked_at: Instant,
-    /// Where it stood when it asked last whether it may publish.
+    /// When it asked last whether it may publish; none if this is due.
+    asked_at: Option<Instant>,
+    /// Where it stood then.
     asked_position: Option<FeedPosition>,
     failures: RepeatedFailures,
     published: u64,
     registry: RegistryFollower,
 }
 
-/// Rows that are learned from together.
-#[derive(Default)]
-struct LoggedBatch {
-    examples: Vec<Example>,
-    tae: Vec<f32>,
-    rows: usize,
-    /// Where the examples were read.
-    keys: Vec<RecordKey>,
-}
-
-impl LoggedBatch {
-    fn add(&mut self, row: FeedRow) {
-        let FeedRow { logged: LoggedRequest { example, tae, .. }, key } = row;
-        self.rows += example.targets.len();
-        self.tae.extend_from_slice(&tae);
-        self.examples.push(example);
-        self.keys.push(key);
-    }
-
-    fn append(&mut self, mut other: LoggedBatch) {
-        self.rows += other.rows;
-        self.tae.append(&mut other.tae);
-        self.examples.append(&mut other.examples);
-        self.keys.append(&mut other.keys);
-    }
-
-    /// The requests that a trainer refused, as records to set aside.
-    fn unusable(&self, refused: &[RefusedRequest]) -> Vec<UnusableRecord> {
-        let record = |own: &RefusedRequest| {
-            self.keys[own.index].unusable(&self.examples[own.index], own.reason.clone())
+impl<'a> ExpertFollower<'a> {
+    /// Locks the work folder of the version, which `options` must name, and goes on where it was
+    /// saved. `runtime` makes the experts.
+    ///
+    /// # Errors
+    /// As [`follow`].
+    ///
+    /// # Panics
+    /// The options name no version.
+    pub fn open(
+        context: ExpertContext<'a>,
+        engine: Arc<dyn StreamEngine>,
+        options: FollowExpertOptions,
+        runtime: Box<dyn ExpertRuntime + 'a>,
+        stop: &Shutdown,
+    ) -> Result<ExpertFollower<'a>> {
+        let ExpertContext { dataset, config, entry, .. } = context;
+        let version = options.version.clone().expect("a version to train");
+        let work = work_dir(config, entry, &version);
+        let owner = DirLock::acquire(&work)?;
+        let mut of = entry.clone();
+        if !options.surfaces.is_empty() {
+            (of.surfaces, of.train_on) = (options.surfaces.clone(), TrainOn::Own);
+        }
+        let own = FollowedVersion {
+            dataset,
+            config: config.clone(),
+            entry: entry.clone(),
+            engine,
+            topic: Topic::expert(&entry.name, &version),
+            options,
+            version,
+            work,
+            surfaces: config.training_surfaces(&of, &dataset.schema)?,
+            runtime,
+            telemetry: Arc::default(),
+            stop: stop.clone(),
         };
-        refused.iter().map(record).collect()
+        let own = Arc::new(own);
+        let training = ExpertTraining::begin(&own)?;
+        Ok(ExpertFollower { own, training, waits: false, _owner: owner })
     }
 
-    /// Takes the first examples of the batch that are kept, and their rows of what was predicted of
-    /// the first examples.
-    fn retain(&mut self, first: usize, is_kept: impl Fn(usize) -> bool, said: &mut [Vec<f32>]) {
-        let width = self.tae.len() / self.rows.max(1);
-        let all = std::mem::take(self);
-        let mut kept_rows = Vec::new();
-        let mut tae = all.tae.chunks(width.max(1));
-        let examples = all.examples.into_iter().zip(all.keys).take(first);
-        for (at, (example, key)) in examples.enumerate() {
-            let rows = example.targets.len();
-            let own: Vec<f32> = tae.by_ref().take(rows).flatten().copied().collect();
-            kept_rows.extend(std::iter::repeat_n(is_kept(at), rows));
-            if is_kept(at) {
-                self.rows += rows;
-                self.tae.extend(own);
-                self.examples.push(example);
-                self.keys.push(key);
-            }
-        }
-        for task in said {
-            let mut kept = kept_rows.iter();
-            task.retain(|_| *kept.next().expect("a prediction a row"));
-        }
+    fn run(mut self, out: &mut dyn Write) -> Result<FollowExpertReport> {
+        while !self.own.stop.is_requested() && self.step(LOOK_EVERY, out)? {}
+        self.finish(out)
     }
 
-    fn chunk(&self) -> Chunk<'_> {
-        Chunk { examples: &self.examples, tae: &self.tae }
+    /// Reads what has come, after waiting up to `wait` for it, and learns, saves and publishes as
+    /// it is due; false at the end of what is there, if it is to stop there. The first step
+    /// publishes a version that never was.
+    ///
+    /// # Errors
+    /// As [`follow`].
+    pub fn step(&mut self, wait: Duration, out: &mut dyn Write) -> Result<bool> {
+        if self.training.is_none() {
+            self.training = ExpertTraining::begin(&self.own)?;
+        }
+        if let Some(training) = &mut self.training {
+            return training.step(wait, out);
+        }
+        if self.own.options.until_end {
+            return Ok(false);
+        }
+        if !std::mem::replace(&mut self.waits, true) {
+            let (logs, name) = (self.own.config.paths.logs.display(), &self.own.entry.name);
+            tracing::warn!("{logs}: no rows of expert {name} yet; it waits for them");
+        }
+        clock::sleep(wait);
+        Ok(true)
+    }
+
+    /// Saves where it stands, and publishes what the expert lets it.
+    ///
+    /// # Errors
+    /// As [`follow`].
+    pub fn finish(mut self, out: &mut dyn Write) -> Result<FollowExpertReport> {
+        self.training.as_mut().map_or(Ok(()), |training| training.ask(out))?;
+        Ok(self.report())
+    }
+
+    /// What it did since it was opened.
+    pub fn report(&self) -> FollowExpertReport {
+        let training = self.training.as_ref();
+        FollowExpertReport {
+            place: training.map(|training| training.place),
+            published: training.map_or(0, |training| training.published),
+        }
     }
 }
 
-/// Rows and corrections that wait to be learned from.
-struct PendingRows {
-    rows: LoggedBatch,
-    corrections: LoggedBatch,
-    ingested_ms: Vec<i64>,
-    since: Instant,
-    /// After the last of them.
-    end: FeedPlace,
-    /// After the last order that is carried out with them.
-    orders: Option<u64>,
-}
+impl<'a> ExpertTraining<'a> {
+    /// Goes on where the version was saved, or begins with the past; none if there is none yet.
+    fn begin(own: &Arc<FollowedVersion<'a>>) -> Result<Option<ExpertTraining<'a>>> {
+        let Some(begun) = begin::begin(own)? else { return Ok(None) };
+        let feed = begin::feed(own, &begun)?;
+        let StartedTrainer { expert, place, orders: saved_orders, joined, last, measured } = begun;
+        let FollowedVersion { config, engine, work, telemetry, .. } = &**own;
+        let limits = own.entry.ne_limits.clone();
+        let holds = HoldLog::new(work, telemetry);
+        let training = ExpertTraining {
+            own: own.clone(),
+            progress: ExpertProgress::new(&own.dataset.schema, expert.tasks(), telemetry),
+            gate: PublishGate::new(measured, last, limits, holds, telemetry)?,
+            publisher: Publisher::open(
+                engine.clone(),
+                own.topic.clone(),
+                config.publish.clone(),
+                &work.join("published"),
+            )?,
+            registry: RegistryFollower::new(&**engine)?,
+            orders: Some(feed.orders_position()),
+            feed,
+            expert,
+            waiting: None,
+            place,
+            joined,
+            asked_at: None,
+            asked_position: None,
+            failures: RepeatedFailures::default(),
+            published: 0,
+        };
+        if saved_orders.is_none() {
+            // Killed before the next save, it would carry out orders from another place on.
+            training.save(false)?;
+        }
+        Ok(Some(training))
+    }
 
-impl ExpertFollower<'_> {
-    fn run(
-        mut self,
-        options: &FollowExpertOptions,
-        shutdown: &Shutdown,
-        out: &mut dyn Write,
-    ) -> Result<FollowExpertReport> {
-        let most = self.context.config.expert_training.online_batch_rows;
-        let every = Duration::from_secs(self.context.config.publish.every_s);
-        if !self.publisher.has_snapshot() {
-            self.ask(out)?;
-        }
-        let mut waiting = None::<PendingRows>;
-        while !shutdown.is_requested() {
-            self.take_retries(&mut waiting)?;
-            let next = self.feed.next(LOOK_EVERY)?;
-            if matches!(next, FeedItem::Gap) {
-                self.pass_gap(waiting.take(), out)?;
-                continue;
-            }
-            let at_end = options.until_end && matches!(next, FeedItem::End);
-            if let FeedItem::WindowRow(row) = next
-                && self.is_own(&row)
-            {
-                let end = self.feed.place();
-                // A step that a trainer would have to cut would leave it one of a few rows.
-                let rows = row.logged.example.targets.len();
-                if waiting.as_ref().is_some_and(|own| own.rows() + rows > most) {
-                    self.learn(waiting.take().expect("it is there"), out)?;
-                }
-                let own = waiting.get_or_insert_with(|| PendingRows::new(end));
-                own.end = end;
-                own.add(row);
-            } else if waiting.is_none() {
-                self.move_to(self.feed.place());
-            }
-            let full = |own: &PendingRows| own.rows() >= most;
-            let waited = |own: &PendingRows| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
-            let ready = |own: &PendingRows| full(own) || at_end || waited(own);
-            if waiting.as_ref().is_some_and(ready) {
-                self.learn(waiting.take().expect("it is there"), out)?;
-            }
-            if at_end {
-                break;
-            }
-            if self.asked_at.elapsed() >= every
-                && let Err(error) = self.ask(out)
-                && self.failures.is_news(&error)
-            {
-                tracing::warn!(%error, "parameters could not be published; trying again later");
+    fn step(&mut self, wait: Duration, out: &mut dyn Write) -> Result<bool> {
+        if self.asked_at.is_none() {
+            self.asked_at = Some(clock::instant());
+            if !self.publisher.has_snapshot() {
+                self.ask(out)?;
             }
         }
-        self.ask(out)?;
-        Ok(FollowExpertReport { place: Some(self.place), published: self.published })
+        self.take_retries()?;
+        let next = self.feed.next(wait)?;
+        if matches!(next, FeedItem::Gap) {
+            self.pass_gap(out)?;
+            return Ok(true);
+        }
+        let at_end = self.own.options.until_end && matches!(next, FeedItem::End);
+        self.take(next, out)?;
+        let most = self.most_rows();
+        let full = |own: &PendingRows| own.rows() >= most;
+        let waited = |own: &PendingRows| own.rows.rows > 0 && clock::since(own.since) >= BATCH_WAIT;
+        if let Some(rows) = self.waiting.take_if(|own| full(own) || at_end || waited(own)) {
+            self.learn(rows, out)?;
+        }
+        let every = Duration::from_secs(self.own.config.publish.every_s);
+        if !at_end
+            && self.asked_at.is_none_or(|at| clock::since(at) >= every)
+            && let Err(error) = self.ask(out)
+            && self.failures.is_news(&error)
+        {
+            tracing::warn!(%error, "parameters could not be published; trying again later");
+        }
+        Ok(!at_end)
+    }
+
+    fn most_rows(&self) -> usize {
+        self.own.config.expert_training.online_batch_rows
+    }
+
+    /// Adds what was read to the rows that wait.
+    fn take(&mut self, next: FeedItem, out: &mut dyn Write) -> Result<()> {
+        if let FeedItem::WindowRow(row) = next
+            && self.is_own(&row)
+        {
+            let end = self.feed.place();
+            // A step that a trainer would have to cut would leave it one of a few rows.
+            let (rows, most) = (row.logged.example.targets.len(), self.most_rows());
+            if let Some(before) = self.waiting.take_if(|own| own.rows() + rows > most) {
+                self.learn(before, out)?;
+            }
+            let own = self.waiting.get_or_insert_with(|| PendingRows::new(end));
+            own.end = end;
+            own.add(row);
+        } else if self.waiting.is_none() {
+            self.move_to(self.feed.place());
+        }
+        Ok(())
     }
 
     /// Adds the rows that an operator had tried again, all to one step: it is saved whole or not at
     /// all.
-    fn take_retries(&mut self, waiting: &mut Option<PendingRows>) -> Result<()> {
-        let rows = self.feed.retries()?;
-        for row in rows.into_iter().filter(|row| self.is_own(row)) {
+    fn take_retries(&mut self) -> Result<()> {
+        let mut rows = self.feed.retries()?;
+        rows.retain(|row| self.is_own(row));
+        for row in rows {
             let end = match self.place.position {
                 FeedPosition::Logs(position) => FeedPlace::Logs(position),
                 FeedPosition::Joined(_) => FeedPlace::Joined(self.joined.place()),
             };
-            let own = waiting.get_or_insert_with(|| PendingRows::new(end));
+            let own = self.waiting.get_or_insert_with(|| PendingRows::new(end));
             own.orders = Some(self.feed.orders_position());
             own.add(row);
         }
@@ -374,7 +420,8 @@ impl ExpertFollower<'_> {
 
     /// Goes on behind missing records. What was read before is learned from, and where it goes on
     /// is saved before anything else is read.
-    fn pass_gap(&mut self, before: Option<PendingRows>, out: &mut dyn Write) -> Result<()> {
+    fn pass_gap(&mut self, out: &mut dyn Write) -> Result<()> {
+        let before = self.waiting.take();
         before.map_or(Ok(()), |rows| self.learn(rows, out))?;
         self.feed.go_on();
         self.move_to(self.feed.place());
@@ -390,14 +437,14 @@ impl ExpertFollower<'_> {
 
     fn is_own(&self, row: &FeedRow) -> bool {
         let example = &row.logged.example;
-        !example.targets.is_empty() && self.surfaces.contains(&example.surface)
+        !example.targets.is_empty() && self.own.surfaces.contains(&example.surface)
     }
 
     fn learn(&mut self, waiting: PendingRows, out: &mut dyn Write) -> Result<()> {
         let PendingRows { mut rows, corrections, ingested_ms, end, orders, .. } = waiting;
         let mut predictions = match rows.rows {
             0 => Vec::new(),
-            _ => self.stream.trainer.predict(rows.chunk())?,
+            _ => self.expert.predict(rows.chunk())?,
         };
         let times = rows.examples.iter().map(|example| example.time_ms);
         let until_ms = times.fold(self.place.until_ms, i64::max);
@@ -405,8 +452,8 @@ impl ExpertFollower<'_> {
         // One step for both: what is corrected is nearly all of one label, and would take a step of
         // its own as far as all rows together take theirs.
         rows.append(corrections);
-        let refused = self.stream.trainer.train(rows.chunk(), |_| ())?;
-        self.gate.scheduled(&self.stream.trainer);
+        let refused = self.expert.train(rows.chunk())?;
+        self.gate.scheduled(&*self.expert);
         // Before the place moves past them.
         self.feed.set_aside(rows.unusable(&refused))?;
         let is_kept = |at: usize| refused.binary_search_by_key(&at, |own| own.index).is_err();
@@ -419,7 +466,7 @@ impl ExpertFollower<'_> {
         rows.retain(first, is_kept, &mut predictions);
         if rows.rows > 0 {
             self.progress.push(&rows.examples, &predictions);
-            self.gate.measure(&self.stream.trainer, rows.chunk(), &predictions)?;
+            self.gate.measure(&*self.expert, rows.chunk(), &predictions)?;
         }
         let now_ms = now_ms();
         for ingested_ms in ingested_ms {
@@ -445,11 +492,11 @@ impl ExpertFollower<'_> {
     /// of a call at most (`plugin_limits.setup_deadline_ms`).
     fn ask(&mut self, out: &mut dyn Write) -> Result<()> {
         let position = self.place.position;
-        self.asked_at = Instant::now();
+        self.asked_at = Some(clock::instant());
         if self.asked_position == Some(position) {
             return Ok(());
         }
-        let word = self.gate.ask()?;
+        let word = self.gate.ask(&*self.expert)?;
         match word.verdict {
             Verdict::Publish => {
                 // What is saved is never behind what is published.
@@ -459,7 +506,7 @@ impl ExpertFollower<'_> {
             Verdict::Hold(_) => self.save(false)?,
             Verdict::RollBack(_) => {
                 if let Some(last) = &self.gate.last {
-                    self.stream.trainer.go_back(&last.saved)?;
+                    self.expert.go_back(last)?;
                 }
                 // What was measured is of parameters that are no more.
                 self.gate.measured.rows.clear();
@@ -476,63 +523,36 @@ impl ExpertFollower<'_> {
             true => (LastPublished::This, Vec::new()),
             false => self.gate.state(),
         };
-        let trainer = self.stream.trainer.saved();
-        let mean_loss = self.stream.trainer.mean_loss();
+        let trainer = self.expert.saved();
+        let mean_loss = self.expert.mean_loss();
         let joined = self.joined.clone();
         let addition = StateAddition { orders: self.orders, mean_loss, joined };
         FollowerState { place: self.place, trainer, published, measured, addition }
-            .write(&self.work)
+            .write(&self.own.work)
     }
 
     fn publish(&mut self, word: &GateDecision, out: &mut dyn Write) -> Result<()> {
-        let started = Instant::now();
+        let started = clock::instant();
         let facts = TrainingPosition {
             trained_position: self.place.position.number(),
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };
-        let published = self.publisher.publish(self.stream.trainer.parameters(), facts)?;
+        let published = self.publisher.publish(self.expert.weights(), facts)?;
         self.published += 1;
-        self.gate.published(self.stream.trainer.saved())?;
-        self.register()?;
-        let mut line = told(&published, json!(self.place.position), started.elapsed());
+        let saved = self.expert.saved();
+        self.expert.set_published(&saved)?;
+        self.gate.published(saved)?;
+        self.register();
+        let mut line = told(&published, json!(self.place.position), clock::since(started));
         line["evaluation"] = word.measured.clone();
         tell(out, &line)
     }
 
-    fn register(&mut self) -> Result<()> {
-        let ExpertContext { dataset, config, entry, guests } = self.context;
-        let own = SelfRegisteredExpert {
-            config,
-            entry,
-            surfaces: &config.serving_surfaces(entry, &dataset.schema)?,
-            version: &self.version,
-            provenance: &self.stream.trainer.parameters().provenance,
-            guests,
-            schema: &dataset.schema,
-        };
-        self_register_expert(&mut self.registry, &*self.engine, &own);
-        Ok(())
-    }
-}
-
-impl PendingRows {
-    fn new(end: FeedPlace) -> PendingRows {
-        let (rows, corrections) = (LoggedBatch::default(), LoggedBatch::default());
-        let (ingested_ms, since) = (Vec::new(), Instant::now());
-        PendingRows { rows, corrections, ingested_ms, since, end, orders: None }
-    }
-
-    fn rows(&self) -> usize {
-        self.rows.rows + self.corrections.rows
-    }
-
-    fn add(&mut self, row: FeedRow) {
-        if row.logged.correction {
-            return self.corrections.add(row);
-        }
-        self.ingested_ms.extend(Some(row.logged.ingested_ms).filter(|&ms| ms > 0));
-        self.rows.add(row);
+    fn register(&mut self) {
+        let FollowedVersion { engine, entry, version, runtime, .. } = &*self.own;
+        let describe = || runtime.describe(version, self.expert.provenance());
+        self_register_expert(&mut self.registry, &**engine, &entry.name, version, describe);
     }
 }
 

@@ -49,38 +49,44 @@ pub struct SelfRegisteredExpert<'a> {
     pub schema: &'a Schema,
 }
 
-/// Registers a published version of an expert as in training, as [`self_register_fm`] does. Its
-/// plugin is copied to the version's own directory.
+/// Registers a published version of an expert as in training, as [`self_register_fm`] does.
 pub fn self_register_expert(
     registry: &mut RegistryFollower,
     engine: &dyn StreamEngine,
-    published: &SelfRegisteredExpert<'_>,
+    name: &str,
+    version: &str,
+    describe: impl Fn() -> Result<ExpertVersion>,
 ) {
-    let SelfRegisteredExpert { entry, version, .. } = published;
-    let changes = |registry: &Registry| match registry.expert_version(&entry.name, version) {
+    let changes = |registry: &Registry| match registry.expert_version(name, version) {
         Some(_) => Ok(Vec::new()),
-        None => registry.register_expert(&describe(published)?),
+        None => registry.register_expert(&describe()?),
     };
     let registered = registry.decide(engine, changes);
-    log_registration(&format!("expert {} {version}", entry.name), registered);
+    log_registration(&format!("expert {name} {version}"), registered);
 }
 
-fn describe(published: &SelfRegisteredExpert<'_>) -> Result<ExpertVersion> {
-    let SelfRegisteredExpert { config, entry, version, provenance, schema, .. } = published;
-    let (dir, plugin) = (&config.paths.experts, &entry.plugin);
-    let surface = |at: &u16| schema.surfaces[usize::from(*at)].clone();
-    let new = NewExpert {
-        name: entry.name.clone(),
-        version: (*version).to_owned(),
-        plugin: keep_version_file(dir, &entry.name, version, plugin, "plugin.wasm")?,
-        surfaces: published.surfaces.iter().map(surface).collect(),
-        fm: provenance.fm_version.clone(),
-        tae_dim: provenance.tae_dim,
-        without_tae: entry.without_tae,
-        weights: WeightsLocation::Published,
-    };
-    let described = new.describe(config, published.guests, schema)?;
-    Ok(ExpertVersion { trained_ms: provenance.trained_until_ms, ..described })
+impl SelfRegisteredExpert<'_> {
+    /// As the registry describes it. Its plugin is copied to the version's own directory.
+    ///
+    /// # Errors
+    /// The version cannot be served, or the plugin cannot be copied.
+    pub fn describe(&self) -> Result<ExpertVersion> {
+        let SelfRegisteredExpert { config, entry, version, provenance, schema, .. } = self;
+        let (dir, plugin) = (&config.paths.experts, &entry.plugin);
+        let surface = |at: &u16| schema.surfaces[usize::from(*at)].clone();
+        let new = NewExpert {
+            name: entry.name.clone(),
+            version: (*version).to_owned(),
+            plugin: keep_version_file(dir, &entry.name, version, plugin, "plugin.wasm")?,
+            surfaces: self.surfaces.iter().map(surface).collect(),
+            fm: provenance.fm_version.clone(),
+            tae_dim: provenance.tae_dim,
+            without_tae: entry.without_tae,
+            weights: WeightsLocation::Published,
+        };
+        let described = new.describe(config, self.guests, schema)?;
+        Ok(ExpertVersion { trained_ms: provenance.trained_until_ms, ..described })
+    }
 }
 
 fn log_registration(what: &str, registered: Result<bool>) {

@@ -1,32 +1,32 @@
 //! What an expert's streaming trainer begins with: where its version stands, or what it makes of
 //! the past.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use super::{
     super::{
         eval_window::{EvalWindow, WindowPredictions},
         joined_reader::{JoinedPosition, JoinedReader, RecordReports},
         materialise,
-        stream::{ExpertStream, LogView},
+        stream::LogView,
     },
-    ExpertCheckpoint, ExpertContext, FollowExpertOptions, LOOK_EVERY,
+    ExpertCheckpoint, FollowExpertOptions, FollowedVersion,
     feed::{ComputedFeed, FeedPosition, FollowedLogs, LogFeed},
+    online::OnlineExpert,
     state::{FollowerState, LastPublished, StateAddition},
 };
 use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::TrainOn;
-use hypercast_core::{atomic_dir, shutdown::Shutdown};
+use hypercast_core::{atomic_dir, disk};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert::train::SavedTrainer;
 use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope};
-use hypercast_stream::streams::{StreamEngine, StreamPlace, StreamTrail, Topic};
+use hypercast_stream::streams::{StreamPlace, StreamTrail, Topic};
 
 /// What there is to go on with.
 pub(super) struct StartedTrainer {
-    pub(super) stream: ExpertStream,
+    pub(super) expert: Box<dyn OnlineExpert>,
     pub(super) place: ExpertCheckpoint,
     /// The position of the next order to try a record again; none for those that come from now on.
     pub(super) orders: Option<u64>,
@@ -38,145 +38,99 @@ pub(super) struct StartedTrainer {
     pub(super) measured: EvalWindow,
 }
 
-/// What a follower starts with.
-pub(super) struct Beginning {
-    pub(super) trainer: StartedTrainer,
-    pub(super) feed: LogFeed,
-    /// The surfaces whose rows it learns from.
-    pub(super) surfaces: Vec<u16>,
-}
-
-/// The version that is trained.
-pub(super) struct OwnVersion<'a> {
-    /// Its work folder.
-    pub(super) work: &'a Path,
-    /// The stream of its weights, by which it sets records aside.
-    pub(super) topic: &'a Topic,
-    /// What is told of these records.
-    pub(super) reports: RecordReports,
-}
-
-/// What [`learn_past`] learns from.
-struct Past<'a> {
-    options: &'a FollowExpertOptions,
-    surfaces: &'a [u16],
-    work: &'a Path,
-}
-
-/// Where this version stands, or what it makes of the past. None if it was asked to stop before
-/// there was one.
-pub(super) fn begin(
-    context: ExpertContext<'_>,
-    engine: &Arc<dyn StreamEngine>,
-    options: &FollowExpertOptions,
-    own: OwnVersion<'_>,
-    shutdown: &Shutdown,
-) -> Result<Option<Beginning>> {
-    let OwnVersion { work, topic, reports } = own;
-    let ExpertContext { dataset, config, entry, .. } = context;
-    let mut entry = entry.clone();
-    if !options.surfaces.is_empty() {
-        (entry.surfaces, entry.train_on) = (options.surfaces.clone(), TrainOn::Own);
-    }
-    let surfaces = config.training_surfaces(&entry, &dataset.schema)?;
-    let found = match FollowerState::read(work)? {
-        Some(state) => Some(resume(context, state)?),
-        None => learn_past(context, engine, Past { options, surfaces: &surfaces, work }, shutdown)?,
+/// Where this version stands, or what it makes of the past; none if there is nothing to learn from
+/// yet.
+///
+/// # Errors
+/// As [`super::follow`].
+pub(super) fn begin(own: &FollowedVersion<'_>) -> Result<Option<StartedTrainer>> {
+    let begun = match FollowerState::read(&own.work)? {
+        Some(state) => Some(resume(own, state)?),
+        None => learn_past(own)?,
     };
-    let Some(begun) = found else { return Ok(None) };
-    let fm = begun.stream.trainer.parameters().provenance.fm_version.clone();
-    if let Some(asked) = options.fm.as_ref().filter(|asked| **asked != fm) {
+    let Some(begun) = begun else { return Ok(None) };
+    let fm = &begun.expert.provenance().fm_version;
+    if let Some(asked) = own.options.fm.as_ref().filter(|asked| *asked != fm) {
         return Err(Error::data(
-            work,
+            &own.work,
             format!("this version learns with FM {fm}, not {asked}; give another --version"),
         ));
     }
-    let (reader, orders) = (LetterReader::Trainer(topic.clone()), begun.orders);
-    let feed = match (begun.place.position, &options.fm_checkpoint) {
+    Ok(Some(begun))
+}
+
+/// The rows behind what it begins with.
+///
+/// # Errors
+/// As [`super::follow`].
+pub(super) fn feed(own: &FollowedVersion<'_>, begun: &StartedTrainer) -> Result<LogFeed> {
+    let FollowedVersion { dataset, config, engine, .. } = own;
+    let reports = RecordReports::of(&own.telemetry, config, &own.stop);
+    let (reader, orders) = (LetterReader::Trainer(own.topic.clone()), begun.orders);
+    match (begun.place.position, &own.options.fm_checkpoint) {
         (FeedPosition::Logs(from), None) => {
-            let logs = LogFollower::open(&config.paths.logs, &fm, from)?;
+            let fm = &begun.expert.provenance().fm_version;
+            let logs = LogFollower::open(&config.paths.logs, fm, from)?;
             let of = LetterScope { reader: &reader, source: FEATURE_LOGS };
             let RecordReports { rate, stop, .. } = reports;
             let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
-            LogFeed::Logs(Box::new(FollowedLogs { logs, letters }))
+            Ok(LogFeed::Logs(Box::new(FollowedLogs { logs, letters })))
         }
         (FeedPosition::Joined(_), Some(checkpoint)) => {
             let context = ServiceContext { dataset, config, engine: engine.clone() };
             let from = JoinedPosition { joined: Some(begun.joined.clone()), orders };
             let joined = JoinedReader::open(context.clone(), &reader, from, reports)?;
-            let computed = ComputedFeed::open(context, checkpoint, joined, surfaces.clone())?;
-            LogFeed::Computed(Box::new(computed))
+            let surfaces = own.surfaces.clone();
+            Ok(LogFeed::Computed(Box::new(ComputedFeed::open(
+                context, checkpoint, joined, surfaces,
+            )?)))
         }
-        _ => {
-            return Err(Error::data(
-                work,
-                "it has followed the logs and is to follow a checkpoint, or the reverse; give another --version",
-            ));
-        }
-    };
-    Ok(Some(Beginning { trainer: begun, feed, surfaces }))
+        _ => Err(Error::data(
+            &own.work,
+            "it has followed the logs and is to follow a checkpoint, or the reverse; give another --version",
+        )),
+    }
 }
 
-fn resume(context: ExpertContext<'_>, state: FollowerState) -> Result<StartedTrainer> {
+fn resume(own: &FollowedVersion<'_>, state: FollowerState) -> Result<StartedTrainer> {
     let last = match state.published {
         LastPublished::Nothing => None,
         LastPublished::This => Some(state.trainer.clone()),
         LastPublished::Earlier(saved) => Some(*saved),
     };
     let StateAddition { orders, mean_loss, joined } = state.addition;
-    let mut stream = context.setup().resume(&context.dataset.schema, state.trainer)?;
-    stream.trainer.set_mean_loss(mean_loss);
-    let mut measured = EvalWindow::new(&stream.blueprint);
+    let schema = &own.dataset.schema;
+    let mut expert = own.runtime.resume(schema, state.trainer)?;
+    expert.set_mean_loss(mean_loss);
+    if let Some(last) = &last {
+        expert.set_published(last)?;
+    }
+    let mut measured = EvalWindow::new(expert.tasks(), schema);
     measured.rows = state.measured.into();
-    Ok(StartedTrainer { stream, place: state.place, orders, joined, last, measured })
+    Ok(StartedTrainer { expert, place: state.place, orders, joined, last, measured })
 }
 
-/// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the
-/// checkpoint.
-fn learn_past(
-    context: ExpertContext<'_>,
-    engine: &Arc<dyn StreamEngine>,
-    past: Past<'_>,
-    shutdown: &Shutdown,
-) -> Result<Option<StartedTrainer>> {
-    let Past { options, surfaces, work } = past;
-    let ExpertContext { dataset, config, entry, .. } = context;
+/// Learns from the logs that are there, or from the data set with TAEs of the checkpoint. None if
+/// these have no rows of its surfaces.
+fn learn_past(own: &FollowedVersion<'_>) -> Result<Option<StartedTrainer>> {
+    let FollowedVersion { dataset, config, engine, options, surfaces, .. } = own;
     // The past ends where the stream begins.
     let (logs, joined) = match &options.fm_checkpoint {
         Some(checkpoint) => {
             let begin = engine.span(&Topic::joined())?.start;
-            let logs = work.join("past");
+            let logs = own.work.join("past");
             materialise::past(dataset, config, checkpoint, &logs)?;
             (logs, Some(begin))
         }
         None => (config.paths.logs.clone(), None),
     };
-    let mut said = false;
-    let (log, survey) = loop {
-        if let Some(log) = opened(&logs, options)? {
-            let view = view(&log, surfaces);
-            if let Some(survey) = view.survey()? {
-                break (log, survey);
-            }
-        }
-        if shutdown.is_requested() || options.until_end {
-            return Ok(None);
-        }
-        if !said {
-            tracing::warn!(
-                "{}: no rows of expert {} yet; it waits for them",
-                logs.display(),
-                entry.name
-            );
-            said = true;
-        }
-        std::thread::sleep(LOOK_EVERY);
-    };
+    let Some(log) = opened(&logs, options)? else { return Ok(None) };
     let view = view(&log, surfaces);
-    let mut stream = context.setup().begin(&view, survey, |_| ())?;
+    let Some(survey) = view.survey()? else { return Ok(None) };
+    let mut expert = own.runtime.begin(&view, survey)?;
     let mut until_ms = i64::MIN;
-    let mut measured = EvalWindow::new(&stream.blueprint);
-    stream.learn_past(&view, |report| {
+    let mut measured = EvalWindow::new(expert.tasks(), &dataset.schema);
+    expert.learn_past(&view, &mut |report| {
         until_ms = report.examples.iter().map(|own| own.time_ms).fold(until_ms, i64::max);
         // The first pass alone predicts: what comes after it has seen all rows.
         if !report.predictions.is_empty() {
@@ -185,7 +139,6 @@ fn learn_past(
             measured.push(report.examples.iter().copied(), said, |_| true);
         }
     })?;
-    stream.go_online();
     let position = match joined {
         Some(position) => {
             atomic_dir::remove(&logs)?;
@@ -200,12 +153,12 @@ fn learn_past(
         FeedPosition::Logs(_) => StreamTrail::default(),
     };
     let (orders, last) = (None, None);
-    Ok(Some(StartedTrainer { stream, place, orders, joined, last, measured }))
+    Ok(Some(StartedTrainer { expert, place, orders, joined, last, measured }))
 }
 
 /// The logs, if there are any yet.
 fn opened(logs: &Path, options: &FollowExpertOptions) -> Result<Option<LogReader>> {
-    if !logs.join("log-manifest.json").is_file() {
+    if !disk::is_file(&logs.join("log-manifest.json")) {
         return Ok(None);
     }
     let asked = options.fm.as_deref().filter(|_| options.fm_checkpoint.is_none());

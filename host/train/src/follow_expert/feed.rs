@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::super::joined_reader::{JoinedRead, JoinedReader, PositionedExample, RecordKey};
 use crate::ServiceContext;
 use crate::error::Result;
+use hypercast_core::clock;
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
 use hypercast_stream::dead_letters::{DeadLetter, DeadLetterQueue, UnusableRecord};
 use hypercast_stream::streams::StreamPlace;
@@ -103,7 +104,7 @@ struct ReadyRow {
 impl FollowedLogs {
     fn next(&mut self, wait: Duration) -> Result<FeedItem> {
         let Some(logged) = self.logs.next_request()? else {
-            std::thread::sleep(wait);
+            clock::sleep(wait);
             return Ok(FeedItem::End);
         };
         // The follower stands behind the row, in the row's own file.

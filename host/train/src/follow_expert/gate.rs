@@ -2,8 +2,6 @@
 //! by what learns and by what was published last, on the same rows, and the operator's limits of
 //! NE. It publishes nothing itself.
 
-use std::{path::Path, sync::Arc};
-
 use prometheus::IntCounter;
 use serde_json::{Value, json};
 
@@ -12,30 +10,23 @@ use super::{
         eval_window::{self, EvalWindow, WindowPredictions, judge},
         holds::HoldLog,
     },
+    online::OnlineExpert,
     state::LastPublished,
 };
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
 use hypercast_config::NeLimits;
-use hypercast_expert::{
-    Blueprint, Chunk, ExpertTrainer, Parameters, train::SavedTrainer, wasm::contract::Verdict,
-};
+use hypercast_expert::{Chunk, train::SavedTrainer, wasm::contract::Verdict};
 
 /// Puts the rows measured since the last publication to the expert's `evaluate`.
 pub(super) struct PublishGate {
-    blueprint: Arc<Blueprint>,
     pub(super) measured: EvalWindow,
-    pub(super) last: Option<PublishedTrainer>,
+    /// What was published last.
+    pub(super) last: Option<SavedTrainer>,
     limits: NeLimits,
     holds: HoldLog,
     rolled_back: IntCounter,
     schedule_faults: IntCounter,
-}
-
-/// What was published last.
-pub(super) struct PublishedTrainer {
-    pub(super) saved: SavedTrainer,
-    parameters: Parameters,
 }
 
 /// The expert's word, and what it was told, for people.
@@ -45,19 +36,24 @@ pub(super) struct GateDecision {
 }
 
 impl PublishGate {
-    /// A gate that has measured and published nothing, in a trainer's work folder.
+    /// A gate in a trainer's work folder, that goes on with what was measured since `last` was
+    /// published.
+    ///
+    /// # Errors
+    /// A limit is for a task that the expert does not have.
     pub(super) fn new(
-        blueprint: Arc<Blueprint>,
+        measured: EvalWindow,
+        last: Option<SavedTrainer>,
         limits: NeLimits,
-        work: &Path,
+        holds: HoldLog,
         telemetry: &JobMetrics,
-    ) -> PublishGate {
-        PublishGate {
-            measured: EvalWindow::new(&blueprint),
-            blueprint,
-            last: None,
+    ) -> Result<PublishGate> {
+        measured.check_limits(&limits)?;
+        Ok(PublishGate {
+            measured,
+            last,
             limits,
-            holds: HoldLog::new(work, telemetry),
+            holds,
             rolled_back: telemetry.counter(
                 "hypercast_rolled_back_publications_total",
                 "Times that the expert's evaluate took the trainer back to what was published last",
@@ -66,53 +62,27 @@ impl PublishGate {
                 "hypercast_schedule_faults_total",
                 "Faults of the expert's schedule; their steps were taken at the host's own rate",
             ),
-        }
+        })
     }
 
-    /// Goes on with what was measured since `last` was published.
-    ///
-    /// # Errors
-    /// What was published last is of another network; a limit is for a task that the expert does
-    /// not have.
-    pub(super) fn resume(
-        self,
-        measured: EvalWindow,
-        last: Option<SavedTrainer>,
-    ) -> Result<PublishGate> {
-        measured.check_limits(&self.limits)?;
-        let last = last.map(|saved| self.with_parameters(saved)).transpose()?;
-        Ok(PublishGate { measured, last, ..self })
-    }
-
-    fn with_parameters(&self, saved: SavedTrainer) -> Result<PublishedTrainer> {
-        let name = &self.blueprint.description.name;
-        let parameters = saved.predicting(&self.blueprint.graph).map_err(|why| {
-            hypercast_expert::Error::refused(name, format!("what it published last is of {why}"))
-        })?;
-        Ok(PublishedTrainer { saved, parameters })
-    }
-
-    /// Notes what `trainer` said of rows that it is about to learn from, and what those parameters
+    /// Notes what `expert` said of rows that it is about to learn from, and what those parameters
     /// would say that were published last.
     pub(super) fn measure(
         &mut self,
-        trainer: &ExpertTrainer,
+        expert: &dyn OnlineExpert,
         chunk: Chunk<'_>,
         candidate: &[Vec<f32>],
     ) -> Result<()> {
-        let serving = match &self.last {
-            Some(last) => trainer.predict_with(&last.parameters, chunk)?,
-            None => Vec::new(),
-        };
-        let targets = trainer.targets(chunk)?;
+        let serving = expert.predict_as_published(chunk)?;
+        let targets = expert.targets(chunk)?;
         let said = WindowPredictions { candidate, serving: &serving, targets: &targets };
         self.measured.push(chunk.examples.iter(), said, |_| true);
         Ok(())
     }
 
     /// Notes how often `schedule` has failed so far.
-    pub(super) fn scheduled(&self, trainer: &ExpertTrainer) {
-        let new = trainer.schedule_faults().saturating_sub(self.schedule_faults.get());
+    pub(super) fn scheduled(&self, expert: &dyn OnlineExpert) {
+        let new = expert.schedule_faults().saturating_sub(self.schedule_faults.get());
         self.schedule_faults.inc_by(new);
     }
 
@@ -121,8 +91,9 @@ impl PublishGate {
     ///
     /// # Errors
     /// The work folder cannot be written.
-    pub(super) fn ask(&self) -> Result<GateDecision> {
-        let judged = judge(&self.blueprint, &self.measured, &self.limits, self.last.is_some());
+    pub(super) fn ask(&self, expert: &dyn OnlineExpert) -> Result<GateDecision> {
+        let said = expert.evaluate(&self.measured.evaluation());
+        let judged = judge(said, &self.measured, &self.limits, self.last.is_some());
         let verdict = match (judged, &self.last) {
             (Verdict::RollBack(why), None) => {
                 Verdict::Hold(format!("{why} (nothing was published that it could go back to)"))
@@ -140,16 +111,17 @@ impl PublishGate {
 
     /// From here on this is what was published last, and all is measured anew.
     pub(super) fn published(&mut self, saved: SavedTrainer) -> Result<()> {
-        self.last = Some(self.with_parameters(saved)?);
+        self.last = Some(saved);
         self.measured.rows.clear();
         self.holds.released()
     }
 
     /// What is to be saved beside a trainer that was not published as it is.
     pub(super) fn state(&self) -> (LastPublished, Vec<eval_window::WindowRow>) {
-        let last = self.last.as_ref().map_or(LastPublished::Nothing, |last| {
-            LastPublished::Earlier(Box::new(last.saved.clone()))
-        });
+        let last = self
+            .last
+            .as_ref()
+            .map_or(LastPublished::Nothing, |last| LastPublished::Earlier(Box::new(last.clone())));
         (last, self.measured.rows.iter().cloned().collect())
     }
 }

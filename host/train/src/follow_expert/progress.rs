@@ -18,7 +18,7 @@ use super::{
 };
 use crate::job_metrics::JobMetrics;
 use hypercast_data::schema::{Schema, TaskKind};
-use hypercast_expert::Blueprint;
+use hypercast_expert::wasm::contract::Task;
 
 /// A line of the progress log covers so many requests.
 const WINDOW: u64 = 1000;
@@ -37,12 +37,8 @@ pub(super) struct ExpertProgress {
 }
 
 impl ExpertProgress {
-    pub(super) fn new(
-        schema: &Arc<Schema>,
-        blueprint: &Blueprint,
-        telemetry: &Arc<JobMetrics>,
-    ) -> Self {
-        let tasks = blueprint.description.tasks.iter();
+    pub(super) fn new(schema: &Arc<Schema>, tasks: &[Task], telemetry: &Arc<JobMetrics>) -> Self {
+        let tasks = tasks.iter();
         Self {
             schema: schema.clone(),
             tasks: tasks.map(|task| (schema.task(&task.name), task.name.clone())).collect(),

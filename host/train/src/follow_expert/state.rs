@@ -1,16 +1,13 @@
 //! Where an expert's streaming trainer stands: parameters, optimiser and position in the logs, what
 //! it published last and what was measured since, replaced as one whole, with a checksum.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{super::eval_window::WindowRow, ExpertCheckpoint, FeedPosition};
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_core::atomic_file;
+use hypercast_core::{atomic_file, disk};
 use hypercast_expert::train::SavedTrainer;
 use hypercast_fm::label_scale::LabelScales;
 use hypercast_stream::streams::{StreamPlace, StreamTrail};
@@ -68,7 +65,7 @@ impl FollowerState {
     /// What was saved; none where nothing was.
     pub(super) fn read(work: &Path) -> Result<Option<FollowerState>> {
         let path = path(work);
-        let Some(bytes) = Error::found(&path, fs::read(&path))? else { return Ok(None) };
+        let Some(bytes) = Error::found(&path, disk::read(&path))? else { return Ok(None) };
         let wrong = |why: &str| {
             Error::data(&path, format!("{why}; remove it to train the expert anew on the logs"))
         };

@@ -20,7 +20,7 @@ use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::logs::{LogPosition, LogRow, LogVersion, LogWriter};
 use hypercast_data::simulate;
 use hypercast_stream::dead_letters::{
-    self, DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope,
+    self, DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope, UnusableRecord,
 };
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish::PublicationFollower;

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What runs in `tests/simulation`: files, and folders with `/` at the end.
-const SIMULATED: [&str; 45] = [
+const SIMULATED: [&str; 47] = [
     "host/core/src/atomic_dir.rs",
     "host/core/src/atomic_file.rs",
     "host/core/src/dir_lock.rs",
@@ -50,6 +50,8 @@ const SIMULATED: [&str; 45] = [
     "host/stream/src/streams/mod.rs",
     "host/stream/src/streams/place.rs",
     "host/train/src/eval_window.rs",
+    "host/train/src/follow_expert.rs",
+    "host/train/src/follow_expert/",
     "host/train/src/follow_fm.rs",
     "host/train/src/follow_fm/",
     "host/train/src/holds.rs",
