@@ -54,6 +54,7 @@ use hypercast_core::dir_lock::DirLock;
 use hypercast_core::logging::RepeatedFailures;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
+use hypercast_data::logs::LogPosition;
 use hypercast_expert as expert;
 use hypercast_expert::wasm::contract::Verdict;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
@@ -146,10 +147,10 @@ pub fn follow(
         None => plugin_version(context)?,
     };
     let options = FollowExpertOptions { version: Some(version), ..options.clone() };
-    let metrics = options.metrics;
-    let runtime = Box::new(PluginRuntime(context));
-    let follower = ExpertFollower::open(context, engine, options, runtime, shutdown)?;
-    serve_metrics(&follower.own.telemetry, metrics, out)?;
+    let ExpertContext { dataset, config, entry, .. } = context;
+    let services = ExpertServices { dataset, engine, runtime: Box::new(PluginRuntime(context)) };
+    let follower = ExpertFollower::open(services, config, entry, &options, shutdown)?;
+    serve_metrics(&follower.own.telemetry, options.metrics, out)?;
     follower.run(out)
 }
 
@@ -163,6 +164,16 @@ fn plugin_version(context: ExpertContext<'_>) -> Result<String> {
     let options = config.load_options(&entry.name);
     let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
     Ok(blueprint.description.version.clone())
+}
+
+/// What a trainer of experts works with.
+pub struct ExpertServices<'a> {
+    /// The data set, for its schema and the past.
+    pub dataset: &'a Dataset,
+    /// The streams.
+    pub engine: Arc<dyn StreamEngine>,
+    /// What makes the experts.
+    pub runtime: Box<dyn ExpertRuntime + 'a>,
 }
 
 /// What is trained, from what, and by what.
@@ -187,14 +198,16 @@ struct FollowedVersion<'a> {
 pub struct ExpertFollower<'a> {
     own: Arc<FollowedVersion<'a>>,
     /// None until there is something to learn from.
-    training: Option<ExpertTraining<'a>>,
+    training: Option<OnlineTraining<'a>>,
+    /// Where the logs ended that were looked through and had nothing.
+    looked_to: Option<LogPosition>,
     /// Whether it was said that it waits for that.
     waits: bool,
     _owner: DirLock,
 }
 
 /// A version that has begun.
-struct ExpertTraining<'a> {
+struct OnlineTraining<'a> {
     own: Arc<FollowedVersion<'a>>,
     feed: LogFeed,
     expert: Box<dyn OnlineExpert>,
@@ -218,7 +231,7 @@ struct ExpertTraining<'a> {
 
 impl<'a> ExpertFollower<'a> {
     /// Locks the work folder of the version, which `options` must name, and goes on where it was
-    /// saved. `runtime` makes the experts.
+    /// saved.
     ///
     /// # Errors
     /// As [`follow`].
@@ -226,13 +239,13 @@ impl<'a> ExpertFollower<'a> {
     /// # Panics
     /// The options name no version.
     pub fn open(
-        context: ExpertContext<'a>,
-        engine: Arc<dyn StreamEngine>,
-        options: FollowExpertOptions,
-        runtime: Box<dyn ExpertRuntime + 'a>,
+        services: ExpertServices<'a>,
+        config: &Config,
+        entry: &ExpertEntry,
+        options: &FollowExpertOptions,
         stop: &Shutdown,
     ) -> Result<ExpertFollower<'a>> {
-        let ExpertContext { dataset, config, entry, .. } = context;
+        let ExpertServices { dataset, engine, runtime } = services;
         let version = options.version.clone().expect("a version to train");
         let work = work_dir(config, entry, &version);
         let owner = DirLock::acquire(&work)?;
@@ -246,7 +259,7 @@ impl<'a> ExpertFollower<'a> {
             entry: entry.clone(),
             engine,
             topic: Topic::expert(&entry.name, &version),
-            options,
+            options: options.clone(),
             version,
             work,
             surfaces: config.training_surfaces(&of, &dataset.schema)?,
@@ -255,8 +268,9 @@ impl<'a> ExpertFollower<'a> {
             stop: stop.clone(),
         };
         let own = Arc::new(own);
-        let training = ExpertTraining::begin(&own)?;
-        Ok(ExpertFollower { own, training, waits: false, _owner: owner })
+        let mut looked_to = None;
+        let training = OnlineTraining::begin(&own, &mut looked_to)?;
+        Ok(ExpertFollower { own, training, looked_to, waits: false, _owner: owner })
     }
 
     fn run(mut self, out: &mut dyn Write) -> Result<FollowExpertReport> {
@@ -272,7 +286,7 @@ impl<'a> ExpertFollower<'a> {
     /// As [`follow`].
     pub fn step(&mut self, wait: Duration, out: &mut dyn Write) -> Result<bool> {
         if self.training.is_none() {
-            self.training = ExpertTraining::begin(&self.own)?;
+            self.training = OnlineTraining::begin(&self.own, &mut self.looked_to)?;
         }
         if let Some(training) = &mut self.training {
             return training.step(wait, out);
@@ -307,16 +321,19 @@ impl<'a> ExpertFollower<'a> {
     }
 }
 
-impl<'a> ExpertTraining<'a> {
+impl<'a> OnlineTraining<'a> {
     /// Goes on where the version was saved, or begins with the past; none if there is none yet.
-    fn begin(own: &Arc<FollowedVersion<'a>>) -> Result<Option<ExpertTraining<'a>>> {
-        let Some(begun) = begin::begin(own)? else { return Ok(None) };
+    fn begin(
+        own: &Arc<FollowedVersion<'a>>,
+        looked_to: &mut Option<LogPosition>,
+    ) -> Result<Option<OnlineTraining<'a>>> {
+        let Some(begun) = begin::begin(own, looked_to)? else { return Ok(None) };
         let feed = begin::feed(own, &begun)?;
         let StartedTrainer { expert, place, orders: saved_orders, joined, last, measured } = begun;
         let FollowedVersion { config, engine, work, telemetry, .. } = &**own;
         let limits = own.entry.ne_limits.clone();
         let holds = HoldLog::new(work, telemetry);
-        let training = ExpertTraining {
+        let training = OnlineTraining {
             own: own.clone(),
             progress: ExpertProgress::new(&own.dataset.schema, expert.tasks(), telemetry),
             gate: PublishGate::new(measured, last, limits, holds, telemetry)?,

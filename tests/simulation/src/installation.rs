@@ -30,12 +30,13 @@ use hypercast_stream::{
 
 use crate::{
     disk::{Disk, DiskCopy},
+    expert_trainer::SteppedExpert,
     host::{Machine, ProcessHost},
     logging_tier::SteppedTier,
     model::MARK_WIDTH,
     plan::{Layout, Plan, ROLES, Role, TierSettings},
     plant::Plant,
-    publications::ServedWeights,
+    publications::{self, ServedWeights},
     pushes::{PushCall, expert_of},
     rollouts::ExpertDaemon,
     server::ServerClient,
@@ -139,6 +140,9 @@ pub fn config(plan: &Plan) -> Config {
         snapshot_every: 4,
         zstd_level: 1,
     };
+    config.paths.experts = "/state/experts".into();
+    config.expert_training.epochs = 1;
+    config.expert_training.online_batch_rows = 4 * batch_requests;
     config.logs.rows_per_file = settings.tiers.rows_per_file;
     config.logs.file_seconds = settings.tiers.file_seconds;
     config.fm_logging.batch_candidates = 16;
@@ -214,6 +218,7 @@ pub struct Life {
     features: Option<FeatureFollower>,
     trainer: Option<SteppedTrainer>,
     logging: Option<SteppedTier>,
+    expert: Option<SteppedExpert>,
     /// The rollouts of a daemon with experts.
     pub rollouts: Option<ExpertDaemon>,
     /// The weights that the daemon follows.
@@ -261,7 +266,10 @@ impl Life {
         let trainer = (role == Role::Trainer).then(open).transpose()?;
         let open = || SteppedTier::open(engine.clone(), &config, plant);
         let logging = (role == Role::LoggingTier).then(open).transpose()?;
-        let served = is_daemon.then(|| ServedWeights::open(engine.clone())).transpose()?;
+        let open = || SteppedExpert::open(engine.clone(), &config, plant);
+        let expert = (role == Role::ExpertTrainer).then(open).transpose()?;
+        let open = || ServedWeights::open(engine.clone(), publications::topic());
+        let served = is_daemon.then(open).transpose()?;
         let rollouts = expert_of(role)
             .map(|_| ExpertDaemon::open(config.clone(), engine.clone(), role))
             .transpose()?;
@@ -280,6 +288,7 @@ impl Life {
             features,
             trainer,
             logging,
+            expert,
             rollouts,
             served,
             ingest,
@@ -306,6 +315,9 @@ impl Life {
         }
         if let Some(logging) = &mut self.logging {
             is_busy |= logging.step()?;
+        }
+        if let Some(expert) = &mut self.expert {
+            is_busy |= expert.step()?;
         }
         if let Some(served) = &mut self.served {
             served.step();
@@ -336,6 +348,7 @@ impl Life {
         }
         self.trainer.take().map_or(Ok(()), SteppedTrainer::stop)?;
         self.logging.take().map_or(Ok(()), SteppedTier::stop)?;
+        self.expert.take().map_or(Ok(()), SteppedExpert::stop)?;
         self.joiner.as_mut().map_or(Ok(()), |joiner| joiner.save().map_err(|e| e.to_string()))
     }
 

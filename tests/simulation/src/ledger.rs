@@ -8,8 +8,14 @@ use hypercast_stream::{
 };
 
 use crate::{
-    installation::Life, plan::Plan, publications::NamedWeights, rollout_oracles::RolloutLedger,
-    versions::RegisteredVersion, workload::IngestCall, world::Process,
+    expert_trainer::ExpertLedger,
+    installation::Life,
+    plan::Plan,
+    publications::{self, NamedWeights},
+    rollout_oracles::RolloutLedger,
+    versions::RegisteredVersion,
+    workload::IngestCall,
+    world::Process,
 };
 
 /// A promise that was broken.
@@ -36,6 +42,8 @@ pub struct Ledger {
     pub published: Vec<NamedWeights>,
     /// The number of those that were the last to be surely published.
     pub last_published: Option<usize>,
+    /// What the trainer of an expert published.
+    pub expert: ExpertLedger,
     /// What weights were learned from, by their mark.
     pub learned: BTreeMap<u64, Vec<u64>>,
     /// Rollouts and pushes.
@@ -118,6 +126,15 @@ impl Ledger {
                 receipt.accepted
             )
         })
+    }
+
+    /// Whether the trainer of a stream's weights had these when it published.
+    pub fn has_weights(&self, topic: &Topic, weights: &NamedWeights) -> bool {
+        if *topic == publications::topic() {
+            self.published.contains(weights)
+        } else {
+            self.expert.has(weights)
+        }
     }
 
     /// What the server lost of a stream.

@@ -10,6 +10,8 @@
 //! trainer       the FM's trainer, and what it must have learned from
 //! logging_tier  the logging tier, and what it must have logged
 //! model         the model of both, which notes what it learns
+//! expert_trainer   the trainer of an expert, and what it must have learned from
+//! expert_model  its expert, which notes what it learns
 //! publications  weights that a trainer publishes and a daemon follows
 //! versions      decisions that the processes make on one stream
 //! pushes        versions of experts that teams send
@@ -27,6 +29,8 @@
 
 pub mod disk;
 mod earlier;
+mod expert_model;
+pub mod expert_trainer;
 mod faults;
 pub mod host;
 pub mod installation;

@@ -92,20 +92,21 @@ pub fn mark_of(values: &[f32]) -> Option<u64> {
 
 /// Weights, with what they were learned from.
 #[derive(Clone)]
-struct NotedWeights {
-    records: Vec<u64>,
+pub(crate) struct NotedWeights {
+    /// By their keys, in the order in which they were learned from.
+    pub(crate) records: Vec<u64>,
     mark: u64,
-    values: Vec<f32>,
+    pub(crate) values: Vec<f32>,
 }
 
 impl NotedWeights {
-    fn of(records: &[u64]) -> NotedWeights {
+    pub(crate) fn of(records: &[u64]) -> NotedWeights {
         let mut weights = NotedWeights { records: Vec::new(), mark: 0, values: vec![0.0; WEIGHTS] };
         records.iter().for_each(|&key| weights.learn(key));
         weights
     }
 
-    fn learn(&mut self, key: u64) {
+    pub(crate) fn learn(&mut self, key: u64) {
         self.records.push(key);
         self.mark = mix_parts(&[self.mark, key]);
         for (at, value) in self.values[..MARK_WIDTH].iter_mut().enumerate() {
@@ -164,7 +165,7 @@ fn label(task: &TaskSpec, surface: u16, outcome: Outcome) -> Option<f32> {
 }
 
 /// So sure of what it says that no gate holds it.
-fn probability(label: f32) -> f32 {
+pub(crate) fn probability(label: f32) -> f32 {
     0.01 + 0.98 * label
 }
 

@@ -17,6 +17,7 @@ use hypercast_stream::{
 };
 
 use crate::{
+    expert_trainer,
     installation::{config, dataset, engine},
     logging_tier,
     plan::Role,
@@ -84,6 +85,7 @@ pub fn check(world: &Simulation) {
     work::check(world, (streams.events.len() + streams.outcomes.len()) as u64);
     trainer::check(world, &streams.joined, &streams.letters);
     logging_tier::check(world, &streams.joined);
+    expert_trainer::check(world);
 }
 
 fn read(world: &Simulation) -> Result<Streams, String> {

@@ -151,10 +151,12 @@ pub enum Role {
     ExpertDaemon,
     /// Another one with other experts.
     SecondExpertDaemon,
+    /// `hypercast train expert --follow`, on the machine of the logging tier.
+    ExpertTrainer,
 }
 
 /// All processes, in the order of their numbers.
-pub const ROLES: [Role; 7] = [
+pub const ROLES: [Role; 8] = [
     Role::Daemon,
     Role::Joiner,
     Role::SecondJoiner,
@@ -162,6 +164,7 @@ pub const ROLES: [Role; 7] = [
     Role::LoggingTier,
     Role::ExpertDaemon,
     Role::SecondExpertDaemon,
+    Role::ExpertTrainer,
 ];
 
 /// What a fault does.
@@ -445,7 +448,8 @@ impl Plan {
         let apart = !self.settings.join_in_daemon;
         let on = match draw.below(10) {
             0 | 1 => Role::Trainer,
-            2 | 3 => Role::LoggingTier,
+            2 => Role::LoggingTier,
+            3 => Role::ExpertTrainer,
             4..=6 if apart => Role::Joiner,
             _ => Role::Daemon,
         };

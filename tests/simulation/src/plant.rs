@@ -48,6 +48,8 @@ pub enum Plant {
     LogsUnread,
     /// A trainer that goes on has forgotten the last record of its save.
     LastForgotten,
+    /// An expert's trainer that goes on has forgotten the last row of its save.
+    ExpertForgets,
     /// The weights that are loaded are the newest, and not those that were asked for.
     NewestWeights,
     /// A record in a thousand is left out by the logging tier's reader.
@@ -55,7 +57,7 @@ pub enum Plant {
 }
 
 /// All of them, with their names.
-pub const PLANTS: [(&str, Plant); 22] = [
+pub const PLANTS: [(&str, Plant); 23] = [
     ("segment-sync", Plant::SegmentSync),
     ("draft-sync", Plant::DraftSync),
     ("folder-sync", Plant::FolderSync),
@@ -76,6 +78,7 @@ pub const PLANTS: [(&str, Plant); 22] = [
     ("saved-at-events", Plant::SavedAtEvents),
     ("logs-unread", Plant::LogsUnread),
     ("last-forgotten", Plant::LastForgotten),
+    ("expert-forgets", Plant::ExpertForgets),
     ("newest-weights", Plant::NewestWeights),
     ("log-rows-skipped", Plant::LogRowsSkipped),
 ];

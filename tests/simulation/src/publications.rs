@@ -26,6 +26,7 @@ pub struct NamedWeights {
 
 /// The weights that a daemon serves with.
 pub struct ServedWeights {
+    topic: Topic,
     follower: PublicationFollower,
     /// None before the first snapshot.
     pub weights: Option<NamedWeights>,
@@ -36,9 +37,10 @@ impl ServedWeights {
     ///
     /// # Errors
     /// The engine cannot be reached.
-    pub fn open(engine: Arc<dyn StreamEngine>) -> Result<ServedWeights, String> {
-        let follower = PublicationFollower::open(engine, topic());
-        Ok(ServedWeights { follower: follower.map_err(|error| error.to_string())?, weights: None })
+    pub fn open(engine: Arc<dyn StreamEngine>, topic: Topic) -> Result<ServedWeights, String> {
+        let follower = PublicationFollower::open(engine, topic.clone());
+        let follower = follower.map_err(|error| error.to_string())?;
+        Ok(ServedWeights { topic, follower, weights: None })
     }
 
     /// Takes the publications that have come. What fails is tried again with the next step.
@@ -66,7 +68,7 @@ impl ServedWeights {
                 weights.values[block.start..end].copy_from_slice(&block.values);
             }
             let world = Simulation::current();
-            let is_known = world.ledger.borrow().published.contains(&weights);
+            let is_known = world.ledger.borrow().has_weights(&self.topic, &weights);
             if !is_known {
                 let name = &weights.name;
                 world.violate("publications", format!("no trainer had the weights of {name}"));

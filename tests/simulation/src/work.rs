@@ -326,6 +326,8 @@ fn tier_files(world: &Simulation, process: &Process, events: u64) -> u64 {
         // It saves four files with each publication, which has a work folder, and every so many
         // requests.
         Role::Trainer => 8 * (seconds / tiers.publish_every_s + events / tiers.save_every_requests),
+        // A save, a publication with its work folder and the word of its gate.
+        Role::ExpertTrainer => 8 * (seconds / tiers.publish_every_s) + events,
         // Two tables a file.
         Role::LoggingTier => {
             4 * (seconds / tiers.file_seconds + events / tiers.rows_per_file as u64)

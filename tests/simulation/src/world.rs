@@ -180,7 +180,13 @@ impl Simulation {
         };
         let machines: Vec<Rc<Machine>> = match plan.layout {
             Layout::Directory => vec![machine(0); ROLES.len()],
-            Layout::Server => (0..ROLES.len()).map(machine).collect(),
+            Layout::Server => {
+                let mut machines: Vec<Rc<Machine>> = (0..ROLES.len()).map(machine).collect();
+                let at = |of: Role| ROLES.iter().position(|&role| role == of);
+                let [logs, expert] = [Role::LoggingTier, Role::ExpertTrainer].map(at);
+                machines[expert.expect("a role")] = machines[logs.expect("a role")].clone();
+                machines
+            }
         };
         let process = |(role, machine): (Role, &Rc<Machine>)| Process {
             role,
@@ -193,7 +199,7 @@ impl Simulation {
             streams: RefCell::default(),
             host: RefCell::default(),
             wanted: Cell::new(match role {
-                Role::Daemon | Role::Trainer | Role::LoggingTier => true,
+                Role::Daemon | Role::Trainer | Role::LoggingTier | Role::ExpertTrainer => true,
                 Role::Joiner => !plan.settings.join_in_daemon,
                 Role::SecondJoiner => false,
                 Role::ExpertDaemon | Role::SecondExpertDaemon => {
@@ -269,7 +275,7 @@ impl Simulation {
         self.queue.borrow_mut().insert((at, self.queued.get()), due);
     }
 
-    fn run_until(&self, until: Duration) {
+    pub(crate) fn run_until(&self, until: Duration) {
         loop {
             let mut queue = self.queue.borrow_mut();
             let Some(entry) = queue.first_entry().filter(|entry| entry.key().0 <= until) else {

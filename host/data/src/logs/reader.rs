@@ -13,6 +13,11 @@ use super::{LogManifest, LogPosition, LogVersion, LoggedRequest, load_header};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::Schema;
 
+/// The position behind some files.
+fn end(numbers: &[u32]) -> LogPosition {
+    numbers.last().map_or(LogPosition::default(), |last| LogPosition::file(last + 1))
+}
+
 /// The description of a complete file.
 struct FileInfo {
     number: u32,
@@ -62,7 +67,7 @@ impl LogReader {
         let numbers = file_numbers(dir)?;
         // A follower will save that it goes on behind them.
         sync_names(dir)?;
-        let end = numbers.last().map_or(LogPosition::default(), |last| LogPosition::file(last + 1));
+        let end = end(&numbers);
         let mut files = Vec::with_capacity(numbers.len());
         for number in numbers {
             // One at a time: there can be more files than a process may have open.
@@ -96,6 +101,14 @@ impl LogReader {
         };
         reader.gather_corrections(&files)?;
         Ok(reader)
+    }
+
+    /// The position behind the last complete file of a log directory.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn end_of(dir: &Path) -> Result<LogPosition> {
+        Ok(end(&file_numbers(dir)?))
     }
 
     /// The FM versions whose embeddings a log directory contains.

@@ -19,7 +19,7 @@ use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_core::{atomic_dir, disk};
 use hypercast_data::dataset::timeline::Span;
-use hypercast_data::logs::{LogFollower, LogReader};
+use hypercast_data::logs::{LogFollower, LogPosition, LogReader};
 use hypercast_expert::train::SavedTrainer;
 use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope};
 use hypercast_stream::streams::{StreamPlace, StreamTrail, Topic};
@@ -43,10 +43,13 @@ pub(super) struct StartedTrainer {
 ///
 /// # Errors
 /// As [`super::follow`].
-pub(super) fn begin(own: &FollowedVersion<'_>) -> Result<Option<StartedTrainer>> {
+pub(super) fn begin(
+    own: &FollowedVersion<'_>,
+    looked_to: &mut Option<LogPosition>,
+) -> Result<Option<StartedTrainer>> {
     let begun = match FollowerState::read(&own.work)? {
         Some(state) => Some(resume(own, state)?),
-        None => learn_past(own)?,
+        None => learn_past(own, looked_to)?,
     };
     let Some(begun) = begun else { return Ok(None) };
     let fm = &begun.expert.provenance().fm_version;
@@ -111,8 +114,12 @@ fn resume(own: &FollowedVersion<'_>, state: FollowerState) -> Result<StartedTrai
 }
 
 /// Learns from the logs that are there, or from the data set with TAEs of the checkpoint. None if
-/// these have no rows of its surfaces.
-fn learn_past(own: &FollowedVersion<'_>) -> Result<Option<StartedTrainer>> {
+/// these have no rows of its surfaces; logs are looked through again once they have another end than
+/// `looked_to`.
+fn learn_past(
+    own: &FollowedVersion<'_>,
+    looked_to: &mut Option<LogPosition>,
+) -> Result<Option<StartedTrainer>> {
     let FollowedVersion { dataset, config, engine, options, surfaces, .. } = own;
     // The past ends where the stream begins.
     let (logs, joined) = match &options.fm_checkpoint {
@@ -124,6 +131,13 @@ fn learn_past(own: &FollowedVersion<'_>) -> Result<Option<StartedTrainer>> {
         }
         None => (config.paths.logs.clone(), None),
     };
+    if !disk::is_file(&logs.join("log-manifest.json")) {
+        return Ok(None);
+    }
+    let end = LogReader::end_of(&logs)?;
+    if looked_to.replace(end) == Some(end) {
+        return Ok(None);
+    }
     let Some(log) = opened(&logs, options)? else { return Ok(None) };
     let view = view(&log, surfaces);
     let Some(survey) = view.survey()? else { return Ok(None) };
@@ -158,9 +172,6 @@ fn learn_past(own: &FollowedVersion<'_>) -> Result<Option<StartedTrainer>> {
 
 /// The logs, if there are any yet.
 fn opened(logs: &Path, options: &FollowExpertOptions) -> Result<Option<LogReader>> {
-    if !disk::is_file(&logs.join("log-manifest.json")) {
-        return Ok(None);
-    }
     let asked = options.fm.as_deref().filter(|_| options.fm_checkpoint.is_none());
     match asked {
         Some(asked) if !LogReader::versions(logs)?.iter().any(|own| own.version == asked) => {
