@@ -77,6 +77,17 @@ impl Simulation {
                     return;
                 }
             }
+            FaultKind::LostTail { of: LosingStream::Versions, count } => {
+                if !self.lose_decisions(count, None) {
+                    return;
+                }
+            }
+            FaultKind::LostInside { of: LosingStream::Versions, count } => {
+                let choice = mix_parts(&[self.plan.seed, 6, number as u64]);
+                if !self.lose_decisions(count, Some(choice)) {
+                    return;
+                }
+            }
             FaultKind::LostTail { of, count } => {
                 let lost = self.server.borrow_mut().lose_tail(&of.topic(), count);
                 if !self.note_lost(of.topic(), lost) {
@@ -186,6 +197,6 @@ impl Simulation {
             self.processes.iter().for_each(|process| process.stopping.set(true));
             return true;
         }
-        self.mend_rot(&process.machine, error)
+        self.mend_decisions(error) || self.mend_rot(&process.machine, error)
     }
 }

@@ -27,6 +27,7 @@ use hypercast_stream::{
     join::{JoinMetrics, JoinerProgress, Runner},
     streams::{DirectoryEngine, DirectoryLimits, Record, StreamEngine, Topic},
 };
+use hypercast_train::follow_expert::ExpertCheckpoint;
 
 use crate::{
     disk::{Disk, DiskCopy},
@@ -273,7 +274,7 @@ impl Life {
         let rollouts = expert_of(role)
             .map(|_| ExpertDaemon::open(config.clone(), engine.clone(), role))
             .transpose()?;
-        let decider = Decider::open(engine.clone())?;
+        let decider = Decider::open(process, engine.clone())?;
         let mut features = None;
         if is_daemon {
             let follower = FeatureFollower::open(engine.clone(), &config, dataset(), metrics, stop);
@@ -379,6 +380,11 @@ impl Life {
     /// How many gaps were counted, if this process joins.
     pub fn gaps_told(&self) -> Option<u64> {
         self.joiner.as_ref().map(|_| self.joiner_metrics.gaps.load(Ordering::Relaxed))
+    }
+
+    /// Where the trainer of an expert stands, if this process is one.
+    pub fn expert_place(&self) -> Option<ExpertCheckpoint> {
+        self.expert.as_ref()?.place()
     }
 
     /// The features that requests would read, if this process has any.

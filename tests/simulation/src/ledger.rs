@@ -38,6 +38,8 @@ pub struct Ledger {
     pub violations: Vec<Violation>,
     /// Registrations of versions that processes were told to be stored.
     pub registered: Vec<RegisteredVersion>,
+    /// Whether some that processes were told of are gone, since the stream was restored.
+    pub decisions_undone: bool,
     /// Weights that trainers began to publish, in that order.
     pub published: Vec<NamedWeights>,
     /// The number of those that were the last to be surely published.

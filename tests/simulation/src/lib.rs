@@ -17,6 +17,7 @@
 //! pushes        versions of experts that teams send
 //! rollouts      daemons that bring them to all users
 //! rot           bits that flip in files
+//! lost_decisions   decisions that the server loses
 //! earlier       what a release before has left
 //! host, disk    a process's clock, numbers and files, and the faults of these
 //! server        a stream server and the network
@@ -37,6 +38,7 @@ pub mod installation;
 pub mod ledger;
 mod log;
 pub mod logging_tier;
+mod lost_decisions;
 pub mod model;
 pub mod oracles;
 pub mod plan;

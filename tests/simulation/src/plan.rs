@@ -269,6 +269,8 @@ impl FaultKind {
             FaultKind::LostTail { of: LosingStream::Joined, .. } => "lost tail, joined",
             FaultKind::LostTail { of: LosingStream::Outcomes, .. } => "lost tail, outcomes",
             FaultKind::LostTail { of: LosingStream::Weights, .. } => "lost tail, weights",
+            FaultKind::LostTail { of: LosingStream::Versions, .. } => "lost tail, versions",
+            FaultKind::LostInside { of: LosingStream::Versions, .. } => "lost inside, versions",
             FaultKind::LostInside { of: LosingStream::Events, .. } => "lost inside, events",
             FaultKind::LostInside { of: LosingStream::Joined, .. } => "lost inside, joined",
             FaultKind::LostInside { of: LosingStream::Outcomes, .. } => "lost inside, outcomes",
@@ -305,6 +307,8 @@ pub enum LosingStream {
     Outcomes,
     /// Published weights.
     Weights,
+    /// Decisions about versions, until they are restored.
+    Versions,
 }
 
 impl LosingStream {
@@ -315,6 +319,7 @@ impl LosingStream {
             LosingStream::Joined => Topic::joined(),
             LosingStream::Outcomes => Topic::outcomes(),
             LosingStream::Weights => publications::topic(),
+            LosingStream::Versions => Topic::versions(),
         }
     }
 }
@@ -380,14 +385,15 @@ impl Draw {
 
 /// The stream that loses records: mostly the events, of which all else is made.
 fn losing(draw: &mut Draw) -> LosingStream {
-    draw.one_of(&[
+    let of = draw.one_of(&[
         LosingStream::Events,
         LosingStream::Events,
         LosingStream::Events,
         LosingStream::Joined,
         LosingStream::Outcomes,
         LosingStream::Weights,
-    ])
+    ]);
+    if of == LosingStream::Weights && draw.percent(60) { LosingStream::Versions } else { of }
 }
 
 /// A day, by which clocks jump at most.

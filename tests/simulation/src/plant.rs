@@ -52,12 +52,14 @@ pub enum Plant {
     ExpertForgets,
     /// The weights that are loaded are the newest, and not those that were asked for.
     NewestWeights,
+    /// Readers of decisions pass those that the server has lost.
+    HolesUntold,
     /// A record in a thousand is left out by the logging tier's reader.
     LogRowsSkipped,
 }
 
 /// All of them, with their names.
-pub const PLANTS: [(&str, Plant); 23] = [
+pub const PLANTS: [(&str, Plant); 24] = [
     ("segment-sync", Plant::SegmentSync),
     ("draft-sync", Plant::DraftSync),
     ("folder-sync", Plant::FolderSync),
@@ -80,6 +82,7 @@ pub const PLANTS: [(&str, Plant); 23] = [
     ("last-forgotten", Plant::LastForgotten),
     ("expert-forgets", Plant::ExpertForgets),
     ("newest-weights", Plant::NewestWeights),
+    ("holes-untold", Plant::HolesUntold),
     ("log-rows-skipped", Plant::LogRowsSkipped),
 ];
 

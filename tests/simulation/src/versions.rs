@@ -23,6 +23,9 @@ const DECIDES: u64 = 50;
 
 /// Follows the registry, and now and then decides something.
 pub struct Decider {
+    process: usize,
+    /// When its life began, since the beginning.
+    opened: Duration,
     engine: Arc<dyn StreamEngine>,
     /// The registry as this process knows it.
     pub versions: RegistryFollower,
@@ -44,9 +47,10 @@ impl Decider {
     ///
     /// # Errors
     /// The engine cannot be read.
-    pub fn open(engine: Arc<dyn StreamEngine>) -> Result<Decider, String> {
+    pub fn open(process: usize, engine: Arc<dyn StreamEngine>) -> Result<Decider, String> {
+        let opened = Simulation::current().timeline.now.get();
         let versions = RegistryFollower::new(&*engine).map_err(|error| error.to_string())?;
-        Ok(Decider { engine, versions })
+        Ok(Decider { process, opened, engine, versions })
     }
 
     /// Reads what others decided, and perhaps decides something. What fails is tried again, as the
@@ -57,6 +61,9 @@ impl Decider {
         if let Err(error) = &read {
             tracing::warn!(%error, "decisions cannot be followed");
         }
+        if read.is_ok() {
+            world.check_told(self.process, self.opened, &self.versions);
+        }
         if read.is_err() || world.healed.get() || !entropy::number().is_multiple_of(DECIDES) {
             return;
         }
@@ -64,6 +71,7 @@ impl Decider {
         let count = || world.ledger.borrow_mut().moment();
         let begun = count();
         let version = drawn(choice);
+        let misses_before = self.versions.registry().unapplied().is_some();
         let decided = self.versions.decide::<Error>(&*self.engine, |registry| {
             let known = registry.fms();
             match known.get(choice as usize % (known.len() + 2)) {
@@ -75,6 +83,9 @@ impl Decider {
         });
         if let Err(error) = &decided {
             tracing::warn!(%error, "nothing can be decided");
+        }
+        if misses_before && matches!(decided, Ok(true)) {
+            world.violate("decisions", "one was made on a registry that misses others".into());
         }
         let is_registered = self.versions.registry().fm(&version).is_some();
         if decided.is_ok_and(|decided| decided) && is_registered {
@@ -173,7 +184,10 @@ pub fn check(world: &Simulation, stored: &[StreamRecord]) {
             world.violate("decisions", format!("{:?} has another registry", process.role));
         }
     }
-    rollout_oracles::check(world, &registry, is_left_out);
+    // What rollouts had decided may be gone.
+    if !world.ledger.borrow().decisions_undone {
+        rollout_oracles::check(world, &registry, is_left_out);
+    }
 }
 
 /// Whether the rules make these changes of a state; none where there are no changes.

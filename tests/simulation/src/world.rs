@@ -18,7 +18,9 @@ use crate::{
     host::{ArmedFault, EPOCH_MS, Machine, ProcessHost, SimulatedCrash, SimulatedTime},
     installation::{self, Life},
     ledger::{GapsSeen, Ledger, Violation},
-    log, oracles,
+    log,
+    lost_decisions::LostDecisions,
+    oracles,
     plan::{FaultKind, Layout, Plan, ROLES, Role},
     plant::Plant,
     pushes::{self, PushCall, daemon_of},
@@ -62,6 +64,8 @@ pub struct Simulation {
     pub(crate) furthest_ahead_ms: Cell<i64>,
     /// Bits that have flipped, until somebody deals with their files.
     pub(crate) rotten: RefCell<Vec<RottenBit>>,
+    /// Decisions that the server has lost, until somebody restores them.
+    pub(crate) lost_decisions: RefCell<Option<LostDecisions>>,
     /// Copies of states, by the number of the fault that puts them back.
     pub(crate) copies: RefCell<BTreeMap<usize, DiskCopy>>,
 }
@@ -228,6 +232,7 @@ impl Simulation {
             gaps_accepted: Cell::new(!plan.settings.stops_at_gaps),
             furthest_ahead_ms: Cell::new(0),
             rotten: RefCell::default(),
+            lost_decisions: RefCell::default(),
             copies: RefCell::default(),
         }
     }
@@ -422,6 +427,7 @@ impl Simulation {
         for line in &said {
             self.timeline.trace.line(now, &host.name, || format!("logs {line}"));
             self.mend_rot(&host.machine, line);
+            self.mend_decisions(line);
         }
         host.said.replace(said);
     }
@@ -557,6 +563,7 @@ impl Simulation {
         self.copies.borrow_mut().clear();
         // What nobody has read yet is restored before it is missed.
         self.end_rot();
+        self.restore_decisions();
         self.processes[2].wanted.set(false);
         // Clocks that were ahead have shown times that are still to come. Windows of then close
         // when they have come.
