@@ -83,6 +83,8 @@ impl Simulation {
                 }
             }
             FaultKind::LostInside { of: LosingStream::Versions, count } => {
+                // Who has read them all does not read them again.
+                self.kill(process);
                 let choice = mix_parts(&[self.plan.seed, 6, number as u64]);
                 if !self.lose_decisions(count, Some(choice)) {
                     return;
