@@ -32,7 +32,8 @@ pub struct FmBatch {
     pub key_index: Vec<u32>,
     /// `[R * profile_ids]`: index into `keys`; empty without `candidate_columns`.
     pub profile_index: Vec<u32>,
-    /// `[(H + R) * (item_dense + content)]`: dense features, standardised, then the content vector.
+    /// `[(H + R) * (item_numbers + content)]`: dense features and which are missing, standardised,
+    /// then the content vector.
     pub dense: Vec<f32>,
     /// `[H * outcome_width]`.
     pub outcomes: Vec<f32>,
@@ -71,7 +72,7 @@ impl FmBatch {
 /// Running statistics with which a batch's numeric columns are standardised.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ColumnStatistics {
-    /// Statistics of `Item::dense`.
+    /// Statistics of the numbers of items (see [`FmSpec::item_numbers`]).
     pub item_dense: Standardiser,
     /// Statistics of `Target::features`.
     pub features: Standardiser,
@@ -92,7 +93,7 @@ impl ColumnStatistics {
         };
         Self {
             labels: spec.tasks.iter().map(scale).collect(),
-            item_dense: Standardiser::new(spec.item_dense),
+            item_dense: Standardiser::new(spec.item_numbers()),
             features: Standardiser::new(spec.features),
         }
     }
@@ -104,9 +105,9 @@ impl ColumnStatistics {
     }
 
     /// Updates the statistics with the targets of an example.
-    pub fn observe(&mut self, example: &Example) {
+    pub fn observe(&mut self, example: &Example, spec: &FmSpec) {
         for target in &example.targets {
-            self.item_dense.observe(&target.item.dense);
+            self.item_dense.observe(&spec.numbers_of(&target.item));
             self.features.observe(&target.features);
         }
     }
@@ -319,7 +320,8 @@ impl BatchWriter<'_> {
         push(u64::from(surface));
         push(hour_of_day(time_ms));
         push(gap_bucket(time_ms, before_ms));
-        self.statistics.item_dense.append(&item.dense, &mut self.batch.dense);
+        let numbers = self.batch_builder.spec.numbers_of(item);
+        self.statistics.item_dense.append(&numbers, &mut self.batch.dense);
         let with_content = self.batch.dense.len() + self.batch_builder.spec.content;
         if with_content > self.batch.dense.len() {
             self.batch.dense.extend_from_slice(&item.content);
@@ -399,6 +401,7 @@ mod tests {
             values: 1,
             item_ids: 1,
             item_dense: 0,
+            item_optional: Vec::new(),
             features: 0,
             profile_ids: vec![],
             tasks: vec![

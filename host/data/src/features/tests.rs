@@ -10,7 +10,7 @@ use crate::dataset::{Entities, write_dataset};
 use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole, ValueRange};
 
 fn schema() -> Schema {
-    let feature = |name: &str, kind| Feature { name: name.into(), kind };
+    let feature = |name: &str, kind| Feature::new(name, kind);
     let counter = |name: &str, key: &[&str], half_life_days| Counter {
         name: name.into(),
         key: key.iter().map(|name| name.to_string()).collect(),
@@ -96,8 +96,8 @@ fn examples_hold_no_number_beyond_its_range() {
         |name: &str| ValueRange { name: name.into(), low: -1.0, high: 3.0, ..Default::default() };
     let mut schema = schema();
     schema.values = vec!["watch".into()];
-    schema.user_features.push(Feature { name: "income".into(), kind: FeatureKind::Dense });
-    schema.context_features.push(Feature { name: "battery".into(), kind: FeatureKind::Dense });
+    schema.user_features.push(Feature::new("income", FeatureKind::Dense));
+    schema.context_features.push(Feature::new("battery", FeatureKind::Dense));
     schema.ranges = ["watch", "length", "income", "battery"].map(range).to_vec();
     schema.validate().unwrap();
     let mut state =

@@ -2,7 +2,8 @@
 //! format; it does not know what a column means.
 //!
 //! Columns are required (no nulls) scalars or lists of scalars, which every data tool reads. A
-//! table from another tool may declare its columns optional, as long as no cell is null.
+//! table from another tool may declare its columns optional: a null is NaN among floats, and 0 where
+//! the reader asks for a category ([`Field::category`]); anywhere else it is an error.
 
 mod reader;
 mod writer;
@@ -38,17 +39,24 @@ pub struct Field {
     pub kind: CellType,
     /// Whether a cell is a list.
     pub list: bool,
+    /// Whether a null is read as 0, which means "missing" of a category.
+    zero_if_null: bool,
 }
 
 impl Field {
     /// A column with one value per row.
     pub fn new(name: impl Into<String>, kind: CellType) -> Field {
-        Field { name: name.into(), kind, list: false }
+        Field { name: name.into(), kind, list: false, zero_if_null: false }
+    }
+
+    /// A column with a category per row, 0 where it is missing.
+    pub fn category(name: impl Into<String>) -> Field {
+        Field { zero_if_null: true, ..Field::new(name, CellType::U64) }
     }
 
     /// A column with a list of values per row.
     pub fn list(name: impl Into<String>, kind: CellType) -> Field {
-        Field { name: name.into(), kind, list: true }
+        Field { list: true, ..Field::new(name, kind) }
     }
 }
 
