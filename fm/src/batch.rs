@@ -461,6 +461,27 @@ mod tests {
     }
 
     #[test]
+    fn an_optional_feature_of_an_item_has_a_number_that_says_whether_it_is_missing() {
+        let spec = FmSpec { item_dense: 2, item_optional: vec![1], ..spec() };
+        let mut example = example(0, 4, 0);
+        let dense = [[1.0, 5.0], [3.0, f32::NAN], [f32::NAN, 7.0], [2.0, f32::NAN]];
+        for (target, dense) in example.targets.iter_mut().zip(dense) {
+            let item = Item { dense: dense.to_vec(), ..(*target.item).clone() };
+            target.item = Arc::new(item);
+        }
+        let mut statistics = ColumnStatistics::new(&spec);
+        statistics.observe(&example, &spec);
+        let means: Vec<f64> = statistics.item_dense.moments().map(|column| column.mean).collect();
+        assert_eq!(means, [2.0, 6.0, 0.5], "of what is known");
+        let batch_builder = BatchBuilder::new(&spec, &FmConfig::default(), RowKeys::Whole);
+        let batch = batch_builder.build(&[&example], &statistics).unwrap();
+        assert!(batch.dense.iter().all(|number| number.is_finite()));
+        let rows: Vec<&[f32]> = batch.dense.chunks(3).collect();
+        assert_eq!((rows[1][1], rows[2][0]), (0.0, 0.0), "the mean");
+        assert!(rows[1][2] == rows[3][2] && rows[1][2] > 0.0 && rows[0][2] < 0.0, "{rows:?}");
+    }
+
+    #[test]
     fn an_example_of_another_schema_is_rejected_by_name() {
         let batch_builder = BatchBuilder::new(&spec(), &FmConfig::default(), RowKeys::Whole);
         let mut wrong = example(0, 1, 0);

@@ -416,9 +416,7 @@ impl FeatureState {
 
     /// An item, or one whose features are missing.
     fn item_or_blank(&self, id: u64) -> Arc<Item> {
-        self.items.get(&id).cloned().unwrap_or_else(|| {
-            Arc::new(self.schema.blank_item(id))
-        })
+        self.items.get(&id).cloned().unwrap_or_else(|| Arc::new(self.schema.blank_item(id)))
     }
 }
 

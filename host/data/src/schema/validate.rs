@@ -250,6 +250,23 @@ mod tests {
     }
 
     #[test]
+    fn an_optional_feature_adds_a_column_and_any_other_none() {
+        let mut schema = schema();
+        let before = schema.feature_columns();
+        assert!(!toml::to_string(&schema).unwrap().contains("optional"));
+        schema.context_features.push(Feature::new("battery", FeatureKind::Dense));
+        schema.item_features[0].optional = true;
+        schema.user_features[0].optional = true;
+        let mut after = before;
+        after.insert(1, "battery".into());
+        after.push("age_missing".into());
+        assert_eq!(schema.feature_columns(), after, "a category says by 0 that it is missing");
+        schema.context_features[0].name = "age_missing".into();
+        let refused = schema.validate().unwrap_err().to_string();
+        assert!(refused.contains("column `age_missing` appears twice"), "{refused}");
+    }
+
+    #[test]
     fn contradictions_are_refused_by_name() {
         assert!(
             refused(|s| s.actions.push("click".into())).contains("action `click` appears twice")

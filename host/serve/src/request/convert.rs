@@ -12,9 +12,7 @@ use hypercast_core::clock::mistaken_unit;
 use hypercast_data::{
     dataset::{ContextFeatures, entity_id::EntityId},
     features::{CandidateInput, RequestInput},
-    schema::{
-        BeyondRange, Feature, FeatureKind, IdKind, MISSING, Schema, ValueRange, category_id,
-    },
+    schema::{BeyondRange, Feature, FeatureKind, IdKind, MISSING, Schema, ValueRange, category_id},
 };
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 use hypercast_stream::events::check_time;

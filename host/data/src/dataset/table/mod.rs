@@ -159,6 +159,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_null_is_missing_where_something_can_be() {
+        use parquet::data_type::{FloatType, Int64Type};
+        use parquet::file::writer::SerializedFileWriter;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.parquet");
+        let message = "message t { optional float price; optional int64 tag; }";
+        let schema = parquet::schema::parser::parse_message_type(message).unwrap();
+        let file = std::fs::File::create(&path).unwrap();
+        let mut writer =
+            SerializedFileWriter::new(file, schema.into(), Default::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<FloatType>().write_batch(&[2.5], Some(&[0, 1, 0]), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[7, 9], Some(&[1, 0, 1]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        let reader = TableReader::open(&path).unwrap();
+        let fields = [Field::new("price", CellType::F32), Field::category("tag")];
+        let columns = reader.read(0, &fields).unwrap();
+        let prices = columns[0].f32s();
+        assert!(prices[0].is_nan() && prices[1] == 2.5 && prices[2].is_nan(), "{prices:?}");
+        assert_eq!(columns[1].u64s(), [7, 0, 9]);
+        let error = reader.read(0, &[Field::new("tag", CellType::U64)]).unwrap_err().to_string();
+        assert!(error.contains("`tag` is not U64 in every row"), "an id may not be null: {error}");
+    }
+
+    #[test]
     fn tables_read_back_bit_for_bit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("t.parquet");
