@@ -32,7 +32,8 @@ pub struct FmBatch {
     pub key_index: Vec<u32>,
     /// `[R * profile_ids]`: index into `keys`; empty without `candidate_columns`.
     pub profile_index: Vec<u32>,
-    /// `[(H + R) * (item_dense + content)]`: dense features, standardised, then the content vector.
+    /// `[(H + R) * (item_numbers + content)]`: dense features and which are missing, standardised,
+    /// then the content vector.
     pub dense: Vec<f32>,
     /// `[H * outcome_width]`.
     pub outcomes: Vec<f32>,
@@ -71,7 +72,7 @@ impl FmBatch {
 /// Running statistics with which a batch's numeric columns are standardised.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ColumnStatistics {
-    /// Statistics of `Item::dense`.
+    /// Statistics of the numbers of items (see [`FmSpec::item_numbers`]).
     pub item_dense: Standardiser,
     /// Statistics of `Target::features`.
     pub features: Standardiser,
@@ -92,7 +93,7 @@ impl ColumnStatistics {
         };
         Self {
             labels: spec.tasks.iter().map(scale).collect(),
-            item_dense: Standardiser::new(spec.item_dense),
+            item_dense: Standardiser::new(spec.item_numbers()),
             features: Standardiser::new(spec.features),
         }
     }
@@ -104,9 +105,9 @@ impl ColumnStatistics {
     }
 
     /// Updates the statistics with the targets of an example.
-    pub fn observe(&mut self, example: &Example) {
+    pub fn observe(&mut self, example: &Example, spec: &FmSpec) {
         for target in &example.targets {
-            self.item_dense.observe(&target.item.dense);
+            self.item_dense.observe(&spec.numbers_of(&target.item));
             self.features.observe(&target.features);
         }
     }
@@ -319,7 +320,8 @@ impl BatchWriter<'_> {
         push(u64::from(surface));
         push(hour_of_day(time_ms));
         push(gap_bucket(time_ms, before_ms));
-        self.statistics.item_dense.append(&item.dense, &mut self.batch.dense);
+        let numbers = self.batch_builder.spec.numbers_of(item);
+        self.statistics.item_dense.append(&numbers, &mut self.batch.dense);
         let with_content = self.batch.dense.len() + self.batch_builder.spec.content;
         if with_content > self.batch.dense.len() {
             self.batch.dense.extend_from_slice(&item.content);
@@ -399,6 +401,7 @@ mod tests {
             values: 1,
             item_ids: 1,
             item_dense: 0,
+            item_optional: Vec::new(),
             features: 0,
             profile_ids: vec![],
             tasks: vec![
@@ -455,6 +458,27 @@ mod tests {
         assert_eq!(batch.key_index.len(), 7 * 5);
         // Item 0 of a target is the same row as item 0 of a history, field by field.
         assert_eq!(batch.keys[batch.key_index[4 * 5] as usize], RowKeys::Whole.key(0, 0));
+    }
+
+    #[test]
+    fn an_optional_feature_of_an_item_has_a_number_that_says_whether_it_is_missing() {
+        let spec = FmSpec { item_dense: 2, item_optional: vec![1], ..spec() };
+        let mut example = example(0, 4, 0);
+        let dense = [[1.0, 5.0], [3.0, f32::NAN], [f32::NAN, 7.0], [2.0, f32::NAN]];
+        for (target, dense) in example.targets.iter_mut().zip(dense) {
+            let item = Item { dense: dense.to_vec(), ..(*target.item).clone() };
+            target.item = Arc::new(item);
+        }
+        let mut statistics = ColumnStatistics::new(&spec);
+        statistics.observe(&example, &spec);
+        let means: Vec<f64> = statistics.item_dense.moments().map(|column| column.mean).collect();
+        assert_eq!(means, [2.0, 6.0, 0.5], "of what is known");
+        let batch_builder = BatchBuilder::new(&spec, &FmConfig::default(), RowKeys::Whole);
+        let batch = batch_builder.build(&[&example], &statistics).unwrap();
+        assert!(batch.dense.iter().all(|number| number.is_finite()));
+        let rows: Vec<&[f32]> = batch.dense.chunks(3).collect();
+        assert_eq!((rows[1][1], rows[2][0]), (0.0, 0.0), "the mean");
+        assert!(rows[1][2] == rows[3][2] && rows[1][2] > 0.0 && rows[0][2] < 0.0, "{rows:?}");
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: TokenCounts) -> f64 {
     let (h, m) = (tokens.history.min(config.max_history) as f64, tokens.targets as f64);
     let (d, qk, v) = (dim as f64, (heads * qk_dim) as f64, (heads * v_dim) as f64);
     let input =
-        (spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content) as f64;
+        (spec.token_fields() * config.embedding_dim + spec.item_numbers() + spec.content) as f64;
     let embedding = (h + m) * 2.0 * (input * d + d * d) + h * 2.0 * spec.outcome_width() as f64 * d;
     let candidate = spec.candidate_width(config) as f64;
     let (hidden, direct) = if candidate > 0.0 { (2.0 * d, d) } else { (0.0, 0.0) };
@@ -75,6 +75,7 @@ mod tests {
             values: 0,
             item_ids: 0,
             item_dense: 0,
+            item_optional: Vec::new(),
             profile_ids: vec![],
             features: 0,
             tasks: vec![TaskSpec {

@@ -70,6 +70,7 @@ mod tests {
             values: 0,
             item_ids: 0,
             item_dense: 0,
+            item_optional: Vec::new(),
             features: 2,
             profile_ids: vec![],
             content: 0,

@@ -36,6 +36,7 @@
 //!     values: 0,
 //!     item_ids: 0,
 //!     item_dense: 0,
+//!     item_optional: Vec::new(),
 //!     features: 0,
 //!     profile_ids: vec![],
 //!     tasks: vec![TaskSpec {

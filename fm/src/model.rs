@@ -108,7 +108,7 @@ impl<B: Backend> FmModel<B> {
     /// A model with newly drawn weights, from the backend's seed.
     pub fn new(config: &FmConfig, spec: &FmSpec, device: &B::Device) -> Self {
         let (dim, tae) = (config.dim, config.tae_width());
-        let token = spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content;
+        let token = spec.token_fields() * config.embedding_dim + spec.item_numbers() + spec.content;
         let (candidate, tasks) = (spec.candidate_width(config), spec.main_tasks().len());
         let linear = |from, to| LinearConfig::new(from, to).init(device);
         let unbiased = |from, to| LinearConfig::new(from, to).with_bias(false).init(device);

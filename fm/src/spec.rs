@@ -1,13 +1,16 @@
 //! What an FM is made from: its size and training settings ([`FmConfig`], the operator's choice)
 //! and the shape of its data ([`FmSpec`], derived from the schema). Checkpoints store both.
 
-use std::{collections::BTreeMap, fmt::Display};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Display};
 
 use hypercast_store::RowFormat;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result, example::MAX_VALUES, label_scale::LabelTransform, sampling::HistoryWindow,
+    Error, Result,
+    example::{Item, MAX_VALUES},
+    label_scale::LabelTransform,
+    sampling::HistoryWindow,
 };
 
 /// The FM's size and training settings: the `[fm]` table of `hypercast.toml`.
@@ -259,6 +262,9 @@ pub struct FmSpec {
     pub item_ids: usize,
     /// The number of dense features of an item.
     pub item_dense: usize,
+    /// Those of them, by index, that are optional: a token says besides whether they are missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub item_optional: Vec<usize>,
     /// The number of numeric columns of a target (`Target::features`): features of the alignment
     /// modules, and of targets' tokens if the configuration has `candidate_columns`.
     pub features: usize,
@@ -325,6 +331,22 @@ impl FmSpec {
         1 + self.item_ids + 3
     }
 
+    /// The numbers that describe the item of a token: its dense features, and for each optional one
+    /// whether it is missing.
+    pub fn item_numbers(&self) -> usize {
+        self.item_dense + self.item_optional.len()
+    }
+
+    /// Those numbers of an item, not standardised.
+    pub(crate) fn numbers_of<'a>(&self, item: &'a Item) -> Cow<'a, [f32]> {
+        if self.item_optional.is_empty() {
+            return Cow::Borrowed(&item.dense);
+        }
+        let is_missing = |&at: &usize| f32::from(u8::from(!item.dense[at].is_finite()));
+        let numbers = item.dense.iter().copied();
+        numbers.chain(self.item_optional.iter().map(is_missing)).collect()
+    }
+
     /// The number of numbers that describe an outcome: two per action (yes, no) and two per value
     /// (number, known).
     pub fn outcome_width(&self) -> usize {
@@ -343,6 +365,9 @@ impl FmSpec {
         }
         if self.auxiliary_tasks().iter().any(|task| task.main) {
             return Err(Error::Config("main tasks must come before auxiliary ones".into()));
+        }
+        if self.item_optional.iter().any(|&at| at >= self.item_dense) {
+            return Err(Error::Config("an item has fewer dense features than are optional".into()));
         }
         if self.actions > 32 || self.values > MAX_VALUES {
             return Err(Error::Config(format!(

@@ -17,8 +17,26 @@ pub struct Standardiser {
     /// Rows so far, at most [`WINDOW_ROWS`].
     count: f64,
     mean: Vec<f64>,
-    /// By column: the sum of squared distances from the mean, of as many rows as `count`.
+    /// By column: the sum of squared distances from the mean, of as many rows as it was known in.
     spread: Vec<f64>,
+    /// By column: the rows in which it was known, as `count`; empty while that is all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "text_only")]
+    known: Vec<f64>,
+}
+
+/// Serialises the counts of known rows in formats that name their fields, and as nothing in binary
+/// ones, whose readers of earlier releases do not expect them: labels, which alone are stored so,
+/// are always known.
+mod text_only {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(known: &[f64], to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() { known.serialize(to) } else { to.serialize_unit() }
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Vec<f64>, D::Error> {
+        if from.is_human_readable() { Vec::deserialize(from) } else { Ok(Vec::new()) }
+    }
 }
 
 /// Standardised values are clipped to ± this limit.
@@ -54,7 +72,7 @@ pub struct ColumnShift {
 impl Standardiser {
     /// Statistics of rows of `width` columns, before the first row.
     pub fn new(width: usize) -> Self {
-        Self { count: 0.0, mean: vec![0.0; width], spread: vec![0.0; width] }
+        Self { count: 0.0, mean: vec![0.0; width], spread: vec![0.0; width], known: Vec::new() }
     }
 
     /// The number of columns of a row.
@@ -69,36 +87,50 @@ impl Standardiser {
 
     /// Whether all statistics are finite and each column has a mean and a spread.
     pub fn is_finite(&self) -> bool {
-        let all = [&self.mean, &self.spread];
+        let all = [&self.mean, &self.spread, &self.known];
         let finite = all.iter().all(|numbers| numbers.iter().all(|number| number.is_finite()));
-        self.count.is_finite() && finite && self.spread.len() == self.width()
+        let fits = [0, self.width()].contains(&self.known.len());
+        self.count.is_finite() && finite && fits && self.spread.len() == self.width()
+    }
+
+    /// The rows in which a column was known.
+    fn rows_of(&self, column: usize) -> f64 {
+        self.known.get(column).copied().unwrap_or(self.count)
     }
 
     /// The moments of each column.
     pub fn moments(&self) -> impl Iterator<Item = ColumnMoments> + '_ {
-        let count = self.count.max(1.0);
-        let columns = self.mean.iter().zip(&self.spread);
-        columns.map(move |(&mean, &spread)| ColumnMoments { mean, variance: spread / count })
+        let columns = self.mean.iter().zip(&self.spread).enumerate();
+        columns.map(|(column, (&mean, &spread))| {
+            let variance = spread / self.rows_of(column).max(1.0);
+            ColumnMoments { mean, variance }
+        })
     }
 
-    /// Updates the statistics with a row. Values that are not finite count as the mean.
+    /// Updates the statistics with a row. A value that is not finite is missing, and leaves those of
+    /// its column as they are.
     ///
     /// # Panics
     /// If the row has another number of columns.
     pub fn observe(&mut self, row: &[f32]) {
         assert_eq!(row.len(), self.width());
-        let before = self.count;
-        let kept = before.min(WINDOW_ROWS - 1.0);
-        let fade = if kept < before { kept / before } else { 1.0 };
-        self.count = kept + 1.0;
-        for ((&value, mean), spread) in row.iter().zip(&mut self.mean).zip(&mut self.spread) {
-            let most = OBSERVED_LIMIT * deviation(*spread, before);
-            let value = if value.is_finite() { f64::from(value) } else { *mean };
-            let away = (value - *mean).clamp(-most, most);
-            let value = *mean + away;
-            *mean += away / self.count;
-            *spread = *spread * fade + away * (value - *mean);
+        let is_missing = |value: &f32| !value.is_finite();
+        if self.known.is_empty() && row.iter().any(is_missing) {
+            self.known = vec![self.count; self.width()];
         }
+        for (column, &value) in row.iter().enumerate().filter(|(_, value)| !is_missing(value)) {
+            let step = WindowStep::after(self.rows_of(column));
+            if let Some(known) = self.known.get_mut(column) {
+                *known = step.count;
+            }
+            let (mean, spread) = (&mut self.mean[column], &mut self.spread[column]);
+            let most = OBSERVED_LIMIT * deviation(*spread, step.before);
+            let away = (f64::from(value) - *mean).clamp(-most, most);
+            let value = *mean + away;
+            *mean += away / step.count;
+            *spread = *spread * step.fade + away * (value - *mean);
+        }
+        self.count = WindowStep::after(self.count).count;
     }
 
     /// Appends the standardised row: `(x - mean) / std`, clipped. A value that is not finite gives
@@ -108,15 +140,14 @@ impl Standardiser {
     /// If the row has another number of columns.
     pub fn append(&self, row: &[f32], out: &mut Vec<f32>) {
         assert_eq!(row.len(), self.width());
-        out.extend(row.iter().zip(self.mean.iter().zip(&self.spread)).map(
-            |(&value, (&mean, &spread))| {
-                if !value.is_finite() {
-                    return 0.0;
-                }
-                let scaled = (f64::from(value) - mean) / deviation(spread, self.count.max(1.0));
-                (scaled as f32).clamp(-LIMIT, LIMIT)
-            },
-        ));
+        let columns = self.mean.iter().zip(&self.spread).enumerate();
+        out.extend(row.iter().zip(columns).map(|(&value, (column, (&mean, &spread)))| {
+            if !value.is_finite() {
+                return 0.0;
+            }
+            let deviation = deviation(spread, self.rows_of(column).max(1.0));
+            (((f64::from(value) - mean) / deviation) as f32).clamp(-LIMIT, LIMIT)
+        }));
     }
 
     /// The column whose mean is farthest from that of `before`, of those that had several values
@@ -129,10 +160,26 @@ impl Standardiser {
         let shift = |column: usize| ColumnShift {
             column,
             deviations: (self.mean[column] - before.mean[column]).abs()
-                / deviation(before.spread[column], before.count.max(1.0)),
+                / deviation(before.spread[column], before.rows_of(column).max(1.0)),
         };
         let varied = (0..self.width()).filter(|&column| before.spread[column] > 0.0);
         varied.map(shift).max_by(|a, b| a.deviations.total_cmp(&b.deviations))
+    }
+}
+
+/// A row that joins those before it.
+struct WindowStep {
+    before: f64,
+    /// What is left of each row before.
+    fade: f64,
+    count: f64,
+}
+
+impl WindowStep {
+    fn after(before: f64) -> WindowStep {
+        let kept = before.min(WINDOW_ROWS - 1.0);
+        let fade = if kept < before { kept / before } else { 1.0 };
+        WindowStep { before, fade, count: kept + 1.0 }
     }
 }
 
@@ -190,6 +237,21 @@ mod tests {
         let found = moments((0..200_000).map(|row| if row % 200 == 199 { 7.0 } else { 0.0 }));
         let expected = 7.0 * (0.005f64 * 0.995).sqrt();
         assert!((found.variance.sqrt() / expected - 1.0).abs() < 0.02, "{found:?}");
+    }
+
+    #[test]
+    fn missing_numbers_leave_a_column_as_it_is() {
+        let mut standardiser = Standardiser::new(2);
+        (0..20_000).for_each(|row| {
+            let is_known = row % 10 == 9;
+            standardiser.observe(&[if is_known { usual(row / 10) } else { f32::NAN }, usual(row)]);
+        });
+        for found in standardiser.moments() {
+            let deviation = found.variance.sqrt();
+            assert!((found.mean - 3.0).abs() < 0.05 && (deviation - 2.0).abs() < 0.05, "{found:?}");
+        }
+        let text = serde_json::to_string(&standardiser).unwrap();
+        assert_eq!(serde_json::from_str::<Standardiser>(&text).unwrap(), standardiser);
     }
 
     #[test]

@@ -321,7 +321,7 @@ where
     fn attempt(&mut self, examples: &[&Example], observed: usize) -> Result<Vec<ShardResult>> {
         let before = self.state.statistics.labels.clone();
         for example in &examples[..observed] {
-            self.state.statistics.observe(example);
+            self.state.statistics.observe(example, &self.state.spec);
             self.state.statistics.observe_labels(example, &self.state.spec.tasks);
         }
         let mut shards = Vec::with_capacity(self.state.shards);

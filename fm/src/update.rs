@@ -142,7 +142,7 @@ impl WeightUpdate {
             return refused(format!("row {id:016x} is both changed and removed"));
         }
         let widths = (statistics.item_dense.width(), statistics.features.width());
-        let expected = (spec.item_dense, spec.features);
+        let expected = (spec.item_numbers(), spec.features);
         if widths != expected || !statistics.is_finite() {
             return refused(format!(
                 "its statistics are of {widths:?} columns or not finite; the model has {expected:?}"

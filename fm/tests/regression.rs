@@ -51,6 +51,7 @@ fn spec(revenue: Option<LabelTransform>) -> FmSpec {
         values: 1,
         item_ids: 0,
         item_dense: 0,
+        item_optional: Vec::new(),
         features: 0,
         profile_ids: vec![],
         tasks: [Some(click), revenue].into_iter().flatten().collect(),

@@ -87,7 +87,8 @@ impl Graph {
         self.column(Column::Tae, Shape::rows(self.info.tae_dim), false)
     }
 
-    /// A numeric feature, `[rows, 1]`.
+    /// A numeric feature, `[rows, 1]`: standardised, and 0, the mean, where it is missing. Of a
+    /// feature that the schema declares optional, `NAME_missing` is another one.
     pub fn feature(&self, name: &str) -> Tensor<'_> {
         self.known("feature", name, &self.info.features);
         self.column(Column::Feature(name.into()), Shape::rows(1), false)

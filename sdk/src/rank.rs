@@ -62,7 +62,8 @@ impl Request {
             .ok_or_else(|| format!("rank: no prediction of task `{task}`"))
     }
 
-    /// A numeric feature of each candidate. Declare it with `Description::rank_feature`.
+    /// A numeric feature of each candidate, as it is; 0 where it is missing, which the feature
+    /// `NAME_missing` tells apart. Declare it with `Description::rank_feature`.
     pub fn feature(&self, name: &str) -> Result<&[f32], String> {
         self.numbers(name, |column| matches!(column, Column::Feature(n) if n == name))
     }

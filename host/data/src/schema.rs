@@ -4,6 +4,7 @@
 //! not how a model uses them.
 
 mod build;
+mod missing;
 mod ranges;
 mod validate;
 
@@ -11,10 +12,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hypercast_core::{atomic_file, disk};
-use hypercast_fm::example::{Example, Outcome};
+use hypercast_fm::example::{Example, Item, Outcome};
 pub use hypercast_fm::label_scale::LabelTransform;
 use serde::{Deserialize, Serialize};
 
+pub use self::missing::{MISSING, MissingColumns};
 pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -140,6 +142,10 @@ pub struct Feature {
     pub name: String,
     /// Categorical or dense.
     pub kind: FeatureKind,
+    /// Whether it may be missing where it is sent, and whether models learn from that: a dense
+    /// feature then has a second column, `NAME_missing` (see [`Schema::feature_columns`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
 }
 
 /// The type of a feature.
@@ -223,7 +229,8 @@ impl Schema {
     }
 
     /// The names of `Target::features`: the dense features of items, users and contexts, the
-    /// columns of each counter, those of the actions with effects, then the built-in features.
+    /// columns of each counter, those of the actions with effects, the built-in features, and
+    /// `NAME_missing` of each dense feature that is optional: 1 where it is missing, else 0.
     pub fn feature_columns(&self) -> Vec<String> {
         let counters = self.counters.iter().flat_map(|counter| {
             counter.columns().iter().map(|kind| format!("{}_{kind}", counter.name))
@@ -232,11 +239,16 @@ impl Schema {
             ["log_odds", "doubt"].map(|kind| format!("{}_{kind}", self.actions[action]))
         });
         let built_in = BUILT_IN_FEATURES.iter().map(|name| name.to_string());
-        self.features_of(FeatureKind::Dense)
-            .chain(counters)
-            .chain(effects)
-            .chain(built_in)
-            .collect()
+        let dense: Vec<String> = self.features_of(FeatureKind::Dense).collect();
+        let optional = MissingColumns::new(self);
+        let missing = optional.optional().iter().map(|&at| format!("{}_missing", dense[at]));
+        let missing: Vec<String> = missing.collect();
+        dense.into_iter().chain(counters).chain(effects).chain(built_in).chain(missing).collect()
+    }
+
+    /// All features, in the order of their columns: those of items, of users and of contexts.
+    pub fn features(&self) -> impl Iterator<Item = &Feature> {
+        self.item_features.iter().chain(&self.user_features).chain(&self.context_features)
     }
 
     /// The actions that have effects, by index: those of lasting counters.
@@ -287,11 +299,15 @@ impl Schema {
         valid.is_empty() || valid.contains(&self.surfaces[surface as usize])
     }
 
+    /// An item of which no feature is known.
+    pub fn blank_item(&self, id: u64) -> Item {
+        let FeatureCounts { ids, dense } = FeatureCounts::of(&self.item_features);
+        Item { id, ids: vec![0; ids], dense: vec![MISSING; dense], ..Item::default() }
+    }
+
     fn features_of(&self, kind: FeatureKind) -> impl Iterator<Item = String> {
-        [&self.item_features, &self.user_features, &self.context_features]
-            .into_iter()
-            .flat_map(move |features| names(features, kind))
-            .map(String::from)
+        let of_kind = self.features().filter(move |feature| feature.kind == kind);
+        of_kind.map(|feature| feature.name.clone())
     }
 }
 

@@ -12,7 +12,7 @@ use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, U
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::dataset::ContextFeatures;
-use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureWidths, Schema};
+use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureWidths, MissingColumns, Schema};
 
 /// The numbers of users and items.
 const USERS: u64 = 500;
@@ -160,10 +160,13 @@ impl Synthetic {
         let ids = built_in.iter().chain(&item.ids).chain(&user.ids).chain(&context.ids);
         let own = item.dense.iter().chain(&user.dense).chain(&context.dense);
         let mut features: Vec<f32> = own.copied().collect();
-        let counted = self.schema.feature_columns().len() - BUILT_IN_FEATURES.len();
+        let missing = MissingColumns::new(&self.schema);
+        let columns = self.schema.feature_columns().len();
+        let counted = columns - BUILT_IN_FEATURES.len() - missing.optional().len();
         features.extend((features.len()..counted).map(|_| affinity - 1.0 + noise(random)));
         features.extend([(1.0 + history.len() as f32).ln(), 5.0 + noise(random), 4.0]);
         const { assert!(BUILT_IN_FEATURES.len() == 3, "the built-in features are those above") };
+        missing.append(&mut features);
         Target {
             ids: ids.copied().collect(),
             features,

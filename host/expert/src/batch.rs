@@ -199,7 +199,9 @@ impl ExpertColumns {
         builder.features(&mut batch.features);
     }
 
-    /// What `rank` reads of a request besides the predictions, not standardised.
+    /// What `rank` reads of a request besides the predictions, not standardised. A number that is
+    /// missing is 0, as rules of earlier releases expect; a column `NAME_missing` tells the two
+    /// apart.
     pub fn rank_columns(&self, example: &Example, tae: Tae) -> Vec<NamedColumn> {
         let rows = example.targets.len();
         let raw = |source: ColumnSource| match source {
@@ -208,7 +210,9 @@ impl ExpertColumns {
                 Tae::Without => Data::Numbers(vec![0.0; rows * self.tae_dim]),
             },
             ColumnSource::Feature(index) => {
-                Data::Numbers(example.targets.iter().map(|t| t.features[index]).collect())
+                let numbers = example.targets.iter().map(|target| target.features[index]);
+                let known = |number: f32| if number.is_finite() { number } else { 0.0 };
+                Data::Numbers(numbers.map(known).collect())
             }
             ColumnSource::Id(index) => {
                 Data::Ids(example.targets.iter().map(|t| t.ids[index]).collect())

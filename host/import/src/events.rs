@@ -16,7 +16,7 @@ use hypercast_data::dataset::entity_id::TextId;
 use hypercast_data::dataset::ids::{ITEM_IDS, USER_IDS};
 use hypercast_data::dataset::{Dataset, Impression};
 use hypercast_data::features::{FeatureConfig, FeatureState};
-use hypercast_data::schema::{FeatureKind, Schema};
+use hypercast_data::schema::Schema;
 use hypercast_fm::example::{Item, User};
 use hypercast_stream::events::{EventKind, EventRecord};
 use hypercast_stream::join::{JoinSink, JoinedRecord, Joiner, OutcomeRecord, StateUpdate};
@@ -86,7 +86,7 @@ impl EventImport<'_> {
         let mut ranges = RangeInference::new(&self.schema);
         let requests = rows.finish(into, |row| {
             ranges.see(row);
-            items.entry(row.item).or_insert_with(|| self.unknown_item(row.item));
+            items.entry(row.item).or_insert_with(|| self.schema.blank_item(row.item));
         })?;
         SortedDataset {
             schema: &self.schema,
@@ -172,13 +172,6 @@ impl EventImport<'_> {
             sink: JoinedRows { rows: RequestFormer::new(into, &self.schema, rules), failure: None },
             end_ms,
         })
-    }
-
-    fn unknown_item(&self, id: u64) -> Item {
-        let kinds = self.schema.item_features.iter().map(|feature| feature.kind);
-        let categorical = kinds.clone().filter(|kind| *kind == FeatureKind::Categorical).count();
-        let dense = kinds.count() - categorical;
-        Item { id, ids: vec![0; categorical], dense: vec![0.0; dense], ..Item::default() }
     }
 }
 

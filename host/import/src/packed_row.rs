@@ -4,7 +4,7 @@
 //! compared without decoding it.
 
 use hypercast_data::dataset::Impression;
-use hypercast_data::schema::{FeatureKind, Schema, names};
+use hypercast_data::schema::{FeatureKind, MISSING, Schema, names};
 use hypercast_fm::example::Outcome;
 
 /// Which numbers a row has: all but its time and its request.
@@ -33,7 +33,7 @@ impl RowLayout {
         FIXED_BYTES + 4 * self.values + 8 * self.ids + 4 * self.dense
     }
 
-    /// Replaces `bytes` by the row. Context features that it lacks are 0, which means "missing".
+    /// Replaces `bytes` by the row. Context features that it lacks are missing.
     pub(crate) fn pack(&self, row: &Impression, bytes: &mut Vec<u8>) {
         bytes.clear();
         bytes.extend(row.user.to_le_bytes());
@@ -50,7 +50,7 @@ impl RowLayout {
             bytes.extend(row.context.ids.get(at).unwrap_or(&0).to_le_bytes());
         }
         for at in 0..self.dense {
-            bytes.extend(row.context.dense.get(at).unwrap_or(&0.0).to_le_bytes());
+            bytes.extend(row.context.dense.get(at).unwrap_or(&MISSING).to_le_bytes());
         }
     }
 

@@ -31,7 +31,9 @@ use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Pretraining, Replay};
 use hypercast_data::logs::{self, LogVersion, LogWriter};
-use hypercast_data::schema::{BUILT_IN_IDS, FeatureKind, Schema, Task, TaskKind, TaskRole, names};
+use hypercast_data::schema::{
+    BUILT_IN_IDS, FeatureKind, MissingColumns, Schema, Task, TaskKind, TaskRole, names,
+};
 
 /// The version of a freshly trained FM.
 pub const FIRST_VERSION: &str = "1.0.0";
@@ -82,12 +84,16 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
     // The user's and the request's categories stand after the built-in ones and the item's.
     let first = BUILT_IN_IDS.len() + item_ids;
     let profile = categories(&schema.user_features) + categories(&schema.context_features);
+    let optional = MissingColumns::new(schema);
+    let item_dense = names(&schema.item_features, FeatureKind::Dense).len();
     let spec = FmSpec {
         surfaces: schema.surfaces.clone(),
         actions: schema.actions.len(),
         values: schema.values.len(),
         item_ids,
-        item_dense: names(&schema.item_features, FeatureKind::Dense).len(),
+        item_dense,
+        // Dense features of items come first among all.
+        item_optional: optional.optional().iter().copied().filter(|&at| at < item_dense).collect(),
         features: schema.feature_columns().len(),
         profile_ids: (first..first + profile).collect(),
         content: 0,

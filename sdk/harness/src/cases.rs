@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hypercast_data::schema::MissingColumns;
 use hypercast_data::synthetic::{Synthetic, SyntheticRequest, SyntheticSize};
 use hypercast_expert::Tae;
 use hypercast_fm::example::{Event, Example, Outcome};
@@ -98,7 +99,7 @@ impl RequestBuilder {
         RequestBuilder { events: Some(events), ..self }
     }
 
-    /// Sets a numeric column to this value for every candidate.
+    /// Sets a numeric column to this value for every candidate; with NaN, it is missing.
     pub fn feature(mut self, name: &str, value: f32) -> RequestBuilder {
         self.features.push((name.into(), value));
         self
@@ -146,6 +147,8 @@ impl RequestBuilder {
             });
             example.targets.iter_mut().for_each(|target| target.features[at] = *value);
         }
+        let missing = MissingColumns::new(schema);
+        example.targets.iter_mut().for_each(|target| missing.fill(&mut target.features));
         if let Some(outcome) = self.outcome {
             example.targets.iter_mut().for_each(|target| target.outcome = outcome);
         }

@@ -20,7 +20,7 @@ pub fn schema() -> Schema {
         surfaces: Vec::new(),
         weight: 1.0,
     };
-    let feature = |name: &str, kind| Feature { name: name.into(), kind };
+    let feature = |name: &str, kind| Feature::new(name, kind);
     let counter = |name: &str, key: &[&str], half_life_days| Counter {
         name: name.into(),
         key: key.iter().map(|key| (*key).into()).collect(),

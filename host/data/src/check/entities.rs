@@ -150,7 +150,8 @@ impl<'a> ShownIds<'a> {
             }
             let what = format!("{count} {}s have an infinite number, such as {id}", self.name);
             let finding = Finding::new(Severity::Refused, FindingKind::NotFinite, self.file, what);
-            let finding = finding.column(column).advice("write a number, or 0 if it is missing");
+            let finding =
+                finding.column(column).advice("write a number, or NaN or null if it is missing");
             findings.push(Finding { count, ..finding.forced("the models take it as missing") });
         }
     }

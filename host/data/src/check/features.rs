@@ -7,7 +7,7 @@ use super::CheckedRow;
 use super::finding::{Finding, FindingKind, IMPRESSIONS, ITEMS, Severity, Tally, USERS};
 use super::leaks::{self, LeakSample};
 use crate::dataset::{Dataset, Impression};
-use crate::schema::{Feature, FeatureKind, FeatureWidths, names};
+use crate::schema::{Feature, FeatureKind, FeatureWidths, MISSING};
 
 /// A mean that moves by this many standard deviations is warned of.
 const LARGE_MOVE: f64 = 1.0;
@@ -42,9 +42,10 @@ pub(super) struct FeatureCheck<'a> {
 pub(super) struct FeatureName<'a> {
     pub(super) file: &'static str,
     pub(super) name: &'a str,
+    optional: bool,
 }
 
-/// The features of a row. Those that are missing are 0.
+/// The features of a row.
 #[derive(Default)]
 pub(super) struct FeatureRow {
     pub(super) dense: Vec<f32>,
@@ -68,20 +69,20 @@ struct CategoryColumn<'a> {
 #[derive(Clone, Copy, Default)]
 struct ColumnSums {
     rows: u64,
-    /// Cells that are 0 or no number.
     missing: u64,
     sum: f64,
     squares: f64,
 }
 
 impl ColumnSums {
+    /// Adds a cell, which is missing if it is not finite.
     fn push(&mut self, value: f64) {
         self.rows += 1;
-        if value == 0.0 || !value.is_finite() {
-            self.missing += 1;
-        } else {
+        if value.is_finite() {
             self.sum += value;
             self.squares += value * value;
+        } else {
+            self.missing += 1;
         }
     }
 
@@ -132,7 +133,7 @@ impl<'a> FeatureCheck<'a> {
             }
         }
         for (column, &id) in self.ids.iter_mut().zip(&self.row.ids) {
-            column.halves[row.half].push(if id == 0 { 0.0 } else { 1.0 });
+            column.halves[row.half].push(if id == 0 { f64::NAN } else { 1.0 });
         }
         if mix64(row.number).is_multiple_of(self.sample_every) {
             self.sample.push(row.impression, &self.row, &self.dataset.schema);
@@ -147,9 +148,12 @@ impl<'a> FeatureCheck<'a> {
                 let finding =
                     Finding::new(Severity::Refused, FindingKind::NotFinite, column.of.file, what);
                 let finding = finding.rows(rows).column(column.of.name);
-                let advice = "write a number, or 0 if it is missing";
+                let advice = "write a number, or NaN or null if it is missing";
                 findings.push(finding.advice(advice).forced("the models take it as missing"));
             }
+        }
+        for column in &self.dense {
+            findings.extend(missing(column.of, &column.halves));
         }
         if is_sorted {
             let ids = self.ids.iter().map(|column| (column.of, &column.halves));
@@ -166,21 +170,21 @@ impl<'a> FeatureCheck<'a> {
 
 impl FeatureRow {
     fn read(&mut self, row: &Impression, dataset: &Dataset, widths: &FeatureWidths) {
-        /// Appends `values`, and 0 up to `width`.
-        fn append<T: Copy + Default>(to: &mut Vec<T>, values: &[T], width: usize) {
+        /// Appends `values`, and what is `missing` up to `width`.
+        fn append<T: Copy>(to: &mut Vec<T>, values: &[T], width: usize, missing: T) {
             let end = to.len() + width;
             to.extend_from_slice(values);
-            to.resize(end, T::default());
+            to.resize(end, missing);
         }
         self.dense.clear();
         self.ids.clear();
         let (item, user) = (dataset.items.get(&row.item), dataset.users.get(&row.user));
-        append(&mut self.dense, item.map_or(&[], |item| &item.dense), widths.item.dense);
-        append(&mut self.dense, user.map_or(&[], |user| &user.dense), widths.user.dense);
-        append(&mut self.dense, &row.context.dense, widths.context.dense);
-        append(&mut self.ids, item.map_or(&[], |item| &item.ids), widths.item.ids);
-        append(&mut self.ids, user.map_or(&[], |user| &user.ids), widths.user.ids);
-        append(&mut self.ids, &row.context.ids, widths.context.ids);
+        append(&mut self.dense, item.map_or(&[], |item| &item.dense), widths.item.dense, MISSING);
+        append(&mut self.dense, user.map_or(&[], |user| &user.dense), widths.user.dense, MISSING);
+        append(&mut self.dense, &row.context.dense, widths.context.dense, MISSING);
+        append(&mut self.ids, item.map_or(&[], |item| &item.ids), widths.item.ids, 0);
+        append(&mut self.ids, user.map_or(&[], |user| &user.ids), widths.user.ids, 0);
+        append(&mut self.ids, &row.context.ids, widths.context.ids, 0);
     }
 }
 
@@ -193,9 +197,29 @@ fn feature_names<'a>(dataset: &'a Dataset, kind: FeatureKind) -> Vec<FeatureName
         (IMPRESSIONS, &schema.context_features),
     ];
     let of = |(file, features): (&'static str, &'a Vec<Feature>)| {
-        names(features, kind).into_iter().map(move |name| FeatureName { file, name })
+        let features = features.iter().filter(move |feature| feature.kind == kind);
+        features.map(move |Feature { name, optional, .. }| FeatureName {
+            file,
+            name,
+            optional: *optional,
+        })
     };
     files.into_iter().flat_map(of).collect()
+}
+
+/// The share of cells that are missing of a dense feature that is not optional.
+fn missing(of: FeatureName<'_>, [first, second]: &[ColumnSums; 2]) -> Option<Finding> {
+    let (rows, count) = (first.rows + second.rows, first.missing + second.missing);
+    if count == 0 || of.optional {
+        return None;
+    }
+    let share = 100.0 * count as f64 / rows as f64;
+    let what =
+        format!("{share:.1} % of its cells are missing, and count as the mean of the others");
+    let severity = if count == rows { Severity::Warned } else { Severity::Noted };
+    let finding = Finding::new(severity, FindingKind::MissingFeature, of.file, what);
+    let advice = "with `optional = true` in schema.toml, models learn from its absence";
+    Some(Finding { count, ..finding.column(of.name).advice(advice) })
 }
 
 /// How a feature moves from one half of the rows to the other, if it does so by much.

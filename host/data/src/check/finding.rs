@@ -70,6 +70,8 @@ pub enum FindingKind {
     HugeValue,
     /// Labels are not as frequent as before.
     LabelDrift,
+    /// A feature is missing, and models do not learn from that.
+    MissingFeature,
     /// A feature is not as it was before.
     FeatureDrift,
     /// A feature gives a label away.

@@ -215,7 +215,7 @@ fn bins_of_numbers(column: &[f32]) -> Vec<u32> {
         let bin = 1 + start * BINS / column.len();
         start += equal.len();
         let value = column[equal[0]];
-        if value != 0.0 && value.is_finite() {
+        if value.is_finite() {
             equal.iter().for_each(|&row| bins[row] = bin as u32);
         }
     }

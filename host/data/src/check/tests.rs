@@ -276,6 +276,14 @@ fn surfaces_and_features_that_move_are_found() {
         parts.rows[half..].iter_mut().for_each(|row| row.context.dense[0] += 5.0);
     });
     assert_eq!(drift.column.as_deref(), Some("battery"));
+    let never = |parts: &mut Parts| {
+        parts.rows.iter_mut().for_each(|row| row.context.dense[0] = f32::NAN);
+    };
+    assert_eq!(found(Kind::MissingFeature, Warned, never).column.as_deref(), Some("battery"));
+    let rarely = found(Kind::MissingFeature, Noted, |parts| {
+        parts.rows.iter_mut().step_by(10).for_each(|row| row.context.dense[0] = f32::NAN);
+    });
+    assert!(rarely.what.starts_with("10.0 % of its cells") && rarely.row.is_none(), "{rarely}");
     let missing = found(Kind::FeatureDrift, Warned, |parts| {
         let half = parts.rows.len() / 2;
         parts.rows[half..].iter_mut().for_each(|row| row.context.ids[0] = 0);

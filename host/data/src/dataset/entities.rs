@@ -57,13 +57,11 @@ pub(super) fn read_users(path: &Path, schema: &Schema) -> Result<HashMap<u64, Ar
 }
 
 fn fields(features: &[Feature], named: bool) -> Vec<Field> {
-    let of_kind = |kind, cell_type| {
-        names(features, kind).into_iter().map(move |name| Field::new(name, cell_type))
-    };
     let mut fields = vec![Field::new("id", CellType::U64)];
     fields.extend(named.then(|| Field::new("name", CellType::Text)));
-    fields.extend(of_kind(FeatureKind::Categorical, CellType::U64));
-    fields.extend(of_kind(FeatureKind::Dense, CellType::F32));
+    fields.extend(names(features, FeatureKind::Categorical).into_iter().map(Field::category));
+    let dense = names(features, FeatureKind::Dense).into_iter();
+    fields.extend(dense.map(|name| Field::new(name, CellType::F32)));
     fields
 }
 

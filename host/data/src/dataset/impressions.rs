@@ -8,7 +8,7 @@ use hypercast_fm::example::{MAX_VALUES, Outcome};
 use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use super::{ContextFeatures, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{FeatureCounts, FeatureKind, Schema, names};
+use crate::schema::{FeatureCounts, FeatureKind, MISSING, Schema, names};
 
 const ROWS_PER_GROUP: usize = 1 << 15;
 
@@ -177,7 +177,7 @@ impl ImpressionColumns {
         self.history_only.push(row.history_only);
         push_all(&mut self.values, &row.outcome.values, f32::NAN);
         push_all(&mut self.ids, &row.context.ids, 0);
-        push_all(&mut self.dense, &row.context.dense, 0.0);
+        push_all(&mut self.dense, &row.context.dense, MISSING);
         push_all(&mut self.truth, &row.truth, f32::NAN);
         self.is_simulated |= !row.truth.is_empty();
     }
@@ -322,7 +322,7 @@ fn fields(schema: &Schema, simulated: bool) -> Vec<Field> {
     let mut fields: Vec<Field> = FIXED.iter().map(|&(name, kind)| Field::new(name, kind)).collect();
     let value = |name: &String| Field::new(format!("value_{name}"), CellType::F32);
     fields.extend(schema.values.iter().map(value));
-    fields.extend(context(FeatureKind::Categorical).map(|name| Field::new(name, CellType::U64)));
+    fields.extend(context(FeatureKind::Categorical).map(Field::category));
     fields.extend(context(FeatureKind::Dense).map(|name| Field::new(name, CellType::F32)));
     fields.extend(truths.map(|task| Field::new(format!("truth_{}", task.name), CellType::F32)));
     fields

@@ -53,7 +53,8 @@ pub struct Impression {
 }
 
 /// The context features of an impression or a candidate, in the schema's order.
-/// An empty list stands for zeros, which mean "missing".
+/// In an empty list all are missing, which is 0 of a category and [`crate::schema::MISSING`] of a
+/// number.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ContextFeatures {
     /// Categorical features.

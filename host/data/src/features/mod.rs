@@ -26,7 +26,8 @@ use crate::dataset::timeline::{Span, Timeline, TimelineStep};
 use crate::dataset::{ContextFeatures, Dataset, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::{
-    BUILT_IN_FEATURES, BUILT_IN_IDS, ColumnRanges, FeatureCounts, FeatureWidths, Schema,
+    BUILT_IN_FEATURES, BUILT_IN_IDS, ColumnRanges, FeatureCounts, FeatureWidths, MISSING,
+    MissingColumns, Schema,
 };
 
 /// Bounds of the state's memory, and the prior of counters: `[features]` in `hypercast.toml`.
@@ -69,7 +70,7 @@ pub struct RequestInput {
     pub request: u64,
     /// The user's raw id.
     pub user: u64,
-    /// The user's features if the caller sent them; otherwise the state's are used, or zeros.
+    /// The user's features if the caller sent them; otherwise the state's are used, if it has any.
     pub user_features: Option<Arc<User>>,
     /// An index into `schema.surfaces`.
     pub surface: u16,
@@ -84,7 +85,7 @@ pub struct RequestInput {
 pub struct CandidateInput {
     /// The item's raw id.
     pub item: u64,
-    /// The item's features if the caller sent them; otherwise the state's are used, or zeros.
+    /// The item's features if the caller sent them; otherwise the state's are used, if it has any.
     pub features: Option<Arc<Item>>,
     /// Features of the item in this request; candidates may share them.
     pub context: Arc<ContextFeatures>,
@@ -105,6 +106,7 @@ pub struct FeatureState {
     histories: RecencyMap<History>,
     first_shown: RecencyMap<Option<i64>>,
     counters: FeatureCounters,
+    missing: MissingColumns,
     /// Items and users whose features differ from the data set's.
     changed: ChangedIds,
 }
@@ -146,6 +148,7 @@ impl FeatureState {
             first_shown: RecencyMap::new(config.max_items),
             counters: FeatureCounters::new(&dataset.schema, &config),
             changed: ChangedIds::default(),
+            missing: MissingColumns::new(&dataset.schema),
             schema: dataset.schema.clone(),
             config,
         }
@@ -232,8 +235,8 @@ impl FeatureState {
         self.widths.item.check(&format!("item {}", item.id), item.ids.len(), item.dense.len())
     }
 
-    /// Empties the context of an impression that was recorded with another schema, so that zeros
-    /// stand for its features; returns whether it did.
+    /// Empties the context of an impression that was recorded with another schema, so that its
+    /// features count as missing; returns whether it did.
     pub fn empty_foreign_context(&self, context: &mut ContextFeatures) -> bool {
         let FeatureCounts { ids, dense } = self.widths.context;
         let fits = |given: usize, wanted: usize| given == 0 || given == wanted;
@@ -371,15 +374,19 @@ impl FeatureState {
         let (surface, time_ms) = (request.surface, request.time_ms);
         let ids = self.ids(user, &item, surface, time_ms, context);
         let mut features = Vec::with_capacity(
-            self.widths.dense() + self.counters.columns() + BUILT_IN_FEATURES.len(),
+            self.widths.dense()
+                + self.counters.columns()
+                + BUILT_IN_FEATURES.len()
+                + self.missing.optional().len(),
         );
-        extend(&mut features, &item.dense, self.widths.item.dense);
-        extend(&mut features, &user.dense, self.widths.user.dense);
-        extend(&mut features, &context.dense, self.widths.context.dense);
+        extend(&mut features, &item.dense, self.widths.item.dense, MISSING);
+        extend(&mut features, &user.dense, self.widths.user.dense, MISSING);
+        extend(&mut features, &context.dense, self.widths.context.dense, MISSING);
         features.extend_from_slice(&shared.counters.columns);
         let since_first = first_ms.map_or(0, |first_ms| time_ms - first_ms);
         features.extend(shared.past);
         features.push((since_first.max(0) as f32 / 3.6e6).ln_1p());
+        self.missing.append(&mut features);
         Target { item, ids, features, outcome: candidate.outcome, truth: candidate.truth.clone() }
     }
 
@@ -397,9 +404,9 @@ impl FeatureState {
         let own = widths.item.ids + widths.user.ids + widths.context.ids;
         let mut ids = Vec::with_capacity(BUILT_IN_IDS.len() + own);
         ids.extend([user.id, item.id, u64::from(surface), hour]);
-        extend(&mut ids, &item.ids, widths.item.ids);
-        extend(&mut ids, &user.ids, widths.user.ids);
-        extend(&mut ids, &context.ids, widths.context.ids);
+        extend(&mut ids, &item.ids, widths.item.ids, 0);
+        extend(&mut ids, &user.ids, widths.user.ids, 0);
+        extend(&mut ids, &context.ids, widths.context.ids, 0);
         ids
     }
 
@@ -407,12 +414,9 @@ impl FeatureState {
         self.users.get(&id).cloned().unwrap_or_else(|| Arc::new(User { id, ..User::default() }))
     }
 
-    /// An item, or one without features.
+    /// An item, or one whose features are missing.
     fn item_or_blank(&self, id: u64) -> Arc<Item> {
-        let FeatureCounts { ids, dense } = self.widths.item;
-        self.items.get(&id).cloned().unwrap_or_else(|| {
-            Arc::new(Item { id, ids: vec![0; ids], dense: vec![0.0; dense], ..Item::default() })
-        })
+        self.items.get(&id).cloned().unwrap_or_else(|| Arc::new(self.schema.blank_item(id)))
     }
 }
 
@@ -454,10 +458,10 @@ fn check_room<V>(map: &IdMap<V>, id: u64, most: usize, what: &str) -> Result<()>
     )))
 }
 
-/// Appends features of one kind; an empty list stands for zeros.
-fn extend<T: Copy + Default>(row: &mut Vec<T>, features: &[T], width: usize) {
+/// Appends features of one kind; in an empty list all are `missing`.
+fn extend<T: Copy>(row: &mut Vec<T>, features: &[T], width: usize, missing: T) {
     if features.is_empty() {
-        row.resize(row.len() + width, T::default());
+        row.resize(row.len() + width, missing);
     } else {
         assert_eq!(features.len(), width, "as many features as the schema has");
         row.extend_from_slice(features);

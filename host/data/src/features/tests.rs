@@ -10,7 +10,7 @@ use crate::dataset::{Entities, write_dataset};
 use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole, ValueRange};
 
 fn schema() -> Schema {
-    let feature = |name: &str, kind| Feature { name: name.into(), kind };
+    let feature = |name: &str, kind| Feature::new(name, kind);
     let counter = |name: &str, key: &[&str], half_life_days| Counter {
         name: name.into(),
         key: key.iter().map(|name| name.to_string()).collect(),
@@ -86,6 +86,49 @@ fn seen(example: &Example) -> Vec<u64> {
     example.history.iter().map(|event| event.item.id).collect()
 }
 
+/// Whichever way it comes that a number is not known, an example says that it is missing, and a
+/// saved state, too.
+#[test]
+fn what_is_missing_is_missing_in_examples() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), vec![impression(1, [1, 2], 1, 1, true)]);
+    let mut schema = schema();
+    let optional = |name| Feature { optional: true, ..Feature::new(name, FeatureKind::Dense) };
+    schema.item_features[1].optional = true;
+    schema.user_features.push(optional("income"));
+    schema.context_features.push(Feature::new("battery", FeatureKind::Dense));
+    schema.ranges = vec![ValueRange::new("length", 1.0, 2.0)];
+    schema.validate().unwrap();
+    let data = Dataset { schema: Arc::new(schema), users: Default::default(), ..data };
+    let mut state = FeatureState::new(&data, FeatureConfig::default());
+    let unknown = Item { id: 2, ids: vec![0], dense: vec![MISSING], ..Item::default() };
+    state.upsert_item(unknown).unwrap();
+    state.upsert_user(User { id: 1, ids: vec![1], dense: vec![7.0] }).unwrap();
+    // The item 9 is in no data set, and 1 has length 1.
+    let row = |item| Impression {
+        context: ContextFeatures::default(),
+        ..impression(2, [3, 4], 1, item, true)
+    };
+    state.apply(&row(9));
+    let saved = postcard::to_allocvec(&state.saved()).unwrap();
+    let mut restored = FeatureState::new(&data, FeatureConfig::default());
+    restored.restore(postcard::from_bytes(&saved).unwrap()).unwrap();
+    for state in [&state, &restored] {
+        let example = state.fetch(&request_input(&[row(1), row(2), row(9)]), 8);
+        assert!(example.history[0].item.dense[0].is_nan());
+        let [known, missing, unknown] = &example.targets[..] else { panic!("{example:?}") };
+        assert_eq!((known.features[0], known.features[1]), (1.0, 7.0));
+        assert!(known.features[2].is_nan(), "nobody sent the battery");
+        assert!(missing.features[0].is_nan() && unknown.features[0].is_nan());
+        let told = |target: &Target| target.features[target.features.len() - 2..].to_vec();
+        assert_eq!([told(known), told(missing), told(unknown)].concat(), [0., 0., 1., 0., 1., 0.]);
+        assert_eq!(unknown.ids[4], 0);
+        let example = state.fetch(&RequestInput { user: 5, ..request_input(&[row(1)]) }, 8);
+        assert!(example.targets[0].features[1].is_nan(), "an unknown user");
+        assert_eq!(told(&example.targets[0]), [0.0, 1.0]);
+    }
+}
+
 /// Whichever way a number came in, no example has it: with the data set, an update, a request, or
 /// an outcome.
 #[test]
@@ -96,8 +139,8 @@ fn examples_hold_no_number_beyond_its_range() {
         |name: &str| ValueRange { name: name.into(), low: -1.0, high: 3.0, ..Default::default() };
     let mut schema = schema();
     schema.values = vec!["watch".into()];
-    schema.user_features.push(Feature { name: "income".into(), kind: FeatureKind::Dense });
-    schema.context_features.push(Feature { name: "battery".into(), kind: FeatureKind::Dense });
+    schema.user_features.push(Feature::new("income", FeatureKind::Dense));
+    schema.context_features.push(Feature::new("battery", FeatureKind::Dense));
     schema.ranges = ["watch", "length", "income", "battery"].map(range).to_vec();
     schema.validate().unwrap();
     let mut state =
@@ -214,7 +257,7 @@ fn counters_give_smoothed_rates_relative_to_the_prior() {
     assert_eq!(at(1, 1, "item_count"), 20_f32.ln_1p());
     assert_eq!(at(1, 1, "user_surface_rate"), 0.0);
     assert_eq!(at(3, 1, "item_count"), 0.0);
-    assert_eq!(at(999, 1, "length"), 0.0, "an unknown item has no features");
+    assert!(at(999, 1, "length").is_nan(), "an unknown item has no features");
     // After one half-life the tag's 20 impressions count as 10.
     assert!((at(1, 86_400_001, "tag_count") - 10_f32.ln_1p()).abs() < 1e-3);
     assert_eq!(at(1, 3_600_000, "item_age"), 1_f32.ln_1p());

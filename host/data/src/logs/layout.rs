@@ -63,10 +63,8 @@ impl LogLayout {
     }
 
     pub(super) fn request_fields(&self) -> Vec<Field> {
-        let fixed = REQUEST_FIELDS.iter().map(|&(name, kind, list)| Field {
-            name: name.into(),
-            kind,
-            list,
+        let fixed = REQUEST_FIELDS.iter().map(|&(name, kind, list)| {
+            if list { Field::list(name, kind) } else { Field::new(name, kind) }
         });
         let items = names(&self.schema.item_features, FeatureKind::Categorical).into_iter();
         let items = items.map(|name| Field::list(format!("history_{name}"), CellType::U64));

@@ -3,9 +3,14 @@
 use super::{Counter, Feature, FeatureKind, LabelTransform, Task, TaskKind, TaskRole, ValueRange};
 
 impl Feature {
+    /// A feature that is not optional.
+    pub fn new(name: &str, kind: FeatureKind) -> Feature {
+        Feature { name: name.into(), kind, optional: false }
+    }
+
     /// Features of one type.
     pub fn list(names: &[impl AsRef<str>], kind: FeatureKind) -> Vec<Feature> {
-        names.iter().map(|name| Feature { name: name.as_ref().into(), kind }).collect()
+        names.iter().map(|name| Feature::new(name.as_ref(), kind)).collect()
     }
 
     /// Categorical features, then dense ones.

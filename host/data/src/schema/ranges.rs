@@ -19,9 +19,9 @@ use super::{Feature, FeatureKind, Schema, names};
 pub struct ValueRange {
     /// The name of the value or feature.
     pub name: String,
-    /// The least number that counts as it is; at most 0 for a feature, because 0 means "missing".
+    /// The least number that counts as it is.
     pub low: f32,
-    /// The greatest number that counts as it is; at least 0 for a feature.
+    /// The greatest number that counts as it is.
     pub high: f32,
     /// The fate of a number beyond the range where it is sent.
     #[serde(default)]
@@ -40,7 +40,7 @@ pub enum BeyondRange {
 }
 
 impl ValueRange {
-    /// Whether a number is outside the range. NaN, which means "unknown", is not.
+    /// Whether a number is outside the range. NaN, which means "unknown" or "missing", is not.
     pub fn is_beyond(&self, number: f32) -> bool {
         number < self.low || number > self.high
     }

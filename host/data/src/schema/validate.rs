@@ -123,9 +123,6 @@ impl Schema {
             if !(low.is_finite() && high.is_finite() && low < high) {
                 return fail(format!("{whose}: {low} to {high} are not two numbers, lower first"));
             }
-            if dense.contains(name) && !(*low..=*high).contains(&0.0) {
-                return fail(format!("{whose}: it lacks 0, which a missing feature is"));
-            }
         }
         Ok(())
     }
@@ -185,8 +182,8 @@ mod tests {
                 surfaces: vec!["search".into()],
                 weight: 1.0,
             }],
-            item_features: vec![Feature { name: "tag".into(), kind: FeatureKind::Categorical }],
-            user_features: vec![Feature { name: "age".into(), kind: FeatureKind::Dense }],
+            item_features: vec![Feature::new("tag", FeatureKind::Categorical)],
+            user_features: vec![Feature::new("age", FeatureKind::Dense)],
             context_features: vec![],
             counters: vec![Counter {
                 name: "user_click".into(),
@@ -253,6 +250,23 @@ mod tests {
     }
 
     #[test]
+    fn an_optional_feature_adds_a_column_and_any_other_none() {
+        let mut schema = schema();
+        let before = schema.feature_columns();
+        assert!(!toml::to_string(&schema).unwrap().contains("optional"));
+        schema.context_features.push(Feature::new("battery", FeatureKind::Dense));
+        schema.item_features[0].optional = true;
+        schema.user_features[0].optional = true;
+        let mut after = before;
+        after.insert(1, "battery".into());
+        after.push("age_missing".into());
+        assert_eq!(schema.feature_columns(), after, "a category says by 0 that it is missing");
+        schema.context_features[0].name = "age_missing".into();
+        let refused = schema.validate().unwrap_err().to_string();
+        assert!(refused.contains("column `age_missing` appears twice"), "{refused}");
+    }
+
+    #[test]
     fn contradictions_are_refused_by_name() {
         assert!(
             refused(|s| s.actions.push("click".into())).contains("action `click` appears twice")
@@ -286,7 +300,6 @@ mod tests {
                 .contains("range `tag`: no value or dense feature is called `tag`")
         );
         assert!(refused(|s| s.ranges[0].high = f32::NAN).contains("range `watch`: 0.1 to NaN"));
-        assert!(refused(|s| s.ranges[1].low = 18.0).contains("range `age`: it lacks 0"));
         assert!(refused(|s| s.ranges[1].name = "watch".into()).contains("appears twice"));
         assert!(refused(|s| s.tasks.clear()).contains("at least one surface and one task"));
     }

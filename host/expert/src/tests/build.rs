@@ -27,7 +27,7 @@ pub(crate) fn schema() -> Schema {
         surfaces: Vec::new(),
         weight: 1.0,
     };
-    let feature = |name: &str, kind| Feature { name: name.into(), kind };
+    let feature = |name: &str, kind| Feature::new(name, kind);
     Schema {
         surfaces: vec!["feed".into(), "reels".into()],
         actions: ["click", "like", "share", "hide"].map(String::from).to_vec(),

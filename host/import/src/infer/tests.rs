@@ -52,6 +52,10 @@ fn a_shop_is_understood_and_its_mapping_imports_as_it_is() {
         let items = mapping.items.as_ref().unwrap();
         assert_eq!((items.id.as_str(), items.name.as_deref()), ("sku", Some("title")), "{text}");
         assert_eq!(names(&items.features, |of| &of.name).len(), 3, "{text}");
+        let optional = items.features.iter().filter(|of| of.optional);
+        assert!(optional.map(|of| of.name.as_str()).eq(["price"]), "{text}");
+        let reason = "optional = true  # 2 % of the cells are missing; models learn from that";
+        assert!(text.contains(reason), "{text}");
         let revenue = mapping.tasks.iter().find(|task| task.kind == TaskKind::Regression).unwrap();
         assert_eq!((revenue.weight, revenue.transform), (1.0, LabelTransform::Identity), "{text}");
         assert!(text.contains("# it is above 0 only where `clicked` happened"), "{text}");

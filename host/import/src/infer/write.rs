@@ -228,11 +228,21 @@ impl<'a> MappingText<'a> {
                         quoted(&name)
                     ));
                     self.role("column", role);
+                    self.optional(column);
                     self.list(column);
                 }
                 Ok(_) => self.unused(column, "items or users have it"),
                 Err(reason) => self.unused(column, reason),
             }
+        }
+    }
+
+    fn optional(&mut self, column: &SampledColumn) {
+        let rows = column.ids.len();
+        if column.present < rows {
+            let missing = percent(rows - column.present, rows);
+            let reason = format!("{missing} of the cells are missing; models learn from that");
+            self.key("optional", "true", &reason);
         }
     }
 
@@ -290,6 +300,7 @@ impl<'a> MappingText<'a> {
                 quoted(&name)
             ));
             self.key("column", &quoted(&column.name), &column.describe());
+            self.optional(column);
             self.list(column);
             if entity == "items" && kind == "categorical" && column.different().len() > 1 {
                 self.keys.push(name);

@@ -14,10 +14,21 @@ use crate::input::{InputFile, Reading};
 use crate::report::RowFailure;
 
 /// An item or a user.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) struct EntityRecord {
     features: ContextFeatures,
     name: String,
+}
+
+impl EntityRecord {
+    /// Whether both say the same; a number that is missing is like any other that is.
+    fn is_same(&self, other: &EntityRecord) -> bool {
+        let bits = |of: &EntityRecord| -> Vec<u32> {
+            of.features.dense.iter().map(|number| number.to_bits()).collect()
+        };
+        let same_ids = self.features.ids == other.features.ids;
+        same_ids && self.name == other.name && bits(self) == bits(other)
+    }
 }
 
 /// All of one kind by id, or by the key of their id.
@@ -57,8 +68,9 @@ impl EntityMapping {
                 };
                 let mut record = EntityRecord { features: ContextFeatures::default(), name: text };
                 features.read(row, &mut record.features)?;
-                let before = records.insert(key, record);
-                if before.is_some_and(|before| Some(&before) != records.get(&key)) {
+                let is_other = records.get(&key).is_some_and(|before| !before.is_same(&record));
+                records.insert(key, record);
+                if is_other {
                     let cell = id.cell(row);
                     let shown = id.required(cell.text())?;
                     let reason = format!("`{shown}` has another row that differs; the last counts");

@@ -145,10 +145,13 @@ pub struct FeatureMapping {
     /// Categories by what the column says, where they shall be called otherwise.
     #[serde(default)]
     pub map: BTreeMap<String, String>,
-    /// The category or number of a missing cell; without it, it is 0.
+    /// The category or number of a missing cell; without it, it stays missing.
     pub default: Option<FeatureDefault>,
-    /// The least and the greatest number of a dense feature, as of a value. 0, which means
-    /// "missing", has to be one of them or between.
+    /// Whether models learn from its absence, and requests and events may leave it out (see
+    /// `schema::Feature`).
+    #[serde(default)]
+    pub optional: bool,
+    /// The least and the greatest number of a dense feature, as of a value.
     pub clip: Option<[f32; 2]>,
     /// What is taken of a list.
     pub list: Option<ListChoice>,

@@ -94,7 +94,7 @@ impl ImpressionMapping {
 
 impl FeatureMapping {
     fn feature(&self) -> Feature {
-        Feature { name: self.name.clone(), kind: self.kind }
+        Feature { optional: self.optional, ..Feature::new(&self.name, self.kind) }
     }
 
     fn check(&self) -> Result<()> {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use hypercast_data::dataset::{ContextFeatures, entity_id::check_text_id};
-use hypercast_data::schema::{FeatureKind, category_id};
+use hypercast_data::schema::{FeatureKind, MISSING, category_id};
 
 use super::{ActionMapping, FeatureDefault, FeatureMapping, ListChoice, ValueMapping};
 use crate::cell::{Cell, CellResult, TimeUnit};
@@ -177,7 +177,7 @@ impl NumberSource {
     fn of_feature(mapping: &FeatureMapping, columns: &mut ColumnList) -> NumberSource {
         let default = match mapping.default {
             Some(FeatureDefault::Number(number)) => number as f32,
-            _ => 0.0,
+            _ => MISSING,
         };
         NumberSource {
             source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),

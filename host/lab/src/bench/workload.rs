@@ -44,6 +44,7 @@ pub fn spec() -> FmSpec {
         values: 0,
         item_ids: 2,
         item_dense: 0,
+        item_optional: Vec::new(),
         features: COLUMNS,
         profile_ids: vec![],
         tasks: (0..ACTIONS).map(task).collect(),

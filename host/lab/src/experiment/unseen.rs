@@ -149,6 +149,7 @@ mod tests {
             values: 0,
             item_ids: 0,
             item_dense: 0,
+            item_optional: Vec::new(),
             profile_ids: vec![],
             features: 0,
             tasks: vec![

@@ -12,7 +12,7 @@ use hypercast_core::clock::mistaken_unit;
 use hypercast_data::{
     dataset::{ContextFeatures, entity_id::EntityId},
     features::{CandidateInput, RequestInput},
-    schema::{BeyondRange, Feature, FeatureKind, IdKind, Schema, ValueRange, category_id},
+    schema::{BeyondRange, Feature, FeatureKind, IdKind, MISSING, Schema, ValueRange, category_id},
 };
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 use hypercast_stream::events::check_time;
@@ -37,6 +37,15 @@ pub enum FeatureValue {
     Number(f64),
     /// A category's text; its id is the one that an import assigns.
     Text(String),
+    /// JSON's null: the value is missing, whatever is known otherwise.
+    Missing,
+}
+
+impl FeatureValue {
+    /// A number, or that it is missing.
+    fn of_number(number: f32) -> Self {
+        if number.is_finite() { Self::Number(number.into()) } else { Self::Missing }
+    }
 }
 
 /// Features by the names that the schema gives them.
@@ -164,7 +173,7 @@ impl Converter {
         let (mut ids, mut dense) = (context.ids.iter(), context.dense.iter());
         let mut value = |kind| match kind {
             FeatureKind::Categorical => ids.next().map(|&id| FeatureValue::Id(id)),
-            FeatureKind::Dense => dense.next().map(|&number| FeatureValue::Number(number.into())),
+            FeatureKind::Dense => dense.next().map(|&number| FeatureValue::of_number(number)),
         };
         let features = self.schema.context_features.iter();
         features.filter_map(|feature| Some((feature.name.clone(), value(feature.kind)?))).collect()
@@ -177,15 +186,23 @@ impl Converter {
         self.context(&[named])
     }
 
-    /// All features of an item or user. They must be complete, because stored features are not
-    /// available here.
+    /// All features of an item or user. They must be complete but for those that are optional,
+    /// because stored features are not available here.
     pub(crate) fn entity_columns(
         &self,
         features: &[Feature],
         named: &NamedFeatures,
     ) -> RequestResult<(Vec<u64>, Vec<f32>)> {
-        if let Some(missing) = features.iter().find(|feature| !named.contains_key(&feature.name)) {
-            let what = format!("feature {:?} is missing; send all of them", missing.name);
+        let is_missing = |feature: &&Feature| {
+            let value = named.get(&feature.name);
+            !feature.optional && matches!(value, None | Some(FeatureValue::Missing))
+        };
+        if let Some(missing) = features.iter().find(is_missing) {
+            let what = format!(
+                "feature {:?} is missing; send all of them, or declare it `optional = true` in \
+                 schema.toml",
+                missing.name
+            );
             return Err(Refusal::BadRequest(what));
         }
         refuse_unknown(named, &[features])?;
@@ -234,7 +251,7 @@ impl Converter {
             .map_err(|refusal| refusal.at(&format!("candidate {}", candidate.id)))?;
         let mut features = None;
         if schema.item_features.iter().any(|own| candidate.features.contains_key(&own.name)) {
-            // Those in the request, else the stored ones, else 0.
+            // Those in the request, else the stored ones.
             let mut item = known(id).map(Arc::unwrap_or_clone).unwrap_or_default();
             item.id = id;
             let sent = [&candidate.features];
@@ -257,8 +274,8 @@ impl Converter {
         Ok(context)
     }
 
-    /// Sets columns to the first value that was sent; a column without one keeps its value, or
-    /// becomes 0.
+    /// Sets columns to the first value that was sent; a column without one keeps its value, or is
+    /// missing.
     fn fill(
         &self,
         features: &[Feature],
@@ -268,7 +285,7 @@ impl Converter {
     ) -> RequestResult<()> {
         let count = |kind| features.iter().filter(|feature| feature.kind == kind).count();
         ids.resize(count(FeatureKind::Categorical), 0);
-        dense.resize(count(FeatureKind::Dense), 0.0);
+        dense.resize(count(FeatureKind::Dense), MISSING);
         let (mut ids, mut dense) = (ids.iter_mut(), dense.iter_mut());
         for Feature { name, kind, .. } in features {
             let value = from.iter().find_map(|named| named.get(name));
@@ -280,6 +297,7 @@ impl Converter {
                     let column = ids.next().expect("one for each");
                     *column = match value {
                         None => *column,
+                        Some(FeatureValue::Missing) => 0,
                         Some(FeatureValue::Id(id)) => *id,
                         Some(FeatureValue::Text(text)) => category_id(text),
                         Some(FeatureValue::Number(_)) => return Err(wrong("an id or a text")),
@@ -289,6 +307,7 @@ impl Converter {
                     let column = dense.next().expect("one for each");
                     *column = match value {
                         None => *column,
+                        Some(FeatureValue::Missing) => MISSING,
                         Some(FeatureValue::Id(number)) => self.number(name, *number as f32)?,
                         Some(FeatureValue::Number(number)) => self.number(name, *number as f32)?,
                         Some(FeatureValue::Text(_)) => return Err(wrong("a number")),

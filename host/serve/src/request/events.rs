@@ -266,8 +266,8 @@ mod tests {
             actions: vec!["click".into(), "like".into()],
             values: vec!["watched".into()],
             tasks: vec![],
-            item_features: vec![Feature { name: "tag".into(), kind: FeatureKind::Categorical }],
-            user_features: vec![Feature { name: "age".into(), kind: FeatureKind::Dense }],
+            item_features: vec![Feature::new("tag", FeatureKind::Categorical)],
+            user_features: vec![Feature::new("age", FeatureKind::Dense)],
             context_features: vec![],
             counters: vec![],
             ids: Default::default(),
@@ -414,6 +414,54 @@ mod tests {
         {
             assert!(text.contains(&format!("hypercast_beyond_range_total{count}")), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_null_or_absent_is_missing() {
+        let mut schema = Schema::clone(&converter().schema);
+        let device = Feature::new("device", FeatureKind::Categorical);
+        schema.context_features = vec![Feature::new("battery", FeatureKind::Dense), device];
+        let made = |optional: bool, body: &str| {
+            let mut schema = schema.clone();
+            schema.item_features[0].optional = optional;
+            schema.user_features[0].optional = optional;
+            let body = serde_json::from_str(body).unwrap();
+            let made = Converter::new(Arc::new(schema)).new_events(&body, 1000);
+            made.map(|mut made| made.remove(0).kind)
+        };
+        for age in ["", r#""age": null"#] {
+            let body = format!(r#"{{"users": [{{"id": 1, "features": {{{age}}}}}]}}"#);
+            let EventKind::User(user) = made(true, &body).unwrap() else { panic!("{body}") };
+            assert!(user.dense[0].is_nan());
+            let why = made(false, &body).unwrap_err().to_string();
+            assert!(why.contains(r#"users[0]: feature "age" is missing"#), "{why}");
+            assert!(why.contains("`optional = true`"), "{why}");
+            let body = body.replace("users", "items").replace("age", "tag");
+            let EventKind::Item(item) = made(true, &body).unwrap() else { panic!("{body}") };
+            assert_eq!(item.ids, [0]);
+            made(false, &body).unwrap_err();
+        }
+        let shown = |context: &str| {
+            let body = format!(
+                r#"{{"impressions": [{{"user": 1, "item": 1, "surface": "feed", "time_ms": 5{context}}}]}}"#
+            );
+            made(false, &body).map(|made| match made {
+                EventKind::Impression(shown) => shown.context,
+                other => panic!("{other:?}"),
+            })
+        };
+        for context in ["", r#", "context": {"battery": null, "device": null}"#] {
+            let context = shown(context).unwrap();
+            assert!(context.dense[0].is_nan() && context.ids == [0], "{context:?}");
+            // What is sent again is missing there, too.
+            let converter = Converter::new(Arc::new(schema.clone()));
+            let text = serde_json::to_string(&converter.named(&context)).unwrap();
+            assert_eq!(text, r#"{"battery":null,"device":0}"#);
+            let again = converter.context_of(&serde_json::from_str(&text).unwrap()).unwrap();
+            assert!(again.dense[0].is_nan() && again.ids == [0], "{again:?}");
+        }
+        let why = shown(r#", "context": {"battery": "NaN"}"#).unwrap_err().to_string();
+        assert!(why.contains("it takes a number"), "{why}");
     }
 
     #[test]

@@ -397,6 +397,7 @@ mod tests {
                 values: 0,
                 item_ids: 0,
                 item_dense: 0,
+                item_optional: Vec::new(),
                 features: 0,
                 profile_ids: vec![],
                 content: 0,

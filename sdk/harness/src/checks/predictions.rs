@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use hypercast_data::schema::MISSING;
+
 use super::CheckResult;
 use crate::cases::Case;
 use crate::contract::{Description, TaskKind};
@@ -28,7 +30,7 @@ const CHANGES: [(&str, CaseChange); 6] = [
     ("ids never seen", |case| ids(case, |at| u64::MAX / 2 - at)),
     ("the largest ids", |case| ids(case, |_| i64::MAX as u64)),
     ("ids missing", |case| ids(case, |_| 0)),
-    ("features missing", |case| features(case, |_| 0.0)),
+    ("features missing", |case| features(case, |_| MISSING)),
     ("features far out", |case| features(case, |at| if at % 2 == 0 { 1e9 } else { -1e9 })),
     ("no embedding", |case| case.tae.fill(0.0)),
 ];

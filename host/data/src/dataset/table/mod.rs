@@ -2,7 +2,8 @@
 //! format; it does not know what a column means.
 //!
 //! Columns are required (no nulls) scalars or lists of scalars, which every data tool reads. A
-//! table from another tool may declare its columns optional, as long as no cell is null.
+//! table from another tool may declare its columns optional: a null is NaN among floats, and 0 where
+//! the reader asks for a category ([`Field::category`]); anywhere else it is an error.
 
 mod reader;
 mod writer;
@@ -38,17 +39,24 @@ pub struct Field {
     pub kind: CellType,
     /// Whether a cell is a list.
     pub list: bool,
+    /// Whether a null is read as 0, which means "missing" of a category.
+    zero_if_null: bool,
 }
 
 impl Field {
     /// A column with one value per row.
     pub fn new(name: impl Into<String>, kind: CellType) -> Field {
-        Field { name: name.into(), kind, list: false }
+        Field { name: name.into(), kind, list: false, zero_if_null: false }
+    }
+
+    /// A column with a category per row, 0 where it is missing.
+    pub fn category(name: impl Into<String>) -> Field {
+        Field { zero_if_null: true, ..Field::new(name, CellType::U64) }
     }
 
     /// A column with a list of values per row.
     pub fn list(name: impl Into<String>, kind: CellType) -> Field {
-        Field { name: name.into(), kind, list: true }
+        Field { list: true, ..Field::new(name, kind) }
     }
 }
 
@@ -149,6 +157,36 @@ column_values! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_null_is_missing_where_something_can_be() {
+        use parquet::data_type::{FloatType, Int64Type};
+        use parquet::file::writer::SerializedFileWriter;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.parquet");
+        let message = "message t { optional float price; optional int64 tag; }";
+        let schema = parquet::schema::parser::parse_message_type(message).unwrap();
+        let file = std::fs::File::create(&path).unwrap();
+        let mut writer =
+            SerializedFileWriter::new(file, schema.into(), Default::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<FloatType>().write_batch(&[2.5], Some(&[0, 1, 0]), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[7, 9], Some(&[1, 0, 1]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        let reader = TableReader::open(&path).unwrap();
+        let fields = [Field::new("price", CellType::F32), Field::category("tag")];
+        let columns = reader.read(0, &fields).unwrap();
+        let prices = columns[0].f32s();
+        assert!(prices[0].is_nan() && prices[1] == 2.5 && prices[2].is_nan(), "{prices:?}");
+        assert_eq!(columns[1].u64s(), [7, 0, 9]);
+        let error = reader.read(0, &[Field::new("tag", CellType::U64)]).unwrap_err().to_string();
+        assert!(error.contains("`tag` is not U64 in every row"), "an id may not be null: {error}");
+    }
 
     #[test]
     fn tables_read_back_bit_for_bit() {

@@ -1,4 +1,4 @@
-//! Reading a table, including one that another tool wrote, as long as no cell is null.
+//! Reading a table, including one that another tool wrote, and its nulls where they have a meaning.
 
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -60,7 +60,7 @@ impl TableReader {
     /// Reads the columns `fields` of one row group.
     ///
     /// # Errors
-    /// A column is missing, has another type, or has a null.
+    /// A column is missing, has another type, or has a null that means nothing.
     pub fn read(&self, group: usize, fields: &[Field]) -> Result<Vec<Column>> {
         fields.iter().map(|field| self.read_field(group, field)).collect()
     }
@@ -131,7 +131,7 @@ impl Read for TableBytes {
 }
 
 /// Reads a column, of which `descriptor` is the file's own description; `None` if it has another
-/// type than `field` or contains a null.
+/// type than `field` or contains a null that means nothing.
 fn read_column(
     reader: ColumnReader,
     field: &Field,
@@ -143,35 +143,37 @@ fn read_column(
     }
     match (reader, field.kind) {
         (ColumnReader::Int64ColumnReader(r), CellType::I64) => {
-            read_as(r, rows, descriptor, |cell| cell)
+            read_as(r, rows, descriptor, None, |cell| cell)
         }
         (ColumnReader::Int64ColumnReader(r), CellType::U64) => {
-            read_as(r, rows, descriptor, |cell| cell as u64)
+            read_as(r, rows, descriptor, field.zero_if_null.then_some(0), |cell| cell as u64)
         }
         (ColumnReader::Int32ColumnReader(r), CellType::I64) => {
-            read_as(r, rows, descriptor, i64::from)
+            read_as(r, rows, descriptor, None, i64::from)
         }
         (ColumnReader::Int32ColumnReader(r), CellType::U32) => {
-            read_as(r, rows, descriptor, |cell| cell as u32)
+            read_as(r, rows, descriptor, None, |cell| cell as u32)
         }
         (ColumnReader::FloatColumnReader(r), CellType::F32) => {
-            read_as(r, rows, descriptor, |cell| cell)
+            read_as(r, rows, descriptor, Some(f32::NAN), |cell| cell)
         }
         (ColumnReader::BoolColumnReader(r), CellType::Bool) => {
-            read_as(r, rows, descriptor, |cell| cell)
+            read_as(r, rows, descriptor, None, |cell| cell)
         }
         (ColumnReader::ByteArrayColumnReader(r), CellType::Text) => {
             let text = |cell: ByteArray| String::from_utf8_lossy(cell.data()).into_owned();
-            read_as(r, rows, descriptor, text)
+            read_as(r, rows, descriptor, None, text)
         }
         _ => Ok(None),
     }
 }
 
-fn read_as<T: DataType, C>(
+/// As [`read_column`]; `null` stands for the nulls of scalars.
+fn read_as<T: DataType, C: Clone>(
     mut reader: ColumnReaderImpl<T>,
     rows: usize,
     descriptor: &ColumnDescriptor,
+    null: Option<C>,
     cell: impl FnMut(T::T) -> C,
 ) -> std::result::Result<Option<Column>, ParquetError>
 where
@@ -184,10 +186,19 @@ where
     if read != rows {
         return Ok(None);
     }
-    let elements = values.len();
+    if descriptor.max_rep_level() == 0 && values.len() < rows {
+        let Some(null) = null else { return Ok(None) };
+        let mut values = values.into_iter().map(cell);
+        let is_known = definition.iter().map(|&level| level == max_definition);
+        let cells = is_known.map(|is_known| {
+            let known = is_known.then(|| values.next().expect("one for each"));
+            known.unwrap_or_else(|| null.clone())
+        });
+        return Ok(Some(Column { values: cells.collect(), offsets: None }));
+    }
     let values = values.into_iter().map(cell).collect();
     if descriptor.max_rep_level() == 0 {
-        return Ok((elements == rows).then_some(Column { values, offsets: None }));
+        return Ok(Some(Column { values, offsets: None }));
     }
     // A definition level below `empty` is a null list, `empty` itself an empty list; a level
     // between `empty` and the greatest is a null element.

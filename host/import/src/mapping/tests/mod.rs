@@ -66,6 +66,8 @@ fn a_shop_in_csv_becomes_a_data_set() {
     let item = &data.items[&id_key("SKU-7").key];
     assert_eq!(item.ids, [category_id("shoes"), category_id("brand2")]);
     assert_eq!(item.dense, [17.5]);
+    let unpriced = &data.items[&id_key("SKU-3").key];
+    assert!(unpriced.dense[0].is_nan(), "an empty cell: {unpriced:?}");
     assert_eq!(data.item_names[&item.id], "Thing, \"no. 7\"");
     let ranges: Vec<_> = data.schema.ranges.iter().map(|range| range.name.as_str()).collect();
     assert_eq!(ranges, ["revenue", "position"], "prices of 40 items say too little");

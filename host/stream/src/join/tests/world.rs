@@ -37,9 +37,9 @@ fn schema() -> Schema {
         actions: vec!["click".into(), "like".into()],
         values: vec!["watched".into()],
         tasks: vec![task("click", &[]), task("like", &["feed"])],
-        item_features: vec![Feature { name: "tag".into(), kind: FeatureKind::Categorical }],
+        item_features: vec![Feature::new("tag", FeatureKind::Categorical)],
         user_features: vec![],
-        context_features: vec![Feature { name: "device".into(), kind: FeatureKind::Categorical }],
+        context_features: vec![Feature::new("device", FeatureKind::Categorical)],
         counters: vec![
             counter("item", &["item_id"], 0.0),
             counter("user", &["user_id"], 0.0),

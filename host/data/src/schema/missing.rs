@@ -1,0 +1,50 @@
+//! Features that are missing: what stands for one, and the columns that say so.
+//!
+//! A dense feature that is missing is [`MISSING`] from where it is read to where a model
+//! standardises it, and there counts as the column's mean. If the schema declares it optional, a
+//! second column says whether it is missing, so that models learn from that as from any other
+//! number. A category that is missing is 0, and has a row of its own among the embeddings.
+
+use super::{FeatureKind, Schema};
+
+/// What a dense feature is where it is missing.
+pub const MISSING: f32 = f32::NAN;
+
+/// The columns `NAME_missing` of `Target::features`, which come last in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MissingColumns {
+    /// The columns of the optional features, in the order of those that say whether they are
+    /// missing.
+    optional: Vec<usize>,
+}
+
+impl MissingColumns {
+    /// Those of a schema's features.
+    pub fn new(schema: &Schema) -> MissingColumns {
+        let dense = schema.features().filter(|feature| feature.kind == FeatureKind::Dense);
+        let optional = dense.enumerate().filter(|(_, feature)| feature.optional);
+        MissingColumns { optional: optional.map(|(column, _)| column).collect() }
+    }
+
+    /// The columns of the optional features.
+    pub fn optional(&self) -> &[usize] {
+        &self.optional
+    }
+
+    /// Appends the columns to a row that has all others.
+    pub(crate) fn append(&self, row: &mut Vec<f32>) {
+        row.resize(row.len() + self.optional.len(), 0.0);
+        self.fill(row);
+    }
+
+    /// Sets the columns of a row whose other columns were set.
+    ///
+    /// # Panics
+    /// The row has fewer columns than the schema.
+    pub fn fill(&self, row: &mut [f32]) {
+        let first = row.len() - self.optional.len();
+        for (at, &column) in self.optional.iter().enumerate() {
+            row[first + at] = f32::from(u8::from(!row[column].is_finite()));
+        }
+    }
+}
