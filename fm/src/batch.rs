@@ -147,6 +147,8 @@ pub struct BatchBuilder {
     pub include_profiles: bool,
     /// How the model's store names the rows of a field's values.
     pub row_keys: RowKeys,
+    /// The numbers of the fields in those keys; empty if they are the fields' indices.
+    pub field_numbers: Vec<u8>,
 }
 
 impl BatchBuilder {
@@ -158,7 +160,14 @@ impl BatchBuilder {
             window: config.history_window(),
             include_profiles: config.candidate_columns,
             row_keys,
+            field_numbers: Vec::new(),
         }
+    }
+
+    /// The key of a row: of a field by its index, and its value.
+    fn key(&self, field: usize, value: u64) -> u64 {
+        let number = self.field_numbers.get(field).map_or(field, |&number| usize::from(number));
+        self.row_keys.key(number, value)
     }
 
     /// Builds a batch of whole examples: the events in the history window and all targets.
@@ -311,7 +320,7 @@ impl BatchWriter<'_> {
     fn token(&mut self, item: &Item, surface: u16, time_ms: i64, before_ms: Option<i64>) {
         let mut field = 0;
         let mut push = |value: u64| {
-            let index = self.index(self.batch_builder.row_keys.key(field, value));
+            let index = self.index(self.batch_builder.key(field, value));
             self.batch.key_index.push(index);
             field += 1;
         };
@@ -335,7 +344,7 @@ impl BatchWriter<'_> {
         let first = spec.token_fields();
         if self.batch_builder.include_profiles {
             for (field, &column) in (first..).zip(&spec.profile_ids) {
-                let index = self.index(self.batch_builder.row_keys.key(field, ids[column]));
+                let index = self.index(self.batch_builder.key(field, ids[column]));
                 self.batch.profile_index.push(index);
             }
         }

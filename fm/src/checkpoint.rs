@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     Error, Result,
     batch::ColumnStatistics,
-    row_keys::RowKeys,
+    growth::SpecGrowth,
+    row_keys::{GROWN_FORMAT, RowKeys},
     spec::{FmConfig, FmSpec},
     update::WeightTensor,
 };
@@ -31,6 +32,9 @@ use crate::{
 /// The version of the format of checkpoints and saved runs that are new: since 2 the store's keys
 /// have all bits of an id. Those of version 1 are read, and go on as they are; others are refused.
 pub const FORMAT: u32 = 2;
+
+/// The newest format that this build reads: that of models whose data has grown fields.
+const NEWEST_FORMAT: u32 = GROWN_FORMAT;
 
 /// The content of `fm.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +53,10 @@ pub struct FmManifest {
     pub requests: u64,
     /// The time of the newest request trained on, in milliseconds since the epoch.
     pub trained_until_ms: i64,
+    /// The number of each field of a token, then of each profile field, that its rows' keys have;
+    /// empty if it is the field's index, as in a model whose data has not grown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub field_numbers: Vec<u8>,
 }
 
 impl FmManifest {
@@ -80,11 +88,11 @@ impl FmManifest {
 
 /// Refuses a checkpoint or saved run of a format that this build cannot read.
 pub(crate) fn check_format(format: u32, path: &Path) -> Result<()> {
-    if (1..=FORMAT).contains(&format) {
+    if (1..=NEWEST_FORMAT).contains(&format) {
         return Ok(());
     }
     let fault = format!(
-        "has format {format}, but this build reads formats 1 to {FORMAT}; use the build that wrote \
+        "has format {format}, but this build reads formats 1 to {NEWEST_FORMAT}; use the build that wrote \
          it, or train the model again"
     );
     Err(checkpoint_error(path, fault))
@@ -156,9 +164,19 @@ impl View for &WeightTensor {
     }
 }
 
-/// Loads every weight of a module; none may be missing or have another shape.
-pub(crate) fn load_weights<B: Backend, M: Module<B>>(module: M, path: &Path) -> Result<M> {
-    assign_weights(module, read_tensors(path)?).map_err(|fault| checkpoint_error(path, fault))
+/// Loads every weight of a module, whose data may have grown since; none may be missing or have
+/// another shape.
+pub(crate) fn load_weights<B: Backend, M: Module<B>>(
+    module: M,
+    path: &Path,
+    growth: Option<&SpecGrowth>,
+    embedding_dim: usize,
+) -> Result<M> {
+    let mut tensors = read_tensors(path)?;
+    if let Some(growth) = growth {
+        tensors = growth.tensors(embedding_dim, tensors, WeightTensor::of(&module));
+    }
+    assign_weights(module, tensors).map_err(|fault| checkpoint_error(path, fault))
 }
 
 /// Sets every weight of a module; none may be missing or have another shape. The error names the

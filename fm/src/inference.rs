@@ -25,6 +25,7 @@ use crate::{
     checkpoint::{FmManifest, current_checkpoint, load_weights},
     device::{Cpu, Cuda, DeviceKind},
     example::Example,
+    growth::{SpecGrowth, growth_of},
     history::{CacheCounts, CacheLookup, EncodedHistory, HistoryCache},
     label_scale::LabelScales,
     live_model::{Generation, LiveUpdater, SparseRows},
@@ -46,7 +47,7 @@ pub struct FmOutput {
 }
 
 /// Settings of a loaded FM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FmServingOptions {
     /// The device to run on.
     pub device: DeviceKind,
@@ -55,6 +56,8 @@ pub struct FmServingOptions {
     /// The most histories of recent users that an update encodes with its new weights before it
     /// puts them in service; 0 encodes none. They take at most a quarter of the cache.
     pub warmup_histories: usize,
+    /// How data has grown: a checkpoint of what it was before, and updates of it, are taken over.
+    pub growths: Arc<[SpecGrowth]>,
 }
 
 impl FmOutput {
@@ -66,7 +69,12 @@ impl FmOutput {
 
 impl Default for FmServingOptions {
     fn default() -> Self {
-        Self { device: DeviceKind::Cpu, history_cache_bytes: 256 << 20, warmup_histories: 512 }
+        Self {
+            device: DeviceKind::Cpu,
+            history_cache_bytes: 256 << 20,
+            warmup_histories: 512,
+            growths: Arc::default(),
+        }
     }
 }
 
@@ -181,16 +189,21 @@ struct LoadedModel<B: ServingBackend> {
 
 impl<B: ServingBackend> LoadedModel<B> {
     fn open(dir: &Path, work: Option<&Path>, serving: FmServingOptions) -> Result<Self> {
-        let manifest = FmManifest::read(dir)?;
+        let mut manifest = FmManifest::read(dir)?;
+        let growth = growth_of(&serving.growths, &manifest.spec);
+        if let Some(growth) = &growth {
+            growth.manifest(&mut manifest);
+        }
+        let dim = manifest.config.embedding_dim;
         let model = {
             // The new model draws weights before they are replaced. Without the lock, a trainer
             // that draws at the same time would get other weights from its seed.
             let _rng = lock_weight_rng();
             let fresh = FmModel::new(&manifest.config, &manifest.spec, &B::Device::default());
-            load_weights(fresh, &dir.join("model.safetensors"))?
+            load_weights(fresh, &dir.join("model.safetensors"), growth.as_ref(), dim)?
         };
-        let updater = work.map(|work| LiveUpdater::open(dir, work)).transpose()?;
-        let FmServingOptions { history_cache_bytes, warmup_histories, .. } = serving;
+        let FmServingOptions { history_cache_bytes, warmup_histories, growths, .. } = serving;
+        let updater = work.map(|work| LiveUpdater::open(dir, work, &model, growths)).transpose()?;
         let warmer = match &updater {
             Some(_) => CacheWarmer::start(warmup_histories, history_cache_bytes)?,
             None => None,
@@ -206,7 +219,10 @@ impl<B: ServingBackend> LoadedModel<B> {
             rows,
         };
         Ok(Self {
-            batch_builder: BatchBuilder::new(&manifest.spec, &manifest.config, manifest.row_keys()),
+            batch_builder: BatchBuilder {
+                field_numbers: manifest.field_numbers.clone(),
+                ..BatchBuilder::new(&manifest.spec, &manifest.config, manifest.row_keys())
+            },
             manifest,
             current: RwLock::new(Arc::new(generation)),
             updater: updater.map(|updater| Mutex::new(Ok(updater))),

@@ -85,6 +85,7 @@ pub mod cost;
 pub mod device;
 mod ema;
 pub mod example;
+pub mod growth;
 pub mod harm;
 mod hash_rng;
 pub mod history;

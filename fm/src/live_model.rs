@@ -13,11 +13,12 @@ use hypercast_store::{RowFormat, ServingStore, StoreHandle, StoreReader, Verify}
 
 use crate::{
     Error, Result,
-    checkpoint::{FmManifest, TensorMap, assign_weights, read_tensors},
+    checkpoint::{FmManifest, TensorMap, assign_weights},
+    growth::{SpecGrowth, growth_of},
     history::HistoryCache,
     model::FmModel,
     serving::{ServingBackend, ServingModel},
-    update::{WeightUpdate, refused},
+    update::{WeightTensor, WeightUpdate, refused},
 };
 
 /// Everything that the result of an inference pass depends on besides its examples.
@@ -107,6 +108,8 @@ pub(crate) struct LiveUpdater<B: ServingBackend> {
     dense: TensorMap,
     /// Replaced generations that passes may still use.
     retired: Vec<Arc<Generation<B>>>,
+    /// How data has grown since updates that may still come.
+    growths: Arc<[SpecGrowth]>,
 }
 
 /// A checked update, ready to be put in service.
@@ -116,15 +119,22 @@ pub(crate) struct PreparedUpdate<B: ServingBackend> {
 }
 
 impl<B: ServingBackend> LiveUpdater<B> {
-    /// Copies the store of the checkpoint in `dir` to `work`, replacing its content.
-    pub(crate) fn open(dir: &Path, work: &Path) -> Result<Self> {
+    /// Copies the store of the checkpoint in `dir` to `work`, replacing its content. `model` has
+    /// the checkpoint's weights.
+    pub(crate) fn open(
+        dir: &Path,
+        work: &Path,
+        model: &FmModel<B>,
+        growths: Arc<[SpecGrowth]>,
+    ) -> Result<Self> {
         atomic_dir::remove(work)?;
         let from = StoreReader::open(dir.join("store"))?;
         from.snapshot_into(work, from.format())?;
         let mut store = ServingStore::open(work, Verify::Journal)?;
         let handle = store.handle()?;
-        let dense = read_tensors(&dir.join("model.safetensors"))?;
-        Ok(Self { store, handle, dense, retired: Vec::new() })
+        let tensors = WeightTensor::of(model).into_iter();
+        let dense = tensors.map(|WeightTensor { name, shape, values }| (name, (shape, values)));
+        Ok(Self { store, handle, dense: dense.collect(), retired: Vec::new(), growths })
     }
 
     pub(crate) fn committed_rows(&self) -> SparseRows {
@@ -134,10 +144,14 @@ impl<B: ServingBackend> LiveUpdater<B> {
     /// Checks an update and builds its generation, without putting it in service.
     pub(crate) fn prepare(
         &self,
-        update: WeightUpdate,
+        mut update: WeightUpdate,
         current: &Generation<B>,
         history_cache_bytes: usize,
     ) -> Result<PreparedUpdate<B>> {
+        if let Some(growth) = growth_of(&self.growths, &update.manifest.spec) {
+            update.check()?;
+            growth.update(&mut update, &self.dense)?;
+        }
         check_compatible(&update.manifest, &current.manifest)?;
         update.check()?;
         if update.complete {

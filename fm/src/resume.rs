@@ -29,6 +29,7 @@ use crate::{
         FORMAT, TensorMap, check_format, checkpoint_error, names_of, read_json, read_tensors,
         write_json, write_tensors,
     },
+    growth::SpecGrowth,
     shard::FmNetwork,
     spec::{FmConfig, FmSpec},
     update::WeightTensor,
@@ -48,6 +49,9 @@ pub(crate) const EMA_FILE: &str = "average.safetensors";
 /// The file with AdamW's moments.
 const MOMENTS_FILE: &str = "moments.safetensors";
 
+/// AdamW's moments of a weight, as the endings of their names.
+pub(crate) const MOMENTS: [&str; 2] = ["moment_1", "moment_2"];
+
 /// The content of `training.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TrainingState {
@@ -64,6 +68,9 @@ pub(crate) struct TrainingState {
     pub(crate) mean_loss: f64,
     /// The number of threads that a batch is split over, which fixes the order of sums.
     pub(crate) shards: usize,
+    /// As that of checkpoints.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) field_numbers: Vec<u8>,
     /// AdamW's step count of each weight; a weight without a gradient so far is missing.
     moment_steps: BTreeMap<String, usize>,
 }
@@ -81,6 +88,7 @@ impl TrainingState {
             trained_until_ms: 0,
             mean_loss: 0.0,
             shards,
+            field_numbers: Vec::new(),
             moment_steps: BTreeMap::new(),
         }
     }
@@ -140,12 +148,17 @@ impl TrainingState {
         dir: &Path,
         network: &FmNetwork<A>,
         optimizer: DenseOptimizer<A>,
+        growth: Option<&SpecGrowth>,
     ) -> Result<DenseOptimizer<A>> {
         let path = dir.join(MOMENTS_FILE);
+        let mut tensors = read_tensors(&path)?;
+        if let Some(growth) = growth {
+            tensors = growth.moments(self.config.embedding_dim, tensors, WeightTensor::of(network));
+        }
         let mut reader = MomentReader::<A> {
             names: names_of(network),
             steps: &self.moment_steps,
-            tensors: read_tensors(&path)?,
+            tensors,
             moments: optimizer.to_record(),
             fault: None,
         };
@@ -216,7 +229,7 @@ impl<A: AutodiffBackend> ModuleVisitor<A> for MomentWriter<A> {
         let Some(record) = self.moments.remove(&param.id) else { return };
         let AdamWState { momentum } = record.into_state::<D>();
         let name = &self.names[&param.id];
-        for (which, moment) in [("moment_1", momentum.moment_1), ("moment_2", momentum.moment_2)] {
+        for (which, moment) in MOMENTS.into_iter().zip([momentum.moment_1, momentum.moment_2]) {
             self.all.push(WeightTensor::new(format!("{name}.{which}"), moment.into_data()));
         }
         self.steps.insert(name.clone(), momentum.time);
@@ -248,7 +261,8 @@ impl<A: AutodiffBackend> ModuleVisitor<A> for MomentReader<'_, A> {
                 }
             }
         };
-        if let (Some(moment_1), Some(moment_2)) = (moment("moment_1"), moment("moment_2")) {
+        let [first, second] = MOMENTS;
+        if let (Some(moment_1), Some(moment_2)) = (moment(first), moment(second)) {
             let momentum = AdaptiveMomentumState { time, moment_1, moment_2, max_moment_2: None };
             let record = AdaptorRecord::from_state::<D>(AdamWState { momentum });
             self.moments.insert(param.id, record);

@@ -308,6 +308,25 @@ pub enum TaskLabel {
 }
 
 impl FmSpec {
+    /// What a model of this specification reads and data of another one does not have, if there is
+    /// anything: then no example of that data fits.
+    pub fn misfit(&self, data: &FmSpec) -> Option<String> {
+        let profile = |spec: &FmSpec| spec.profile_ids.len();
+        let all = [
+            ("categorical features of an item", self.item_ids, data.item_ids),
+            ("dense features of an item", self.item_dense, data.item_dense),
+            ("optional ones of them", self.item_optional.len(), data.item_optional.len()),
+            ("numeric columns", self.features, data.features),
+            ("categories of users and requests", profile(self), profile(data)),
+        ];
+        let differs = all.into_iter().find(|(_, own, of_data)| own != of_data);
+        let differs =
+            differs.map(|(what, own, of_data)| format!("{own} {what} instead of {of_data}"));
+        let surfaces = (self.surfaces.len(), data.surfaces.len());
+        let few = || format!("{} surfaces instead of {}", surfaces.0, surfaces.1);
+        differs.or_else(|| (surfaces.0 < surfaces.1).then(few))
+    }
+
     /// The main tasks, which come first in `tasks`.
     pub fn main_tasks(&self) -> &[TaskSpec] {
         &self.tasks[..self.tasks.iter().take_while(|task| task.main).count()]

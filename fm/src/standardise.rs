@@ -75,6 +75,22 @@ impl Standardiser {
         Self { count: 0.0, mean: vec![0.0; width], spread: vec![0.0; width], known: Vec::new() }
     }
 
+    /// The same with more columns, which have seen no row: `places` are the present indices of the
+    /// columns of before.
+    pub(crate) fn grown(&self, places: &[usize], width: usize) -> Self {
+        let mut grown = Self { count: self.count, ..Self::new(width) };
+        if places.len() == width {
+            return self.clone();
+        }
+        grown.known = vec![0.0; width];
+        for (column, &place) in places.iter().enumerate() {
+            grown.mean[place] = self.mean[column];
+            grown.spread[place] = self.spread[column];
+            grown.known[place] = self.rows_of(column);
+        }
+        grown
+    }
+
     /// The number of columns of a row.
     pub fn width(&self) -> usize {
         self.mean.len()

@@ -29,6 +29,7 @@ use crate::{
     device::{Cpu, Cuda, DeviceKind},
     ema,
     example::Example,
+    growth::{SpecGrowth, growth_of},
     harm,
     label_scale::LabelScales,
     model::{FmModel, lock_weight_rng},
@@ -159,6 +160,8 @@ pub struct ResumePaths<'a> {
     pub saved: &'a Path,
     /// The work folder, as `dir` of [`create`]; a store in it is replaced.
     pub work: &'a Path,
+    /// How data has grown: a run of what it was before is taken over.
+    pub growths: &'a [SpecGrowth],
 }
 
 /// Continues a saved run. On the same machine and device, all later results are bit for bit those
@@ -173,7 +176,7 @@ pub fn resume(
     spec: &FmSpec,
     device: DeviceKind,
 ) -> Result<Box<dyn FmTrainer>> {
-    open(from.work, Some(from.saved), config, spec, device)
+    open(from.work, Some(from), config, spec, device)
 }
 
 /// A new trainer whose store, with its optimizer state, is in `dir`.
@@ -192,7 +195,7 @@ pub fn create(
 /// A trainer at the beginning, or where the run in `saved` stopped.
 fn open(
     work: &Path,
-    saved: Option<&Path>,
+    from: Option<ResumePaths<'_>>,
     config: &FmConfig,
     spec: &FmSpec,
     device: DeviceKind,
@@ -205,8 +208,8 @@ fn open(
     let shards = if device == DeviceKind::Cpu { cores().min(MAX_SHARDS) } else { 1 };
     let fresh = TrainingState::new(config, spec, shards);
     match device {
-        DeviceKind::Cpu => Ok(Box::new(Trainer::<Autodiff<Cpu>>::open(work, saved, fresh)?)),
-        DeviceKind::Cuda => Ok(Box::new(Trainer::<Autodiff<Cuda>>::open(work, saved, fresh)?)),
+        DeviceKind::Cpu => Ok(Box::new(Trainer::<Autodiff<Cpu>>::open(work, from, fresh)?)),
+        DeviceKind::Cuda => Ok(Box::new(Trainer::<Autodiff<Cuda>>::open(work, from, fresh)?)),
     }
 }
 
@@ -241,13 +244,13 @@ where
     A: AutodiffBackend + HstuBackend,
     A::InnerBackend: HstuBackend,
 {
-    fn open(work: &Path, saved: Option<&Path>, fresh: TrainingState) -> Result<Self> {
+    fn open(work: &Path, from: Option<ResumePaths<'_>>, fresh: TrainingState) -> Result<Self> {
         let TrainingState { config, spec, .. } = &fresh;
         let mut network = fresh_network(config, spec);
         let mut optimizer = optimizer(config);
         let mut average = (config.average_decay > 0.0).then(|| network.valid());
         let store = work.join("store");
-        let (mut store, state) = match saved {
+        let (mut store, state) = match from {
             None => {
                 let options = StoreOptions {
                     dim: config.embedding_dim,
@@ -256,16 +259,22 @@ where
                 };
                 (Store::create(store, &options)?, fresh.clone())
             }
-            Some(saved) => {
+            Some(ResumePaths { saved, growths, .. }) => {
                 let mut state = TrainingState::read(saved)?;
+                let growth = growth_of(growths, &state.spec);
+                if let Some(growth) = &growth {
+                    growth.training(&mut state);
+                }
                 state.check(saved, config, spec)?;
                 atomic_dir::remove(&store)?;
                 Store::open(saved.join("store"))?.copy_into(&store)?;
-                network = load_weights(network, &saved.join(resume::NETWORK_FILE))?;
+                let dim = config.embedding_dim;
+                let (own, ema) = (saved.join(resume::NETWORK_FILE), saved.join(resume::EMA_FILE));
+                network = load_weights(network, &own, growth.as_ref(), dim)?;
                 average = average
-                    .map(|average| load_weights(average, &saved.join(resume::EMA_FILE)))
+                    .map(|average| load_weights(average, &ema, growth.as_ref(), dim))
                     .transpose()?;
-                optimizer = state.load_moments(saved, &network, optimizer)?;
+                optimizer = state.load_moments(saved, &network, optimizer, growth.as_ref())?;
                 state.config = config.clone();
                 (Store::open(&store)?, state)
             }
@@ -276,7 +285,10 @@ where
             optimizer,
             average,
             store,
-            batch_builder: BatchBuilder::new(spec, config, RowKeys::of_format(state.format)),
+            batch_builder: BatchBuilder {
+                field_numbers: state.field_numbers.clone(),
+                ..BatchBuilder::new(spec, config, RowKeys::of_format(state.format))
+            },
             sampler: ExampleSampler::new(config, spec),
             state,
         })
@@ -406,10 +418,17 @@ where
     }
 
     fn manifest(&self, version: &str) -> FmManifest {
-        let TrainingState { format, config, spec, statistics, requests, trained_until_ms, .. } =
-            self.state.clone();
-        let version = version.into();
-        FmManifest { format, version, config, spec, statistics, requests, trained_until_ms }
+        let state = self.state.clone();
+        FmManifest {
+            format: state.format,
+            version: version.into(),
+            config: state.config,
+            spec: state.spec,
+            statistics: state.statistics,
+            requests: state.requests,
+            trained_until_ms: state.trained_until_ms,
+            field_numbers: state.field_numbers,
+        }
     }
 
     /// The weights that make predictions and TAEs: the moving average, if there is one.

@@ -169,7 +169,7 @@ impl WeightUpdate {
     }
 
     /// The dense tensors of a complete update, assembled from its slices.
-    fn tensors(&self) -> Result<TensorMap> {
+    pub(crate) fn tensors(&self) -> Result<TensorMap> {
         let mut slices: Vec<&TensorSlice> = self.dense.iter().collect();
         slices.sort_unstable_by_key(|slice| (&slice.name, slice.start, slice.end(), slice.len()));
         // Check before allocating: a damaged shape may claim more than all of memory.

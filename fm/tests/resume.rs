@@ -50,7 +50,7 @@ fn a_resumed_run_gives_the_numbers_of_an_uninterrupted_one() {
     // Steps after the save are not part of it.
     step(&mut *other, 77);
     drop(other);
-    let from = ResumePaths { saved: &path("saved"), work: &path("b") };
+    let from = ResumePaths { saved: &path("saved"), work: &path("b"), growths: &[] };
     let mut resumed = trainer::resume(from, &config, &spec, DeviceKind::Cpu).unwrap();
     for at in 25..60 {
         let (a, b) = (bits(&step(&mut *whole, at)), bits(&step(&mut *resumed, at)));
@@ -99,7 +99,7 @@ fn a_run_of_format_1_goes_on_with_the_keys_that_its_store_has() {
     fresh.save(&path("saved")).unwrap();
     drop(fresh);
     set_format(path("saved").join("training.json"), 1);
-    let from = ResumePaths { saved: &path("saved"), work: &path("work") };
+    let from = ResumePaths { saved: &path("saved"), work: &path("work"), growths: &[] };
     let mut trainer = trainer::resume(from, &config(), &spec(), DeviceKind::Cpu).unwrap();
     for at in 0..20 {
         let examples = batch_of_hashed_ids(at * 16);
@@ -132,7 +132,7 @@ fn resuming_with_another_configuration_names_the_key() {
     let (work, saved) = (dir.path().join("work"), dir.path().join("saved"));
     let mut trainer = trainer::create(&work, &noisy(), &spec(), DeviceKind::Cpu).unwrap();
     trainer.save(&saved).unwrap();
-    let from = ResumePaths { saved: &saved, work: &work };
+    let from = ResumePaths { saved: &saved, work: &work, growths: &[] };
     let refused = |config, spec| {
         trainer::resume(from, &config, &spec, DeviceKind::Cpu).err().unwrap().to_string()
     };
@@ -142,7 +142,7 @@ fn resuming_with_another_configuration_names_the_key() {
     other.actions = 2;
     let error = refused(noisy(), other);
     assert!(error.contains("actions"), "{error}");
-    let missing = ResumePaths { saved: &dir.path().join("nowhere"), work: &work };
+    let missing = ResumePaths { saved: &dir.path().join("nowhere"), work: &work, growths: &[] };
     let error = trainer::resume(missing, &noisy(), &spec(), DeviceKind::Cpu).err().unwrap();
     assert!(error.to_string().contains("no saved run"), "{error}");
     drop(trainer);

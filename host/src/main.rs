@@ -20,6 +20,7 @@ struct HypercastCli {
 #[derive(Debug, Subcommand)]
 enum HypercastCommand {
     Data(commands::data::Args),
+    Schema(commands::schema::Args),
     Import(commands::import::Args),
     Simulate(commands::simulate::Args),
     Train(commands::train::Args),
@@ -46,6 +47,7 @@ fn main() -> anyhow::Result<()> {
     hypercast_core::logging::start();
     match HypercastCli::parse().command {
         HypercastCommand::Data(args) => commands::data::run(args),
+        HypercastCommand::Schema(args) => commands::schema::run(args),
         HypercastCommand::Import(args) => commands::import::run(args),
         HypercastCommand::Simulate(args) => commands::simulate::run(args),
         HypercastCommand::Train(args) => commands::train::run(args),

@@ -470,3 +470,50 @@ fn recorded_requests_replay_to_the_same_rankings() {
         }
     });
 }
+
+#[test]
+fn a_schema_that_has_grown_reads_all_of_it_and_its_trainers_go_on() {
+    on_registered(|state| {
+        let old = fs::read_to_string(state.dir.join("data/schema.toml")).unwrap();
+        let new = old
+            .replace(
+                "surfaces = [\"feed\", \"search\"]",
+                "surfaces = [\"feed\", \"search\", \"late\"]",
+            )
+            .replace("\"finish\"]\n", "\"finish\", \"gift\"]\n");
+        let added = "[[tasks]]\nname = \"gift\"\nrole = \"main\"\nkind = \"binary\"\nlabel = \"gift\"\n\
+                     [[item_features]]\nname = \"brand\"\nkind = \"categorical\"\n\
+                     [[context_features]]\nname = \"slot\"\nkind = \"dense\"\n\
+                     [[counters]]\nname = \"user_gift\"\nkey = [\"user_id\"]\naction = \"gift\"\n";
+        fs::write(state.dir.join("new.toml"), new + "\n" + added).unwrap();
+        let said = state.run(&["schema", "apply", "new.toml", "--data", "data"]);
+        assert!(said.contains("new surface `late`: number 2"), "{said}");
+
+        let daemon = state.daemon();
+        assert_eq!(daemon.get("/readyz"), (200, "ready\n".into()));
+        let expected = state.expected["registered"].as_array().unwrap();
+        for (found, expected) in state.answers(&daemon).iter().zip(expected) {
+            assert_eq!(found["expert"]["arm"], expected["arm"], "{found}");
+            let apart = apart(&found["ranking"], &expected["ranking"]);
+            assert!(apart <= TOLERANCE, "{apart}: {found}");
+        }
+        let question = state.lines("questions.jsonl").remove(0).replace("feed", "late");
+        let (status, answer) = daemon.post("/v1/rank", &question);
+        assert_eq!(status, 200, "{answer}");
+        let event = state.lines("events.jsonl").remove(0);
+        let event = event
+            .replace("1000", "990001")
+            .replace("\"feed\"", "\"late\"")
+            .replace("\"device\": 0", "\"device\": 0, \"slot\": 0.5");
+        let (status, answer) = daemon.post("/v1/events", &event);
+        assert_eq!(status, 200, "{answer}");
+        let (status, answer) = daemon.post("/v1/events", &event.replace("slot", "unheard"));
+        assert_eq!(status, 400, "{answer}");
+
+        state.run(&["materialise", "--follow", "--until-end", "--config", "stream.toml"]);
+        let said = state.run(&["train", "fm", "--follow", "--version", "2.0.0", "--until-end"]);
+        assert!(said.contains("learned from"), "{said}");
+        assert!(daemon.stop());
+        assert_eq!(state.run(&["dead-letters", "list"]), "no record was set aside\n");
+    });
+}

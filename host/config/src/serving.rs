@@ -2,6 +2,7 @@
 //! with its own threads, batching and limits.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use hypercast_data::tae::TaeFormat;
 use hypercast_fm::{device::DeviceKind, inference::FmServingOptions};
@@ -225,6 +226,7 @@ impl FmTierConfig {
             device: self.device.unwrap_or(device),
             history_cache_bytes: self.history_cache_mib << 20,
             warmup_histories: self.warm_histories,
+            growths: Arc::default(),
         }
     }
 }

@@ -4,8 +4,11 @@
 //! not how a model uses them.
 
 mod build;
+mod fm_spec;
+pub mod growth;
 mod missing;
 mod ranges;
+mod upgrade;
 mod validate;
 
 use std::path::Path;
@@ -16,8 +19,12 @@ use hypercast_fm::example::{Example, Item, Outcome};
 pub use hypercast_fm::label_scale::LabelTransform;
 use serde::{Deserialize, Serialize};
 
+pub use self::fm_spec::{fm_spec, spec_growths};
+use self::growth::SchemaSize;
 pub use self::missing::{MISSING, MissingColumns};
 pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};
+pub(crate) use self::upgrade::ColumnDefaults;
+pub use self::upgrade::ColumnUpgrade;
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Numeric columns that every data set has, computed by `features`: log(1 + the user's events so
@@ -61,6 +68,14 @@ pub struct Schema {
     /// What ids are where the data comes from.
     #[serde(default, skip_serializing_if = "EntityIds::are_integers")]
     pub ids: EntityIds,
+    /// Features that are no longer used. They keep their names and columns, which hold "missing"
+    /// from now on; callers and files need not have them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired: Vec<String>,
+    /// The sizes of the schema before each time that it grew, oldest first, by which everything
+    /// that was stored before is read. `hypercast schema apply` writes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<SchemaSize>,
 }
 
 /// What the ids of users and items are where the data comes from.
@@ -215,10 +230,15 @@ impl Schema {
         atomic_file::write(path, text.as_bytes()).map_err(Error::io(path))
     }
 
-    /// The schema without ranges: what decides whether models, logs and states of two schemas fit
-    /// each other. Ranges can be added or changed at any time.
-    pub fn without_ranges(&self) -> Schema {
-        Schema { ranges: Vec::new(), ..self.clone() }
+    /// The schema without what may change at any time, which is ranges, retirements and the record
+    /// of its growth: what decides whether models, logs and states of two schemas fit each other.
+    pub fn layout(&self) -> Schema {
+        Schema { ranges: Vec::new(), retired: Vec::new(), earlier: Vec::new(), ..self.clone() }
+    }
+
+    /// Whether a feature is no longer used.
+    pub fn is_retired(&self, feature: &str) -> bool {
+        self.retired.iter().any(|name| name == feature)
     }
 
     /// The names of `Target::ids`: the built-in ids, then the categorical features of items, users
@@ -321,7 +341,7 @@ pub fn names(features: &[Feature], kind: FeatureKind) -> Vec<&str> {
 }
 
 /// The numbers of categorical and dense features.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FeatureCounts {
     pub(crate) ids: usize,
     pub(crate) dense: usize,

@@ -168,6 +168,8 @@ pub fn schema(surfaces: usize) -> Schema {
         context_features: Feature::mixed(&["device"], &["battery"]),
         counters: Counter::lasting(&keys, &["click", "like"]),
         ids: Default::default(),
+        retired: Vec::new(),
+        earlier: Vec::new(),
         ranges: vec![
             ValueRange::new("watch", 0.0, 1.0),
             ValueRange::new("length", -6.0, 6.0),

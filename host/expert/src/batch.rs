@@ -111,6 +111,16 @@ impl ExpertColumns {
         schema: &Schema,
         tae_dim: usize,
     ) -> Result<ExpertColumns, Error> {
+        ExpertColumns::as_of(description, schema, schema, tae_dim)
+    }
+
+    /// The same of a description that was made for a layout of the schema.
+    pub(crate) fn as_of(
+        description: &Description,
+        layout: &Schema,
+        schema: &Schema,
+        tae_dim: usize,
+    ) -> Result<ExpertColumns, Error> {
         let info = contract::host_info(schema, tae_dim);
         let resolve = |column: &Column| {
             source(column, &info).map_err(|why| Error::refused(&description.name, why))
@@ -128,7 +138,7 @@ impl ExpertColumns {
             rank: rank.collect::<Result<_, Error>>()?,
             feature_names: info.features,
             history_len: description.history_len as usize,
-            actions: schema.actions.len(),
+            actions: layout.actions.len(),
             tae_dim,
         })
     }

@@ -29,6 +29,18 @@ impl Normaliser {
         }
     }
 
+    /// The same for the columns `names`, if all of its own are among them. It leaves the others as
+    /// they are: they were added after it was made.
+    pub fn grown(&self, names: &[String]) -> Option<Normaliser> {
+        let mut grown = Normaliser::identity(names);
+        for (own, name) in self.names.iter().enumerate() {
+            let place = names.iter().position(|other| other == name)?;
+            grown.mean[place] = self.mean[own];
+            grown.deviation[place] = self.deviation[own];
+        }
+        Some(grown)
+    }
+
     /// How column `index` is standardised.
     pub fn scale(&self, index: usize) -> ColumnScale {
         ColumnScale { mean: self.mean[index], deviation: self.deviation[index] }

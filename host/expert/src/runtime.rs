@@ -73,22 +73,29 @@ impl Blueprint {
     }
 
     /// Gets the description and network of `plugin` and checks both.
-    pub fn new(
+    pub fn new(plugin: Plugin, schema: &Schema, options: &LoadOptions) -> Result<Blueprint, Error> {
+        Blueprint::as_of(plugin, schema, schema, options)
+    }
+
+    /// The same of a plugin that is told an earlier layout of the schema, so that its network is
+    /// the one that was trained then. It reads its columns where they are now.
+    pub fn as_of(
         mut plugin: Plugin,
+        layout: &Schema,
         schema: &Schema,
         options: &LoadOptions,
     ) -> Result<Blueprint, Error> {
         if let Some(registered) = &options.registered {
             plugin.keep_log_under(registered);
         }
-        let info = contract::host_info(schema, options.tae_dim);
+        let info = contract::host_info(layout, options.tae_dim);
         let description = plugin.describe(&info)?;
         check_fm_version(&description.fm_version, options.fm_version.as_deref())
             .map_err(|why| Error::refused(&description.name, why))?;
         let network = plugin.network(&info)?;
         let graph =
             Arc::new(ExpertGraph::new(&description, &network, &info, &options.graph_limits)?);
-        let columns = ExpertColumns::new(&description, schema, options.tae_dim)?;
+        let columns = ExpertColumns::as_of(&description, layout, schema, options.tae_dim)?;
         let fm_version = options.fm_version.clone().unwrap_or_default();
         let scales = fresh_scales(&description, schema, &graph);
         Ok(Blueprint { plugin, description, info, graph, columns, scales, fm_version })
@@ -107,7 +114,7 @@ impl Blueprint {
     /// The parameters of a file of exactly this network and FM.
     pub fn restore(&self, saved: SavedParameters) -> Result<Parameters, Error> {
         let path = saved.path().to_path_buf();
-        let trained = Parameters::restore(&self.graph, saved)?;
+        let mut trained = Parameters::restore(&self.graph, saved)?;
         let found = &trained.provenance;
         let tae_dim = self.columns.tae_dim();
         let why = if (found.fm_version.as_str(), found.tae_dim) != (&self.fm_version, tae_dim) {
@@ -116,11 +123,12 @@ impl Blueprint {
                  {tae_dim}; train the expert on this FM's log",
                 found.fm_version, found.tae_dim, self.fm_version,
             )
-        } else if found.normaliser.names != self.columns.feature_names() {
-            "it was trained with other numeric features than the schema has; train the expert again"
-                .to_owned()
-        } else {
+        } else if let Some(grown) = found.normaliser.grown(self.columns.feature_names()) {
+            trained.provenance.normaliser = grown;
             return Ok(trained);
+        } else {
+            "it was trained with numeric features that the schema lacks; train the expert again"
+                .to_owned()
         };
         Err(Error::Parameters { path, why })
     }

@@ -6,6 +6,7 @@ pub mod ids;
 pub mod import;
 pub mod join;
 pub mod plugin;
+pub mod schema;
 pub mod serve;
 pub mod simulate;
 pub mod store;

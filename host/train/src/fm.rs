@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use hypercast_fm::{
     checkpoint::FmManifest,
     example::Example,
-    spec::{FmSpec, TaskLabel, TaskSpec},
+    spec::FmSpec,
     trainer::{self, FmTrainer},
 };
 use serde::Serialize;
@@ -31,9 +31,8 @@ use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Pretraining, Replay};
 use hypercast_data::logs::{self, LogVersion, LogWriter};
-use hypercast_data::schema::{
-    BUILT_IN_IDS, FeatureKind, MissingColumns, Schema, Task, TaskKind, TaskRole, names,
-};
+use hypercast_data::schema::Schema;
+pub use hypercast_data::schema::fm_spec;
 
 /// The version of a freshly trained FM.
 pub const FIRST_VERSION: &str = "1.0.0";
@@ -56,51 +55,6 @@ pub struct FmReport {
     /// Why it should not serve, if its newest predictions say so. A first checkpoint takes no
     /// other's place, and is written all the same.
     pub doubt: Option<String>,
-}
-
-/// What the FM is told of a schema; main tasks come first.
-pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
-    let mut tasks = schema.tasks.iter().collect::<Vec<_>>();
-    tasks.sort_by_key(|task| task.role != TaskRole::Main);
-    let task_spec = |task: &Task| {
-        let (name, label) = (&task.name, &task.label);
-        let found = match task.kind {
-            TaskKind::Binary => schema.action(label).map(TaskLabel::Action),
-            TaskKind::Regression => schema.value(label).map(TaskLabel::Value),
-        };
-        let missing = || format!("task {name:?}: no label {label:?}");
-        let serves = |surface: &String| task.surfaces.is_empty() || task.surfaces.contains(surface);
-        Ok(TaskSpec {
-            name: name.clone(),
-            main: task.role == TaskRole::Main,
-            label: found.ok_or_else(|| hypercast_data::Error::Schema(missing()))?,
-            transform: task.transform,
-            surfaces: schema.surfaces.iter().map(serves).collect(),
-            weight: task.weight,
-        })
-    };
-    let categories = |features| names(features, FeatureKind::Categorical).len();
-    let item_ids = categories(&schema.item_features);
-    // The user's and the request's categories stand after the built-in ones and the item's.
-    let first = BUILT_IN_IDS.len() + item_ids;
-    let profile = categories(&schema.user_features) + categories(&schema.context_features);
-    let optional = MissingColumns::new(schema);
-    let item_dense = names(&schema.item_features, FeatureKind::Dense).len();
-    let spec = FmSpec {
-        surfaces: schema.surfaces.clone(),
-        actions: schema.actions.len(),
-        values: schema.values.len(),
-        item_ids,
-        item_dense,
-        // Dense features of items come first among all.
-        item_optional: optional.optional().iter().copied().filter(|&at| at < item_dense).collect(),
-        features: schema.feature_columns().len(),
-        profile_ids: (first..first + profile).collect(),
-        content: 0,
-        tasks: tasks.into_iter().map(task_spec).collect::<Result<_>>()?,
-    };
-    spec.validate()?;
-    Ok(spec)
 }
 
 /// What the FM is told of a data set: its schema and the width of its content vectors.
@@ -135,7 +89,9 @@ pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resu
     let _owner = DirLock::acquire(&config.paths.fm_work)?;
     let over = Over { dataset, config, until_ms };
     let (place, collector) = over.load(&spec)?;
-    let from = trainer::ResumePaths { saved: &over.trainer_dir(), work: &config.paths.fm_work };
+    let (saved, work) = (&over.trainer_dir(), &config.paths.fm_work);
+    // What it measured so far is by the numbers of its own tasks.
+    let from = trainer::ResumePaths { saved, work, growths: &[] };
     let trainer = trainer::resume(from, &config.fm, &spec, config.device)?;
     if place.phase == RunPhase::Stream {
         logs::truncate(&config.paths.logs, place.log_files)?;

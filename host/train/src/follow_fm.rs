@@ -24,6 +24,7 @@ use std::{
 
 use hypercast_fm::{
     example::Example,
+    growth::SpecGrowth,
     harm::HARMFUL,
     runtime::{BurnRuntime, FmRuntime},
     spec::FmSpec,
@@ -125,15 +126,16 @@ struct TrainerBegin<'a> {
     options: &'a FollowFmOptions,
     work: &'a Path,
     runtime: &'a dyn FmRuntime,
+    growths: &'a [SpecGrowth],
 }
 
 impl TrainerBegin<'_> {
     /// The trainer where this version stands, or what it begins with and no place.
     fn open(&self) -> Result<(Box<dyn FmTrainer>, Option<FmCheckpoint>)> {
-        let TrainerBegin { config, spec, options, work, runtime } = *self;
+        let TrainerBegin { config, spec, options, work, runtime, growths } = *self;
         let own = work.join("trainer");
         let resume = |saved: &Path| {
-            let from = ResumePaths { saved, work: &own };
+            let from = ResumePaths { saved, work: &own, growths };
             runtime.resume(from, &config.fm, spec, config.device)
         };
         if let Some(place) = FmCheckpoint::read(work)? {
@@ -238,7 +240,15 @@ impl FmFollower {
         let work = work_dir(config, &options.version);
         let owner = DirLock::acquire(&work)?;
         let spec = dataset_spec(dataset)?;
-        let begin = TrainerBegin { config, spec: &spec, options, work: &work, runtime: &*runtime };
+        let growths = dataset.fm_growths()?;
+        let begin = TrainerBegin {
+            config,
+            spec: &spec,
+            options,
+            work: &work,
+            runtime: &*runtime,
+            growths: &growths,
+        };
         let (trainer, place) = begin.open()?;
         let from = JoinedPosition {
             joined: place.as_ref().map(|place| place.joined.clone()),

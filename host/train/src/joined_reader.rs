@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
 use hypercast_core::{clock, shutdown::Shutdown};
-use hypercast_data::schema::ColumnRanges;
+use hypercast_data::schema::{ColumnRanges, ColumnUpgrade};
 use hypercast_stream::dead_letters::{
     DeadLetter, DeadLetterQueue, LetterReader, LetterScope, SetAsideRate, UnusableRecord,
 };
@@ -134,6 +134,7 @@ pub(super) struct JoinedReader {
     fits: BatchBuilder,
     content: HashMap<u64, Arc<[f32]>>,
     ranges: ColumnRanges,
+    upgrade: ColumnUpgrade,
     failures: u32,
     /// What its caller has not saved yet.
     gap: Option<PassedGap>,
@@ -159,8 +160,19 @@ impl JoinedReader {
         let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
         let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm, RowKeys::Whole);
         let ranges = ColumnRanges::new(&dataset.schema);
+        let upgrade = ColumnUpgrade::new(&dataset.schema);
         let stream = StreamFollower::open(engine.clone(), topic, joined, gaps)?;
-        Ok(JoinedReader { engine, stream, letters, fits, content, ranges, failures: 0, gap: None })
+        Ok(JoinedReader {
+            engine,
+            stream,
+            letters,
+            fits,
+            content,
+            ranges,
+            upgrade,
+            failures: 0,
+            gap: None,
+        })
     }
 
     /// The place of the next record.
@@ -290,6 +302,7 @@ impl JoinedReader {
     }
 
     fn restored(&self, mut example: Example) -> Example {
+        self.upgrade.example(&mut example);
         let clipped = self.ranges.clip(&mut example);
         if clipped > 0 {
             tracing::debug!(request = example.request, clipped, "numbers were beyond their ranges");

@@ -17,6 +17,7 @@ use std::{
 
 use hypercast_fm::{
     example::Example,
+    inference::FmServingOptions,
     runtime::{BurnRuntime, FmRuntime},
 };
 use prometheus::{Gauge, Histogram, IntCounter};
@@ -177,11 +178,12 @@ impl LoggingTier {
         let ServiceContext { dataset, config, engine } = context.clone();
         let owner = DirLock::acquire(&config.paths.logs)?;
         let log = super::fm::log_writer(dataset, config, Vec::new())?;
+        let growths = dataset.fm_growths()?.into();
         let telemetry = Arc::new(JobMetrics::default());
         let position = JoinedPosition { joined: trail(&log)?, orders: None };
         let reports = RecordReports::of(&telemetry, config, shutdown);
         let reader = JoinedReader::open(context, &LetterReader::Logging, position, reports)?;
-        let serving = config.fm_logging.loading(config.device);
+        let serving = FmServingOptions { growths, ..config.fm_logging.loading(config.device) };
         let work = config.paths.fm_work.join("logging");
         let loading = FmLoading { engine, runtime, serving, work };
         Ok(LoggingTier {

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use hypercast_fm::inference;
+use hypercast_fm::inference::{self, FmServingOptions};
 
 use crate::error::Result;
 use hypercast_config::Config;
@@ -40,7 +40,9 @@ pub fn past(dataset: &Dataset, config: &Config, checkpoint: &Path, logs: &Path) 
 /// A data set, checkpoint or log folder that cannot be used.
 pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64> {
     let _owner = DirLock::acquire(&config.paths.logs)?;
-    let fm = inference::load(&config.paths.fm, config.fm_logging.loading(config.device))?;
+    let growths = dataset.fm_growths()?.into();
+    let serving = FmServingOptions { growths, ..config.fm_logging.loading(config.device) };
+    let fm = inference::load(&config.paths.fm, serving)?;
     let manifest = fm.manifest().clone();
     let versions = vec![LogVersion::new(&manifest.version, manifest.config.tae_width())];
     let mut log = super::fm::log_writer(dataset, config, versions)?;

@@ -182,7 +182,7 @@ fn ten_users_with_the_worst_values_leave_the_ne_of_others_within_a_thousandth() 
     let without = honest_ne(&dataset, &[]);
     let harmed = harm(honest_ne(&dataset, &corpus()), without);
     assert!(harmed < 1e-3, "NE is {harmed:.5} worse");
-    let schema = Arc::new(dataset.schema.without_ranges());
+    let schema = Arc::new(dataset.schema.layout());
     let unbounded = Dataset { schema, ..dataset };
     // Values that are too small for the trainer to set them aside hurt little without ranges, too:
     // a regression's scale clips its labels.

@@ -136,7 +136,7 @@ impl Setting {
     /// NE of what is served to honest users after some rounds, with the fuzzer's bodies in each.
     fn ne(&self, hostile: &HashMap<u64, Vec<Value>>) -> f64 {
         let (saved, work) = (self.dir.join("saved"), self.dir.join("work"));
-        let from = ResumePaths { saved: &saved, work: &work };
+        let from = ResumePaths { saved: &saved, work: &work, growths: &[] };
         let trainer = trainer::resume(from, &config(), &spec(), DeviceKind::Cpu);
         let mut path =
             LearningPath::new(trainer.expect("a saved trainer"), [self.state(), self.state()]);

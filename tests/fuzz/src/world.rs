@@ -46,6 +46,8 @@ pub fn schema() -> Schema {
             counter("user_tag", &["user_id", "tag"], 1.0),
         ],
         ids: Default::default(),
+        retired: Vec::new(),
+        earlier: Vec::new(),
         ranges: Vec::new(),
     }
 }

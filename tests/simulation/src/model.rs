@@ -187,6 +187,7 @@ impl NotingTrainer {
             statistics: ColumnStatistics::new(&self.spec),
             requests: self.weights.records.len() as u64,
             trained_until_ms: self.trained_until_ms,
+            field_numbers: Vec::new(),
         }
     }
 }

@@ -270,6 +270,7 @@ fn load(_: &Acceptor, of: &PushToLoad<'_>, files: &mut KeptFiles<'_>) -> Result<
         accepts_fm: "*".into(),
         fm: fm.version.clone(),
         schema: fm.schema.clone(),
+        earlier_schemas: Vec::new(),
         tae_dim: fm.tae_dim,
         without_tae: false,
         surfaces: of.manifest.surfaces.clone(),

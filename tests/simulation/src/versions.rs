@@ -109,6 +109,7 @@ pub fn simulated_fm(version: String) -> FmVersion {
         parent: None,
         from_checkpoint: None,
         schema: "simulated".into(),
+        earlier_schemas: Vec::new(),
         tae_dim: 4,
         created_ms: clock::now_ms(),
         trained_ms: 0,

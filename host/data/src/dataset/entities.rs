@@ -10,7 +10,7 @@ use hypercast_fm::example::{Item, User};
 use super::Entities;
 use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use crate::error::Result;
-use crate::schema::{Feature, FeatureCounts, FeatureKind, Schema, names};
+use crate::schema::{ColumnDefaults, Feature, FeatureCounts, FeatureKind, Schema, names};
 
 /// Items and their names, by id.
 pub(super) type ItemsAndNames = (HashMap<u64, Arc<Item>>, HashMap<u64, String>);
@@ -41,7 +41,7 @@ pub(super) fn write_users(path: &Path, entities: &Entities<'_>) -> Result<()> {
 
 pub(super) fn read_items(path: &Path, schema: &Schema) -> Result<ItemsAndNames> {
     let (mut items, mut item_names) = (HashMap::new(), HashMap::new());
-    read(path, &schema.item_features, |id, ids, dense, name| {
+    read(path, &schema.item_features, &ColumnDefaults::new(schema), |id, ids, dense, name| {
         items.insert(id, Arc::new(Item { id, ids, dense, ..Item::default() }));
         item_names.extend(name.map(|name| (id, name)));
     })?;
@@ -50,7 +50,7 @@ pub(super) fn read_items(path: &Path, schema: &Schema) -> Result<ItemsAndNames> 
 
 pub(super) fn read_users(path: &Path, schema: &Schema) -> Result<HashMap<u64, Arc<User>>> {
     let mut users = HashMap::new();
-    read(path, &schema.user_features, |id, ids, dense, _| {
+    read(path, &schema.user_features, &ColumnDefaults::new(schema), |id, ids, dense, _| {
         users.insert(id, Arc::new(User { id, ids, dense }));
     })?;
     Ok(users)
@@ -90,6 +90,7 @@ fn write(
 fn read(
     path: &Path,
     features: &[Feature],
+    defaults: &ColumnDefaults,
     mut add: impl FnMut(u64, Vec<u64>, Vec<f32>, Option<String>),
 ) -> Result<()> {
     let reader = TableReader::open(path)?;
@@ -98,7 +99,7 @@ fn read(
     let first = 1 + usize::from(named);
     let split = first + FeatureCounts::of(features).ids;
     for group in 0..reader.groups() {
-        let columns = reader.read(group, &fields)?;
+        let columns = reader.read_grown(group, &fields, defaults)?;
         for (row, &id) in columns[0].u64s().iter().enumerate() {
             let ids = columns[first..split].iter().map(|column| column.u64s()[row]).collect();
             let dense = columns[split..].iter().map(|column| column.f32s()[row]).collect();

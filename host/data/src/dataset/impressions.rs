@@ -8,7 +8,7 @@ use hypercast_fm::example::{MAX_VALUES, Outcome};
 use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use super::{ContextFeatures, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{FeatureCounts, FeatureKind, MISSING, Schema, names};
+use crate::schema::{ColumnDefaults, FeatureCounts, FeatureKind, MISSING, Schema, names};
 
 const ROWS_PER_GROUP: usize = 1 << 15;
 
@@ -210,6 +210,7 @@ pub struct ImpressionReader {
     path: PathBuf,
     surfaces: usize,
     fields: Vec<Field>,
+    defaults: ColumnDefaults,
     counts: ColumnCounts,
     next_group: usize,
     /// The rest of the row group before that.
@@ -229,6 +230,7 @@ impl ImpressionReader {
         let simulated = schema.tasks.first().is_some_and(|task| has_truth(&task.name));
         Ok(ImpressionReader {
             fields: fields(schema, simulated),
+            defaults: ColumnDefaults::new(schema),
             counts: ColumnCounts::new(schema, simulated),
             surfaces: schema.surfaces.len(),
             reader,
@@ -275,7 +277,7 @@ impl ImpressionReader {
             if self.next_group == self.reader.groups() {
                 return Ok(None);
             }
-            let columns = self.reader.read(self.next_group, &self.fields)?;
+            let columns = self.reader.read_grown(self.next_group, &self.fields, &self.defaults)?;
             self.next_group += 1;
             let surfaces = columns[SURFACE].u32s();
             let beyond = surfaces.iter().position(|&surface| surface as usize >= self.surfaces);

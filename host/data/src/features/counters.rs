@@ -316,16 +316,32 @@ impl FeatureCounters {
     }
 
     pub(super) fn restore(&mut self, saved: SavedCounters) -> Result<()> {
-        let shape = (saved.tables.len(), saved.totals.len(), saved.surfaces.len());
-        if shape != (self.tables.len(), self.totals.len(), self.surfaces.len()) {
+        let SavedCounters { tables, totals, mut surfaces } = saved;
+        let actions = self.surfaces[0].len();
+        let fits = tables.len() <= self.tables.len()
+            && totals.len() <= self.totals.len()
+            && (1..=self.surfaces.len()).contains(&surfaces.len())
+            && surfaces.iter().all(|effects| effects.len() <= actions);
+        if !fits {
             return Err(Error::invalid(
                 "the saved state has counters of another schema; remove it to build a new one",
             ));
         }
-        for (table, rows) in self.tables.iter_mut().zip(saved.tables) {
-            rows.into_iter().for_each(|(key, last_ms, row)| table.rows.put(key, last_ms, row));
+        // A schema that has grown since has more of each at the end, which begin anew.
+        for (table, rows) in self.tables.iter_mut().zip(tables) {
+            let members = table.members.len();
+            for (key, last_ms, mut row) in rows {
+                row.resize(members, CounterCell::default());
+                table.rows.put(key, last_ms, row);
+            }
         }
-        (self.totals, self.surfaces) = (saved.totals, saved.surfaces);
+        self.totals[..totals.len()].copy_from_slice(&totals);
+        // The last surface is the one that is not known.
+        let unknown = surfaces.pop().expect("it has one");
+        let effects = surfaces.into_iter().zip(&mut self.surfaces);
+        effects.for_each(|(saved, effects)| effects[..saved.len()].copy_from_slice(&saved));
+        let last = self.surfaces.last_mut().expect("there is one");
+        last[..unknown.len()].copy_from_slice(&unknown);
         Ok(())
     }
 }

@@ -26,8 +26,8 @@ use crate::dataset::timeline::{Span, Timeline, TimelineStep};
 use crate::dataset::{ContextFeatures, Dataset, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::{
-    BUILT_IN_FEATURES, BUILT_IN_IDS, ColumnRanges, FeatureCounts, FeatureWidths, MISSING,
-    MissingColumns, Schema,
+    BUILT_IN_FEATURES, BUILT_IN_IDS, ColumnRanges, ColumnUpgrade, FeatureCounts, FeatureWidths,
+    MISSING, MissingColumns, Schema,
 };
 
 /// Bounds of the state's memory, and the prior of counters: `[features]` in `hypercast.toml`.
@@ -101,6 +101,7 @@ pub struct FeatureState {
     config: FeatureConfig,
     widths: FeatureWidths,
     ranges: ColumnRanges,
+    upgrade: ColumnUpgrade,
     items: IdMap<Arc<Item>>,
     users: IdMap<Arc<User>>,
     histories: RecencyMap<History>,
@@ -142,6 +143,7 @@ impl FeatureState {
         FeatureState {
             widths: FeatureWidths::new(&dataset.schema),
             ranges: ColumnRanges::new(&dataset.schema),
+            upgrade: ColumnUpgrade::new(&dataset.schema),
             items: dataset.items.iter().map(|(&id, item)| (id, item.clone())).collect(),
             users: dataset.users.iter().map(|(&id, user)| (id, user.clone())).collect(),
             histories: RecencyMap::new(config.max_users),
@@ -182,6 +184,11 @@ impl FeatureState {
         &self.schema
     }
 
+    /// The way from earlier layouts of the schema to the present one.
+    pub fn upgrade(&self) -> &ColumnUpgrade {
+        &self.upgrade
+    }
+
     /// An item by its raw id.
     pub fn item(&self, id: u64) -> Option<&Arc<Item>> {
         self.items.get(&id)
@@ -197,6 +204,7 @@ impl FeatureState {
     /// # Errors
     /// The features do not match the schema, or the state has `features.max_items` already.
     pub fn upsert_item(&mut self, mut item: Item) -> Result<()> {
+        self.upgrade.item(&mut item);
         self.check_item(&item)?;
         if let Some(known) = self.items.get(&item.id).filter(|_| item.content.is_empty()) {
             item.content = known.content.clone();
@@ -211,7 +219,8 @@ impl FeatureState {
     ///
     /// # Errors
     /// The features do not match the schema, or the state has `features.max_users` already.
-    pub fn upsert_user(&mut self, user: User) -> Result<()> {
+    pub fn upsert_user(&mut self, mut user: User) -> Result<()> {
+        self.upgrade.user(&mut user);
         self.check_user(&user)?;
         check_room(&self.users, user.id, self.config.max_users, "user")?;
         self.changed.users.insert(user.id);
@@ -235,9 +244,10 @@ impl FeatureState {
         self.widths.item.check(&format!("item {}", item.id), item.ids.len(), item.dense.len())
     }
 
-    /// Empties the context of an impression that was recorded with another schema, so that its
-    /// features count as missing; returns whether it did.
+    /// Brings the context of an impression to the present layout. One that was recorded with
+    /// another schema it empties, so that its features count as missing; returns whether it did.
     pub fn empty_foreign_context(&self, context: &mut ContextFeatures) -> bool {
+        self.upgrade.context(context);
         let FeatureCounts { ids, dense } = self.widths.context;
         let fits = |given: usize, wanted: usize| given == 0 || given == wanted;
         let foreign = !fits(context.ids.len(), ids) || !fits(context.dense.len(), dense);

@@ -114,7 +114,9 @@ impl ItemTable {
             SavedItem::Base(id) => state.item_or_blank(id),
             SavedItem::Changed { id, ids, dense } => {
                 let content = state.items.get(&id).map(|item| item.content.clone());
-                Arc::new(Item { id, ids, dense, content: content.unwrap_or_default() })
+                let mut item = Item { id, ids, dense, content: content.unwrap_or_default() };
+                state.upgrade.item(&mut item);
+                Arc::new(item)
             }
         };
         self.items.into_iter().map(item).collect()
@@ -167,7 +169,8 @@ impl FeatureState {
         SavedState { item_table: table.finish(), items, users, histories, first_shown, counters }
     }
 
-    /// Restores a saved state. Call it on a new state of the same data set.
+    /// Restores a saved state. Call it on a new state of the same data set, whose schema may have
+    /// grown since.
     ///
     /// # Errors
     /// The saved state is damaged or belongs to another schema.
@@ -179,7 +182,8 @@ impl FeatureState {
             self.changed.items.insert(item.id);
             self.items.insert(item.id, item);
         }
-        for user in saved.users {
+        for mut user in saved.users {
+            self.upgrade.user(&mut user);
             self.check_user(&user)?;
             self.changed.users.insert(user.id);
             self.users.insert(user.id, Arc::new(user));

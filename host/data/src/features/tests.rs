@@ -42,6 +42,8 @@ fn schema() -> Schema {
             counter("tag", &["tag"], 1.0),
         ],
         ids: Default::default(),
+        retired: Vec::new(),
+        earlier: Vec::new(),
         ranges: Vec::new(),
     }
 }

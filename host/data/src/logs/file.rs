@@ -150,8 +150,12 @@ impl LogFile {
         let mut fields = layout.example_fields();
         fields.push(LogLayout::tae_field(&version.version));
         let group = RowGroup {
-            requests: self.requests.read(group, &layout.request_fields())?,
-            examples: self.examples.read(group, &fields)?,
+            requests: self.requests.read_grown(
+                group,
+                &layout.request_fields(),
+                &layout.defaults,
+            )?,
+            examples: self.examples.read_grown(group, &fields, &layout.defaults)?,
         };
         let fits = |rows: &Vec<LoggedRequest>| {
             rows.iter().all(|row| row.tae.len() == version.tae_dim * row.example.targets.len())

@@ -6,7 +6,9 @@ use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, U
 
 use super::{LogVersion, LoggedRequest};
 use crate::dataset::table::{CellType, Column, Field};
-use crate::schema::{BUILT_IN_IDS, ColumnRanges, FeatureKind, FeatureWidths, Schema, Task, names};
+use crate::schema::{
+    BUILT_IN_IDS, ColumnDefaults, ColumnRanges, FeatureKind, FeatureWidths, Schema, Task, names,
+};
 
 /// Columns of the requests before the history's item features: name, type, and whether they contain
 /// lists.
@@ -43,6 +45,7 @@ pub(super) struct LogLayout {
     features: Vec<String>,
     widths: FeatureWidths,
     ranges: ColumnRanges,
+    pub(super) defaults: ColumnDefaults,
 }
 
 /// One row group of both tables.
@@ -58,6 +61,7 @@ impl LogLayout {
             features: schema.feature_columns(),
             widths: FeatureWidths::new(schema),
             ranges: ColumnRanges::new(schema),
+            defaults: ColumnDefaults::new(schema),
             schema: schema.clone(),
         }
     }
@@ -263,7 +267,9 @@ impl LogLayout {
 
 /// An event of a request's history.
 fn event(requests: &[Column], at: usize) -> Event {
-    let ids = requests[REQUEST_FIELDS.len()..].iter().map(|column| column.u64s()[at]).collect();
+    // A log of before an item feature was added has empty lists of it.
+    let id = |column: &Column| column.u64s().get(at).copied().unwrap_or_default();
+    let ids = requests[REQUEST_FIELDS.len()..].iter().map(id).collect();
     Event {
         item: Arc::new(Item { id: requests[6].u64s()[at], ids, ..Item::default() }),
         surface: requests[7].u32s()[at] as u16,

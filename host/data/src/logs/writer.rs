@@ -364,10 +364,13 @@ fn start_or_check(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<
             format!("its logs have {found:?} instead of {manifest:?}; use another directory");
         return Err(Error::data(dir, reason));
     }
-    if Schema::load(&schema_path)?.without_ranges() != schema.without_ranges() {
-        return Err(Error::data(dir, "its logs have another schema; use another directory"));
+    let logged = Schema::load(&schema_path)?.layout();
+    match schema.layouts().position(|layout| layout == logged) {
+        Some(0) => Ok(()),
+        // Readers make up what files of before lack.
+        Some(_) => schema.save(&schema_path),
+        None => Err(Error::data(dir, "its logs have another schema; use another directory")),
     }
-    Ok(())
 }
 
 /// The note of the newest complete file that has a position.

@@ -63,7 +63,9 @@ impl Schema {
         self.validate_columns()?;
         self.validate_tasks()?;
         self.validate_counters()?;
-        self.validate_ranges()
+        self.validate_ranges()?;
+        self.validate_retired()?;
+        self.validate_earlier()
     }
 
     fn validate_columns(&self) -> Result<()> {
@@ -111,6 +113,14 @@ impl Schema {
             at_least_zero(&whose, "half_life_days", counter.half_life_days)?;
         }
         Ok(())
+    }
+
+    fn validate_retired(&self) -> Result<()> {
+        unique("retired feature", self.retired.iter().map(String::as_str))?;
+        let features = [&self.item_features, &self.user_features, &self.context_features];
+        let names: Vec<String> =
+            features.into_iter().flatten().map(|feature| feature.name.clone()).collect();
+        self.retired.iter().try_for_each(|name| known("retired", "feature", name, &names))
     }
 
     fn validate_ranges(&self) -> Result<()> {
@@ -192,6 +202,8 @@ mod tests {
                 half_life_days: 7.0,
             }],
             ids: Default::default(),
+            retired: Vec::new(),
+            earlier: Vec::new(),
             ranges: vec![
                 ValueRange { name: "watch".into(), low: 0.1, high: 1e6, ..ValueRange::default() },
                 ValueRange {

@@ -41,6 +41,8 @@ pub(crate) fn schema() -> Schema {
         context_features: Vec::new(),
         counters: Vec::new(),
         ids: Default::default(),
+        retired: Vec::new(),
+        earlier: Vec::new(),
         ranges: Vec::new(),
     }
 }

@@ -40,6 +40,8 @@ impl Mapping {
             context_features: self.context_features.iter().map(FeatureMapping::feature).collect(),
             counters: self.counters.clone(),
             ids: self.ids,
+            retired: Vec::new(),
+            earlier: Vec::new(),
             ranges: clips.filter_map(range).collect(),
         };
         schema.validate()?;

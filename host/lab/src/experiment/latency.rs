@@ -50,7 +50,7 @@ pub fn measure(
     // Without a cache, both models read the whole history each time.
     let serving =
         FmServingOptions { device, history_cache_bytes: 0, ..FmServingOptions::default() };
-    let one_stage = inference::load(&context.checkpoint_dir("one-stage"), serving)?;
+    let one_stage = inference::load(&context.checkpoint_dir("one-stage"), serving.clone())?;
     let fm = inference::load(&context.checkpoint_dir("fm"), serving)?;
     let (blueprint, parameters) =
         (expert.stream.blueprint.clone(), expert.stream.trainer.parameters().clone());

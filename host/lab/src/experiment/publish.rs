@@ -156,7 +156,7 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
         let checkpoint = dir.join("checkpoint");
         let (_, follower) = publish::bootstrap(streams.clone(), topic.clone(), &checkpoint)?
             .expect("a snapshot was published just now");
-        let fm = inference::load_updatable(&checkpoint, &dir.join("rows"), serving)?;
+        let fm = inference::load_updatable(&checkpoint, &dir.join("rows"), serving.clone())?;
         let (fm, receives) = (Arc::from(fm), share.is_some());
         Ok(ServingCopy { fm, receives, streams, publisher, follower })
     };

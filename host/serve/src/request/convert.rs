@@ -195,7 +195,8 @@ impl Converter {
     ) -> RequestResult<(Vec<u64>, Vec<f32>)> {
         let is_missing = |feature: &&Feature| {
             let value = named.get(&feature.name);
-            !feature.optional && matches!(value, None | Some(FeatureValue::Missing))
+            let may_lack = feature.optional || self.schema.is_retired(&feature.name);
+            !may_lack && matches!(value, None | Some(FeatureValue::Missing))
         };
         if let Some(missing) = features.iter().find(is_missing) {
             let what = format!(
@@ -288,7 +289,9 @@ impl Converter {
         dense.resize(count(FeatureKind::Dense), MISSING);
         let (mut ids, mut dense) = (ids.iter_mut(), dense.iter_mut());
         for Feature { name, kind, .. } in features {
-            let value = from.iter().find_map(|named| named.get(name));
+            let sent = from.iter().find_map(|named| named.get(name));
+            // Whoever still sends a retired feature need not change at once.
+            let value = sent.filter(|_| !self.schema.is_retired(name));
             let wrong = |wants| {
                 Refusal::BadRequest(format!("feature {name:?} is {value:?}; it takes {wants}"))
             };

@@ -271,6 +271,8 @@ mod tests {
             context_features: vec![],
             counters: vec![],
             ids: Default::default(),
+            retired: Vec::new(),
+            earlier: Vec::new(),
             ranges: vec![
                 ValueRange { name: "watched".into(), low: 0.0, high: 2.0, ..Default::default() },
                 ValueRange {

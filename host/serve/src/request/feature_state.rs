@@ -27,7 +27,9 @@ use hypercast_data::{
 use hypercast_stream::{
     Error as StreamError,
     dead_letters::{DeadLetterQueue, LetterReader, LetterScope, UnusableRecord},
-    join::{JoinMetrics as _, OutcomeRecord, StateDir, StateUpdate, state_fingerprint},
+    join::{
+        JoinMetrics as _, OutcomeRecord, StateDir, StateUpdate, is_state_of, state_fingerprint,
+    },
     streams::{
         GapHandling, StreamEngine, StreamFollower, StreamPlace, StreamRecord, StreamTrail, Topic,
     },
@@ -181,7 +183,7 @@ impl FeatureFollower {
         let folder = StateDir::lock(&config.paths.state.join("serve"))?;
         let world = state_fingerprint(dataset, &config.joiner()?)?;
         let kept = engine.span(&Topic::outcomes())?;
-        let saved = saved(&folder, &world, dataset, config)?;
+        let saved = saved(&folder, dataset, config)?;
         // If all outcomes are kept, a state that misses some of them is best made again.
         let remake = saved.is_some() && kept.start == 0;
         let counted = metrics.clone();
@@ -326,12 +328,7 @@ struct FeaturesAt {
 }
 
 /// The saved state, if there is one of this data set.
-fn saved(
-    folder: &StateDir,
-    world: &str,
-    dataset: &Dataset,
-    config: &Config,
-) -> Result<Option<FeaturesAt>> {
+fn saved(folder: &StateDir, dataset: &Dataset, config: &Config) -> Result<Option<FeaturesAt>> {
     let saved = folder.read::<SavedLiveState>().unwrap_or_else(|error| {
         tracing::warn!(%error, "the saved live state cannot be read; starting from the data set");
         None
@@ -339,7 +336,7 @@ fn saved(
     let Some((SavedLiveState { position, world: of, state: saved }, trail)) = saved else {
         return Ok(None);
     };
-    if of != world {
+    if !is_state_of(dataset, &config.joiner()?, &of)? {
         tracing::warn!(dir = %folder.dir().display(), "the saved live state is of another data set; starting from the data set");
         return Ok(None);
     }

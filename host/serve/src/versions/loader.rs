@@ -8,9 +8,9 @@ use std::{
 
 use hypercast_config::{Config, FmTierConfig};
 use hypercast_core::logging::RepeatedFailures;
-use hypercast_data::schema::Schema;
+use hypercast_data::schema::{Schema, fm_spec, spec_growths};
 use hypercast_expert::{Blueprint, Engine, LoadOptions, Plugin, SavedParameters, ServedExpert};
-use hypercast_fm::inference::{self, FoundationModel};
+use hypercast_fm::inference::{self, FmServingOptions, FoundationModel};
 use hypercast_stream::{
     registry::{WeightsLocation, content_hash, read_version_file},
     streams::{StreamEngine as Streams, Topic},
@@ -191,7 +191,11 @@ impl VersionLoader {
             let remote = RemoteFm::connect(&self.fm_config, desired.version.as_deref())?;
             return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
         }
-        let serving = self.fm_config.loading(self.config.device);
+        let growths = match &self.schema {
+            Some(schema) => spec_growths(schema)?.into(),
+            None => Arc::default(),
+        };
+        let serving = FmServingOptions { growths, ..self.fm_config.loading(self.config.device) };
         let (fm, published): (Arc<dyn FoundationModel>, _) = match &desired.weights {
             WeightsLocation::Path(dir) => (Arc::from(inference::load(dir, serving)?), None),
             WeightsLocation::Published => {
@@ -203,6 +207,17 @@ impl VersionLoader {
                 (fm, Some((format!("fm@{version}"), follower, folder)))
             }
         };
+        // Else the first request would find it.
+        if let Some(schema) = &self.schema
+            && let Some(misfit) = fm.manifest().spec.misfit(&fm_spec(schema)?)
+        {
+            return Err(Error::invalid(format!(
+                "FM {} reads {misfit}: it was trained with another schema than the data set's. Let \
+                 the schema grow with `hypercast schema apply` instead of editing it, or train the FM \
+                 (`hypercast train fm`) and then the experts with this one",
+                fm.manifest().version
+            )));
+        }
         let batcher = FmBatcher::start(fm, &self.fm_config, self.metrics.clone())?;
         let tier = Arc::new(FmTier::Local(batcher));
         if let Some((label, follower, folder)) = published {
@@ -250,7 +265,26 @@ impl VersionLoader {
         })
     }
 
+    /// An expert as it is now or, if its parameters do not fit that, as of the newest layout of the
+    /// schema that they fit: it was trained before the schema grew.
     fn open_expert(&self, desired: &DesiredExpert, fm: &ServedFm) -> Result<Arc<LiveExpert>> {
+        let schema = self.schema.as_ref().expect("a process with experts has a schema");
+        let now = self.open_expert_as_of(&schema.layout(), desired, fm);
+        let earlier = |error| {
+            let mut layouts = schema.layouts().skip(1);
+            let found =
+                layouts.find_map(|layout| self.open_expert_as_of(&layout, desired, fm).ok());
+            found.ok_or(error)
+        };
+        now.or_else(earlier)
+    }
+
+    fn open_expert_as_of(
+        &self,
+        layout: &Schema,
+        desired: &DesiredExpert,
+        fm: &ServedFm,
+    ) -> Result<Arc<LiveExpert>> {
         let schema = self.schema.as_ref().expect("a process with experts has a schema");
         let sha256 = desired.sha256.as_ref();
         let component = sha256.map(|sha256| sha256.component.as_str());
@@ -264,7 +298,7 @@ impl VersionLoader {
             ..self.config.load_options(&desired.name)
         };
         let plugin = Plugin::from_file(&self.wasm, &desired.plugin, &component, &options.limits)?;
-        let blueprint = Arc::new(Blueprint::new(plugin, schema, &options)?);
+        let blueprint = Arc::new(Blueprint::as_of(plugin, layout, schema, &options)?);
         for &surface in &desired.surfaces {
             let surface = &schema.surfaces[usize::from(surface)];
             if !blueprint.serves(surface) {

@@ -138,7 +138,11 @@ impl WeightFeed {
             }
             FeedTarget::Expert { live, parameters, device } => {
                 let Some(live) = live.upgrade() else { return Ok(false) };
-                let new = parameters.apply(&publication.parameter_update())?;
+                let mut new = parameters.apply(&publication.parameter_update())?;
+                let names = &parameters.provenance.normaliser.names;
+                if let Some(grown) = new.provenance.normaliser.grown(names) {
+                    new.provenance.normaliser = grown;
+                }
                 live.expert.replace(live.expert.now().renewed(new.clone(), *device)?);
                 **parameters = new;
             }
@@ -213,11 +217,13 @@ pub fn open_expert(
     while let Some(later) = follower.next(Duration::ZERO)? {
         parameters = parameters.apply(&later.parameter_update())?;
     }
-    if parameters.provenance.normaliser.names != blueprint.columns.feature_names() {
+    let Some(grown) = parameters.provenance.normaliser.grown(blueprint.columns.feature_names())
+    else {
         return Err(Error::invalid(
-            "its parameters were trained with other numeric features than the schema has; train the expert again",
+            "its parameters were trained with numeric features that the schema lacks; train the expert again",
         ));
-    }
+    };
+    parameters.provenance.normaliser = grown;
     Ok((parameters, follower))
 }
 

@@ -177,8 +177,14 @@ impl Joiner {
                 self.check_outcome(&row.outcome)
             }),
             EventKind::Action(action) => self.check_outcome(&action.outcome),
-            EventKind::Item(item) => Ok(self.state.check_item(item)?),
-            EventKind::User(user) => Ok(self.state.check_user(user)?),
+            EventKind::Item(item) => {
+                self.state.upgrade().item(item);
+                Ok(self.state.check_item(item)?)
+            }
+            EventKind::User(user) => {
+                self.state.upgrade().user(user);
+                Ok(self.state.check_user(user)?)
+            }
             EventKind::Tick { .. } => Ok(()),
         }
     }

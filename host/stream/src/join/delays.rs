@@ -92,6 +92,16 @@ impl OutcomeDelays {
         (self.surfaces.len(), self.surfaces.first().map_or(0, |surface| surface.actions.len()))
     }
 
+    /// The same with the surfaces and actions of `fresh` that it lacks.
+    pub(super) fn grown(mut self, fresh: &OutcomeDelays) -> OutcomeDelays {
+        for (own, fresh) in self.surfaces.iter_mut().zip(&fresh.surfaces) {
+            own.actions.extend(fresh.actions.iter().skip(own.actions.len()).cloned());
+            own.windows.extend(fresh.windows.iter().skip(own.windows.len()));
+        }
+        self.surfaces.extend(fresh.surfaces.iter().skip(self.surfaces.len()).cloned());
+        self
+    }
+
     pub(super) fn update_windows(&mut self, bounds: &WindowBounds) {
         self.surfaces.iter_mut().for_each(|surface| surface.update_windows(bounds));
     }

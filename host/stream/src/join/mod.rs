@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::core::Joiner;
 pub use self::output::{JoinMetrics, JoinSink, JoinerCounts, JoinerOutput, JoinerProgress};
-pub use self::runner::{JoinerPosition, Runner, join_record, state_fingerprint};
+pub use self::runner::{JoinerPosition, Runner, is_state_of, join_record, state_fingerprint};
 pub use self::state_dir::StateDir;
 use crate::error::{CommonErrors as _, Error, Result};
 

@@ -18,6 +18,7 @@ use hypercast_core::clock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::features::FeatureState;
+use hypercast_data::schema::Schema;
 
 use super::{
     JoinMetrics, JoinSink, Joiner, JoinerOptions, JoinerProgress, StateDir,
@@ -97,7 +98,9 @@ impl Runner {
         let fresh = saved.is_none();
         let (joiner, trail) = match saved {
             Some((saved, trail)) => {
-                check_fingerprint(&fingerprint, &saved, state_dir.dir())?;
+                if !is_state_of(dataset, settings, &saved.fingerprint)? {
+                    return Err(foreign_state(&fingerprint, &saved, state_dir.dir()));
+                }
                 let trail = trail.unwrap_or_else(|| StreamPlace::at(saved.position).into());
                 let state = FeatureState::new(&bare, settings.features);
                 (Joiner::restore(state, saved)?, trail)
@@ -300,22 +303,37 @@ pub fn join_record(
 
 /// Describes the data set, schema and settings that a saved state is valid for.
 pub fn state_fingerprint(dataset: &Dataset, settings: &JoinerSettings) -> Result<String> {
-    let schema = toml::to_string(&dataset.schema.without_ranges())
-        .map_err(|error| Error::data(&dataset.dir, error.to_string()))?;
+    fingerprint_of(&dataset.schema.layout(), dataset, settings)
+}
+
+/// Whether a state with this fingerprint is of the data set and the settings, under whatever layout
+/// its schema has had.
+///
+/// # Errors
+/// A layout cannot be written as TOML.
+pub fn is_state_of(dataset: &Dataset, settings: &JoinerSettings, of: &str) -> Result<bool> {
+    for layout in dataset.schema.layouts() {
+        if fingerprint_of(&layout, dataset, settings)? == of {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn fingerprint_of(layout: &Schema, dataset: &Dataset, settings: &JoinerSettings) -> Result<String> {
+    let schema =
+        toml::to_string(layout).map_err(|error| Error::data(&dataset.dir, error.to_string()))?;
     let until = settings.until_ms;
     let (rows, hash) = (dataset.rows, crc32fast::hash(schema.as_bytes()));
     Ok(format!("schema {hash:08x}, {rows} impressions, until {until:?}, {:?}", settings.features))
 }
 
-fn check_fingerprint(fingerprint: &str, saved: &SavedJoiner, dir: &Path) -> Result<()> {
-    if saved.fingerprint == fingerprint {
-        return Ok(());
-    }
+fn foreign_state(fingerprint: &str, saved: &SavedJoiner, dir: &Path) -> Error {
     let why = format!(
         "the state belongs to another data set or to other [timeline] or [features] settings: {}; \
          now they are {fingerprint}. Restore those, or move the folder away to begin at the first \
          event again",
         saved.fingerprint
     );
-    Err(Error::data(dir, why))
+    Error::data(dir, why)
 }

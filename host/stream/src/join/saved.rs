@@ -121,18 +121,21 @@ impl Joiner {
         state.restore(saved.state)?;
         let mut joiner = Joiner::new(state, saved.options);
         for (at, request) in saved.pending {
-            joiner.pending.insert(at, load(request, &items)?);
+            let mut request = load(request, &items)?;
+            joiner.state.upgrade().example(&mut request.example);
+            joiner.pending.insert(at, request);
         }
         joiner.next_sequence = saved.next_sequence;
         let mut named = saved.joined.iter().chain(saved.requests.iter().map(|(_, newest)| newest));
         let whole = named.all(|at| joiner.pending.contains_key(at));
-        if !whole || !joiner.fits(&saved.delays) {
+        let delays = saved.delays.grown(&joiner.delays);
+        if !whole || !joiner.fits(&delays) {
             return Err(Error::refused(
                 "the saved joiner does not fit the schema; restore the schema, or move the state away to \
                  begin at the first event again",
             ));
         }
-        joiner.delays = saved.delays;
+        joiner.delays = delays;
         joiner.requests = saved.requests.into_iter().collect();
         (joiner.clock_ms, joiner.swept_ms) = (saved.clock_ms, saved.swept_ms);
         (joiner.orphans, joiner.seen, joiner.counts) = (saved.orphans, saved.seen, saved.counts);

@@ -14,7 +14,8 @@ use hypercast_expert::{Blueprint, Engine, LoadOptions, Plugin, SavedParameters, 
 use hypercast_fm::checkpoint::FmManifest;
 
 use super::{
-    ExpertVersion, FileHashes, FmVersion, VersionState, WeightsLocation, content_hash, schema_hash,
+    ExpertVersion, FileHashes, FmVersion, VersionState, WeightsLocation, content_hash,
+    earlier_schema_hashes, schema_hash,
 };
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -28,6 +29,7 @@ impl FmVersion {
             parent: None,
             from_checkpoint: None,
             schema: schema_hash(schema),
+            earlier_schemas: earlier_schema_hashes(schema),
             tae_dim: manifest.config.tae_width(),
             created_ms: now_ms(),
             trained_ms: manifest.trained_until_ms,
@@ -130,6 +132,7 @@ impl NewExpert {
             accepts_fm: blueprint.description.fm_version.clone(),
             fm: self.fm.clone(),
             schema: schema_hash(schema),
+            earlier_schemas: earlier_schema_hashes(schema),
             tae_dim: self.tae_dim,
             without_tae: self.without_tae,
             surfaces: self.surfaces.clone(),

@@ -77,6 +77,10 @@ pub struct FmVersion {
     pub from_checkpoint: Option<PathBuf>,
     /// [`schema_hash`] of its training data.
     pub schema: String,
+    /// The same of the layouts that its schema had before: what was made under one of them goes with
+    /// it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_schemas: Vec<String>,
     /// The width of its TAE.
     pub tae_dim: usize,
     /// When it was registered, milliseconds since the epoch.
@@ -127,6 +131,10 @@ pub struct ExpertVersion {
     pub fm: String,
     /// [`schema_hash`] of its training data.
     pub schema: String,
+    /// The same of the layouts that its schema had before: what was made under one of them goes with
+    /// it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_schemas: Vec<String>,
     /// The width of the TAE that it reads.
     pub tae_dim: usize,
     /// Whether it runs without the TAE (with zeros instead).
@@ -221,9 +229,14 @@ impl Decision {
     }
 }
 
-/// A hash of a schema without its ranges: models with the same hash read the same columns.
+/// A hash of a schema's layout: models with the same hash read the same columns.
 pub fn schema_hash(schema: &Schema) -> String {
-    content_hash(toml::to_string(&schema.without_ranges()).expect("a schema was TOML").as_bytes())
+    content_hash(toml::to_string(&schema.layout()).expect("a schema was TOML").as_bytes())
+}
+
+/// The hashes of the layouts that a schema had before it grew.
+pub fn earlier_schema_hashes(schema: &Schema) -> Vec<String> {
+    schema.layouts().skip(1).map(|layout| schema_hash(&layout)).collect()
 }
 
 /// A hash of bytes (64-bit FNV-1a, in hex). It detects accidental changes, not attacks.

@@ -33,7 +33,9 @@ impl Registry {
         };
         let what = format!("FM {}", fm.version);
         check_not_retired(&what, known.state)?;
-        check_same(&what, "schema", &known.schema, &fm.schema)?;
+        if !fm.earlier_schemas.contains(&known.schema) {
+            check_same(&what, "schema", &known.schema, &fm.schema)?;
+        }
         check_same(&what, "TAE width", &known.tae_dim, &fm.tae_dim)?;
         check_same(&what, "weights", &known.weights, &fm.weights)?;
         Ok(Vec::new())
@@ -63,7 +65,9 @@ impl Registry {
         check_not_retired(&what, known.state)?;
         check_same(&what, "plugin", &known.plugin_hash, &expert.plugin_hash)?;
         check_same(&what, "FM version", &known.fm, &expert.fm)?;
-        check_same(&what, "schema", &known.schema, &expert.schema)?;
+        if !expert.earlier_schemas.contains(&known.schema) {
+            check_same(&what, "schema", &known.schema, &expert.schema)?;
+        }
         check_same(&what, "TAE width", &known.tae_dim, &expert.tae_dim)?;
         check_same(&what, "surfaces", &known.surfaces, &expert.surfaces)?;
         check_same(&what, "weights", &known.weights, &expert.weights)?;
@@ -350,7 +354,9 @@ fn check_fits(expert: &ExpertVersion, fm: &FmVersion) -> Result<()> {
             expert.tae_dim, fm.tae_dim
         ));
     }
-    if expert.schema != fm.schema {
+    let has_grown =
+        fm.earlier_schemas.contains(&expert.schema) || expert.earlier_schemas.contains(&fm.schema);
+    if expert.schema != fm.schema && !has_grown {
         return refuse(format!(
             "{what} and FM {found} were trained with different schemas ({} and {}); train both on one data set",
             expert.schema, fm.schema

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use hypercast_fm::{
     example::Example,
-    inference::{self, FoundationModel},
+    inference::{self, FmServingOptions, FoundationModel},
 };
 use serde::{Deserialize, Serialize};
 
@@ -135,8 +135,10 @@ impl ComputedFeed {
         reader: JoinedReader,
         surfaces: Vec<u16>,
     ) -> Result<ComputedFeed> {
-        let ServiceContext { config, .. } = context;
-        let fm = inference::load(checkpoint, config.fm_logging.loading(config.device))?;
+        let ServiceContext { config, dataset, .. } = context;
+        let growths = dataset.fm_growths()?.into();
+        let serving = FmServingOptions { growths, ..config.fm_logging.loading(config.device) };
+        let fm = inference::load(checkpoint, serving)?;
         let place = reader.place();
         Ok(ComputedFeed { reader, fm, surfaces, ready: Default::default(), place })
     }

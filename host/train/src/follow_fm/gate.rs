@@ -97,9 +97,13 @@ impl FmPublishGate {
         window: EvalWindow,
         telemetry: &JobMetrics,
     ) -> Result<FmPublishGate> {
-        let ServiceContext { config, engine, .. } = context;
-        let serving =
-            FmServingOptions { device: config.device, history_cache_bytes: 0, warmup_histories: 0 };
+        let ServiceContext { config, engine, dataset } = context;
+        let serving = FmServingOptions {
+            device: config.device,
+            history_cache_bytes: 0,
+            warmup_histories: 0,
+            growths: dataset.fm_growths()?.into(),
+        };
         let loading = FmLoading {
             engine: engine.clone(),
             runtime: trained.runtime.clone(),

@@ -214,10 +214,10 @@ impl LoadedFmVersion {
         let open = || publish::PublicationFollower::open(loading.engine.clone(), topic);
         let follower = to_log.published.then(open).transpose()?;
         let fm = match (&to_log.checkpoint, to_log.published) {
-            (Some(dir), false) => Some(inference::load(dir, loading.serving)?),
+            (Some(dir), false) => Some(inference::load(dir, loading.serving.clone())?),
             (Some(dir), true) => {
                 let work = Self::work(loading, &to_log.version);
-                Some(inference::load_updatable(dir, &work.join("rows"), loading.serving)?)
+                Some(inference::load_updatable(dir, &work.join("rows"), loading.serving.clone())?)
             }
             (None, _) => None,
         };
@@ -251,7 +251,7 @@ impl LoadedFmVersion {
                 None => {
                     let work = Self::work(loading, &self.to_log.version);
                     let FmLoading { runtime, serving, .. } = loading;
-                    self.fm = Some(runtime.load_published(update, &work, *serving)?);
+                    self.fm = Some(runtime.load_published(update, &work, serving.clone())?);
                 }
             }
             self.trained = Some(trained);

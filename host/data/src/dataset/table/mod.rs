@@ -93,6 +93,17 @@ impl Column {
         Column { values: values.into_iter().collect(), offsets: Some(offsets) }
     }
 
+    /// A column of a feature, value or truth with one number in all of its rows; of ids 0, and of
+    /// lists empty ones.
+    pub(crate) fn repeated(field: &Field, number: f32, rows: usize) -> Column {
+        let cells = if field.list { 0 } else { rows };
+        let values = match field.kind {
+            CellType::F32 => ColumnValues::F32(vec![number; cells]),
+            _ => ColumnValues::U64(vec![0; cells]),
+        };
+        Column { values, offsets: field.list.then(|| vec![0; rows + 1]) }
+    }
+
     /// The range of `row`'s cell or elements in `values`.
     pub fn range(&self, row: usize) -> Range<usize> {
         self.range_of(row..row + 1)

@@ -14,6 +14,7 @@ use parquet::schema::types::ColumnDescriptor;
 
 use super::{CellType, Column, ColumnValues, Field};
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::schema::ColumnDefaults;
 
 /// Reads a table one row group at a time.
 pub struct TableReader {
@@ -63,6 +64,27 @@ impl TableReader {
     /// A column is missing, has another type, or has a null that means nothing.
     pub fn read(&self, group: usize, fields: &[Field]) -> Result<Vec<Column>> {
         fields.iter().map(|field| self.read_field(group, field)).collect()
+    }
+
+    /// As [`TableReader::read`], of a table whose schema may have grown since it was written.
+    /// Columns that it may lack, and retired ones, are made up.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn read_grown(
+        &self,
+        group: usize,
+        fields: &[Field],
+        defaults: &ColumnDefaults,
+    ) -> Result<Vec<Column>> {
+        let rows = self.group_rows(group);
+        let read = |field: &Field| match defaults.of(&field.name) {
+            Some(missing) if defaults.is_retired(&field.name) || !self.has(&field.name) => {
+                Ok(Column::repeated(field, missing, rows))
+            }
+            _ => self.read_field(group, field),
+        };
+        fields.iter().map(read).collect()
     }
 
     fn column_index(&self, name: &str) -> Option<usize> {

@@ -158,7 +158,7 @@ impl PreparedPublications {
         let dataset = Dataset::open(&config.paths.dataset)?;
         let spec = dataset_spec(&dataset)?;
         let saved = trained_dir(config);
-        let from = ResumePaths { saved: &saved, work: &dir.join("learning") };
+        let from = ResumePaths { saved: &saved, work: &dir.join("learning"), growths: &[] };
         let mut trainer = trainer::resume(from, &config.fm, &spec, config.device)?;
         let memory: Arc<dyn StreamEngine> = Arc::new(MemoryEngine::default());
         let topic = Topic::fm(FIRST_VERSION);

@@ -93,7 +93,7 @@ impl GatedWorld {
         let engine = streams(&self.stream[..100]);
         let work = dir.join("honest-again");
         let spec = dataset_spec(&self.dataset).unwrap();
-        let from = ResumePaths { saved: &self.honest, work: &work };
+        let from = ResumePaths { saved: &self.honest, work: &work, growths: &[] };
         let mut trainer =
             trainer::resume(from, &self.config.fm, &spec, self.config.device).unwrap();
         let (topic, settings) = (Topic::fm(version), self.config.publish.clone());
@@ -133,7 +133,7 @@ impl GatedWorld {
     /// Goes on with what [`GatedWorld::learn`] saved, in a work folder of its own.
     fn trainer(&self, saved: &Path) -> Box<dyn FmTrainer> {
         let (spec, work) = (dataset_spec(&self.dataset).unwrap(), saved.with_extension("again"));
-        let from = ResumePaths { saved, work: &work };
+        let from = ResumePaths { saved, work: &work, growths: &[] };
         trainer::resume(from, &self.config.fm, &spec, self.config.device).unwrap()
     }
 

@@ -1,0 +1,320 @@
+//! Takes a model over to data that has grown: more surfaces, actions, values, tasks or columns.
+//!
+//! A weight that reads a new column begins at zero, and a new task at its base rate, so the model
+//! predicts what it predicted before, and learns the new from there. Rows of the store keep their
+//! keys, because every field of a token keeps its number. Optimizer state goes along.
+//!
+//! Which columns are the same the caller says; see [`SpecGrowth`].
+
+use crate::{
+    Result,
+    batch::ColumnStatistics,
+    checkpoint::{FmManifest, TensorMap},
+    resume::{MOMENTS, TrainingState},
+    row_keys::GROWN_FORMAT,
+    spec::{FmSpec, TaskSpec},
+    update::{TensorSlice, WeightTensor, WeightUpdate, refused},
+};
+
+/// From what models were made for to what data is now. The width of content vectors is not data's
+/// to grow: it is that of each model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpecGrowth {
+    /// What models were made for.
+    pub from: FmSpec,
+    /// What the data is now.
+    pub to: FmSpec,
+    /// The present index of each of the earlier `Target::features`.
+    pub features: Vec<usize>,
+    /// The present index of each of the earlier `FmSpec::profile_ids`.
+    pub profiles: Vec<usize>,
+}
+
+/// How the axes of a tensor of rank 2, or the one of a vector, have grown: the present index of
+/// each earlier index. `None` is an axis that stayed.
+#[derive(Debug, Default)]
+struct GrownAxes {
+    rows: Option<Vec<usize>>,
+    columns: Option<Vec<usize>>,
+}
+
+/// The growth that a model of `spec` has to be taken through; none if it is of the present.
+pub(crate) fn growth_of(growths: &[SpecGrowth], spec: &FmSpec) -> Option<SpecGrowth> {
+    let content = spec.content;
+    let with_content = |spec: &FmSpec| FmSpec { content, ..spec.clone() };
+    let growths = growths.iter().map(|growth| SpecGrowth {
+        from: with_content(&growth.from),
+        to: with_content(&growth.to),
+        ..growth.clone()
+    });
+    growths.into_iter().find(|growth| growth.from == *spec && growth.to != *spec)
+}
+
+impl SpecGrowth {
+    /// The tensors of a model of `to`, from those of a model of `from`. `like` are the tensors of a
+    /// new model: their shapes, and the values of modules that did not exist.
+    pub(crate) fn tensors(
+        &self,
+        dim: usize,
+        mut old: TensorMap,
+        like: Vec<WeightTensor>,
+    ) -> TensorMap {
+        let grown = like.into_iter().map(|new| {
+            let WeightTensor { name, shape, values } = new;
+            let is_alignment = name.starts_with(ALIGNMENTS);
+            let Some((from, earlier)) = old.remove(&name) else {
+                let values = if is_alignment { values } else { vec![0.0; values.len()] };
+                return (name, (shape, values));
+            };
+            let Some(places) = self.axes(&name, dim).places(&from, &shape) else {
+                // Not a tensor of such a model; what assigns it says so.
+                return (name, (from, earlier));
+            };
+            let mut values = vec![0.0; values.len()];
+            for (at, value) in earlier.into_iter().enumerate() {
+                values[places.of(at)] = value;
+            }
+            (name, (shape, values))
+        });
+        grown.collect()
+    }
+
+    /// An optimizer's moments of a network of `to`, whose tensors are `like`. Those of new weights
+    /// are zeros; a weight without moments still has none.
+    pub(crate) fn moments(&self, dim: usize, old: TensorMap, like: Vec<WeightTensor>) -> TensorMap {
+        let mut all = TensorMap::new();
+        for moment in MOMENTS {
+            let of_weight = |(name, tensor): (&String, &(Vec<usize>, Vec<f32>))| {
+                let weight = name.strip_suffix(moment)?.strip_suffix('.')?;
+                Some((weight.to_owned(), tensor.clone()))
+            };
+            let own: TensorMap = old.iter().filter_map(of_weight).collect();
+            let like = like.iter().filter(|weight| own.contains_key(&weight.name)).cloned();
+            let like = like.collect();
+            let grown = self.tensors(dim, own, like);
+            all.extend(grown.into_iter().map(|(name, of)| (format!("{name}.{moment}"), of)));
+        }
+        all
+    }
+
+    /// Takes the state of a training over.
+    pub(crate) fn training(&self, state: &mut TrainingState) {
+        self.statistics(&mut state.statistics);
+        state.field_numbers = self.field_numbers(&state.field_numbers);
+        state.format = grown_format(state.format, &state.field_numbers);
+        state.spec = self.to.clone();
+    }
+
+    /// Takes a manifest over.
+    pub(crate) fn manifest(&self, manifest: &mut FmManifest) {
+        self.statistics(&mut manifest.statistics);
+        manifest.field_numbers = self.field_numbers(&manifest.field_numbers);
+        manifest.format = grown_format(manifest.format, &manifest.field_numbers);
+        manifest.spec = self.to.clone();
+    }
+
+    /// Takes an update over, so that a model which was taken over can apply it. `like` are that
+    /// model's tensors.
+    ///
+    /// # Errors
+    /// A slice that is not of a model of `from`.
+    pub(crate) fn update(&self, update: &mut WeightUpdate, like: &TensorMap) -> Result<()> {
+        let dim = update.manifest.config.embedding_dim;
+        if update.complete {
+            let like = like.iter().map(|(name, (shape, values))| WeightTensor {
+                name: name.clone(),
+                shape: shape.clone(),
+                values: vec![0.0; values.len()],
+            });
+            let tensors = self.tensors(dim, update.tensors()?, like.collect());
+            let whole = |(name, (shape, values))| TensorSlice { name, shape, start: 0, values };
+            update.dense = tensors.into_iter().map(whole).collect();
+        } else {
+            let slices = std::mem::take(&mut update.dense);
+            for slice in slices {
+                let Some((shape, _)) = like.get(&slice.name) else {
+                    return refused(format!("the model has no tensor {}", slice.name));
+                };
+                let Some(places) = self.axes(&slice.name, dim).places(&slice.shape, shape) else {
+                    let TensorSlice { name, shape, .. } = slice;
+                    return refused(format!("{name} of shape {shape:?} is of no earlier model"));
+                };
+                update.dense.extend(runs(&slice, shape, &places));
+            }
+        }
+        self.manifest(&mut update.manifest);
+        Ok(())
+    }
+
+    /// The numbers of the fields of a grown model: of earlier fields what they had, and of new ones
+    /// the next that are free. Empty if each is the field's index.
+    fn field_numbers(&self, earlier: &[u8]) -> Vec<u8> {
+        let count = |spec: &FmSpec| spec.token_fields() + spec.profile_ids.len();
+        let (was, is) = (count(&self.from), count(&self.to));
+        let number = |at: usize| earlier.get(at).copied().unwrap_or(at as u8);
+        let mut numbers: Vec<Option<u8>> = vec![None; is];
+        for (at, place) in self.fields().into_iter().enumerate() {
+            numbers[place] = Some(number(at));
+        }
+        let first_free = (0..was).map(number).max().map_or(0, |last| usize::from(last) + 1);
+        let mut free = first_free..;
+        let numbers = numbers
+            .into_iter()
+            .map(|known| known.unwrap_or_else(|| free.next().map_or(0, |next| next as u8)));
+        let numbers: Vec<u8> = numbers.collect();
+        let is_index = numbers.iter().enumerate().all(|(at, &number)| at == usize::from(number));
+        if is_index { Vec::new() } else { numbers }
+    }
+
+    /// The present index of each earlier field: those of tokens, then the profile's.
+    fn fields(&self) -> Vec<usize> {
+        let profile = self.profiles.iter().map(|&place| self.to.token_fields() + place);
+        self.token_fields().into_iter().chain(profile).collect()
+    }
+
+    /// The present index of each earlier field of a token. The last three are of the event.
+    fn token_fields(&self) -> Vec<usize> {
+        let (was, is) = (self.from.token_fields(), self.to.token_fields());
+        (0..was - 3).chain(is - 3..is).collect()
+    }
+
+    /// The present index of each earlier number of an item.
+    fn item_numbers(&self) -> Vec<usize> {
+        let (from, to) = (&self.from, &self.to);
+        let place = |feature| to.item_optional.iter().position(|other| other == feature);
+        let flags = from.item_optional.iter().filter_map(place);
+        (0..from.item_dense).chain(flags.map(|flag| to.item_dense + flag)).collect()
+    }
+
+    fn statistics(&self, statistics: &mut ColumnStatistics) {
+        let fresh = ColumnStatistics::new(&self.to);
+        for (name, scale) in fresh.labels {
+            if self.from.tasks.iter().all(|task| task.name != name) {
+                statistics.labels.insert(name, scale);
+            }
+        }
+        let numbers = self.item_numbers();
+        statistics.item_dense = statistics.item_dense.grown(&numbers, self.to.item_numbers());
+        statistics.features = statistics.features.grown(&self.features, self.to.features);
+    }
+
+    /// How a tensor of the model or of a whole network has grown.
+    fn axes(&self, name: &str, dim: usize) -> GrownAxes {
+        let rows = |rows| GrownAxes { rows: Some(rows), columns: None };
+        let columns = |tasks: fn(&FmSpec) -> &[TaskSpec]| {
+            let now = tasks(&self.to);
+            let place = |task: &TaskSpec| now.iter().position(|other| other.name == task.name);
+            GrownAxes { rows: None, columns: tasks(&self.from).iter().map(place).collect() }
+        };
+        match name.strip_prefix("model.").unwrap_or(name) {
+            "token_hidden.weight" => rows(self.token_rows(dim)),
+            "outcome.weight" => rows(self.outcome_rows()),
+            "candidate.hidden.weight" | "candidate.direct.weight" => rows(self.candidate_rows(dim)),
+            "head.output.weight" | "head.output.bias" | "head.direct.weight" => {
+                columns(FmSpec::main_tasks)
+            }
+            name if name.starts_with(ALIGNMENTS) => match name.rsplit_once("hidden.weight") {
+                Some(_) => rows(self.alignment_rows()),
+                None if name.contains(".output.") => columns(FmSpec::auxiliary_tasks),
+                None => GrownAxes::default(),
+            },
+            _ => GrownAxes::default(),
+        }
+    }
+
+    fn token_rows(&self, dim: usize) -> Vec<usize> {
+        let (from, to) = (&self.from, &self.to);
+        let dense = to.token_fields() * dim;
+        let content = dense + to.item_numbers();
+        wide(&self.token_fields(), dim)
+            .chain(self.item_numbers().into_iter().map(|place| dense + place))
+            .chain(content..content + from.content)
+            .collect()
+    }
+
+    fn outcome_rows(&self) -> Vec<usize> {
+        let values = 2 * self.to.actions;
+        (0..2 * self.from.actions).chain(values..values + 2 * self.from.values).collect()
+    }
+
+    fn candidate_rows(&self, dim: usize) -> Vec<usize> {
+        let profiles = wide(&self.profiles, dim).map(|row| self.to.features + row);
+        self.features.iter().copied().chain(profiles).collect()
+    }
+
+    /// The TAE's rows come first; their number is what is left, and none of them moves.
+    fn alignment_rows(&self) -> Vec<usize> {
+        self.features.clone()
+    }
+}
+
+/// How the tensors of the alignment modules begin in a network.
+const ALIGNMENTS: &str = "alignments.";
+
+/// The indices of blocks of `dim` at `places`.
+fn wide(places: &[usize], dim: usize) -> impl Iterator<Item = usize> + '_ {
+    places.iter().flat_map(move |&place| place * dim..(place + 1) * dim)
+}
+
+/// Builds of before field numbers would read other rows than the model's, and refuse the format.
+fn grown_format(format: u32, field_numbers: &[u8]) -> u32 {
+    if field_numbers.is_empty() || format < 2 { format } else { GROWN_FORMAT }
+}
+
+/// The present places of the values of a tensor.
+struct GrownPlaces {
+    rows: Vec<usize>,
+    columns: Vec<usize>,
+    width: usize,
+}
+
+impl GrownPlaces {
+    /// The present flat index of the value that had the flat index `at`.
+    fn of(&self, at: usize) -> usize {
+        let (row, column) = (at / self.columns.len(), at % self.columns.len());
+        self.rows[row] * self.width + self.columns[column]
+    }
+}
+
+impl GrownAxes {
+    /// The places in a tensor of shape `to` of the values of one of shape `from`; `None` if it has
+    /// not grown from that.
+    fn places(&self, from: &[usize], to: &[usize]) -> Option<GrownPlaces> {
+        let (was, is) = match (from, to) {
+            ([was], [is]) => ([1, *was], [1, *is]),
+            ([rows, columns], [now_rows, now_columns]) => {
+                ([*rows, *columns], [*now_rows, *now_columns])
+            }
+            _ => return None,
+        };
+        let along = |map: &Option<Vec<usize>>, axis: usize| -> Option<Vec<usize>> {
+            let (was, is): (usize, usize) = (was[axis], is[axis]);
+            let Some(map) = map else { return (was == is).then(|| (0..is).collect()) };
+            // What stands before the mapped indices stays.
+            let kept = was.checked_sub(map.len()).filter(|_| was <= is)?;
+            let places: Vec<usize> =
+                (0..kept).chain(map.iter().map(|place| kept + place)).collect();
+            places.iter().all(|&place| place < is).then_some(places)
+        };
+        let (rows, columns) = (along(&self.rows, 0)?, along(&self.columns, 1)?);
+        Some(GrownPlaces { rows, columns, width: is[1] })
+    }
+}
+
+/// A slice at its present places, as slices of what stayed together.
+fn runs(slice: &TensorSlice, shape: &[usize], places: &GrownPlaces) -> Vec<TensorSlice> {
+    let mut runs: Vec<TensorSlice> = Vec::new();
+    for (at, &value) in (slice.start..).zip(&slice.values) {
+        let place = places.of(at);
+        match runs.last_mut().filter(|run| run.start + run.values.len() == place) {
+            Some(run) => run.values.push(value),
+            None => runs.push(TensorSlice {
+                name: slice.name.clone(),
+                shape: shape.to_vec(),
+                start: place,
+                values: vec![value],
+            }),
+        }
+    }
+    runs
+}

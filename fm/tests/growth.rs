@@ -1,0 +1,184 @@
+//! A model that is taken over to data that has grown predicts what it predicted, and learns the new
+//! from there.
+
+mod fixtures;
+
+use std::{path::Path, sync::Arc};
+
+use fixtures::{batch, config, spec};
+use hypercast_fm::{
+    device::DeviceKind,
+    example::Example,
+    growth::SpecGrowth,
+    inference::{self, FmServingOptions, FoundationModel},
+    spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
+    trainer::{self, FmTrainer, ResumePaths, StepOutput},
+    update::{TensorSlice, WeightUpdate},
+};
+
+/// A surface, an action with a main task, a value with an auxiliary one, and columns of all kinds
+/// are added; what stood last no longer does.
+fn growth() -> SpecGrowth {
+    let from = spec();
+    let mut to = FmSpec {
+        surfaces: ["home", "shop", "late"].map(String::from).to_vec(),
+        actions: 2,
+        values: 2,
+        item_ids: 2,
+        item_dense: 1,
+        features: 3,
+        profile_ids: vec![6],
+        ..from.clone()
+    };
+    to.tasks.iter_mut().for_each(|task| task.surfaces.push(true));
+    to.tasks[1].surfaces[2] = false;
+    let task = |name: &str, main, label| TaskSpec {
+        name: name.into(),
+        main,
+        label,
+        surfaces: vec![true; 3],
+        ..from.tasks[0].clone()
+    };
+    to.tasks.insert(1, task("gift", true, TaskLabel::Action(1)));
+    to.tasks.push(task("tip", false, TaskLabel::Value(1)));
+    SpecGrowth { from, to, features: vec![1], profiles: vec![] }
+}
+
+/// The same requests with everything that was added.
+fn grown(examples: &[Example]) -> Vec<Example> {
+    let mut examples = examples.to_vec();
+    for example in &mut examples {
+        for event in &mut example.history {
+            let item = Arc::make_mut(&mut event.item);
+            (item.ids, item.dense) = (vec![item.ids[0], item.id % 3], vec![item.id as f32]);
+            event.outcome.known |= 2;
+        }
+        for target in &mut example.targets {
+            let item = Arc::make_mut(&mut target.item);
+            (item.ids, item.dense) = (vec![item.ids[0], item.id % 3], vec![item.id as f32]);
+            target.ids = vec![3; 7];
+            target.features = vec![item.id as f32, target.features[0], 100.0];
+            target.outcome.known |= 2;
+            target.outcome.actions |= 2 * u32::from(item.id.is_multiple_of(3));
+            target.outcome.values[1] = (item.id % 5) as f32;
+        }
+    }
+    examples
+}
+
+fn refs(examples: &[Example]) -> Vec<&Example> {
+    examples.iter().collect()
+}
+
+/// The columns of some tasks.
+fn columns(said: &[f32], tasks: usize, wanted: &[usize]) -> Vec<f32> {
+    said.chunks(tasks).flat_map(|row| wanted.iter().map(move |&task| row[task])).collect()
+}
+
+fn assert_close(a: &[f32], b: &[f32]) {
+    assert!(!a.is_empty() && a.len() == b.len(), "{} {}", a.len(), b.len());
+    for (a, b) in a.iter().zip(b) {
+        assert!((a - b).abs() < 1e-5 || (a.is_nan() && b.is_nan()), "{a} {b}");
+    }
+}
+
+/// The normalised entropy of a binary task.
+fn ne(said: &[StepOutput], tasks: usize, task: usize) -> f64 {
+    let (mut loss, mut positives, mut rows) = (0.0, 0.0, 0.0);
+    for output in said {
+        let cells = output.predictions.iter().zip(&output.labels).skip(task).step_by(tasks);
+        for (&said, &label) in cells {
+            let said = f64::from(said).clamp(1e-6, 1.0 - 1e-6);
+            loss -= if label > 0.5 { said.ln() } else { (1.0 - said).ln() };
+            (positives, rows) = (positives + f64::from(label), rows + 1.0);
+        }
+    }
+    let rate: f64 = positives / rows;
+    loss / rows / -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln())
+}
+
+fn load(dir: &Path, work: &Path) -> Box<dyn FoundationModel> {
+    let serving = FmServingOptions { growths: [growth()].into(), ..FmServingOptions::default() };
+    inference::load_updatable(dir, work, serving).unwrap()
+}
+
+/// All weights of a trainer, or those of one tensor.
+fn update(trainer: &mut dyn FmTrainer, only: Option<&str>) -> WeightUpdate {
+    let trained = trainer.trained_weights("1.0.0").unwrap();
+    let store = trained.rows.unwrap();
+    let row_ids: Vec<u64> = store.ids().collect();
+    let mut rows = vec![0.0; row_ids.len() * store.dim()];
+    store.gather(&row_ids, &mut rows).unwrap();
+    let dense = trained.dense.into_iter().filter(|own| only.is_none_or(|name| own.name == name));
+    let slice = |own: hypercast_fm::update::WeightTensor| TensorSlice {
+        name: own.name,
+        shape: own.shape,
+        start: 0,
+        values: own.values,
+    };
+    WeightUpdate {
+        complete: only.is_none(),
+        manifest: trained.manifest,
+        dense: dense.map(slice).collect(),
+        row_ids,
+        rows,
+        removed_row_ids: vec![],
+    }
+}
+
+#[test]
+fn a_grown_model_predicts_what_it_predicted_and_learns_what_was_added() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let config = FmConfig { average_decay: 0.9, ..config() };
+    let mut old = trainer::create(&path("old"), &config, &spec(), DeviceKind::Cpu).unwrap();
+    for at in 0..60 {
+        old.step(&refs(&batch(at * 16))).unwrap();
+    }
+    old.save(&path("saved")).unwrap();
+    old.checkpoint(&path("fm"), "1.0.0").unwrap();
+    let asked = batch(9000);
+    let (asked_grown, said) = (grown(&asked), old.predict(&refs(&asked)).unwrap());
+
+    // In service.
+    let fm = load(&path("fm"), &path("rows"));
+    let served = fm.infer(&refs(&asked_grown)).unwrap();
+    assert_close(&served.tae, &said.tae);
+    assert_close(&columns(&served.main, 2, &[0]), &columns(&said.predictions, 2, &[0]));
+    assert!(columns(&served.main, 2, &[1]).iter().all(|&gift| gift == 0.5), "not learned yet");
+
+    // In training.
+    let growths = [growth()];
+    let from = ResumePaths { saved: &path("saved"), work: &path("new"), growths: &growths };
+    let to = growth().to;
+    let mut new = trainer::resume(from, &config, &to, DeviceKind::Cpu).unwrap();
+    let now = new.predict(&refs(&asked_grown)).unwrap();
+    assert_close(&now.tae, &said.tae);
+    assert_close(&columns(&now.predictions, 4, &[0]), &columns(&said.predictions, 2, &[0]));
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    for at in 60..200 {
+        let examples = batch(at * 16);
+        before.push(old.step(&refs(&examples)).unwrap());
+        after.push(new.step(&refs(&grown(&examples))).unwrap());
+    }
+    let clicks = [ne(&before[100..], 2, 0), ne(&after[100..], 4, 0)];
+    assert!(clicks[1] < clicks[0] + 0.05, "{clicks:?}");
+    let gift = ne(&after[100..], 4, 1);
+    assert!(gift < 0.7, "{gift}");
+
+    // Published weights of before and of now, whole and in part.
+    let said = old.predict(&refs(&asked)).unwrap();
+    for only in [None, Some("token_hidden.weight"), Some("head.output.weight")] {
+        fm.update(update(&mut *old, only)).unwrap();
+        assert_close(&fm.infer(&refs(&asked_grown)).unwrap().tae, &said.tae);
+    }
+    fm.update(update(&mut *new, None)).unwrap();
+    new.checkpoint(&path("fm-new"), "1.0.0").unwrap();
+    let said = new.predict(&refs(&asked_grown)).unwrap();
+    for fm in [fm, load(&path("fm-new"), &path("rows-new"))] {
+        let served = fm.infer(&refs(&asked_grown)).unwrap();
+        assert_close(&served.tae, &said.tae);
+        let said = columns(&said.predictions, 4, &[0, 1]);
+        assert_close(&served.main, &said);
+    }
+}

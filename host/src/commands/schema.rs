@@ -1,0 +1,122 @@
+//! `hypercast schema`: whether a schema has grown from another one, and how a data set takes it over.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use hypercast_data::schema::Schema;
+use hypercast_data::schema::growth::{AppendedEntry, SchemaGrowth};
+use serde_json::json;
+
+/// Let the schema of a data set grow while its models and streams go on
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A schema grows: surfaces, actions, values, tasks, features and counters are appended to their lists. A feature
+that is no longer used is named in `retired`, and stays. Everything else is refused, because what is stored has
+the numbers of the entries.")]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: SchemaCommand,
+}
+
+/// What is done with schemas.
+#[derive(Debug, Subcommand)]
+pub enum SchemaCommand {
+    /// Say what a schema has gained over another, what is refused, and what has to be done
+    Diff {
+        /// The schema of before: a file, or a data set's directory
+        old: PathBuf,
+        /// The schema to be
+        new: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Replace a data set's schema by one that has grown from it; the old one stays beside it as
+    /// schema.previous.toml
+    Apply {
+        /// The schema to be
+        new: PathBuf,
+        /// The data set's directory
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs a command on schemas.
+///
+/// # Errors
+/// A file that is no schema, or changes that are no growth.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (old, new, json, data) = match &args.command {
+        SchemaCommand::Diff { old, new, json } => (old, new, *json, None),
+        SchemaCommand::Apply { new, data, json } => (data, new, *json, Some(data)),
+    };
+    let (old, new) = (Schema::load(&file(old))?, Schema::load(&file(new))?);
+    let growth = match SchemaGrowth::between(&old, &new) {
+        Ok(growth) => growth,
+        Err(refused) => {
+            if json {
+                println!("{}", json!({ "refused": refused }));
+            } else {
+                refused.iter().for_each(|change| println!("refused: {change}"));
+            }
+            anyhow::bail!("{} changes are no growth; nothing was written", refused.len());
+        }
+    };
+    if let Some(dir) = data {
+        SchemaGrowth::apply(dir, &new)?;
+    }
+    if json {
+        println!("{}", json!({ "growth": growth, "next": next_steps(&growth) }));
+    } else {
+        print(&growth);
+    }
+    Ok(())
+}
+
+/// The file of a schema, which may be named by its directory.
+fn file(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join("schema.toml") } else { path.to_owned() }
+}
+
+fn print(growth: &SchemaGrowth) {
+    if growth.is_empty() {
+        return println!("the schemas are the same");
+    }
+    for AppendedEntry { kind, name, number } in &growth.appended {
+        println!("new {kind} `{name}`: number {number}");
+    }
+    growth.retired.iter().for_each(|name| println!("retired: feature `{name}`"));
+    growth.restored.iter().for_each(|name| println!("used again: feature `{name}`"));
+    if growth.ranges_changed {
+        println!("ranges changed");
+    }
+    println!("next:");
+    for (at, step) in next_steps(growth).iter().enumerate() {
+        println!("{}. {step}", at + 1);
+    }
+}
+
+/// What has to be done, in its order: a process must know a name before it reads it.
+fn next_steps(growth: &SchemaGrowth) -> Vec<&'static str> {
+    if growth.is_empty() {
+        return Vec::new();
+    }
+    let daemons = "restart the daemons (`hypercast serve`), one after the other";
+    if growth.is_layout_same() {
+        return vec![daemons];
+    }
+    vec![
+        "run `hypercast schema apply` on each machine that has a copy of the data set",
+        "restart the FM's trainer (`hypercast train fm --follow`) and the logging tier (`hypercast \
+         materialise --follow`): they go on where they were, and the trainer publishes a snapshot",
+        "restart the experts' trainers (`hypercast train expert NAME --follow`)",
+        "restart the joiner (`hypercast join`, or the daemon that joins)",
+        daemons,
+        "let callers send the new names; until a daemon knows them it answers 400",
+    ]
+}
