@@ -281,6 +281,7 @@ impl ExpertRuntime for NotingExperts {
             accepts_fm: "*".into(),
             fm: provenance.fm_version.clone(),
             schema: schema_hash(&dataset().schema),
+            earlier_schemas: Vec::new(),
             tae_dim: provenance.tae_dim,
             without_tae: false,
             surfaces: vec![SURFACE.into()],
