@@ -26,7 +26,7 @@ const PREFIX: usize = 8;
 /// Where a record belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RecordEnvelope {
-    /// Random, one for each publisher.
+    /// Random, one for each snapshot and the deltas that continue it.
     pub(super) chain: u64,
     /// The number of its publication.
     pub(super) sequence: u64,

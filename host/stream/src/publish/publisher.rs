@@ -66,6 +66,8 @@ pub struct Publisher {
     work: PathBuf,
     /// The end of the stream; `None` while it is unknown.
     tail: Option<PublishedTail>,
+    /// A number by chance for each snapshot and the deltas that continue it. The numbers of
+    /// publications can come again, because a stream that loses its tail goes on from what it has.
     chain: u64,
     deltas: u32,
     /// The published weights; `None` before a snapshot.
@@ -98,8 +100,8 @@ impl Publisher {
         let appender = engine.appender(&topic)?;
         let tail = Some(PublishedTail::of(&*engine, &topic)?);
         let work = work.to_path_buf();
-        let chain = entropy::number();
-        Ok(Self { engine, topic, appender, settings, work, tail, chain, deltas: 0, state: None })
+        let (chain, deltas) = (0, 0);
+        Ok(Self { engine, topic, appender, settings, work, tail, chain, deltas, state: None })
     }
 
     /// Whether the stream has a snapshot, from which a server can begin.
@@ -186,6 +188,7 @@ impl Publisher {
         header: PublicationHeader,
         tail: PublishedTail,
     ) -> Result<PublicationStats> {
+        self.chain = entropy::number();
         let mut state = PublishedState::new(source, &self.settings, &self.work)?;
         let (dim, rows) = source.rows().map_or((0, 0), |rows| (rows.dim(), rows.len()));
         let blocks: Vec<TensorSlice> = state.all_blocks().collect();
