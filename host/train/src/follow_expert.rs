@@ -21,6 +21,7 @@ use std::{
     io::Write,
     net::SocketAddr,
     path::PathBuf,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -196,7 +197,7 @@ struct FollowedVersion<'a> {
 
 /// Follows the feature logs, or the joined examples, and trains one version of an expert.
 pub struct ExpertFollower<'a> {
-    own: Arc<FollowedVersion<'a>>,
+    own: Rc<FollowedVersion<'a>>,
     /// None until there is something to learn from.
     training: Option<OnlineTraining<'a>>,
     /// Where the logs ended that were looked through and had nothing.
@@ -208,7 +209,7 @@ pub struct ExpertFollower<'a> {
 
 /// A version that has begun.
 struct OnlineTraining<'a> {
-    own: Arc<FollowedVersion<'a>>,
+    own: Rc<FollowedVersion<'a>>,
     feed: LogFeed,
     expert: Box<dyn OnlineExpert>,
     waiting: Option<PendingRows>,
@@ -267,7 +268,7 @@ impl<'a> ExpertFollower<'a> {
             telemetry: Arc::default(),
             stop: stop.clone(),
         };
-        let own = Arc::new(own);
+        let own = Rc::new(own);
         let mut looked_to = None;
         let training = OnlineTraining::begin(&own, &mut looked_to)?;
         Ok(ExpertFollower { own, training, looked_to, waits: false, _owner: owner })
@@ -324,7 +325,7 @@ impl<'a> ExpertFollower<'a> {
 impl<'a> OnlineTraining<'a> {
     /// Goes on where the version was saved, or begins with the past; none if there is none yet.
     fn begin(
-        own: &Arc<FollowedVersion<'a>>,
+        own: &Rc<FollowedVersion<'a>>,
         looked_to: &mut Option<LogPosition>,
     ) -> Result<Option<OnlineTraining<'a>>> {
         let Some(begun) = begin::begin(own, looked_to)? else { return Ok(None) };

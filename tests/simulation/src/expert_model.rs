@@ -72,7 +72,7 @@ impl ExpertNotes {
         postcard::from_bytes(&bytes).expect("a trainer of the same fields")
     }
 
-    /// What was saved.
+    /// Read from the values of `save`.
     pub fn of(saved: &SavedTrainer) -> ExpertNotes {
         let bytes = postcard::to_allocvec(saved).expect("plain data");
         let read = postcard::take_from_bytes::<Vec<Vec<f32>>>(&bytes);

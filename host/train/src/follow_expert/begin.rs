@@ -90,7 +90,8 @@ pub(super) fn feed(own: &FollowedVersion<'_>, begun: &StartedTrainer) -> Result<
         }
         _ => Err(Error::data(
             &own.work,
-            "it has followed the logs and is to follow a checkpoint, or the reverse; give another --version",
+            "it has followed the logs and is to follow a checkpoint, or the reverse; give another \
+             --version",
         )),
     }
 }
@@ -114,8 +115,8 @@ fn resume(own: &FollowedVersion<'_>, state: FollowerState) -> Result<StartedTrai
 }
 
 /// Learns from the logs that are there, or from the data set with TAEs of the checkpoint. None if
-/// these have no rows of its surfaces; logs are looked through again once they have another end than
-/// `looked_to`.
+/// these have no rows of its surfaces. Logs are looked through again once they have another end
+/// than `looked_to`.
 fn learn_past(
     own: &FollowedVersion<'_>,
     looked_to: &mut Option<LogPosition>,

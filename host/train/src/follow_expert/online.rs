@@ -50,13 +50,13 @@ pub trait ExpertRuntime {
 
 /// An expert that learns online.
 pub trait OnlineExpert {
-    /// What it predicts.
+    /// Its tasks, in the order of the predictions.
     fn tasks(&self) -> &[Task];
 
     /// The plugin, network and FM of what is published.
     fn provenance(&self) -> &Provenance;
 
-    /// What is published.
+    /// The parameters for predictions, averaged if the settings say so.
     fn weights(&self) -> &dyn WeightSource;
 
     /// Learns from the past before all else, and then goes on online. `report` sees the batches.
