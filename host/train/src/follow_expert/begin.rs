@@ -141,7 +141,16 @@ fn learn_past(
     }
     let Some(log) = opened(&logs, options)? else { return Ok(None) };
     let view = view(&log, surfaces);
-    let Some(survey) = view.survey()? else { return Ok(None) };
+    let Some(survey) = view.survey()? else {
+        if joined.is_none() {
+            return Ok(None);
+        }
+        // The data set does not grow, so waiting for rows of it would never end.
+        let advice = "an FM checkpoint computes the past from the data set. Leave it out, and \
+                      training begins with the first rows in the feature logs";
+        let what = format!("it has no rows on the surfaces of expert {}: {advice}", own.entry.name);
+        return Err(Error::data(&config.paths.dataset, what));
+    };
     let mut expert = own.runtime.begin(&view, survey)?;
     let mut until_ms = i64::MIN;
     let mut measured = EvalWindow::new(expert.tasks(), &dataset.schema);
