@@ -123,8 +123,8 @@ impl Standardiser {
         })
     }
 
-    /// Updates the statistics with a row. A value that is not finite is missing, and leaves those of
-    /// its column as they are.
+    /// Updates the statistics with a row. A value that is not finite is missing, and leaves those
+    /// of its column as they are.
     ///
     /// # Panics
     /// If the row has another number of columns.

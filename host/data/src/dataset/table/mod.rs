@@ -2,8 +2,8 @@
 //! format; it does not know what a column means.
 //!
 //! Columns are required (no nulls) scalars or lists of scalars, which every data tool reads. A
-//! table from another tool may declare its columns optional: a null is NaN among floats, and 0 where
-//! the reader asks for a category ([`Field::category`]); anywhere else it is an error.
+//! table from another tool may declare its columns optional: a null is NaN among floats, and 0
+//! where the reader asks for a category ([`Field::category`]); anywhere else it is an error.
 
 mod reader;
 mod writer;
