@@ -5,8 +5,8 @@
 //! fields, values below 2^56 never do, and larger ones, which are hashes, only if all their bits
 //! happen to fit: a chance of 2^-64 for each pair.
 
-/// The format of models whose fields have numbers of their own (`FmManifest::field_numbers`). Their keys
-/// have all bits.
+/// The format of models whose fields have numbers of their own (`FmManifest::field_numbers`). Their
+/// keys have all bits.
 pub(crate) const GROWN_FORMAT: u32 = 3;
 
 /// How a model's store names its rows; the format of its checkpoint says which.

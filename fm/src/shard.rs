@@ -22,10 +22,11 @@ use crate::{
     Result,
     alignment::{AlignmentModules, AlignmentOutput},
     batch::FmBatch,
+    checkpoint::weights_of,
     inference::{FmOutput, numbers, prediction, to_output},
     label_scale::LabelScales,
     loss::{LossTargets, cell_weights, mtml_loss},
-    model::{self, EmbeddedBatch, FmModel, ModelOutput},
+    model::{self, EmbeddedBatch, FmModel, ModelOutput, lock_weight_rng},
     spec::{FmConfig, FmSpec},
     trainer::StepOutput,
 };
@@ -35,6 +36,22 @@ use crate::{
 pub(crate) struct FmNetwork<B: Backend> {
     pub(crate) model: FmModel<B>,
     pub(crate) alignments: AlignmentModules<B>,
+}
+
+/// New weights from the configuration's seed. All are drawn here rather than at their first use,
+/// while the lock keeps other threads from drawing.
+pub(crate) fn fresh_network<A: AutodiffBackend + HstuBackend>(
+    config: &FmConfig,
+    spec: &FmSpec,
+) -> FmNetwork<A> {
+    let (_alone, device) = (lock_weight_rng(), &A::Device::default());
+    A::seed(device, config.seed);
+    let network = FmNetwork {
+        model: FmModel::new(config, spec, device),
+        alignments: AlignmentModules::new(config, spec, device),
+    };
+    weights_of(&network);
+    network
 }
 
 /// A batch with the sparse rows of its keys.

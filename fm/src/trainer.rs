@@ -20,11 +20,8 @@ use hypercast_store::{Adagrad, Store, StoreOptions};
 
 use crate::{
     Result,
-    alignment::AlignmentModules,
     batch::{BatchBuilder, FmBatch},
-    checkpoint::{
-        FmManifest, checkpoint_error, load_weights, replace_checkpoint, save_weights, weights_of,
-    },
+    checkpoint::{FmManifest, checkpoint_error, load_weights, replace_checkpoint, save_weights},
     cost::ModelSize,
     device::{Cpu, Cuda, DeviceKind},
     ema,
@@ -32,12 +29,12 @@ use crate::{
     growth::{SpecGrowth, growth_of},
     harm,
     label_scale::LabelScales,
-    model::{FmModel, lock_weight_rng},
     resume::{self, DenseOptimizer, TrainingState},
     row_keys::RowKeys,
     sampling::{ExampleSampler, ExampleSelection, split_by_memory},
     shard::{
-        self, FmNetwork, GatheredBatch, PassContext, Shard, ShardResult, merge_rows, valid_samples,
+        self, FmNetwork, GatheredBatch, PassContext, Shard, ShardResult, fresh_network, merge_rows,
+        valid_samples,
     },
     spec::{FmConfig, FmSpec},
     update::{TrainedWeights, WeightTensor},
@@ -591,22 +588,6 @@ where
             self.state.clone().write(draft, &self.network, record)
         })
     }
-}
-
-/// New weights from the configuration's seed. All are drawn here rather than at their first use,
-/// while the lock keeps other threads from drawing.
-fn fresh_network<A: AutodiffBackend + HstuBackend>(
-    config: &FmConfig,
-    spec: &FmSpec,
-) -> FmNetwork<A> {
-    let (_alone, device) = (lock_weight_rng(), &A::Device::default());
-    A::seed(device, config.seed);
-    let network = FmNetwork {
-        model: FmModel::new(config, spec, device),
-        alignments: AlignmentModules::new(config, spec, device),
-    };
-    weights_of(&network);
-    network
 }
 
 fn optimizer<A: AutodiffBackend>(config: &FmConfig) -> DenseOptimizer<A> {

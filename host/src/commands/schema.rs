@@ -1,4 +1,5 @@
-//! `hypercast schema`: whether a schema has grown from another one, and how a data set takes it over.
+//! `hypercast schema`: whether a schema has grown from another one, and how a data set takes it
+//! over.
 
 use std::path::{Path, PathBuf};
 

@@ -225,9 +225,9 @@ impl SchemaGrowth {
         })
     }
 
-    /// Replaces the schema of a data set by `new`, which must have grown from it, and returns what it
-    /// gained. The present file is kept beside it as `schema.previous.toml`. A crash leaves the old
-    /// or the new schema, and the same call may be made again.
+    /// Replaces the schema of a data set by `new`, which must have grown from it, and returns what
+    /// it gained. The present file is kept beside it as `schema.previous.toml`. A crash leaves the
+    /// old or the new schema, and the same call may be made again.
     ///
     /// # Errors
     /// `new` is no growth; the message names all changes that are none. The file system fails.
@@ -253,7 +253,7 @@ impl SchemaGrowth {
         self.appended.is_empty()
     }
 
-    /// Whether nothing differs.
+    /// Whether the two schemas are the same, their records of growth aside.
     pub fn is_empty(&self) -> bool {
         let same_features = self.retired.is_empty() && self.restored.is_empty();
         self.is_layout_same() && same_features && !self.ranges_changed

@@ -77,8 +77,8 @@ pub struct FmVersion {
     pub from_checkpoint: Option<PathBuf>,
     /// [`schema_hash`] of its training data.
     pub schema: String,
-    /// The same of the layouts that its schema had before: what was made under one of them goes with
-    /// it.
+    /// The same of the layouts that its schema had before: what was made under one of them goes
+    /// with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_schemas: Vec<String>,
     /// The width of its TAE.
@@ -131,8 +131,8 @@ pub struct ExpertVersion {
     pub fm: String,
     /// [`schema_hash`] of its training data.
     pub schema: String,
-    /// The same of the layouts that its schema had before: what was made under one of them goes with
-    /// it.
+    /// The same of the layouts that its schema had before: what was made under one of them goes
+    /// with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_schemas: Vec<String>,
     /// The width of the TAE that it reads.
