@@ -35,6 +35,8 @@ fn schema(item: Feature, context: Feature) -> Schema {
         counters: vec![],
         ids: Default::default(),
         ranges: vec![],
+        retired: vec![],
+        earlier: vec![],
     }
 }
 
