@@ -25,6 +25,7 @@ pub use self::missing::{MISSING, MissingColumns};
 pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};
 pub(crate) use self::upgrade::ColumnDefaults;
 pub use self::upgrade::ColumnUpgrade;
+pub use self::validate::MAX_ACTIONS;
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Numeric columns that every data set has, computed by `features`: log(1 + the user's events so

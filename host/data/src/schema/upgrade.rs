@@ -72,8 +72,7 @@ impl ColumnUpgrade {
         };
         if let Some(earlier) = self.earlier.iter().find(of) {
             target.ids = spread(&target.ids, &earlier.ids, self.ids, 0);
-            target.features =
-                spread(&target.features, &earlier.features, self.features, MISSING);
+            target.features = spread(&target.features, &earlier.features, self.features, MISSING);
             self.missing.fill(&mut target.features);
         }
     }

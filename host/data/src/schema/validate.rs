@@ -29,7 +29,7 @@ const RESERVED: [&str; 17] = [
 ];
 
 /// An outcome has one bit for each action.
-const MAX_ACTIONS: usize = 32;
+pub const MAX_ACTIONS: usize = 32;
 
 impl Schema {
     /// Whether no feature may have a name, because another column has it in every data set.

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use hypercast_data::schema::MAX_ACTIONS;
+
 use super::ColumnHints;
 use super::sample::{Sample, SampledColumn};
 use crate::error::{CommonErrors as _, Error, Result};
@@ -164,8 +166,10 @@ impl<'a> Roles<'a> {
         Ok(roles)
     }
 
-    /// Flags that differ within requests and items are what users did.
+    /// Flags that differ within requests and items are what users did. Where there are more of
+    /// them than a schema can have actions, they describe something, and only names tell an action.
     fn sort_actions(&mut self, open: &[&'a SampledColumn]) {
+        let mut unnamed = Vec::new();
         for &column in open.iter().filter(|column| column.is_flag()) {
             let set = (0..column.ids.len()).filter(|&row| column.is_set(row)).count();
             let together = self.request.as_ref().unwrap_or(&self.user);
@@ -180,9 +184,16 @@ impl<'a> Roles<'a> {
                 let of = if of_item { "each item" } else { "all rows of a request" };
                 self.others.push(role(&format!("the same for {of}, so nothing that a user did")));
             } else {
-                self.actions.push(role("yes or no, and different within requests and items"));
+                unnamed.push(role("yes or no, and different within requests and items"));
             }
         }
+        if self.actions.len() + unnamed.len() <= MAX_ACTIONS {
+            self.actions.append(&mut unnamed);
+        }
+        for role in &mut unnamed {
+            role.reason = format!("yes or no, as more than {MAX_ACTIONS} columns are");
+        }
+        self.others.append(&mut unnamed);
     }
 
     /// Numbers that are not 0 only where an action happened came of it.

@@ -139,6 +139,25 @@ fn attributes_of_requests_and_items_are_no_actions() {
 }
 
 #[test]
+fn a_log_with_more_flags_than_there_can_be_actions_has_those_that_names_tell() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags: String = (0..40).map(|at| format!(",affinity_{at}")).collect();
+    let row = |at: u64| {
+        let chance = hypercast_core::hash::mix64(at + 1);
+        let bits: String = (0..41).map(|bit| format!(",{}", chance >> bit & 1)).collect();
+        format!("{},{},{}{bits}\n", at % 30, chance % 20, 1_764_000_000_000_u64 + at * 60_000)
+    };
+    let rows: String = (0..200).map(row).collect();
+    let log = format!("user,item,ts,click{flags}\n{rows}");
+    std::fs::write(dir.path().join("log-0.csv"), log).unwrap();
+    let options = InferOptions { items: vec![], users: vec![], ..options(dir.path(), "csv") };
+    infer(&options).unwrap();
+    let mapping = Mapping::load(&options.into).unwrap();
+    assert_eq!(names(&mapping.actions, |action| &action.name), ["click"]);
+    assert_eq!(mapping.context_features.len(), 40);
+}
+
+#[test]
 fn a_request_is_what_has_one_user_and_one_time() {
     let dir = tempfile::tempdir().unwrap();
     let row = |at: u64| {
