@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc};
 use fixtures::{batch, config, spec};
 use hypercast_fm::{
     device::DeviceKind,
-    example::Example,
+    example::{Example, Item},
     growth::SpecGrowth,
     inference::{self, FmServingOptions, FoundationModel},
     spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
@@ -19,13 +19,14 @@ use hypercast_fm::{
 /// A surface, an action with a main task, a value with an auxiliary one, and columns of all kinds
 /// are added; what stood last no longer does.
 fn growth() -> SpecGrowth {
-    let from = spec();
+    let from = FmSpec { item_dense: 1, item_optional: vec![0], ..spec() };
     let mut to = FmSpec {
         surfaces: ["home", "shop", "late"].map(String::from).to_vec(),
         actions: 2,
         values: 2,
         item_ids: 2,
-        item_dense: 1,
+        item_dense: 2,
+        item_optional: vec![0, 1],
         features: 3,
         profile_ids: vec![6],
         ..from.clone()
@@ -44,18 +45,38 @@ fn growth() -> SpecGrowth {
     SpecGrowth { from, to, features: vec![1], profiles: vec![] }
 }
 
+/// Requests of before, whose items have an optional number.
+fn requests(first: u64) -> Vec<Example> {
+    let mut examples = batch(first);
+    for example in &mut examples {
+        let events = example.history.iter_mut().map(|event| &mut event.item);
+        let items = events.chain(example.targets.iter_mut().map(|target| &mut target.item));
+        for item in items {
+            let number = if item.id.is_multiple_of(4) { f32::NAN } else { item.id as f32 };
+            Arc::make_mut(item).dense = vec![number];
+        }
+    }
+    examples
+}
+
+/// An item with what was added: a category and another optional number.
+fn grow(item: &mut Arc<Item>) {
+    let item = Arc::make_mut(item);
+    item.ids.push(item.id % 3);
+    item.dense.push(if item.id.is_multiple_of(3) { f32::NAN } else { item.id as f32 });
+}
+
 /// The same requests with everything that was added.
 fn grown(examples: &[Example]) -> Vec<Example> {
     let mut examples = examples.to_vec();
     for example in &mut examples {
         for event in &mut example.history {
-            let item = Arc::make_mut(&mut event.item);
-            (item.ids, item.dense) = (vec![item.ids[0], item.id % 3], vec![item.id as f32]);
+            grow(&mut event.item);
             event.outcome.known |= 2;
         }
         for target in &mut example.targets {
-            let item = Arc::make_mut(&mut target.item);
-            (item.ids, item.dense) = (vec![item.ids[0], item.id % 3], vec![item.id as f32]);
+            grow(&mut target.item);
+            let item = &target.item;
             target.ids = vec![3; 7];
             target.features = vec![item.id as f32, target.features[0], 100.0];
             target.outcome.known |= 2;
@@ -131,13 +152,13 @@ fn a_grown_model_predicts_what_it_predicted_and_learns_what_was_added() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let config = FmConfig { average_decay: 0.9, ..config() };
-    let mut old = trainer::create(&path("old"), &config, &spec(), DeviceKind::Cpu).unwrap();
+    let mut old = trainer::create(&path("old"), &config, &growth().from, DeviceKind::Cpu).unwrap();
     for at in 0..60 {
-        old.step(&refs(&batch(at * 16))).unwrap();
+        old.step(&refs(&requests(at * 16))).unwrap();
     }
     old.save(&path("saved")).unwrap();
     old.checkpoint(&path("fm"), "1.0.0").unwrap();
-    let asked = batch(9000);
+    let asked = requests(9000);
     let (asked_grown, said) = (grown(&asked), old.predict(&refs(&asked)).unwrap());
 
     // In service.
@@ -157,7 +178,7 @@ fn a_grown_model_predicts_what_it_predicted_and_learns_what_was_added() {
     assert_close(&columns(&now.predictions, 4, &[0]), &columns(&said.predictions, 2, &[0]));
     let (mut before, mut after) = (Vec::new(), Vec::new());
     for at in 60..200 {
-        let examples = batch(at * 16);
+        let examples = requests(at * 16);
         before.push(old.step(&refs(&examples)).unwrap());
         after.push(new.step(&refs(&grown(&examples))).unwrap());
     }

@@ -120,10 +120,10 @@ fn a_run_of_format_1_goes_on_with_the_keys_that_its_store_has() {
     set_format(path("fm").join("fm.json"), 1);
     assert_eq!(own, predictions());
     let later = std::fs::read_to_string(path("fm").join("fm.json")).unwrap();
-    let later = later.replacen("\"format\": 1", "\"format\": 3", 1);
+    let later = later.replacen("\"format\": 1", "\"format\": 4", 1);
     std::fs::write(path("fm").join("fm.json"), later).unwrap();
     let error = inference::load(&path("fm"), FmServingOptions::default()).err().unwrap();
-    assert!(error.to_string().contains("reads formats 1 to 2"), "{error}");
+    assert!(error.to_string().contains("reads formats 1 to 3"), "{error}");
 }
 
 #[test]

@@ -31,6 +31,9 @@ pub fn schema() -> Schema {
     Schema { ranges: ranges.map(range).to_vec(), ..world::schema() }
 }
 
+/// More than all honest requests of a run.
+const REQUESTS: u64 = 1 << 16;
+
 /// A request of an honest user, by its number.
 #[derive(Debug, Clone, Copy)]
 pub struct HonestRequest(pub u64);
@@ -43,7 +46,7 @@ impl HonestRequest {
 
     /// The number of the honest request with an id.
     pub fn of(id: u64) -> Option<HonestRequest> {
-        (FIRST_ID..1 << 40).contains(&id).then(|| HonestRequest(id - FIRST_ID))
+        (FIRST_ID..FIRST_ID + REQUESTS).contains(&id).then(|| HonestRequest(id - FIRST_ID))
     }
 
     fn user(self) -> u64 {
