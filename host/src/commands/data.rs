@@ -9,6 +9,7 @@ use hypercast_data::check::{CheckReport, check};
 use hypercast_data::dataset::Dataset;
 use hypercast_data::dataset::entity_id::EntityId;
 use hypercast_data::schema::Schema;
+use hypercast_import::FileFormat;
 use hypercast_import::ImportReport;
 use hypercast_import::events::{ConvertedLine, EventImport};
 use hypercast_import::infer::{ColumnHints, InferOptions, infer};
@@ -43,6 +44,9 @@ pub enum DataCommand {
         /// Files with the features of users
         #[arg(long, value_name = "FILES", num_args = 1..)]
         users: Vec<String>,
+        /// The form of the rows, where the files' endings do not say it: csv, tsv, jsonl or parquet
+        #[arg(long)]
+        format: Option<FileFormat>,
         /// The log's column of users, if it is not found
         #[arg(long, value_name = "COLUMN")]
         user: Option<String>,
@@ -120,9 +124,19 @@ pub enum Preset {
 /// Runs a command on files.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
-        DataCommand::Infer { impressions, items, users, user, item, time, surface, into } => {
+        DataCommand::Infer {
+            impressions,
+            items,
+            users,
+            format,
+            user,
+            item,
+            time,
+            surface,
+            into,
+        } => {
             let hints = ColumnHints { user, item, time, surface };
-            infer(&InferOptions { impressions, items, users, hints, into: into.clone() })?;
+            infer(&InferOptions { impressions, items, users, format, hints, into: into.clone() })?;
             println!("written to {}; look at each line before you import", into.display());
         }
         DataCommand::Import {

@@ -12,7 +12,7 @@ use self::roles::Roles;
 use self::sample::Sample;
 use self::write::{Findings, MappingText};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::input::{InputFile, InputOptions};
+use crate::input::{FileFormat, InputFile, InputOptions};
 use crate::mapping::Mapping;
 
 /// The files to look at, and where the mapping goes.
@@ -24,6 +24,8 @@ pub struct InferOptions {
     pub items: Vec<String>,
     /// The files of users.
     pub users: Vec<String>,
+    /// The form of the files' rows, where their endings do not say it.
+    pub format: Option<FileFormat>,
     /// Columns of the log that are known.
     pub hints: ColumnHints,
     /// The mapping to write.
@@ -59,7 +61,8 @@ pub fn infer(options: &InferOptions) -> Result<()> {
     let find = |patterns: &[String]| match patterns {
         [] => Ok(None),
         _ => {
-            let files = InputFile::find(patterns, Path::new(""), &InputOptions::default())?;
+            let input = InputOptions { format: options.format, ..InputOptions::default() };
+            let files = InputFile::find(patterns, Path::new(""), &input)?;
             Sample::read(&files).map(Some)
         }
     };

@@ -16,6 +16,7 @@ fn options(dir: &Path, ending: &str) -> InferOptions {
         impressions: of("log-*"),
         items: of("items"),
         users: of("users"),
+        format: None,
         hints: ColumnHints::default(),
         into: dir.join("mapping.toml"),
     }
@@ -89,6 +90,22 @@ fn what_is_not_found_is_asked_for() {
     assert_eq!(mapping.impressions.time_unit, TimeUnit::S);
     assert_eq!((mapping.ids.users, mapping.surfaces), (IdKind::Integer, vec!["main".to_owned()]));
     assert!(refused(ColumnHints::default()).contains("may have been corrected"));
+}
+
+#[test]
+fn a_form_that_no_ending_says_is_named_and_stands_in_the_mapping() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = |at: u64| format!("{}\t{}\t{}\t{}\n", at % 3, at, 1_764_000_000 + at, at % 2);
+    let log = "user\titem\tts\tliked\n".to_owned() + &(0..30).map(row).collect::<String>();
+    std::fs::write(dir.path().join("log-0.inter"), log).unwrap();
+    let files = InferOptions { items: vec![], users: vec![], ..options(dir.path(), "inter") };
+    let error = infer(&files).unwrap_err().to_string();
+    assert!(error.contains("`--format` of `data infer`"), "{error}");
+    infer(&InferOptions { format: Some(FileFormat::Tsv), ..files.clone() }).unwrap();
+    let mapping = Mapping::load(&files.into).unwrap();
+    import(&mapping, None, &dir.path().join("data")).unwrap();
+    let dataset = Dataset::open(&dir.path().join("data")).unwrap();
+    assert_eq!(dataset.rows, 30);
 }
 
 #[test]

@@ -169,6 +169,9 @@ impl<'a> MappingText<'a> {
     fn files(&mut self, patterns: &[String]) {
         let patterns: Vec<String> = patterns.iter().map(|pattern| quoted(pattern)).collect();
         self.key("files", &format!("[{}]", patterns.join(", ")), "");
+        if let Some(format) = self.findings.options.format {
+            self.key("options", &format!("{{ format = \"{format}\" }}"), "as `--format` says");
+        }
     }
 
     fn outcomes(&mut self) {

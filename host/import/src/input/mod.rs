@@ -7,9 +7,11 @@ mod compressed;
 mod json;
 mod parquet;
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,6 +44,31 @@ pub enum FileFormat {
     Jsonl,
     /// Apache Parquet, compressed inside or not.
     Parquet,
+}
+
+impl FromStr for FileFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<FileFormat, String> {
+        match name {
+            "csv" => Ok(FileFormat::Csv),
+            "tsv" => Ok(FileFormat::Tsv),
+            "jsonl" => Ok(FileFormat::Jsonl),
+            "parquet" => Ok(FileFormat::Parquet),
+            _ => Err("csv, tsv, jsonl or parquet".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for FileFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FileFormat::Csv => "csv",
+            FileFormat::Tsv => "tsv",
+            FileFormat::Jsonl => "jsonl",
+            FileFormat::Parquet => "parquet",
+        })
+    }
 }
 
 /// What the names of files do not say. All of it is optional.
@@ -145,8 +172,8 @@ impl InputFile {
             _ => None,
         };
         let Some(format) = format else {
-            let reason = "its ending does not say what it is; set `options.format` to csv, tsv, \
-                          jsonl or parquet";
+            let reason = "its ending does not say what it is; set `options.format` in the mapping, or \
+                          `--format` of `data infer`, to csv, tsv, jsonl or parquet";
             return Err(Error::data(path, reason));
         };
         if format == FileFormat::Parquet && bare.is_some() {
