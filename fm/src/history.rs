@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hypercast_kernels::{history::KeptLayer, serving::ServingBackend};
 use quick_cache::{Weighter, sync::Cache};
 
-use crate::example::{Event, Example};
+use crate::example::{Event, Example, Item};
 
 /// A user's encoded history: `[n]` tokens, oldest first.
 #[derive(Debug, Clone, Default)]
@@ -45,11 +45,18 @@ impl<B: ServingBackend> EncodedHistory<B> {
 
 /// Whether two events give the same token. Items are shared, so most comparisons are of pointers.
 fn same_token(a: &Event, b: &Event) -> bool {
-    let item = Arc::ptr_eq(&a.item, &b.item) || a.item == b.item;
+    let item = Arc::ptr_eq(&a.item, &b.item) || is_same_item(&a.item, &b.item);
     let values = |event: &Event| event.outcome.values.map(f32::to_bits);
     item && (a.surface, a.time_ms) == (b.surface, b.time_ms)
         && (a.outcome.actions, a.outcome.known) == (b.outcome.actions, b.outcome.known)
         && values(a) == values(b)
+}
+
+/// Whether two items have the same features. Numbers are compared by their bits, as those that are
+/// missing are NaN.
+fn is_same_item(a: &Item, b: &Item) -> bool {
+    let dense = |item: &Item| item.dense.iter().map(|number| number.to_bits()).collect::<Vec<_>>();
+    (a.id, &a.ids, &a.content) == (b.id, &b.ids, &b.content) && dense(a) == dense(b)
 }
 
 /// The cached part of a request's history.

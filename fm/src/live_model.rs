@@ -259,6 +259,7 @@ fn check_compatible(new: &FmManifest, now: &FmManifest) -> Result<()> {
         ("version", new.version != now.version),
         ("configuration", new.config != now.config),
         ("specification", new.spec != now.spec),
+        ("numbering of fields", new.field_numbers != now.field_numbers),
     ];
     let Some((what, _)) = differs.into_iter().find(|(_, differs)| *differs) else {
         return Ok(());

@@ -356,13 +356,17 @@ impl FmSpec {
         self.item_dense + self.item_optional.len()
     }
 
-    /// Those numbers of an item, not standardised.
+    /// Those numbers of an item, not standardised. One that is missing and not optional is 0.
     pub(crate) fn numbers_of<'a>(&self, item: &'a Item) -> Cow<'a, [f32]> {
-        if self.item_optional.is_empty() {
+        let is_known = |number: &f32| number.is_finite();
+        if self.item_optional.is_empty() && item.dense.iter().all(is_known) {
             return Cow::Borrowed(&item.dense);
         }
         let is_missing = |&at: &usize| f32::from(u8::from(!item.dense[at].is_finite()));
-        let numbers = item.dense.iter().copied();
+        let number = |(at, &number): (usize, &f32)| {
+            if is_known(&number) || self.item_optional.contains(&at) { number } else { 0.0 }
+        };
+        let numbers = item.dense.iter().enumerate().map(number);
         numbers.chain(self.item_optional.iter().map(is_missing)).collect()
     }
 

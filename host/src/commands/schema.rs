@@ -102,22 +102,21 @@ fn print(growth: &SchemaGrowth) {
     }
 }
 
-/// What has to be done, in its order: a process must know a name before it reads it.
+/// What has to be done, in its order. All processes stop, because one that knows the schema of before
+/// drops what it does not know.
 fn next_steps(growth: &SchemaGrowth) -> Vec<&'static str> {
     if growth.is_empty() {
         return Vec::new();
     }
-    let daemons = "restart the daemons (`hypercast serve`), one after the other";
-    if growth.is_layout_same() {
-        return vec![daemons];
-    }
-    vec![
+    let mut steps = vec![
         "run `hypercast schema apply` on each machine that has a copy of the data set",
-        "restart the FM's trainer (`hypercast train fm --follow`) and the logging tier (`hypercast \
-         materialise --follow`): they go on where they were, and the trainer publishes a snapshot",
-        "restart the experts' trainers (`hypercast train expert NAME --follow`)",
-        "restart the joiner (`hypercast join`, or the daemon that joins)",
-        daemons,
-        "let callers send the new names; until a daemon knows them it answers 400",
-    ]
+        "stop the daemons, the joiner, the trainers and the logging tier: each keeps the schema \
+         that it read at its start",
+        "start the logging tier (`hypercast materialise --follow`), then all others: they go on \
+         where they were, and the FM's trainer publishes a snapshot",
+    ];
+    if !growth.is_layout_same() {
+        steps.push("let callers send the new names; until a daemon knows them it answers 400");
+    }
+    steps
 }

@@ -53,8 +53,8 @@ fn world(dir: &Path, is_of_item: bool, optional: bool) -> Dataset {
     for id in 0..2 * REQUESTS {
         let clicked = random.random_bool(0.4);
         let is_missing = random.random_bool(if clicked { 0.9 } else { 0.1 });
-        // Mostly the mean, so that no network finds out by itself.
-        let known = [2.0, 4.0].get(random.random_range(0..20)).copied().unwrap_or(3.0);
+        // Mostly 0, so that no network finds out by itself.
+        let known = [-1.0, 1.0].get(random.random_range(0..20)).copied().unwrap_or(0.0);
         let telling = if is_missing { MISSING } else { known };
         let [price, battery] = if is_of_item { [telling, 1.0] } else { [1.0, telling] };
         items.push(Item { id, dense: vec![price], ..Item::default() });

@@ -214,11 +214,11 @@ fn missing(of: FeatureName<'_>, [first, second]: &[ColumnSums; 2]) -> Option<Fin
         return None;
     }
     let share = 100.0 * count as f64 / rows as f64;
-    let what =
-        format!("{share:.1} % of its cells are missing, and count as the mean of the others");
+    let what = format!("{share:.1} % of its cells are missing, and are read as 0");
     let severity = if count == rows { Severity::Warned } else { Severity::Noted };
     let finding = Finding::new(severity, FindingKind::MissingFeature, of.file, what);
-    let advice = "with `optional = true` in schema.toml, models learn from its absence";
+    let advice =
+        "with `optional = true` in schema.toml, which makes another schema, models learn from it";
     Some(Finding { count, ..finding.column(of.name).advice(advice) })
 }
 

@@ -3,6 +3,12 @@
 use super::{Counter, Feature, FeatureKind, LabelTransform, Task, TaskKind, TaskRole, ValueRange};
 
 impl Feature {
+    /// What a dense feature is in a request or event that does not say it: missing if it is
+    /// optional, else 0.
+    pub fn missing_number(&self) -> f32 {
+        if self.optional { MISSING } else { 0.0 }
+    }
+
     /// A feature that is not optional.
     pub fn new(name: &str, kind: FeatureKind) -> Feature {
         Feature { name: name.into(), kind, optional: false }

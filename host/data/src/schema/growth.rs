@@ -332,8 +332,10 @@ impl Judge {
         self.names(kind, &names(old), &names(new));
         for (was, is) in pairs(old, new, |feature| &feature.name) {
             if was != is {
+                let what =
+                    if was.kind == is.kind { "differs in `optional`" } else { "has another type" };
                 let advice = "keep it, and append a feature with another name";
-                self.refuse(format!("{kind} `{}`", was.name), "has another type", advice);
+                self.refuse(format!("{kind} `{}`", was.name), what, advice);
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hypercast_fm::example::{Example, Item, Target, User};
 
-use super::{FeatureCounts, FeatureWidths, MISSING, MissingColumns, Schema};
+use super::{Feature, FeatureCounts, FeatureKind, FeatureWidths, MISSING, MissingColumns, Schema};
 use crate::dataset::ContextFeatures;
 
 /// The layouts that records of a schema can have, and the way to the present one.
@@ -140,7 +140,7 @@ impl ColumnUpgrade {
 /// after they were retired, and what then stands in each row.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ColumnDefaults {
-    /// By name; [`MISSING`] of numbers, which for ids is 0.
+    /// By name; ids are 0 whatever it says.
     may_lack: HashMap<String, f32>,
     retired: HashSet<String>,
 }
@@ -157,11 +157,14 @@ impl ColumnDefaults {
             .into_iter()
             .chain(added(schema.feature_columns(), oldest.feature_columns()));
         for name in features.chain(retired.iter().cloned()) {
-            may_lack.insert(format!("history_{name}"), MISSING);
-            may_lack.insert(name, MISSING);
+            let feature = schema.features().find(|feature| feature.name == name);
+            let missing = feature.map_or(MISSING, Feature::missing_number);
+            may_lack.insert(format!("history_{name}"), missing);
+            may_lack.insert(name, missing);
         }
         // Where an optional feature is made up, so is the column that says it is missing.
-        for feature in schema.features().filter(|feature| feature.optional) {
+        let is_dense = |feature: &&Feature| feature.kind == FeatureKind::Dense;
+        for feature in schema.features().filter(|feature| feature.optional).filter(is_dense) {
             let column = format!("{}_missing", feature.name);
             if retired.contains(&feature.name) {
                 retired.insert(column.clone());
@@ -170,6 +173,8 @@ impl ColumnDefaults {
                 may_lack.insert(column, 1.0);
             }
         }
+        let of_history = retired.iter().map(|name| format!("history_{name}")).collect::<Vec<_>>();
+        retired.extend(of_history);
         let unknown = |name: String| (name, MISSING);
         let values = added(schema.values.clone(), oldest.values.clone());
         may_lack.extend(values.into_iter().map(|name| unknown(format!("value_{name}"))));

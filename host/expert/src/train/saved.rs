@@ -7,7 +7,6 @@ use hypercast_fm::label_scale::LabelScales;
 use serde::{Deserialize, Serialize};
 
 use super::{ExpertOptimizer, ExpertTrainer, TrainerConfig};
-use crate::graph::ExpertGraph;
 use crate::params::{Parameters, Provenance, hash_text};
 use crate::{Blueprint, Device, Error};
 
@@ -45,21 +44,27 @@ impl SavedTrainer {
     /// The parameters for predictions: the averaged ones, if there are any.
     ///
     /// # Errors
-    /// They do not fit `graph`; the error says what they are of instead.
-    pub fn predicting(&self, graph: &ExpertGraph) -> Result<Parameters, &'static str> {
+    /// They do not fit the expert; the error says what they are of instead.
+    pub fn predicting(&self, blueprint: &Blueprint) -> Result<Parameters, &'static str> {
         let values = self.average.as_ref().map_or(&self.values, |(values, _)| values);
-        self.parameters(graph, values)
+        self.parameters(blueprint, values)
     }
 
+    /// Parameters whose columns are standardised as they were, wherever they stand in the schema
+    /// now.
     fn parameters(
         &self,
-        graph: &ExpertGraph,
+        blueprint: &Blueprint,
         values: &[Vec<f32>],
     ) -> Result<Parameters, &'static str> {
+        let graph = &blueprint.graph;
         if self.provenance.graph != hash_text(graph) {
             return Err("another network");
         }
-        Parameters::with_values(graph, values.to_vec(), self.provenance.clone())
+        let normaliser = self.provenance.normaliser.grown(blueprint.columns.feature_names());
+        let normaliser = normaliser.ok_or("numeric features that the schema lacks")?;
+        let provenance = Provenance { normaliser, ..self.provenance.clone() };
+        Parameters::with_values(graph, values.to_vec(), provenance)
             .filter(|_| self.optimizer.fits(graph))
             .ok_or("parameters of other shapes")
     }
@@ -89,8 +94,7 @@ impl ExpertTrainer {
         config: TrainerConfig,
         device: Device,
     ) -> Result<ExpertTrainer, Error> {
-        let graph = &blueprint.graph;
-        let parameters = saved.parameters(graph, &saved.values).map_err(misfit(&blueprint))?;
+        let parameters = saved.parameters(&blueprint, &saved.values).map_err(misfit(&blueprint))?;
         if saved.average.is_some() != (config.average_decay > 0.0) {
             let other = "a configuration with or without averaging (expert_training.average_decay)";
             return Err(misfit(&blueprint)(other));
@@ -107,9 +111,9 @@ impl ExpertTrainer {
     /// # Errors
     /// The state is of another network.
     pub fn go_back(&mut self, saved: &SavedTrainer) -> Result<(), Error> {
-        let (graph, misfit) = (&self.blueprint.graph, misfit(&self.blueprint));
-        let parameters = saved.parameters(graph, &saved.values).map_err(&misfit)?;
-        let predicting = saved.predicting(graph).map_err(&misfit)?;
+        let (blueprint, misfit) = (&self.blueprint, misfit(&self.blueprint));
+        let parameters = saved.parameters(blueprint, &saved.values).map_err(&misfit)?;
+        let predicting = saved.predicting(blueprint).map_err(&misfit)?;
         self.parameters = parameters;
         self.optimizer = saved.optimizer.clone();
         let average = self.average.take().zip(saved.average.as_ref());

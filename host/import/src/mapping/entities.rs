@@ -23,11 +23,10 @@ pub(super) struct EntityRecord {
 impl EntityRecord {
     /// Whether both say the same; a number that is missing is like any other that is.
     fn is_same(&self, other: &EntityRecord) -> bool {
-        let bits = |of: &EntityRecord| -> Vec<u32> {
-            of.features.dense.iter().map(|number| number.to_bits()).collect()
-        };
-        let same_ids = self.features.ids == other.features.ids;
-        same_ids && self.name == other.name && bits(self) == bits(other)
+        let (own, of_other) = (&self.features.dense, &other.features.dense);
+        let is_same = |(a, b): (&f32, &f32)| a == b || (a.is_nan() && b.is_nan());
+        let same_numbers = own.len() == of_other.len() && own.iter().zip(of_other).all(is_same);
+        same_numbers && self.features.ids == other.features.ids && self.name == other.name
     }
 }
 

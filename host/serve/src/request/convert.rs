@@ -12,7 +12,7 @@ use hypercast_core::clock::mistaken_unit;
 use hypercast_data::{
     dataset::{ContextFeatures, entity_id::EntityId},
     features::{CandidateInput, RequestInput},
-    schema::{BeyondRange, Feature, FeatureKind, IdKind, MISSING, Schema, ValueRange, category_id},
+    schema::{BeyondRange, Feature, FeatureKind, IdKind, Schema, ValueRange, category_id},
 };
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 use hypercast_stream::events::check_time;
@@ -284,11 +284,13 @@ impl Converter {
         ids: &mut Vec<u64>,
         dense: &mut Vec<f32>,
     ) -> RequestResult<()> {
-        let count = |kind| features.iter().filter(|feature| feature.kind == kind).count();
-        ids.resize(count(FeatureKind::Categorical), 0);
-        dense.resize(count(FeatureKind::Dense), MISSING);
+        let of_kind = |kind| features.iter().filter(move |feature| feature.kind == kind);
+        ids.resize(of_kind(FeatureKind::Categorical).count(), 0);
+        let unknown = of_kind(FeatureKind::Dense).map(Feature::missing_number);
+        dense.extend(unknown.skip(dense.len()));
         let (mut ids, mut dense) = (ids.iter_mut(), dense.iter_mut());
-        for Feature { name, kind, .. } in features {
+        for feature in features {
+            let Feature { name, kind, .. } = feature;
             let sent = from.iter().find_map(|named| named.get(name));
             // Whoever still sends a retired feature need not change at once.
             let value = sent.filter(|_| !self.schema.is_retired(name));
@@ -310,7 +312,7 @@ impl Converter {
                     let column = dense.next().expect("one for each");
                     *column = match value {
                         None => *column,
-                        Some(FeatureValue::Missing) => MISSING,
+                        Some(FeatureValue::Missing) => feature.missing_number(),
                         Some(FeatureValue::Id(number)) => self.number(name, *number as f32)?,
                         Some(FeatureValue::Number(number)) => self.number(name, *number as f32)?,
                         Some(FeatureValue::Text(_)) => return Err(wrong("a number")),

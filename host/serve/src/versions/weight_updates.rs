@@ -140,9 +140,13 @@ impl WeightFeed {
                 let Some(live) = live.upgrade() else { return Ok(false) };
                 let mut new = parameters.apply(&publication.parameter_update())?;
                 let names = &parameters.provenance.normaliser.names;
-                if let Some(grown) = new.provenance.normaliser.grown(names) {
-                    new.provenance.normaliser = grown;
-                }
+                let Some(grown) = new.provenance.normaliser.grown(names) else {
+                    return Err(Error::invalid(
+                        "they were trained with numeric features that this daemon's schema lacks; \
+                         restart the daemon with the schema that has grown",
+                    ));
+                };
+                new.provenance.normaliser = grown;
                 live.expert.replace(live.expert.now().renewed(new.clone(), *device)?);
                 **parameters = new;
             }

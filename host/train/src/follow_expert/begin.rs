@@ -20,6 +20,7 @@ use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_core::{atomic_dir, disk};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogPosition, LogReader};
+use hypercast_data::schema::Schema;
 use hypercast_expert::train::SavedTrainer;
 use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope};
 use hypercast_stream::streams::{StreamPlace, StreamTrail, Topic};
@@ -74,6 +75,7 @@ pub(super) fn feed(own: &FollowedVersion<'_>, begun: &StartedTrainer) -> Result<
         (FeedPosition::Logs(from), None) => {
             let fm = &begun.expert.provenance().fm_version;
             let logs = LogFollower::open(&config.paths.logs, fm, from)?;
+            check_layout(&logs.schema, own)?;
             let of = LetterScope { reader: &reader, source: FEATURE_LOGS };
             let RecordReports { rate, stop, .. } = reports;
             let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
@@ -140,6 +142,7 @@ fn learn_past(
         return Ok(None);
     }
     let Some(log) = opened(&logs, options)? else { return Ok(None) };
+    check_layout(&log.schema, own)?;
     let view = view(&log, surfaces);
     let Some(survey) = view.survey()? else {
         if joined.is_none() {
@@ -178,6 +181,18 @@ fn learn_past(
     };
     let (orders, last) = (None, None);
     Ok(Some(StartedTrainer { expert, place, orders, joined, last, measured }))
+}
+
+/// Checks that logs are written in the present layout of a schema that has grown. In an earlier one
+/// their columns would stand in other places than the network expects.
+fn check_layout(logged: &Schema, own: &FollowedVersion<'_>) -> Result<()> {
+    let logged = logged.layout();
+    if own.dataset.schema.layouts().skip(1).any(|earlier| earlier == logged) {
+        let reason = "the data set's schema has grown since, and nothing has written here under the \
+                      new one; start the logging tier (`hypercast materialise --follow`) first";
+        return Err(Error::data(&own.config.paths.logs, reason));
+    }
+    Ok(())
 }
 
 /// The logs, if there are any yet.

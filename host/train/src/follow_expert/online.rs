@@ -206,7 +206,7 @@ impl OnlineExpert for PluginExpert {
     fn set_published(&mut self, saved: &SavedTrainer) -> Result<()> {
         let blueprint = &self.stream.blueprint;
         let name = &blueprint.description.name;
-        let parameters = saved.predicting(&blueprint.graph).map_err(|why| {
+        let parameters = saved.predicting(blueprint).map_err(|why| {
             hypercast_expert::Error::refused(name, format!("what it published last is of {why}"))
         })?;
         self.published = Some(parameters);
