@@ -1,6 +1,8 @@
 //! Parts of schemas that code writes: the importers and the simulator.
 
-use super::{Counter, Feature, FeatureKind, LabelTransform, Task, TaskKind, TaskRole, ValueRange};
+use super::{
+    Counter, Feature, FeatureKind, LabelTransform, MISSING, Task, TaskKind, TaskRole, ValueRange,
+};
 
 impl Feature {
     /// What a dense feature is in a request or event that does not say it: missing if it is
