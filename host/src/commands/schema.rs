@@ -102,8 +102,8 @@ fn print(growth: &SchemaGrowth) {
     }
 }
 
-/// What has to be done, in its order. All processes stop, because one that knows the schema of before
-/// drops what it does not know.
+/// What has to be done, in its order. All processes stop, because one that knows the schema of
+/// before drops what it does not know.
 fn next_steps(growth: &SchemaGrowth) -> Vec<&'static str> {
     if growth.is_empty() {
         return Vec::new();
