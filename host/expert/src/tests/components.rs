@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use hypercast_core::prerequisite::skip;
-use hypercast_data::schema::{Task, TaskKind};
+use hypercast_data::schema::{Feature, FeatureKind, Task, TaskKind};
 use hypercast_fm::example::Example;
 
 use super::build::{TAE_DIM, example, noise, schema};
+use crate::normalise::Normaliser;
 use crate::train::{OptimizerConfig, ServingParameters};
 use crate::wasm::Fault;
 use crate::wasm::contract::{Decision, Evaluation, Quality, Slice, Verdict};
@@ -170,6 +171,36 @@ fn training_is_deterministic() {
         };
         assert_eq!(run(), run(), "{}", path.display());
     }
+}
+
+/// A feature of items stands before the counters and built-in columns, so those move.
+#[test]
+fn a_trainer_goes_on_in_a_grown_schema_with_the_scales_of_its_columns() {
+    let log = log(20);
+    let mut grown = schema();
+    grown.item_features.push(Feature::new("weight", FeatureKind::Dense));
+    let paths = components("HYPERCAST_PLUGINS");
+    let mut resumed = 0;
+    for path in &paths {
+        let (_, trainer) = trained(path, &log);
+        let later = Arc::new(Blueprint::load(engine(), path, &grown, &options()).unwrap());
+        let saved = trainer.saved();
+        let was = &saved.provenance().normaliser.clone();
+        let Ok(trainer) =
+            ExpertTrainer::resume(later.clone(), saved, TrainerConfig::default(), Device::Cpu)
+        else {
+            continue; // It reads all columns, so it has another network now.
+        };
+        resumed += 1;
+        let is = &trainer.parameters().provenance.normaliser;
+        assert_eq!(is.names, later.columns.feature_names());
+        for (at, name) in was.names.iter().enumerate() {
+            let place = is.names.iter().position(|other| other == name).unwrap();
+            let scale = |of: &Normaliser, at: usize| (of.mean[at], of.deviation[at]);
+            assert_eq!(scale(was, at), scale(is, place), "{name}");
+        }
+    }
+    assert!(paths.is_empty() || resumed > 0);
 }
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
