@@ -422,7 +422,8 @@ mod tests {
     fn what_is_null_or_absent_is_missing() {
         let mut schema = Schema::clone(&converter().schema);
         let device = Feature::new("device", FeatureKind::Categorical);
-        schema.context_features = vec![Feature::new("battery", FeatureKind::Dense), device];
+        let battery = Feature::new("battery", FeatureKind::Dense);
+        schema.context_features = vec![Feature { optional: true, ..battery }, device];
         let made = |optional: bool, body: &str| {
             let mut schema = schema.clone();
             schema.item_features[0].optional = optional;
