@@ -71,7 +71,7 @@ fn each_planted_fault_is_found() {
     };
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(&search);
+            scope.spawn(search);
         }
     });
 }
