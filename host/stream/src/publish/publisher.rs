@@ -61,7 +61,9 @@ pub struct PublicationStats {
 pub struct Publisher {
     engine: Arc<dyn StreamEngine>,
     topic: Topic,
-    appender: Arc<dyn Appender>,
+    /// `None` after a failure: an appender whose disk has failed takes no more, and one that is
+    /// opened anew looks first at what was stored, as after a restart.
+    appender: Option<Arc<dyn Appender>>,
     settings: PublishSettings,
     work: PathBuf,
     /// The end of the stream; `None` while it is unknown.
@@ -97,7 +99,7 @@ impl Publisher {
         settings: PublishSettings,
         work: &Path,
     ) -> Result<Publisher> {
-        let appender = engine.appender(&topic)?;
+        let appender = Some(engine.appender(&topic)?);
         let tail = Some(PublishedTail::of(&*engine, &topic)?);
         let work = work.to_path_buf();
         let (chain, deltas) = (0, 0);
@@ -141,13 +143,17 @@ impl Publisher {
             published_ms: now_ms(),
             manifest: source.manifest(),
         };
-        match (delta, state) {
+        let published = match (delta, state) {
             (Some(delta), Some(state)) => {
                 (header.kind, header.parent) = (PublicationKind::Delta, tail.sequence - 1);
                 self.publish_delta(source, header, tail, delta, state)
             }
             _ => self.publish_snapshot(source, header, tail),
+        };
+        if published.is_err() {
+            self.appender = None;
         }
+        published
     }
 
     fn publish_delta(
@@ -222,15 +228,20 @@ impl Publisher {
     }
 
     fn begin(
-        &self,
+        &mut self,
         header: PublicationHeader,
         total: WeightsTotal,
         dim: usize,
         tail: PublishedTail,
     ) -> Result<PublicationWriter> {
         total.check(dim).map_err(|why| Error::refused(format!("{}: {why}", self.topic)))?;
+        let appender = match self.appender.take() {
+            Some(appender) => appender,
+            None => self.engine.appender(&self.topic)?,
+        };
+        self.appender = Some(appender.clone());
         let mut writer = PublicationWriter {
-            appender: self.appender.clone(),
+            appender,
             topic: self.topic.clone(),
             level: self.settings.zstd_level,
             envelope: RecordEnvelope {
