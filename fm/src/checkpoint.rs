@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The version of the format of checkpoints and saved runs that are new: since 2 the store's keys
-/// have all bits of an id. Those of version 1 are read, and go on as they are; others are refused.
+/// have all bits of an id. Those of version 1 are read, and go on as they are.
 pub const FORMAT: u32 = 2;
 
 /// The newest format that this build reads: that of models whose data has grown fields.
@@ -63,7 +63,7 @@ impl FmManifest {
     /// Reads `fm.json` of a checkpoint.
     ///
     /// # Errors
-    /// A file that is missing, unreadable or of another format.
+    /// A file that is missing, unreadable, or of a format that this build does not read.
     pub fn read(dir: &Path) -> Result<Self> {
         Self::read_in(&current_checkpoint(dir))
     }

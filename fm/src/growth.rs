@@ -257,6 +257,8 @@ fn wide(places: &[usize], dim: usize) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// Builds of before field numbers would read other rows than the model's, and refuse the format.
+/// A model of format 1 keeps it, because it also says how the keys are made: such a build must not
+/// read it.
 fn grown_format(format: u32, field_numbers: &[u8]) -> u32 {
     if field_numbers.is_empty() || format < 2 { format } else { GROWN_FORMAT }
 }

@@ -55,8 +55,9 @@ fn same_token(a: &Event, b: &Event) -> bool {
 /// Whether two items have the same features. Numbers are compared by their bits, as those that are
 /// missing are NaN.
 fn is_same_item(a: &Item, b: &Item) -> bool {
-    let dense = |item: &Item| item.dense.iter().map(|number| number.to_bits()).collect::<Vec<_>>();
-    (a.id, &a.ids, &a.content) == (b.id, &b.ids, &b.content) && dense(a) == dense(b)
+    let bits = |number: &f32| number.to_bits();
+    (a.id, &a.ids, &a.content) == (b.id, &b.ids, &b.content)
+        && a.dense.iter().map(bits).eq(b.dense.iter().map(bits))
 }
 
 /// The cached part of a request's history.

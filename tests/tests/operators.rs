@@ -239,6 +239,24 @@ fn restored(binary: &Path, dir: &Path, expected: &Value) {
     assert!(daemon.stop());
 }
 
+/// It was ready, and answered 500, when nothing compared the two.
+#[test]
+fn an_fm_that_cannot_read_the_data_sets_columns_is_refused_with_the_way_out() {
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("misfit") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(&world(dir, 300, 1), dir);
+    run_well(&binary, dir, &["train", "fm"]);
+    let path = dir.join("data/schema.toml");
+    let schema = std::fs::read_to_string(&path).unwrap();
+    let counter =
+        "\n[[counters]]\nname = \"creator_like\"\nkey = [\"creator\"]\naction = \"like\"\n";
+    std::fs::write(&path, schema + counter).unwrap();
+    let (well, text) = run(&binary, dir, &["serve", "--listen", "127.0.0.1:0"]);
+    assert!(!well && text.contains("numeric columns instead of"), "{text}");
+    assert!(text.contains("hypercast schema apply"), "{text}");
+}
+
 #[test]
 fn a_daemon_on_a_public_address_must_be_protected() {
     let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("protection") else { return };

@@ -93,7 +93,7 @@ pub struct ExpertColumns {
     sources: Vec<ColumnSource>,
     /// The schema's numeric columns that the network reads, in the order of its columns.
     features: Vec<usize>,
-    /// What `rank` reads.
+    /// The columns that `rank` reads, in the order of the description.
     rank: Vec<(Column, ColumnSource)>,
     feature_names: Vec<String>,
     history_len: usize,

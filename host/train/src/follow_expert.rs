@@ -120,7 +120,7 @@ pub struct ExpertContext<'a> {
     pub config: &'a Config,
     /// The entry of `[[experts]]` that is trained.
     pub entry: &'a ExpertEntry,
-    /// Where guests run.
+    /// The engine in which the plugin's guests run.
     pub guests: &'a expert::Engine,
 }
 
@@ -171,9 +171,9 @@ fn plugin_version(context: ExpertContext<'_>) -> Result<String> {
 pub struct ExpertServices<'a> {
     /// The data set, for its schema and the past.
     pub dataset: &'a Dataset,
-    /// The streams.
+    /// The streams of weights, decisions and dead letters, and of joined examples.
     pub engine: Arc<dyn StreamEngine>,
-    /// What makes the experts.
+    /// What makes experts and goes on with saved ones.
     pub runtime: Box<dyn ExpertRuntime + 'a>,
 }
 

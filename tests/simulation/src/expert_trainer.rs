@@ -121,7 +121,7 @@ impl SteppedExpert {
     /// Ends it in order: it saves and publishes.
     ///
     /// # Errors
-    /// It cannot.
+    /// It cannot save or publish, and says why.
     pub fn stop(self) -> Result<(), String> {
         let report = self.follower.finish(&mut io::sink()).map_err(|error| error.to_string())?;
         if report.published > self.published {
@@ -131,6 +131,7 @@ impl SteppedExpert {
     }
 }
 
+/// Notes that the newest weights are surely stored.
 fn note_published() {
     let world = Simulation::current();
     let expert = &mut world.ledger.borrow_mut().expert;
@@ -139,7 +140,7 @@ fn note_published() {
 
 /// A row of the logs.
 struct FollowedRow {
-    /// Before it.
+    /// Where a follower stands before it reads the row.
     position: LogPosition,
     past_key: u64,
     key: u64,

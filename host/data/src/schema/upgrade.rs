@@ -47,7 +47,7 @@ impl ColumnUpgrade {
     }
 
     /// Whether the schema has had one layout alone, so that nothing is to be brought to another.
-    pub fn is_trivial(&self) -> bool {
+    fn is_trivial(&self) -> bool {
         self.earlier.is_empty()
     }
 
@@ -80,8 +80,7 @@ impl ColumnUpgrade {
     /// Brings an item that others share to the present layout.
     pub fn shared_item(&self, item: &mut Arc<Item>) {
         if self.grows(&item.ids, &item.dense, |widths| widths.item) {
-            let Item { ids, dense, .. } = Arc::make_mut(item);
-            extend(ids, dense, self.now.item);
+            self.item(Arc::make_mut(item));
         }
     }
 
@@ -99,8 +98,8 @@ impl ColumnUpgrade {
         }
     }
 
-    /// Brings a context to the present layout. Either of its lists may be empty: all
-    /// of them are missing.
+    /// Brings a context to the present layout. Either of its lists may be empty: all of them are
+    /// missing.
     pub fn context(&self, context: &mut ContextFeatures) {
         let ContextFeatures { ids, dense } = context;
         let fits = |given: usize, of: usize| given == 0 || given == of;
