@@ -165,6 +165,29 @@ mod tests {
         assert!(folder.join("Cargo.lock").is_file(), "the versions of the checkout");
     }
 
+    /// Otherwise the first test of an expert builds all dependencies of the harness once more.
+    #[test]
+    fn dependencies_are_built_as_in_the_repository() {
+        let (_dir, folder) = create("home", "feed");
+        let profile = |file: &Path| {
+            let text = std::fs::read_to_string(file).unwrap();
+            text.parse::<toml::Table>().unwrap()["profile"]["dev"].clone()
+        };
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
+        let (expert, repository) = (profile(&folder.join("Cargo.toml")), profile(&repository));
+        for (key, value) in expert.as_table().unwrap().iter().filter(|(key, _)| *key != "package") {
+            assert_eq!(Some(value), repository.get(key), "{key}");
+        }
+        let packages = expert["package"].as_table().unwrap();
+        let is_dependency = |name: &str| name != "home" && !name.starts_with("hypercast-");
+        let dependencies: Vec<_> =
+            packages.iter().filter(|(name, _)| is_dependency(name)).collect();
+        assert!(dependencies.len() > 1);
+        for (name, settings) in dependencies {
+            assert_eq!(Some(settings), repository["package"].get(name), "{name}");
+        }
+    }
+
     #[test]
     fn invalid_names_and_folders_in_use_are_refused() {
         for name in ["", "Home", "2nd", "a_b", "a-", "a b", "../a"] {

@@ -6,7 +6,7 @@ use hypercast_simulation::{plan::Plan, plant::PLANTS, world::Simulation};
 
 /// Seeds of a run within `cargo verify`. Set `HYPERCAST_SEEDS=FROM..TO` for others.
 fn seeds() -> std::ops::Range<u64> {
-    let Ok(set) = std::env::var("HYPERCAST_SEEDS") else { return 0..100 };
+    let Ok(set) = std::env::var("HYPERCAST_SEEDS") else { return 0..60 };
     let (from, to) = set.split_once("..").expect("HYPERCAST_SEEDS is FROM..TO");
     from.parse().expect("a number")..to.parse().expect("a number")
 }
@@ -27,7 +27,7 @@ fn no_promise_is_broken() {
 
 #[test]
 fn a_run_repeats() {
-    for seed in 0..10 {
+    for seed in 0..5 {
         let plan = Plan::of(seed);
         let hashes = [(); 2].map(|()| Simulation::run(&plan, None, false).timeline.trace.hash());
         assert_eq!(hashes[0], hashes[1], "seed {seed}");
@@ -51,8 +51,14 @@ fn plans_that_showed_faults_show_none() {
 
 /// Where the search begins for planted faults that few seeds show, so that it is short. `plant` of
 /// the binary finds the first seeds of all.
-const RARE: [(&str, u64); 3] =
-    [("no-ticks", 207), ("checksums-forgotten", 204), ("holes-untold", 153)];
+const RARE: [(&str, u64); 6] = [
+    ("no-ticks", 295),
+    ("checksums-forgotten", 204),
+    ("holes-untold", 153),
+    ("ends-ignored", 36),
+    ("logs-unread", 22),
+    ("locks", 18),
+];
 
 /// Oracles that see nothing would pass everything. Two threads search, because it takes longest of
 /// these tests.

@@ -39,6 +39,7 @@ const STEPS: &[(&str, &str, &str)] = &[
     ("c-tools", "", "examples/c-expert/tools.sh {target}/c-tools"),
     // Builds the binary, the plugins and the hostile guests that the other steps use.
     ("verify", "", "cargo verify -- --no-fail-fast"),
+    ("deny", "", "cargo xtask deny"),
     // What `.ci/run` does not look at: the benches' rivals.
     (
         "clippy",

@@ -1,7 +1,7 @@
 //! The registry's state: the result of all its decisions. It applies decisions and answers queries;
 //! `rules` says which decisions are allowed.
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -45,7 +45,7 @@ impl ExpertVersions {
     /// The versions in semver order.
     pub fn in_order(&self) -> Vec<&ExpertVersion> {
         let mut versions: Vec<&ExpertVersion> = self.versions.values().collect();
-        versions.sort_by(|a, b| semver_order(&a.version, &b.version));
+        versions.sort_by_cached_key(|&version| semver_key(&version.version));
         versions
     }
 
@@ -69,7 +69,7 @@ impl Registry {
     /// The FM versions in semver order.
     pub fn fms(&self) -> Vec<&FmVersion> {
         let mut fms: Vec<&FmVersion> = self.fms.values().collect();
-        fms.sort_by(|a, b| semver_order(&a.version, &b.version));
+        fms.sort_by_cached_key(|&fm| semver_key(&fm.version));
         fms
     }
 
@@ -266,7 +266,7 @@ pub fn user_bucket(user: u64, expert: &str) -> f64 {
 pub fn choose_version(shares: &Shares, bucket: f64) -> Option<&str> {
     let mut versions: Vec<(&str, f64)> =
         shares.iter().map(|(version, share)| (version.as_str(), *share)).collect();
-    versions.sort_by(|(a, _), (b, _)| semver_order(a, b));
+    versions.sort_by_cached_key(|&(version, _)| semver_key(version));
     let mut until = 0.0;
     let found = versions.iter().find(|(_, share)| {
         until += share;
@@ -276,10 +276,9 @@ pub fn choose_version(shares: &Shares, bucket: f64) -> Option<&str> {
     found.or(versions.last()).map(|(version, _)| *version)
 }
 
-/// Orders versions by semver; others come first.
-pub(super) fn semver_order(a: &str, b: &str) -> Ordering {
-    let parse = |text: &str| semver::Version::parse(text).ok();
-    parse(a).cmp(&parse(b)).then_with(|| a.cmp(b))
+/// What versions are sorted by: semver; others come first.
+fn semver_key(version: &str) -> (Option<semver::Version>, &str) {
+    (semver::Version::parse(version).ok(), version)
 }
 
 fn unknown(what: &str, name: &str) -> Error {
