@@ -8,6 +8,7 @@ use hypercast_data::schema::{Counter, IdKind, Schema};
 use super::InferOptions;
 use super::roles::{Role, Roles, id_column, is_position};
 use super::sample::{Sample, SampledColumn, percent};
+use super::tags::TagProposal;
 use crate::cell::TimeUnit;
 
 /// The most different texts of a category.
@@ -250,7 +251,12 @@ impl<'a> MappingText<'a> {
     }
 
     fn list(&mut self, column: &SampledColumn) {
-        if column.is_list() {
+        if let Some(TagProposal { separator, max_values, reason }) = column.tags() {
+            self.key("max_values", &max_values.to_string(), &reason);
+            if let Some(separator) = separator {
+                self.key("separator", &quoted(&separator.to_string()), "");
+            }
+        } else if column.is_list() {
             self.key("list", "\"first\"", "of a list, only its first element");
         }
     }
@@ -305,7 +311,8 @@ impl<'a> MappingText<'a> {
             self.key("column", &quoted(&column.name), &column.describe());
             self.optional(column);
             self.list(column);
-            if entity == "items" && kind == "categorical" && column.different().len() > 1 {
+            let is_key = kind == "categorical" && column.tags().is_none();
+            if entity == "items" && is_key && column.different().len() > 1 {
                 self.keys.push(name);
             }
         }
@@ -397,6 +404,9 @@ fn feature_kind(column: &SampledColumn) -> Result<&'static str, &'static str> {
     }
     if column.time_unit().is_some() {
         return Err("it is a time");
+    }
+    if column.tags().is_some() {
+        return Ok("categorical");
     }
     if column.is_list() {
         let is_text = column.numbers.iter().all(|number| number.is_nan());
