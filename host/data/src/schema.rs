@@ -248,8 +248,8 @@ impl Schema {
         self.retired.iter().any(|name| name == feature)
     }
 
-    /// The names of `Target::ids`: the built-in ids, then the columns of the categorical features of
-    /// items, users and contexts. A feature of several values has one for each (see [`tags`]).
+    /// The names of `Target::ids`: the built-in ids, then the columns of the categorical features
+    /// of items, users and contexts. A feature of several values has one for each (see [`tags`]).
     pub fn id_columns(&self) -> Vec<String> {
         let built_in = BUILT_IN_IDS.iter().map(|name| name.to_string());
         built_in.chain(self.features_of(FeatureKind::Categorical)).collect()
