@@ -11,6 +11,7 @@ use hypercast_core::hash::IdHashKey;
 use crate::{
     Error, Result,
     example::{Event, Example, Item, Outcome},
+    fields::{ABSENT, FieldColumn, FieldWidths},
     label_scale::{LabelScale, LabelScales},
     row_keys::RowKeys,
     sampling::{ExampleSelection, HistoryWindow, WeightedTarget},
@@ -28,10 +29,15 @@ pub struct FmBatch {
     pub target_offsets: Vec<u32>,
     /// The distinct store keys of the batch.
     pub keys: Vec<u64>,
-    /// `[(H + R) * fields]`: index into `keys`.
+    /// `[(H + R) * columns]`: index into `keys`, by the columns of `token_fields`.
     pub key_index: Vec<u32>,
-    /// `[R * profile_ids]`: index into `keys`; empty without `candidate_columns`.
+    /// `[R * profile_ids]`: index into `keys`, by the columns of `profile_fields`; empty without
+    /// `candidate_columns`.
     pub profile_index: Vec<u32>,
+    /// The fields of `key_index`.
+    pub token_fields: FieldWidths,
+    /// The fields of `profile_index`.
+    pub profile_fields: FieldWidths,
     /// `[(H + R) * (item_numbers + content)]`: dense features and which are missing, standardised,
     /// then the content vector.
     pub dense: Vec<f32>,
@@ -149,13 +155,25 @@ pub struct BatchBuilder {
     pub row_keys: RowKeys,
     /// The numbers of the fields in those keys; empty if they are the fields' indices.
     pub field_numbers: Vec<u8>,
+    /// The fields of a token, and their columns.
+    pub(crate) token_fields: FieldWidths,
+    pub(crate) token_columns: Vec<FieldColumn>,
+    /// The same of the user's and request's categories.
+    pub(crate) profile_fields: FieldWidths,
+    pub(crate) profile_columns: Vec<FieldColumn>,
 }
 
 impl BatchBuilder {
     /// A builder for models of this specification and configuration, and of a store with these
     /// keys.
     pub fn new(spec: &FmSpec, config: &FmConfig, row_keys: RowKeys) -> Self {
+        let token_fields = FieldWidths::new(spec.token_widths());
+        let profile_fields = FieldWidths::new(spec.profile_widths());
         Self {
+            token_columns: token_fields.columns(),
+            token_fields,
+            profile_columns: profile_fields.columns(),
+            profile_fields,
             spec: spec.clone(),
             window: config.history_window(),
             include_profiles: config.candidate_columns,
@@ -206,7 +224,14 @@ impl BatchBuilder {
         let log_odds =
             self.spec.tasks.iter().map(|task| scale(task).map_or(0.0, |of| of.log_odds()));
         let log_odds = log_odds.collect();
-        let batch = FmBatch { history_offsets, target_offsets, log_odds, ..FmBatch::default() };
+        let batch = FmBatch {
+            history_offsets,
+            target_offsets,
+            log_odds,
+            token_fields: self.token_fields.clone(),
+            profile_fields: self.profile_fields.clone(),
+            ..FmBatch::default()
+        };
         let known = HashMap::default();
         let mut writer = BatchWriter { batch_builder: self, statistics, known, batch };
         for selected in examples {
@@ -237,7 +262,7 @@ impl BatchBuilder {
             let (ids, dense, numbers) = (item.ids.len(), item.dense.len(), item.content.len());
             if (ids, dense) != (*item_ids, *item_dense) {
                 let found =
-                    format!("item {} has {ids} categorical and {dense} dense features", item.id);
+                    format!("item {} has {ids} categorical and {dense} dense columns", item.id);
                 return fail(found, format!("{item_ids} and {item_dense}"));
             }
             if *content > 0 && ![0, *content].contains(&numbers) {
@@ -280,6 +305,14 @@ impl BatchWriter<'_> {
         index
     }
 
+    /// The index of a column's value; `first` is the number of fields before those of the columns.
+    fn value_index(&mut self, column: FieldColumn, first: usize, value: u64) -> u32 {
+        if column.is_of_several && value == 0 {
+            return ABSENT;
+        }
+        self.index(self.batch_builder.key(first + column.field, value))
+    }
+
     /// Appends the `chosen` events. The time gap of each is that to its predecessor in the history,
     /// even if sampling left the predecessor out.
     fn history(&mut self, events: &[Event], chosen: &[usize]) {
@@ -318,17 +351,12 @@ impl BatchWriter<'_> {
 
     /// Appends a token of the event or request on a surface at a time.
     fn token(&mut self, item: &Item, surface: u16, time_ms: i64, before_ms: Option<i64>) {
-        let mut field = 0;
-        let mut push = |value: u64| {
-            let index = self.index(self.batch_builder.key(field, value));
+        let event = [u64::from(surface), hour_of_day(time_ms), gap_bucket(time_ms, before_ms)];
+        let values = [item.id].into_iter().chain(item.ids.iter().copied()).chain(event);
+        for (&column, value) in self.batch_builder.token_columns.iter().zip(values) {
+            let index = self.value_index(column, 0, value);
             self.batch.key_index.push(index);
-            field += 1;
-        };
-        push(item.id);
-        item.ids.iter().for_each(|&id| push(id));
-        push(u64::from(surface));
-        push(hour_of_day(time_ms));
-        push(gap_bucket(time_ms, before_ms));
+        }
         let numbers = self.batch_builder.spec.numbers_of(item);
         self.statistics.item_dense.append(&numbers, &mut self.batch.dense);
         let with_content = self.batch.dense.len() + self.batch_builder.spec.content;
@@ -343,8 +371,8 @@ impl BatchWriter<'_> {
         let spec = &self.batch_builder.spec;
         let first = spec.token_fields();
         if self.batch_builder.include_profiles {
-            for (field, &column) in (first..).zip(&spec.profile_ids) {
-                let index = self.index(self.batch_builder.key(field, ids[column]));
+            for (&column, &at) in self.batch_builder.profile_columns.iter().zip(&spec.profile_ids) {
+                let index = self.value_index(column, first, ids[at]);
                 self.batch.profile_index.push(index);
             }
         }
@@ -413,6 +441,7 @@ mod tests {
             item_optional: Vec::new(),
             features: 0,
             profile_ids: vec![],
+            id_widths: Default::default(),
             tasks: vec![
                 task("click", true, TaskLabel::Action(0)),
                 task("watch", false, TaskLabel::Value(0)),

@@ -73,6 +73,7 @@ mod tests {
             item_optional: Vec::new(),
             features: 2,
             profile_ids: vec![],
+            id_widths: Default::default(),
             content: 0,
             tasks: vec![task],
         };

@@ -26,7 +26,7 @@ pub struct SpecGrowth {
     pub to: FmSpec,
     /// The present index of each of the earlier `Target::features`.
     pub features: Vec<usize>,
-    /// The present index of each of the earlier `FmSpec::profile_ids`.
+    /// The present index of each of the earlier categorical features of users and requests.
     pub profiles: Vec<usize>,
 }
 
@@ -149,7 +149,7 @@ impl SpecGrowth {
     /// The numbers of the fields of a grown model: of earlier fields what they had, and of new ones
     /// the next that are free. Empty if each is the field's index.
     fn field_numbers(&self, earlier: &[u8]) -> Vec<u8> {
-        let count = |spec: &FmSpec| spec.token_fields() + spec.profile_ids.len();
+        let count = |spec: &FmSpec| spec.token_fields() + spec.profile_fields();
         let (was, is) = (count(&self.from), count(&self.to));
         let number = |at: usize| earlier.get(at).copied().unwrap_or(at as u8);
         let mut numbers: Vec<Option<u8>> = vec![None; is];

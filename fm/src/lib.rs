@@ -39,6 +39,7 @@
 //!     item_optional: Vec::new(),
 //!     features: 0,
 //!     profile_ids: vec![],
+//!     id_widths: Default::default(),
 //!     tasks: vec![TaskSpec {
 //!         name: "click".into(),
 //!         main: true,
@@ -85,6 +86,7 @@ pub mod cost;
 pub mod device;
 mod ema;
 pub mod example;
+pub mod fields;
 pub mod growth;
 pub mod harm;
 mod hash_rng;

@@ -19,6 +19,7 @@ use hypercast_kernels::{
 use crate::{
     Error, Result,
     batch::FmBatch,
+    fields::FieldWidths,
     hstu::HstuLayer,
     spec::{FmConfig, FmSpec},
 };
@@ -52,7 +53,7 @@ pub struct CandidateEncoder<B: Backend> {
 pub struct EmbeddedBatch<B: Backend> {
     /// `[H + R, fields * embedding_dim]`.
     pub tokens: Tensor<B, 2>,
-    /// `[R, profile_ids * embedding_dim]`, if the model has `candidate_columns` and the data has
+    /// `[R, profile fields * embedding_dim]`, if the model has `candidate_columns` and the data has
     /// profile columns.
     pub profiles: Option<Tensor<B, 2>>,
 }
@@ -61,18 +62,17 @@ impl<B: Backend> EmbeddedBatch<B> {
     /// Lays out `rows` `[keys, embedding_dim]`, the rows of the batch's distinct keys, by token.
     pub(crate) fn new(batch: &FmBatch, rows: &[f32]) -> Self {
         let dim = rows.len() / batch.keys.len();
-        let gather = |index: &[u32], places: usize| {
-            let mut flat = Vec::with_capacity(index.len() * dim);
-            for &index in index {
-                flat.extend_from_slice(&rows[index as usize * dim..][..dim]);
-            }
-            let shape = [places, index.len() / places * dim];
+        let gather = |fields: &FieldWidths, index: &[u32], places: usize| {
+            let flat = fields.gather(index, rows, dim);
+            let shape = [places, flat.len() / places];
             Tensor::from_data(TensorData::new(flat, shape), &B::Device::default())
         };
+        let FmBatch { token_fields, profile_fields, key_index, profile_index, .. } = batch;
+        let places = batch.history_tokens() + batch.targets();
         Self {
-            tokens: gather(&batch.key_index, batch.history_tokens() + batch.targets()),
-            profiles: (!batch.profile_index.is_empty())
-                .then(|| gather(&batch.profile_index, batch.targets())),
+            tokens: gather(token_fields, key_index, places),
+            profiles: (!profile_index.is_empty())
+                .then(|| gather(profile_fields, profile_index, batch.targets())),
         }
     }
 }

@@ -243,6 +243,7 @@ mod tests {
             item_dense: 0,
             item_optional: Vec::new(),
             profile_ids: vec![],
+            id_widths: Default::default(),
             features: 0,
             tasks: vec![TaskSpec {
                 name: "click".into(),

@@ -23,6 +23,7 @@ use crate::{
     alignment::{AlignmentModules, AlignmentOutput},
     batch::FmBatch,
     checkpoint::weights_of,
+    fields::FieldWidths,
     inference::{FmOutput, numbers, prediction, to_output},
     label_scale::LabelScales,
     loss::{LossTargets, cell_weights, mtml_loss},
@@ -205,13 +206,17 @@ where
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
     let mut gradients = loss.backward();
     let mut row_gradients = vec![0.0; part.rows.len()];
-    let mut scatter = |leaf: &Tensor<A, 2>, index: &[u32]| {
+    let mut scatter = |leaf: &Tensor<A, 2>, fields: &FieldWidths, index: &[u32]| {
         if let Some(sparse) = leaf.grad_remove(&mut gradients) {
-            add_rows(&mut row_gradients, index, sparse.into_data(), config.embedding_dim);
+            let sparse = sparse.into_data().convert::<f32>();
+            let sparse = sparse.as_slice::<f32>().expect("converted to f32");
+            fields.scatter(index, sparse, &mut row_gradients, config.embedding_dim);
         }
     };
-    scatter(&leaves.tokens, &batch.key_index);
-    leaves.profiles.iter().for_each(|profiles| scatter(profiles, &batch.profile_index));
+    scatter(&leaves.tokens, &batch.token_fields, &batch.key_index);
+    if let Some(profiles) = &leaves.profiles {
+        scatter(profiles, &batch.profile_fields, &batch.profile_index);
+    }
     let dense = GradientsParams::from_grads(gradients, network);
     let keys = batch.keys.clone();
     Ok((ShardGradients { loss: value, dense, keys, row_gradients }, output))
@@ -305,17 +310,6 @@ fn by_task<B: Backend>(
         }
     }
     all
-}
-
-/// Adds the gradients `[tokens, fields * dim]` of every occurrence of a key to its row of `rows`
-/// `[keys, dim]`.
-fn add_rows(rows: &mut [f32], index: &[u32], gradients: TensorData, dim: usize) {
-    let gradients = gradients.convert::<f32>();
-    let flat = gradients.as_slice::<f32>().expect("converted to f32");
-    for (&index, part) in index.iter().zip(flat.chunks_exact(dim)) {
-        let at = index as usize * dim;
-        rows[at..at + dim].iter_mut().zip(part).for_each(|(sum, &g)| *sum += g);
-    }
 }
 
 /// Prepares each of `all` on the calling thread and runs it on another one, `threads` at a time:

@@ -258,7 +258,7 @@ pub struct FmSpec {
     pub actions: usize,
     /// The number of real values in an outcome.
     pub values: usize,
-    /// The number of categorical features of an item.
+    /// The number of categorical columns of an item.
     pub item_ids: usize,
     /// The number of dense features of an item.
     pub item_dense: usize,
@@ -271,11 +271,41 @@ pub struct FmSpec {
     /// Indices into `Target::ids` of the columns that describe the user or the request, not the
     /// item.
     pub profile_ids: Vec<usize>,
+    /// Which of these columns are of one feature.
+    #[serde(default, skip_serializing_if = "IdWidths::are_ones")]
+    pub id_widths: IdWidths,
     /// The predicted tasks, main tasks first.
     pub tasks: Vec<TaskSpec>,
     /// Width of an item's content vector; 0 for none.
     #[serde(default)]
     pub content: usize,
+}
+
+/// The numbers of columns of categorical features, in their order: above 1 of those that can have
+/// several values. An empty list means 1 of each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdWidths {
+    /// Of an item's.
+    pub item: Vec<usize>,
+    /// Of the user's and the request's.
+    pub profile: Vec<usize>,
+}
+
+impl IdWidths {
+    fn are_ones(&self) -> bool {
+        self.item.is_empty() && self.profile.is_empty()
+    }
+
+    /// Those of `columns` columns.
+    fn of(widths: &[usize], columns: usize) -> Vec<usize> {
+        if widths.is_empty() { vec![1; columns] } else { widths.to_vec() }
+    }
+
+    fn fit(widths: &[usize], columns: usize) -> bool {
+        let sum = widths.iter().try_fold(0usize, |sum, &width| sum.checked_add(width));
+        widths.is_empty() || (sum == Some(columns) && !widths.contains(&0))
+    }
 }
 
 /// One task of the MTML objective (eq. 3).
@@ -313,15 +343,17 @@ impl FmSpec {
     pub fn misfit(&self, data: &FmSpec) -> Option<String> {
         let profile = |spec: &FmSpec| spec.profile_ids.len();
         let all = [
-            ("categorical features of an item", self.item_ids, data.item_ids),
+            ("categorical columns of an item", self.item_ids, data.item_ids),
             ("dense features of an item", self.item_dense, data.item_dense),
             ("optional ones of them", self.item_optional.len(), data.item_optional.len()),
             ("numeric columns", self.features, data.features),
-            ("categories of users and requests", profile(self), profile(data)),
+            ("categorical columns of users and requests", profile(self), profile(data)),
         ];
         let differs = all.into_iter().find(|(_, own, of_data)| own != of_data);
         let differs =
             differs.map(|(what, own, of_data)| format!("{own} {what} instead of {of_data}"));
+        let groups = || "other categorical features of several values".to_owned();
+        let differs = differs.or_else(|| (self.id_widths != data.id_widths).then(groups));
         let surfaces = (self.surfaces.len(), data.surfaces.len());
         let few = || format!("{} surfaces instead of {}", surfaces.0, surfaces.1);
         differs.or_else(|| (surfaces.0 < surfaces.1).then(few))
@@ -340,14 +372,30 @@ impl FmSpec {
     /// The width of what is known of a candidate besides its item, the input of the model's
     /// candidate encoder; 0 without `candidate_columns`.
     pub(crate) fn candidate_width(&self, config: &FmConfig) -> usize {
-        let width = self.profile_ids.len() * config.embedding_dim + self.features;
+        let width = self.profile_fields() * config.embedding_dim + self.features;
         if config.candidate_columns { width } else { 0 }
     }
 
     /// Categorical fields of a token: item id, the item's features, surface, hour of the day and
     /// gap to the previous event.
     pub fn token_fields(&self) -> usize {
-        1 + self.item_ids + 3
+        1 + IdWidths::of(&self.id_widths.item, self.item_ids).len() + 3
+    }
+
+    /// The number of categorical features of users and requests.
+    pub fn profile_fields(&self) -> usize {
+        self.profile_widths().len()
+    }
+
+    /// The columns of those features.
+    pub(crate) fn profile_widths(&self) -> Vec<usize> {
+        IdWidths::of(&self.id_widths.profile, self.profile_ids.len())
+    }
+
+    /// The columns of the fields of a token.
+    pub(crate) fn token_widths(&self) -> Vec<usize> {
+        let item = IdWidths::of(&self.id_widths.item, self.item_ids);
+        std::iter::once(1).chain(item).chain([1; 3]).collect()
     }
 
     /// The numbers that describe the item of a token: its dense features, and for each optional one
@@ -391,6 +439,12 @@ impl FmSpec {
         }
         if self.item_optional.iter().any(|&at| at >= self.item_dense) {
             return Err(Error::Config("an item has fewer dense features than are optional".into()));
+        }
+        let fits = IdWidths::fit(&self.id_widths.item, self.item_ids)
+            && IdWidths::fit(&self.id_widths.profile, self.profile_ids.len());
+        if !fits {
+            let reason = "the widths of categorical features are not those of their columns";
+            return Err(Error::Config(reason.into()));
         }
         if self.actions > 32 || self.values > MAX_VALUES {
             return Err(Error::Config(format!(

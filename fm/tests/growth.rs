@@ -11,7 +11,7 @@ use hypercast_fm::{
     example::{Example, Item},
     growth::SpecGrowth,
     inference::{self, FmServingOptions, FoundationModel},
-    spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
+    spec::{FmConfig, FmSpec, IdWidths, TaskLabel, TaskSpec},
     trainer::{self, FmTrainer, ResumePaths, StepOutput},
     update::{TensorSlice, WeightUpdate},
 };
@@ -24,7 +24,8 @@ fn growth() -> SpecGrowth {
         surfaces: ["home", "shop", "late"].map(String::from).to_vec(),
         actions: 2,
         values: 2,
-        item_ids: 2,
+        item_ids: 5,
+        id_widths: IdWidths { item: vec![1, 1, 3], profile: vec![] },
         item_dense: 2,
         item_optional: vec![0, 1],
         features: 3,
@@ -59,10 +60,11 @@ fn requests(first: u64) -> Vec<Example> {
     examples
 }
 
-/// An item with what was added: a category and another optional number.
+/// An item with what was added: a category, up to three tags and another optional number.
 fn grow(item: &mut Arc<Item>) {
     let item = Arc::make_mut(item);
     item.ids.push(item.id % 3);
+    item.ids.extend([[4, 9, 0], [9, 0, 0], [0; 3]][item.id as usize % 3]);
     item.dense.push(if item.id.is_multiple_of(3) { f32::NAN } else { item.id as f32 });
 }
 

@@ -54,6 +54,7 @@ fn spec(revenue: Option<LabelTransform>) -> FmSpec {
         item_optional: Vec::new(),
         features: 0,
         profile_ids: vec![],
+        id_widths: Default::default(),
         tasks: [Some(click), revenue].into_iter().flatten().collect(),
         content: 0,
     }

@@ -100,13 +100,16 @@ impl Graph {
         self.concat(&columns)
     }
 
-    /// A categorical feature or raw id of the candidates, `[rows, 1]`.
+    /// A categorical feature or raw id of the candidates, `[rows, 1]`. One of several values, as
+    /// tags, is for an `Embedding`, which gives the mean over them: it has more columns where it
+    /// runs.
     pub fn id(&self, name: &str) -> Tensor<'_> {
         self.known("id", name, &self.info.ids);
         self.column(Column::Id(name.into()), Shape::rows(1), true)
     }
 
-    /// A categorical feature of the short history's items, `[history, 1]`.
+    /// A categorical feature of the short history's items, `[history, 1]`, of several values as
+    /// [`Graph::id`] is.
     pub fn history_id(&self, name: &str) -> Tensor<'_> {
         self.known("history id", name, &self.info.history_ids);
         self.column(Column::HistoryId(name.into()), Shape::history(1), true)

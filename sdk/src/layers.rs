@@ -191,7 +191,8 @@ impl<'g> Embedding<'g> {
         Self { name: name.into(), rows, width, table: OnceCell::new() }
     }
 
-    /// Maps ids, `[rows or history, k]`, to `[rows or history, width]`: the mean over k.
+    /// Maps ids, `[rows or history, k]`, to `[rows or history, width]`: the mean over k. Of a
+    /// feature of several values, it is over those that there are.
     pub fn apply(&self, ids: Tensor<'g>) -> Tensor<'g> {
         let g: &'g Graph = ids.graph();
         g.scope(&self.name, || {

@@ -268,7 +268,8 @@ impl<'g> Tensor<'g> {
         self.lookup("Gather", ids)
     }
 
-    /// Row `hash(id) mod n` of `self`, `[n, d]`, averaged over the ids of a row.
+    /// Row `hash(id) mod n` of `self`, `[n, d]`, averaged over the ids of a row. Zeros for a
+    /// feature of several values that has none.
     pub fn embedding_bag(self, ids: Tensor<'g>) -> Tensor<'g> {
         self.lookup("EmbeddingBag", ids)
     }

@@ -68,7 +68,8 @@ impl Request {
         self.numbers(name, |column| matches!(column, Column::Feature(n) if n == name))
     }
 
-    /// A categorical feature or raw id of each candidate. Declare it with `Description::rank_id`.
+    /// A categorical feature or raw id of each candidate; of several values the first, and 0
+    /// without any. Declare it with `Description::rank_id`.
     pub fn id(&self, name: &str) -> Result<&[u64], String> {
         let data = self.column(name, |column| matches!(column, Column::Id(n) if n == name))?;
         match data {

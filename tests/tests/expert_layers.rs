@@ -59,7 +59,8 @@ fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> Admitte
         limits: contract::Limits { deadline_ms: 0, memory_mib: 0 },
     };
     let network = convert::network(finished.network);
-    let graph = ExpertGraph::new(&description, &network, &info, &GraphLimits::default());
+    let host = contract::HostSchema::of_single_values(info);
+    let graph = ExpertGraph::new(&description, &network, &host, &GraphLimits::default());
     let graph = Arc::new(graph.expect("the host admits the network"));
     AdmittedNetwork { graph, columns: finished.columns }
 }

@@ -29,6 +29,8 @@ struct Shown {
     time_ms: i64,
     clicked: bool,
     price: u64,
+    /// None to five labels.
+    labels: Vec<&'static str>,
 }
 
 fn shown(at: u64) -> Shown {
@@ -43,6 +45,12 @@ fn shown(at: u64) -> Shown {
         time_ms: 1_764_000_000_000 + request as i64 * 60_000,
         clicked: chance.is_multiple_of(4),
         price: at % 3,
+        labels: ["new", "red", "blue", "sale", "old"]
+            .into_iter()
+            .enumerate()
+            .filter(|(bit, _)| chance >> (8 + bit) & 1 == 1)
+            .map(|(_, label)| label)
+            .collect(),
     }
 }
 
@@ -69,17 +77,18 @@ fn files_and_events_become_the_same_data_set() {
     }
     let dir = tempfile::tempdir().expect("a folder can be made");
     let dir = dir.path();
-    let mut log = "request_id,user_id,item_id,placement,shown_at,clicked,price\n".to_owned();
+    let mut log = "request_id,user_id,item_id,placement,shown_at,clicked,price,labels\n".to_owned();
     let mut bodies = String::new();
     for at in 0..600 {
         // Not in the order of time.
-        let Shown { request, user, item, placement, time_ms, clicked, price } =
+        let Shown { request, user, item, placement, time_ms, clicked, price, labels } =
             shown((at * 7) % 600);
-        let _ = writeln!(log, "{request},{user},{item},{placement},{time_ms},{clicked},{price}");
+        let row = format!("{request},{user},{item},{placement},{time_ms},{clicked},{price}");
+        let _ = writeln!(log, "{row},{}", labels.join("|"));
         let body = json!({"events": [{
             "request": request, "user": user, "item": item, "surface": placement,
             "time_ms": time_ms, "outcome_ms": time_ms + 3_600_000, "actions": {"clicked": clicked},
-            "context": {"price": price},
+            "context": {"price": price, "labels": labels},
         }]});
         let _ = writeln!(bodies, "{body}");
     }
@@ -99,11 +108,13 @@ fn files_and_events_become_the_same_data_set() {
     assert!(said.contains("600 impressions") && said.contains("in 200 requests"), "{said}");
     let (own, other) = (rows(&dir.join("data")), rows(&dir.join("other")));
     assert_eq!(own.len(), 600);
+    assert!(own.iter().all(|row| row.context.ids.len() == 8), "five labels, in fours");
+    assert!(own.iter().any(|row| row.context.ids[4] > 0), "as many as there are");
     for (own, other) in own.iter().zip(&other) {
         let of = |row: &Impression| {
             let Impression { time_ms, outcome_ms, user, item, surface, .. } = *row;
             let outcome = (row.outcome.actions, row.outcome.known);
-            (time_ms, outcome_ms, user, item, surface, outcome, row.context.dense.clone())
+            (time_ms, outcome_ms, user, item, surface, outcome, row.context.clone())
         };
         assert_eq!(of(own), of(other));
     }

@@ -8,6 +8,7 @@ mod fm_spec;
 pub mod growth;
 mod missing;
 mod ranges;
+mod tags;
 mod upgrade;
 mod validate;
 
@@ -23,6 +24,7 @@ pub use self::fm_spec::{fm_spec, spec_growths};
 use self::growth::SchemaSize;
 pub use self::missing::{MISSING, MissingColumns};
 pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};
+pub use self::tags::{IdField, MAX_TAGS, fill_tags};
 pub(crate) use self::upgrade::ColumnDefaults;
 pub use self::upgrade::ColumnUpgrade;
 pub use self::validate::MAX_ACTIONS;
@@ -162,6 +164,10 @@ pub struct Feature {
     /// feature then has a second column, `NAME_missing` (see [`Schema::feature_columns`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub optional: bool,
+    /// The most values that a categorical feature has at once, as tags and genres do: 2 to
+    /// [`MAX_TAGS`]. Without it, a feature has one value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_values: Option<usize>,
 }
 
 /// The type of a feature.
@@ -242,8 +248,8 @@ impl Schema {
         self.retired.iter().any(|name| name == feature)
     }
 
-    /// The names of `Target::ids`: the built-in ids, then the categorical features of items, users
-    /// and contexts.
+    /// The names of `Target::ids`: the built-in ids, then the columns of the categorical features
+    /// of items, users and contexts. A feature of several values has one for each (see [`tags`]).
     pub fn id_columns(&self) -> Vec<String> {
         let built_in = BUILT_IN_IDS.iter().map(|name| name.to_string());
         built_in.chain(self.features_of(FeatureKind::Categorical)).collect()
@@ -328,20 +334,16 @@ impl Schema {
 
     fn features_of(&self, kind: FeatureKind) -> impl Iterator<Item = String> {
         let of_kind = self.features().filter(move |feature| feature.kind == kind);
-        of_kind.map(|feature| feature.name.clone())
+        of_kind.flat_map(Feature::columns)
     }
 }
 
-/// The names of the features of one type, in order.
-pub fn names(features: &[Feature], kind: FeatureKind) -> Vec<&str> {
-    features
-        .iter()
-        .filter(|feature| feature.kind == kind)
-        .map(|feature| feature.name.as_str())
-        .collect()
+/// The columns of the features of one type, in order.
+pub fn columns_of(features: &[Feature], kind: FeatureKind) -> Vec<String> {
+    features.iter().filter(|feature| feature.kind == kind).flat_map(Feature::columns).collect()
 }
 
-/// The numbers of categorical and dense features.
+/// The numbers of columns of categorical and dense features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FeatureCounts {
     pub(crate) ids: usize,
@@ -350,7 +352,7 @@ pub(crate) struct FeatureCounts {
 
 impl FeatureCounts {
     pub(crate) fn of(features: &[Feature]) -> FeatureCounts {
-        let count = |kind| names(features, kind).len();
+        let count = |kind| columns_of(features, kind).len();
         FeatureCounts { ids: count(FeatureKind::Categorical), dense: count(FeatureKind::Dense) }
     }
 }

@@ -13,7 +13,11 @@ use hypercast_fm::example::{Event, Example, Target};
 
 use super::Error;
 use super::normalise::Normaliser;
-use super::wasm::contract::{self, Column, Data, Description, HostInfo, NamedColumn};
+use super::wasm::contract::{Column, Data, Description, HostSchema, IdColumns, NamedColumn};
+
+/// Stands in a column of ids for a value that a feature of several values does not have. A mean of
+/// table rows leaves it out.
+pub(crate) const ABSENT: u64 = u64::MAX;
 
 /// One column's values, row-major if it has several a row.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +26,7 @@ pub enum ColumnData {
     Numbers(Vec<f32>),
     /// Numbers in this column of [`ExpertBatch::features`].
     Feature(usize),
-    /// Ids, not hashed.
+    /// Ids, not hashed. Those of a feature of several values end with [`ABSENT`].
     Ids(Vec<u64>),
 }
 
@@ -79,10 +83,10 @@ pub enum Tae<'a> {
 enum ColumnSource {
     Tae,
     Feature(usize),
-    Id(usize),
+    Id(IdColumns),
     HistoryItem,
     HistorySurface,
-    HistoryItemFeature(usize),
+    HistoryItemFeature(IdColumns),
     HistoryActions,
     HistoryAge,
 }
@@ -121,9 +125,9 @@ impl ExpertColumns {
         schema: &Schema,
         tae_dim: usize,
     ) -> Result<ExpertColumns, Error> {
-        let info = contract::host_info(schema, tae_dim);
+        let host = HostSchema::new(schema, tae_dim);
         let resolve = |column: &Column| {
-            source(column, &info).map_err(|why| Error::refused(&description.name, why))
+            source(column, &host).map_err(|why| Error::refused(&description.name, why))
         };
         let sources = description.columns.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
         let feature = |source: &ColumnSource| match source {
@@ -136,7 +140,7 @@ impl ExpertColumns {
             features: sources.iter().filter_map(feature).collect(),
             sources,
             rank: rank.collect::<Result<_, Error>>()?,
-            feature_names: info.features,
+            feature_names: host.info.features,
             history_len: description.history_len as usize,
             actions: layout.actions.len(),
             tae_dim,
@@ -211,7 +215,7 @@ impl ExpertColumns {
 
     /// What `rank` reads of a request besides the predictions, not standardised. A number that is
     /// missing is 0, as rules of earlier releases expect; a column `NAME_missing` tells the two
-    /// apart.
+    /// apart. Of several values it is the first.
     pub fn rank_columns(&self, example: &Example, tae: Tae) -> Vec<NamedColumn> {
         let rows = example.targets.len();
         let raw = |source: ColumnSource| match source {
@@ -224,8 +228,8 @@ impl ExpertColumns {
                 let known = |number: f32| if number.is_finite() { number } else { 0.0 };
                 Data::Numbers(numbers.map(known).collect())
             }
-            ColumnSource::Id(index) => {
-                Data::Ids(example.targets.iter().map(|t| t.ids[index]).collect())
+            ColumnSource::Id(columns) => {
+                Data::Ids(example.targets.iter().map(|t| t.ids[columns.first]).collect())
             }
             _ => unreachable!("a description's rank-columns have no history column"),
         };
@@ -246,18 +250,31 @@ impl ExpertColumns {
 }
 
 /// Where the values of a column are, by the schema's names.
-fn source(column: &Column, info: &HostInfo) -> Result<ColumnSource, String> {
-    let index = column.index_in(info)?;
+fn source(column: &Column, host: &HostSchema) -> Result<ColumnSource, String> {
+    let index = column.index_in(&host.info)?;
     Ok(match (column, index) {
         (Column::Tae, _) => ColumnSource::Tae,
         (Column::Feature(_), index) => ColumnSource::Feature(index),
-        (Column::Id(_), index) => ColumnSource::Id(index),
-        (Column::HistoryId(_), 0) => ColumnSource::HistoryItem,
-        (Column::HistoryId(_), 1) => ColumnSource::HistorySurface,
-        (Column::HistoryId(_), index) => ColumnSource::HistoryItemFeature(index - 2),
+        (Column::Id(_), index) => ColumnSource::Id(host.id_columns(index)),
+        (Column::HistoryId(_), index) => match host.item_columns(index) {
+            Some(columns) => ColumnSource::HistoryItemFeature(columns),
+            None if index == 0 => ColumnSource::HistoryItem,
+            None => ColumnSource::HistorySurface,
+        },
         (Column::HistoryActions, _) => ColumnSource::HistoryActions,
         (Column::HistoryAge, _) => ColumnSource::HistoryAge,
     })
+}
+
+impl IdColumns {
+    /// Appends the values of a row. Of several, those that it lacks are [`ABSENT`].
+    fn append(self, row: &[u64], to: &mut Vec<u64>) {
+        let values = &row[self.first..self.first + self.width];
+        match values {
+            [one] => to.push(*one),
+            _ => to.extend(values.iter().map(|&id| if id == 0 { ABSENT } else { id })),
+        }
+    }
 }
 
 struct Builder<'a, E> {
@@ -301,15 +318,21 @@ impl<E: Borrow<Example>> Builder<'_, E> {
                 }
             }
             ColumnSource::Feature(_) => unreachable!("numeric features are one block"),
-            ColumnSource::Id(index) => {
-                ids(column).extend(self.targets().map(|target| target.ids[index]));
+            ColumnSource::Id(columns) => {
+                let ids = ids(column);
+                self.targets().for_each(|target| columns.append(&target.ids, ids));
             }
             ColumnSource::HistoryItem => self.history_ids(column, |event| event.item.id),
             ColumnSource::HistorySurface => {
                 self.history_ids(column, |event| u64::from(event.surface))
             }
-            ColumnSource::HistoryItemFeature(index) => {
-                self.history_ids(column, |event| event.item.ids[index]);
+            ColumnSource::HistoryItemFeature(columns) => {
+                let ids = ids(column);
+                let events = self.histories.iter().flatten();
+                events.for_each(|event| columns.append(&event.item.ids, ids));
+                if ids.is_empty() {
+                    columns.append(&vec![0; columns.first + columns.width], ids);
+                }
             }
             ColumnSource::HistoryActions => self.history_actions(numbers(column)),
             ColumnSource::HistoryAge => self.history_age(numbers(column)),

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use burn_flex::Flex;
 use hypercast_core::hash::mix64;
 use hypercast_kernels::cpu::Isa;
-use hypercast_kernels::cpu::program::{Program, ProgramFeed};
+use hypercast_kernels::cpu::program::{NO_ROW, Program, ProgramFeed};
 
-use super::batch::{ColumnData, ExpertBatch};
+use super::batch::{ABSENT, ColumnData, ExpertBatch};
 use super::graph::{ExpertGraph, Node};
 use super::network::{BufferPool, OnDevice, ServingNetwork};
 use super::params::Parameters;
@@ -81,7 +81,11 @@ impl Lookup {
         let ColumnData::Ids(ids) = column else {
             unreachable!("a numeric column has no ids");
         };
-        let row = |id: u64| (if self.hashed { mix64(id) } else { id } % self.entries) as u32;
+        let row = |id: u64| match self.hashed {
+            true if id == ABSENT => NO_ROW,
+            true => (mix64(id) % self.entries) as u32,
+            false => (id % self.entries) as u32,
+        };
         rows.clear();
         rows.reserve(ids.len());
         // Many columns have one id for all candidates of a request, so the last row often fits.

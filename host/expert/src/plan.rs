@@ -30,6 +30,8 @@ pub(super) struct Lookup {
     pub(super) column: usize,
     pub(super) entries: u64,
     pub(super) hashed: bool,
+    /// Ids a row.
+    pub(super) bag: usize,
 }
 
 /// A program without its weights.
@@ -43,7 +45,7 @@ pub(super) struct PlannedProgram {
 enum PlannedOperator {
     /// A product with a matrix, and the vector that is added.
     Product { parameter: usize, bias: Option<usize>, from: usize, to: usize },
-    /// The mean of `bag` rows of a table.
+    /// The mean of up to `bag` rows of a table.
     Lookup { parameter: usize, index: usize, bag: usize },
     /// An operator without weights.
     Other(RowOperator),
@@ -398,9 +400,9 @@ impl<'a> Planner<'a> {
             return None;
         }
         let hashed = node.op == Op::EmbeddingBag;
-        let lookup = Lookup { column: *column, entries: table.shape.dims[0] as u64, hashed };
-        let index = index_or_push(&mut self.lookups, lookup);
         let (parameter, bag) = (*parameter, ids.shape.row_elements());
+        let lookup = Lookup { column: *column, entries: table.shape.dims[0] as u64, hashed, bag };
+        let index = index_or_push(&mut self.lookups, lookup);
         let operator = PlannedOperator::Lookup { parameter, index, bag };
         Some(self.planned_step(operator, Vec::new(), node.shape.dims[0]))
     }

@@ -23,7 +23,9 @@ use super::network::{BufferPool, ServingNetwork, network};
 use super::normalise::Normaliser;
 use super::params::{Parameters, Provenance, SavedParameters};
 use super::train::prediction;
-use super::wasm::contract::{self, Description, HostInfo, Prediction, Ranked, Task, TaskKind};
+use super::wasm::contract::{
+    self, Description, HostInfo, HostSchema, Prediction, Ranked, Task, TaskKind,
+};
 use super::wasm::{Call, Engine, ExpertFault, Fault, Limits, Plugin};
 use super::{Device, Error};
 
@@ -88,17 +90,17 @@ impl Blueprint {
         if let Some(registered) = &options.registered {
             plugin.keep_log_under(registered);
         }
-        let info = contract::host_info(layout, options.tae_dim);
-        let description = plugin.describe(&info)?;
+        let host = HostSchema::new(layout, options.tae_dim);
+        let description = plugin.describe(&host.info)?;
         check_fm_version(&description.fm_version, options.fm_version.as_deref())
             .map_err(|why| Error::refused(&description.name, why))?;
-        let network = plugin.network(&info)?;
+        let network = plugin.network(&host.info)?;
         let graph =
-            Arc::new(ExpertGraph::new(&description, &network, &info, &options.graph_limits)?);
+            Arc::new(ExpertGraph::new(&description, &network, &host, &options.graph_limits)?);
         let columns = ExpertColumns::as_of(&description, layout, schema, options.tae_dim)?;
         let fm_version = options.fm_version.clone().unwrap_or_default();
         let scales = fresh_scales(&description, schema, &graph);
-        Ok(Blueprint { plugin, description, info, graph, columns, scales, fm_version })
+        Ok(Blueprint { plugin, description, info: host.info, graph, columns, scales, fm_version })
     }
 
     /// Fresh parameters for training on a log with the statistics `normaliser`.

@@ -36,8 +36,8 @@ pub(crate) enum Cell<'a> {
     Text(Cow<'a, str>),
     /// A moment in milliseconds since 1970.
     TimeMs(i64),
-    /// The first element of a list; missing in an empty one.
-    List(Box<Cell<'a>>),
+    /// The elements of a list.
+    List(Vec<Cell<'a>>),
     /// Something that no column is read from, in words.
     Other(&'static str),
     /// What could not be computed, and why.
@@ -259,7 +259,7 @@ impl<'a> Cell<'a> {
     /// The first element of a list, and of a text what comes before the `separator`.
     pub(crate) fn first(self, separator: Option<char>) -> Cell<'a> {
         match (self, separator) {
-            (Cell::List(element), _) => *element,
+            (Cell::List(elements), _) => elements.into_iter().next().unwrap_or(Cell::Missing),
             (Cell::Text(text), Some(separator)) => {
                 let end = text.find(separator).unwrap_or(text.len());
                 Cell::of_text(match text {
@@ -271,10 +271,30 @@ impl<'a> Cell<'a> {
         }
     }
 
+    /// The elements of a list, and of a text the parts between `separator`s. Any other cell is one
+    /// element, and a missing one none.
+    pub(crate) fn elements(self, separator: Option<char>) -> Vec<Cell<'a>> {
+        match (self, separator) {
+            (Cell::Missing, _) => Vec::new(),
+            (Cell::List(elements), _) => elements,
+            (Cell::Text(Cow::Borrowed(text)), Some(separator)) => {
+                text.split(separator).map(|part| Cell::of_text(part.into())).collect()
+            }
+            (Cell::Text(Cow::Owned(text)), Some(separator)) => {
+                let part = |part: &str| Cell::of_text(part.to_owned().into());
+                text.split(separator).map(part).collect()
+            }
+            (cell, _) => vec![cell],
+        }
+    }
+
     fn unlike(&self, wanted: &str) -> String {
         match self {
             Cell::List(_) => {
-                format!("it is a list, not {wanted}; a feature may take `list = \"first\"`")
+                format!(
+                    "it is a list, not {wanted}; a feature may take `list = \"first\"`, or as \
+                     many as its `max_values`"
+                )
             }
             Cell::TimeMs(_) => format!("it is a timestamp, not {wanted}"),
             Cell::Other(what) => format!("it is {what}, not {wanted}"),
@@ -387,6 +407,22 @@ mod tests {
             assert_eq!(cell.integer_id(), Ok(None));
         }
         assert_eq!(text("NA").text().unwrap().unwrap(), "NA");
+    }
+
+    #[test]
+    fn a_list_has_the_same_elements_in_every_file() {
+        let texts = |cell: Cell<'_>| -> Vec<String> {
+            let elements = cell.elements(Some('|'));
+            elements.iter().filter_map(|cell| Some(cell.category().unwrap()?.into())).collect()
+        };
+        let list = Cell::List(vec![text("a"), Cell::Missing, Cell::Integer(7)]);
+        for cell in [list, text("a||7"), text(" a | 7.0 ")] {
+            assert_eq!(texts(cell.clone()), ["a", "7"], "{cell:?}");
+        }
+        assert_eq!(texts(Cell::Integer(7)), ["7"], "any other cell is one element");
+        assert_eq!(texts(Cell::Missing), [""; 0]);
+        assert_eq!(text("a|b").elements(None), [text("a|b")], "if nobody says it is a list");
+        assert_eq!(Cell::List(Vec::new()).first(None), Cell::Missing);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! compared without decoding it.
 
 use hypercast_data::dataset::Impression;
-use hypercast_data::schema::{FeatureKind, MISSING, Schema, names};
+use hypercast_data::schema::{FeatureKind, MISSING, Schema, columns_of};
 use hypercast_fm::example::Outcome;
 
 /// Which numbers a row has: all but its time and its request.
@@ -23,7 +23,7 @@ const FIXED_BYTES: usize = 35;
 
 impl RowLayout {
     pub(crate) fn new(schema: &Schema) -> RowLayout {
-        let count = |kind| names(&schema.context_features, kind).len();
+        let count = |kind| columns_of(&schema.context_features, kind).len();
         let (ids, dense) = (count(FeatureKind::Categorical), count(FeatureKind::Dense));
         RowLayout { values: schema.values.len(), ids, dense }
     }

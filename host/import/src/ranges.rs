@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use hypercast_core::hash::splitmix64;
 use hypercast_data::dataset::Impression;
-use hypercast_data::schema::{FeatureKind, Schema, ValueRange, names};
+use hypercast_data::schema::{FeatureKind, Schema, ValueRange, columns_of};
 use hypercast_fm::example::{Item, User};
 
 /// Fewer numbers than this say nothing about further ones.
@@ -63,7 +63,7 @@ impl<'a> RangeInference<'a> {
     /// Before the first impression.
     pub(super) fn new(schema: &'a Schema) -> RangeInference<'a> {
         let sketches = |count| std::iter::repeat_with(NumberSketch::default).take(count).collect();
-        let context = names(&schema.context_features, FeatureKind::Dense).len();
+        let context = columns_of(&schema.context_features, FeatureKind::Dense).len();
         RangeInference { schema, values: sketches(schema.values.len()), context: sketches(context) }
     }
 
@@ -78,11 +78,12 @@ impl<'a> RangeInference<'a> {
     /// yet, in the schema's order.
     pub(super) fn inferred(self, items: &[Item], users: &[User]) -> Vec<InferredRange> {
         let schema = self.schema;
-        let dense = |features| names(features, FeatureKind::Dense);
-        let of_items = of_entities(&dense(&schema.item_features), items.iter().map(|i| &i.dense));
-        let of_users = of_entities(&dense(&schema.user_features), users.iter().map(|u| &u.dense));
+        let all = [&schema.item_features, &schema.user_features, &schema.context_features];
+        let [item, user, context] = all.map(|features| columns_of(features, FeatureKind::Dense));
+        let of_items = of_entities(&item, items.iter().map(|item| &item.dense));
+        let of_users = of_entities(&user, users.iter().map(|user| &user.dense));
         let values = schema.values.iter().map(String::as_str).zip(self.values);
-        let context = dense(&schema.context_features).into_iter().zip(self.context);
+        let context = context.iter().map(String::as_str).zip(self.context);
         let all = values.chain(of_items).chain(of_users).chain(context);
         let is_open = |name: &str| schema.ranges.iter().all(|range| range.name != name);
         all.filter(|(name, _)| is_open(name))
@@ -93,10 +94,10 @@ impl<'a> RangeInference<'a> {
 
 /// Sketches of the dense features of items or users.
 fn of_entities<'a, 'b>(
-    names: &[&'a str],
+    names: &'a [String],
     rows: impl Iterator<Item = &'b Vec<f32>>,
 ) -> Vec<(&'a str, NumberSketch)> {
-    let sketch = |&name: &&'a str| (name, NumberSketch::default());
+    let sketch = |name: &'a String| (name.as_str(), NumberSketch::default());
     let mut sketches: Vec<(&str, NumberSketch)> = names.iter().map(sketch).collect();
     for dense in rows {
         for ((_, sketch), &number) in sketches.iter_mut().zip(dense) {

@@ -42,6 +42,10 @@ pub struct ImportReport {
     /// Impressions of users that no file of users has. They were written, too.
     #[serde(default)]
     pub of_unknown_users: u64,
+    /// In how many rows a feature had more values than its `max_values`, by its name. The first
+    /// ones were taken.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cut_values: BTreeMap<String, u64>,
     /// Events that led to nothing, by the reason.
     #[serde(default)]
     pub unused_events: BTreeMap<String, u64>,
@@ -235,6 +239,13 @@ impl std::fmt::Display for ImportReport {
         let unknown = [("items", self.of_unknown_items), ("users", self.of_unknown_users)];
         for (what, count) in unknown.into_iter().filter(|&(_, count)| count > 0) {
             writeln!(f, "{count} impressions are of {what} without features; they count, too")?;
+        }
+        for (feature, count) in &self.cut_values {
+            writeln!(
+                f,
+                "{count} rows have more values of `{feature}` than its max_values; the first ones \
+                 count"
+            )?;
         }
         for (reason, count) in &self.unused_events {
             writeln!(f, "{count} events count for nothing: {reason}")?;

@@ -12,7 +12,9 @@ use hypercast_expert::Blueprint;
 use hypercast_expert::graph::ExpertGraph;
 use hypercast_sdk::{Expert, HostInfo, Request};
 
-use crate::contract::{self, ActionBatch, Evaluation, Ranked, TaskLabels, TrainingStep, Verdict};
+use crate::contract::{
+    ActionBatch, Evaluation, HostSchema, Ranked, TaskLabels, TrainingStep, Verdict,
+};
 use crate::convert;
 use crate::error::Error;
 use crate::harness::Harness;
@@ -28,14 +30,14 @@ pub(crate) struct NativeCode<E> {
 impl<E: Expert + 'static> NativeCode<E> {
     /// Builds the expert's network and checks it as the host does.
     pub(crate) fn load(world: &World) -> Result<Harness, Error> {
-        let host_info = contract::host_info(world.schema(), world.options.tae_dim);
-        let info = convert::info(&host_info);
+        let host = HostSchema::new(world.schema(), world.options.tae_dim);
+        let info = convert::info(&host.info);
         let (description, network) = hypercast_sdk::build::<E>(&info).map_err(Error::Network)?;
         let (description, network) = (convert::description(description), convert::network(network));
         let limits = &world.options.graph_limits;
-        let graph = Arc::new(ExpertGraph::new(&description, &network, &host_info, limits)?);
+        let graph = Arc::new(ExpertGraph::new(&description, &network, &host, limits)?);
         let code = NativeCode::<E> { info, expert: PhantomData };
-        Harness::new(world, description, host_info, graph, Arc::new(code))
+        Harness::new(world, description, host.info, graph, Arc::new(code))
     }
 }
 

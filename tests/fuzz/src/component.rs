@@ -50,11 +50,12 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
 }
 
 fn call_all(mut plugin: Plugin) {
-    let info = world::info();
+    let host = world::host();
+    let info = host.info.clone();
     let Ok(description) = plugin.describe(&info) else { return };
     if let Ok(network) = plugin.network(&info) {
         let limits = GraphLimits { parameters: 1 << 20, ..GraphLimits::default() };
-        let _ = ExpertGraph::new(&description, &network, &info, &limits);
+        let _ = ExpertGraph::new(&description, &network, &host, &limits);
     }
     let request = RankRequest {
         surface: "feed".into(),

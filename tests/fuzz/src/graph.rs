@@ -89,7 +89,7 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
     if u.ratio(1, 8)? {
         // A network with random fields, as a hostile guest may send it.
         let network = wild(u)?;
-        if let Ok(graph) = ExpertGraph::new(&description, &network, &world::info(), &limits()) {
+        if let Ok(graph) = ExpertGraph::new(&description, &network, &world::host(), &limits()) {
             exercise(&description, graph, [(2, 2), (0, 1)]);
         }
         return Ok(());
@@ -242,7 +242,7 @@ impl<'a> GrownNetwork<'a> {
         let output = |(task, node): (&str, u32)| Output { task: task.into(), node };
         let outputs = ["click", "seconds"].into_iter().zip(outputs).map(output).collect();
         let network = Network { outputs, extra_loss, ..self.network.clone() };
-        ExpertGraph::new(self.description, &network, &world::info(), &self.limits)
+        ExpertGraph::new(self.description, &network, &world::host(), &self.limits)
     }
 
     /// The graph. Its first output depends on the last node that can be an output, and on others.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hypercast_data::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole};
-use hypercast_expert::wasm::contract::{HostInfo, host_info};
+use hypercast_expert::wasm::contract::HostSchema;
 use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
 
 /// The width of a target-aware embedding.
@@ -53,8 +53,8 @@ pub fn schema() -> Schema {
 }
 
 /// The schema as plugins receive it.
-pub fn info() -> HostInfo {
-    host_info(&schema(), TAE_DIM)
+pub fn host() -> HostSchema {
+    HostSchema::new(&schema(), TAE_DIM)
 }
 
 /// Pseudo-random values in -1..1.

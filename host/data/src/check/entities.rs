@@ -7,7 +7,7 @@ use super::finding::{Finding, FindingKind, IMPRESSIONS, ITEMS, Severity, Tally, 
 use crate::dataset::Dataset;
 use crate::dataset::table::{CellType, Field, TableReader};
 use crate::error::Result;
-use crate::schema::{Feature, FeatureKind, names};
+use crate::schema::{Feature, FeatureKind, columns_of};
 
 /// The most ids without features that are told apart.
 const MAX_UNKNOWN_IDS: usize = 1 << 20;
@@ -134,7 +134,7 @@ impl<'a> ShownIds<'a> {
         entities: impl Iterator<Item = (u64, &'b [f32])>,
         findings: &mut Vec<Finding>,
     ) {
-        let columns = names(self.features, FeatureKind::Dense);
+        let columns = columns_of(self.features, FeatureKind::Dense);
         let mut infinite = vec![(0, u64::MAX); columns.len()];
         for (id, dense) in entities {
             for ((count, least), value) in infinite.iter_mut().zip(dense) {
@@ -151,7 +151,7 @@ impl<'a> ShownIds<'a> {
             let what = format!("{count} {}s have an infinite number, such as {id}", self.name);
             let finding = Finding::new(Severity::Refused, FindingKind::NotFinite, self.file, what);
             let finding =
-                finding.column(column).advice("write a number, or NaN or null if it is missing");
+                finding.column(&column).advice("write a number, or NaN or null if it is missing");
             findings.push(Finding { count, ..finding.forced("the models take it as missing") });
         }
     }

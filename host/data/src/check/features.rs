@@ -156,7 +156,9 @@ impl<'a> FeatureCheck<'a> {
             findings.extend(missing(column.of, &column.halves));
         }
         if is_sorted {
-            let ids = self.ids.iter().map(|column| (column.of, &column.halves));
+            // Of a feature of several values, its first column says whether there is any.
+            let ids = self.ids.chunk_by(|a, b| a.of.name == b.of.name).map(|columns| &columns[0]);
+            let ids = ids.map(|column| (column.of, &column.halves));
             let dense = self.dense.iter().map(|column| (column.of, &column.halves));
             for (of, halves) in dense.chain(ids) {
                 findings.extend(drift(of, halves));
@@ -188,7 +190,7 @@ impl FeatureRow {
     }
 }
 
-/// The features of one type, in the order of [`FeatureRow`].
+/// The features of one type, in the order of [`FeatureRow`], each once for each of its columns.
 fn feature_names<'a>(dataset: &'a Dataset, kind: FeatureKind) -> Vec<FeatureName<'a>> {
     let schema = &dataset.schema;
     let files = [
@@ -198,10 +200,10 @@ fn feature_names<'a>(dataset: &'a Dataset, kind: FeatureKind) -> Vec<FeatureName
     ];
     let of = |(file, features): (&'static str, &'a Vec<Feature>)| {
         let features = features.iter().filter(move |feature| feature.kind == kind);
-        features.map(move |Feature { name, optional, .. }| FeatureName {
-            file,
-            name,
-            optional: *optional,
+        features.flat_map(move |feature| {
+            let Feature { name, optional, .. } = feature;
+            let of = FeatureName { file, name, optional: *optional };
+            std::iter::repeat_n(of, feature.width())
         })
     };
     files.into_iter().flat_map(of).collect()

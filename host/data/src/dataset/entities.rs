@@ -10,7 +10,7 @@ use hypercast_fm::example::{Item, User};
 use super::Entities;
 use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use crate::error::Result;
-use crate::schema::{ColumnDefaults, Feature, FeatureCounts, FeatureKind, Schema, names};
+use crate::schema::{ColumnDefaults, Feature, FeatureCounts, FeatureKind, Schema, columns_of};
 
 /// Items and their names, by id.
 pub(super) type ItemsAndNames = (HashMap<u64, Arc<Item>>, HashMap<u64, String>);
@@ -59,8 +59,8 @@ pub(super) fn read_users(path: &Path, schema: &Schema) -> Result<HashMap<u64, Ar
 fn fields(features: &[Feature], named: bool) -> Vec<Field> {
     let mut fields = vec![Field::new("id", CellType::U64)];
     fields.extend(named.then(|| Field::new("name", CellType::Text)));
-    fields.extend(names(features, FeatureKind::Categorical).into_iter().map(Field::category));
-    let dense = names(features, FeatureKind::Dense).into_iter();
+    fields.extend(columns_of(features, FeatureKind::Categorical).into_iter().map(Field::category));
+    let dense = columns_of(features, FeatureKind::Dense).into_iter();
     fields.extend(dense.map(|name| Field::new(name, CellType::F32)));
     fields
 }

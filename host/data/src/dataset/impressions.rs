@@ -8,7 +8,7 @@ use hypercast_fm::example::{MAX_VALUES, Outcome};
 use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use super::{ContextFeatures, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{ColumnDefaults, FeatureCounts, FeatureKind, MISSING, Schema, names};
+use crate::schema::{ColumnDefaults, FeatureCounts, FeatureKind, MISSING, Schema, columns_of};
 
 const ROWS_PER_GROUP: usize = 1 << 15;
 
@@ -319,7 +319,7 @@ impl Iterator for ImpressionReader {
 }
 
 fn fields(schema: &Schema, simulated: bool) -> Vec<Field> {
-    let context = |kind| names(&schema.context_features, kind).into_iter();
+    let context = |kind| columns_of(&schema.context_features, kind).into_iter();
     let truths = schema.tasks.iter().filter(|_| simulated);
     let mut fields: Vec<Field> = FIXED.iter().map(|&(name, kind)| Field::new(name, kind)).collect();
     let value = |name: &String| Field::new(format!("value_{name}"), CellType::F32);

@@ -7,7 +7,8 @@ use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, U
 use super::{LogVersion, LoggedRequest};
 use crate::dataset::table::{CellType, Column, Field};
 use crate::schema::{
-    BUILT_IN_IDS, ColumnDefaults, ColumnRanges, FeatureKind, FeatureWidths, Schema, Task, names,
+    BUILT_IN_IDS, ColumnDefaults, ColumnRanges, FeatureKind, FeatureWidths, Schema, Task,
+    columns_of,
 };
 
 /// Columns of the requests before the history's item features: name, type, and whether they contain
@@ -70,7 +71,7 @@ impl LogLayout {
         let fixed = REQUEST_FIELDS.iter().map(|&(name, kind, list)| {
             if list { Field::list(name, kind) } else { Field::new(name, kind) }
         });
-        let items = names(&self.schema.item_features, FeatureKind::Categorical).into_iter();
+        let items = columns_of(&self.schema.item_features, FeatureKind::Categorical).into_iter();
         let items = items.map(|name| Field::list(format!("history_{name}"), CellType::U64));
         fixed.chain(items).collect()
     }

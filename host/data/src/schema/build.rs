@@ -13,7 +13,13 @@ impl Feature {
 
     /// A feature that is not optional.
     pub fn new(name: &str, kind: FeatureKind) -> Feature {
-        Feature { name: name.into(), kind, optional: false }
+        Feature { name: name.into(), kind, optional: false, max_values: None }
+    }
+
+    /// A categorical feature of several values, at most so many.
+    pub fn tags(name: &str, max_values: usize) -> Feature {
+        let max_values = Some(max_values);
+        Feature { max_values, ..Feature::new(name, FeatureKind::Categorical) }
     }
 
     /// Features of one type.

@@ -1,10 +1,12 @@
 //! What a foundation model is told of a schema, and how that has grown with it.
 
 use hypercast_fm::growth::SpecGrowth;
-use hypercast_fm::spec::{FmSpec, TaskLabel, TaskSpec};
+use hypercast_fm::spec::{FmSpec, IdWidths, TaskLabel, TaskSpec};
 
 use super::upgrade::places;
-use super::{BUILT_IN_IDS, FeatureKind, MissingColumns, Schema, Task, TaskKind, TaskRole, names};
+use super::{
+    BUILT_IN_IDS, FeatureWidths, IdField, MissingColumns, Schema, Task, TaskKind, TaskRole,
+};
 use crate::error::{Error, Result};
 
 /// What the FM is told of a schema; main tasks come first.
@@ -28,23 +30,25 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
             weight: task.weight,
         })
     };
-    let categories = |features| names(features, FeatureKind::Categorical).len();
-    let item_ids = categories(&schema.item_features);
+    let FeatureWidths { item, user, context } = FeatureWidths::new(schema);
     // The user's and the request's categories stand after the built-in ones and the item's.
-    let first = BUILT_IN_IDS.len() + item_ids;
-    let profile = categories(&schema.user_features) + categories(&schema.context_features);
-    let item_dense = names(&schema.item_features, FeatureKind::Dense).len();
+    let first = BUILT_IN_IDS.len() + item.ids;
+    let profile = user.ids + context.ids;
     let optional = MissingColumns::new(schema);
     let spec = FmSpec {
         surfaces: schema.surfaces.clone(),
         actions: schema.actions.len(),
         values: schema.values.len(),
-        item_ids,
-        item_dense,
+        item_ids: item.ids,
+        item_dense: item.dense,
         // Dense features of items come first among all.
-        item_optional: optional.optional().iter().copied().filter(|&at| at < item_dense).collect(),
+        item_optional: optional.optional().iter().copied().filter(|&at| at < item.dense).collect(),
         features: schema.feature_columns().len(),
         profile_ids: (first..first + profile).collect(),
+        id_widths: IdWidths {
+            item: widths(&IdField::of(&schema.item_features, 0)),
+            profile: widths(&profile_fields(schema)),
+        },
         content: 0,
         tasks: tasks.into_iter().map(task_spec).collect::<Result<_>>()?,
     };
@@ -57,23 +61,29 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
 /// # Errors
 /// As [`fm_spec`].
 pub fn spec_growths(schema: &Schema) -> Result<Vec<SpecGrowth>> {
-    let (to, ids, features) = (fm_spec(schema)?, schema.id_columns(), schema.feature_columns());
+    let (to, features, profiles) = (fm_spec(schema)?, schema.feature_columns(), names(schema));
     let growth = |layout: Schema| {
-        let from = fm_spec(&layout)?;
-        // A profile's columns are the last of the id columns, here as there.
-        let (was, is) = (from.profile_ids.first(), to.profile_ids.first());
-        let profiles =
-            places(&layout.id_columns(), &ids).split_off(was.copied().unwrap_or_default());
-        let first = is.copied().unwrap_or_default();
         Ok(SpecGrowth {
-            profiles: match was {
-                Some(_) => profiles.iter().map(|place| place - first).collect(),
-                None => Vec::new(),
-            },
+            from: fm_spec(&layout)?,
+            profiles: places(&names(&layout), &profiles),
             features: places(&layout.feature_columns(), &features),
             to: to.clone(),
-            from,
         })
     };
     schema.layouts().skip(1).map(growth).collect()
+}
+
+/// The categories of the user and the request.
+fn profile_fields(schema: &Schema) -> Vec<IdField> {
+    IdField::of(schema.user_features.iter().chain(&schema.context_features), 0)
+}
+
+fn names(schema: &Schema) -> Vec<String> {
+    profile_fields(schema).into_iter().map(|field| field.name).collect()
+}
+
+/// As the FM has them: none if all are 1, as in models of before there were others.
+fn widths(fields: &[IdField]) -> Vec<usize> {
+    let widths: Vec<usize> = fields.iter().map(|field| field.columns.len()).collect();
+    if widths.iter().all(|&width| width == 1) { Vec::new() } else { widths }
 }

@@ -332,8 +332,11 @@ impl Judge {
         self.names(kind, &names(old), &names(new));
         for (was, is) in pairs(old, new, |feature| &feature.name) {
             if was != is {
-                let what =
-                    if was.kind == is.kind { "differs in `optional`" } else { "has another type" };
+                let what = match (was.kind == is.kind, was.max_values == is.max_values) {
+                    (false, _) => "has another type",
+                    (_, false) => "differs in `max_values`",
+                    _ => "differs in `optional`",
+                };
                 let advice = "keep it, and append a feature with another name";
                 self.refuse(format!("{kind} `{}`", was.name), what, advice);
             }

@@ -5,7 +5,8 @@
 //! a second column says whether it is missing, so that models learn from that as from any other
 //! number. If not, examples have 0 for it: schemas without the declaration mean what they meant to
 //! earlier releases, and so do models that were trained under them. A category that is missing is
-//! 0, and has a row of its own among the embeddings.
+//! 0, and has a row of its own among the embeddings. A feature of several values that has none has
+//! no row; its embedding is zeros.
 
 use super::{FeatureKind, Schema};
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hypercast_fm::example::{Example, Item, Outcome};
 use serde::{Deserialize, Serialize};
 
-use super::{Feature, FeatureKind, Schema, names};
+use super::{Feature, FeatureKind, Schema, columns_of};
 
 /// The range of a value or of a dense feature.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -67,7 +67,8 @@ pub struct ColumnRanges {
 impl ColumnRanges {
     /// The ranges that a schema gives.
     pub fn new(schema: &Schema) -> ColumnRanges {
-        let dense = |features: &[Feature]| Bounds::of(schema, &names(features, FeatureKind::Dense));
+        let dense =
+            |features: &[Feature]| Bounds::of(schema, &columns_of(features, FeatureKind::Dense));
         let features: Vec<String> = schema.features_of(FeatureKind::Dense).collect();
         ColumnRanges {
             values: Bounds::of(schema, &schema.values),

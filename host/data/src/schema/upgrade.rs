@@ -146,7 +146,9 @@ pub(crate) struct ColumnDefaults {
 
 impl ColumnDefaults {
     pub(crate) fn new(schema: &Schema) -> ColumnDefaults {
-        let mut retired: HashSet<String> = schema.retired.iter().cloned().collect();
+        let is_retired = |feature: &&Feature| schema.is_retired(&feature.name);
+        let mut retired: HashSet<String> =
+            schema.features().filter(is_retired).flat_map(Feature::columns).collect();
         let mut may_lack: HashMap<String, f32> = HashMap::new();
         let oldest = schema.layouts().last().expect("the present layout is one");
         let added = |now: Vec<String>, then: Vec<String>| -> Vec<String> {

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 
 use hypercast_fm::example::MAX_VALUES;
 
-use super::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureKind, Schema, TaskKind, ValueRange};
+use super::{
+    BUILT_IN_FEATURES, BUILT_IN_IDS, Feature, FeatureKind, MAX_TAGS, Schema, TaskKind, ValueRange,
+};
 use crate::error::{Error, Result};
 
 /// Columns of logs and imported tables that are not features.
@@ -60,12 +62,27 @@ impl Schema {
         unique("value", self.values.iter().map(String::as_str))?;
         unique("task", self.tasks.iter().map(|task| task.name.as_str()))?;
         unique("counter", self.counters.iter().map(|counter| counter.name.as_str()))?;
+        self.validate_max_values()?;
         self.validate_columns()?;
         self.validate_tasks()?;
         self.validate_counters()?;
         self.validate_ranges()?;
         self.validate_retired()?;
         self.validate_earlier()
+    }
+
+    fn validate_max_values(&self) -> Result<()> {
+        for Feature { name, kind, max_values, .. } in self.features() {
+            let Some(most) = max_values else { continue };
+            let whose = format!("feature `{name}`");
+            if *kind == FeatureKind::Dense {
+                return fail(format!("{whose}: only a categorical feature has `max_values`"));
+            }
+            if !(2..=MAX_TAGS).contains(most) {
+                return fail(format!("{whose}: max_values is {most}; it must be 2 to {MAX_TAGS}"));
+            }
+        }
+        Ok(())
     }
 
     fn validate_columns(&self) -> Result<()> {
@@ -100,7 +117,9 @@ impl Schema {
     }
 
     fn validate_counters(&self) -> Result<()> {
-        let ids = self.id_columns();
+        // Of several values, none is the one to count by.
+        let single = self.id_fields().into_iter().filter(|field| field.columns.len() == 1);
+        let ids: Vec<String> = single.map(|field| field.name).collect();
         for counter in &self.counters {
             let whose = format!("counter `{}`", counter.name);
             known(&whose, "action", &counter.action, &self.actions)?;
@@ -108,7 +127,7 @@ impl Schema {
                 return fail(format!("{whose}: its key is empty"));
             }
             for column in &counter.key {
-                known(&whose, "id column", column, &ids)?;
+                known(&whose, "id column of one value", column, &ids)?;
             }
             at_least_zero(&whose, "half_life_days", counter.half_life_days)?;
         }
@@ -176,7 +195,7 @@ fn fail<T>(reason: String) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::{BeyondRange, Counter, Feature, FeatureKind, Task, TaskRole, category_id};
+    use crate::schema::{BeyondRange, Counter, Task, TaskRole, category_id};
 
     fn schema() -> Schema {
         Schema {
@@ -279,6 +298,20 @@ mod tests {
     }
 
     #[test]
+    fn a_feature_of_several_values_has_columns_of_its_own_and_no_counter() {
+        let mut schema = schema();
+        schema.user_features.push(Feature::tags("likes", 3));
+        schema.validate().unwrap();
+        assert_eq!(schema.id_columns()[4..], ["tag", "likes_1", "likes_2", "likes_3"]);
+        let text = toml::to_string(&schema).unwrap();
+        assert_eq!(toml::from_str::<Schema>(&text).unwrap(), schema);
+        assert_eq!(text.matches("max_values").count(), 1, "of no other feature: {text}");
+        schema.counters[0].key = vec!["likes".into()];
+        let refused = schema.validate().unwrap_err().to_string();
+        assert!(refused.contains("no id column of one value is called `likes`"), "{refused}");
+    }
+
+    #[test]
     fn contradictions_are_refused_by_name() {
         assert!(
             refused(|s| s.actions.push("click".into())).contains("action `click` appears twice")
@@ -293,7 +326,7 @@ mod tests {
         );
         assert!(
             refused(|s| s.counters[0].key.push("author".into()))
-                .contains("no id column is called `author`")
+                .contains("no id column of one value is called `author`")
         );
         assert!(
             refused(|s| s.counters[0].action = "buy".into()).contains("no action is called `buy`")
@@ -313,6 +346,21 @@ mod tests {
         );
         assert!(refused(|s| s.ranges[0].high = f32::NAN).contains("range `watch`: 0.1 to NaN"));
         assert!(refused(|s| s.ranges[1].name = "watch".into()).contains("appears twice"));
+        assert!(
+            refused(|s| s.user_features[0].max_values = Some(4))
+                .contains("feature `age`: only a categorical feature has `max_values`")
+        );
+        assert!(
+            refused(|s| s.item_features[0].max_values = Some(33))
+                .contains("feature `tag`: max_values is 33; it must be 2 to 32")
+        );
+        assert!(
+            refused(|s| {
+                s.user_features.push(Feature::tags("likes", 3));
+                s.item_features.push(Feature::new("likes_2", FeatureKind::Categorical));
+            })
+            .contains("column `likes_2` appears twice")
+        );
         assert!(refused(|s| s.tasks.clear()).contains("at least one surface and one task"));
     }
 

@@ -3,8 +3,11 @@
 
 use hypercast_core::hash::mix64;
 
-use crate::batch::{ColumnData, ExpertBatch};
+use crate::batch::{ABSENT, ColumnData, ExpertBatch};
 use crate::graph::{ExpertGraph, Node, Op, Type};
+
+/// The row of a value that a feature of several values does not have.
+pub(super) const NO_ROW: i64 = -1;
 
 /// The row indices of a batch.
 pub struct Lookups {
@@ -13,7 +16,8 @@ pub struct Lookups {
     pub rows: Vec<Option<Vec<u32>>>,
     /// The values of each node of ids.
     ids: Vec<Vec<u64>>,
-    /// The rows that each lookup node reads, as rows of its leaf.
+    /// The rows that each lookup node reads, as rows of its leaf; [`NO_ROW`] for an id that is
+    /// absent.
     pub(super) index: Vec<Vec<i64>>,
 }
 
@@ -47,6 +51,7 @@ fn row_indices(graph: &ExpertGraph, node: &Node, ids: &[u64]) -> Vec<i64> {
     let n = graph.nodes[node.inputs[0]].shape.dims[0] as u64;
     let row = |id: &u64| match node.op {
         Op::Gather => (id % n) as i64,
+        _ if *id == ABSENT => NO_ROW,
         _ => (mix64(*id) % n) as i64,
     };
     ids.iter().map(row).collect()
@@ -66,7 +71,7 @@ fn touched_rows(graph: &ExpertGraph, index: &mut [Vec<i64>]) -> Vec<Option<Vec<u
     };
     for (node, index) in graph.nodes.iter().zip(index.iter()) {
         if let Some(rows) = table(node).and_then(|parameter| rows[parameter].as_mut()) {
-            rows.extend(index.iter().map(|row| *row as u32));
+            rows.extend(index.iter().filter(|row| **row != NO_ROW).map(|row| *row as u32));
         }
     }
     for rows in rows.iter_mut().flatten() {
@@ -75,7 +80,7 @@ fn touched_rows(graph: &ExpertGraph, index: &mut [Vec<i64>]) -> Vec<Option<Vec<u
     }
     for (node, index) in graph.nodes.iter().zip(index.iter_mut()) {
         if let Some(rows) = table(node).and_then(|parameter| rows[parameter].as_ref()) {
-            for row in index {
+            for row in index.iter_mut().filter(|row| **row != NO_ROW) {
                 *row = rows.binary_search(&(*row as u32)).expect("every touched row was gathered")
                     as i64;
             }

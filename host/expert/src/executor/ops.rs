@@ -12,6 +12,7 @@ use rand::RngCore;
 use rand::rngs::SmallRng;
 
 use super::dims_of;
+use super::ids::NO_ROW;
 use crate::graph::{Fold, Unary, Zip};
 
 /// `Log` and `Sqrt` raise smaller inputs to this value.
@@ -157,7 +158,8 @@ pub(super) fn dropout<B: Backend>(
     B::float_mul(x, super::upload::<B>(mask, &dims, &device))
 }
 
-/// The means of groups of rows of the table, `[s, d]`; `index` has `s` groups of equal size.
+/// The means of groups of rows of the table, `[s, d]`; `index` has `s` groups of equal size, in
+/// which [`NO_ROW`] does not count.
 pub(super) fn embedding_bag<B: Backend>(
     table: FloatTensor<B>,
     index: &[i64],
@@ -166,12 +168,30 @@ pub(super) fn embedding_bag<B: Backend>(
     let width = table.shape().as_slice()[1];
     let device = B::float_device(&table);
     let k = index.len() / s;
-    let rows = B::float_select(table, 0, indices::<B>(index.to_vec(), &device));
-    if k == 1 {
-        return rows;
+    let some_row = index.iter().map(|row| (*row).max(0)).collect();
+    let rows = B::float_select(table, 0, indices::<B>(some_row, &device));
+    if !index.contains(&NO_ROW) {
+        if k == 1 {
+            return rows;
+        }
+        let rows = B::float_reshape(rows, Dims::from(vec![s, k, width]));
+        return B::float_reshape(B::float_mean_dim(rows, 1), Dims::from(vec![s, width]));
     }
+    let share = super::upload::<B>(shares(index, k), &[s, k, 1], &device);
     let rows = B::float_reshape(rows, Dims::from(vec![s, k, width]));
-    B::float_reshape(B::float_mean_dim(rows, 1), Dims::from(vec![s, width]))
+    let shares = B::float_expand(share, Dims::from(vec![s, k, width]));
+    let sums = B::float_sum_dim(B::float_mul(rows, shares), 1);
+    B::float_reshape(sums, Dims::from(vec![s, width]))
+}
+
+/// What each row of groups of `k` counts in its group's mean.
+fn shares(index: &[i64], k: usize) -> Vec<f32> {
+    let of_group = |group: &[i64]| {
+        let count = group.iter().filter(|row| **row != NO_ROW).count();
+        let share = 1.0 / count.max(1) as f32;
+        group.iter().map(|row| if *row == NO_ROW { 0.0 } else { share }).collect::<Vec<f32>>()
+    };
+    index.chunks_exact(k).flat_map(of_group).collect()
 }
 
 /// Indices on the device, in its own integer type.

@@ -236,7 +236,8 @@ impl RunSizes {
         let Some(NetworkPlan { program, lookups, .. }) = plan else {
             return Demand { derived: on_device, scratch: 0, run };
         };
-        run.bytes = run.bytes.saturating_add(self.rows.saturating_mul(4 * lookups.len() as u64));
+        let looked_up: usize = lookups.iter().map(|lookup| lookup.bag).sum();
+        run.bytes = run.bytes.saturating_add(self.rows.saturating_mul(4 * looked_up as u64));
         let derived = program.compiled_bytes().saturating_add(on_device);
         let threads = usage.runs.saturating_add(usage.helpers) as u64;
         Demand { derived, scratch: program.scratch_bytes().saturating_mul(threads), run }
@@ -338,7 +339,9 @@ impl RunSizes {
             Op::Unary(_) => result,
             Op::EmbeddingBag | Op::Gather => {
                 let read = self.elements(input(1));
-                read.saturating_mul(16 + 4 * node.shape.row_elements() as u64)
+                // Of several ids, each row counts with its share of the mean.
+                let times = if input(1).row_elements() > 1 { 2 } else { 1 };
+                read.saturating_mul(times * (16 + 4 * node.shape.row_elements() as u64))
             }
             Op::Pool(kind) => {
                 let history = self.bytes(input(0)).saturating_add(16 * self.events);

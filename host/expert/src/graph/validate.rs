@@ -8,7 +8,7 @@ use super::{
     ExpertGraph, Lead, NetworkMemory, NetworkUse, Node, Op, ParameterSpec, TensorShape, Type, fnv1a,
 };
 use crate::Error;
-use crate::wasm::contract::{Column, Description, HostInfo, Network, Parameter};
+use crate::wasm::contract::{Column, Description, HostSchema, Network, Parameter};
 
 /// The highest rank of a tensor.
 pub(super) const MAX_RANK: usize = 4;
@@ -57,10 +57,10 @@ impl ExpertGraph {
     pub fn new(
         description: &Description,
         network: &Network,
-        info: &HostInfo,
+        host: &HostSchema,
         limits: &GraphLimits,
     ) -> Result<ExpertGraph, Error> {
-        let validator = Validator { description, network, info, limits };
+        let validator = Validator { description, network, host, limits };
         validator.graph().map_err(|why| Error::refused(&description.name, why))
     }
 }
@@ -68,7 +68,7 @@ impl ExpertGraph {
 struct Validator<'a> {
     description: &'a Description,
     network: &'a Network,
-    info: &'a HostInfo,
+    host: &'a HostSchema,
     limits: &'a GraphLimits,
 }
 
@@ -202,14 +202,14 @@ impl Validator<'_> {
             column.label()
         );
         refuse_if!(
-            matches!(column, Column::HistoryActions) && self.info.actions.is_empty(),
+            matches!(column, Column::HistoryActions) && self.host.info.actions.is_empty(),
             "it reads history actions, but the schema has no action"
         );
         let (ty, width) = match column {
-            Column::Tae => (Type::Number, self.info.tae_dim as usize),
-            Column::HistoryActions => (Type::Number, self.info.actions.len()),
+            Column::Tae => (Type::Number, self.host.info.tae_dim as usize),
+            Column::HistoryActions => (Type::Number, self.host.info.actions.len()),
             Column::Feature(_) | Column::HistoryAge => (Type::Number, 1),
-            Column::Id(_) | Column::HistoryId(_) => (Type::Id, 1),
+            Column::Id(_) | Column::HistoryId(_) => (Type::Id, self.host.width(column)?),
         };
         let lead = if column.is_history() { Lead::History } else { Lead::Rows };
         Ok((ty, TensorShape::led(lead, &[width])))

@@ -13,7 +13,7 @@ use hypercast_core::hash::mix64;
 use rand::RngCore;
 use rand::rngs::SmallRng;
 
-use crate::batch::{ColumnData, ExpertBatch};
+use crate::batch::{ABSENT, ColumnData, ExpertBatch};
 use crate::graph::{ExpertGraph, Fold, Lead, Node, Op, Type, Unary, Zip};
 use crate::plan::reach;
 use crate::train::OutputGradients;
@@ -202,8 +202,9 @@ impl Run<'_> {
                 let (ids, table) = (self.ids(node.inputs[1]), x(0));
                 let row = |id: &u64| (mix64(*id) % table.dims[0] as u64) as usize;
                 Array::fill(dims, |i| {
-                    let of = ids.row(i[0]).iter().map(|id| table.at(&[row(id), i[1]]));
-                    tape.mean(&of.collect::<Vec<_>>())
+                    let present = ids.row(i[0]).iter().filter(|id| **id != ABSENT);
+                    let of: Vec<_> = present.map(|id| table.at(&[row(id), i[1]])).collect();
+                    if of.is_empty() { rounded(0.0) } else { tape.mean(&of) }
                 })
             }
             Op::Reduce { kind, axis } => {

@@ -9,14 +9,15 @@ use crate::graph::{ExpertGraph, GraphLimits};
 use crate::normalise::Normaliser;
 use crate::params::{Parameters, Provenance, hash_text};
 use crate::wasm::contract::{
-    Attribute, Column, Description, HostInfo, Initialiser, Limits, Network, Node, Output,
-    Parameter, Task, TaskKind, Value, host_info,
+    Attribute, Column, Description, HostSchema, Initialiser, Limits, Network, Node, Output,
+    Parameter, Task, TaskKind, Value,
 };
-use hypercast_data::schema::{Feature, FeatureKind, Schema, TaskRole};
+use hypercast_data::schema::{Feature, FeatureKind, Schema, TaskRole, fill_tags};
 
 pub(crate) const TAE_DIM: usize = 4;
 
-/// Two surfaces, four actions, two tasks, one categorical and one dense item feature.
+/// Two surfaces, four actions, two tasks, and item features: a category, a number and up to three
+/// topics.
 pub(crate) fn schema() -> Schema {
     let task = |name: &str| hypercast_data::schema::Task {
         name: name.into(),
@@ -36,6 +37,7 @@ pub(crate) fn schema() -> Schema {
         item_features: vec![
             feature("tag", FeatureKind::Categorical),
             feature("length", FeatureKind::Dense),
+            Feature::tags("topics", 3),
         ],
         user_features: Vec::new(),
         context_features: Vec::new(),
@@ -47,8 +49,8 @@ pub(crate) fn schema() -> Schema {
     }
 }
 
-pub(crate) fn info() -> HostInfo {
-    host_info(&schema(), TAE_DIM)
+pub(crate) fn host() -> HostSchema {
+    HostSchema::new(&schema(), TAE_DIM)
 }
 
 pub(crate) fn description(columns: Vec<Column>, tasks: &[(&str, TaskKind)]) -> Description {
@@ -120,7 +122,7 @@ impl Net {
     }
 
     pub(crate) fn graph(&self, description: &Description) -> Result<ExpertGraph, crate::Error> {
-        ExpertGraph::new(description, &self.network, &info(), &GraphLimits::default())
+        ExpertGraph::new(description, &self.network, &host(), &GraphLimits::default())
     }
 
     /// The graph of a network that is valid.
@@ -133,7 +135,7 @@ impl Net {
 /// candidates.
 pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
     let item = |id: u64| {
-        Arc::new(Item { id, ids: vec![id % 7], dense: vec![id as f32], ..Item::default() })
+        Arc::new(Item { id, ids: item_ids(id), dense: vec![id as f32], ..Item::default() })
     };
     let event = |index: usize| Event {
         item: item(request * 31 + index as u64),
@@ -150,7 +152,7 @@ pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
         let actions = u32::from(id.is_multiple_of(3)) | (u32::from(id % 5 < 2) << 1);
         Target {
             item: item(id),
-            ids: vec![request, id, 0, 3, id % 7],
+            ids: [vec![request, id, 0, 3], item_ids(id)].concat(),
             features: vec![id as f32, 1.0, 2.0, (id % 4) as f32],
             outcome: Outcome { actions, known: 15, values: [id as f32; 4] },
             truth: Vec::new(),
@@ -164,6 +166,13 @@ pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
         history: (0..2 * history).map(event).collect(),
         targets: (0..targets).map(target).collect(),
     }
+}
+
+/// An item's category and its topics, of which it has none to three.
+fn item_ids(id: u64) -> Vec<u64> {
+    let mut ids = vec![id % 7, 0, 0, 0];
+    fill_tags(&mut ids[1..], (0..id % 4).map(|at| 10 * at + id % 5 + 1));
+    ids
 }
 
 /// Values in -1..1 that look random.

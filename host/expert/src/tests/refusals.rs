@@ -1,6 +1,6 @@
 //! Graphs that the host refuses. Each message names plugin, layer, op and rule.
 
-use super::build::{Net, description, info, int, ints, num};
+use super::build::{Net, description, host, int, ints, num};
 use crate::graph::{ExpertGraph, GraphLimits};
 use crate::wasm::contract::{Column, Description, Initialiser, TaskKind};
 
@@ -222,7 +222,7 @@ fn cost_counts_what_the_ops_do() {
     net.op("PoolSum", &[past], vec![]);
     net.output("click", x);
     let graph =
-        ExpertGraph::new(&columns(), &net.network, &info(), &GraphLimits::default()).unwrap();
+        ExpertGraph::new(&columns(), &net.network, &host(), &GraphLimits::default()).unwrap();
     assert_eq!(graph.cost.per_row, 2 * 4 * 8 + 8 + 2 * 8);
     assert_eq!(graph.cost.per_history, 4 + 4);
     assert_eq!(graph.parameter_count(), 40);

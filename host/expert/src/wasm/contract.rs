@@ -3,7 +3,7 @@
 //! Added are the contract's version, and the host's schema and examples as plugins see them.
 #![allow(missing_docs, reason = "generated from expert.wit, which documents it")]
 
-use hypercast_data::schema::{FeatureKind, Schema, TaskKind as SchemaTaskKind};
+use hypercast_data::schema::{IdField, Schema, TaskKind as SchemaTaskKind};
 use hypercast_fm::example::Example;
 
 use super::check::quote;
@@ -18,6 +18,72 @@ pub const VERSION: &str = "2.0.0";
 /// The component import whose suffix is the contract's version.
 pub const TYPES_IMPORT: &str = "hypercast:expert/types@";
 
+/// The host as a plugin sees it, and where the columns of its ids are. A plugin reads a feature of
+/// several values under one name, and need not know that it has several.
+#[derive(Debug, Clone)]
+pub struct HostSchema {
+    /// What a plugin is told.
+    pub info: HostInfo,
+    /// Of each of `info.ids`: among `Target::ids`.
+    ids: Vec<IdColumns>,
+    /// Of each of `info.history_ids` but the first two: among `Item::ids`.
+    item_ids: Vec<IdColumns>,
+}
+
+/// The columns of a feature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IdColumns {
+    pub(crate) first: usize,
+    pub(crate) width: usize,
+}
+
+/// The ids of the history that every schema has: the item and the surface.
+const HISTORY_IDS: [&str; 2] = ["item_id", "surface"];
+
+impl HostSchema {
+    /// Of a schema and the TAE's number of values (0 without a foundation model).
+    pub fn new(schema: &Schema, tae_dim: usize) -> HostSchema {
+        let columns = |fields: Vec<IdField>| {
+            let columns = fields.into_iter().map(|field| field.columns);
+            columns.map(|of| IdColumns { first: of.start, width: of.len() }).collect()
+        };
+        HostSchema {
+            info: host_info(schema, tae_dim),
+            ids: columns(schema.id_fields()),
+            item_ids: columns(IdField::of(&schema.item_features, 0)),
+        }
+    }
+
+    /// Of a host whose features have one value each.
+    pub fn of_single_values(info: HostInfo) -> HostSchema {
+        let columns = |count| (0..count).map(|first| IdColumns { first, width: 1 }).collect();
+        let items = info.history_ids.len().saturating_sub(HISTORY_IDS.len());
+        HostSchema { ids: columns(info.ids.len()), item_ids: columns(items), info }
+    }
+
+    /// The columns of the id at `index` among `info.ids`.
+    pub(crate) fn id_columns(&self, index: usize) -> IdColumns {
+        self.ids[index]
+    }
+
+    /// The columns of the id at `index` among `info.history_ids`; none of the item and the surface.
+    pub(crate) fn item_columns(&self, index: usize) -> Option<IdColumns> {
+        Some(self.item_ids[index.checked_sub(HISTORY_IDS.len())?])
+    }
+
+    /// The values that a column of ids has for each row or event.
+    ///
+    /// # Errors
+    /// The schema lacks it.
+    pub(crate) fn width(&self, column: &Column) -> Result<usize, String> {
+        let index = column.index_in(&self.info)?;
+        Ok(match column {
+            Column::Id(_) => self.id_columns(index).width,
+            _ => self.item_columns(index).map_or(1, |columns| columns.width),
+        })
+    }
+}
+
 /// The host as a plugin sees it: the schema's names, in the order of all indices and bits of the
 /// contract, and the TAE's number of values (0 without a foundation model).
 pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
@@ -31,10 +97,8 @@ pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
         surfaces: task.surfaces.clone(),
     });
     // The history's ids: the item, the surface, and the items' categorical features.
-    let built_in = ["item_id", "surface"];
-    let features = schema.item_features.iter();
-    let categorical = features.filter(|feature| feature.kind == FeatureKind::Categorical);
-    let categorical = categorical.map(|feature| feature.name.as_str());
+    let names = |fields: Vec<IdField>| fields.into_iter().map(|field| field.name);
+    let built_in = HISTORY_IDS.map(String::from).into_iter();
     HostInfo {
         tae_dim: tae_dim as u32,
         surfaces: schema.surfaces.clone(),
@@ -42,8 +106,8 @@ pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
         values: schema.values.clone(),
         tasks: tasks.collect(),
         features: schema.feature_columns(),
-        ids: schema.id_columns(),
-        history_ids: built_in.into_iter().chain(categorical).map(String::from).collect(),
+        ids: names(schema.id_fields()).collect(),
+        history_ids: built_in.chain(names(IdField::of(&schema.item_features, 0))).collect(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod roles;
 mod sample;
+mod tags;
 mod write;
 
 use std::path::{Path, PathBuf};

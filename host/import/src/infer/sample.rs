@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use hypercast_core::progress::Progress;
 use hypercast_data::schema::{IdKind, category_id};
 
+use super::tags::{ListSample, TagProposal};
 use crate::cell::{Cell, TimeUnit};
 use crate::error::Result;
 use crate::input::{InputFile, Reading};
@@ -43,6 +44,8 @@ pub(super) struct SampledColumn {
     /// How often each text occurs; empty if there are too many.
     pub(super) counts: BTreeMap<String, usize>,
     is_counted: bool,
+    /// What it would be as lists.
+    as_lists: Vec<ListSample>,
 }
 
 impl Sample {
@@ -56,6 +59,7 @@ impl Sample {
         let named = |name: &String| SampledColumn {
             name: name.clone(),
             is_counted: true,
+            as_lists: super::tags::samples(),
             ..SampledColumn::default()
         };
         let mut columns: Vec<SampledColumn> = names.iter().map(named).collect();
@@ -89,6 +93,7 @@ impl SampledColumn {
         if cell != Cell::Missing {
             self.present += 1;
             self.lists += usize::from(matches!(cell, Cell::List(_)));
+            self.as_lists.iter_mut().for_each(|sample| sample.add(&cell));
             let cell = cell.first(None);
             self.flags += usize::from(matches!(cell.flag(), Ok(Some(_))));
             self.integer_ids += usize::from(matches!(cell.integer_id(), Ok(Some(_))));
@@ -135,6 +140,11 @@ impl SampledColumn {
 
     pub(super) fn is_list(&self) -> bool {
         self.lists > 0
+    }
+
+    /// How to read it as several categories a cell, if it looks so.
+    pub(super) fn tags(&self) -> Option<TagProposal> {
+        super::tags::propose(&self.as_lists, self.different().len())
     }
 
     pub(super) fn is_number(&self) -> bool {

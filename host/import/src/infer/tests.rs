@@ -224,3 +224,49 @@ fn ids_that_are_small_numbers_are_told_apart_by_their_names() {
     let error = infer(&options).unwrap_err().to_string();
     assert!(error.contains("looks like the item; name it with --item"), "{error}");
 }
+
+#[test]
+fn tags_are_proposed_and_imported_as_several_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = |at: u64| {
+        let chance = hypercast_core::hash::mix64(at + 1);
+        let (user, item, clicked) = (chance % 20, (chance >> 8) % 40, chance % 3 / 2);
+        format!("{user},{item},{},{clicked}\n", 1_764_000_000 + at)
+    };
+    let tags = |item: u64| {
+        let tags = ["new", "sale", "local", "gift", "red"].iter().enumerate();
+        let own = tags.filter(|(at, _)| item >> at & 1 == 1);
+        own.map(|(_, tag)| *tag).collect::<Vec<&str>>().join(";")
+    };
+    let items = |column: &str| {
+        let rows = (0..40).map(|item| format!("{item},{},{}\n", tags(item), item % 3));
+        format!("item,tags,{column}\n") + &rows.collect::<String>()
+    };
+    let log = "user,item,ts,clicked\n".to_owned() + &(0..300).map(row).collect::<String>();
+    std::fs::write(dir.path().join("log-0.csv"), log).unwrap();
+    let options = InferOptions { users: vec![], ..options(dir.path(), "csv") };
+    // Where another feature has the name of one of its columns, it stays one category.
+    for (column, expected) in [("shelf", (Some(8), Some(';'))), ("tags_2", (None, None))] {
+        let columns = if column == "shelf" { items(column) } else { swapped(&items(column)) };
+        std::fs::write(dir.path().join("items.csv"), columns).unwrap();
+        infer(&options).unwrap();
+        let text = std::fs::read_to_string(&options.into).unwrap();
+        let mapping = Mapping::load(&options.into).unwrap();
+        let features = &mapping.items.as_ref().unwrap().features;
+        let tags = features.iter().find(|feature| feature.name == "tags").unwrap();
+        assert_eq!((tags.max_values, tags.separator), expected, "{text}");
+        let into = dir.path().join(column);
+        import(&mapping, None, &into).unwrap();
+        assert!(Dataset::open(&into).unwrap().items.values().any(|item| item.ids[0] > 0));
+        std::fs::remove_file(&options.into).unwrap();
+    }
+}
+
+/// The rows of three cells with the last two in the other order.
+fn swapped(rows: &str) -> String {
+    let swap = |row: &str| {
+        let cells: Vec<&str> = row.split(',').collect();
+        format!("{},{},{}\n", cells[0], cells[2], cells[1])
+    };
+    rows.lines().map(swap).collect()
+}

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use hypercast_data::schema::{Counter, IdKind, Schema};
+use hypercast_data::schema::{Counter, Feature, IdKind, Schema};
 
 use super::InferOptions;
 use super::roles::{Role, Roles, id_column, is_position};
 use super::sample::{Sample, SampledColumn, percent};
+use super::tags::TagProposal;
 use crate::cell::TimeUnit;
 
 /// The most different texts of a category.
@@ -232,7 +233,7 @@ impl<'a> MappingText<'a> {
                     ));
                     self.role("column", role);
                     self.optional(column);
-                    self.list(column);
+                    self.list(&name, column);
                 }
                 Ok(_) => self.unused(column, "items or users have it"),
                 Err(reason) => self.unused(column, reason),
@@ -249,10 +250,27 @@ impl<'a> MappingText<'a> {
         }
     }
 
-    fn list(&mut self, column: &SampledColumn) {
-        if column.is_list() {
+    fn list(&mut self, name: &str, column: &SampledColumn) {
+        if let Some(TagProposal { separator, max_values, reason }) = column.tags()
+            && self.take_columns(&Feature::tags(name, max_values))
+        {
+            self.key("max_values", &max_values.to_string(), &reason);
+            if let Some(separator) = separator {
+                self.key("separator", &quoted(&separator.to_string()), "");
+            }
+        } else if column.is_list() {
             self.key("list", "\"first\"", "of a list, only its first element");
         }
+    }
+
+    /// Takes the names of a feature's columns, if no other has one of them.
+    fn take_columns(&mut self, feature: &Feature) -> bool {
+        let columns = feature.columns();
+        let is_free = columns.iter().all(|column| !self.names.contains(column));
+        if is_free {
+            self.names.extend(columns);
+        }
+        is_free
     }
 
     fn unused(&mut self, column: &SampledColumn, reason: &str) {
@@ -304,8 +322,9 @@ impl<'a> MappingText<'a> {
             ));
             self.key("column", &quoted(&column.name), &column.describe());
             self.optional(column);
-            self.list(column);
-            if entity == "items" && kind == "categorical" && column.different().len() > 1 {
+            self.list(&name, column);
+            let is_key = kind == "categorical" && column.tags().is_none();
+            if entity == "items" && is_key && column.different().len() > 1 {
                 self.keys.push(name);
             }
         }
@@ -397,6 +416,9 @@ fn feature_kind(column: &SampledColumn) -> Result<&'static str, &'static str> {
     }
     if column.time_unit().is_some() {
         return Err("it is a time");
+    }
+    if column.tags().is_some() {
+        return Ok("categorical");
     }
     if column.is_list() {
         let is_text = column.numbers.iter().all(|number| number.is_nan());

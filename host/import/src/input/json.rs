@@ -163,7 +163,7 @@ fn cell(value: &Value) -> Cell<'_> {
             _ => number.as_f64().map_or(Cell::Other("a number of no known form"), Cell::Number),
         },
         Value::String(text) => Cell::of_text(text.into()),
-        Value::Array(list) => Cell::List(Box::new(list.first().map_or(Cell::Missing, cell))),
+        Value::Array(list) => Cell::List(list.iter().map(cell).collect()),
         Value::Object(_) => Cell::Other("an object"),
     }
 }

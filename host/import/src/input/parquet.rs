@@ -5,6 +5,7 @@
 //! they are compressed with but Brotli and LZO.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use hypercast_core::hex::hex;
@@ -158,9 +159,9 @@ struct ColumnBatch {
     meaning: Meaning,
     is_list: bool,
     values: Values,
-    /// The index of each row's value, or of its list's first, and none for a null. Without it, each
-    /// row has a value.
-    places: Option<Vec<Option<u32>>>,
+    /// The indices of each row's value or elements: none for a null. Without it, each row has a
+    /// value.
+    places: Option<Vec<Range<u32>>>,
 }
 
 /// The values of a batch without nulls, as the file has them.
@@ -268,17 +269,16 @@ impl ColumnDecoder {
         }
     }
 
-    fn places(&self, levels: &Levels) -> Vec<Option<u32>> {
+    fn places(&self, levels: &Levels) -> Vec<Range<u32>> {
         let (mut places, mut next) = (Vec::new(), 0);
         for at in 0..levels.count {
             let is_first = self.max_repetition == 0 || levels.repetition[at] == 0;
             if is_first {
-                places.push(None);
+                places.push(next..next);
             }
             if self.max_definition == 0 || levels.definition[at] == self.max_definition {
-                let place = places.last_mut().expect("a row's first level is 0");
-                place.get_or_insert(next);
                 next += 1;
+                places.last_mut().expect("a row's first level is 0").end = next;
             }
         }
         places
@@ -287,13 +287,18 @@ impl ColumnDecoder {
 
 impl ColumnBatch {
     fn cell(&self, row: usize) -> Cell<'_> {
-        let place = self.places.as_ref().map_or(Some(row), |of| of[row].map(|at| at as usize));
-        let cell = match (place, self.meaning) {
-            (None, _) => Cell::Missing,
-            (_, Meaning::Other(what)) => Cell::Other(what),
-            (Some(at), _) => self.value(at),
+        let mut values = match &self.places {
+            None => row..row + 1,
+            Some(places) => places[row].start as usize..places[row].end as usize,
         };
-        if self.is_list { Cell::List(Box::new(cell)) } else { cell }
+        let cell = |at| match self.meaning {
+            Meaning::Other(what) => Cell::Other(what),
+            _ => self.value(at),
+        };
+        if self.is_list {
+            return Cell::List(values.map(cell).collect());
+        }
+        values.next().map_or(Cell::Missing, cell)
     }
 
     fn value(&self, at: usize) -> Cell<'_> {

@@ -78,6 +78,7 @@ impl EntityMapping {
                 Ok(())
             })?;
         }
+        features.report_cut(reading.report);
         Ok(records)
     }
 }

@@ -160,6 +160,7 @@ impl<'a> MappedImport<'a> {
             })?;
         }
         more_impressions(&mut sink)?;
+        sources.context.report_cut(sink.report);
         sink.report.of_unknown_items = sink.items.unknown;
         sink.report.of_unknown_users = sink.users.unknown;
         Ok((sink.former, sink.items.seen))

@@ -33,7 +33,7 @@ pub(super) struct ImpressionSources {
     outcome_delay_ms: Option<i64>,
     actions: Vec<ActionSource>,
     values: Vec<NumberSource>,
-    context: FeatureSources,
+    pub(super) context: FeatureSources,
 }
 
 /// Collects the ids of both kinds.

@@ -155,6 +155,9 @@ pub struct FeatureMapping {
     pub clip: Option<[f32; 2]>,
     /// What is taken of a list.
     pub list: Option<ListChoice>,
+    /// The most values that a category has at once, which are taken of a list (see
+    /// `schema::Feature`).
+    pub max_values: Option<usize>,
     /// The character between two elements of a list that stands in a text.
     pub separator: Option<char>,
 }

@@ -96,7 +96,8 @@ impl ImpressionMapping {
 
 impl FeatureMapping {
     fn feature(&self) -> Feature {
-        Feature { optional: self.optional, ..Feature::new(&self.name, self.kind) }
+        let FeatureMapping { optional, max_values, .. } = *self;
+        Feature { optional, max_values, ..Feature::new(&self.name, self.kind) }
     }
 
     fn check(&self) -> Result<()> {
@@ -108,8 +109,13 @@ impl FeatureMapping {
             (FeatureKind::Dense, _) if !self.map.is_empty() => {
                 fail(&place, "`map` is for categories")
             }
-            _ if self.separator.is_some() && self.list.is_none() => {
-                fail(&place, "`separator` is for a list; say with `list` what is taken of it")
+            _ if self.list.is_some() && self.max_values.is_some() => {
+                fail(&place, "it has `max_values` beside `list`; one of them says what is taken")
+            }
+            _ if self.separator.is_some() && self.list.is_none() && self.max_values.is_none() => {
+                let reason = "`separator` is for a list; say with `max_values` or `list` what is \
+                              taken of it";
+                fail(&place, reason)
             }
             (FeatureKind::Dense, Some(FeatureDefault::Text(text))) => {
                 fail(&place, &format!("its default `{text}` is not a number"))

@@ -1,16 +1,17 @@
 //! The columns that a mapping reads, and what it makes of their cells.
 
 use std::borrow::Cow;
+use std::cell::Cell as Counter;
 use std::collections::BTreeMap;
 
 use hypercast_data::dataset::{ContextFeatures, entity_id::check_text_id};
-use hypercast_data::schema::{FeatureKind, MISSING, category_id};
+use hypercast_data::schema::{FeatureKind, MISSING, category_id, fill_tags};
 
 use super::{ActionMapping, FeatureDefault, FeatureMapping, ListChoice, ValueMapping};
 use crate::cell::{Cell, CellResult, TimeUnit};
 use crate::id_collector::IdCollector;
 use crate::input::Row;
-use crate::report::{RowError, RowFailure};
+use crate::report::{ImportReport, RowError, RowFailure};
 
 type RowResult<T> = std::result::Result<T, RowError>;
 
@@ -194,13 +195,24 @@ impl NumberSource {
     }
 }
 
-/// The column of a category.
+/// The column of a category, or of several.
 #[derive(Debug, Clone)]
 struct CategorySource {
     source: Source,
     map: BTreeMap<String, u64>,
     default: u64,
     list: Option<FirstOfList>,
+    tags: Option<TagSource>,
+}
+
+/// How a feature of several values is read.
+#[derive(Debug, Clone)]
+struct TagSource {
+    feature: String,
+    max_values: usize,
+    separator: Option<char>,
+    /// In how many rows there were more values.
+    cut: Counter<u64>,
 }
 
 impl CategorySource {
@@ -215,15 +227,42 @@ impl CategorySource {
             map: mapping.map.iter().map(|(from, to)| (from.clone(), category_id(to))).collect(),
             default,
             list: FirstOfList::of(mapping),
+            tags: mapping.max_values.map(|max_values| TagSource {
+                feature: mapping.name.clone(),
+                max_values,
+                separator: mapping.separator,
+                cut: Counter::new(0),
+            }),
         }
     }
 
-    fn read(&self, row: &dyn Row) -> RowResult<u64> {
-        let cell = FirstOfList::cell(self.list, &self.source, row);
+    /// Appends the ids of a row, as many as the feature has columns.
+    fn read(&self, row: &dyn Row, ids: &mut Vec<u64>) -> RowResult<()> {
+        let Some(TagSource { max_values, separator, cut, .. }) = &self.tags else {
+            let cell = FirstOfList::cell(self.list, &self.source, row);
+            ids.push(self.id(&cell)?.unwrap_or(self.default));
+            return Ok(());
+        };
+        let first = ids.len();
+        let mut all = Vec::new();
+        for cell in self.source.cell(row).elements(*separator) {
+            all.extend(self.id(&cell)?);
+        }
+        if all.is_empty() {
+            all.push(self.default);
+        }
+        ids.resize(first + max_values, 0);
+        if fill_tags(&mut ids[first..], all) {
+            cut.set(cut.get() + 1);
+        }
+        Ok(())
+    }
+
+    /// The category of a cell; none if it is missing.
+    fn id(&self, cell: &Cell<'_>) -> RowResult<Option<u64>> {
         let text: Option<Cow<'_, str>> = self.source.checked(cell.category())?;
-        Ok(text.map_or(self.default, |text| {
-            self.map.get(text.as_ref()).copied().unwrap_or_else(|| category_id(&text))
-        }))
+        Ok(text
+            .map(|text| self.map.get(text.as_ref()).copied().unwrap_or_else(|| category_id(&text))))
     }
 }
 
@@ -251,12 +290,23 @@ impl FeatureSources {
         let ContextFeatures { ids, dense } = features;
         ids.clear();
         for source in &self.categorical {
-            ids.push(source.read(row)?);
+            source.read(row, ids)?;
         }
         dense.clear();
         for source in &self.dense {
             dense.push(source.read(row)?);
         }
         Ok(())
+    }
+
+    /// Reports in how many rows a feature had more values than it can have.
+    pub(super) fn report_cut(&self, report: &mut ImportReport) {
+        for TagSource { feature, cut, .. } in
+            self.categorical.iter().filter_map(|of| of.tags.as_ref())
+        {
+            if cut.get() > 0 {
+                *report.cut_values.entry(feature.clone()).or_default() += cut.take();
+            }
+        }
     }
 }

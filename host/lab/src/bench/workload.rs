@@ -47,6 +47,7 @@ pub fn spec() -> FmSpec {
         item_optional: Vec::new(),
         features: COLUMNS,
         profile_ids: vec![],
+        id_widths: Default::default(),
         tasks: (0..ACTIONS).map(task).collect(),
         content: 0,
     }

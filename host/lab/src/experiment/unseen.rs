@@ -151,6 +151,7 @@ mod tests {
             item_dense: 0,
             item_optional: Vec::new(),
             profile_ids: vec![],
+            id_widths: Default::default(),
             features: 0,
             tasks: vec![
                 task("click", true, [true, true]),

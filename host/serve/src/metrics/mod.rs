@@ -510,7 +510,7 @@ impl Metrics {
 pub(crate) fn beyond_range() -> IntCounterVec {
     let options = Opts::new(
         "hypercast_beyond_range_total",
-        "Numbers of requests and events beyond the range that the schema gives, by the name of the value or feature: clipped or refused",
+        "Numbers of requests and events beyond the range that the schema gives, by the name of the value or feature: clipped or refused; and features with more values than they can have: cut",
     );
     IntCounterVec::new(options, &["name", "outcome"]).expect("the name is valid")
 }

@@ -12,7 +12,9 @@ use hypercast_core::clock::mistaken_unit;
 use hypercast_data::{
     dataset::{ContextFeatures, entity_id::EntityId},
     features::{CandidateInput, RequestInput},
-    schema::{BeyondRange, Feature, FeatureKind, IdKind, Schema, ValueRange, category_id},
+    schema::{
+        BeyondRange, Feature, FeatureKind, IdKind, Schema, ValueRange, category_id, fill_tags,
+    },
 };
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 use hypercast_stream::events::check_time;
@@ -27,9 +29,9 @@ use crate::{
     request::api::{RankCandidate, RankRequest, Refusal, RequestResult},
 };
 
-/// A feature's value in JSON: an id or number, or the text of a category.
+/// A feature's value in JSON: an id or number, the text of a category, or a list of categories.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a feature is a number, a text, a list of these, or null")]
 pub enum FeatureValue {
     /// An id, or a whole number.
     Id(u64),
@@ -37,6 +39,8 @@ pub enum FeatureValue {
     Number(f64),
     /// A category's text; its id is the one that an import assigns.
     Text(String),
+    /// The values of a feature that can have several.
+    List(Vec<FeatureValue>),
     /// JSON's null: the value is missing, whatever is known otherwise.
     Missing,
 }
@@ -46,7 +50,20 @@ impl FeatureValue {
     fn of_number(number: f32) -> Self {
         if number.is_finite() { Self::Number(number.into()) } else { Self::Missing }
     }
+
+    /// The id of a category, 0 if it is missing; none if it is no category.
+    fn category(&self) -> Option<u64> {
+        match self {
+            Self::Missing => Some(0),
+            Self::Id(id) => Some(*id),
+            Self::Text(text) => Some(category_id(text)),
+            Self::Number(_) | Self::List(_) => None,
+        }
+    }
 }
+
+/// The part of a text that a refusal shows, in bytes.
+const SHOWN_BYTES: usize = 100;
 
 /// Features by the names that the schema gives them.
 pub type NamedFeatures = BTreeMap<String, FeatureValue>;
@@ -171,12 +188,18 @@ impl Converter {
     /// A context by name, as a caller would send it.
     pub fn named(&self, context: &ContextFeatures) -> NamedFeatures {
         let (mut ids, mut dense) = (context.ids.iter(), context.dense.iter());
-        let mut value = |kind| match kind {
-            FeatureKind::Categorical => ids.next().map(|&id| FeatureValue::Id(id)),
-            FeatureKind::Dense => dense.next().map(|&number| FeatureValue::of_number(number)),
+        let mut value = |feature: &Feature| match (feature.kind, feature.max_values) {
+            (FeatureKind::Categorical, None) => ids.next().map(|&id| FeatureValue::Id(id)),
+            (FeatureKind::Categorical, Some(most)) => {
+                let own: Vec<u64> = ids.by_ref().take(most).copied().collect();
+                let present = own.iter().filter(|&&id| id != 0);
+                let list = present.map(|&id| FeatureValue::Id(id)).collect();
+                (!own.is_empty()).then_some(FeatureValue::List(list))
+            }
+            (FeatureKind::Dense, _) => dense.next().map(|&number| FeatureValue::of_number(number)),
         };
         let features = self.schema.context_features.iter();
-        features.filter_map(|feature| Some((feature.name.clone(), value(feature.kind)?))).collect()
+        features.filter_map(|feature| Some((feature.name.clone(), value(feature)?))).collect()
     }
 
     /// The context features of a request or an impression.
@@ -275,8 +298,8 @@ impl Converter {
         Ok(context)
     }
 
-    /// Sets columns to the first value that was sent; a column without one keeps its value, or is
-    /// missing.
+    /// Sets columns to the first value that was sent; a feature without one keeps its value, or is
+    /// missing. Of more values than a feature can have, the first ones count.
     fn fill(
         &self,
         features: &[Feature],
@@ -285,28 +308,22 @@ impl Converter {
         dense: &mut Vec<f32>,
     ) -> RequestResult<()> {
         let of_kind = |kind| features.iter().filter(move |feature| feature.kind == kind);
-        ids.resize(of_kind(FeatureKind::Categorical).count(), 0);
+        ids.resize(of_kind(FeatureKind::Categorical).map(Feature::width).sum(), 0);
         let unknown = of_kind(FeatureKind::Dense).map(Feature::missing_number);
         dense.extend(unknown.skip(dense.len()));
-        let (mut ids, mut dense) = (ids.iter_mut(), dense.iter_mut());
+        let (mut ids, mut dense) = (&mut ids[..], dense.iter_mut());
         for feature in features {
             let Feature { name, kind, .. } = feature;
             let sent = from.iter().find_map(|named| named.get(name));
             // Whoever still sends a retired feature need not change at once.
             let value = sent.filter(|_| !self.schema.is_retired(name));
-            let wrong = |wants| {
-                Refusal::BadRequest(format!("feature {name:?} is {value:?}; it takes {wants}"))
-            };
             match kind {
                 FeatureKind::Categorical => {
-                    let column = ids.next().expect("one for each");
-                    *column = match value {
-                        None => *column,
-                        Some(FeatureValue::Missing) => 0,
-                        Some(FeatureValue::Id(id)) => *id,
-                        Some(FeatureValue::Text(text)) => category_id(text),
-                        Some(FeatureValue::Number(_)) => return Err(wrong("an id or a text")),
-                    };
+                    let columns;
+                    (columns, ids) = ids.split_at_mut(feature.width());
+                    if let Some(value) = value {
+                        self.fill_category(feature, value, columns)?;
+                    }
                 }
                 FeatureKind::Dense => {
                     let column = dense.next().expect("one for each");
@@ -315,10 +332,39 @@ impl Converter {
                         Some(FeatureValue::Missing) => feature.missing_number(),
                         Some(FeatureValue::Id(number)) => self.number(name, *number as f32)?,
                         Some(FeatureValue::Number(number)) => self.number(name, *number as f32)?,
-                        Some(FeatureValue::Text(_)) => return Err(wrong("a number")),
+                        Some(value) => return Err(wrong(name, value, "a number")),
                     };
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Sets the columns of a categorical feature.
+    fn fill_category(
+        &self,
+        feature: &Feature,
+        value: &FeatureValue,
+        columns: &mut [u64],
+    ) -> RequestResult<()> {
+        let Feature { name, max_values, .. } = feature;
+        match (value, max_values) {
+            (FeatureValue::Missing, _) => columns.fill(0),
+            (value, None) => {
+                columns[0] =
+                    value.category().ok_or_else(|| wrong(name, value, "an id or a text"))?;
+            }
+            (FeatureValue::List(values), Some(_)) => {
+                let wants = "ids or texts in its list";
+                let id = |value: &FeatureValue| {
+                    value.category().ok_or_else(|| wrong(name, value, wants))
+                };
+                let ids = values.iter().map(id).collect::<RequestResult<Vec<u64>>>()?;
+                if fill_tags(columns, ids) {
+                    self.beyond.with_label_values(&[name, "cut"]).inc();
+                }
+            }
+            (value, Some(_)) => return Err(wrong(name, value, "a list of ids or texts")),
         }
         Ok(())
     }
@@ -343,6 +389,17 @@ impl Converter {
             }
         }
     }
+}
+
+fn wrong(name: &str, value: &FeatureValue, wants: &str) -> Refusal {
+    let is = match value {
+        FeatureValue::Missing => "null".to_owned(),
+        FeatureValue::Id(id) => id.to_string(),
+        FeatureValue::Number(number) => number.to_string(),
+        FeatureValue::Text(text) => format!("{:?}", &text[..text.floor_char_boundary(SHOWN_BYTES)]),
+        FeatureValue::List(values) => format!("a list of {}", values.len()),
+    };
+    Refusal::BadRequest(format!("feature {name:?} is {is}; it takes {wants}"))
 }
 
 /// The key of an id, if it has the form that the schema declares.

@@ -254,11 +254,15 @@ pub(crate) fn check_request(request: Option<u64>) -> RequestResult<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::*;
+    use crate::request::convert::FeatureValue;
     use hypercast_data::dataset::ids::id_key;
-    use hypercast_data::schema::{BeyondRange, Feature, FeatureKind, IdKind, ValueRange};
+    use hypercast_data::schema::{
+        BeyondRange, Feature, FeatureKind, IdKind, ValueRange, category_id,
+    };
 
     fn converter() -> Converter {
         let schema = Schema {
@@ -416,6 +420,54 @@ mod tests {
         {
             assert!(text.contains(&format!("hypercast_beyond_range_total{count}")), "{text}");
         }
+    }
+
+    #[test]
+    fn a_feature_of_several_values_takes_a_list() {
+        let mut schema = Schema::clone(&converter().schema);
+        schema.item_features[0] = Feature::tags("tag", 3);
+        schema.context_features = vec![Feature::tags("device", 2)];
+        let metrics = Metrics::default();
+        let converter = Converter::new(Arc::new(schema)).counting_in(&metrics);
+        let tagged = |tags: &str| {
+            let body = format!(r#"{{"items": [{{"id": 1, "features": {{"tag": {tags}}}}}]}}"#);
+            let body = serde_json::from_str(&body).map_err(|error| error.to_string())?;
+            let made = converter.new_events(&body, 1000).map_err(|refusal| refusal.to_string())?;
+            let EventKind::Item(item) = &made[0].kind else { panic!("{made:?}") };
+            Ok::<_, String>(item.ids.clone())
+        };
+        let drama = category_id("drama");
+        let lists = [
+            (r#"["drama", 7, "7", "drama"]"#, [drama, 7, 0]),
+            (r#"[5, null, "", 6]"#, [5, 6, 0]),
+            ("[]", [0; 3]),
+            ("[1, 2, 3, 4]", [1, 2, 3]),
+        ];
+        for (tags, expected) in lists {
+            assert_eq!(tagged(tags).unwrap(), expected, "{tags}");
+        }
+        let count = r#"hypercast_beyond_range_total{name="tag",outcome="cut"} 1"#;
+        assert!(metrics.render(None).contains(count));
+        for (tags, reason) in [
+            (r#""drama""#, r#"feature "tag" is "drama"; it takes a list of ids or texts"#),
+            ("[1.5]", r#"feature "tag" is 1.5; it takes ids or texts in its list"#),
+            ("[[1]]", r#"feature "tag" is a list of 1; it takes ids or texts in its list"#),
+            ("[true]", "a feature is a number, a text, a list of these, or null"),
+        ] {
+            let why = tagged(tags).unwrap_err();
+            assert!(why.contains(reason), "{tags}: {why}");
+        }
+        let why = new_events(r#"{"items": [{"id": 3, "features": {"tag": ["drama"]}}]}"#);
+        let why = why.unwrap_err().to_string();
+        assert!(
+            why.contains(r#"items[0]: feature "tag" is a list of 1; it takes an id or a text"#)
+        );
+        let context = BTreeMap::from([(
+            "device".to_owned(),
+            FeatureValue::List(vec![FeatureValue::Id(4), FeatureValue::Id(9)]),
+        )]);
+        let columns = converter.context_of(&context).unwrap();
+        assert_eq!((&columns.ids[..], converter.named(&columns)), (&[4, 9][..], context));
     }
 
     #[test]

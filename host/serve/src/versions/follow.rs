@@ -400,6 +400,7 @@ mod tests {
                 item_optional: Vec::new(),
                 features: 0,
                 profile_ids: vec![],
+                id_widths: Default::default(),
                 content: 0,
                 tasks: vec![click],
             };

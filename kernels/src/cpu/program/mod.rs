@@ -16,6 +16,9 @@ use super::dense::Prepared;
 use super::isa::Isa;
 use block::ProgramBlock;
 
+/// In a list of table rows: none, which does not count in a mean.
+pub const NO_ROW: u32 = u32::MAX;
+
 /// Rows per block.
 const BLOCK: usize = 32;
 
@@ -90,7 +93,7 @@ pub enum RowOperator {
     Fold(Fold),
     /// Softmax over each row.
     Softmax,
-    /// An embedding lookup: the mean of `bag` rows of a table per row of the result.
+    /// An embedding lookup: the mean of up to `bag` rows of a table per row of the result.
     Lookup {
         /// `[entries, width]`, shared with the other lookups that read it.
         table: Arc<Vec<f32>>,
@@ -179,7 +182,7 @@ pub struct ProgramFeed<'a> {
     pub rows: usize,
     /// Row-major inputs with the widths of the program's operands.
     pub inputs: &'a [&'a [f32]],
-    /// Lists of table rows for lookups, `[rows * bag]` each.
+    /// Lists of table rows for lookups, `[rows * bag]` each, with [`NO_ROW`] for none.
     pub indices: &'a [&'a [u32]],
 }
 

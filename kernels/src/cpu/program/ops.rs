@@ -4,7 +4,7 @@
 //! that they are inlined into.
 
 use super::block::OperandRows;
-use super::{Fold, Map, Zip};
+use super::{Fold, Map, NO_ROW, Zip};
 use crate::cpu::lanes::{Lanes, MAX_LANES};
 use crate::cpu::math::sigmoid;
 use crate::cpu::rowwise::{Stats, normalise};
@@ -199,17 +199,21 @@ pub(super) fn softmax(x: &[f32], out: &mut [f32]) {
 }
 
 #[inline(always)]
+/// The mean of rows of a table, without those that are `NO_ROW`; zeros if all are.
 pub(super) fn lookup(table: &[f32], rows: &[u32], out: &mut [f32]) {
     let width = out.len();
     let entry = |row: u32| &table[row as usize * width..][..width];
     match rows {
-        [row] => out.copy_from_slice(entry(*row)),
+        [row] if *row != NO_ROW => out.copy_from_slice(entry(*row)),
         rows => {
             out.fill(0.0);
-            for row in rows {
+            let mut count = 0;
+            for row in rows.iter().filter(|row| **row != NO_ROW) {
                 out.iter_mut().zip(entry(*row)).for_each(|(sum, value)| *sum += value);
+                count += 1;
             }
-            out.iter_mut().for_each(|sum| *sum /= rows.len() as f32);
+            let count = count.max(1) as f32;
+            out.iter_mut().for_each(|sum| *sum /= count);
         }
     }
 }

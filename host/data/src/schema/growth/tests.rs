@@ -6,7 +6,7 @@ use hypercast_fm::example::{Example, Item, Outcome, Target, User};
 
 use super::*;
 use crate::dataset::{ContextFeatures, Dataset};
-use crate::schema::{ColumnUpgrade, FeatureKind, TaskKind, TaskRole, names, spec_growths};
+use crate::schema::{ColumnUpgrade, FeatureKind, TaskKind, TaskRole, columns_of, spec_growths};
 use crate::simulate::{SimulateOptions, simulate};
 
 fn schema(dir: &Path) -> Schema {
@@ -25,7 +25,9 @@ fn grown(old: &Schema) -> Schema {
     new.values.push("tip".into());
     new.tasks.push(Task::of_label("gift", TaskRole::Main, TaskKind::Binary));
     new.item_features.extend(Feature::mixed(&["brand"], &["price"]));
+    new.item_features.push(Feature::tags("genres", 3));
     new.user_features.extend(Feature::mixed(&["plan"], &["spent"]));
+    new.user_features.push(Feature::tags("interests", 2));
     new.context_features.extend(Feature::mixed(&["banner"], &["slot"]));
     new.counters.extend(Counter::lasting(&[&["user_id"]], &["gift"]));
     new
@@ -45,7 +47,7 @@ fn appended_entries_have_numbers_and_other_changes_are_named() {
     let growth = SchemaGrowth::between(&old, &grown(&old)).unwrap();
     let surface =
         AppendedEntry { kind: EntryKind::Surface, name: "late".into(), number: old.surfaces.len() };
-    assert_eq!((growth.appended.len(), &growth.appended[0]), (11, &surface));
+    assert_eq!((growth.appended.len(), &growth.appended[0]), (13, &surface));
     assert!(SchemaGrowth::between(&old, &old).unwrap().is_empty());
 
     let name = &old.surfaces[0];
@@ -57,6 +59,10 @@ fn appended_entries_have_numbers_and_other_changes_are_named() {
     assert!(before.contains("`first` is new and stands before"), "{before}");
     let changed = refusals(&old, |new| new.tasks[0].weight += 1.0);
     assert!(changed.contains("is another one than before"), "{changed}");
+    let wider = refusals(&grown(&old), |new| {
+        new.item_features.last_mut().unwrap().max_values = Some(4);
+    });
+    assert!(wider.contains("item feature `genres` differs in `max_values`"), "{wider}");
     let removed = refusals(&old, |new| _ = new.item_features.pop());
     assert!(removed.contains("`retired`"), "{removed}");
 }
@@ -93,8 +99,9 @@ fn a_schema_that_was_applied_remembers_its_layouts_and_reads_the_files_of_before
         assert!(after.outcome.values[old.values.len()].is_nan(), "unknown, not 0");
     }
     let item = dataset.items.values().next().unwrap();
-    let dense = names(&dataset.schema.item_features, FeatureKind::Dense);
+    let dense = columns_of(&dataset.schema.item_features, FeatureKind::Dense);
     assert_eq!(item.dense.len(), dense.len());
+    assert_eq!(item.ids[item.ids.len() - 3..], [0; 3], "no genre");
     assert_eq!(dataset.schema.item_features[0].kind, FeatureKind::Categorical);
     assert!(dataset.items.values().all(|item| item.ids[0] == 0), "a retired feature is missing");
 }
@@ -107,7 +114,7 @@ fn columns_of_before_go_to_their_present_places() {
     new.validate().unwrap();
     let widths = |schema: &Schema| (schema.id_columns().len(), schema.feature_columns().len());
     let (ids, features) = widths(&old);
-    let count = |kind| names(&old.item_features, kind).len();
+    let count = |kind| columns_of(&old.item_features, kind).len();
     let item = Item {
         ids: vec![7; count(FeatureKind::Categorical)],
         dense: vec![0.5; count(FeatureKind::Dense)],

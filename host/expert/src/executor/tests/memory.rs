@@ -3,7 +3,7 @@
 use super::*;
 use crate::graph::{GraphLimits, NetworkMemory, NetworkUse};
 use crate::tests::allocations::peak_bytes;
-use crate::tests::build::info;
+use crate::tests::build::host;
 use crate::train::{ExpertOptimizer, OptimizerConfig};
 
 /// What is not counted, in bytes: shapes, lists of nodes, and blocks of products.
@@ -134,7 +134,7 @@ fn hoard(history_len: u32, copies: usize, serving: NetworkUse) -> Result<ExpertG
     net.output("click", past);
     let training = NetworkUse::training(TRAINED_ROWS);
     let limits = GraphLimits { serving, training, ..GraphLimits::default() };
-    let graph = ExpertGraph::new(&description, &net.network, &info(), &limits);
+    let graph = ExpertGraph::new(&description, &net.network, &host(), &limits);
     let graph = graph.map_err(|error| error.to_string())?;
     assert!(graph.cost.per_candidate(history_len) < 1000, "{:?}", graph.cost);
     Ok(graph)

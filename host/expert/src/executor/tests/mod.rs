@@ -4,6 +4,7 @@
 
 mod behaviour;
 mod memory;
+mod tags;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -37,6 +38,10 @@ struct Base {
     id: u32,
     /// `[history, 1]` ids
     history_id: u32,
+    /// `[rows, 3]` ids
+    topics: u32,
+    /// `[history, 3]` ids
+    history_topics: u32,
 }
 
 struct Case {
@@ -50,6 +55,8 @@ fn case(build: impl FnOnce(&mut Net, &Base) -> u32) -> Case {
         Column::HistoryActions,
         Column::Id("item_id".into()),
         Column::HistoryId("item_id".into()),
+        Column::Id("topics".into()),
+        Column::HistoryId("topics".into()),
     ];
     let description = description(columns, &[("click", TaskKind::Binary)]);
     let mut net = Net::new();
@@ -64,7 +71,9 @@ fn case(build: impl FnOnce(&mut Net, &Base) -> u32) -> Case {
     let (history, past) = (affine("history", actions), affine("past", actions));
     let matrix = net.parameter("matrix", &[4, 3], Initialiser::Normal(0.7));
     let (id, history_id) = (net.input(2), net.input(3));
-    let result = build(&mut net, &Base { rows, other, history, past, matrix, id, history_id });
+    let (topics, history_topics) = (net.input(4), net.input(5));
+    let base = Base { rows, other, history, past, matrix, id, history_id, topics, history_topics };
+    let result = build(&mut net, &base);
     finish(&mut net, &description, result);
     let graph = net.valid(&description);
     Case { description, graph }
@@ -341,6 +350,19 @@ fn lookups_read_rows_by_id() {
             net.op("EmbeddingBag", &[table, ids], vec![])
         }),
     );
+    for dense in [false, true] {
+        check(
+            &format!("EmbeddingBag of a feature of several values, dense {dense}"),
+            &case(|net, base| {
+                let table = net.parameter("table", &[7, 3], Initialiser::Normal(1.0));
+                let table = if dense { net.op("Tanh", &[table], vec![]) } else { table };
+                let past = net.op("EmbeddingBag", &[table, base.history_topics], vec![]);
+                let past = net.op("PoolMean", &[past], vec![]);
+                let now = net.op("EmbeddingBag", &[table, base.topics], vec![]);
+                net.op("Add", &[now, past], vec![])
+            }),
+        );
+    }
     check(
         "Cast",
         &case(|net, base| {

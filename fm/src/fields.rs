@@ -1,0 +1,156 @@
+//! Categorical fields of a token: their columns, and the embedding of each.
+//!
+//! A field has one column and the row of its value; a field of several values has a column for
+//! each, and the mean of their rows: zeros without any. This is the one definition for training and
+//! serving.
+
+/// The index in a column of a field of several values that has none.
+pub(crate) const ABSENT: u32 = u32::MAX;
+
+/// The number of columns of each field.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FieldWidths(Vec<usize>);
+
+/// A column of a field.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct FieldColumn {
+    pub(crate) field: usize,
+    /// Whether the field has others, so that 0 stands for no value.
+    pub(crate) is_of_several: bool,
+}
+
+impl FieldWidths {
+    /// Of fields with these numbers of columns, each at least 1.
+    pub(crate) fn new(widths: impl IntoIterator<Item = usize>) -> FieldWidths {
+        FieldWidths(widths.into_iter().collect())
+    }
+
+    /// The columns of all fields.
+    pub(crate) fn columns(&self) -> Vec<FieldColumn> {
+        let column = |(field, &width): (usize, &usize)| {
+            std::iter::repeat_n(FieldColumn { field, is_of_several: width > 1 }, width)
+        };
+        self.0.iter().enumerate().flat_map(column).collect()
+    }
+
+    /// The embeddings `[places, fields * dim]` of the columns `[places, columns]`, which index
+    /// `rows` `[keys, dim]`.
+    pub(crate) fn gather(&self, index: &[u32], rows: &[f32], dim: usize) -> Vec<f32> {
+        let row = |at: u32| &rows[at as usize * dim..][..dim];
+        let mut flat = Vec::with_capacity(index.len() * dim);
+        self.each(index, |values| match values {
+            [one] => flat.extend_from_slice(row(*one)),
+            several => {
+                let start = flat.len();
+                flat.resize(start + dim, 0.0);
+                let mean = &mut flat[start..];
+                let share = share_of(several);
+                for at in present(several) {
+                    mean.iter_mut().zip(row(at)).for_each(|(mean, x)| *mean += share * x);
+                }
+            }
+        });
+        flat
+    }
+
+    /// Adds the `gradients` of those embeddings to the gradients of `rows`.
+    pub(crate) fn scatter(&self, index: &[u32], gradients: &[f32], rows: &mut [f32], dim: usize) {
+        let mut parts = gradients.chunks_exact(dim);
+        self.each(index, |values| {
+            let part = parts.next().expect("an embedding for each field");
+            let share = share_of(values);
+            for at in present(values) {
+                let row = &mut rows[at as usize * dim..][..dim];
+                row.iter_mut().zip(part).for_each(|(sum, g)| *sum += share * g);
+            }
+        });
+    }
+
+    /// Calls `take` with the columns of each field of each place.
+    fn each<'a>(&self, index: &'a [u32], mut take: impl FnMut(&'a [u32])) {
+        let mut rest = index;
+        while !rest.is_empty() {
+            for &width in &self.0 {
+                let (values, after) = rest.split_at(width);
+                take(values);
+                rest = after;
+            }
+        }
+    }
+}
+
+/// The values in the columns of a field.
+fn present(columns: &[u32]) -> impl Iterator<Item = u32> + '_ {
+    columns.iter().copied().filter(|&at| at != ABSENT)
+}
+
+/// What each of the values counts in their mean.
+fn share_of(columns: &[u32]) -> f32 {
+    1.0 / present(columns).count().max(1) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two places with a field of one value, one of up to three, and one of one.
+    const INDEX: [u32; 10] = [0, 1, 2, 3, 4, 2, 3, ABSENT, ABSENT, 1];
+    const DIM: usize = 2;
+
+    fn widths() -> FieldWidths {
+        FieldWidths::new([1, 3, 1])
+    }
+
+    fn rows() -> Vec<f32> {
+        (0..5 * DIM).map(|at| (at as f32 * 0.37).sin()).collect()
+    }
+
+    /// The values of each field at each place.
+    fn values() -> Vec<Vec<usize>> {
+        vec![vec![0], vec![1, 2, 3], vec![4], vec![2], vec![3], vec![1]]
+    }
+
+    #[test]
+    fn an_embedding_is_the_mean_of_the_rows_of_its_values() {
+        let rows = rows();
+        let expected = values().into_iter().flat_map(|values| {
+            let rows = &rows;
+            (0..DIM).map(move |at| {
+                let cells = values.iter().map(|value| f64::from(rows[value * DIM + at]));
+                cells.sum::<f64>() / values.len() as f64
+            })
+        });
+        let found = widths().gather(&INDEX, &rows, DIM);
+        assert_eq!(found.len(), 6 * DIM);
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} is not {expected}");
+        }
+        let none = FieldWidths::new([2]).gather(&[ABSENT, ABSENT], &rows, DIM);
+        assert_eq!(none, [0.0; DIM], "zeros without a value");
+    }
+
+    #[test]
+    fn the_gradient_of_a_mean_is_shared_by_its_rows() {
+        let gradients: Vec<f32> = (0..6 * DIM).map(|at| (at as f32 * 0.7).cos()).collect();
+        let mut found = vec![0.0; 5 * DIM];
+        widths().scatter(&INDEX, &gradients, &mut found, DIM);
+        let mut expected = vec![0.0f64; 5 * DIM];
+        for (values, gradients) in values().iter().zip(gradients.chunks(DIM)) {
+            for value in values {
+                for (at, gradient) in gradients.iter().enumerate() {
+                    expected[value * DIM + at] += f64::from(*gradient) / values.len() as f64;
+                }
+            }
+        }
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn columns_know_their_field() {
+        let fields: Vec<_> =
+            widths().columns().iter().map(|of| (of.field, of.is_of_several)).collect();
+        assert_eq!(fields, [(0, false), (1, true), (1, true), (1, true), (2, false)]);
+    }
+}
