@@ -299,6 +299,7 @@ impl BatchWriter<'_> {
         let before_ms = example.history.last().map(|event| event.time_ms);
         for &WeightedTarget { index: at, weight } in &selected.targets {
             let target = &example.targets[at];
+            let target = spec.training_only.target(target, selected.reader);
             self.batch.weights.push(weight);
             self.token(&target.item, example.surface, example.time_ms, before_ms);
             self.profile(&target.ids);
@@ -394,6 +395,7 @@ mod tests {
     use super::*;
     use crate::example::{Target, User};
     use crate::label_scale::LabelTransform;
+    use crate::training_only::ReadFor;
 
     fn spec() -> FmSpec {
         let task = |name: &str, main, label| TaskSpec {
@@ -418,6 +420,7 @@ mod tests {
                 task("watch", false, TaskLabel::Value(0)),
             ],
             content: 0,
+            training_only: Default::default(),
         }
     }
 
@@ -520,6 +523,7 @@ mod tests {
             example: &example,
             events: vec![2, 5],
             targets: vec![WeightedTarget { index: 2, weight: 4.0 }],
+            reader: ReadFor::Learning,
         };
         let batch = batch_builder.build_selected(&[part], &statistics).unwrap();
         assert_eq!((&*batch.history_offsets, &*batch.target_offsets), (&[0, 2][..], &[0, 1][..]));

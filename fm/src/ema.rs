@@ -74,6 +74,7 @@ mod tests {
             features: 2,
             profile_ids: vec![],
             content: 0,
+            training_only: Default::default(),
             tasks: vec![task],
         };
         FmNetwork {

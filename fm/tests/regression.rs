@@ -56,6 +56,7 @@ fn spec(revenue: Option<LabelTransform>) -> FmSpec {
         profile_ids: vec![],
         tasks: [Some(click), revenue].into_iter().flatten().collect(),
         content: 0,
+        training_only: Default::default(),
     }
 }
 

@@ -8,6 +8,7 @@ mod fm_spec;
 pub mod growth;
 mod missing;
 mod ranges;
+mod training_only;
 mod upgrade;
 mod validate;
 
@@ -23,6 +24,7 @@ pub use self::fm_spec::{fm_spec, spec_growths};
 use self::growth::SchemaSize;
 pub use self::missing::{MISSING, MissingColumns};
 pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};
+pub use self::training_only::is_position_name;
 pub(crate) use self::upgrade::ColumnDefaults;
 pub use self::upgrade::ColumnUpgrade;
 pub use self::validate::MAX_ACTIONS;
@@ -162,6 +164,11 @@ pub struct Feature {
     /// feature then has a second column, `NAME_missing` (see [`Schema::feature_columns`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub optional: bool,
+    /// Whether only training knows it, as the position at which an item was shown: files and events
+    /// have it, and requests need not send it. Then it is optional, too. Context features alone
+    /// can be so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub training_only: bool,
 }
 
 /// The type of a feature.

@@ -46,6 +46,7 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
         features: schema.feature_columns().len(),
         profile_ids: (first..first + profile).collect(),
         content: 0,
+        training_only: schema.training_only_columns(),
         tasks: tasks.into_iter().map(task_spec).collect::<Result<_>>()?,
     };
     spec.validate()?;

@@ -332,8 +332,13 @@ impl Judge {
         self.names(kind, &names(old), &names(new));
         for (was, is) in pairs(old, new, |feature| &feature.name) {
             if was != is {
-                let what =
-                    if was.kind == is.kind { "differs in `optional`" } else { "has another type" };
+                let what = if was.kind != is.kind {
+                    "has another type"
+                } else if was.training_only != is.training_only {
+                    "differs in `training_only`"
+                } else {
+                    "differs in `optional`"
+                };
                 let advice = "keep it, and append a feature with another name";
                 self.refuse(format!("{kind} `{}`", was.name), what, advice);
             }

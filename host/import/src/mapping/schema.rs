@@ -96,7 +96,8 @@ impl ImpressionMapping {
 
 impl FeatureMapping {
     fn feature(&self) -> Feature {
-        Feature { optional: self.optional, ..Feature::new(&self.name, self.kind) }
+        let FeatureMapping { optional, training_only, .. } = *self;
+        Feature { optional, training_only, ..Feature::new(&self.name, self.kind) }
     }
 
     fn check(&self) -> Result<()> {

@@ -49,6 +49,7 @@ pub fn spec() -> FmSpec {
         profile_ids: vec![],
         tasks: (0..ACTIONS).map(task).collect(),
         content: 0,
+        training_only: Default::default(),
     }
 }
 

@@ -401,6 +401,7 @@ mod tests {
                 features: 0,
                 profile_ids: vec![],
                 content: 0,
+                training_only: Default::default(),
                 tasks: vec![click],
             };
             let config = FmConfig { dim: 16, qk_dim: 8, v_dim: 8, ..FmConfig::default() };

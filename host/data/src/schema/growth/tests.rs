@@ -57,6 +57,10 @@ fn appended_entries_have_numbers_and_other_changes_are_named() {
     assert!(before.contains("`first` is new and stands before"), "{before}");
     let changed = refusals(&old, |new| new.tasks[0].weight += 1.0);
     assert!(changed.contains("is another one than before"), "{changed}");
+    let mut with_position = old.clone();
+    with_position.context_features[0].optional = true;
+    let relied_on = refusals(&with_position, |new| new.context_features[0].training_only = true);
+    assert!(relied_on.contains("differs in `training_only`: keep it, and append"), "{relied_on}");
     let removed = refusals(&old, |new| _ = new.item_features.pop());
     assert!(removed.contains("`retired`"), "{removed}");
 }
