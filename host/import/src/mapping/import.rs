@@ -160,6 +160,7 @@ impl<'a> MappedImport<'a> {
             })?;
         }
         more_impressions(&mut sink)?;
+        sink.report.times_without_zone = sources.times_without_zone();
         sink.report.of_unknown_items = sink.items.unknown;
         sink.report.of_unknown_users = sink.users.unknown;
         Ok((sink.former, sink.items.seen))

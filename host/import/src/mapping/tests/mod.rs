@@ -2,6 +2,7 @@
 
 mod refusals;
 pub(crate) mod shop;
+mod wrong_files;
 
 use std::collections::HashMap;
 use std::path::Path;
