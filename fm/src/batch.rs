@@ -332,6 +332,7 @@ impl BatchWriter<'_> {
         let before_ms = example.history.last().map(|event| event.time_ms);
         for &WeightedTarget { index: at, weight } in &selected.targets {
             let target = &example.targets[at];
+            let target = spec.training_only.target(target, selected.reader);
             self.batch.weights.push(weight);
             self.token(&target.item, example.surface, example.time_ms, before_ms);
             self.profile(&target.ids);
@@ -422,6 +423,7 @@ mod tests {
     use super::*;
     use crate::example::{Target, User};
     use crate::label_scale::LabelTransform;
+    use crate::training_only::ReadFor;
 
     fn spec() -> FmSpec {
         let task = |name: &str, main, label| TaskSpec {
@@ -447,6 +449,7 @@ mod tests {
                 task("watch", false, TaskLabel::Value(0)),
             ],
             content: 0,
+            training_only: Default::default(),
         }
     }
 
@@ -549,6 +552,7 @@ mod tests {
             example: &example,
             events: vec![2, 5],
             targets: vec![WeightedTarget { index: 2, weight: 4.0 }],
+            reader: ReadFor::Learning,
         };
         let batch = batch_builder.build_selected(&[part], &statistics).unwrap();
         assert_eq!((&*batch.history_offsets, &*batch.target_offsets), (&[0, 2][..], &[0, 1][..]));

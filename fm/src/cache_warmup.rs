@@ -22,6 +22,7 @@ use crate::{
     inference::InferencePass,
     sampling::ExampleSelection,
     serving::{ServingBackend, ServingModel},
+    training_only::ReadFor,
 };
 
 /// Warm-up may fill the cache's bytes divided by this.
@@ -187,5 +188,6 @@ fn without_request(user: u64, history: Vec<Event>) -> Example {
 
 /// All events of a history: a cached history contains only events that the model reads.
 fn all_events(example: &Example) -> ExampleSelection<'_> {
-    ExampleSelection { example, events: (0..example.history.len()).collect(), targets: Vec::new() }
+    let events = (0..example.history.len()).collect();
+    ExampleSelection { example, events, targets: Vec::new(), reader: ReadFor::Prediction }
 }

@@ -88,6 +88,7 @@ mod tests {
                 weight: 1.0,
             }],
             content: 0,
+            training_only: Default::default(),
         }
     }
 

@@ -75,6 +75,7 @@ mod tests {
             profile_ids: vec![],
             id_widths: Default::default(),
             content: 0,
+            training_only: Default::default(),
             tasks: vec![task],
         };
         FmNetwork {

@@ -33,6 +33,7 @@ use crate::{
     sampling::{ExampleSelection, split_by_memory, unweighted},
     serving::{ServingBackend, ServingModel},
     spec::{TaskLabel, TaskSpec},
+    training_only::ReadFor,
     update::{WeightUpdate, refused},
 };
 
@@ -380,7 +381,12 @@ where
                     cached_tokens += history.events.len();
                     let from = first(example) + history.events.len();
                     let events = (from..example.history.len()).collect();
-                    selected.push(ExampleSelection { example, events, targets: Vec::new() });
+                    selected.push(ExampleSelection {
+                        example,
+                        events,
+                        targets: Vec::new(),
+                        reader: ReadFor::Prediction,
+                    });
                     history.events.extend_from_slice(&example.history[from..]);
                     growing.push(history);
                 }
@@ -430,6 +436,7 @@ where
                 example: examples[slice.example],
                 events: Vec::new(),
                 targets: unweighted(slice.targets.clone()),
+                reader: ReadFor::Prediction,
             })
             .collect();
         let histories: Vec<&EncodedHistory<B>> =

@@ -49,6 +49,7 @@
 //!         weight: 1.0,
 //!     }],
 //!     content: 0,
+//!     training_only: Default::default(),
 //! };
 //! let candidate = |id| Target {
 //!     item: Arc::new(Item { id, ..Item::default() }),
@@ -109,6 +110,7 @@ mod shard;
 pub mod spec;
 pub mod standardise;
 pub mod trainer;
+pub mod training_only;
 pub mod update;
 
 use hypercast_core::error::ErrorKind;

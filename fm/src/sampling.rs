@@ -9,6 +9,7 @@ use crate::{
     example::{Event, Example},
     hash_rng::uniform,
     spec::{FmConfig, FmSpec},
+    training_only::ReadFor,
 };
 use hypercast_core::hash::mix_parts;
 
@@ -46,6 +47,8 @@ pub struct ExampleSelection<'a> {
     pub events: Vec<usize>,
     /// The selected targets, by ascending index.
     pub targets: Vec<WeightedTarget>,
+    /// Whether the batch is to learn from, or to predict as serving does.
+    pub reader: ReadFor,
 }
 
 /// A selected target and its weight in the loss.
@@ -58,13 +61,14 @@ pub struct WeightedTarget {
 }
 
 impl<'a> ExampleSelection<'a> {
-    /// The events in the window and every target, with weights of 1.
+    /// The events in the window and every target, with weights of 1, as serving reads them.
     pub fn whole(example: &'a Example, window: HistoryWindow) -> Self {
         let length = example.history.len();
         Self {
             example,
             events: (window.first_index(&example.history)..length).collect(),
             targets: unweighted(0..example.targets.len()),
+            reader: ReadFor::Prediction,
         }
     }
 }
@@ -110,6 +114,8 @@ pub(crate) struct ExampleSampler {
     alpha: f64,
     /// By surface: the probability of keeping a candidate without a positive action.
     keep_negative: Vec<f32>,
+    /// Whether learning reads columns that predicting does not.
+    reads_more: bool,
 }
 
 /// The kind of a random draw, so that draws of different kinds are independent.
@@ -132,10 +138,11 @@ impl ExampleSampler {
             thinned_length: (alpha < 2.0).then_some(thinned.max(1)),
             alpha,
             keep_negative: spec.surfaces.iter().map(keep).collect(),
+            reads_more: !spec.training_only.is_empty(),
         }
     }
 
-    /// The parts of an example that step `step` learns from; `None` for all of it.
+    /// The parts of an example that step `step` learns from; `None` for all that serving reads.
     pub(crate) fn sample<'a>(
         &self,
         example: &'a Example,
@@ -145,7 +152,8 @@ impl ExampleSampler {
         let site = DrawSite { seed: self.seed, step, request: example.request };
         let thinned = self.thin(&mut selected, site);
         let dropped = self.drop_negatives(&mut selected, site);
-        (thinned || dropped).then_some(selected)
+        selected.reader = ReadFor::Learning;
+        (thinned || dropped || self.reads_more).then_some(selected)
     }
 
     /// A history of n > N^(α/2) events stays whole with probability N^α / n², which makes the
@@ -254,6 +262,7 @@ mod tests {
                 weight: 1.0,
             }],
             content: 0,
+            training_only: Default::default(),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::{
     example::{Item, MAX_VALUES},
     label_scale::LabelTransform,
     sampling::HistoryWindow,
+    training_only::TrainingOnlyColumns,
 };
 
 /// The FM's size and training settings: the `[fm]` table of `hypercast.toml`.
@@ -279,6 +280,9 @@ pub struct FmSpec {
     /// Width of an item's content vector; 0 for none.
     #[serde(default)]
     pub content: usize,
+    /// The columns of a target that serving does not know.
+    #[serde(default, skip_serializing_if = "TrainingOnlyColumns::is_empty")]
+    pub training_only: TrainingOnlyColumns,
 }
 
 /// The numbers of columns of categorical features, in their order: above 1 of those that can have
@@ -445,6 +449,13 @@ impl FmSpec {
         if !fits {
             let reason = "the widths of categorical features are not those of their columns";
             return Err(Error::Config(reason.into()));
+        }
+        let TrainingOnlyColumns { ids, numbers, missing } = &self.training_only;
+        let is_known = ids.iter().all(|column| self.profile_ids.contains(column))
+            && numbers.iter().chain(missing).all(|&column| column < self.features);
+        if !is_known {
+            let why = "a column for training only is none of a user or a request";
+            return Err(Error::Config(why.into()));
         }
         if self.actions > 32 || self.values > MAX_VALUES {
             return Err(Error::Config(format!(

@@ -8,8 +8,9 @@ use hypercast_fm::{
     example::Example,
     inference::{self, FmServingOptions},
     metrics::{ScoredPrediction, binary_metrics},
-    spec::FmConfig,
+    spec::{FmConfig, FmSpec},
     trainer,
+    training_only::TrainingOnlyColumns,
 };
 
 #[test]
@@ -234,4 +235,44 @@ fn weights_that_are_not_finite_become_no_checkpoint() {
         let after = std::fs::read(checkpoint.join("model.safetensors")).unwrap();
         assert!(before == after, "what is there stays as it is");
     }
+}
+
+#[test]
+fn a_column_for_training_only_changes_what_is_learned_and_no_prediction() {
+    let training_only = TrainingOnlyColumns { ids: vec![], numbers: vec![0], missing: vec![1] };
+    let spec = FmSpec { features: 2, training_only, ..spec() };
+    // Where the clicks are, if it tells anything.
+    let shown = |is_telling: bool, step: u64| -> Vec<Example> {
+        let mut examples = batch(step * 16);
+        for target in examples.iter_mut().flat_map(|example| &mut example.targets) {
+            let clicked = target.outcome.actions == 1;
+            target.features = vec![if is_telling && clicked { 1.0 } else { 9.0 }, 0.0];
+        }
+        examples
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let trained = |is_telling: bool| {
+        let work = dir.path().join(is_telling.to_string());
+        let mut trainer = trainer::create(&work, &config(), &spec, DeviceKind::Cpu).unwrap();
+        let step = |trainer: &mut dyn trainer::FmTrainer, step| {
+            let examples = shown(is_telling, step);
+            trainer.step(&examples.iter().collect::<Vec<_>>()).unwrap().predictions
+        };
+        let first = step(&mut *trainer, 0);
+        (1..20).for_each(|at| drop(step(&mut *trainer, at)));
+        let after = step(&mut *trainer, 20);
+        trainer.checkpoint(&work.join("fm"), "1.0.0").unwrap();
+        let fm = inference::load(&work.join("fm"), FmServingOptions::default()).unwrap();
+        let served = |is_telling| {
+            let examples = shown(is_telling, 30);
+            fm.infer(&examples.iter().collect::<Vec<_>>()).unwrap()
+        };
+        assert_eq!(served(false), served(true), "serving does not see it");
+        assert_eq!(fm.manifest().spec, spec, "a checkpoint says which they are");
+        (first, after)
+    };
+    let ((first, after), (first_telling, after_telling)) = (trained(false), trained(true));
+    let bits = |numbers: &[f32]| numbers.iter().map(|one| one.to_bits()).collect::<Vec<u32>>();
+    assert_eq!(bits(&first), bits(&first_telling), "nor does a prediction before learning");
+    assert_ne!(bits(&after), bits(&after_telling), "learning does");
 }

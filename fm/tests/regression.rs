@@ -57,6 +57,7 @@ fn spec(revenue: Option<LabelTransform>) -> FmSpec {
         id_widths: Default::default(),
         tasks: [Some(click), revenue].into_iter().flatten().collect(),
         content: 0,
+        training_only: Default::default(),
     }
 }
 

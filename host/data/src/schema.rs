@@ -9,6 +9,7 @@ pub mod growth;
 mod missing;
 mod ranges;
 mod tags;
+mod training_only;
 mod upgrade;
 mod validate;
 
@@ -25,6 +26,7 @@ use self::growth::SchemaSize;
 pub use self::missing::{MISSING, MissingColumns};
 pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};
 pub use self::tags::{IdField, MAX_TAGS, fill_tags};
+pub use self::training_only::is_position_name;
 pub(crate) use self::upgrade::ColumnDefaults;
 pub use self::upgrade::ColumnUpgrade;
 pub use self::validate::MAX_ACTIONS;
@@ -168,6 +170,11 @@ pub struct Feature {
     /// [`MAX_TAGS`]. Without it, a feature has one value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_values: Option<usize>,
+    /// Whether only training knows it, as the position at which an item was shown: files and events
+    /// have it, and requests need not send it. Then it is optional, too. Context features alone
+    /// can be so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub training_only: bool,
 }
 
 /// The type of a feature.

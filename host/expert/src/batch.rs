@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use hypercast_data::schema::Schema;
 use hypercast_fm::example::{Event, Example, Target};
+use hypercast_fm::training_only::{ReadFor, TrainingOnlyColumns};
 
 use super::Error;
 use super::normalise::Normaliser;
@@ -103,6 +104,7 @@ pub struct ExpertColumns {
     history_len: usize,
     actions: usize,
     tae_dim: usize,
+    training_only: TrainingOnlyColumns,
 }
 
 impl ExpertColumns {
@@ -144,6 +146,7 @@ impl ExpertColumns {
             history_len: description.history_len as usize,
             actions: layout.actions.len(),
             tae_dim,
+            training_only: schema.training_only_columns(),
         })
     }
 
@@ -162,7 +165,7 @@ impl ExpertColumns {
         self.sources.contains(&ColumnSource::Tae)
     }
 
-    /// The inputs of the network for `examples`.
+    /// The inputs of the network for `examples`, as serving sees them.
     ///
     /// # Panics
     /// If `tae` does not have `tae_dim` values a target.
@@ -177,11 +180,47 @@ impl ExpertColumns {
         batch
     }
 
-    /// Replaces the content of `batch`, which is empty or was filled by these columns.
+    /// The inputs of the network to learn from `examples`: with what only training knows.
+    ///
+    /// # Panics
+    /// As [`ExpertColumns::batch`].
+    pub fn training_batch<E: Borrow<Example>>(
+        &self,
+        examples: &[E],
+        tae: Tae,
+        normaliser: &Normaliser,
+    ) -> ExpertBatch {
+        let mut batch = ExpertBatch::default();
+        self.lay_out(&mut batch, examples, tae, normaliser);
+        batch
+    }
+
+    /// Replaces the content of `batch`, which is empty or was filled by these columns, by the
+    /// inputs for `examples`, as serving sees them.
     ///
     /// # Panics
     /// As [`ExpertColumns::batch`].
     pub fn fill<E: Borrow<Example>>(
+        &self,
+        batch: &mut ExpertBatch,
+        examples: &[E],
+        tae: Tae,
+        normaliser: &Normaliser,
+    ) {
+        if self.training_only.is_empty() {
+            self.lay_out(batch, examples, tae, normaliser);
+        } else {
+            let seen = |example: &E| {
+                let seen = self.training_only.example(example.borrow(), ReadFor::Prediction);
+                seen.into_owned()
+            };
+            let seen: Vec<Example> = examples.iter().map(seen).collect();
+            self.lay_out(batch, &seen, tae, normaliser);
+        }
+    }
+
+    /// Replaces the content of `batch` by the inputs for `examples` with all that they have.
+    fn lay_out<E: Borrow<Example>>(
         &self,
         batch: &mut ExpertBatch,
         examples: &[E],
@@ -213,10 +252,11 @@ impl ExpertColumns {
         builder.features(&mut batch.features);
     }
 
-    /// What `rank` reads of a request besides the predictions, not standardised. A number that is
-    /// missing is 0, as rules of earlier releases expect; a column `NAME_missing` tells the two
-    /// apart. Of several values it is the first.
+    /// What `rank` reads of a request besides the predictions, not standardised, as serving sees
+    /// it. A number that is missing is 0, as rules of earlier releases expect; a column
+    /// `NAME_missing` tells the two apart. Of several values it is the first.
     pub fn rank_columns(&self, example: &Example, tae: Tae) -> Vec<NamedColumn> {
+        let example = &*self.training_only.example(example, ReadFor::Rule);
         let rows = example.targets.len();
         let raw = |source: ColumnSource| match source {
             ColumnSource::Tae => match tae {

@@ -10,7 +10,7 @@ use hypercast_core::clock::likely_unit;
 use serde::{Deserialize, Serialize};
 
 /// Texts that stand for a missing cell. `NA` is not one of them, because it is also a country.
-const MISSING: [&str; 6] = ["", "nan", "NaN", "null", "NULL", "\\N"];
+const MISSING: [&str; 10] = ["", "nan", "NaN", "null", "NULL", "\\N", "N/A", "n/a", "#N/A", "None"];
 
 /// The length of the longest of them.
 const LONGEST_MISSING: usize = 4;
@@ -70,6 +70,15 @@ impl TimeUnit {
             "microseconds" => Some(TimeUnit::Us),
             _ => Some(TimeUnit::Ns),
         }
+    }
+
+    /// The unit in which a number is a time between 1990 and 2001. So are many other numbers of
+    /// nine digits.
+    pub(crate) fn of_the_nineties(number: f64) -> Option<TimeUnit> {
+        const SECONDS: std::ops::Range<f64> = 631_152_000.0..1e9;
+        let of =
+            [(TimeUnit::S, 1.0), (TimeUnit::Ms, 1e3), (TimeUnit::Us, 1e6), (TimeUnit::Ns, 1e9)];
+        of.into_iter().find(|(_, scale)| SECONDS.contains(&(number / scale))).map(|(unit, _)| unit)
     }
 
     /// Its name in a mapping.
@@ -204,7 +213,7 @@ impl<'a> Cell<'a> {
         }))
     }
 
-    /// Yes or no: 1 and 0, true and false, t and f, in any case.
+    /// Yes or no: 1 and 0, true and false, yes and no or their first letters, in any case.
     pub(crate) fn flag(&self) -> CellResult<bool> {
         match self {
             Cell::Missing => Ok(None),
@@ -254,6 +263,13 @@ impl<'a> Cell<'a> {
             return Err(format!("{time_ms} ms is before 1970"));
         }
         Ok(Some(time_ms))
+    }
+
+    /// Whether it is a text with the time of a day and no zone, which counts as UTC.
+    pub(crate) fn lacks_zone(&self) -> bool {
+        let Cell::Text(text) = self else { return false };
+        let of_day = text.trim().get("2026-11-29".len()..).unwrap_or_default();
+        of_day.contains(':') && !of_day.contains(['Z', 'z', '+', '-']) && !of_day.ends_with("UTC")
     }
 
     /// The first element of a list, and of a text what comes before the `separator`.
@@ -333,11 +349,11 @@ fn whole(text: &str) -> &str {
 }
 
 fn bool_of(text: &str) -> Option<bool> {
-    let is = |words: [&str; 5]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
-    if is(["true", "1", "1.0", "yes", "t"]) {
+    let is = |words: [&str; 6]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
+    if is(["true", "1", "1.0", "yes", "t", "y"]) {
         return Some(true);
     }
-    is(["false", "0", "0.0", "no", "f"]).then_some(false)
+    is(["false", "0", "0.0", "no", "f", "n"]).then_some(false)
 }
 
 /// Reads a date, or a date with a time and perhaps a zone; the last is UTC if it is missing.
@@ -448,6 +464,16 @@ mod tests {
             "2025-11-29 11:00:00.250",
         ] {
             assert_eq!(text(iso).time_ms(TimeUnit::Iso), Ok(Some(ms)), "{iso}");
+        }
+        for (time, lacks) in [
+            ("2025-11-29 11:00:00.250", true),
+            ("2025-11-29T11:00", true),
+            ("2025-11-29T11:00:00Z", false),
+            ("2025-11-29 11:00:00 UTC", false),
+            ("2025-11-29T12:00:00-0500", false),
+            ("2025-11-29", false),
+        ] {
+            assert_eq!(text(time).lacks_zone(), lacks, "{time}");
         }
         assert_eq!(text("1970-01-02").time_ms(TimeUnit::Iso), Ok(Some(86_400_000)));
         assert_eq!(Cell::TimeMs(ms).time_ms(TimeUnit::Iso), Ok(Some(ms)));

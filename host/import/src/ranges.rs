@@ -1,8 +1,11 @@
 //! Ranges of values and dense features, inferred from imported data.
 //!
-//! A range holds 0, which stands for a missing feature, and the other numbers but for the outermost
-//! thousandth on each side, with half as much room again. So a few wild numbers in the data do not
-//! widen it, a column that is never negative does not become so, and what is new but alike passes.
+//! A range holds 0 and the other numbers but for the outermost thousandth on each side, with half
+//! as much room again. So a few wild numbers in the data do not widen it, a column that is never
+//! negative does not become so, and what is new but alike passes. The outermost thousandth is that
+//! of the numbers other than 0: a column that is rarely anything else keeps what it then is. A 0
+//! counts as a number of a feature, which is NaN where it is missing; of a value it mostly says
+//! that nothing happened.
 
 use std::fmt;
 
@@ -62,9 +65,12 @@ pub(super) struct RangeInference<'a> {
 impl<'a> RangeInference<'a> {
     /// Before the first impression.
     pub(super) fn new(schema: &'a Schema) -> RangeInference<'a> {
-        let sketches = |count| std::iter::repeat_with(NumberSketch::default).take(count).collect();
         let context = columns_of(&schema.context_features, FeatureKind::Dense).len();
-        RangeInference { schema, values: sketches(schema.values.len()), context: sketches(context) }
+        RangeInference {
+            schema,
+            values: vec![NumberSketch::default(); schema.values.len()],
+            context: vec![NumberSketch::of_feature(); context],
+        }
     }
 
     /// Takes the numbers of an impression into account.
@@ -97,7 +103,7 @@ fn of_entities<'a, 'b>(
     names: &'a [String],
     rows: impl Iterator<Item = &'b Vec<f32>>,
 ) -> Vec<(&'a str, NumberSketch)> {
-    let sketch = |name: &'a String| (name.as_str(), NumberSketch::default());
+    let sketch = |name: &'a String| (name.as_str(), NumberSketch::of_feature());
     let mut sketches: Vec<(&str, NumberSketch)> = names.iter().map(sketch).collect();
     for dense in rows {
         for ((_, sketch), &number) in sketches.iter_mut().zip(dense) {
@@ -110,24 +116,36 @@ fn of_entities<'a, 'b>(
 /// The numbers of a column: all of them up to [`SAMPLE`], and a sample of that many beyond.
 #[derive(Debug, Clone, Default)]
 pub(super) struct NumberSketch {
+    counts_zeros: bool,
+    zeros: u64,
     /// Numbers that are known and not 0.
-    pub(super) count: u64,
+    count: u64,
+    /// Of those.
     sample: Vec<f32>,
-    pub(super) least: f32,
-    pub(super) greatest: f32,
+    least: f32,
+    greatest: f32,
 }
 
 impl NumberSketch {
-    /// Sees a number; one that is unknown, not finite or 0 does not count.
+    /// One of a feature, of which 0 is a number as any other.
+    pub(super) fn of_feature() -> NumberSketch {
+        NumberSketch { counts_zeros: true, ..NumberSketch::default() }
+    }
+
+    /// Sees a number; one that is unknown or not finite does not count.
     pub(super) fn see(&mut self, number: f32) {
-        if !number.is_finite() || number == 0.0 {
+        if !number.is_finite() || (number == 0.0 && !self.counts_zeros) {
             return;
         }
-        self.count += 1;
-        if self.count == 1 {
+        if self.count + self.zeros == 0 {
             (self.least, self.greatest) = (number, number);
         }
         (self.least, self.greatest) = (self.least.min(number), self.greatest.max(number));
+        if number == 0.0 {
+            self.zeros += 1;
+            return;
+        }
+        self.count += 1;
         if self.sample.len() < SAMPLE {
             self.sample.push(number);
             return;
@@ -139,10 +157,10 @@ impl NumberSketch {
         }
     }
 
-    /// The range of the column; none if too few numbers are known and not 0.
+    /// The range of the column; none if too few numbers are known, or all of them are 0.
     pub(super) fn inferred(mut self, name: &str) -> Option<InferredRange> {
         let numbers = &mut self.sample;
-        if numbers.len() < FEWEST_NUMBERS {
+        if numbers.is_empty() || numbers.len() + (self.zeros as usize) < FEWEST_NUMBERS {
             return None;
         }
         numbers.sort_unstable_by(f32::total_cmp);
@@ -185,6 +203,12 @@ mod tests {
         sketch.inferred("n")
     }
 
+    fn of_feature(numbers: impl IntoIterator<Item = f32>) -> Option<InferredRange> {
+        let mut sketch = NumberSketch::of_feature();
+        numbers.into_iter().for_each(|number| sketch.see(number));
+        sketch.inferred("n")
+    }
+
     fn bounds(numbers: impl IntoIterator<Item = f32>) -> [f32; 2] {
         let ValueRange { low, high, .. } = range(numbers).unwrap().range;
         [low, high]
@@ -212,5 +236,20 @@ mod tests {
     fn few_numbers_give_none() {
         assert_eq!(range((0..90).map(|i| i as f32)), None);
         assert_eq!(range((0..500).map(|_| 0.0)), None);
+        assert_eq!(of_feature((0..500).map(|_| 0.0)), None);
+        assert_eq!(of_feature((0..90).map(|i| (i % 2) as f32)), None);
+    }
+
+    #[test]
+    fn zeros_are_numbers_of_a_feature() {
+        // As the discount of items, of which few have one.
+        let discounts = (0..1000).map(|i| if i % 20 == 0 { 5.0 + (i % 7) as f32 } else { 0.0 });
+        assert_eq!(range(discounts.clone()), None, "50 purchases say little of others");
+        let found = of_feature(discounts).unwrap();
+        assert_eq!((found.least, found.greatest, found.clipped), (0.0, 11.0, 0));
+        assert_eq!([found.range.low, found.range.high], [0.0, 17.0]);
+        // Not one in a thousand: it stays what it is.
+        let rare = (0..100_000).map(|i| if i % 2_000 == 0 { 7.0 } else { 0.0 });
+        assert_eq!(of_feature(rare).unwrap().range.high, 11.0);
     }
 }

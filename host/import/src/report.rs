@@ -46,6 +46,9 @@ pub struct ImportReport {
     /// ones were taken.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub cut_values: BTreeMap<String, u64>,
+    /// Impressions with a time that has no zone, which counted as UTC.
+    #[serde(default)]
+    pub times_without_zone: u64,
     /// Events that led to nothing, by the reason.
     #[serde(default)]
     pub unused_events: BTreeMap<String, u64>,
@@ -234,6 +237,14 @@ impl std::fmt::Display for ImportReport {
                 f,
                 "{} rows say the same as earlier ones and count all the same; do files overlap?",
                 self.repeated
+            )?;
+        }
+        if self.times_without_zone > 0 {
+            writeln!(
+                f,
+                "{} times have no zone and count as UTC; write local ones with their offset, as \
+                 2026-11-29T10:00:00+01:00",
+                self.times_without_zone
             )?;
         }
         let unknown = [("items", self.of_unknown_items), ("users", self.of_unknown_users)];

@@ -52,8 +52,9 @@ impl<R: Read> TextFile<R> {
         let mut lines = Lines::new(self.content);
         let mut cells = Cells::new(self.delimiter, self.quoting);
         let damaged = |reason: String| Error::data(&self.name, reason);
+        let cut = |error: std::io::Error| damaged(unreadable(&error));
         let wrong = |reason: &str| damaged(format!("{reason}; expected a text with a header"));
-        if !lines.next().map_err(|error| damaged(error.to_string()))? {
+        if !lines.next().map_err(cut)? {
             return Err(wrong("the file is empty"));
         }
         if let Some(reason) = foreign_format(&lines.line) {
@@ -62,8 +63,12 @@ impl<R: Read> TextFile<R> {
         lines.parse(&mut cells).map_err(|reason| damaged(format!("line 1: {reason}")))?;
         let header: Vec<String> = (0..cells.len()).map(|cell| cells.text(cell).into()).collect();
         let positions = self.columns.iter().map(|column| {
-            let is_column = |name: &String| name.trim_start_matches('\u{feff}').trim() == column;
+            let is_column = |name: &String| name.trim() == column;
             let found = header.iter().position(is_column);
+            if header.iter().filter(|&name| is_column(name)).count() > 1 {
+                let reason = "stands twice in the header; rename or remove one of them";
+                return Err(damaged(format!("column `{column}` {reason}")));
+            }
             found.ok_or_else(|| {
                 let hint = other_delimiter(&header, self.delimiter);
                 let has = header.join(", ");
@@ -74,7 +79,7 @@ impl<R: Read> TextFile<R> {
         report.open(&self.name);
         let mut rows = 0;
         for line in 2.. {
-            let more = lines.next().map_err(|error| damaged(error.to_string()))?;
+            let more = lines.next().map_err(cut)?;
             if !more || rows == self.most_rows {
                 break;
             }
@@ -83,6 +88,10 @@ impl<R: Read> TextFile<R> {
             }
             rows += 1;
             let outcome = match lines.parse(&mut cells) {
+                Ok(()) if cells.are(&header) => {
+                    let reason = "it is the header again; were several files put together?";
+                    Err(RowError::of_line(reason.to_owned()).into())
+                }
                 Ok(()) if cells.len() == header.len() => {
                     add(&TextRow { cells: &cells, positions: &positions })
                 }
@@ -99,6 +108,11 @@ impl<R: Read> TextFile<R> {
         }
         report.close()
     }
+}
+
+/// Why a file's content cannot be read on.
+pub(super) fn unreadable(error: &std::io::Error) -> String {
+    format!("{error}; is the file complete?")
 }
 
 /// Says what a file is that is no text in UTF-8 or Latin-1, from its first line.
@@ -137,7 +151,7 @@ pub(super) fn column_names(
     quoting: bool,
 ) -> std::result::Result<Vec<String>, String> {
     let mut lines = Lines::new(content);
-    if !lines.next().map_err(|error| error.to_string())? {
+    if !lines.next().map_err(|error| unreadable(&error))? {
         return Err("the file is empty".to_owned());
     }
     if let Some(reason) = foreign_format(&lines.line) {
@@ -145,7 +159,7 @@ pub(super) fn column_names(
     }
     let mut cells = Cells::new(delimiter, quoting);
     lines.parse(&mut cells)?;
-    let name = |cell| cells.text(cell).trim_start_matches('\u{feff}').trim().to_owned();
+    let name = |cell| cells.text(cell).trim().to_owned();
     let names: Vec<String> = (0..cells.len()).map(name).collect();
     match other_delimiter(&names, delimiter) {
         hint if hint.is_empty() => Ok(names),
@@ -153,9 +167,13 @@ pub(super) fn column_names(
     }
 }
 
+/// What a text in UTF-8 may begin with, as Windows writes it.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// The lines of a file, of which no more than [`MAX_LINE_BYTES`] are kept.
 pub(super) struct Lines<R> {
     content: BufReader<R>,
+    is_begun: bool,
     /// The current line with its end; cut if it is too long.
     pub(super) line: Vec<u8>,
 }
@@ -163,7 +181,7 @@ pub(super) struct Lines<R> {
 impl<R: Read> Lines<R> {
     /// The lines of `content`, before the first one.
     pub(super) fn new(content: R) -> Lines<R> {
-        Lines { content: BufReader::new(content), line: Vec::new() }
+        Lines { content: BufReader::new(content), is_begun: false, line: Vec::new() }
     }
 
     /// Reads the next line; `false` at the end of the file.
@@ -176,6 +194,10 @@ impl<R: Read> Lines<R> {
         } else if !self.line.is_empty() && !self.line.ends_with(b"\n") {
             // The last line of a file may lack its end.
             self.line.push(b'\n');
+        }
+        let is_first = !std::mem::replace(&mut self.is_begun, true);
+        if is_first && self.line.starts_with(BYTE_ORDER_MARK) {
+            self.line.drain(..BYTE_ORDER_MARK.len());
         }
         Ok(!self.line.is_empty())
     }
@@ -232,8 +254,16 @@ impl Cells {
         match state {
             ReadRecordResult::Record => Ok(()),
             // Only a quoted cell takes in the end of its line.
-            _ => Err("a quote is not closed".to_owned()),
+            _ => {
+                Err("a quote is not closed in its line; a cell cannot have a line break".to_owned())
+            }
         }
+    }
+
+    /// Whether the cells say the same as others.
+    fn are(&self, others: &[String]) -> bool {
+        let is = |(cell, other): (usize, &String)| self.text(cell) == *other;
+        self.len == others.len() && others.iter().enumerate().all(is)
     }
 
     /// A cell as text: UTF-8, or Latin-1 where it is none, so that different bytes stay different.

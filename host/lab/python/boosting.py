@@ -160,6 +160,9 @@ def make_features(schema, rows, shown, test_from_ms, offset_ms, by_schema):
     kinds = ["item_features", "user_features"] + ["context_features"] * by_schema
     for kind in kinds:
         for feature in schema.get(kind, []):
+            # Serving does not know it, so a model may not be asked with it.
+            if feature.get("training_only"):
+                continue
             values = shown[feature["name"]]
             if feature["kind"] == "categorical":
                 # A table of hundreds of authors is what the counters are for.

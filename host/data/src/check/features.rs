@@ -7,7 +7,7 @@ use super::CheckedRow;
 use super::finding::{Finding, FindingKind, IMPRESSIONS, ITEMS, Severity, Tally, USERS};
 use super::leaks::{self, LeakSample};
 use crate::dataset::{Dataset, Impression};
-use crate::schema::{Feature, FeatureKind, FeatureWidths, MISSING};
+use crate::schema::{Feature, FeatureKind, FeatureWidths, MISSING, is_position_name};
 
 /// A mean that moves by this many standard deviations is warned of.
 const LARGE_MOVE: f64 = 1.0;
@@ -41,8 +41,13 @@ pub(super) struct FeatureCheck<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct FeatureName<'a> {
     pub(super) file: &'static str,
-    pub(super) name: &'a str,
-    optional: bool,
+    pub(super) feature: &'a Feature,
+}
+
+impl<'a> FeatureName<'a> {
+    pub(super) fn name(self) -> &'a str {
+        &self.feature.name
+    }
 }
 
 /// The features of a row.
@@ -147,7 +152,7 @@ impl<'a> FeatureCheck<'a> {
                 let what = format!("{} rows have an infinite number", rows.count);
                 let finding =
                     Finding::new(Severity::Refused, FindingKind::NotFinite, column.of.file, what);
-                let finding = finding.rows(rows).column(column.of.name);
+                let finding = finding.rows(rows).column(column.of.name());
                 let advice = "write a number, or NaN or null if it is missing";
                 findings.push(finding.advice(advice).forced("the models take it as missing"));
             }
@@ -155,14 +160,14 @@ impl<'a> FeatureCheck<'a> {
         for column in &self.dense {
             findings.extend(missing(column.of, &column.halves));
         }
+        // Of a feature of several values, its first column says whether there is any.
+        let ids = self.ids.chunk_by(|a, b| a.of.name() == b.of.name()).map(|columns| &columns[0]);
+        let ids = ids.map(|column| (column.of, &column.halves));
+        let all: Vec<_> =
+            self.dense.iter().map(|column| (column.of, &column.halves)).chain(ids).collect();
+        findings.extend(all.iter().filter_map(|&(of, _)| position(of)));
         if is_sorted {
-            // Of a feature of several values, its first column says whether there is any.
-            let ids = self.ids.chunk_by(|a, b| a.of.name == b.of.name).map(|columns| &columns[0]);
-            let ids = ids.map(|column| (column.of, &column.halves));
-            let dense = self.dense.iter().map(|column| (column.of, &column.halves));
-            for (of, halves) in dense.chain(ids) {
-                findings.extend(drift(of, halves));
-            }
+            findings.extend(all.iter().filter_map(|&(of, halves)| drift(of, halves)));
         }
         let dense: Vec<FeatureName<'_>> = self.dense.iter().map(|column| column.of).collect();
         let ids: Vec<FeatureName<'_>> = self.ids.iter().map(|column| column.of).collect();
@@ -201,9 +206,7 @@ fn feature_names<'a>(dataset: &'a Dataset, kind: FeatureKind) -> Vec<FeatureName
     let of = |(file, features): (&'static str, &'a Vec<Feature>)| {
         let features = features.iter().filter(move |feature| feature.kind == kind);
         features.flat_map(move |feature| {
-            let Feature { name, optional, .. } = feature;
-            let of = FeatureName { file, name, optional: *optional };
-            std::iter::repeat_n(of, feature.width())
+            std::iter::repeat_n(FeatureName { file, feature }, feature.width())
         })
     };
     files.into_iter().flat_map(of).collect()
@@ -212,7 +215,7 @@ fn feature_names<'a>(dataset: &'a Dataset, kind: FeatureKind) -> Vec<FeatureName
 /// The share of cells that are missing of a dense feature that is not optional.
 fn missing(of: FeatureName<'_>, [first, second]: &[ColumnSums; 2]) -> Option<Finding> {
     let (rows, count) = (first.rows + second.rows, first.missing + second.missing);
-    if count == 0 || of.optional {
+    if count == 0 || of.feature.is_optional() {
         return None;
     }
     let share = 100.0 * count as f64 / rows as f64;
@@ -221,7 +224,22 @@ fn missing(of: FeatureName<'_>, [first, second]: &[ColumnSums; 2]) -> Option<Fin
     let finding = Finding::new(severity, FindingKind::MissingFeature, of.file, what);
     let advice =
         "with `optional = true` in schema.toml, which makes another schema, models learn from it";
-    Some(Finding { count, ..finding.column(of.name).advice(advice) })
+    Some(Finding { count, ..finding.column(of.name()).advice(advice) })
+}
+
+/// A feature of requests that none can send, as it follows from their answer.
+fn position(of: FeatureName<'_>) -> Option<Finding> {
+    let is_sent = of.file == IMPRESSIONS && !of.feature.training_only;
+    if !is_sent || !is_position_name(of.name()) {
+        return None;
+    }
+    let what = "it is named as an item's place among those shown with it, which the ranking \
+                decides, so a request cannot send it and models rely on it in vain";
+    let finding =
+        Finding::new(Severity::Warned, FindingKind::SentPosition, of.file, what.to_owned());
+    let advice = "with `training_only = true` in schema.toml, which makes another schema, models \
+                  learn from it and are asked without it; if callers do know it, all is well";
+    Some(finding.column(of.name()).advice(advice))
 }
 
 /// How a feature moves from one half of the rows to the other, if it does so by much.
@@ -232,7 +250,7 @@ fn drift(of: FeatureName<'_>, halves: &[ColumnSums; 2]) -> Option<Finding> {
     let found = |severity, what: String| {
         let finding = Finding::new(severity, FindingKind::FeatureDrift, of.file, what);
         let advice = "is it computed in the same way all the time, and when it serves?";
-        Some(finding.column(of.name).advice(advice))
+        Some(finding.column(of.name()).advice(advice))
     };
     let missing = halves.map(|half| half.missing_share());
     let severity = match (missing[0] - missing[1]).abs() {

@@ -48,6 +48,8 @@ pub enum FindingKind {
     TimeUnit,
     /// Times are in no year of such a log.
     TimeRange,
+    /// Times are later than now.
+    FutureTime,
     /// An outcome is known before its impression.
     EarlyOutcome,
     /// Every outcome is known as soon as the impression.
@@ -72,6 +74,8 @@ pub enum FindingKind {
     LabelDrift,
     /// A feature is missing, and models do not learn from that.
     MissingFeature,
+    /// A feature of requests is a position in the answer to them.
+    SentPosition,
     /// A feature is not as it was before.
     FeatureDrift,
     /// A feature gives a label away.

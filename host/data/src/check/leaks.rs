@@ -103,7 +103,7 @@ pub(super) fn find(
                 task.name, sample.rows
             );
             let finding = Finding::new(severity, FindingKind::Leak, name.file, what);
-            let finding = finding.column(name.name);
+            let finding = finding.column(name.name());
             let advice =
                 "take it out of the schema, or log it as it was at the time of the request";
             let mut finding = finding.advice(advice);

@@ -56,7 +56,7 @@ pub fn check(dataset: &Dataset) -> Result<CheckReport> {
     let (rows, shown_rows) = (reader.rows() as u64, reader.shown_rows()?);
     let mut progress = Progress::start("check", rows);
     let mut requests = requests::RequestCheck::default();
-    let mut times = times::TimeCheck::default();
+    let mut times = times::TimeCheck::new();
     let mut entities = entities::EntityCheck::new(dataset);
     let mut labels = labels::LabelCheck::new(dataset);
     let mut features = features::FeatureCheck::new(dataset, shown_rows);

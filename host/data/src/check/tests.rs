@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use super::*;
 use crate::dataset::timeline::{Span, Timeline};
 use crate::dataset::{Entities, ImpressionWriter, write_entities};
+use crate::schema::{FeatureKind, Schema};
 use crate::simulate::{SimulateOptions, simulate};
 use hypercast_fm::example::{Item, User};
 
@@ -49,14 +50,16 @@ fn sound() -> &'static Parts {
 }
 
 fn damaged(damage: impl FnOnce(&mut Parts)) -> (tempfile::TempDir, Dataset) {
+    of_schema(&crate::simulate::schema(2), damage)
+}
+
+fn of_schema(schema: &Schema, damage: impl FnOnce(&mut Parts)) -> (tempfile::TempDir, Dataset) {
     let dir = tempfile::tempdir().unwrap();
     let mut parts = sound().clone();
     damage(&mut parts);
-    let schema = crate::simulate::schema(2);
-    let entities =
-        Entities { schema: &schema, items: &parts.items, item_names: &[], users: &parts.users };
+    let entities = Entities { schema, items: &parts.items, item_names: &[], users: &parts.users };
     write_entities(&into(&dir), &entities).unwrap();
-    let mut writer = ImpressionWriter::create(&into(&dir), &schema);
+    let mut writer = ImpressionWriter::create(&into(&dir), schema);
     parts.rows.iter().for_each(|row| writer.write_in_any_order(row).unwrap());
     writer.finish().unwrap();
     let dataset = Dataset::open(&into(&dir)).unwrap();
@@ -197,6 +200,8 @@ fn times_of_another_unit_or_year_are_found() {
     assert_eq!(row_of(Kind::TimeRange, Refused, missing), 1);
     let far = |parts: &mut Parts| parts.rows.last_mut().unwrap().time_ms = 7_500_000_000_000;
     assert!(found(Kind::TimeRange, Refused, far).what.contains("2207"));
+    let to_come = |parts: &mut Parts| parts.rows.last_mut().unwrap().time_ms = 4_000_000_000_000;
+    assert!(found(Kind::FutureTime, Warned, to_come).what.contains("still to come, up to 2096"));
     let early = |parts: &mut Parts| parts.rows[7].outcome_ms = parts.rows[7].time_ms - 1;
     assert_eq!(row_of(Kind::EarlyOutcome, Refused, early), 8);
     found(Kind::InstantOutcome, Noted, |parts| {
@@ -289,6 +294,37 @@ fn surfaces_and_features_that_move_are_found() {
         parts.rows[half..].iter_mut().for_each(|row| row.context.ids[0] = 0);
     });
     assert!(missing.what.contains("100.0 % in the second"), "{missing}");
+}
+
+#[test]
+fn a_position_that_requests_would_have_to_send_is_warned_of() {
+    let mut schema = crate::simulate::schema(2);
+    let renamed = |schema: &mut Schema, name: &str| {
+        schema.context_features.iter_mut().for_each(|feature| match feature.kind {
+            FeatureKind::Dense => feature.name = name.into(),
+            FeatureKind::Categorical => {}
+        });
+        schema.ranges.clear();
+    };
+    let positions = |schema: &Schema| -> Vec<Finding> {
+        let (_dir, dataset) = of_schema(schema, |_| ());
+        let findings = check(&dataset).unwrap().findings;
+        findings.into_iter().filter(|finding| finding.kind == Kind::SentPosition).collect()
+    };
+    for name in ["list_position", "pos", "ad_slot"] {
+        renamed(&mut schema, name);
+        let found = positions(&schema);
+        assert_eq!((found.len(), found[0].severity), (1, Warned), "{found:?}");
+        assert_eq!(found[0].column.as_deref(), Some(name));
+        assert!(found[0].advice.contains("with `training_only = true` in schema.toml"));
+    }
+    for name in ["time_slot", "posts"] {
+        renamed(&mut schema, name);
+        assert_eq!(positions(&schema), [], "{name}");
+    }
+    renamed(&mut schema, "rank");
+    schema.context_features.iter_mut().for_each(|feature| feature.training_only = true);
+    assert_eq!(positions(&schema), []);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hypercast_core::clock::{format_time, likely_unit};
+use hypercast_core::clock::{format_time, likely_unit, now_ms};
 
 use super::CheckedRow;
 use super::finding::{Finding, FindingKind, IMPRESSIONS, Severity, Tally};
@@ -10,9 +10,12 @@ use super::finding::{Finding, FindingKind, IMPRESSIONS, Severity, Tally};
 /// 1990 and 2100: the log of a recommender is from some time between.
 const PLAUSIBLE_MS: std::ops::Range<i64> = 631_152_000_000..4_102_444_800_000;
 
+/// Clocks and zones differ by less.
+const DAY_MS: i64 = 86_400_000;
+
 /// Looks at the times of rows and their outcomes.
-#[derive(Default)]
 pub(super) struct TimeCheck {
+    now_ms: i64,
     /// The earliest time of a request.
     pub(super) first: Option<i64>,
     /// The latest.
@@ -24,10 +27,27 @@ pub(super) struct TimeCheck {
     odd: Tally,
     odd_ms: i64,
     early: Tally,
+    /// Rows that are later than now.
+    future: Tally,
     instant: u64,
 }
 
 impl TimeCheck {
+    pub(super) fn new() -> Self {
+        TimeCheck {
+            now_ms: now_ms(),
+            first: None,
+            last: None,
+            rows: 0,
+            units: BTreeMap::new(),
+            odd: Tally::default(),
+            odd_ms: 0,
+            early: Tally::default(),
+            future: Tally::default(),
+            instant: 0,
+        }
+    }
+
     pub(super) fn see(&mut self, row: CheckedRow<'_>) {
         let (time_ms, outcome_ms) = (row.impression.time_ms, row.impression.outcome_ms);
         if outcome_ms < time_ms {
@@ -41,6 +61,9 @@ impl TimeCheck {
         self.first = Some(self.first.map_or(time_ms, |first| first.min(time_ms)));
         self.last = Some(self.last.map_or(time_ms, |last| last.max(time_ms)));
         if PLAUSIBLE_MS.contains(&time_ms) {
+            if time_ms > self.now_ms + DAY_MS {
+                self.future.add(row.number);
+            }
             return;
         }
         if let Some(unit) = likely_unit(time_ms).filter(|unit| *unit != "milliseconds") {
@@ -88,6 +111,16 @@ impl TimeCheck {
             };
             let forced = (!all).then(|| "they count at the time that stands there".to_owned());
             findings.push(Finding { forced, ..finding.column("time_ms").advice(advice) });
+        }
+        if let Some(rows) = self.future.any() {
+            let latest = format_time(self.last.unwrap_or_default(), 0);
+            let what = format!(
+                "{} of {} rows are of a time that is still to come, up to {latest}",
+                rows.count, self.rows
+            );
+            let finding = Finding::new(Warned, Kind::FutureTime, IMPRESSIONS, what).rows(rows);
+            let advice = "was a clock wrong, or day and month swapped? they count as the newest";
+            findings.push(finding.column("time_ms").advice(advice));
         }
         if let Some(rows) = self.early.any() {
             let what = format!("{} rows have an outcome before their impression", rows.count);

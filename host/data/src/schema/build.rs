@@ -8,12 +8,17 @@ impl Feature {
     /// What a dense feature is in a request or event that does not say it: missing if it is
     /// optional, else 0.
     pub fn missing_number(&self) -> f32 {
-        if self.optional { MISSING } else { 0.0 }
+        if self.is_optional() { MISSING } else { 0.0 }
+    }
+
+    /// Whether it may be missing, and models learn from that.
+    pub fn is_optional(&self) -> bool {
+        self.optional || self.training_only
     }
 
     /// A feature that is not optional.
     pub fn new(name: &str, kind: FeatureKind) -> Feature {
-        Feature { name: name.into(), kind, optional: false, max_values: None }
+        Feature { name: name.into(), kind, optional: false, max_values: None, training_only: false }
     }
 
     /// A categorical feature of several values, at most so many.

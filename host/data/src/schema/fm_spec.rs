@@ -50,6 +50,7 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
             profile: widths(&profile_fields(schema)),
         },
         content: 0,
+        training_only: schema.training_only_columns(),
         tasks: tasks.into_iter().map(task_spec).collect::<Result<_>>()?,
     };
     spec.validate()?;

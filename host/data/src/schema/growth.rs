@@ -332,10 +332,14 @@ impl Judge {
         self.names(kind, &names(old), &names(new));
         for (was, is) in pairs(old, new, |feature| &feature.name) {
             if was != is {
-                let what = match (was.kind == is.kind, was.max_values == is.max_values) {
-                    (false, _) => "has another type",
-                    (_, false) => "differs in `max_values`",
-                    _ => "differs in `optional`",
+                let what = if was.kind != is.kind {
+                    "has another type"
+                } else if was.training_only != is.training_only {
+                    "differs in `training_only`"
+                } else if was.max_values != is.max_values {
+                    "differs in `max_values`"
+                } else {
+                    "differs in `optional`"
                 };
                 let advice = "keep it, and append a feature with another name";
                 self.refuse(format!("{kind} `{}`", was.name), what, advice);

@@ -28,7 +28,7 @@ impl MissingColumns {
     pub fn new(schema: &Schema) -> MissingColumns {
         let dense = schema.features().filter(|feature| feature.kind == FeatureKind::Dense);
         let (optional, others): (Vec<_>, Vec<_>) =
-            dense.enumerate().partition(|(_, feature)| feature.optional);
+            dense.enumerate().partition(|(_, feature)| feature.is_optional());
         let columns = |of: Vec<(usize, _)>| of.into_iter().map(|(column, _)| column).collect();
         MissingColumns { optional: columns(optional), others: columns(others) }
     }

@@ -165,7 +165,7 @@ impl ColumnDefaults {
         }
         // Where an optional feature is made up, so is the column that says it is missing.
         let is_dense = |feature: &&Feature| feature.kind == FeatureKind::Dense;
-        for feature in schema.features().filter(|feature| feature.optional).filter(is_dense) {
+        for feature in schema.features().filter(|feature| feature.is_optional()).filter(is_dense) {
             let column = format!("{}_missing", feature.name);
             if retired.contains(&feature.name) {
                 retired.insert(column.clone());

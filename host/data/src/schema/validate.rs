@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use hypercast_fm::example::MAX_VALUES;
 
 use super::{
-    BUILT_IN_FEATURES, BUILT_IN_IDS, Feature, FeatureKind, MAX_TAGS, Schema, TaskKind, ValueRange,
+    BUILT_IN_FEATURES, BUILT_IN_IDS, Counter, Feature, FeatureKind, MAX_TAGS, Schema, TaskKind,
+    ValueRange,
 };
 use crate::error::{Error, Result};
 
@@ -64,6 +65,7 @@ impl Schema {
         unique("counter", self.counters.iter().map(|counter| counter.name.as_str()))?;
         self.validate_max_values()?;
         self.validate_columns()?;
+        self.validate_training_only()?;
         self.validate_tasks()?;
         self.validate_counters()?;
         self.validate_ranges()?;
@@ -134,6 +136,31 @@ impl Schema {
         Ok(())
     }
 
+    fn validate_training_only(&self) -> Result<()> {
+        let own = |features: &[Feature]| {
+            features.iter().find(|feature| feature.training_only).map(|own| own.name.clone())
+        };
+        if let Some(name) = own(&self.item_features).or_else(|| own(&self.user_features)) {
+            return fail(format!(
+                "feature `{name}`: only a context feature can be `training_only`; those of items and \
+                 users are known when a request is served"
+            ));
+        }
+        let is_own = |column: &String| {
+            let features = &self.context_features;
+            features.iter().any(|feature| feature.training_only && feature.name == *column)
+        };
+        let keys = |counter: &Counter| counter.key.iter().find(|key| is_own(key)).cloned();
+        let counter = self.counters.iter().find_map(|counter| Some((counter, keys(counter)?)));
+        if let Some((Counter { name, .. }, column)) = counter {
+            return fail(format!(
+                "counter `{name}`: `{column}` of its key is `training_only`, so serving could not \
+                 read it; take it out of the key"
+            ));
+        }
+        Ok(())
+    }
+
     fn validate_retired(&self) -> Result<()> {
         unique("retired feature", self.retired.iter().map(String::as_str))?;
         let features = [&self.item_features, &self.user_features, &self.context_features];
@@ -194,6 +221,8 @@ fn fail<T>(reason: String) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use hypercast_fm::training_only::TrainingOnlyColumns;
+
     use super::*;
     use crate::schema::{BeyondRange, Counter, Task, TaskRole, category_id};
 
@@ -309,6 +338,32 @@ mod tests {
         schema.counters[0].key = vec!["likes".into()];
         let refused = schema.validate().unwrap_err().to_string();
         assert!(refused.contains("no id column of one value is called `likes`"), "{refused}");
+    }
+
+    #[test]
+    fn what_only_training_knows_is_of_the_context_and_in_no_counter() {
+        let position = |kind| Feature { training_only: true, ..Feature::new("position", kind) };
+        let mut schema = schema();
+        assert!(schema.training_only_columns().is_empty());
+        schema.context_features.push(position(FeatureKind::Dense));
+        schema.user_features[0].optional = true;
+        schema.validate().unwrap();
+        let columns = schema.feature_columns();
+        assert_eq!(columns[columns.len() - 2..], ["age_missing", "position_missing"]);
+        let TrainingOnlyColumns { ids, numbers, missing } = schema.training_only_columns();
+        assert_eq!((ids, numbers, missing), (vec![], vec![1], vec![columns.len() - 1]));
+        schema.context_features[0].kind = FeatureKind::Categorical;
+        schema.validate().unwrap();
+        let TrainingOnlyColumns { ids, numbers, missing } = schema.training_only_columns();
+        assert_eq!((ids, numbers, missing), (vec![5], vec![], vec![]));
+        schema.counters[0].key.push("position".into());
+        let refused = schema.validate().unwrap_err().to_string();
+        assert!(refused.contains("counter `user_click`: `position` of its key"), "{refused}");
+        schema.counters.clear();
+        schema.item_features.push(position(FeatureKind::Dense));
+        schema.context_features.clear();
+        let refused = schema.validate().unwrap_err().to_string();
+        assert!(refused.contains("only a context feature can be `training_only`"), "{refused}");
     }
 
     #[test]

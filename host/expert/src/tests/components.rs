@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The components in the folder that `variable` names; none if it is not set.
-fn components(variable: &str) -> Vec<PathBuf> {
+pub(super) fn components(variable: &str) -> Vec<PathBuf> {
     let Some(folder) = std::env::var_os(variable) else {
         skip("components", &format!("{variable} names no folder; `cargo verify` builds it"));
         return Vec::new();
@@ -34,14 +34,14 @@ fn components(variable: &str) -> Vec<PathBuf> {
     files
 }
 
-fn engine() -> &'static Engine {
+pub(super) fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {
         Engine::new(EngineConfig { instances: 16, ..EngineConfig::default() }).unwrap()
     })
 }
 
-fn options() -> LoadOptions {
+pub(super) fn options() -> LoadOptions {
     // A deadline that a slow machine does not reach before a guest's own cause shows.
     let limits = Limits {
         deadline_ms: 1_000,

@@ -5,3 +5,4 @@ pub(crate) mod build;
 mod components;
 mod parameters;
 mod refusals;
+mod training_only;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hypercast_fm::example::Example;
 use hypercast_fm::harm::{self, HARMFUL};
 use hypercast_fm::label_scale::{LabelScale, LabelScales};
+use hypercast_fm::training_only::ReadFor;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -281,7 +282,7 @@ impl ExpertTrainer {
     }
 
     fn forward(&self, parameters: &Parameters, requests: &[TrainingRequest]) -> Vec<Vec<f32>> {
-        let batch = self.batch(requests, &parameters.provenance.normaliser);
+        let batch = self.batch(requests, &parameters.provenance.normaliser, ReadFor::Prediction);
         let outputs = self.compute.forward(parameters, &batch);
         let (tasks, scales) = (&self.blueprint.description.tasks, &parameters.provenance.labels);
         let predictions = ExpertPredictions::new(tasks, scales, &outputs);
@@ -317,11 +318,19 @@ impl ExpertTrainer {
         self.blueprint.columns.reads_tae() && !self.config.without_tae
     }
 
-    fn batch(&self, requests: &[TrainingRequest], normaliser: &Normaliser) -> ExpertBatch {
+    fn batch(
+        &self,
+        requests: &[TrainingRequest],
+        normaliser: &Normaliser,
+        reader: ReadFor,
+    ) -> ExpertBatch {
         let examples = examples(requests);
         let tae: Vec<f32> = requests.iter().flat_map(|request| request.tae).copied().collect();
         let tae = if self.uses_tae() { Tae::Rows(&tae) } else { Tae::Without };
-        self.blueprint.columns.batch(&examples, tae, normaliser)
+        match reader {
+            ReadFor::Learning => self.blueprint.columns.training_batch(&examples, tae, normaliser),
+            _ => self.blueprint.columns.batch(&examples, tae, normaliser),
+        }
     }
 
     /// Predicts the requests if training is progressive, and learns from those that are kept. The
@@ -418,7 +427,8 @@ impl ExpertTrainer {
             rows().for_each(|row| scale.observe(targets.labels[row], targets.weights[row]));
             targets.labels.iter_mut().for_each(|label| *label = scale.learned(*label));
         }
-        let batch = self.batch(requests, &self.parameters.provenance.normaliser);
+        let normaliser = &self.parameters.provenance.normaliser;
+        let batch = self.batch(requests, normaliser, ReadFor::Learning);
         let kinds: Vec<TaskKind> =
             self.blueprint.description.tasks.iter().map(|task| task.kind).collect();
         let log_odds = self.log_odds();

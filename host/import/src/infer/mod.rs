@@ -72,9 +72,10 @@ pub fn infer(options: &InferOptions) -> Result<()> {
     };
     let (items, users) = (find(&absolute.items)?, find(&absolute.users)?);
     let roles = Roles::find(&log, items.as_ref(), users.as_ref(), &options.hints)?;
-    if roles.actions.is_empty() {
+    if roles.actions.is_empty() && roles.ratings.is_empty() {
         let reason = "no column of the impressions says yes or no about what a user did, as \
-                      `clicked` would; without one there is nothing to learn";
+                      `clicked` would, or how much an item was liked, as `rating` would; without \
+                      one there is nothing to learn";
         return Err(Error::invalid(reason));
     }
     // A mapping in this folder keeps the names that were given.

@@ -15,7 +15,7 @@ const ITEM: [&str; 11] = [
     "item", "sku", "product", "video", "movie", "article", "content", "listing", "song", "track",
     "offer",
 ];
-const TIME: [&str; 7] = ["time", "ts", "shown", "served", "date", "at", "impression"];
+pub(super) const TIME: [&str; 7] = ["time", "ts", "shown", "served", "date", "at", "impression"];
 const SURFACE: [&str; 10] = [
     "surface",
     "placement",
@@ -51,7 +51,7 @@ const ACTION: [&str; 16] = [
 const VALUE: [&str; 9] =
     ["revenue", "gmv", "amount", "dwell", "watch_time", "play_time", "spent", "rating", "profit"];
 
-const POSITION: [&str; 3] = ["position", "pos", "rank"];
+pub(super) const RATING: [&str; 3] = ["rating", "stars", "score"];
 
 /// The most different values of a surface.
 const MAX_SURFACES: usize = 50;
@@ -72,6 +72,10 @@ pub(super) struct Roles<'a> {
     pub(super) outcome_time: Option<Role<'a>>,
     pub(super) actions: Vec<Role<'a>>,
     pub(super) values: Vec<Role<'a>>,
+    /// Values that are a judgement, of which a high one is an action.
+    pub(super) ratings: Vec<Role<'a>>,
+    /// Positions in the ranking, which only training knows.
+    pub(super) positions: Vec<Role<'a>>,
     /// What may be features of the context, or nothing.
     pub(super) others: Vec<Role<'a>>,
 }
@@ -84,17 +88,12 @@ pub(super) struct Role<'a> {
 }
 
 /// Whether a name has one of the words, the better the smaller.
-fn named(name: &str, words: &[&str]) -> Option<usize> {
+pub(super) fn named(name: &str, words: &[&str]) -> Option<usize> {
     let name = name.to_lowercase();
     let parts: Vec<&str> = name.split(['_', '.', '-', ' ']).collect();
     // Short words stand alone: `at` is not in `category`.
     let has = |word: &&str| parts.contains(word) || (word.len() > 3 && name.contains(*word));
     words.iter().position(has)
-}
-
-/// Whether a column is named as the place that an item had among those shown with it.
-pub(super) fn is_position(column: &SampledColumn) -> bool {
-    named(&column.name, &POSITION).is_some()
 }
 
 fn best_named<'a>(
@@ -157,10 +156,16 @@ impl<'a> Roles<'a> {
             outcome_time,
             actions: Vec::new(),
             values: Vec::new(),
+            ratings: Vec::new(),
+            positions: Vec::new(),
             others: Vec::new(),
         };
         let is_open = |column: &&SampledColumn| !taken.contains(column.name.as_str());
-        let open: Vec<&SampledColumn> = log.columns.iter().filter(is_open).collect();
+        let open = log.columns.iter().filter(is_open);
+        let (positions, open): (Vec<_>, Vec<_>) = open.partition(|column| column.is_position());
+        let reason = "named as a place in the ranking, so no request can send it".to_owned();
+        let role = |column| Role { column, reason: reason.clone() };
+        roles.positions = positions.into_iter().map(role).collect();
         roles.sort_actions(&open);
         roles.sort_numbers(&open);
         Ok(roles)
@@ -209,7 +214,17 @@ impl<'a> Roles<'a> {
                 is_rare && also as f64 >= NEARLY_ALL * rows.len() as f64
             });
             let follows = follows.filter(|_| is_number && rows.len() >= FEWEST_SET);
+            let is_of_item = is_constant(column, self.item.column);
             match follows {
+                None if is_number && is_of_item => {
+                    let reason = "the same for each item, so nothing that a user did".to_owned();
+                    self.others.push(Role { column, reason });
+                }
+                _ if column.is_rating() => {
+                    let reason = "a number, and named as a judgement".to_owned();
+                    self.ratings.push(Role { column, reason: reason.clone() });
+                    self.values.push(Role { column, reason });
+                }
                 Some(action) => {
                     let action = &action.column.name;
                     let reason = format!("it is above 0 only where `{action}` happened");
@@ -302,7 +317,8 @@ pub(super) fn id_column<'a>(entities: &'a Sample, column: &SampledColumn) -> Opt
 fn surface<'a>(log: &'a Sample, taken: &BTreeSet<&str>) -> Option<Role<'a>> {
     let fits = |column: &&SampledColumn| {
         let counted = !column.counts.is_empty() && column.counts.len() <= MAX_SURFACES;
-        counted && !column.is_flag() && !column.is_list() && !taken.contains(column.name.as_str())
+        let is_other = column.is_flag() || column.is_list() || column.is_position();
+        counted && !is_other && !taken.contains(column.name.as_str())
     };
     let column = best_named(log.columns.iter().filter(fits), &SURFACE)?;
     let reason = format!("named as a place, with {} different", column.counts.len());

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashSet};
 
 use hypercast_core::progress::Progress;
-use hypercast_data::schema::{IdKind, category_id};
+use hypercast_data::schema::{IdKind, category_id, is_position_name};
 
+use super::roles::{RATING, TIME, named};
 use super::tags::{ListSample, TagProposal};
 use crate::cell::{Cell, TimeUnit};
 use crate::error::Result;
@@ -19,6 +20,9 @@ const MAX_CELLS: usize = 1 << 23;
 
 /// The most different texts of a column that are counted one by one.
 const MAX_COUNTED: usize = 200;
+
+/// The most different marks of a rating: 0 to 10 in halves.
+const MAX_MARKS: usize = 21;
 
 /// The first rows of all files of one kind.
 pub(super) struct Sample {
@@ -41,6 +45,8 @@ pub(super) struct SampledColumn {
     iso_times: usize,
     /// Numbers that look like times, by unit.
     units: BTreeMap<&'static str, usize>,
+    /// Those of them that do so only in a column of times.
+    of_the_nineties: usize,
     /// How often each text occurs; empty if there are too many.
     pub(super) counts: BTreeMap<String, usize>,
     is_counted: bool,
@@ -99,8 +105,11 @@ impl SampledColumn {
             self.integer_ids += usize::from(matches!(cell.integer_id(), Ok(Some(_))));
             if let Ok(Some(told)) = cell.number() {
                 number = told;
-                if let Some(unit) = TimeUnit::likely(told) {
+                let early = || TimeUnit::of_the_nineties(told);
+                let likely = TimeUnit::likely(told);
+                if let Some(unit) = likely.or_else(early) {
                     *self.units.entry(unit.name()).or_default() += 1;
+                    self.of_the_nineties += usize::from(likely.is_none());
                 }
             } else if let Ok(Some(time_ms)) = cell.time_ms(TimeUnit::Iso) {
                 self.iso_times += 1;
@@ -158,6 +167,9 @@ impl SampledColumn {
         if self.all(self.iso_times) {
             return Some(TimeUnit::Iso);
         }
+        if self.of_the_nineties > 0 && named(&self.name, &TIME).is_none() {
+            return None;
+        }
         let units = [TimeUnit::S, TimeUnit::Ms, TimeUnit::Us, TimeUnit::Ns];
         let of = |unit: &TimeUnit| self.units.get(unit.name()).copied().unwrap_or_default();
         units.into_iter().find(|unit| self.is_number() && self.all(of(unit)))
@@ -166,6 +178,21 @@ impl SampledColumn {
     /// Whether all ids are whole numbers.
     pub(super) fn id_kind(&self) -> IdKind {
         if self.all(self.integer_ids) { IdKind::Integer } else { IdKind::String }
+    }
+
+    /// Whether it is a number, and named as the place that an item had among those shown with it.
+    pub(super) fn is_position(&self) -> bool {
+        self.is_number() && self.is_whole() && is_position_name(&self.name)
+    }
+
+    /// Whether it is named as a judgement of the item, and has few numbers.
+    pub(super) fn is_rating(&self) -> bool {
+        let is_mark = |number: &f64| number.is_nan() || (0.0..=10.0).contains(number);
+        let few = 3..=MAX_MARKS;
+        named(&self.name, &RATING).is_some()
+            && self.is_number()
+            && few.contains(&self.different().len())
+            && self.numbers.iter().all(is_mark)
     }
 
     pub(super) fn is_whole(&self) -> bool {

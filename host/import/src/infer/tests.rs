@@ -49,7 +49,9 @@ fn a_shop_is_understood_and_its_mapping_imports_as_it_is() {
         let actions = names(&mapping.actions, |action| &action.name);
         assert_eq!(actions, ["clicked", "revenue_above_0"], "{ending}: {text}");
         assert_eq!(names(&mapping.values, |value| &value.name), ["revenue"], "{text}");
-        assert!(text.contains("# Not used: position, no request knows it"), "{text}");
+        let position = &mapping.context_features[0];
+        assert_eq!((position.name.as_str(), position.training_only), ("position", true), "{text}");
+        assert!(text.contains("# named as a place in the ranking, so no request"), "{text}");
         let items = mapping.items.as_ref().unwrap();
         assert_eq!((items.id.as_str(), items.name.as_deref()), ("sku", Some("title")), "{text}");
         assert_eq!(names(&items.features, |of| &of.name).len(), 3, "{text}");
@@ -151,7 +153,7 @@ fn attributes_of_requests_and_items_are_no_actions() {
     let mapping = Mapping::load(&options.into).unwrap();
     assert_eq!(names(&mapping.actions, |action| &action.name), ["liked"]);
     let context = names(&mapping.context_features, |of| &of.name);
-    assert_eq!(context, ["is_mobile", "is_new"]);
+    assert_eq!(context, ["position", "is_mobile", "is_new"]);
     assert_eq!(mapping.impressions.time_unit, TimeUnit::Ms);
 }
 
@@ -172,6 +174,37 @@ fn a_log_with_more_flags_than_there_can_be_actions_has_those_that_names_tell() {
     let mapping = Mapping::load(&options.into).unwrap();
     assert_eq!(names(&mapping.actions, |action| &action.name), ["click"]);
     assert_eq!(mapping.context_features.len(), 40);
+}
+
+#[test]
+fn ratings_of_the_nineties_are_understood() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = "user_id,item_id,rating,timestamp\n".to_owned();
+    for at in 0..1000_u64 {
+        let chance = hypercast_core::hash::mix64(at + 1);
+        // As often as in MovieLens-100K.
+        let rating =
+            [6, 17, 44, 79, 100].iter().filter(|&&below| chance % 100 >= below).count() + 1;
+        let (user, item) = (1 + (chance >> 8) % 40, 700_000_000 + (chance >> 16) % 30);
+        log += &format!("{user},{item},{rating},{}\n", 881_250_949 + at * 37);
+    }
+    std::fs::write(dir.path().join("log-0.csv"), log).unwrap();
+    let options = InferOptions { items: vec![], users: vec![], ..options(dir.path(), "csv") };
+    infer(&options).unwrap();
+    let text = std::fs::read_to_string(&options.into).unwrap();
+    let mapping = Mapping::load(&options.into).unwrap();
+    let of = &mapping.impressions;
+    assert_eq!((of.time.as_str(), of.time_unit), ("timestamp", TimeUnit::S), "{text}");
+    assert_eq!(of.item, "item_id", "numbers of nine digits are no times by themselves");
+    let actions: Vec<_> = mapping.actions.iter().map(|own| (&*own.name, own.at_least)).collect();
+    assert_eq!(actions, [("rating_at_least_4", Some(4.0))], "{text}");
+    assert_eq!(names(&mapping.values, |value| &value.name), ["rating"], "{text}");
+    assert!(text.contains("# of the rows that are rated, at least 1 in 100 %, 2 in 9"), "{text}");
+    let report = import(&mapping, None, &dir.path().join("data")).unwrap();
+    assert_eq!((report.bad_rows, report.impressions), (0, 1000), "{text}");
+    let data = Dataset::open(&dir.path().join("data")).unwrap();
+    let times = data.impressions().unwrap().map(|row| row.unwrap().time_ms);
+    assert_eq!(times.min(), Some(881_250_949_000));
 }
 
 #[test]

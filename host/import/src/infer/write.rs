@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use hypercast_data::schema::{Counter, Feature, IdKind, Schema};
 
 use super::InferOptions;
-use super::roles::{Role, Roles, id_column, is_position};
+use super::roles::{Role, Roles, id_column};
 use super::sample::{Sample, SampledColumn, percent};
 use super::tags::TagProposal;
 use crate::cell::TimeUnit;
@@ -19,6 +19,9 @@ const COUNTED_ACTIONS: usize = 100;
 
 /// A value has a long tail if one in a hundred of its numbers is so many times their median.
 const LONG_TAIL: f64 = 5.0;
+
+/// Up to so many positions, each is learned for itself.
+const MAX_POSITIONS: usize = 50;
 
 /// A share of rows below which an action is no main task.
 const RARE: f64 = 1e-3;
@@ -184,7 +187,13 @@ impl<'a> MappingText<'a> {
             let happened = (0..column.ids.len()).filter(|&row| column.is_set(row)).count();
             self.actions.push(WrittenAction { name, happened });
         }
-        for value in &roles.values {
+        for rating in &roles.ratings {
+            self.rating(rating);
+        }
+        let is_rating = |value: &&Role<'_>| {
+            roles.ratings.iter().any(|rating| rating.column.name == value.column.name)
+        };
+        for value in roles.values.iter().filter(|value| !is_rating(value)) {
             let column = value.column;
             let set: Vec<f64> = column.numbers.iter().copied().filter(|&n| n > 0.0).collect();
             let is_new = roles.actions.iter().all(|action| {
@@ -207,6 +216,29 @@ impl<'a> MappingText<'a> {
         }
     }
 
+    /// A high rating as an action: from the mark on that about half of the rows have.
+    fn rating(&mut self, rating: &Role<'_>) {
+        let column = rating.column;
+        let known = column.numbers.iter().copied().filter(|number| !number.is_nan());
+        let known: Vec<f64> = known.collect();
+        let at_least = |mark: f64| known.iter().filter(|&&number| number >= mark).count();
+        let mut marks = known.clone();
+        marks.sort_unstable_by(f64::total_cmp);
+        marks.dedup();
+        let from_half = |mark: &f64| at_least(*mark).abs_diff(known.len() / 2);
+        // From the lowest on, all rows would have it.
+        let Some(&high) = marks[1..].iter().min_by_key(|mark| from_half(mark)) else { return };
+        let name =
+            self.name(&format!("{}_at_least_{high}", column.name).replace('.', "_"), "action");
+        self.line(&format!("\n[[actions]]\nname = {}", quoted(&name)));
+        self.role("column", rating);
+        let share = |mark: &f64| format!("{mark} in {}", percent(at_least(*mark), known.len()));
+        let shares: Vec<String> = marks.iter().map(share).collect();
+        let reason = format!("of the rows that are rated, at least {}", shares.join(", "));
+        self.key("at_least", &format!("{high:?}"), &reason);
+        self.actions.push(WrittenAction { name, happened: at_least(high) });
+    }
+
     /// The beginning of an entry: its name, and its column with the reason.
     fn block(&mut self, header: &str, name: &str, role: &Role<'_>) {
         self.line(&format!("\n{header}\nname = {}", quoted(name)));
@@ -214,6 +246,18 @@ impl<'a> MappingText<'a> {
     }
 
     fn context(&mut self) {
+        for role in &self.findings.roles.positions {
+            let name = self.name(&role.column.name, "context");
+            let is_short = role.column.different().len() <= MAX_POSITIONS;
+            let kind = if is_short { "categorical" } else { "dense" };
+            self.line(&format!(
+                "\n# What is shown first is clicked more. Models learn how much, and rank without \
+                 it.\n[[context_features]]\nname = {}\nkind = \"{kind}\"",
+                quoted(&name)
+            ));
+            self.role("column", role);
+            self.key("training_only", "true", "take the line out if requests do send it");
+        }
         for role in &self.findings.roles.others {
             let column = role.column;
             let same_in_items = [self.findings.items, self.findings.users]
@@ -221,9 +265,6 @@ impl<'a> MappingText<'a> {
                 .flatten()
                 .any(|of| of.column(&column.name).is_some());
             match feature_kind(column) {
-                _ if is_position(column) => {
-                    self.unused(column, "no request knows it, as it follows from the ranking")
-                }
                 Ok(kind) if !same_in_items => {
                     let name = self.name(&column.name, "context");
                     self.line(&format!(

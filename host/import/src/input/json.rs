@@ -10,7 +10,7 @@ use super::Row;
 use crate::cell::Cell;
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::report::{ImportReport, RowError, RowFailure};
-use crate::text::Lines;
+use crate::text::{Lines, unreadable};
 
 /// The rows whose keys are a file's columns.
 const HEAD_ROWS: usize = 1000;
@@ -89,7 +89,8 @@ impl<R: Read> LineFile<R> {
         report.open(&self.name);
         let mut rows = 0;
         for line in 1.. {
-            let more = lines.next().map_err(|error| Error::data(&self.name, error.to_string()))?;
+            let cut = |error: std::io::Error| Error::data(&self.name, unreadable(&error));
+            let more = lines.next().map_err(cut)?;
             if !more || rows == self.most_rows {
                 break;
             }
@@ -113,7 +114,7 @@ pub(super) fn column_names(content: impl Read) -> std::result::Result<Vec<String
     let mut lines = Lines::new(content);
     let mut names = BTreeSet::new();
     for _ in 0..HEAD_ROWS {
-        if !lines.next().map_err(|error| error.to_string())? {
+        if !lines.next().map_err(|error| unreadable(&error))? {
             break;
         }
         if let Ok(object) = lines.whole().and_then(parse) {
@@ -127,6 +128,10 @@ pub(super) fn column_names(content: impl Read) -> std::result::Result<Vec<String
 }
 
 fn parse(line: &[u8]) -> std::result::Result<Map<String, Value>, String> {
+    if line.trim_ascii_start().starts_with(b"[") {
+        let reason = "it is a JSON array; write an object a line, as `jq -c '.[]'` does";
+        return Err(reason.to_owned());
+    }
     serde_json::from_slice(line).map_err(|error| {
         let text = error.to_string();
         // The parser counts lines of its own, of which there is one.
@@ -164,6 +169,6 @@ fn cell(value: &Value) -> Cell<'_> {
         },
         Value::String(text) => Cell::of_text(text.into()),
         Value::Array(list) => Cell::List(list.iter().map(cell).collect()),
-        Value::Object(_) => Cell::Other("an object"),
+        Value::Object(_) => Cell::Other("an object (its parts are columns with a dot, as `a.b`)"),
     }
 }

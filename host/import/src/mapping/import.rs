@@ -161,6 +161,7 @@ impl<'a> MappedImport<'a> {
         }
         more_impressions(&mut sink)?;
         sources.context.report_cut(sink.report);
+        sink.report.times_without_zone = sources.times_without_zone();
         sink.report.of_unknown_items = sink.items.unknown;
         sink.report.of_unknown_users = sink.users.unknown;
         Ok((sink.former, sink.items.seen))

@@ -71,6 +71,7 @@ impl ImpressionSources {
         let time = |column: &String, unit: TimeUnit, columns: &mut ColumnList| TimeSource {
             source: columns.source(column),
             unit,
+            without_zone: Default::default(),
         };
         let outcome_unit = of.outcome_unit.unwrap_or(of.time_unit);
         let outcome_time = of.outcome_time.as_ref();
@@ -94,6 +95,11 @@ impl ImpressionSources {
             context: FeatureSources::new(&mapping.context_features, &mut columns),
             columns,
         }
+    }
+
+    /// How many impressions had a time without a zone so far.
+    pub(super) fn times_without_zone(&self) -> u64 {
+        self.time.without_zone.get()
     }
 
     /// Fills in the impression of a row. Its `request` is the key of the request's id in the file,

@@ -151,6 +151,9 @@ pub struct FeatureMapping {
     /// `schema::Feature`).
     #[serde(default)]
     pub optional: bool,
+    /// Whether only training knows it, and no request sends it; of the context alone.
+    #[serde(default)]
+    pub training_only: bool,
     /// The least and the greatest number of a dense feature, as of a value.
     pub clip: Option<[f32; 2]>,
     /// What is taken of a list.

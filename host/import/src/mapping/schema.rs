@@ -96,8 +96,8 @@ impl ImpressionMapping {
 
 impl FeatureMapping {
     fn feature(&self) -> Feature {
-        let FeatureMapping { optional, max_values, .. } = *self;
-        Feature { optional, max_values, ..Feature::new(&self.name, self.kind) }
+        let FeatureMapping { optional, max_values, training_only, .. } = *self;
+        Feature { optional, max_values, training_only, ..Feature::new(&self.name, self.kind) }
     }
 
     fn check(&self) -> Result<()> {

@@ -105,6 +105,8 @@ impl FirstOfList {
 pub(super) struct TimeSource {
     pub(super) source: Source,
     pub(super) unit: TimeUnit,
+    /// Times so far that were texts without a zone.
+    pub(super) without_zone: Counter<u64>,
 }
 
 impl TimeSource {
@@ -113,7 +115,10 @@ impl TimeSource {
     }
 
     pub(super) fn required(&self, row: &dyn Row) -> RowResult<i64> {
-        self.source.required(self.source.cell(row).time_ms(self.unit))
+        let cell = self.source.cell(row);
+        let time_ms = self.source.required(cell.time_ms(self.unit))?;
+        self.without_zone.update(|count| count + u64::from(cell.lacks_zone()));
+        Ok(time_ms)
     }
 }
 

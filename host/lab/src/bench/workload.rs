@@ -50,6 +50,7 @@ pub fn spec() -> FmSpec {
         id_widths: Default::default(),
         tasks: (0..ACTIONS).map(task).collect(),
         content: 0,
+        training_only: Default::default(),
     }
 }
 

@@ -159,6 +159,7 @@ mod tests {
                 task("other", false, [true, false]),
             ],
             content: 0,
+            training_only: Default::default(),
         };
         let masked = super::masked(&spec, &UnseenCase { surface: 1, task: 0 }, Some(0)).unwrap();
         let on_b: Vec<&TaskSpec> = masked.tasks.iter().filter(|task| task.surfaces[1]).collect();

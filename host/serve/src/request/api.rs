@@ -84,6 +84,9 @@ pub struct RankAnswer {
     /// Candidates that the data set does not have; they were scored from the features in the
     /// request.
     pub unknown_items: Vec<EntityId>,
+    /// Features in the request that were not read, because the schema has them for training only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored_features: Vec<String>,
     /// Present if the request asked for it with `explain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explain: Option<Explanation>,

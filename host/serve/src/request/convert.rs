@@ -17,6 +17,7 @@ use hypercast_data::{
     },
 };
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
+use hypercast_fm::training_only::ReadFor;
 use hypercast_stream::events::check_time;
 use prometheus::IntCounterVec;
 use serde::{
@@ -149,7 +150,7 @@ impl Converter {
     ) -> RequestResult<RequestInput> {
         let surface = self.surface(&request.surface)?;
         check_sent_time(time_ms).map_err(|refusal| refusal.at("time_ms"))?;
-        let shared = Arc::new(self.context_of(&request.context)?);
+        let shared = Arc::new(self.context_of(&request.context, ReadFor::Prediction)?);
         let of_request = CandidateInput {
             item: 0,
             features: None,
@@ -173,6 +174,16 @@ impl Converter {
             });
         }
         Ok(RequestInput { request: id, user, user_features: None, surface, time_ms, candidates })
+    }
+
+    /// The features of a request that are not read, because they are for training only.
+    pub(crate) fn ignored_features(&self, request: &RankRequest) -> Vec<String> {
+        let features = self.schema.context_features.iter().filter(|own| own.training_only);
+        let is_sent = |name: &String| {
+            let of_candidates = request.candidates.iter().map(|candidate| &candidate.features);
+            of_candidates.chain([&request.context]).any(|sent| sent.contains_key(name))
+        };
+        features.map(|feature| feature.name.clone()).filter(is_sent).collect()
     }
 
     /// The key of a user's id.
@@ -202,11 +213,15 @@ impl Converter {
         features.filter_map(|feature| Some((feature.name.clone(), value(feature)?))).collect()
     }
 
-    /// The context features of a request or an impression.
-    pub(crate) fn context_of(&self, named: &NamedFeatures) -> RequestResult<ContextFeatures> {
+    /// The context features of a request, or of an impression, which is to learn from.
+    pub(crate) fn context_of(
+        &self,
+        named: &NamedFeatures,
+        reader: ReadFor,
+    ) -> RequestResult<ContextFeatures> {
         refuse_unknown(named, &[&self.schema.context_features])
             .map_err(|refusal| refusal.at("context"))?;
-        self.context(&[named])
+        self.context(&[named], reader)
     }
 
     /// All features of an item or user. They must be complete but for those that are optional,
@@ -218,7 +233,7 @@ impl Converter {
     ) -> RequestResult<(Vec<u64>, Vec<f32>)> {
         let is_missing = |feature: &&Feature| {
             let value = named.get(&feature.name);
-            let may_lack = feature.optional || self.schema.is_retired(&feature.name);
+            let may_lack = feature.is_optional() || self.schema.is_retired(&feature.name);
             !may_lack && matches!(value, None | Some(FeatureValue::Missing))
         };
         if let Some(missing) = features.iter().find(is_missing) {
@@ -231,7 +246,7 @@ impl Converter {
         }
         refuse_unknown(named, &[features])?;
         let (mut ids, mut dense) = (Vec::new(), Vec::new());
-        self.fill(features, &[named], &mut ids, &mut dense)?;
+        self.fill(features, &[named], ReadFor::Learning, &mut ids, &mut dense)?;
         Ok((ids, dense))
     }
 
@@ -279,22 +294,24 @@ impl Converter {
             let mut item = known(id).map(Arc::unwrap_or_clone).unwrap_or_default();
             item.id = id;
             let sent = [&candidate.features];
-            self.fill(&schema.item_features, &sent, &mut item.ids, &mut item.dense)?;
+            let (ids, dense) = (&mut item.ids, &mut item.dense);
+            self.fill(&schema.item_features, &sent, ReadFor::Prediction, ids, dense)?;
             features = Some(Arc::new(item));
         }
         Ok(CandidateInput {
             item: id,
             features,
             // The candidate's own come before those of its request.
-            context: Arc::new(self.context(&[&candidate.features, context])?),
+            context: Arc::new(self.context(&[&candidate.features, context], ReadFor::Prediction)?),
             outcome: Outcome::UNKNOWN,
             truth: Vec::new(),
         })
     }
 
-    fn context(&self, from: &[&NamedFeatures]) -> RequestResult<ContextFeatures> {
+    fn context(&self, from: &[&NamedFeatures], reader: ReadFor) -> RequestResult<ContextFeatures> {
         let mut context = ContextFeatures::default();
-        self.fill(&self.schema.context_features, from, &mut context.ids, &mut context.dense)?;
+        let (ids, dense) = (&mut context.ids, &mut context.dense);
+        self.fill(&self.schema.context_features, from, reader, ids, dense)?;
         Ok(context)
     }
 
@@ -304,6 +321,7 @@ impl Converter {
         &self,
         features: &[Feature],
         from: &[&NamedFeatures],
+        reader: ReadFor,
         ids: &mut Vec<u64>,
         dense: &mut Vec<f32>,
     ) -> RequestResult<()> {
@@ -316,7 +334,8 @@ impl Converter {
             let Feature { name, kind, .. } = feature;
             let sent = from.iter().find_map(|named| named.get(name));
             // Whoever still sends a retired feature need not change at once.
-            let value = sent.filter(|_| !self.schema.is_retired(name));
+            let is_hidden = reader == ReadFor::Prediction && feature.training_only;
+            let value = sent.filter(|_| !is_hidden && !self.schema.is_retired(name));
             match kind {
                 FeatureKind::Categorical => {
                     let columns;

@@ -9,6 +9,7 @@ use hypercast_data::{
     schema::Schema,
 };
 use hypercast_fm::example::{Item, User};
+use hypercast_fm::training_only::ReadFor;
 use hypercast_stream::{
     events::{
         ActionEvent, AppendReceipt, EventKind, EventWriter, ImpressionEvent, NewEvent, content_id,
@@ -133,7 +134,7 @@ impl Converter {
 
     fn shown(&self, body: &ImpressionBody) -> RequestResult<NewEvent> {
         let surface = self.surface(&body.surface)?;
-        let context = self.context_of(&body.context)?;
+        let context = self.context_of(&body.context, ReadFor::Learning)?;
         let (user, item) = (self.user_of(&body.user)?, self.item_of(&body.item)?);
         let ImpressionBody { id, request, time_ms, .. } = *body;
         let mut shown = ImpressionEvent { request, user, item, surface, time_ms, context };
@@ -150,7 +151,7 @@ impl Converter {
             item: self.item_of(&body.item)?,
             surface: self.surface(&body.surface)?,
             outcome: self.outcome(&body.actions, &body.values)?,
-            context: self.context_of(&body.context)?,
+            context: self.context_of(&body.context, ReadFor::Learning)?,
             truth: Vec::new(),
             history_only: false,
         };
@@ -258,7 +259,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::request::api::RankRequest;
     use crate::request::convert::FeatureValue;
+    use hypercast_data::dataset::ContextFeatures;
     use hypercast_data::dataset::ids::id_key;
     use hypercast_data::schema::{
         BeyondRange, Feature, FeatureKind, IdKind, ValueRange, category_id,
@@ -512,11 +515,42 @@ mod tests {
             let converter = Converter::new(Arc::new(schema.clone()));
             let text = serde_json::to_string(&converter.named(&context)).unwrap();
             assert_eq!(text, r#"{"battery":null,"device":0}"#);
-            let again = converter.context_of(&serde_json::from_str(&text).unwrap()).unwrap();
+            let again = converter
+                .context_of(&serde_json::from_str(&text).unwrap(), ReadFor::Learning)
+                .unwrap();
             assert!(again.dense[0].is_nan() && again.ids == [0], "{again:?}");
         }
         let why = shown(r#", "context": {"battery": "NaN"}"#).unwrap_err().to_string();
         assert!(why.contains("it takes a number"), "{why}");
+    }
+
+    #[test]
+    fn what_only_training_knows_is_taken_of_events_and_ignored_in_requests() {
+        let mut schema = Schema::clone(&converter().schema);
+        let own = |name, kind| Feature { training_only: true, ..Feature::new(name, kind) };
+        schema.context_features = vec![
+            own("position", FeatureKind::Dense),
+            Feature::new("device", FeatureKind::Categorical),
+            own("slot", FeatureKind::Categorical),
+        ];
+        let converter = Converter::new(Arc::new(schema));
+        let shown = r#"{"impressions": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5,
+            "context": {"position": 3, "slot": 7}}]}"#;
+        let made = converter.new_events(&serde_json::from_str(shown).unwrap(), 1000).unwrap();
+        let EventKind::Impression(shown) = &made[0].kind else { panic!("{made:?}") };
+        assert_eq!((&*shown.context.dense, &*shown.context.ids), (&[3.0][..], &[0, 7][..]));
+        // Nobody looks at what is sent, not even whether it is a number.
+        let body = r#"{"user": 1, "surface": "feed", "context": {"position": "top", "device": 4},
+            "candidates": [{"id": 1}, {"id": 2, "features": {"slot": 7, "device": 5}}]}"#;
+        let request: RankRequest = serde_json::from_str(body).unwrap();
+        let input = converter.request(&request, 9, 5, |_| None).unwrap();
+        for (candidate, device) in input.candidates.iter().zip([4, 5]) {
+            let ContextFeatures { ids, dense } = &*candidate.context;
+            assert!(dense[0].is_nan() && *ids == [device, 0], "{candidate:?}");
+        }
+        assert_eq!(converter.ignored_features(&request), ["position", "slot"]);
+        let without = RankRequest { context: Default::default(), candidates: vec![], ..request };
+        assert!(converter.ignored_features(&without).is_empty());
     }
 
     #[test]

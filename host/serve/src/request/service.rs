@@ -229,6 +229,7 @@ impl RankingService {
             reason,
             new_user: example.history.is_empty(),
             unknown_items: fetched.unknown_targets.iter().map(|&row| ids[row].clone()).collect(),
+            ignored_features: self.converter.ignored_features(request),
             explain: explained.then(|| Explanation {
                 expert: by_expert.clone().unwrap_or_default(),
                 fm: of_fm(fetched.fm(), output.unwrap_or(&FmOutput::default())).tasks,

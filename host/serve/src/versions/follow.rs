@@ -402,6 +402,7 @@ mod tests {
                 profile_ids: vec![],
                 id_widths: Default::default(),
                 content: 0,
+                training_only: Default::default(),
                 tasks: vec![click],
             };
             let config = FmConfig { dim: 16, qk_dim: 8, v_dim: 8, ..FmConfig::default() };

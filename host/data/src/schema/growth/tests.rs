@@ -63,6 +63,10 @@ fn appended_entries_have_numbers_and_other_changes_are_named() {
         new.item_features.last_mut().unwrap().max_values = Some(4);
     });
     assert!(wider.contains("item feature `genres` differs in `max_values`"), "{wider}");
+    let mut with_position = old.clone();
+    with_position.context_features[0].optional = true;
+    let relied_on = refusals(&with_position, |new| new.context_features[0].training_only = true);
+    assert!(relied_on.contains("differs in `training_only`: keep it, and append"), "{relied_on}");
     let removed = refusals(&old, |new| _ = new.item_features.pop());
     assert!(removed.contains("`retired`"), "{removed}");
 }

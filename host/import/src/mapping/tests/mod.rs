@@ -3,6 +3,7 @@
 mod refusals;
 pub(crate) mod shop;
 mod tags;
+mod wrong_files;
 
 use std::collections::HashMap;
 use std::path::Path;
