@@ -14,7 +14,7 @@ use hypercast_serve::api::{EventsRequest, RankRequest};
 use hypercast_serve::convert::Converter;
 use hypercast_serve::fm::remote::decode_examples;
 use hypercast_stream::events::EventRecord;
-use hypercast_stream::join::{Joiner, JoinerOptions, JoinerOutput, StateUpdate};
+use hypercast_stream::join::{JoinedRecord, Joiner, JoinerOptions, JoinerOutput, StateUpdate};
 use serde_json::{Map, Value, json};
 
 use crate::edit;

@@ -369,13 +369,15 @@ mod tests {
             (told(Some(2), "items", "[]"), "data set have 2"),
             (told(None, "items", "[]"), "has 0 numbers, of 1 to 4096"),
             (told(Some(0), "items", "[1, 2]"), "the data set has no content vectors"),
-            (told(Some(2), "items", "[1e39, 0]"), "content: it contains inf"),
             (told(Some(2), "users", "[1, 2]"), "users[0]: content: a user has no content vector"),
         ] {
             let refusal = refused.unwrap_err();
             assert_eq!(refusal.code().0, 400);
             assert!(refusal.to_string().contains(reason), "{refusal}");
         }
+        let not_finite = r#"{"items": [{"id": 3, "features": {}, "content": [1e39, 0]}]}"#;
+        let error = serde_json::from_str::<EventsRequest>(not_finite).unwrap_err().to_string();
+        assert!(error.contains("out of range"), "{error}");
     }
 
     #[test]
