@@ -330,6 +330,7 @@ impl System {
                 let joined = match joined {
                     JoinedRecord::Example(joined) => JoinedRecord::Example(timeless(joined)),
                     JoinedRecord::Correction(joined) => JoinedRecord::Correction(timeless(joined)),
+                    JoinedRecord::Content(content) => JoinedRecord::Content(content),
                 };
                 // Compare as text, because unknown values are NaN, which is not equal to itself.
                 format!("{joined:?}")

@@ -7,7 +7,7 @@ use std::{fmt::Write as _, os::unix::fs::symlink, path::Path, process::Command};
 
 use hypercast_config::Config;
 use hypercast_core::prerequisite::skip;
-use hypercast_data::dataset::{Dataset, Impression, ImpressionWriter};
+use hypercast_data::dataset::{Dataset, Impression, ImpressionWriter, content::Content};
 use hypercast_tests::{
     Prerequisites, binary,
     commands::{checkout, shell_blocks},
@@ -94,12 +94,23 @@ fn files_and_events_become_the_same_data_set() {
     }
     let write =
         |name: &str, text: &str| std::fs::write(dir.join(name), text).expect("it is written");
+    let vectors: Vec<Vec<f32>> = (1..=40).map(|item| vec![item as f32, 1.0, -0.5]).collect();
+    for (item, vector) in (1..=40).zip(&vectors) {
+        // Items come without their vectors, too, which then stay.
+        for content in [Some(vector), None] {
+            let item = json!({"id": item, "features": {}, "content": content});
+            let _ = writeln!(bodies, "{}", json!({ "items": [item] }));
+        }
+    }
+    let vectors = Content { width: 3, items: (1..=40).collect(), vectors: vectors.concat() };
+    vectors.write(dir).expect("it is written");
     write("log.csv", &log);
     write("events.jsonl", &bodies);
     let infer = ["data", "infer", "--impressions", "log.csv", "--into", "mapping.toml"];
     hypercast(dir, &infer).unwrap();
-    let said = hypercast(dir, &["data", "import", "--mapping", "mapping.toml", "--into", "data"]);
-    let said = said.unwrap();
+    let mapping = ["data", "import", "--mapping", "mapping.toml", "--into", "data"];
+    let content = ["--content", "content.parquet"];
+    let said = hypercast(dir, &[&mapping[..], &content].concat()).unwrap();
     assert!(said.contains("600 impressions") && said.contains("in 200 requests"), "{said}");
     assert!(said.contains(": 0 refused"), "{said}");
     let events =
@@ -118,6 +129,12 @@ fn files_and_events_become_the_same_data_set() {
         };
         assert_eq!(of(own), of(other));
     }
+    let vectors = |data: &str| Content::read(&dir.join(data).join("content.parquet")).unwrap();
+    let (own, other) = (vectors("data"), vectors("other"));
+    assert_eq!((own.width, &own.items), (other.width, &other.items));
+    assert_eq!(own.items.len(), 40);
+    let mut numbers = own.vectors.iter().zip(&other.vectors);
+    assert!(numbers.all(|(own, other)| (own - other).abs() < 1e-6), "{own:?}, {other:?}");
     let error = hypercast(dir, &infer).unwrap_err();
     assert!(error.contains("mapping.toml: it exists"), "{error}");
     write("wrong.jsonl", "{\"events\": [{\"user\": 1}]}\n");

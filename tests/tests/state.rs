@@ -14,11 +14,12 @@ use std::{
 };
 
 use hypercast_core::prerequisite::skip;
+use hypercast_data::dataset::content;
 use hypercast_tests::{
     TestDaemon, binary, run, run_well,
     services::{ServiceProcess, free_port, wait_until},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -446,6 +447,68 @@ fn a_pushed_expert_is_known_by_its_signature_rolls_back_and_can_be_followed_by_a
         let said = state.run(&[&push[..], &new, &["1.2.0"]].concat());
         assert!(said.contains("the parameters of 1.0.0"), "{said}");
         assert!(daemon.stop());
+    });
+}
+
+/// The FM's predictions of clicks on fresh items of the same features, in their order.
+fn of_fresh(state: &State, daemon: &TestDaemon) -> Vec<f64> {
+    let mut question: Value = serde_json::from_str(&state.lines("questions.jsonl")[0]).unwrap();
+    question["candidates"] = [9001, 9002, 9003].iter().map(|id| json!({ "id": id })).collect();
+    let (status, answer) = daemon.post("/v1/rank", &question.to_string());
+    assert_eq!(status, 200, "{answer}");
+    let clicks = answer["explain"]["fm"]["click"].as_array().unwrap();
+    clicks.iter().map(|click| click.as_f64().unwrap()).collect()
+}
+
+#[test]
+fn content_vectors_of_events_join_saved_state_and_are_saved_with_it() {
+    on_registered(|state| {
+        let path = state.dir.join("hypercast.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("in_daemon = false", "in_daemon = true")).unwrap();
+        let width = content::width_in(&state.dir.join("data")).unwrap();
+        let along = |axis: usize| (0..width).map(|at| f64::from(at % 2 == axis)).collect();
+        let vectors: [Vec<f64>; 2] = [along(0), along(1)];
+        let mut daemon = state.daemon();
+        let send = |daemon: &TestDaemon, id: u64, content: Option<&[f64]>| {
+            let features = json!({ "topic": 1, "creator": 1, "length": 20.0 });
+            let item = json!({ "id": id, "features": features, "content": content });
+            daemon.post("/v1/events", &json!({ "items": [item] }).to_string())
+        };
+        let told = [Some(&*vectors[0]), Some(&*vectors[0]), None];
+        for (id, content) in [9001, 9002, 9003].into_iter().zip(told) {
+            let (status, answer) = send(&daemon, id, content);
+            assert_eq!((status, &answer["applied"]), (200, &Value::from(true)), "{answer}");
+        }
+        let first = of_fresh(state, &daemon);
+        assert!((first[0] - first[1]).abs() < 1e-6, "they differ in nothing: {first:?}");
+        assert!((first[0] - first[2]).abs() > 1e-4, "one has no vector: {first:?}");
+        send(&daemon, 9001, Some(&vectors[1]));
+        let changed = of_fresh(state, &daemon);
+        assert_eq!(changed[1..], first[1..]);
+        assert!((changed[0] - first[0]).abs() > 1e-4, "it has another one: {first:?}, {changed:?}");
+
+        let (status, answer) = send(&daemon, 9001, Some(&vectors[0][1..]));
+        let said = answer["error"]["message"].as_str().unwrap();
+        let expected = format!("it has {} numbers; the vectors of this data set have", width - 1);
+        assert!(status == 400 && said.contains("items[0]: content: "), "{said}");
+        assert!(said.contains(&expected), "{said}");
+
+        // Once from what it saved, and once from the streams.
+        for folder in [None, Some("state/serve")] {
+            assert!(daemon.stop());
+            if let Some(folder) = folder {
+                state.without(folder);
+            }
+            daemon = state.daemon();
+            for (found, expected) in of_fresh(state, &daemon).iter().zip(&changed) {
+                assert!((found - expected).abs() < 1e-6, "{found}; expected {expected}");
+            }
+        }
+        assert!(daemon.stop());
+        // Trainers pass the records with vectors.
+        assert!(state.learned("3.0.0").starts_with("learned from"));
+        assert_eq!(state.run(&["dead-letters", "list"]), "no record was set aside\n");
     });
 }
 

@@ -66,7 +66,7 @@ struct LoggedEvents {
 
 impl EventImport<'_> {
     /// Imports the events into the data set `into`. Items and users have the features that came
-    /// last.
+    /// last, and items the content vectors.
     ///
     /// # Errors
     /// A file cannot be read, no line of one can be used, two ids have one key, or the file system
@@ -110,6 +110,7 @@ impl EventImport<'_> {
         let mut user_ids = IdCollector::new(ids.users, into);
         let mut item_ids = IdCollector::new(ids.items, into);
         let mut events = ExternalSort::new(into);
+        let mut content_width = None;
         for file in &files {
             let mut reading = Reading::new(&[], report, &mut progress);
             file.read_lines(&mut reading, |line| {
@@ -123,7 +124,7 @@ impl EventImport<'_> {
                     let key = |time_ms, is_action: bool| [time_part(time_ms), is_action.into()];
                     let key = match &kind {
                         EventKind::Item(item) => {
-                            items.insert(item.id, item.clone());
+                            put_item(&mut items, &mut content_width, item.clone())?;
                             continue;
                         }
                         EventKind::User(user) => {
@@ -173,6 +174,28 @@ impl EventImport<'_> {
             end_ms,
         })
     }
+}
+
+/// Puts an item's newest features; its vector stays if `item` has none. All vectors have the width
+/// of the first.
+fn put_item(
+    items: &mut BTreeMap<u64, Item>,
+    width: &mut Option<usize>,
+    mut item: Item,
+) -> std::result::Result<(), RowError> {
+    if item.content.is_empty() {
+        item.content = items.get(&item.id).map(|known| known.content.clone()).unwrap_or_default();
+    } else {
+        let (found, width) = (item.content.len(), *width.get_or_insert(item.content.len()));
+        if found != width {
+            let id = item.id;
+            return Err(RowError::of_line(format!(
+                "item {id} has a content vector of {found} numbers; the first one has {width}"
+            )));
+        }
+    }
+    items.insert(item.id, item);
+    Ok(())
 }
 
 /// Joins events, and collects the impressions with their outcomes.

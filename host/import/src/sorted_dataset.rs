@@ -21,7 +21,7 @@ pub(crate) struct SortedDataset<'a> {
     /// The items' names, in the same order; empty if there are none.
     pub(crate) item_names: Vec<String>,
     pub(crate) users: Vec<User>,
-    /// A file of the items' content vectors.
+    /// A file of the items' content vectors; without it they are those that the items have.
     pub(crate) content: Option<&'a Path>,
     pub(crate) requests: Requests,
     /// Has seen all impressions.

@@ -200,7 +200,7 @@ fn import_events(
 ) -> anyhow::Result<ImportReport> {
     let schema = Arc::new(Schema::load(schema)?);
     let config = config.map(Config::read).transpose()?.unwrap_or_default();
-    let converter = Converter::new(schema.clone());
+    let converter = Converter::new(schema.clone()).with_content(None);
     let text = |id: &EntityId| match id {
         EntityId::Text(text) => Some(text.clone()),
         EntityId::Integer(_) => None,

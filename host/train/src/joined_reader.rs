@@ -1,17 +1,14 @@
-//! The stream of joined examples as its followers read it: decoded, with the content vectors of the
-//! data set put back, and clipped to the ranges of its schema, because another release may have
+//! The stream of joined examples as its followers read it: decoded, with content vectors put back
+//! ([`ContentReader`]), and clipped to the ranges of its schema, because another release may have
 //! written the stream. A record that cannot be read or does not fit the schema is set aside. An
 //! engine that fails is asked again for a while, and its failing is no end. Missing records are
 //! passed once the follower has saved that.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use hypercast_fm::{
-    batch::BatchBuilder,
-    example::{Event, Example, Item},
-    row_keys::RowKeys,
-};
+use hypercast_fm::{batch::BatchBuilder, example::Example, row_keys::RowKeys};
 
+use super::content_reader::ContentReader;
 use super::fm::dataset_spec;
 use crate::ServiceContext;
 use crate::error::{Error, Result};
@@ -22,16 +19,16 @@ use hypercast_data::schema::{ColumnRanges, ColumnUpgrade};
 use hypercast_stream::dead_letters::{
     DeadLetter, DeadLetterQueue, LetterReader, LetterScope, SetAsideRate, UnusableRecord,
 };
-use hypercast_stream::join::{JoinedExample, JoinedRecord};
+use hypercast_stream::join::{ContentPlace, JoinedExample, JoinedRecord};
 use hypercast_stream::streams::{
     GapHandling, StreamEngine, StreamFollower, StreamPlace, StreamRecord, StreamTrail, Topic,
 };
 
 /// How long it waits after an engine has failed.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Failures in a row after which it gives up.
-const MOST_FAILURES: u32 = 120;
+pub(super) const MOST_FAILURES: u32 = 120;
 
 /// An example or a correction, with its position.
 pub(super) struct PositionedExample {
@@ -125,6 +122,13 @@ pub(super) struct PassedGap {
     pub(super) is_back: bool,
 }
 
+/// Records that were read, in their order.
+#[derive(Default)]
+struct DecodedRecords {
+    usable: Vec<PositionedExample>,
+    unusable: Vec<UnusableRecord>,
+}
+
 /// Follows the stream `joined`, and waits out an engine that fails for a while.
 pub(super) struct JoinedReader {
     engine: Arc<dyn StreamEngine>,
@@ -132,7 +136,7 @@ pub(super) struct JoinedReader {
     letters: DeadLetterQueue,
     /// Says whether an example fits the schema.
     fits: BatchBuilder,
-    content: HashMap<u64, Arc<[f32]>>,
+    contents: ContentReader,
     ranges: ColumnRanges,
     upgrade: ColumnUpgrade,
     failures: u32,
@@ -153,8 +157,7 @@ impl JoinedReader {
     ) -> Result<JoinedReader> {
         let ServiceContext { dataset, config, engine } = context;
         let (topic, JoinedPosition { joined, orders }) = (Topic::joined(), position);
-        let with = dataset.items.values().filter(|item| !item.content.is_empty());
-        let content = with.map(|item| (item.id, item.content.clone())).collect();
+        let contents = ContentReader::new(engine.clone(), dataset, &config.features);
         let RecordReports { rate, gaps, stop } = reports;
         let of = LetterScope { reader, source: topic.name() };
         let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
@@ -167,7 +170,7 @@ impl JoinedReader {
             stream,
             letters,
             fits,
-            content,
+            contents,
             ranges,
             upgrade,
             failures: 0,
@@ -198,16 +201,21 @@ impl JoinedReader {
     /// # Errors
     /// An engine that has failed for long.
     pub(super) fn retries(&mut self) -> Result<Vec<PositionedExample>> {
-        let orders = self.letters.orders();
-        let read = orders.into_iter().map(|letter| {
+        let mut read = DecodedRecords::default();
+        for letter in self.letters.orders() {
             let DeadLetter { position, retries, checksum, .. } = letter;
-            let read = letter.record(&*self.engine).map_err(Error::from);
-            read.and_then(|payload| {
-                self.decode(&StreamRecord { position, stored_ms: None, payload }, retries)
-            })
-            .map_err(|why| RecordKey { position, retries, checksum }.unreadable(&why))
-        });
-        self.usable(read.collect())
+            match letter.record(&*self.engine) {
+                Ok(payload) => {
+                    let record = StreamRecord { position, stored_ms: None, payload };
+                    self.decode(&record, retries, &mut read)?;
+                }
+                Err(why) => {
+                    let key = RecordKey { position, retries, checksum };
+                    read.unusable.push(key.unreadable(&why.into()));
+                }
+            }
+        }
+        self.usable(read)
     }
 
     /// The next records, for the first of which it waits. Where records are missing it says so
@@ -234,6 +242,9 @@ impl JoinedReader {
                 let to = self.place();
                 let gap = PassedGap { to, is_back: to.position < before.position };
                 self.gap = Some(gap);
+                if gap.is_back {
+                    self.contents.forget();
+                }
                 return Ok(JoinedRead::Gap(gap));
             }
             Ok(records) => records,
@@ -247,10 +258,11 @@ impl JoinedReader {
         if records.is_empty() {
             return Ok(JoinedRead::End);
         }
-        let read = records.iter().map(|record| {
-            self.decode(record, 0).map_err(|why| RecordKey::of(record, 0).unreadable(&why))
-        });
-        let usable = self.usable(read.collect())?;
+        let mut read = DecodedRecords::default();
+        for record in &records {
+            self.decode(record, 0, &mut read)?;
+        }
+        let usable = self.usable(read)?;
         Ok(if usable.is_empty() { JoinedRead::Later } else { JoinedRead::Records(usable) })
     }
 
@@ -259,32 +271,46 @@ impl JoinedReader {
         self.gap = None;
     }
 
-    fn decode(&self, record: &StreamRecord, retries: u32) -> Result<PositionedExample> {
-        let (correction, JoinedExample { example, ingested_ms }) =
-            match JoinedRecord::decode(&record.payload)? {
-                JoinedRecord::Example(joined) => (false, joined),
-                JoinedRecord::Correction(joined) => (true, joined),
+    /// Adds a record to those that were read, or its content vector to those that are known.
+    ///
+    /// # Errors
+    /// As [`ContentReader::fill`].
+    fn decode(
+        &mut self,
+        record: &StreamRecord,
+        retries: u32,
+        read: &mut DecodedRecords,
+    ) -> Result<()> {
+        let key = RecordKey::of(record, retries);
+        let (correction, JoinedExample { mut example, ingested_ms }) =
+            match JoinedRecord::decode(&record.payload) {
+                Ok(JoinedRecord::Example(joined)) => (false, joined),
+                Ok(JoinedRecord::Correction(joined)) => (true, joined),
+                Ok(JoinedRecord::Content(content)) => {
+                    self.contents.put(ContentPlace(record.position), content);
+                    return Ok(());
+                }
+                Err(why) => {
+                    read.unusable.push(key.unreadable(&why.into()));
+                    return Ok(());
+                }
             };
-        let example = self.restored(example);
-        self.fits.check(&example)?;
-        let (key, end) = (RecordKey::of(record, retries), StreamPlace::after(record));
-        Ok(PositionedExample { example, correction, ingested_ms, key, end })
+        self.restore(&mut example);
+        self.contents.fill(&mut example)?;
+        match self.fits.check(&example) {
+            Ok(()) => {
+                let end = StreamPlace::after(record);
+                read.usable.push(PositionedExample { example, correction, ingested_ms, key, end });
+            }
+            Err(why) => read.unusable.push(key.unreadable(&why.into())),
+        }
+        Ok(())
     }
 
-    /// Sets the others aside.
-    fn usable(
-        &self,
-        read: Vec<std::result::Result<PositionedExample, UnusableRecord>>,
-    ) -> Result<Vec<PositionedExample>> {
-        let (mut usable, mut unusable) = (Vec::with_capacity(read.len()), Vec::new());
-        for record in read {
-            match record {
-                Ok(record) => usable.push(record),
-                Err(record) => unusable.push(record),
-            }
-        }
-        self.set_aside(unusable)?;
-        Ok(usable)
+    /// Sets those aside that cannot be used.
+    fn usable(&self, read: DecodedRecords) -> Result<Vec<PositionedExample>> {
+        self.set_aside(read.unusable)?;
+        Ok(read.usable)
     }
 
     fn retry(&mut self, error: Error) -> Result<()> {
@@ -301,23 +327,12 @@ impl JoinedReader {
         Ok(())
     }
 
-    fn restored(&self, mut example: Example) -> Example {
-        self.upgrade.example(&mut example);
-        let clipped = self.ranges.clip(&mut example);
+    fn restore(&self, example: &mut Example) {
+        self.upgrade.example(example);
+        let clipped = self.ranges.clip(example);
         if clipped > 0 {
             tracing::debug!(request = example.request, clipped, "numbers were beyond their ranges");
         }
-        if self.content.is_empty() {
-            return example;
-        }
-        let restore = |item: &mut Arc<Item>| {
-            if let Some(content) = self.content.get(&item.id) {
-                Arc::make_mut(item).content = content.clone();
-            }
-        };
-        example.history.iter_mut().for_each(|event: &mut Event| restore(&mut event.item));
-        example.targets.iter_mut().for_each(|target| restore(&mut target.item));
-        example
     }
 }
 

@@ -14,7 +14,7 @@ use hypercast_serve::api::{EventsRequest, RankRequest};
 use hypercast_serve::convert::Converter;
 use hypercast_serve::fm::remote::decode_examples;
 use hypercast_stream::events::EventRecord;
-use hypercast_stream::join::{Joiner, JoinerOptions, JoinerOutput, StateUpdate};
+use hypercast_stream::join::{JoinedRecord, Joiner, JoinerOptions, JoinerOutput, StateUpdate};
 use serde_json::{Map, Value, json};
 
 use crate::edit;
@@ -81,6 +81,7 @@ impl FuzzDaemon {
             max_items: 6,
             max_counter_keys: 8,
             prior_strength: 20.0,
+            max_content_mib: 1,
         };
         let settings = JoinSettings { max_impressions: 8, ..JoinSettings::default() };
         let options = JoinerOptions { settings, history_len: 8, max_targets: 3 };
@@ -129,8 +130,8 @@ impl FuzzDaemon {
             };
             let mut made = JoinerOutput::default();
             self.joiner.take(fact, &mut made);
-            for joined in &made.joined {
-                let example = &joined.joined().example;
+            for joined in made.joined.iter().filter_map(JoinedRecord::joined) {
+                let example = &joined.example;
                 model().served.infer(&[example]).expect("a joined example fits the model");
             }
             made.outcomes.into_iter().for_each(|outcome| apply(&mut self.state, outcome.update));

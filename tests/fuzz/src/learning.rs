@@ -300,6 +300,7 @@ impl LearningPath {
             match record {
                 JoinedRecord::Example(joined) => examples.push(&joined.example),
                 JoinedRecord::Correction(joined) => corrections.push(&joined.example),
+                JoinedRecord::Content(_) => {}
             }
         }
         let output = self.trainer.step_with_corrections(&examples, &corrections).expect("a step");

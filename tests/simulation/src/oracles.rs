@@ -12,7 +12,9 @@ use hypercast_fm::example::Outcome;
 use hypercast_stream::{
     dead_letters::{self, DeadLetter},
     events::{EventKind, EventRecord},
-    join::{JoinedRecord, Joiner, JoinerOutput, OutcomeRecord, StateUpdate, join_record},
+    join::{
+        JoinedExample, JoinedRecord, Joiner, JoinerOutput, OutcomeRecord, StateUpdate, join_record,
+    },
     streams::{StreamCursor, StreamPlace, StreamRead, StreamRecord, Topic},
 };
 
@@ -260,7 +262,7 @@ fn told(world: &Simulation, streams: &Streams) -> HashMap<Shown, Told> {
                 continue;
             }
         };
-        let example = &joined.joined().example;
+        let Some(JoinedExample { example, .. }) = joined.joined() else { continue };
         let Some(&request) = requests.get(&example.request) else {
             let request = example.request;
             world.violate("examples", format!("there was no request {request}"));

@@ -143,7 +143,7 @@ impl JoinedKey {
     pub fn of(record: &StreamRecord) -> Option<JoinedKey> {
         let joined = JoinedRecord::decode(&record.payload).ok()?;
         let is_correction = matches!(joined, JoinedRecord::Correction(_));
-        let example = &joined.joined().example;
+        let example = &joined.joined()?.example;
         let key = RecordKey::of(example, is_correction);
         Some(JoinedKey { key, has_targets: !example.targets.is_empty() })
     }

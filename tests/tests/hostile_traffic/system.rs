@@ -243,6 +243,7 @@ impl RunningSystem {
                 let (kind, joined) = match JoinedRecord::decode(&record.payload).unwrap() {
                     JoinedRecord::Example(joined) => ("example", joined.example),
                     JoinedRecord::Correction(joined) => ("correction", joined.example),
+                    JoinedRecord::Content(_) => continue,
                 };
                 if joined.user.id >= FIRST_HOSTILE_ID {
                     continue;

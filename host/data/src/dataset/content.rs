@@ -3,7 +3,7 @@
 //!
 //! The columns are `item` (int64) and `vector` (a list of f32, of the same length in every row).
 //! Reading scales vectors to unit norm; they are not standardised otherwise. An item without a
-//! vector has zeros.
+//! vector has zeros. An event can tell an item's vector, too, which then replaces that of the file.
 
 use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
@@ -17,7 +17,7 @@ use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// The largest width of a vector.
-const MAX_WIDTH: usize = 4096;
+pub const MAX_WIDTH: usize = 4096;
 
 const ROWS_PER_GROUP: usize = 1 << 14;
 
@@ -85,18 +85,26 @@ impl Content {
                 self.width
             ));
         }
-        if width > MAX_WIDTH {
-            return Err(format!("its vector has {width} numbers; the limit is {MAX_WIDTH}"));
-        }
-        if let Some(number) = vector.iter().find(|number| !number.is_finite()) {
-            return Err(format!("its vector contains {number}; leave this item out"));
-        }
+        let vector = unit_vector(vector)
+            .map_err(|why| format!("its vector {why}; correct it, or leave this item out"))?;
         if !seen.insert(item) {
             return Err("an earlier row already has this item; each item may have one row".into());
         }
         self.items.push(item);
-        self.vectors.extend(unit(vector));
+        self.vectors.extend_from_slice(&vector);
         Ok(())
+    }
+
+    /// The vectors of those items that have one, which are all of one width; none without any.
+    fn of_items(items: &[Item]) -> Option<Content> {
+        let with = || items.iter().filter(|item| !item.content.is_empty());
+        let width = with().next()?.content.len();
+        let mut content = Content { width, items: Vec::new(), vectors: Vec::new() };
+        for item in with() {
+            content.items.push(item.id);
+            content.vectors.extend_from_slice(&item.content);
+        }
+        Some(content)
     }
 
     /// Writes `content.parquet` into a data set's directory.
@@ -121,13 +129,18 @@ fn fields(id: CellType) -> [Field; 2] {
     [Field::new("item", id), Field::list("vector", CellType::F32)]
 }
 
-/// Copies the vectors of `from` into the data set in `dir`; without `from`, removes the file that
-/// an earlier import left there. Returns the vectors.
+/// Copies the vectors of `from` into the data set in `dir`; without `from`, writes those that the
+/// items have, and if there are none removes the file that an earlier import left there. Returns
+/// the vectors.
 ///
 /// # Errors
 /// [`Content::read`] refuses the file, or it names an item that the data set does not have.
 pub fn import(from: Option<&Path>, dir: &Path, items: &[Item]) -> Result<Option<Content>> {
     let Some(from) = from else {
+        if let Some(content) = Content::of_items(items) {
+            content.write(dir)?;
+            return Ok(Some(content));
+        }
         let path = dir.join(FILE);
         return match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(&path)(error)),
@@ -162,11 +175,34 @@ pub(super) fn attach(dir: &Path, items: &mut HashMap<u64, Arc<Item>>) -> Result<
     Ok(content.width)
 }
 
+/// The width of the vectors in the data set's directory, 0 without a file.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn width_in(dir: &Path) -> Result<usize> {
+    let path = dir.join(FILE);
+    if !fs::is_file(&path) {
+        return Ok(0);
+    }
+    let columns = TableReader::open(&path)?.read(0, &fields(CellType::U64))?;
+    Ok(columns[1].range(0).len())
+}
+
 /// The vector scaled to norm 1; a vector of zeros stays as it is.
-fn unit(vector: &[f32]) -> impl Iterator<Item = f32> {
+///
+/// # Errors
+/// Says what is wrong with it: it has no number or too many, or one that is not finite.
+pub fn unit_vector(vector: &[f32]) -> std::result::Result<Arc<[f32]>, String> {
+    let width = vector.len();
+    if !(1..=MAX_WIDTH).contains(&width) {
+        return Err(format!("has {width} numbers, of 1 to {MAX_WIDTH}"));
+    }
+    if let Some(number) = vector.iter().find(|number| !number.is_finite()) {
+        return Err(format!("contains {number}"));
+    }
     let norm = vector.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
     let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };
-    vector.iter().map(move |&v| (f64::from(v) * scale) as f32)
+    Ok(vector.iter().map(|&v| (f64::from(v) * scale) as f32).collect())
 }
 
 #[cfg(test)]
@@ -196,11 +232,13 @@ mod tests {
         let mut known: HashMap<u64, Arc<Item>> =
             items.iter().map(|item| (item.id, Arc::new(item.clone()))).collect();
         assert_eq!(attach(dir.path(), &mut known).unwrap(), 2);
+        assert_eq!(width_in(dir.path()).unwrap(), 2);
         assert_eq!(&*known[&7].content, &[0.6, 0.8]);
         assert_eq!(&*known[&2].content, &[0.0, 0.0]);
         assert!(known[&9].content.is_empty());
         assert_eq!(import(None, dir.path(), &items).unwrap(), None);
         assert_eq!(attach(dir.path(), &mut known).unwrap(), 0, "the stale file is gone");
+        assert_eq!(width_in(dir.path()).unwrap(), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! `hypercast-stream` determines. It can be rebuilt from the data set and the outcomes of the
 //! stream; [`saved`] makes that unnecessary in most cases.
 
+mod content;
 mod counters;
 mod effects;
 mod id_maps;
@@ -20,6 +21,8 @@ use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use self::content::ContentOverrides;
+pub use self::content::{check_content_room, check_content_width};
 use self::counters::{FeatureCounters, Observation, RequestCounters};
 use self::id_maps::{IdMap, RecencyMap};
 use crate::dataset::timeline::{Span, Timeline, TimelineStep};
@@ -46,6 +49,9 @@ pub struct FeatureConfig {
     pub max_counter_keys: usize,
     /// Impressions at the global rate that each counter starts with.
     pub prior_strength: f32,
+    /// Memory of content vectors that came by events, in MiB: four bytes a number. Further items'
+    /// vectors are refused.
+    pub max_content_mib: usize,
 }
 
 impl Default for FeatureConfig {
@@ -56,6 +62,7 @@ impl Default for FeatureConfig {
             max_items: 10_000_000,
             max_counter_keys: 4_000_000,
             prior_strength: 20.0,
+            max_content_mib: 1024,
         }
     }
 }
@@ -103,6 +110,7 @@ pub struct FeatureState {
     ranges: ColumnRanges,
     upgrade: ColumnUpgrade,
     items: IdMap<Arc<Item>>,
+    content: ContentOverrides,
     users: IdMap<Arc<User>>,
     histories: RecencyMap<History>,
     first_shown: RecencyMap<Option<i64>>,
@@ -145,6 +153,7 @@ impl FeatureState {
             ranges: ColumnRanges::new(&dataset.schema),
             upgrade: ColumnUpgrade::new(&dataset.schema),
             items: dataset.items.iter().map(|(&id, item)| (id, item.clone())).collect(),
+            content: ContentOverrides::new(dataset.content, &config),
             users: dataset.users.iter().map(|(&id, user)| (id, user.clone())).collect(),
             histories: RecencyMap::new(config.max_users),
             first_shown: RecencyMap::new(config.max_items),
@@ -184,6 +193,11 @@ impl FeatureState {
         &self.schema
     }
 
+    /// The bounds of its memory.
+    pub fn config(&self) -> &FeatureConfig {
+        &self.config
+    }
+
     /// The way from earlier layouts of the schema to the present one.
     pub fn upgrade(&self) -> &ColumnUpgrade {
         &self.upgrade
@@ -199,20 +213,41 @@ impl FeatureState {
         self.items.len()
     }
 
-    /// Adds or replaces an item's features. Its content vector stays if `item` has none.
+    /// Adds or replaces an item's features. Its content vector stays if `item` has none; else it is
+    /// that of the item everywhere from now on, also in histories.
     ///
     /// # Errors
-    /// The features do not match the schema, or the state has `features.max_items` already.
+    /// The features do not match the schema, or the vector the data set's; or the state has
+    /// `features.max_items` or `features.max_content_mib` already.
     pub fn upsert_item(&mut self, mut item: Item) -> Result<()> {
         self.upgrade.item(&mut item);
         self.check_item(&item)?;
-        if let Some(known) = self.items.get(&item.id).filter(|_| item.content.is_empty()) {
+        check_room(&self.items, item.id, self.config.max_items, "item")?;
+        let has_content = !item.content.is_empty();
+        if has_content {
+            self.content.check(&item)?;
+        } else if let Some(known) = self.items.get(&item.id) {
             item.content = known.content.clone();
         }
-        check_room(&self.items, item.id, self.config.max_items, "item")?;
-        self.changed.items.insert(item.id);
-        self.items.insert(item.id, Arc::new(item));
+        self.put_changed(Arc::new(item), has_content);
         Ok(())
+    }
+
+    /// Replaces the content vector of an item that it knows.
+    pub fn set_content(&mut self, id: u64, content: Arc<[f32]>) {
+        if let Some(known) = self.items.get(&id) {
+            let item = Item { content, ..(**known).clone() };
+            self.put_changed(Arc::new(item), true);
+        }
+    }
+
+    /// Puts an item that differs from the data set's. `has_content` says that its vector does, too.
+    fn put_changed(&mut self, item: Arc<Item>, has_content: bool) {
+        if has_content || self.content.has(item.id) {
+            self.content.put(&item);
+        }
+        self.changed.items.insert(item.id);
+        self.items.insert(item.id, item);
     }
 
     /// Adds or replaces a user's features.
@@ -267,7 +302,8 @@ impl FeatureState {
         let history = self.histories.get(request.user);
         let events = history.map_or_else(Vec::new, |history| {
             let skip = history.events.len().saturating_sub(history_len);
-            history.events.iter().skip(skip).cloned().collect()
+            let events = history.events.iter().skip(skip).cloned();
+            events.map(|event| self.content.attached(event, &self.items)).collect()
         });
         let context = self.request_context(request, &user, history);
         let candidates = &request.candidates;
@@ -308,7 +344,7 @@ impl FeatureState {
 
     /// Adds an outcome that is known now. Call it in the order of `outcome_ms`.
     pub fn apply(&mut self, impression: &Impression) {
-        let item = self.item_or_blank(impression.item);
+        let item = self.content.without(self.item_or_blank(impression.item));
         self.count(impression, &item, Outcome::UNKNOWN);
         let &Impression { surface, time_ms, outcome_ms, outcome, .. } = impression;
         self.first_shown.touch(impression.item, outcome_ms).1.get_or_insert(time_ms);

@@ -20,8 +20,10 @@ use crate::error::{CommonErrors as _, Error, Result};
 enum SavedItem {
     /// As in the data set; an item without features if the data set does not have it.
     Base(u64),
-    /// Added or changed since the data set was read.
+    /// Added or changed since the data set was read, with the vector of the data set if any.
     Changed { id: u64, ids: Vec<u64>, dense: Vec<f32> },
+    /// The same with a vector that came by an event. States of earlier releases have none.
+    WithContent { id: u64, ids: Vec<u64>, dense: Vec<f32>, content: Vec<f32> },
 }
 
 /// The items that some events refer to, each once.
@@ -89,8 +91,13 @@ impl<'a> ItemTableBuilder<'a> {
             });
         }
         *self.changed.entry(Arc::as_ptr(item)).or_insert_with(|| {
-            let (ids, dense) = (item.ids.clone(), item.dense.clone());
-            self.table.items.push(SavedItem::Changed { id: item.id, ids, dense });
+            let (id, ids, dense) = (item.id, item.ids.clone(), item.dense.clone());
+            let has_content = !item.content.is_empty() && self.state.content.has(id);
+            self.table.items.push(if has_content {
+                SavedItem::WithContent { id, ids, dense, content: item.content.to_vec() }
+            } else {
+                SavedItem::Changed { id, ids, dense }
+            });
             next
         })
     }
@@ -110,13 +117,18 @@ impl<'a> ItemTableBuilder<'a> {
 impl ItemTable {
     /// The items in their order, those of the data set as `state` has them.
     pub fn items(self, state: &FeatureState) -> Vec<Arc<Item>> {
+        let changed = |mut item: Item| {
+            state.upgrade.item(&mut item);
+            Arc::new(item)
+        };
+        let base = |id: u64| state.items.get(&id).map(|item| item.content.clone());
         let item = |saved| match saved {
             SavedItem::Base(id) => state.item_or_blank(id),
             SavedItem::Changed { id, ids, dense } => {
-                let content = state.items.get(&id).map(|item| item.content.clone());
-                let mut item = Item { id, ids, dense, content: content.unwrap_or_default() };
-                state.upgrade.item(&mut item);
-                Arc::new(item)
+                changed(Item { id, ids, dense, content: base(id).unwrap_or_default() })
+            }
+            SavedItem::WithContent { id, ids, dense, content } => {
+                changed(Item { id, ids, dense, content: content.into() })
             }
         };
         self.items.into_iter().map(item).collect()
@@ -177,10 +189,16 @@ impl FeatureState {
     pub fn restore(&mut self, saved: SavedState) -> Result<()> {
         let items = saved.item_table.items(self);
         for at in saved.items {
-            let item = table_item(&items, at)?;
+            let mut item = table_item(&items, at)?;
             self.check_item(&item)?;
-            self.changed.items.insert(item.id);
-            self.items.insert(item.id, item);
+            let base = self.items.get(&item.id).map(|item| item.content.clone());
+            let base = base.unwrap_or_default();
+            if !self.content.fits(&item) {
+                // The data set was made anew with vectors of another width.
+                Arc::make_mut(&mut item).content = base.clone();
+            }
+            let has_content = item.content != base;
+            self.put_changed(item, has_content);
         }
         for mut user in saved.users {
             self.upgrade.user(&mut user);

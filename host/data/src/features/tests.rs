@@ -6,7 +6,7 @@ use hypercast_fm::example::MAX_VALUES;
 
 use super::replay::{Pretraining, PretrainingOptions, Replay, ReplayOptions, request_input};
 use super::*;
-use crate::dataset::{Entities, write_dataset};
+use crate::dataset::{Entities, content::Content, write_dataset};
 use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole, ValueRange};
 
 fn schema() -> Schema {
@@ -387,6 +387,55 @@ fn a_correction_moves_counters_and_the_event_as_if_it_had_been_known() {
     }
     let mut state = FeatureState::new(&data, FeatureConfig::default());
     assert!(!state.correct(&impression(1, [1, 1], 1, 1, true)), "there is nothing to correct");
+}
+
+/// An item's newest vector is in candidates and histories, and one of another width in neither.
+#[test]
+fn a_vector_that_was_told_replaces_that_of_the_data_set_everywhere_and_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    dataset(dir.path(), vec![]);
+    let file = Content { width: 2, items: vec![1, 2], vectors: vec![1.0, 0.0, 0.0, 1.0] };
+    file.write(dir.path()).unwrap();
+    let data = Dataset::open(dir.path()).unwrap();
+    let mut state = FeatureState::new(&data, FeatureConfig::default());
+    let told = |id: u64, content: &[f32]| {
+        let (ids, dense) = (vec![id % 2 + 10], vec![id as f32]);
+        Item { id, ids, dense, content: content.into() }
+    };
+    for (request, item) in [(1, 1), (2, 2), (3, 9)] {
+        state.apply(&impression(request, [request as i64, request as i64], 1, item, true));
+    }
+    let error = state.upsert_item(told(1, &[1.0])).unwrap_err().to_string();
+    assert!(error.contains("1 numbers") && error.contains("have 2"), "{error}");
+    state.upsert_item(told(1, &[0.6, 0.8])).unwrap();
+    state.upsert_item(told(9, &[-1.0, 0.0])).unwrap();
+    state.apply(&impression(4, [4, 4], 1, 1, true));
+    state.upsert_item(told(1, &[0.8, 0.6])).unwrap();
+    // Other features, and the vector that it has.
+    state.upsert_item(Item { dense: vec![7.0], ..told(1, &[]) }).unwrap();
+    let saved = postcard::to_allocvec(&state.saved()).unwrap();
+    let mut restored = FeatureState::new(&data, FeatureConfig::default());
+    restored.restore(postcard::from_bytes(&saved).unwrap()).unwrap();
+    let rows = [1, 2, 9].map(|item| impression(5, [5, 5], 1, item, true));
+    for state in [&state, &restored] {
+        let example = state.fetch(&request_input(&rows), 8);
+        let targets = example.targets.iter().map(|target| target.item.content.to_vec());
+        assert_eq!(targets.collect::<Vec<_>>(), [[0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]]);
+        let history = example.history.iter().map(|event| event.item.content.to_vec());
+        let expected = [[0.8, 0.6], [0.0, 1.0], [-1.0, 0.0], [0.8, 0.6]];
+        assert_eq!(history.collect::<Vec<_>>(), expected);
+        assert_eq!(example.history[3].item.dense, [1.0], "features are those of then");
+        assert_eq!(example.targets[0].features[0], 7.0);
+    }
+    // The data set has other vectors now.
+    let other = Content { width: 1, items: vec![1], vectors: vec![1.0] };
+    other.write(dir.path()).unwrap();
+    let data = Dataset::open(dir.path()).unwrap();
+    let mut restored = FeatureState::new(&data, FeatureConfig::default());
+    restored.restore(postcard::from_bytes(&saved).unwrap()).unwrap();
+    let example = restored.fetch(&request_input(&rows), 8);
+    let targets = example.targets.iter().map(|target| target.item.content.to_vec());
+    assert_eq!(targets.collect::<Vec<_>>(), [vec![1.0], vec![], vec![]]);
 }
 
 #[test]

@@ -37,7 +37,9 @@ fn events(line: &[u8]) -> std::result::Result<Vec<EventKind>, String> {
         })]);
     }
     let id = number("item").ok_or("neither shown, nor clicked, nor an item")?;
-    Ok(vec![EventKind::Item(Item { id, ids: vec![5, 6], dense: vec![0.1], ..Item::default() })])
+    let content = line["content"].as_array().into_iter().flatten();
+    let content = content.map(|number| number.as_f64().unwrap() as f32).collect();
+    Ok(vec![EventKind::Item(Item { id, ids: vec![5, 6], dense: vec![0.1], content })])
 }
 
 fn imported(lines: &[&str]) -> (Result<ImportReport>, Vec<Impression>, usize) {
@@ -85,6 +87,23 @@ fn outcomes_meet_their_impressions_in_any_order() {
     let unused: Vec<_> = report.unused_events.iter().map(|(why, &n)| (why.as_str(), n)).collect();
     let expected = [("actions without an impression", 1), ("impressions that came before", 1)];
     assert_eq!(unused, expected, "{report}");
+}
+
+#[test]
+fn items_have_their_newest_vectors_which_are_of_one_width() {
+    let (report, ..) = imported(&[
+        "{\"shown\": 1}",
+        "{\"item\": 1, \"content\": [1, 0]}",
+        "{\"item\": 2, \"content\": [0, 1]}",
+        "{\"item\": 1}",
+        "{\"item\": 2, \"content\": [0.6, 0.8]}",
+        "{\"item\": 2, \"content\": [1]}",
+        "{\"item\": 3}",
+    ]);
+    let report = report.unwrap();
+    assert_eq!((report.items_with_content, report.content_width), (2, 2), "{report}");
+    assert_eq!((report.bad_rows, report.first_bad_rows[0].line), (1, 6));
+    assert!(report.first_bad_rows[0].reason.contains("1 numbers; the first one has 2"), "{report}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use hypercast_data::schema::Schema;
+use hypercast_data::{dataset::content, schema::Schema};
 use hypercast_stream::{events::AppendReceipt, streams};
 
 use crate::{
@@ -31,6 +31,7 @@ use crate::{
     request::{
         api::{EventsAnswer, RequestResult},
         caller_ids::CallerIds,
+        convert::Converter,
         events::EventIntake,
         workers::Workers,
     },
@@ -64,7 +65,9 @@ pub(crate) async fn serve(
     let threads = ThreadGroup::default();
     let engine = streams::open_with_shutdown(&config.engine, &threads.stop)?;
     let ids = CallerIds::open(&config, &config.paths.dataset, &schema, "ingest", &metrics)?;
-    let intake = Arc::new(EventIntake::new(engine, schema, ids, &config, metrics.clone()));
+    let width = content::width_in(&config.paths.dataset)?;
+    let converter = Converter::new(schema).with_content(Some(width));
+    let intake = Arc::new(EventIntake::new(engine, converter, ids, &config, metrics.clone()));
     intake.writer.open()?;
     let workers = Workers::start(THREADS, config.server.queue)?;
     let ticks = intake.clone();

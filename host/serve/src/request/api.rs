@@ -256,6 +256,10 @@ pub struct EntityBody {
     /// All its features, by name.
     #[serde(deserialize_with = "unique_keys")]
     pub features: NamedFeatures,
+    /// An item's content vector, as in `content.parquet`: of any norm, as wide as the data set's.
+    /// Without it the item keeps the one that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Vec<f32>>,
 }
 
 /// An impression with its outcome.

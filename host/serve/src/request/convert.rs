@@ -10,7 +10,7 @@ use std::{
 
 use hypercast_core::clock::mistaken_unit;
 use hypercast_data::{
-    dataset::{ContextFeatures, entity_id::EntityId},
+    dataset::{ContextFeatures, content::unit_vector, entity_id::EntityId},
     features::{CandidateInput, RequestInput},
     schema::{
         BeyondRange, Feature, FeatureKind, IdKind, Schema, ValueRange, category_id, fill_tags,
@@ -116,6 +116,8 @@ where
 pub struct Converter {
     /// The schema that bodies are converted by.
     pub(crate) schema: Arc<Schema>,
+    /// The width of content vectors, 0 for none; without it any width is taken.
+    content_width: Option<usize>,
     /// The schema's ranges by name.
     ranges: HashMap<String, ValueRange>,
     /// Numbers beyond them, by name and fate.
@@ -123,11 +125,17 @@ pub struct Converter {
 }
 
 impl Converter {
-    /// A converter for `schema`.
+    /// A converter for `schema` and a data set without content vectors.
     pub fn new(schema: Arc<Schema>) -> Self {
         let by_name = |range: &ValueRange| (range.name.clone(), range.clone());
         let ranges = schema.ranges.iter().map(by_name).collect();
-        Self { schema, ranges, beyond: beyond_range() }
+        Self { schema, content_width: Some(0), ranges, beyond: beyond_range() }
+    }
+
+    /// Takes content vectors of this width; of any if none.
+    #[must_use]
+    pub fn with_content(self, width: Option<usize>) -> Self {
+        Self { content_width: width, ..self }
     }
 
     /// Counts numbers beyond their ranges in a daemon's metrics.
@@ -248,6 +256,24 @@ impl Converter {
         let (mut ids, mut dense) = (Vec::new(), Vec::new());
         self.fill(features, &[named], ReadFor::Learning, &mut ids, &mut dense)?;
         Ok((ids, dense))
+    }
+
+    /// An item's content vector, of unit norm; empty if none was sent.
+    pub(crate) fn content(&self, sent: Option<&[f32]>) -> RequestResult<Arc<[f32]>> {
+        let Some(sent) = sent else { return Ok(Arc::default()) };
+        let refused = |why: String| Refusal::BadRequest(format!("content: {why}"));
+        match self.content_width {
+            Some(0) => Err(refused(
+                "the data set has no content vectors; give it a content.parquet, which says how \
+                 many numbers a vector has"
+                    .into(),
+            )),
+            Some(width) if width != sent.len() => Err(refused(format!(
+                "it has {} numbers; the vectors of this data set have {width}",
+                sent.len()
+            ))),
+            _ => unit_vector(sent).map_err(|why| refused(format!("it {why}"))),
+        }
     }
 
     /// An outcome by name; actions and values that are missing are unknown.

@@ -4,10 +4,7 @@
 use std::sync::Arc;
 
 use hypercast_config::Config;
-use hypercast_data::{
-    dataset::{Impression, entity_id::EntityId},
-    schema::Schema,
-};
+use hypercast_data::dataset::{Impression, entity_id::EntityId};
 use hypercast_fm::example::{Item, User};
 use hypercast_fm::training_only::ReadFor;
 use hypercast_stream::{
@@ -42,10 +39,11 @@ pub struct EventIntake {
 }
 
 impl EventIntake {
-    /// Becomes the stream's writer with its first event, or with [`EventWriter::open`].
+    /// Converts with `converter`. Becomes the stream's writer with its first event, or with
+    /// [`EventWriter::open`].
     pub fn new(
         engine: Arc<dyn StreamEngine>,
-        schema: Arc<Schema>,
+        converter: Converter,
         ids: CallerIds,
         config: &Config,
         metrics: Arc<Metrics>,
@@ -53,7 +51,7 @@ impl EventIntake {
         EventIntake {
             writer: EventWriter::new(engine, &config.join),
             ids,
-            converter: Converter::new(schema).counting_in(&metrics),
+            converter: converter.counting_in(&metrics),
             max_events: config.server.max_events,
             metrics,
         }
@@ -185,13 +183,18 @@ impl Converter {
     fn item_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
         let (ids, dense) = self.entity_columns(&self.schema.item_features, &body.features)?;
         let id = self.item(&body.id).map_err(|refusal| refusal.at("id"))?;
-        let item = Item { id, ids, dense, ..Item::default() };
+        let content = self.content(body.content.as_deref())?;
+        let item = Item { id, ids, dense, content };
         Ok(NewEvent { id: update_id(body)?, kind: EventKind::Item(item) })
     }
 
     fn user_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
         let (ids, dense) = self.entity_columns(&self.schema.user_features, &body.features)?;
         let id = self.user(&body.id).map_err(|refusal| refusal.at("id"))?;
+        if body.content.is_some() {
+            let why = "content: a user has no content vector; items have".to_owned();
+            return Err(Refusal::BadRequest(why));
+        }
         let user = User { id, ids, dense };
         Ok(NewEvent { id: update_id(body)?, kind: EventKind::User(user) })
     }
@@ -264,7 +267,7 @@ mod tests {
     use hypercast_data::dataset::ContextFeatures;
     use hypercast_data::dataset::ids::id_key;
     use hypercast_data::schema::{
-        BeyondRange, Feature, FeatureKind, IdKind, ValueRange, category_id,
+        BeyondRange, Feature, FeatureKind, IdKind, Schema, ValueRange, category_id,
     };
 
     fn converter() -> Converter {
@@ -305,13 +308,7 @@ mod tests {
         config.engine.dir = dir.path().to_path_buf();
         let intake = || {
             let engine = hypercast_stream::streams::open(&config.engine).unwrap();
-            EventIntake::new(
-                engine,
-                converter().schema,
-                CallerIds::default(),
-                &config,
-                Arc::default(),
-            )
+            EventIntake::new(engine, converter(), CallerIds::default(), &config, Arc::default())
         };
         let body =
             r#"{"actions": [{"request": 7, "item": 1, "time_ms": 6, "actions": {"click": true}}]}"#;
@@ -352,6 +349,42 @@ mod tests {
         );
         assert!(reaction.outcome.values[0].is_nan(), "what is not named is not known");
         assert!(matches!(tick.kind, EventKind::Tick { time_ms: 900 }));
+    }
+
+    #[test]
+    fn a_content_vector_has_unit_norm_and_the_width_of_the_data_set() {
+        let told = |width: Option<usize>, list: &str, content: &str| {
+            let features = if list == "items" { r#""tag": "a""# } else { r#""age": 3"# };
+            let body = format!(
+                r#"{{"{list}": [{{"id": 3, "features": {{{features}}}, "content": {content}}}]}}"#
+            );
+            let made = converter()
+                .with_content(width)
+                .new_events(&serde_json::from_str(&body).unwrap(), 1000);
+            made.map(|mut made| match made.remove(0).kind {
+                EventKind::Item(item) => item.content.to_vec(),
+                other => panic!("{other:?}"),
+            })
+        };
+        for width in [Some(2), None] {
+            assert_eq!(told(width, "items", "[30, -40]").unwrap(), [0.6, -0.8]);
+            assert_eq!(told(width, "items", "[0, 0.0]").unwrap(), [0.0, 0.0]);
+            assert!(told(width, "items", "null").unwrap().is_empty());
+        }
+        for (refused, reason) in [
+            (told(Some(2), "items", "[1]"), "items[0]: content: it has 1 numbers; the vectors of"),
+            (told(Some(2), "items", "[]"), "data set have 2"),
+            (told(None, "items", "[]"), "has 0 numbers, of 1 to 4096"),
+            (told(Some(0), "items", "[1, 2]"), "the data set has no content vectors"),
+            (told(Some(2), "users", "[1, 2]"), "users[0]: content: a user has no content vector"),
+        ] {
+            let refusal = refused.unwrap_err();
+            assert_eq!(refusal.code().0, 400);
+            assert!(refusal.to_string().contains(reason), "{refusal}");
+        }
+        let not_finite = r#"{"items": [{"id": 3, "features": {}, "content": [1e39, 0]}]}"#;
+        let error = serde_json::from_str::<EventsRequest>(not_finite).unwrap_err().to_string();
+        assert!(error.contains("out of range"), "{error}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::{
     metrics::Metrics,
     request::{
         caller_ids::CallerIds,
+        convert::Converter,
         events::EventIntake,
         feature_state::{FeatureFollower, LiveFeatures},
     },
@@ -53,7 +54,8 @@ impl EventStreams {
         let threads = ThreadGroup::default();
         let schema = dataset.schema.clone();
         let ids = CallerIds::open(config, &dataset.dir, &schema, "serve", &metrics)?;
-        let intake = EventIntake::new(engine.clone(), schema, ids, config, metrics.clone());
+        let converter = Converter::new(schema).with_content(Some(dataset.content));
+        let intake = EventIntake::new(engine.clone(), converter, ids, config, metrics.clone());
         let intake = Arc::new(intake);
         let mut joiner = None;
         if config.join.in_daemon {

@@ -18,7 +18,7 @@ pub use self::queue::DeadLetterQueue;
 pub use self::rate::SetAsideRate;
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::streams::{
-    Record, StreamCursor, StreamEngine, StreamPlace, StreamRead, StreamRecord, Topic,
+    Record, StreamCursor, StreamEngine, StreamPlace, StreamRead, StreamRecord, Topic, record_at,
 };
 
 /// The newest records of the stream that are kept and listed; older ones are deleted.
@@ -171,15 +171,7 @@ impl DeadLetter {
         let topic = Topic::source(&self.source).ok_or_else(|| {
             Error::invalid(format!("the record is in {}, which is no stream", self.source))
         })?;
-        let mut cursor = StreamCursor::open(engine, &topic, StreamPlace::at(self.position))?;
-        let read = match cursor.next_stored(engine, 1)? {
-            StreamRead::Records(read) => read.into_iter().next(),
-            StreamRead::Gap(gap) => return Err(Error::Gap(gap)),
-        };
-        let Some(StreamRecord { position, payload, .. }) = read else {
-            let position = self.position;
-            return Err(Error::invalid(format!("stream {topic} ends before position {position}")));
-        };
+        let StreamRecord { position, payload, .. } = record_at(engine, &topic, self.position)?;
         if self.checksum.is_some_and(|checksum| checksum != crc32fast::hash(&payload)) {
             return Err(Error::invalid(format!(
                 "the record at position {position} of stream {topic} is not the one that was set \

@@ -9,12 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use hypercast_core::hash::IdHashKey;
-use hypercast_data::dataset::{ContextFeatures, Impression};
-use hypercast_data::features::{FeatureState, replay};
-use hypercast_fm::example::{Example, Outcome};
+use hypercast_data::dataset::{ContextFeatures, Dataset, Impression};
+use hypercast_data::features::{FeatureState, RequestInput, replay};
+use hypercast_fm::example::{Example, Item, Outcome};
 
 use super::{
-    JoinSink, JoinedExample, JoinedRecord, JoinerCounts, JoinerOptions, OutcomeRecord, StateUpdate,
+    ContentRecord, JoinSink, JoinedExample, JoinedRecord, JoinerCounts, JoinerOptions,
+    OutcomeRecord, StateUpdate,
+    content::{ContentPlace, PlacedVectors},
     delays::{OutcomeDelays, WindowBounds},
     pending::{
         ImpressionSlot, PendingImpression, PendingRequest, awaited_actions, difference,
@@ -40,6 +42,9 @@ pub struct Joiner {
     pub(super) swept_ms: i64,
     pub(super) orphans: OrphanActions,
     pub(super) seen: SeenImpressions,
+    pub(super) contents: PlacedVectors,
+    /// The width of a content vector; 0 refuses any.
+    content_width: usize,
     /// Since the first event.
     pub(super) counts: JoinerCounts,
     /// Whether no event moves time beyond its arrival, and no correction takes back what happened.
@@ -71,7 +76,8 @@ fn bounded(options: JoinerOptions) -> JoinerOptions {
 const SWEEP_MS: i64 = 100;
 
 impl Joiner {
-    /// A joiner over the feature state as of the first event. Items have no content vectors.
+    /// A joiner over the feature state as of the first event. Items have no content vectors
+    /// ([`Joiner::bare`]), and events with one are refused ([`Joiner::with_content`]).
     pub fn new(state: FeatureState, options: JoinerOptions) -> Joiner {
         let options = bounded(options);
         let schema = state.schema().clone();
@@ -88,6 +94,8 @@ impl Joiner {
             swept_ms: i64::MIN,
             orphans: OrphanActions::default(),
             seen: SeenImpressions::default(),
+            contents: PlacedVectors::default(),
+            content_width: 0,
             counts: JoinerCounts::default(),
             bounded_by_arrival: true,
             knows_outputs: true,
@@ -98,6 +106,18 @@ impl Joiner {
             joined: VecDeque::new(),
             impressions: 0,
         }
+    }
+
+    /// The data set whose feature state a joiner has: without content vectors, in the place of
+    /// which items have the [`ContentPlace`] of those that came by events.
+    pub fn bare(dataset: &Dataset) -> Dataset {
+        Dataset { content: ContentPlace::WIDTH, ..dataset.without_content() }
+    }
+
+    /// Takes content vectors of this width, the data set's.
+    #[must_use]
+    pub fn with_content(self, width: usize) -> Joiner {
+        Joiner { content_width: width, ..self }
     }
 
     /// Changes the options, and the rules to those of this release, from the next event on.
@@ -146,9 +166,9 @@ impl Joiner {
                 self.on_complete_request(rows, ingested_ms, output);
             }
             EventKind::Tick { .. } => self.advance(time_ms, true, output),
-            EventKind::Item(item) => match self.state.upsert_item(item.clone()) {
+            EventKind::Item(item) => match self.upsert_item(item.clone(), ingested_ms, output) {
                 Ok(()) => self.emit_update(StateUpdate::Item(item), ingested_ms, output),
-                Err(error) => self.refuse(&error.into()),
+                Err(error) => self.refuse(&error),
             },
             EventKind::User(user) => match self.state.upsert_user(user.clone()) {
                 Ok(()) => self.emit_update(StateUpdate::User(user), ingested_ms, output),
@@ -179,7 +199,8 @@ impl Joiner {
             EventKind::Action(action) => self.check_outcome(&action.outcome),
             EventKind::Item(item) => {
                 self.state.upgrade().item(item);
-                Ok(self.state.check_item(item)?)
+                self.state.check_item(item)?;
+                self.contents.check(item, self.content_width, self.state.config())
             }
             EventKind::User(user) => {
                 self.state.upgrade().user(user);
@@ -208,6 +229,58 @@ impl Joiner {
     fn emit_update(&mut self, update: StateUpdate, ingested_ms: i64, output: &mut dyn JoinSink) {
         self.counts.outcomes += 1;
         output.outcome(OutcomeRecord { update, ingested_ms });
+    }
+
+    /// Adds or replaces an item's features, and writes its vector if it has one.
+    fn upsert_item(
+        &mut self,
+        mut item: Item,
+        ingested_ms: i64,
+        output: &mut dyn JoinSink,
+    ) -> Result<()> {
+        let vector = std::mem::take(&mut item.content);
+        let id = item.id;
+        self.state.upsert_item(item)?;
+        if !vector.is_empty() {
+            self.emit_content(id, vector.to_vec(), ingested_ms, output);
+        }
+        Ok(())
+    }
+
+    /// Writes the vector of a known item, to which the item refers from now on.
+    fn emit_content(
+        &mut self,
+        item: u64,
+        vector: Vec<f32>,
+        ingested_ms: i64,
+        output: &mut dyn JoinSink,
+    ) {
+        let place = ContentPlace(self.counts.joined);
+        let content = ContentRecord { item, vector: vector.clone(), ingested_ms };
+        output.joined(JoinedRecord::Content(content));
+        self.counts.joined += 1;
+        self.contents.put(item, place, vector);
+        self.state.set_content(item, place.numbers());
+    }
+
+    /// A request with its features as of now, the vectors of whose items readers find.
+    fn fetch(
+        &mut self,
+        request: &RequestInput,
+        history_len: usize,
+        ingested_ms: i64,
+        output: &mut dyn JoinSink,
+    ) -> Example {
+        let example = self.state.fetch(request, history_len);
+        let distant = self.contents.distant(&example, self.counts.joined);
+        if distant.is_empty() {
+            return example;
+        }
+        for item in distant {
+            let vector = self.contents.get(item).expect("it is distant").to_vec();
+            self.emit_content(item, vector, ingested_ms, output);
+        }
+        self.state.fetch(request, history_len)
     }
 
     /// Advances the clock, joins the requests whose windows are over, and forgets what is too old.
@@ -268,7 +341,7 @@ impl Joiner {
         let surface = impression.surface;
         let awaited = AwaitedActions { surface, actions: self.awaited[usize::from(surface)] };
         let time_ms = impression.time_ms;
-        let slot = self.add_impression(impression, ingested_ms);
+        let slot = self.add_impression(impression, ingested_ms, output);
         let pending = self.pending.get_mut(&slot.request).expect("added above");
         pending.rows[usize::from(slot.row)].done = awaited.actions == 0;
         self.windows.insert(awaited, time_ms, slot);
@@ -281,7 +354,12 @@ impl Joiner {
     }
 
     /// Adds an impression to its pending request, or to a new one, with its features as of now.
-    fn add_impression(&mut self, impression: ImpressionEvent, ingested_ms: i64) -> ImpressionSlot {
+    fn add_impression(
+        &mut self,
+        impression: ImpressionEvent,
+        ingested_ms: i64,
+        output: &mut dyn JoinSink,
+    ) -> ImpressionSlot {
         let newest = self.requests.get(&impression.request);
         let extended = newest.copied().filter(|newest| {
             let PendingRequest { example, joined_ms, .. } = &self.pending[newest];
@@ -303,7 +381,7 @@ impl Joiner {
             history_only: false,
         };
         let history = if extended.is_some() { 0 } else { self.options.history_len };
-        let fetched = self.state.fetch(&replay::request_input(&[row]), history);
+        let fetched = self.fetch(&replay::request_input(&[row]), history, ingested_ms, output);
         let row = PendingImpression { time_ms, context, done: false };
         let Some(sequence) = extended else {
             let request = self.add_request(fetched, vec![row], ingested_ms);
@@ -398,7 +476,8 @@ impl Joiner {
         for rows in rows.chunks(self.options.max_targets.max(1)) {
             let time_ms = rows[0].time_ms;
             let input = replay::request_input(rows);
-            let mut example = self.state.fetch(&input, self.options.history_len);
+            let history_len = self.options.history_len;
+            let mut example = self.fetch(&input, history_len, ingested_ms, output);
             example.history.retain(|event| event.time_ms < time_ms);
             let done = |row: &Impression| PendingImpression {
                 time_ms: row.time_ms,

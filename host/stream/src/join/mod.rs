@@ -5,6 +5,7 @@
 //! function of the events alone, record by record: a joiner that crashed produces the same records
 //! again, and none is lost or doubled. Nothing here trains or runs a model.
 
+mod content;
 mod core;
 mod delays;
 mod output;
@@ -24,6 +25,7 @@ use hypercast_data::dataset::Impression;
 use hypercast_fm::example::{Example, Item, User};
 use serde::{Deserialize, Serialize};
 
+pub use self::content::ContentPlace;
 pub use self::core::Joiner;
 pub use self::output::{JoinMetrics, JoinSink, JoinerCounts, JoinerOutput, JoinerProgress};
 pub use self::runner::{JoinerPosition, Runner, is_state_of, join_record, state_fingerprint};
@@ -39,15 +41,29 @@ pub enum JoinedRecord {
     /// Outcomes that came after their example. The targets are those that changed, and only the
     /// changes are known (`Outcome::known`).
     Correction(JoinedExample),
+    /// An item's content vector, before the examples whose items refer to it ([`ContentPlace`]).
+    Content(ContentRecord),
 }
 
 /// A request with its known outcomes, as trainers read it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JoinedExample {
-    /// The request. Its items have no content vectors; a reader adds them from the data set.
+    /// The request. An item has the place of its content vector ([`ContentPlace`]) if that came
+    /// by an event; else a reader adds that of the data set.
     pub example: Example,
     /// When the newest of its events was received by the host's clock, milliseconds since the
     /// epoch.
+    pub ingested_ms: i64,
+}
+
+/// An item's content vector that came by an event.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContentRecord {
+    /// The item.
+    pub item: u64,
+    /// Of unit norm, or all zeros.
+    pub vector: Vec<f32>,
+    /// When the event that led to this record was received, milliseconds since the epoch.
     pub ingested_ms: i64,
 }
 
@@ -76,10 +92,19 @@ pub enum StateUpdate {
 }
 
 impl JoinedRecord {
-    /// The example or the correction.
-    pub fn joined(&self) -> &JoinedExample {
+    /// The example or the correction; none of a content vector.
+    pub fn joined(&self) -> Option<&JoinedExample> {
         match self {
-            JoinedRecord::Example(joined) | JoinedRecord::Correction(joined) => joined,
+            JoinedRecord::Example(joined) | JoinedRecord::Correction(joined) => Some(joined),
+            JoinedRecord::Content(_) => None,
+        }
+    }
+
+    /// When the newest of its events was received.
+    pub fn ingested_ms(&self) -> i64 {
+        match self {
+            JoinedRecord::Example(joined) | JoinedRecord::Correction(joined) => joined.ingested_ms,
+            JoinedRecord::Content(content) => content.ingested_ms,
         }
     }
 

@@ -166,7 +166,7 @@ impl OutputStreams {
     }
 
     fn take_joined(&mut self, joined: JoinedRecord) -> Result<()> {
-        let (engine, ingested_ms) = (self.joined.engine.clone(), joined.joined().ingested_ms);
+        let (engine, ingested_ms) = (self.joined.engine.clone(), joined.ingested_ms());
         if let Some(stored) = self.joined.compared_with() {
             let difference = stored.compare_joined(&*engine, &joined)?;
             self.settle(difference)?;
@@ -325,7 +325,9 @@ pub(super) fn shortened(mut joined: JoinedRecord) -> Result<Vec<u8>> {
         if payload.len() <= MAX_RECORD_BYTES {
             return Ok(payload);
         }
-        let (JoinedRecord::Example(of) | JoinedRecord::Correction(of)) = &mut joined;
+        let (JoinedRecord::Example(of) | JoinedRecord::Correction(of)) = &mut joined else {
+            return Err(Error::internal("a content vector does not fit a record"));
+        };
         let Example { request, history, targets, .. } = &mut of.example;
         let (events, rows) = (history.len(), targets.len());
         if events > 0 {
@@ -380,6 +382,9 @@ mod tests {
         let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
         let payload = shortened(joined).unwrap();
         assert!(payload.len() <= MAX_RECORD_BYTES);
-        assert_eq!(JoinedRecord::decode(&payload).unwrap().joined().example.targets.len(), 8);
+        assert_eq!(
+            JoinedRecord::decode(&payload).unwrap().joined().unwrap().example.targets.len(),
+            8
+        );
     }
 }

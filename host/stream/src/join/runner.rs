@@ -17,7 +17,7 @@ use hypercast_config::JoinerSettings;
 use hypercast_core::clock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
-use hypercast_data::features::FeatureState;
+use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_data::schema::Schema;
 
 use super::{
@@ -93,7 +93,7 @@ impl Runner {
         let gaps = GapHandling { policy: settings.on_gap, count };
         let outputs = OutputStreams::open(&engine, &metrics, &stop, gaps.clone())?;
         let kept = engine.span(&Topic::events())?;
-        let bare = dataset.without_content();
+        let bare = Joiner::bare(dataset);
         let saved = state_dir.read::<SavedJoiner>()?;
         let fresh = saved.is_none();
         let (joiner, trail) = match saved {
@@ -103,7 +103,7 @@ impl Runner {
                 }
                 let trail = trail.unwrap_or_else(|| StreamPlace::at(saved.position).into());
                 let state = FeatureState::new(&bare, settings.features);
-                (Joiner::restore(state, saved)?, trail)
+                (Joiner::restore(state, saved)?.with_content(dataset.content), trail)
             }
             None => {
                 let begun = outputs.joined.end + outputs.outcomes.end > 0;
@@ -111,7 +111,7 @@ impl Runner {
                 let fresh = || -> Result<Joiner> {
                     let (features, until_ms) = (settings.features, settings.until_ms);
                     let state = FeatureState::rebuild(&bare, features, until_ms)?;
-                    Ok(Joiner::new(state, wanted.clone()))
+                    Ok(Joiner::new(state, wanted.clone()).with_content(dataset.content))
                 };
                 let joiner = if begun {
                     let (engine, policy) = (&*engine, settings.on_gap);
@@ -325,7 +325,25 @@ fn fingerprint_of(layout: &Schema, dataset: &Dataset, settings: &JoinerSettings)
         toml::to_string(layout).map_err(|error| Error::data(&dataset.dir, error.to_string()))?;
     let until = settings.until_ms;
     let (rows, hash) = (dataset.rows, crc32fast::hash(schema.as_bytes()));
-    Ok(format!("schema {hash:08x}, {rows} impressions, until {until:?}, {:?}", settings.features))
+    let features = features_in_fingerprint(&settings.features);
+    Ok(format!("schema {hash:08x}, {rows} impressions, until {until:?}, {features}"))
+}
+
+/// The settings of `[features]` that a state depends on, written as in the first release.
+fn features_in_fingerprint(features: &FeatureConfig) -> String {
+    // The bound of content vectors only decides which are taken.
+    let &FeatureConfig {
+        history_events,
+        max_users,
+        max_items,
+        max_counter_keys,
+        prior_strength,
+        max_content_mib: _,
+    } = features;
+    format!(
+        "FeatureConfig {{ history_events: {history_events}, max_users: {max_users}, max_items: \
+         {max_items}, max_counter_keys: {max_counter_keys}, prior_strength: {prior_strength:?} }}"
+    )
 }
 
 fn foreign_state(fingerprint: &str, saved: &SavedJoiner, dir: &Path) -> Error {

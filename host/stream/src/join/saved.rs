@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
     Joiner, JoinerCounts, JoinerOptions,
+    content::PlacedVectors,
     delays::OutcomeDelays,
     pending::{PendingImpression, PendingRequest},
     waiting::{OrphanActions, SeenImpressions},
@@ -44,6 +45,8 @@ pub(super) struct SavedJoiner {
     bounded_by_arrival: bool,
     #[serde(deserialize_with = "or_default")]
     knows_outputs: bool,
+    #[serde(deserialize_with = "or_default")]
+    contents: PlacedVectors,
 }
 
 /// Reads a field that states of earlier releases end before. A checksum guards the file, so an end
@@ -78,7 +81,8 @@ struct SavedTarget {
 }
 
 impl Joiner {
-    /// Passes the state to `write`. Orphans and seen impressions are lent to it instead of copied.
+    /// Passes the state to `write`. Orphans, seen impressions and content vectors are lent to it
+    /// instead of copied.
     pub(super) fn save(
         &mut self,
         position: u64,
@@ -106,9 +110,11 @@ impl Joiner {
             counts: self.counts,
             bounded_by_arrival: self.bounded_by_arrival,
             knows_outputs: self.knows_outputs,
+            contents: std::mem::take(&mut self.contents),
         };
         let written = write(&saved);
         (self.orphans, self.seen) = (saved.orphans, saved.seen);
+        self.contents = saved.contents;
         written
     }
 
@@ -141,6 +147,7 @@ impl Joiner {
         (joiner.orphans, joiner.seen, joiner.counts) = (saved.orphans, saved.seen, saved.counts);
         joiner.bounded_by_arrival = saved.bounded_by_arrival;
         joiner.knows_outputs = saved.knows_outputs;
+        joiner.contents = saved.contents;
         joiner.index(saved.joined.into());
         Ok(joiner)
     }

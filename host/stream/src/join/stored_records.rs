@@ -115,7 +115,10 @@ impl StoredRecords {
 /// otherwise, and so are the times of arrival.
 fn identity_of_joined(record: &JoinedRecord) -> Result<Vec<u8>> {
     let is_correction = matches!(record, JoinedRecord::Correction(_));
-    let example = &record.joined().example;
+    let example = match record {
+        JoinedRecord::Example(joined) | JoinedRecord::Correction(joined) => &joined.example,
+        JoinedRecord::Content(content) => return encode(&(content.item, &content.vector)),
+    };
     let targets: Vec<_> =
         example.targets.iter().map(|target| (target.item.id, &target.outcome)).collect();
     encode(&(is_correction, example.request, example.surface, example.time_ms, targets))

@@ -126,3 +126,18 @@ impl StreamCursor {
         Ok(StreamRead::Gap(StreamGap { topic, position, cause }))
     }
 }
+
+/// The record at a position of a stream.
+///
+/// # Errors
+/// The stream no longer has it ([`Error::Gap`]) or ends before it, the record is damaged, or the
+/// engine cannot be reached.
+pub fn record_at(engine: &dyn StreamEngine, topic: &Topic, position: u64) -> Result<StreamRecord> {
+    let mut cursor = StreamCursor::open(engine, topic, StreamPlace::at(position))?;
+    match cursor.next_stored(engine, 1)? {
+        StreamRead::Records(read) => read.into_iter().next().ok_or_else(|| {
+            Error::invalid(format!("stream {topic} ends before position {position}"))
+        }),
+        StreamRead::Gap(gap) => Err(Error::Gap(gap)),
+    }
+}

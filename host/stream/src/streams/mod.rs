@@ -29,7 +29,7 @@ use hypercast_core::shutdown::Shutdown;
 
 use crate::error::{CommonErrors as _, Error, Result};
 
-pub use self::cursor::{StreamCursor, StreamRead};
+pub use self::cursor::{StreamCursor, StreamRead, record_at};
 pub use self::directory::{DirectoryEngine, DirectoryLimits};
 pub use self::follow::{GapHandling, StreamFollower};
 pub use self::memory::MemoryEngine;

@@ -8,6 +8,7 @@ use std::{
 
 use hypercast_fm::{inference, inference::FmServingOptions, spec::FmConfig, trainer};
 
+mod content;
 mod gated;
 mod restarts;
 
@@ -217,7 +218,7 @@ fn an_interrupted_trainer_is_one_that_never_was() {
             .iter()
             .filter_map(|record| match postcard::from_bytes(&record.payload).unwrap() {
                 JoinedRecord::Example(joined) => Some(joined.example),
-                JoinedRecord::Correction(_) => None,
+                JoinedRecord::Correction(_) | JoinedRecord::Content(_) => None,
             })
             .collect();
         fm.infer(&asked.iter().collect::<Vec<_>>()).unwrap()

@@ -90,6 +90,7 @@ impl JoinedCounts {
                     JoinedRecord::Correction(joined) => {
                         examples.corrected += joined.example.targets.len() as u64;
                     }
+                    JoinedRecord::Content(_) => {}
                 }
             }
         }

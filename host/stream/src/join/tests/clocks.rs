@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use hypercast_config::JoinSettings;
 use hypercast_data::dataset::Dataset;
-use hypercast_data::features::{FeatureConfig, FeatureState};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::world::*;
@@ -165,7 +164,11 @@ fn a_time_that_a_caller_with_the_right_sets_is_believed() {
     let sent = at(4000, EventKind::Tick { time_ms: 90_000 }).bounded(Some(4000));
     joiner.take(sent, &mut made);
     assert_eq!((made.joined.len(), joiner.clock_ms), (2, 90_000));
-    assert_eq!(made.joined[1].joined().example.time_ms, 3000, "shown when it came at the latest");
+    assert_eq!(
+        made.joined[1].joined().unwrap().example.time_ms,
+        3000,
+        "shown when it came at the latest"
+    );
     let any = JoinSettings { max_future_s: 0, ..one_window() };
     let mut joiner = super::world::joiner(&dataset(dir.path()), any);
     joiner.take(at(1000, shown(7, 1, 0, 9_000_000).kind), &mut made);
@@ -181,7 +184,7 @@ fn loaded(joiner: &mut Joiner, data: &Dataset, cut: usize) -> Joiner {
     };
     joiner.save(0, "", write).unwrap();
     let saved: SavedJoiner = postcard::from_bytes(&bytes[..bytes.len() - cut]).unwrap();
-    Joiner::restore(FeatureState::new(data, FeatureConfig::default()), saved).unwrap()
+    Joiner::restore(blank_state(data), saved).unwrap().with_content(data.content)
 }
 
 #[test]
@@ -190,9 +193,10 @@ fn a_state_of_an_earlier_release_repeats_its_records_by_the_rules_of_then() {
     let data = dataset(dir.path());
     let mut joiner = joiner(&data, one_window());
     assert!(loaded(&mut joiner, &data, 0).bounded_by_arrival);
-    let with_bounds = loaded(&mut joiner, &data, 1);
+    assert!(loaded(&mut joiner, &data, 1).knows_outputs, "it had no content vectors");
+    let with_bounds = loaded(&mut joiner, &data, 2);
     assert!(with_bounds.bounded_by_arrival && !with_bounds.knows_outputs);
-    let mut of_before = loaded(&mut joiner, &data, 2);
+    let mut of_before = loaded(&mut joiner, &data, 3);
     let early = EventRecord { ingested_ms: 1000, kind: shown(8, 2, 0, 500_000).kind };
     let made = all(&mut of_before, &[shown(7, 1, 0, 1000), early]);
     assert_eq!(made.joined.len(), 1, "the fast clock closed the window then");

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hypercast_data::dataset::{ContextFeatures, Impression};
-use hypercast_data::features::{FeatureConfig, FeatureState};
 
 use super::world::*;
 use crate::events::EventKind;
@@ -21,7 +20,7 @@ fn examples(made: &JoinerOutput) -> Vec<(u64, TargetOutcomes)> {
             let targets = targets.map(|t| (t.item.id, t.outcome.actions, t.outcome.known));
             Some((joined.example.request, targets.collect()))
         }
-        JoinedRecord::Correction(_) => None,
+        JoinedRecord::Correction(_) | JoinedRecord::Content(_) => None,
     };
     made.joined.iter().filter_map(of).collect()
 }
@@ -32,7 +31,7 @@ fn corrections(made: &JoinerOutput) -> Vec<(u64, u32, u32)> {
             let [target] = &joined.example.targets[..] else { panic!("one target was changed") };
             Some((target.item.id, target.outcome.actions, target.outcome.known))
         }
-        JoinedRecord::Example(_) => None,
+        JoinedRecord::Example(_) | JoinedRecord::Content(_) => None,
     };
     made.joined.iter().filter_map(of).collect()
 }
@@ -124,7 +123,7 @@ fn a_request_is_joined_with_its_last_window_or_as_soon_as_all_is_known() {
     }
     let made = all(&mut joiner, &[shown(9, 1, 0, 69_000), complete]);
     assert_eq!(examples(&made), [(9, vec![(1, CLICK, both)])]);
-    assert_eq!(made.joined[0].joined().example.targets[0].outcome.values[0], 2.5);
+    assert_eq!(made.joined[0].joined().unwrap().example.targets[0].outcome.values[0], 2.5);
 }
 
 #[test]
@@ -256,7 +255,8 @@ fn features_are_as_of_the_first_impression() {
     let history: BTreeMap<u64, usize> = made
         .joined
         .iter()
-        .map(|joined| (joined.joined().example.request, joined.joined().example.history.len()))
+        .filter_map(JoinedRecord::joined)
+        .map(|joined| (joined.example.request, joined.example.history.len()))
         .collect();
     assert_eq!(history, BTreeMap::from([(2, 0), (7, 0), (12, 1)]));
 }
@@ -322,7 +322,7 @@ fn reborn(mut joiner: Joiner, data: &hypercast_data::dataset::Dataset) -> Joiner
         })
         .unwrap();
     let saved: SavedJoiner = postcard::from_bytes(&bytes).unwrap();
-    Joiner::restore(FeatureState::new(data, FeatureConfig::default()), saved).unwrap()
+    Joiner::restore(blank_state(data), saved).unwrap().with_content(data.content)
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use hypercast_config::JoinSettings;
-use hypercast_data::dataset::{ContextFeatures, Dataset, Entities, Impression, write_dataset};
+use hypercast_data::dataset::{
+    ContextFeatures, Dataset, Entities, Impression, content::Content, write_dataset,
+};
 use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_data::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole};
 use hypercast_fm::example::{self, Item, MAX_VALUES, User};
@@ -59,6 +61,7 @@ pub(super) fn dataset(dir: &Path) -> Dataset {
     let users: Vec<User> = (1..=5).map(|id| User { id, ..User::default() }).collect();
     let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
     write_dataset(dir, &entities, &mut []).unwrap();
+    Content { width: 3, items: vec![1], vectors: vec![1.0, 0.0, 0.0] }.write(dir).unwrap();
     Dataset::open(dir).unwrap()
 }
 
@@ -75,8 +78,13 @@ pub(super) fn settings() -> JoinSettings {
 }
 
 pub(super) fn joiner(data: &Dataset, settings: JoinSettings) -> Joiner {
-    let state = FeatureState::new(data, FeatureConfig::default());
-    Joiner::new(state, JoinerOptions { settings, history_len: 8, max_targets: 4 })
+    let options = JoinerOptions { settings, history_len: 8, max_targets: 4 };
+    Joiner::new(blank_state(data), options).with_content(data.content)
+}
+
+/// The state that a saved joiner is restored over.
+pub(super) fn blank_state(data: &Dataset) -> FeatureState {
+    FeatureState::new(&Joiner::bare(data), FeatureConfig::default())
 }
 
 /// When events arrive: after all times in them.
@@ -127,6 +135,12 @@ pub(super) fn whole(request: u64, item: u64, time_ms: i64) -> Impression {
         truth: vec![],
         history_only: false,
     }
+}
+
+/// An update of an item, with a content vector that its first number tells apart, or without one.
+pub(super) fn item(id: u64, content: Option<f32>) -> EventRecord {
+    let content = content.map(|first| [first, 0.5, 0.5].into()).unwrap_or_default();
+    event(EventKind::Item(Item { id, ids: vec![77], content, ..Item::default() }))
 }
 
 /// The output of a sequence of events.
@@ -184,8 +198,8 @@ pub(super) fn random(seed: u64, requests: u64) -> Vec<EventRecord> {
             }
         }
         if rng.random_bool(0.05) {
-            let item = Item { id: rng.random_range(1..12), ids: vec![77], ..Item::default() };
-            timed.push((at, event(EventKind::Item(item))));
+            let id = rng.random_range(1..12);
+            timed.push((at, item(id, (id % 3 > 0).then_some(request as f32))));
         }
     }
     timed.sort_by_key(|(at, _)| *at);

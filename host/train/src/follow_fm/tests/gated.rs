@@ -125,7 +125,7 @@ impl GatedWorld {
     fn requests(&self, range: Range<usize>) -> Vec<Example> {
         let decode = |record: &Record| match JoinedRecord::decode(&record.payload).unwrap() {
             JoinedRecord::Example(joined) => joined.example,
-            JoinedRecord::Correction(_) => panic!("there are no corrections"),
+            other => panic!("there are examples alone: {other:?}"),
         };
         self.stream[range].iter().map(decode).collect()
     }

@@ -1,0 +1,120 @@
+//! Content vectors of items in the stream of joined examples.
+//!
+//! A vector has up to 16 KiB and an example some hundred items, so that examples do not repeat
+//! them: a vector is a record of its own, and items refer to it by that record's position. A
+//! request refers to the vectors that its items had when it was made, whatever came until it is
+//! joined. The joiner itself keeps the newest vector of each item, and repeats it when an
+//! example needs one whose record is far back, so that readers find it though old records are
+//! deleted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hypercast_data::features::{FeatureConfig, check_content_room, check_content_width};
+use hypercast_fm::example::{Example, Item};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+
+/// The records of `joined` after which a vector that an example needs is repeated. Another number
+/// would make other records of the same events.
+const REPEAT_AFTER: u64 = 1 << 16;
+
+/// Where the content vector of an item is: the position of its record in
+/// [`crate::streams::Topic::joined`]. An item of a joined example has this in place of the vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ContentPlace(pub u64);
+
+/// The bits of a position in one number: as many as f32 has exactly.
+const BITS: u32 = 24;
+
+impl ContentPlace {
+    /// The numbers that stand in place of a vector.
+    pub const WIDTH: usize = 2;
+
+    /// The place in the form of a vector.
+    pub fn numbers(self) -> Arc<[f32]> {
+        let ContentPlace(position) = self;
+        [position >> BITS, position & ((1 << BITS) - 1)].map(|part| part as f32).into()
+    }
+
+    /// The place that an item of a joined example has; none if its vector came by no event.
+    pub fn of(item: &Item) -> Option<ContentPlace> {
+        let &[high, low] = &item.content[..] else { return None };
+        Some(ContentPlace((high as u64) << BITS | low as u64))
+    }
+}
+
+/// The newest vector of each item whose vector came by an event.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct PlacedVectors {
+    by_item: BTreeMap<u64, PlacedVector>,
+}
+
+/// A vector, and where readers find it.
+#[derive(Debug, Serialize, Deserialize)]
+struct PlacedVector {
+    place: ContentPlace,
+    vector: Vec<f32>,
+}
+
+impl PlacedVectors {
+    /// Refuses an item's vector if it has another width than the data set's, or if there is no room
+    /// for it.
+    pub(super) fn check(&self, item: &Item, width: usize, config: &FeatureConfig) -> Result<()> {
+        if item.content.is_empty() {
+            return Ok(());
+        }
+        check_content_width(item, width)?;
+        if self.by_item.contains_key(&item.id) {
+            return Ok(());
+        }
+        Ok(check_content_room(self.by_item.len() + 1, width, config.max_content_mib)?)
+    }
+
+    /// Notes an item's vector, which a record at `place` tells.
+    pub(super) fn put(&mut self, item: u64, place: ContentPlace, vector: Vec<f32>) {
+        self.by_item.insert(item, PlacedVector { place, vector });
+    }
+
+    /// An item's vector.
+    pub(super) fn get(&self, item: u64) -> Option<&[f32]> {
+        self.by_item.get(&item).map(|placed| &placed.vector[..])
+    }
+
+    /// The items of an example whose vectors are to be repeated before it, in the order of their
+    /// ids. `next` is the position of the next record.
+    pub(super) fn distant(&self, example: &Example, next: u64) -> Vec<u64> {
+        if self.by_item.is_empty() {
+            return Vec::new();
+        }
+        let history = example.history.iter().map(|event| event.item.id);
+        let items = history.chain(example.targets.iter().map(|target| target.item.id));
+        let mut distant: Vec<u64> = items
+            .filter(|id| {
+                // A place that is still to come was in a part of the stream that was lost.
+                let is_near = |PlacedVector { place: ContentPlace(at), .. }: &PlacedVector| {
+                    *at < next && next - at <= REPEAT_AFTER
+                };
+                self.by_item.get(id).is_some_and(|placed| !is_near(placed))
+            })
+            .collect();
+        distant.sort_unstable();
+        distant.dedup();
+        distant
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_exact_however_far_the_stream_is() {
+        for position in [0, 1, (1 << 24) - 1, 1 << 24, (1 << 24) + 1, (1 << 48) - 1] {
+            let item = Item { content: ContentPlace(position).numbers(), ..Item::default() };
+            assert_eq!(ContentPlace::of(&item), Some(ContentPlace(position)));
+        }
+        assert_eq!(ContentPlace::of(&Item::default()), None);
+    }
+}

@@ -1,0 +1,93 @@
+//! Content vectors that come by events: which ones examples refer to, and where readers find them.
+
+use hypercast_data::features::{FeatureConfig, FeatureState};
+use hypercast_fm::example::{Example, Item};
+
+use super::world::*;
+use crate::events::{EventKind, EventRecord};
+use crate::join::{ContentPlace, JoinedRecord, Joiner, JoinerOutput, StateUpdate};
+
+/// The item and the first number of each vector, by its position; and the examples.
+fn split(made: &JoinerOutput) -> (Vec<(usize, u64, f32)>, Vec<&Example>) {
+    let vectors = made.joined.iter().enumerate().filter_map(|(at, joined)| match joined {
+        JoinedRecord::Content(content) => Some((at, content.item, content.vector[0])),
+        _ => None,
+    });
+    let examples = made.joined.iter().filter_map(JoinedRecord::joined);
+    (vectors.collect(), examples.map(|joined| &joined.example).collect())
+}
+
+fn place(item: &Item) -> Option<u64> {
+    ContentPlace::of(item).map(|place| place.0)
+}
+
+#[test]
+fn requests_refer_to_the_vectors_that_their_items_had_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut joiner = joiner(&dataset(dir.path()), settings());
+    let events = [
+        item(9, Some(1.0)),
+        shown(7, 9, 0, 1000),
+        item(9, Some(2.0)),
+        // Its features alone; the vector stays.
+        item(9, None),
+        shown(8, 9, 0, 2000),
+        shown(8, 1, 0, 2000),
+        tick(100_000),
+        // The same user as request 7.
+        shown(12, 2, 0, 101_000),
+        tick(300_000),
+    ];
+    let made = all(&mut joiner, &events);
+    let (vectors, examples) = split(&made);
+    assert_eq!(vectors, [(0, 9, 1.0), (1, 9, 2.0)]);
+    let [first, second, third] = &examples[..] else { panic!("{examples:?}") };
+    assert_eq!(place(&first.targets[0].item), Some(0), "as it was at the request, joined later");
+    let places: Vec<_> = second.targets.iter().map(|target| place(&target.item)).collect();
+    assert_eq!(places, [Some(1), None], "that of the data set needs no place");
+    assert_eq!(place(&third.history[0].item), Some(1), "a history has the newest");
+    let updates = made.outcomes.iter().filter_map(|outcome| match &outcome.update {
+        StateUpdate::Item(item) => Some(item.content.first().copied()),
+        _ => None,
+    });
+    assert_eq!(updates.collect::<Vec<_>>(), [Some(1.0), Some(2.0), None], "daemons get them");
+}
+
+#[test]
+fn a_vector_that_is_far_back_is_repeated_when_it_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut joiner = joiner(&dataset(dir.path()), settings());
+    all(&mut joiner, &[item(8, Some(1.0)), item(9, Some(2.0)), shown(7, 9, 0, 1000), tick(90_000)]);
+    joiner.counts.joined = 1 << 17;
+    // Item 9 is in the user's history, and 8 is not needed.
+    let events = [shown(12, 2, 0, 100_000), shown(13, 9, 0, 100_000), tick(200_000)];
+    let made = all(&mut joiner, &events);
+    let (vectors, examples) = split(&made);
+    assert_eq!(vectors, [(0, 9, 2.0)]);
+    let [first, second] = &examples[..] else { panic!("{examples:?}") };
+    assert_eq!(place(&first.history[0].item), Some(1 << 17));
+    assert_eq!(place(&second.targets[0].item), Some(1 << 17), "once");
+}
+
+#[test]
+fn vectors_of_another_width_and_beyond_the_bound_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path());
+    let wide = |id: u64, width: usize| -> EventRecord {
+        let content = vec![0.5; width].into();
+        event(EventKind::Item(Item { id, ids: vec![77], content, ..Item::default() }))
+    };
+    let mut joiner = joiner(&data, settings());
+    let made = all(&mut joiner, &[wide(9, 4), wide(9, 3)]);
+    assert_eq!((joiner.counts.refused, made.outcomes.len()), (1, 1));
+    // One MiB has 64 vectors of 4096 numbers.
+    let mut joiner = super::world::joiner(&data, settings()).with_content(4096);
+    let bound = FeatureConfig { max_content_mib: 1, ..FeatureConfig::default() };
+    joiner.state = FeatureState::new(&Joiner::bare(&data), bound);
+    let many: Vec<EventRecord> = (1..=70).map(|id| wide(id, 4096)).collect();
+    let made = all(&mut joiner, &many);
+    assert_eq!((made.joined.len(), joiner.counts.refused), (64, 6));
+    let made = all(&mut joiner, &[wide(64, 4096), wide(65, 4096), item(65, None)]);
+    let refused = joiner.counts.refused;
+    assert_eq!((made.joined.len(), made.outcomes.len(), refused), (1, 2, 7), "it may change");
+}
