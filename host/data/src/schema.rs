@@ -10,6 +10,7 @@ mod missing;
 mod ranges;
 mod upgrade;
 mod validate;
+mod watch;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};
 pub(crate) use self::upgrade::ColumnDefaults;
 pub use self::upgrade::ColumnUpgrade;
 pub use self::validate::MAX_ACTIONS;
+pub use self::watch::SchemaWatch;
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Numeric columns that every data set has, computed by `features`: log(1 + the user's events so
