@@ -100,7 +100,10 @@ impl Learner<'_> {
         let spec = dataset_spec(&self.data).unwrap();
         let mut sums: BTreeMap<String, LogLossSums> = BTreeMap::new();
         let mut rows = 0;
-        for batch in examples.chunks(BATCH).take_while(|_| rows < most_rows) {
+        for batch in examples.chunks(BATCH) {
+            if rows >= most_rows {
+                break;
+            }
             let said = trainer.step(&batch.iter().collect::<Vec<_>>()).unwrap();
             for (at, task) in (0..said.labels.len()).zip(spec.tasks.iter().cycle()) {
                 if said.mask[at] && matches!(task.label, TaskLabel::Action(_)) {

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use hypercast_config::Config;
 use hypercast_data::schema::{Feature, FeatureKind, Schema, Task, TaskKind, TaskRole};
 use hypercast_tests::{
     Prerequisites, TestDaemon, agent, expert, metric, prerequisites, rank_body, run_well,
@@ -39,7 +40,8 @@ fn a_schema_grows_while_requests_are_answered() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let installation = Installation::new(&binary, dir.path(), &plugins);
+    let installation =
+        Installation::new(&binary, dir.path(), &plugins, |config| config.join.in_daemon = false);
     let daemon = TestDaemon::start(&binary, dir.path());
     let mut followers = Followers::start(&installation);
     let load = Load::new(&daemon);
@@ -85,25 +87,116 @@ fn a_schema_grows_while_requests_are_answered() {
     assert_eq!(letters, "no record was set aside\n");
 }
 
+#[test]
+fn a_daemon_goes_on_under_the_old_schema_until_all_can_be_loaded_under_the_new_one() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("growth, alone")
+    else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let installation = Installation::new(&binary, dir.path(), &plugins, |_| ());
+    let daemon = TestDaemon::start(&binary, dir.path());
+    let load = Load::new(&daemon);
+    std::thread::scope(|scope| {
+        let _ends = EndOfLoad(&load);
+        scope.spawn(|| load.rank("feed"));
+        scope.spawn(|| load.send_events());
+        let experts = dir.path().join("runs/experts");
+        std::fs::rename(experts.join("home"), experts.join("away")).unwrap();
+        installation.grow();
+        let (status, outcome) = daemon.post("/v1/admin/reload", "");
+        let why = outcome["error"]["message"].as_str().unwrap_or_default();
+        assert!(status == 422 && why.contains("has no trained parameters"), "{outcome}");
+        let (status, why) = daemon.get("/readyz");
+        assert!(status == 503 && why.contains("the schema has grown"), "{status} {why}");
+        let gifts = rank_body(3, "gifts", 1..9).to_string();
+        assert_eq!(daemon.post("/v1/rank", &gifts).0, 400, "it knows the old schema");
+
+        std::fs::rename(experts.join("away"), experts.join("home")).unwrap();
+        assert_eq!(daemon.post("/v1/admin/reload", "").0, 200);
+        assert_eq!(daemon.post("/v1/rank", &gifts).0, 200);
+        assert_eq!(daemon.get("/readyz"), (200, "ready\n".into()));
+        load.is_grown.store(true, Ordering::Relaxed);
+        let mut number = 1 << 40;
+        wait_until("events are joined at once again", PATIENCE, || {
+            number += 1;
+            let (status, answer) = daemon.post("/v1/events", &load.events(number).to_string());
+            assert_eq!(status, 200, "{answer}");
+            answer["applied"] == true
+        });
+    });
+    assert_eq!(*load.failed.lock().unwrap(), [""; 0]);
+    assert!(daemon.stop());
+}
+
+#[test]
+fn every_tier_takes_a_growth_over() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("growth of tiers")
+    else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let installation =
+        Installation::new(&binary, dir, &plugins, |config| config.join.in_daemon = false);
+    let start = |args: &[&str]| TestDaemon::start_with(&binary, dir, args);
+    let fm = start(&["--tier", "fm-serving"]);
+    let mut of_experts = installation.config.clone();
+    of_experts.fm_serving.url = fm.url().into();
+    of_experts.write(&dir.join("experts.toml")).unwrap();
+    let experts = start(&["--tier", "expert", "--config", "experts.toml"]);
+    let ingest = start(&["--tier", "ingest"]);
+    let load = Load::new(&ingest);
+    let feed = rank_body(3, "feed", 1..9).to_string();
+    let (status, answer) = experts.post("/v1/rank", &feed);
+    assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
+
+    load.is_grown.store(true, Ordering::Relaxed);
+    let event = |number| load.events(number).to_string();
+    assert_eq!(ingest.post("/v1/events", &event(1)).0, 400, "nobody knows the new names");
+    installation.grow();
+    let mut number = 1;
+    wait_until("the tier that takes events in knows the new names", PATIENCE, || {
+        number += 1;
+        ingest.post("/v1/events", &event(number)).0 == 200
+    });
+    wait_until("the FM of the other tier predicts the new task", PATIENCE, || {
+        let (status, answer) = experts.post("/v1/rank", &feed);
+        assert_eq!(status, 200, "it is answered meanwhile: {answer}");
+        let gifts = rank_body(3, "gifts", 1..9).to_string();
+        let (_, answer) = experts.post("/v1/rank", &gifts);
+        answer["ranking"][0]["predictions"]["gift"].is_f64()
+    });
+    let (status, answer) = experts.post("/v1/rank", &feed);
+    assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
+    assert!([experts, fm, ingest].into_iter().all(TestDaemon::stop));
+}
+
 /// A trained world, whose processes share a folder.
 struct Installation {
     binary: PathBuf,
     dir: PathBuf,
+    config: Config,
 }
 
 impl Installation {
-    fn new(binary: &Path, dir: &Path, plugins: &Path) -> Installation {
+    fn new(
+        binary: &Path,
+        dir: &Path,
+        plugins: &Path,
+        change: impl FnOnce(&mut Config),
+    ) -> Installation {
         let mut config = world(dir, 300, 2);
-        config.join.in_daemon = false;
         config.publish.every_s = 1;
         config.fm.batch_requests = 8;
         config.fm_gate.rows = 0;
         config.logs.file_seconds = 1;
         config.experts = vec![expert("home", plugins.join("mlp-fusion.wasm"), &["feed", "search"])];
+        change(&mut config);
         config.write(&dir.join("hypercast.toml")).unwrap();
         run_well(binary, dir, &["train", "fm"]);
         run_well(binary, dir, &["train", "expert"]);
-        Installation { binary: binary.into(), dir: dir.into() }
+        Installation { binary: binary.into(), dir: dir.into(), config }
     }
 
     fn service(&self, name: &str, metrics: &str) -> ServiceProcess {

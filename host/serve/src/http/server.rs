@@ -319,7 +319,7 @@ fn load(app: &AppState, config: &Config, before: Option<&LoadedTier>) -> Result<
             metrics: metrics.clone(),
         },
     };
-    let LoaderContext { streams, wasm, .. } = shared.clone();
+    let streams = shared.streams.clone();
     let of_experts = schema.clone().filter(|_| ranks);
     let schema = of_experts.clone().map_or(LoaderSchema::OfFm(schema), LoaderSchema::OfExperts);
     let loader = VersionLoader::new(config, &fm_config, schema, shared.clone())?;
@@ -339,7 +339,10 @@ fn load(app: &AppState, config: &Config, before: Option<&LoadedTier>) -> Result<
         RankingService::load(context, &dataset, streams.clone(), before)
     };
     let service = dataset.map(load).transpose()?.map(Arc::new);
-    let start = |service| serving::start(settings.clone(), service, wasm, streams.clone());
+    let start = |service| {
+        let before = before.and_then(|before| before.rollouts.as_deref());
+        serving::start(settings.clone(), service, &shared, before)
+    };
     let rollouts = service.clone().map(start).transpose()?.map(Arc::new);
     let following = updater.start(streams, metrics.clone(), service.clone())?;
     Ok(LoadedTier { models, service, rollouts, following, watch, upgrade, shared })
