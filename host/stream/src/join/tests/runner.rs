@@ -214,13 +214,12 @@ fn a_joiner_that_is_killed_makes_each_record_once() {
             append_events(&memory, &events[from..until]);
             from = until;
             let left = Arc::new(AtomicI64::new(rng.random_range(0..150)));
+            let is_killed = left.clone();
             let engine = Arc::new(Failing { streams: memory.clone(), left, others: &[] });
-            // Shutdown is requested, so it does not wait for an engine that is not coming back.
-            let stop = Shutdown::default();
-            stop.request();
-            let mut runner =
-                Runner::open(engine, &config.joiner().unwrap(), &data, Arc::new(NoMetrics), stop)
-                    .unwrap();
+            // Then it does not wait for an engine that is not coming back.
+            let stop = Shutdown::default().part(move || is_killed.load(Ordering::Relaxed) < 0);
+            let (settings, metrics) = (config.joiner().unwrap(), Arc::new(NoMetrics));
+            let mut runner = Runner::open(engine, &settings, &data, metrics, stop.clone()).unwrap();
             let end = memory.span(&Topic::events()).unwrap().end;
             while runner.passed().events < end {
                 if runner.step(Duration::ZERO).is_err() {
@@ -229,6 +228,7 @@ fn a_joiner_that_is_killed_makes_each_record_once() {
                 }
             }
             if rng.random_bool(0.2) && runner.passed().events == end {
+                stop.request();
                 runner.run(|_| {}).unwrap();
             }
         }
