@@ -1,9 +1,12 @@
 //! Cooperative shutdown: SIGTERM, SIGINT or the program itself request it, and long jobs look for
 //! it between steps, finish the step and save.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,9 +17,17 @@ use crate::{
 };
 
 /// Whether shutdown was requested. Clones share one state.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Shutdown {
     requested: Arc<AtomicBool>,
+    /// What else requests it.
+    cause: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+}
+
+impl fmt::Debug for Shutdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Shutdown").field(&self.requested).finish()
+    }
 }
 
 impl Shutdown {
@@ -57,6 +68,14 @@ impl Shutdown {
         Ok(shutdown)
     }
 
+    /// A shutdown of a part of this process: this one requests it, and so does `cause` once it
+    /// returns true, which is asked each time that somebody looks.
+    pub fn part(&self, cause: impl Fn() -> bool + Send + Sync + 'static) -> Shutdown {
+        let whole = self.clone();
+        let cause = Arc::new(move || whole.is_requested() || cause());
+        Shutdown { requested: Arc::default(), cause: Some(cause) }
+    }
+
     /// Requests shutdown; every clone sees it.
     pub fn request(&self) {
         self.requested.store(true, Ordering::Release);
@@ -64,6 +83,34 @@ impl Shutdown {
 
     /// Whether shutdown was requested.
     pub fn is_requested(&self) -> bool {
-        self.requested.load(Ordering::Acquire)
+        if self.requested.load(Ordering::Acquire) {
+            return true;
+        }
+        let is_caused = self.cause.as_ref().is_some_and(|cause| cause());
+        if is_caused {
+            self.request();
+        }
+        is_caused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_ends_with_the_whole_or_by_its_own_cause_and_stays_so() {
+        let (whole, due) = (Shutdown::default(), Arc::new(AtomicBool::new(false)));
+        let of = due.clone();
+        let part = whole.part(move || of.load(Ordering::Relaxed));
+        let clone = part.clone();
+        assert!(!part.is_requested());
+        due.store(true, Ordering::Relaxed);
+        assert!(clone.is_requested() && !whole.is_requested());
+        due.store(false, Ordering::Relaxed);
+        assert!(part.is_requested(), "it does not begin again");
+        let other = whole.part(|| false);
+        whole.request();
+        assert!(other.is_requested());
     }
 }

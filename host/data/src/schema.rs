@@ -12,6 +12,7 @@ mod tags;
 mod training_only;
 mod upgrade;
 mod validate;
+mod watch;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub use self::training_only::is_position_name;
 pub(crate) use self::upgrade::ColumnDefaults;
 pub use self::upgrade::ColumnUpgrade;
 pub use self::validate::MAX_ACTIONS;
+pub use self::watch::SchemaWatch;
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Numeric columns that every data set has, computed by `features`: log(1 + the user's events so

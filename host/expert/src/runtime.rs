@@ -80,7 +80,8 @@ impl Blueprint {
     }
 
     /// The same of a plugin that is told an earlier layout of the schema, so that its network is
-    /// the one that was trained then. It reads its columns where they are now.
+    /// the one that was trained then. It reads its columns where they are now, and is told the names
+    /// of all surfaces from then on.
     pub fn as_of(
         mut plugin: Plugin,
         layout: &Schema,
@@ -90,7 +91,7 @@ impl Blueprint {
         if let Some(registered) = &options.registered {
             plugin.keep_log_under(registered);
         }
-        let host = HostSchema::new(layout, options.tae_dim);
+        let mut host = HostSchema::new(layout, options.tae_dim);
         let description = plugin.describe(&host.info)?;
         check_fm_version(&description.fm_version, options.fm_version.as_deref())
             .map_err(|why| Error::refused(&description.name, why))?;
@@ -98,6 +99,8 @@ impl Blueprint {
         let graph =
             Arc::new(ExpertGraph::new(&description, &network, &host, &options.graph_limits)?);
         let columns = ExpertColumns::as_of(&description, layout, schema, options.tae_dim)?;
+        // Its network is known now, and requests may be of surfaces that are new since.
+        host.info.surfaces.clone_from(&schema.surfaces);
         let fm_version = options.fm_version.clone().unwrap_or_default();
         let scales = fresh_scales(&description, schema, &graph);
         Ok(Blueprint { plugin, description, info: host.info, graph, columns, scales, fm_version })

@@ -76,6 +76,11 @@ pub(crate) struct ThreadGroup {
 }
 
 impl ThreadGroup {
+    /// A group that also stops when `stop` says so.
+    pub(crate) fn ending_with(stop: Shutdown) -> Self {
+        Self { stop, threads: Mutex::default() }
+    }
+
     /// Starts a thread, which must end once the flag is set. If it panics, the process is not
     /// ready.
     pub(crate) fn spawn(

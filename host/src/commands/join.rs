@@ -4,11 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use hypercast_config::Config;
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::dataset::Dataset;
 use hypercast_serve::metrics::Metrics;
 use hypercast_stream::join::Runner;
 use hypercast_stream::streams;
 use hypercast_train::job_metrics;
+
+use super::follow::Followed;
 
 /// Join events to examples, for trainers and daemons that follow them
 #[derive(Debug, clap::Args)]
@@ -24,19 +25,25 @@ pub struct Args {
 /// Joins until SIGTERM or SIGINT, then saves its state. With `--metrics` it prints where they are,
 /// and when it is ready `joining from event N`.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let stop = Shutdown::on_signals()?;
+    let signals = Shutdown::on_signals()?;
     let config = Config::read(&args.config)?;
-    let dataset = Dataset::open(&config.paths.dataset)?;
-    let engine = streams::open_with_shutdown(&config.engine, &stop)?;
     let metrics = Arc::new(Metrics::default());
-    if let Some(address) = args.metrics {
-        let (counted, ready) = (metrics.clone(), metrics.clone());
-        let render = move || counted.render(None);
-        let address = job_metrics::serve(address, render, move || ready.set_aside_warning())?;
-        println!("metrics at http://{address}/metrics");
-    }
-    let runner = Runner::open(engine, &config.joiner()?, &dataset, metrics, stop)?;
-    drop(dataset);
-    println!("joining from event {}", runner.passed().events);
-    Ok(runner.run(|_| {})?)
+    let _server = match args.metrics {
+        Some(address) => {
+            let (counted, ready) = (metrics.clone(), metrics.clone());
+            let render = move || counted.render(None);
+            let server = job_metrics::serve(address, render, move || ready.set_aside_warning())?;
+            println!("metrics at http://{}/metrics", server.address());
+            Some(server)
+        }
+        None => None,
+    };
+    Followed::streams(&config.paths.dataset).through_growths(&signals, |dataset, stop| {
+        let engine = streams::open_with_shutdown(&config.engine, &signals)?;
+        let (settings, metrics) = (config.joiner()?, metrics.clone());
+        let runner = Runner::open(engine, &settings, &dataset, metrics, stop.clone())?;
+        drop(dataset);
+        println!("joining from event {}", runner.passed().events);
+        Ok(runner.run(|_| {})?)
+    })
 }

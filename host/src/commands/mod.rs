@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod dead_letters;
+mod follow;
 pub mod ids;
 pub mod import;
 pub mod join;

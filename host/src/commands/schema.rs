@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use hypercast_data::schema::Schema;
-use hypercast_data::schema::growth::{AppendedEntry, SchemaGrowth};
+use hypercast_data::schema::growth::{AppendedEntry, EntryKind, SchemaGrowth};
 use serde_json::json;
 
 /// Let the schema of a data set grow while its models and streams go on
@@ -72,9 +72,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         SchemaGrowth::apply(dir, &new)?;
     }
     if json {
-        println!("{}", json!({ "growth": growth, "next": next_steps(&growth) }));
+        println!("{}", json!({ "growth": growth, "next": next_steps(&growth, &new) }));
     } else {
-        print(&growth);
+        print(&growth, &new);
     }
     Ok(())
 }
@@ -84,7 +84,7 @@ fn file(path: &Path) -> PathBuf {
     if path.is_dir() { path.join("schema.toml") } else { path.to_owned() }
 }
 
-fn print(growth: &SchemaGrowth) {
+fn print(growth: &SchemaGrowth, new: &Schema) {
     if growth.is_empty() {
         return println!("the schemas are the same");
     }
@@ -97,26 +97,42 @@ fn print(growth: &SchemaGrowth) {
         println!("ranges changed");
     }
     println!("next:");
-    for (at, step) in next_steps(growth).iter().enumerate() {
+    for (at, step) in next_steps(growth, new).iter().enumerate() {
         println!("{}. {step}", at + 1);
     }
 }
 
-/// What has to be done, in its order. All processes stop, because one that knows the schema of
-/// before drops what it does not know.
-fn next_steps(growth: &SchemaGrowth) -> Vec<&'static str> {
+/// What has to be done, in its order.
+fn next_steps(growth: &SchemaGrowth, new: &Schema) -> Vec<String> {
     if growth.is_empty() {
         return Vec::new();
     }
     let mut steps = vec![
-        "run `hypercast schema apply` on each machine that has a copy of the data set",
-        "stop the daemons, the joiner, the trainers and the logging tier: each keeps the schema \
-         that it read at its start",
-        "start the logging tier (`hypercast materialise --follow`), then all others: they go on \
-         where they were, and the FM's trainer publishes a snapshot",
+        "run `hypercast schema apply`: every process of this machine takes the schema over while \
+         it runs. With copies of the data set on several machines, stop the joiner first, apply on \
+         each, and start it again"
+            .to_owned(),
+        "POST /v1/admin/reload to the daemons: it answers once the schema is used, or why it cannot \
+         be"
+            .to_owned(),
     ];
+    let of_entities = [EntryKind::ItemFeature, EntryKind::UserFeature];
+    let is_required = |entry: &&AppendedEntry| {
+        let is_optional =
+            |name: &str| new.features().any(|feature| feature.name == name && feature.optional);
+        of_entities.contains(&entry.kind) && !is_optional(&entry.name)
+    };
+    let required = growth.appended.iter().filter(is_required);
+    steps.extend(required.map(|AppendedEntry { kind, name, .. }| {
+        format!(
+            "callers that update without {kind} `{name}` are refused from then on: append it with \
+             `optional = true`, or let them send it"
+        )
+    }));
     if !growth.is_layout_same() {
-        steps.push("let callers send the new names; until a daemon knows them it answers 400");
+        steps.push(
+            "let callers send the new names; until then a daemon answers 400 to them".to_owned(),
+        );
     }
     steps
 }

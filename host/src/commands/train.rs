@@ -8,6 +8,7 @@ use hypercast_config::{Config, parse_time_ms};
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::check;
 use hypercast_data::dataset::{Dataset, timeline::Span};
+use hypercast_data::logs;
 use hypercast_expert::Engine;
 use hypercast_stream::streams;
 use hypercast_train::{
@@ -17,6 +18,8 @@ use hypercast_train::{
     logging::{self, LoggingOptions, Registered},
     materialise, report,
 };
+
+use super::follow::Followed;
 
 /// Train the foundation model or an expert
 #[derive(Debug, clap::Args)]
@@ -104,20 +107,21 @@ pub struct FollowArgs {
 }
 
 /// Follows the joined examples until SIGTERM or SIGINT.
-fn follow(config: &Config, dataset: &Dataset, args: FollowArgs) -> anyhow::Result<()> {
+fn follow(config: &Config, args: FollowArgs) -> anyhow::Result<()> {
     let FollowArgs { version, from, metrics, until_end, .. } = args;
     let options = follow_fm::FollowFmOptions { version, from, metrics, until_end };
-    let stop = Shutdown::on_signals()?;
-    let engine = streams::open_with_shutdown(&config.engine, &stop)?;
-    let out = &mut std::io::stdout();
-    let report =
-        follow_fm::follow(ServiceContext { dataset, config, engine }, &options, &stop, out)?;
-    let follow_fm::FollowFmReport { requests, corrections, published, held, position } = report;
-    let held = if held > 0 { format!(", {held} held") } else { String::new() };
-    eprintln!(
-        "learned from {requests} requests and {corrections} corrections, up to {position}; {published} publications{held}"
-    );
-    Ok(())
+    let signals = Shutdown::on_signals()?;
+    Followed::streams(&config.paths.dataset).through_growths(&signals, |dataset, stop| {
+        let engine = streams::open_with_shutdown(&config.engine, &signals)?;
+        let context = ServiceContext { dataset: &dataset, config, engine };
+        let report = follow_fm::follow(context, &options, stop, &mut std::io::stdout())?;
+        let follow_fm::FollowFmReport { requests, corrections, published, held, position } = report;
+        let held = if held > 0 { format!(", {held} held") } else { String::new() };
+        eprintln!(
+            "learned from {requests} requests and {corrections} corrections, up to {position}; {published} publications{held}"
+        );
+        Ok(())
+    })
 }
 
 /// Trains and prints progressive metrics.
@@ -125,10 +129,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         TrainTarget::Fm { config, resume, force, follow: follow_args } => {
             let config = Config::read(&config)?;
-            let dataset = Dataset::open(&config.paths.dataset)?;
             if follow_args.follow {
-                return follow(&config, &dataset, follow_args);
+                return follow(&config, follow_args);
             }
+            let dataset = Dataset::open(&config.paths.dataset)?;
             check::admit(&dataset, force)?;
             let train = if resume { fm::resume } else { fm::train };
             let report = train(&dataset, &config, config.timeline.until_ms()?)?;
@@ -154,9 +158,7 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     let guests = Engine::new(config.guests())?;
     if let (true, Some(name)) = (args.follow, &args.name) {
-        let dataset = Dataset::open(&config.paths.dataset)?;
         let entry = config.expert(name)?;
-        let context = ExpertContext { dataset: &dataset, config: &config, entry, guests: &guests };
         let options = follow_expert::FollowExpertOptions {
             version: args.version,
             fm: args.fm,
@@ -165,10 +167,20 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
             metrics: args.metrics,
             until_end: args.until_end,
         };
-        let stop = Shutdown::on_signals()?;
-        let streams = streams::open_with_shutdown(&config.engine, &stop)?;
-        follow_expert::follow(context, streams, &options, &stop, &mut std::io::stdout())?;
-        return Ok(());
+        let signals = Shutdown::on_signals()?;
+        let dataset = &*config.paths.dataset;
+        let followed = match options.fm_checkpoint {
+            Some(_) => Followed::streams(dataset),
+            // The logs are followed, whose writer takes a growth over before.
+            None => Followed { dataset, schema: logs::schema_path(&config.paths.logs) },
+        };
+        return followed.through_growths(&signals, |dataset, stop| {
+            let streams = streams::open_with_shutdown(&config.engine, &signals)?;
+            let (dataset, guests) = (&dataset, &guests);
+            let context = ExpertContext { dataset, config: &config, entry, guests };
+            follow_expert::follow(context, streams, &options, stop, &mut std::io::stdout())?;
+            Ok(())
+        });
     }
     let entries = match &args.name {
         Some(name) => vec![config.expert(name)?.clone()],
@@ -235,21 +247,18 @@ pub struct MaterialiseArgs {
 pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     if args.follow {
-        let dataset = Dataset::open(&config.paths.dataset)?;
-        let shutdown = Shutdown::on_signals()?;
-        let streams = streams::open_with_shutdown(&config.engine, &shutdown)?;
-        let mut active = Registered::new(&*streams, &config.paths.fm)?;
+        let signals = Shutdown::on_signals()?;
         let options = LoggingOptions { metrics: args.metrics, until_end: args.until_end };
-        let context =
-            ServiceContext { dataset: &dataset, config: &config, engine: streams.clone() };
-        logging::follow(
-            context,
-            &mut || active.to_log(&*streams),
-            options,
-            &shutdown,
-            &mut std::io::stdout(),
-        )?;
-        return Ok(());
+        let followed = Followed::streams(&config.paths.dataset);
+        return followed.through_growths(&signals, |dataset, stop| {
+            let streams = streams::open_with_shutdown(&config.engine, &signals)?;
+            let mut active = Registered::new(&*streams, &config.paths.fm)?;
+            let (dataset, engine) = (&dataset, streams.clone());
+            let context = ServiceContext { dataset, config: &config, engine };
+            let mut active = || active.to_log(&*streams);
+            logging::follow(context, &mut active, options, stop, &mut std::io::stdout())?;
+            Ok(())
+        });
     }
     let offset = config.timeline.utc_offset_h;
     let time =

@@ -151,7 +151,7 @@ pub fn follow(
     let ExpertContext { dataset, config, entry, .. } = context;
     let services = ExpertServices { dataset, engine, runtime: Box::new(PluginRuntime(context)) };
     let follower = ExpertFollower::open(services, config, entry, &options, shutdown)?;
-    serve_metrics(&follower.own.telemetry, options.metrics, out)?;
+    let _metrics = serve_metrics(&follower.own.telemetry, options.metrics, out)?;
     follower.run(out)
 }
 
@@ -297,7 +297,10 @@ impl<'a> ExpertFollower<'a> {
         }
         if !std::mem::replace(&mut self.waits, true) {
             let (logs, name) = (self.own.config.paths.logs.display(), &self.own.entry.name);
-            tracing::warn!("{logs}: no rows of expert {name} yet; it waits for them");
+            tracing::warn!(
+                "{logs}: no rows of expert {name} yet, or none since the schema has grown; it waits \
+                 for them (`hypercast materialise --follow` writes them)"
+            );
         }
         clock::sleep(wait);
         Ok(true)
@@ -372,9 +375,13 @@ impl<'a> OnlineTraining<'a> {
         }
         self.take_retries()?;
         let next = self.feed.next(wait)?;
-        if matches!(next, FeedItem::Gap) {
-            self.pass_gap(out)?;
-            return Ok(true);
+        match next {
+            FeedItem::Gap => {
+                self.pass_gap(out)?;
+                return Ok(true);
+            }
+            FeedItem::Stopped => return Ok(true),
+            FeedItem::WindowRow(_) | FeedItem::Later | FeedItem::End => {}
         }
         let at_end = self.own.options.until_end && matches!(next, FeedItem::End);
         self.take(next, out)?;

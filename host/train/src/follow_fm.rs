@@ -110,7 +110,7 @@ pub fn follow(
     out: &mut dyn Write,
 ) -> Result<FollowFmReport> {
     let follower = FmFollower::open(context, options, Arc::new(BurnRuntime), shutdown)?;
-    serve_metrics(&follower.telemetry, options.metrics, out)?;
+    let _metrics = serve_metrics(&follower.telemetry, options.metrics, out)?;
     follower.run(out)
 }
 
@@ -391,7 +391,7 @@ impl FmFollower {
                     self.batch.add(record);
                 }
             }
-            JoinedRead::Later => {}
+            JoinedRead::Later | JoinedRead::Stopped => {}
             JoinedRead::Gap(gap) => self.pass_gap(gap, out)?,
             JoinedRead::End => return Ok(false),
         }
@@ -507,7 +507,7 @@ impl FmFollower {
                     rows += records.iter().map(|own| own.example.targets.len()).sum::<usize>();
                     self.ahead.extend(records);
                 }
-                JoinedRead::Later => {}
+                JoinedRead::Later | JoinedRead::Stopped => {}
                 JoinedRead::Gap(gap) if self.ahead.is_empty() => self.pass_gap(gap, out)?,
                 // Those that were read before missing records are learned from first.
                 JoinedRead::Gap(_) | JoinedRead::End => break,

@@ -4,7 +4,7 @@
 //!
 //! The daemon has metrics of its own (`serve::metrics`). Nothing is sent anywhere.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, thread::JoinHandle};
 
 use axum::{Router, http::StatusCode, routing::get};
 use hypercast_config::OnGap;
@@ -15,6 +15,7 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry,
     TextEncoder, core::Collector,
 };
+use tokio::sync::oneshot;
 
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -100,12 +101,11 @@ impl JobMetrics {
         text.unwrap_or_else(|error| format!("# metrics could not be written: {error}\n"))
     }
 
-    /// Answers `GET /metrics` and `GET /readyz` at `address`, on a thread that ends with the
-    /// process; gives the address in use.
+    /// Answers `GET /metrics` and `GET /readyz` at `address`.
     ///
     /// # Errors
     /// An address that cannot be had.
-    pub fn serve(self: &Arc<Self>, address: SocketAddr) -> Result<SocketAddr> {
+    pub fn serve(self: &Arc<Self>, address: SocketAddr) -> Result<MetricsServer> {
         let (metrics, set_aside) = (self.clone(), self.set_aside.clone());
         serve(address, move || metrics.render(), move || set_aside.warning())
     }
@@ -124,9 +124,32 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> C
     metric
 }
 
+/// Answers about the metrics of a job on a thread of its own. Dropping it ends that, and frees the
+/// address for the next run of the job.
+#[derive(Debug)]
+pub struct MetricsServer {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MetricsServer {
+    /// The address in use.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for MetricsServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // If it panicked, the process has ended.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
 /// Answers `GET /metrics` at `address` with what `render` gives, and `GET /readyz` with 503 and
-/// what `warning` says, if anything, on a thread that ends with the process; gives the address in
-/// use.
+/// what `warning` says, if anything.
 ///
 /// # Errors
 /// An address that cannot be had.
@@ -134,7 +157,7 @@ pub fn serve(
     address: SocketAddr,
     render: impl Fn() -> String + Clone + Send + Sync + 'static,
     warning: impl Fn() -> Option<String> + Clone + Send + Sync + 'static,
-) -> Result<SocketAddr> {
+) -> Result<MetricsServer> {
     let cannot = |error: std::io::Error| Error::invalid(format!("metrics at {address}: {error}"));
     let listener = std::net::TcpListener::bind(address).map_err(cannot)?;
     listener.set_nonblocking(true).map_err(cannot)?;
@@ -150,16 +173,22 @@ pub fn serve(
     let app = Router::new()
         .route("/metrics", get(move || async move { render() }))
         .route("/readyz", get(ready));
+    let (stop, stopped) = oneshot::channel::<()>();
     let serve = move || {
         let served = runtime.block_on(async {
-            axum::serve(tokio::net::TcpListener::from_std(listener)?, app).await
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            tokio::select! {
+                served = axum::serve(listener, app).into_future() => served,
+                // Its sender says nothing and is dropped.
+                _ = stopped => Ok(()),
+            }
         });
         if let Err(error) = served {
             tracing::warn!(%error, "metrics are no longer answered");
         }
     };
-    supervised_thread::spawn("metrics", OnPanic::EndProcess, serve)?;
-    Ok(bound)
+    let thread = supervised_thread::spawn("metrics", OnPanic::EndProcess, serve)?;
+    Ok(MetricsServer { address: bound, stop: Some(stop), thread: Some(thread) })
 }
 
 #[cfg(test)]
@@ -171,17 +200,22 @@ mod tests {
         let telemetry = Arc::new(JobMetrics::default());
         telemetry.counter("hypercast_test_total", "A test's").inc_by(3);
         telemetry.seconds("hypercast_test_seconds", "A test's").observe(0.5);
-        let address = telemetry.serve(([127, 0, 0, 1], 0).into()).unwrap();
+        let server = telemetry.serve(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = server.address();
         let mut answer = ureq::get(&format!("http://{address}/metrics")).call().unwrap();
         let text = answer.body_mut().read_to_string().unwrap();
         assert!(text.contains("hypercast_test_total 3"), "{text}");
         assert!(text.contains("hypercast_test_seconds_count 1"), "{text}");
+        drop(server);
+        let again = telemetry.serve(address).unwrap();
+        assert_eq!(again.address(), address, "the address is free for the next run");
     }
 
     #[test]
     fn a_job_that_sets_many_records_aside_says_so_and_goes_on() {
         let telemetry = Arc::new(JobMetrics::default());
-        let address = telemetry.serve(([127, 0, 0, 1], 0).into()).unwrap();
+        let server = telemetry.serve(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = server.address();
         let get = |path: &str| {
             let agent = ureq::Agent::config_builder().http_status_as_error(false).build();
             let agent = ureq::Agent::new_with_config(agent);

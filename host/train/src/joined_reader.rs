@@ -110,6 +110,9 @@ pub(super) enum JoinedRead {
     End,
     /// Missing records.
     Gap(PassedGap),
+    /// The job is to stop. What was read meanwhile is left to whoever goes on: it may be of a
+    /// schema that has grown.
+    Stopped,
 }
 
 /// Missing records that a reader passes, because `engine.on_gap` says so.
@@ -142,6 +145,7 @@ pub(super) struct JoinedReader {
     failures: u32,
     /// What its caller has not saved yet.
     gap: Option<PassedGap>,
+    stop: Shutdown,
 }
 
 impl JoinedReader {
@@ -160,7 +164,7 @@ impl JoinedReader {
         let contents = ContentReader::new(engine.clone(), dataset, &config.features);
         let RecordReports { rate, gaps, stop } = reports;
         let of = LetterScope { reader, source: topic.name() };
-        let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
+        let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop.clone())?;
         let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm, RowKeys::Whole);
         let ranges = ColumnRanges::new(&dataset.schema);
         let upgrade = ColumnUpgrade::new(&dataset.schema);
@@ -175,6 +179,7 @@ impl JoinedReader {
             upgrade,
             failures: 0,
             gap: None,
+            stop,
         })
     }
 
@@ -237,6 +242,9 @@ impl JoinedReader {
             }
             self.stream.next_stored(most)
         });
+        if self.stop.is_requested() {
+            return Ok(JoinedRead::Stopped);
+        }
         let records = match read {
             Ok(records) if records.is_empty() && self.place() != before => {
                 let to = self.place();
@@ -456,6 +464,7 @@ mod tests {
             JoinedRead::Later => "later".to_owned(),
             JoinedRead::End => "end".to_owned(),
             JoinedRead::Gap(gap) => format!("{gap:?}"),
+            JoinedRead::Stopped => "stopped".to_owned(),
         }
     }
 
@@ -483,6 +492,29 @@ mod tests {
         let positions: Vec<u64> = letters.iter().map(|own| own.letter.position).collect();
         assert_eq!(positions, [1, 2, 3], "each once, although they were read twice");
         assert!(letters[1].letter.reason.contains("its surface has index 3"), "{letters:?}");
+    }
+
+    #[test]
+    fn what_is_read_while_a_stop_comes_is_left_to_whoever_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let dataset = world(dir.path());
+        let engine = Arc::new(MemoryEngine::default());
+        append(&*engine, [payload(1, 0)]);
+        let (config, metrics) = (Config::default(), JobMetrics::default());
+        // As where the schema grows after the look before the read.
+        let looks = std::sync::atomic::AtomicU32::new(0);
+        let stop = Shutdown::default()
+            .part(move || looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 0);
+        assert!(!stop.is_requested());
+        let reports = RecordReports::of(&metrics, &config, &stop);
+        let context = ServiceContext { dataset: &dataset, config: &config, engine: engine.clone() };
+        // Of a surface that this schema lacks.
+        append(&*engine, [payload(2, 3)]);
+        let mut reader =
+            JoinedReader::open(context, &LetterReader::Logging, JoinedPosition::default(), reports)
+                .unwrap();
+        assert_eq!(said(&reader.next(8, Duration::ZERO).unwrap()), "stopped");
+        assert!(dead_letters::list(&*engine).unwrap().letters.is_empty());
     }
 
     #[test]

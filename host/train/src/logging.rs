@@ -94,7 +94,7 @@ pub fn follow(
     out: &mut dyn Write,
 ) -> Result<LoggingReport> {
     let tier = LoggingTier::open(context, Arc::new(BurnRuntime), options, shutdown)?;
-    serve_metrics(&tier.telemetry, options.metrics, out)?;
+    let _metrics = serve_metrics(&tier.telemetry, options.metrics, out)?;
     tier.run(active, shutdown, out)
 }
 
@@ -293,7 +293,7 @@ impl LoggingTier {
         }
         match self.reader.next(RECORDS, wait)? {
             JoinedRead::Records(records) => self.batch.add(records),
-            JoinedRead::Later => {}
+            JoinedRead::Later | JoinedRead::Stopped => {}
             JoinedRead::Gap(gap) if self.batch.records.is_empty() => self.pass_gap(gap)?,
             // What was read before is logged first.
             JoinedRead::Gap(_) => clock::sleep(wait),

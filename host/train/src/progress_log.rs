@@ -8,19 +8,21 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::job_metrics::JobMetrics;
+use crate::job_metrics::{JobMetrics, MetricsServer};
 use crate::report::ShownMetrics;
 use hypercast_stream::publish::{PublicationKind, PublicationStats};
 
-/// Answers `/metrics` at an address, if one is given, and says where.
+/// Answers `/metrics` at an address, if one is given, and says where. Dropping the server ends it.
 pub(super) fn serve_metrics(
     telemetry: &Arc<JobMetrics>,
     address: Option<SocketAddr>,
     out: &mut dyn Write,
-) -> Result<()> {
-    let Some(address) = address else { return Ok(()) };
-    let address = telemetry.serve(address)?;
-    tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))
+) -> Result<Option<MetricsServer>> {
+    let Some(address) = address else { return Ok(None) };
+    let server = telemetry.serve(address)?;
+    let address = format!("http://{}/metrics", server.address());
+    tell(out, &json!({ "kind": "metrics", "address": address }))?;
+    Ok(Some(server))
 }
 
 /// Writes a line.

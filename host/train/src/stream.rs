@@ -15,7 +15,7 @@ use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogReader, LoggedRequest};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
-    Blueprint, Chunk, Engine, ExpertTrainer, FeatureStatistics, LoadOptions, Parameters,
+    Blueprint, Chunk, Engine, ExpertTrainer, FeatureStatistics, LoadOptions, Parameters, Plugin,
     Provenance, TrainerConfig,
     train::{BatchReport, OptimizerConfig, SavedTrainer},
 };
@@ -133,7 +133,8 @@ impl<'a> ExpertSetup<'a> {
         survey: Survey,
         warm: impl FnOnce(&mut Parameters),
     ) -> Result<ExpertStream> {
-        let blueprint = self.blueprint(&view.log.schema, view.tae_dim(), &survey.fm_version)?;
+        let (schema, fm_version) = (&view.log.schema, &survey.fm_version);
+        let blueprint = self.blueprint(schema, schema, view.tae_dim(), fm_version)?;
         let wanted = blueprint.description.history_len as usize;
         let logged = view.log.manifest.history_len;
         if wanted > logged {
@@ -150,13 +151,26 @@ impl<'a> ExpertSetup<'a> {
         Ok(ExpertStream { trainer, blueprint, settings })
     }
 
-    /// Goes on online with what [`ExpertTrainer::saved`] gave.
+    /// Goes on online with what [`ExpertTrainer::saved`] gave: with the network as it is now or, if
+    /// that is another one, as of the newest layout of the schema under which it was trained.
     ///
     /// # Errors
     /// What was saved is of another network or configuration.
     pub fn resume(&self, schema: &Schema, saved: SavedTrainer) -> Result<ExpertStream> {
+        self.resume_as_of(schema, schema, saved.clone()).or_else(|error| {
+            let as_of = |layout| self.resume_as_of(&layout, schema, saved.clone()).ok();
+            schema.layouts().skip(1).find_map(as_of).ok_or(error)
+        })
+    }
+
+    fn resume_as_of(
+        &self,
+        layout: &Schema,
+        schema: &Schema,
+        saved: SavedTrainer,
+    ) -> Result<ExpertStream> {
         let Provenance { tae_dim, fm_version, .. } = saved.provenance();
-        let blueprint = self.blueprint(schema, *tae_dim, fm_version)?;
+        let blueprint = self.blueprint(layout, schema, *tae_dim, fm_version)?;
         let (config, device) = (self.trainer_config(0), self.config.device);
         let trainer = ExpertTrainer::resume(blueprint.clone(), saved, config, device)?;
         let settings = self.config.expert_training.clone();
@@ -165,8 +179,10 @@ impl<'a> ExpertSetup<'a> {
         Ok(stream)
     }
 
+    /// The plugin's network as of a layout of the schema, for logs of the present one.
     fn blueprint(
         &self,
+        layout: &Schema,
         schema: &Schema,
         tae_dim: usize,
         fm_version: &str,
@@ -176,7 +192,8 @@ impl<'a> ExpertSetup<'a> {
             fm_version: Some(fm_version.to_owned()),
             ..self.config.load_options(self.name)
         };
-        let blueprint = Blueprint::load(self.engine, self.plugin, schema, &options)?;
+        let plugin = Plugin::load(self.engine, self.plugin, &options.limits)?;
+        let blueprint = Blueprint::as_of(plugin, layout, schema, &options)?;
         let limits = &options.graph_limits;
         blueprint.check_memory(&limits.training, limits.memory_bytes)?;
         Ok(Arc::new(blueprint))

@@ -90,6 +90,7 @@ const STEPS: &[(&str, &str, &str)] = &[
         "cargo test --workspace --test rollout turns_hostile -- --nocapture",
     ),
     ("connections", "HYPERCAST_SLOW_CONNECTIONS=4096", "cargo test --workspace --test connections"),
+    ("growth", "", "cargo test --workspace --test growth -- --include-ignored --nocapture"),
     ("guide", "", "cargo test --workspace --test guide -- --include-ignored"),
     ("own-data", "", "cargo test --workspace --test own_data -- --include-ignored"),
     ("trials", "", "cargo test --workspace --test trials -- --include-ignored"),

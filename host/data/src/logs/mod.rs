@@ -15,7 +15,7 @@ mod layout;
 mod reader;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hypercast_core::disk;
@@ -96,6 +96,12 @@ impl LogManifest {
     }
 }
 
+/// The schema that a log directory is written in; whoever writes there replaces it once it has taken
+/// a growth over.
+pub fn schema_path(dir: &Path) -> PathBuf {
+    dir.join("schema.toml")
+}
+
 /// The manifest and the schema of a log directory.
 fn load_header(dir: &Path) -> Result<(LogManifest, Arc<Schema>)> {
     if !disk::is_file(&dir.join("log-manifest.json")) {
@@ -103,7 +109,7 @@ fn load_header(dir: &Path) -> Result<(LogManifest, Arc<Schema>)> {
                       writes it";
         return Err(Error::data(dir, reason));
     }
-    Ok((LogManifest::load(dir)?, Arc::new(Schema::load(&dir.join("schema.toml"))?)))
+    Ok((LogManifest::load(dir)?, Arc::new(Schema::load(&schema_path(dir))?)))
 }
 
 /// The last `len` events on one surface, which are the history that an expert sees.

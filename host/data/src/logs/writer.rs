@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file::{FileNote, NOTE, examples_path, file_numbers, requests_path};
 use super::layout::{BufferedRow, LogLayout};
-use super::{FORMAT, LogManifest, LogVersion, short_history};
+use super::{FORMAT, LogManifest, LogVersion, schema_path, short_history};
 use crate::dataset::table::TableWriter;
 use crate::error::{CommonErrors as _, Error, Result, write_json};
 use crate::schema::Schema;
@@ -353,7 +353,7 @@ impl TaeStorage {
 
 /// Starts a log directory, or checks that it can be continued.
 fn start_or_check(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<()> {
-    let (schema_path, manifest_path) = (dir.join("schema.toml"), dir.join("log-manifest.json"));
+    let (schema_path, manifest_path) = (schema_path(dir), dir.join("log-manifest.json"));
     if !disk::exists(&manifest_path) {
         schema.save(&schema_path)?;
         return write_json(&manifest_path, &manifest);

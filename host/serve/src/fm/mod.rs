@@ -3,7 +3,10 @@
 pub mod batcher;
 pub mod remote;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use hypercast_fm::{
     checkpoint::FmManifest, example::Example, history::CacheCounts, inference::FmOutput,
@@ -63,6 +66,14 @@ impl FmTier {
         match self {
             Self::Local(batcher) => batcher.fm.check_files(),
             Self::Remote(_) => Ok(()),
+        }
+    }
+
+    /// Whether another process has another FM now than when this one connected to it.
+    pub(crate) fn is_outgrown(&self) -> bool {
+        match self {
+            Self::Local(_) => false,
+            Self::Remote(fm) => fm.is_outgrown.load(Ordering::Relaxed),
         }
     }
 

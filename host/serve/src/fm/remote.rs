@@ -7,6 +7,7 @@
 
 use std::{
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -107,8 +108,10 @@ pub struct RemoteFm {
     /// The header with the token; none if the tier needs none.
     bearer: Option<HeaderValue>,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    /// The manifest of the tier's checkpoint.
+    /// The manifest of the tier's checkpoint, when this process connected.
     pub(crate) manifest: FmManifest,
+    /// Whether the tier has answered with other tasks than the manifest's.
+    pub(crate) is_outgrown: AtomicBool,
 }
 
 impl RemoteFm {
@@ -141,7 +144,8 @@ impl RemoteFm {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(MOST_IDLE)
             .build(connector);
-        Ok(Self { url, version: version.map(str::to_owned), bearer, client, manifest })
+        let (version, is_outgrown) = (version.map(str::to_owned), AtomicBool::new(false));
+        Ok(Self { url, version, bearer, client, manifest, is_outgrown })
     }
 
     fn ask_manifest(
@@ -213,7 +217,14 @@ impl RemoteFm {
         if !status.is_success() {
             return Err(refusal(status.as_u16(), &body, unreachable));
         }
-        decode_output(&body, self.manifest.config.tae_width()).map_err(unreachable)
+        let output = decode_output(&body, self.manifest.config.tae_width()).map_err(unreachable)?;
+        let targets = examples.iter().map(|example| example.targets.len()).sum::<usize>();
+        if output.main.len() != targets * self.manifest.spec.main_tasks().len() {
+            self.is_outgrown.store(true, Ordering::Relaxed);
+            let why = "its tasks have changed; this process connects to it anew in a moment";
+            return Err(unreachable(why.into()));
+        }
+        Ok(output)
     }
 }
 

@@ -316,7 +316,7 @@ mod tests {
 
     use super::*;
     use crate::http::{
-        reload::{Origin, Reloader, Settings},
+        reload::{Origin, ReloadedModels, Reloader, Settings},
         tokens::tests::written,
     };
 
@@ -389,7 +389,7 @@ mod tests {
         let access = AccessControl::new(&config.server, &[address], &metrics).unwrap();
         let settings = Arc::new(Settings::new(config));
         let reloader = Reloader::new(origin, settings, access.clone(), None, &metrics);
-        let reload = || reloader.reload(|_| Ok(false));
+        let reload = || reloader.reload(|_| Ok(ReloadedModels { experts: false, schema: false }));
         let admin = || access.rules.now().admin(&bearer(OPS)).map_err(|denial| denial.code);
         assert_eq!(admin(), Err("admin_off"));
         write("admin_tokens = 'admin'\n");

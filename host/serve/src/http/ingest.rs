@@ -1,7 +1,11 @@
 //! The tier that receives events and does nothing else. It has no models and no features, so it
 //! starts at once and needs little memory.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
 
 use axum::{
     Extension, Json, Router,
@@ -12,7 +16,11 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use hypercast_data::{dataset::content, schema::Schema};
+use hypercast_config::Config;
+use hypercast_data::{
+    dataset::content,
+    schema::{Schema, SchemaWatch},
+};
 use hypercast_stream::{events::AppendReceipt, streams};
 
 use crate::{
@@ -20,8 +28,9 @@ use crate::{
     http::{
         auth::{self, Caller, GuardedRoutes},
         bodies::BodyBudget,
+        growth,
         listen::{Listeners, ProbeServer},
-        reload::{self, Reloader},
+        reload::{self, ReloadedModels, Reloader},
         respond::{
             SentEvents, in_time, lost_thread, metrics_text, refuse_compressed, refuse_with,
             store_events, time_left, timed, wrong_method,
@@ -35,7 +44,7 @@ use crate::{
         events::EventIntake,
         workers::Workers,
     },
-    threads::ThreadGroup,
+    threads::{Current, ThreadGroup, lock},
 };
 
 /// Threads that wait for the disk.
@@ -43,10 +52,35 @@ const THREADS: usize = 4;
 
 struct IngestState {
     reloader: Reloader,
-    intake: Arc<EventIntake>,
+    /// Replaced when the schema has grown.
+    intake: Current<EventIntake>,
+    watch: Mutex<SchemaWatch>,
     workers: Workers,
     bodies: BodyBudget,
     metrics: Arc<Metrics>,
+}
+
+impl IngestState {
+    /// Takes events under a schema that has grown from the next request on; returns whether it had.
+    ///
+    /// # Errors
+    /// The schema cannot be read.
+    fn take_growth_over(&self) -> Result<bool> {
+        let mut watch = lock(&self.watch);
+        if !watch.has_grown() {
+            return Ok(false);
+        }
+        let path = schema_path(&self.reloader.settings.now());
+        let schema = Arc::new(Schema::load(&path)?);
+        self.intake.replace(self.intake.now().under(schema.clone()));
+        *watch = SchemaWatch::new(path, schema);
+        tracing::info!("the schema that has grown is used from the next request on");
+        Ok(true)
+    }
+}
+
+fn schema_path(config: &Config) -> PathBuf {
+    config.paths.dataset.join("schema.toml")
 }
 
 /// Receives events until `stop` resolves, then finishes what was accepted.
@@ -61,22 +95,31 @@ pub(crate) async fn serve(
     ready: impl FnOnce(&str) + Send + 'static,
 ) -> Result<()> {
     let config = reloader.settings.now();
-    let schema = Arc::new(Schema::load(&config.paths.dataset.join("schema.toml"))?);
+    let schema = Arc::new(Schema::load(&schema_path(&config))?);
+    let watch = Mutex::new(SchemaWatch::new(schema_path(&config), schema.clone()));
     let threads = ThreadGroup::default();
     let engine = streams::open_with_shutdown(&config.engine, &threads.stop)?;
     let ids = CallerIds::open(&config, &config.paths.dataset, &schema, "ingest", &metrics)?;
     let width = content::width_in(&config.paths.dataset)?;
     let converter = Converter::new(schema).with_content(Some(width));
-    let intake = Arc::new(EventIntake::new(engine, converter, ids, &config, metrics.clone()));
+    let intake = EventIntake::new(engine, converter, ids, &config, metrics.clone());
     intake.writer.open()?;
     let workers = Workers::start(THREADS, config.server.queue)?;
-    let ticks = intake.clone();
-    threads.spawn("ticks", move |stop| ticks.writer.tick(stop))?;
+    let ticks = intake.writer.clone();
+    threads.spawn("ticks", move |stop| ticks.tick(stop))?;
+    let intake = Current::new(intake);
     let bodies = BodyBudget::new(config.inflight_body_bytes(), &metrics);
-    let app = Arc::new(IngestState { reloader, intake, workers, bodies, metrics });
+    let app = Arc::new(IngestState { reloader, intake, watch, workers, bodies, metrics });
     let own = Arc::downgrade(&app);
-    // This tier has no experts to load.
-    reload::at_signals(move || Some(own.upgrade()?.reloader.reload(|_| Ok(false))))?;
+    reload::at_signals(move || {
+        let app = own.upgrade()?;
+        // This tier has no experts to load.
+        let models =
+            |_: &Config| Ok(ReloadedModels { schema: app.take_growth_over()?, experts: false });
+        Some(app.reloader.reload(models))
+    })?;
+    let own = Arc::downgrade(&app);
+    growth::follow(move || Some(own.upgrade()?.take_growth_over()));
     let Listeners { requests, probes } = listeners;
     let probes = ProbeServer::start(probes, probe_routes().with_state(app.clone()));
     ready(&requests.url());
@@ -127,6 +170,6 @@ async fn events(
     let body = in_time(deadline, app.bodies.read(body, server.max_body_bytes)).await?;
     let sent = SentEvents { caller, body };
     let AppendReceipt { accepted, repeated, .. } =
-        store_events(&app.workers, app.intake.clone(), sent, deadline).await?;
+        store_events(&app.workers, app.intake.now(), sent, deadline).await?;
     Ok(Json(EventsAnswer { accepted, repeated, applied: false }).into_response())
 }

@@ -86,6 +86,16 @@ pub(crate) struct ReloadOutcome {
     pub(crate) restart: Vec<String>,
     /// Whether other experts serve now, because the configuration or their files changed.
     pub(crate) experts: bool,
+    /// Whether a schema that has grown is used now.
+    pub(crate) schema: bool,
+}
+
+/// What a reload changed besides the configuration.
+pub(crate) struct ReloadedModels {
+    /// Whether other experts serve now.
+    pub(crate) experts: bool,
+    /// Whether a schema that has grown is used now.
+    pub(crate) schema: bool,
 }
 
 /// Everything that a reload replaces.
@@ -130,24 +140,24 @@ impl Reloader {
         Self { origin, settings, access, tls, body_budget_bytes, outcomes, well, at_s, turn }
     }
 
-    /// Reads everything again. `experts` loads the experts of the new configuration and returns
-    /// whether others serve. Blocks.
+    /// Reads everything again. `models` loads the experts of the new configuration, and what a
+    /// schema needs that has grown. Blocks.
     ///
     /// # Errors
     /// Whatever is wrong with the file or what it names; nothing has changed then.
     pub(crate) fn reload(
         &self,
-        experts: impl FnOnce(&Config) -> Result<bool>,
+        models: impl FnOnce(&Config) -> Result<ReloadedModels>,
     ) -> Result<ReloadOutcome> {
         let _turn = lock(&self.turn);
-        let outcome = self.try_reload(experts);
+        let outcome = self.try_reload(models);
         let label = if outcome.is_ok() { "applied" } else { "refused" };
         self.outcomes.with_label_values(&[label]).inc();
         self.well.set(i64::from(outcome.is_ok()));
         match &outcome {
-            Ok(ReloadOutcome { changed, restart, experts }) => {
+            Ok(ReloadOutcome { changed, restart, experts, schema }) => {
                 self.at_s.set(now_ms() / 1000);
-                tracing::info!(?changed, experts, "the configuration was reloaded");
+                tracing::info!(?changed, experts, schema, "the configuration was reloaded");
                 if !restart.is_empty() {
                     tracing::warn!(keys = ?restart, "these keys keep their old values until the next start");
                 }
@@ -159,7 +169,10 @@ impl Reloader {
         outcome
     }
 
-    fn try_reload(&self, experts: impl FnOnce(&Config) -> Result<bool>) -> Result<ReloadOutcome> {
+    fn try_reload(
+        &self,
+        models: impl FnOnce(&Config) -> Result<ReloadedModels>,
+    ) -> Result<ReloadOutcome> {
         let file = self.origin.read()?;
         let Reloaded { config, changed, waiting } = self.settings.now().reloaded(&file)?;
         // Everything that can fail comes first, the slowest part last.
@@ -177,14 +190,14 @@ impl Reloader {
             Some(tls) => Some((tls, tls::read(&config.server)?)),
             None => None,
         };
-        let experts = experts(&config)?;
+        let ReloadedModels { experts, schema } = models(&config)?;
         logging::set_levels(&config.server.log)?;
         self.access.rules.replace(rules);
         if let Some((tls, config)) = tls {
             tls.config.replace(config);
         }
         self.settings.replace(config);
-        Ok(ReloadOutcome { changed, restart: waiting, experts })
+        Ok(ReloadOutcome { changed, restart: waiting, experts, schema })
     }
 }
 

@@ -201,7 +201,14 @@ async fn embed(
     let own = fm_config(&config, app.reloader.origin.tier);
     let body = in_time(start + left, app.bodies.read(body, own.max_body_bytes)).await?;
     permit.begin();
-    let decode = move || Ok((decode_examples(&body)?, body.into_reserved()));
+    let upgrade = loaded.upgrade.clone();
+    let decode = move || {
+        let mut examples = decode_examples(&body)?;
+        if let Some(upgrade) = upgrade {
+            examples.iter_mut().for_each(|example| upgrade.example(example));
+        }
+        Ok((examples, body.into_reserved()))
+    };
     let (examples, reserved) = on_worker(&app.workers, start + left, decode).await?;
     let set = loaded.models.set();
     let fm = wanted(&set, &headers)?;
@@ -236,13 +243,16 @@ async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
     if let Some(lost) = lost_thread() {
         return Ok(lost);
     }
-    let models = &app.loaded()?.models;
+    let models = app.loaded()?.models.clone();
     let (missing, problem) = (lock(&models.missing).clone(), models.problem());
     let set = models.set();
     // It looks at files, and reads those that were cut and are whole again.
     let lost = one_at_a_time(&app.looks, move || set.lost_files()).await?;
     if !lost.is_empty() {
         return Err(Refusal::FileLost(lost.join("; ")));
+    }
+    if let Some(problem) = lock(&app.growth_problem).clone() {
+        return Ok(not_ready(&missing, &problem));
     }
     if let Some(warning) = app.metrics.set_aside_warning().filter(|_| missing.is_empty()) {
         return Ok(not_ready(&missing, &warning));
@@ -262,11 +272,12 @@ async fn serving(State(app): State<Arc<AppState>>) -> RequestResult<&'static str
 }
 
 async fn metrics(State(app): State<Arc<AppState>>) -> Response {
-    let set = app.loaded.get().map(|loaded| loaded.models.set());
+    let loaded = app.loaded().ok();
+    let set = loaded.as_ref().map(|loaded| loaded.models.set());
     if let Some(set) = &set {
         app.metrics.history_cache(set.cache_counts());
     }
-    if let Some(service) = app.loaded.get().and_then(|loaded| loaded.service.as_ref()) {
+    if let Some(service) = loaded.as_ref().and_then(|loaded| loaded.service.as_ref()) {
         app.metrics.quality(&service.predictions, &service.converter.schema);
     }
     metrics_text(&app.metrics, set.as_deref())

@@ -5,7 +5,7 @@
 
 use std::{
     future::pending,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use hypercast_config::{Config, DaemonTier, FmTierConfig};
@@ -14,7 +14,11 @@ use hypercast_core::{
     shutdown::Shutdown,
     supervised_thread::{OnPanic, PanicWatch},
 };
-use hypercast_data::dataset::Dataset;
+use hypercast_data::{
+    dataset::Dataset,
+    schema::{ColumnUpgrade, Schema, SchemaWatch},
+};
+use hypercast_expert::Engine;
 use hypercast_stream::streams;
 use tokio::{
     runtime::Handle,
@@ -26,9 +30,9 @@ use crate::{
     http::{
         auth::AccessControl,
         bodies::BodyBudget,
-        ingest,
+        growth, ingest,
         listen::{self, Listeners, ProbeServer},
-        reload::{self, Origin, ReloadOutcome, Reloader, Settings},
+        reload::{self, Origin, ReloadOutcome, ReloadedModels, Reloader, Settings},
         routes,
     },
     metrics::Metrics,
@@ -39,9 +43,10 @@ use crate::{
         workers::Workers,
     },
     rollout::{RolloutService, serving},
+    threads::{Current, lock},
     versions::{
         follow::{FollowThreads, SetUpdater},
-        loader::VersionLoader,
+        loader::{LoaderContext, LoaderSchema, VersionLoader},
         serving_set::ServingModels,
     },
 };
@@ -50,7 +55,14 @@ use crate::{
 pub(crate) struct AppState {
     /// Has the configuration, of which a reload changes a part.
     pub(crate) reloader: Reloader,
-    pub(crate) loaded: OnceLock<LoadedTier>,
+    /// Replaced as a whole when the schema has grown.
+    loaded: OnceLock<Current<LoadedTier>>,
+    /// Why the schema that has grown is not used yet.
+    pub(crate) growth_problem: Mutex<Option<String>>,
+    /// Held while a growth is taken over, and by the end of the process.
+    growing: Mutex<()>,
+    /// The runtime of calls to other processes.
+    handle: Handle,
     pub(crate) workers: Workers,
     /// Threads of their own for events, because storing them waits for the disk.
     pub(crate) intake: Workers,
@@ -77,17 +89,79 @@ pub(crate) struct LoadedTier {
     pub(crate) rollouts: Option<Arc<RolloutService>>,
     /// The threads that follow the registry; dropping it stops them.
     following: FollowThreads,
+    /// The schema of all this; none in the FM's tiers on a machine without a data set.
+    watch: Option<Arc<SchemaWatch>>,
+    /// The way to that schema from examples of before it grew.
+    pub(crate) upgrade: Option<Arc<ColumnUpgrade>>,
+    /// What goes on when all this is loaded anew.
+    shared: LoaderContext,
+}
+
+impl LoadedTier {
+    /// Whether it is to be loaded anew: its schema has grown. Once its streams have ended, that stays
+    /// so, whatever the schema is then.
+    fn is_outgrown(&self) -> bool {
+        match (&self.service, &self.watch) {
+            (Some(service), _) => service.streams.threads.stop.is_requested(),
+            (None, Some(watch)) => watch.has_grown(),
+            (None, None) => false,
+        }
+    }
+
+    /// Ends what has one owner in a system: the streams, their state, and rollouts. Requests go on
+    /// with the features that are known.
+    fn stop(&self) {
+        if let Some(rollouts) = &self.rollouts {
+            rollouts.stop();
+        }
+        self.following.stop();
+        if let Some(service) = &self.service {
+            service.streams.threads.stop();
+        }
+    }
 }
 
 impl AppState {
-    pub(crate) fn loaded(&self) -> RequestResult<&LoadedTier> {
-        self.loaded.get().ok_or(Refusal::Starting)
+    /// What is loaded now. A request calls this once.
+    pub(crate) fn loaded(&self) -> RequestResult<Arc<LoadedTier>> {
+        Ok(self.loaded.get().ok_or(Refusal::Starting)?.now())
     }
 
-    /// Reloads the configuration; none before the models are loaded. Blocks.
+    /// Reloads the configuration, and takes over a schema that has grown; none before the models
+    /// are loaded. Blocks.
     pub(crate) fn reload(&self) -> Option<Result<ReloadOutcome>> {
-        let following = &self.loaded.get()?.following;
-        Some(self.reloader.reload(|config| following.reload(config.clone())))
+        let loaded = self.loaded.get()?;
+        Some(self.reloader.reload(|config| {
+            let schema = self.take_growth_over(config)?;
+            let experts = loaded.now().following.reload(config.clone())?;
+            Ok(ReloadedModels { schema, experts })
+        }))
+    }
+
+    /// Loads all that depends on the schema anew, if that has grown, beside what serves meanwhile;
+    /// the next request finds it. Returns whether the schema had grown. Blocks.
+    ///
+    /// # Errors
+    /// Something cannot be loaded under the new schema. Requests go on to be answered under the old
+    /// one, and features stand still.
+    fn take_growth_over(&self, config: &Config) -> Result<bool> {
+        let _turn = lock(&self.growing);
+        let Some(loaded) = self.loaded.get() else { return Ok(false) };
+        let before = loaded.now();
+        if self.stop.is_requested() {
+            return Ok(false);
+        }
+        if !before.is_outgrown() {
+            *lock(&self.growth_problem) = None;
+            return Ok(false);
+        }
+        tracing::info!("the schema has grown; loading anew beside what serves");
+        let grown =
+            load(self, config, Some(&before)).map_err(|error| error.within("the schema has grown"));
+        *lock(&self.growth_problem) = grown.as_ref().err().map(ToString::to_string);
+        loaded.replace(grown?);
+        tracing::info!("the schema that has grown is used from the next request on");
+        Ok(true)
     }
 }
 
@@ -132,6 +206,9 @@ pub async fn serve(
     };
     let app = Arc::new(AppState {
         loaded: OnceLock::new(),
+        growth_problem: Mutex::default(),
+        growing: Mutex::default(),
+        handle: Handle::current(),
         workers,
         intake,
         admission: Admission::new(most),
@@ -144,16 +221,21 @@ pub async fn serve(
     });
     let own = Arc::downgrade(&app);
     reload::at_signals(move || own.upgrade()?.reload())?;
+    let own = Arc::downgrade(&app);
+    growth::follow(move || {
+        let app = own.upgrade()?;
+        Some(app.take_growth_over(&app.reloader.settings.now()))
+    });
     let Listeners { requests, probes } = listeners;
     let probes = ProbeServer::start(probes, routes::probes(app.clone()));
     let url = requests.url();
     let (failed, failure) = oneshot::channel();
-    let (loading, handle) = (app.clone(), Handle::current());
+    let loading = app.clone();
     std::thread::spawn(move || {
-        match load(&loading, handle) {
+        match load(&loading, &loading.reloader.settings.now(), None) {
             Ok(loaded) => {
                 // Only this thread sets it.
-                let _ = loading.loaded.set(loaded);
+                let _ = loading.loaded.set(Current::new(loaded));
                 ready(&url);
             }
             // The receiver is gone only if the server has stopped already.
@@ -186,13 +268,9 @@ pub async fn serve(
     let stopped = app.clone();
     let stopping = tokio::task::spawn_blocking(move || {
         stopped.stop.request();
+        let _turn = lock(&stopped.growing);
         if let Some(loaded) = stopped.loaded.get() {
-            if let Some(rollouts) = &loaded.rollouts {
-                rollouts.stop();
-            }
-            if let Some(service) = &loaded.service {
-                service.streams.threads.stop();
-            }
+            loaded.now().stop();
         }
     });
     if let Err(error) = stopping.await {
@@ -209,9 +287,11 @@ pub async fn serve(
     }
 }
 
-fn load(app: &AppState, handle: Handle) -> Result<LoadedTier> {
-    let AppState { reloader: Reloader { settings, origin, .. }, metrics, .. } = app;
-    let (config, tier) = (&*settings.now(), origin.tier);
+/// Loads all that a process serves with. What is loaded after `before`, because the schema has
+/// grown, goes on with what that had; the streams of `before` are ended last.
+fn load(app: &AppState, config: &Config, before: Option<&LoadedTier>) -> Result<LoadedTier> {
+    let AppState { reloader: Reloader { settings, origin, .. }, metrics, handle, .. } = app;
+    let tier = origin.tier;
     let ranks = matches!(tier, DaemonTier::All | DaemonTier::Expert);
     let mut fm_config = fm_config(config, tier).clone();
     if !ranks {
@@ -223,21 +303,47 @@ fn load(app: &AppState, handle: Handle) -> Result<LoadedTier> {
         ));
     }
     let dataset = ranks.then(|| Dataset::open(&config.paths.dataset)).transpose()?;
-    let schema = dataset.as_ref().map(|dataset| dataset.schema.clone());
-    let streams = streams::open_with_shutdown(&config.engine, &app.stop)?;
-    let loader =
-        VersionLoader::new(config, &fm_config, schema.clone(), streams.clone(), metrics.clone())?;
-    let wasm = loader.wasm.clone();
-    let updater = SetUpdater::new(loader, config, schema, &*streams)?;
+    let path = config.paths.dataset.join("schema.toml");
+    let schema = match &dataset {
+        Some(dataset) => Some(dataset.schema.clone()),
+        // A machine that runs the FM alone may have no data set.
+        None => path.is_file().then(|| Schema::load(&path)).transpose()?.map(Arc::new),
+    };
+    let watch = schema.clone().map(|schema| Arc::new(SchemaWatch::new(path, schema)));
+    let upgrade = schema.as_deref().map(|schema| Arc::new(ColumnUpgrade::new(schema)));
+    let shared = match before {
+        Some(before) => before.shared.clone(),
+        None => LoaderContext {
+            streams: streams::open_with_shutdown(&config.engine, &app.stop)?,
+            wasm: Engine::new(config.guests())?,
+            metrics: metrics.clone(),
+        },
+    };
+    let streams = shared.streams.clone();
+    let of_experts = schema.clone().filter(|_| ranks);
+    let schema = of_experts.clone().map_or(LoaderSchema::OfFm(schema), LoaderSchema::OfExperts);
+    let loader = VersionLoader::new(config, &fm_config, schema, shared.clone())?;
+    let updater = SetUpdater::new(loader, config, of_experts, &*streams)?;
+    if let Some(before) = before {
+        before.stop();
+    }
     let models = updater.models.clone();
+    let stop = match watch.clone() {
+        Some(watch) => app.stop.part(move || watch.has_grown()),
+        None => app.stop.clone(),
+    };
     let load = |dataset| {
         let (settings, models, metrics) = (settings.clone(), models.clone(), metrics.clone());
-        let context = RankingContext { settings, models, metrics, handle };
-        RankingService::load(context, &dataset, streams.clone())
+        let context = RankingContext { settings, models, metrics, handle: handle.clone(), stop };
+        let before = before.and_then(|before| before.service.as_deref());
+        RankingService::load(context, &dataset, streams.clone(), before)
     };
     let service = dataset.map(load).transpose()?.map(Arc::new);
-    let start = |service| serving::start(settings.clone(), service, wasm, streams.clone());
+    let start = |service| {
+        let before = before.and_then(|before| before.rollouts.as_deref());
+        serving::start(settings.clone(), service, &shared, before)
+    };
     let rollouts = service.clone().map(start).transpose()?.map(Arc::new);
     let following = updater.start(streams, metrics.clone(), service.clone())?;
-    Ok(LoadedTier { models, service, rollouts, following })
+    Ok(LoadedTier { models, service, rollouts, following, watch, upgrade, shared })
 }

@@ -61,6 +61,8 @@ pub struct Metrics {
     event_latency: HistogramVec,
     /// State of this process' joiner.
     pub(crate) joiner: IntGaugeVec,
+    /// Decisions that the registry misses.
+    pub(crate) unapplied: IntGauge,
     /// Passes of the FM, by the requests in them.
     pub(crate) fm_batches: Histogram,
     history_cache: IntGaugeVec,
@@ -260,6 +262,10 @@ impl Default for Metrics {
                 &["stage"],
                 &event_times,
             ),
+            unapplied: register.add(IntGauge::new(
+                "hypercast_registry_unapplied_decisions",
+                "Decisions of the registry that this version of hypercast cannot apply or its stream has lost; it decides nothing meanwhile",
+            )),
             joiner: register.gauges(
                 "hypercast_joiner",
                 "State of this process' joiner, and what it did since its first event",

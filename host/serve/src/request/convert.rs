@@ -138,6 +138,12 @@ impl Converter {
         Self { content_width: width, ..self }
     }
 
+    /// The same for another schema of the data set.
+    pub(crate) fn under(&self, schema: Arc<Schema>) -> Self {
+        let beyond = self.beyond.clone();
+        Self { beyond, ..Self::new(schema).with_content(self.content_width) }
+    }
+
     /// Counts numbers beyond their ranges in a daemon's metrics.
     pub(crate) fn counting_in(self, metrics: &Metrics) -> Self {
         Self { beyond: metrics.beyond_range.clone(), ..self }

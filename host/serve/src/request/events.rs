@@ -30,9 +30,9 @@ use crate::{
 /// stream.
 pub struct EventIntake {
     /// Appends to the stream.
-    pub(crate) writer: EventWriter,
+    pub(crate) writer: Arc<EventWriter>,
     /// The ids that callers have sent.
-    pub(crate) ids: CallerIds,
+    pub(crate) ids: Arc<CallerIds>,
     converter: Converter,
     max_events: usize,
     metrics: Arc<Metrics>,
@@ -49,11 +49,23 @@ impl EventIntake {
         metrics: Arc<Metrics>,
     ) -> EventIntake {
         EventIntake {
-            writer: EventWriter::new(engine, &config.join),
-            ids,
+            writer: Arc::new(EventWriter::new(engine, &config.join)),
+            ids: Arc::new(ids),
             converter: converter.counting_in(&metrics),
             max_events: config.server.max_events,
             metrics,
+        }
+    }
+
+    /// The same writer and ids for events of another schema.
+    pub fn under(&self, schema: Arc<Schema>) -> EventIntake {
+        let Self { writer, ids, max_events, metrics, .. } = self;
+        EventIntake {
+            writer: writer.clone(),
+            ids: ids.clone(),
+            converter: self.converter.under(schema),
+            max_events: *max_events,
+            metrics: metrics.clone(),
         }
     }
 

@@ -74,6 +74,7 @@ pub struct FeatureFollower {
     save_every: u64,
     saved_at: u64,
     failures: RepeatedFailures,
+    stop: Shutdown,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -167,8 +168,8 @@ fn take(state: &mut FeatureState, known: StateUpdate) {
 }
 
 impl FeatureFollower {
-    /// Opens the state and applies every outcome that the stream has now. `stop` ends the
-    /// repetition of what fails.
+    /// Opens the state and applies every outcome that the stream has now, or that it had when
+    /// `stop` was requested, which also ends the repetition of what fails.
     ///
     /// # Errors
     /// Another process holds the folder, the stream engine cannot be reached, or the stream is
@@ -196,7 +197,7 @@ impl FeatureFollower {
         let from = trail.place().position;
         let (source, rate) = (Topic::outcomes(), metrics.set_aside_rate());
         let of = LetterScope { reader: &LetterReader::Features, source: source.name() };
-        let letters = DeadLetterQueue::open(engine.clone(), of, None, rate, stop)?;
+        let letters = DeadLetterQueue::open(engine.clone(), of, None, rate, stop.clone())?;
         let live = LiveFeatures {
             state: RwLock::new(state),
             applied: watch::Sender::new(from),
@@ -214,6 +215,7 @@ impl FeatureFollower {
             save_every: config.join.save_every_events,
             saved_at: from,
             failures: RepeatedFailures::default(),
+            stop,
         };
         match follower.catch_up() {
             Err(Error::Below(StreamError::Gap(_))) if remake => {
@@ -237,6 +239,9 @@ impl FeatureFollower {
         loop {
             let before = self.outcomes.place();
             let stored = self.outcomes.next_stored(READ)?;
+            if self.stop.is_requested() {
+                return Ok(());
+            }
             let is_at_end = stored.is_empty() && self.outcomes.place() == before;
             self.apply(&stored)?;
             if is_at_end {
@@ -247,8 +252,8 @@ impl FeatureFollower {
 
     /// Follows until a stop is requested, then saves the state. It retries while the stream engine
     /// is away.
-    pub(crate) fn run(mut self, stop: &Shutdown) {
-        while !stop.is_requested() {
+    pub(crate) fn run(mut self) {
+        while !self.stop.is_requested() {
             if let Err(error) = self.step(IDLE) {
                 tracing::error!(%error, "outcomes are no longer followed; rankings use the features known so far");
                 self.live.ended.store(true, Ordering::Relaxed);
@@ -260,12 +265,16 @@ impl FeatureFollower {
     }
 
     /// Applies the outcomes that have come, after waiting up to `wait` for the first, and saves the
-    /// state now and then. While the engine is away, it logs that and pauses.
+    /// state now and then. While the engine is away, it logs that and pauses. What it has read while
+    /// a stop was requested is left to whoever goes on: it may be of a schema that has grown.
     ///
     /// # Errors
     /// Outcomes are missing, and `engine.on_gap` says to stop then.
     pub fn step(&mut self, wait: Duration) -> Result<()> {
         let followed = self.outcomes.next(READ, wait).map_err(Error::from);
+        if self.stop.is_requested() {
+            return Ok(());
+        }
         match followed.and_then(|stored| self.apply(&stored)) {
             Ok(()) => {}
             Err(error @ Error::Below(StreamError::Gap(_))) => return Err(error),

@@ -11,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_core::clock::now_ms;
+use hypercast_config::Config;
+use hypercast_core::{clock::now_ms, shutdown::Shutdown};
 use hypercast_data::{
     dataset::{Dataset, entity_id::EntityId},
     features::RequestInput,
@@ -55,11 +56,16 @@ pub struct RankingService {
     pub(crate) models: Arc<ServingModels>,
     /// Predictions that wait for their outcomes.
     pub(crate) predictions: Arc<PredictionLog>,
-    shadows: ShadowQueue,
     metrics: Arc<Metrics>,
-    requests: RequestIds,
-    request_log: RequestLog,
+    queues: Arc<RequestQueues>,
     schema_hash: String,
+}
+
+/// What requests of all services of a process share: they outlive a growth of the schema.
+struct RequestQueues {
+    shadows: ShadowQueue,
+    request_log: RequestLog,
+    ids: RequestIds,
 }
 
 /// A request with its features, and the versions that answer it.
@@ -94,10 +100,13 @@ pub(crate) struct RankingContext {
     pub(crate) metrics: Arc<Metrics>,
     /// The runtime from which shadows call FMs in other processes.
     pub(crate) handle: Handle,
+    /// Ends the streams' threads.
+    pub(crate) stop: Shutdown,
 }
 
 impl RankingService {
-    /// Loads the feature state and starts the streams.
+    /// Loads the feature state and starts the streams. A service that follows one of `before`,
+    /// whose streams have ended, goes on with what requests share.
     ///
     /// # Errors
     /// Streams that cannot be read, or written by this process.
@@ -105,34 +114,36 @@ impl RankingService {
         context: RankingContext,
         dataset: &Dataset,
         engine: Arc<dyn StreamEngine>,
+        before: Option<&RankingService>,
     ) -> Result<Self> {
-        let RankingContext { settings, models, metrics, handle } = context;
+        let RankingContext { settings, models, metrics, handle, stop } = context;
         let config = &*settings.now();
-        let streams = EventStreams::start(engine, config, dataset, metrics.clone())?;
-        let predictions = Arc::new(PredictionLog::new(config.server.served_predictions));
-        let shadows = ShadowQueue::start(ShadowWorker {
-            settings: settings.clone(),
-            handle,
-            log: predictions.clone(),
-            metrics: metrics.clone(),
-            failures: Mutex::default(),
-        })?;
-        let counted = metrics.request_log.clone();
-        let request_log = RequestLog::start(
-            &config.paths.state.join("recorded"),
-            &config.recorded,
-            move |what| counted.with_label_values(&[what]).inc(),
-        )?;
+        let streams_before = before.map(|before| &before.streams);
+        let streams =
+            EventStreams::start(engine, config, dataset, metrics.clone(), stop, streams_before)?;
+        let (predictions, queues) = match before {
+            Some(before) => (before.predictions.clone(), before.queues.clone()),
+            None => {
+                let predictions = Arc::new(PredictionLog::new(config.server.served_predictions));
+                let shadows = ShadowWorker {
+                    settings: settings.clone(),
+                    handle,
+                    log: predictions.clone(),
+                    metrics: metrics.clone(),
+                    failures: Mutex::default(),
+                };
+                let queues = RequestQueues::start(config, shadows, &metrics)?;
+                (predictions, Arc::new(queues))
+            }
+        };
         Ok(Self {
             converter: Converter::new(dataset.schema.clone()).counting_in(&metrics),
             settings,
             streams,
             models,
             predictions,
-            shadows,
             metrics,
-            requests: RequestIds::default(),
-            request_log,
+            queues,
             schema_hash: schema_hash(&dataset.schema),
         })
     }
@@ -152,7 +163,7 @@ impl RankingService {
         let start = Instant::now();
         let time_ms = request.time_ms.unwrap_or_else(now_ms);
         check_request(request.request)?;
-        let id = request.request.unwrap_or_else(|| self.requests.next());
+        let id = request.request.unwrap_or_else(|| self.queues.ids.next());
         let state = self.streams.live.state();
         let input: RequestInput =
             self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
@@ -249,7 +260,7 @@ impl RankingService {
 
     /// Offers the request to the request log if it is in the sample.
     fn log_request(&self, fetched: &Fetched, output: Option<&Arc<FmOutput>>, answer: &RankAnswer) {
-        if !self.request_log.wants(answer.request) {
+        if !self.queues.request_log.wants(answer.request) {
             return;
         }
         let (schema, example) = (self.schema_hash.clone(), fetched.example.clone());
@@ -257,7 +268,7 @@ impl RankingService {
         let arm = fetched.arm.as_ref().map_or_else(String::new, |(arm, _)| arm.label.clone());
         let (at_ms, degraded) = (now_ms(), answer.degraded);
         let ranking = answer.ranking.iter().map(|place| (place.id.key(), place.score)).collect();
-        let kept = self.request_log.offer(move || RecordedRequest {
+        let kept = self.queues.request_log.offer(move || RecordedRequest {
             schema,
             at_ms,
             example: example[0].clone(),
@@ -279,7 +290,20 @@ impl RankingService {
         if let Some((_, expert)) = &seen.fetched.arm {
             expert.prepare();
         }
-        self.shadows.offer(seen);
+        self.queues.shadows.offer(seen);
+    }
+}
+
+impl RequestQueues {
+    fn start(config: &Config, shadows: ShadowWorker, metrics: &Metrics) -> Result<RequestQueues> {
+        let counted = metrics.request_log.clone();
+        let count = move |what: &'static str| counted.with_label_values(&[what]).inc();
+        let dir = config.paths.state.join("recorded");
+        Ok(RequestQueues {
+            shadows: ShadowQueue::start(shadows)?,
+            request_log: RequestLog::start(&dir, &config.recorded, count)?,
+            ids: RequestIds::default(),
+        })
     }
 }
 

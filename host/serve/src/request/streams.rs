@@ -41,7 +41,8 @@ pub struct EventStreams {
 }
 
 impl EventStreams {
-    /// Catches up with the streams, then goes on in threads.
+    /// Catches up with the streams, then goes on in threads until `stop` or the end of what is
+    /// returned. Goes on with the intake of `before`, whose threads have ended.
     ///
     /// # Errors
     /// The joiner or the feature state cannot be opened; a thread cannot be started.
@@ -50,12 +51,18 @@ impl EventStreams {
         config: &Config,
         dataset: &Dataset,
         metrics: Arc<Metrics>,
+        stop: Shutdown,
+        before: Option<&EventStreams>,
     ) -> Result<Self> {
-        let threads = ThreadGroup::default();
-        let schema = dataset.schema.clone();
-        let ids = CallerIds::open(config, &dataset.dir, &schema, "serve", &metrics)?;
-        let converter = Converter::new(schema).with_content(Some(dataset.content));
-        let intake = EventIntake::new(engine.clone(), converter, ids, config, metrics.clone());
+        let (threads, schema) = (ThreadGroup::ending_with(stop), dataset.schema.clone());
+        let intake = match before {
+            Some(before) => before.intake.under(schema),
+            None => {
+                let ids = CallerIds::open(config, &dataset.dir, &schema, "serve", &metrics)?;
+                let converter = Converter::new(schema).with_content(Some(dataset.content));
+                EventIntake::new(engine.clone(), converter, ids, config, metrics.clone())
+            }
+        };
         let intake = Arc::new(intake);
         let mut joiner = None;
         if config.join.in_daemon {
@@ -81,7 +88,7 @@ impl EventStreams {
             })?;
         }
         streams.threads.spawn("ticks", move |stop| intake.writer.tick(stop))?;
-        streams.threads.spawn("live", move |stop| follower.run(stop))?;
+        streams.threads.spawn("live", move |_| follower.run())?;
         Ok(streams)
     }
 
@@ -102,7 +109,7 @@ impl EventStreams {
     }
 }
 
-/// A joiner that has processed every event in the stream.
+/// A joiner that has processed every event in the stream, or those before `stop` was requested.
 fn caught_up(
     engine: &Arc<dyn StreamEngine>,
     config: &Config,
@@ -113,7 +120,7 @@ fn caught_up(
     let mut joiner =
         Runner::open(engine.clone(), &config.joiner()?, dataset, metrics.clone(), stop.clone())?;
     let end = engine.span(&Topic::events())?.end;
-    while joiner.passed().events < end {
+    while joiner.passed().events < end && !stop.is_requested() {
         joiner.step(Duration::from_millis(100))?;
     }
     Ok(joiner)

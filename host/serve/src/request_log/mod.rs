@@ -10,7 +10,9 @@ pub mod replay;
 pub mod report;
 pub mod writer;
 
+use hypercast_data::schema::{ColumnUpgrade, Schema};
 use hypercast_fm::example::Example;
+use hypercast_stream::registry::{earlier_schema_hashes, schema_hash};
 use serde::{Deserialize, Serialize};
 
 pub use crate::request_log::{
@@ -50,4 +52,31 @@ pub struct RecordedRequest {
     pub degraded: bool,
     /// Items with their scores, in the order of the answer.
     pub ranking: Vec<(u64, f32)>,
+}
+
+/// The schema under which requests are replayed. Those that were recorded before it grew are brought
+/// to its layout.
+pub struct ReplaySchema {
+    /// Of all layouts that it has had.
+    hashes: Vec<String>,
+    upgrade: ColumnUpgrade,
+}
+
+impl ReplaySchema {
+    /// Of a data set.
+    pub fn new(schema: &Schema) -> ReplaySchema {
+        let hashes = std::iter::once(schema_hash(schema)).chain(earlier_schema_hashes(schema));
+        ReplaySchema { hashes: hashes.collect(), upgrade: ColumnUpgrade::new(schema) }
+    }
+
+    /// Whether a request was recorded under it.
+    pub fn has(&self, request: &RecordedRequest) -> bool {
+        self.hashes.contains(&request.schema)
+    }
+
+    /// Brings a request that it has to the present layout.
+    pub fn upgraded(&self, mut request: RecordedRequest) -> RecordedRequest {
+        self.upgrade.example(&mut request.example);
+        request
+    }
 }

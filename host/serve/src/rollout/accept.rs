@@ -85,7 +85,7 @@ pub struct Acceptor {
     pub(super) schema: Arc<Schema>,
     wasm: Engine,
     pub(super) streams: Arc<dyn Streams>,
-    pub(super) repository: Repository,
+    pub(super) repository: Arc<Repository>,
     load: LoadFn,
     /// The decisions that pushes are held against. One push at a time checks the recorded pushes
     /// and records its own.
@@ -103,7 +103,8 @@ impl Acceptor {
         wasm: Engine,
         streams: Arc<dyn Streams>,
     ) -> Result<Self> {
-        let repository = Repository::open(&settings.now().paths.experts.join("pushed"))?;
+        let dir = settings.now().paths.experts.join("pushed");
+        let repository = Arc::new(Repository::open(&dir)?);
         match repository.own() {
             Err(error) if error.kind() == ErrorKind::Refused => {
                 tracing::info!(%error, "this daemon accepts no pushes as long as another one does");
@@ -115,6 +116,22 @@ impl Acceptor {
         }
         let accepting = Mutex::new(RegistryFollower::new(&*streams)?);
         Ok(Self { settings, schema, wasm, streams, repository, load: load::load, accepting })
+    }
+
+    /// One that goes on with this one's repository, for pushes of another schema.
+    ///
+    /// # Errors
+    /// The registry cannot be read.
+    pub(crate) fn under(&self, schema: Arc<Schema>) -> Result<Self> {
+        Ok(Self {
+            settings: self.settings.clone(),
+            schema,
+            wasm: self.wasm.clone(),
+            streams: self.streams.clone(),
+            repository: self.repository.clone(),
+            load: self.load,
+            accepting: Mutex::new(RegistryFollower::new(&*self.streams)?),
+        })
     }
 
     /// As the daemon's, but `load` loads the pushes.

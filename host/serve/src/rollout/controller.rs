@@ -17,7 +17,7 @@ use hypercast_core::{
     clock::instant, error::ErrorKind, logging::RepeatedFailures, shutdown::Shutdown,
 };
 use hypercast_expert::{ServedExpert, wasm::contract::Verdict};
-use hypercast_stream::registry::{Change, Registry, RegistryFollower, VersionState, schema_hash};
+use hypercast_stream::registry::{Change, Registry, RegistryFollower, VersionState};
 
 use crate::{
     error::Result,
@@ -57,8 +57,6 @@ pub(super) struct RolloutController {
     all: Arc<Mutex<RolloutMap>>,
     request_log: PathBuf,
     keep_versions: usize,
-    /// Hash of the data set's schema.
-    schema: String,
     /// By label, as the following maps.
     watches: HashMap<String, StepWatch>,
     /// Experts that were loaded when their push was accepted, for their replay.
@@ -85,7 +83,6 @@ impl RolloutController {
             follower: RegistryFollower::new(&*context.acceptor.streams)?,
             request_log: config.paths.state.join("recorded"),
             keep_versions: config.rollout.keep_versions,
-            schema: schema_hash(&context.acceptor.schema),
             context,
             files,
             all,
@@ -326,7 +323,6 @@ impl RolloutController {
             surfaces: surfaces
                 .filter_map(|name| self.context.acceptor.schema.surface(name))
                 .collect(),
-            schema: self.schema.clone(),
             request_log: self.request_log.clone(),
             acceptor: self.context.acceptor.clone(),
             rollout: rollout.clone(),

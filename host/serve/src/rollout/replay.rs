@@ -8,7 +8,7 @@ use hypercast_expert::ServedExpert;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    request_log::{self, RecordedRequest, ReplayExpert, ReplaySettings},
+    request_log::{self, RecordedRequest, ReplayExpert, ReplaySchema, ReplaySettings},
     rollout::{Acceptor, Rollout},
     threads::BackgroundJob,
     versions::serving_set::ExpertArm,
@@ -27,8 +27,6 @@ pub struct ReplayInput {
     pub before: Option<Arc<ExpertArm>>,
     /// The new version's surfaces, by index.
     pub surfaces: Vec<u16>,
-    /// Hash of the schema that requests must have been recorded with.
-    pub schema: String,
     /// The folder of recorded requests.
     pub request_log: PathBuf,
     /// Loads the expert.
@@ -89,8 +87,9 @@ pub(super) fn run(input: &ReplayInput, cancelled: &Shutdown) -> Result<ReplayVer
     if limits.replay_requests == 0 || !input.request_log.is_dir() {
         return nothing("no requests are recorded");
     }
+    let schema = ReplaySchema::new(&input.acceptor.schema);
     let fits = |request: &RecordedRequest| {
-        request.schema == input.schema
+        schema.has(request)
             && request.fm == version.fm
             && request.tae_dim == version.tae_dim
             && input.surfaces.contains(&request.example.surface)
@@ -99,6 +98,7 @@ pub(super) fn run(input: &ReplayInput, cancelled: &Shutdown) -> Result<ReplayVer
     if requests.is_empty() {
         return nothing("no requests of its surfaces and FM are recorded");
     }
+    let requests: Vec<_> = requests.into_iter().map(|request| schema.upgraded(request)).collect();
     let expert = match &input.expert {
         Some(expert) => expert.clone(),
         None => Arc::new(input.acceptor.open(version)?),

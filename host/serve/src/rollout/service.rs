@@ -27,7 +27,7 @@ use crate::{
 /// The rollouts of a daemon.
 pub struct RolloutService {
     all: Arc<Mutex<RolloutMap>>,
-    acceptor: Arc<Acceptor>,
+    pub(super) acceptor: Arc<Acceptor>,
     /// Held for one step or one command.
     controller: Arc<Mutex<RolloutController>>,
     threads: ThreadGroup,

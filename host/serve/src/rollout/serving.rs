@@ -3,11 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use hypercast_expert::{
-    Engine,
-    wasm::contract::{Quality as Measured, Slice},
-};
-use hypercast_stream::streams::StreamEngine as Streams;
+use hypercast_expert::wasm::contract::{Quality as Measured, Slice};
 
 use crate::{
     error::Result,
@@ -18,7 +14,7 @@ use crate::{
     },
     request::service::RankingService,
     rollout::{Acceptor, ArmStats, RolloutContext, RolloutService, evaluation::EvaluateFn, replay},
-    versions::serving_set::ExpertArm,
+    versions::{loader::LoaderContext, serving_set::ExpertArm},
 };
 
 /// Looks up loaded versions.
@@ -60,15 +56,20 @@ impl MeasuredArm {
     }
 }
 
-/// Starts the rollouts of a daemon with experts.
+/// Starts the rollouts of a daemon with experts. Goes on with the pushes of `before`, whose thread
+/// has ended.
 pub(crate) fn start(
     settings: Arc<Settings>,
     service: Arc<RankingService>,
-    wasm: Engine,
-    streams: Arc<dyn Streams>,
+    shared: &LoaderContext,
+    before: Option<&RolloutService>,
 ) -> Result<RolloutService> {
     let (schema, config) = (service.converter.schema.clone(), settings.now());
-    let acceptor = Arc::new(Acceptor::new(settings, schema, wasm, streams)?);
+    let acceptor = match before {
+        Some(before) => before.acceptor.under(schema)?,
+        None => Acceptor::new(settings, schema, shared.wasm.clone(), shared.streams.clone())?,
+    };
+    let acceptor = Arc::new(acceptor);
     let context = RolloutContext { acceptor, serving: service, replay: replay::run };
     RolloutService::start(&config, context)
 }

@@ -10,17 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_config::Config;
-use hypercast_core::{clock::now_ms, logging::RepeatedFailures, shutdown::Shutdown};
-use hypercast_data::schema::Schema;
-use hypercast_fm::priority::lower_thread_priority;
-use hypercast_stream::{
-    join::{OutcomeRecord, StateUpdate},
-    registry::{ExpertVersion, Registry, RegistryFollower, VersionState},
-    streams::{StreamCursor, StreamEngine, StreamPlace, StreamRead, StreamRecord, Topic},
-};
-use prometheus::IntGauge;
-
 use crate::{
     error::{CommonErrors as _, Error, Result},
     metrics::{Metrics, prediction_log::PredictionLog},
@@ -31,6 +20,15 @@ use crate::{
         loader::VersionLoader,
         serving_set::{ServedFm, ServingModels},
     },
+};
+use hypercast_config::Config;
+use hypercast_core::{clock::now_ms, logging::RepeatedFailures, shutdown::Shutdown};
+use hypercast_data::schema::Schema;
+use hypercast_fm::priority::lower_thread_priority;
+use hypercast_stream::{
+    join::{OutcomeRecord, StateUpdate},
+    registry::{ExpertVersion, Registry, RegistryFollower, VersionState},
+    streams::{StreamCursor, StreamEngine, StreamPlace, StreamRead, StreamRecord, Topic},
 };
 
 /// How long a read of a stream waits for new records.
@@ -55,8 +53,6 @@ pub struct SetUpdater {
     follower: RegistryFollower,
     /// The set that was last loaded.
     plan: DesiredSet,
-    /// Counts the decisions that the registry misses.
-    unapplied: IntGauge,
     failures: RepeatedFailures,
     /// The versions that serve.
     pub(crate) models: Arc<ServingModels>,
@@ -80,21 +76,9 @@ impl SetUpdater {
         let (of, hashes) = (schema.as_deref(), &expert_file_hashes);
         let plan = DesiredSet::new(config, of, follower.registry(), hashes)?;
         let models = Arc::new(ServingModels::new(loader.load(&plan, None, follower.position())?));
-        let unapplied = loader.metrics.gauge(
-            "hypercast_registry_unapplied_decisions",
-            "Decisions of the registry that this version of hypercast cannot apply or its stream has lost; it decides nothing meanwhile",
-        );
         let failures = RepeatedFailures::default();
-        let updater = SetUpdater {
-            expert_file_hashes,
-            schema,
-            loader,
-            follower,
-            plan,
-            unapplied,
-            failures,
-            models,
-        };
+        let updater =
+            SetUpdater { expert_file_hashes, schema, loader, follower, plan, failures, models };
         updater.report_missing();
         Ok(updater)
     }
@@ -215,7 +199,8 @@ impl SetUpdater {
         missing.extend(
             registry.unapplied().map(|unapplied| format!("a decision: {}", unapplied.first)),
         );
-        self.unapplied.set(registry.unapplied().map_or(0, |unapplied| unapplied.count as i64));
+        let unapplied = &self.loader.metrics.unapplied;
+        unapplied.set(registry.unapplied().map_or(0, |unapplied| unapplied.count as i64));
         *lock(&self.models.missing) = missing;
     }
 
@@ -243,6 +228,11 @@ struct ReloadRequest {
 }
 
 impl FollowThreads {
+    /// Ends the threads: versions are no longer followed.
+    pub(crate) fn stop(&self) {
+        self.threads.stop();
+    }
+
     /// Loads the experts of another configuration if they or their files changed. Returns whether
     /// other experts serve now. Blocks.
     ///
@@ -348,8 +338,10 @@ mod tests {
     use crate::fixtures::{expert_version, fm_version};
     use crate::fm::FmTier;
     use crate::metrics::prediction_log::ArmPredictions;
+    use crate::versions::loader::{LoaderContext, LoaderSchema};
     use hypercast_config::PublishSettings;
     use hypercast_data::dataset::{ContextFeatures, Impression};
+    use hypercast_expert::Engine;
     use hypercast_fm::{
         device::DeviceKind,
         example::{Example, Item, Outcome, Target, User},
@@ -450,8 +442,14 @@ mod tests {
         config.paths.fm = dir.path().join("fm");
         trained.trainer.checkpoint(&config.paths.fm, "0.9.0").unwrap();
         let (metrics, engine) = (Arc::new(Metrics::default()), streams.clone());
-        let loader =
-            VersionLoader::new(&config, &config.fm_serving, None, engine, metrics.clone()).unwrap();
+        let wasm = Engine::new(config.guests()).unwrap();
+        let loader = VersionLoader::new(
+            &config,
+            &config.fm_serving,
+            LoaderSchema::OfFm(None),
+            LoaderContext { wasm, streams: engine, metrics: metrics.clone() },
+        )
+        .unwrap();
         let feeds = loader.feeds.clone();
         let mut updater = SetUpdater::new(loader, &config, None, &*streams).unwrap();
         let models = updater.models.clone();

@@ -10,6 +10,7 @@ use hypercast_config::{Config, FmTierConfig};
 use hypercast_core::logging::RepeatedFailures;
 use hypercast_data::schema::{Schema, fm_spec, spec_growths};
 use hypercast_expert::{Blueprint, Engine, LoadOptions, Plugin, SavedParameters, ServedExpert};
+use hypercast_fm::growth::SpecGrowth;
 use hypercast_fm::inference::{self, FmServingOptions, FoundationModel};
 use hypercast_stream::{
     registry::{WeightsLocation, content_hash, read_version_file},
@@ -33,8 +34,9 @@ pub struct VersionLoader {
     pub(super) config: Config,
     fm_config: FmTierConfig,
     schema: Option<Arc<Schema>>,
-    /// The engine that compiles components.
-    pub(crate) wasm: Engine,
+    /// The way from FMs of before the schema grew.
+    growths: Arc<[SpecGrowth]>,
+    wasm: Engine,
     pub(super) metrics: Arc<Metrics>,
     streams: Arc<dyn Streams>,
     /// The streams of published weights that the loaded versions follow.
@@ -42,24 +44,51 @@ pub struct VersionLoader {
     failures: Mutex<RepeatedFailures>,
 }
 
+/// What the loaders of a process share.
+#[derive(Clone)]
+pub struct LoaderContext {
+    /// The engine that compiles components and runs all guests.
+    pub wasm: Engine,
+    /// The streams of published weights.
+    pub streams: Arc<dyn Streams>,
+    /// The metrics of the process.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The schema of what a process loads.
+pub enum LoaderSchema {
+    /// It runs experts, and an FM of this schema.
+    OfExperts(Arc<Schema>),
+    /// It runs FMs alone. Those of before this schema grew are taken through its growth.
+    OfFm(Option<Arc<Schema>>),
+}
+
 impl VersionLoader {
-    /// A loader for a process with this FM tier; `schema` is needed to run experts.
+    /// A loader for a process with this FM tier.
     ///
     /// # Errors
-    /// The Wasm engine does not start.
+    /// No FM can be made for the schema.
     pub fn new(
         config: &Config,
         fm_config: &FmTierConfig,
-        schema: Option<Arc<Schema>>,
-        streams: Arc<dyn Streams>,
-        metrics: Arc<Metrics>,
+        schema: LoaderSchema,
+        context: LoaderContext,
     ) -> Result<Self> {
-        let wasm = Engine::new(config.guests())?;
-        let (config, fm_config) = (config.clone(), fm_config.clone());
+        let LoaderContext { wasm, streams, metrics } = context;
+        let growths = match &schema {
+            LoaderSchema::OfExperts(schema) | LoaderSchema::OfFm(Some(schema)) => {
+                spec_growths(schema)?.into()
+            }
+            LoaderSchema::OfFm(None) => Arc::default(),
+        };
         Ok(Self {
-            config,
-            fm_config,
-            schema,
+            config: config.clone(),
+            fm_config: fm_config.clone(),
+            schema: match schema {
+                LoaderSchema::OfExperts(schema) => Some(schema),
+                LoaderSchema::OfFm(_) => None,
+            },
+            growths,
             wasm,
             metrics,
             streams,
@@ -170,17 +199,18 @@ impl VersionLoader {
         }
     }
 
-    /// The FM of published weights, in new files; as it was, if that fails for now.
+    /// The FM of published weights in new files, or of another process as it is now; as it was, if
+    /// that fails for now.
     fn made_anew(&self, loaded: &ServedFm) -> Arc<FmTier> {
         let version = loaded.version();
         self.open_fm(&loaded.desired).inspect(|_| {
             tracing::warn!(
                 version,
-                "files of the FM that served were damaged; it was made anew of what is published"
+                "the FM that served had damaged files or has changed in its own process; it was opened anew"
             );
         }).unwrap_or_else(|error| {
             if lock(&self.failures).is_news(&format!("{version}: {error}")) {
-                tracing::error!(%error, version, "files of the FM that serves are damaged, and it cannot be made anew; trying again");
+                tracing::error!(%error, version, "the FM that serves has damaged files or has changed in its own process, and cannot be opened anew; trying again");
             }
             loaded.tier.clone()
         })
@@ -191,10 +221,7 @@ impl VersionLoader {
             let remote = RemoteFm::connect(&self.fm_config, desired.version.as_deref())?;
             return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
         }
-        let growths = match &self.schema {
-            Some(schema) => spec_growths(schema)?.into(),
-            None => Arc::default(),
-        };
+        let growths = self.growths.clone();
         let serving = FmServingOptions { growths, ..self.fm_config.loading(self.config.device) };
         let (fm, published): (Arc<dyn FoundationModel>, _) = match &desired.weights {
             WeightsLocation::Path(dir) => (Arc::from(inference::load(dir, serving)?), None),

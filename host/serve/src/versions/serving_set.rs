@@ -40,9 +40,10 @@ impl ServedFm {
     }
 
     /// Whether files that it reads are damaged which were made of publications, so that they can be
-    /// made again.
+    /// made again, or it runs in another process and has changed there.
     pub(super) fn is_to_be_made_anew(&self) -> bool {
-        self.desired.weights == WeightsLocation::Published && self.tier.check_files().is_err()
+        let is_published = self.desired.weights == WeightsLocation::Published;
+        self.tier.is_outgrown() || (is_published && self.tier.check_files().is_err())
     }
 
     /// The tasks that it predicts itself.

@@ -143,7 +143,7 @@ impl WeightFeed {
                 let Some(grown) = new.provenance.normaliser.grown(names) else {
                     return Err(Error::invalid(
                         "they were trained with numeric features that this daemon's schema lacks; \
-                         restart the daemon with the schema that has grown",
+                         it takes them once `hypercast schema apply` has run here",
                     ));
                 };
                 new.provenance.normaliser = grown;

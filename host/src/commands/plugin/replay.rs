@@ -14,7 +14,9 @@ use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, Engine, FeatureStatistics, LoadOptions, Parameters, SavedParameters, ServedExpert,
 };
-use hypercast_serve::request_log::{self, RecordedRequest, ReplayExpert, ReplaySettings};
+use hypercast_serve::request_log::{
+    self, RecordedRequest, ReplayExpert, ReplaySchema, ReplaySettings,
+};
 use hypercast_stream::registry::schema_hash;
 
 /// Arguments of `hypercast plugin replay`.
@@ -74,11 +76,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let all = request_log::newest(&args.requests, args.most, |_| true)?;
     let Some(last) = all.last() else { bail!("{} holds no requests", args.requests.display()) };
-    let (fm, tae_dim, hash) = (last.fm.clone(), last.tae_dim, schema_hash(&schema));
-    if last.schema != hash {
+    let (fm, tae_dim, recorded) = (last.fm.clone(), last.tae_dim, ReplaySchema::new(&schema));
+    if !recorded.has(last) {
         bail!(
-            "the requests are of schema {}, and this one is {hash}; give the schema of the daemon's data set",
-            last.schema
+            "the requests are of schema {}, and this one is {}; give the schema of the daemon's data set",
+            last.schema,
+            schema_hash(&schema)
         );
     }
     let options = LoadOptions {
@@ -114,7 +117,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         expert.blueprint().serves(&schema.surfaces[usize::from(record.example.surface)])
     };
     let fits = |record: &RecordedRequest| {
-        let why = if record.schema != hash {
+        let why = if !recorded.has(record) {
             "of another schema"
         } else if record.fm != fm || record.tae_dim != tae_dim {
             "with embeddings of another FM than the newest one's"
@@ -128,7 +131,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         *left_out.entry(why.to_owned()).or_insert(0) += 1;
         false
     };
-    let requests: Vec<RecordedRequest> = all.into_iter().filter(fits).collect();
+    let fitting = all.into_iter().filter(fits).map(|record| recorded.upgraded(record));
+    let requests: Vec<RecordedRequest> = fitting.collect();
     let label = |path: &Path| path.display().to_string();
     let (own_label, other_label) =
         (label(&args.component), args.against.as_deref().map(label).unwrap_or_default());

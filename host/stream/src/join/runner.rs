@@ -175,12 +175,17 @@ impl Runner {
     }
 
     /// Processes the available events, after waiting up to `wait` for the first; returns their
-    /// number.
+    /// number. What it has read while a stop was requested is left to whoever goes on: it may be of
+    /// a schema that has grown.
     ///
     /// # Errors
     /// As [`Runner::run`].
     pub fn step(&mut self, wait: Duration) -> Result<usize> {
-        let stored = match self.events.next(READ, wait) {
+        let read = self.events.next(READ, wait);
+        if self.stop.is_requested() {
+            return Ok(0);
+        }
+        let stored = match read {
             Ok(stored) => stored,
             Err(error @ Error::Gap(_)) => return Err(error),
             Err(error) => {

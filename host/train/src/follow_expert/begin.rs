@@ -19,7 +19,7 @@ use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_core::{atomic_dir, disk};
 use hypercast_data::dataset::timeline::Span;
-use hypercast_data::logs::{LogFollower, LogPosition, LogReader};
+use hypercast_data::logs::{LogFollower, LogPosition, LogReader, schema_path};
 use hypercast_data::schema::Schema;
 use hypercast_expert::train::SavedTrainer;
 use hypercast_stream::dead_letters::{DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope};
@@ -48,6 +48,9 @@ pub(super) fn begin(
     own: &FollowedVersion<'_>,
     looked_to: &mut Option<LogPosition>,
 ) -> Result<Option<StartedTrainer>> {
+    if is_before_growth(own)? {
+        return Ok(None);
+    }
     let begun = match FollowerState::read(&own.work)? {
         Some(state) => Some(resume(own, state)?),
         None => learn_past(own, looked_to)?,
@@ -75,11 +78,10 @@ pub(super) fn feed(own: &FollowedVersion<'_>, begun: &StartedTrainer) -> Result<
         (FeedPosition::Logs(from), None) => {
             let fm = &begun.expert.provenance().fm_version;
             let logs = LogFollower::open(&config.paths.logs, fm, from)?;
-            check_layout(&logs.schema, own)?;
             let of = LetterScope { reader: &reader, source: FEATURE_LOGS };
             let RecordReports { rate, stop, .. } = reports;
-            let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop)?;
-            Ok(LogFeed::Logs(Box::new(FollowedLogs { logs, letters })))
+            let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop.clone())?;
+            Ok(LogFeed::Logs(Box::new(FollowedLogs { logs, letters, stop })))
         }
         (FeedPosition::Joined(_), Some(checkpoint)) => {
             let context = ServiceContext { dataset, config, engine: engine.clone() };
@@ -142,7 +144,6 @@ fn learn_past(
         return Ok(None);
     }
     let Some(log) = opened(&logs, options)? else { return Ok(None) };
-    check_layout(&log.schema, own)?;
     let view = view(&log, surfaces);
     let Some(survey) = view.survey()? else {
         if joined.is_none() {
@@ -183,16 +184,25 @@ fn learn_past(
     Ok(Some(StartedTrainer { expert, place, orders, joined, last, measured }))
 }
 
-/// Checks that logs are written in the present layout of a schema that has grown. In an earlier one
-/// their columns would stand in other places than the network expects.
-fn check_layout(logged: &Schema, own: &FollowedVersion<'_>) -> Result<()> {
-    let logged = logged.layout();
-    if own.dataset.schema.layouts().skip(1).any(|earlier| earlier == logged) {
+/// Whether the logs are of an earlier layout of a schema that has grown, so that the logging tier
+/// has not taken that over yet. Their columns stand in other places than the network expects.
+///
+/// # Errors
+/// The logs cannot be read, or they are of before and the trainer is not to wait.
+fn is_before_growth(own: &FollowedVersion<'_>) -> Result<bool> {
+    let logs = &own.config.paths.logs;
+    let schema = schema_path(logs);
+    if own.options.fm_checkpoint.is_some() || !disk::is_file(&schema) {
+        return Ok(false);
+    }
+    let logged = Schema::load(&schema)?.layout();
+    let is_before = own.dataset.schema.layouts().skip(1).any(|earlier| earlier == logged);
+    if is_before && own.options.until_end {
         let reason = "the data set's schema has grown since, and nothing has written here under the \
                       new one; start the logging tier (`hypercast materialise --follow`) first";
-        return Err(Error::data(&own.config.paths.logs, reason));
+        return Err(Error::data(logs, reason));
     }
-    Ok(())
+    Ok(is_before)
 }
 
 /// The logs, if there are any yet.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::super::joined_reader::{JoinedRead, JoinedReader, PositionedExample, RecordKey};
 use crate::ServiceContext;
 use crate::error::Result;
-use hypercast_core::clock;
+use hypercast_core::{clock, shutdown::Shutdown};
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
 use hypercast_stream::dead_letters::{DeadLetter, DeadLetterQueue, UnusableRecord};
 use hypercast_stream::streams::StreamPlace;
@@ -65,6 +65,9 @@ pub(super) enum FeedItem {
     End,
     /// Missing records, until [`LogFeed::go_on`].
     Gap,
+    /// The trainer is to stop. What was read meanwhile is left to whoever goes on: it may be of a
+    /// schema that has grown.
+    Stopped,
 }
 
 /// A request, or a correction, and where it was read.
@@ -83,6 +86,7 @@ pub(super) enum LogFeed {
 pub(super) struct FollowedLogs {
     pub(super) logs: LogFollower,
     pub(super) letters: DeadLetterQueue,
+    pub(super) stop: Shutdown,
 }
 
 /// Joined examples, with TAEs of a checkpoint that does not change.
@@ -103,7 +107,11 @@ struct ReadyRow {
 
 impl FollowedLogs {
     fn next(&mut self, wait: Duration) -> Result<FeedItem> {
-        let Some(logged) = self.logs.next_request()? else {
+        let read = self.logs.next_request();
+        if self.stop.is_requested() {
+            return Ok(FeedItem::Stopped);
+        }
+        let Some(logged) = read? else {
             clock::sleep(wait);
             return Ok(FeedItem::End);
         };
@@ -151,6 +159,7 @@ impl ComputedFeed {
                 JoinedRead::Later => {}
                 JoinedRead::End => at_end = true,
                 JoinedRead::Gap(_) => return Ok(FeedItem::Gap),
+                JoinedRead::Stopped => return Ok(FeedItem::Stopped),
             }
         }
         let Some(ReadyRow { row, end }) = self.ready.pop_front() else {

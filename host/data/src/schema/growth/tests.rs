@@ -6,7 +6,9 @@ use hypercast_fm::example::{Example, Item, Outcome, Target, User};
 
 use super::*;
 use crate::dataset::{ContextFeatures, Dataset};
-use crate::schema::{ColumnUpgrade, FeatureKind, TaskKind, TaskRole, columns_of, spec_growths};
+use crate::schema::{
+    ColumnUpgrade, FeatureKind, SchemaWatch, TaskKind, TaskRole, columns_of, spec_growths,
+};
 use crate::simulate::{SimulateOptions, simulate};
 
 fn schema(dir: &Path) -> Schema {
@@ -69,6 +71,31 @@ fn appended_entries_have_numbers_and_other_changes_are_named() {
     assert!(relied_on.contains("differs in `training_only`: keep it, and append"), "{relied_on}");
     let removed = refusals(&old, |new| _ = new.item_features.pop());
     assert!(removed.contains("`retired`"), "{removed}");
+}
+
+#[test]
+fn a_growth_that_was_applied_is_noticed_and_another_change_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = schema(dir.path());
+    let path = dir.path().join("schema.toml");
+    let watch = SchemaWatch::new(path.clone(), Arc::new(old.clone()));
+    assert!(!watch.has_grown());
+    for change in ["", "surfaces = [", &toml::to_string(&grown(&old)).unwrap()] {
+        std::fs::write(&path, change).unwrap();
+        assert!(!watch.has_grown(), "{change}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(!watch.has_grown(), "it is away for a moment");
+    old.save(&path).unwrap();
+    assert!(!watch.has_grown());
+    SchemaGrowth::apply(dir.path(), &grown(&old)).unwrap();
+    assert!(watch.has_grown() && watch.has_grown(), "until it is taken over");
+    let now = Arc::new(Schema::load(&path).unwrap());
+    let watch = SchemaWatch::new(path.clone(), now.clone());
+    assert!(!watch.has_grown());
+    let retired = vec![old.item_features[0].name.clone()];
+    SchemaGrowth::apply(dir.path(), &Schema { retired, ..(*now).clone() }).unwrap();
+    assert!(watch.has_grown(), "of the same layout");
 }
 
 #[test]

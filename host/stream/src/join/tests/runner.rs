@@ -11,6 +11,8 @@ use std::{
 
 use hypercast_config::{Config, OnGap};
 use hypercast_core::shutdown::Shutdown;
+use hypercast_data::dataset::Dataset;
+use hypercast_data::schema::{SchemaWatch, growth::SchemaGrowth};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::world::*;
@@ -212,13 +214,12 @@ fn a_joiner_that_is_killed_makes_each_record_once() {
             append_events(&memory, &events[from..until]);
             from = until;
             let left = Arc::new(AtomicI64::new(rng.random_range(0..150)));
+            let is_killed = left.clone();
             let engine = Arc::new(Failing { streams: memory.clone(), left, others: &[] });
-            // Shutdown is requested, so it does not wait for an engine that is not coming back.
-            let stop = Shutdown::default();
-            stop.request();
-            let mut runner =
-                Runner::open(engine, &config.joiner().unwrap(), &data, Arc::new(NoMetrics), stop)
-                    .unwrap();
+            // Then it does not wait for an engine that is not coming back.
+            let stop = Shutdown::default().part(move || is_killed.load(Ordering::Relaxed) < 0);
+            let (settings, metrics) = (config.joiner().unwrap(), Arc::new(NoMetrics));
+            let mut runner = Runner::open(engine, &settings, &data, metrics, stop.clone()).unwrap();
             let end = memory.span(&Topic::events()).unwrap().end;
             while runner.passed().events < end {
                 if runner.step(Duration::ZERO).is_err() {
@@ -227,6 +228,7 @@ fn a_joiner_that_is_killed_makes_each_record_once() {
                 }
             }
             if rng.random_bool(0.2) && runner.passed().events == end {
+                stop.request();
                 runner.run(|_| {}).unwrap();
             }
         }
@@ -339,6 +341,32 @@ fn an_event_that_cannot_be_used_is_set_aside_and_the_rest_is_joined() {
     assert_eq!(positions, [40, 41, 42, 43]);
     assert!(letters[0].letter.reason.contains("format Some(9)"), "{:?}", letters[0]);
     assert!(letters[3].letter.reason.contains("no surface 7"), "{:?}", letters[3]);
+}
+
+#[test]
+fn a_joiner_leaves_events_of_a_schema_that_has_grown_to_the_one_that_takes_it_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, config) = (dataset(&dir.path().join("data")), config(dir.path()));
+    let memory = Arc::new(MemoryEngine::default());
+    let open = |data: &Dataset| {
+        let watch = SchemaWatch::new(data.dir.join("schema.toml"), data.schema.clone());
+        let stop = Shutdown::default().part(move || watch.has_grown());
+        let (settings, metrics) = (config.joiner().unwrap(), Arc::new(NoMetrics));
+        Runner::open(memory.clone(), &settings, data, metrics, stop).unwrap()
+    };
+    append_events(&memory, &[shown(1000, 1, 0, 1)]);
+    let mut before = open(&data);
+    while before.step(Duration::ZERO).unwrap() > 0 {}
+    let mut grown = (*data.schema).clone();
+    grown.surfaces.push("late".into());
+    SchemaGrowth::apply(&data.dir, &grown).unwrap();
+    append_events(&memory, &[shown(2000, 2, 2, 1)]);
+    assert_eq!(before.step(Duration::ZERO).unwrap(), 0);
+    before.run(|_| {}).unwrap();
+    let mut after = open(&Dataset::open(&data.dir).unwrap());
+    while after.step(Duration::ZERO).unwrap() > 0 {}
+    assert_eq!(after.passed().events, 2);
+    assert!(dead_letters::list(&*memory).unwrap().letters.is_empty());
 }
 
 #[test]

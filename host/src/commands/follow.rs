@@ -1,0 +1,59 @@
+//! Followers of streams and logs go on through growths of the schema: each ends where it is, as it
+//! does on SIGTERM, and is opened anew in the same process.
+
+use std::path::{Path, PathBuf};
+
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::{dataset::Dataset, schema::SchemaWatch};
+
+/// What a follower follows.
+pub struct Followed<'a> {
+    /// The folder of its data set.
+    pub dataset: &'a Path,
+    /// The `schema.toml` whose growth tells that what is followed may be of a new layout.
+    pub schema: PathBuf,
+}
+
+impl<'a> Followed<'a> {
+    /// Streams of records.
+    pub fn streams(dataset: &'a Path) -> Followed<'a> {
+        Followed { dataset, schema: dataset.join("schema.toml") }
+    }
+
+    /// Runs a follower until it ends by itself or `signals` asks it to; opens it anew each time
+    /// that the schema has grown.
+    ///
+    /// # Errors
+    /// The data set cannot be read, or the follower fails while the schema has not grown.
+    pub fn through_growths(
+        self,
+        signals: &Shutdown,
+        mut follow: impl FnMut(Dataset, &Shutdown) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut before = None;
+        loop {
+            let dataset = Dataset::open(self.dataset)?;
+            anyhow::ensure!(
+                before.as_ref() != Some(&dataset.schema),
+                "{} has a schema that has grown, and {} has that of before: run `hypercast schema \
+                 apply` on this machine, too, and start this again",
+                self.schema.display(),
+                self.dataset.display()
+            );
+            before = Some(dataset.schema.clone());
+            let watch = SchemaWatch::new(self.schema.clone(), dataset.schema.clone());
+            let stop = signals.part(move || watch.has_grown());
+            let ended = follow(dataset, &stop);
+            if signals.is_requested() || !stop.is_requested() {
+                return ended;
+            }
+            match ended {
+                Ok(()) => tracing::info!("the schema has grown; going on under the new one"),
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "ended while the schema grew; going on under the new one where it was saved"
+                ),
+            }
+        }
+    }
+}
