@@ -2,8 +2,8 @@
 //! which the stream has in records of their own.
 //!
 //! The latter are kept by the positions of their records, the newest, within
-//! `features.max_content_mib`. One that is not kept, as after a start, is read where it is. If it is
-//! there no more, the item has no vector.
+//! `features.max_content_mib`. One that is not kept, as after a start, is read where it is. If it
+//! is there no more, the item has no vector.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -10,10 +10,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hypercast_data::features::{FeatureConfig, check_content_room, check_content_width};
+use hypercast_data::dataset::Dataset;
+use hypercast_data::features::{
+    FeatureConfig, RequestInput, check_content_room, check_content_width,
+};
 use hypercast_fm::example::{Example, Item};
 use serde::{Deserialize, Serialize};
 
+use super::{ContentRecord, JoinSink, JoinedRecord, Joiner};
 use crate::error::Result;
 
 /// The records of `joined` after which a vector that an example needs is repeated. Another number
@@ -77,7 +81,6 @@ impl PlacedVectors {
         self.by_item.insert(item, PlacedVector { place, vector });
     }
 
-    /// An item's vector.
     pub(super) fn get(&self, item: u64) -> Option<&[f32]> {
         self.by_item.get(&item).map(|placed| &placed.vector[..])
     }
@@ -102,6 +105,74 @@ impl PlacedVectors {
         distant.sort_unstable();
         distant.dedup();
         distant
+    }
+}
+
+/// What a joiner does with content vectors.
+impl Joiner {
+    /// The data set whose feature state a joiner has: without content vectors, in the place of
+    /// which items have the [`ContentPlace`] of those that came by events.
+    pub fn bare(dataset: &Dataset) -> Dataset {
+        Dataset { content: ContentPlace::WIDTH, ..dataset.without_content() }
+    }
+
+    /// Takes content vectors of this width, the data set's.
+    #[must_use]
+    pub fn with_content(mut self, width: usize) -> Joiner {
+        self.content_width = width;
+        self
+    }
+
+    /// Adds or replaces an item's features, and writes its vector if it has one.
+    pub(super) fn upsert_item(
+        &mut self,
+        mut item: Item,
+        ingested_ms: i64,
+        output: &mut dyn JoinSink,
+    ) -> Result<()> {
+        let vector = std::mem::take(&mut item.content);
+        let id = item.id;
+        self.state.upsert_item(item)?;
+        if !vector.is_empty() {
+            self.emit_content(id, vector.to_vec(), ingested_ms, output);
+        }
+        Ok(())
+    }
+
+    /// Writes the vector of a known item, to which the item refers from now on.
+    fn emit_content(
+        &mut self,
+        item: u64,
+        vector: Vec<f32>,
+        ingested_ms: i64,
+        output: &mut dyn JoinSink,
+    ) {
+        let place = ContentPlace(self.counts.joined);
+        let content = ContentRecord { item, vector: vector.clone(), ingested_ms };
+        output.joined(JoinedRecord::Content(content));
+        self.counts.joined += 1;
+        self.contents.put(item, place, vector);
+        self.state.set_content(item, place.numbers());
+    }
+
+    /// A request with its features as of now, the vectors of whose items readers find.
+    pub(super) fn fetch(
+        &mut self,
+        request: &RequestInput,
+        history_len: usize,
+        ingested_ms: i64,
+        output: &mut dyn JoinSink,
+    ) -> Example {
+        let example = self.state.fetch(request, history_len);
+        let distant = self.contents.distant(&example, self.counts.joined);
+        if distant.is_empty() {
+            return example;
+        }
+        for item in distant {
+            let vector = self.contents.get(item).expect("it is distant").to_vec();
+            self.emit_content(item, vector, ingested_ms, output);
+        }
+        self.state.fetch(request, history_len)
     }
 }
 

@@ -9,14 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use hypercast_core::hash::IdHashKey;
-use hypercast_data::dataset::{ContextFeatures, Dataset, Impression};
-use hypercast_data::features::{FeatureState, RequestInput, replay};
-use hypercast_fm::example::{Example, Item, Outcome};
+use hypercast_data::dataset::{ContextFeatures, Impression};
+use hypercast_data::features::{FeatureState, replay};
+use hypercast_fm::example::{Example, Outcome};
 
 use super::{
-    ContentRecord, JoinSink, JoinedExample, JoinedRecord, JoinerCounts, JoinerOptions,
-    OutcomeRecord, StateUpdate,
-    content::{ContentPlace, PlacedVectors},
+    JoinSink, JoinedExample, JoinedRecord, JoinerCounts, JoinerOptions, OutcomeRecord, StateUpdate,
+    content::PlacedVectors,
     delays::{OutcomeDelays, WindowBounds},
     pending::{
         ImpressionSlot, PendingImpression, PendingRequest, awaited_actions, difference,
@@ -44,7 +43,7 @@ pub struct Joiner {
     pub(super) seen: SeenImpressions,
     pub(super) contents: PlacedVectors,
     /// The width of a content vector; 0 refuses any.
-    content_width: usize,
+    pub(super) content_width: usize,
     /// Since the first event.
     pub(super) counts: JoinerCounts,
     /// Whether no event moves time beyond its arrival, and no correction takes back what happened.
@@ -106,18 +105,6 @@ impl Joiner {
             joined: VecDeque::new(),
             impressions: 0,
         }
-    }
-
-    /// The data set whose feature state a joiner has: without content vectors, in the place of
-    /// which items have the [`ContentPlace`] of those that came by events.
-    pub fn bare(dataset: &Dataset) -> Dataset {
-        Dataset { content: ContentPlace::WIDTH, ..dataset.without_content() }
-    }
-
-    /// Takes content vectors of this width, the data set's.
-    #[must_use]
-    pub fn with_content(self, width: usize) -> Joiner {
-        Joiner { content_width: width, ..self }
     }
 
     /// Changes the options, and the rules to those of this release, from the next event on.
@@ -229,58 +216,6 @@ impl Joiner {
     fn emit_update(&mut self, update: StateUpdate, ingested_ms: i64, output: &mut dyn JoinSink) {
         self.counts.outcomes += 1;
         output.outcome(OutcomeRecord { update, ingested_ms });
-    }
-
-    /// Adds or replaces an item's features, and writes its vector if it has one.
-    fn upsert_item(
-        &mut self,
-        mut item: Item,
-        ingested_ms: i64,
-        output: &mut dyn JoinSink,
-    ) -> Result<()> {
-        let vector = std::mem::take(&mut item.content);
-        let id = item.id;
-        self.state.upsert_item(item)?;
-        if !vector.is_empty() {
-            self.emit_content(id, vector.to_vec(), ingested_ms, output);
-        }
-        Ok(())
-    }
-
-    /// Writes the vector of a known item, to which the item refers from now on.
-    fn emit_content(
-        &mut self,
-        item: u64,
-        vector: Vec<f32>,
-        ingested_ms: i64,
-        output: &mut dyn JoinSink,
-    ) {
-        let place = ContentPlace(self.counts.joined);
-        let content = ContentRecord { item, vector: vector.clone(), ingested_ms };
-        output.joined(JoinedRecord::Content(content));
-        self.counts.joined += 1;
-        self.contents.put(item, place, vector);
-        self.state.set_content(item, place.numbers());
-    }
-
-    /// A request with its features as of now, the vectors of whose items readers find.
-    fn fetch(
-        &mut self,
-        request: &RequestInput,
-        history_len: usize,
-        ingested_ms: i64,
-        output: &mut dyn JoinSink,
-    ) -> Example {
-        let example = self.state.fetch(request, history_len);
-        let distant = self.contents.distant(&example, self.counts.joined);
-        if distant.is_empty() {
-            return example;
-        }
-        for item in distant {
-            let vector = self.contents.get(item).expect("it is distant").to_vec();
-            self.emit_content(item, vector, ingested_ms, output);
-        }
-        self.state.fetch(request, history_len)
     }
 
     /// Advances the clock, joins the requests whose windows are over, and forgets what is too old.
