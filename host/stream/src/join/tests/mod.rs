@@ -2,6 +2,7 @@
 //! memory that fail at any moment.
 
 mod clocks;
+mod growth;
 mod machine;
 mod runner;
 mod world;
