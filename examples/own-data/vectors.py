@@ -37,11 +37,15 @@ def vector(article, width):
 
 def event(article, schema, width):
     """The article as an element of `items`."""
-    features = {}
-    for feature in schema["item_features"]:
+    def value(feature):
         cell = article[feature["name"]]
-        is_number = feature["kind"] == "dense"
-        features[feature["name"]] = (float(cell) if is_number else cell) if cell else None
+        if not cell:
+            return None
+        if feature["kind"] == "dense":
+            return float(cell)
+        return cell.split("|") if "max_values" in feature else cell
+
+    features = {feature["name"]: value(feature) for feature in schema["item_features"]}
     return {"id": article["sku"], "features": features, "content": vector(article, width)}
 
 

@@ -80,8 +80,8 @@ impl Blueprint {
     }
 
     /// The same of a plugin that is told an earlier layout of the schema, so that its network is
-    /// the one that was trained then. It reads its columns where they are now, and is told the names
-    /// of all surfaces from then on.
+    /// the one that was trained then. It reads its columns where they are now, and is told the
+    /// names of all surfaces from then on.
     pub fn as_of(
         mut plugin: Plugin,
         layout: &Schema,

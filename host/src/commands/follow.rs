@@ -15,7 +15,7 @@ pub struct Followed<'a> {
 }
 
 impl<'a> Followed<'a> {
-    /// Streams of records.
+    /// Streams, whose writers have read the data set's own schema.
     pub fn streams(dataset: &'a Path) -> Followed<'a> {
         Followed { dataset, schema: dataset.join("schema.toml") }
     }

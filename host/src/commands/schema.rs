@@ -130,9 +130,7 @@ fn next_steps(growth: &SchemaGrowth, new: &Schema) -> Vec<String> {
         )
     }));
     if !growth.is_layout_same() {
-        steps.push(
-            "let callers send the new names; until then a daemon answers 400 to them".to_owned(),
-        );
+        steps.push("let callers send the new names; until then a daemon refuses them".to_owned());
     }
     steps
 }

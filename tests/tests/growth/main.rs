@@ -110,7 +110,7 @@ fn a_daemon_goes_on_under_the_old_schema_until_all_can_be_loaded_under_the_new_o
         let (status, why) = daemon.get("/readyz");
         assert!(status == 503 && why.contains("the schema has grown"), "{status} {why}");
         let gifts = rank_body(3, "gifts", 1..9).to_string();
-        assert_eq!(daemon.post("/v1/rank", &gifts).0, 400, "it knows the old schema");
+        assert_eq!(daemon.post("/v1/rank", &gifts).0, 404, "it knows the old schema");
 
         std::fs::rename(experts.join("away"), experts.join("home")).unwrap();
         assert_eq!(daemon.post("/v1/admin/reload", "").0, 200);

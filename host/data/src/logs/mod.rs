@@ -96,8 +96,8 @@ impl LogManifest {
     }
 }
 
-/// The schema that a log directory is written in; whoever writes there replaces it once it has taken
-/// a growth over.
+/// The schema that a log directory is written in; whoever writes there replaces it once it has
+/// taken a growth over.
 pub fn schema_path(dir: &Path) -> PathBuf {
     dir.join("schema.toml")
 }

@@ -98,8 +98,8 @@ pub(crate) struct LoadedTier {
 }
 
 impl LoadedTier {
-    /// Whether it is to be loaded anew: its schema has grown. Once its streams have ended, that stays
-    /// so, whatever the schema is then.
+    /// Whether it is to be loaded anew: its schema has grown. Once its streams have ended, that
+    /// stays so, whatever the schema is then.
     fn is_outgrown(&self) -> bool {
         match (&self.service, &self.watch) {
             (Some(service), _) => service.streams.threads.stop.is_requested(),

@@ -265,8 +265,8 @@ impl FeatureFollower {
     }
 
     /// Applies the outcomes that have come, after waiting up to `wait` for the first, and saves the
-    /// state now and then. While the engine is away, it logs that and pauses. What it has read while
-    /// a stop was requested is left to whoever goes on: it may be of a schema that has grown.
+    /// state now and then. While the engine is away, it logs that and pauses. What it has read
+    /// while a stop was requested is left to whoever goes on: it may be of a schema that has grown.
     ///
     /// # Errors
     /// Outcomes are missing, and `engine.on_gap` says to stop then.

@@ -54,8 +54,8 @@ pub struct RecordedRequest {
     pub ranking: Vec<(u64, f32)>,
 }
 
-/// The schema under which requests are replayed. Those that were recorded before it grew are brought
-/// to its layout.
+/// The schema under which requests are replayed. Those that were recorded before it grew are
+/// brought to its layout.
 pub struct ReplaySchema {
     /// Of all layouts that it has had.
     hashes: Vec<String>,

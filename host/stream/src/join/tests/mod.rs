@@ -3,6 +3,7 @@
 
 mod clocks;
 mod content;
+mod growth;
 mod machine;
 mod runner;
 mod world;

@@ -11,8 +11,6 @@ use std::{
 
 use hypercast_config::{Config, OnGap};
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::dataset::Dataset;
-use hypercast_data::schema::{SchemaWatch, growth::SchemaGrowth};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::world::*;
@@ -27,7 +25,7 @@ use crate::streams::{
     Topic,
 };
 
-struct NoMetrics;
+pub(super) struct NoMetrics;
 
 impl JoinMetrics for NoMetrics {
     fn event_latency(&self, _: &str, _: i64) {}
@@ -155,7 +153,7 @@ impl Reader for StampedReader {
     }
 }
 
-fn config(dir: &std::path::Path) -> Config {
+pub(super) fn config(dir: &std::path::Path) -> Config {
     let mut config = Config { join: settings(), ..Config::default() };
     config.paths.state = dir.join("state");
     (config.fm.max_history, config.fm.max_targets) = (8, 4);
@@ -163,7 +161,7 @@ fn config(dir: &std::path::Path) -> Config {
     config
 }
 
-fn append_events(streams: &MemoryEngine, events: &[EventRecord]) {
+pub(super) fn append_events(streams: &MemoryEngine, events: &[EventRecord]) {
     let record = |event: &EventRecord| {
         let new = NewEvent { id: None, kind: event.kind.clone() };
         Record { id: 0, ..new.record(event.ingested_ms).unwrap() }
@@ -341,32 +339,6 @@ fn an_event_that_cannot_be_used_is_set_aside_and_the_rest_is_joined() {
     assert_eq!(positions, [40, 41, 42, 43]);
     assert!(letters[0].letter.reason.contains("format Some(9)"), "{:?}", letters[0]);
     assert!(letters[3].letter.reason.contains("no surface 7"), "{:?}", letters[3]);
-}
-
-#[test]
-fn a_joiner_leaves_events_of_a_schema_that_has_grown_to_the_one_that_takes_it_over() {
-    let dir = tempfile::tempdir().unwrap();
-    let (data, config) = (dataset(&dir.path().join("data")), config(dir.path()));
-    let memory = Arc::new(MemoryEngine::default());
-    let open = |data: &Dataset| {
-        let watch = SchemaWatch::new(data.dir.join("schema.toml"), data.schema.clone());
-        let stop = Shutdown::default().part(move || watch.has_grown());
-        let (settings, metrics) = (config.joiner().unwrap(), Arc::new(NoMetrics));
-        Runner::open(memory.clone(), &settings, data, metrics, stop).unwrap()
-    };
-    append_events(&memory, &[shown(1000, 1, 0, 1)]);
-    let mut before = open(&data);
-    while before.step(Duration::ZERO).unwrap() > 0 {}
-    let mut grown = (*data.schema).clone();
-    grown.surfaces.push("late".into());
-    SchemaGrowth::apply(&data.dir, &grown).unwrap();
-    append_events(&memory, &[shown(2000, 2, 2, 1)]);
-    assert_eq!(before.step(Duration::ZERO).unwrap(), 0);
-    before.run(|_| {}).unwrap();
-    let mut after = open(&Dataset::open(&data.dir).unwrap());
-    while after.step(Duration::ZERO).unwrap() > 0 {}
-    assert_eq!(after.passed().events, 2);
-    assert!(dead_letters::list(&*memory).unwrap().letters.is_empty());
 }
 
 #[test]
