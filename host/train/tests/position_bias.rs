@@ -11,7 +11,7 @@ use hypercast_data::{
         replay::{Replay, ReplayOptions},
     },
     logs::LogReader,
-    schema::{Feature, FeatureKind, Schema, Task, TaskKind, TaskRole},
+    schema::{Feature, FeatureKind, MISSING, Schema, Task, TaskKind, TaskRole},
 };
 use hypercast_fm::{
     device::DeviceKind,
@@ -47,7 +47,7 @@ fn schema(position: Position) -> Schema {
     let feature = Feature {
         optional: true,
         training_only: position == Position::TrainingOnly,
-        ..Feature::new("position", FeatureKind::Categorical)
+        ..Feature::new("position", FeatureKind::Dense)
     };
     Schema {
         surfaces: vec!["feed".into()],
@@ -89,8 +89,8 @@ fn world(dir: &Path, position: Position) -> Dataset {
             let clicked = random.random_bool(likes * EXAMINED[place]);
             // A request that is served does not have it.
             let is_logged = is_learned && request % 10 != 0;
-            let ids = if is_logged { vec![1 + place as u64] } else { vec![0] };
-            let is_known = position != Position::LeftOut;
+            let dense = vec![if is_logged { 1.0 + place as f32 } else { MISSING }];
+            let dense = if position == Position::LeftOut { vec![] } else { dense };
             rows.push(Impression {
                 request,
                 time_ms,
@@ -99,10 +99,7 @@ fn world(dir: &Path, position: Position) -> Dataset {
                 item: items[at].id,
                 surface: 0,
                 outcome: Outcome { actions: clicked.into(), known: 1, ..Outcome::UNKNOWN },
-                context: ContextFeatures {
-                    ids: if is_known { ids } else { vec![] },
-                    dense: vec![],
-                },
+                context: ContextFeatures { ids: vec![], dense },
                 truth: vec![],
                 history_only: false,
             });
@@ -197,14 +194,19 @@ fn logs_have_the_position_and_embeddings_that_were_made_without_it() {
     let logs = dir.path().join("logs");
     let config = Config { fm: fm_config(), ..Config::default() };
     materialise::past(&dataset, &config, &checkpoint, &logs).unwrap();
-    let column = dataset.schema.id_columns().iter().position(|name| name == "position").unwrap();
+    let columns = dataset.schema.feature_columns();
+    let column = columns.iter().position(|name| name == "position").unwrap();
     let fm = inference::load(&checkpoint, FmServingOptions::default()).unwrap();
     for logged in LogReader::open(&logs).unwrap().iter().take(50) {
         let mut logged = logged.unwrap();
-        let places: Vec<u64> = logged.example.targets.iter().map(|own| own.ids[column]).collect();
-        let is_logged = !logged.example.request.is_multiple_of(10);
-        assert_eq!(places, if is_logged { [1, 2, 3, 4, 5] } else { [0; 5] });
-        logged.example.targets.iter_mut().for_each(|target| target.ids[column] = 9);
+        let targets = &mut logged.example.targets;
+        let places: Vec<f32> = targets.iter().map(|target| target.features[column]).collect();
+        if logged.example.request.is_multiple_of(10) {
+            assert!(places.iter().all(|place| place.is_nan()), "{places:?}");
+        } else {
+            assert_eq!(places, [1.0, 2.0, 3.0, 4.0, 5.0]);
+        }
+        targets.iter_mut().for_each(|target| target.features[column] = 9.0);
         let served = fm.infer(&[&logged.example]).unwrap().tae;
         let is_near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-2;
         assert!(served.iter().zip(&logged.tae).all(is_near), "{served:?} {:?}", logged.tae);

@@ -42,7 +42,10 @@ fn they_are_hidden_unless_a_batch_is_to_learn_from() {
     let schema = schema();
     let names = ["position", "position_missing"].map(String::from).map(Column::Feature);
     let id = Column::Id("place".into());
-    let mut own = description([&names[..], &[id.clone()]].concat(), &[("click", TaskKind::Binary)]);
+    let mut own = description(
+        [&names[..], std::slice::from_ref(&id)].concat(),
+        &[("click", TaskKind::Binary)],
+    );
     own.rank_columns = vec![names[0].clone(), id];
     let columns = ExpertColumns::new(&own, &schema, TAE_DIM).unwrap();
     let examples = requests(|_, at| 2 + at as u64);

@@ -143,7 +143,7 @@ fn parquet(message: &str, columns: &[Column]) -> Vec<u8> {
                 drop(next.typed::<DoubleType>().write_batch(values, None, None))
             }
             Column::Text(values) => {
-                let values = values.map(|text| <ByteArrayType as DataType>::T::from(text));
+                let values = values.map(<ByteArrayType as DataType>::T::from);
                 drop(next.typed::<ByteArrayType>().write_batch(&values, None, None));
             }
         }
@@ -199,21 +199,20 @@ fn usual_price() -> (&'static str, Column) {
 fn damaged_files() -> Vec<WrongFile> {
     let zst = zstd::encode_all(long().as_bytes(), 1).unwrap();
     let whole = typed(usual_user(), usual_time(), usual_price());
-    let cut = "is the file complete?";
     vec![
         file(
             "gzip that is cut",
             "log.csv.gz",
             &half(&gzip(&long())),
             SAME,
-            Refused(&["log.csv.gz", cut]),
+            Refused(&["log.csv.gz", "is the file complete?"]),
         ),
         file(
             "Zstandard that is cut",
             "log.csv.zst",
             &half(&zst),
             SAME,
-            Refused(&["log.csv.zst", cut]),
+            Refused(&["log.csv.zst", "is the file complete?"]),
         ),
         file(
             "Parquet that is cut",
