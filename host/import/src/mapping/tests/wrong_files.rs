@@ -1,15 +1,13 @@
 //! Every kind of wrong file that a team may have, and what it is told. What is read is read right:
 //! nothing is taken for something else without a word.
 
+mod typed_log;
+
 use std::io::Write as _;
-use std::sync::Arc;
 
 use hypercast_data::check::check;
-use parquet::data_type::{ByteArrayType, DataType, DoubleType, Int32Type, Int64Type};
-use parquet::file::properties::WriterProperties;
-use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::parser::parse_message_type;
 
+use self::typed_log::{TypedColumn, TypedLog, Values};
 use super::*;
 
 /// What becomes of a file.
@@ -123,82 +121,10 @@ fn gzip(text: &str) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Parquet with these columns, all of two rows.
-fn parquet(message: &str, columns: &[Column]) -> Vec<u8> {
-    let schema = Arc::new(parse_message_type(message).unwrap());
-    let mut writer =
-        SerializedFileWriter::new(Vec::new(), schema, Arc::new(WriterProperties::default()))
-            .unwrap();
-    let mut group = writer.next_row_group().unwrap();
-    for column in columns {
-        let mut next = group.next_column().unwrap().unwrap();
-        match column {
-            Column::Int32(values) => {
-                drop(next.typed::<Int32Type>().write_batch(values, None, None))
-            }
-            Column::Int64(values) => {
-                drop(next.typed::<Int64Type>().write_batch(values, None, None))
-            }
-            Column::Double(values) => {
-                drop(next.typed::<DoubleType>().write_batch(values, None, None))
-            }
-            Column::Text(values) => {
-                let values = values.map(<ByteArrayType as DataType>::T::from);
-                drop(next.typed::<ByteArrayType>().write_batch(&values, None, None));
-            }
-        }
-        next.close().unwrap();
-    }
-    group.close().unwrap();
-    writer.into_inner().unwrap()
-}
-
-enum Column {
-    Int32([i32; 2]),
-    Int64([i64; 2]),
-    Double([f64; 2]),
-    Text([&'static str; 2]),
-}
-
-/// A log in Parquet whose column has another type than usual.
-fn typed(user: (&str, Column), at: (&str, Column), price: (&str, Column)) -> Vec<u8> {
-    let message = format!(
-        "message log {{ required {} user{}; required int64 item; required {} at{}; required int32 \
-         clicked; required {} price{}; required binary device (STRING); }}",
-        user.0.split('|').next().unwrap(),
-        user.0.split('|').nth(1).unwrap_or_default(),
-        at.0.split('|').next().unwrap(),
-        at.0.split('|').nth(1).unwrap_or_default(),
-        price.0.split('|').next().unwrap(),
-        price.0.split('|').nth(1).unwrap_or_default(),
-    );
-    let columns = [
-        user.1,
-        Column::Int64([10, 11]),
-        at.1,
-        Column::Int32([1, 0]),
-        price.1,
-        Column::Text(["phone", "tablet"]),
-    ];
-    parquet(&message, &columns)
-}
-
-fn usual_user() -> (&'static str, Column) {
-    ("int64", Column::Int64([1, 2]))
-}
-
-fn usual_time() -> (&'static str, Column) {
-    ("int64| (TIMESTAMP(MILLIS,true))", Column::Int64([1_763_978_400_000, 1_763_978_460_000]))
-}
-
-fn usual_price() -> (&'static str, Column) {
-    ("double", Column::Double([2.5, 0.5]))
-}
-
 /// Files that are cut, empty, or of another form than their name says.
 fn damaged_files() -> Vec<WrongFile> {
     let zst = zstd::encode_all(long().as_bytes(), 1).unwrap();
-    let whole = typed(usual_user(), usual_time(), usual_price());
+    let whole = TypedLog::default().written();
     vec![
         file(
             "gzip that is cut",
@@ -500,15 +426,15 @@ fn odd_cells() -> Vec<WrongFile> {
 fn odd_types() -> Vec<WrongFile> {
     let parquet =
         |kind, content: Vec<u8>, edit, fate| file(kind, "log.parquet", &content, edit, fate);
-    let text = ("binary| (STRING)", Column::Text(["many", "few"]));
-    let decimal = ("int64| (DECIMAL(10,2))", Column::Int64([250, 50]));
-    let days = ("int32| (DATE)", Column::Int32([20_416, 20_417]));
-    let large = ("int64| (INTEGER(64,false))", Column::Int64([1, -1]));
-    let seconds = ("int64", Column::Int64([1_763_978_400, 1_763_978_460]));
+    let text = TypedColumn::new("STRING", Values::Text(["many", "few"]));
+    let decimal = TypedColumn::new("DECIMAL(10,2)", Values::Int64([250, 50]));
+    let days = TypedColumn::new("DATE", Values::Int32([20_416, 20_417]));
+    let large = TypedColumn::new("INTEGER(64,false)", Values::Int64([1, -1]));
+    let seconds = TypedColumn::new("", Values::Int64([1_763_978_400, 1_763_978_460]));
     vec![
         parquet(
             "texts where numbers are wanted",
-            typed(usual_user(), usual_time(), text),
+            TypedLog { price: text, ..TypedLog::default() }.written(),
             SAME,
             Refused(&[
                 "none of its 2 rows can be used; line 1, column `price`",
@@ -517,37 +443,37 @@ fn odd_types() -> Vec<WrongFile> {
         ),
         parquet(
             "decimals",
-            typed(usual_user(), usual_time(), decimal),
+            TypedLog { price: decimal, ..TypedLog::default() }.written(),
             SAME,
             Read(2, "user 2, item 11, 1763978460000 ms, clicked 0 of 1, 0.5"),
         ),
         parquet(
             "days without a time",
-            typed(usual_user(), days, usual_price()),
+            TypedLog { at: days, ..TypedLog::default() }.written(),
             SAME,
             Read(2, "user 2, item 11, 1764028800000 ms, clicked 0 of 1, 0.5"),
         ),
         parquet(
             "ids beyond 2^63",
-            typed(large, usual_time(), usual_price()),
+            TypedLog { user: large, ..TypedLog::default() }.written(),
             SAME,
             Read(2, "user 18446744073709551615, item 11, 1763978460000 ms, clicked 0 of 1, 0.5"),
         ),
         parquet(
             "numbers where timestamps are wanted",
-            typed(usual_user(), seconds, usual_price()),
+            TypedLog { at: seconds, ..TypedLog::default() }.written(),
             SAME,
             Refused(&["column `at`", "looks like s, not iso; set the unit to \"s\""]),
         ),
         parquet(
             "timestamps where numbers are wanted",
-            typed(usual_user(), usual_time(), usual_price()),
+            TypedLog::default().written(),
             ["\"iso\"", "\"ms\""],
             Refused(&["the column has timestamps; set its unit to \"iso\""]),
         ),
         parquet(
             "a column that is missing",
-            typed(usual_user(), usual_time(), usual_price()),
+            TypedLog::default().written(),
             ["\"clicked\" }]\nvalues", "\"clicked\", column = \"click\" }]\nvalues"],
             Refused(&[
                 "log.parquet",
