@@ -207,9 +207,11 @@ impl<'a> LabelCheck<'a> {
                 let what = format!("surface {name} vanishes after {share:.0} % of the rows");
                 add(Severity::Warned, what, count);
             } else {
-                let half = rows / 2.0;
-                let shares = own.halves.map(|count| count as f64 / half);
-                if factor(shares) >= LARGE_FACTOR && standard_errors(shares, [half; 2]) > CHANCE {
+                // As `check` divides the rows; a single row is the second half.
+                let halves =
+                    [self.rows / 2, self.rows - self.rows / 2].map(|rows| rows.max(1) as f64);
+                let shares = [0, 1].map(|half| own.halves[half] as f64 / halves[half]);
+                if factor(shares) >= LARGE_FACTOR && standard_errors(shares, halves) > CHANCE {
                     let [first, second] = shares.map(|share| 100.0 * share);
                     let what = format!(
                         "surface {name} has {first:.1} % of the first half of the rows and \
