@@ -358,6 +358,8 @@ impl FmSpec {
             differs.map(|(what, own, of_data)| format!("{own} {what} instead of {of_data}"));
         let groups = || "other categorical features of several values".to_owned();
         let differs = differs.or_else(|| (self.id_widths != data.id_widths).then(groups));
+        let hidden = || "other columns for training only".to_owned();
+        let differs = differs.or_else(|| (self.training_only != data.training_only).then(hidden));
         let surfaces = (self.surfaces.len(), data.surfaces.len());
         let few = || format!("{} surfaces instead of {}", surfaces.0, surfaces.1);
         differs.or_else(|| (surfaces.0 < surfaces.1).then(few))

@@ -82,9 +82,9 @@ impl TrainingOnlyColumns {
 
     fn hide(&self, target: &mut Target, reader: ReadFor) {
         let is_rule = reader == ReadFor::Rule;
-        let (id, missing) = if is_rule { (0, 1.0) } else { (UNSEEN_ID, 0.0) };
+        // Standardised, NaN is the mean: of a number, and of how often it is missing.
+        let (id, missing) = if is_rule { (0, 1.0) } else { (UNSEEN_ID, f32::NAN) };
         self.ids.iter().for_each(|&column| target.ids[column] = id);
-        // Standardised, it is the mean.
         self.numbers.iter().for_each(|&column| target.features[column] = f32::NAN);
         self.missing.iter().for_each(|&column| target.features[column] = missing);
     }
@@ -115,13 +115,14 @@ mod tests {
             targets: vec![target.clone(), target],
         };
         let columns = TrainingOnlyColumns { ids: vec![1], numbers: vec![0], missing: vec![3] };
-        let readers = [(ReadFor::Prediction, UNSEEN_ID, 0.0), (ReadFor::Rule, 0, 1.0)];
+        let readers = [(ReadFor::Prediction, UNSEEN_ID, f32::NAN), (ReadFor::Rule, 0, 1.0)];
         for (reader, id, missing) in readers {
             let seen = columns.example(&example, reader);
             for target in [&seen.targets[1], &*columns.target(&example.targets[0], reader)] {
                 assert_eq!(target.ids, [5, id]);
                 assert!(target.features[0].is_nan());
-                assert_eq!(target.features[1..], [2.0, 0.0, missing]);
+                assert_eq!(target.features[1..3], [2.0, 0.0]);
+                assert_eq!(target.features[3].to_bits(), missing.to_bits());
             }
         }
         assert!(matches!(columns.example(&example, ReadFor::Learning), Cow::Borrowed(_)));

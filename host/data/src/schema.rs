@@ -424,6 +424,19 @@ impl BinaryLabels {
     }
 }
 
+/// Texts that stand for a missing cell. `NA` is not one of them, because it is also a country.
+const MISSING_TEXTS: [&str; 10] =
+    ["", "nan", "NaN", "null", "NULL", "\\N", "N/A", "n/a", "#N/A", "None"];
+
+/// The length of the longest of them.
+const LONGEST_MISSING: usize = 4;
+
+/// Whether a text stands for a missing cell, in files as where callers send it.
+pub fn is_missing_text(text: &str) -> bool {
+    let content = text.trim();
+    content.len() <= LONGEST_MISSING && MISSING_TEXTS.contains(&content)
+}
+
 /// A category's id: 0 for an empty cell, a positive decimal number for itself, and the 63-bit
 /// FNV-1a hash of any other text. So importers and callers agree without a dictionary.
 pub fn category_id(text: &str) -> u64 {

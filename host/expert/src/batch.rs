@@ -20,6 +20,11 @@ use super::wasm::contract::{Column, Data, Description, HostSchema, IdColumns, Na
 /// table rows leaves it out.
 pub(crate) const ABSENT: u64 = u64::MAX;
 
+/// An id as operators see it that do not know of absent ones: 0, as a missing category is.
+pub(crate) fn or_zero(id: u64) -> u64 {
+    if id == ABSENT { 0 } else { id }
+}
+
 /// One column's values, row-major if it has several a row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ColumnData {

@@ -9,7 +9,7 @@ use hypercast_core::hash::mix64;
 use hypercast_kernels::cpu::Isa;
 use hypercast_kernels::cpu::program::{NO_ROW, Program, ProgramFeed};
 
-use super::batch::{ABSENT, ColumnData, ExpertBatch};
+use super::batch::{ABSENT, ColumnData, ExpertBatch, or_zero};
 use super::graph::{ExpertGraph, Node};
 use super::network::{BufferPool, OnDevice, ServingNetwork};
 use super::params::Parameters;
@@ -84,7 +84,7 @@ impl Lookup {
         let row = |id: u64| match self.hashed {
             true if id == ABSENT => NO_ROW,
             true => (mix64(id) % self.entries) as u32,
-            false => (id % self.entries) as u32,
+            false => (or_zero(id) % self.entries) as u32,
         };
         rows.clear();
         rows.reserve(ids.len());

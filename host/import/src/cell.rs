@@ -7,13 +7,8 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime};
 use hypercast_core::clock::likely_unit;
+use hypercast_data::schema::is_missing_text;
 use serde::{Deserialize, Serialize};
-
-/// Texts that stand for a missing cell. `NA` is not one of them, because it is also a country.
-const MISSING: [&str; 10] = ["", "nan", "NaN", "null", "NULL", "\\N", "N/A", "n/a", "#N/A", "None"];
-
-/// The length of the longest of them.
-const LONGEST_MISSING: usize = 4;
 
 /// The largest whole number up to which a 64-bit float holds each.
 const EXACT: f64 = 9_007_199_254_740_992.0;
@@ -119,9 +114,7 @@ pub(crate) type CellResult<T> = std::result::Result<Option<T>, String>;
 impl<'a> Cell<'a> {
     /// A text, or nothing if it stands for a missing cell.
     pub(crate) fn of_text(text: Cow<'a, str>) -> Cell<'a> {
-        let content = text.trim();
-        let is_missing = content.len() <= LONGEST_MISSING && MISSING.contains(&content);
-        if is_missing { Cell::Missing } else { Cell::Text(text) }
+        if is_missing_text(&text) { Cell::Missing } else { Cell::Text(text) }
     }
 
     /// A finite number. Yes is 1 and no is 0.

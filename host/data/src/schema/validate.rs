@@ -88,6 +88,9 @@ impl Schema {
     }
 
     fn validate_columns(&self) -> Result<()> {
+        // Features of several values have columns of other names.
+        let names = self.features().map(|feature| feature.name.as_str());
+        unique("feature", BUILT_IN_IDS.into_iter().chain(names))?;
         let (ids, features) = (self.id_columns(), self.feature_columns());
         let columns = ids.iter().chain(&features);
         unique("column", columns.clone().map(String::as_str))?;

@@ -3,7 +3,7 @@
 
 use hypercast_core::hash::mix64;
 
-use crate::batch::{ABSENT, ColumnData, ExpertBatch};
+use crate::batch::{ABSENT, ColumnData, ExpertBatch, or_zero};
 use crate::graph::{ExpertGraph, Node, Op, Type};
 
 /// The row of a value that a feature of several values does not have.
@@ -43,14 +43,14 @@ impl Lookups {
 
     /// The values of a `Cast` node.
     pub(super) fn cast(&self, node: usize) -> Vec<f32> {
-        self.ids[node].iter().map(|id| *id as i64 as f32).collect()
+        self.ids[node].iter().map(|id| or_zero(*id) as i64 as f32).collect()
     }
 }
 
 fn row_indices(graph: &ExpertGraph, node: &Node, ids: &[u64]) -> Vec<i64> {
     let n = graph.nodes[node.inputs[0]].shape.dims[0] as u64;
     let row = |id: &u64| match node.op {
-        Op::Gather => (id % n) as i64,
+        Op::Gather => (or_zero(*id) % n) as i64,
         _ if *id == ABSENT => NO_ROW,
         _ => (mix64(*id) % n) as i64,
     };

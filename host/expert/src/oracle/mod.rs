@@ -13,7 +13,7 @@ use hypercast_core::hash::mix64;
 use rand::RngCore;
 use rand::rngs::SmallRng;
 
-use crate::batch::{ABSENT, ColumnData, ExpertBatch};
+use crate::batch::{ABSENT, ColumnData, ExpertBatch, or_zero};
 use crate::graph::{ExpertGraph, Fold, Lead, Node, Op, Type, Unary, Zip};
 use crate::plan::reach;
 use crate::train::OutputGradients;
@@ -176,7 +176,7 @@ impl Run<'_> {
             Op::Constant { value, .. } => Array::fill(dims, |_| rounded(*value)),
             Op::Cast => {
                 let data = self.ids(node.inputs[0]).data.iter();
-                Array { dims, data: data.map(|id| rounded(*id as i64 as f32)).collect() }
+                Array { dims, data: data.map(|id| rounded(or_zero(*id) as i64 as f32)).collect() }
             }
             Op::MatMul => {
                 let k = x(1).dims[0];
@@ -195,7 +195,7 @@ impl Run<'_> {
             Op::Where => Array::fill(dims, |i| tape.select(x(0).at(i), x(1).at(i), x(2).at(i))),
             Op::Gather => {
                 let (ids, table) = (self.ids(node.inputs[1]), x(0));
-                let row = |at: usize| (ids.data[at] % table.dims[0] as u64) as usize;
+                let row = |at: usize| (or_zero(ids.data[at]) % table.dims[0] as u64) as usize;
                 Array::fill(dims, |i| table.at(&[row(i[0]), i[1]]))
             }
             Op::EmbeddingBag => {

@@ -214,7 +214,9 @@ impl<'a> Roles<'a> {
                 is_rare && also as f64 >= NEARLY_ALL * rows.len() as f64
             });
             let follows = follows.filter(|_| is_number && rows.len() >= FEWEST_SET);
-            let is_of_item = is_constant(column, self.item.column);
+            // Where it is 0 or missing it says nothing, which is the same for each item, too.
+            let is_of_item = rows.len() >= FEWEST_SET
+                && is_constant_in(column, self.item.column, |row| column.is_set(row));
             match follows {
                 None if is_number && is_of_item => {
                     let reason = "the same for each item, so nothing that a user did".to_owned();
@@ -390,12 +392,22 @@ fn is_set_together(flag: &SampledColumn, by: &SampledColumn) -> bool {
     rows > 0 && set as f64 >= NEARLY_ALL * rows as f64
 }
 
-/// Whether `column` has one value for each value of `by` in nearly all rows where both are known,
-/// of which some must share a value of `by`.
+/// Whether `column` has one value for each value of `by` in nearly all rows where that is known, of
+/// which some must share a value of `by`.
 fn is_constant(column: &SampledColumn, by: &SampledColumn) -> bool {
+    is_constant_in(column, by, |_| true)
+}
+
+/// The same in the rows that `counts` names.
+fn is_constant_in(
+    column: &SampledColumn,
+    by: &SampledColumn,
+    counts: impl Fn(usize) -> bool,
+) -> bool {
     let mut first: HashMap<u64, u64> = HashMap::new();
     let (mut same, mut shared) = (0, 0);
-    for (&value, &group) in column.ids.iter().zip(&by.ids).filter(|&(_, &group)| group != 0) {
+    for row in (0..column.ids.len()).filter(|&row| by.ids[row] != 0 && counts(row)) {
+        let (value, group) = (column.ids[row], by.ids[row]);
         match first.get(&group) {
             None => {
                 first.insert(group, value);

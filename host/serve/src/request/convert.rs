@@ -14,6 +14,7 @@ use hypercast_data::{
     features::{CandidateInput, RequestInput},
     schema::{
         BeyondRange, Feature, FeatureKind, IdKind, Schema, ValueRange, category_id, fill_tags,
+        is_missing_text,
     },
 };
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
@@ -22,7 +23,7 @@ use hypercast_stream::events::check_time;
 use prometheus::IntCounterVec;
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{self, MapAccess, Visitor},
+    de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
 };
 
 use crate::{
@@ -31,8 +32,8 @@ use crate::{
 };
 
 /// A feature's value in JSON: an id or number, the text of a category, or a list of categories.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "a feature is a number, a text, a list of these, or null")]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum FeatureValue {
     /// An id, or a whole number.
     Id(u64),
@@ -56,12 +57,88 @@ impl FeatureValue {
     fn category(&self) -> Option<u64> {
         match self {
             Self::Missing => Some(0),
-            Self::Id(id) => Some(*id),
+            // Those beyond stand for what no caller can send (`hypercast_fm::training_only`).
+            Self::Id(id) => i64::try_from(*id).is_ok().then_some(*id),
+            Self::Text(text) if is_missing_text(text) => Some(0),
             Self::Text(text) => Some(category_id(text)),
             Self::Number(_) | Self::List(_) => None,
         }
     }
 }
+
+impl<'de> Deserialize<'de> for FeatureValue {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(ValueVisitor { is_listed: false })
+    }
+}
+
+/// Reads a value as it comes. What serde derives would hold a copy of all that a list contains, for
+/// each list that it is in, so that a small body could take gigabytes.
+#[derive(Clone, Copy)]
+struct ValueVisitor {
+    /// Whether it is in a list, so that it is none itself.
+    is_listed: bool,
+}
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = FeatureValue;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_listed {
+            "a number, a text or null in the list of a feature"
+        } else {
+            "a number, a text, a list of these, or null as a feature"
+        })
+    }
+
+    fn visit_u64<E>(self, id: u64) -> Result<FeatureValue, E> {
+        Ok(FeatureValue::Id(id))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<FeatureValue, E> {
+        Ok(u64::try_from(number).map_or(FeatureValue::Number(number as f64), FeatureValue::Id))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<FeatureValue, E> {
+        Ok(FeatureValue::Number(number))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<FeatureValue, E> {
+        Ok(FeatureValue::Text(text.to_owned()))
+    }
+
+    fn visit_unit<E>(self) -> Result<FeatureValue, E> {
+        Ok(FeatureValue::Missing)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<FeatureValue, A::Error> {
+        if self.is_listed {
+            return Err(de::Error::invalid_type(de::Unexpected::Seq, &self));
+        }
+        let mut values = Vec::new();
+        while let Some(value) = list.next_element_seed(ValueVisitor { is_listed: true })? {
+            if values.len() == MAX_LISTED {
+                return Err(de::Error::custom(format!(
+                    "the list of a feature has more than {MAX_LISTED} values"
+                )));
+            }
+            values.push(value);
+        }
+        Ok(FeatureValue::List(values))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for ValueVisitor {
+    type Value = FeatureValue;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<FeatureValue, D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+/// The most values of a list that are read. A feature takes at most
+/// [`hypercast_data::schema::MAX_TAGS`] of them.
+const MAX_LISTED: usize = 1024;
 
 /// The part of a text that a refusal shows, in bytes.
 const SHOWN_BYTES: usize = 100;
@@ -247,7 +324,10 @@ impl Converter {
     ) -> RequestResult<(Vec<u64>, Vec<f32>)> {
         let is_missing = |feature: &&Feature| {
             let value = named.get(&feature.name);
-            let may_lack = feature.is_optional() || self.schema.is_retired(&feature.name);
+            let may_lack = feature.is_optional()
+                // Without any there are none.
+                || feature.max_values.is_some()
+                || self.schema.is_retired(&feature.name);
             !may_lack && matches!(value, None | Some(FeatureValue::Missing))
         };
         if let Some(missing) = features.iter().find(is_missing) {
@@ -402,11 +482,12 @@ impl Converter {
         match (value, max_values) {
             (FeatureValue::Missing, _) => columns.fill(0),
             (value, None) => {
-                columns[0] =
-                    value.category().ok_or_else(|| wrong(name, value, "an id or a text"))?;
+                columns[0] = value
+                    .category()
+                    .ok_or_else(|| wrong(name, value, "an id below 2^63 or a text"))?;
             }
             (FeatureValue::List(values), Some(_)) => {
-                let wants = "ids or texts in its list";
+                let wants = "ids below 2^63 or texts in its list";
                 let id = |value: &FeatureValue| {
                     value.category().ok_or_else(|| wrong(name, value, wants))
                 };

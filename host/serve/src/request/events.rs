@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hypercast_config::Config;
 use hypercast_data::dataset::{Impression, entity_id::EntityId};
+use hypercast_data::schema::Schema;
 use hypercast_fm::example::{Item, User};
 use hypercast_fm::training_only::ReadFor;
 use hypercast_stream::{
