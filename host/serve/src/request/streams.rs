@@ -76,14 +76,22 @@ impl EventStreams {
         if let Some(joiner) = joiner {
             let (progress, passed) = watch::channel(joiner.passed());
             streams.passed = Some(passed);
-            streams.threads.spawn("join", move |_| {
+            metrics.joiner.with_label_values(&["failed"]).set(0);
+            streams.threads.spawn("join", move |stop| {
                 let ended = joiner.run(|passed| {
                     progress.send_replace(passed);
                 });
-                metrics.joiner.with_label_values(&["failed"]).set(i64::from(ended.is_err()));
-                if let Err(error) = ended {
-                    supervised_thread::report_lost("join");
-                    tracing::error!(%error, "the joiner has stopped; events are still stored, and are joined after a restart");
+                match ended {
+                    Ok(()) => {}
+                    // A stop ends the attempts, too. Whoever goes on joins the same events again.
+                    Err(error) if stop.is_requested() => {
+                        tracing::warn!(%error, "the joiner was stopped while it could not go on");
+                    }
+                    Err(error) => {
+                        metrics.joiner.with_label_values(&["failed"]).set(1);
+                        supervised_thread::report_lost("join");
+                        tracing::error!(%error, "the joiner has stopped; events are still stored, and are joined after a restart");
+                    }
                 }
             })?;
         }
