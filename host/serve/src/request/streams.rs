@@ -56,7 +56,7 @@ impl EventStreams {
     ) -> Result<Self> {
         let (threads, schema) = (ThreadGroup::ending_with(stop), dataset.schema.clone());
         let intake = match before {
-            Some(before) => before.intake.under(schema),
+            Some(before) => before.intake.under(schema, dataset.content),
             None => {
                 let ids = CallerIds::open(config, &dataset.dir, &schema, "serve", &metrics)?;
                 let converter = Converter::new(schema).with_content(Some(dataset.content));
