@@ -1,5 +1,5 @@
 //! The daemon's streams: events that arrive, the joiner if it runs in this process, and the feature
-//! state that follows the outcomes. Each has a thread; a stop ends all of them and saves their
+//! state that follows the outcomes. The latter two have threads; a stop ends both and saves their
 //! state.
 
 use std::{
@@ -71,8 +71,7 @@ impl EventStreams {
         }
         let stop = threads.stop.clone();
         let follower = FeatureFollower::open(engine, config, dataset, metrics.clone(), stop)?;
-        let mut streams =
-            Self { intake: intake.clone(), live: follower.live.clone(), passed: None, threads };
+        let mut streams = Self { intake, live: follower.live.clone(), passed: None, threads };
         if let Some(joiner) = joiner {
             let (progress, passed) = watch::channel(joiner.passed());
             streams.passed = Some(passed);
@@ -95,7 +94,6 @@ impl EventStreams {
                 }
             })?;
         }
-        streams.threads.spawn("ticks", move |stop| intake.writer.tick(stop))?;
         streams.threads.spawn("live", move |_| follower.run())?;
         Ok(streams)
     }
