@@ -58,7 +58,8 @@ pub(crate) struct AppState {
     loaded: OnceLock<Current<LoadedTier>>,
     /// Why the schema that has grown is not used yet.
     pub(crate) growth_problem: Mutex<Option<String>>,
-    /// Held while a growth is taken over, and by the end of the process.
+    /// Held while a growth is taken over, which has the reloader's turn already, and by the end of
+    /// the process.
     growing: Mutex<()>,
     /// The runtime of calls to other processes.
     handle: Handle,
@@ -224,7 +225,7 @@ pub async fn serve(
     let own = Arc::downgrade(&app);
     growth::follow(move || {
         let app = own.upgrade()?;
-        Some(app.take_growth_over(&app.reloader.settings.now()))
+        Some(app.reloader.between_reloads(|config| app.take_growth_over(config)))
     });
     let Listeners { requests, probes } = listeners;
     let probes = ProbeServer::start(probes, routes::probes(app.clone()));
