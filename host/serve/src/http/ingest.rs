@@ -64,15 +64,17 @@ impl IngestState {
     /// Takes events under a schema that has grown from the next request on; returns whether it had.
     ///
     /// # Errors
-    /// The schema cannot be read.
+    /// The schema, or the width of the data set's content vectors, cannot be read.
     fn take_growth_over(&self) -> Result<bool> {
         let mut watch = lock(&self.watch);
         if !watch.has_grown() {
             return Ok(false);
         }
-        let path = schema_path(&self.reloader.settings.now());
+        let config = self.reloader.settings.now();
+        let path = schema_path(&config);
         let schema = Arc::new(Schema::load(&path)?);
-        self.intake.replace(self.intake.now().under(schema.clone()));
+        let width = content::width_in(&config.paths.dataset)?;
+        self.intake.replace(self.intake.now().under(schema.clone(), width));
         *watch = SchemaWatch::new(path, schema);
         tracing::info!("the schema that has grown is used from the next request on");
         Ok(true)

@@ -14,7 +14,8 @@ use crate::{
 
 pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
     let set = service.models.set();
-    let surface = |at: u16| service.converter.schema.surfaces[usize::from(at)].clone();
+    // Windows of quality may have more surfaces than this service knows, if the schema has grown.
+    let surface = |at: u16| service.converter.schema.surfaces.get(usize::from(at)).cloned();
     let applied = metrics.applied();
     let fm = |fm: &ServedFm| {
         let of = applied.get(&format!("fm@{}", fm.version())).copied().unwrap_or_default();
@@ -29,7 +30,8 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
     };
     let expert = |arm: &ExpertArm| {
         let of = applied.get(&arm.label).copied().unwrap_or_default();
-        let surfaces: Vec<String> = arm.desired.surfaces.iter().map(|at| surface(*at)).collect();
+        let surfaces: Vec<String> =
+            arm.desired.surfaces.iter().filter_map(|at| surface(*at)).collect();
         json!({
             "name": arm.name,
             "version": arm.version,
@@ -42,10 +44,11 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
             "applied_ms": (of.applied > 0).then_some(of.at_ms),
         })
     };
-    let quality = service.predictions.windows().into_iter().map(|(key, window)| {
+    let quality = service.predictions.windows().into_iter().filter_map(|(key, window)| {
         let LiveQuality { n, ne, calibration, mse, base_mse } = window.quality();
-        json!({
-            "surface": surface(key.surface),
+        let surface = surface(key.surface)?;
+        Some(json!({
+            "surface": surface,
             "task": key.task,
             "arm": key.arm,
             "n": n,
@@ -56,7 +59,7 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
             "base_mse": base_mse,
             // For each bucket, when it began and the NE of the minute before its end.
             "series": window.series(),
-        })
+        }))
     });
     let mut report = json!({
         "now_ms": hypercast_core::clock::now_ms(),

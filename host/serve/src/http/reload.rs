@@ -109,7 +109,8 @@ pub(crate) struct Reloader {
     outcomes: IntCounterVec,
     well: IntGauge,
     at_s: IntGauge,
-    /// Held during a reload: only one runs at a time.
+    /// Held during a reload, and while anything else is loaded by the configuration: only one runs
+    /// at a time.
     turn: Mutex<()>,
 }
 
@@ -167,6 +168,13 @@ impl Reloader {
             }
         }
         outcome
+    }
+
+    /// Runs what loads by the current configuration while no reload runs, which could replace the
+    /// configuration meanwhile. Blocks. `run` must not reload.
+    pub(crate) fn between_reloads<T>(&self, run: impl FnOnce(&Config) -> T) -> T {
+        let _turn = lock(&self.turn);
+        run(&self.settings.now())
     }
 
     fn try_reload(

@@ -11,7 +11,6 @@ use std::{
 use hypercast_config::{Config, DaemonTier, FmTierConfig};
 use hypercast_core::{
     logging,
-    shutdown::Shutdown,
     supervised_thread::{OnPanic, PanicWatch},
 };
 use hypercast_data::{
@@ -43,7 +42,7 @@ use crate::{
         workers::Workers,
     },
     rollout::{RolloutService, serving},
-    threads::{Current, lock},
+    threads::{Current, ThreadGroup, lock},
     versions::{
         follow::{FollowThreads, SetUpdater},
         loader::{LoaderContext, LoaderSchema, VersionLoader},
@@ -59,7 +58,8 @@ pub(crate) struct AppState {
     loaded: OnceLock<Current<LoadedTier>>,
     /// Why the schema that has grown is not used yet.
     pub(crate) growth_problem: Mutex<Option<String>>,
-    /// Held while a growth is taken over, and by the end of the process.
+    /// Held while a growth is taken over, which has the reloader's turn already, and by the end of
+    /// the process.
     growing: Mutex<()>,
     /// The runtime of calls to other processes.
     handle: Handle,
@@ -75,8 +75,9 @@ pub(crate) struct AppState {
     /// threads that block.
     pub(crate) looks: Arc<Semaphore>,
     pub(crate) metrics: Arc<Metrics>,
-    /// Requested once all requests are answered: then no thread waits for the streams any longer.
-    stop: Shutdown,
+    /// Threads that live as long as the process. They are stopped once all requests are answered:
+    /// then no thread waits for the streams any longer.
+    threads: ThreadGroup,
 }
 
 /// What a process has loaded.
@@ -148,7 +149,7 @@ impl AppState {
         let _turn = lock(&self.growing);
         let Some(loaded) = self.loaded.get() else { return Ok(false) };
         let before = loaded.now();
-        if self.stop.is_requested() {
+        if self.threads.stop.is_requested() {
             return Ok(false);
         }
         if !before.is_outgrown() {
@@ -217,14 +218,14 @@ pub async fn serve(
         looks: Arc::new(Semaphore::new(1)),
         metrics,
         reloader,
-        stop: Shutdown::default(),
+        threads: ThreadGroup::default(),
     });
     let own = Arc::downgrade(&app);
     reload::at_signals(move || own.upgrade()?.reload())?;
     let own = Arc::downgrade(&app);
     growth::follow(move || {
         let app = own.upgrade()?;
-        Some(app.take_growth_over(&app.reloader.settings.now()))
+        Some(app.reloader.between_reloads(|config| app.take_growth_over(config)))
     });
     let Listeners { requests, probes } = listeners;
     let probes = ProbeServer::start(probes, routes::probes(app.clone()));
@@ -267,7 +268,7 @@ pub async fn serve(
     // Every accepted request is answered now, so the streams can stop and save their state.
     let stopped = app.clone();
     let stopping = tokio::task::spawn_blocking(move || {
-        stopped.stop.request();
+        stopped.threads.stop();
         let _turn = lock(&stopped.growing);
         if let Some(loaded) = stopped.loaded.get() {
             loaded.now().stop();
@@ -314,7 +315,7 @@ fn load(app: &AppState, config: &Config, before: Option<&LoadedTier>) -> Result<
     let shared = match before {
         Some(before) => before.shared.clone(),
         None => LoaderContext {
-            streams: streams::open_with_shutdown(&config.engine, &app.stop)?,
+            streams: streams::open_with_shutdown(&config.engine, &app.threads.stop)?,
             wasm: Engine::new(config.guests())?,
             metrics: metrics.clone(),
         },
@@ -329,8 +330,8 @@ fn load(app: &AppState, config: &Config, before: Option<&LoadedTier>) -> Result<
     }
     let models = updater.models.clone();
     let stop = match watch.clone() {
-        Some(watch) => app.stop.part(move || watch.has_grown()),
-        None => app.stop.clone(),
+        Some(watch) => app.threads.stop.part(move || watch.has_grown()),
+        None => app.threads.stop.clone(),
     };
     let load = |dataset| {
         let (settings, models, metrics) = (settings.clone(), models.clone(), metrics.clone());
@@ -339,6 +340,11 @@ fn load(app: &AppState, config: &Config, before: Option<&LoadedTier>) -> Result<
         RankingService::load(context, &dataset, streams.clone(), before)
     };
     let service = dataset.map(load).transpose()?.map(Arc::new);
+    if let (None, Some(service)) = (before, &service) {
+        // A growth does not end them: another process may join while this one cannot take it over.
+        let writer = service.streams.intake.writer.clone();
+        app.threads.spawn("ticks", move |stop| writer.tick(stop))?;
+    }
     let start = |service| {
         let before = before.and_then(|before| before.rollouts.as_deref());
         serving::start(settings.clone(), service, &shared, before)

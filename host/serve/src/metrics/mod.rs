@@ -399,7 +399,9 @@ impl Metrics {
         // Arms that no longer serve disappear.
         self.quality.reset();
         for (QualityKey { surface, task, arm }, window) in predictions.windows() {
-            let (surface, quality) = (&schema.surfaces[usize::from(surface)], window.quality());
+            // Another service may know more surfaces, because the schema has grown.
+            let Some(surface) = schema.surfaces.get(usize::from(surface)) else { continue };
+            let quality = window.quality();
             let measures = [
                 ("ne", quality.ne),
                 ("calibration", quality.calibration),

@@ -146,6 +146,8 @@ impl PredictionLog {
     /// What was predicted of an impression, beside what is known of it; none for a request that was
     /// not served here, and for an outcome that comes again.
     fn compare(&self, impression: &Impression, schema: &Schema) -> Option<Vec<ComparedPrediction>> {
+        // A joiner in another process may have taken over a schema that has grown before this one.
+        schema.surfaces.get(usize::from(impression.surface))?;
         let mut waiting = lock(&self.waiting);
         let request = waiting.requests.get_mut(&impression.request)?;
         let row = request.items.iter().position(|item| *item == impression.item)?;
@@ -265,6 +267,17 @@ mod tests {
             drop(reading);
         });
         assert_eq!(served.windows().len(), 1);
+    }
+
+    #[test]
+    fn an_outcome_of_a_surface_that_is_not_known_yet_is_compared_with_nothing() {
+        let (served, schema) = (PredictionLog::new(1000), schema());
+        served.keep(1, &[7], predicted("a@1.0.0", &[0.9]));
+        let on = |surface| Impression { surface, ..clicked(1, 7, true) };
+        served.outcome(&on(1), &schema, 1000);
+        assert_eq!((served.counts(), served.windows().len()), ((0, 1), 0));
+        served.outcome(&on(0), &schema, 1000);
+        assert_eq!((served.counts(), served.windows().len()), ((1, 1), 1));
     }
 
     #[test]

@@ -215,10 +215,10 @@ impl Converter {
         Self { content_width: width, ..self }
     }
 
-    /// The same for another schema of the data set.
-    pub(crate) fn under(&self, schema: Arc<Schema>) -> Self {
+    /// The same for another schema of the data set, and content vectors of this width.
+    pub(crate) fn under(&self, schema: Arc<Schema>, content_width: usize) -> Self {
         let beyond = self.beyond.clone();
-        Self { beyond, ..Self::new(schema).with_content(self.content_width) }
+        Self { beyond, ..Self::new(schema).with_content(Some(content_width)) }
     }
 
     /// Counts numbers beyond their ranges in a daemon's metrics.

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use hypercast_config::Config;
-use hypercast_data::dataset::{Impression, entity_id::EntityId};
-use hypercast_data::schema::Schema;
+use hypercast_data::{
+    dataset::{Impression, entity_id::EntityId},
+    schema::Schema,
+};
 use hypercast_fm::example::{Item, User};
 use hypercast_fm::training_only::ReadFor;
 use hypercast_stream::{
@@ -58,13 +60,13 @@ impl EventIntake {
         }
     }
 
-    /// The same writer and ids for events of another schema.
-    pub fn under(&self, schema: Arc<Schema>) -> EventIntake {
+    /// The same writer and ids for events of another schema, with content vectors of this width.
+    pub fn under(&self, schema: Arc<Schema>, content_width: usize) -> EventIntake {
         let Self { writer, ids, max_events, metrics, .. } = self;
         EventIntake {
             writer: writer.clone(),
             ids: ids.clone(),
-            converter: self.converter.under(schema),
+            converter: self.converter.under(schema, content_width),
             max_events: *max_events,
             metrics: metrics.clone(),
         }

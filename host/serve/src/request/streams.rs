@@ -1,5 +1,5 @@
 //! The daemon's streams: events that arrive, the joiner if it runs in this process, and the feature
-//! state that follows the outcomes. Each has a thread; a stop ends all of them and saves their
+//! state that follows the outcomes. The latter two have threads; a stop ends both and saves their
 //! state.
 
 use std::{
@@ -56,7 +56,7 @@ impl EventStreams {
     ) -> Result<Self> {
         let (threads, schema) = (ThreadGroup::ending_with(stop), dataset.schema.clone());
         let intake = match before {
-            Some(before) => before.intake.under(schema),
+            Some(before) => before.intake.under(schema, dataset.content),
             None => {
                 let ids = CallerIds::open(config, &dataset.dir, &schema, "serve", &metrics)?;
                 let converter = Converter::new(schema).with_content(Some(dataset.content));
@@ -71,23 +71,29 @@ impl EventStreams {
         }
         let stop = threads.stop.clone();
         let follower = FeatureFollower::open(engine, config, dataset, metrics.clone(), stop)?;
-        let mut streams =
-            Self { intake: intake.clone(), live: follower.live.clone(), passed: None, threads };
+        let mut streams = Self { intake, live: follower.live.clone(), passed: None, threads };
         if let Some(joiner) = joiner {
             let (progress, passed) = watch::channel(joiner.passed());
             streams.passed = Some(passed);
-            streams.threads.spawn("join", move |_| {
+            metrics.joiner.with_label_values(&["failed"]).set(0);
+            streams.threads.spawn("join", move |stop| {
                 let ended = joiner.run(|passed| {
                     progress.send_replace(passed);
                 });
-                metrics.joiner.with_label_values(&["failed"]).set(i64::from(ended.is_err()));
-                if let Err(error) = ended {
-                    supervised_thread::report_lost("join");
-                    tracing::error!(%error, "the joiner has stopped; events are still stored, and are joined after a restart");
+                match ended {
+                    Ok(()) => {}
+                    // A stop ends the attempts, too. Whoever goes on joins the same events again.
+                    Err(error) if stop.is_requested() => {
+                        tracing::warn!(%error, "the joiner was stopped while it could not go on");
+                    }
+                    Err(error) => {
+                        metrics.joiner.with_label_values(&["failed"]).set(1);
+                        supervised_thread::report_lost("join");
+                        tracing::error!(%error, "the joiner has stopped; events are still stored, and are joined after a restart");
+                    }
                 }
             })?;
         }
-        streams.threads.spawn("ticks", move |stop| intake.writer.tick(stop))?;
         streams.threads.spawn("live", move |_| follower.run())?;
         Ok(streams)
     }

@@ -88,8 +88,8 @@ pub struct Acceptor {
     pub(super) repository: Arc<Repository>,
     load: LoadFn,
     /// The decisions that pushes are held against. One push at a time checks the recorded pushes
-    /// and records its own.
-    accepting: Mutex<RegistryFollower>,
+    /// and records its own, also while a request goes on with the acceptor of before a growth.
+    accepting: Arc<Mutex<RegistryFollower>>,
 }
 
 impl Acceptor {
@@ -114,24 +114,21 @@ impl Acceptor {
             }
             Ok(()) => {}
         }
-        let accepting = Mutex::new(RegistryFollower::new(&*streams)?);
+        let accepting = Arc::new(Mutex::new(RegistryFollower::new(&*streams)?));
         Ok(Self { settings, schema, wasm, streams, repository, load: load::load, accepting })
     }
 
     /// One that goes on with this one's repository, for pushes of another schema.
-    ///
-    /// # Errors
-    /// The registry cannot be read.
-    pub(crate) fn under(&self, schema: Arc<Schema>) -> Result<Self> {
-        Ok(Self {
+    pub(crate) fn under(&self, schema: Arc<Schema>) -> Self {
+        Self {
             settings: self.settings.clone(),
             schema,
             wasm: self.wasm.clone(),
             streams: self.streams.clone(),
             repository: self.repository.clone(),
             load: self.load,
-            accepting: Mutex::new(RegistryFollower::new(&*self.streams)?),
-        })
+            accepting: self.accepting.clone(),
+        }
     }
 
     /// As the daemon's, but `load` loads the pushes.

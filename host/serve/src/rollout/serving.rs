@@ -66,7 +66,7 @@ pub(crate) fn start(
 ) -> Result<RolloutService> {
     let (schema, config) = (service.converter.schema.clone(), settings.now());
     let acceptor = match before {
-        Some(before) => before.acceptor.under(schema)?,
+        Some(before) => before.acceptor.under(schema),
         None => Acceptor::new(settings, schema, shared.wasm.clone(), shared.streams.clone())?,
     };
     let acceptor = Arc::new(acceptor);
