@@ -12,7 +12,7 @@ use std::{
 
 use hypercast_core::clock;
 use hypercast_data::dataset::Dataset;
-use hypercast_data::features::FeatureConfig;
+use hypercast_data::features::{FeatureConfig, content_bytes};
 use hypercast_fm::example::Example;
 use hypercast_stream::join::{ContentPlace, ContentRecord, JoinedRecord};
 use hypercast_stream::streams::{StreamEngine, Topic, record_at};
@@ -23,6 +23,7 @@ use crate::error::Result;
 /// Puts vectors into examples.
 pub(super) struct ContentReader {
     engine: Arc<dyn StreamEngine>,
+    /// Of the vectors that it gives. If it is 0, the data set has none, and no item gets one.
     width: usize,
     /// Of the data set, by item.
     own: HashMap<u64, Arc<[f32]>>,
@@ -50,8 +51,7 @@ impl ContentReader {
         let with = dataset.items.values().filter(|item| !item.content.is_empty());
         let own = with.map(|item| (item.id, item.content.clone())).collect();
         let width = dataset.content;
-        let vector_bytes = (width * size_of::<f32>()).max(1);
-        let capacity = features.max_content_mib.saturating_mul(1 << 20) / vector_bytes;
+        let capacity = features.max_content_mib.saturating_mul(1 << 20) / content_bytes(width);
         let cache = BTreeMap::new();
         ContentReader { engine, width, own, cache, capacity, has_warned: false }
     }
@@ -59,6 +59,9 @@ impl ContentReader {
     /// Keeps a vector whose record is at `place`.
     pub(super) fn put(&mut self, place: ContentPlace, content: ContentRecord) -> Arc<[f32]> {
         let ContentRecord { item, vector, .. } = content;
+        if self.width == 0 {
+            return Arc::default();
+        }
         let fits = vector.len() == self.width;
         let vector: Arc<[f32]> = if fits { vector.into() } else { Arc::default() };
         self.keep(place, CachedVector { item, vector: vector.clone() });
@@ -96,6 +99,9 @@ impl ContentReader {
     }
 
     fn vector(&mut self, place: ContentPlace, item: u64) -> Result<Arc<[f32]>> {
+        if self.width == 0 {
+            return Ok(Arc::default());
+        }
         if let Some(cached) = self.cache.get(&place).filter(|cached| cached.item == item) {
             return Ok(cached.vector.clone());
         }
