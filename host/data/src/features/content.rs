@@ -95,12 +95,20 @@ pub fn check_content_width(item: &Item, width: usize) -> Result<()> {
     Err(Error::invalid(format!("item {id} has a content vector of {numbers} numbers; {wanted}")))
 }
 
+/// What an entry has besides its numbers, about: its key, its pointers, and its part of a map.
+const ENTRY_BYTES: usize = 100;
+
+/// The memory of a content vector of a width that came by an event.
+pub fn content_bytes(width: usize) -> usize {
+    width.saturating_mul(size_of::<f32>()).saturating_add(ENTRY_BYTES)
+}
+
 /// Refuses `count` vectors of a width if they have more than so many MiB.
 ///
 /// # Errors
 /// They have; the error names the setting.
 pub fn check_content_room(count: usize, width: usize, max_mib: usize) -> Result<()> {
-    if count.saturating_mul(width * size_of::<f32>()) <= max_mib.saturating_mul(1 << 20) {
+    if count.saturating_mul(content_bytes(width)) <= max_mib.saturating_mul(1 << 20) {
         return Ok(());
     }
     Err(Error::invalid(format!(

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use self::content::ContentOverrides;
-pub use self::content::{check_content_room, check_content_width};
+pub use self::content::{check_content_room, check_content_width, content_bytes};
 use self::counters::{FeatureCounters, Observation, RequestCounters};
 use self::id_maps::{IdMap, RecencyMap};
 use crate::dataset::timeline::{Span, Timeline, TimelineStep};
@@ -49,8 +49,8 @@ pub struct FeatureConfig {
     pub max_counter_keys: usize,
     /// Impressions at the global rate that each counter starts with.
     pub prior_strength: f32,
-    /// Memory of content vectors that came by events, in MiB: four bytes a number. Further items'
-    /// vectors are refused.
+    /// Memory of content vectors that came by events, in MiB: four bytes a number and 100 a
+    /// vector. Further items' vectors are refused.
     pub max_content_mib: usize,
 }
 

@@ -1,5 +1,7 @@
 //! A trainer learns what content vectors say, also of items whose vectors come by events.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use hypercast_core::hash::mix64;
 use hypercast_data::dataset::content::Content;
 use hypercast_data::dataset::{Entities, Impression, write_dataset};
@@ -103,6 +105,50 @@ impl ContentWorld {
     fn tell(&mut self, item: u64) {
         self.take(EventKind::Item(Item { id: item, content: vector(item), ..Item::default() }));
     }
+
+    /// The last of the records that a reader of joined examples finds from a position on.
+    fn last_read(&self, engine: Arc<dyn StreamEngine>, from: u64, config: &Config) -> Example {
+        let telemetry = JobMetrics::default();
+        let reports = RecordReports::of(&telemetry, config, &Shutdown::default());
+        let context = ServiceContext { dataset: &self.dataset, config, engine };
+        let joined = Some(StreamPlace::at(from).into());
+        let position = JoinedPosition { joined, orders: None };
+        let mut reader =
+            JoinedReader::open(context, &LetterReader::Logging, position, reports).unwrap();
+        match reader.next(1024, Duration::ZERO).unwrap() {
+            JoinedRead::Records(mut records) => records.pop().unwrap().example,
+            _ => panic!("there are records"),
+        }
+    }
+}
+
+/// Streams that count how often one is opened for reading.
+struct Counted {
+    inner: Arc<MemoryEngine>,
+    opened: AtomicUsize,
+}
+
+impl StreamEngine for Counted {
+    fn appender(&self, topic: &Topic) -> hypercast_stream::Result<Arc<dyn Appender>> {
+        self.inner.appender(topic)
+    }
+
+    fn resume(
+        &self,
+        topic: &Topic,
+        place: StreamPlace,
+    ) -> hypercast_stream::Result<Box<dyn Reader>> {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        self.inner.resume(topic, place)
+    }
+
+    fn span(&self, topic: &Topic) -> hypercast_stream::Result<Range<u64>> {
+        self.inner.span(topic)
+    }
+
+    fn trim(&self, topic: &Topic, before: u64) -> hypercast_stream::Result<()> {
+        self.inner.trim(topic, before)
+    }
 }
 
 /// The mean cross-entropy of what a model predicts of fresh items' first requests.
@@ -165,19 +211,6 @@ fn vectors_of_before_a_reader_began_are_read_where_they_are() {
     }
     let engine = streams(&world.joined);
     let (last, config) = (world.joined.len() as u64 - 1, Config::default());
-    let read = |engine: Arc<MemoryEngine>, from: u64, config: &Config| {
-        let telemetry = JobMetrics::default();
-        let reports = RecordReports::of(&telemetry, config, &Shutdown::default());
-        let context = ServiceContext { dataset: &world.dataset, config, engine };
-        let joined = Some(StreamPlace::at(from).into());
-        let position = JoinedPosition { joined, orders: None };
-        let mut reader =
-            JoinedReader::open(context, &LetterReader::Logging, position, reports).unwrap();
-        match reader.next(1024, Duration::ZERO).unwrap() {
-            JoinedRead::Records(mut records) => records.pop().unwrap().example,
-            _ => panic!("there are records"),
-        }
-    };
     let mut small = config.clone();
     small.features.max_content_mib = 0;
     let vectors = |example: &Example| -> Vec<Vec<f32>> {
@@ -186,12 +219,30 @@ fn vectors_of_before_a_reader_began_are_read_where_they_are() {
     };
     let expected: Vec<Vec<f32>> = rows(1).iter().map(|row| vector(row.item).to_vec()).collect();
     for (from, config) in [(0, &config), (last, &config), (last, &small), (0, &small)] {
-        let found = vectors(&read(engine.clone(), from, config));
+        let found = vectors(&world.last_read(engine.clone(), from, config));
         assert_eq!(found[..TARGETS as usize], expected, "from {from}");
         assert!(found[TARGETS as usize..].iter().all(|own| expected.contains(own)), "from {from}");
     }
     // What is gone is missing, and stops nobody.
     engine.trim(&Topic::joined(), last).unwrap();
-    let found = vectors(&read(engine, last, &config));
+    let found = vectors(&world.last_read(engine, last, &config));
     assert!(found.iter().all(Vec::is_empty), "{found:?}");
+}
+
+/// To find a record an engine may read a whole segment.
+#[test]
+fn the_vectors_of_before_a_reader_began_are_not_read_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = ContentWorld::new(&dir.path().join("data"));
+    (1..=30).flat_map(rows).for_each(|row| world.tell(row.item));
+    let from = world.joined.len() as u64;
+    (1..=30).for_each(|request| world.take(EventKind::CompleteRequest(rows(request))));
+    assert_eq!(world.joined.len() as u64, from + 30, "no vector is repeated");
+    let engine = Arc::new(Counted { inner: streams(&world.joined), opened: AtomicUsize::new(0) });
+    let last = world.last_read(engine.clone(), from, &Config::default());
+    let found: Vec<&[f32]> = last.targets.iter().map(|target| &target.item.content[..]).collect();
+    let expected: Vec<Arc<[f32]>> = rows(30).iter().map(|row| vector(row.item)).collect();
+    assert_eq!(found, expected.iter().map(|own| &own[..]).collect::<Vec<_>>());
+    let opened = engine.opened.load(Ordering::Relaxed);
+    assert!(opened <= 8, "opened {opened} times for {from} vectors");
 }
