@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::{Duration, Instant},
@@ -83,7 +83,8 @@ impl SetUpdater {
         Ok(updater)
     }
 
-    /// Starts the threads that follow weights, versions and, if there is a service, outcomes.
+    /// Starts the threads that follow weights, versions and, if there is a service, outcomes; these
+    /// are compared from where `before`, whose threads have ended, stopped.
     ///
     /// # Errors
     /// Threads that cannot be started.
@@ -92,9 +93,11 @@ impl SetUpdater {
         streams: Arc<dyn StreamEngine>,
         metrics: Arc<Metrics>,
         service: Option<Arc<RankingService>>,
+        before: Option<&FollowThreads>,
     ) -> Result<FollowThreads> {
         let (asks, asked) = sync_channel(1);
-        let following = FollowThreads { threads: ThreadGroup::default(), asks };
+        let compared = before.map(|before| before.compared.clone()).unwrap_or_default();
+        let following = FollowThreads { threads: ThreadGroup::default(), asks, compared };
         let feeds = self.loader.feeds.clone();
         following.threads.spawn("weights", move |stop| {
             lower_thread_priority();
@@ -103,9 +106,11 @@ impl SetUpdater {
         let registry = streams.clone();
         following.threads.spawn("versions", move |stop| self.follow(&*registry, stop, &asked))?;
         if let Some(service) = service {
-            following
-                .threads
-                .spawn("outcomes", move |stop| follow_outcomes(&*streams, &service, stop))?;
+            let compared = following.compared.clone();
+            following.threads.spawn("outcomes", move |stop| {
+                let schema = &service.converter.schema;
+                follow_outcomes(&*streams, &service.predictions, schema, &compared, stop);
+            })?;
         }
         Ok(following)
     }
@@ -219,6 +224,8 @@ impl SetUpdater {
 pub struct FollowThreads {
     threads: ThreadGroup,
     asks: SyncSender<ReloadRequest>,
+    /// Where the comparison of outcomes stopped; none if it never began.
+    compared: Arc<Mutex<Option<StreamPlace>>>,
 }
 
 /// Another configuration, with a channel for the result.
@@ -246,14 +253,21 @@ impl FollowThreads {
     }
 }
 
-/// Follows outcomes until `stop`, and tries again while the stream cannot be read.
-fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &Shutdown) {
-    let (schema, mut following) = (&*service.converter.schema, None::<OutcomeComparison<'_>>);
+/// Follows outcomes from `compared` until `stop`, and notes there how far it came. It tries again
+/// while the stream cannot be read.
+fn follow_outcomes(
+    streams: &dyn StreamEngine,
+    predictions: &PredictionLog,
+    schema: &Schema,
+    compared: &Mutex<Option<StreamPlace>>,
+    stop: &Shutdown,
+) {
+    let (from, mut following) = (*lock(compared), None::<OutcomeComparison<'_>>);
     let mut failures = RepeatedFailures::default();
     while !stop.is_requested() {
         let followed = match &mut following {
             Some(comparison) => comparison.step(streams, WAIT),
-            None => OutcomeComparison::at_end(streams, &service.predictions, schema)
+            None => OutcomeComparison::open(streams, from, predictions, schema)
                 .map(|begun| following = Some(begun)),
         };
         if let Err(error) = followed {
@@ -262,6 +276,9 @@ fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &
             }
             std::thread::sleep(REST);
         }
+    }
+    if let Some(comparison) = following {
+        *lock(compared) = Some(comparison.cursor.place());
     }
 }
 
@@ -273,15 +290,20 @@ struct OutcomeComparison<'a> {
 }
 
 impl<'a> OutcomeComparison<'a> {
-    /// Begins at the stream's end, because this process has no predictions for older outcomes.
-    fn at_end(
+    /// Begins at `from`; without it at the stream's end, because this process has no predictions
+    /// for older outcomes.
+    fn open(
         streams: &dyn StreamEngine,
+        from: Option<StreamPlace>,
         predictions: &'a PredictionLog,
         schema: &'a Schema,
     ) -> Result<Self> {
         let topic = Topic::outcomes();
-        let end = StreamPlace::at(streams.span(&topic)?.end);
-        let cursor = StreamCursor::open(streams, &topic, end)?;
+        let from = match from {
+            Some(from) => from,
+            None => StreamPlace::at(streams.span(&topic)?.end),
+        };
+        let cursor = StreamCursor::open(streams, &topic, from)?;
         Ok(Self { cursor, predictions, schema })
     }
 
@@ -334,6 +356,7 @@ fn missing(registry: &Registry, fms: &[&str], experts: Option<&[[&str; 3]]>) -> 
 mod tests {
     use super::*;
     use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use crate::fixtures::{expert_version, fm_version};
     use crate::fm::FmTier;
@@ -510,27 +533,55 @@ mod tests {
         Record { id: 0, payload: postcard::to_stdvec(&record).unwrap() }
     }
 
-    #[test]
-    fn outcomes_behind_missing_ones_are_compared_and_each_once() {
-        let schema: Schema = toml::from_str(
+    fn append(streams: &MemoryEngine, requests: &[u64]) {
+        let records: Vec<Record> = requests.iter().map(|request| outcome(*request)).collect();
+        streams.appender(&Topic::outcomes()).unwrap().append(&records).unwrap();
+    }
+
+    /// A schema, and predictions of six requests.
+    fn predicted() -> (Schema, PredictionLog) {
+        let schema = toml::from_str(
             "surfaces = ['feed']\nactions = ['click']\n\
              tasks = [{ name = 'click', role = 'main', kind = 'binary', label = 'click' }]",
-        )
-        .unwrap();
-        let (topic, predictions) = (Topic::outcomes(), PredictionLog::new(1000));
+        );
+        let predictions = PredictionLog::new(1000);
         for request in 1..=6 {
             let tasks = [("click".to_owned(), vec![0.1])].into();
             predictions.keep(request, &[7], ArmPredictions { arm: "a@1.0.0".into(), tasks });
         }
-        let streams = MemoryEngine::default();
-        let append = |streams: &MemoryEngine, requests: &[u64]| {
-            let records: Vec<Record> = requests.iter().map(|request| outcome(*request)).collect();
-            streams.appender(&topic).unwrap().append(&records).unwrap();
+        (schema.unwrap(), predictions)
+    }
+
+    #[test]
+    fn outcomes_that_come_between_two_comparisons_are_compared_by_the_second() {
+        let ((schema, predictions), streams) = (predicted(), MemoryEngine::default());
+        let compared = Mutex::default();
+        let follow = |steps: usize| {
+            let taken = AtomicUsize::new(0);
+            let is_done = move || taken.fetch_add(1, Ordering::Relaxed) == steps;
+            let stop = Shutdown::default().part(is_done);
+            follow_outcomes(&streams, &predictions, &schema, &compared, &stop);
         };
         append(&streams, &[1]);
-        let mut comparison = OutcomeComparison::at_end(&streams, &predictions, &schema).unwrap();
+        // Opens alone, at the end.
+        follow(1);
+        append(&streams, &[2, 3]);
+        // Opens, and reads.
+        follow(2);
+        assert_eq!(predictions.counts(), (2, 0));
+        append(&streams, &[4]);
+        follow(2);
+        assert_eq!(predictions.counts(), (3, 0), "each once");
+    }
+
+    #[test]
+    fn outcomes_behind_missing_ones_are_compared_and_each_once() {
+        let ((schema, predictions), streams) = (predicted(), MemoryEngine::default());
+        append(&streams, &[1]);
+        let mut comparison =
+            OutcomeComparison::open(&streams, None, &predictions, &schema).unwrap();
         append(&streams, &[2, 3, 4]);
-        streams.trim(&topic, 2).unwrap();
+        streams.trim(&Topic::outcomes(), 2).unwrap();
         let steps = |comparison: &mut OutcomeComparison<'_>, streams: &MemoryEngine| {
             (0..3).for_each(|_| comparison.step(streams, Duration::ZERO).unwrap());
             predictions.counts()
