@@ -350,6 +350,7 @@ fn load(app: &AppState, config: &Config, before: Option<&LoadedTier>) -> Result<
         serving::start(settings.clone(), service, &shared, before)
     };
     let rollouts = service.clone().map(start).transpose()?.map(Arc::new);
-    let following = updater.start(streams, metrics.clone(), service.clone())?;
+    let following = before.map(|before| &before.following);
+    let following = updater.start(streams, metrics.clone(), service.clone(), following)?;
     Ok(LoadedTier { models, service, rollouts, following, watch, upgrade, shared })
 }

@@ -1,10 +1,9 @@
-//! Follows the registry's decisions and the stream of outcomes. New versions are loaded here, off
-//! the path of requests. If one cannot be loaded, the old set keeps serving and the reason is
-//! reported.
+//! Follows the registry's decisions. New versions are loaded here, off the path of requests. If one
+//! cannot be loaded, the old set keeps serving and the reason is reported.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::{Duration, Instant},
@@ -12,37 +11,28 @@ use std::{
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    metrics::{Metrics, prediction_log::PredictionLog},
+    metrics::Metrics,
     request::service::RankingService,
     threads::{ThreadGroup, lock},
     versions::{
         desired_set::{DesiredSet, ExpertFileHashes, expert_file_hashes},
         loader::VersionLoader,
+        outcomes::{REST, WAIT, follow_outcomes},
         serving_set::{ServedFm, ServingModels},
     },
 };
 use hypercast_config::Config;
-use hypercast_core::{clock::now_ms, logging::RepeatedFailures, shutdown::Shutdown};
+use hypercast_core::{logging::RepeatedFailures, shutdown::Shutdown};
 use hypercast_data::schema::Schema;
 use hypercast_fm::priority::lower_thread_priority;
 use hypercast_stream::{
-    join::{OutcomeRecord, StateUpdate},
     registry::{ExpertVersion, Registry, RegistryFollower, VersionState},
-    streams::{StreamCursor, StreamEngine, StreamPlace, StreamRead, StreamRecord, Topic},
+    streams::{StreamEngine, StreamPlace},
 };
-
-/// How long a read of a stream waits for new records.
-const WAIT: Duration = Duration::from_millis(200);
-
-/// Back-off after a stream failed.
-const REST: Duration = Duration::from_secs(1);
 
 /// How often versions that could not be loaded are tried again, and files of FMs that could be made
 /// anew are looked at.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// Most records in one read.
-const MOST: usize = 4096;
 
 /// Turns registry decisions into serving sets.
 pub struct SetUpdater {
@@ -83,7 +73,8 @@ impl SetUpdater {
         Ok(updater)
     }
 
-    /// Starts the threads that follow weights, versions and, if there is a service, outcomes.
+    /// Starts the threads that follow weights, versions and, if there is a service, outcomes; these
+    /// are compared from where `before`, whose threads have ended, stopped.
     ///
     /// # Errors
     /// Threads that cannot be started.
@@ -92,9 +83,11 @@ impl SetUpdater {
         streams: Arc<dyn StreamEngine>,
         metrics: Arc<Metrics>,
         service: Option<Arc<RankingService>>,
+        before: Option<&FollowThreads>,
     ) -> Result<FollowThreads> {
         let (asks, asked) = sync_channel(1);
-        let following = FollowThreads { threads: ThreadGroup::default(), asks };
+        let compared = before.map(|before| before.compared.clone()).unwrap_or_default();
+        let following = FollowThreads { threads: ThreadGroup::default(), asks, compared };
         let feeds = self.loader.feeds.clone();
         following.threads.spawn("weights", move |stop| {
             lower_thread_priority();
@@ -103,9 +96,11 @@ impl SetUpdater {
         let registry = streams.clone();
         following.threads.spawn("versions", move |stop| self.follow(&*registry, stop, &asked))?;
         if let Some(service) = service {
-            following
-                .threads
-                .spawn("outcomes", move |stop| follow_outcomes(&*streams, &service, stop))?;
+            let compared = following.compared.clone();
+            following.threads.spawn("outcomes", move |stop| {
+                let schema = &service.converter.schema;
+                follow_outcomes(&*streams, &service.predictions, schema, &compared, stop);
+            })?;
         }
         Ok(following)
     }
@@ -219,6 +214,8 @@ impl SetUpdater {
 pub struct FollowThreads {
     threads: ThreadGroup,
     asks: SyncSender<ReloadRequest>,
+    /// Where the comparison of outcomes stopped; none if it never began.
+    compared: Arc<Mutex<Option<StreamPlace>>>,
 }
 
 /// Another configuration, with a channel for the result.
@@ -243,72 +240,6 @@ impl FollowThreads {
         let ended = || Error::internal("versions are no longer followed; see the daemon's log");
         self.asks.send(ReloadRequest { config, done }).map_err(|_| ended())?;
         outcome.recv().map_err(|_| ended())?
-    }
-}
-
-/// Follows outcomes until `stop`, and tries again while the stream cannot be read.
-fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &Shutdown) {
-    let (schema, mut following) = (&*service.converter.schema, None::<OutcomeComparison<'_>>);
-    let mut failures = RepeatedFailures::default();
-    while !stop.is_requested() {
-        let followed = match &mut following {
-            Some(comparison) => comparison.step(streams, WAIT),
-            None => OutcomeComparison::at_end(streams, &service.predictions, schema)
-                .map(|begun| following = Some(begun)),
-        };
-        if let Err(error) = followed {
-            if failures.is_news(&error) {
-                tracing::warn!(%error, "outcomes cannot be read; trying again");
-            }
-            std::thread::sleep(REST);
-        }
-    }
-}
-
-/// Compares outcomes with the predictions for them.
-struct OutcomeComparison<'a> {
-    cursor: StreamCursor,
-    predictions: &'a PredictionLog,
-    schema: &'a Schema,
-}
-
-impl<'a> OutcomeComparison<'a> {
-    /// Begins at the stream's end, because this process has no predictions for older outcomes.
-    fn at_end(
-        streams: &dyn StreamEngine,
-        predictions: &'a PredictionLog,
-        schema: &'a Schema,
-    ) -> Result<Self> {
-        let topic = Topic::outcomes();
-        let end = StreamPlace::at(streams.span(&topic)?.end);
-        let cursor = StreamCursor::open(streams, &topic, end)?;
-        Ok(Self { cursor, predictions, schema })
-    }
-
-    /// Compares the next outcomes, for the first of which it waits. Behind missing ones it goes on
-    /// with the first that is stored: predictions of requests wait for it there.
-    fn step(&mut self, streams: &dyn StreamEngine, wait: Duration) -> Result<()> {
-        match self.cursor.next(streams, MOST, wait)? {
-            StreamRead::Records(records) => records.iter().for_each(|record| self.compare(record)),
-            StreamRead::Gap(gap) => {
-                tracing::warn!("outcomes are missing, and are compared with no prediction: {gap}");
-            }
-        }
-        Ok(())
-    }
-
-    fn compare(&self, stored: &StreamRecord) {
-        match OutcomeRecord::decode(&stored.payload).map(|outcome| outcome.update) {
-            Ok(StateUpdate::Outcome(impression)) => {
-                self.predictions.outcome(&impression, self.schema, now_ms());
-            }
-            // A correction is ignored, because the outcome was compared when it first became known.
-            Ok(StateUpdate::Corrected(_) | StateUpdate::Item(_) | StateUpdate::User(_)) => {}
-            // The follower of features sets it aside, and says so.
-            Err(error) => {
-                tracing::debug!(%error, position = stored.position, "an outcome is not compared");
-            }
-        }
     }
 }
 
@@ -337,10 +268,8 @@ mod tests {
 
     use crate::fixtures::{expert_version, fm_version};
     use crate::fm::FmTier;
-    use crate::metrics::prediction_log::ArmPredictions;
     use crate::versions::loader::{LoaderContext, LoaderSchema};
     use hypercast_config::PublishSettings;
-    use hypercast_data::dataset::{ContextFeatures, Impression};
     use hypercast_expert::Engine;
     use hypercast_fm::{
         device::DeviceKind,
@@ -351,7 +280,7 @@ mod tests {
     use hypercast_stream::{
         publish::{Publisher, TrainingPosition},
         registry::{Change, Decision, RegistryClient},
-        streams::{MemoryEngine, Record},
+        streams::{MemoryEngine, Topic},
     };
 
     fn registry(state: VersionState) -> Registry {
@@ -490,57 +419,6 @@ mod tests {
             until(&|| requests() == trained.requests, "the next publication is applied");
             until(&|| folders().count() == 1, "the old files are removed");
         }
-    }
-
-    /// An outcome without any action.
-    fn outcome(request: u64) -> Record {
-        let impression = Impression {
-            request,
-            time_ms: 1,
-            outcome_ms: 2,
-            user: 3,
-            item: 7,
-            surface: 0,
-            outcome: Outcome { known: 1, ..Outcome::UNKNOWN },
-            context: ContextFeatures::default(),
-            truth: Vec::new(),
-            history_only: false,
-        };
-        let record = OutcomeRecord { update: StateUpdate::Outcome(impression), ingested_ms: 2 };
-        Record { id: 0, payload: postcard::to_stdvec(&record).unwrap() }
-    }
-
-    #[test]
-    fn outcomes_behind_missing_ones_are_compared_and_each_once() {
-        let schema: Schema = toml::from_str(
-            "surfaces = ['feed']\nactions = ['click']\n\
-             tasks = [{ name = 'click', role = 'main', kind = 'binary', label = 'click' }]",
-        )
-        .unwrap();
-        let (topic, predictions) = (Topic::outcomes(), PredictionLog::new(1000));
-        for request in 1..=6 {
-            let tasks = [("click".to_owned(), vec![0.1])].into();
-            predictions.keep(request, &[7], ArmPredictions { arm: "a@1.0.0".into(), tasks });
-        }
-        let streams = MemoryEngine::default();
-        let append = |streams: &MemoryEngine, requests: &[u64]| {
-            let records: Vec<Record> = requests.iter().map(|request| outcome(*request)).collect();
-            streams.appender(&topic).unwrap().append(&records).unwrap();
-        };
-        append(&streams, &[1]);
-        let mut comparison = OutcomeComparison::at_end(&streams, &predictions, &schema).unwrap();
-        append(&streams, &[2, 3, 4]);
-        streams.trim(&topic, 2).unwrap();
-        let steps = |comparison: &mut OutcomeComparison<'_>, streams: &MemoryEngine| {
-            (0..3).for_each(|_| comparison.step(streams, Duration::ZERO).unwrap());
-            predictions.counts()
-        };
-        assert_eq!(steps(&mut comparison, &streams), (2, 0), "those that are stored");
-        // The stream was restored from a backup and grew: it is read again from its beginning.
-        let restored = MemoryEngine::default();
-        append(&restored, &[1, 2, 3, 5, 6]);
-        comparison.cursor.seek(&restored, comparison.cursor.place()).unwrap();
-        assert_eq!(steps(&mut comparison, &restored), (6, 1), "3 comes again");
     }
 
     #[test]

@@ -119,6 +119,16 @@ fn a_content_vector_has_unit_norm_and_the_width_of_the_data_set() {
 }
 
 #[test]
+fn after_a_growth_content_vectors_have_the_width_that_they_have_now() {
+    let body = r#"{"items": [{"id": 3, "features": {"tag": "a"}, "content": [3, 4]}]}"#;
+    let body = serde_json::from_str::<EventsRequest>(body).unwrap();
+    let before = converter();
+    assert!(before.new_events(&body, 1000).is_err(), "there were none");
+    let after = before.under(before.schema.clone(), 2);
+    assert_eq!(after.new_events(&body, 1000).unwrap().len(), 1);
+}
+
+#[test]
 fn an_impression_without_a_request_has_one_of_its_own() {
     let body = r#"{"impressions": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5},
                                        {"id": 44, "user": 1, "item": 1, "surface": "feed", "time_ms": 5}]}"#;
