@@ -29,6 +29,9 @@ const REPEAT_AFTER: u64 = 1 << 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ContentPlace(pub u64);
 
+/// The place of a vector whose record may be gone, or have another position than was counted.
+const LOST: ContentPlace = ContentPlace(u64::MAX);
+
 /// The bits of a position in one number: as many as f32 has exactly.
 const BITS: u32 = 24;
 
@@ -81,6 +84,13 @@ impl PlacedVectors {
         self.by_item.insert(item, PlacedVector { place, vector });
     }
 
+    /// Forgets the places from a position on, where the stream has other records, or none: each such
+    /// vector is repeated when it is needed.
+    pub(super) fn lose_from(&mut self, position: u64) {
+        let placed = self.by_item.values_mut();
+        placed.filter(|placed| placed.place.0 >= position).for_each(|placed| placed.place = LOST);
+    }
+
     pub(super) fn get(&self, item: u64) -> Option<&[f32]> {
         self.by_item.get(&item).map(|placed| &placed.vector[..])
     }
@@ -95,7 +105,6 @@ impl PlacedVectors {
         let items = history.chain(example.targets.iter().map(|target| target.item.id));
         let mut distant: Vec<u64> = items
             .filter(|id| {
-                // A place that is still to come was in a part of the stream that was lost.
                 let is_near = |PlacedVector { place: ContentPlace(at), .. }: &PlacedVector| {
                     *at < next && next - at <= REPEAT_AFTER
                 };

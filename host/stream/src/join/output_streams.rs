@@ -38,8 +38,9 @@ pub(super) struct OutputStreams {
     /// The position of the event that is joined now.
     pub(super) event: u64,
     gaps: GapHandling,
-    /// Whether the joiner made another record than was stored, and counts on from the ends.
-    departed: bool,
+    /// The position in `joined` from which on the joiner counts otherwise than its streams, because
+    /// it made another record than was stored.
+    departed_from: Option<u64>,
     /// The first failure, for [`OutputStreams::flush`].
     failure: Option<Error>,
 }
@@ -90,7 +91,7 @@ impl OutputStreams {
         };
         let (joined, outcomes) =
             (open(Topic::joined(), "joined")?, open(Topic::outcomes(), "told")?);
-        Ok(OutputStreams { joined, outcomes, event: 0, gaps, departed: false, failure: None })
+        Ok(OutputStreams { joined, outcomes, event: 0, gaps, departed_from: None, failure: None })
     }
 
     /// Whether the joiner has repeated all records that the streams have.
@@ -114,6 +115,7 @@ impl OutputStreams {
             }
             output.made = *made;
         }
+        joiner.contents.lose_from(joiner.counts.joined);
         Ok(short)
     }
 
@@ -133,13 +135,13 @@ impl OutputStreams {
     }
 
     /// Whether the joiner has departed from what is stored since the last call; then its counters
-    /// become those of the streams.
+    /// become those of the streams. To be asked after each event: content vectors are found by what
+    /// the joiner has counted.
     pub(super) fn departed(&mut self, joiner: &mut Joiner) -> bool {
-        let departed = std::mem::take(&mut self.departed);
-        if departed {
-            self.count(joiner);
-        }
-        departed
+        let Some(from) = self.departed_from.take() else { return false };
+        self.count(joiner);
+        joiner.contents.lose_from(from);
+        true
     }
 
     fn depart(&mut self) {
@@ -160,8 +162,9 @@ impl OutputStreams {
         tracing::error!("stream {topic}: what is made again is not the record at {position}");
         let (topic, cause) = (Topic::events(), GapCause::Unrepeated);
         self.gaps.settle(StreamGap { topic, position: self.event, cause })?;
+        let from = self.joined.made;
         self.depart();
-        self.departed = true;
+        self.departed_from = Some(from);
         Ok(())
     }
 

@@ -194,7 +194,7 @@ impl Runner {
                 return Ok(0);
             }
         };
-        let mut unusable = Vec::new();
+        let (mut unusable, mut departed) = (Vec::new(), false);
         let skipped = stored.is_empty() && self.events.place() != self.trail.place();
         for record in &stored {
             self.outputs.event = record.position;
@@ -204,11 +204,11 @@ impl Runner {
                 let (retries, request) = (0, None);
                 unusable.push(UnusableRecord { position, retries, request, checksum, reason });
             }
+            departed |= self.outputs.departed(&mut self.joiner);
         }
         self.outputs.flush()?;
         self.letters.set_aside(unusable)?;
         self.trail.clone_from(self.events.trail());
-        let departed = self.outputs.departed(&mut self.joiner);
         let skipped = self.check_replay(skipped)? || skipped || departed;
         self.apply_options()?;
         // What follows missing or other events cannot be produced again from a state of before.

@@ -1,11 +1,18 @@
 //! Content vectors that come by events: which ones examples refer to, and where readers find them.
 
+use std::{path::Path, sync::Arc, time::Duration};
+
+use hypercast_config::OnGap;
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::dataset::Dataset;
 use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_fm::example::{Example, Item};
 
+use super::runner::{NoMetrics, append_events, config};
 use super::world::*;
 use crate::events::{EventKind, EventRecord};
-use crate::join::{ContentPlace, JoinedRecord, Joiner, JoinerOutput, StateUpdate};
+use crate::join::{ContentPlace, JoinedRecord, Joiner, JoinerOutput, Runner, StateUpdate};
+use crate::streams::{MemoryEngine, Record, StreamEngine, Topic};
 
 /// The item and the first number of each vector, by its position; and the examples.
 fn split(made: &JoinerOutput) -> (Vec<(usize, u64, f32)>, Vec<&Example>) {
@@ -90,4 +97,69 @@ fn vectors_of_another_width_and_beyond_the_bound_are_refused() {
     let made = all(&mut joiner, &[wide(63, 4096), wide(65, 4096), item(65, None)]);
     let refused = joiner.counts.refused;
     assert_eq!((made.joined.len(), made.outcomes.len(), refused), (1, 2, 8), "it may change");
+}
+
+/// Joins all events that streams have, however many records are missing.
+fn join_all(dir: &Path, data: &Dataset, streams: &Arc<MemoryEngine>) {
+    let mut config = config(dir);
+    config.engine.on_gap = OnGap::Continue;
+    let (settings, metrics) = (config.joiner().unwrap(), Arc::new(NoMetrics));
+    let stop = Shutdown::default();
+    let mut runner = Runner::open(streams.clone(), &settings, data, metrics, stop).unwrap();
+    while runner.step(Duration::ZERO).unwrap() > 0 {}
+    runner.save().unwrap();
+}
+
+fn append_joined(streams: &MemoryEngine, joined: &[JoinedRecord]) {
+    let payloads = joined.iter().map(|own| postcard::to_allocvec(own).unwrap());
+    let records: Vec<Record> = payloads.map(|payload| Record { id: 0, payload }).collect();
+    streams.appender(&Topic::joined()).unwrap().append(&records).unwrap();
+}
+
+/// The number of items in examples, each of which refers to a vector of its own.
+fn items_with_vectors(streams: &MemoryEngine) -> usize {
+    let mut reader = streams.reader(&Topic::joined(), 0).unwrap();
+    let stored = reader.next(1 << 20, Duration::ZERO).unwrap();
+    let joined: Vec<JoinedRecord> =
+        stored.iter().map(|record| JoinedRecord::decode(&record.payload).unwrap()).collect();
+    let mut items = 0;
+    for example in joined.iter().filter_map(JoinedRecord::joined).map(|joined| &joined.example) {
+        let history = example.history.iter().map(|event| &event.item);
+        for item in history.chain(example.targets.iter().map(|target| &target.item)) {
+            let at = place(item).expect("its vector came by an event") as usize;
+            let JoinedRecord::Content(content) = &joined[at] else { panic!("{:?}", joined[at]) };
+            assert_eq!(content.item, item.id, "at {at}");
+            items += 1;
+        }
+    }
+    items
+}
+
+#[test]
+fn vectors_whose_records_are_lost_or_have_other_positions_are_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&dir.path().join("data"));
+    let told = [item(8, Some(1.0)), item(9, Some(2.0))];
+    let events = [shown(7, 8, 0, 1000), tick(90_000), shown(12, 9, 0, 100_000), tick(300_000)];
+    // The stream loses its last record, and the next example gets its position.
+    let whole = Arc::new(MemoryEngine::default());
+    append_events(&whole, &told);
+    let state = dir.path().join("lost");
+    join_all(&state, &data, &whole);
+    let lost = Arc::new(MemoryEngine::default());
+    append_joined(&lost, &all(&mut joiner(&data, settings()), &told).joined[..1]);
+    for events in [&told[..], &events] {
+        append_events(&lost, events);
+    }
+    join_all(&state, &data, &lost);
+    assert_eq!(items_with_vectors(&lost), 3);
+    // The stream has other records than are made again, which then get positions behind them.
+    let other = Arc::new(MemoryEngine::default());
+    let others = [item(9, Some(3.0)), item(8, Some(4.0))];
+    append_joined(&other, &all(&mut joiner(&data, settings()), &others).joined);
+    for events in [&told[..], &events] {
+        append_events(&other, events);
+    }
+    join_all(&dir.path().join("other"), &data, &other);
+    assert_eq!(items_with_vectors(&other), 3);
 }
