@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use hypercast_core::{atomic_file, disk, entropy};
+use hypercast_data::features::FeatureConfig;
 use hypercast_data::versioned;
 use hypercast_stream::{
     Error,
@@ -11,7 +12,7 @@ use hypercast_stream::{
 };
 
 use crate::{
-    installation::engine,
+    installation::{dataset, engine},
     plan::{FaultKind, Role},
     versions,
     world::{Process, Simulation},
@@ -63,10 +64,12 @@ pub(crate) fn rewrite(path: &Path, is_joiner: bool) -> bool {
     let Some(end) = place_begins(&plain) else { return false };
     plain.truncate(end);
     if is_joiner {
-        // It has made all that its outputs have, by today's rules.
-        if plain.pop() != Some(1) || plain.pop() != Some(1) {
-            return false;
-        }
+        // It has made all that its outputs have, by today's rules, and has no content vectors.
+        let (rules, vectors) = ([true, true], Vec::<u64>::new());
+        let limits = Some((dataset().content, FeatureConfig::default().max_content_mib));
+        let Ok(of_today) = postcard::to_allocvec(&(rules, vectors, limits)) else { return false };
+        let Some(before) = plain.strip_suffix(&of_today[..]) else { return false };
+        plain = before.to_vec();
     }
     let Ok(packed) = zstd::encode_all(&plain[..], 1) else { return false };
     let checksum = crc32fast::hash(&packed).to_le_bytes();

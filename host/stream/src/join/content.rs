@@ -11,9 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hypercast_data::dataset::Dataset;
-use hypercast_data::features::{
-    FeatureConfig, RequestInput, check_content_room, check_content_width,
-};
+use hypercast_data::features::{RequestInput, check_content_room, check_content_width};
 use hypercast_fm::example::{Example, Item};
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +50,15 @@ impl ContentPlace {
     }
 }
 
+/// Which content vectors of events are taken. Others would make other records of the same events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ContentLimits {
+    /// The numbers of a vector; 0 refuses any.
+    pub(super) width: usize,
+    /// `features.max_content_mib`.
+    pub(super) max_mib: usize,
+}
+
 /// The newest vector of each item whose vector came by an event.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct PlacedVectors {
@@ -68,15 +75,16 @@ struct PlacedVector {
 impl PlacedVectors {
     /// Refuses an item's vector if it has another width than the data set's, or if there is no room
     /// for it.
-    pub(super) fn check(&self, item: &Item, width: usize, config: &FeatureConfig) -> Result<()> {
+    pub(super) fn check(&self, item: &Item, limits: ContentLimits) -> Result<()> {
         if item.content.is_empty() {
             return Ok(());
         }
+        let ContentLimits { width, max_mib } = limits;
         check_content_width(item, width)?;
         if self.by_item.contains_key(&item.id) {
             return Ok(());
         }
-        Ok(check_content_room(self.by_item.len() + 1, width, config.max_content_mib)?)
+        Ok(check_content_room(self.by_item.len() + 1, width, max_mib)?)
     }
 
     /// Notes an item's vector, which a record at `place` tells.
@@ -84,7 +92,7 @@ impl PlacedVectors {
         self.by_item.insert(item, PlacedVector { place, vector });
     }
 
-    /// Forgets the places from a position on, where the stream has other records, or none: each such
+    /// Forgets the places from a position on, where the stream has other records, or none. Such a
     /// vector is repeated when it is needed.
     pub(super) fn lose_from(&mut self, position: u64) {
         let placed = self.by_item.values_mut();
@@ -128,7 +136,7 @@ impl Joiner {
     /// Takes content vectors of this width, the data set's.
     #[must_use]
     pub fn with_content(mut self, width: usize) -> Joiner {
-        self.content_width = width;
+        self.content_limits.width = width;
         self
     }
 

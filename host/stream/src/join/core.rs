@@ -15,7 +15,7 @@ use hypercast_fm::example::{Example, Outcome};
 
 use super::{
     JoinSink, JoinedExample, JoinedRecord, JoinerCounts, JoinerOptions, OutcomeRecord, StateUpdate,
-    content::PlacedVectors,
+    content::{ContentLimits, PlacedVectors},
     delays::{OutcomeDelays, WindowBounds},
     pending::{
         ImpressionSlot, PendingImpression, PendingRequest, awaited_actions, difference,
@@ -42,8 +42,7 @@ pub struct Joiner {
     pub(super) orphans: OrphanActions,
     pub(super) seen: SeenImpressions,
     pub(super) contents: PlacedVectors,
-    /// The width of a content vector; 0 refuses any.
-    pub(super) content_width: usize,
+    pub(super) content_limits: ContentLimits,
     /// Since the first event.
     pub(super) counts: JoinerCounts,
     /// Whether no event moves time beyond its arrival, and no correction takes back what happened.
@@ -81,6 +80,7 @@ impl Joiner {
         let options = bounded(options);
         let schema = state.schema().clone();
         let bounds = WindowBounds::of(&options.settings);
+        let content_limits = ContentLimits { width: 0, max_mib: state.config().max_content_mib };
         Joiner {
             delays: OutcomeDelays::new(schema.surfaces.len(), schema.actions.len(), &bounds),
             awaited: awaited_actions(&schema),
@@ -94,7 +94,7 @@ impl Joiner {
             orphans: OrphanActions::default(),
             seen: SeenImpressions::default(),
             contents: PlacedVectors::default(),
-            content_width: 0,
+            content_limits,
             counts: JoinerCounts::default(),
             bounded_by_arrival: true,
             knows_outputs: true,
@@ -187,7 +187,7 @@ impl Joiner {
             EventKind::Item(item) => {
                 self.state.upgrade().item(item);
                 self.state.check_item(item)?;
-                self.contents.check(item, self.content_width, self.state.config())
+                self.contents.check(item, self.content_limits)
             }
             EventKind::User(user) => {
                 self.state.upgrade().user(user);

@@ -66,10 +66,11 @@ impl Rehearsal<'_> {
         let StoredDifference { topic, position } = found.expect("all rules make a difference");
         let why = format!(
             "stream {topic}: the record at position {position} is not the one that this joiner \
-             makes of the events: its state is not there, and other settings of [join] or [fm] \
-             made the stream, or events were lost. Restore the state, those settings or the \
-             events; or set engine.on_gap = \"continue\": all from this record on then counts as \
-             new, so that some come twice"
+             makes of the events: its state is not there, and other settings of [join] or [fm], \
+             another features.max_content_mib or another width of content.parquet made the stream, \
+             or events were lost. Restore the state, those settings or the events; or set \
+             engine.on_gap = \"continue\": all from this record on then counts as new, so that \
+             some come twice"
         );
         match self.policy {
             OnGap::Stop => Err(Error::refused(why)),

@@ -21,7 +21,7 @@ use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_data::schema::Schema;
 
 use super::{
-    JoinMetrics, JoinSink, Joiner, JoinerOptions, JoinerProgress, StateDir,
+    JoinMetrics, JoinSink, Joiner, JoinerOptions, JoinerProgress, StateDir, content::ContentLimits,
     output_streams::OutputStreams, rehearsal::Rehearsal, saved::SavedJoiner,
 };
 use crate::dead_letters::{DeadLetterQueue, LetterReader, LetterScope, UnusableRecord};
@@ -64,7 +64,7 @@ pub struct Runner {
     state_dir: StateDir,
     fingerprint: String,
     /// Options to apply once replay has caught up.
-    wanted: Option<JoinerOptions>,
+    wanted: Option<(JoinerOptions, ContentLimits)>,
     save_every: u64,
     saved_at: u64,
     reported: Instant,
@@ -88,6 +88,8 @@ impl Runner {
         let state_dir = StateDir::lock(&settings.state_dir)?;
         let (fingerprint, wanted) =
             (state_fingerprint(dataset, settings)?, settings.options.clone());
+        let max_mib = settings.features.max_content_mib;
+        let limits = ContentLimits { width: dataset.content, max_mib };
         let counted = metrics.clone();
         let count = Arc::new(move |topic: &Topic| counted.stream_gap(topic));
         let gaps = GapHandling { policy: settings.on_gap, count };
@@ -103,7 +105,10 @@ impl Runner {
                 }
                 let trail = trail.unwrap_or_else(|| StreamPlace::at(saved.position).into());
                 let state = FeatureState::new(&bare, settings.features);
-                (Joiner::restore(state, saved)?.with_content(dataset.content), trail)
+                let content_limits = saved.content_limits.unwrap_or(limits);
+                let mut joiner = Joiner::restore(state, saved)?;
+                joiner.content_limits = content_limits;
+                (joiner, trail)
             }
             None => {
                 let begun = outputs.joined.end + outputs.outcomes.end > 0;
@@ -133,8 +138,10 @@ impl Runner {
             events: StreamFollower::open(engine.clone(), topic, Some(trail.clone()), gaps.clone())?,
             first_end: kept.end,
             gaps,
-            wanted: Some(wanted)
-                .filter(|wanted| wanted != &joiner.options || !joiner.bounded_by_arrival),
+            wanted: Some((wanted, limits)).filter(|(wanted, limits)| {
+                let same = (wanted, limits) == (&joiner.options, &joiner.content_limits);
+                !same || !joiner.bounded_by_arrival
+            }),
             engine,
             outputs,
             metrics,
@@ -241,8 +248,9 @@ impl Runner {
             return Ok(());
         }
         self.joiner.knows_outputs = true;
-        if let Some(wanted) = self.wanted.take() {
+        if let Some((wanted, limits)) = self.wanted.take() {
             self.joiner.set_options(wanted);
+            self.joiner.content_limits = limits;
             self.save()?;
         }
         Ok(())
@@ -336,7 +344,7 @@ fn fingerprint_of(layout: &Schema, dataset: &Dataset, settings: &JoinerSettings)
 
 /// The settings of `[features]` that a state depends on, written as in the first release.
 fn features_in_fingerprint(features: &FeatureConfig) -> String {
-    // The bound of content vectors only decides which are taken.
+    // The bound of content vectors only decides which are taken, and is saved by itself.
     let &FeatureConfig {
         history_events,
         max_users,

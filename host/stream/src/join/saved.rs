@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
     Joiner, JoinerCounts, JoinerOptions,
-    content::PlacedVectors,
+    content::{ContentLimits, PlacedVectors},
     delays::OutcomeDelays,
     pending::{PendingImpression, PendingRequest},
     waiting::{OrphanActions, SeenImpressions},
@@ -47,6 +47,9 @@ pub(super) struct SavedJoiner {
     knows_outputs: bool,
     #[serde(deserialize_with = "or_default")]
     contents: PlacedVectors,
+    /// None in states of earlier releases, which had no such vectors.
+    #[serde(deserialize_with = "or_default")]
+    pub(super) content_limits: Option<ContentLimits>,
 }
 
 /// Reads a field that states of earlier releases end before. A checksum guards the file, so an end
@@ -111,6 +114,7 @@ impl Joiner {
             bounded_by_arrival: self.bounded_by_arrival,
             knows_outputs: self.knows_outputs,
             contents: std::mem::take(&mut self.contents),
+            content_limits: Some(self.content_limits),
         };
         let written = write(&saved);
         (self.orphans, self.seen) = (saved.orphans, saved.seen);
@@ -118,7 +122,8 @@ impl Joiner {
         written
     }
 
-    /// Restores a joiner, over a feature state that has only the data set's items and users.
+    /// Restores a joiner, over a feature state that has only the data set's items and users. What
+    /// content vectors it takes is left to the caller.
     ///
     /// # Errors
     /// The state was saved for another schema.

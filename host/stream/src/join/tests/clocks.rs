@@ -193,10 +193,11 @@ fn a_state_of_an_earlier_release_repeats_its_records_by_the_rules_of_then() {
     let data = dataset(dir.path());
     let mut joiner = joiner(&data, one_window());
     assert!(loaded(&mut joiner, &data, 0).bounded_by_arrival);
-    assert!(loaded(&mut joiner, &data, 1).knows_outputs, "it had no content vectors");
-    let with_bounds = loaded(&mut joiner, &data, 2);
+    let limits = postcard::to_allocvec(&Some(joiner.content_limits)).unwrap().len();
+    assert!(loaded(&mut joiner, &data, limits + 1).knows_outputs, "it had no content vectors");
+    let with_bounds = loaded(&mut joiner, &data, limits + 2);
     assert!(with_bounds.bounded_by_arrival && !with_bounds.knows_outputs);
-    let mut of_before = loaded(&mut joiner, &data, 3);
+    let mut of_before = loaded(&mut joiner, &data, limits + 3);
     let early = EventRecord { ingested_ms: 1000, kind: shown(8, 2, 0, 500_000).kind };
     let made = all(&mut of_before, &[shown(7, 1, 0, 1000), early]);
     assert_eq!(made.joined.len(), 1, "the fast clock closed the window then");

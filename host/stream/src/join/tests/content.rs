@@ -5,13 +5,12 @@ use std::{path::Path, sync::Arc, time::Duration};
 use hypercast_config::OnGap;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
-use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_fm::example::{Example, Item};
 
 use super::runner::{NoMetrics, append_events, config};
 use super::world::*;
 use crate::events::{EventKind, EventRecord};
-use crate::join::{ContentPlace, JoinedRecord, Joiner, JoinerOutput, Runner, StateUpdate};
+use crate::join::{ContentPlace, JoinedRecord, JoinerOutput, Runner, StateUpdate};
 use crate::streams::{MemoryEngine, Record, StreamEngine, Topic};
 
 /// The item and the first number of each vector, by its position; and the examples.
@@ -89,8 +88,7 @@ fn vectors_of_another_width_and_beyond_the_bound_are_refused() {
     assert_eq!((joiner.counts.refused, made.outcomes.len()), (1, 1));
     // One MiB has 63 vectors of 4096 numbers, with what else each takes.
     let mut joiner = super::world::joiner(&data, settings()).with_content(4096);
-    let bound = FeatureConfig { max_content_mib: 1, ..FeatureConfig::default() };
-    joiner.state = FeatureState::new(&Joiner::bare(&data), bound);
+    joiner.content_limits.max_mib = 1;
     let many: Vec<EventRecord> = (1..=70).map(|id| wide(id, 4096)).collect();
     let made = all(&mut joiner, &many);
     assert_eq!((made.joined.len(), joiner.counts.refused), (63, 7));
@@ -162,4 +160,29 @@ fn vectors_whose_records_are_lost_or_have_other_positions_are_repeated() {
     }
     join_all(&dir.path().join("other"), &data, &other);
     assert_eq!(items_with_vectors(&other), 3);
+}
+
+#[test]
+fn the_bound_changes_only_after_the_records_of_the_old_one_are_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&dir.path().join("data"));
+    let mut config = config(dir.path());
+    // Only the first state is saved.
+    config.join.save_every_events = 1 << 40;
+    let memory = Arc::new(MemoryEngine::default());
+    append_events(&memory, &[item(8, Some(1.0)), item(9, Some(2.0))]);
+    let end = || memory.span(&Topic::joined()).unwrap().end;
+    for max_content_mib in [1, 0] {
+        config.features.max_content_mib = max_content_mib;
+        let (settings, metrics) = (config.joiner().unwrap(), Arc::new(NoMetrics));
+        let stop = Shutdown::default();
+        let mut runner = Runner::open(memory.clone(), &settings, &data, metrics, stop).unwrap();
+        while runner.step(Duration::ZERO).unwrap() > 0 {}
+        assert_eq!(end(), 2, "each written once, with the first bound");
+        if max_content_mib == 0 {
+            append_events(&memory, &[item(7, Some(3.0))]);
+            while runner.step(Duration::ZERO).unwrap() > 0 {}
+            assert_eq!(end(), 2, "there is no room for another");
+        }
+    }
 }
