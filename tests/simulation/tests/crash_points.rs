@@ -142,14 +142,14 @@ fn of_states() {
         |acknowledge| {
             let folder = StateDir::lock(dir).unwrap();
             for version in 1..=3_u64 {
-                folder.write(&vec![version; 300], &StreamPlace::at(version).into()).unwrap();
+                folder.write(&vec![version; 300], &StreamPlace::at(version).into(), &()).unwrap();
                 acknowledge();
             }
         },
         |acknowledged| {
             let folder = StateDir::lock(dir).unwrap();
-            let read = folder.read::<Vec<u64>>().unwrap();
-            let version = read.map_or(0, |(state, place)| {
+            let read = folder.read::<Vec<u64>, ()>().unwrap();
+            let version = read.map_or(0, |(state, place, ())| {
                 assert_eq!(place, Some(StreamPlace::at(state[0]).into()), "of one version");
                 state[0]
             });

@@ -322,7 +322,7 @@ impl FeatureFollower {
         let state = self.live.state().saved();
         let saved = SavedLiveState { position, world: self.world.clone(), state };
         self.saved_at = position;
-        if let Err(error) = self.folder.write(&saved, &self.trail)
+        if let Err(error) = self.folder.write(&saved, &self.trail, &())
             && self.failures.is_news(&error)
         {
             tracing::warn!(%error, "the live state is not saved; the next start takes longer");
@@ -338,11 +338,11 @@ struct FeaturesAt {
 
 /// The saved state, if there is one of this data set.
 fn saved(folder: &StateDir, dataset: &Dataset, config: &Config) -> Result<Option<FeaturesAt>> {
-    let saved = folder.read::<SavedLiveState>().unwrap_or_else(|error| {
+    let saved = folder.read::<SavedLiveState, ()>().unwrap_or_else(|error| {
         tracing::warn!(%error, "the saved live state cannot be read; starting from the data set");
         None
     });
-    let Some((SavedLiveState { position, world: of, state: saved }, trail)) = saved else {
+    let Some((SavedLiveState { position, world: of, state: saved }, trail, ())) = saved else {
         return Ok(None);
     };
     if !is_state_of(dataset, &config.joiner()?, &of)? {

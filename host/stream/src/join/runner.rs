@@ -21,8 +21,11 @@ use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_data::schema::Schema;
 
 use super::{
-    JoinMetrics, JoinSink, Joiner, JoinerOptions, JoinerProgress, StateDir, content::ContentLimits,
-    output_streams::OutputStreams, rehearsal::Rehearsal, saved::SavedJoiner,
+    JoinMetrics, JoinSink, Joiner, JoinerOptions, JoinerProgress, StateDir,
+    content::ContentLimits,
+    output_streams::OutputStreams,
+    rehearsal::Rehearsal,
+    saved::{SavedContents, SavedJoiner},
 };
 use crate::dead_letters::{DeadLetterQueue, LetterReader, LetterScope, UnusableRecord};
 use crate::error::{CommonErrors as _, Error, Result};
@@ -96,18 +99,18 @@ impl Runner {
         let outputs = OutputStreams::open(&engine, &metrics, &stop, gaps.clone())?;
         let kept = engine.span(&Topic::events())?;
         let bare = Joiner::bare(dataset);
-        let saved = state_dir.read::<SavedJoiner>()?;
+        let saved = state_dir.read::<SavedJoiner, SavedContents>()?;
         let fresh = saved.is_none();
         let (joiner, trail) = match saved {
-            Some((saved, trail)) => {
+            Some((saved, trail, contents)) => {
                 if !is_state_of(dataset, settings, &saved.fingerprint)? {
                     return Err(foreign_state(&fingerprint, &saved, state_dir.dir()));
                 }
                 let trail = trail.unwrap_or_else(|| StreamPlace::at(saved.position).into());
                 let state = FeatureState::new(&bare, settings.features);
-                let content_limits = saved.content_limits.unwrap_or(limits);
                 let mut joiner = Joiner::restore(state, saved)?;
-                joiner.content_limits = content_limits;
+                joiner.contents = contents.vectors;
+                joiner.content_limits = contents.limits.unwrap_or(limits);
                 (joiner, trail)
             }
             None => {
@@ -237,7 +240,10 @@ impl Runner {
     /// The file cannot be written.
     pub fn save(&mut self) -> Result<()> {
         let (state_dir, trail, position) = (&self.state_dir, &self.trail, self.position());
-        self.joiner.save(position, &self.fingerprint, |saved| state_dir.write(saved, trail))?;
+        let write = |saved: &_, contents: &_| {
+            state_dir.write::<SavedJoiner, SavedContents>(saved, trail, contents)
+        };
+        self.joiner.save(position, &self.fingerprint, write)?;
         self.saved_at = position;
         Ok(())
     }

@@ -20,7 +20,8 @@ use super::{
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// A joiner's state at a position in the `events` stream. The file is encoded by position: fields
-/// must not be reordered, and new ones are added at the end with [`or_default`].
+/// must not be reordered, and what is new is saved behind it, as [`SavedContents`] is: a place
+/// follows, so that a state does not know where it ends.
 #[derive(Serialize, Deserialize)]
 pub(super) struct SavedJoiner {
     /// The position of the next event.
@@ -45,11 +46,14 @@ pub(super) struct SavedJoiner {
     bounded_by_arrival: bool,
     #[serde(deserialize_with = "or_default")]
     knows_outputs: bool,
-    #[serde(deserialize_with = "or_default")]
-    contents: PlacedVectors,
+}
+
+/// What a joiner saves of content vectors, behind its state.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct SavedContents {
+    pub(super) vectors: PlacedVectors,
     /// None in states of earlier releases, which had no such vectors.
-    #[serde(deserialize_with = "or_default")]
-    pub(super) content_limits: Option<ContentLimits>,
+    pub(super) limits: Option<ContentLimits>,
 }
 
 /// Reads a field that states of earlier releases end before. A checksum guards the file, so an end
@@ -90,7 +94,7 @@ impl Joiner {
         &mut self,
         position: u64,
         fingerprint: &str,
-        write: impl FnOnce(&SavedJoiner) -> Result<()>,
+        write: impl FnOnce(&SavedJoiner, &SavedContents) -> Result<()>,
     ) -> Result<()> {
         let mut shelving = ItemTableBuilder::new(&self.state);
         let pending = self.pending.iter();
@@ -113,17 +117,19 @@ impl Joiner {
             counts: self.counts,
             bounded_by_arrival: self.bounded_by_arrival,
             knows_outputs: self.knows_outputs,
-            contents: std::mem::take(&mut self.contents),
-            content_limits: Some(self.content_limits),
         };
-        let written = write(&saved);
+        let contents = SavedContents {
+            vectors: std::mem::take(&mut self.contents),
+            limits: Some(self.content_limits),
+        };
+        let written = write(&saved, &contents);
         (self.orphans, self.seen) = (saved.orphans, saved.seen);
-        self.contents = saved.contents;
+        self.contents = contents.vectors;
         written
     }
 
-    /// Restores a joiner, over a feature state that has only the data set's items and users. What
-    /// content vectors it takes is left to the caller.
+    /// Restores a joiner, over a feature state that has only the data set's items and users. Its
+    /// content vectors are left to the caller.
     ///
     /// # Errors
     /// The state was saved for another schema.
@@ -152,7 +158,6 @@ impl Joiner {
         (joiner.orphans, joiner.seen, joiner.counts) = (saved.orphans, saved.seen, saved.counts);
         joiner.bounded_by_arrival = saved.bounded_by_arrival;
         joiner.knows_outputs = saved.knows_outputs;
-        joiner.contents = saved.contents;
         joiner.index(saved.joined.into());
         Ok(joiner)
     }

@@ -41,15 +41,21 @@ impl StateDir {
         &self.dir
     }
 
-    /// Replaces the state, and where its owner stands in the stream that it follows.
+    /// Replaces the state, where its owner stands in the stream that it follows, and what the owner
+    /// saves besides, which came later than the layout of the state.
     ///
     /// # Errors
     /// The file cannot be written, for example because the disk is full. The old state is then
     /// still there.
-    pub fn write(&self, state: &impl Serialize, trail: &StreamTrail) -> Result<()> {
+    pub fn write<T: Serialize, L: Serialize>(
+        &self,
+        state: &T,
+        trail: &StreamTrail,
+        later: &L,
+    ) -> Result<()> {
         let path = self.path();
         let failed = |error: postcard::Error| Error::data(&path, error.to_string());
-        let plain = (state, trail.place(), trail.earlier());
+        let plain = (state, trail.place(), trail.earlier(), later);
         let plain = postcard::to_allocvec(&plain).map_err(failed)?;
         let packed = zstd::encode_all(&plain[..], LEVEL).map_err(Error::io(&path))?;
         let checksum = crc32fast::hash(&packed).to_le_bytes();
@@ -59,12 +65,14 @@ impl StateDir {
         written.map_err(Error::io(&path))
     }
 
-    /// Reads the state, if there is one, and where its owner stands. States of earlier versions do
-    /// not say that, or say no earlier places.
+    /// Reads the state, if there is one, where its owner stands, and what it saved besides. States
+    /// of earlier versions do not say where, or say no earlier places, or have the default besides.
     ///
     /// # Errors
     /// The state is damaged, or another version wrote it.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<Option<(T, Option<StreamTrail>)>> {
+    pub fn read<T: DeserializeOwned, L: DeserializeOwned + Default>(
+        &self,
+    ) -> Result<Option<(T, Option<StreamTrail>, L)>> {
         let path = self.path();
         let Some(bytes) = Error::found(&path, disk::read(&path))? else { return Ok(None) };
         let failed = |why: &str| {
@@ -83,14 +91,18 @@ impl StateDir {
         let wrong = |error: postcard::Error| failed(&error.to_string());
         let (state, rest) = postcard::take_from_bytes(&plain).map_err(wrong)?;
         if rest.is_empty() {
-            return Ok(Some((state, None)));
+            return Ok(Some((state, None, L::default())));
         }
         let (place, rest) = postcard::take_from_bytes::<StreamPlace>(rest).map_err(wrong)?;
-        let earlier = match rest {
-            [] => Vec::new(),
+        let (earlier, rest) = match rest {
+            [] => (Vec::new(), rest),
+            rest => postcard::take_from_bytes(rest).map_err(wrong)?,
+        };
+        let later = match rest {
+            [] => L::default(),
             rest => postcard::from_bytes(rest).map_err(wrong)?,
         };
-        Ok(Some((state, Some(StreamTrail::new(place, earlier)))))
+        Ok(Some((state, Some(StreamTrail::new(place, earlier)), later)))
     }
 
     fn path(&self) -> PathBuf {
@@ -108,20 +120,23 @@ mod tests {
     fn a_state_is_whole_or_refused() {
         let dir = tempfile::tempdir().unwrap();
         let folder = StateDir::lock(dir.path()).unwrap();
-        assert_eq!(folder.read::<Vec<u64>>().unwrap(), None);
+        assert_eq!(folder.read::<Vec<u64>, u64>().unwrap(), None);
         let state: Vec<u64> = (0..1000).collect();
         let place = |position| StreamPlace { position, checksum: Some(1 << 30) };
         let trail = StreamTrail::new(place(7), vec![place(2), place(5)]);
-        folder.write(&state, &trail).unwrap();
-        assert_eq!(folder.read().unwrap(), Some((state, Some(trail))));
+        // As earlier releases wrote it.
+        folder.write(&state, &trail, &()).unwrap();
+        assert_eq!(folder.read().unwrap(), Some((state.clone(), Some(trail.clone()), 0)));
+        folder.write(&state, &trail, &9u64).unwrap();
+        assert_eq!(folder.read().unwrap(), Some((state, Some(trail), 9)));
         let path = folder.path();
         let mut bytes = fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        let error = folder.read::<Vec<u64>>().unwrap_err().to_string();
+        let error = folder.read::<Vec<u64>, ()>().unwrap_err().to_string();
         assert!(error.contains("checksum") && error.contains("move it away"), "{error}");
         fs::write(&path, &bytes[..10]).unwrap();
-        assert!(folder.read::<Vec<u64>>().unwrap_err().to_string().contains("cut short"));
+        assert!(folder.read::<Vec<u64>, ()>().unwrap_err().to_string().contains("cut short"));
     }
 }

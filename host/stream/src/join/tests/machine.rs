@@ -7,7 +7,10 @@ use hypercast_data::dataset::{ContextFeatures, Impression};
 
 use super::world::*;
 use crate::events::EventKind;
-use crate::join::{JoinedRecord, Joiner, JoinerOutput, StateUpdate, saved::SavedJoiner};
+use crate::join::{
+    JoinedRecord, Joiner, JoinerOutput, StateUpdate,
+    saved::{SavedContents, SavedJoiner},
+};
 
 /// The item, actions and known actions of each target.
 type TargetOutcomes = Vec<(u64, u32, u32)>;
@@ -316,13 +319,15 @@ fn every_impression_is_in_exactly_one_example_whatever_the_order() {
 fn reborn(mut joiner: Joiner, data: &hypercast_data::dataset::Dataset) -> Joiner {
     let mut bytes = Vec::new();
     joiner
-        .save(0, "", |saved| {
-            bytes = postcard::to_allocvec(saved).unwrap();
+        .save(0, "", |saved, contents| {
+            bytes = postcard::to_allocvec(&(saved, contents)).unwrap();
             Ok(())
         })
         .unwrap();
-    let saved: SavedJoiner = postcard::from_bytes(&bytes).unwrap();
-    Joiner::restore(blank_state(data), saved).unwrap().with_content(data.content)
+    let (saved, contents): (SavedJoiner, SavedContents) = postcard::from_bytes(&bytes).unwrap();
+    let mut joiner = Joiner::restore(blank_state(data), saved).unwrap();
+    (joiner.contents, joiner.content_limits) = (contents.vectors, contents.limits.unwrap());
+    joiner
 }
 
 #[test]
