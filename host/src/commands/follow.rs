@@ -1,23 +1,41 @@
 //! Followers of streams and logs go on through growths of the schema: each ends where it is, as it
 //! does on SIGTERM, and is opened anew in the same process.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::{dataset::Dataset, schema::SchemaWatch};
+use hypercast_data::{
+    dataset::Dataset,
+    logs,
+    schema::{Schema, SchemaWatch},
+};
 
 /// What a follower follows.
 pub struct Followed<'a> {
     /// The folder of its data set.
     pub dataset: &'a Path,
-    /// The `schema.toml` whose growth tells that what is followed may be of a new layout.
-    pub schema: PathBuf,
+    /// The folder of the logs that it follows, if it follows no streams.
+    logs: Option<&'a Path>,
 }
 
 impl<'a> Followed<'a> {
     /// Streams, whose writers have read the data set's own schema.
     pub fn streams(dataset: &'a Path) -> Followed<'a> {
-        Followed { dataset, schema: dataset.join("schema.toml") }
+        Followed { dataset, logs: None }
+    }
+
+    /// Feature logs.
+    pub fn logs(dataset: &'a Path, logs: &'a Path) -> Followed<'a> {
+        Followed { dataset, logs: Some(logs) }
+    }
+
+    /// Notices that what is followed may be of a new layout.
+    fn watch(&self, own: Arc<Schema>) -> SchemaWatch {
+        match self.logs {
+            Some(logs) => SchemaWatch::of_logs(logs::schema_path(logs), own),
+            None => SchemaWatch::new(self.dataset.join("schema.toml"), own),
+        }
     }
 
     /// Runs a follower until it ends by itself or `signals` asks it to; opens it anew each time
@@ -35,13 +53,12 @@ impl<'a> Followed<'a> {
             let dataset = Dataset::open(self.dataset)?;
             anyhow::ensure!(
                 before.as_ref() != Some(&dataset.schema),
-                "{} has a schema that has grown, and {} has that of before: run `hypercast schema \
-                 apply` on this machine, too, and start this again",
-                self.schema.display(),
+                "what is followed has a schema that has grown, and {} has that of before: run \
+                 `hypercast schema apply` on this machine, too, and start this again",
                 self.dataset.display()
             );
             before = Some(dataset.schema.clone());
-            let watch = SchemaWatch::new(self.schema.clone(), dataset.schema.clone());
+            let watch = self.watch(dataset.schema.clone());
             let stop = signals.part(move || watch.has_grown());
             let ended = follow(dataset, &stop);
             if signals.is_requested() || !stop.is_requested() {

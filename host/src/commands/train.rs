@@ -8,7 +8,6 @@ use hypercast_config::{Config, parse_time_ms};
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::check;
 use hypercast_data::dataset::{Dataset, timeline::Span};
-use hypercast_data::logs;
 use hypercast_expert::Engine;
 use hypercast_stream::streams;
 use hypercast_train::{
@@ -172,7 +171,7 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
         let followed = match options.fm_checkpoint {
             Some(_) => Followed::streams(dataset),
             // The logs are followed, whose writer takes a growth over before.
-            None => Followed { dataset, schema: logs::schema_path(&config.paths.logs) },
+            None => Followed::logs(dataset, &config.paths.logs),
         };
         return followed.through_growths(&signals, |dataset, stop| {
             let streams = streams::open_with_shutdown(&config.engine, &signals)?;

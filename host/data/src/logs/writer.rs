@@ -364,12 +364,12 @@ fn start_or_check(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<
             format!("its logs have {found:?} instead of {manifest:?}; use another directory");
         return Err(Error::data(dir, reason));
     }
-    let logged = Schema::load(&schema_path)?.layout();
-    match schema.layouts().position(|layout| layout == logged) {
-        Some(0) => Ok(()),
+    let logged = Schema::load(&schema_path)?;
+    match schema.layouts().any(|layout| layout == logged.layout()) {
+        _ if logged == *schema => Ok(()),
         // Readers make up what files of before lack.
-        Some(_) => schema.save(&schema_path),
-        None => Err(Error::data(dir, "its logs have another schema; use another directory")),
+        true => schema.save(&schema_path),
+        false => Err(Error::data(dir, "its logs have another schema; use another directory")),
     }
 }
 

@@ -17,6 +17,9 @@ use super::growth::SchemaGrowth;
 pub struct SchemaWatch {
     path: PathBuf,
     own: Arc<Schema>,
+    /// Whether it is that of logs, which may be of before; then only what makes another layout is
+    /// looked for.
+    is_of_logs: bool,
     /// The content of the file that was looked at last, and has not grown.
     seen: Mutex<Vec<u8>>,
 }
@@ -24,7 +27,13 @@ pub struct SchemaWatch {
 impl SchemaWatch {
     /// Watches a `schema.toml`, of which the process uses `own`.
     pub fn new(path: PathBuf, own: Arc<Schema>) -> SchemaWatch {
-        SchemaWatch { path, own, seen: Mutex::default() }
+        SchemaWatch { path, own, is_of_logs: false, seen: Mutex::default() }
+    }
+
+    /// Watches the `schema.toml` of logs that a process reads. Their writer may not have taken over
+    /// yet what the process has, ranges for example, which are not waited for.
+    pub fn of_logs(path: PathBuf, own: Arc<Schema>) -> SchemaWatch {
+        SchemaWatch { is_of_logs: true, ..SchemaWatch::new(path, own) }
     }
 
     /// Whether the file has a schema that has grown from the one in use. A file that cannot be
@@ -54,7 +63,7 @@ impl SchemaWatch {
         let is_of_own = found.layouts().any(|layout| layout == own);
         match SchemaGrowth::between(&self.own, found) {
             Ok(growth) if growth.is_empty() => false,
-            Ok(_) if is_of_own => true,
+            Ok(growth) if is_of_own => !(self.is_of_logs && growth.is_layout_same()),
             // Logs whose writer has not taken over yet what this process has.
             _ if self.own.layouts().any(|layout| layout == found.layout()) => false,
             _ => {

@@ -96,6 +96,9 @@ fn a_growth_that_was_applied_is_noticed_and_another_change_is_not() {
     let retired = vec![old.item_features[0].name.clone()];
     SchemaGrowth::apply(dir.path(), &Schema { retired, ..(*now).clone() }).unwrap();
     assert!(watch.has_grown(), "of the same layout");
+    let of_logs = |own: &Arc<Schema>| SchemaWatch::of_logs(path.clone(), own.clone());
+    assert!(!of_logs(&now).has_grown(), "logs of before have no such feature retired");
+    assert!(of_logs(&Arc::new(old)).has_grown());
 }
 
 #[test]
