@@ -53,13 +53,28 @@ pub fn build(toolchain: Toolchain, build: &GuestBuild<'_>) -> Result<Vec<BuiltCo
     modules(toolchain, build)?.iter().map(|(name, file)| wrap(name, file, build.kind)).collect()
 }
 
-/// Writes the components to `folder`, after deleting everything else in it.
+/// Makes `folder` hold the components and nothing else. Those that it has stay as they are, because
+/// tests of another run may read them.
 pub fn write_all(folder: &Path, components: &[BuiltComponent]) -> Result<()> {
-    if folder.exists() {
-        std::fs::remove_dir_all(folder)
-            .with_context(|| format!("cannot delete the folder {}", folder.display()))?;
+    let files: Vec<(PathBuf, &[u8])> = components
+        .iter()
+        .map(|component| (folder.join(format!("{}.wasm", component.name)), &component.bytes[..]))
+        .collect();
+    for (file, bytes) in &files {
+        if std::fs::read(file).ok().as_deref() != Some(*bytes) {
+            write(file, bytes)?;
+        }
     }
-    components.iter().try_for_each(|c| write(&folder.join(format!("{}.wasm", c.name)), &c.bytes))
+    let entries = std::fs::read_dir(folder);
+    let entries = entries.with_context(|| format!("cannot list {}", folder.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if files.iter().all(|(file, _)| *file != path) {
+            std::fs::remove_file(&path)
+                .with_context(|| format!("cannot delete {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 // Builds the guests and returns the target name and file of each, as cargo reports them.
@@ -123,4 +138,25 @@ fn unfit_dependencies(manifest: &Path) -> String {
          {}: leave it or its feature out, because a plugin's sandbox has no random numbers",
         found.join(", ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_that_a_folder_has_stay_and_others_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let component =
+            |name: &str, bytes: &[u8]| BuiltComponent { name: name.into(), bytes: bytes.into() };
+        write_all(dir.path(), &[component("a", b"1"), component("b", b"2")]).unwrap();
+        let changed = |name: &str| dir.path().join(name).metadata().unwrap().modified().unwrap();
+        let before = changed("a.wasm");
+        std::fs::write(dir.path().join("old.wasm"), b"3").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        write_all(dir.path(), &[component("a", b"1"), component("b", b"4")]).unwrap();
+        assert_eq!(changed("a.wasm"), before);
+        assert_eq!(std::fs::read(dir.path().join("b.wasm")).unwrap(), b"4");
+        assert!(!dir.path().join("old.wasm").exists());
+    }
 }
