@@ -57,8 +57,7 @@ impl FeatureValue {
     fn category(&self) -> Option<u64> {
         match self {
             Self::Missing => Some(0),
-            // Those beyond stand for what no caller can send (`hypercast_fm::training_only`).
-            Self::Id(id) => i64::try_from(*id).is_ok().then_some(*id),
+            Self::Id(id) => Some((*id).min(MOST_ID)),
             Self::Text(text) if is_missing_text(text) => Some(0),
             Self::Text(text) => Some(category_id(text)),
             Self::Number(_) | Self::List(_) => None,
@@ -135,6 +134,10 @@ impl<'de> DeserializeSeed<'de> for ValueVisitor {
         from.deserialize_any(self)
     }
 }
+
+/// The greatest id of a category. The one above stands for what no caller can send (see
+/// `hypercast_fm::training_only`), and counts as this one.
+const MOST_ID: u64 = u64::MAX - 1;
 
 /// The most values of a list that are read. A feature takes at most
 /// [`hypercast_data::schema::MAX_TAGS`] of them.
@@ -482,12 +485,11 @@ impl Converter {
         match (value, max_values) {
             (FeatureValue::Missing, _) => columns.fill(0),
             (value, None) => {
-                columns[0] = value
-                    .category()
-                    .ok_or_else(|| wrong(name, value, "an id below 2^63 or a text"))?;
+                columns[0] =
+                    value.category().ok_or_else(|| wrong(name, value, "an id or a text"))?;
             }
             (FeatureValue::List(values), Some(_)) => {
-                let wants = "ids below 2^63 or texts in its list";
+                let wants = "ids or texts in its list";
                 let id = |value: &FeatureValue| {
                     value.category().ok_or_else(|| wrong(name, value, wants))
                 };

@@ -126,9 +126,9 @@ mod tests {
         let trail = StreamTrail::new(place(7), vec![place(2), place(5)]);
         // As earlier releases wrote it.
         folder.write(&state, &trail, &()).unwrap();
-        assert_eq!(folder.read().unwrap(), Some((state.clone(), Some(trail.clone()), 0)));
-        folder.write(&state, &trail, &9u64).unwrap();
-        assert_eq!(folder.read().unwrap(), Some((state, Some(trail), 9)));
+        assert_eq!(folder.read().unwrap(), Some((state.clone(), Some(trail.clone()), 0_u64)));
+        folder.write(&state, &trail, &9_u64).unwrap();
+        assert_eq!(folder.read().unwrap(), Some((state, Some(trail), 9_u64)));
         let path = folder.path();
         let mut bytes = fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
