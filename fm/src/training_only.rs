@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::example::{Example, Target};
 
-/// An id that no category has: they are below 2^63.
+/// An id that no category has: what callers send is below it, and files have ids below 2^63.
 const UNSEEN_ID: u64 = u64::MAX;
 
 /// What an example is read for.
