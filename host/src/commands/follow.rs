@@ -25,7 +25,7 @@ impl<'a> Followed<'a> {
         Followed { dataset, logs: None }
     }
 
-    /// Feature logs.
+    /// Feature logs, whose writer takes a growth over before those who read them.
     pub fn logs(dataset: &'a Path, logs: &'a Path) -> Followed<'a> {
         Followed { dataset, logs: Some(logs) }
     }
