@@ -28,7 +28,7 @@ pub(crate) fn or_zero(id: u64) -> u64 {
 /// One column's values, row-major if it has several a row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ColumnData {
-    /// Numbers, f32.
+    /// The values of an f32 input, as the network reads them.
     Numbers(Vec<f32>),
     /// Numbers in this column of [`ExpertBatch::features`].
     Feature(usize),

@@ -9,6 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hypercast_config::Config;
+use hypercast_core::{logging::RepeatedFailures, shutdown::Shutdown};
+use hypercast_data::schema::Schema;
+use hypercast_fm::priority::lower_thread_priority;
+use hypercast_stream::{
+    registry::{ExpertVersion, Registry, RegistryFollower, VersionState},
+    streams::{StreamEngine, StreamPlace},
+};
+
 use crate::{
     error::{CommonErrors as _, Error, Result},
     metrics::Metrics,
@@ -20,14 +29,6 @@ use crate::{
         outcomes::{REST, WAIT, follow_outcomes},
         serving_set::{ServedFm, ServingModels},
     },
-};
-use hypercast_config::Config;
-use hypercast_core::{logging::RepeatedFailures, shutdown::Shutdown};
-use hypercast_data::schema::Schema;
-use hypercast_fm::priority::lower_thread_priority;
-use hypercast_stream::{
-    registry::{ExpertVersion, Registry, RegistryFollower, VersionState},
-    streams::{StreamEngine, StreamPlace},
 };
 
 /// How often versions that could not be loaded are tried again, and files of FMs that could be made

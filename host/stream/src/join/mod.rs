@@ -59,7 +59,7 @@ pub struct JoinedExample {
 /// An item's content vector that came by an event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ContentRecord {
-    /// The item.
+    /// The id of the item, which is known.
     pub item: u64,
     /// Of unit norm, or all zeros.
     pub vector: Vec<f32>,

@@ -198,8 +198,8 @@ pub(super) fn softmax(x: &[f32], out: &mut [f32]) {
     out.iter_mut().for_each(|out| *out /= sum);
 }
 
-#[inline(always)]
 /// The mean of rows of a table, without those that are `NO_ROW`; zeros if all are.
+#[inline(always)]
 pub(super) fn lookup(table: &[f32], rows: &[u32], out: &mut [f32]) {
     let width = out.len();
     let entry = |row: u32| &table[row as usize * width..][..width];
