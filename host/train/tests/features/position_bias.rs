@@ -5,24 +5,20 @@ use std::path::Path;
 
 use hypercast_config::Config;
 use hypercast_data::{
-    dataset::{ContextFeatures, Dataset, Entities, Impression, timeline::Span, write_dataset},
-    features::{
-        FeatureConfig,
-        replay::{Replay, ReplayOptions},
-    },
+    dataset::{ContextFeatures, Dataset, Entities, Impression, write_dataset},
     logs::LogReader,
     schema::{Feature, FeatureKind, MISSING, Schema, Task, TaskKind, TaskRole},
 };
 use hypercast_fm::{
-    device::DeviceKind,
-    example::{Example, Item, Outcome},
+    example::{Item, Outcome},
     inference::{self, FmServingOptions},
     metrics::{LogLossSums, ScoredPrediction, auc},
     spec::FmConfig,
-    trainer,
 };
-use hypercast_train::{fm::fm_spec, materialise};
+use hypercast_train::materialise;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use super::small_fm;
 
 /// Requests to learn from, which the earlier ranking answered.
 const LEARNED: u64 = 3000;
@@ -111,28 +107,7 @@ fn world(dir: &Path, position: Position) -> Dataset {
 }
 
 fn fm_config() -> FmConfig {
-    FmConfig {
-        dim: 16,
-        layers: 1,
-        qk_dim: 8,
-        v_dim: 8,
-        embedding_dim: 8,
-        max_history: 4,
-        learning_rate: 5e-3,
-        warmup_steps: 5,
-        average_decay: 0.0,
-        ..FmConfig::default()
-    }
-}
-
-fn examples(dataset: &Dataset) -> Vec<Example> {
-    let options = ReplayOptions {
-        span: Span::default(),
-        history_len: 4,
-        max_targets: 8,
-        features: FeatureConfig::default(),
-    };
-    Replay::new(dataset, options).unwrap().map(Result::unwrap).collect()
+    FmConfig { learning_rate: 5e-3, ..small_fm::config() }
 }
 
 /// How well requests are served that do not know the position.
@@ -147,10 +122,8 @@ struct Served {
 fn served(position: Position) -> Served {
     let dir = tempfile::tempdir().unwrap();
     let dataset = world(&dir.path().join("data"), position);
-    let spec = fm_spec(&dataset.schema).unwrap();
-    let (work, config) = (dir.path().join("work"), fm_config());
-    let mut trainer = trainer::create(&work, &config, &spec, DeviceKind::Cpu).unwrap();
-    let examples = examples(&dataset);
+    let mut trainer = small_fm::trainer(&dataset, &fm_config(), &dir.path().join("work"));
+    let examples = small_fm::examples(&dataset);
     let (learned, tested) = examples.split_at(LEARNED as usize);
     for batch in learned.chunks(32) {
         trainer.step(&batch.iter().collect::<Vec<_>>()).unwrap();
@@ -185,10 +158,9 @@ fn a_position_for_training_only_ranks_by_merit() {
 fn logs_have_the_position_and_embeddings_that_were_made_without_it() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = world(&dir.path().join("data"), Position::TrainingOnly);
-    let examples = examples(&dataset);
-    let spec = fm_spec(&dataset.schema).unwrap();
-    let (work, checkpoint) = (dir.path().join("work"), dir.path().join("fm"));
-    let mut trainer = trainer::create(&work, &fm_config(), &spec, DeviceKind::Cpu).unwrap();
+    let examples = small_fm::examples(&dataset);
+    let checkpoint = dir.path().join("fm");
+    let mut trainer = small_fm::trainer(&dataset, &fm_config(), &dir.path().join("work"));
     trainer.step(&examples[..32].iter().collect::<Vec<_>>()).unwrap();
     trainer.checkpoint(&checkpoint, "1.0.0").unwrap();
     let logs = dir.path().join("logs");

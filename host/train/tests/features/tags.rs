@@ -4,23 +4,16 @@
 use std::path::Path;
 
 use hypercast_data::{
-    dataset::{Dataset, Entities, Impression, timeline::Span, write_dataset},
-    features::{
-        FeatureConfig,
-        replay::{Replay, ReplayOptions},
-    },
+    dataset::{Dataset, Entities, Impression, write_dataset},
     schema::{Feature, FeatureKind, Schema, Task, TaskKind, TaskRole, fill_tags},
 };
 use hypercast_fm::{
-    device::DeviceKind,
     example::{Example, Item, Outcome, User},
     inference::{self, FmServingOptions},
-    metrics::LogLossSums,
-    spec::FmConfig,
-    trainer,
 };
-use hypercast_train::fm::fm_spec;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::index};
+
+use super::small_fm;
 
 const REQUESTS: u64 = 2500;
 
@@ -91,36 +84,9 @@ fn ne(has_all: bool) -> f64 {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let dataset = world(&path("data"), has_all);
-    let config = FmConfig {
-        dim: 16,
-        layers: 1,
-        qk_dim: 8,
-        v_dim: 8,
-        embedding_dim: 8,
-        max_history: 4,
-        learning_rate: 1e-2,
-        warmup_steps: 5,
-        average_decay: 0.0,
-        ..FmConfig::default()
-    };
-    let spec = fm_spec(&dataset.schema).unwrap();
-    let mut trainer = trainer::create(&path("work"), &config, &spec, DeviceKind::Cpu).unwrap();
-    let options = ReplayOptions {
-        span: Span::default(),
-        history_len: 4,
-        max_targets: 4,
-        features: FeatureConfig::default(),
-    };
-    let replay = Replay::new(&dataset, options).unwrap();
-    let examples: Vec<Example> = replay.map(Result::unwrap).collect();
-    let mut sums = LogLossSums::default();
-    for (at, batch) in examples.chunks(32).enumerate() {
-        let output = trainer.step(&batch.iter().collect::<Vec<_>>()).unwrap();
-        if at * 64 >= examples.len() {
-            let rows = output.predictions.iter().zip(&output.labels);
-            rows.for_each(|(&prediction, &label)| sums.push(prediction, label == 1.0));
-        }
-    }
+    let mut trainer = small_fm::trainer(&dataset, &small_fm::config(), &path("work"));
+    let examples = small_fm::examples(&dataset);
+    let ne = small_fm::learn(&mut *trainer, &examples);
     trainer.checkpoint(&path("fm"), "1.0.0").unwrap();
     let last: Vec<&Example> = examples.iter().rev().take(50).collect();
     let said = trainer.predict(&last).unwrap();
@@ -130,7 +96,7 @@ fn ne(has_all: bool) -> f64 {
     for (served, said) in served.main.iter().zip(&said.predictions) {
         assert!((served - said).abs() < 1e-5, "{served} is served, {said} was predicted");
     }
-    sums.normalized_entropy().unwrap()
+    ne
 }
 
 #[test]

@@ -4,22 +4,16 @@
 use std::path::Path;
 
 use hypercast_data::{
-    dataset::{ContextFeatures, Dataset, Entities, Impression, timeline::Span, write_dataset},
-    features::{
-        FeatureConfig,
-        replay::{Replay, ReplayOptions},
-    },
+    dataset::{ContextFeatures, Dataset, Entities, Impression, write_dataset},
     schema::{Feature, FeatureKind, MISSING, Schema, Task, TaskKind, TaskRole},
 };
 use hypercast_fm::{
-    device::DeviceKind,
-    example::{Example, Item, Outcome},
-    metrics::LogLossSums,
+    example::{Item, Outcome},
     spec::FmConfig,
-    trainer,
 };
-use hypercast_train::fm::fm_spec;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use super::small_fm;
 
 const REQUESTS: u64 = 1200;
 
@@ -81,40 +75,10 @@ fn world(dir: &Path, is_of_item: bool, optional: bool) -> Dataset {
 fn ne(is_of_item: bool, optional: bool) -> f64 {
     let dir = tempfile::tempdir().unwrap();
     let dataset = world(&dir.path().join("data"), is_of_item, optional);
-    let config = FmConfig {
-        dim: 16,
-        layers: 1,
-        qk_dim: 8,
-        v_dim: 8,
-        embedding_dim: 8,
-        max_history: 4,
-        learning_rate: 1e-2,
-        warmup_steps: 5,
-        average_decay: 0.0,
-        // Without them, a target has what its item says and no more.
-        candidate_columns: !is_of_item,
-        ..FmConfig::default()
-    };
-    let spec = fm_spec(&dataset.schema).unwrap();
-    let mut trainer =
-        trainer::create(&dir.path().join("work"), &config, &spec, DeviceKind::Cpu).unwrap();
-    let options = ReplayOptions {
-        span: Span::default(),
-        history_len: 4,
-        max_targets: 4,
-        features: FeatureConfig::default(),
-    };
-    let replay = Replay::new(&dataset, options).unwrap();
-    let examples: Vec<Example> = replay.map(Result::unwrap).collect();
-    let mut sums = LogLossSums::default();
-    for (at, batch) in examples.chunks(32).enumerate() {
-        let output = trainer.step(&batch.iter().collect::<Vec<_>>()).unwrap();
-        if at * 64 >= examples.len() {
-            let rows = output.predictions.iter().zip(&output.labels);
-            rows.for_each(|(&prediction, &label)| sums.push(prediction, label == 1.0));
-        }
-    }
-    sums.normalized_entropy().unwrap()
+    // Without candidate columns, a target has what its item says and no more.
+    let config = FmConfig { candidate_columns: !is_of_item, ..small_fm::config() };
+    let mut trainer = small_fm::trainer(&dataset, &config, &dir.path().join("work"));
+    small_fm::learn(&mut *trainer, &small_fm::examples(&dataset))
 }
 
 #[test]
