@@ -51,6 +51,11 @@ pub struct Outcome {
 impl Outcome {
     /// An outcome of which nothing is known.
     pub const UNKNOWN: Outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
+
+    /// Whether an action is known to have happened.
+    pub fn has_action(&self) -> bool {
+        self.actions & self.known != 0
+    }
 }
 
 /// A past impression in a user's history.

@@ -184,8 +184,7 @@ impl ExampleSampler {
         let targets = &selected.example.targets;
         selected.targets = (0..targets.len())
             .filter_map(|index| {
-                let outcome = &targets[index].outcome;
-                if outcome.actions & outcome.known != 0 {
+                if targets[index].outcome.has_action() {
                     return Some(WeightedTarget { index, weight: 1.0 });
                 }
                 // The weight makes up for the dropped ones, so the mean prediction stays unbiased.

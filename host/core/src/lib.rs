@@ -14,6 +14,7 @@
 //! hash          SplitMix64                     hex        bytes as text
 //! quantile      the one definition             prerequisite   what tests need beside the code
 //! secret_file   tokens and keys, read only if other users cannot read them
+//! text_table    tables for people, whose columns fit their cells
 //! ```
 //!
 //! ```
@@ -40,5 +41,6 @@ pub mod secret_file;
 pub mod shutdown;
 pub mod simulated;
 pub mod supervised_thread;
+pub mod text_table;
 
 pub use error::{Error, Result};

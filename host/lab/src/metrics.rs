@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use hypercast_core::quantile::quantile;
+use hypercast_core::{quantile::quantile, text_table::TextTable};
 use hypercast_data::schema::Schema;
 use hypercast_fm::metrics::MetricsWindow;
 pub use hypercast_fm::metrics::{LogLossSums, ScoredPrediction, ScoredValue, normalized_entropy};
@@ -79,10 +79,8 @@ pub struct MetricRow {
 /// The rows for people, an arm per line.
 pub fn table<'a>(rows: impl IntoIterator<Item = &'a MetricRow>) -> String {
     let rows: Vec<&MetricRow> = rows.into_iter().collect();
-    let names =
-        |surface: &str, task: &str, arm: &str| format!("{surface:<14} {task:<17} {arm:<16}");
-    let head = names("surface", "task", "arm");
-    let mut text = format!("{head} {:>8} {:>8} {:>8} {:>8}\n", "rows", "NE", "AUC", "GAUC");
+    let head = ["surface", "task", "arm"];
+    let mut table = TextTable::new(3, head.into_iter().chain(["rows", "NE", "AUC", "GAUC"]));
     let mut last = None;
     for row in rows.iter().filter(|row| row.metrics.mse.is_none()) {
         let key = (row.surface.as_str(), row.task.as_str());
@@ -90,15 +88,16 @@ pub fn table<'a>(rows: impl IntoIterator<Item = &'a MetricRow>) -> String {
         let (surface, task) = if last.replace(key) == Some(key) { ("", "") } else { key };
         let ShownMetrics { n, ne, auc, gauc, .. } = row.metrics;
         let [ne, auc, gauc] = [ne, auc, gauc].map(number);
-        text += &names(surface, task, &row.arm);
-        text += &format!(" {n:>8} {ne:>8} {auc:>8} {gauc:>8}\n");
+        let arm = row.arm.clone();
+        table.line([surface.into(), task.into(), arm, n.to_string(), ne, auc, gauc]);
     }
     let named = |row: &&MetricRow| NamedMetrics {
-        name: names(&row.surface, &row.task, &row.arm),
+        names: vec![row.surface.clone(), row.task.clone(), row.arm.clone()],
         metrics: row.metrics,
         is_base: row.arm == PredictionArm::Base.name(),
     };
-    text + &regressions_and_warnings(&head, &rows.iter().map(named).collect::<Vec<_>>())
+    let named: Vec<NamedMetrics> = rows.iter().map(named).collect();
+    table.to_string() + &regressions_and_warnings(&head, &named)
 }
 
 /// Median and 99th percentile of latencies.

@@ -1,5 +1,6 @@
 //! Progressive metrics by surface and task, and how they are shown.
 
+use hypercast_core::text_table::TextTable;
 use hypercast_fm::{
     example::Example,
     metrics::{
@@ -194,31 +195,30 @@ impl ReportedTask {
 
 /// A table of lines for people.
 pub fn table(lines: &[ReportLine]) -> String {
-    let best = lines.iter().any(|line| line.best_ne.is_some());
-    let names = |surface: &str, task: &str| format!("{surface:<16} {task:<18}");
-    let head = names("surface", "task");
-    let mut text = format!("{head} {:>9} {:>8} {:>8} {:>8}", "rows", "NE", "AUC", "GAUC");
-    text += if best { "  best NE\n" } else { "\n" };
+    let is_best_known = lines.iter().any(|line| line.best_ne.is_some());
+    let head = ["surface", "task", "rows", "NE", "AUC", "GAUC", "best NE"];
+    let columns = head.len() - usize::from(!is_best_known);
+    let mut table = TextTable::new(2, head.into_iter().take(columns));
     for line in lines.iter().filter(|line| line.metrics.mse.is_none()) {
         let ShownMetrics { n, ne, auc, gauc, .. } = line.metrics;
-        let [ne, auc, gauc] = [ne, auc, gauc].map(number);
-        text += &names(&line.surface, &line.task);
-        text += &format!(" {n:>9} {ne:>8} {auc:>8} {gauc:>8}");
-        text += &if best { format!(" {:>8}\n", number(line.best_ne)) } else { "\n".into() };
+        let [ne, auc, gauc, best] = [ne, auc, gauc, line.best_ne].map(number);
+        let cells = [line.surface.clone(), line.task.clone(), n.to_string(), ne, auc, gauc, best];
+        table.line(cells.into_iter().take(columns));
     }
     let named = |line: &ReportLine| NamedMetrics {
-        name: names(&line.surface, &line.task),
+        names: vec![line.surface.clone(), line.task.clone()],
         metrics: line.metrics,
         is_base: false,
     };
-    text + &regressions_and_warnings(&head, &lines.iter().map(named).collect::<Vec<_>>())
+    let named: Vec<NamedMetrics> = lines.iter().map(named).collect();
+    table.to_string() + &regressions_and_warnings(&["surface", "task"], &named)
 }
 
 /// The metrics of a line of a table, with what names the line.
 #[derive(Debug)]
 pub struct NamedMetrics {
-    /// As wide as the table's other names.
-    pub name: String,
+    /// What stands in the columns of names.
+    pub names: Vec<String>,
     /// What is measured.
     pub metrics: ShownMetrics,
     /// Whether it is no model but what models are compared with.
@@ -227,26 +227,22 @@ pub struct NamedMetrics {
 
 /// What follows a table of binary tasks: one of regressions, if there are any, and a line for each
 /// task that is predicted worse than without a model. `head` is over the names.
-pub fn regressions_and_warnings(head: &str, lines: &[NamedMetrics]) -> String {
-    let mut text = String::new();
-    let regressions: Vec<_> = lines.iter().filter(|line| line.metrics.mse.is_some()).collect();
-    if !regressions.is_empty() {
-        let [mse, base, calibration] = ["MSE", "of mean", "calibration"];
-        text += &format!(
-            "\n{head} {:>9} {mse:>12} {base:>12} {calibration:>11} {:>8}\n",
-            "rows", "rank"
-        );
+pub fn regressions_and_warnings(head: &[&str], lines: &[NamedMetrics]) -> String {
+    let metrics = ["rows", "MSE", "of mean", "calibration", "rank"];
+    let mut table = TextTable::new(head.len(), head.iter().copied().chain(metrics));
+    for NamedMetrics { names, metrics, .. } in lines {
+        let ShownMetrics { n, mse: Some(mse), base_mse, calibration, rank_correlation, .. } =
+            *metrics
+        else {
+            continue;
+        };
+        let numbers = [Some(mse), base_mse, calibration, rank_correlation].map(number);
+        table.line(names.iter().cloned().chain([n.to_string()]).chain(numbers));
     }
-    for NamedMetrics { name, metrics, .. } in regressions {
-        let ShownMetrics { n, mse, base_mse, calibration, rank_correlation, .. } = *metrics;
-        let [mse, base, calibration, rank] =
-            [mse, base_mse, calibration, rank_correlation].map(number);
-        text += &format!("{name} {n:>9} {mse:>12} {base:>12} {calibration:>11} {rank:>8}\n");
-    }
-    for NamedMetrics { name, metrics, .. } in lines.iter().filter(|line| !line.is_base) {
+    let mut text = if table.is_empty() { String::new() } else { format!("\n{table}") };
+    for NamedMetrics { names, metrics, .. } in lines.iter().filter(|line| !line.is_base) {
         if let Some(warning) = metrics.warning() {
-            let name: Vec<&str> = name.split_whitespace().collect();
-            text += &format!("warning: {}: {warning}\n", name.join(" "));
+            text += &format!("warning: {}: {warning}\n", names.join(" "));
         }
     }
     text
@@ -277,7 +273,7 @@ mod tests {
         let warnings: Vec<&str> = text.lines().filter(|line| line.contains("warning")).collect();
         assert!(warnings[0].starts_with("warning: feed click: NE 3.3219 is above 1"), "{text}");
         assert_eq!(warnings.len(), 1, "{text}");
-        assert!(text.contains("1.0000       4.0000      1.0000   1.0000\n"), "{text}");
+        assert!(text.contains("1.0000   4.0000       1.0000  1.0000\n"), "{text}");
         let json = serde_json::to_value(&lines).unwrap();
         assert_eq!((&json[0]["n"], &json[0].get("mse")), (&2.into(), &None));
         assert_eq!(json[1]["base_mse"], 4.0);

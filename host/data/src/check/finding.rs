@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use hypercast_core::clock::format_time;
+use hypercast_core::{clock::format_time, text_table::TextTable};
 use serde::{Deserialize, Serialize};
 
 /// The files that findings point to.
@@ -237,25 +237,20 @@ impl CheckReport {
 
     fn write_labels(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |mean: Option<f64>| mean.map_or("-".into(), |mean| format!("{mean:.4}"));
-        writeln!(
-            f,
-            "{:<16} {:<18} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
-            "surface", "task", "rows", "labels", "positives", "mean", "1st half", "2nd half"
-        )?;
+        let head =
+            ["surface", "task", "rows", "labels", "positives", "mean", "1st half", "2nd half"];
+        let mut table = TextTable::new(2, head);
         let mut last = None;
         for count in &self.labels {
             let is_new = last.replace(&count.surface) != Some(&count.surface);
             let surface = if is_new { count.surface.as_str() } else { "" };
-            let LabelCount { task, rows, labels, .. } = count;
             let positives = count.positives.map_or("-".into(), |positives| positives.to_string());
             let [mean, first, second] = [count.mean, count.halves[0], count.halves[1]].map(number);
-            writeln!(
-                f,
-                "{surface:<16} {task:<18} {rows:>10} {labels:>10} {positives:>10} {mean:>10} \
-                 {first:>10} {second:>10}"
-            )?;
+            let [rows, labels] = [count.rows, count.labels].map(|count| count.to_string());
+            let task = count.task.clone();
+            table.line([surface.into(), task, rows, labels, positives, mean, first, second]);
         }
-        Ok(())
+        write!(f, "{table}")
     }
 }
 

@@ -14,7 +14,11 @@ const MAX_DIFFERENT: usize = 1_000;
 const LEAST_SHARE: f64 = 0.3;
 
 /// The characters that are looked for between the parts of a text, the likeliest first.
-const SEPARATORS: [char; 3] = ['|', ';', ','];
+const SEPARATORS: [char; 4] = ['|', ';', ',', ' '];
+
+/// The different cells for each different part, at least, where spaces separate: names have spaces,
+/// too, but few words make many cells only where each is a tag.
+const LEAST_CELLS_A_WORD: usize = 4;
 
 /// What the cells of a column say if each is a list.
 #[derive(Debug, Clone, Default)]
@@ -85,9 +89,10 @@ impl ListSample {
             // Numbers with a fraction are a vector.
             None => self.fractions == 0,
             // Parts are words that come again in other cells; a decimal comma parts numbers.
-            Some(_) => {
+            Some(separator) => {
+                let least = if separator == ' ' { LEAST_CELLS_A_WORD } else { 1 };
                 share >= LEAST_SHARE
-                    && self.different.len() < cells
+                    && least * self.different.len() < cells
                     && self.different.len() < self.cells
                     && 2 * self.numbers < self.parts
             }
@@ -97,6 +102,7 @@ impl ListSample {
         }
         let what = match self.separator {
             None => "lists".to_owned(),
+            Some(' ') => format!("spaces part {} of the cells", percent_of(share)),
             Some(separator) => format!("`{separator}` parts {} of the cells", percent_of(share)),
         };
         let (most, different) = (self.most, self.different.len());
@@ -150,6 +156,22 @@ mod tests {
         let numbers = |at: i128| Cell::List((0..at % 7).map(Cell::Integer).collect());
         let proposal = proposed((0..50).map(numbers)).unwrap();
         assert_eq!((proposal.separator, proposal.max_values), (None, 8));
+    }
+
+    #[test]
+    fn few_words_that_make_many_cells_are_tags() {
+        let genres = ["action", "comedy", "drama", "horror", "western"];
+        let cells: Vec<String> = (1..32usize)
+            .map(|of| {
+                let words = (0..5).filter(|at| of >> at & 1 == 1).map(|at| genres[at]);
+                words.collect::<Vec<_>>().join(" ")
+            })
+            .collect();
+        let proposal = proposed(texts(&cells)).unwrap();
+        assert_eq!((proposal.separator, proposal.max_values), (Some(' '), 8));
+        let jobs = ["sales", "self employed", "home maker", "technician", "tax clerk"];
+        let jobs: Vec<String> = (0..200).map(|at| jobs[at % 5].into()).collect();
+        assert_eq!(proposed(texts(&jobs)), None);
     }
 
     #[test]

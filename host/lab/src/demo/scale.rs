@@ -3,7 +3,7 @@
 //! The three data sets of the demo have presets that were found by trial, and these rules lead to
 //! about the same. They are a beginning; `--config` or `hypercast.toml` changes it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use hypercast_config::{ExpertTraining, Logs};
 use hypercast_core::quantile::quantile;
@@ -30,8 +30,14 @@ const EXPERT_ROWS: u64 = 300_000;
 /// Rows that an experiment of three seeds gets through in a quarter of an hour on two cores.
 const EXPERIMENT_ROWS: f64 = 150_000.0;
 
+/// Rows of a surface from which on most of its negatives say little that is new.
+const MANY_ROWS: u64 = 1_000_000;
+
+/// Negatives for each row with an action that are enough then.
+const NEGATIVES_A_POSITIVE: u64 = 20;
+
 /// The size of a data set, as far as settings depend on it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct DatasetSize {
     /// Requests that are not mere history.
     pub requests: u64,
@@ -43,6 +49,29 @@ pub struct DatasetSize {
     pub request_rows: usize,
     /// Events of a user that nine in ten do not exceed.
     pub user_events: usize,
+    /// Those of each surface.
+    pub surfaces: BTreeMap<String, SurfaceSize>,
+}
+
+/// The size of a surface, without mere history.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SurfaceSize {
+    /// What was shown.
+    pub rows: u64,
+    /// Rows with an action.
+    pub positives: u64,
+}
+
+impl SurfaceSize {
+    /// The share of rows without an action that training keeps.
+    fn kept_negatives(&self) -> f32 {
+        let negatives = self.rows - self.positives;
+        let enough = NEGATIVES_A_POSITIVE * self.positives;
+        if self.rows < MANY_ROWS || enough == 0 || enough >= negatives {
+            return 1.0;
+        }
+        (enough as f64 / negatives as f64) as f32
+    }
 }
 
 impl DatasetSize {
@@ -54,6 +83,8 @@ impl DatasetSize {
         let (mut last, mut rows, mut history_only) = (None, 0, 0);
         let mut request_rows: Vec<f64> = Vec::new();
         let mut events: HashMap<u64, u32> = HashMap::new();
+        let names = &dataset.schema.surfaces;
+        let mut surfaces = vec![SurfaceSize::default(); names.len()];
         for impression in dataset.impressions()? {
             let impression = impression?;
             *events.entry(impression.user).or_default() += 1;
@@ -62,6 +93,10 @@ impl DatasetSize {
                 continue;
             }
             rows += 1;
+            if let Some(surface) = surfaces.get_mut(usize::from(impression.surface)) {
+                surface.rows += 1;
+                surface.positives += u64::from(impression.outcome.has_action());
+            }
             let request = Some((impression.time_ms, impression.request));
             match request_rows.last_mut().filter(|_| last == request) {
                 Some(count) => *count += 1.0,
@@ -79,12 +114,13 @@ impl DatasetSize {
             history_only,
             request_rows: most(&mut request_rows),
             user_events: most(&mut user_events),
+            surfaces: names.iter().cloned().zip(surfaces).collect(),
         })
     }
 
     /// Settings of the FM.
     pub fn fm(&self) -> FmConfig {
-        let Self { requests, rows, user_events, request_rows, .. } = *self;
+        let &Self { requests, rows, user_events, request_rows, .. } = self;
         let default = FmConfig::default();
         let batch_requests = power_of_two(requests / FM_STEPS).clamp(8, default.batch_requests);
         // Few steps have to be longer, those of ids that are seen a few times most of all.
@@ -96,6 +132,7 @@ impl DatasetSize {
             (default.learning_rate, default.sparse_learning_rate)
         };
         let narrow = usize::from(rows < FEW_ROWS);
+        let kept = |(name, size): (&String, &SurfaceSize)| (name.clone(), size.kept_negatives());
         FmConfig {
             dim: default.dim >> narrow,
             qk_dim: default.qk_dim >> narrow,
@@ -105,6 +142,7 @@ impl DatasetSize {
             batch_requests,
             learning_rate,
             sparse_learning_rate,
+            sample_negatives: self.surfaces.iter().map(kept).filter(|of| of.1 < 1.0).collect(),
             pretraining_passes: if self.history_only > rows { 2 } else { 1 },
             ..default
         }
@@ -142,7 +180,23 @@ mod tests {
     use super::*;
 
     fn size(requests: u64, rows: u64) -> DatasetSize {
-        DatasetSize { requests, rows, history_only: 0, request_rows: 6, user_events: 300 }
+        let surfaces = BTreeMap::new();
+        DatasetSize { requests, rows, history_only: 0, request_rows: 6, user_events: 300, surfaces }
+    }
+
+    #[test]
+    fn many_negatives_of_a_large_surface_are_sampled() {
+        let mut size = size(1_000_000, 10_000_000);
+        let surfaces = [
+            ("rare", 4_010_000, 10_000),
+            ("often", 4_000_000, 400_000),
+            ("small", 900_000, 9),
+            ("silent", 2_000_000, 0),
+        ];
+        size.surfaces = surfaces
+            .map(|(name, rows, positives)| (name.to_owned(), SurfaceSize { rows, positives }))
+            .into();
+        assert_eq!(size.fm().sample_negatives, [("rare".to_owned(), 0.05)].into());
     }
 
     #[test]

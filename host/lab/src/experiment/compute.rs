@@ -7,6 +7,7 @@
 use std::time::Instant;
 
 use hypercast_config::Config;
+use hypercast_core::text_table::TextTable;
 use hypercast_fm::{
     cost::{ModelSize, TokenCounts, flops},
     example::Example,
@@ -192,30 +193,21 @@ fn costs(
 }
 
 fn table(models: &[Value]) -> String {
-    let mut text = format!(
-        "\n{:<18} {:>12} {:>12} {:>16} {:>14} {:>12} {:>16}\n",
-        "model",
-        "dense par.",
-        "sparse par.",
-        "FLOPs/candidate",
-        "training rows/s",
-        "p50 ms",
-        "% of one-stage"
-    );
+    let columns = [
+        ("dense par.", "dense_parameters", 0),
+        ("sparse par.", "sparse_parameters", 0),
+        ("FLOPs/candidate", "flops_per_candidate", 0),
+        ("training rows/s", "training_rows_s", 0),
+        ("p50 ms", "latency_p50_ms", 3),
+        ("% of one-stage", "share_of_one_stage_pct", 1),
+    ];
+    let mut table = TextTable::new(1, ["model"].into_iter().chain(columns.map(|column| column.0)));
     for model in models {
-        let number = |key: &str, digits: usize| {
+        let name = model["arm"].as_str().unwrap_or_default().to_owned();
+        let numbers = columns.map(|(_, key, digits)| {
             model[key].as_f64().map_or("-".into(), |value| format!("{value:.digits$}"))
-        };
-        text += &format!(
-            "{:<18} {:>12} {:>12} {:>16} {:>14} {:>12} {:>16}\n",
-            model["arm"].as_str().unwrap_or_default(),
-            number("dense_parameters", 0),
-            number("sparse_parameters", 0),
-            number("flops_per_candidate", 0),
-            number("training_rows_s", 0),
-            number("latency_p50_ms", 3),
-            number("share_of_one_stage_pct", 1)
-        );
+        });
+        table.line([name].into_iter().chain(numbers));
     }
-    text
+    format!("\n{table}")
 }

@@ -8,7 +8,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use hypercast_config::{Config, PublishSettings};
-use hypercast_core::atomic_dir;
+use hypercast_core::{atomic_dir, text_table::TextTable};
 use hypercast_fm::{
     inference::{self, FmServingOptions, FoundationModel},
     trainer::FmTrainer,
@@ -47,18 +47,13 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     })?;
     let rows = context.rows(&tallies, None)?;
     let mut table = arms_by_task(&rows, ALL);
-    table += &format!(
-        "\n\n{:<14}{:>14}{:>18}{:>16}\n",
-        "arm", "publications", "% of all bytes", "MiB sent"
-    );
+    let mut bytes = TextTable::new(1, ["arm", "publications", "% of all bytes", "MiB sent"]);
     for ((name, _), sent) in ARMS.iter().zip(&sent) {
-        table += &format!(
-            "{name:<14}{:>14}{:>18.2}{:>16.1}\n",
-            sent.publications,
-            sent.share() * 100.0,
-            sent.bytes as f64 / f64::from(1 << 20)
-        );
+        let (share, mib) = (sent.share() * 100.0, sent.bytes as f64 / f64::from(1 << 20));
+        let publications = sent.publications.to_string();
+        bytes.line([name.to_string(), publications, format!("{share:.2}"), format!("{mib:.1}")]);
     }
+    table += &format!("\n\n{bytes}");
     let models = ARMS.iter().zip(&sent).map(|((name, _), sent)| sent.json(name)).collect();
     let chosen = json!({ "publish_minutes": context.options.publish_minutes });
     Ok(context.report(table, rows, models, chosen))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hypercast_core::text_table::TextTable;
 use hypercast_train::report::ALL;
 use serde::Serialize;
 use serde_json::Value;
@@ -189,17 +190,16 @@ pub fn arms_by_task(rows: &[ExperimentRow], surface: &str) -> String {
             arms.push(&row.arm);
         }
     }
-    let mut text = format!("{:<22}", format!("NE diff (%), {surface}"));
-    tasks.iter().for_each(|task| text += &format!(" {task:>24}"));
+    let head = [format!("NE diff (%), {surface}")].into_iter();
+    let mut table = TextTable::new(1, head.chain(tasks.iter().map(|task| task.to_string())));
     for arm in arms {
-        text += &format!("\n{arm:<22}");
-        for task in &tasks {
+        let cell = |task: &&str| {
             let row = means().find(|row| row.task == *task && row.arm == arm);
-            let cell = row.map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95));
-            text += &format!(" {cell:>24}");
-        }
+            row.map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95))
+        };
+        table.line([arm.to_owned()].into_iter().chain(tasks.iter().map(cell)));
     }
-    text + "\n"
+    table.to_string()
 }
 
 impl std::fmt::Display for ExperimentReport {

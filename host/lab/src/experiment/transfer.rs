@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use hypercast_config::Config;
+use hypercast_core::text_table::TextTable;
 use hypercast_data::{dataset::timeline::Span, schema::TaskRole};
 use hypercast_fm::spec::{FmConfig, TaskSpec};
 use hypercast_train::fm::dataset_spec;
@@ -43,19 +44,19 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
         let runner = context.runner(config)?;
         context.times.time("experts", || experts(&runner, tally))
     })?;
-    let (mut rows, mut table) = (Vec::new(), head());
+    let (mut rows, mut table) = (Vec::new(), empty_table());
     for cell in SliceTotals::all(&tallies)? {
         let every = [0, 2].map(|arm| ArmPair { baseline: arm, arm });
         let pairs = [every[0], FM, every[1], EXPERT];
         let mut of_cell = context.rows_of(&cell, &pairs);
         add_ratios(context, &cell, &mut of_cell);
         if cell.totals.positives >= SHOWN {
-            table += &line(&of_cell);
+            table.line(line(&of_cell));
         }
         rows.extend(of_cell);
     }
     let chosen = json!({ "fm_small": smaller(&context.config.fm), "warm_share": WARM_SHARE });
-    Ok(context.report(table, rows, Vec::new(), chosen))
+    Ok(context.report(table.to_string(), rows, Vec::new(), chosen))
 }
 
 /// Runs both FMs over one stream, logs their concatenated TAEs, and tallies their heads'
@@ -201,19 +202,17 @@ fn add_ratios(context: &ExperimentContext<'_>, cell: &SliceTotals, rows: &mut [E
     }
 }
 
-fn head() -> String {
-    format!(
-        "{:<12} {:<5} {:<17} {:>22} {:>22} {:>24}\n",
-        "surface", "type", "task", "FM NE diff (%)", "expert NE diff (%)", "transfer ratio"
-    )
+fn empty_table() -> TextTable {
+    let metrics = ["FM NE diff (%)", "expert NE diff (%)", "transfer ratio"];
+    TextTable::new(3, ["surface", "type", "task"].into_iter().chain(metrics))
 }
 
 /// A line of table 2. A ratio is in brackets if the interval of the FM's gain contains 0.
-fn line(rows: &[ExperimentRow]) -> String {
+fn line(rows: &[ExperimentRow]) -> Vec<String> {
     let mean = |arm: &str| rows.iter().find(|row| row.arm == arm && row.seed == "mean");
     let cell =
         |arm: &str| mean(arm).map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95));
-    let Some(expert) = mean(ARMS[EXPERT.arm]) else { return String::new() };
+    let Some(expert) = mean(ARMS[EXPERT.arm]) else { return Vec::new() };
     let number = |value: &Value| value.as_f64().map_or("-".into(), |value| format!("{value:.2}"));
     let bounds = &expert.more["transfer_ratio_ci95"];
     let text = format!(
@@ -224,12 +223,7 @@ fn line(rows: &[ExperimentRow]) -> String {
     );
     let is_clear = expert.more["fm_gain_outside_interval"] == true;
     let text = if is_clear { text } else { format!("({text})") };
-    format!(
-        "{:<12} {:<5} {:<17} {:>22} {:>22} {text:>24}\n",
-        expert.surface,
-        expert.more["task_type"].as_str().unwrap_or_default(),
-        expert.task,
-        cell(ARMS[FM.arm]),
-        cell(ARMS[EXPERT.arm])
-    )
+    let kind = expert.more["task_type"].as_str().unwrap_or_default();
+    let diffs = [cell(ARMS[FM.arm]), cell(ARMS[EXPERT.arm]), text];
+    [&expert.surface, kind, &expert.task].map(String::from).into_iter().chain(diffs).collect()
 }

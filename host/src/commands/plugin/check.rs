@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use clap::Parser;
 
 use super::subject::{LoadedPlugin, PluginUnderTest};
+use hypercast_core::text_table::TextTable;
 use hypercast_expert::graph::{ExpertGraph, Lead, Op};
 use hypercast_expert::wasm::contract::{self, Column, TaskKind};
 
@@ -141,7 +142,7 @@ fn layers(graph: &ExpertGraph) -> String {
             layer.last = node.shape.to_string();
         }
     }
-    let mut text = format!("{:<28} {:<18} {:>12}  ops\n", "layer", "result", "parameters");
+    let mut table = TextTable::new(4, ["layer", "result", "parameters", "ops"]);
     for name in order {
         let layer = &layers[name];
         let ops = layer
@@ -149,13 +150,8 @@ fn layers(graph: &ExpertGraph) -> String {
             .iter()
             .map(|(op, count)| if *count > 1 { format!("{op} x{count}") } else { op.clone() });
         let ops: Vec<String> = ops.collect();
-        text.push_str(&format!(
-            "{name:<28} {:<18} {:>12}  {}\n",
-            layer.last,
-            layer.parameters,
-            ops.join(", ")
-        ));
+        let parameters = layer.parameters.to_string();
+        table.line([name.to_string(), layer.last.clone(), parameters, ops.join(", ")]);
     }
-    text.push('\n');
-    text
+    format!("{table}\n")
 }
