@@ -255,3 +255,46 @@ fn models_of_the_whole_shop_are_better_than_the_base_rate() {
     // 7 it has 62.6, 62.5 and 64.5 where the mean has 63.8.
     assert!(fm_rank > 0.05 && mse < of_mean && rank > 0.05, "{revenue:?}");
 }
+
+/// A Python with what boosting needs, in a new folder.
+fn boosting_python(dir: &Path) -> String {
+    let made =
+        "python3 -m venv boosting && boosting/bin/pip install --quiet lightgbm pandas pyarrow";
+    let made = Command::new("bash").args(["-c", made]).current_dir(dir).status();
+    assert!(made.expect("bash runs").success(), "python3, its venv module and pip are needed");
+    dir.join("boosting/bin/python").display().to_string()
+}
+
+/// Boosting sees all that the expert sees but the embeddings, on days that neither has learned.
+#[test]
+#[ignore = "takes minutes and packages of Python; `cargo xtask full` runs it"]
+fn the_expert_is_no_worse_than_boosting_on_the_whole_shop() {
+    let Some(Prerequisites { lab, plugins, .. }) = prerequisites("own_data") else { return };
+    let dir = tempfile::tempdir().expect("a folder can be made");
+    let dir = dir.path();
+    let shop = checkout().join("examples/own-data/shop.py");
+    let shop = Command::new("python3").arg(shop).args(["--into", "shop"]).current_dir(dir).status();
+    assert!(shop.expect("python3 runs").success());
+    let files = ["--impressions", "shop/log-*.csv", "--items", "shop/articles.csv"];
+    let infer = ["data", "infer", "--users", "shop/customers.jsonl", "--into", "mapping.toml"];
+    hypercast(dir, &[&infer[..], &files].concat()).unwrap();
+    let output = Command::new(lab)
+        .args(["evaluate", "--mode", "fixed", "--mapping", "mapping.toml", "--json", "report.json"])
+        .args(["--boosting", &boosting_python(dir), "--plugins"])
+        .arg(plugins)
+        .current_dir(dir)
+        .output()
+        .expect("the lab runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = std::fs::read_to_string(dir.join("report.json")).expect("it is written");
+    let report: Value = serde_json::from_str(&report).expect("it is JSON");
+    let tasks = report["verdict"]["tasks"].as_array().expect("a verdict");
+    assert_eq!(tasks.len(), 3, "{tasks:?}");
+    for task in tasks {
+        let differences = task["differences"].as_array().expect("differences");
+        let beside = differences.iter().find(|of| of["baseline"] == "boosting").expect("boosting");
+        let (name, arms) = (task["task"].as_str().expect("a name"), &task["arms"]);
+        println!("figure: {name}: {arms}; expert with TAE to boosting {beside}");
+        assert!(beside["ci95"][0].as_f64().expect("a number") <= 0.0, "{name}: {beside}");
+    }
+}

@@ -50,6 +50,12 @@ PARAMETERS = {
 # A rate with few observations is drawn towards the action's overall rate by this many of them.
 PRIOR = 10.0
 
+# A categorical feature of more different values is left to the counters.
+MOST_CATEGORIES = 64
+
+# What stands behind the last of an item's several values.
+NO_VALUE = 0
+
 
 def main():
     options = arguments()
@@ -163,10 +169,13 @@ def make_features(schema, rows, shown, test_from_ms, offset_ms, by_schema):
             # Serving does not know it, so a model may not be asked with it.
             if feature.get("training_only"):
                 continue
+            if "max_values" in feature:
+                columns |= multi_hot(shown, feature)
+                continue
             values = shown[feature["name"]]
             if feature["kind"] == "categorical":
                 # A table of hundreds of authors is what the counters are for.
-                if values.nunique() <= 64:
+                if values.nunique() <= MOST_CATEGORIES:
                     columns[feature["name"]] = values.astype("category")
             else:
                 columns[feature["name"]] = values
@@ -195,7 +204,18 @@ def make_features(schema, rows, shown, test_from_ms, offset_ms, by_schema):
             rate = (positives + PRIOR * overall) / (count + PRIOR)
             columns[f"{name}_{action}_count"] = numpy.log1p(count)
             columns[f"{name}_{action}_rate"] = rate
-    return pandas.DataFrame(columns)
+    # LightGBM takes no name with a colon or a bracket, which a team's columns may have.
+    return pandas.DataFrame(columns).set_axis([f"f{at}" for at in range(len(columns))], axis=1)
+
+
+def multi_hot(shown, feature):
+    """A column for each of the values of a feature that has several at once, if they are few."""
+    name = feature["name"]
+    places = shown[[f"{name}_{place + 1}" for place in range(feature["max_values"])]].to_numpy()
+    different = numpy.unique(places[places != NO_VALUE])
+    if len(different) > MOST_CATEGORIES:
+        return {}
+    return {f"{name}_is_{value}": (places == value).any(axis=1) for value in different}
 
 
 def counters(codes, known_ms, happened, query_codes, query_ms):

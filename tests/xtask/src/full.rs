@@ -92,7 +92,7 @@ const STEPS: &[(&str, &str, &str)] = &[
     ("connections", "HYPERCAST_SLOW_CONNECTIONS=4096", "cargo test --workspace --test connections"),
     ("growth", "", "cargo test --workspace --test growth -- --include-ignored --nocapture"),
     ("guide", "", "cargo test --workspace --test guide -- --include-ignored"),
-    ("own-data", "", "cargo test --workspace --test own_data -- --include-ignored"),
+    ("own-data", "", "cargo test --workspace --test own_data -- --include-ignored --nocapture"),
     ("trials", "", "cargo test --workspace --test trials -- --include-ignored"),
     ("streaming", "", "cargo demo -- --streaming --minutes 30"),
     // An hour of events: what they cost at the end beside what they cost after a tenth of it.
