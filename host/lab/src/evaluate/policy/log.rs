@@ -2,6 +2,7 @@
 
 use std::{ops::RangeInclusive, path::PathBuf};
 
+use hypercast_config::parse_time_ms;
 use hypercast_core::progress::Progress;
 use hypercast_data::{
     dataset::{Dataset, Impression},
@@ -88,6 +89,7 @@ pub struct PolicyLog<'a> {
     /// Its index among the dense context features.
     propensity_column: usize,
     surface: Option<u16>,
+    from_ms: i64,
 }
 
 impl PolicyLog<'_> {
@@ -113,6 +115,7 @@ impl PolicyLog<'_> {
                 Error::invalid(format!("--surface {name}: there are {there}"))
             })
         });
+        let from_ms = options.test_from.as_ref().map(|time| parse_time_ms(time, 0)).transpose()?;
         Ok(PolicyLog {
             dataset,
             path: dataset.dir.join("impressions.parquet"),
@@ -120,6 +123,7 @@ impl PolicyLog<'_> {
             propensity: propensity.clone(),
             propensity_column,
             surface: surface.transpose()?,
+            from_ms: from_ms.unwrap_or(i64::MIN),
         })
     }
 
@@ -136,7 +140,8 @@ impl PolicyLog<'_> {
                 progress.advance(PROGRESS_ROWS, String::new);
             }
             let is_elsewhere = self.surface.is_some_and(|surface| surface != impression.surface);
-            if impression.history_only || is_elsewhere {
+            let is_early = impression.time_ms < self.from_ms;
+            if impression.history_only || is_elsewhere || is_early {
                 continue;
             }
             let Some(reward) = self.reward.of(impression, &self.dataset.schema) else {

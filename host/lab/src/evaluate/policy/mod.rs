@@ -53,6 +53,10 @@ pub struct PolicyOptions {
     /// Count this surface alone
     #[arg(long, value_name = "NAME")]
     pub surface: Option<String>,
+    /// Count rows from this time on, a date or milliseconds: those that neither the policy nor the
+    /// estimates learned from
+    #[arg(long, value_name = "TIME")]
+    pub test_from: Option<String>,
     /// Let no row count more often than this: less variance, and a bias
     #[arg(long, value_name = "WEIGHT")]
     pub clip: Option<f64>,
@@ -92,7 +96,7 @@ pub fn run(options: &PolicyOptions) -> Result<PolicyReport> {
         Ok(())
     })?;
     let estimates = estimator.finish(REPLICATES).ok_or_else(|| {
-        let reason = format!("no row has a known `{}`; nothing to estimate", options.reward);
+        let reason = format!("no row that counts has a known `{}`", options.reward);
         Error::data(&dataset.dir, reason)
     })?;
     Ok(PolicyReport::new(options, without_reward, estimates))

@@ -125,6 +125,10 @@ fn the_rows_that_count_are_weighted_by_what_the_files_say() {
     // d is 0.3125, 0.375, 0.625 and 0.375; the corrections are 0.25, -0.25, 0.75 and 0.
     assert_near(&values(&report), &[0.75, 0.421875, 0.5, 2.0 / 3.0, 0.609375]);
 
+    let late = [&files[..], &["--test-from", "1764000000002"]].concat();
+    let report = evaluate(dir.path(), log(), &late).unwrap();
+    assert_near(&values(&report), &[1.0, 0.75, 1.0]);
+
     let uniform = ["--policy", "uniform", "--surface", "feed", "--clip", "0.5"];
     let report = evaluate(dir.path(), log(), &uniform).unwrap();
     // Three items are shown, so each weight is 2/3, and 0.5 once it is clipped.
