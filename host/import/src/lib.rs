@@ -5,11 +5,13 @@
 //!
 //! | module | content |
 //! |---|---|
+//! | [`action_table`] | what a policy does in each situation, or a model expects |
 //! | [`events`] | bodies of `POST /v1/events` |
 //! | [`infer`] | a first mapping, from what is in the files |
 //! | [`mapping`] | any files, by a mapping of their columns |
 //! | [`preset`] | public data sets: mappings that we ship |
 
+pub mod action_table;
 mod cell;
 pub mod error;
 pub mod events;

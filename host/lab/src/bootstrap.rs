@@ -1,5 +1,5 @@
-//! The bootstrap over users (Efron): users are drawn with replacement, and every statistic is
-//! computed again on their rows.
+//! The bootstrap (Efron): what is independent of each other, as users are, is drawn with
+//! replacement, and every statistic is computed again on the rows of what was drawn.
 //!
 //! Arms are compared within a replicate, on the same users, so that what they have in common
 //! cancels.
@@ -8,26 +8,35 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::tally::{ScoreTotals, UserTotals};
 
-/// Fixed, so that every run draws the same users.
+/// Fixed, so that every run draws the same.
 const SEED: u64 = 0x5EED_B007;
 
-/// The 95 % interval of each statistic that `measure` computes, over `replicates` draws. A
-/// statistic that is not finite in a replicate is left out; without any left the interval is NaN.
+/// The 95 % interval of each statistic that `measure` computes over users, as [`resample`] has it.
 pub fn intervals(
     dense: &UserTotals,
     replicates: usize,
     measure: impl Fn(&ScoreTotals) -> Vec<f64>,
 ) -> Vec<[f64; 2]> {
-    let users = dense.users();
+    resample(dense.users(), replicates, |weights| measure(&dense.totals(Some(weights))))
+}
+
+/// The 95 % interval of each statistic that `measure` computes, over `replicates` draws; it is told
+/// how often each of `units` was drawn. A statistic that is not finite in a replicate is left out;
+/// without any left the interval is NaN.
+pub fn resample(
+    units: usize,
+    replicates: usize,
+    measure: impl Fn(&[u32]) -> Vec<f64>,
+) -> Vec<[f64; 2]> {
     let mut rng = SmallRng::seed_from_u64(SEED);
-    let mut weights = vec![0u32; users];
+    let mut weights = vec![0u32; units];
     let mut drawn: Vec<Vec<f64>> = Vec::new();
     for _ in 0..replicates {
         weights.fill(0);
-        for _ in 0..users {
-            weights[rng.random_range(0..users)] += 1;
+        for _ in 0..units {
+            weights[rng.random_range(0..units)] += 1;
         }
-        let values = measure(&dense.totals(Some(&weights)));
+        let values = measure(&weights);
         drawn.resize_with(values.len(), Vec::new);
         for (all, value) in drawn.iter_mut().zip(values) {
             if value.is_finite() {

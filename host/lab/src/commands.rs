@@ -13,7 +13,10 @@ use serde::Serialize;
 use crate::{
     bench::{self, BenchOptions},
     demo::{self, DatasetChoice, DemoOptions, streaming},
-    evaluate::{self, EvaluateOptions},
+    evaluate::{
+        self, EvaluateOptions,
+        policy::{self, PolicyOptions},
+    },
     experiment::{self, ExperimentOptions},
 };
 
@@ -22,9 +25,28 @@ use crate::{
 #[allow(missing_docs, reason = "help is that of the options; text here would replace it")]
 pub enum LabCommand {
     Demo(DemoOptions),
-    Evaluate(EvaluateOptions),
+    Evaluate(EvaluateCommand),
     Experiment(ExperimentOptions),
     Bench(BenchOptions),
+}
+
+/// Train FM and experts up to a date, and measure them on the data after it; or evaluate a policy
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct EvaluateCommand {
+    /// What else is evaluated.
+    #[command(subcommand)]
+    pub subject: Option<EvaluateSubject>,
+    /// Of FM and experts.
+    #[command(flatten)]
+    pub options: EvaluateOptions,
+}
+
+/// What is evaluated besides FM and experts.
+#[derive(Debug, clap::Subcommand)]
+#[allow(missing_docs, reason = "help is that of the options; text here would replace it")]
+pub enum EvaluateSubject {
+    Policy(PolicyOptions),
 }
 
 /// Runs a command and prints its report.
@@ -46,7 +68,11 @@ pub fn run(command: LabCommand) -> anyhow::Result<()> {
             println!();
             print_report(&report, options.json.as_deref())
         }
-        LabCommand::Evaluate(mut options) => {
+        LabCommand::Evaluate(EvaluateCommand {
+            subject: Some(EvaluateSubject::Policy(options)),
+            ..
+        }) => print_report(&policy::run(&options)?, options.json.as_deref()),
+        LabCommand::Evaluate(EvaluateCommand { mut options, subject: None }) => {
             let data = options.setup.choice();
             options.setup.work.get_or_insert_with(|| default_work("evaluate", data));
             let report = evaluate::run(&options)?;

@@ -93,6 +93,8 @@ const STEPS: &[(&str, &str, &str)] = &[
     ("growth", "", "cargo test --workspace --test growth -- --include-ignored --nocapture"),
     ("guide", "", "cargo test --workspace --test guide -- --include-ignored"),
     ("own-data", "", "cargo test --workspace --test own_data -- --include-ignored --nocapture"),
+    // Off-policy estimates beside those of obp; fails without the package.
+    ("open-bandit", "", "examples/open-bandit/run.sh {target}/open-bandit"),
     ("trials", "", "cargo test --workspace --test trials -- --include-ignored"),
     ("streaming", "", "cargo demo -- --streaming --minutes 30"),
     // An hour of events: what they cost at the end beside what they cost after a tenth of it.

@@ -1,6 +1,8 @@
 //! Evaluates the paradigm on a data set, in one process: an FM over the stream, then experts from
 //! the logs that it wrote.
 //!
+//! [`policy`] evaluates another ranking policy on a log instead, without a model.
+//!
 //! As in production, the two phases share only the feature logs. Every prediction is made before
 //! anything is learned from its row.
 
@@ -8,6 +10,7 @@ mod boosting;
 pub mod expert;
 pub mod fm;
 pub mod plot;
+pub mod policy;
 pub mod scores;
 pub mod setup;
 pub mod stream;
