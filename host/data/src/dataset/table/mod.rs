@@ -56,9 +56,9 @@ impl Field {
         Field { zero_if_null: true, ..Field::new(name, CellType::U64) }
     }
 
-    /// The column with masks of so many bits as its cells: in memory [`CellType::U64`], in a file 32
-    /// bits each if they fit. It is read from either, as a schema's actions may have come to need
-    /// 64.
+    /// The column with masks of so many bits as its cells: in memory [`CellType::U64`], in a file
+    /// 32 bits each if they fit. It is read from either, as a schema's actions may have come to
+    /// need 64.
     #[must_use]
     pub fn of_masks(self, bits: usize) -> Field {
         Field { kind: CellType::U64, mask_bits: Some(bits), ..self }
