@@ -458,7 +458,8 @@ mod tests {
     }
 
     fn example(history: usize, targets: usize, surface: u16) -> Example {
-        let outcome = Outcome { actions: 1, known: 3, values: [0.5, f32::NAN, f32::NAN, f32::NAN] };
+        let mut outcome = Outcome { actions: 1, known: 3, ..Outcome::UNKNOWN };
+        outcome.values[0] = 0.5;
         let event = |i: usize| Event {
             item: item(i as u64),
             surface: 0,

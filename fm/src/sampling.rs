@@ -278,7 +278,7 @@ mod tests {
             item: item.clone(),
             ids: vec![],
             features: vec![],
-            outcome: outcome(u32::from(i.is_multiple_of(4))),
+            outcome: outcome(u64::from(i.is_multiple_of(4))),
             truth: vec![],
         };
         Example {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    example::{Item, MAX_VALUES},
+    example::{Item, MAX_ACTIONS, MAX_VALUES},
     label_scale::LabelTransform,
     sampling::HistoryWindow,
     training_only::TrainingOnlyColumns,
@@ -459,9 +459,9 @@ impl FmSpec {
             let why = "a column for training only is none of a user or a request";
             return Err(Error::Config(why.into()));
         }
-        if self.actions > 32 || self.values > MAX_VALUES {
+        if self.actions > MAX_ACTIONS || self.values > MAX_VALUES {
             return Err(Error::Config(format!(
-                "{} actions and {} values; at most 32 and {MAX_VALUES} fit",
+                "{} actions and {} values; at most {MAX_ACTIONS} and {MAX_VALUES} fit",
                 self.actions, self.values
             )));
         }

@@ -82,7 +82,7 @@ fn grown(examples: &[Example]) -> Vec<Example> {
             target.ids = vec![3; 7];
             target.features = vec![item.id as f32, target.features[0], 100.0];
             target.outcome.known |= 2;
-            target.outcome.actions |= 2 * u32::from(item.id.is_multiple_of(3));
+            target.outcome.actions |= 2 * u64::from(item.id.is_multiple_of(3));
             target.outcome.values[1] = (item.id % 5) as f32;
         }
     }

@@ -70,8 +70,9 @@ fn outcome(request: u64, item: u64) -> Outcome {
     let normal = (2..14).map(chance).sum::<f64>() - 6.0;
     let amount = (2.5 + 0.7 * (item % 3) as f64 + normal).exp();
     let revenue = if paid { amount as f32 } else { 0.0 };
-    let values = [revenue, f32::NAN, f32::NAN, f32::NAN];
-    Outcome { actions: u32::from(clicked), known: 1, values }
+    let mut outcome = Outcome { actions: u64::from(clicked), known: 1, ..Outcome::UNKNOWN };
+    outcome.values[0] = revenue;
+    outcome
 }
 
 fn example(request: u64) -> Example {

@@ -16,7 +16,7 @@ PLUGIN=$(realpath "${PLUGIN:?a component of that release}")
 here=$(cd "$(dirname "$0")" && pwd)
 work=/tmp/hypercast-state-$name
 out=$here/$name
-later=20 # bodies of events that the test sends
+later=10 # bodies of events that the test sends
 
 started=()
 stop_all() { for pid in "${started[@]}"; do kill -9 "$pid" 2>/dev/null || true; done; }
@@ -122,34 +122,37 @@ dir = "streams"
 fsync = false
 
 [fm]
-dim = 16
+dim = 8
 layers = 1
-heads = 2
-qk_dim = 8
-v_dim = 8
-embedding_dim = 8
-max_history = 16
+heads = 1
+qk_dim = 4
+v_dim = 4
+embedding_dim = 4
+max_history = 8
 position_buckets = 8
 time_buckets = 8
-batch_requests = 16
+batch_requests = 8
 warmup_steps = 5
 average_decay = 0.9
 serving_rows = "bf16"
-save_every_requests = 120
+save_every_requests = 20
 
 [join]
 in_daemon = false
 tick_ms = 0
 first_window_s = 60
-save_every_events = 100
+save_every_events = 40
 
 [publish]
 every_s = 1
 
+[fm_gate]
+rows = 0
+
 [logs]
 skip_share = 0.2
-rows_per_file = 500
-history_len = 8
+rows_per_file = 200
+history_len = 4
 
 [expert_training]
 epochs = 1
@@ -188,7 +191,7 @@ python3 - "$later" <<'PYTHON'
 import json, sys
 
 later = int(sys.argv[1])
-requests, users, items = 60 + later, 40, 40
+requests, users, items = 30 + later, 20, 20
 start_ms = 1_704_067_200_000 + 4 * 86_400_000
 
 def impressions(r):
@@ -196,10 +199,23 @@ def impressions(r):
     return [
         {
             "request": 1000 + r, "user": r * 7 % users + 1, "item": (r * 5 + place * 3) % items + 1,
-            "surface": surface, "time_ms": start_ms + r * 20_000, "context": {"device": r % 3},
+            "surface": surface, "time_ms": start_ms + r * 20_000,
+            "context": {"device": r % 3, "position": place},
         }
-        for place in range(6)
+        for place in range(4)
     ]
+
+def changed_items(r):
+    """An item of the data set with tags, and now and then another content vector."""
+    if r == 0:
+        return []
+    item = {"id": r % 20 + 1, "update": r}
+    item["features"] = {
+        "topic": 1, "creator": 1, "length": 20.0, "labels": [r % 3 + 1, 7][: r % 3],
+    }
+    if r % 4 == 0:
+        item["content"] = [((r * 5 + k * 3) % 11 - 5) / 5.0 for k in range(4)]
+    return [item]
 
 def actions(r, delay_ms, late):
     for place, shown in enumerate(impressions(r)):
@@ -221,21 +237,21 @@ def actions(r, delay_ms, late):
 
 bodies = []
 for r in range(requests):
-    body = {"impressions": impressions(r), "actions": []}
+    body = {"impressions": impressions(r), "actions": [], "items": changed_items(r)}
     if r >= 1:
         body["actions"] += actions(r - 1, 15_000, False)
-    if r >= 20:
-        body["actions"] += actions(r - 20, 390_000, True)
+    if r >= 18:
+        body["actions"] += actions(r - 18, 350_000, True)
     bodies.append(body)
 bodies[-1]["clock_ms"] = start_ms + 30 * 86_400_000
 with open("events.jsonl", "w") as file:
-    file.writelines(json.dumps(body) + "\n" for body in bodies[:60])
+    file.writelines(json.dumps(body) + "\n" for body in bodies[:30])
 with open("events-later.jsonl", "w") as file:
-    file.writelines(json.dumps(body) + "\n" for body in bodies[60:])
+    file.writelines(json.dumps(body) + "\n" for body in bodies[30:])
 with open("questions.jsonl", "w") as file:
-    for user in range(1, 9):
+    for user in range(1, 5):
         for surface in ["feed", "search"]:
-            candidates = [{"id": (user * 3 + at * 2) % items + 1} for at in range(10)]
+            candidates = [{"id": (user * 3 + at * 2) % items + 1} for at in range(6)]
             question = {
                 "user": user, "surface": surface, "candidates": candidates,
                 "time_ms": start_ms + 86_400_000, "explain": True,
@@ -244,8 +260,24 @@ with open("questions.jsonl", "w") as file:
 PYTHON
 
 # 1. A data set, its FM with a saved run, feature logs, an expert's parameters.
-run simulate --into data --users 40 --items 40 --requests 500 --surfaces 2 --seed 5
+run simulate --into data --users 20 --items 20 --requests 60 --surfaces 2 --seed 5
 cp "$said/content.parquet" data/content.parquet
+# Its schema grows: tags of items, and a column that requests need not send.
+cp data/schema.toml grown.toml
+cat >>grown.toml <<TOML
+
+[[item_features]]
+name = "labels"
+kind = "categorical"
+max_values = 3
+
+[[context_features]]
+name = "position"
+kind = "dense"
+training_only = true
+TOML
+run schema apply grown.toml --data data
+rm grown.toml
 run train fm
 grep '^logs:' "$said/last" | grep -o '([0-9]* rows)' >"$said/logged"
 run train expert home
@@ -268,12 +300,12 @@ expert_trainer=(train expert home --follow --version 2.0.0 --fm 2.0.0 --config s
 logging_tier=(materialise --follow --until-end --config stream.toml)
 serve
 join
-send events.jsonl 1 20
+send events.jsonl 1 10
 settle
 run "${fm_trainer[@]}" --until-end
 run versions promote fm 2.0.0
 run "${logging_tier[@]}"
-send events.jsonl 21 30
+send events.jsonl 11 14
 settle
 run "${fm_trainer[@]}" --until-end
 run "${logging_tier[@]}"
@@ -282,15 +314,15 @@ fm=$!
 "$HYPERCAST" "${expert_trainer[@]}" >"$said/expert" 2>&1 &
 expert=$!
 started+=("$fm" "$expert")
-for first in 31 36 41 46; do
-    send events.jsonl $first $((first + 4))
+for first in 15 18 21 24; do
+    send events.jsonl $first $((first + 2))
     settle
     run "${logging_tier[@]}"
 done
 sleep 2
 kill -TERM "$fm" "$expert"
 wait "$fm" "$expert"
-send events.jsonl 51 60
+send events.jsonl 27 30
 settle
 kill -9 "$joiner"
 run "${fm_trainer[@]}" --until-end
@@ -323,6 +355,8 @@ find . \( -name lock -o -name owner -o -name '*.lock' \) -delete
 "$HYPERCAST" versions list >"$said/versions"
 rm -rf "$out"
 mkdir "$out"
+# Copies of the component are stored once. Nothing writes into one.
+find . -name '*.wasm' ! -path ./home.wasm -exec cmp -s {} home.wasm \; -exec ln -f home.wasm {} \;
 tar --sort=name --owner=0 --group=0 --numeric-owner -cf - . | gzip -9n >"$out/state.tar.gz"
 
 # 5. What this release makes of its state: expected.json.

@@ -3,16 +3,24 @@
 //! refused with the same words by the check and by training. The guide in `examples/own-data` is
 //! run to the ranked answer.
 
-use std::{fmt::Write as _, os::unix::fs::symlink, path::Path, process::Command};
+use std::{fmt::Write as _, os::unix::fs::symlink, path::Path, process::Command, time::Duration};
 
 use hypercast_config::Config;
 use hypercast_core::prerequisite::skip;
 use hypercast_data::dataset::{Dataset, Impression, ImpressionWriter, content::Content};
+use hypercast_data::logs::LogReader;
+use hypercast_data::schema::Feature;
+use hypercast_fm::example::Outcome;
+use hypercast_stream::{
+    join::JoinedRecord,
+    streams::{self, Topic},
+};
 use hypercast_tests::{
-    Prerequisites, binary,
+    Prerequisites, TestDaemon, binary,
     commands::{checkout, shell_blocks},
-    prerequisites,
+    prerequisites, run_well,
     services::free_port,
+    small_config,
 };
 use serde_json::{Value, json};
 
@@ -145,6 +153,137 @@ fn files_and_events_become_the_same_data_set() {
     assert!(error.contains("--mapping"), "{error}");
 }
 
+/// A row of a log with 40 actions and 6 values, of which the last ones depend on the item's kind.
+fn wide_row(at: u64) -> String {
+    let (request, item) = (at / 3, 1 + (at / 3 * 7 + at % 3 * 11) % 40);
+    let chance = |salt: u64| hypercast_core::hash::mix_parts(&[at, salt]) % 100;
+    let kind = item % 3;
+    let mut row = format!("{request},{},{item},{},{kind}", request % 25, 1_764_000_000 + request);
+    for action in 0..40 {
+        let likely = if action < 39 { 10 } else { [5, 20, 90][kind as usize] };
+        let _ = write!(row, ",{}", u8::from(chance(action) < likely));
+    }
+    for value in 0..6 {
+        let mean = if value < 5 { 0 } else { 20 * kind };
+        let _ = write!(row, ",{}", mean + chance(100 + value) % 10);
+    }
+    row
+}
+
+const WIDE_ROWS: u64 = 3000;
+
+/// Writes the log, its mapping, and a configuration with a small FM.
+fn write_wide_log(dir: &Path) {
+    let actions: Vec<String> = (0..40).map(|at| format!("a{at}")).collect();
+    let values: Vec<String> = (0..6).map(|at| format!("v{at}")).collect();
+    let mut log =
+        format!("request,user,item,time,kind,{},{}\n", actions.join(","), values.join(","));
+    (0..WIDE_ROWS).for_each(|at| log += &(wide_row(at) + "\n"));
+    let names = |names: &[String]| {
+        let entries = names.iter().map(|name| format!("{{ name = \"{name}\" }}"));
+        entries.collect::<Vec<_>>().join(", ")
+    };
+    let mapping = format!(
+        r#"
+surfaces = ["home"]
+actions = [{}]
+values = [{}]
+context_features = [{{ name = "kind", kind = "categorical" }}]
+tasks = [
+    {{ name = "a39", label = "a39", role = "main", kind = "binary" }},
+    {{ name = "v5", label = "v5", role = "main", kind = "regression" }},
+]
+
+[impressions]
+files = ["log.csv"]
+user = "user"
+item = "item"
+time = "time"
+time_unit = "s"
+request = "request"
+outcome_delay_s = 1
+"#,
+        names(&actions),
+        names(&values)
+    );
+    let mut config = small_config();
+    (config.fm.dim, config.fm.batch_requests, config.fm.learning_rate) = (16, 16, 1e-2);
+    (config.fm.warmup_steps, config.fm.max_history, config.logs.skip_share) = (5, 4, 0.0);
+    std::fs::write(dir.join("log.csv"), log).expect("it is written");
+    std::fs::write(dir.join("mapping.toml"), mapping).expect("it is written");
+    config.write(&dir.join("hypercast.toml")).expect("it is written");
+}
+
+#[test]
+fn the_fortieth_action_and_the_sixth_value_are_learned_from_files_and_joined_from_events() {
+    let Some(program) = binary() else {
+        return skip("own_data", "`cargo verify` builds the binary that it needs");
+    };
+    let dir = tempfile::tempdir().expect("a folder can be made");
+    let dir = dir.path();
+    write_wide_log(dir);
+    hypercast(dir, &["data", "import", "--mapping", "mapping.toml", "--into", "data"]).unwrap();
+    let expected = rows(&dir.join("data"));
+    let happened = |row: &&Impression| row.outcome.actions >> 39 & 1 == 1;
+    assert!((900..1300).contains(&expected.iter().filter(happened).count()));
+    assert!(expected.iter().all(|row| row.outcome.known == (1 << 40) - 1));
+    let said = hypercast(dir, &["train", "fm"]).unwrap();
+    let cells = |task: &str, cells: usize| -> Vec<f64> {
+        let rows = said.lines().map(|line| line.split_whitespace().collect::<Vec<&str>>());
+        let of_task = |row: &Vec<&str>| row.len() == cells && row[..2] == ["all", task];
+        let mut rows = rows.filter(of_task);
+        let row = rows.next().unwrap_or_else(|| panic!("no row of {task}: {said}"));
+        row[2..].iter().map(|cell| cell.parse().expect("a number")).collect()
+    };
+    let (ne, of_value) = (cells("a39", 6)[1], cells("v5", 7));
+    assert!(ne < 0.9, "{said}");
+    assert!(of_value[1] < 0.5 * of_value[2], "its squared error against the mean's: {said}");
+
+    let log = LogReader::open(&dir.join("runs/logs")).expect("train fm wrote it");
+    let mut logged = Vec::new();
+    for request in log.iter() {
+        let example = request.expect("a request").example;
+        logged.extend(example.targets.into_iter().map(|own| (example.time_ms, own)));
+        let known = example.history.iter().all(|event| event.outcome.known == (1 << 40) - 1);
+        assert!(known, "events of a history have 40 actions, too");
+    }
+    logged.sort_by_key(|(time_ms, target)| (*time_ms, target.item.id));
+    assert_eq!(logged.len(), expected.len());
+    for ((time_ms, target), row) in logged.iter().zip(&expected) {
+        assert_eq!((*time_ms, target.item.id), (row.time_ms, row.item));
+        let of = |outcome: &Outcome| (outcome.actions, outcome.known, outcome.values[..6].to_vec());
+        assert_eq!(of(&target.outcome), of(&row.outcome));
+    }
+
+    let daemon = TestDaemon::start(&program, dir);
+    let shown = |request: u64, time_ms: u64| json!({ "request": request, "user": 3, "item": 7, "surface": "home", "time_ms": time_ms });
+    let now_ms = 1_765_000_000_000_u64;
+    let body = json!({
+        "impressions": [shown(9001, now_ms)],
+        "actions": [{
+            "request": 9001, "item": 7, "time_ms": now_ms + 1000, "complete": true,
+            "actions": { "a39": true }, "values": { "v5": 41.5 },
+        }],
+    });
+    let (status, answer) = daemon.post("/v1/events", &body.to_string());
+    assert_eq!((status, &answer["applied"]), (200, &json!(true)), "{answer}");
+    assert!(daemon.stop());
+    let config = Config::read(&dir.join("hypercast.toml")).expect("the test wrote it");
+    let engine = streams::open(&config.engine).expect("its streams are there");
+    let mut reader = engine.reader(&Topic::joined(), 0).expect("the daemon joined");
+    let records = reader.next(16, Duration::from_millis(200)).expect("it can be read");
+    let [record] = records.as_slice() else { panic!("{} records", records.len()) };
+    let JoinedRecord::Example(joined) = JoinedRecord::decode(&record.payload).unwrap() else {
+        panic!("an example was joined")
+    };
+    let outcome = joined.example.targets[0].outcome;
+    assert_eq!((outcome.actions, outcome.known), (1 << 39, (1 << 40) - 1));
+    assert_eq!((outcome.values[5], outcome.values[4].is_nan()), (41.5, true));
+    let follow = ["train", "fm", "--follow", "--version", "2.0.0", "--until-end"];
+    let said = run_well(&program, dir, &follow);
+    assert!(said.contains("learned from 1 requests"), "{said}");
+}
+
 #[test]
 fn a_data_set_that_is_wrong_is_refused_by_the_check_and_by_training() {
     if binary().is_none() {
@@ -171,6 +310,26 @@ fn a_data_set_that_is_wrong_is_refused_by_the_check_and_by_training() {
     let error = hypercast(dir, &["train", "fm"]).unwrap_err();
     assert!(error.contains(fault) && error.contains("--force"), "{error}");
     assert!(!dir.join("runs").exists(), "nothing was trained");
+}
+
+#[test]
+fn the_check_of_a_plugin_counts_all_tags_that_its_network_reads() {
+    let Some(Prerequisites { plugins, .. }) = prerequisites("own_data") else { return };
+    let dir = tempfile::tempdir().expect("a folder can be made");
+    let dir = dir.path();
+    let mut schema = hypercast_data::simulate::schema(1);
+    schema.item_features.push(Feature::tags("labels", 5));
+    schema.save(&dir.join("schema.toml")).expect("it is written");
+    let plugin = plugins.join("mlp-fusion.wasm");
+    let file = plugin.to_str().expect("its path is text");
+    let check = ["plugin", "check", file, "--schema", "schema.toml", "--candidates", "128"];
+    let said = hypercast(dir, &check).unwrap();
+    let size_of = |id: &str| {
+        let label = format!("id `{id}`");
+        let line = said.lines().find(|line| line.contains(&label)).expect("it reads all ids");
+        line.trim_start().trim_start_matches(&label).trim().to_owned()
+    };
+    assert_eq!((size_of("topic"), size_of("labels")), ("1.0 KiB".into(), "5.0 KiB".into()));
 }
 
 /// Runs the guide's commands in a new folder, on a shop of `requests` requests, or of as many as

@@ -220,7 +220,8 @@ impl State {
     fn learned(&self, version: &str) -> String {
         let config = self.dir.join("without-gate.toml");
         let text = fs::read_to_string(self.dir.join("hypercast.toml")).unwrap();
-        fs::write(&config, text + "\n[fm_gate]\nrows = 0\n").unwrap();
+        let gate = if text.contains("[fm_gate]") { "" } else { "\n[fm_gate]\nrows = 0\n" };
+        fs::write(&config, text + gate).unwrap();
         let options = ["--version", version, "--until-end", "--config", "without-gate.toml"];
         let said = self.run(&[&["train", "fm", "--follow"], &options[..]].concat());
         let line = said.lines().find(|line| line.starts_with("learned from"));

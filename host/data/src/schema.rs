@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use hypercast_core::{atomic_file, disk};
 use hypercast_fm::example::{Example, Item, Outcome};
+pub use hypercast_fm::example::{MAX_ACTIONS, MAX_VALUES};
 pub use hypercast_fm::label_scale::LabelTransform;
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +31,6 @@ pub use self::tags::{IdField, MAX_TAGS, fill_tags};
 pub use self::training_only::is_position_name;
 pub(crate) use self::upgrade::ColumnDefaults;
 pub use self::upgrade::ColumnUpgrade;
-pub use self::validate::MAX_ACTIONS;
 pub use self::watch::SchemaWatch;
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -50,9 +50,9 @@ pub const BUILT_IN_IDS: [&str; 4] = ["user_id", "item_id", "surface", "hour"];
 pub struct Schema {
     /// Names of surfaces; events refer to them by index.
     pub surfaces: Vec<String>,
-    /// Names of actions, at most 32; an outcome has one bit for each.
+    /// Names of actions, at most [`MAX_ACTIONS`]; an outcome has one bit for each.
     pub actions: Vec<String>,
-    /// Names of real-valued outcomes, at most `MAX_VALUES`.
+    /// Names of real-valued outcomes, at most [`MAX_VALUES`].
     #[serde(default)]
     pub values: Vec<String>,
     /// The targets that models predict.

@@ -189,8 +189,8 @@ impl Synthetic {
         for action in 0..self.schema.actions.len() {
             let logit = 1.5 * affinity - 0.8 - 0.4 * action as f32;
             let happened = random.random::<f32>() < 1.0 / (1.0 + (-logit).exp());
-            actions |= u32::from(happened) << action;
-            known |= u32::from(random.random::<f32>() < 0.95) << action;
+            actions |= u64::from(happened) << action;
+            known |= u64::from(random.random::<f32>() < 0.95) << action;
         }
         let mut values = [f32::NAN; MAX_VALUES];
         for value in values.iter_mut().take(self.schema.values.len()) {

@@ -14,7 +14,9 @@ use hypercast_fm::training_only::{ReadFor, TrainingOnlyColumns};
 
 use super::Error;
 use super::normalise::Normaliser;
-use super::wasm::contract::{Column, Data, Description, HostSchema, IdColumns, NamedColumn};
+use super::wasm::contract::{
+    Column, Data, Description, HostSchema, IdColumns, NamedColumn, offered_actions,
+};
 
 /// Stands in a column of ids for a value that a feature of several values does not have. A mean of
 /// table rows leaves it out.
@@ -149,7 +151,7 @@ impl ExpertColumns {
             rank: rank.collect::<Result<_, Error>>()?,
             feature_names: host.info.features,
             history_len: description.history_len as usize,
-            actions: layout.actions.len(),
+            actions: offered_actions(layout).len(),
             tae_dim,
             training_only: schema.training_only_columns(),
         })

@@ -10,6 +10,8 @@ use hypercast_fm::example::Outcome;
 /// Which numbers a row has: all but its time and its request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowLayout {
+    /// The bytes of a mask of actions.
+    mask: usize,
     values: usize,
     ids: usize,
     dense: usize,
@@ -18,19 +20,20 @@ pub(crate) struct RowLayout {
 /// Where a row has its item.
 const ITEM: std::ops::Range<usize> = 8..16;
 
-/// The bytes before those of values and features.
-const FIXED_BYTES: usize = 35;
+/// The bytes before those of masks, values and features.
+const FIXED_BYTES: usize = 27;
 
 impl RowLayout {
     pub(crate) fn new(schema: &Schema) -> RowLayout {
         let count = |kind| columns_of(&schema.context_features, kind).len();
         let (ids, dense) = (count(FeatureKind::Categorical), count(FeatureKind::Dense));
-        RowLayout { values: schema.values.len(), ids, dense }
+        let mask = schema.actions.len().div_ceil(8);
+        RowLayout { mask, values: schema.values.len(), ids, dense }
     }
 
     /// The length of a row.
     pub(crate) fn bytes(&self) -> usize {
-        FIXED_BYTES + 4 * self.values + 8 * self.ids + 4 * self.dense
+        FIXED_BYTES + 2 * self.mask + 4 * self.values + 8 * self.ids + 4 * self.dense
     }
 
     /// Replaces `bytes` by the row. Context features that it lacks are missing.
@@ -39,10 +42,11 @@ impl RowLayout {
         bytes.extend(row.user.to_le_bytes());
         bytes.extend(row.item.to_le_bytes());
         bytes.extend(row.outcome_ms.to_le_bytes());
-        bytes.extend(row.outcome.actions.to_le_bytes());
-        bytes.extend(row.outcome.known.to_le_bytes());
         bytes.extend(row.surface.to_le_bytes());
         bytes.push(row.history_only.into());
+        for mask in [row.outcome.actions, row.outcome.known] {
+            bytes.extend(&mask.to_le_bytes()[..self.mask]);
+        }
         for value in &row.outcome.values[..self.values] {
             bytes.extend(value.to_le_bytes());
         }
@@ -60,13 +64,10 @@ impl RowLayout {
         row.user = u64::from_le_bytes(numbers.take());
         row.item = u64::from_le_bytes(numbers.take());
         row.outcome_ms = i64::from_le_bytes(numbers.take());
-        row.outcome = Outcome {
-            actions: u32::from_le_bytes(numbers.take()),
-            known: u32::from_le_bytes(numbers.take()),
-            ..Outcome::UNKNOWN
-        };
         row.surface = u16::from_le_bytes(numbers.take());
         row.history_only = numbers.take() == [1];
+        let [actions, known] = [(); 2].map(|()| numbers.mask(self.mask));
+        row.outcome = Outcome { actions, known, ..Outcome::UNKNOWN };
         for value in &mut row.outcome.values[..self.values] {
             *value = f32::from_le_bytes(numbers.take());
         }
@@ -92,5 +93,12 @@ impl Numbers<'_> {
         let (number, rest) = self.bytes.split_first_chunk().expect("as long as the layout");
         self.bytes = rest;
         *number
+    }
+
+    /// A mask of so many bytes.
+    fn mask(&mut self, bytes: usize) -> u64 {
+        let (mask, rest) = self.bytes.split_at(bytes);
+        self.bytes = rest;
+        mask.iter().rev().fold(0, |mask, &byte| mask << 8 | u64::from(byte))
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct RequestFormer {
 pub(crate) struct RequestRules {
     /// Rows further than this after the first are of another request.
     pub(crate) within_ms: Option<i64>,
+    /// Rows behind so many are of another request.
+    pub(crate) max_rows: Option<usize>,
     /// Whether an item has one row in a request, the one that came last. Else each row counts.
     pub(crate) one_row_an_item: bool,
 }
@@ -101,6 +103,7 @@ impl RequestFormer {
         let mut first: Option<PlaceKey> = None;
         let mut progress = Progress::start("form requests", count);
         let mut told = 0;
+        let max_rows = rules.max_rows.map_or(MAX_REQUEST_ROWS, |most| most.min(MAX_REQUEST_ROWS));
         while let Some(record) = rows.next()? {
             told += 1;
             if told == PROGRESS_ROWS {
@@ -113,7 +116,7 @@ impl RequestFormer {
                 let apart_ms = time_of(time).saturating_sub(time_of(first[3]));
                 first[..3] == record.key[..3]
                     && rules.within_ms.is_none_or(|within_ms| apart_ms <= within_ms)
-                    && sorted.open.len() < MAX_REQUEST_ROWS * sorted.row_bytes
+                    && sorted.open.len() < max_rows * sorted.row_bytes
                     && !row.history_only
             };
             if !first.as_ref().is_some_and(is_joined) {

@@ -310,7 +310,7 @@ impl LearningPath {
             assert_eq!(example.targets.len() as u64, TARGETS, "targets of {}", honest.0);
             for Target { item, outcome, .. } in &example.targets {
                 let label = (outcome.known & 1, outcome.actions & 1);
-                assert_eq!(label, (1, u32::from(honest.clicks(item.id))), "of {}", honest.0);
+                assert_eq!(label, (1, u64::from(honest.clicks(item.id))), "of {}", honest.0);
             }
             self.learned += 1;
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hypercast_data::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole};
 use hypercast_expert::wasm::contract::HostSchema;
-use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
+use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
 
 /// The width of a target-aware embedding.
 pub const TAE_DIM: usize = 4;
@@ -81,7 +81,7 @@ pub fn example(seed: u64, history: usize, targets: usize) -> Example {
         surface: (index % 2) as u16,
         time_ms: 1_000_000 - 3_000 * (2 * history - index) as i64,
         outcome: Outcome {
-            actions: (seed as u32).wrapping_add(index as u32) % 16,
+            actions: seed.wrapping_add(index as u64) % 16,
             known: 15,
             ..Outcome::UNKNOWN
         },
@@ -92,7 +92,7 @@ pub fn example(seed: u64, history: usize, targets: usize) -> Example {
             item: item(id),
             ids: (0..ids as u64).map(|column| id.wrapping_mul(column + 3)).collect(),
             features: noise(id, features),
-            outcome: Outcome { actions: id as u32 % 16, known: 15, values: [1.0; 4] },
+            outcome: Outcome { actions: id % 16, known: 15, values: [1.0; MAX_VALUES] },
             truth: Vec::new(),
         }
     };

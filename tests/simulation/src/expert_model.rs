@@ -35,7 +35,7 @@ use crate::{
 const HELD_STATES: u64 = 6;
 
 /// The action that it predicts, as a bit.
-const CLICK: u32 = 1;
+const CLICK: u64 = 1;
 
 /// Makes experts that note what they learn.
 pub struct NotingExperts {

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 use hypercast_config::Config;
 use hypercast_core::{disk, shutdown::Shutdown};
 use hypercast_data::dataset::table::{CellType, Field, TableReader};
+use hypercast_data::schema::MAX_ACTIONS;
 use hypercast_stream::streams::{StreamEngine, StreamRecord};
 use hypercast_train::{
     ServiceContext,
@@ -148,8 +149,8 @@ fn read_file(
     ];
     let mut of_examples = vec![
         Field::new(item.clone(), CellType::U64),
-        Field::new("actions", CellType::U32),
-        Field::new("known", CellType::U32),
+        Field::new("actions", CellType::U64).of_masks(MAX_ACTIONS),
+        Field::new("known", CellType::U64).of_masks(MAX_ACTIONS),
     ];
     if examples.has(&tae) {
         of_examples.push(Field::list(tae, CellType::F32));
@@ -164,7 +165,7 @@ fn read_file(
             let mark = examples.get(3).and_then(|tae| mark_of(&tae.f32s()[tae.range(target)]));
             for _ in 0..requests[3].u32s()[row] {
                 let [item, actions, known] = [0, 1, 2].map(|column: usize| &examples[column]);
-                key.add(item.u64s()[target], actions.u32s()[target], known.u32s()[target]);
+                key.add(item.u64s()[target], actions.u64s()[target], known.u64s()[target]);
                 target += 1;
             }
             rows.push(LoggedRow { key: key.number(), mark });

@@ -59,8 +59,8 @@ impl RecordKey {
     }
 
     /// Adds the outcome of a target.
-    pub fn add(&mut self, item: u64, actions: u32, known: u32) {
-        self.0 = mix_parts(&[self.0, item, u64::from(actions) << 32 | u64::from(known)]);
+    pub fn add(&mut self, item: u64, actions: u64, known: u64) {
+        self.0 = mix_parts(&[self.0, item, actions, known]);
     }
 
     /// What was made of all that was added.

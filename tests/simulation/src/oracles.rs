@@ -40,9 +40,9 @@ struct Shown {
 struct Told {
     examples: usize,
     /// The actions in its example.
-    label: u32,
+    label: u64,
     /// Those in its example and in corrections.
-    corrected: u32,
+    corrected: u64,
 }
 
 /// The records of the streams.
@@ -321,12 +321,12 @@ fn shown_in(kind: &EventKind) -> Vec<Shown> {
 }
 
 /// The actions that an impression waits for, by its surface: others come as corrections.
-const AWAITED: [u32; 2] = [0b11, 0b01];
+const AWAITED: [u64; 2] = [0b11, 0b01];
 
 /// What an action must meet to be in the label.
 struct OpenWindow {
     shown_ms: i64,
-    awaited: u32,
+    awaited: u64,
 }
 
 /// When an event shows time to have come, by the slowest clock that it passed; computed here once

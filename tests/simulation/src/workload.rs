@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The actions of the schema, as bits.
-const ACTIONS: u32 = 0b11;
+const ACTIONS: u64 = 0b11;
 
 /// A call of the daemon: events that are acknowledged together.
 #[derive(Debug, Clone)]
@@ -99,7 +99,7 @@ fn of_request(plan: &Plan, number: u32) -> Vec<IngestCall> {
         for _ in 0..draw.below(3) {
             let longest = draw.one_of(&[settings.min_window_s, settings.max_window_s, 600]);
             let acted_ms = at_ms + draw.below(longest * 1000);
-            let actions = (draw.below(3) as u32 + 1) & ACTIONS;
+            let actions = (draw.below(3) + 1) & ACTIONS;
             let outcome = Outcome { actions, known: actions, values: [f32::NAN; MAX_VALUES] };
             let time_ms = time_ms(acted_ms);
             let complete = false;

@@ -166,7 +166,7 @@ impl HostileUser {
         HostileAnswer { bodies: vec![first.clone(), first.clone(), contradictions, first] }
     }
 
-    fn actions(&self, honest: u32) -> Value {
+    fn actions(&self, honest: u64) -> Value {
         let did = |bit: usize| match self.values["actions"].as_str() {
             Some("all") => true,
             Some("none") => false,

@@ -1,6 +1,7 @@
 //! `impressions.parquet`: written and read one row group at a time, so that memory does not grow
 //! with the data.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use hypercast_fm::example::{MAX_VALUES, Outcome};
@@ -20,13 +21,14 @@ const FIXED: [(&str, CellType); 9] = [
     ("user", CellType::U64),
     ("item", CellType::U64),
     ("surface", CellType::U32),
-    ("actions", CellType::U32),
-    ("known", CellType::U32),
+    ("actions", CellType::U64),
+    ("known", CellType::U64),
     ("history_only", CellType::Bool),
 ];
 
 /// Indices among the fixed columns.
 const SURFACE: usize = 5;
+const MASKS: Range<usize> = 6..8;
 const HISTORY_ONLY: usize = 8;
 
 /// How many columns of each kind follow the fixed ones.
@@ -117,8 +119,8 @@ struct ImpressionColumns {
     user: Vec<u64>,
     item: Vec<u64>,
     surface: Vec<u32>,
-    actions: Vec<u32>,
-    known: Vec<u32>,
+    actions: Vec<u64>,
+    known: Vec<u64>,
     history_only: Vec<bool>,
     values: Vec<Vec<f32>>,
     ids: Vec<Vec<u64>>,
@@ -321,7 +323,11 @@ impl Iterator for ImpressionReader {
 fn fields(schema: &Schema, simulated: bool) -> Vec<Field> {
     let context = |kind| columns_of(&schema.context_features, kind).into_iter();
     let truths = schema.tasks.iter().filter(|_| simulated);
-    let mut fields: Vec<Field> = FIXED.iter().map(|&(name, kind)| Field::new(name, kind)).collect();
+    let fixed = FIXED.iter().enumerate().map(|(at, &(name, kind))| {
+        let field = Field::new(name, kind);
+        if MASKS.contains(&at) { field.of_masks(schema.actions.len()) } else { field }
+    });
+    let mut fields: Vec<Field> = fixed.collect();
     let value = |name: &String| Field::new(format!("value_{name}"), CellType::F32);
     fields.extend(schema.values.iter().map(value));
     fields.extend(context(FeatureKind::Categorical).map(Field::category));
@@ -348,7 +354,7 @@ fn impression(columns: &[Column], counts: ColumnCounts, row: usize) -> Impressio
         item: fixed[4].u64s()[row],
         // The reader checked it against the number of surfaces, which fits 16 bits.
         surface: fixed[5].u32s()[row] as u16,
-        outcome: Outcome { actions: fixed[6].u32s()[row], known: fixed[7].u32s()[row], values },
+        outcome: Outcome { actions: fixed[6].u64s()[row], known: fixed[7].u64s()[row], values },
         context: ContextFeatures {
             ids: id_columns.iter().map(|column| column.u64s()[row]).collect(),
             dense: floats(dense_columns),

@@ -111,7 +111,7 @@ struct NewLabel {
 
 impl Observation<'_> {
     fn new_label(&self, action: usize) -> Option<NewLabel> {
-        let bit = |bits: u32| bits >> action & 1 == 1;
+        let bit = |bits: u64| bits >> action & 1 == 1;
         let positive = bit(self.outcome.actions);
         let changed = bit(self.before.known) && positive != bit(self.before.actions);
         let new = bit(self.outcome.known) && (changed || !bit(self.before.known));

@@ -9,11 +9,12 @@
 mod content;
 mod counters;
 mod effects;
+mod history;
 mod id_maps;
 pub mod replay;
 pub mod saved;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use hypercast_core::hash::IdHashKey;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use self::content::ContentOverrides;
 pub use self::content::{check_content_room, check_content_width, content_bytes};
 use self::counters::{FeatureCounters, Observation, RequestCounters};
+use self::history::{EventKey, History, HistorySize};
 use self::id_maps::{IdMap, RecencyMap};
 use crate::dataset::timeline::{Span, Timeline, TimelineStep};
 use crate::dataset::{ContextFeatures, Dataset, Impression};
@@ -125,15 +127,6 @@ pub struct FeatureState {
 struct ChangedIds {
     items: HashSet<u64, IdHashKey>,
     users: HashSet<u64, IdHashKey>,
-}
-
-/// The events of one user in the order they were shown.
-#[derive(Default)]
-struct History {
-    events: VecDeque<Event>,
-    /// All events so far, including those that were dropped.
-    count: u64,
-    last_ms: i64,
 }
 
 /// What the candidates of a request have in common.
@@ -301,8 +294,7 @@ impl FeatureState {
         let user = request.user_features.clone().unwrap_or_else(|| self.user(request.user));
         let history = self.histories.get(request.user);
         let events = history.map_or_else(Vec::new, |history| {
-            let skip = history.events.len().saturating_sub(history_len);
-            let events = history.events.iter().skip(skip).cloned();
+            let events = history.newest(history_len);
             events.map(|event| self.content.attached(event, &self.items)).collect()
         });
         let context = self.request_context(request, &user, history);
@@ -329,15 +321,11 @@ impl FeatureState {
     /// everything that is known of it now. Counters change by the difference. Returns false if the
     /// impression is no longer among its user's events, and so too old to correct.
     pub fn correct(&mut self, impression: &Impression) -> bool {
-        let same = |event: &&mut Event| {
-            (event.time_ms, event.item.id, event.surface)
-                == (impression.time_ms, impression.item, impression.surface)
-        };
+        let &Impression { time_ms, item, surface, outcome, .. } = impression;
         let history = self.histories.get_mut(impression.user);
-        let event = history.and_then(|history| history.events.iter_mut().rev().find(same));
-        let Some(event) = event else { return false };
-        let before = std::mem::replace(&mut event.outcome, impression.outcome);
-        let item = event.item.clone();
+        let key = EventKey { time_ms, item, surface };
+        let found = history.and_then(|history| history.correct(key, outcome));
+        let Some((item, before)) = found else { return false };
         self.count(impression, &item, before);
         true
     }
@@ -348,8 +336,13 @@ impl FeatureState {
         self.count(impression, &item, Outcome::UNKNOWN);
         let &Impression { surface, time_ms, outcome_ms, outcome, .. } = impression;
         self.first_shown.touch(impression.item, outcome_ms).1.get_or_insert(time_ms);
+        let size = self.history_size();
         let (_, history) = self.histories.touch(impression.user, outcome_ms);
-        history.push(Event { item, surface, time_ms, outcome }, self.config.history_events);
+        history.push(Event { item, surface, time_ms, outcome }, size);
+    }
+
+    fn history_size(&self) -> HistorySize {
+        HistorySize { events: self.config.history_events, values: self.schema.values.len() }
     }
 
     /// Updates the counters with an outcome, of which `before` was counted already.
@@ -463,22 +456,6 @@ impl FeatureState {
     /// An item, or one whose features are missing.
     fn item_or_blank(&self, id: u64) -> Arc<Item> {
         self.items.get(&id).cloned().unwrap_or_else(|| Arc::new(self.schema.blank_item(id)))
-    }
-}
-
-impl History {
-    /// Inserts an event in the order they were shown, which differs from the order in which their
-    /// outcomes became known.
-    fn push(&mut self, event: Event, limit: usize) {
-        self.count += 1;
-        self.last_ms =
-            if self.count == 1 { event.time_ms } else { self.last_ms.max(event.time_ms) };
-        let later =
-            self.events.iter().rev().take_while(|other| other.time_ms > event.time_ms).count();
-        self.events.insert(self.events.len() - later, event);
-        if self.events.len() > limit {
-            self.events.pop_front();
-        }
     }
 }
 

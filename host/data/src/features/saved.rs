@@ -167,7 +167,7 @@ impl FeatureState {
             .map(|(user, touched_ms, history)| SavedHistory {
                 user,
                 touched_ms,
-                events: history.events.iter().map(|event| table.event(event)).collect(),
+                events: history.newest(usize::MAX).map(|event| table.event(&event)).collect(),
                 count: history.count,
                 last_ms: history.last_ms,
             })
@@ -182,12 +182,14 @@ impl FeatureState {
     }
 
     /// Restores a saved state. Call it on a new state of the same data set, whose schema may have
-    /// grown since.
+    /// grown since. Content vectors beyond `features.max_content_mib`, which may have been lowered
+    /// since, are left out with a warning.
     ///
     /// # Errors
     /// The saved state is damaged or belongs to another schema.
     pub fn restore(&mut self, saved: SavedState) -> Result<()> {
         let items = saved.item_table.items(self);
+        let mut refused: Option<(usize, Error)> = None;
         for at in saved.items {
             let mut item = table_item(&items, at)?;
             self.check_item(&item)?;
@@ -197,8 +199,16 @@ impl FeatureState {
                 // The data set was made anew with vectors of another width.
                 Arc::make_mut(&mut item).content = base.clone();
             }
-            let has_content = item.content != base;
+            let mut has_content = item.content != base;
+            if has_content && let Err(error) = self.content.check(&item) {
+                refused.get_or_insert((0, error)).0 += 1;
+                Arc::make_mut(&mut item).content = base;
+                has_content = false;
+            }
             self.put_changed(item, has_content);
+        }
+        if let Some((items, error)) = refused {
+            tracing::warn!(items, %error, "content vectors of the saved state are left out");
         }
         for mut user in saved.users {
             self.upgrade.user(&mut user);
@@ -208,8 +218,9 @@ impl FeatureState {
         }
         for SavedHistory { user, touched_ms, events, count, last_ms } in saved.histories {
             let events =
-                events.into_iter().map(|event| event.event(&items)).collect::<Result<_>>()?;
-            self.histories.put(user, touched_ms, History { events, count, last_ms });
+                events.into_iter().map(|event| event.event(&items)).collect::<Result<Vec<_>>>()?;
+            let history = History::restored(events, self.history_size(), count, last_ms);
+            self.histories.put(user, touched_ms, history);
         }
         for (id, touched_ms, first_ms) in saved.first_shown {
             self.first_shown.put(id, touched_ms, first_ms);

@@ -58,7 +58,7 @@ fn impression(request: u64, times_ms: [i64; 2], user: u64, item: u64, clicked: b
         item,
         surface: 1,
         outcome: Outcome {
-            actions: u32::from(clicked),
+            actions: u64::from(clicked),
             known: 0b11,
             values: [f32::NAN; MAX_VALUES],
         },
@@ -149,7 +149,8 @@ fn examples_hold_no_number_beyond_its_range() {
         FeatureState::new(&Dataset { schema: Arc::new(schema), ..data }, FeatureConfig::default());
     state.upsert_item(Item { id: 2, ids: vec![1], dense: vec![-1e15], ..Item::default() }).unwrap();
     state.upsert_user(User { id: 1, ids: vec![1], dense: vec![3e38] }).unwrap();
-    let outcome = Outcome { values: [1e15, 1e15, f32::NAN, f32::NAN], ..Outcome::UNKNOWN };
+    let mut outcome = Outcome::UNKNOWN;
+    outcome.values[..2].fill(1e15);
     let context = ContextFeatures { ids: vec![5], dense: vec![-2.0] };
     let row = |item| {
         let context = context.clone();
@@ -168,11 +169,12 @@ fn examples_hold_no_number_beyond_its_range() {
     for target in &example.targets {
         assert_eq!(target.features[..3], [target.item.dense[0], 3.0, -1.0]);
     }
-    let outcomes = example.targets.iter().map(|target| target.outcome);
-    for outcome in outcomes.chain([example.history[0].outcome]) {
+    for Target { outcome, .. } in &example.targets {
         assert_eq!(outcome.values[..2], [3.0, 1e15], "the schema has one value");
         assert!(outcome.values[2].is_nan(), "unknown stays unknown");
     }
+    let [kept, others @ ..] = example.history[0].outcome.values;
+    assert_eq!((kept, others.map(f32::is_nan)), (3.0, [true; MAX_VALUES - 1]));
 }
 
 #[test]
@@ -427,6 +429,15 @@ fn a_vector_that_was_told_replaces_that_of_the_data_set_everywhere_and_is_saved(
         assert_eq!(example.history[3].item.dense, [1.0], "features are those of then");
         assert_eq!(example.targets[0].features[0], 7.0);
     }
+    // There is no room for them any more.
+    let config = FeatureConfig { max_content_mib: 0, ..FeatureConfig::default() };
+    let mut restored = FeatureState::new(&data, config);
+    restored.restore(postcard::from_bytes(&saved).unwrap()).unwrap();
+    let example = restored.fetch(&request_input(&rows), 8);
+    let targets = example.targets.iter().map(|target| target.item.content.to_vec());
+    assert_eq!(targets.collect::<Vec<_>>(), [vec![1.0, 0.0], vec![0.0, 1.0], vec![]]);
+    assert_eq!(example.history[3].item.content[..], [1.0, 0.0]);
+    assert_eq!(example.targets[0].features[0], 7.0, "features need no room for vectors");
     // The data set has other vectors now.
     let other = Content { width: 1, items: vec![1], vectors: vec![1.0] };
     other.write(dir.path()).unwrap();

@@ -1,5 +1,6 @@
 //! The columns of the feature logs: from logged requests to columns, and back.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
@@ -22,11 +23,14 @@ const REQUEST_FIELDS: [(&str, CellType, bool); 12] = [
     ("targets", CellType::U32, false),
     ("history_item", CellType::U64, true),
     ("history_surface", CellType::U32, true),
-    ("history_actions", CellType::U32, true),
-    ("history_known", CellType::U32, true),
+    ("history_actions", CellType::U64, true),
+    ("history_known", CellType::U64, true),
     ("history_time_ms", CellType::I64, true),
     ("ingested_ms", CellType::I64, false),
 ];
+
+/// Those of them that are masks of actions.
+const REQUEST_MASKS: Range<usize> = 8..10;
 
 /// A request that will be written with the next row group.
 #[derive(Debug, Clone)]
@@ -68,8 +72,9 @@ impl LogLayout {
     }
 
     pub(super) fn request_fields(&self) -> Vec<Field> {
-        let fixed = REQUEST_FIELDS.iter().map(|&(name, kind, list)| {
-            if list { Field::list(name, kind) } else { Field::new(name, kind) }
+        let fixed = REQUEST_FIELDS.iter().enumerate().map(|(at, &(name, kind, list))| {
+            let field = if list { Field::list(name, kind) } else { Field::new(name, kind) };
+            if REQUEST_MASKS.contains(&at) { self.of_masks(field) } else { field }
         });
         let items = columns_of(&self.schema.item_features, FeatureKind::Categorical).into_iter();
         let items = items.map(|name| Field::list(format!("history_{name}"), CellType::U64));
@@ -80,11 +85,16 @@ impl LogLayout {
         let mut fields = vec![Field::new("request", CellType::U64)];
         fields.extend(self.ids.iter().map(|name| Field::new(name, CellType::U64)));
         fields.extend(self.features.iter().map(|name| Field::new(name, CellType::F32)));
-        fields.extend([Field::new("actions", CellType::U32), Field::new("known", CellType::U32)]);
+        let mask = |name| self.of_masks(Field::new(name, CellType::U64));
+        fields.extend([mask("actions"), mask("known")]);
         let value = |name: &String| Field::new(format!("value_{name}"), CellType::F32);
         fields.extend(self.schema.values.iter().map(value));
         fields.push(Field::list("truth", CellType::F32));
         fields
+    }
+
+    fn of_masks(&self, field: Field) -> Field {
+        field.of_masks(self.schema.actions.len())
     }
 
     /// The label and the mask of each task, for training with other tools. They follow from outcome
@@ -201,7 +211,7 @@ impl LogLayout {
         (start == examples.len()).then_some(rows)
     }
 
-    fn row(&self, group: &RowGroup, row: usize, targets: std::ops::Range<usize>) -> LoggedRequest {
+    fn row(&self, group: &RowGroup, row: usize, targets: Range<usize>) -> LoggedRequest {
         let requests = &group.requests;
         let tae = &group.examples[group.examples.len() - 1];
         let embeddings = &tae.f32s()[tae.range_of(targets.clone())];
@@ -247,7 +257,7 @@ impl LogLayout {
         };
         Target {
             item: Arc::new(item),
-            outcome: Outcome { actions: rest[0].u32s()[at], known: rest[1].u32s()[at], values },
+            outcome: Outcome { actions: rest[0].u64s()[at], known: rest[1].u64s()[at], values },
             truth: truth.f32s()[truth.range(at)].to_vec(),
             ids,
             features,
@@ -276,8 +286,8 @@ fn event(requests: &[Column], at: usize) -> Event {
         surface: requests[7].u32s()[at] as u16,
         time_ms: requests[10].i64s()[at],
         outcome: Outcome {
-            actions: requests[8].u32s()[at],
-            known: requests[9].u32s()[at],
+            actions: requests[8].u64s()[at],
+            known: requests[9].u64s()[at],
             ..Outcome::UNKNOWN
         },
     }

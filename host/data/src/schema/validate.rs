@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use hypercast_fm::example::MAX_VALUES;
+use hypercast_fm::example::{MAX_ACTIONS, MAX_VALUES};
 
 use super::{
     BUILT_IN_FEATURES, BUILT_IN_IDS, Counter, Feature, FeatureKind, MAX_TAGS, Schema, TaskKind,
@@ -30,9 +30,6 @@ const RESERVED: [&str; 17] = [
     "history_known",
     "history_time_ms",
 ];
-
-/// An outcome has one bit for each action.
-pub const MAX_ACTIONS: usize = 32;
 
 impl Schema {
     /// Whether no feature may have a name, because another column has it in every data set.
@@ -391,12 +388,12 @@ mod tests {
         );
         assert!(refused(|s| s.item_features[0].name = "tae".into()).contains("column `tae`"));
         assert!(
-            refused(|s| s.actions.extend((0..40).map(|i| format!("a{i}"))))
-                .contains("41 actions, at most 32")
+            refused(|s| s.actions.extend((0..64).map(|i| format!("a{i}"))))
+                .contains("65 actions, at most 64")
         );
         assert!(
             refused(|s| s.values.extend((0..9).map(|i| format!("v{i}"))))
-                .contains("10 values, at most 4")
+                .contains("10 values, at most 8")
         );
         assert!(
             refused(|s| s.ranges[0].name = "tag".into())

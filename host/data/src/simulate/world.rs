@@ -221,7 +221,7 @@ impl TrueOutcome {
         let liked = clicked && chance(self.like / self.click);
         let finished = clicked && finish_known && chance(self.finish / self.click);
         let known = if finish_known { 0b111 } else { 0b011 };
-        let actions = u32::from(clicked) | u32::from(liked) << 1 | u32::from(finished) << 2;
+        let actions = u64::from(clicked) | u64::from(liked) << 1 | u64::from(finished) << 2;
         let mut values = [f32::NAN; MAX_VALUES];
         let mut delay_ms = CLICK_WINDOW_MS;
         if clicked {

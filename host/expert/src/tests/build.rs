@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hypercast_core::hash::mix64;
-use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
+use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
 
 use crate::graph::{ExpertGraph, GraphLimits};
 use crate::normalise::Normaliser;
@@ -141,20 +141,16 @@ pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
         item: item(request * 31 + index as u64),
         surface: (index % 2) as u16,
         time_ms: 1_000_000 - 3_000 * (2 * history - index) as i64,
-        outcome: Outcome {
-            actions: (request as u32 + index as u32) % 16,
-            known: 15,
-            ..Outcome::UNKNOWN
-        },
+        outcome: Outcome { actions: (request + index as u64) % 16, known: 15, ..Outcome::UNKNOWN },
     };
     let target = |index: usize| {
         let id = request * 17 + index as u64;
-        let actions = u32::from(id.is_multiple_of(3)) | (u32::from(id % 5 < 2) << 1);
+        let actions = u64::from(id.is_multiple_of(3)) | (u64::from(id % 5 < 2) << 1);
         Target {
             item: item(id),
             ids: [vec![request, id, 0, 3], item_ids(id)].concat(),
             features: vec![id as f32, 1.0, 2.0, (id % 4) as f32],
-            outcome: Outcome { actions, known: 15, values: [id as f32; 4] },
+            outcome: Outcome { actions, known: 15, values: [id as f32; MAX_VALUES] },
             truth: Vec::new(),
         }
     };

@@ -551,7 +551,7 @@ fn requests_that_would_harm_an_expert_are_set_aside_alone() {
         let (first, count) = (rows(&odd.examples[..5]), rows(&odd.examples[5..6]));
         honest.examples.remove(5);
         honest.tae.drain(first * TAE_DIM..(first + count) * TAE_DIM);
-        odd.examples[5].targets.iter_mut().for_each(|own| own.outcome.values = [value; 4]);
+        odd.examples[5].targets.iter_mut().for_each(|own| own.outcome.values.fill(value));
         odd.tae[first * TAE_DIM] = tae;
         let mut counted = 0;
         let refused = with.train(odd.chunk(), |report| {
@@ -572,7 +572,7 @@ fn requests_that_would_harm_an_expert_are_set_aside_alone() {
     // A plugin that fails for every request fails itself.
     let mut all = log(12);
     let targets = all.examples.iter_mut().flat_map(|example| &mut example.targets);
-    targets.for_each(|own| own.outcome.values = [f32::INFINITY; 4]);
+    targets.for_each(|own| own.outcome.values.fill(f32::INFINITY));
     let error = trainer(&blueprint, &past, config).train(all.chunk(), |_| ()).unwrap_err();
     assert!(error.to_string().contains("`labels` gave a bad output"), "{error}");
 }

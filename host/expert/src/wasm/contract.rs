@@ -3,7 +3,7 @@
 //! Added are the contract's version, and the host's schema and examples as plugins see them.
 #![allow(missing_docs, reason = "generated from expert.wit, which documents it")]
 
-use hypercast_data::schema::{IdField, Schema, TaskKind as SchemaTaskKind};
+use hypercast_data::schema::{IdField, Schema, Task as LoggedTask, TaskKind as SchemaTaskKind};
 use hypercast_fm::example::Example;
 
 use super::check::quote;
@@ -14,6 +14,9 @@ pub use self::hypercast::expert::types::*;
 
 /// The version of the contract that this host implements.
 pub const VERSION: &str = "2.0.0";
+
+/// The bits of the contract's masks of actions. Plugins are not told of the actions behind them.
+const MASK_BITS: usize = u32::BITS as usize;
 
 /// The component import whose suffix is the contract's version.
 pub const TYPES_IMPORT: &str = "hypercast:expert/types@";
@@ -75,7 +78,7 @@ impl HostSchema {
     ///
     /// # Errors
     /// The schema lacks it.
-    pub(crate) fn width(&self, column: &Column) -> Result<usize, String> {
+    pub fn width(&self, column: &Column) -> Result<usize, String> {
         let index = column.index_in(&self.info)?;
         Ok(match column {
             Column::Id(_) => self.id_columns(index).width,
@@ -84,10 +87,20 @@ impl HostSchema {
     }
 }
 
+/// The actions of which plugins know: those that masks have room for.
+pub(crate) fn offered_actions(schema: &Schema) -> &[String] {
+    &schema.actions[..schema.actions.len().min(MASK_BITS)]
+}
+
 /// The host as a plugin sees it: the schema's names, in the order of all indices and bits of the
-/// contract, and the TAE's number of values (0 without a foundation model).
+/// contract, and the TAE's number of values (0 without a foundation model). Of actions and tasks it
+/// has those that fit the contract's masks.
 pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
-    let tasks = schema.tasks.iter().map(|task| SchemaTask {
+    let actions = offered_actions(schema);
+    let is_offered = |task: &&LoggedTask| {
+        task.kind == SchemaTaskKind::Regression || actions.contains(&task.label)
+    };
+    let tasks = schema.tasks.iter().filter(is_offered).map(|task| SchemaTask {
         name: task.name.clone(),
         kind: match task.kind {
             SchemaTaskKind::Binary => TaskKind::Binary,
@@ -102,7 +115,7 @@ pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
     HostInfo {
         tae_dim: tae_dim as u32,
         surfaces: schema.surfaces.clone(),
-        actions: schema.actions.clone(),
+        actions: actions.to_vec(),
         values: schema.values.clone(),
         tasks: tasks.collect(),
         features: schema.feature_columns(),
@@ -137,8 +150,8 @@ pub fn action_batch<'a>(
     };
     ActionBatch {
         surface: targets().map(|(example, _)| example.surface.into()).collect(),
-        actions: targets().map(|(_, target)| target.outcome.actions).collect(),
-        known: targets().map(|(_, target)| target.outcome.known).collect(),
+        actions: targets().map(|(_, target)| target.outcome.actions as u32).collect(),
+        known: targets().map(|(_, target)| target.outcome.known as u32).collect(),
         values: info.values.iter().enumerate().map(values).collect(),
     }
 }
@@ -176,5 +189,40 @@ impl Column {
     /// Whether it is a column of the short history.
     pub(crate) fn is_history(&self) -> bool {
         matches!(self, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hypercast_fm::example::MAX_ACTIONS;
+
+    use super::*;
+    use crate::tests::build::{TAE_DIM, example, schema};
+
+    #[test]
+    fn a_plugin_is_offered_the_actions_that_its_masks_have_bits_for() {
+        let mut schema = schema();
+        let more = (schema.actions.len()..MAX_ACTIONS).map(|at| format!("action{at}"));
+        schema.actions.extend(more);
+        let task = |label: &str, kind| LoggedTask {
+            name: format!("{label}_task"),
+            label: label.into(),
+            kind,
+            ..schema.tasks[0].clone()
+        };
+        schema.tasks = vec![
+            task("action31", SchemaTaskKind::Binary),
+            task("action32", SchemaTaskKind::Binary),
+            task("seconds", SchemaTaskKind::Regression),
+        ];
+        let info = host_info(&schema, TAE_DIM);
+        assert_eq!(info.actions, schema.actions[..32]);
+        let tasks: Vec<&str> = info.tasks.iter().map(|task| &*task.label).collect();
+        assert_eq!(tasks, ["action31", "seconds"]);
+        let mut example = example(1, 0, 2);
+        example.targets[1].outcome.actions = 1 << 40 | 1 << 31 | 1;
+        example.targets[1].outcome.known = u64::MAX;
+        let batch = action_batch(std::iter::once(&example), &info);
+        assert_eq!((batch.actions[1], batch.known[1]), (1 << 31 | 1, u32::MAX));
     }
 }

@@ -160,10 +160,11 @@ fn attributes_of_requests_and_items_are_no_actions() {
 #[test]
 fn a_log_with_more_flags_than_there_can_be_actions_has_those_that_names_tell() {
     let dir = tempfile::tempdir().unwrap();
-    let flags: String = (0..40).map(|at| format!(",affinity_{at}")).collect();
+    let flags: String = (0..70).map(|at| format!(",affinity_{at}")).collect();
     let row = |at: u64| {
         let chance = hypercast_core::hash::mix64(at + 1);
-        let bits: String = (0..41).map(|bit| format!(",{}", chance >> bit & 1)).collect();
+        let bit = |bit: u64| hypercast_core::hash::mix_parts(&[at, bit]) & 1;
+        let bits: String = (0..71).map(|at| format!(",{}", bit(at))).collect();
         format!("{},{},{}{bits}\n", at % 30, chance % 20, 1_764_000_000_000_u64 + at * 60_000)
     };
     let rows: String = (0..200).map(row).collect();
@@ -173,7 +174,7 @@ fn a_log_with_more_flags_than_there_can_be_actions_has_those_that_names_tell() {
     infer(&options).unwrap();
     let mapping = Mapping::load(&options.into).unwrap();
     assert_eq!(names(&mapping.actions, |action| &action.name), ["click"]);
-    assert_eq!(mapping.context_features.len(), 40);
+    assert_eq!(mapping.context_features.len(), 70);
 }
 
 #[test]

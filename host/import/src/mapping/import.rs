@@ -141,7 +141,8 @@ impl<'a> MappedImport<'a> {
         let sources = ImpressionSources::new(mapping, self.schema);
         let places = ColumnPlaces::new(&sources.columns, derived);
         let within_ms = mapping.impressions.request_within_s.map(to_ms);
-        let rules = RequestRules { within_ms, one_row_an_item: false };
+        let max_rows = mapping.impressions.request_rows;
+        let rules = RequestRules { within_ms, max_rows, one_row_an_item: false };
         let mut sink = ImpressionSink {
             former: RequestFormer::new(self.into, self.schema, rules),
             items: KnownIds::new("items", &mapping.impressions.item, &mapping.items, items),

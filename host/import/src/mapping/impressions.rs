@@ -117,7 +117,7 @@ impl ImpressionSources {
         for (bit, action) in self.actions.iter().enumerate() {
             if let Some(happened) = action.read(row)? {
                 outcome.known |= 1 << bit;
-                outcome.actions |= u32::from(happened) << bit;
+                outcome.actions |= u64::from(happened) << bit;
             }
         }
         for (value, source) in outcome.values.iter_mut().zip(&self.values) {

@@ -88,6 +88,8 @@ pub struct ImpressionMapping {
     /// Rows of one user and surface within this time of the first are a request. Beside `request`,
     /// it bounds how long an id means the same request, and holds for rows without one.
     pub request_within_s: Option<f64>,
+    /// The most rows of a request; those behind them are another one.
+    pub request_rows: Option<usize>,
     /// The column of the time when the outcome was known.
     pub outcome_time: Option<String>,
     /// How it is written; as `time`, by default.
@@ -156,6 +158,9 @@ pub struct FeatureMapping {
     pub training_only: bool,
     /// The least and the greatest number of a dense feature, as of a value.
     pub clip: Option<[f32; 2]>,
+    /// Whether a dense feature is log(1 + n) of the column's number n, or 0 if that is below 0.
+    #[serde(default)]
+    pub log: bool,
     /// What is taken of a list.
     pub list: Option<ListChoice>,
     /// The most values that a category has at once, which are taken of a list (see

@@ -81,6 +81,9 @@ impl ImpressionMapping {
                           before; name the column `outcome_time`, or set `outcome_delay_s`";
             return fail(place, reason);
         }
+        if self.request_rows == Some(0) {
+            return fail(place, "request_rows is 0; a request has at least one row");
+        }
         let seconds = [
             ("request_within_s", self.request_within_s),
             ("outcome_delay_s", self.outcome_delay_s),
@@ -105,6 +108,9 @@ impl FeatureMapping {
         match (self.kind, &self.default) {
             (FeatureKind::Categorical, _) if self.clip.is_some() => {
                 fail(&place, "a category cannot be clipped")
+            }
+            (FeatureKind::Categorical, _) if self.log => {
+                fail(&place, "a category has no logarithm")
             }
             (FeatureKind::Dense, _) if !self.map.is_empty() => {
                 fail(&place, "`map` is for categories")

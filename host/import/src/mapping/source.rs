@@ -166,6 +166,7 @@ pub(super) struct NumberSource {
     source: Source,
     default: f32,
     clip: Option<[f32; 2]>,
+    log: bool,
     list: Option<FirstOfList>,
 }
 
@@ -176,6 +177,7 @@ impl NumberSource {
             source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),
             default: mapping.default.map_or(f32::NAN, |default| default as f32),
             clip: mapping.clip,
+            log: false,
             list: None,
         }
     }
@@ -189,6 +191,7 @@ impl NumberSource {
             source: columns.source(mapping.column.as_ref().unwrap_or(&mapping.name)),
             default,
             clip: mapping.clip,
+            log: mapping.log,
             list: FirstOfList::of(mapping),
         }
     }
@@ -196,7 +199,8 @@ impl NumberSource {
     pub(super) fn read(&self, row: &dyn Row) -> RowResult<f32> {
         let cell = FirstOfList::cell(self.list, &self.source, row);
         let Some(number) = self.source.checked(cell.float())? else { return Ok(self.default) };
-        Ok(self.clip.map_or(number, |[low, high]| number.clamp(low, high)))
+        let number = self.clip.map_or(number, |[low, high]| number.clamp(low, high));
+        Ok(if self.log { number.max(0.0).ln_1p() } else { number })
     }
 }
 

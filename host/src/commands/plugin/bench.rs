@@ -11,12 +11,12 @@ use clap::Parser;
 use serde::Serialize;
 
 use super::check::share;
-use super::subject::{LoadedPlugin, PluginUnderTest};
+use super::subject::PluginUnderTest;
 use hypercast_core::quantile::quantile;
 use hypercast_data::synthetic::{Synthetic, SyntheticRequest, SyntheticSize};
 use hypercast_expert::wasm::Call;
 use hypercast_expert::wasm::contract::{
-    ActionBatch, Decision, Evaluation, Outcome, Quality, RankRequest, Slice, TrainingStep,
+    Decision, Evaluation, Quality, RankRequest, Slice, TrainingStep, action_batch,
 };
 use hypercast_expert::{
     Blueprint, BreakerConfig, Device, ExpertFault, Normaliser, ServedExpert, Tae,
@@ -124,9 +124,9 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let predictions = predict()?;
     let network = timed("network", args.runs, || predict().map(drop))?;
     let (rank, memory_bytes) = rank(&expert, &sample, &predictions.tasks, args.runs)?;
-    let batch = batch(&loaded, &sample);
     let evaluation = evaluation(blueprint);
     let (plugin, info) = (&blueprint.plugin, &blueprint.info);
+    let batch = action_batch(std::iter::once(&sample.example), info);
     let few = args.runs.min(50);
     let hooks = vec![
         timed("labels", few, || plugin.labels(&blueprint.description, info, &batch).map(drop))?,
@@ -196,21 +196,6 @@ fn rank(
         }
     }
     Ok((Timed::new("rank", took_us), memory_bytes))
-}
-
-/// The examples of a request as the training hooks get them.
-fn batch(loaded: &LoadedPlugin, sample: &SyntheticRequest) -> ActionBatch {
-    let targets = &sample.example.targets;
-    let value = |(index, name): (usize, &String)| Outcome {
-        name: name.clone(),
-        values: targets.iter().map(|target| target.outcome.values[index]).collect(),
-    };
-    ActionBatch {
-        surface: vec![u32::from(sample.example.surface); targets.len()],
-        actions: targets.iter().map(|target| target.outcome.actions).collect(),
-        known: targets.iter().map(|target| target.outcome.known).collect(),
-        values: loaded.schema.values.iter().enumerate().map(value).collect(),
-    }
 }
 
 /// Every task, over all surfaces and on each of them, as good as what serves.

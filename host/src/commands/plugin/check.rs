@@ -10,7 +10,7 @@ use clap::Parser;
 use super::subject::{LoadedPlugin, PluginUnderTest};
 use hypercast_core::text_table::TextTable;
 use hypercast_expert::graph::{ExpertGraph, Lead, Op};
-use hypercast_expert::wasm::contract::{self, Column, TaskKind};
+use hypercast_expert::wasm::contract::{self, Column, HostSchema, TaskKind};
 
 /// Arguments of `hypercast plugin check`.
 #[derive(Debug, Parser)]
@@ -92,16 +92,26 @@ pub fn share(part: u64, whole: u64) -> String {
 fn columns(loaded: &LoadedPlugin, candidates: usize) -> String {
     let d = &loaded.blueprint.description;
     let (rows, events) = (candidates as u64, u64::from(d.history_len));
-    let width = |column: &Column| match column {
-        Column::Tae => 4 * rows * loaded.blueprint.columns.tae_dim() as u64,
+    let tae_dim = loaded.blueprint.columns.tae_dim();
+    let host = HostSchema::new(&loaded.schema, tae_dim);
+    let width = |column: &Column, ids: u64| match column {
+        Column::Tae => 4 * rows * tae_dim as u64,
         Column::Feature(_) => 4 * rows,
-        Column::Id(_) => 8 * rows,
-        Column::HistoryId(_) => 8 * events,
-        Column::HistoryActions => 4 * events * loaded.schema.actions.len() as u64,
+        Column::Id(_) => 8 * rows * ids,
+        Column::HistoryId(_) => 8 * events * ids,
+        Column::HistoryActions => 4 * events * host.info.actions.len() as u64,
         Column::HistoryAge => 4 * events,
     };
+    // Of a feature of several values, `rank` is sent the first.
+    let in_network = |column: &Column| match column {
+        Column::Id(_) | Column::HistoryId(_) => {
+            width(column, host.width(column).unwrap_or(1) as u64)
+        }
+        _ => width(column, 1),
+    };
+    let in_rank = |column: &Column| width(column, 1);
     let mut text = format!("columns of a request of {candidates} candidates\n");
-    let mut part = |name: &str, columns: &[Column], more: u64| {
+    let mut part = |name: &str, columns: &[Column], width: &dyn Fn(&Column) -> u64, more: u64| {
         let bytes: u64 = columns.iter().map(width).sum::<u64>() + more;
         let (count, size) = (columns.len(), bytes as f64 / 1024.0);
         text.push_str(&format!("  {name:<22} {count:>4} columns {size:>10.1} KiB\n"));
@@ -110,9 +120,10 @@ fn columns(loaded: &LoadedPlugin, candidates: usize) -> String {
             text.push_str(&format!("    {label:<32} {size:>10.1} KiB\n"));
         }
     };
-    part("network (in the host)", &d.columns, 0);
+    part("network (in the host)", &d.columns, &in_network, 0);
     // Besides its columns `rank` is sent the candidates' ids and a prediction a task.
-    part("rank (into Wasm)", &d.rank_columns, ((8 + 4 * d.tasks.len()) * candidates) as u64);
+    let more = ((8 + 4 * d.tasks.len()) * candidates) as u64;
+    part("rank (into Wasm)", &d.rank_columns, &in_rank, more);
     text.push('\n');
     text
 }

@@ -87,6 +87,12 @@ impl PlacedVectors {
         Ok(check_content_room(self.by_item.len() + 1, width, max_mib)?)
     }
 
+    /// Refuses limits that the vectors are beyond already.
+    pub(super) fn check_room(&self, limits: ContentLimits) -> Result<()> {
+        let ContentLimits { width, max_mib } = limits;
+        Ok(check_content_room(self.by_item.len(), width, max_mib)?)
+    }
+
     /// Notes an item's vector, which a record at `place` tells.
     pub(super) fn put(&mut self, item: u64, place: ContentPlace, vector: Vec<f32>) {
         self.by_item.insert(item, PlacedVector { place, vector });

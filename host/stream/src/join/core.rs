@@ -53,7 +53,7 @@ pub struct Joiner {
     pub(super) knows_outputs: bool,
     bounds: WindowBounds,
     /// For each surface, the actions (one bit each) that its impressions wait for.
-    awaited: Vec<u32>,
+    awaited: Vec<u64>,
     /// The newest pending part of each request.
     pub(super) requests: HashMap<u64, u64, IdHashKey>,
     slots: HashMap<u64, ImpressionSlot, IdHashKey>,
@@ -199,7 +199,7 @@ impl Joiner {
 
     fn check_outcome(&self, outcome: &Outcome) -> Result<()> {
         let actions = self.state.schema().actions.len() as u32;
-        let highest = u32::BITS - (outcome.actions | outcome.known).leading_zeros();
+        let highest = u64::BITS - (outcome.actions | outcome.known).leading_zeros();
         if highest > actions {
             return Err(Error::invalid(format!(
                 "an outcome has action {highest}, but the schema has {actions} actions"
@@ -391,7 +391,7 @@ impl Joiner {
         }
         request.example.targets[row].outcome = after;
         if !request.rows[row].done {
-            let lacks = |known: u32| AwaitedActions { surface, actions: awaited & !known };
+            let lacks = |known: u64| AwaitedActions { surface, actions: awaited & !known };
             request.rows[row].done = lacks(after.known).actions == 0;
             self.windows.remove(lacks(before.known), shown_ms, slot);
             self.windows.insert(lacks(after.known), shown_ms, slot);

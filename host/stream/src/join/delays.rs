@@ -107,7 +107,7 @@ impl OutcomeDelays {
     }
 
     /// The window in milliseconds for the slowest of some actions (one bit each) on a surface.
-    pub(super) fn window_ms(&self, surface: u16, actions: u32) -> i64 {
+    pub(super) fn window_ms(&self, surface: u16, actions: u64) -> i64 {
         let windows = &self.surfaces[usize::from(surface)].windows;
         let waited = windows.iter().enumerate().filter(|(action, _)| actions >> action & 1 == 1);
         waited.map(|(_, &window)| window).max().unwrap_or(0)

@@ -91,7 +91,7 @@ pub(super) fn impression_key(request: u64, item: u64) -> u64 {
 /// For each surface, the actions (one bit each) that its impressions wait for: the labels of the
 /// surface's tasks, and the actions that are no task's label, because nothing excludes them from
 /// the surface.
-pub(super) fn awaited_actions(schema: &Arc<Schema>) -> Vec<u32> {
+pub(super) fn awaited_actions(schema: &Arc<Schema>) -> Vec<u64> {
     let labels = |task: usize| schema.action(&schema.tasks[task].label);
     let tasks = || 0..schema.tasks.len();
     let of = |surface: u16, action: usize| {
@@ -108,7 +108,7 @@ pub(super) fn awaited_actions(schema: &Arc<Schema>) -> Vec<u32> {
 
 /// An outcome after an action. `awaited` are the actions that become known if the outcome is
 /// complete.
-pub(super) fn merged(mut outcome: Outcome, action: &ActionEvent, awaited: u32) -> Outcome {
+pub(super) fn merged(mut outcome: Outcome, action: &ActionEvent, awaited: u64) -> Outcome {
     let Outcome { actions, known, values } = action.outcome;
     outcome.actions = outcome.actions & !known | actions & known;
     outcome.known |= known;

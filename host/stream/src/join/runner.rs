@@ -107,7 +107,9 @@ impl Runner {
                     return Err(foreign_state(&fingerprint, &saved, state_dir.dir()));
                 }
                 let trail = trail.unwrap_or_else(|| StreamPlace::at(saved.position).into());
-                let state = FeatureState::new(&bare, settings.features);
+                // It has places in place of vectors; those are bounded by `ContentLimits`.
+                let features = FeatureConfig { max_content_mib: usize::MAX, ..settings.features };
+                let state = FeatureState::new(&bare, features);
                 let mut joiner = Joiner::restore(state, saved)?;
                 joiner.contents = contents.vectors;
                 joiner.content_limits = contents.limits.unwrap_or(limits);
@@ -257,6 +259,9 @@ impl Runner {
         if let Some((wanted, limits)) = self.wanted.take() {
             self.joiner.set_options(wanted);
             self.joiner.content_limits = limits;
+            if let Err(error) = self.joiner.contents.check_room(limits) {
+                tracing::warn!(%error, "the joiner keeps those that it has, and takes no others");
+            }
             self.save()?;
         }
         Ok(())

@@ -13,7 +13,7 @@ use crate::events::ActionEvent;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct AwaitedActions {
     pub(super) surface: u16,
-    pub(super) actions: u32,
+    pub(super) actions: u64,
 }
 
 /// The impressions whose windows are open.

@@ -77,7 +77,7 @@ impl Harness {
     fn all_known_counts(&self, mut log: Vec<Case>) -> CheckResult {
         let (actions, values) = (self.info.actions.len(), self.info.values.len());
         each_outcome(&mut log, |outcome| {
-            outcome.known = (1u64 << actions).wrapping_sub(1) as u32;
+            outcome.known = 1_u64.unbounded_shl(actions as u32).wrapping_sub(1);
             outcome.values[..values].iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = 0.5);
         });
         for task in self.labelled(&log)? {

@@ -41,17 +41,32 @@ pub struct Field {
     pub list: bool,
     /// Whether a null is read as 0, which means "missing" of a category.
     zero_if_null: bool,
+    /// Of masks: the bits that may be set.
+    mask_bits: Option<usize>,
 }
 
 impl Field {
     /// A column with one value per row.
     pub fn new(name: impl Into<String>, kind: CellType) -> Field {
-        Field { name: name.into(), kind, list: false, zero_if_null: false }
+        Field { name: name.into(), kind, list: false, zero_if_null: false, mask_bits: None }
     }
 
     /// A column with a category per row, 0 where it is missing.
     pub fn category(name: impl Into<String>) -> Field {
         Field { zero_if_null: true, ..Field::new(name, CellType::U64) }
+    }
+
+    /// The column with masks of so many bits as its cells: in memory [`CellType::U64`], in a file
+    /// 32 bits each if they fit. It is read from either, as a schema's actions may have come to
+    /// need 64.
+    #[must_use]
+    pub fn of_masks(self, bits: usize) -> Field {
+        Field { kind: CellType::U64, mask_bits: Some(bits), ..self }
+    }
+
+    /// The type of its cells in a file that is written.
+    fn stored_kind(&self) -> CellType {
+        if self.mask_bits.is_some_and(|bits| bits <= 32) { CellType::U32 } else { self.kind }
     }
 
     /// A column with a list of values per row.
@@ -197,6 +212,34 @@ mod tests {
         assert_eq!(columns[1].u64s(), [7, 0, 9]);
         let error = reader.read(0, &[Field::new("tag", CellType::U64)]).unwrap_err().to_string();
         assert!(error.contains("`tag` is not U64 in every row"), "an id may not be null: {error}");
+    }
+
+    #[test]
+    fn masks_of_few_bits_are_stored_as_before_and_read_as_those_of_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.parquet");
+        let fields = |bits: usize| {
+            let list = Field::list("history", CellType::U64);
+            [Field::new("actions", CellType::U64), list].map(|field| field.of_masks(bits))
+        };
+        let written = |bits: usize, mask: u64| {
+            let columns = vec![Column::scalars([1, mask]), Column::lists([mask, 0, 3], [0, 3])];
+            let mut writer = TableWriter::create(&path, fields(bits).to_vec()).unwrap();
+            writer.write(&columns).unwrap();
+            writer.finish().unwrap();
+            for bits in [bits, 64] {
+                let reader = TableReader::open(&path).unwrap();
+                assert_eq!(reader.read(0, &fields(bits)).unwrap(), columns);
+            }
+            TableReader::open(&path).unwrap()
+        };
+        let stored = |kind| [Field::new("actions", kind), Field::list("history", kind)];
+        let few = written(32, 1 << 31);
+        assert_eq!(few.read(0, &stored(CellType::U32)).unwrap()[0].u32s(), [1, 1 << 31]);
+        let many = written(33, 1 << 32 | 1 << 31);
+        assert_eq!(many.read(0, &stored(CellType::U64)).unwrap()[0].u64s()[1], 1 << 32 | 1 << 31);
+        assert!(many.read(0, &stored(CellType::U32)).is_err(), "another type");
+        assert!(few.read(0, &stored(CellType::U64)).is_err(), "an id of 32 bits is none");
     }
 
     #[test]

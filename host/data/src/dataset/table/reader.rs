@@ -170,6 +170,9 @@ fn read_column(
         (ColumnReader::Int64ColumnReader(r), CellType::U64) => {
             read_as(r, rows, descriptor, field.zero_if_null.then_some(0), |cell| cell as u64)
         }
+        (ColumnReader::Int32ColumnReader(r), CellType::U64) if field.mask_bits.is_some() => {
+            read_as(r, rows, descriptor, None, |cell| u64::from(cell as u32))
+        }
         (ColumnReader::Int32ColumnReader(r), CellType::I64) => {
             read_as(r, rows, descriptor, None, i64::from)
         }

@@ -115,11 +115,11 @@ fn table_type(fields: &[Field]) -> ParquetResult<TypePtr> {
 
 fn field_type(field: &Field) -> ParquetResult<TypePtr> {
     if !field.list {
-        return scalar_type(&field.name, field.kind);
+        return scalar_type(&field.name, field.stored_kind());
     }
     let list = Type::group_type_builder("list")
         .with_repetition(Repetition::REPEATED)
-        .with_fields(vec![scalar_type("element", field.kind)?])
+        .with_fields(vec![scalar_type("element", field.stored_kind())?])
         .build()?;
     let outer = Type::group_type_builder(&field.name)
         .with_repetition(Repetition::REQUIRED)
@@ -160,6 +160,9 @@ impl ColumnEncoder<'_> {
     fn encode(self, column: &Column) -> ParquetResult<EncodedColumn> {
         let offsets = column.offsets.as_deref();
         match &column.values {
+            // Masks of at most 32 bits.
+            ColumnValues::U64(v) if self.of.physical_type() == Physical::INT32 => self
+                .encode_as::<Int32Type>(&v.iter().map(|&x| x as i32).collect::<Vec<_>>(), offsets),
             ColumnValues::U64(v) => self
                 .encode_as::<Int64Type>(&v.iter().map(|&x| x as i64).collect::<Vec<_>>(), offsets),
             ColumnValues::I64(v) => self.encode_as::<Int64Type>(v, offsets),

@@ -59,7 +59,7 @@ fn a_shop_in_csv_becomes_a_data_set() {
         assert_eq!(row.user, id_key(&event.user).key);
         assert_eq!(row.outcome_ms, event.time_ms + 1_800_000);
         assert_eq!(row.surface, event.surface);
-        let bits = u32::from(event.clicked) | u32::from(event.revenue.is_some()) << 1;
+        let bits = u64::from(event.clicked) | u64::from(event.revenue.is_some()) << 1;
         assert_eq!((row.outcome.actions, row.outcome.known), (bits, 0b11));
         let revenue = event.revenue.map_or(0.0, |revenue| revenue.min(50.0));
         assert_eq!(row.outcome.values[0], revenue as f32);

@@ -40,6 +40,7 @@ fn wrong_mappings_are_refused_by_name() {
         ("item = \"sku\"", "item = \"sku\"\ncolour = 1", "unknown field `colour`"),
         ("id = \"customer\"", "id = \"customer\"\nname = \"x\"", "only items have a `name`"),
         ("default = 9", "default = \"last\"", "its default `last` is not a number"),
+        ("outcome_delay_s = 1800", "outcome_delay_s = 1800\nrequest_rows = 0", "request_rows is 0"),
         ("default = 9", "clip = [9, 1]", "9 to 1 are not two numbers, lower first"),
         ("default = 9", "separator = \",\"", "`separator` is for a list"),
         ("log-*.csv", "logs/*.csv", "no file has this name"),

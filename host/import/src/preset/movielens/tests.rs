@@ -43,7 +43,7 @@ fn import_into(dir: &Path, ratings: &str) -> Result<(ImportReport, Dataset)> {
 fn ratings_become_requests_by_surface_and_session() {
     let dir = tempfile::tempdir().unwrap();
     let (heat, up) = ("Heat (1995)", "\"Up\" (1989)");
-    // Ratings on a surface join within 300 s; a gap of more than 600 s ends all requests.
+    // Ratings on a surface join within 300 s of the first.
     let ratings = [
         rating(1, heat, 5, 1000),
         rating(1, up, 4, 1010),

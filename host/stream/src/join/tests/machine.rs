@@ -13,7 +13,7 @@ use crate::join::{
 };
 
 /// The item, actions and known actions of each target.
-type TargetOutcomes = Vec<(u64, u32, u32)>;
+type TargetOutcomes = Vec<(u64, u64, u64)>;
 
 /// The request and targets of each example.
 fn examples(made: &JoinerOutput) -> Vec<(u64, TargetOutcomes)> {
@@ -28,7 +28,7 @@ fn examples(made: &JoinerOutput) -> Vec<(u64, TargetOutcomes)> {
     made.joined.iter().filter_map(of).collect()
 }
 
-fn corrections(made: &JoinerOutput) -> Vec<(u64, u32, u32)> {
+fn corrections(made: &JoinerOutput) -> Vec<(u64, u64, u64)> {
     let of = |joined: &JoinedRecord| match joined {
         JoinedRecord::Correction(joined) => {
             let [target] = &joined.example.targets[..] else { panic!("one target was changed") };
@@ -88,7 +88,7 @@ fn an_action_that_the_schema_lacks_is_skipped() {
         let made = all(&mut joiner, &[acted(request, 1, 2000, foreign, foreign | CLICK)]);
         assert!(made.joined.is_empty() && made.outcomes.is_empty());
     }
-    all(&mut joiner, &[acted(7, 1, 2000, 0, 1 << 31)]);
+    all(&mut joiner, &[acted(7, 1, 2000, 0, 1 << 63)]);
     assert_eq!((joiner.counts.refused, joiner.held()), (3, (1, 0)));
     let made = all(&mut joiner, &[shown(8, 1, 0, 1000), tick(100_000)]);
     assert_eq!(examples(&made).len(), 2, "the joiner continues");
@@ -110,7 +110,7 @@ fn a_request_is_joined_with_its_last_window_or_as_soon_as_all_is_known() {
     assert!(made.joined.is_empty(), "the other item's window is open");
     let made = all(&mut joiner, &[tick(61_000)]);
     assert_eq!(examples(&made), [(7, vec![(1, both, both), (2, 0, both)])]);
-    let known: Vec<(u64, i64, u32)> = made
+    let known: Vec<(u64, i64, u64)> = made
         .outcomes
         .iter()
         .map(|outcome| match &outcome.update {

@@ -14,8 +14,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use crate::events::{ActionEvent, EventKind, EventRecord, ImpressionEvent};
 use crate::join::{Joiner, JoinerOptions, JoinerOutput};
 
-pub(super) const CLICK: u32 = 0b01;
-pub(super) const LIKE: u32 = 0b10;
+pub(super) const CLICK: u64 = 0b01;
+pub(super) const LIKE: u64 = 0b10;
 
 /// Surface 0 has both actions, surface 1 clicks alone.
 fn schema() -> Schema {
@@ -110,8 +110,8 @@ pub(super) fn acted(
     request: u64,
     item: u64,
     time_ms: i64,
-    actions: u32,
-    known: u32,
+    actions: u64,
+    known: u64,
 ) -> EventRecord {
     let outcome = example::Outcome { actions, known, values: [f32::NAN; MAX_VALUES] };
     event(EventKind::Action(ActionEvent { request, item, time_ms, outcome, complete: false }))

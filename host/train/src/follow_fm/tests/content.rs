@@ -40,7 +40,7 @@ fn vector(item: u64) -> Arc<[f32]> {
 
 fn row(request: u64, item: u64) -> Impression {
     let chance = (mix64(request * 1000 + item) % 1000) as f64 / 1000.0;
-    let actions = u32::from(chance < SHARES[kind_of(item)]);
+    let actions = u64::from(chance < SHARES[kind_of(item)]);
     let time_ms = request as i64 * 1000;
     Impression {
         request,
