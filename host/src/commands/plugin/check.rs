@@ -9,7 +9,7 @@ use clap::Parser;
 
 use super::subject::{LoadedPlugin, PluginUnderTest};
 use hypercast_expert::graph::{ExpertGraph, Lead, Op};
-use hypercast_expert::wasm::contract::{self, Column, TaskKind};
+use hypercast_expert::wasm::contract::{Column, TaskKind};
 
 /// Arguments of `hypercast plugin check`.
 #[derive(Debug, Parser)]
@@ -58,7 +58,7 @@ pub fn report(loaded: &LoadedPlugin, candidates: usize) -> String {
          \u{20}               ({} a candidate, {} an event of the short history)\n\n",
         d.name,
         d.version,
-        contract::VERSION,
+        loaded.blueprint.plugin.contract().version(),
         list(d.surfaces.clone(), "any"),
         list(tasks.collect(), "none"),
         d.history_len,
@@ -91,13 +91,12 @@ pub fn share(part: u64, whole: u64) -> String {
 fn columns(loaded: &LoadedPlugin, candidates: usize) -> String {
     let d = &loaded.blueprint.description;
     let (rows, events) = (candidates as u64, u64::from(d.history_len));
-    let width = |column: &Column| match column {
-        Column::Tae => 4 * rows * loaded.blueprint.columns.tae_dim() as u64,
-        Column::Feature(_) => 4 * rows,
-        Column::Id(_) => 8 * rows,
-        Column::HistoryId(_) => 8 * events,
-        Column::HistoryActions => 4 * events * loaded.schema.actions.len() as u64,
-        Column::HistoryAge => 4 * events,
+    let width = |column: &Column| {
+        let of_each = match column {
+            Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge => events,
+            _ => rows,
+        };
+        of_each * loaded.blueprint.columns.value_bytes(column) as u64
     };
     let mut text = format!("columns of a request of {candidates} candidates\n");
     let mut part = |name: &str, columns: &[Column], more: u64| {
@@ -112,6 +111,7 @@ fn columns(loaded: &LoadedPlugin, candidates: usize) -> String {
     part("network (in the host)", &d.columns, 0);
     // Besides its columns `rank` is sent the candidates' ids and a prediction a task.
     part("rank (into Wasm)", &d.rank_columns, ((8 + 4 * d.tasks.len()) * candidates) as u64);
+    part("training hooks", &d.training_columns, 0);
     text.push('\n');
     text
 }
