@@ -11,7 +11,7 @@ trap 'rm -rf "$made"' EXIT
 read -r -a cc <<< "${WASM_CC:-python3 -m ziglang cc}"
 read -r -a tool <<< "${HYPERCAST_TOOL:-cargo hypercast}"
 
-"${WIT_BINDGEN:-wit-bindgen}" c "$here/../../sdk/wit" --world expert --out-dir "$made" > /dev/null
+"${WIT_BINDGEN:-wit-bindgen}" c "$here/../../sdk/wit/2.0.0" --world expert --out-dir "$made" > /dev/null
 # A reactor is a library without `main`. The code uses only memory and string functions of libc, so
 # the module does not import WASI.
 "${cc[@]}" --target=wasm32-wasi -mexec-model=reactor -Os -Wall -Wextra -Werror -I "$made" \

@@ -1,4 +1,4 @@
-// An expert in C that implements the contract (sdk/wit/expert.wit) without the SDK. A small MLP
+// An expert in C that implements contract 2 (sdk/wit/2.0.0) without the SDK. A small MLP
 // fuses the FM's embedding, every numeric feature and an embedding of the item. A value model
 // ranks, with no two items of the same kind in a row.
 //

@@ -23,7 +23,7 @@ pub struct Item {
     pub ids: Vec<u64>,
     /// One value per dense feature of `schema.item_features`.
     pub dense: Vec<f32>,
-    /// The content vector, of unit norm; empty for an item without one. Experts do not see it.
+    /// The content vector, of unit norm; empty for an item without one.
     #[serde(with = "shared")]
     pub content: Arc<[f32]>,
 }

@@ -19,10 +19,17 @@ impl Description {
             tasks: Vec::new(),
             columns: Vec::new(),
             rank_columns: Vec::new(),
+            training_columns: Vec::new(),
             history_len: 0,
             fm_version: "*".into(),
             limits: Limits { deadline_ms: 0, memory_mib: 0 },
+            options: Vec::new(),
         })
+    }
+
+    /// The tasks so far.
+    pub fn tasks(&self) -> &[Task] {
+        &self.0.tasks
     }
 
     /// Limits the expert to these surfaces.
@@ -44,19 +51,60 @@ impl Description {
 
     /// Requests a numeric feature for `rank`.
     pub fn rank_feature(mut self, name: &str) -> Self {
-        self.0.rank_columns.push(Column::Feature(name.into()));
+        self.0.rank_columns.push(Column::feature(name));
         self
     }
 
     /// Requests a categorical feature or raw id for `rank`.
     pub fn rank_id(mut self, name: &str) -> Self {
-        self.0.rank_columns.push(Column::Id(name.into()));
+        self.0.rank_columns.push(Column::id(name));
         self
     }
 
     /// Requests the target-aware embedding for `rank`.
     pub fn rank_tae(mut self) -> Self {
-        self.0.rank_columns.push(Column::Tae);
+        self.0.rank_columns.push(Column::tae());
+        self
+    }
+
+    /// Requests a vector of the items, such as `content`, for `rank`.
+    pub fn rank_vector(mut self, name: &str) -> Self {
+        self.0.rank_columns.push(Column::vector(name));
+        self
+    }
+
+    /// Requests a numeric feature for `labels` and `sample`.
+    pub fn training_feature(self, name: &str) -> Self {
+        self.training(Column::feature(name))
+    }
+
+    /// Requests a categorical feature or raw id for `labels` and `sample`.
+    pub fn training_id(self, name: &str) -> Self {
+        self.training(Column::id(name))
+    }
+
+    /// Requests a vector of the items, such as `content`, for `labels` and `sample`.
+    pub fn training_vector(self, name: &str) -> Self {
+        self.training(Column::vector(name))
+    }
+
+    /// Requests the target-aware embedding for `labels` and `sample`.
+    pub fn training_tae(self) -> Self {
+        self.training(Column::tae())
+    }
+
+    /// Requests the time of each row's request for `labels` and `sample`.
+    pub fn training_time(self) -> Self {
+        self.training(Column::time())
+    }
+
+    /// Requests which rows are of one request for `labels` and `sample`.
+    pub fn training_request(self) -> Self {
+        self.training(Column::request())
+    }
+
+    fn training(mut self, column: Column) -> Self {
+        self.0.training_columns.push(column);
         self
     }
 

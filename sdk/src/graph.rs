@@ -33,6 +33,8 @@ struct GraphState {
     outputs: Vec<Output>,
     extra_loss: Option<u32>,
     scope: Vec<String>,
+    /// The factors of learning rates that enclose what is built now.
+    rate_factors: Vec<f32>,
     error: Option<String>,
 }
 
@@ -84,14 +86,14 @@ impl Graph {
         if self.info.tae_dim == 0 {
             return self.fail("the host has no FM, so there is no target-aware embedding");
         }
-        self.column(Column::Tae, Shape::rows(self.info.tae_dim), false)
+        self.column(Column::tae(), Shape::rows(self.info.tae_dim), false)
     }
 
     /// A numeric feature, `[rows, 1]`: standardised, and 0, the mean, where it is missing. Of a
     /// feature that the schema declares optional, `NAME_missing` is another one.
     pub fn feature(&self, name: &str) -> Tensor<'_> {
         self.known("feature", name, &self.info.features);
-        self.column(Column::Feature(name.into()), Shape::rows(1), false)
+        self.column(Column::feature(name), Shape::rows(1), false)
     }
 
     /// Several numeric features, concatenated to `[rows, names]`.
@@ -105,25 +107,35 @@ impl Graph {
     /// runs.
     pub fn id(&self, name: &str) -> Tensor<'_> {
         self.known("id", name, &self.info.ids);
-        self.column(Column::Id(name.into()), Shape::rows(1), true)
+        self.column(Column::id(name), Shape::rows(1), true)
+    }
+
+    /// A vector of the items, such as `content`, `[rows, width]`. An item without one has zeros.
+    pub fn vector(&self, name: &str) -> Tensor<'_> {
+        let Some((_, width)) = self.info.vectors().find(|(known, _)| *known == name) else {
+            let known: Vec<_> = self.info.vectors().map(|(name, _)| name.to_owned()).collect();
+            self.known("vector", name, &known);
+            return self.fail("a vector that the host lacks");
+        };
+        self.column(Column::vector(name), Shape::rows(width), false)
     }
 
     /// A categorical feature of the short history's items, `[history, 1]`, of several values as
     /// [`Graph::id`] is.
     pub fn history_id(&self, name: &str) -> Tensor<'_> {
         self.known("history id", name, &self.info.history_ids);
-        self.column(Column::HistoryId(name.into()), Shape::history(1), true)
+        self.column(Column::history_id(name), Shape::history(1), true)
     }
 
     /// The short history's actions as a multi-hot, `[history, actions]`.
     pub fn history_actions(&self) -> Tensor<'_> {
         let width = self.info.actions.len() as u32;
-        self.column(Column::HistoryActions, Shape::history(width), false)
+        self.column(Column::history_actions(), Shape::history(width), false)
     }
 
     /// log2(1 + seconds before the request) of the short history's events, `[history, 1]`.
     pub fn history_age(&self) -> Tensor<'_> {
-        self.column(Column::HistoryAge, Shape::history(1), false)
+        self.column(Column::history_age(), Shape::history(1), false)
     }
 
     /// A trained parameter. Its full name, the layer path followed by `name`, must be unique in the
@@ -139,7 +151,12 @@ impl Graph {
                 "two parameters are called `{path}`: rename one of the layers, or apply one layer twice"
             ));
         }
-        let parameter = Parameter { name: path, shape: shape.to_vec(), init };
+        let factor: f32 = self.state.borrow().rate_factors.iter().product();
+        let options = match factor {
+            1.0 => Vec::new(),
+            _ => vec![attribute("rate_factor", Value::Number(factor))],
+        };
+        let parameter = Parameter { name: path, shape: shape.to_vec(), init, options };
         let index = self.state.borrow().parameters.len();
         self.state.borrow_mut().parameters.push(parameter);
         self.push("Parameter", &[], &[integer("parameter", index as i64)], Shape::fixed(shape))
@@ -157,6 +174,14 @@ impl Graph {
         self.state.borrow_mut().scope.push(name.into());
         let built = build();
         self.state.borrow_mut().scope.pop();
+        built
+    }
+
+    /// Runs `build`, whose parameters learn at `factor` (0 to 10) times the rate; 0 freezes them.
+    pub fn rate_factor<T>(&self, factor: f32, build: impl FnOnce() -> T) -> T {
+        self.state.borrow_mut().rate_factors.push(factor);
+        let built = build();
+        self.state.borrow_mut().rate_factors.pop();
         built
     }
 
@@ -252,9 +277,8 @@ impl Graph {
         if matches!(shape.dims()[0], Dim::History) && self.history_len == 0 {
             return self.fail("a history column needs `Description::history_len` above 0");
         }
-        let name = column_name(&column);
         let state = self.state.borrow();
-        if let Some(&(_, node)) = state.columns.iter().find(|(c, _)| column_name(c) == name) {
+        if let Some(&(_, node)) = state.columns.iter().find(|(c, _)| *c == column) {
             return Tensor { graph: self, node, ids };
         }
         let index = state.columns.len();
@@ -288,9 +312,4 @@ pub(crate) fn integer(name: &str, value: i64) -> Attribute {
 
 pub(crate) fn attribute(name: &str, value: Value) -> Attribute {
     Attribute { name: name.into(), value }
-}
-
-/// A key that identifies a column, because the generated type has no equality.
-fn column_name(column: &Column) -> String {
-    format!("{column:?}")
 }

@@ -33,7 +33,7 @@ fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<Task
         TaskKind::Binary => {
             let bit = info.actions.iter().position(|a| a == label);
             let bit = bit.ok_or_else(|| missing("action", &info.actions))?;
-            let is_set = |bits: u32| u8::from(bits >> bit & 1 == 1);
+            let is_set = |bits: u64| u8::from(bits >> bit & 1 == 1);
             let pair = |(&actions, &known)| (f32::from(is_set(actions)), is_set(known));
             batch.actions.iter().zip(&batch.known).map(pair).unzip()
         }

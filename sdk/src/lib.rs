@@ -13,7 +13,8 @@
 //! Graph, Tensor    the network under construction, with the ops of sdk/wit/ops.md
 //! layers           Linear, Mlp, Embedding, ...; Hstu, FmEmbedding, FmFusion, ExpertFusion, Cross,
 //!                  TaskHeads
-//! Request          what `rank` receives, with helpers to score and order candidates
+//! Request          what `rank` receives, with helpers to score and order candidates, and to explore
+//! ActionBatch      what `labels` and `sample` receive: outcomes, and the columns they declare
 //! labels, evaluate the default training hooks, for experts that extend them
 //! log              log lines to the host
 //! raw              the generated bindings, for components that implement the contract by hand
@@ -51,11 +52,8 @@
 //!     tae_dim: 16,
 //!     surfaces: vec!["feed".into()],
 //!     actions: vec!["click".into()],
-//!     values: vec![],
 //!     tasks: vec![click],
-//!     features: vec![],
-//!     ids: vec![],
-//!     history_ids: vec![],
+//!     ..HostInfo::default()
 //! };
 //! let (description, network) = hypercast_sdk::build::<Hello>(&info)?;
 //! assert_eq!(description.name, "hello");
@@ -65,10 +63,12 @@
 //!
 //! `examples/hello-expert` is this expert as a crate; `plugins/value-model` uses every hook.
 
+mod columns;
 mod component;
 mod description;
 pub mod evaluate;
 mod expert_fusion;
+mod explore;
 mod fusion;
 mod graph;
 mod heads;
@@ -84,6 +84,7 @@ mod shape;
 pub use component::{Component, build};
 pub use description::Description;
 pub use expert_fusion::{Cross, ExpertFusion};
+pub use explore::Chance;
 pub use fusion::{FmEmbedded, FmEmbedding, FmFusion};
 pub use graph::{Finished, Graph, Tensor};
 pub use heads::{PerSurface, TaskHeads};
@@ -92,8 +93,9 @@ pub use layers::{Dropout, Embedding, LayerNorm, Linear, Mlp, RmsNorm, Squash};
 pub use ops::{Attention, Projections};
 pub use rank::{Diversity, Request};
 pub use raw::types::{
-    ActionBatch, Column, Decision, Evaluation, HostInfo, Initialiser, Outcome, Prediction, Quality,
-    Ranked, SchemaTask, Slice, Task, TaskKind, TaskLabels, TrainingStep, Verdict,
+    ActionBatch, Column, Data, Decision, Evaluation, HostInfo, Initialiser, NamedColumn,
+    OfferedColumn, Outcome, Prediction, Quality, RankRequest, Ranked, SchemaTask, Slice, Task,
+    TaskKind, TaskLabels, TrainingStep, Verdict,
 };
 pub use shape::{Dim, Shape};
 
@@ -120,7 +122,8 @@ pub trait Expert {
     }
 
     /// Returns the labels, masks and weights of a batch of training examples, one entry per task.
-    /// The default follows the schema's tasks (see [`labels::from_schema`]).
+    /// The default follows the schema's tasks (see [`labels::from_schema`]). `batch` also has the
+    /// columns that the description declares for it (`Description::training_feature` and others).
     ///
     /// # Errors
     /// An error stops the expert's training.
@@ -148,6 +151,11 @@ pub trait Expert {
         evaluate::NoWorse::default().judge(evaluation)
     }
 }
+
+/// The examples of the author's guide, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Guide;
 
 /// Exports an expert as this crate's component. Call it once, in a crate of type `cdylib`.
 #[macro_export]

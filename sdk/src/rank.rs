@@ -3,7 +3,8 @@
 //! A score has whatever scale the team chooses: the host returns scores to the caller and does not
 //! compare them with those of other experts.
 
-use crate::raw::types::{Column, Data, NamedColumn, Prediction, RankRequest, Ranked};
+use crate::columns;
+use crate::raw::types::{Column, NamedColumn, Prediction, RankRequest, Ranked};
 
 /// One request, with the predictions and columns of its candidates.
 #[derive(Debug, Clone)]
@@ -14,6 +15,10 @@ pub struct Request {
     pub user: u64,
     /// The time of the request, in milliseconds since the epoch.
     pub time_ms: i64,
+    /// The request's id, as answers and logs have it.
+    pub id: u64,
+    /// A hash of the id, for [`Chance`](crate::Chance) and the rankings that explore.
+    pub seed: u64,
     /// The candidates' item ids.
     pub candidates: Vec<u64>,
     /// How many candidates the caller wants back.
@@ -42,6 +47,8 @@ impl Request {
             surface: request.surface,
             user: request.user,
             time_ms: request.time_ms,
+            id: request.request,
+            seed: request.seed,
             limit: request.limit as usize,
             candidates: request.candidates,
             predictions,
@@ -65,22 +72,24 @@ impl Request {
     /// A numeric feature of each candidate, as it is; 0 where it is missing, which the feature
     /// `NAME_missing` tells apart. Declare it with `Description::rank_feature`.
     pub fn feature(&self, name: &str) -> Result<&[f32], String> {
-        self.numbers(name, |column| matches!(column, Column::Feature(n) if n == name))
+        columns::numbers(&self.columns, &Column::feature(name), "rank_feature")
     }
 
     /// A categorical feature or raw id of each candidate; of several values the first, and 0
     /// without any. Declare it with `Description::rank_id`.
     pub fn id(&self, name: &str) -> Result<&[u64], String> {
-        let data = self.column(name, |column| matches!(column, Column::Id(n) if n == name))?;
-        match data {
-            Data::Ids(values) => Ok(values),
-            Data::Numbers(_) => Err(format!("rank: column `{name}` contains numbers, not ids")),
-        }
+        columns::ids(&self.columns, &Column::id(name), "rank_id")
+    }
+
+    /// A vector of each candidate, row-major; zeros for an item without one. Declare it with
+    /// `Description::rank_vector`.
+    pub fn vector(&self, name: &str) -> Result<&[f32], String> {
+        columns::numbers(&self.columns, &Column::vector(name), "rank_vector")
     }
 
     /// The target-aware embeddings, row-major. Declare them with `Description::rank_tae`.
     pub fn tae(&self) -> Result<&[f32], String> {
-        self.numbers("tae", |column| matches!(column, Column::Tae))
+        columns::numbers(&self.columns, &Column::tae(), "rank_tae")
     }
 
     /// The value model `sum of weight(task) * prediction`. Returns one score per candidate.
@@ -129,24 +138,10 @@ impl Request {
         }
         scores
     }
-
-    fn numbers(&self, name: &str, is: impl Fn(&Column) -> bool) -> Result<&[f32], String> {
-        match self.column(name, is)? {
-            Data::Numbers(values) => Ok(values),
-            Data::Ids(_) => Err(format!("rank: column `{name}` contains ids, not numbers")),
-        }
-    }
-
-    fn column(&self, name: &str, is: impl Fn(&Column) -> bool) -> Result<&Data, String> {
-        let found = self.columns.iter().find(|c| is(&c.column));
-        found.map(|c| &c.data).ok_or_else(|| {
-            format!("rank: no column `{name}`: declare it in the description (`rank_id`, `rank_feature`, `rank_tae`)")
-        })
-    }
 }
 
-fn by_score(scores: &[f32]) -> Vec<Ranked> {
-    let ranked = |(candidate, &score)| Ranked { candidate: candidate as u32, score };
+pub(crate) fn by_score(scores: &[f32]) -> Vec<Ranked> {
+    let ranked = |(candidate, &score)| Ranked::new(candidate as u32, score);
     let mut all: Vec<_> = scores.iter().enumerate().map(ranked).collect();
     // NaN is not ordered. Put it last; the host reports it.
     all.sort_by(|Ranked { score: a, .. }, Ranked { score: b, .. }| {

@@ -15,6 +15,7 @@ wit_bindgen::generate!({
     export_macro_name: "export_expert_world",
     default_bindings_module: "hypercast_sdk::raw",
     generate_all,
+    additional_derives: [PartialEq],
 });
 
 pub use hypercast::expert::types;

@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
+use hypercast_sdk::raw::types::{Attribute, Value};
 use hypercast_sdk::{
-    Description, Embedding, FmEmbedding, FmFusion, Graph, HostInfo, Hstu, Initialiser, LayerNorm,
-    Linear, Mlp, SchemaTask, Squash, TaskKind,
+    Column, Description, Embedding, FmEmbedding, FmFusion, Graph, HostInfo, Hstu, Initialiser,
+    LayerNorm, Linear, Mlp, OfferedColumn, SchemaTask, Squash, TaskKind,
 };
 
 fn info() -> HostInfo {
@@ -23,6 +24,7 @@ fn info() -> HostInfo {
         features: names(&["click_rate", "click_count"]),
         ids: names(&["item_id", "tag", "hour"]),
         history_ids: names(&["item_id", "tag"]),
+        ..HostInfo::default()
     }
 }
 
@@ -168,4 +170,48 @@ fn scalars_broadcast_and_operators_keep_shapes() {
     );
     assert_eq!(g.concat(&[x.sum(), x.mean(), x.largest()]).shape().to_string(), "[rows, 3]");
     assert_eq!(g.id("tag").to_numbers().shape().to_string(), "[rows, 1]");
+}
+
+#[test]
+fn a_vector_has_the_width_that_the_host_has() {
+    let mut info = info();
+    let describe = || Description::new("test", "1.0.0").task("click", TaskKind::Binary);
+    let g = Graph::new(info.clone(), &describe());
+    g.vector("content");
+    let error = g.finish().err().expect("the host has none");
+    assert!(error.contains("no vector `content`"), "{error}");
+    info.columns.push(OfferedColumn { kind: "vector".into(), name: "content".into(), width: 32 });
+    // What a later host offers is left out.
+    info.columns.push(OfferedColumn { kind: "cube".into(), name: "content".into(), width: 5 });
+    let g = Graph::new(info, &describe());
+    let content = g.vector("content");
+    assert_eq!(content.shape().to_string(), "[rows, 32]");
+    g.output("click", Linear::new("head", 1).apply(content));
+    assert_eq!(g.finish().expect("a network").columns, [Column::vector("content")]);
+}
+
+#[test]
+fn a_part_of_a_network_learns_at_its_own_rate() {
+    let g = graph();
+    let frozen = g.rate_factor(0.0, || Linear::new("frozen", 4).apply(g.tae()));
+    let slow = g.rate_factor(0.5, || {
+        let half = Linear::new("half", 4).apply(frozen);
+        g.rate_factor(0.5, || Linear::new("quarter", 4).apply(half))
+    });
+    g.output("click", Linear::new("head", 1).apply(slow));
+    let network = g.finish().expect("a network").network;
+    for parameter in &network.parameters {
+        let factor = match parameter.options.as_slice() {
+            [] => 1.0,
+            [Attribute { name, value: Value::Number(factor) }] if name == "rate_factor" => *factor,
+            other => panic!("{other:?}"),
+        };
+        let expected = match parameter.name.split('/').next() {
+            Some("frozen") => 0.0,
+            Some("half") => 0.5,
+            Some("quarter") => 0.25,
+            _ => 1.0,
+        };
+        assert_eq!(factor, expected, "{}", parameter.name);
+    }
 }

@@ -23,6 +23,7 @@ fn info(surfaces: &[&str]) -> HostInfo {
         features: names(&["click_rate", "click_count"]),
         ids: names(&["item_id", "surface"]),
         history_ids: names(&["item_id"]),
+        ..HostInfo::default()
     }
 }
 

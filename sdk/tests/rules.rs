@@ -1,9 +1,8 @@
 //! Tests of the default labels and of the rules that order candidates.
 
-use hypercast_sdk::raw::types::{Data, NamedColumn, RankRequest};
 use hypercast_sdk::{
-    ActionBatch, Column, Description, Diversity, Expert, Graph, HostInfo, Linear, Outcome,
-    Prediction, Ranked, Request, SchemaTask, TaskKind,
+    ActionBatch, Column, Data, Description, Diversity, Expert, Graph, HostInfo, Linear,
+    NamedColumn, Outcome, Prediction, RankRequest, Ranked, Request, SchemaTask, TaskKind,
 };
 
 /// An expert that overrides no default.
@@ -39,6 +38,7 @@ fn info() -> HostInfo {
         features: Vec::new(),
         ids: Vec::new(),
         history_ids: Vec::new(),
+        ..HostInfo::default()
     }
 }
 
@@ -48,6 +48,13 @@ fn batch() -> ActionBatch {
         actions: vec![0b10, 0b01, 0b11],
         known: vec![0b11, 0b11, 0b01],
         values: vec![Outcome { name: "seconds".into(), values: vec![3.0, 4.0, f32::NAN] }],
+        columns: vec![
+            NamedColumn { column: Column::time(), data: Data::Integers(vec![5, 5, 9]) },
+            NamedColumn {
+                column: Column::vector("content"),
+                data: Data::Numbers(vec![0.6, 0.8, 0.0, 0.0, 1.0, 0.0]),
+            },
+        ],
     }
 }
 
@@ -76,18 +83,16 @@ fn request(values: &[f32], limit: u32) -> Request {
     let request = RankRequest {
         surface: "feed".into(),
         user: 1,
-        time_ms: 0,
         candidates: (0..values.len() as u64).collect(),
         limit,
+        ..RankRequest::default()
     };
     let predictions = vec![
         Prediction { task: "a".into(), values: values.to_vec() },
         Prediction { task: "b".into(), values: vec![0.5; values.len()] },
     ];
-    let columns = vec![NamedColumn {
-        column: Column::Id("author".into()),
-        data: Data::Ids(vec![7; values.len()]),
-    }];
+    let columns =
+        vec![NamedColumn { column: Column::id("author"), data: Data::Ids(vec![7; values.len()]) }];
     Request::new(request, predictions, columns)
 }
 
@@ -126,4 +131,8 @@ fn columns_are_found_by_name_and_type() {
     assert_eq!(request.id("author").expect("declared"), [7, 7]);
     assert!(request.id("tag").expect_err("not declared").contains("rank_id"));
     assert!(request.prediction("c").expect_err("no such task").contains("`c`"));
+    let batch = batch();
+    assert_eq!(batch.time_ms().expect("declared"), [5, 5, 9]);
+    assert_eq!(batch.vector("content").expect("declared").len(), 6);
+    assert!(batch.feature("length").expect_err("not declared").contains("training_feature"));
 }

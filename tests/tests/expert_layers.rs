@@ -11,8 +11,8 @@ use hypercast_expert::wasm::contract;
 use hypercast_expert::{Device, Normaliser, Parameters, SavedParameters};
 use hypercast_harness::convert;
 use hypercast_sdk::{
-    Column, Cross, Description, Embedding, ExpertFusion, FmEmbedding, FmFusion, Hstu, Linear,
-    PerSurface, RmsNorm, TaskHeads, TaskKind, Tensor,
+    Cross, Description, Embedding, ExpertFusion, FmEmbedding, FmFusion, Hstu, Linear, PerSurface,
+    RmsNorm, TaskHeads, TaskKind, Tensor,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -23,7 +23,7 @@ const SURFACES: [&str; 3] = ["feed", "reels", "stories"];
 /// A network that the host has admitted, and the columns that it reads.
 struct AdmittedNetwork {
     graph: Arc<ExpertGraph>,
-    columns: Vec<Column>,
+    columns: Vec<contract::Column>,
 }
 
 /// The network that `build` makes, with the named tasks.
@@ -38,6 +38,7 @@ fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> Admitte
         features: names(&["rate", "count"]),
         ids: names(&["item_id", "surface"]),
         history_ids: names(&["item_id"]),
+        columns: Vec::new(),
     };
     let describe = Description::new("layers", "1.0.0").history_len(4);
     let describe = tasks.iter().fold(describe, |d, task| d.task(task, TaskKind::Binary));
@@ -52,8 +53,9 @@ fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> Admitte
             .iter()
             .map(|task| contract::Task { name: task.to_string(), kind: contract::TaskKind::Binary })
             .collect(),
-        columns: finished.columns.iter().cloned().map(convert::host_column).collect(),
+        columns: finished.columns.into_iter().map(convert::column).collect(),
         rank_columns: Vec::new(),
+        training_columns: Vec::new(),
         history_len: 4,
         fm_version: "*".into(),
         limits: contract::Limits { deadline_ms: 0, memory_mib: 0 },
@@ -62,7 +64,7 @@ fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> Admitte
     let host = contract::HostSchema::of_single_values(info);
     let graph = ExpertGraph::new(&description, &network, &host, &GraphLimits::default());
     let graph = Arc::new(graph.expect("the host admits the network"));
-    AdmittedNetwork { graph, columns: finished.columns }
+    AdmittedNetwork { graph, columns: description.columns }
 }
 
 impl AdmittedNetwork {
@@ -118,6 +120,7 @@ impl AdmittedNetwork {
         let mut noise = |count: usize| ColumnData::Numbers(values(count));
         let columns = self.columns.iter().map(|column| match column {
             Column::Tae => noise(rows * TAE_DIM),
+            Column::Vector(_) | Column::Time | Column::Request => unreachable!("none reads it"),
             Column::Feature(_) => ColumnData::Feature(places.next().expect("no end")),
             Column::Id(name) if name == "surface" => {
                 ColumnData::Ids((0..rows as u64).map(|row| row % 3).collect())

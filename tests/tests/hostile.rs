@@ -8,7 +8,7 @@ use hypercast_tests::{Prerequisites, TestDaemon, expert, prerequisites, run, run
 
 /// Guests that load and train like any other and fail in `rank` or in their network, with the cause
 /// that an answer must contain.
-const AT_SERVING: [(&str, &str); 14] = [
+const AT_SERVING: [(&str, &str); 15] = [
     ("empty", "no ranked candidate"),
     ("greedy", "deadline of 1000 ms"),
     ("spin", "deadline"),
@@ -20,13 +20,14 @@ const AT_SERVING: [(&str, &str); 14] = [
     ("nan", "score NaN"),
     ("nan_network", "prediction NaN"),
     ("huge_output", "bytes of output"),
+    ("propensity", "propensity 1.5"),
     ("wrong_length", "bad output"),
     ("out_of_range", "bad output"),
     ("duplicates", "bad output"),
 ];
 
 /// Guests that are refused at load, with a part of the reason.
-const AT_LOAD: [(&str, &str); 19] = [
+const AT_LOAD: [(&str, &str); 21] = [
     ("bomb_describe", "MiB of memory"),
     ("deep", "more than the limit"),
     ("flops", "FLOPs a candidate"),
@@ -40,10 +41,12 @@ const AT_LOAD: [(&str, &str); 19] = [
     ("tasks_twice", "declared twice"),
     ("wide", "values a candidate"),
     ("bad_shape", "the inner dimensions 64 and 3 differ"),
+    ("unknown_kind", "a column of kind `hologram`"),
     ("unknown_op", "the op is unknown"),
+    ("unknown_option", "has the option `momentum`"),
     ("cycle", "no cycle"),
     ("huge", "1000000000 values"),
-    ("foreign_version", "contract 1.0.0, and this host speaks 2.0.0"),
+    ("foreign_version", "contract 1.0.0, and this host speaks 3.0.0 and 2.0.0"),
     ("other_import", "nothing but `log`"),
     ("spin_describe", "deadline"),
 ];

@@ -159,6 +159,8 @@ fn rank(blueprint: &Blueprint) -> Result<Vec<(u32, u32)>, hypercast_expert::Expe
         surface: schema().surfaces[0].clone(),
         user: 1,
         time_ms: 0,
+        request: 1,
+        seed: 1,
         candidates: (0..10).collect(),
         limit: 10,
     };

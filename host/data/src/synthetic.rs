@@ -56,6 +56,7 @@ pub struct SyntheticRequest {
 pub struct Synthetic {
     schema: Arc<Schema>,
     tae_dim: usize,
+    content_dim: usize,
     seed: u64,
     widths: FeatureWidths,
 }
@@ -64,7 +65,12 @@ impl Synthetic {
     /// A generator of requests with embeddings of `tae_dim` values. The same seed gives the same
     /// requests.
     pub fn new(schema: Arc<Schema>, tae_dim: usize, seed: u64) -> Synthetic {
-        Synthetic { widths: FeatureWidths::new(&schema), schema, tae_dim, seed }
+        Synthetic { widths: FeatureWidths::new(&schema), schema, tae_dim, content_dim: 0, seed }
+    }
+
+    /// The same generator, whose items have content vectors of so many values.
+    pub fn with_content(self, content_dim: usize) -> Synthetic {
+        Synthetic { content_dim, ..self }
     }
 
     /// The schema that defines the requests' columns.
@@ -75,6 +81,11 @@ impl Synthetic {
     /// The length of an embedding.
     pub fn tae_dim(&self) -> usize {
         self.tae_dim
+    }
+
+    /// The length of a content vector; 0 without any.
+    pub fn content_dim(&self) -> usize {
+        self.content_dim
     }
 
     /// The request of a number, which depends on the generator, the number and the size alone.
@@ -114,7 +125,10 @@ impl Synthetic {
     pub fn item(&self, id: u64) -> Arc<Item> {
         let ids = categories(id, 3, self.widths.item.ids);
         let dense = self.numbers(id, 4, self.widths.item.dense);
-        Arc::new(Item { id, ids, dense, ..Item::default() })
+        let content = self.numbers(id, 5, self.content_dim);
+        let norm = content.iter().map(|number| number * number).sum::<f32>().sqrt();
+        let content = content.into_iter().map(|number| number / norm).collect();
+        Arc::new(Item { id, ids, dense, content })
     }
 
     fn history(

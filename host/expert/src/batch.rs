@@ -9,13 +9,16 @@ use std::borrow::{Borrow, Cow};
 use std::sync::Arc;
 
 use hypercast_data::schema::Schema;
-use hypercast_fm::example::{Event, Example, Target};
+use hypercast_fm::example::{Event, Example, Item, Target};
 use hypercast_fm::training_only::{ReadFor, TrainingOnlyColumns};
 
 use super::Error;
+use super::guest_columns::GuestColumns;
+pub use super::guest_columns::GuestRequest;
 use super::normalise::Normaliser;
 use super::wasm::contract::{
-    Column, Data, Description, HostSchema, IdColumns, NamedColumn, offered_actions,
+    ActionBatch, Column, Description, HostInfo, HostSchema, IdColumns, NamedColumn, VectorWidths,
+    action_batch,
 };
 
 /// Stands in a column of ids for a value that a feature of several values does not have. A mean of
@@ -88,10 +91,14 @@ pub enum Tae<'a> {
 
 /// Where a column's values come from in an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ColumnSource {
+pub(crate) enum ColumnSource {
     Tae,
     Feature(usize),
     Id(IdColumns),
+    /// The item's content vector, of so many values.
+    Vector(usize),
+    Time,
+    Request,
     HistoryItem,
     HistorySurface,
     HistoryItemFeature(IdColumns),
@@ -106,11 +113,13 @@ pub struct ExpertColumns {
     /// The schema's numeric columns that the network reads, in the order of its columns.
     features: Vec<usize>,
     /// The columns that `rank` reads, in the order of the description.
-    rank: Vec<(Column, ColumnSource)>,
+    rank: GuestColumns,
+    /// The columns that `labels` and `sample` read, in the order of the description.
+    training: GuestColumns,
     feature_names: Vec<String>,
     history_len: usize,
     actions: usize,
-    tae_dim: usize,
+    vectors: VectorWidths,
     training_only: TrainingOnlyColumns,
 }
 
@@ -122,19 +131,19 @@ impl ExpertColumns {
     pub fn new(
         description: &Description,
         schema: &Schema,
-        tae_dim: usize,
+        vectors: VectorWidths,
     ) -> Result<ExpertColumns, Error> {
-        ExpertColumns::as_of(description, schema, schema, tae_dim)
+        ExpertColumns::as_of(description, schema.actions.len(), schema, vectors)
     }
 
-    /// The same of a description that was made for a layout of the schema.
+    /// The same of a description that was told the first `actions` actions of the schema.
     pub(crate) fn as_of(
         description: &Description,
-        layout: &Schema,
+        actions: usize,
         schema: &Schema,
-        tae_dim: usize,
+        vectors: VectorWidths,
     ) -> Result<ExpertColumns, Error> {
-        let host = HostSchema::new(schema, tae_dim);
+        let host = HostSchema::new(schema, vectors);
         let resolve = |column: &Column| {
             source(column, &host).map_err(|why| Error::refused(&description.name, why))
         };
@@ -143,23 +152,50 @@ impl ExpertColumns {
             ColumnSource::Feature(index) => Some(*index),
             _ => None,
         };
-        let rank =
-            description.rank_columns.iter().map(|column| Ok((column.clone(), resolve(column)?)));
+        let of_guest = |columns: &[Column]| {
+            let sources = columns.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, Error>(GuestColumns::new(columns.iter().zip(sources), vectors.tae))
+        };
         Ok(ExpertColumns {
             features: sources.iter().filter_map(feature).collect(),
             sources,
-            rank: rank.collect::<Result<_, Error>>()?,
+            rank: of_guest(&description.rank_columns)?,
+            training: of_guest(&description.training_columns)?,
             feature_names: host.info.features,
             history_len: description.history_len as usize,
-            actions: offered_actions(layout).len(),
-            tae_dim,
+            actions,
+            vectors,
             training_only: schema.training_only_columns(),
         })
     }
 
     /// The TAE's number of values a target.
     pub fn tae_dim(&self) -> usize {
-        self.tae_dim
+        self.vectors.tae
+    }
+
+    /// The bytes of a column's values of a row, or of an event of the history, as the network reads
+    /// them: all of a feature that has several values. `index` is that of the description's column.
+    pub fn network_value_bytes(&self, index: usize, column: &Column) -> usize {
+        let values = match self.sources[index] {
+            ColumnSource::Id(ids) | ColumnSource::HistoryItemFeature(ids) => ids.width,
+            _ => 1,
+        };
+        values * self.value_bytes(column)
+    }
+
+    /// The same as guests read them: the first of a feature that has several values.
+    pub fn value_bytes(&self, column: &Column) -> usize {
+        let numbers = match column {
+            Column::Tae => self.vectors.tae,
+            Column::Vector(_) => self.vectors.content,
+            Column::HistoryActions => self.actions,
+            Column::Feature(_) | Column::HistoryAge => 1,
+            Column::Id(_) | Column::HistoryId(_) | Column::Time | Column::Request => {
+                return size_of::<u64>();
+            }
+        };
+        numbers * size_of::<f32>()
     }
 
     /// The names of the schema's numeric columns, in the order of `Target::features`.
@@ -167,9 +203,9 @@ impl ExpertColumns {
         &self.feature_names
     }
 
-    /// Whether the network reads the TAE.
+    /// Whether the network or the training hooks read the TAE.
     pub fn reads_tae(&self) -> bool {
-        self.sources.contains(&ColumnSource::Tae)
+        self.sources.contains(&ColumnSource::Tae) || self.training.has(ColumnSource::Tae)
     }
 
     /// The inputs of the network for `examples`, as serving sees them.
@@ -242,7 +278,7 @@ impl ExpertColumns {
         let rows = batch.target_offsets.last().map_or(0, |rows| *rows as usize);
         batch.rows = rows;
         if let Tae::Rows(values) = tae {
-            assert_eq!(values.len(), rows * self.tae_dim, "the TAE has tae_dim values a target");
+            assert_eq!(values.len(), rows * self.tae_dim(), "the TAE has tae_dim values a target");
         }
         let builder =
             Builder { columns: self, examples, histories: &histories, tae, normaliser, rows };
@@ -259,31 +295,22 @@ impl ExpertColumns {
         builder.features(&mut batch.features);
     }
 
-    /// What `rank` reads of a request besides the predictions, not standardised, as serving sees
-    /// it. A number that is missing is 0, as rules of earlier releases expect; a column
-    /// `NAME_missing` tells the two apart. Of several values it is the first.
+    /// What `rank` reads of a request besides the predictions, as serving sees it.
     pub fn rank_columns(&self, example: &Example, tae: Tae) -> Vec<NamedColumn> {
         let example = &*self.training_only.example(example, ReadFor::Rule);
-        let rows = example.targets.len();
-        let raw = |source: ColumnSource| match source {
-            ColumnSource::Tae => match tae {
-                Tae::Rows(values) => Data::Numbers(values.to_vec()),
-                Tae::Without => Data::Numbers(vec![0.0; rows * self.tae_dim]),
-            },
-            ColumnSource::Feature(index) => {
-                let numbers = example.targets.iter().map(|target| target.features[index]);
-                let known = |number: f32| if number.is_finite() { number } else { 0.0 };
-                Data::Numbers(numbers.map(known).collect())
-            }
-            ColumnSource::Id(columns) => {
-                Data::Ids(example.targets.iter().map(|t| t.ids[columns.first]).collect())
-            }
-            _ => unreachable!("a description's rank-columns have no history column"),
-        };
-        self.rank
-            .iter()
-            .map(|(column, source)| NamedColumn { column: column.clone(), data: raw(*source) })
-            .collect()
+        self.rank.values(&[GuestRequest { example, tae }])
+    }
+
+    /// What the training hooks receive for all rows of some requests, with what only training knows.
+    pub fn hook_batch(&self, requests: &[GuestRequest], info: &HostInfo) -> ActionBatch {
+        let examples = requests.iter().map(|request| request.example);
+        let columns = self.training.values(requests);
+        ActionBatch { columns, ..action_batch(examples, info) }
+    }
+
+    /// The bytes that the training hooks read of a row besides the outcomes.
+    pub(crate) fn hook_row_bytes(&self) -> usize {
+        self.training.row_bytes()
     }
 
     /// The last events on the request's surface, oldest first.
@@ -303,6 +330,9 @@ fn source(column: &Column, host: &HostSchema) -> Result<ColumnSource, String> {
         (Column::Tae, _) => ColumnSource::Tae,
         (Column::Feature(_), index) => ColumnSource::Feature(index),
         (Column::Id(_), index) => ColumnSource::Id(host.id_columns(index)),
+        (Column::Vector(_), index) => ColumnSource::Vector(host.vector_width(index)),
+        (Column::Time, _) => ColumnSource::Time,
+        (Column::Request, _) => ColumnSource::Request,
         (Column::HistoryId(_), index) => match host.item_columns(index) {
             Some(columns) => ColumnSource::HistoryItemFeature(columns),
             None if index == 0 => ColumnSource::HistoryItem,
@@ -321,6 +351,16 @@ impl IdColumns {
             [one] => to.push(*one),
             _ => to.extend(values.iter().map(|&id| if id == 0 { ABSENT } else { id })),
         }
+    }
+}
+
+/// Appends an item's content vector; zeros if it has none, or one of another width, as logs of
+/// before can have.
+pub(crate) fn vector_of(item: &Item, width: usize, to: &mut Vec<f32>) {
+    if item.content.len() == width {
+        to.extend_from_slice(&item.content);
+    } else {
+        to.resize(to.len() + width, 0.0);
     }
 }
 
@@ -361,13 +401,20 @@ impl<E: Borrow<Example>> Builder<'_, E> {
                 let values = numbers(column);
                 match self.tae {
                     Tae::Rows(tae) => values.extend_from_slice(tae),
-                    Tae::Without => values.resize(self.rows * self.columns.tae_dim, 0.0),
+                    Tae::Without => values.resize(self.rows * self.columns.tae_dim(), 0.0),
                 }
             }
             ColumnSource::Feature(_) => unreachable!("numeric features are one block"),
             ColumnSource::Id(columns) => {
                 let ids = ids(column);
                 self.targets().for_each(|target| columns.append(&target.ids, ids));
+            }
+            ColumnSource::Vector(width) => {
+                let vectors = numbers(column);
+                self.targets().for_each(|target| vector_of(&target.item, width, vectors));
+            }
+            ColumnSource::Time | ColumnSource::Request => {
+                unreachable!("no network reads them: see `Column::check_reader`")
             }
             ColumnSource::HistoryItem => self.history_ids(column, |event| event.item.id),
             ColumnSource::HistorySurface => {

@@ -6,7 +6,8 @@
 pub(crate) use hypercast_core::error::CommonErrors;
 use hypercast_core::error::ErrorKind;
 
-use super::wasm::{ExpertFault, major};
+use super::wasm::ExpertFault;
+use super::wasm::contract::{EARLIER_VERSION, VERSION, major};
 
 /// An expert could not be loaded, built or trained.
 #[derive(Debug, thiserror::Error)]
@@ -25,19 +26,17 @@ pub enum Error {
         /// The rule that it breaks.
         why: String,
     },
-    /// A component of another major version of the contract.
+    /// A component of a contract that the host does not speak.
     #[error(
         "expert `{plugin}` is refused: it was built for expert contract {found}, and this host \
-         speaks {host}; {}",
-        upgrade(found, host)
+         speaks {VERSION} and {EARLIER_VERSION}; {}",
+        upgrade(found)
     )]
     ContractVersion {
         /// The plugin's name.
         plugin: String,
         /// The contract version that the component imports.
         found: String,
-        /// The contract version of this host.
-        host: &'static str,
     },
     /// A guest failed while its expert was loaded or trained.
     #[error("{fault}{trace}", fault = .0, trace = .0.backtrace())]
@@ -80,18 +79,21 @@ impl Error {
     }
 }
 
-/// Says which side is older, and the command that upgrades it.
-pub fn upgrade(found: &str, host: &str) -> String {
-    if major(found) > major(host) {
-        "the host is older: update it (`cargo install --locked --path host` in a newer HyperCast), \
-         or build the expert with an older SDK"
-            .to_owned()
+/// Says which side is older, what its author does, and what its operator does until then.
+pub fn upgrade(found: &str) -> String {
+    let newest = major(VERSION).unwrap_or_default();
+    if major(found) > Some(newest) {
+        format!(
+            "the host is older. Operators update it (`cargo install --locked --path host` in a \
+             newer HyperCast); until then its author builds the expert with the SDK of contract \
+             {newest}.x, and the version of before goes on serving"
+        )
     } else {
         format!(
-            "the expert is older: rebuild it with the SDK of contract {}.x (`git pull` in the \
-             checkout that its Cargo.toml names, or `cargo update -p hypercast-sdk` where it names \
-             a repository; then `cargo hypercast build`)",
-            major(host).unwrap_or_default()
+            "the expert is older. Its author rebuilds it with the SDK of contract {newest}.x (`git \
+             pull` in the checkout that its Cargo.toml names, or `cargo update -p hypercast-sdk` \
+             where it names a repository; then `cargo hypercast build`); until then operators keep \
+             a version of before, or the FM's ranking answers"
         )
     }
 }

@@ -53,6 +53,7 @@ pub mod cpu_budget;
 mod error;
 pub mod executor;
 pub mod graph;
+mod guest_columns;
 pub mod network;
 pub mod normalise;
 pub mod oracle;

@@ -24,7 +24,7 @@ use super::normalise::Normaliser;
 use super::params::{Parameters, Provenance, SavedParameters};
 use super::train::prediction;
 use super::wasm::contract::{
-    self, Description, HostInfo, HostSchema, Prediction, Ranked, Task, TaskKind,
+    self, Description, HostInfo, HostSchema, Prediction, Ranked, Task, TaskKind, VectorWidths,
 };
 use super::wasm::{Call, Engine, ExpertFault, Fault, Limits, Plugin};
 use super::{Device, Error};
@@ -41,9 +41,18 @@ pub struct LoadOptions {
     pub graph_limits: GraphLimits,
     /// The FM's number of TAE values a target; 0 without an FM.
     pub tae_dim: usize,
+    /// The number of values of the items' content vectors; 0 without any.
+    pub content_dim: usize,
     /// The FM's version (semver), which the description's `fm-version` must accept; `None` without
     /// an FM.
     pub fm_version: Option<String>,
+}
+
+impl LoadOptions {
+    /// The widths of the vectors that experts read.
+    pub fn vectors(&self) -> VectorWidths {
+        VectorWidths { tae: self.tae_dim, content: self.content_dim }
+    }
 }
 
 /// A plugin whose description and graph fit a schema.
@@ -91,14 +100,16 @@ impl Blueprint {
         if let Some(registered) = &options.registered {
             plugin.keep_log_under(registered);
         }
-        let mut host = HostSchema::new(layout, options.tae_dim);
+        let mut host = HostSchema::new(layout, options.vectors());
+        plugin.limit(&mut host.info);
         let description = plugin.describe(&host.info)?;
         check_fm_version(&description.fm_version, options.fm_version.as_deref())
             .map_err(|why| Error::refused(&description.name, why))?;
         let network = plugin.network(&host.info)?;
         let graph =
             Arc::new(ExpertGraph::new(&description, &network, &host, &options.graph_limits)?);
-        let columns = ExpertColumns::as_of(&description, layout, schema, options.tae_dim)?;
+        let actions = host.info.actions.len();
+        let columns = ExpertColumns::as_of(&description, actions, schema, options.vectors())?;
         // Its network is known now, and requests may be of surfaces that are new since.
         host.info.surfaces.clone_from(&schema.surfaces);
         let fm_version = options.fm_version.clone().unwrap_or_default();

@@ -18,6 +18,7 @@ use hypercast_expert::{
     Blueprint, Chunk, Engine, ExpertTrainer, FeatureStatistics, LoadOptions, Parameters, Plugin,
     Provenance, TrainerConfig,
     train::{BatchReport, OptimizerConfig, SavedTrainer},
+    wasm::contract::VectorWidths,
 };
 
 /// Rows that are held, hooked and shuffled together.
@@ -40,6 +41,11 @@ pub struct LogView<'a> {
 }
 
 impl LogView<'_> {
+    /// The widths of the logged vectors.
+    fn vectors(&self) -> VectorWidths {
+        VectorWidths { tae: self.tae_dim(), content: self.log.content_dim }
+    }
+
     /// Width of the embedding that it gives.
     pub fn tae_dim(&self) -> usize {
         match &self.embedding {
@@ -134,7 +140,7 @@ impl<'a> ExpertSetup<'a> {
         warm: impl FnOnce(&mut Parameters),
     ) -> Result<ExpertStream> {
         let (schema, fm_version) = (&view.log.schema, &survey.fm_version);
-        let blueprint = self.blueprint(schema, schema, view.tae_dim(), fm_version)?;
+        let blueprint = self.blueprint(schema, schema, view.vectors(), fm_version)?;
         let wanted = blueprint.description.history_len as usize;
         let logged = view.log.manifest.history_len;
         if wanted > logged {
@@ -170,7 +176,8 @@ impl<'a> ExpertSetup<'a> {
         saved: SavedTrainer,
     ) -> Result<ExpertStream> {
         let Provenance { tae_dim, fm_version, .. } = saved.provenance();
-        let blueprint = self.blueprint(layout, schema, *tae_dim, fm_version)?;
+        let vectors = VectorWidths { tae: *tae_dim, content: 0 };
+        let blueprint = self.blueprint(layout, schema, vectors, fm_version)?;
         let (config, device) = (self.trainer_config(0), self.config.device);
         let trainer = ExpertTrainer::resume(blueprint.clone(), saved, config, device)?;
         let settings = self.config.expert_training.clone();
@@ -179,18 +186,21 @@ impl<'a> ExpertSetup<'a> {
         Ok(stream)
     }
 
-    /// The plugin's network as of a layout of the schema, for logs of the present one.
+    /// The plugin's network as of a layout of the schema, for logs of the present one. Content
+    /// vectors are as wide as the data set's, or without a data set as those of the logs.
     fn blueprint(
         &self,
         layout: &Schema,
         schema: &Schema,
-        tae_dim: usize,
+        vectors: VectorWidths,
         fm_version: &str,
     ) -> Result<Arc<Blueprint>> {
+        let own = self.config.load_options(self.name);
         let options = LoadOptions {
-            tae_dim,
+            tae_dim: vectors.tae,
+            content_dim: if own.content_dim > 0 { own.content_dim } else { vectors.content },
             fm_version: Some(fm_version.to_owned()),
-            ..self.config.load_options(self.name)
+            ..own
         };
         let plugin = Plugin::load(self.engine, self.plugin, &options.limits)?;
         let blueprint = Blueprint::as_of(plugin, layout, schema, &options)?;

@@ -23,6 +23,7 @@ fn schema(tae_dim: u32, features: &[&str], ids: &[&str]) -> HostInfo {
         features: strings(features),
         ids: strings(ids),
         history_ids: strings(ids),
+        ..HostInfo::default()
     }
 }
 
@@ -38,7 +39,7 @@ fn it_fits_schemas_with_and_without_fm_and_features() {
         assert_eq!(description.tasks.len(), 2);
         let columns = format!("{:?}", description.columns);
         assert!(!columns.contains("user_id"), "it does not embed users: {columns}");
-        assert_eq!(columns.contains("Tae"), info.tae_dim > 0);
+        assert_eq!(columns.contains("\"tae\""), info.tae_dim > 0);
     }
 }
 

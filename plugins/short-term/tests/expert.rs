@@ -25,6 +25,7 @@ fn schema(tae_dim: u32, ids: &[&str]) -> HostInfo {
         features: strings(&["like_rate"]),
         ids: strings(ids),
         history_ids: strings(&ids[1..]),
+        ..HostInfo::default()
     }
 }
 
@@ -61,15 +62,13 @@ fn one_author_does_not_fill_the_feed() {
     let request = RankRequest {
         surface: "feed".into(),
         user: 1,
-        time_ms: 0,
         candidates: vec![10, 11, 12, 13, 14, 15],
         limit: 4,
+        ..RankRequest::default()
     };
     let predictions = vec![Prediction { task: "like".into(), values: scores.to_vec() }];
-    let authors = NamedColumn {
-        column: Column::Id("author_id".into()),
-        data: Data::Ids(vec![1, 1, 1, 1, 2, 3]),
-    };
+    let authors =
+        NamedColumn { column: Column::id("author_id"), data: Data::Ids(vec![1, 1, 1, 1, 2, 3]) };
     let ranked =
         ShortTerm::rank(&Request::new(request, predictions, vec![authors])).expect("ranked");
     let order: Vec<_> = ranked.iter().map(|r| r.candidate).collect();

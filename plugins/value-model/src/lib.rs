@@ -76,7 +76,7 @@ impl Expert for ValueModel {
         // Use the positive actions that are known. Which ones are depends on the surface, not on
         // what the user did, so the mask does not bias the labels.
         let rows = || batch.actions.iter().zip(&batch.known);
-        let engaged = |(actions, known): (&u32, &u32)| u8::from(actions & known & positive != 0);
+        let engaged = |(actions, known): (&u64, &u64)| u8::from(actions & known & positive != 0);
         all.push(TaskLabels {
             task: ENGAGED.into(),
             labels: rows().map(engaged).map(f32::from).collect(),
@@ -88,7 +88,7 @@ impl Expert for ValueModel {
 
     fn sample(info: &HostInfo, batch: &ActionBatch) -> Vec<f32> {
         let positive = positive_actions(info);
-        let keep = |actions: &u32| if actions & positive != 0 { 1.0 } else { KEPT };
+        let keep = |actions: &u64| if actions & positive != 0 { 1.0 } else { KEPT };
         batch.actions.iter().map(keep).collect()
     }
 
@@ -130,7 +130,7 @@ impl Expert for ValueModel {
 }
 
 /// The bits of the positive actions.
-fn positive_actions(info: &HostInfo) -> u32 {
+fn positive_actions(info: &HostInfo) -> u64 {
     let is_positive = |action: &String| !NEGATIVE_ACTIONS.contains(&action.as_str());
     let actions = info.actions.iter().enumerate();
     actions.filter(|(_, action)| is_positive(action)).map(|(bit, _)| 1 << bit).sum()

@@ -26,6 +26,7 @@ fn info(tae_dim: u32, features: &[&str]) -> HostInfo {
         features: strings(features),
         ids: Vec::new(),
         history_ids: Vec::new(),
+        ..HostInfo::default()
     }
 }
 
@@ -35,7 +36,7 @@ fn batch() -> ActionBatch {
         surface: vec![0; 5],
         actions: vec![0b001, 0b010, 0b100, 0, 0],
         known: vec![0b101, 0b111, 0b111, 0b111, 0b100],
-        values: Vec::new(),
+        ..ActionBatch::default()
     }
 }
 

@@ -8,8 +8,17 @@ use hypercast_sdk::raw::types as sdk;
 
 /// The SDK's form of the host's schema.
 pub fn info(info: &host::HostInfo) -> sdk::HostInfo {
-    let host::HostInfo { tae_dim, surfaces, actions, values, tasks, features, ids, history_ids } =
-        info.clone();
+    let host::HostInfo {
+        tae_dim,
+        surfaces,
+        actions,
+        values,
+        tasks,
+        features,
+        ids,
+        history_ids,
+        columns,
+    } = info.clone();
     let task = |task: host::SchemaTask| {
         let host::SchemaTask { name, kind, label, surfaces } = task;
         let kind = match kind {
@@ -19,10 +28,14 @@ pub fn info(info: &host::HostInfo) -> sdk::HostInfo {
         sdk::SchemaTask { name, kind, label, surfaces }
     };
     let tasks = tasks.into_iter().map(task).collect();
-    sdk::HostInfo { tae_dim, surfaces, actions, values, tasks, features, ids, history_ids }
+    let offered =
+        |host::OfferedColumn { kind, name, width }| sdk::OfferedColumn { kind, name, width };
+    let columns = columns.into_iter().map(offered).collect();
+    sdk::HostInfo { tae_dim, surfaces, actions, values, tasks, features, ids, history_ids, columns }
 }
 
-pub(crate) fn description(description: sdk::Description) -> host::Description {
+/// The host's form of a description.
+pub(crate) fn description(description: sdk::Description) -> Result<host::Description, String> {
     let sdk::Description {
         name,
         version,
@@ -30,9 +43,11 @@ pub(crate) fn description(description: sdk::Description) -> host::Description {
         tasks,
         columns,
         rank_columns,
+        training_columns,
         history_len,
         fm_version,
         limits: sdk::Limits { deadline_ms, memory_mib },
+        options,
     } = description;
     let task = |task: sdk::Task| {
         let kind = match task.kind {
@@ -41,24 +56,28 @@ pub(crate) fn description(description: sdk::Description) -> host::Description {
         };
         host::Task { name: task.name, kind }
     };
-    host::Description {
+    let columns_of = |own: Vec<sdk::Column>| own.into_iter().map(wire_column).collect();
+    host::Description::read(host::WireDescription {
         name,
         version,
         surfaces,
         tasks: tasks.into_iter().map(task).collect(),
-        columns: columns.into_iter().map(host_column).collect(),
-        rank_columns: rank_columns.into_iter().map(host_column).collect(),
+        columns: columns_of(columns),
+        rank_columns: columns_of(rank_columns),
+        training_columns: columns_of(training_columns),
         history_len,
         fm_version,
         limits: host::Limits { deadline_ms, memory_mib },
-    }
+        options: options.into_iter().map(attribute).collect(),
+    })
 }
 
 /// The host's form of a network.
 pub fn network(network: sdk::Network) -> host::Network {
     let sdk::Network { parameters, nodes, outputs, extra_loss } = network;
     let parameter = |parameter: sdk::Parameter| {
-        let sdk::Parameter { name, shape, init } = parameter;
+        let sdk::Parameter { name, shape, init, options } = parameter;
+        let options = options.into_iter().map(attribute).collect();
         let init = match init {
             sdk::Initialiser::Zeros => host::Initialiser::Zeros,
             sdk::Initialiser::Ones => host::Initialiser::Ones,
@@ -67,7 +86,7 @@ pub fn network(network: sdk::Network) -> host::Network {
             sdk::Initialiser::XavierUniform => host::Initialiser::XavierUniform,
             sdk::Initialiser::KaimingUniform => host::Initialiser::KaimingUniform,
         };
-        host::Parameter { name, shape, init }
+        host::Parameter { name, shape, init, options }
     };
     let node = |node: sdk::Node| {
         let sdk::Node { op, inputs, attributes, layer } = node;
@@ -82,8 +101,9 @@ pub fn network(network: sdk::Network) -> host::Network {
 }
 
 pub(crate) fn rank_request(request: &host::RankRequest) -> sdk::RankRequest {
-    let host::RankRequest { surface, user, time_ms, candidates, limit } = request.clone();
-    sdk::RankRequest { surface, user, time_ms, candidates, limit }
+    let host::RankRequest { surface, user, time_ms, request, seed, candidates, limit } =
+        request.clone();
+    sdk::RankRequest { surface, user, time_ms, request, seed, candidates, limit }
 }
 
 pub(crate) fn predictions(predictions: &[host::Prediction]) -> Vec<sdk::Prediction> {
@@ -96,22 +116,28 @@ pub(crate) fn columns(columns: &[host::NamedColumn]) -> Vec<sdk::NamedColumn> {
         let data = match data {
             host::Data::Numbers(values) => sdk::Data::Numbers(values),
             host::Data::Ids(values) => sdk::Data::Ids(values),
+            host::Data::Integers(values) => sdk::Data::Integers(values),
         };
-        sdk::NamedColumn { column: sdk_column(column), data }
+        let host::WireColumn { kind, name } = column;
+        sdk::NamedColumn { column: sdk::Column { kind, name }, data }
     };
     columns.iter().cloned().map(one).collect()
 }
 
 pub(crate) fn ranked(ranked: Vec<sdk::Ranked>) -> Vec<host::Ranked> {
-    let one = |sdk::Ranked { candidate, score }| host::Ranked { candidate, score };
+    let one = |sdk::Ranked { candidate, score, propensity }| host::Ranked {
+        candidate,
+        score,
+        propensity,
+    };
     ranked.into_iter().map(one).collect()
 }
 
 pub(crate) fn action_batch(batch: &host::ActionBatch) -> sdk::ActionBatch {
-    let host::ActionBatch { surface, actions, known, values } = batch.clone();
+    let host::ActionBatch { surface, actions, known, values, columns: own } = batch.clone();
     let value = |host::Outcome { name, values }| sdk::Outcome { name, values };
     let values = values.into_iter().map(value).collect();
-    sdk::ActionBatch { surface, actions, known, values }
+    sdk::ActionBatch { surface, actions, known, values, columns: columns(&own) }
 }
 
 pub(crate) fn labels(labels: Vec<sdk::TaskLabels>) -> Vec<host::TaskLabels> {
@@ -171,24 +197,13 @@ fn attribute(attribute: sdk::Attribute) -> host::Attribute {
 }
 
 /// The host's form of a column.
-pub fn host_column(column: sdk::Column) -> host::Column {
-    match column {
-        sdk::Column::Tae => host::Column::Tae,
-        sdk::Column::Feature(name) => host::Column::Feature(name),
-        sdk::Column::Id(name) => host::Column::Id(name),
-        sdk::Column::HistoryId(name) => host::Column::HistoryId(name),
-        sdk::Column::HistoryActions => host::Column::HistoryActions,
-        sdk::Column::HistoryAge => host::Column::HistoryAge,
-    }
+///
+/// # Panics
+/// The SDK has a kind that the host lacks.
+pub fn column(column: sdk::Column) -> host::Column {
+    host::Column::read(wire_column(column)).expect("the host knows the SDK's kinds")
 }
 
-fn sdk_column(column: host::Column) -> sdk::Column {
-    match column {
-        host::Column::Tae => sdk::Column::Tae,
-        host::Column::Feature(name) => sdk::Column::Feature(name),
-        host::Column::Id(name) => sdk::Column::Id(name),
-        host::Column::HistoryId(name) => sdk::Column::HistoryId(name),
-        host::Column::HistoryActions => sdk::Column::HistoryActions,
-        host::Column::HistoryAge => sdk::Column::HistoryAge,
-    }
+fn wire_column(sdk::Column { kind, name }: sdk::Column) -> host::WireColumn {
+    host::WireColumn { kind, name }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hypercast_expert::batch::ExpertColumns;
+use hypercast_expert::batch::{ExpertColumns, GuestRequest};
 use hypercast_expert::graph::ExpertGraph;
 use hypercast_expert::network::{ServingNetwork, network};
 use hypercast_expert::{Device, ExpertPredictions, Parameters, Provenance, SavedParameters};
@@ -44,6 +44,8 @@ pub struct Ranking {
     pub rows: Vec<usize>,
     /// The scores that the expert gave.
     pub scores: Vec<f32>,
+    /// The propensities that the expert gave, if it explores.
+    pub propensities: Vec<Option<f32>>,
 }
 
 impl Harness {
@@ -81,7 +83,7 @@ impl Harness {
         let parameters = Parameters::init(&graph, provenance, training::SEED);
         let parameters = training::shaken(parameters, &graph);
         Ok(Harness {
-            columns: ExpertColumns::new(&description, world.schema(), tae_dim)?,
+            columns: ExpertColumns::new(&description, world.schema(), world.options.vectors())?,
             network: network(graph.clone(), parameters.clone(), Device::Cpu)?.into(),
             world: world.clone(),
             description,
@@ -227,7 +229,10 @@ impl Harness {
     }
 
     fn actions(&self, cases: &[Case]) -> ActionBatch {
-        contract::action_batch(cases.iter().map(|case| &case.example), &self.info)
+        let requests = cases.iter();
+        let requests: Vec<_> =
+            requests.map(|case| GuestRequest { example: &case.example, tae: case.tae() }).collect();
+        self.columns.hook_batch(&requests, &self.info)
     }
 
     /// The arguments with which the host would call `rank`.
@@ -283,6 +288,7 @@ impl Ranking {
             items: ranked.iter().map(item).collect::<Result<_, _>>()?,
             rows: ranked.iter().map(|entry| entry.candidate as usize).collect(),
             scores: ranked.iter().map(|entry| entry.score).collect(),
+            propensities: ranked.iter().map(|entry| entry.propensity).collect(),
         })
     }
 }

@@ -30,10 +30,11 @@ pub(crate) struct NativeCode<E> {
 impl<E: Expert + 'static> NativeCode<E> {
     /// Builds the expert's network and checks it as the host does.
     pub(crate) fn load(world: &World) -> Result<Harness, Error> {
-        let host = HostSchema::new(world.schema(), world.options.tae_dim);
+        let host = HostSchema::new(world.schema(), world.options.vectors());
         let info = convert::info(&host.info);
         let (description, network) = hypercast_sdk::build::<E>(&info).map_err(Error::Network)?;
-        let (description, network) = (convert::description(description), convert::network(network));
+        let network = convert::network(network);
+        let description = convert::description(description).map_err(Error::Network)?;
         let limits = &world.options.graph_limits;
         let graph = Arc::new(ExpertGraph::new(&description, &network, &host, limits)?);
         let code = NativeCode::<E> { info, expert: PhantomData };

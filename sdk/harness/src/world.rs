@@ -52,6 +52,7 @@ impl World {
                 limits,
                 graph_limits: GraphLimits::default(),
                 tae_dim: 64,
+                content_dim: 0,
                 fm_version: None,
             },
             max_candidates: MAX_CANDIDATES,
@@ -69,13 +70,24 @@ impl World {
     /// Sets the number of values of an embedding; 0 means a host without a foundation model.
     pub fn tae_dim(mut self, tae_dim: usize) -> World {
         self.options.tae_dim = tae_dim;
-        self.synthetic = Synthetic::new(self.schema().clone(), tae_dim, 1);
+        let content_dim = self.synthetic.content_dim();
+        self.synthetic =
+            Synthetic::new(self.schema().clone(), tae_dim, 1).with_content(content_dim);
+        self
+    }
+
+    /// Sets the number of values of the items' content vectors; 0, the default, means none.
+    pub fn content_dim(mut self, content_dim: usize) -> World {
+        self.options.content_dim = content_dim;
+        self.synthetic = self.synthetic.with_content(content_dim);
         self
     }
 
     /// Sets the seed from which users, items and outcomes are generated.
     pub fn seed(mut self, seed: u64) -> World {
-        self.synthetic = Synthetic::new(self.schema().clone(), self.synthetic.tae_dim(), seed);
+        let (tae_dim, content_dim) = (self.synthetic.tae_dim(), self.synthetic.content_dim());
+        self.synthetic =
+            Synthetic::new(self.schema().clone(), tae_dim, seed).with_content(content_dim);
         self
     }
 

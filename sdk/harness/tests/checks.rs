@@ -86,7 +86,7 @@ fn an_infinite_prediction_is_reported_with_request_row_and_task() {
 expert! {
     DuplicatesExpert {
         fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-            let entry = |at: usize| Ranked { candidate: at as u32 / 2, score: 1.0 };
+            let entry = |at: usize| Ranked::new(at as u32 / 2, 1.0);
             Ok((0..request.limit).map(entry).collect())
         }
     }
@@ -120,7 +120,7 @@ expert! {
             match request.candidates.len() {
                 0 => Err("nothing to rank".into()),
                 // With one candidate, this divides 0 by 0.
-                1 => Ok(vec![Ranked { candidate: 0, score: 0.0 / (request.limit as f32 - 1.0) }]),
+                1 => Ok(vec![Ranked::new(0, 0.0 / (request.limit as f32 - 1.0))]),
                 _ => Ok(request.top(request.prediction("click")?)),
             }
         }

@@ -61,6 +61,8 @@ fn call_all(mut plugin: Plugin) {
         surface: "feed".into(),
         user: 7,
         time_ms: 1_000_000,
+        request: 3,
+        seed: 5,
         candidates: (0..CANDIDATES).collect(),
         limit: CANDIDATES as u32,
     };
@@ -79,12 +81,13 @@ fn predictions(description: &Description) -> Vec<Prediction> {
 fn columns(description: &Description) -> Vec<NamedColumn> {
     let rows = CANDIDATES as usize;
     let data = |column: &Column| match column {
-        Column::Tae => Data::Numbers(vec![0.1; rows * world::TAE_DIM]),
+        Column::Tae => Data::Numbers(vec![0.1; rows * world::VECTORS.tae]),
+        Column::Vector(_) => Data::Numbers(vec![0.1; rows * world::VECTORS.content]),
         Column::Id(_) => Data::Ids((0..CANDIDATES).collect()),
         _ => Data::Numbers(vec![0.1; rows]),
     };
     let columns = description.rank_columns.iter();
-    columns.map(|column| NamedColumn { column: column.clone(), data: data(column) }).collect()
+    columns.map(|column| NamedColumn { column: column.wire(), data: data(column) }).collect()
 }
 
 fn setting() -> &'static (Engine, Vec<Vec<u8>>) {

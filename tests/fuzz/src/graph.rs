@@ -128,6 +128,7 @@ pub fn description(history_len: u32) -> Description {
         tasks: vec![task("click", TaskKind::Binary), task("seconds", TaskKind::Regression)],
         columns,
         rank_columns: Vec::new(),
+        training_columns: Vec::new(),
         history_len,
         fm_version: "*".into(),
         limits: contract::Limits { deadline_ms: 0, memory_mib: 0 },
@@ -191,7 +192,7 @@ impl<'a> GrownNetwork<'a> {
             ])?;
             let index = self.network.parameters.len() as i64;
             let node = node("Parameter", &[], vec![int("parameter", index)]);
-            return Ok((node, Some(Parameter { name, shape, init })));
+            return Ok((node, Some(Parameter { name, shape, init, options: Vec::new() })));
         }
         if u.ratio(1, 16)? {
             let shape = vec![*u.choose(&[1, 2, 4])?; u.int_in_range(0..=2)?];
@@ -339,7 +340,7 @@ fn wild(u: &mut Unstructured) -> Result<Network> {
         }
         let name = if u.ratio(1, 8)? { "p0".into() } else { format!("p{at}") };
         let init = Initialiser::Normal(*u.choose(&[0.1, f32::NAN, f32::INFINITY, -1.0])?);
-        network.parameters.push(Parameter { name, shape, init });
+        network.parameters.push(Parameter { name, shape, init, options: Vec::new() });
     }
     for _ in 0..u.int_in_range(0..=12)? {
         let names = ["Input", "Parameter", "Constant", "Nothing", ""];
@@ -456,7 +457,7 @@ pub fn batch(
 ) -> ExpertBatch {
     let schema = world::schema();
     let columns =
-        ExpertColumns::new(description, &schema, world::TAE_DIM).expect("the schema has them");
+        ExpertColumns::new(description, &schema, world::VECTORS).expect("the schema has them");
     let [first, second] = sizes;
     let examples =
         [world::example(1, first.0, first.1), world::example(other_seed, second.0, second.1)];

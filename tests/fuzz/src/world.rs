@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use hypercast_data::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole};
-use hypercast_expert::wasm::contract::HostSchema;
+use hypercast_expert::wasm::contract::{HostSchema, VectorWidths};
 use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
 
 /// The width of a target-aware embedding.
 pub const TAE_DIM: usize = 4;
+
+/// The vectors of a row.
+pub const VECTORS: VectorWidths = VectorWidths { tae: TAE_DIM, content: 3 };
 
 /// Two surfaces, four actions, a value, features of all kinds, and counters with and without decay.
 pub fn schema() -> Schema {
@@ -54,7 +57,7 @@ pub fn schema() -> Schema {
 
 /// The schema as plugins receive it.
 pub fn host() -> HostSchema {
-    HostSchema::new(&schema(), TAE_DIM)
+    HostSchema::new(&schema(), VECTORS)
 }
 
 /// Pseudo-random values in -1..1.

@@ -5,6 +5,6 @@ use hypercast_sdk::{Ranked, Request};
 
 hostile_expert! {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        Ok(vec![Ranked { candidate: 0, score: 1.0 }; request.limit.max(2)])
+        Ok(vec![Ranked::new(0, 1.0); request.limit.max(2)])
     }
 }

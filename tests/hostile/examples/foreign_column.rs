@@ -5,6 +5,6 @@ use hypercast_sdk::raw::types::{Column, Description};
 
 hostile_mutant! {
     fn describe(description: &mut Description) {
-        description.columns.push(Column::Feature("no_such_feature".into()));
+        description.columns.push(Column::feature("no_such_feature"));
     }
 }

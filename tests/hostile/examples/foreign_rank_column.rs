@@ -5,6 +5,6 @@ use hypercast_sdk::raw::types::{Column, Description};
 
 hostile_mutant! {
     fn describe(description: &mut Description) {
-        description.rank_columns.push(Column::HistoryId("item_id".into()));
+        description.rank_columns.push(Column::history_id("item_id"));
     }
 }

@@ -23,7 +23,7 @@ struct ForeignVersion;
 
 impl Guest for ForeignVersion {
     fn describe(_info: HostInfo) -> Description {
-        panic!("a host of version 2 must refuse this component before it calls it")
+        panic!("a host of version 3 must refuse this component before it calls it")
     }
 }
 

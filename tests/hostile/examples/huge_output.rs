@@ -5,6 +5,6 @@ use hypercast_sdk::{Ranked, Request};
 
 hostile_expert! {
     fn rank(_request: &Request) -> Result<Vec<Ranked>, String> {
-        Ok(vec![Ranked { candidate: 0, score: 1.0 }; 4_000_000])
+        Ok(vec![Ranked::new(0, 1.0); 2_000_000])
     }
 }

@@ -15,14 +15,14 @@ wit_bindgen::generate!({
         }
 
         world other-import {
-            include hypercast:expert/expert@2.0.0;
+            include hypercast:expert/expert@3.0.0;
             import clock;
         }
     ",
     path: "../../sdk/wit",
     world: "hypercast:hostile/other-import",
     with: {
-        "hypercast:expert/types@2.0.0": hypercast_sdk::raw::types,
+        "hypercast:expert/types@3.0.0": hypercast_sdk::raw::types,
         "hypercast:hostile/clock": generate,
     },
 });

@@ -5,6 +5,6 @@ use hypercast_sdk::{Ranked, Request};
 
 hostile_expert! {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        Ok(vec![Ranked { candidate: request.candidates.len() as u32, score: 1.0 }])
+        Ok(vec![Ranked::new(request.candidates.len() as u32, 1.0)])
     }
 }

@@ -12,7 +12,7 @@ hostile_expert! {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
         let call = CALLS.fetch_add(1, Ordering::Relaxed);
         let rows = request.limit as u32;
-        let ranked = |at: u32| Ranked { candidate: (at + call) % rows, score: call as f32 };
+        let ranked = |at: u32| Ranked::new((at + call) % rows, call as f32);
         Ok((0..rows).map(ranked).collect())
     }
 }

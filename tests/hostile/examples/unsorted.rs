@@ -7,7 +7,7 @@ use hypercast_sdk::{Ranked, Request};
 hostile_expert! {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
         let score = |candidate: usize| ((candidate * 7919) % 13) as f32 - 6.0;
-        let ranked = |candidate| Ranked { candidate: candidate as u32, score: score(candidate) };
+        let ranked = |candidate| Ranked::new(candidate as u32, score(candidate));
         Ok((0..request.limit).map(ranked).collect())
     }
 }

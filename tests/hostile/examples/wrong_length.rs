@@ -5,7 +5,7 @@ use hypercast_sdk::{Ranked, Request};
 
 hostile_expert! {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        let ranked = |candidate| Ranked { candidate, score: 0.0 };
+        let ranked = |candidate| Ranked::new(candidate, 0.0);
         Ok((0..request.candidates.len() as u32 + 1).map(ranked).collect())
     }
 }

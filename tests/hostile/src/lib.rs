@@ -4,6 +4,9 @@
 //! expert for any schema and surface, so a test can load it next to good ones. The macros
 //! [`hostile_expert!`] and [`hostile_mutant!`] define and export such an expert. Its name is that
 //! of the example.
+//!
+//! Two have no fault: `earlier_contract` is of contract 2, and `content_vector` reads what no plugin
+//! of this repository does.
 
 use std::marker::PhantomData;
 

@@ -26,6 +26,9 @@ pub(super) struct FileNote {
     pub(super) position_checksum: Option<u32>,
     /// The number of corrections among the requests.
     pub(super) corrections: usize,
+    /// The length of the content vectors; 0 without any, as in files of earlier versions.
+    #[serde(default)]
+    pub(super) content_dim: usize,
 }
 
 impl FileNote {

@@ -1,5 +1,6 @@
 //! The columns of the feature logs: from logged requests to columns, and back.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -31,6 +32,8 @@ const REQUEST_FIELDS: [(&str, CellType, bool); 12] = [
 
 /// Those of them that are masks of actions.
 const REQUEST_MASKS: Range<usize> = 8..10;
+/// The content vectors of the items. No feature has such a name.
+const CONTENT_COLUMN: &str = "vector:content";
 
 /// A request that will be written with the next row group.
 #[derive(Debug, Clone)]
@@ -66,7 +69,8 @@ impl LogLayout {
             features: schema.feature_columns(),
             widths: FeatureWidths::new(schema),
             ranges: ColumnRanges::new(schema),
-            defaults: ColumnDefaults::new(schema),
+            // Files of earlier versions have no content vectors.
+            defaults: ColumnDefaults::new(schema).and_lists(CONTENT_COLUMN),
             schema: schema.clone(),
         }
     }
@@ -90,6 +94,7 @@ impl LogLayout {
         let value = |name: &String| Field::new(format!("value_{name}"), CellType::F32);
         fields.extend(self.schema.values.iter().map(value));
         fields.push(Field::list("truth", CellType::F32));
+        fields.push(Field::list(CONTENT_COLUMN, CellType::F32));
         fields
     }
 
@@ -174,6 +179,13 @@ impl LogLayout {
             targets().flat_map(|target| target.truth.iter().copied()),
             targets().map(|target| target.truth.len()),
         ));
+        let mut contents = WrittenContents::default();
+        let vectors: Vec<Arc<[f32]>> =
+            targets().map(|target| contents.cell(&target.item)).collect();
+        columns.push(Column::lists(
+            vectors.iter().flat_map(|vector| vector.iter().copied()),
+            vectors.iter().map(|vector| vector.len()),
+        ));
         columns
     }
 
@@ -196,6 +208,7 @@ impl LogLayout {
         let requests = &group.requests;
         let examples = group.examples[0].u64s();
         let mut rows = Vec::with_capacity(requests[0].u64s().len());
+        let mut contents = ReadContents::default();
         let mut start = 0;
         for (row, &request) in requests[0].u64s().iter().enumerate() {
             let end = start + requests[5].u32s()[row] as usize;
@@ -205,17 +218,24 @@ impl LogLayout {
             {
                 return None;
             }
-            rows.push(self.row(group, row, start..end));
+            rows.push(self.row(group, row, start..end, &mut contents));
             start = end;
         }
         (start == examples.len()).then_some(rows)
     }
 
-    fn row(&self, group: &RowGroup, row: usize, targets: Range<usize>) -> LoggedRequest {
+    fn row(
+        &self,
+        group: &RowGroup,
+        row: usize,
+        targets: Range<usize>,
+        contents: &mut ReadContents,
+    ) -> LoggedRequest {
         let requests = &group.requests;
         let tae = &group.examples[group.examples.len() - 1];
         let embeddings = &tae.f32s()[tae.range_of(targets.clone())];
-        let targets: Vec<Target> = targets.map(|at| self.target(&group.examples, at)).collect();
+        let target = |at| self.target(&group.examples, at, contents);
+        let targets: Vec<Target> = targets.map(target).collect();
         let user_id = requests[1].u64s()[row];
         let user = match targets.first() {
             Some(target) => self.user(user_id, target),
@@ -238,7 +258,7 @@ impl LogLayout {
         }
     }
 
-    fn target(&self, columns: &[Column], at: usize) -> Target {
+    fn target(&self, columns: &[Column], at: usize, contents: &mut ReadContents) -> Target {
         let (id_columns, rest) = columns[1..].split_at(self.ids.len());
         let (feature_columns, rest) = rest.split_at(self.features.len());
         let ids: Vec<u64> = id_columns.iter().map(|column| column.u64s()[at]).collect();
@@ -247,13 +267,13 @@ impl LogLayout {
         for (value, column) in values.iter_mut().zip(&rest[2..2 + self.schema.values.len()]) {
             *value = column.f32s()[at];
         }
-        let truth = &rest[2 + self.schema.values.len()];
+        let [truth, content] = [0, 1].map(|at| &rest[2 + self.schema.values.len() + at]);
         let item_ids = BUILT_IN_IDS.len()..BUILT_IN_IDS.len() + self.widths.item.ids;
         let item = Item {
             id: ids[1],
             ids: ids[item_ids].to_vec(),
             dense: features[..self.widths.item.dense].to_vec(),
-            ..Item::default()
+            content: contents.of(ids[1], &content.f32s()[content.range(at)]),
         };
         Target {
             item: Arc::new(item),
@@ -273,6 +293,48 @@ impl LogLayout {
             ids: target.ids[ids..ids + user.ids].to_vec(),
             dense: target.features[item.dense..item.dense + user.dense].to_vec(),
         }
+    }
+}
+
+/// The content vectors that a row group has so far. It has a vector once, where its item comes
+/// first: a vector of 384 numbers would else be most of a log, and popular items have it in every
+/// request.
+#[derive(Default)]
+struct WrittenContents {
+    by_item: HashMap<u64, Arc<[f32]>>,
+}
+
+impl WrittenContents {
+    /// What the row of an item has: its vector where that is another one than before, and nothing
+    /// where it is not. An item that has none any more has zeros, which mean the same.
+    fn cell(&mut self, item: &Item) -> Arc<[f32]> {
+        let nothing = Arc::default();
+        let before = self.by_item.get(&item.id).unwrap_or(&nothing);
+        let now = match item.content.len() {
+            0 => vec![0.0; before.len()].into(),
+            _ => item.content.clone(),
+        };
+        if now == *before {
+            return nothing;
+        }
+        self.by_item.insert(item.id, now.clone());
+        now
+    }
+}
+
+/// The content vectors that were read of a row group so far.
+#[derive(Default)]
+struct ReadContents {
+    by_item: HashMap<u64, Arc<[f32]>>,
+}
+
+impl ReadContents {
+    /// The vector of an item whose row has `own`.
+    fn of(&mut self, item: u64, own: &[f32]) -> Arc<[f32]> {
+        if !own.is_empty() {
+            self.by_item.insert(item, own.into());
+        }
+        self.by_item.get(&item).cloned().unwrap_or_default()
     }
 }
 

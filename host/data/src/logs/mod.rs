@@ -33,7 +33,7 @@ use crate::schema::Schema;
 /// One logged request.
 ///
 /// When it is read back, its history's events have ids and categorical features, but no dense
-/// features and no values, because logs do not contain these.
+/// features, content vectors or values, because logs do not contain these.
 #[derive(Debug, Clone)]
 pub struct LoggedRequest {
     /// The request, with its history cut to the last events of its own surface.

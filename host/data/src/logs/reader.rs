@@ -36,6 +36,8 @@ pub struct LogReader {
     pub fm_version: String,
     /// The length of its embeddings.
     pub tae_dim: usize,
+    /// The length of the items' content vectors in the newest file that has any; 0 without any.
+    pub content_dim: usize,
     /// The number of requests, including corrections.
     pub requests: usize,
     /// The number of examples (targets).
@@ -87,6 +89,8 @@ impl LogReader {
                 dir.display()
             );
         }
+        let content_dims = files.iter().rev().map(|file| file.note.content_dim);
+        let content_dim = content_dims.into_iter().find(|dim| *dim > 0);
         let mut reader = LogReader {
             schema,
             manifest,
@@ -94,6 +98,7 @@ impl LogReader {
             examples: files.iter().map(|file| file.examples).sum(),
             fm_version: chosen.version,
             tae_dim: chosen.tae_dim,
+            content_dim: content_dim.unwrap_or_default(),
             dir: dir.to_path_buf(),
             numbers: files.iter().map(|file| file.number).collect(),
             end,

@@ -1,6 +1,6 @@
 //! Tests of the feature logs.
 
-use hypercast_fm::example::Outcome;
+use hypercast_fm::example::{Item, Outcome};
 
 use super::*;
 use crate::dataset::Dataset;
@@ -326,4 +326,50 @@ fn tables_that_do_not_belong_together_are_refused() {
     assert!(
         outcome.unwrap_err().to_string().contains("examples-0000.parquet: its rows do not fit")
     );
+}
+
+#[test]
+fn content_vectors_read_back_and_are_in_a_row_group_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let mut examples = examples(&data);
+    // Items without a vector, items with one, and one whose vector changes and then goes.
+    for (at, example) in examples.iter_mut().enumerate() {
+        for target in &mut example.targets {
+            let content: Vec<f32> = match target.item.id {
+                id if id % 3 == 0 => vec![],
+                1 if at >= 100 => vec![],
+                1 => vec![at as f32; 256],
+                id => vec![id as f32; 256],
+            };
+            let item = Item { content: content.into(), ..(*target.item).clone() };
+            target.item = Arc::new(item);
+        }
+    }
+    let logs = dir.path().join("logs");
+    let mut writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
+    examples.iter().for_each(|example| writer.write(row(example, &[&tae(example)])).unwrap());
+    writer.finish().unwrap();
+    let reader = LogReader::open(&logs).unwrap();
+    assert_eq!(reader.content_dim, 256);
+    let logged: Vec<LoggedRequest> = reader.iter().map(Result::unwrap).collect();
+    let mut changed = 0;
+    for (logged, original) in logged.iter().zip(&examples) {
+        for (read, original) in logged.example.targets.iter().zip(&original.targets) {
+            if read.item.content != original.item.content {
+                assert_eq!((original.item.id, original.item.content.len()), (1, 0));
+                assert!(read.item.content.iter().all(|number| *number == 0.0), "it means none");
+                changed += 1;
+            }
+        }
+    }
+    assert!(changed > 0, "an item's vector must go");
+    // 30 items in 3 files, and some changes of one of them.
+    let bytes: u64 = file_numbers(&logs)
+        .unwrap()
+        .into_iter()
+        .map(|number| std::fs::metadata(examples_path(&logs, number)).unwrap().len())
+        .sum();
+    let each = reader.examples as u64 * 256 * 4;
+    assert!(bytes < each / 4, "{bytes} bytes; with a vector in each row it would be {each}");
 }

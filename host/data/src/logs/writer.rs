@@ -95,6 +95,7 @@ struct OpenFile {
     examples: TableWriter,
     rows: usize,
     corrections: usize,
+    content_dim: usize,
 }
 
 impl LogWriter {
@@ -299,6 +300,9 @@ impl LogWriter {
         file.examples.write(&group.examples)?;
         file.rows += self.buffered_rows;
         file.corrections += self.buffer.iter().filter(|row| row.correction).count();
+        let targets = self.buffer.iter().flat_map(|row| &row.example.targets);
+        let content_dim = targets.map(|target| target.item.content.len()).max();
+        file.content_dim = file.content_dim.max(content_dim.unwrap_or_default());
         let full = file.rows >= self.options.rows_per_file;
         self.buffer.clear();
         self.buffered_rows = 0;
@@ -316,6 +320,7 @@ impl LogWriter {
             examples: TableWriter::create(&examples, fields)?,
             rows: 0,
             corrections: 0,
+            content_dim: 0,
         })
     }
 
@@ -328,6 +333,7 @@ impl LogWriter {
                 position: self.place.map(|place| place.position),
                 position_checksum: self.place.and_then(|place| place.checksum),
                 corrections: file.corrections,
+                content_dim: file.content_dim,
             };
             let note = serde_json::to_string(&note).expect("a plain struct serialises");
             file.examples.note(NOTE, note.clone());

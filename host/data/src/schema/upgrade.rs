@@ -184,6 +184,12 @@ impl ColumnDefaults {
         ColumnDefaults { may_lack, retired }
     }
 
+    /// The same, and a column of lists that a table may lack.
+    pub(crate) fn and_lists(mut self, column: &str) -> ColumnDefaults {
+        self.may_lack.insert(column.to_owned(), MISSING);
+        self
+    }
+
     /// What stands in a column that a table lacks; none if it must have it.
     pub(crate) fn of(&self, column: &str) -> Option<f32> {
         self.may_lack.get(column).copied()

@@ -107,7 +107,7 @@ pub struct Node {
 }
 
 /// A parameter of the network.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ParameterSpec {
     /// Unique in the graph.
     pub name: String,
@@ -118,6 +118,21 @@ pub struct ParameterSpec {
     /// Whether it is an embedding table: only `EmbeddingBag` and `Gather` read it, so a batch
     /// touches few of its rows.
     pub table: bool,
+    /// The factor of its learning rate; 0 freezes it.
+    pub rate_factor: f32,
+}
+
+// The text is hashed into every parameter file: see [`ExpertGraph::hash`]. How a parameter is
+// trained does not change what its values mean.
+impl fmt::Debug for ParameterSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ParameterSpec")
+            .field("name", &self.name)
+            .field("shape", &self.shape)
+            .field("init", &self.init)
+            .field("table", &self.table)
+            .finish()
+    }
 }
 
 impl ParameterSpec {
@@ -242,8 +257,8 @@ mod tests {
              shape: Shape { lead: Some(Rows), dims: [4] }, layer: \"tower\" }"
         );
         let name = "table".to_owned();
-        let spec =
-            ParameterSpec { name, shape: vec![7, 2], init: Initialiser::Normal(0.5), table: true };
+        let init = Initialiser::Normal(0.5);
+        let spec = ParameterSpec { name, shape: vec![7, 2], init, table: true, rate_factor: 0.5 };
         assert_eq!(
             format!("{spec:?}"),
             "ParameterSpec { name: \"table\", shape: [7, 2], init: Initialiser::Normal(0.5), \

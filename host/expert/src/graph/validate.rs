@@ -8,7 +8,9 @@ use super::{
     ExpertGraph, Lead, NetworkMemory, NetworkUse, Node, Op, ParameterSpec, TensorShape, Type, fnv1a,
 };
 use crate::Error;
-use crate::wasm::contract::{Column, Description, HostSchema, Network, Parameter};
+use crate::wasm::contract::{
+    Column, Description, HostSchema, MAX_FACTOR, Network, Parameter, Value, unknown_option,
+};
 
 /// The highest rank of a tensor.
 pub(super) const MAX_RANK: usize = 4;
@@ -149,7 +151,8 @@ impl Validator<'_> {
             );
             let shape = parameter.shape.iter().map(|dim| *dim as usize).collect();
             let (name, init) = (name.to_owned(), parameter.init);
-            specs.push(ParameterSpec { name, shape, init, table: false });
+            let rate_factor = rate_factor(parameter)?;
+            specs.push(ParameterSpec { name, shape, init, table: false, rate_factor });
         }
         Ok(specs)
     }
@@ -205,12 +208,11 @@ impl Validator<'_> {
             matches!(column, Column::HistoryActions) && self.host.info.actions.is_empty(),
             "it reads history actions, but the schema has no action"
         );
-        let (ty, width) = match column {
-            Column::Tae => (Type::Number, self.host.info.tae_dim as usize),
-            Column::HistoryActions => (Type::Number, self.host.info.actions.len()),
-            Column::Feature(_) | Column::HistoryAge => (Type::Number, 1),
-            Column::Id(_) | Column::HistoryId(_) => (Type::Id, self.host.width(column)?),
+        let ty = match column {
+            Column::Id(_) | Column::HistoryId(_) => Type::Id,
+            _ => Type::Number,
         };
+        let width = self.host.width(column)?;
         let lead = if column.is_history() { Lead::History } else { Lead::Rows };
         Ok((ty, TensorShape::led(lead, &[width])))
     }
@@ -287,6 +289,30 @@ impl Validator<'_> {
 /// The beginning of a guest's text.
 fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(TEXT_BYTES)]
+}
+
+/// The factor of a parameter's learning rate: its only option.
+fn rate_factor(parameter: &Parameter) -> Result<f32, String> {
+    let mut factor = 1.0;
+    for option in &parameter.options {
+        factor = match (option.name.as_str(), &option.value) {
+            ("rate_factor", Value::Number(number)) if (0.0..=MAX_FACTOR).contains(number) => {
+                *number
+            }
+            ("rate_factor", value) => {
+                let name = &parameter.name;
+                return Err(format!(
+                    "the rate_factor of its parameter `{name}` is {value:?}, not a number in \
+                     0..={MAX_FACTOR}"
+                ));
+            }
+            _ => {
+                let of = format!("its parameter `{}`", parameter.name);
+                return Err(unknown_option(&of, option, "`rate_factor`"));
+            }
+        };
+    }
+    Ok(factor)
 }
 
 fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {

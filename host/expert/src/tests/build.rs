@@ -10,7 +10,7 @@ use crate::normalise::Normaliser;
 use crate::params::{Parameters, Provenance, hash_text};
 use crate::wasm::contract::{
     Attribute, Column, Description, HostSchema, Initialiser, Limits, Network, Node, Output,
-    Parameter, Task, TaskKind, Value,
+    Parameter, Task, TaskKind, Value, VectorWidths,
 };
 use hypercast_data::schema::{Feature, FeatureKind, Schema, TaskRole, fill_tags};
 
@@ -50,7 +50,12 @@ pub(crate) fn schema() -> Schema {
 }
 
 pub(crate) fn host() -> HostSchema {
-    HostSchema::new(&schema(), TAE_DIM)
+    HostSchema::new(&schema(), vectors())
+}
+
+/// A TAE, and no content vectors.
+pub(crate) fn vectors() -> VectorWidths {
+    VectorWidths { tae: TAE_DIM, content: 0 }
 }
 
 pub(crate) fn description(columns: Vec<Column>, tasks: &[(&str, TaskKind)]) -> Description {
@@ -64,6 +69,7 @@ pub(crate) fn description(columns: Vec<Column>, tasks: &[(&str, TaskKind)]) -> D
             .collect(),
         columns,
         rank_columns: Vec::new(),
+        training_columns: Vec::new(),
         history_len: 8,
         fm_version: "*".into(),
         limits: Limits { deadline_ms: 0, memory_mib: 0 },
@@ -112,7 +118,8 @@ impl Net {
     }
 
     pub(crate) fn parameter(&mut self, name: &str, shape: &[u32], init: Initialiser) -> u32 {
-        self.network.parameters.push(Parameter { name: name.into(), shape: shape.to_vec(), init });
+        let (name, shape, options) = (name.into(), shape.to_vec(), Vec::new());
+        self.network.parameters.push(Parameter { name, shape, init, options });
         let index = self.network.parameters.len() as i64 - 1;
         self.op("Parameter", &[], vec![int("parameter", index)])
     }

@@ -8,7 +8,7 @@ use hypercast_core::prerequisite::skip;
 use hypercast_data::schema::{Feature, FeatureKind, Task, TaskKind};
 use hypercast_fm::example::Example;
 
-use super::build::{TAE_DIM, example, noise, schema};
+use super::build::{TAE_DIM, example, noise, schema, vectors};
 use crate::normalise::Normaliser;
 use crate::train::{OptimizerConfig, ServingParameters};
 use crate::wasm::Fault;
@@ -205,19 +205,21 @@ fn a_trainer_goes_on_in_a_grown_schema_with_the_scales_of_its_columns() {
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
 /// a fault.
-const EXPECTED: [(&str, Option<&str>); 50] = [
+const EXPECTED: [(&str, Option<&str>); 55] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
+    ("content_vector", Some("vector `content`, which the schema lacks (it has none)")),
     ("crowd", None),
     ("cycle", Some("no cycle")),
     ("deep", Some("more than the limit")),
     ("duplicates", Some("twice")),
+    ("earlier_contract", Some("earlier_contract: ")),
     ("empty", Some("no ranked candidate")),
     ("flops", Some("FLOPs a candidate")),
     ("foreign_column", Some("`no_such_feature`, which the schema lacks")),
     ("foreign_rank_column", Some("rank-columns hold")),
-    ("foreign_version", Some("contract 1.0.0, and this host speaks 2.0.0")),
+    ("foreign_version", Some("contract 1.0.0, and this host speaks 3.0.0 and 2.0.0")),
     ("frozen", None),
     ("greedy", Some("past its deadline of 1000 ms")),
     ("hoards", Some("MiB of memory where it serves")),
@@ -236,6 +238,7 @@ const EXPECTED: [(&str, Option<&str>); 50] = [
     ("overflow", Some("call stack")),
     ("overflow_array", Some("call stack")),
     ("plods", None),
+    ("propensity", Some("propensity 1.5")),
     ("rank_error", Some("returned an error")),
     ("sample_invalid", Some("`sample` gave a bad output")),
     ("shape_overflow", Some("overflows")),
@@ -252,7 +255,9 @@ const EXPECTED: [(&str, Option<&str>); 50] = [
     ("trap", Some("trapped")),
     ("trap_evaluate", Some("`evaluate` trapped")),
     ("turncoat", None),
+    ("unknown_kind", Some("a column of kind `hologram`")),
     ("unknown_op", Some("the op is unknown")),
+    ("unknown_option", Some("has the option `momentum`")),
     ("unsorted", None),
     ("wide", Some("values a candidate")),
     ("wrong_length", Some("bad output")),
@@ -459,8 +464,9 @@ fn a_missing_column_and_a_foreign_fm_are_refused_by_name() {
         vec![crate::wasm::contract::Column::Feature("no-such".into())],
         &[("click", crate::wasm::contract::TaskKind::Binary)],
     );
-    let refused =
-        crate::batch::ExpertColumns::new(&description, &schema(), TAE_DIM).unwrap_err().to_string();
+    let refused = crate::batch::ExpertColumns::new(&description, &schema(), vectors())
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("feature `no-such`") && refused.contains("`length`"), "{refused}");
 }
 

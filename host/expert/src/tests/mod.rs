@@ -3,6 +3,7 @@
 pub(crate) mod allocations;
 pub(crate) mod build;
 mod components;
+mod contracts;
 mod parameters;
 mod refusals;
 mod training_only;

@@ -6,7 +6,7 @@ use hypercast_core::hash::mix64;
 use hypercast_data::schema::{Feature, FeatureKind, Schema};
 use hypercast_fm::example::Example;
 
-use super::build::{TAE_DIM, description, example, noise};
+use super::build::{TAE_DIM, description, example, noise, vectors};
 use super::components::{components, engine, options};
 use crate::batch::{ColumnData, ExpertColumns};
 use crate::normalise::Normaliser;
@@ -47,7 +47,7 @@ fn they_are_hidden_unless_a_batch_is_to_learn_from() {
         &[("click", TaskKind::Binary)],
     );
     own.rank_columns = vec![names[0].clone(), id];
-    let columns = ExpertColumns::new(&own, &schema, TAE_DIM).unwrap();
+    let columns = ExpertColumns::new(&own, &schema, vectors()).unwrap();
     let examples = requests(|_, at| 2 + at as u64);
     let normaliser = Normaliser::identity(&schema.feature_columns());
     let served = columns.batch(&examples, Tae::Without, &normaliser);

@@ -7,9 +7,10 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::loss::TaskTargets;
+use crate::batch::GuestRequest;
 use crate::wasm::ExpertFault;
-use crate::wasm::contract::{self, ActionBatch, TaskLabels, TrainingStep};
-use crate::{Blueprint, Error};
+use crate::wasm::contract::{ActionBatch, TaskLabels, TrainingStep};
+use crate::{Blueprint, Error, Tae};
 
 /// A request of a chunk, with its place in the chunk.
 #[derive(Clone, Copy)]
@@ -29,6 +30,11 @@ impl TrainingRequest<'_> {
         RefusedRequest { index: self.index, reason: fault.to_string() }
     }
 
+    fn of_guest(&self) -> GuestRequest<'_> {
+        let tae = if self.tae.is_empty() { Tae::Without } else { Tae::Rows(self.tae) };
+        GuestRequest { example: self.example, tae }
+    }
+
     /// Its rows in the chunk's labels.
     fn rows(&self) -> Range<usize> {
         self.row..self.row + self.example.targets.len()
@@ -37,10 +43,14 @@ impl TrainingRequest<'_> {
 
 /// The hooks of a plugin for examples.
 pub(super) struct Hooks<'a> {
-    pub(super) blueprint: &'a Blueprint,
+    blueprint: &'a Blueprint,
     /// Rows a call; a request is never split.
-    pub(super) rows: usize,
+    rows: usize,
 }
+
+/// The most bytes of columns that a call is sent besides the outcomes, one request alone excepted.
+/// A guest has them in its memory, beside what it makes of them.
+const MAX_COLUMN_BYTES: usize = 8 << 20;
 
 /// A request that the trainer does not learn from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +72,13 @@ struct HookAnswer<'r, 'a, T> {
 /// one that never returns would cost its deadline for every request.
 const MAX_REFUSED: usize = 8;
 
-impl Hooks<'_> {
+impl<'b> Hooks<'b> {
+    /// Those of a plugin, which are called for `rows` rows, or fewer if their columns are wide.
+    pub(super) fn new(blueprint: &'b Blueprint, rows: usize) -> Hooks<'b> {
+        let most = MAX_COLUMN_BYTES / blueprint.columns.hook_row_bytes().max(1);
+        Hooks { blueprint, rows: rows.min(most) }
+    }
+
     /// The labels of every row, for each task. A request for which the plugin faults is refused:
     /// its rows are in no sample space.
     ///
@@ -180,8 +196,9 @@ impl Hooks<'_> {
     }
 
     fn actions(&self, requests: &[TrainingRequest]) -> ActionBatch {
-        let examples = requests.iter().map(|request| request.example);
-        contract::action_batch(examples, &self.blueprint.info)
+        let Blueprint { columns, info, .. } = self.blueprint;
+        let requests: Vec<_> = requests.iter().map(TrainingRequest::of_guest).collect();
+        columns.hook_batch(&requests, info)
     }
 }
 

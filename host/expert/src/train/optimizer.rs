@@ -125,12 +125,13 @@ impl ExpertOptimizer {
         factor * (self.config.learning_rate + self.config.table_learning_rate) > 0.0
     }
 
-    /// Applies one batch's gradients at `factor` times the rates of this step. Returns whether the
-    /// step was taken: gradients that are not finite change nothing.
+    /// Applies one batch's gradients at `factor` times the rates of this step, and each parameter's
+    /// own factor. Returns whether the step was taken: gradients that are not finite change nothing.
     pub fn step(
         &mut self,
         parameters: &mut Parameters,
         gradients: &Gradients,
+        graph: &ExpertGraph,
         factor: f32,
     ) -> bool {
         let norm = gradients.norm();
@@ -140,10 +141,11 @@ impl ExpertOptimizer {
         let clip = if norm > self.config.clip_norm { self.config.clip_norm / norm } else { 1.0 };
         self.steps += 1;
         let factor = factor * self.schedule(self.steps);
-        let scale = StepScale { config: &self.config, factor, clip, steps: self.steps };
         for (index, state) in self.state.iter_mut().enumerate() {
             if let Some(gradient) = &gradients.values[index] {
                 let rows = gradients.rows[index].as_ref();
+                let factor = factor * graph.parameters[index].rate_factor;
+                let scale = StepScale { config: &self.config, factor, clip, steps: self.steps };
                 state.step(parameters.values_mut(index), gradient, rows, &scale);
             }
         }

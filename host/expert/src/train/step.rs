@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 
 use crate::batch::ExpertBatch;
 use crate::executor::{Executor, GraphOutputs, download};
-use crate::graph::ExpertGraph;
+use crate::graph::{ExpertGraph, ParameterSpec};
 use crate::params::Parameters;
 use crate::{Device, Error};
 
@@ -36,6 +36,14 @@ pub struct Gradients {
 }
 
 impl Gradients {
+    /// Leaves out those of parameters that are frozen, so that they do not count for the norm.
+    pub(super) fn freeze(&mut self, specs: &[ParameterSpec]) {
+        let frozen = (0..specs.len()).filter(|index| specs[*index].rate_factor == 0.0);
+        for index in frozen {
+            (self.values[index], self.rows[index]) = (None, None);
+        }
+    }
+
     /// The Euclidean norm over all gradients.
     pub fn norm(&self) -> f32 {
         let squares =

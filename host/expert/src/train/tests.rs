@@ -7,8 +7,8 @@ use super::step::Gradients;
 use super::{TaskTargets, task_loss};
 use crate::graph::ExpertGraph;
 use crate::params::Parameters;
-use crate::tests::build::{Net, description, noise, parameters};
-use crate::wasm::contract::{Column, Initialiser, TaskKind};
+use crate::tests::build::{Net, description, int, noise, num, parameters};
+use crate::wasm::contract::{Attribute, Column, Initialiser, TaskKind};
 
 fn targets(rows: usize) -> TaskTargets {
     TaskTargets {
@@ -88,9 +88,9 @@ fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
         values: vec![Some(vec![g, 1.0, 1.0, 1.0]), Some(vec![1.0, -1.0])],
         rows: vec![Some(vec![3, 8]), None],
     };
-    assert!(!optimizer.step(&mut values, &gradients(f32::NAN), 1.0));
+    assert!(!optimizer.step(&mut values, &gradients(f32::NAN), &graph, 1.0));
     assert_eq!((values.values(0), optimizer.steps()), (before.values(0), 0));
-    assert!(optimizer.step(&mut values, &gradients(1.0), 1.0));
+    assert!(optimizer.step(&mut values, &gradients(1.0), &graph, 1.0));
     for row in 0..10 {
         let moved = values.values(0)[row * 2..][..2] != before.values(0)[row * 2..][..2];
         assert_eq!(moved, [3, 8].contains(&row), "row {row}");
@@ -127,7 +127,7 @@ fn a_held_rate_is_constant_and_keeps_the_statistics() {
     let mut optimizer = ExpertOptimizer::new(&graph, config.clone());
     let mut moved = || {
         let before = values.values(0)[0];
-        assert!(optimizer.step(&mut values, &gradients, 1.0));
+        assert!(optimizer.step(&mut values, &gradients, &graph, 1.0));
         before - values.values(0)[0]
     };
     // With a constant gradient, Adam moves by the rate itself.
@@ -137,13 +137,61 @@ fn a_held_rate_is_constant_and_keeps_the_statistics() {
     assert_eq!(optimizer.steps(), 5);
     for _ in 0..4 {
         let before = values.values(0)[0];
-        assert!(optimizer.step(&mut values, &gradients, 1.0));
+        assert!(optimizer.step(&mut values, &gradients, &graph, 1.0));
         assert!((before - values.values(0)[0] - 5e-4).abs() < 1e-7);
     }
     assert_eq!((optimizer.learning_rate(), optimizer.planned()), (5e-4, 0));
     let before = values.values(0)[0];
-    assert!(optimizer.step(&mut values, &gradients, 3.0));
+    assert!(optimizer.step(&mut values, &gradients, &graph, 3.0));
     assert!((before - values.values(0)[0] - 15e-4).abs() < 1e-7, "a factor scales the step");
+}
+
+#[test]
+fn a_parameter_learns_at_its_own_rate_and_a_frozen_one_not_at_all() {
+    let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
+    let network = |options: [Vec<Attribute>; 2]| {
+        let mut net = Net::new();
+        let tae = net.input(0);
+        let slow = net.parameter("slow", &[4, 1], Initialiser::Zeros);
+        let frozen = net.parameter("frozen", &[4, 1], Initialiser::Ones);
+        let slow = net.op("MatMul", &[tae, slow], vec![]);
+        let frozen = net.op("MatMul", &[tae, frozen], vec![]);
+        let sum = net.op("Add", &[slow, frozen], vec![]);
+        net.output("click", sum);
+        for (parameter, options) in net.network.parameters.iter_mut().zip(options) {
+            parameter.options = options;
+        }
+        net
+    };
+    let factor = |factor: f32| vec![num("rate_factor", factor)];
+    let graph = network([factor(0.5), factor(0.0)]).valid(&description);
+    assert_eq!(graph.hash, network([vec![], vec![]]).valid(&description).hash, "it may change");
+    let mut values = parameters(&graph, 1);
+    let mut optimizer = ExpertOptimizer::new(
+        &graph,
+        OptimizerConfig {
+            weight_decay: 0.1,
+            warmup_steps: 0,
+            clip_norm: 100.0,
+            ..OptimizerConfig::default()
+        },
+    );
+    // With its gradient the step would be clipped.
+    let mut gradients =
+        Gradients { values: vec![Some(vec![1.0; 4]), Some(vec![1e9; 4])], rows: vec![None, None] };
+    gradients.freeze(&graph.parameters);
+    assert!(optimizer.step(&mut values, &gradients, &graph, 1.0));
+    assert!((values.values(0)[0] + 5e-4).abs() < 1e-7, "{}", values.values(0)[0]);
+    assert_eq!(values.values(1), [1.0; 4]);
+    for (options, word) in [
+        (factor(11.0), "not a number in 0..=10"),
+        (factor(f32::NAN), "not a number in 0..=10"),
+        (vec![int("rate_factor", 1)], "not a number in 0..=10"),
+        (vec![num("momentum", 0.9)], "has the option `momentum`"),
+    ] {
+        let error = network([options, vec![]]).graph(&description).unwrap_err().to_string();
+        assert!(error.contains(word) && error.contains("slow"), "{error}");
+    }
 }
 
 #[test]
@@ -159,7 +207,7 @@ fn the_reported_rate_is_that_of_the_next_step() {
     let mut optimizer = ExpertOptimizer::new(&graph, config);
     for step in 0..16 {
         let (rate, before) = (optimizer.learning_rate(), values.values(0)[0]);
-        assert!(optimizer.step(&mut values, &gradients, 1.0));
+        assert!(optimizer.step(&mut values, &gradients, &graph, 1.0));
         // With a constant gradient, Adam moves by the rate itself.
         assert!((before - values.values(0)[0] - rate).abs() < 1e-7, "step {step}: {rate}");
     }

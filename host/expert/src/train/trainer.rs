@@ -207,7 +207,7 @@ impl ExpertTrainer {
     ) -> Result<Vec<RefusedRequest>, Error> {
         let mut requests = self.requests(chunk)?;
         let mut refused = Vec::new();
-        let hooks = Hooks { blueprint: &self.blueprint, rows: self.config.hook_rows };
+        let hooks = Hooks::new(&self.blueprint, self.config.hook_rows);
         let all = hooks.labels(&requests, &mut refused)?;
         requests.retain(|request| refused.iter().all(|own| own.index != request.index));
         self.rng = SmallRng::seed_from_u64(
@@ -277,7 +277,7 @@ impl ExpertTrainer {
     /// The plugin's labels of all targets of a chunk, for each task. Rows for which it faults are
     /// in no sample space.
     pub fn targets(&self, chunk: Chunk) -> Result<Vec<TaskTargets>, Error> {
-        let hooks = Hooks { blueprint: &self.blueprint, rows: self.config.hook_rows };
+        let hooks = Hooks::new(&self.blueprint, self.config.hook_rows);
         hooks.labels(&self.requests(chunk)?, &mut Vec::new())
     }
 
@@ -440,7 +440,9 @@ impl ExpertTrainer {
             (losses, all) = (values, outputs.to_vec());
             gradients
         };
-        let gradients = self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
+        let mut gradients =
+            self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
+        gradients.freeze(&self.blueprint.graph.parameters);
         StepAttempt { losses, outputs: all, gradients }
     }
 
@@ -499,7 +501,8 @@ impl ExpertTrainer {
         };
         let factor = self.schedule.factor(&self.blueprint, step);
         let moves = self.optimizer.moves(factor);
-        let stepped = self.optimizer.step(&mut self.parameters, gradients, factor);
+        let graph = &self.blueprint.graph;
+        let stepped = self.optimizer.step(&mut self.parameters, gradients, graph, factor);
         let provenance = &mut self.parameters.provenance;
         if !stepped || !moves {
             provenance.labels = before;

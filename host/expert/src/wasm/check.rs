@@ -5,24 +5,17 @@ use std::collections::HashSet;
 
 use wasmtime::component::Component;
 
-use super::contract::{self, Column, Description, HostInfo, Ranked, Task, TaskLabels, Verdict};
+use super::column::Reader;
+use super::contract::{
+    self, Column, Contract, Description, HostInfo, MAX_FACTOR, Ranked, TEXT_BYTES, Task,
+    TaskLabels, Verdict, quote,
+};
 use super::engine::Engine;
 use crate::Error;
 
-/// The longest name in bytes, and the length to which quoted text is cut.
-const TEXT_BYTES: usize = 256;
 const COLUMNS: usize = 1024;
 const TASKS: usize = 64;
 const HISTORY: u32 = 4096;
-/// The largest factor of a step's learning rate.
-const FACTOR: f32 = 10.0;
-
-/// A guest's text for a message: escaped and cut.
-pub(super) fn quote(text: &str) -> String {
-    let end = text.floor_char_boundary(TEXT_BYTES);
-    let cut = if end < text.len() { "..." } else { "" };
-    format!("{}{cut}", text[..end].escape_debug())
-}
 
 /// Checks a component's size in bytes.
 pub(super) fn size(name: &str, size: u64, limit: usize) -> Result<(), Error> {
@@ -42,9 +35,13 @@ pub(super) fn header(name: &str, bytes: &[u8]) -> Result<(), Error> {
     Err(Error::refused(name, why))
 }
 
-/// Checks that the component imports the expert contract of this host's major version, and nothing
-/// else but `log`.
-pub(super) fn imports(name: &str, engine: &Engine, component: &Component) -> Result<(), Error> {
+/// Checks that the component imports an expert contract that this host speaks, and nothing else but
+/// `log`; returns the contract.
+pub(super) fn imports(
+    name: &str,
+    engine: &Engine,
+    component: &Component,
+) -> Result<Contract, Error> {
     let ty = component.component_type();
     let mut foreign = Vec::new();
     let mut version = None;
@@ -60,21 +57,15 @@ pub(super) fn imports(name: &str, engine: &Engine, component: &Component) -> Res
                    build it with the HyperCast SDK";
         return Err(Error::refused(name, why));
     };
-    if major(&version) != major(contract::VERSION) {
-        let (plugin, host) = (name.to_owned(), contract::VERSION);
-        return Err(Error::ContractVersion { plugin, found: version, host });
-    }
+    let Some(contract) = Contract::of(&version) else {
+        return Err(Error::ContractVersion { plugin: name.to_owned(), found: version });
+    };
     if !foreign.is_empty() {
         let why =
             format!("it imports {}; an expert may import nothing but `log`", foreign.join(", "));
         return Err(Error::refused(name, why));
     }
-    Ok(())
-}
-
-/// The major number of a version.
-pub(crate) fn major(version: &str) -> Option<u64> {
-    version.split('.').next()?.parse().ok()
+    Ok(contract)
 }
 
 pub(super) fn description(description: &Description, info: &HostInfo) -> Result<(), String> {
@@ -91,8 +82,13 @@ pub(super) fn description(description: &Description, info: &HostInfo) -> Result<
         ));
     }
     tasks(&d.tasks)?;
+    let lists = [
+        (Reader::Network, &d.columns),
+        (Reader::Rank, &d.rank_columns),
+        (Reader::Hooks, &d.training_columns),
+    ];
     refuse_if!(
-        d.columns.len() > COLUMNS || d.rank_columns.len() > COLUMNS,
+        lists.iter().any(|(_, columns)| columns.len() > COLUMNS),
         "it declares more than {COLUMNS} columns"
     );
     refuse_if!(
@@ -100,19 +96,15 @@ pub(super) fn description(description: &Description, info: &HostInfo) -> Result<
         "its history-len of {} is more than {HISTORY}",
         d.history_len
     );
-    for column in &d.rank_columns {
-        refuse_if!(
-            column.is_history(),
-            "its rank-columns hold {}; `rank` reads tae, feature and id columns only",
-            column.label()
-        );
-    }
-    for column in d.columns.iter().chain(&d.rank_columns) {
-        refuse_if!(
-            matches!(column, Column::Tae) && info.tae_dim == 0,
-            "it declares the tae, but there is no foundation model"
-        );
-        column.index_in(info)?;
+    for (reader, columns) in lists {
+        for column in columns {
+            column.check_reader(reader)?;
+            refuse_if!(
+                matches!(column, Column::Tae) && info.tae_dim == 0,
+                "it declares the tae, but there is no foundation model"
+            );
+            column.index_in(info)?;
+        }
     }
     Ok(())
 }
@@ -144,6 +136,11 @@ pub(super) fn ranked(ranked: &[Ranked], candidates: usize, limit: usize) -> Resu
         refuse_if!(index >= candidates, "candidate index {index} of {candidates} candidates");
         refuse_if!(std::mem::replace(&mut seen[index], true), "candidate index {index} twice");
         refuse_if!(!entry.score.is_finite(), "score {} for candidate index {index}", entry.score);
+        let propensity = entry.propensity.unwrap_or(1.0);
+        refuse_if!(
+            !(propensity > 0.0 && propensity <= 1.0),
+            "propensity {propensity} for candidate index {index}; one is above 0 and at most 1"
+        );
     }
     Ok(())
 }
@@ -195,8 +192,8 @@ pub(super) fn sample(keep: Vec<f32>, rows: usize) -> Result<Vec<f32>, String> {
 
 pub(super) fn factor(factor: f32) -> Result<f32, String> {
     refuse_if!(
-        !(0.0..=FACTOR).contains(&factor),
-        "learning-rate factor {factor} outside 0..={FACTOR}"
+        !(0.0..=MAX_FACTOR).contains(&factor),
+        "learning-rate factor {factor} outside 0..={MAX_FACTOR}"
     );
     Ok(factor)
 }

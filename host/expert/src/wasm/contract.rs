@@ -1,25 +1,143 @@
 //! The host's bindings of `sdk/wit/expert.wit`, generated from that file, which documents them.
 //!
-//! Added are the contract's version, and the host's schema and examples as plugins see them.
+//! Added are the versions of the contract, descriptions and columns after they were read, and the
+//! host's schema and examples as plugins see them.
 #![allow(missing_docs, reason = "generated from expert.wit, which documents it")]
 
-use hypercast_data::schema::{IdField, Schema, Task as LoggedTask, TaskKind as SchemaTaskKind};
+use hypercast_core::hash::mix64;
+use hypercast_data::schema::{IdField, Schema, TaskKind as SchemaTaskKind};
 use hypercast_fm::example::Example;
 
-use super::check::quote;
+pub use super::column::Column;
 
-wasmtime::component::bindgen!({ path: "../../sdk/wit", world: "expert" });
+mod wire {
+    wasmtime::component::bindgen!({ path: "../../sdk/wit", world: "expert" });
+}
 
-pub use self::hypercast::expert::types::*;
+pub use self::wire::hypercast::expert::types::*;
+pub use self::wire::hypercast::expert::types::{
+    Column as WireColumn, Description as WireDescription,
+};
+pub use self::wire::{Expert, ExpertImports, ExpertPre};
 
 /// The version of the contract that this host implements.
-pub const VERSION: &str = "2.0.0";
+pub const VERSION: &str = "3.0.0";
 
-/// The bits of the contract's masks of actions. Plugins are not told of the actions behind them.
-const MASK_BITS: usize = u32::BITS as usize;
+/// The version of the contract of before, which this host speaks, too.
+pub const EARLIER_VERSION: &str = "2.0.0";
 
 /// The component import whose suffix is the contract's version.
 pub const TYPES_IMPORT: &str = "hypercast:expert/types@";
+
+/// A version of the contract that this host speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contract {
+    /// [`EARLIER_VERSION`].
+    Second,
+    /// [`VERSION`].
+    Third,
+}
+
+impl Contract {
+    /// The one of a component that imports the types of `version`; none if the host does not speak
+    /// it.
+    pub fn of(version: &str) -> Option<Contract> {
+        match major(version)? {
+            2 => Some(Contract::Second),
+            3 => Some(Contract::Third),
+            _ => None,
+        }
+    }
+
+    /// Its version.
+    pub fn version(self) -> &'static str {
+        match self {
+            Contract::Second => EARLIER_VERSION,
+            Contract::Third => VERSION,
+        }
+    }
+}
+
+/// The major number of a version.
+pub(crate) fn major(version: &str) -> Option<u64> {
+    version.split('.').next()?.parse().ok()
+}
+
+/// A plugin's description whose columns and options the host knows.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// The plugin's name.
+    pub name: String,
+    /// The plugin's own version.
+    pub version: String,
+    /// The surfaces that it can serve; empty means any.
+    pub surfaces: Vec<String>,
+    /// What it predicts.
+    pub tasks: Vec<Task>,
+    /// The columns that its network reads.
+    pub columns: Vec<Column>,
+    /// The columns that `rank` reads besides the predictions.
+    pub rank_columns: Vec<Column>,
+    /// The columns that `labels` and `sample` read besides the outcomes.
+    pub training_columns: Vec<Column>,
+    /// The most events that its history columns contain.
+    pub history_len: u32,
+    /// The FM versions that it accepts, as a semver requirement.
+    pub fm_version: String,
+    /// What it asks for itself.
+    pub limits: Limits,
+}
+
+impl Description {
+    /// Reads what a plugin returned.
+    ///
+    /// # Errors
+    /// It has a kind of columns or an option that this host does not know; the error names it.
+    pub fn read(raw: WireDescription) -> Result<Description, String> {
+        if let Some(option) = raw.options.first() {
+            return Err(unknown_option("its description", option, "none"));
+        }
+        let columns =
+            |raw: Vec<WireColumn>| raw.into_iter().map(Column::read).collect::<Result<Vec<_>, _>>();
+        Ok(Description {
+            name: raw.name,
+            version: raw.version,
+            surfaces: raw.surfaces,
+            tasks: raw.tasks,
+            columns: columns(raw.columns)?,
+            rank_columns: columns(raw.rank_columns)?,
+            training_columns: columns(raw.training_columns)?,
+            history_len: raw.history_len,
+            fm_version: raw.fm_version,
+            limits: raw.limits,
+        })
+    }
+}
+
+/// Refuses an option by its name, and says what to do.
+pub(crate) fn unknown_option(of: &str, option: &Attribute, known: &str) -> String {
+    format!(
+        "{of} has the option `{}`, which expert contract {VERSION} of this host does not have (it \
+         has {known}): leave it out, or update the host",
+        quote(&option.name)
+    )
+}
+
+/// A guest's text for a message: escaped and cut.
+pub(crate) fn quote(text: &str) -> String {
+    let end = text.floor_char_boundary(TEXT_BYTES);
+    let cut = if end < text.len() { "..." } else { "" };
+    format!("{}{cut}", text[..end].escape_debug())
+}
+
+/// The longest name in bytes, and the length to which quoted text is cut.
+pub(super) const TEXT_BYTES: usize = 256;
+
+/// The largest factor of a learning rate.
+pub(crate) const MAX_FACTOR: f32 = 10.0;
+
+/// The vector that every item can have.
+pub(crate) const CONTENT: &str = "content";
 
 /// The host as a plugin sees it, and where the columns of its ids are. A plugin reads a feature of
 /// several values under one name, and need not know that it has several.
@@ -43,15 +161,24 @@ pub(crate) struct IdColumns {
 /// The ids of the history that every schema has: the item and the surface.
 const HISTORY_IDS: [&str; 2] = ["item_id", "surface"];
 
+/// How many values the vectors of a row have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VectorWidths {
+    /// The TAE's; 0 without a foundation model.
+    pub tae: usize,
+    /// The items' content vectors'; 0 without any.
+    pub content: usize,
+}
+
 impl HostSchema {
-    /// Of a schema and the TAE's number of values (0 without a foundation model).
-    pub fn new(schema: &Schema, tae_dim: usize) -> HostSchema {
+    /// Of a schema and the vectors of its rows.
+    pub fn new(schema: &Schema, vectors: VectorWidths) -> HostSchema {
         let columns = |fields: Vec<IdField>| {
             let columns = fields.into_iter().map(|field| field.columns);
             columns.map(|of| IdColumns { first: of.start, width: of.len() }).collect()
         };
         HostSchema {
-            info: host_info(schema, tae_dim),
+            info: host_info(schema, vectors),
             ids: columns(schema.id_fields()),
             item_ids: columns(IdField::of(&schema.item_features, 0)),
         }
@@ -69,38 +196,37 @@ impl HostSchema {
         self.ids[index]
     }
 
+    /// The width of the vector at `index` among those of `info.columns`.
+    pub(crate) fn vector_width(&self, index: usize) -> usize {
+        self.info.columns[index].width as usize
+    }
+
     /// The columns of the id at `index` among `info.history_ids`; none of the item and the surface.
     pub(crate) fn item_columns(&self, index: usize) -> Option<IdColumns> {
         Some(self.item_ids[index.checked_sub(HISTORY_IDS.len())?])
     }
 
-    /// The values that a column of ids has for each row or event.
+    /// The values that a column of the network has for each row or event.
     ///
     /// # Errors
     /// The schema lacks it.
     pub fn width(&self, column: &Column) -> Result<usize, String> {
         let index = column.index_in(&self.info)?;
         Ok(match column {
+            Column::Tae => self.info.tae_dim as usize,
             Column::Id(_) => self.id_columns(index).width,
-            _ => self.item_columns(index).map_or(1, |columns| columns.width),
+            Column::Vector(_) => self.vector_width(index),
+            Column::HistoryId(_) => self.item_columns(index).map_or(1, |columns| columns.width),
+            Column::HistoryActions => self.info.actions.len(),
+            Column::Feature(_) | Column::HistoryAge | Column::Time | Column::Request => 1,
         })
     }
 }
 
-/// The actions of which plugins know: those that masks have room for.
-pub(crate) fn offered_actions(schema: &Schema) -> &[String] {
-    &schema.actions[..schema.actions.len().min(MASK_BITS)]
-}
-
 /// The host as a plugin sees it: the schema's names, in the order of all indices and bits of the
-/// contract, and the TAE's number of values (0 without a foundation model). Of actions and tasks it
-/// has those that fit the contract's masks.
-pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
-    let actions = offered_actions(schema);
-    let is_offered = |task: &&LoggedTask| {
-        task.kind == SchemaTaskKind::Regression || actions.contains(&task.label)
-    };
-    let tasks = schema.tasks.iter().filter(is_offered).map(|task| SchemaTask {
+/// contract, and the widths of its vectors.
+pub fn host_info(schema: &Schema, vectors: VectorWidths) -> HostInfo {
+    let tasks = schema.tasks.iter().map(|task| SchemaTask {
         name: task.name.clone(),
         kind: match task.kind {
             SchemaTaskKind::Binary => TaskKind::Binary,
@@ -111,18 +237,24 @@ pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
     });
     // The history's ids: the item, the surface, and the items' categorical features.
     let names = |fields: Vec<IdField>| fields.into_iter().map(|field| field.name);
+    let content = (vectors.content > 0)
+        .then(|| Column::Vector(CONTENT.to_owned()).offered(vectors.content as u32));
     let built_in = HISTORY_IDS.map(String::from).into_iter();
     HostInfo {
-        tae_dim: tae_dim as u32,
+        tae_dim: vectors.tae as u32,
         surfaces: schema.surfaces.clone(),
-        actions: actions.to_vec(),
+        actions: schema.actions.clone(),
         values: schema.values.clone(),
         tasks: tasks.collect(),
         features: schema.feature_columns(),
         ids: names(schema.id_fields()).collect(),
         history_ids: built_in.chain(names(IdField::of(&schema.item_features, 0))).collect(),
+        columns: content.into_iter().collect(),
     }
 }
+
+/// Makes seeds differ from other hashes of a request's id.
+const EXPLORATION: u64 = 0x6578_706c_6f72_6521;
 
 /// The request of a `rank` call for all targets of an example.
 pub fn rank_request(example: &Example, info: &HostInfo, limit: usize) -> RankRequest {
@@ -130,13 +262,15 @@ pub fn rank_request(example: &Example, info: &HostInfo, limit: usize) -> RankReq
         surface: info.surfaces.get(usize::from(example.surface)).cloned().unwrap_or_default(),
         user: example.user.id,
         time_ms: example.time_ms,
+        request: example.request,
+        seed: mix64(example.request ^ EXPLORATION),
         candidates: example.targets.iter().map(|target| target.item.id).collect(),
         limit: limit.min(example.targets.len()) as u32,
     }
 }
 
-/// What the training hooks receive for all targets of some examples.
-pub fn action_batch<'a>(
+/// What the training hooks receive for all targets of some examples, without further columns.
+pub(crate) fn action_batch<'a>(
     examples: impl Iterator<Item = &'a Example> + Clone,
     info: &HostInfo,
 ) -> ActionBatch {
@@ -150,79 +284,9 @@ pub fn action_batch<'a>(
     };
     ActionBatch {
         surface: targets().map(|(example, _)| example.surface.into()).collect(),
-        actions: targets().map(|(_, target)| target.outcome.actions as u32).collect(),
-        known: targets().map(|(_, target)| target.outcome.known as u32).collect(),
+        actions: targets().map(|(_, target)| target.outcome.actions).collect(),
+        known: targets().map(|(_, target)| target.outcome.known).collect(),
         values: info.values.iter().enumerate().map(values).collect(),
-    }
-}
-
-impl Column {
-    /// The column's kind and name, for messages.
-    pub fn label(&self) -> String {
-        match self {
-            Column::Tae => "tae".into(),
-            Column::Feature(name) => format!("feature `{}`", quote(name)),
-            Column::Id(name) => format!("id `{}`", quote(name)),
-            Column::HistoryId(name) => format!("history id `{}`", quote(name)),
-            Column::HistoryActions => "history actions".into(),
-            Column::HistoryAge => "history age".into(),
-        }
-    }
-
-    /// The index of its name among the host's columns of its kind; 0 for a kind without names.
-    ///
-    /// # Errors
-    /// The schema lacks it.
-    pub(crate) fn index_in(&self, info: &HostInfo) -> Result<usize, String> {
-        let (name, known) = match self {
-            Column::Tae | Column::HistoryActions | Column::HistoryAge => return Ok(0),
-            Column::Feature(name) => (name, &info.features),
-            Column::Id(name) => (name, &info.ids),
-            Column::HistoryId(name) => (name, &info.history_ids),
-        };
-        known.iter().position(|known| known == name).ok_or_else(|| {
-            let (label, known) = (self.label(), known.join("`, `"));
-            format!("it reads {label}, which the schema lacks (it has `{known}`)")
-        })
-    }
-
-    /// Whether it is a column of the short history.
-    pub(crate) fn is_history(&self) -> bool {
-        matches!(self, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use hypercast_fm::example::MAX_ACTIONS;
-
-    use super::*;
-    use crate::tests::build::{TAE_DIM, example, schema};
-
-    #[test]
-    fn a_plugin_is_offered_the_actions_that_its_masks_have_bits_for() {
-        let mut schema = schema();
-        let more = (schema.actions.len()..MAX_ACTIONS).map(|at| format!("action{at}"));
-        schema.actions.extend(more);
-        let task = |label: &str, kind| LoggedTask {
-            name: format!("{label}_task"),
-            label: label.into(),
-            kind,
-            ..schema.tasks[0].clone()
-        };
-        schema.tasks = vec![
-            task("action31", SchemaTaskKind::Binary),
-            task("action32", SchemaTaskKind::Binary),
-            task("seconds", SchemaTaskKind::Regression),
-        ];
-        let info = host_info(&schema, TAE_DIM);
-        assert_eq!(info.actions, schema.actions[..32]);
-        let tasks: Vec<&str> = info.tasks.iter().map(|task| &*task.label).collect();
-        assert_eq!(tasks, ["action31", "seconds"]);
-        let mut example = example(1, 0, 2);
-        example.targets[1].outcome.actions = 1 << 40 | 1 << 31 | 1;
-        example.targets[1].outcome.known = u64::MAX;
-        let batch = action_batch(std::iter::once(&example), &info);
-        assert_eq!((batch.actions[1], batch.known[1]), (1 << 31 | 1, u32::MAX));
+        columns: Vec::new(),
     }
 }

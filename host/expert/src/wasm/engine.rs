@@ -17,6 +17,7 @@ use wasmtime::{
 
 use super::cache::{Cache, CacheConfig};
 use super::contract::{self, Level};
+use super::contract2;
 use super::usage::{GuestLog, LogDecision, LogLine, Usage};
 use crate::Error;
 use crate::cpu_budget::CpuBudget;
@@ -79,6 +80,7 @@ impl Engine {
             state
         })
         .map_err(Error::engine)?;
+        contract2::add_types(&mut linker).map_err(Error::engine)?;
         start_ticker(engine.weak())?;
         // Without the cache everything works, but loads are slower.
         let cache = config.cache.as_ref().and_then(|cache| {
@@ -232,7 +234,7 @@ impl ResourceLimiter for HostState {
     }
 }
 
-impl contract::hypercast::expert::types::Host for HostState {}
+impl contract::Host for HostState {}
 
 impl contract::ExpertImports for HostState {
     fn log(&mut self, level: Level, message: String) {

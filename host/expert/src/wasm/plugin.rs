@@ -14,11 +14,13 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use super::check;
 use super::contract::{
-    self, ActionBatch, Description, Evaluation, Expert, ExpertPre, HostInfo, NamedColumn, Network,
-    Prediction, RankRequest, Ranked, TaskLabels, TrainingStep, Verdict,
+    ActionBatch, Contract, Description, Evaluation, HostInfo, NamedColumn, Network, Prediction,
+    RankRequest, Ranked, TaskLabels, TrainingStep, Verdict, quote,
 };
+use super::contract2;
 use super::engine::{self, Engine, HostState, InstanceSlot};
 use super::fault::{Call, ExpertFault, Fault, overflows_own_stack, trace};
+use super::guest::{Guest, GuestPre};
 use super::usage::{GuestLog, LogRate, Usage, UsageSnapshot};
 use crate::cpu_budget::{CpuBudget, GateConfig, LongCallRule, ThreadGate};
 use crate::error::{CommonErrors as _, Error};
@@ -80,7 +82,7 @@ const MAX_PREPARE_TIME: Duration = Duration::from_millis(5);
 /// A checked component, ready to be instantiated.
 pub struct Plugin {
     engine: Engine,
-    pre: ExpertPre<HostState>,
+    pre: GuestPre,
     /// The name in messages: the file's, then the description's.
     name: Arc<str>,
     /// The name under which its log lines are kept, if that is not its own.
@@ -101,7 +103,7 @@ pub struct Plugin {
 #[derive(Default)]
 struct Spares {
     /// Fresh instances. Each serves one call.
-    ready: Vec<(Store<HostState>, Expert)>,
+    ready: Vec<(Store<HostState>, Guest)>,
     /// Used instances, whose memory has to be cleared.
     used: Vec<Store<HostState>>,
 }
@@ -140,10 +142,9 @@ impl Plugin {
         let component = engine
             .compile(bytes)
             .map_err(|error| refused("it is not a valid component".to_owned(), error))?;
-        check::imports(name, engine, &component)?;
-        let pre = engine.inner.linker.instantiate_pre(&component).and_then(ExpertPre::new);
-        let pre = pre.map_err(|error| {
-            refused(format!("it does not fit the expert contract {}", contract::VERSION), error)
+        let contract = check::imports(name, engine, &component)?;
+        let pre = GuestPre::new(&engine.inner.linker, &component, contract).map_err(|error| {
+            refused(format!("it does not fit the expert contract {}", contract.version()), error)
         })?;
         let memory_mib = limits.memory_mib.min(engine.inner.config.memory_mib);
         Ok(Plugin {
@@ -177,10 +178,23 @@ impl Plugin {
         self.usage.snapshot()
     }
 
+    /// The version of the contract that it was built for.
+    pub fn contract(&self) -> Contract {
+        self.pre.contract()
+    }
+
+    /// Leaves out of a schema what the plugin's contract cannot express. The plugin is told, and its
+    /// columns and network are checked against, what is left.
+    pub fn limit(&self, info: &mut HostInfo) {
+        if self.contract() == Contract::Second {
+            contract2::limit(info);
+        }
+    }
+
     /// Calls `describe` and checks the description. Its name and limits apply to later calls.
     pub fn describe(&mut self, info: &HostInfo) -> Result<Description, Error> {
-        let description =
-            self.twice(Call::Describe, |expert, store| expert.call_describe(store, info))?;
+        let description = self.twice(Call::Describe, |guest, store| guest.describe(store, info))?;
+        let description = description.map_err(|why| Error::refused(&self.name, why))?;
         check::description(&description, info).map_err(|why| Error::refused(&self.name, why))?;
         self.name = description.name.as_str().into();
         let asked = description.limits;
@@ -196,10 +210,9 @@ impl Plugin {
 
     /// Calls `network`. Its result is checked in `graph`, not here.
     pub fn network(&self, info: &HostInfo) -> Result<Network, Error> {
-        let network =
-            self.twice(Call::Network, |expert, store| expert.call_network(store, info))?;
+        let network = self.twice(Call::Network, |guest, store| guest.network(store, info))?;
         network.map_err(|why| {
-            let why = format!("its network does not fit this schema: {}", check::quote(&why));
+            let why = format!("its network does not fit this schema: {}", quote(&why));
             Error::refused(&self.name, why)
         })
     }
@@ -209,7 +222,7 @@ impl Plugin {
     fn twice<T: Debug>(
         &self,
         call: Call,
-        f: impl Fn(&Expert, &mut Store<HostState>) -> wasmtime::Result<T>,
+        f: impl Fn(&Guest, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, Error> {
         let (first, second) = (self.run(call, &f)?, self.run(call, &f)?);
         agree(&first, &second).map_err(|why| self.fault(call, Fault::BadOutput(why)))?;
@@ -229,7 +242,7 @@ impl Plugin {
     ) -> Result<Vec<Ranked>, ExpertFault> {
         let ready = self.spares().ready.pop();
         let mut instance = match ready {
-            Some((store, expert)) => Instance { plugin: self, store, expert },
+            Some((store, guest)) => Instance { plugin: self, store, guest },
             None => {
                 let start = Instant::now();
                 let instance = self.instance(Call::Rank)?;
@@ -258,8 +271,8 @@ impl Plugin {
             let made = self.instance(Call::Rank);
             self.is_slow_to_start
                 .store(made.is_err() || start.elapsed() > MAX_PREPARE_TIME, Ordering::Relaxed);
-            let Ok(Instance { store, expert, .. }) = made else { return };
-            self.spares().ready.push((store, expert));
+            let Ok(Instance { store, guest, .. }) = made else { return };
+            self.spares().ready.push((store, guest));
         }
     }
 
@@ -282,8 +295,8 @@ impl Plugin {
         batch: &ActionBatch,
     ) -> Result<Vec<TaskLabels>, ExpertFault> {
         let call = Call::Labels;
-        let labels = self.run(call, |expert, store| expert.call_labels(store, info, batch))?;
-        let labels = labels.map_err(|why| self.fault(call, Fault::Refused(check::quote(&why))))?;
+        let labels = self.run(call, |guest, store| guest.labels(store, info, batch))?;
+        let labels = labels.map_err(|why| self.fault(call, Fault::Refused(quote(&why))))?;
         check::labels(labels, &description.tasks, batch.surface.len())
             .map_err(|why| self.fault(call, Fault::BadOutput(why)))
     }
@@ -291,7 +304,7 @@ impl Plugin {
     /// Calls `sample`: the probability, in 0..=1, to keep each example.
     pub fn sample(&self, info: &HostInfo, batch: &ActionBatch) -> Result<Vec<f32>, ExpertFault> {
         let call = Call::Sample;
-        let keep = self.run(call, |expert, store| expert.call_sample(store, info, batch))?;
+        let keep = self.run(call, |guest, store| guest.sample(store, info, batch))?;
         check::sample(keep, batch.surface.len())
             .map_err(|why| self.fault(call, Fault::BadOutput(why)))
     }
@@ -299,7 +312,7 @@ impl Plugin {
     /// Calls `schedule`: a factor, in 0..=10, of a training step's learning rate.
     pub fn schedule(&self, step: TrainingStep) -> Result<f32, ExpertFault> {
         let call = Call::Schedule;
-        let factor = self.run(call, |expert, store| expert.call_schedule(store, step))?;
+        let factor = self.run(call, |guest, store| guest.schedule(store, step))?;
         check::factor(factor).map_err(|why| self.fault(call, Fault::BadOutput(why)))
     }
 
@@ -310,7 +323,7 @@ impl Plugin {
         evaluation: &Evaluation,
     ) -> Result<Verdict, ExpertFault> {
         let verdict =
-            self.run(Call::Evaluate, |expert, store| expert.call_evaluate(store, info, evaluation));
+            self.run(Call::Evaluate, |guest, store| guest.evaluate(store, info, evaluation));
         verdict.map(check::verdict)
     }
 
@@ -318,7 +331,7 @@ impl Plugin {
     fn run<T>(
         &self,
         call: Call,
-        f: impl FnOnce(&Expert, &mut Store<HostState>) -> wasmtime::Result<T>,
+        f: impl FnOnce(&Guest, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, ExpertFault> {
         self.instance(call)?.run(call, f)
     }
@@ -332,7 +345,7 @@ impl Plugin {
         let made = self.pre.instantiate(&mut store);
         self.usage.instance(start.elapsed());
         match made {
-            Ok(expert) => Ok(Instance { plugin: self, store, expert }),
+            Ok(guest) => Ok(Instance { plugin: self, store, guest }),
             Err(error) => Err(self.classify(call, &error, store.data())),
         }
     }
@@ -404,7 +417,7 @@ impl Plugin {
                 Fault::BadOutput(format!("more than {} bytes of output", self.limits.output_bytes))
             }
             // All other errors are values that violate the canonical ABI.
-            None => Fault::BadOutput(check::quote(&error.root_cause().to_string())),
+            None => Fault::BadOutput(quote(&error.root_cause().to_string())),
         };
         ExpertFault { trace: trace(error), ..self.fault(call, cause) }
     }
@@ -432,7 +445,7 @@ fn agree<T: Debug>(first: &T, second: &T) -> Result<(), String> {
 pub struct Instance<'a> {
     plugin: &'a Plugin,
     store: Store<HostState>,
-    expert: Expert,
+    guest: Guest,
 }
 
 impl Instance<'_> {
@@ -451,9 +464,8 @@ impl Instance<'_> {
     ) -> Result<Vec<Ranked>, ExpertFault> {
         let call = Call::Rank;
         let ranked =
-            self.run(call, |expert, store| expert.call_rank(store, request, predictions, columns))?;
-        let ranked =
-            ranked.map_err(|why| self.plugin.fault(call, Fault::Refused(check::quote(&why))))?;
+            self.run(call, |guest, store| guest.rank(store, request, predictions, columns))?;
+        let ranked = ranked.map_err(|why| self.plugin.fault(call, Fault::Refused(quote(&why))))?;
         check::ranked(&ranked, request.candidates.len(), request.limit as usize)
             .map_err(|why| self.plugin.fault(call, Fault::BadOutput(why)))?;
         Ok(ranked)
@@ -462,11 +474,11 @@ impl Instance<'_> {
     fn run<T>(
         &mut self,
         call: Call,
-        f: impl FnOnce(&Expert, &mut Store<HostState>) -> wasmtime::Result<T>,
+        f: impl FnOnce(&Guest, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, ExpertFault> {
         self.plugin.begin(&mut self.store, call);
         let start = Instant::now();
-        let answer = f(&self.expert, &mut self.store);
+        let answer = f(&self.guest, &mut self.store);
         self.plugin.usage.call(call, start.elapsed());
         self.store.data_mut().budget = None;
         answer.map_err(|error| self.plugin.classify(call, &error, self.store.data()))

@@ -17,6 +17,7 @@ use hypercast_data::{
     dataset::{Dataset, entity_id::EntityId},
     features::RequestInput,
 };
+use hypercast_expert::wasm::contract::Ranked as RankedRow;
 use hypercast_expert::{ExpertPredictions, RankOutcome, ServedExpert};
 use hypercast_fm::{example::Example, inference::FmOutput};
 use hypercast_stream::{registry::schema_hash, streams::StreamEngine};
@@ -205,8 +206,7 @@ impl RankingService {
         let (cause, reason) = degradation(surface, &fm, outcome.as_ref()).unzip();
         let by_expert = match &outcome {
             Some(RankOutcome::Ranked { ranked, predictions }) => {
-                let places = ranked.iter().map(|place| (place.candidate as usize, place.score));
-                Some((places.collect::<Vec<_>>(), by_task(predictions)))
+                Some((ranked.clone(), by_task(predictions)))
             }
             _ => None,
         };
@@ -268,6 +268,7 @@ impl RankingService {
         let arm = fetched.arm.as_ref().map_or_else(String::new, |(arm, _)| arm.label.clone());
         let (at_ms, degraded) = (now_ms(), answer.degraded);
         let ranking = answer.ranking.iter().map(|place| (place.id.key(), place.score)).collect();
+        let propensities = answer.ranking.iter().map(|place| place.propensity).collect();
         let kept = self.queues.request_log.offer(move || RecordedRequest {
             schema,
             at_ms,
@@ -278,6 +279,7 @@ impl RankingService {
             arm,
             degraded,
             ranking,
+            propensities,
         });
         if !kept {
             self.metrics.request_log.with_label_values(&["dropped"]).inc();
@@ -324,10 +326,11 @@ fn degradation(
 }
 
 /// The fallback: candidates with the FM's scores, best first.
-fn best_first(scores: &[f32], limit: usize) -> Vec<(usize, f32)> {
-    let mut order: Vec<(usize, f32)> = scores.iter().copied().enumerate().collect();
+fn best_first(scores: &[f32], limit: usize) -> Vec<RankedRow> {
+    let place = |(candidate, score)| RankedRow { candidate, score, propensity: None };
+    let mut order: Vec<RankedRow> = (0..).zip(scores.iter().copied()).map(place).collect();
     // The sort is stable: of equal candidates the first stays first.
-    order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    order.sort_by(|a, b| b.score.total_cmp(&a.score));
     order.truncate(limit);
     order
 }
@@ -344,13 +347,13 @@ fn caller_ids<'a>(request: &'a RankRequest, example: &Example) -> Vec<&'a Entity
 /// Candidates in the order of `places`, with their scores and the predictions for them.
 fn ranking(
     ids: &[&EntityId],
-    places: &[(usize, f32)],
+    places: &[RankedRow],
     tasks: &BTreeMap<String, Vec<f32>>,
 ) -> Vec<Ranked> {
     let of = |row: usize| tasks.iter().map(move |(task, values)| (task.clone(), values[row]));
-    let ranked = |&(row, score): &(usize, f32)| {
-        let id = ids[row].clone();
-        Ranked { id, score, predictions: of(row).collect() }
+    let ranked = |&RankedRow { candidate, score, propensity }: &RankedRow| {
+        let row = candidate as usize;
+        Ranked { id: ids[row].clone(), score, propensity, predictions: of(row).collect() }
     };
     places.iter().map(ranked).collect()
 }

@@ -52,6 +52,10 @@ pub struct RecordedRequest {
     pub degraded: bool,
     /// Items with their scores, in the order of the answer.
     pub ranking: Vec<(u64, f32)>,
+    /// For each place of the ranking, the probability that the expert gave for it, if it explores.
+    /// It stands behind the record, where earlier versions have nothing; theirs are read as empty.
+    #[serde(skip)]
+    pub propensities: Vec<Option<f32>>,
 }
 
 /// The schema under which requests are replayed. Those that were recorded before it grew are

@@ -91,7 +91,12 @@ fn record(bytes: &[u8]) -> std::result::Result<Option<(RecordedRequest, &[u8])>,
         return Err("its checksum is wrong".into());
     }
     let plain = zstd::bulk::decompress(packed, MAX_RECORD).map_err(|error| error.to_string())?;
-    let record = postcard::from_bytes(&plain).map_err(|error| error.to_string())?;
+    let wrong = |error: postcard::Error| error.to_string();
+    let (mut record, behind) =
+        postcard::take_from_bytes::<RecordedRequest>(&plain).map_err(wrong)?;
+    if !behind.is_empty() {
+        record.propensities = postcard::from_bytes(behind).map_err(wrong)?;
+    }
     Ok(Some((record, after)))
 }
 
@@ -124,11 +129,23 @@ pub(super) mod tests {
             arm: "a@1.0.0".into(),
             degraded: false,
             ranking: vec![(7, 0.5)],
+            propensities: vec![Some(0.25)],
         }
     }
 
     fn ids(records: &[RecordedRequest]) -> Vec<u64> {
         records.iter().map(|record| record.example.request).collect()
+    }
+
+    #[test]
+    fn records_of_before_there_were_propensities_are_read() {
+        let before = postcard::to_allocvec(&recorded(3)).unwrap();
+        let packed = zstd::encode_all(&before[..], 1).unwrap();
+        let head = [packed.len() as u32, crc32fast::hash(&packed)].map(u32::to_le_bytes);
+        let bytes = [head.concat(), packed].concat();
+        let (read, rest) = record(&bytes).unwrap().unwrap();
+        assert_eq!((read.example.request, read.ranking.len(), rest.len()), (3, 1, 0));
+        assert!(read.propensities.is_empty());
     }
 
     #[test]
@@ -147,6 +164,7 @@ pub(super) mod tests {
         let all = newest(dir.path(), usize::MAX, |_| true).unwrap();
         assert!(all.len() < 20_000 && ids(&all).windows(2).all(|pair| pair[0] + 1 == pair[1]));
         assert_eq!(all.last().unwrap().tae[1], 19_999.0 * 64.0 + 1.0);
+        assert_eq!(all.last().unwrap().propensities, [Some(0.25)]);
         let odd = newest(dir.path(), 3, |record| record.example.request % 2 == 1).unwrap();
         assert_eq!(ids(&odd), [19_995, 19_997, 19_999]);
         // Cut within the last record, as a killed process leaves it; the next process writes to a

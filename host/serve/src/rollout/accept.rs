@@ -12,7 +12,10 @@ use std::{
 use hypercast_config::{Config, sha256};
 use hypercast_core::{clock::now_ms, error::ErrorKind};
 use hypercast_data::schema::Schema;
-use hypercast_expert::{BreakerConfig, Engine, ServedExpert, upgrade, wasm::contract};
+use hypercast_expert::{
+    BreakerConfig, Engine, ServedExpert, upgrade,
+    wasm::contract::{Contract, EARLIER_VERSION, VERSION},
+};
 use hypercast_stream::{
     registry::{ExpertVersion, Registry, RegistryFollower, VersionState, WeightsLocation},
     streams::StreamEngine as Streams,
@@ -262,15 +265,14 @@ fn check(manifest: &PushManifest, push: &Push<'_>) -> Result<()> {
             return refuse("its parameters were not signed; sign it with --parameters".into());
         }
     }
-    let major = |version: &str| version.split('.').next().map(str::to_owned);
-    if major(&manifest.contract) == major(contract::VERSION) {
+    if Contract::of(&manifest.contract).is_some() {
         return Ok(());
     }
     refuse(format!(
-        "it was built for expert contract {}, and this host speaks {}; {}, and sign it again",
+        "it was built for expert contract {}, and this host speaks {VERSION} and \
+         {EARLIER_VERSION}; {}. What is built again is signed again",
         manifest.contract,
-        contract::VERSION,
-        upgrade(&manifest.contract, contract::VERSION)
+        upgrade(&manifest.contract)
     ))
 }
 

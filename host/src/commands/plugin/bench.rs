@@ -14,16 +14,17 @@ use super::check::share;
 use super::subject::PluginUnderTest;
 use hypercast_core::quantile::quantile;
 use hypercast_data::synthetic::{Synthetic, SyntheticRequest, SyntheticSize};
+use hypercast_expert::batch::GuestRequest;
 use hypercast_expert::wasm::Call;
 use hypercast_expert::wasm::contract::{
-    Decision, Evaluation, Quality, RankRequest, Slice, TrainingStep, action_batch,
+    Decision, Evaluation, Quality, Slice, TrainingStep, rank_request,
 };
 use hypercast_expert::{
     Blueprint, BreakerConfig, Device, ExpertFault, Normaliser, ServedExpert, Tae,
 };
 
-/// Bytes of one ranked candidate, as they leave the guest: an index and a score.
-const RANKED_BYTES: u64 = 8;
+/// Bytes of one ranked candidate, as they leave the guest: an index, a score, a propensity.
+const RANKED_BYTES: u64 = 16;
 
 /// A training step in the middle of a training.
 const STEP: TrainingStep = TrainingStep {
@@ -111,7 +112,8 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let blueprint = &loaded.blueprint;
     let surface = loaded.surfaces().next();
     let surface = surface.ok_or_else(|| anyhow::anyhow!("it serves no surface of the schema"))?;
-    let world = Synthetic::new(loaded.schema.clone(), blueprint.columns.tae_dim(), 1);
+    let world = Synthetic::new(loaded.schema.clone(), blueprint.columns.tae_dim(), 1)
+        .with_content(loaded.content_dim);
     let size = SyntheticSize { surface, candidates: args.candidates, history: args.history };
     let sample = world.request(1, size);
     let normaliser = Normaliser::identity(blueprint.columns.feature_names());
@@ -124,9 +126,10 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let predictions = predict()?;
     let network = timed("network", args.runs, || predict().map(drop))?;
     let (rank, memory_bytes) = rank(&expert, &sample, &predictions.tasks, args.runs)?;
+    let request = GuestRequest { example: &sample.example, tae };
+    let batch = blueprint.columns.hook_batch(&[request], &blueprint.info);
     let evaluation = evaluation(blueprint);
     let (plugin, info) = (&blueprint.plugin, &blueprint.info);
-    let batch = action_batch(std::iter::once(&sample.example), info);
     let few = args.runs.min(50);
     let hooks = vec![
         timed("labels", few, || plugin.labels(&blueprint.description, info, &batch).map(drop))?,
@@ -174,13 +177,7 @@ fn rank(
     let blueprint = expert.blueprint();
     let (plugin, example) = (&blueprint.plugin, &sample.example);
     let columns = blueprint.columns.rank_columns(example, Tae::Rows(&sample.tae));
-    let request = RankRequest {
-        surface: blueprint.info.surfaces[usize::from(example.surface)].clone(),
-        user: example.user.id,
-        time_ms: example.time_ms,
-        candidates: example.targets.iter().map(|target| target.item.id).collect(),
-        limit: example.targets.len() as u32,
-    };
+    let request = rank_request(example, &blueprint.info, example.targets.len());
     let mut instance = plugin.instance(Call::Rank)?;
     instance.rank(&request, predictions, &columns)?;
     let memory_bytes = instance.memory_bytes();

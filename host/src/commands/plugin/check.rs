@@ -9,8 +9,9 @@ use clap::Parser;
 
 use super::subject::{LoadedPlugin, PluginUnderTest};
 use hypercast_core::text_table::TextTable;
+use hypercast_expert::batch::ExpertColumns;
 use hypercast_expert::graph::{ExpertGraph, Lead, Op};
-use hypercast_expert::wasm::contract::{self, Column, HostSchema, TaskKind};
+use hypercast_expert::wasm::contract::{Column, TaskKind};
 
 /// Arguments of `hypercast plugin check`.
 #[derive(Debug, Parser)]
@@ -59,7 +60,7 @@ pub fn report(loaded: &LoadedPlugin, candidates: usize) -> String {
          \u{20}               ({} a candidate, {} an event of the short history)\n\n",
         d.name,
         d.version,
-        contract::VERSION,
+        loaded.blueprint.plugin.contract().version(),
         list(d.surfaces.clone(), "any"),
         list(tasks.collect(), "none"),
         d.history_len,
@@ -92,40 +93,36 @@ pub fn share(part: u64, whole: u64) -> String {
 fn columns(loaded: &LoadedPlugin, candidates: usize) -> String {
     let d = &loaded.blueprint.description;
     let (rows, events) = (candidates as u64, u64::from(d.history_len));
-    let tae_dim = loaded.blueprint.columns.tae_dim();
-    let host = HostSchema::new(&loaded.schema, tae_dim);
-    let width = |column: &Column, ids: u64| match column {
-        Column::Tae => 4 * rows * tae_dim as u64,
-        Column::Feature(_) => 4 * rows,
-        Column::Id(_) => 8 * rows * ids,
-        Column::HistoryId(_) => 8 * events * ids,
-        Column::HistoryActions => 4 * events * host.info.actions.len() as u64,
-        Column::HistoryAge => 4 * events,
-    };
-    // Of a feature of several values, `rank` is sent the first.
-    let in_network = |column: &Column| match column {
-        Column::Id(_) | Column::HistoryId(_) => {
-            width(column, host.width(column).unwrap_or(1) as u64)
-        }
-        _ => width(column, 1),
-    };
-    let in_rank = |column: &Column| width(column, 1);
+    let widths = &loaded.blueprint.columns;
     let mut text = format!("columns of a request of {candidates} candidates\n");
-    let mut part = |name: &str, columns: &[Column], width: &dyn Fn(&Column) -> u64, more: u64| {
-        let bytes: u64 = columns.iter().map(width).sum::<u64>() + more;
-        let (count, size) = (columns.len(), bytes as f64 / 1024.0);
+    let mut part = |name: &str, columns: Vec<(&Column, usize)>, more: u64| {
+        let bytes = |(column, of_each): &(&Column, usize)| {
+            let values = if column.is_history() { events } else { rows };
+            values * *of_each as u64
+        };
+        let kib = |bytes: u64| bytes as f64 / 1024.0;
+        let (count, size) = (columns.len(), kib(columns.iter().map(bytes).sum::<u64>() + more));
         text.push_str(&format!("  {name:<22} {count:>4} columns {size:>10.1} KiB\n"));
-        for column in columns {
-            let (label, size) = (column.label(), width(column) as f64 / 1024.0);
+        for column in &columns {
+            let (label, size) = (column.0.label(), kib(bytes(column)));
             text.push_str(&format!("    {label:<32} {size:>10.1} KiB\n"));
         }
     };
-    part("network (in the host)", &d.columns, &in_network, 0);
+    let of_network = d.columns.iter().enumerate();
+    let of_network =
+        of_network.map(|(index, column)| (column, widths.network_value_bytes(index, column)));
+    part("network (in the host)", of_network.collect(), 0);
     // Besides its columns `rank` is sent the candidates' ids and a prediction a task.
     let more = ((8 + 4 * d.tasks.len()) * candidates) as u64;
-    part("rank (into Wasm)", &d.rank_columns, &in_rank, more);
+    part("rank (into Wasm)", of_guest(widths, &d.rank_columns), more);
+    part("training hooks", of_guest(widths, &d.training_columns), 0);
     text.push('\n');
     text
+}
+
+/// Columns that go into a guest, and the bytes of their values.
+fn of_guest<'a>(widths: &ExpertColumns, columns: &'a [Column]) -> Vec<(&'a Column, usize)> {
+    columns.iter().map(|column| (column, widths.value_bytes(column))).collect()
 }
 
 /// What one layer holds.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hypercast_config::{Config, PluginLimits};
+use hypercast_data::dataset::content;
 use hypercast_data::schema::Schema;
 use hypercast_data::simulate;
 use hypercast_expert::{Blueprint, Engine, EngineConfig, LoadOptions};
@@ -35,6 +36,8 @@ pub struct LoadedPlugin {
     pub blueprint: Arc<Blueprint>,
     /// What it fits.
     pub schema: Arc<Schema>,
+    /// The number of values of the items' content vectors.
+    pub content_dim: usize,
     /// What it may use.
     pub limits: PluginLimits,
 }
@@ -60,10 +63,15 @@ impl PluginUnderTest {
         let limits = &mut config.plugin_limits;
         limits.max_flops = self.max_flops.unwrap_or(limits.max_flops);
         let engine = Engine::new(EngineConfig { instances: 8, ..limits.engine() })?;
-        let options = LoadOptions { tae_dim, registered: None, ..config.load_options("") };
+        let mut options = LoadOptions { tae_dim, registered: None, ..config.load_options("") };
+        if let Some(dataset) = self.schema.as_ref().and_then(|file| file.parent()) {
+            options.content_dim = content::width_in(dataset)?;
+        }
+        let content_dim = options.content_dim;
         let limits = config.plugin_limits;
         let blueprint = Blueprint::load(&engine, &self.file, &schema, &options)?;
-        Ok(LoadedPlugin { blueprint: Arc::new(blueprint), schema: Arc::new(schema), limits })
+        let (blueprint, schema) = (Arc::new(blueprint), Arc::new(schema));
+        Ok(LoadedPlugin { blueprint, schema, content_dim, limits })
     }
 }
 

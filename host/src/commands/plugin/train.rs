@@ -12,7 +12,7 @@ use clap::Parser;
 use hypercast_config::{Config, ExpertEntry, TrainOn};
 use hypercast_core::atomic_file;
 use hypercast_data::logs::LogReader;
-use hypercast_expert::wasm::contract;
+use hypercast_expert::wasm::contract::{self, VectorWidths};
 use hypercast_expert::{Engine, Plugin};
 use hypercast_train::{expert, report};
 
@@ -97,5 +97,8 @@ fn surfaces(args: &Args, engine: &Engine, config: &Config) -> anyhow::Result<Vec
     let log = LogReader::open_for(&args.logs, args.fm.as_deref())?;
     let limits = config.plugin_limits.load_options().limits;
     let mut plugin = Plugin::load(engine, &args.file, &limits)?;
-    Ok(plugin.describe(&contract::host_info(&log.schema, log.tae_dim))?.surfaces)
+    let vectors = VectorWidths { tae: log.tae_dim, content: log.content_dim };
+    let mut info = contract::host_info(&log.schema, vectors);
+    plugin.limit(&mut info);
+    Ok(plugin.describe(&info)?.surfaces)
 }

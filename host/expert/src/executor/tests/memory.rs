@@ -47,7 +47,7 @@ fn trained(case: &Case, requests: &[(usize, usize)]) -> [u64; 2] {
         let compute = compute(case.graph.clone(), crate::Device::Cpu).unwrap();
         let mut rng = SmallRng::seed_from_u64(1);
         let gradients = compute.gradients(&parameters, &batch, &mut rng, &mut loss);
-        optimizer.step(&mut parameters, &gradients, 1.0);
+        optimizer.step(&mut parameters, &gradients, &case.graph, 1.0);
         (parameters, optimizer)
     });
     let history_len = case.description.history_len;

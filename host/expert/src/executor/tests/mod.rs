@@ -18,7 +18,9 @@ use crate::graph::{ExpertGraph, names_of_variants};
 use crate::network::network;
 use crate::normalise::Normaliser;
 use crate::oracle::{Comparison, Evaluation, compare, whole_gradients};
-use crate::tests::build::{Net, TAE_DIM, description, example, int, ints, noise, num, schema};
+use crate::tests::build::{
+    Net, TAE_DIM, description, example, int, ints, noise, num, schema, vectors,
+};
 use crate::train::{OutputGradients, compute};
 use crate::wasm::contract::{Column, Description, Initialiser, TaskKind};
 
@@ -105,7 +107,7 @@ fn finish(net: &mut Net, description: &Description, result: u32) {
 
 fn batch(case: &Case, requests: &[(usize, usize)]) -> ExpertBatch {
     let schema = schema();
-    let columns = ExpertColumns::new(&case.description, &schema, TAE_DIM).unwrap();
+    let columns = ExpertColumns::new(&case.description, &schema, vectors()).unwrap();
     let sizes = requests.iter().enumerate();
     let examples: Vec<_> = sizes
         .map(|(index, (history, targets))| example(index as u64 + 1, *history, *targets))

@@ -52,7 +52,7 @@ fn ne(has_all: bool) -> f64 {
     };
     let mut optimizer = ExpertOptimizer::new(&case.graph, config);
     let (schema, mut parameters) = (schema(), parameters(&case.graph));
-    let columns = ExpertColumns::new(&case.description, &schema, TAE_DIM).unwrap();
+    let columns = ExpertColumns::new(&case.description, &schema, vectors()).unwrap();
     let normaliser = Normaliser::identity(&schema.feature_columns());
     let mut random = SmallRng::seed_from_u64(3);
     let mut sums = LogLossSums::default();
@@ -70,7 +70,7 @@ fn ne(has_all: bool) -> f64 {
             OutputGradients { tasks, extra_loss: Vec::new() }
         };
         let gradients = compute.gradients(&parameters, &batch, &mut random.clone(), &mut loss);
-        optimizer.step(&mut parameters, &gradients, 1.0);
+        optimizer.step(&mut parameters, &gradients, &case.graph, 1.0);
     }
     sums.normalized_entropy().unwrap()
 }

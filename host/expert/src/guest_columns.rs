@@ -1,0 +1,110 @@
+//! The columns that a guest reads in a call: those of `rank`, and those of the training hooks.
+//!
+//! They are resolved once, when a plugin is loaded, and hold what the request or the log says, not
+//! what the network makes of it. A number that is missing is 0, as rules of earlier releases
+//! expect; a column `NAME_missing` tells the two apart. Of several values it is the first.
+
+use std::mem::size_of;
+
+use hypercast_fm::example::{Example, Target};
+
+use super::batch::{ColumnSource, Tae, vector_of};
+use super::wasm::contract::{Column, Data, NamedColumn, WireColumn};
+
+/// The columns of a guest's function.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestColumns {
+    columns: Vec<(WireColumn, ColumnSource)>,
+    tae_dim: usize,
+}
+
+/// A request of a call.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestRequest<'a> {
+    /// The request with its rows.
+    pub example: &'a Example,
+    /// The rows' target-aware embeddings.
+    pub tae: Tae<'a>,
+}
+
+impl GuestColumns {
+    /// Those of a description, with where their values are.
+    pub(crate) fn new<'a>(
+        columns: impl Iterator<Item = (&'a Column, ColumnSource)>,
+        tae_dim: usize,
+    ) -> GuestColumns {
+        GuestColumns { columns: columns.map(|(own, at)| (own.wire(), at)).collect(), tae_dim }
+    }
+
+    pub(crate) fn has(&self, source: ColumnSource) -> bool {
+        self.columns.iter().any(|(_, own)| *own == source)
+    }
+
+    /// The bytes of a row.
+    pub(crate) fn row_bytes(&self) -> usize {
+        let of = |source: &ColumnSource| match source {
+            ColumnSource::Tae => self.tae_dim * size_of::<f32>(),
+            ColumnSource::Vector(width) => width * size_of::<f32>(),
+            _ => size_of::<u64>(),
+        };
+        self.columns.iter().map(|(_, source)| of(source)).sum()
+    }
+
+    /// The values of all rows of some requests.
+    pub(crate) fn values(&self, requests: &[GuestRequest]) -> Vec<NamedColumn> {
+        let named = |(column, source): &(WireColumn, ColumnSource)| NamedColumn {
+            column: column.clone(),
+            data: self.data(*source, requests),
+        };
+        self.columns.iter().map(named).collect()
+    }
+
+    fn data(&self, source: ColumnSource, requests: &[GuestRequest]) -> Data {
+        let targets = || requests.iter().flat_map(|request| &request.example.targets);
+        match source {
+            ColumnSource::Tae => Data::Numbers(self.taes(requests)),
+            ColumnSource::Feature(index) => {
+                let known = |number: f32| if number.is_finite() { number } else { 0.0 };
+                Data::Numbers(targets().map(|target| known(target.features[index])).collect())
+            }
+            ColumnSource::Id(columns) => {
+                Data::Ids(targets().map(|target| target.ids[columns.first]).collect())
+            }
+            ColumnSource::Vector(width) => {
+                let mut vectors = Vec::with_capacity(targets().count() * width);
+                targets().for_each(|Target { item, .. }| vector_of(item, width, &mut vectors));
+                Data::Numbers(vectors)
+            }
+            ColumnSource::Time => Data::Integers(of_requests(requests, |_, own| own.time_ms)),
+            ColumnSource::Request => Data::Integers(of_requests(requests, |at, _| at as i64)),
+            ColumnSource::HistoryItem
+            | ColumnSource::HistorySurface
+            | ColumnSource::HistoryItemFeature(_)
+            | ColumnSource::HistoryActions
+            | ColumnSource::HistoryAge => {
+                unreachable!("no guest reads a column of the history: see `Column::check_reader`")
+            }
+        }
+    }
+
+    fn taes(&self, requests: &[GuestRequest]) -> Vec<f32> {
+        let mut taes = Vec::new();
+        for GuestRequest { example, tae } in requests {
+            match tae {
+                Tae::Rows(rows) => taes.extend_from_slice(rows),
+                Tae::Without => {
+                    taes.resize(taes.len() + example.targets.len() * self.tae_dim, 0.0);
+                }
+            }
+        }
+        taes
+    }
+}
+
+/// A value of each request, once for each of its rows.
+fn of_requests(requests: &[GuestRequest], value: impl Fn(usize, &Example) -> i64) -> Vec<i64> {
+    let of = |(at, request): (usize, &GuestRequest)| {
+        std::iter::repeat_n(value(at, request.example), request.example.targets.len())
+    };
+    requests.iter().enumerate().flat_map(of).collect()
+}

@@ -1,0 +1,215 @@
+//! The kinds of columns that this host knows.
+//!
+//! A column of the contract is a kind and a name, both texts. It is read once, when a plugin is
+//! loaded; a kind that the host does not know is refused by its name.
+//!
+//! To add a kind: a variant here with its text in `KINDS`, where its values are in `batch`, its
+//! type in `graph::validate` if networks read it, and what it contains in `sdk/wit/expert.wit`.
+
+use super::contract::{HostInfo, OfferedColumn, WireColumn, quote};
+
+/// A column of a kind that the host knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Column {
+    /// The FM's target-aware embedding.
+    Tae,
+    /// A numeric feature.
+    Feature(String),
+    /// A categorical feature or raw id.
+    Id(String),
+    /// A vector of the item.
+    Vector(String),
+    /// The time of the request.
+    Time,
+    /// The request's place in the batch.
+    Request,
+    /// A categorical feature of the items in the short history.
+    HistoryId(String),
+    /// The actions of the short history.
+    HistoryActions,
+    /// The age of the short history's events.
+    HistoryAge,
+}
+
+/// Who reads a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    Network,
+    Rank,
+    Hooks,
+}
+
+impl Reader {
+    /// The list of the description that declares its columns.
+    fn list(self) -> &'static str {
+        match self {
+            Reader::Network => "columns",
+            Reader::Rank => "rank-columns",
+            Reader::Hooks => "training-columns",
+        }
+    }
+
+    /// What may read and what it can read.
+    fn rule(self) -> &'static str {
+        match self {
+            Reader::Network => "a network reads no time and no request",
+            Reader::Rank => "`rank` reads tae, feature, id and vector columns only",
+            Reader::Hooks => "`labels` and `sample` read no column of the history",
+        }
+    }
+}
+
+/// A kind with a name makes a column of it; one without has a column already.
+#[derive(Clone, Copy)]
+enum Kind {
+    Named(fn(String) -> Column),
+    Nameless(fn() -> Column),
+}
+
+const KINDS: [(&str, Kind); 9] = [
+    ("tae", Kind::Nameless(|| Column::Tae)),
+    ("feature", Kind::Named(Column::Feature)),
+    ("id", Kind::Named(Column::Id)),
+    ("vector", Kind::Named(Column::Vector)),
+    ("time", Kind::Nameless(|| Column::Time)),
+    ("request", Kind::Nameless(|| Column::Request)),
+    ("history-id", Kind::Named(Column::HistoryId)),
+    ("history-actions", Kind::Nameless(|| Column::HistoryActions)),
+    ("history-age", Kind::Nameless(|| Column::HistoryAge)),
+];
+
+impl Column {
+    /// Reads a column of the contract.
+    ///
+    /// # Errors
+    /// Its kind is not known, or a kind without names has one.
+    pub fn read(raw: WireColumn) -> Result<Column, String> {
+        let WireColumn { kind, name } = raw;
+        match KINDS.iter().find(|(known, _)| *known == kind) {
+            Some((_, Kind::Named(column))) => Ok(column(name)),
+            Some((_, Kind::Nameless(column))) if name.is_empty() => Ok(column()),
+            Some(_) => {
+                let (kind, name) = (quote(&kind), quote(&name));
+                Err(format!("its column of kind `{kind}` has the name `{name}`, and needs none"))
+            }
+            None => {
+                let known: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
+                Err(format!(
+                    "it reads a column of kind `{}`, which this host does not know (it knows \
+                     `{}`): leave it out, or update the host",
+                    quote(&kind),
+                    known.join("`, `")
+                ))
+            }
+        }
+    }
+
+    /// The column as the contract has it.
+    pub fn wire(&self) -> WireColumn {
+        WireColumn { kind: self.kind().to_owned(), name: self.name().to_owned() }
+    }
+
+    /// The column with its number of values a row.
+    pub(super) fn offered(self, width: u32) -> OfferedColumn {
+        let WireColumn { kind, name } = self.wire();
+        OfferedColumn { kind, name, width }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Column::Tae => "tae",
+            Column::Feature(_) => "feature",
+            Column::Id(_) => "id",
+            Column::Vector(_) => "vector",
+            Column::Time => "time",
+            Column::Request => "request",
+            Column::HistoryId(_) => "history-id",
+            Column::HistoryActions => "history-actions",
+            Column::HistoryAge => "history-age",
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Column::Feature(name)
+            | Column::Id(name)
+            | Column::Vector(name)
+            | Column::HistoryId(name) => name,
+            _ => "",
+        }
+    }
+
+    /// The column's kind and name, for messages.
+    pub fn label(&self) -> String {
+        let kind = self.kind().replace('-', " ");
+        if self.name().is_empty() { kind } else { format!("{kind} `{}`", quote(self.name())) }
+    }
+
+    /// The index of its name among the host's columns of its kind; 0 for a kind without names.
+    ///
+    /// # Errors
+    /// The schema lacks it.
+    pub(crate) fn index_in(&self, info: &HostInfo) -> Result<usize, String> {
+        let (name, known): (_, Vec<&String>) = match self {
+            Column::Feature(name) => (name, info.features.iter().collect()),
+            Column::Id(name) => (name, info.ids.iter().collect()),
+            Column::HistoryId(name) => (name, info.history_ids.iter().collect()),
+            Column::Vector(name) => {
+                let vectors = info.columns.iter().filter(|column| column.kind == self.kind());
+                (name, vectors.map(|column| &column.name).collect())
+            }
+            _ => return Ok(0),
+        };
+        known.iter().position(|known| *known == name).ok_or_else(|| {
+            let names: Vec<&str> = known.iter().map(|name| name.as_str()).collect();
+            let (label, names) = (self.label(), names.join("`, `"));
+            let has = if names.is_empty() { "none".to_owned() } else { format!("`{names}`") };
+            format!("it reads {label}, which the schema lacks (it has {has})")
+        })
+    }
+
+    /// Refuses a column that a description declares for a reader which cannot read it.
+    pub(super) fn check_reader(&self, reader: Reader) -> Result<(), String> {
+        let is_read = match self {
+            Column::Tae | Column::Feature(_) | Column::Id(_) | Column::Vector(_) => true,
+            Column::Time | Column::Request => reader == Reader::Hooks,
+            Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge => {
+                reader == Reader::Network
+            }
+        };
+        let (list, label, rule) = (reader.list(), self.label(), reader.rule());
+        if is_read { Ok(()) } else { Err(format!("its {list} hold {label}; {rule}")) }
+    }
+
+    /// Whether it is a column of the short history.
+    pub fn is_history(&self) -> bool {
+        matches!(self, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_is_read_as_it_is_written() {
+        for (kind, build) in KINDS {
+            let column = match build {
+                Kind::Named(build) => build("some".into()),
+                Kind::Nameless(build) => build(),
+            };
+            assert_eq!(column.kind(), kind);
+            assert_eq!(Column::read(column.wire()).unwrap(), column);
+        }
+    }
+
+    #[test]
+    fn what_the_host_does_not_know_is_refused_by_its_name() {
+        let read = |kind: &str, name: &str| {
+            Column::read(WireColumn { kind: kind.into(), name: name.into() }).unwrap_err()
+        };
+        let why = read("history-vector", "content");
+        assert!(why.contains("`history-vector`") && why.contains("update the host"), "{why}");
+        assert!(read("tae", "mine").contains("`mine`"));
+    }
+}
