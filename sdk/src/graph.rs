@@ -197,7 +197,11 @@ impl Graph {
         } else if value.shape() != Shape::rows(1) || value.ids {
             self.fail(&format!("output `{task}` must have shape [rows, 1], not {}", value.shape()));
         } else {
-            self.state.borrow_mut().outputs.push(Output { task: task.into(), node: value.node });
+            self.state.borrow_mut().outputs.push(Output {
+                task: task.into(),
+                node: value.node,
+                options: Vec::new(),
+            });
         }
     }
 
@@ -239,7 +243,7 @@ impl Graph {
             return Err(format!("task `{name}` has no output: call `g.output(\"{name}\", ..)`"));
         }
         Ok(Finished {
-            network: Network { parameters, nodes, outputs, extra_loss },
+            network: Network { parameters, nodes, outputs, extra_loss, options: Vec::new() },
             columns: columns.into_iter().map(|(column, _)| column).collect(),
         })
     }

@@ -74,7 +74,7 @@ pub(crate) fn description(description: sdk::Description) -> Result<host::Descrip
 
 /// The host's form of a network.
 pub fn network(network: sdk::Network) -> host::Network {
-    let sdk::Network { parameters, nodes, outputs, extra_loss } = network;
+    let sdk::Network { parameters, nodes, outputs, extra_loss, options } = network;
     let parameter = |parameter: sdk::Parameter| {
         let sdk::Parameter { name, shape, init, options } = parameter;
         let options = options.into_iter().map(attribute).collect();
@@ -93,11 +93,16 @@ pub fn network(network: sdk::Network) -> host::Network {
         let attributes = attributes.into_iter().map(attribute).collect();
         host::Node { op, inputs, attributes, layer }
     };
-    let output = |sdk::Output { task, node }| host::Output { task, node };
+    let attributes = |of: Vec<sdk::Attribute>| of.into_iter().map(attribute).collect();
+    let output = |sdk::Output { task, node, options }| host::Output {
+        task,
+        node,
+        options: attributes(options),
+    };
     let parameters = parameters.into_iter().map(parameter).collect();
     let nodes = nodes.into_iter().map(node).collect();
     let outputs = outputs.into_iter().map(output).collect();
-    host::Network { parameters, nodes, outputs, extra_loss }
+    host::Network { parameters, nodes, outputs, extra_loss, options: attributes(options) }
 }
 
 pub(crate) fn rank_request(request: &host::RankRequest) -> sdk::RankRequest {
@@ -191,7 +196,9 @@ fn attribute(attribute: sdk::Attribute) -> host::Attribute {
         sdk::Value::Integer(value) => host::Value::Integer(value),
         sdk::Value::Number(value) => host::Value::Number(value),
         sdk::Value::Integers(values) => host::Value::Integers(values),
+        sdk::Value::Numbers(values) => host::Value::Numbers(values),
         sdk::Value::Text(text) => host::Value::Text(text),
+        sdk::Value::Texts(texts) => host::Value::Texts(texts),
     };
     host::Attribute { name: attribute.name, value }
 }

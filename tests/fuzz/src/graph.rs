@@ -165,6 +165,7 @@ impl<'a> GrownNetwork<'a> {
             nodes: Vec::new(),
             outputs: Vec::new(),
             extra_loss: None,
+            options: Vec::new(),
         };
         let mut net = GrownNetwork { description, limits, network, shapes: Vec::new() };
         // The first node is a column of width 1, which can always be an output.
@@ -240,7 +241,8 @@ impl<'a> GrownNetwork<'a> {
         outputs: [u32; 2],
         extra_loss: Option<u32>,
     ) -> std::result::Result<ExpertGraph, hypercast_expert::Error> {
-        let output = |(task, node): (&str, u32)| Output { task: task.into(), node };
+        let output =
+            |(task, node): (&str, u32)| Output { task: task.into(), node, options: Vec::new() };
         let outputs = ["click", "seconds"].into_iter().zip(outputs).map(output).collect();
         let network = Network { outputs, extra_loss, ..self.network.clone() };
         ExpertGraph::new(self.description, &network, &world::host(), &self.limits)
@@ -369,10 +371,12 @@ fn wild(u: &mut Unstructured) -> Result<Network> {
                 "max",
                 "other",
             ];
-            let value = match u.int_in_range(0..=3)? {
+            let value = match u.int_in_range(0..=5)? {
                 0 => Value::Integer(number(u)?),
                 1 => Value::Number(*u.choose(&[0.0, 0.5, f32::NAN, 1e30, -1.0])?),
                 2 => Value::Integers(vec![number(u)?; u.int_in_range(0..=5)?]),
+                3 => Value::Numbers(vec![f32::NAN; u.int_in_range(0..=5)?]),
+                4 => Value::Texts(vec![String::new(); u.int_in_range(0..=5)?]),
                 _ => Value::Text(u.arbitrary::<&str>()?.to_owned()),
             };
             attributes.push(Attribute { name: (*u.choose(&names)?).into(), value });
@@ -382,7 +386,8 @@ fn wild(u: &mut Unstructured) -> Result<Network> {
     }
     for _ in 0..u.int_in_range(0..=3)? {
         let task = (*u.choose(&["click", "seconds", "other"])?).into();
-        network.outputs.push(Output { task, node: u32::from(u.arbitrary::<u8>()? % 16) });
+        let node = u32::from(u.arbitrary::<u8>()? % 16);
+        network.outputs.push(Output { task, node, options: Vec::new() });
     }
     Ok(network)
 }

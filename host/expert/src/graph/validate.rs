@@ -9,7 +9,7 @@ use super::{
 };
 use crate::Error;
 use crate::wasm::contract::{
-    Column, Description, HostSchema, MAX_FACTOR, Network, Parameter, Value, unknown_option,
+    Column, Description, HostSchema, MAX_FACTOR, Network, Output, Parameter, Value, unknown_option,
 };
 
 /// The highest rank of a tensor.
@@ -76,6 +76,7 @@ struct Validator<'a> {
 
 impl Validator<'_> {
     fn graph(&self) -> Result<ExpertGraph, String> {
+        self.check_options()?;
         let mut parameters = self.parameters()?;
         let Network { nodes: raw, extra_loss, .. } = self.network;
         let (count, limit) = (raw.len(), self.limits.nodes);
@@ -235,6 +236,21 @@ impl Validator<'_> {
             limits.row_elements,
             limits.parameters
         );
+        Ok(())
+    }
+
+    /// Refuses the options of a later host.
+    fn check_options(&self) -> Result<(), String> {
+        let Network { outputs, options, .. } = self.network;
+        if let Some(option) = options.first() {
+            return Err(unknown_option("its network", option, "none"));
+        }
+        for Output { task, options, .. } in outputs {
+            if let Some(option) = options.first() {
+                let of = format!("its output for task `{}`", cut(task));
+                return Err(unknown_option(&of, option, "none"));
+            }
+        }
         Ok(())
     }
 

@@ -102,6 +102,7 @@ impl Net {
                 nodes: vec![],
                 outputs: vec![],
                 extra_loss: None,
+                options: vec![],
             },
         }
     }
@@ -125,7 +126,7 @@ impl Net {
     }
 
     pub(crate) fn output(&mut self, task: &str, node: u32) {
-        self.network.outputs.push(Output { task: task.into(), node });
+        self.network.outputs.push(Output { task: task.into(), node, options: Vec::new() });
     }
 
     pub(crate) fn graph(&self, description: &Description) -> Result<ExpertGraph, crate::Error> {

@@ -192,6 +192,15 @@ fn a_parameter_learns_at_its_own_rate_and_a_frozen_one_not_at_all() {
         let error = network([options, vec![]]).graph(&description).unwrap_err().to_string();
         assert!(error.contains(word) && error.contains("slow"), "{error}");
     }
+    let of_a_later_host = vec![num("huber", 1.0)];
+    let mut net = network(Default::default());
+    net.network.outputs[0].options = of_a_later_host.clone();
+    let error = net.graph(&description).unwrap_err().to_string();
+    assert!(error.contains("its output for task") && error.contains("`huber`"), "{error}");
+    net = network(Default::default());
+    net.network.options = of_a_later_host;
+    let error = net.graph(&description).unwrap_err().to_string();
+    assert!(error.contains("its network has the option `huber`"), "{error}");
 }
 
 #[test]

@@ -71,9 +71,10 @@ pub(super) fn network(
         nodes: nodes.into_iter().map(node).collect(),
         outputs: outputs
             .into_iter()
-            .map(|wit::Output { task, node }| host::Output { task, node })
+            .map(|wit::Output { task, node }| host::Output { task, node, options: Vec::new() })
             .collect(),
         extra_loss,
+        options: Vec::new(),
     }))
 }
 
