@@ -539,12 +539,14 @@ fn recorded_requests_replay_to_the_same_rankings() {
 fn a_schema_that_has_grown_reads_all_of_it_and_its_trainers_go_on() {
     on_registered(|state| {
         let old = fs::read_to_string(state.dir.join("data/schema.toml")).unwrap();
+        // More actions than masks of 32 bits have room for, in files and plugins of before.
+        let spare: String = (0..32).map(|at| format!(", \"spare{at}\"")).collect();
         let new = old
             .replace(
                 "surfaces = [\"feed\", \"search\"]",
                 "surfaces = [\"feed\", \"search\", \"late\"]",
             )
-            .replace("\"finish\"]\n", "\"finish\", \"gift\"]\n");
+            .replace("\"finish\"]\n", &format!("\"finish\", \"gift\"{spare}]\n"));
         let added = "[[tasks]]\nname = \"gift\"\nrole = \"main\"\nkind = \"binary\"\nlabel = \"gift\"\n\
                      [[item_features]]\nname = \"brand\"\nkind = \"categorical\"\n\
                      [[context_features]]\nname = \"slot\"\nkind = \"dense\"\n\
