@@ -196,7 +196,7 @@ impl ExpertColumns {
         normaliser: &Normaliser,
     ) -> ExpertBatch {
         let mut batch = ExpertBatch::default();
-        self.lay_out(&mut batch, examples, tae, normaliser);
+        self.lay_out(&mut batch, examples, ReadFor::Learning, tae, normaliser);
         batch
     }
 
@@ -212,26 +212,22 @@ impl ExpertColumns {
         tae: Tae,
         normaliser: &Normaliser,
     ) {
-        if self.training_only.is_empty() {
-            self.lay_out(batch, examples, tae, normaliser);
-        } else {
-            let seen = |example: &E| {
-                let seen = self.training_only.example(example.borrow(), ReadFor::Prediction);
-                seen.into_owned()
-            };
-            let seen: Vec<Example> = examples.iter().map(seen).collect();
-            self.lay_out(batch, &seen, tae, normaliser);
-        }
+        self.lay_out(batch, examples, ReadFor::Prediction, tae, normaliser);
     }
 
-    /// Replaces the content of `batch` by the inputs for `examples` with all that they have.
+    /// Replaces the content of `batch` by the inputs for `examples` as their reader sees them.
     fn lay_out<E: Borrow<Example>>(
         &self,
         batch: &mut ExpertBatch,
         examples: &[E],
+        reader: ReadFor,
         tae: Tae,
         normaliser: &Normaliser,
     ) {
+        let targets: Vec<Cow<'_, [Target]>> = examples
+            .iter()
+            .map(|example| self.training_only.targets(example.borrow(), reader))
+            .collect();
         let histories: Vec<Vec<&Event>> =
             examples.iter().map(|example| self.history(example.borrow())).collect();
         batch.target_offsets =
@@ -242,8 +238,15 @@ impl ExpertColumns {
         if let Tae::Rows(values) = tae {
             assert_eq!(values.len(), rows * self.tae_dim, "the TAE has tae_dim values a target");
         }
-        let builder =
-            Builder { columns: self, examples, histories: &histories, tae, normaliser, rows };
+        let builder = Builder {
+            columns: self,
+            examples,
+            targets: &targets,
+            histories: &histories,
+            tae,
+            normaliser,
+            rows,
+        };
         batch.columns.resize(self.sources.len(), ColumnData::Feature(0));
         let mut features = 0;
         for (source, column) in self.sources.iter().zip(&mut batch.columns) {
@@ -261,20 +264,20 @@ impl ExpertColumns {
     /// it. A number that is missing is 0, as rules of earlier releases expect; a column
     /// `NAME_missing` tells the two apart. Of several values it is the first.
     pub fn rank_columns(&self, example: &Example, tae: Tae) -> Vec<NamedColumn> {
-        let example = &*self.training_only.example(example, ReadFor::Rule);
-        let rows = example.targets.len();
+        let targets = self.training_only.targets(example, ReadFor::Rule);
+        let rows = targets.len();
         let raw = |source: ColumnSource| match source {
             ColumnSource::Tae => match tae {
                 Tae::Rows(values) => Data::Numbers(values.to_vec()),
                 Tae::Without => Data::Numbers(vec![0.0; rows * self.tae_dim]),
             },
             ColumnSource::Feature(index) => {
-                let numbers = example.targets.iter().map(|target| target.features[index]);
+                let numbers = targets.iter().map(|target| target.features[index]);
                 let known = |number: f32| if number.is_finite() { number } else { 0.0 };
                 Data::Numbers(numbers.map(known).collect())
             }
             ColumnSource::Id(columns) => {
-                Data::Ids(example.targets.iter().map(|t| t.ids[columns.first]).collect())
+                Data::Ids(targets.iter().map(|target| target.ids[columns.first]).collect())
             }
             _ => unreachable!("a description's rank-columns have no history column"),
         };
@@ -325,6 +328,7 @@ impl IdColumns {
 struct Builder<'a, E> {
     columns: &'a ExpertColumns,
     examples: &'a [E],
+    targets: &'a [Cow<'a, [Target]>],
     histories: &'a [Vec<&'a Event>],
     tae: Tae<'a>,
     normaliser: &'a Normaliser,
@@ -333,7 +337,7 @@ struct Builder<'a, E> {
 
 impl<E: Borrow<Example>> Builder<'_, E> {
     fn targets(&self) -> impl Iterator<Item = &Target> {
-        self.examples.iter().flat_map(|example| &example.borrow().targets)
+        self.targets.iter().flat_map(|targets| targets.iter())
     }
 
     /// All numeric features that the network reads, row by row.
