@@ -38,12 +38,13 @@ struct GrownAxes {
     columns: Option<Vec<usize>>,
 }
 
-/// The growth that a model of `spec` has to be taken through; none if it is of the present.
+/// The growth that a model of `spec` has to be taken through; none if it is of the present. What
+/// only training knew when the model was made tells no layout: a feature may be retired since.
 pub(crate) fn growth_of(growths: &[SpecGrowth], spec: &FmSpec) -> Option<SpecGrowth> {
-    let content = spec.content;
-    let with_content = |spec: &FmSpec| FmSpec { content, ..spec.clone() };
+    let FmSpec { content, training_only, .. } = spec;
+    let with_content = |spec: &FmSpec| FmSpec { content: *content, ..spec.clone() };
     let growths = growths.iter().map(|growth| SpecGrowth {
-        from: with_content(&growth.from),
+        from: FmSpec { training_only: training_only.clone(), ..with_content(&growth.from) },
         to: with_content(&growth.to),
         ..growth.clone()
     });

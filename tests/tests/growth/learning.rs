@@ -8,7 +8,7 @@ use hypercast_core::hash::mix_parts;
 use hypercast_data::{
     dataset::{Dataset, timeline::Span},
     features::replay::{Replay, ReplayOptions},
-    schema::{Schema, growth::SchemaGrowth},
+    schema::{Schema, growth::SchemaGrowth, spec_growths},
 };
 use hypercast_fm::{
     example::Example,
@@ -90,7 +90,7 @@ impl Learner<'_> {
 
     /// A trainer that goes on with what was saved under the schema of before.
     fn resumed(&self, saved: &Path) -> Box<dyn FmTrainer> {
-        let growths = self.data.fm_growths().unwrap();
+        let growths = spec_growths(&self.data.schema).unwrap();
         let spec = dataset_spec(&self.data).unwrap();
         let from = ResumePaths { saved, work: &self.dir.join("second"), growths: &growths };
         trainer::resume(from, &self.config.fm, &spec, self.config.device).unwrap()
