@@ -32,7 +32,7 @@ pub struct AlignmentModules<B: Backend> {
 }
 
 /// The outputs of one surface's module for its targets in a batch.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct AlignmentOutput<B: Backend> {
     /// Indices of the surface's targets in the batch.
     pub rows: Vec<usize>,

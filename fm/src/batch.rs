@@ -12,7 +12,7 @@ use crate::{
     Error, Result,
     example::{Event, Example, Item, Outcome},
     fields::{ABSENT, FieldColumn, FieldWidths},
-    label_scale::{LabelScale, LabelScales},
+    label_scale::{LabelScale, LabelScales, LearnedRow},
     row_keys::RowKeys,
     sampling::{ExampleSelection, HistoryWindow, WeightedTarget},
     spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
@@ -133,11 +133,12 @@ impl ColumnStatistics {
     pub fn correct(&mut self, said: &StepOutput, tasks: &[TaskSpec]) {
         for (at, task) in tasks.iter().enumerate() {
             let Some(scale) = self.labels.get_mut(&task.name) else { continue };
-            for cell in (at..said.labels.len()).step_by(tasks.len()) {
-                if said.mask[cell] {
-                    scale.correct(said.predictions[cell], said.labels[cell], 1.0);
-                }
-            }
+            let cells = (at..said.labels.len()).step_by(tasks.len());
+            scale.correct(cells.filter(|&cell| said.mask[cell]).map(|cell| LearnedRow {
+                prediction: said.predictions[cell],
+                label: said.labels[cell],
+                weight: 1.0,
+            }));
         }
     }
 }

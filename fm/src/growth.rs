@@ -4,12 +4,17 @@
 //! predicts what it predicted before, and learns the new from there. Rows of the store keep their
 //! keys, because every field of a token keeps its number. Optimizer state goes along.
 //!
+//! A new task is learned without disturbing the others: its own weights learn at once, and what it
+//! shares with other tasks follows slowly ([`gradient_share`]). A moving average of the weights
+//! takes new weights for young ([`crate::ema`]).
+//!
 //! Which columns are the same the caller says; see [`SpecGrowth`].
 
 use crate::{
     Result,
     batch::ColumnStatistics,
     checkpoint::{FmManifest, TensorMap},
+    label_scale::LabelScale,
     resume::{MOMENTS, TrainingState},
     row_keys::GROWN_FORMAT,
     spec::{FmSpec, TaskSpec},
@@ -38,12 +43,21 @@ struct GrownAxes {
     columns: Option<Vec<usize>>,
 }
 
-/// The growth that a model of `spec` has to be taken through; none if it is of the present.
+/// The labels of a new task after which its whole gradient reaches what tasks share.
+const SHARED_LABELS: u64 = 10_000;
+
+/// How much of the gradient of a new task reaches what tasks share, after so many labels.
+pub(crate) fn gradient_share(labels: u64) -> f32 {
+    labels.min(SHARED_LABELS) as f32 / SHARED_LABELS as f32
+}
+
+/// The growth that a model of `spec` has to be taken through; none if it is of the present. What
+/// only training knew when the model was made tells no layout: a feature may be retired since.
 pub(crate) fn growth_of(growths: &[SpecGrowth], spec: &FmSpec) -> Option<SpecGrowth> {
-    let content = spec.content;
-    let with_content = |spec: &FmSpec| FmSpec { content, ..spec.clone() };
+    let FmSpec { content, training_only, .. } = spec;
+    let with_content = |spec: &FmSpec| FmSpec { content: *content, ..spec.clone() };
     let growths = growths.iter().map(|growth| SpecGrowth {
-        from: with_content(&growth.from),
+        from: FmSpec { training_only: training_only.clone(), ..with_content(&growth.from) },
         to: with_content(&growth.to),
         ..growth.clone()
     });
@@ -53,24 +67,34 @@ pub(crate) fn growth_of(growths: &[SpecGrowth], spec: &FmSpec) -> Option<SpecGro
 impl SpecGrowth {
     /// The tensors of a model of `to`, from those of a model of `from`. `like` are the tensors of a
     /// new model: their shapes, and the values of modules that did not exist.
-    pub(crate) fn tensors(
+    pub(crate) fn tensors(&self, dim: usize, old: TensorMap, like: Vec<WeightTensor>) -> TensorMap {
+        // A module that is new begins as it was drawn, and what it reads besides at zero.
+        self.grown(dim, old, like, |new, is_drawn| match is_drawn {
+            true => new,
+            false => vec![0.0; new.len()],
+        })
+    }
+
+    /// The values of `old` at their present places in tensors of the shapes of `like`. `fresh`
+    /// gives the others, from the values in `like`, and whether a module is new with them.
+    pub(crate) fn grown(
         &self,
         dim: usize,
         mut old: TensorMap,
         like: Vec<WeightTensor>,
+        fresh: impl Fn(Vec<f32>, bool) -> Vec<f32>,
     ) -> TensorMap {
         let grown = like.into_iter().map(|new| {
             let WeightTensor { name, shape, values } = new;
             let is_alignment = name.starts_with(ALIGNMENTS);
             let Some((from, earlier)) = old.remove(&name) else {
-                let values = if is_alignment { values } else { vec![0.0; values.len()] };
-                return (name, (shape, values));
+                return (name, (shape, fresh(values, is_alignment)));
             };
             let Some(places) = self.axes(&name, dim).places(&from, &shape) else {
                 // Not a tensor of such a model; what assigns it says so.
                 return (name, (from, earlier));
             };
-            let mut values = vec![0.0; values.len()];
+            let mut values = fresh(values, false);
             for (at, value) in earlier.into_iter().enumerate() {
                 values[places.of(at)] = value;
             }
@@ -102,6 +126,8 @@ impl SpecGrowth {
         self.statistics(&mut state.statistics);
         state.field_numbers = self.field_numbers(&state.field_numbers);
         state.format = grown_format(state.format, &state.field_numbers);
+        let added = self.to.tasks.iter().filter(|task| self.is_added(&task.name));
+        state.added_tasks.extend(added.map(|task| (task.name.clone(), 0)));
         state.spec = self.to.clone();
     }
 
@@ -186,13 +212,19 @@ impl SpecGrowth {
         (0..from.item_dense).chain(flags.map(|flag| to.item_dense + flag)).collect()
     }
 
+    fn is_added(&self, task: &str) -> bool {
+        self.from.tasks.iter().all(|earlier| earlier.name != task)
+    }
+
     fn statistics(&self, statistics: &mut ColumnStatistics) {
-        let fresh = ColumnStatistics::new(&self.to);
-        for (name, scale) in fresh.labels {
-            if self.from.tasks.iter().all(|task| task.name != name) {
-                statistics.labels.insert(name, scale);
-            }
-        }
+        let fresh = ColumnStatistics::new(&self.to).labels;
+        let rate = LabelScale::of_rate_beside(&statistics.labels);
+        statistics.labels.extend(fresh.into_iter().filter(|(name, _)| self.is_added(name)).map(
+            |(name, scale)| match scale {
+                LabelScale::Rate(_) => (name, rate.clone()),
+                value => (name, value),
+            },
+        ));
         let numbers = self.item_numbers();
         statistics.item_dense = statistics.item_dense.grown(&numbers, self.to.item_numbers());
         statistics.features = statistics.features.grown(&self.features, self.to.features);

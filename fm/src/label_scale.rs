@@ -3,7 +3,8 @@
 //!
 //! Of a binary task it learns how far the log odds are from those of the base rate, which the first
 //! labels tell. So the first predictions are not that half of all rows happen, which costs a rare
-//! action more than all that is learned later.
+//! action more than all that is learned later. Before its first label a task that is added to a
+//! model is taken to be as frequent as those that the model knows.
 //!
 //! Of a regression it learns `(t(label) - mean) / (2 deviation)`, where t is what the schema says
 //! of the task's label ([`LabelTransform`]). Learned labels have a deviation of one half, as those
@@ -20,12 +21,17 @@
 //! ratio of the means of labels and predictions (Snowdon, "A ratio estimator for bias correction
 //! in logarithmic regressions", 1991). Duan's smearing factor would need residuals whose spread is
 //! the same for all rows, which labels that are mostly zero do not have.
+//!
+//! Differences between such predictions are too large or too small: an exponential makes more of
+//! what was learned of logarithms than labels of a long tail confirm. So predictions are drawn
+//! towards the mean of the labels as far as the slope of labels over predictions says, and its own
+//! doubt (James and Stein, 1961). A model that knows nothing yet predicts the mean.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::standardise::{OBSERVED_LIMIT, Standardiser};
+use crate::standardise::{OBSERVED_LIMIT, Standardiser, text_only};
 
 /// What is learned of a regression's label, before it is standardised.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +63,13 @@ pub enum LabelScale {
 pub struct BaseRate {
     labels: f64,
     positives: f64,
+    /// The log odds before the first label, which count as one label then.
+    #[serde(default, skip_serializing_if = "is_zero", with = "text_only")]
+    prior: f64,
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 /// How the label of a regression is learned.
@@ -68,6 +81,9 @@ pub struct ValueScale {
     /// Whether any of those labels is below 0. A ratio of means means nothing then.
     signed: bool,
     correction: MeanCorrection,
+    /// None in a model of before there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "text_only")]
+    agreement: Option<Agreement>,
 }
 
 /// The ratio of the means of labels and of uncorrected predictions, for the newest half of all
@@ -79,12 +95,41 @@ struct MeanCorrection {
     prediction: f64,
 }
 
+/// How labels vary with predictions whose mean is corrected: weighted means over the rows of which
+/// [`MeanCorrection`] is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+struct Agreement {
+    rows: f64,
+    weight: f64,
+    label: f64,
+    prediction: f64,
+    label_square: f64,
+    prediction_square: f64,
+    product: f64,
+}
+
+/// What later releases have added to scales. Binary forms keep it apart from them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct ScaleAddition {
+    /// Of a base rate: the log odds before the first label.
+    prior: f64,
+    agreement: Option<Agreement>,
+}
+
+/// A prediction that was made before its label was learned, both in the label's unit.
+#[derive(Debug, Clone, Copy)]
+pub struct LearnedRow {
+    /// What a scale said of the model's output.
+    pub prediction: f32,
+    /// What came.
+    pub label: f32,
+    /// For how many rows it stands.
+    pub weight: f32,
+}
+
 /// Mean and deviation stay as they are after so many labels. The first few thousand rows of a
 /// training have taught a model little that another scale would turn.
 pub const SETTLED_LABELS: f64 = 10_000.0;
-
-/// Yes and no each count as seen so often before the first label.
-const FEW_LABELS: f64 = 0.5;
 
 /// The standard deviation of learned labels.
 const LEARNED_DEVIATION: f64 = 0.5;
@@ -107,6 +152,10 @@ const CORRECTION_DOUBT: f64 = 1000.0;
 
 /// No mean is corrected by more than this factor, up or down.
 const MAX_CORRECTION: f64 = 1000.0;
+
+/// Predictions keep at least this share of their distances from the mean, so that they keep their
+/// order.
+const LEAST_SLOPE: f64 = 0.05;
 
 /// A transformed value beyond it would not fit an f32 when it is taken back and corrected.
 const MAX_EXPONENT: f64 = 80.0;
@@ -138,6 +187,18 @@ impl LabelScale {
         LabelScale::Rate(BaseRate::default())
     }
 
+    /// The scale of a binary task that is added to those of `scales`: before its first label it has
+    /// the mean of their log odds.
+    pub fn of_rate_beside(scales: &LabelScales) -> Self {
+        let known = scales.values().filter_map(|scale| match scale {
+            LabelScale::Rate(rate) if rate.labels > 0.0 => Some(f64::from(rate.log_odds())),
+            _ => None,
+        });
+        let (count, sum) = known.fold((0.0, 0.0), |(count, sum), odds| (count + 1.0, sum + odds));
+        let prior = if count > 0.0 { sum / count } else { 0.0 };
+        LabelScale::Rate(BaseRate { prior, ..BaseRate::default() })
+    }
+
     /// The scale of a regression that has seen no label: until it has, labels are only transformed.
     pub fn of_value(transform: LabelTransform) -> Self {
         LabelScale::Value(ValueScale::new(transform))
@@ -146,7 +207,9 @@ impl LabelScale {
     /// Whether all its numbers are finite.
     pub fn is_finite(&self) -> bool {
         match self {
-            LabelScale::Rate(BaseRate { labels, positives }) => (labels + positives).is_finite(),
+            LabelScale::Rate(BaseRate { labels, positives, prior }) => {
+                (labels + positives + prior).is_finite()
+            }
             LabelScale::Value(scale) => scale.is_finite(),
         }
     }
@@ -160,10 +223,27 @@ impl LabelScale {
         }
     }
 
-    /// Compares a prediction, which was made before its label was learned, with that label.
-    pub fn correct(&mut self, prediction: f32, label: f32, weight: f32) {
+    /// Compares predictions of this scale with their labels.
+    pub fn correct(&mut self, rows: impl IntoIterator<Item = LearnedRow>) {
         if let LabelScale::Value(scale) = self {
-            scale.correct(prediction, label, weight);
+            let made_by = scale.clone();
+            rows.into_iter().for_each(|row| scale.correct(&made_by, row));
+        }
+    }
+
+    /// What a binary form of this scale does not have.
+    pub fn addition(&self) -> ScaleAddition {
+        match self {
+            LabelScale::Rate(rate) => ScaleAddition { prior: rate.prior, agreement: None },
+            LabelScale::Value(scale) => ScaleAddition { prior: 0.0, agreement: scale.agreement },
+        }
+    }
+
+    /// Puts it back.
+    pub fn set_addition(&mut self, addition: ScaleAddition) {
+        match self {
+            LabelScale::Rate(rate) => rate.prior = addition.prior,
+            LabelScale::Value(scale) => scale.agreement = addition.agreement,
         }
     }
 
@@ -203,23 +283,24 @@ impl BaseRate {
 
     fn log_odds(self) -> f32 {
         if self.labels == 0.0 {
-            return 0.0;
+            return self.prior as f32;
         }
-        let negatives = self.labels - self.positives;
-        ((self.positives + FEW_LABELS) / (negatives + FEW_LABELS)).ln() as f32
+        let (negatives, prior) = (self.labels - self.positives, 1.0 / (1.0 + (-self.prior).exp()));
+        ((self.positives + prior) / (negatives + 1.0 - prior)).ln() as f32
     }
 }
 
 impl ValueScale {
     fn new(transform: LabelTransform) -> Self {
         let (moments, correction) = (Standardiser::new(1), MeanCorrection::default());
-        Self { transform, moments, signed: false, correction }
+        Self { transform, moments, signed: false, correction, agreement: Some(Default::default()) }
     }
 
     fn is_finite(&self) -> bool {
         let MeanCorrection { rows, label, prediction } = self.correction;
         let correction = [rows, label, prediction].iter().all(|number| number.is_finite());
-        self.moments.width() == 1 && self.moments.is_finite() && correction
+        let agreement = self.agreement.is_none_or(|agreement| agreement.is_finite());
+        self.moments.width() == 1 && self.moments.is_finite() && correction && agreement
     }
 
     fn observe(&mut self, label: f32) {
@@ -229,15 +310,19 @@ impl ValueScale {
         }
     }
 
-    fn correct(&mut self, prediction: f32, label: f32, weight: f32) {
-        let numbers = [prediction, label, weight].map(f64::from);
+    fn correct(&mut self, made_by: &ValueScale, row: LearnedRow) {
+        let numbers = [row.prediction, row.label, row.weight].map(f64::from);
         if numbers.iter().any(|number| !number.is_finite()) {
             return;
         }
         let [prediction, label, weight] = numbers;
         // A label that the moments do not count in full counts as far as there.
         let label = label.min(self.taken_back(OBSERVED_LIMIT));
-        let uncorrected = prediction / self.factor();
+        let mean_corrected = made_by.slope().map_or(prediction, |slope| slope.undo(prediction));
+        let uncorrected = mean_corrected / made_by.factor();
+        if let Some(agreement) = &mut self.agreement {
+            agreement.observe([mean_corrected, label, weight]);
+        }
         let MeanCorrection { rows, label: labels, prediction: predictions } = &mut self.correction;
         let rate = (2.0 / (*rows + 2.0)).max(1.0 / CORRECTION_ROWS);
         *rows += 1.0;
@@ -255,7 +340,8 @@ impl ValueScale {
     }
 
     fn prediction(&self, output: f32) -> f32 {
-        (self.factor() * self.taken_back(f64::from(output) / LEARNED_DEVIATION)) as f32
+        let mean_corrected = self.factor() * self.taken_back(f64::from(output) / LEARNED_DEVIATION);
+        self.slope().map_or(mean_corrected, |slope| slope.apply(mean_corrected)) as f32
     }
 
     fn is_settled(&self) -> bool {
@@ -275,6 +361,12 @@ impl ValueScale {
         ScaleMoments { mean: moments.mean, deviation }
     }
 
+    /// How predictions are drawn towards the mean; none before the first row, and in a model of
+    /// before there was one.
+    fn slope(&self) -> Option<Slope> {
+        self.agreement.filter(|agreement| agreement.weight > 0.0).map(Agreement::slope)
+    }
+
     /// What predictions are multiplied with.
     fn factor(&self) -> f64 {
         let MeanCorrection { rows, label, prediction } = self.correction;
@@ -284,6 +376,62 @@ impl ValueScale {
         let trust = rows / (rows + CORRECTION_DOUBT);
         let factor = (trust * (label / prediction).ln()).exp();
         factor.clamp(1.0 / MAX_CORRECTION, MAX_CORRECTION)
+    }
+}
+
+/// A line through the mean of the labels.
+#[derive(Clone, Copy)]
+struct Slope {
+    mean: f64,
+    share: f64,
+}
+
+impl Slope {
+    fn apply(self, prediction: f64) -> f64 {
+        self.mean + self.share * (prediction - self.mean)
+    }
+
+    fn undo(self, prediction: f64) -> f64 {
+        self.mean + (prediction - self.mean) / self.share
+    }
+}
+
+impl Agreement {
+    fn is_finite(&self) -> bool {
+        let Agreement { rows, weight, label, prediction, .. } = self;
+        let squares = self.label_square + self.prediction_square + self.product;
+        (rows + weight + label + prediction + squares).is_finite()
+    }
+
+    fn observe(&mut self, [prediction, label, weight]: [f64; 3]) {
+        let rate = (2.0 / (self.rows + 2.0)).max(1.0 / CORRECTION_ROWS);
+        self.rows += 1.0;
+        let means = [
+            (&mut self.weight, 1.0),
+            (&mut self.label, label),
+            (&mut self.prediction, prediction),
+            (&mut self.label_square, label * label),
+            (&mut self.prediction_square, prediction * prediction),
+            (&mut self.product, label * prediction),
+        ];
+        means.into_iter().for_each(|(mean, value)| *mean += rate * (weight * value - *mean));
+    }
+
+    /// The slope of labels over predictions, less what chance explains of it, from 0 to 1.
+    fn slope(self) -> Slope {
+        let mean = |sum: f64| sum / self.weight;
+        let (label, prediction) = (mean(self.label), mean(self.prediction));
+        let label_variance = mean(self.label_square) - label * label;
+        let variance = mean(self.prediction_square) - prediction * prediction;
+        let covariance = mean(self.product) - label * prediction;
+        let share = if variance > 0.0 && covariance > 0.0 {
+            let correlation_square = covariance * covariance / (variance * label_variance);
+            let doubt = 1.0 / (self.rows.min(CORRECTION_ROWS) * correlation_square);
+            covariance / variance * (1.0 - doubt)
+        } else {
+            0.0
+        };
+        Slope { mean: label, share: share.clamp(LEAST_SLOPE, 1.0) }
     }
 }
 
@@ -297,6 +445,7 @@ struct ScaleMoments {
 mod tests {
     use super::*;
     use crate::hash_rng::uniform;
+    use crate::metrics::{RegressionMetrics, ScoredValue, ValueSums};
 
     /// Revenue: 95 % zeros, and amounts with a long tail.
     fn revenue(row: u64) -> f32 {
@@ -305,6 +454,10 @@ mod tests {
         }
         let normal: f64 = (1..13).map(|at| uniform(&[row, at])).sum::<f64>() - 6.0;
         (3.0 + 1.2 * normal).exp() as f32
+    }
+
+    fn learned_row(prediction: f32, label: f32) -> LearnedRow {
+        LearnedRow { prediction, label, weight: 1.0 }
     }
 
     fn settled(transform: LabelTransform, label: impl Fn(u64) -> f32) -> LabelScale {
@@ -364,6 +517,66 @@ mod tests {
         assert_eq!(scale.prediction(-scale.log_odds()), 0.5);
     }
 
+    /// The squared errors of progressive predictions over those of the labels' mean, where the
+    /// model's outputs know `signal` of a label beside chance.
+    fn relative_error(scale: &mut LabelScale, signal: f32) -> f64 {
+        let mut sums = ValueSums::default();
+        for step in 0..200_u64 {
+            let row = |row| {
+                let (label, chance) = (revenue(row), 3.0 * uniform(&[row, 99]) as f32);
+                learned_row(scale.prediction(signal * scale.learned(label) + chance), label)
+            };
+            let rows: Vec<LearnedRow> = (100 * step..100 * (step + 1)).map(row).collect();
+            // Nothing is known in the first step.
+            for &LearnedRow { prediction, label, .. } in rows.iter().filter(|_| step > 0) {
+                sums.push(ScoredValue { prediction, label });
+            }
+            scale.correct(rows);
+        }
+        let RegressionMetrics { mse, base_mse, .. } = sums.metrics();
+        mse.unwrap() / base_mse.unwrap()
+    }
+
+    #[test]
+    fn predictions_differ_as_far_as_labels_confirm() {
+        for (signal, most) in [(0.0, 1.005), (0.3, 0.93)] {
+            let mut scale = settled(LabelTransform::Log, revenue);
+            let found = relative_error(&mut scale, signal);
+            let mut before = settled(LabelTransform::Log, revenue);
+            before.set_addition(ScaleAddition::default());
+            let without = relative_error(&mut before, signal);
+            assert!(found < most && without > found + 0.01, "{signal}: {found}, {without} without");
+            assert!(scale.prediction(1.0) < scale.prediction(1.5), "their order stays");
+        }
+        let known = |signal| relative_error(&mut settled(LabelTransform::Log, revenue), signal);
+        assert!(known(1.0) < 0.9, "{}", known(1.0));
+    }
+
+    #[test]
+    fn a_task_that_is_added_begins_as_frequent_as_the_others() {
+        let mut scales = LabelScales::new();
+        assert_eq!(LabelScale::of_rate_beside(&scales), LabelScale::of_rate(), "there are none");
+        for (name, every) in [("click", 4), ("like", 100)] {
+            let mut scale = LabelScale::of_rate();
+            (0..20_000).for_each(|row| scale.observe(f32::from(row % every == 0), 1.0));
+            scales.insert(name.into(), scale);
+        }
+        scales.insert("fresh".into(), LabelScale::of_rate());
+        scales.insert("watch".into(), LabelScale::of_value(LabelTransform::Identity));
+        let mut added = LabelScale::of_rate_beside(&scales);
+        let mean =
+            (f64::from(scales["click"].log_odds()) + f64::from(scales["like"].log_odds())) / 2.0;
+        assert!((f64::from(added.log_odds()) - mean).abs() < 1e-6, "{}", added.log_odds());
+        let text = serde_json::to_string(&added).unwrap();
+        assert_eq!(serde_json::from_str::<LabelScale>(&text).unwrap(), added);
+        // Its own labels count for all but one.
+        (0..1000).for_each(|row| added.observe(f32::from(row % 2 == 0), 1.0));
+        assert!((added.prediction(0.0) - 0.5).abs() < 1e-3, "{}", added.prediction(0.0));
+        let before = r#"{"rate":{"labels":4.0,"positives":1.0}}"#;
+        let before: LabelScale = serde_json::from_str(before).unwrap();
+        assert!((before.prediction(0.0) - 1.5 / 5.0).abs() < 1e-6, "of earlier releases");
+    }
+
     #[test]
     fn the_sum_of_predictions_becomes_that_of_the_labels() {
         let mut scale = settled(LabelTransform::Log, revenue);
@@ -371,14 +584,15 @@ mod tests {
         assert!(f64::from(scale.prediction(0.0)) * 1e5 < 0.2 * seen, "the mean of logarithms");
         for row in 0..100_000 {
             let prediction = scale.prediction(0.0);
-            scale.correct(prediction, revenue(row), 1.0);
+            scale.correct([learned_row(prediction, revenue(row))]);
         }
         let calibration = f64::from(scale.prediction(0.0)) * 1e5 / seen;
         assert!((calibration - 1.0).abs() < 0.15, "{calibration}");
         // Where labels have both signs, their mean says nothing of a factor.
         let mut signed = settled(LabelTransform::Log, |row| revenue(row) - revenue(row + 1));
+        signed.set_addition(ScaleAddition::default());
         let before = signed.prediction(0.5);
-        (0..5000).for_each(|_| signed.correct(before, 40.0, 1.0));
+        (0..5000).for_each(|_| signed.correct([learned_row(before, 40.0)]));
         assert_eq!(signed.prediction(0.5), before);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::{
     module::Module,
     nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig},
-    tensor::{Int, Tensor, TensorData, backend::Backend},
+    tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend},
 };
 use hypercast_kernels::{
     attention::{AttentionWindow, HstuAttention, HstuBackend},
@@ -254,6 +254,17 @@ impl<B: HstuBackend> CandidateEncoder<B> {
         let features = (shape[1] > 0).then(|| Tensor::from_data(columns(), device));
         let input = Tensor::cat(features.into_iter().chain(profiles).collect(), 1);
         mlp_forward(input.clone(), [&self.hidden, &self.output]) + self.direct.forward(input)
+    }
+}
+
+impl<B: HstuBackend> FmModel<B> {
+    /// The main tasks again, as far as they depend on the head's last layer alone: no gradient
+    /// reaches what the tasks share.
+    pub(crate) fn main_alone(&self, tae: Tensor<B, 2>) -> Tensor<B, 2> {
+        let MultiTaskHead { norm, hidden, output, direct } = &self.head;
+        let tae = norm.forward(tae.detach()).detach();
+        let hidden = silu(hidden.forward(tae.clone())).detach();
+        output.forward(hidden) + direct.forward(tae)
     }
 }
 

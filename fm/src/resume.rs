@@ -1,7 +1,8 @@
 //! A saved training run: everything that the next step depends on besides its examples.
 //!
 //! The folder contains `training.json` (settings and progress), `network.safetensors` (all dense
-//! weights), `average.safetensors` (their moving average, if there is one), `moments.safetensors`
+//! weights), `average.safetensors` (their moving average, if there is one, with
+//! `average_births.safetensors` beside it for a while after data has grown), `moments.safetensors`
 //! (AdamW's state) and `store/` (sparse rows with their Adagrad state). Random choices need no
 //! file, since they are functions of the seed and the step. The caller records the run's position
 //! in its stream.
@@ -43,9 +44,6 @@ type MomentRecords<A> = <DenseOptimizer<A> as burn::optim::Optimizer<FmNetwork<A
 /// The file with all dense weights.
 pub(crate) const NETWORK_FILE: &str = "network.safetensors";
 
-/// The file with the moving average of the dense weights, if there is one.
-pub(crate) const EMA_FILE: &str = "average.safetensors";
-
 /// The file with AdamW's moments.
 const MOMENTS_FILE: &str = "moments.safetensors";
 
@@ -71,6 +69,10 @@ pub(crate) struct TrainingState {
     /// As that of checkpoints.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) field_numbers: Vec<u8>,
+    /// Tasks that were added lately to those that the model had learned, with the labels that it
+    /// has learned of each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) added_tasks: BTreeMap<String, u64>,
     /// AdamW's step count of each weight; a weight without a gradient so far is missing.
     moment_steps: BTreeMap<String, usize>,
 }
@@ -89,6 +91,7 @@ impl TrainingState {
             mean_loss: 0.0,
             shards,
             field_numbers: Vec::new(),
+            added_tasks: BTreeMap::new(),
             moment_steps: BTreeMap::new(),
         }
     }

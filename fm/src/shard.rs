@@ -85,6 +85,8 @@ pub(crate) struct PassContext<'a> {
     pub(crate) scales: &'a LabelScales,
     /// `[tasks]`: the number of valid samples over all shards.
     pub(crate) valid: &'a [u32],
+    /// `[tasks]`: how much of a task's gradient reaches what tasks share.
+    pub(crate) shares: &'a [f32],
 }
 
 /// The result of processing a shard.
@@ -153,7 +155,7 @@ pub(crate) fn predict<B: HstuBackend>(
     }
     let attention = model::batch_attention(context.config, batch)?;
     let forward = network.model.forward(part.embed(), batch, &attention);
-    let aligned = aligned(network, &forward, batch, context.spec);
+    let aligned = aligned(network, &forward.tae, batch, context.spec);
     Ok(step_output(forward, &aligned, batch, context))
 }
 
@@ -199,10 +201,10 @@ where
         profiles: profiles.map(Tensor::require_grad),
     };
     let forward = network.model.forward(leaves.clone(), batch, &attention);
-    let aligned = aligned(network, &forward, batch, spec);
-    let main = forward.main.clone();
+    let aligned = aligned(network, &forward.tae, batch, spec);
+    let (main, learned) = learned_outputs(network, &forward, &aligned, batch, context);
     let output = step_output(forward, &aligned, batch, context);
-    let loss = loss(batch, main, &aligned, &output.predictions, context);
+    let loss = loss(batch, main, &learned, &output.predictions, context);
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
     let mut gradients = loss.backward();
     let mut row_gradients = vec![0.0; part.rows.len()];
@@ -220,6 +222,38 @@ where
     let dense = GradientsParams::from_grads(gradients, network);
     let keys = batch.keys.clone();
     Ok((ShardGradients { loss: value, dense, keys, row_gradients }, output))
+}
+
+/// The outputs from which a network learns. They equal those of the forward pass, but of a task
+/// that was added lately only a share of the gradient reaches what tasks share.
+fn learned_outputs<A: AutodiffBackend + HstuBackend>(
+    network: &FmNetwork<A>,
+    forward: &ModelOutput<A>,
+    aligned: &[AlignmentOutput<A>],
+    batch: &FmBatch,
+    PassContext { spec, shares, .. }: PassContext<'_>,
+) -> (Tensor<A, 2>, Vec<AlignmentOutput<A>>) {
+    let device = forward.tae.device();
+    let shared = |whole: &Tensor<A, 2>, alone: Tensor<A, 2>, shares: &[f32]| {
+        let shares =
+            Tensor::from_data(TensorData::new(shares.to_vec(), [1, shares.len()]), &device);
+        alone.clone() + (whole.clone() - alone) * shares
+    };
+    let is_part = |shares: &[f32]| shares.iter().any(|&share| share < 1.0);
+    let (mains, auxiliary) = shares.split_at(spec.main_tasks().len());
+    let main = if is_part(mains) {
+        shared(&forward.main, network.model.main_alone(forward.tae.clone()), mains)
+    } else {
+        forward.main.clone()
+    };
+    let mut aligned = aligned.to_vec();
+    if is_part(auxiliary) {
+        let alone = self::aligned(network, &forward.tae.clone().detach(), batch, spec);
+        for (whole, alone) in aligned.iter_mut().zip(alone) {
+            whole.outputs = shared(&whole.outputs, alone.outputs, auxiliary);
+        }
+    }
+    (main, aligned)
 }
 
 fn step_output<B: Backend>(
@@ -255,7 +289,7 @@ pub(crate) fn merge_rows(passes: &[ShardResult], dim: usize) -> (Vec<u64>, Vec<f
 
 fn aligned<B: HstuBackend>(
     network: &FmNetwork<B>,
-    forward: &ModelOutput<B>,
+    tae: &Tensor<B, 2>,
     batch: &FmBatch,
     spec: &FmSpec,
 ) -> Vec<AlignmentOutput<B>> {
@@ -263,8 +297,8 @@ fn aligned<B: HstuBackend>(
         return Vec::new();
     }
     let data = TensorData::new(batch.features.clone(), [batch.targets(), spec.features]);
-    let features = Tensor::from_data(data, &forward.tae.device());
-    network.alignments.forward(&forward.tae, &features, &batch.surfaces)
+    let features = Tensor::from_data(data, &tae.device());
+    network.alignments.forward(tae, &features, &batch.surfaces)
 }
 
 /// Eq. 3, with the means of eq. 4 over the whole batch. `predictions` are those of the same pass.

@@ -24,18 +24,25 @@ pub struct Standardiser {
     known: Vec<f64>,
 }
 
-/// Serialises the counts of known rows in formats that name their fields, and as nothing in binary
-/// ones, whose readers of earlier releases do not expect them: labels, which alone are stored so,
-/// are always known.
-mod text_only {
+/// Serialises what only formats that name their fields have. In binary ones, whose readers of
+/// earlier releases do not expect it, it is nothing: labels, which alone are stored so, are always
+/// known, and what their scales have besides is kept apart (`ScaleAddition`).
+pub(crate) mod text_only {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(known: &[f64], to: S) -> Result<S::Ok, S::Error> {
-        if to.is_human_readable() { known.serialize(to) } else { to.serialize_unit() }
+    pub(crate) fn serialize<T: Serialize, S: Serializer>(
+        value: &T,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() { value.serialize(to) } else { to.serialize_unit() }
     }
 
-    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Vec<f64>, D::Error> {
-        if from.is_human_readable() { Vec::deserialize(from) } else { Ok(Vec::new()) }
+    pub(crate) fn deserialize<'d, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: Deserialize<'d> + Default,
+        D: Deserializer<'d>,
+    {
+        if from.is_human_readable() { T::deserialize(from) } else { Ok(T::default()) }
     }
 }
 

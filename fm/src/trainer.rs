@@ -24,9 +24,9 @@ use crate::{
     checkpoint::{FmManifest, checkpoint_error, load_weights, replace_checkpoint, save_weights},
     cost::ModelSize,
     device::{Cpu, Cuda, DeviceKind},
-    ema,
+    ema::{SavedAverage, WeightAverage},
     example::Example,
-    growth::{SpecGrowth, growth_of},
+    growth::{SpecGrowth, gradient_share, growth_of},
     harm,
     label_scale::LabelScales,
     resume::{self, DenseOptimizer, TrainingState},
@@ -36,7 +36,7 @@ use crate::{
         self, FmNetwork, GatheredBatch, PassContext, Shard, ShardResult, fresh_network, merge_rows,
         valid_samples,
     },
-    spec::{FmConfig, FmSpec},
+    spec::{FmConfig, FmSpec, TaskSpec},
     update::{TrainedWeights, WeightTensor},
 };
 use hypercast_core::hash::mix_parts;
@@ -215,7 +215,7 @@ struct Trainer<A: AutodiffBackend> {
     network: FmNetwork<A>,
     optimizer: DenseOptimizer<A>,
     /// The moving average of the weights, if the configuration has `average_decay`.
-    average: Option<FmNetwork<A::InnerBackend>>,
+    average: Option<WeightAverage<A::InnerBackend>>,
     store: Store,
     batch_builder: BatchBuilder,
     sampler: ExampleSampler,
@@ -245,7 +245,8 @@ where
         let TrainingState { config, spec, .. } = &fresh;
         let mut network = fresh_network(config, spec);
         let mut optimizer = optimizer(config);
-        let mut average = (config.average_decay > 0.0).then(|| network.valid());
+        let decay = config.average_decay;
+        let mut average = (decay > 0.0).then(|| WeightAverage::new(network.valid(), decay));
         let store = work.join("store");
         let (mut store, state) = match from {
             None => {
@@ -266,12 +267,12 @@ where
                 atomic_dir::remove(&store)?;
                 Store::open(saved.join("store"))?.copy_into(&store)?;
                 let dim = config.embedding_dim;
-                let (own, ema) = (saved.join(resume::NETWORK_FILE), saved.join(resume::EMA_FILE));
-                network = load_weights(network, &own, growth.as_ref(), dim)?;
-                average = average
-                    .map(|average| load_weights(average, &ema, growth.as_ref(), dim))
-                    .transpose()?;
-                optimizer = state.load_moments(saved, &network, optimizer, growth.as_ref())?;
+                let (own, growth) = (saved.join(resume::NETWORK_FILE), growth.as_ref());
+                network = load_weights(network, &own, growth, dim)?;
+                let (dir, step) = (saved, state.steps);
+                let from = SavedAverage { dir, growth, embedding_dim: dim, step };
+                average = average.map(|average| average.load(from)).transpose()?;
+                optimizer = state.load_moments(saved, &network, optimizer, growth)?;
                 state.config = config.clone();
                 (Store::open(&store)?, state)
             }
@@ -377,7 +378,8 @@ where
         }
         let valid = valid_samples(&shards, self.state.spec.tasks.len());
         let TrainingState { config, spec, .. } = &self.state;
-        let context = PassContext { config, spec, scales, valid: &valid };
+        let shares = self.gradient_shares();
+        let context = PassContext { config, spec, scales, valid: &valid, shares: &shares };
         // A fork has its own autodiff graph, so the backward passes do not wait for each other.
         let prepare = |shard: Shard| {
             let FmNetwork { model, alignments } = &self.network;
@@ -391,6 +393,24 @@ where
         })
     }
 
+    /// `[tasks]`: how much of a task's gradient reaches what tasks share.
+    fn gradient_shares(&self) -> Vec<f32> {
+        let added = &self.state.added_tasks;
+        let share = |task: &TaskSpec| added.get(&task.name).map_or(1.0, |&own| gradient_share(own));
+        self.state.spec.tasks.iter().map(share).collect()
+    }
+
+    /// Counts the labels of tasks that were added.
+    fn count_added(&mut self, said: &StepOutput) {
+        let TrainingState { spec, added_tasks, .. } = &mut self.state;
+        for (at, task) in spec.tasks.iter().enumerate() {
+            let Some(labels) = added_tasks.get_mut(&task.name) else { continue };
+            let known = said.mask.iter().skip(at).step_by(spec.tasks.len()).filter(|&&known| known);
+            *labels += known.count() as u64;
+        }
+        added_tasks.retain(|_, &mut labels| gradient_share(labels) < 1.0);
+    }
+
     /// Runs `evaluate` over parts of `examples`, without an autodiff graph.
     fn predict_only<T: Send>(
         &self,
@@ -398,7 +418,8 @@ where
         evaluate: PredictOnlyFn<A::InnerBackend, T>,
     ) -> Result<Vec<T>> {
         let TrainingState { config, spec, statistics, .. } = &self.state;
-        let context = PassContext { config, spec, scales: &statistics.labels, valid: &[] };
+        let scales = &statistics.labels;
+        let context = PassContext { config, spec, scales, valid: &[], shares: &[] };
         let network = self.predicting();
         let mut all = Vec::with_capacity(self.state.shards);
         let requests = examples.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
@@ -430,7 +451,8 @@ where
 
     /// The weights that make predictions and TAEs: the moving average, if there is one.
     fn predicting(&self) -> FmNetwork<A::InnerBackend> {
-        self.average.clone().unwrap_or_else(|| self.network.valid())
+        let average = self.average.as_ref().map(|average| average.network.clone());
+        average.unwrap_or_else(|| self.network.valid())
     }
 
     /// Removes rows that have not been trained for `expire_after_steps`. It runs at fixed steps, so
@@ -453,8 +475,7 @@ where
         }
         self.network = self.optimizer.step(self.learning_rate(), self.network.clone(), sum.grads());
         if let Some(average) = self.average.take() {
-            let (now, decay) = (self.network.valid(), self.state.config.average_decay);
-            self.average = Some(ema::update(average, &now, decay, self.state.steps));
+            self.average = Some(average.update(&self.network.valid(), self.state.steps));
         }
         self.state.steps += 1;
         self.expire();
@@ -525,6 +546,7 @@ where
         output.labels.truncate(cells);
         output.mask.truncate(cells);
         self.state.statistics.correct(&output, &self.state.spec.tasks);
+        self.count_added(&output);
         Ok(output)
     }
 
@@ -583,7 +605,7 @@ where
             self.store.copy_into(draft.join("store"))?;
             save_weights(&self.network, &draft.join(resume::NETWORK_FILE))?;
             if let Some(average) = &self.average {
-                save_weights(average, &draft.join(resume::EMA_FILE))?;
+                average.save(draft)?;
             }
             self.state.clone().write(draft, &self.network, record)
         })

@@ -67,16 +67,16 @@ impl TrainingOnlyColumns {
         Cow::Owned(seen)
     }
 
-    /// An example as its reader sees it.
+    /// The targets of an example as their reader sees them.
     ///
     /// # Panics
     /// A target lacks a column.
-    pub fn example<'a>(&self, example: &'a Example, reader: ReadFor) -> Cow<'a, Example> {
+    pub fn targets<'a>(&self, example: &'a Example, reader: ReadFor) -> Cow<'a, [Target]> {
         if self.is_empty() || reader == ReadFor::Learning {
-            return Cow::Borrowed(example);
+            return Cow::Borrowed(&example.targets);
         }
-        let mut seen = example.clone();
-        seen.targets.iter_mut().for_each(|target| self.hide(target, reader));
+        let mut seen = example.targets.clone();
+        seen.iter_mut().for_each(|target| self.hide(target, reader));
         Cow::Owned(seen)
     }
 
@@ -117,16 +117,16 @@ mod tests {
         let columns = TrainingOnlyColumns { ids: vec![1], numbers: vec![0], missing: vec![3] };
         let readers = [(ReadFor::Prediction, UNSEEN_ID, f32::NAN), (ReadFor::Rule, 0, 1.0)];
         for (reader, id, missing) in readers {
-            let seen = columns.example(&example, reader);
-            for target in [&seen.targets[1], &*columns.target(&example.targets[0], reader)] {
+            let seen = columns.targets(&example, reader);
+            for target in [&seen[1], &*columns.target(&example.targets[0], reader)] {
                 assert_eq!(target.ids, [5, id]);
                 assert!(target.features[0].is_nan());
                 assert_eq!(target.features[1..3], [2.0, 0.0]);
                 assert_eq!(target.features[3].to_bits(), missing.to_bits());
             }
         }
-        assert!(matches!(columns.example(&example, ReadFor::Learning), Cow::Borrowed(_)));
+        assert!(matches!(columns.targets(&example, ReadFor::Learning), Cow::Borrowed(_)));
         let none = TrainingOnlyColumns::default();
-        assert!(matches!(none.example(&example, ReadFor::Prediction), Cow::Borrowed(_)));
+        assert!(matches!(none.targets(&example, ReadFor::Prediction), Cow::Borrowed(_)));
     }
 }

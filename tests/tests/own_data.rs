@@ -408,11 +408,11 @@ fn models_of_the_whole_shop_are_better_than_the_base_rate() {
     let revenue: Vec<Vec<&str>> =
         rows().filter(|row| row.len() == 7 && row[..2] == ["all", "revenue"]).collect();
     assert_eq!(revenue.len(), 2, "{said}");
-    let numbers = |row: &Vec<&str>| [3, 4, 6].map(|cell| number(row[cell]));
-    let [[.., fm_rank], [mse, of_mean, rank]] = [numbers(&revenue[0]), numbers(&revenue[1])];
-    // Of the FM's squared errors, a few large ones at its first rows are most: with seeds 1, 2 and
-    // 7 it has 62.6, 62.5 and 64.5 where the mean has 63.8.
-    assert!(fm_rank > 0.05 && mse < of_mean && rank > 0.05, "{revenue:?}");
+    for row in &revenue {
+        let [mse, of_mean, rank] = [3, 4, 6].map(|cell| number(row[cell]));
+        println!("figure: MSE of revenue: {mse}, of the mean: {of_mean}, rank correlation: {rank}");
+        assert!(mse < of_mean && rank > 0.05, "{revenue:?}");
+    }
 }
 
 /// A Python with what boosting needs, in a new folder.

@@ -266,9 +266,9 @@ impl Default for FmGateSettings {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NeLimits {
-    /// The highest NE by task.
+    /// The highest NE by task; of a regression, the highest squared error over that of the mean.
     pub max: BTreeMap<String, f64>,
-    /// How far the NE of any task may exceed that of what serves, as a fraction of the latter.
+    /// How far the NE of any binary task may exceed that of what serves, as a fraction of it.
     pub max_increase: Option<f64>,
 }
 

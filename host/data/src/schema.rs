@@ -316,9 +316,9 @@ impl Schema {
     }
 
     /// The label of a task for an impression on a surface; none if it is not known or outside the
-    /// task's sample space.
+    /// task's sample space, as it is where the schema has no such task or surface.
     pub fn label(&self, task: usize, surface: u16, outcome: &Outcome) -> Option<f32> {
-        let Task { kind, label, .. } = &self.tasks[task];
+        let Task { kind, label, .. } = self.tasks.get(task)?;
         let label = match kind {
             TaskKind::Binary => {
                 let action = self.action(label).filter(|action| outcome.known >> action & 1 == 1);
@@ -329,10 +329,11 @@ impl Schema {
         label.filter(|label| !label.is_nan() && self.task_valid(task, surface))
     }
 
-    /// Whether a task is valid on a surface, both by index.
+    /// Whether a task is valid on a surface, both by index: none is on a surface that the schema
+    /// does not have.
     pub fn task_valid(&self, task: usize, surface: u16) -> bool {
-        let valid = &self.tasks[task].surfaces;
-        valid.is_empty() || valid.contains(&self.surfaces[surface as usize])
+        let known = self.tasks.get(task).zip(self.surfaces.get(usize::from(surface)));
+        known.is_some_and(|(task, surface)| task.is_valid_on(surface))
     }
 
     /// An item of which no feature is known.

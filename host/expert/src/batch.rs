@@ -13,8 +13,8 @@ use hypercast_fm::example::{Event, Example, Item, Target};
 use hypercast_fm::training_only::{ReadFor, TrainingOnlyColumns};
 
 use super::Error;
-use super::guest_columns::GuestColumns;
 pub use super::guest_columns::GuestRequest;
+use super::guest_columns::{GuestColumns, GuestRows};
 use super::normalise::Normaliser;
 use super::wasm::contract::{
     ActionBatch, Column, Description, HostInfo, HostSchema, IdColumns, NamedColumn, VectorWidths,
@@ -234,7 +234,7 @@ impl ExpertColumns {
         normaliser: &Normaliser,
     ) -> ExpertBatch {
         let mut batch = ExpertBatch::default();
-        self.lay_out(&mut batch, examples, tae, normaliser);
+        self.lay_out(&mut batch, examples, ReadFor::Learning, tae, normaliser);
         batch
     }
 
@@ -250,26 +250,22 @@ impl ExpertColumns {
         tae: Tae,
         normaliser: &Normaliser,
     ) {
-        if self.training_only.is_empty() {
-            self.lay_out(batch, examples, tae, normaliser);
-        } else {
-            let seen = |example: &E| {
-                let seen = self.training_only.example(example.borrow(), ReadFor::Prediction);
-                seen.into_owned()
-            };
-            let seen: Vec<Example> = examples.iter().map(seen).collect();
-            self.lay_out(batch, &seen, tae, normaliser);
-        }
+        self.lay_out(batch, examples, ReadFor::Prediction, tae, normaliser);
     }
 
-    /// Replaces the content of `batch` by the inputs for `examples` with all that they have.
+    /// Replaces the content of `batch` by the inputs for `examples` as their reader sees them.
     fn lay_out<E: Borrow<Example>>(
         &self,
         batch: &mut ExpertBatch,
         examples: &[E],
+        reader: ReadFor,
         tae: Tae,
         normaliser: &Normaliser,
     ) {
+        let targets: Vec<Cow<'_, [Target]>> = examples
+            .iter()
+            .map(|example| self.training_only.targets(example.borrow(), reader))
+            .collect();
         let histories: Vec<Vec<&Event>> =
             examples.iter().map(|example| self.history(example.borrow())).collect();
         batch.target_offsets =
@@ -280,8 +276,15 @@ impl ExpertColumns {
         if let Tae::Rows(values) = tae {
             assert_eq!(values.len(), rows * self.tae_dim(), "the TAE has tae_dim values a target");
         }
-        let builder =
-            Builder { columns: self, examples, histories: &histories, tae, normaliser, rows };
+        let builder = Builder {
+            columns: self,
+            examples,
+            targets: &targets,
+            histories: &histories,
+            tae,
+            normaliser,
+            rows,
+        };
         batch.columns.resize(self.sources.len(), ColumnData::Feature(0));
         let mut features = 0;
         for (source, column) in self.sources.iter().zip(&mut batch.columns) {
@@ -297,14 +300,15 @@ impl ExpertColumns {
 
     /// What `rank` reads of a request besides the predictions, as serving sees it.
     pub fn rank_columns(&self, example: &Example, tae: Tae) -> Vec<NamedColumn> {
-        let example = &*self.training_only.example(example, ReadFor::Rule);
-        self.rank.values(&[GuestRequest { example, tae }])
+        let targets = &self.training_only.targets(example, ReadFor::Rule);
+        self.rank.values(&[GuestRows { targets, time_ms: example.time_ms, tae }])
     }
 
     /// What the training hooks receive for all rows of some requests, with what only training knows.
     pub fn hook_batch(&self, requests: &[GuestRequest], info: &HostInfo) -> ActionBatch {
         let examples = requests.iter().map(|request| request.example);
-        let columns = self.training.values(requests);
+        let rows: Vec<GuestRows> = requests.iter().map(GuestRequest::rows).collect();
+        let columns = self.training.values(&rows);
         ActionBatch { columns, ..action_batch(examples, info) }
     }
 
@@ -367,6 +371,7 @@ pub(crate) fn vector_of(item: &Item, width: usize, to: &mut Vec<f32>) {
 struct Builder<'a, E> {
     columns: &'a ExpertColumns,
     examples: &'a [E],
+    targets: &'a [Cow<'a, [Target]>],
     histories: &'a [Vec<&'a Event>],
     tae: Tae<'a>,
     normaliser: &'a Normaliser,
@@ -375,7 +380,7 @@ struct Builder<'a, E> {
 
 impl<E: Borrow<Example>> Builder<'_, E> {
     fn targets(&self) -> impl Iterator<Item = &Target> {
-        self.examples.iter().flat_map(|example| &example.borrow().targets)
+        self.targets.iter().flat_map(|targets| targets.iter())
     }
 
     /// All numeric features that the network reads, row by row.

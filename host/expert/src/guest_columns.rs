@@ -27,6 +27,21 @@ pub struct GuestRequest<'a> {
     pub tae: Tae<'a>,
 }
 
+/// The rows of a request as a guest sees them.
+#[derive(Clone, Copy)]
+pub(crate) struct GuestRows<'a> {
+    pub(crate) targets: &'a [Target],
+    pub(crate) time_ms: i64,
+    pub(crate) tae: Tae<'a>,
+}
+
+impl<'a> GuestRequest<'a> {
+    pub(crate) fn rows(&self) -> GuestRows<'a> {
+        let GuestRequest { example, tae } = *self;
+        GuestRows { targets: &example.targets, time_ms: example.time_ms, tae }
+    }
+}
+
 impl GuestColumns {
     /// Those of a description, with where their values are.
     pub(crate) fn new<'a>(
@@ -51,7 +66,7 @@ impl GuestColumns {
     }
 
     /// The values of all rows of some requests.
-    pub(crate) fn values(&self, requests: &[GuestRequest]) -> Vec<NamedColumn> {
+    pub(crate) fn values(&self, requests: &[GuestRows]) -> Vec<NamedColumn> {
         let named = |(column, source): &(WireColumn, ColumnSource)| NamedColumn {
             column: column.clone(),
             data: self.data(*source, requests),
@@ -59,8 +74,8 @@ impl GuestColumns {
         self.columns.iter().map(named).collect()
     }
 
-    fn data(&self, source: ColumnSource, requests: &[GuestRequest]) -> Data {
-        let targets = || requests.iter().flat_map(|request| &request.example.targets);
+    fn data(&self, source: ColumnSource, requests: &[GuestRows]) -> Data {
+        let targets = || requests.iter().flat_map(|request| request.targets);
         match source {
             ColumnSource::Tae => Data::Numbers(self.taes(requests)),
             ColumnSource::Feature(index) => {
@@ -87,13 +102,13 @@ impl GuestColumns {
         }
     }
 
-    fn taes(&self, requests: &[GuestRequest]) -> Vec<f32> {
+    fn taes(&self, requests: &[GuestRows]) -> Vec<f32> {
         let mut taes = Vec::new();
-        for GuestRequest { example, tae } in requests {
+        for GuestRows { targets, tae, .. } in requests {
             match tae {
                 Tae::Rows(rows) => taes.extend_from_slice(rows),
                 Tae::Without => {
-                    taes.resize(taes.len() + example.targets.len() * self.tae_dim, 0.0);
+                    taes.resize(taes.len() + targets.len() * self.tae_dim, 0.0);
                 }
             }
         }
@@ -102,9 +117,9 @@ impl GuestColumns {
 }
 
 /// A value of each request, once for each of its rows.
-fn of_requests(requests: &[GuestRequest], value: impl Fn(usize, &Example) -> i64) -> Vec<i64> {
-    let of = |(at, request): (usize, &GuestRequest)| {
-        std::iter::repeat_n(value(at, request.example), request.example.targets.len())
+fn of_requests(requests: &[GuestRows], value: impl Fn(usize, &GuestRows) -> i64) -> Vec<i64> {
+    let of = |(at, request): (usize, &GuestRows)| {
+        std::iter::repeat_n(value(at, request), request.targets.len())
     };
     requests.iter().enumerate().flat_map(of).collect()
 }

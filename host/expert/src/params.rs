@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hypercast_core::atomic_file;
-use hypercast_fm::label_scale::LabelScales;
+use hypercast_fm::label_scale::{LabelScale, LabelScales};
 use hypercast_fm::update::TensorSlice;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -103,8 +103,15 @@ impl Provenance {
     }
 
     /// Takes over the scales of the tasks that parameters of `trained` predict, since their
-    /// values mean what they do on those scales alone.
+    /// values mean what they do on those scales alone. A binary task that is new begins beside
+    /// those.
     fn take_scales(&mut self, trained: &Provenance) {
+        let beside = LabelScale::of_rate_beside(&trained.labels);
+        for (task, scale) in &mut self.labels {
+            if matches!(scale, LabelScale::Rate(_)) && !trained.tasks.contains(task) {
+                scale.clone_from(&beside);
+            }
+        }
         for task in trained.tasks.iter().filter(|task| self.tasks.contains(task)) {
             match trained.labels.get(task) {
                 Some(scale) => _ = self.labels.insert(task.clone(), scale.clone()),

@@ -3,14 +3,15 @@
 //!
 //! An expert's rows are labelled by the plugin itself, so its own tasks count as the schema's do.
 //! The gate of the FM keeps its rows here, too. What the two have in common is the operator's
-//! limits of NE.
+//! limits of NE, and that what is no better than the base rate is held. What NE is to a binary task,
+//! the squared error over that of the mean is to a regression.
 
 use std::collections::VecDeque;
 
 use hypercast_fm::{
     example::Example,
     metrics::{
-        LogLossSums, RegressionMetrics, ScoredPrediction, ScoredValue, binary_metrics,
+        LogLossSums, RegressionMetrics, ScoredPrediction, ScoredValue, ValueSums, binary_metrics,
         regression_metrics,
     },
     spec::{FmSpec, TaskLabel},
@@ -34,7 +35,8 @@ use hypercast_expert::{
 /// Rows of an expert that are kept; beyond them the oldest go.
 const KEEP: usize = 1 << 16;
 
-/// The fewest rows of either label for which the NE of a task is held against a limit.
+/// The fewest rows of either label, or of labels on either side of a regression's mean, for which
+/// the error of a task is held against a limit.
 const MIN_ROWS_OF_A_LABEL: u64 = 10;
 
 /// The same for the base rate: of few rows, the best constant is as good as a model.
@@ -48,20 +50,22 @@ pub(super) struct EvalWindow {
     pub(super) rows: VecDeque<WindowRow>,
 }
 
-/// The NE of a task on rows that have enough of either label.
-pub(super) struct MeasuredNe<'a> {
-    pub(super) task: &'a str,
-    pub(super) candidate: f64,
+/// The error of a task over that of the base rate, on rows that have enough of either label: the
+/// NE of a binary task, and of a regression the squared error over that of the rows' mean.
+struct MeasuredError<'a> {
+    task: &'a str,
+    kind: TaskKind,
+    candidate: f64,
     /// Of what serves, and of the candidate on the same rows, if what serves is known of enough
     /// rows.
-    pub(super) compared: Option<ComparedNe>,
+    compared: Option<ComparedErrors>,
 }
 
-/// The NE of the candidate and of what serves, on the same rows.
+/// The errors of the candidate and of what serves, on the same rows.
 #[derive(Clone, Copy)]
-pub(super) struct ComparedNe {
-    pub(super) candidate: f64,
-    pub(super) serving: f64,
+struct ComparedErrors {
+    candidate: f64,
+    serving: f64,
 }
 
 /// The predictions and labels of one target.
@@ -183,27 +187,32 @@ impl EvalWindow {
         self.push(examples.iter(), said, |_| true);
     }
 
-    /// The NE of the binary tasks, over all surfaces.
-    pub(super) fn measured_ne(&self) -> impl Iterator<Item = MeasuredNe<'_>> {
-        self.measured_ne_since(0, MIN_ROWS_OF_A_LABEL)
+    /// The errors of the tasks, over all surfaces.
+    fn measured_errors(&self) -> impl Iterator<Item = MeasuredError<'_>> {
+        self.measured_errors_since(0, MIN_ROWS_OF_A_LABEL)
     }
 
     /// The same from a row on, of tasks that have at least `fewest` rows of either label.
-    fn measured_ne_since(&self, first: usize, fewest: u64) -> impl Iterator<Item = MeasuredNe<'_>> {
-        let binary = self.tasks.iter().enumerate().filter(|(_, own)| own.1 == TaskKind::Binary);
-        binary.filter_map(move |(task, (name, _))| {
+    fn measured_errors_since(
+        &self,
+        first: usize,
+        fewest: u64,
+    ) -> impl Iterator<Item = MeasuredError<'_>> {
+        self.tasks.iter().enumerate().filter_map(move |(task, (name, kind))| {
             let cells = || {
                 let cells = self.rows.range(first..).map(move |row| row.cells[task]);
                 cells.filter(|cell| !cell.label.is_nan())
             };
             let compared = || cells().filter(|cell| !cell.serving.is_nan());
-            let ne =
-                |serving: bool| ne_of_enough(compared().map(|cell| cell.said(serving)), fewest);
-            let of_both = |candidate, serving| ComparedNe { candidate, serving };
-            Some(MeasuredNe {
+            let error = |serving: bool| {
+                relative_error(*kind, compared().map(|cell| cell.scored(serving)), fewest)
+            };
+            let of_both = |candidate, serving| ComparedErrors { candidate, serving };
+            Some(MeasuredError {
                 task: name,
-                candidate: ne_of_enough(cells().map(|cell| cell.said(false)), fewest)?,
-                compared: ne(false).zip(ne(true)).map(|(own, serving)| of_both(own, serving)),
+                kind: *kind,
+                candidate: relative_error(*kind, cells().map(|cell| cell.scored(false)), fewest)?,
+                compared: error(false).zip(error(true)).map(|(own, serving)| of_both(own, serving)),
             })
         })
     }
@@ -211,7 +220,7 @@ impl EvalWindow {
     /// Says that what may be published is no better than the base rate; `None` if it is, or where
     /// too few rows say so.
     pub(super) fn above_base_rate(&self) -> Option<String> {
-        above_base_rate(self.measured_ne())
+        above_base_rate(self.measured_errors())
     }
 
     /// Says that what may be published is no better than the base rate for the tasks that have no
@@ -219,7 +228,7 @@ impl EvalWindow {
     /// decides, since the first rows of all were predicted before anything was learned. What is
     /// better than what serves may replace it.
     fn worse_than_no_model(&self, limits: &NeLimits) -> Option<String> {
-        let newer = || self.measured_ne_since(self.rows.len() / 2, MIN_ROWS_FOR_BASE_RATE);
+        let newer = || self.measured_errors_since(self.rows.len() / 2, MIN_ROWS_FOR_BASE_RATE);
         let unlimited = || newer().filter(|measured| !limits.max.contains_key(measured.task));
         let compared = unlimited().filter_map(|measured| measured.compared);
         let gain = compared.map(|both| both.serving - both.candidate).reduce(|a, b| a + b)?;
@@ -230,15 +239,21 @@ impl EvalWindow {
     /// Says which limits what may be published does not keep to; `None` if it keeps to all.
     pub(super) fn beyond(&self, limits: &NeLimits) -> Option<String> {
         let mut beyond = Vec::new();
-        for MeasuredNe { task, candidate, compared } in self.measured_ne() {
-            // A prediction that is not a number makes the NE one that is below no limit.
+        for MeasuredError { task, kind, candidate, compared } in self.measured_errors() {
+            let is_binary = kind == TaskKind::Binary;
+            let error = match kind {
+                TaskKind::Binary => format!("NE of {task}"),
+                TaskKind::Regression => format!("the squared error of {task} over the mean's"),
+            };
+            // A prediction that is not a number makes the error one that is below no limit.
             if let Some(&max) = limits.max.get(task)
                 && (candidate.is_nan() || candidate > max)
             {
-                beyond.push(format!("NE of {task} is {candidate:.4}, above its limit of {max}"));
+                beyond.push(format!("{error} is {candidate:.4}, above its limit of {max}"));
             }
-            if let (Some(increase), Some(ComparedNe { candidate, serving })) =
-                (limits.max_increase, compared)
+            // Of a long tail, a few rows decide which of two squared errors is larger.
+            if let (Some(increase), Some(ComparedErrors { candidate, serving })) =
+                (limits.max_increase.filter(|_| is_binary), compared)
                 && (candidate.is_nan() || candidate > serving * (1.0 + increase))
             {
                 beyond.push(format!(
@@ -329,30 +344,48 @@ impl EvalWindow {
 
 impl TaskCell {
     /// What serves said, or what may be published, with the label.
-    fn said(self, serving: bool) -> LogLossSums {
-        let probability = if serving { self.serving } else { self.candidate };
-        LogLossSums::of(probability, self.label > 0.5)
+    fn scored(self, serving: bool) -> ScoredValue {
+        let prediction = if serving { self.serving } else { self.candidate };
+        ScoredValue { prediction, label: self.label }
     }
 }
 
-/// Says that the mean NE of tasks is no better than that of the base rate.
-fn above_base_rate<'a>(measured: impl Iterator<Item = MeasuredNe<'a>>) -> Option<String> {
+/// Says that the mean error of tasks is no better than that of the base rate.
+fn above_base_rate<'a>(measured: impl Iterator<Item = MeasuredError<'a>>) -> Option<String> {
     let all: Vec<f64> = measured.map(|measured| measured.candidate).collect();
     let mean = all.iter().sum::<f64>() / all.len() as f64;
     let is_above = !all.is_empty() && (mean.is_nan() || mean >= 1.0);
     is_above.then(|| {
-        format!("the mean NE of its tasks is {mean:.4}, no better than that of the base rate")
+        format!(
+            "the mean error of its tasks is {mean:.4}, no better than that of the base rate (NE, \
+             and of regressions the squared error over the mean's)"
+        )
     })
 }
 
-/// The NE of some rows, if they have at least `fewest` of either label.
-fn ne_of_enough(rows: impl Iterator<Item = LogLossSums>, fewest: u64) -> Option<f64> {
-    let sums = rows.fold(LogLossSums::default(), |mut sums, row| {
-        sums += row;
-        sums
-    });
-    let rarer = sums.positives.min(sums.count - sums.positives);
-    sums.normalized_entropy().filter(|_| rarer >= fewest)
+/// The error of some rows over that of the base rate, if at least `fewest` have either label, or
+/// labels on either side of the mean.
+fn relative_error(
+    kind: TaskKind,
+    rows: impl Iterator<Item = ScoredValue> + Clone,
+    fewest: u64,
+) -> Option<f64> {
+    let (error, count, upper) = match kind {
+        TaskKind::Binary => {
+            let mut sums = LogLossSums::default();
+            rows.for_each(|row| sums.push(row.prediction, row.label > 0.5));
+            (sums.normalized_entropy()?, sums.count, sums.positives)
+        }
+        TaskKind::Regression => {
+            let mut sums = ValueSums::default();
+            rows.clone().for_each(|row| sums.push(row));
+            let RegressionMetrics { mse, base_mse, .. } = sums.metrics();
+            let mean = sums.label / sums.count as f64;
+            let upper = rows.filter(|row| f64::from(row.label) > mean).count();
+            (mse? / base_mse?, sums.count, upper as u64)
+        }
+    };
+    (upper.min(count - upper) >= fewest).then_some(error)
 }
 
 /// Of rows of user, prediction and label.
@@ -562,6 +595,56 @@ mod tests {
         let mut own = measured();
         clicked(&mut own, 400, 0.7, &[0.6]);
         assert_eq!(own.worse_than_no_model(&limits(Some(1.2))), None, "an operator allows it");
+    }
+
+    /// Keeps rows of which every tenth was watched for ten seconds and the others not at all.
+    fn watched(own: &mut EvalWindow, rows: usize, candidate: f32, serving: f32) {
+        let labels: Vec<f32> =
+            (0..rows).map(|row| if row % 10 == 0 { 10.0 } else { 0.0 }).collect();
+        let all = |seconds: f32| vec![vec![0.5; rows], vec![seconds; rows]];
+        let nothing = targets(&vec![0.0; rows], &vec![false; rows]);
+        let said = WindowPredictions {
+            candidate: &all(candidate),
+            serving: &all(serving),
+            targets: &[nothing, targets(&labels, &vec![true; rows])],
+        };
+        own.push([example(1, 0, rows)].iter(), said, |_| true);
+    }
+
+    #[test]
+    fn a_regression_that_is_worse_than_the_mean_is_held_likewise() {
+        // A mean of 1 has a squared error of 9, predictions of 4 have one of 18.
+        let mut own = measured();
+        watched(&mut own, 100, 4.0, 1.0);
+        let why = own.above_base_rate().unwrap();
+        assert!(why.contains("is 2.0000, no better than that of the base rate"), "{why}");
+        assert_eq!(own.worse_than_no_model(&NeLimits::default()), None, "too few say so");
+        let held = |rows, candidate, serving, limits: &NeLimits| {
+            let mut own = measured();
+            watched(&mut own, rows, candidate, serving);
+            own.worse_than_no_model(limits)
+        };
+        let mut limits = NeLimits::default();
+        assert!(held(2000, 4.0, 1.0, &limits).is_some());
+        assert_eq!(held(1980, 4.0, 1.0, &limits), None, "99 of the newer half were watched");
+        assert_eq!(held(2000, 4.0, 5.0, &limits), None, "what serves is worse");
+        assert!(held(2000, f32::NAN, 5.0, &limits).is_some());
+        limits.max.insert("watch".into(), 2.5);
+        assert_eq!(held(2000, 4.0, 1.0, &limits), None, "an operator allows it");
+        assert_eq!(own.beyond(&limits), None);
+        limits.max.insert("watch".into(), 1.5);
+        let why = own.beyond(&limits).unwrap();
+        let expected =
+            "the squared error of watch over the mean's is 2.0000, above its limit of 1.5";
+        assert_eq!(why, expected);
+        // Beside a click that is better by more than it is worse, it holds nothing.
+        let mut own = measured();
+        watched(&mut own, 100, 1.3, 1.0);
+        assert!(own.above_base_rate().is_some());
+        clicked(&mut own, 100, 0.5, &[]);
+        assert!(own.above_base_rate().is_some(), "the click is as good as its base rate");
+        own.rows.iter_mut().for_each(|row| row.cells[0].candidate = 0.3 + 0.4 * row.cells[0].label);
+        assert_eq!(own.above_base_rate(), None);
     }
 
     #[test]

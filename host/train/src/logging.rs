@@ -42,6 +42,7 @@ use hypercast_core::dir_lock::DirLock;
 use hypercast_core::error::ErrorKind;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::logs::{LogRow, LogWriter, LoggedPlace};
+use hypercast_data::schema::spec_growths;
 use hypercast_stream::dead_letters::LetterReader;
 use hypercast_stream::streams::{StreamPlace, StreamTrail};
 
@@ -178,7 +179,7 @@ impl LoggingTier {
         let ServiceContext { dataset, config, engine } = context.clone();
         let owner = DirLock::acquire(&config.paths.logs)?;
         let log = super::fm::log_writer(dataset, config, Vec::new())?;
-        let growths = dataset.fm_growths()?.into();
+        let growths = spec_growths(&dataset.schema)?.into();
         let telemetry = Arc::new(JobMetrics::default());
         let position = JoinedPosition { joined: trail(&log)?, orders: None };
         let reports = RecordReports::of(&telemetry, config, shutdown);

@@ -16,6 +16,7 @@ use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::logs::LogVersion;
+use hypercast_data::schema::spec_growths;
 
 /// Requests a forward pass: latency does not matter here.
 const BATCH: usize = 128;
@@ -40,7 +41,7 @@ pub fn past(dataset: &Dataset, config: &Config, checkpoint: &Path, logs: &Path) 
 /// A data set, checkpoint or log folder that cannot be used.
 pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64> {
     let _owner = DirLock::acquire(&config.paths.logs)?;
-    let growths = dataset.fm_growths()?.into();
+    let growths = spec_growths(&dataset.schema)?.into();
     let serving = FmServingOptions { growths, ..config.fm_logging.loading(config.device) };
     let fm = inference::load(&config.paths.fm, serving)?;
     let manifest = fm.manifest().clone();

@@ -10,15 +10,12 @@ use std::{
 
 use hypercast_config::{Config, RolloutSettings};
 use hypercast_core::{clock, entropy, error::ErrorKind};
-use hypercast_expert::{
-    Engine, EngineConfig,
-    wasm::contract::{Slice, Verdict},
-};
+use hypercast_expert::{Engine, EngineConfig, wasm::contract::Verdict};
 use hypercast_serve::{
     Error, Result,
     rollout::{
-        Acceptor, ArmStats, MeasuredArm, ReplayVerdict, Rollout, RolloutContext, RolloutService,
-        RolloutStep, VersionLookup,
+        Acceptor, ArmStats, MeasuredArm, MeasuredSlice, ReplayVerdict, Rollout, RolloutContext,
+        RolloutService, RolloutStep, VersionLookup,
         accept::{KeptFiles, LoadedPush, PushToLoad},
     },
     versions::{
@@ -372,7 +369,7 @@ impl VersionLookup for SimulatedArms {
         None
     }
 
-    fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<Slice> {
+    fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<MeasuredSlice> {
         Vec::new()
     }
 }

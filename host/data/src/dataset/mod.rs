@@ -20,13 +20,12 @@ use std::sync::Arc;
 
 use hypercast_core::{atomic_dir, disk};
 use hypercast_fm::example::{Item, Outcome, User};
-use hypercast_fm::growth::SpecGrowth;
 use serde::{Deserialize, Serialize};
 
 pub use impressions::{ImpressionReader, ImpressionWriter};
 
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{Schema, spec_growths};
+use crate::schema::Schema;
 
 /// One item shown to one user, and the outcome: a row of `impressions.parquet`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,14 +97,6 @@ impl Dataset {
         let content = content::attach(dir, &mut items)?;
         let rows = ImpressionReader::open(dir, &schema)?.rows();
         Ok(Dataset { dir: dir.to_path_buf(), schema, items, item_names, users, rows, content })
-    }
-
-    /// How what the FM is told of it has grown, for models that were made before.
-    ///
-    /// # Errors
-    /// A schema that no FM can be made for.
-    pub fn fm_growths(&self) -> Result<Vec<SpecGrowth>> {
-        spec_growths(&self.schema)
     }
 
     /// The same data set without content vectors, which joined examples do not carry.

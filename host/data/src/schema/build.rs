@@ -52,6 +52,11 @@ impl Task {
             weight: 1.0,
         }
     }
+
+    /// Whether it is valid on a surface of its schema.
+    pub(super) fn is_valid_on(&self, surface: &String) -> bool {
+        self.surfaces.is_empty() || self.surfaces.contains(surface)
+    }
 }
 
 impl Counter {

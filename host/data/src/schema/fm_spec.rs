@@ -20,13 +20,12 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
             TaskKind::Regression => schema.value(label).map(TaskLabel::Value),
         };
         let missing = || format!("task {name:?}: no label {label:?}");
-        let serves = |surface: &String| task.surfaces.is_empty() || task.surfaces.contains(surface);
         Ok(TaskSpec {
             name: name.clone(),
             main: task.role == TaskRole::Main,
             label: found.ok_or_else(|| Error::Schema(missing()))?,
             transform: task.transform,
-            surfaces: schema.surfaces.iter().map(serves).collect(),
+            surfaces: schema.surfaces.iter().map(|surface| task.is_valid_on(surface)).collect(),
             weight: task.weight,
         })
     };
@@ -57,7 +56,8 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
     Ok(spec)
 }
 
-/// From what models of each earlier layout of a schema were made for to what it is now.
+/// From what models of each layout of a schema were made for to what it is now. A model of the
+/// present layout may differ, too, because a feature was retired since or is used again.
 ///
 /// # Errors
 /// As [`fm_spec`].
@@ -71,7 +71,7 @@ pub fn spec_growths(schema: &Schema) -> Result<Vec<SpecGrowth>> {
             to: to.clone(),
         })
     };
-    schema.layouts().skip(1).map(growth).collect()
+    schema.layouts().map(growth).collect()
 }
 
 /// The categories of the user and the request.

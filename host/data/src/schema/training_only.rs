@@ -9,11 +9,13 @@ use super::{FeatureKind, MissingColumns, Schema};
 const POSITION: [&str; 4] = ["position", "pos", "rank", "slot"];
 
 impl Schema {
-    /// The columns of a target that serving does not know.
+    /// The columns of a target that serving does not know, and training does: a retired feature is
+    /// missing in both.
     pub fn training_only_columns(&self) -> TrainingOnlyColumns {
         let is_own = |name: &str| {
             let features = &self.context_features;
             features.iter().any(|feature| feature.training_only && feature.name == name)
+                && !self.is_retired(name)
         };
         let own = self.id_fields().into_iter().filter(|field| is_own(&field.name));
         let ids = own.flat_map(|field| field.columns).collect();

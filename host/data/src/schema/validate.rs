@@ -307,6 +307,7 @@ mod tests {
             ]
         );
         assert!(schema().task_valid(0, 1) && !schema().task_valid(0, 0));
+        assert!(!schema().task_valid(0, 99) && !schema().task_valid(99, 0), "there are none");
     }
 
     #[test]
@@ -356,6 +357,8 @@ mod tests {
         schema.validate().unwrap();
         let TrainingOnlyColumns { ids, numbers, missing } = schema.training_only_columns();
         assert_eq!((ids, numbers, missing), (vec![5], vec![], vec![]));
+        let retired = Schema { retired: vec!["position".into()], ..schema.clone() };
+        assert!(retired.training_only_columns().is_empty(), "it is missing in training, too");
         schema.counters[0].key.push("position".into());
         let refused = schema.validate().unwrap_err().to_string();
         assert!(refused.contains("counter `user_click`: `position` of its key"), "{refused}");

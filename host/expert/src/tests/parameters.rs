@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use hypercast_fm::label_scale::LabelScale;
+
 use super::build::{Net, description, parameters};
 use crate::params::{Parameters, SavedParameters};
 use crate::wasm::contract::{Column, Initialiser, TaskKind};
@@ -121,4 +123,20 @@ fn a_warm_start_from_memory_takes_what_it_is_told_to() {
     assert_eq!(new.by_name("last"), old.by_name("last"));
     let mut wider = parameters(&graph(9, false), 2);
     assert!(wider.warm_start_from(&old, |_| true).kept.is_empty(), "no shape is the same");
+}
+
+#[test]
+fn a_task_that_is_new_begins_as_frequent_as_those_that_are_known() {
+    let mut clicks = LabelScale::of_rate();
+    (0..1000).for_each(|row| clicks.observe(f32::from(row % 10 == 0), 1.0));
+    let mut old = parameters(&graph(8, true), 1);
+    old.provenance.labels.insert("click".into(), clicks.clone());
+    let mut new = parameters(&graph(8, true), 2);
+    new.provenance.tasks.push("like".into());
+    let fresh = ["click", "like"].map(|task| (task.to_owned(), LabelScale::of_rate()));
+    new.provenance.labels.extend(fresh);
+    new.warm_start_from(&old, |_| true);
+    let labels = &new.provenance.labels;
+    assert_eq!(labels["click"], clicks);
+    assert_eq!(labels["like"].log_odds(), clicks.log_odds());
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hypercast_fm::example::Example;
 use hypercast_fm::harm::{self, HARMFUL};
-use hypercast_fm::label_scale::{LabelScale, LabelScales};
+use hypercast_fm::label_scale::{LabelScale, LabelScales, LearnedRow};
 use hypercast_fm::training_only::ReadFor;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -450,10 +450,14 @@ impl ExpertTrainer {
     fn correct(&mut self, outputs: &[f32], labels: &[TaskTargets]) {
         let tasks = labels.len();
         for (scale, task, targets) in self.scaled(labels) {
-            for row in (0..targets.labels.len()).filter(|&row| targets.mask[row]) {
-                let prediction = scale.prediction(outputs[row * tasks + task]);
-                scale.correct(prediction, targets.labels[row], targets.weights[row]);
-            }
+            let rows = (0..targets.labels.len()).filter(|&row| targets.mask[row]);
+            let said = rows.map(|row| LearnedRow {
+                prediction: scale.prediction(outputs[row * tasks + task]),
+                label: targets.labels[row],
+                weight: targets.weights[row],
+            });
+            let said: Vec<LearnedRow> = said.collect();
+            scale.correct(said);
         }
     }
 

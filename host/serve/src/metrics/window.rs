@@ -48,6 +48,15 @@ pub struct LiveQuality {
     pub base_mse: Option<f64>,
 }
 
+impl LiveQuality {
+    /// The error over that of the base rate: NE, or of a regression the squared error over that of
+    /// the outcomes' mean.
+    pub fn relative_error(&self) -> Option<f64> {
+        let base_mse = self.base_mse.filter(|&base| base > 0.0);
+        self.ne.or_else(|| Some(self.mse? / base_mse?))
+    }
+}
+
 impl QualityWindow {
     /// Adds a prediction whose outcome became known.
     pub fn push(&mut self, now_ms: i64, probability: f32, happened: bool) {
@@ -175,6 +184,7 @@ mod tests {
         let quality = values.quality();
         assert_eq!((quality.n, quality.ne, quality.calibration), (2, None, Some(1.0)));
         assert_eq!((quality.mse, quality.base_mse), (Some(4.0), Some(4.0)));
+        assert_eq!((quality.ne, quality.relative_error()), (None, Some(1.0)));
         for at in 0..100_000 {
             window.push(at * 1000, 0.25, at % 4 == 0);
         }

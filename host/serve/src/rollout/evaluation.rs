@@ -9,12 +9,13 @@ use hypercast_expert::{
     BreakerConfig, ExpertFault, Fault,
     breaker::{Breaker, FailedCall},
     cpu_budget,
-    wasm::contract::{Decision, Evaluation, Slice, Verdict},
+    wasm::contract::{Decision, Evaluation, Verdict},
 };
 
+use super::serving::MeasuredSlice;
 use crate::{error::Result, threads::BackgroundJob};
 
-/// The fewest examples of a task whose NE is held against that of the base rate.
+/// The fewest examples of a task whose error is held against that of the base rate.
 const BASE_RATE_EXAMPLES: u64 = 1000;
 
 /// Time between the starts of two evaluations.
@@ -80,20 +81,22 @@ impl StepEvaluation {
         &mut self,
         now: Instant,
         evaluate: EvaluateFn,
-        slices: impl FnOnce() -> Vec<Slice>,
+        slices: impl FnOnce() -> Vec<MeasuredSlice>,
     ) -> Result<()> {
         let is_due = self.started.is_none_or(|at| now - at >= EVERY);
         if self.running.is_some() || !is_due || !self.breaker.admit(now) {
             return Ok(());
         }
         (self.started, self.calls) = (Some(now), self.calls + 1);
-        let evaluation = Evaluation { decision: Decision::Canary, slices: slices() };
+        let measured = slices();
+        let slices = measured.iter().map(|own| own.slice.clone()).collect();
+        let evaluation = Evaluation { decision: Decision::Canary, slices };
         self.running = Some(BackgroundJob::start("evaluate", move || {
             cpu_budget::on_long_call(clock::lower_priority);
             let start = clock::instant();
             let verdict = match evaluate(&evaluation) {
                 Ok(Verdict::Publish) => {
-                    Ok(above_base_rate(&evaluation.slices).map_or(Verdict::Publish, Verdict::Hold))
+                    Ok(above_base_rate(&measured).map_or(Verdict::Publish, Verdict::Hold))
                 }
                 verdict => verdict,
             };
@@ -106,17 +109,19 @@ impl StepEvaluation {
 /// Says that a version is no better than the base rate, nor than the version before: its plugin
 /// publishes it, and an operator may, but no rollout does by itself. `None` where too few outcomes
 /// say so.
-fn above_base_rate(slices: &[Slice]) -> Option<String> {
-    let whole = slices.iter().filter(|slice| slice.surface.is_none());
-    let tasks: Vec<&Slice> = whole.filter(|slice| slice.examples >= BASE_RATE_EXAMPLES).collect();
-    let nes: Vec<f64> = tasks.iter().filter_map(|slice| slice.candidate.ne).collect();
-    let gain = |slice: &&Slice| Some(slice.serving.as_ref()?.ne? - slice.candidate.ne?);
-    let gain: f64 = tasks.iter().filter_map(gain).sum();
-    let mean = nes.iter().sum::<f64>() / nes.len() as f64;
-    (!nes.is_empty() && mean >= 1.0 && gain <= 0.0).then(|| {
+fn above_base_rate(slices: &[MeasuredSlice]) -> Option<String> {
+    let is_enough = |own: &&MeasuredSlice| {
+        own.slice.surface.is_none() && own.slice.examples >= BASE_RATE_EXAMPLES
+    };
+    let tasks = || slices.iter().filter(is_enough);
+    let errors: Vec<f64> = tasks().filter_map(|own| own.error).collect();
+    let gain: f64 = tasks().filter_map(|own| Some(own.error_before? - own.error?)).sum();
+    let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+    (!errors.is_empty() && mean >= 1.0 && gain <= 0.0).then(|| {
         format!(
-            "the mean NE of its tasks is {mean:.4}, no better than that of the base rate; \
-             `hypercast versions promote` does it all the same"
+            "the mean error of its tasks is {mean:.4}, no better than that of the base rate (NE, \
+             and of regressions the squared error over the mean's); `hypercast versions promote` \
+             does it all the same"
         )
     })
 }
@@ -124,20 +129,23 @@ fn above_base_rate(slices: &[Slice]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hypercast_expert::wasm::contract::Quality;
+    use hypercast_expert::wasm::contract::{Quality, Slice};
 
     #[test]
     fn what_is_worse_than_the_base_rate_is_held_unless_it_is_an_improvement() {
-        let quality =
-            |ne| Quality { ne: Some(ne), auc: None, gauc: None, calibration: None, mse: None };
-        let slice = |examples, candidate, serving: Option<f64>| Slice {
-            task: "click".into(),
-            surface: None,
-            examples,
-            candidate: quality(candidate),
-            serving: serving.map(quality),
+        let told = Quality { ne: None, auc: None, gauc: None, calibration: None, mse: None };
+        let slice = |examples, error, error_before| MeasuredSlice {
+            error: Some(error),
+            error_before,
+            slice: Slice {
+                task: "click".into(),
+                surface: None,
+                examples,
+                candidate: told,
+                serving: None,
+            },
         };
-        let held = |slice: Slice| above_base_rate(&[slice]).is_some();
+        let held = |slice| above_base_rate(&[slice]).is_some();
         assert!(held(slice(1000, 1.02, None)) && held(slice(1000, 1.02, Some(0.9))));
         assert!(!held(slice(1000, 1.02, Some(1.1))), "it is better than what serves");
         assert!(!held(slice(1000, 0.99, None)));

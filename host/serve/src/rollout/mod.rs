@@ -33,7 +33,7 @@ pub use crate::rollout::{
     policy::{PolicyOverrides, RolloutPolicy},
     replay::{ReplayFn, ReplayInput, ReplayVerdict},
     service::{RolloutContext, RolloutService},
-    serving::{MeasuredArm, VersionLookup},
+    serving::{MeasuredArm, MeasuredSlice, VersionLookup},
     signature::{PushManifest, SecretKey, SignedManifest},
     stats::ArmStats,
 };

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use hypercast_expert::wasm::contract::{Quality as Measured, Slice};
+use hypercast_expert::wasm::contract::{Quality, Slice};
 
 use crate::{
     error::Result,
@@ -32,7 +32,17 @@ pub trait VersionLookup: Send + Sync {
 
     /// Recent quality of a version beside another one of the same expert: each task on each
     /// surface, and on all surfaces together.
-    fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice>;
+    fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<MeasuredSlice>;
+}
+
+/// The quality of a version for a task, with what a plugin is not told.
+pub struct MeasuredSlice {
+    /// What the plugin is told.
+    pub slice: Slice,
+    /// The version's error over that of the base rate (see [`LiveQuality::relative_error`]).
+    pub error: Option<f64>,
+    /// That of the version before.
+    pub error_before: Option<f64>,
 }
 
 /// What is measured of a loaded version.
@@ -84,7 +94,7 @@ impl VersionLookup for RankingService {
         self.models.problem()
     }
 
-    fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice> {
+    fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<MeasuredSlice> {
         let label = |version: &str| format!("{name}@{version}");
         let windows = self.predictions.windows();
         // The windows of the version and of the one before: of each task on each surface, then on
@@ -99,20 +109,29 @@ impl VersionLookup for RankingService {
                 befores.extend(before);
             }
         }
-        let quality = |windows: &[&QualityWindow]| {
-            // Outcomes are kept without users.
-            let LiveQuality { ne, calibration, mse, .. } =
-                QualityWindow::together(windows.iter().copied());
-            Measured { ne, auc: None, gauc: None, calibration, mse }
-        };
-        let slices = pairs.iter().map(|((whole, task, surface), [owns, befores])| Slice {
-            task: (*task).to_owned(),
-            surface: (!whole)
-                .then(|| self.converter.schema.surfaces[usize::from(*surface)].clone()),
-            examples: owns.iter().map(|own| own.quality().n).sum(),
-            candidate: quality(owns),
-            serving: (!befores.is_empty()).then(|| quality(befores)),
+        let slices = pairs.iter().map(|((whole, task, surface), windows)| {
+            let [own, before] = windows.each_ref().map(|windows| {
+                (!windows.is_empty()).then(|| QualityWindow::together(windows.iter().copied()))
+            });
+            let own = own.unwrap_or_default();
+            MeasuredSlice {
+                error: own.relative_error(),
+                error_before: before.and_then(|before| before.relative_error()),
+                slice: Slice {
+                    task: (*task).to_owned(),
+                    surface: (!whole)
+                        .then(|| self.converter.schema.surfaces[usize::from(*surface)].clone()),
+                    examples: own.n,
+                    candidate: told(own),
+                    serving: before.map(told),
+                },
+            }
         });
         slices.collect()
     }
+}
+
+/// What a plugin is told of a quality. Outcomes are kept without users.
+fn told(LiveQuality { ne, calibration, mse, .. }: LiveQuality) -> Quality {
+    Quality { ne, auc: None, gauc: None, calibration, mse }
 }

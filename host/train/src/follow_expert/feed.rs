@@ -14,6 +14,7 @@ use crate::ServiceContext;
 use crate::error::Result;
 use hypercast_core::{clock, shutdown::Shutdown};
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
+use hypercast_data::schema::spec_growths;
 use hypercast_stream::dead_letters::{DeadLetter, DeadLetterQueue, UnusableRecord};
 use hypercast_stream::streams::StreamPlace;
 
@@ -144,7 +145,7 @@ impl ComputedFeed {
         surfaces: Vec<u16>,
     ) -> Result<ComputedFeed> {
         let ServiceContext { config, dataset, .. } = context;
-        let growths = dataset.fm_growths()?.into();
+        let growths = spec_growths(&dataset.schema)?.into();
         let serving = FmServingOptions { growths, ..config.fm_logging.loading(config.device) };
         let fm = inference::load(checkpoint, serving)?;
         let place = reader.place();

@@ -1,6 +1,7 @@
 //! Where an expert's streaming trainer stands: parameters, optimiser and position in the logs, what
 //! it published last and what was measured since, replaced as one whole, with a checksum.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -9,7 +10,7 @@ use super::{super::eval_window::WindowRow, ExpertCheckpoint, FeedPosition};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_core::{atomic_file, disk};
 use hypercast_expert::train::SavedTrainer;
-use hypercast_fm::label_scale::LabelScales;
+use hypercast_fm::label_scale::{LabelScales, ScaleAddition};
 use hypercast_stream::streams::{StreamPlace, StreamTrail};
 
 const FORMAT: u32 = 2;
@@ -52,6 +53,13 @@ pub(super) enum LastPublished {
     Earlier(Box<SavedTrainer>),
 }
 
+/// What scales have besides, by task. Files of earlier releases end before it.
+type ScaleAdditions = BTreeMap<String, ScaleAddition>;
+
+pub(super) fn additions(scales: LabelScales) -> ScaleAdditions {
+    scales.into_iter().map(|(name, scale)| (name, scale.addition())).collect()
+}
+
 fn path(work: &Path) -> PathBuf {
     work.join("state.bin")
 }
@@ -85,7 +93,14 @@ impl FollowerState {
         let (checksum, rest) = next_part(rest).map_err(unreadable)?;
         let (earlier, rest) = next_part(rest).map_err(unreadable)?;
         // Scales of tasks, of the trainer and of what was published last.
-        let ([own, of_published], _) = next_part::<[LabelScales; 2]>(rest).map_err(unreadable)?;
+        let (mut scales, rest) = next_part::<[LabelScales; 2]>(rest).map_err(unreadable)?;
+        let (additions, _) = next_part::<[ScaleAdditions; 2]>(rest).map_err(unreadable)?;
+        for (scales, additions) in scales.iter_mut().zip(additions) {
+            for (name, addition) in additions {
+                scales.entry(name).and_modify(|scale| scale.set_addition(addition));
+            }
+        }
+        let [own, of_published] = scales;
         let joined = match state.place.position {
             FeedPosition::Joined(position) => {
                 StreamTrail::new(StreamPlace { position, checksum }, earlier)
@@ -118,7 +133,9 @@ impl FollowerState {
         body.extend(postcard::to_stdvec(&self.addition).map_err(unwritable)?);
         let joined = (self.addition.joined.place().checksum, self.addition.joined.earlier());
         body.extend(postcard::to_stdvec(&joined).map_err(unwritable)?);
-        body.extend(postcard::to_stdvec(&self.scales()).map_err(unwritable)?);
+        let scales = self.scales();
+        body.extend(postcard::to_stdvec(&scales).map_err(unwritable)?);
+        body.extend(postcard::to_stdvec(&scales.map(additions)).map_err(unwritable)?);
         let checksum = crc32fast::hash(&body).to_le_bytes();
         let bytes = [&FORMAT.to_le_bytes(), &checksum, &body[..]].concat();
         atomic_file::write(&path, &bytes).map_err(Error::io(&path))

@@ -206,8 +206,8 @@ fn an_expert_on_joined_examples_notices_a_stream_that_was_made_anew() {
     let place = follow(100..170).place.unwrap();
     assert_eq!((place.position, place.requests), (FeedPosition::Joined(70), 60 + 70));
 
-    // What earlier releases wrote ends before the scales of regressions, before the earlier places,
-    // or before the checksum, too.
+    // What earlier releases wrote ends before what scales have besides, before the scales, before
+    // the earlier places, or before the checksum, too.
     let mut state = world.state(&world.config);
     assert!(!state.scales()[0].is_empty() && state.scales()[1].is_empty());
     state.trainer.set_scales(Default::default());
@@ -217,7 +217,7 @@ fn an_expert_on_joined_examples_notices_a_stream_that_was_made_anew() {
     };
     let path = work_dir(&world.config, &world.entry, "1.0.0").join("state.bin");
     without.write(path.parent().unwrap()).unwrap();
-    for part in [2, 1, 1] {
+    for part in [2, 2, 1, 1] {
         let mut bytes = std::fs::read(&path).unwrap();
         assert_eq!(bytes.split_off(bytes.len() - part), vec![0; part], "none");
         let checksum = crc32fast::hash(&bytes[8..]).to_le_bytes();
@@ -415,7 +415,8 @@ fn a_harmful_row_is_a_dead_letter_and_is_tried_again_once() {
     let joined = (state.addition.joined.place().checksum, state.addition.joined.earlier());
     let addition = postcard::to_stdvec(&state.addition).unwrap().len()
         + postcard::to_stdvec(&joined).unwrap().len()
-        + postcard::to_stdvec(&state.scales()).unwrap().len();
+        + postcard::to_stdvec(&state.scales()).unwrap().len()
+        + postcard::to_stdvec(&state.scales().map(super::state::additions)).unwrap().len();
     let body = &bytes[8..bytes.len() - addition];
     let checksum = crc32fast::hash(body).to_le_bytes();
     std::fs::write(work.join("state.bin"), [&bytes[..4], &checksum, body].concat()).unwrap();

@@ -32,6 +32,7 @@ use crate::error::Result;
 use crate::job_metrics::JobMetrics;
 use hypercast_config::FmGateSettings;
 use hypercast_core::logging::RepeatedFailures;
+use hypercast_data::schema::spec_growths;
 use hypercast_expert::train::TaskTargets;
 
 /// The newest requests that are kept until the next publication. A request is at most a record of
@@ -102,7 +103,7 @@ impl FmPublishGate {
             device: config.device,
             history_cache_bytes: 0,
             warmup_histories: 0,
-            growths: dataset.fm_growths()?.into(),
+            growths: spec_growths(&dataset.schema)?.into(),
         };
         let loading = FmLoading {
             engine: engine.clone(),

@@ -180,7 +180,8 @@ fn columns_of_before_go_to_their_present_places() {
     let fresh = names.iter().position(|name| name == "price").unwrap();
     assert_eq!(target.features[fresh], 0.0);
     let growths = spec_growths(&new).unwrap();
-    assert_eq!((growths.len(), growths[0].features.len()), (1, features));
+    let counts: Vec<usize> = growths.iter().map(|growth| growth.features.len()).collect();
+    assert_eq!(counts, [names.len(), features], "of the present layout and of that before");
 
     let mut context = ContextFeatures { ids: Vec::new(), dense: vec![0.5] };
     ColumnUpgrade::new(&new).context(&mut context);

@@ -8,7 +8,7 @@ use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, BreakerConfig, Device, Engine, EngineConfig, FeatureStatistics, Limits, LoadOptions,
-    ServedExpert, wasm::contract::Slice,
+    ServedExpert,
 };
 use hypercast_stream::{
     registry::{Change, Registry, RegistryFollower, VersionState, WeightsLocation},
@@ -21,7 +21,7 @@ use super::*;
 use crate::fixtures;
 use crate::http::reload::Settings;
 use crate::rollout::{
-    PolicyOverrides, PushManifest, RolloutStep,
+    MeasuredSlice, PolicyOverrides, PushManifest, RolloutStep,
     replay::{ReplayInput, ReplayVerdict},
     repository::{PendingRollout, Repository},
     transitions,
@@ -43,7 +43,7 @@ impl VersionLookup for Nothing {
         None
     }
 
-    fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<Slice> {
+    fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<MeasuredSlice> {
         Vec::new()
     }
 }
@@ -474,7 +474,7 @@ impl VersionLookup for Spinning {
         None
     }
 
-    fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<Slice> {
+    fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<MeasuredSlice> {
         Vec::new()
     }
 }

@@ -192,7 +192,7 @@ fn an_fm_of_shuffled_labels_is_held_at_first() {
     std::fs::remove_dir_all(&world.config.paths.fm).unwrap();
     let engine = streams(&world.stream);
     let why = world.follow(&engine, "4.0.0", &world.shuffled).decision(0);
-    assert!(why.starts_with("held: the mean NE of its tasks is "), "{why}");
+    assert!(why.starts_with("held: the mean error of its tasks is "), "{why}");
     assert_eq!(world.follow(&engine, "5.0.0", &world.honest).decision(0), "published: ");
     world.config.fm_gate.rows = 0;
     assert_eq!(world.follow(&engine, "6.0.0", &world.shuffled).decision(0), "published: ");

@@ -51,7 +51,7 @@ impl VersionLookup for Loaded {
         None
     }
 
-    fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<Slice> {
+    fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<MeasuredSlice> {
         Vec::new()
     }
 }
