@@ -291,7 +291,8 @@ impl ExpertColumns {
         self.rank.values(&[GuestRequest { example, tae }])
     }
 
-    /// What the training hooks receive for all rows of some requests, with what only training knows.
+    /// What the training hooks receive for all rows of some requests, with what only training
+    /// knows.
     pub fn hook_batch(&self, requests: &[GuestRequest], info: &HostInfo) -> ActionBatch {
         let examples = requests.iter().map(|request| request.example);
         let columns = self.training.values(requests);
