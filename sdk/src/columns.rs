@@ -10,7 +10,7 @@ impl Column {
         Self::of("tae", "")
     }
 
-    /// A numeric feature.
+    /// A numeric feature: raw for `rank` and hooks, standardised for a network.
     pub fn feature(name: impl Into<String>) -> Self {
         Self::of("feature", name)
     }

@@ -17,7 +17,7 @@ impl Chance {
         Self(seed)
     }
 
-    /// 64 random bits.
+    /// The next 64 bits, each set as often as not.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -37,13 +37,14 @@ impl Chance {
 }
 
 impl Request {
-    /// The `limit` best candidates by score, except in a share of `epsilon` of the requests: there
-    /// the order is random, each one as likely as any other.
+    /// The `limit` best candidates by score, except in a share of `epsilon` (0 to 1) of the
+    /// requests: there the order is random, each one as likely as any other.
     ///
     /// The propensity of a place is the probability, over both, that its candidate gets this place:
     /// `epsilon / n` for each of n candidates, and `1 - epsilon` more where it has that place by
     /// score.
     pub fn epsilon_greedy(&self, scores: &[f32], epsilon: f32) -> Vec<Ranked> {
+        let epsilon = epsilon.clamp(0.0, 1.0);
         let best = by_score(scores);
         let mut chance = Chance::new(self.seed);
         let mut order = best.clone();

@@ -13,7 +13,7 @@
 //! Graph, Tensor    the network under construction, with the ops of sdk/wit/ops.md
 //! layers           Linear, Mlp, Embedding, ...; Hstu, FmEmbedding, FmFusion, ExpertFusion, Cross,
 //!                  TaskHeads
-//! Request          what `rank` receives, with helpers to score and order candidates, and to explore
+//! Request          what `rank` receives, with helpers to score, order and explore candidates
 //! ActionBatch      what `labels` and `sample` receive: outcomes, and the columns they declare
 //! labels, evaluate the default training hooks, for experts that extend them
 //! log              log lines to the host

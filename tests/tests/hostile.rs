@@ -5,6 +5,7 @@
 use hypercast_config::Config;
 use hypercast_data::schema::Schema;
 use hypercast_tests::{Prerequisites, TestDaemon, expert, prerequisites, run, run_well, world};
+use serde_json::Value;
 
 /// Guests that load and train like any other and fail in `rank` or in their network, with the cause
 /// that an answer must contain.
@@ -74,6 +75,26 @@ fn write(config: &Config, dir: &std::path::Path) {
     config.write(&dir.join("hypercast.toml")).unwrap();
 }
 
+/// Each place has its probability, and a request that is sent again the ranking of before.
+fn rankings_by_chance_have_propensities(daemon: &TestDaemon, surface: &str) {
+    let ranked = |request: u64| {
+        let body = rank(surface, 3).replacen('{', &format!("{{\"request\": {request}, "), 1);
+        let (status, answer) = daemon.post("/v1/rank", &body);
+        assert_eq!((status, &answer["degraded"]), (200, &Value::Bool(false)), "{answer}");
+        answer["ranking"].clone()
+    };
+    let first = ranked(1);
+    for place in first.as_array().unwrap() {
+        // Half by score, and half by chance among twelve.
+        let propensity = place["propensity"].as_f64().unwrap();
+        let by_chance = 0.5 / 12.0;
+        let expected = [by_chance, 0.5 + by_chance];
+        assert!(expected.iter().any(|own| (propensity - own).abs() < 1e-6), "{place}");
+    }
+    assert_eq!(ranked(1), first);
+    assert!((2..20).any(|request| ranked(request) != first));
+}
+
 #[test]
 fn guests_that_fail_in_serving_do_not_affect_a_valid_one() {
     let Some(Prerequisites { hypercast: binary, plugins, hostile, .. }) = prerequisites("hostile")
@@ -81,7 +102,7 @@ fn guests_that_fail_in_serving_do_not_affect_a_valid_one() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let mut config = world(dir.path(), 1500, AT_SERVING.len() + 1);
+    let mut config = world(dir.path(), 1500, AT_SERVING.len() + 2);
     config.plugin_limits.breaker_faults = 1000;
     config.plugin_limits.breaker_lost_share = 1.0;
     // Long enough that a guest fails for its own cause first, even on a busy machine.
@@ -97,12 +118,16 @@ fn guests_that_fail_in_serving_do_not_affect_a_valid_one() {
             &[&surface(at + 1)],
         ));
     }
+    let explored = surface(AT_SERVING.len() + 1);
+    config.experts.push(expert("explorer", hostile.join("explorer.wasm"), &[&explored]));
     write(&config, dir.path());
     run_well(&binary, dir.path(), &["train", "fm"]);
     run_well(&binary, dir.path(), &["train", "expert"]);
     let daemon = TestDaemon::start(&binary, dir.path());
+    rankings_by_chance_have_propensities(&daemon, &explored);
     let (_, before) = daemon.post("/v1/rank", &rank(&surface(0), 3));
     assert_eq!(before["degraded"], false, "{before}");
+    assert!(before["ranking"][0]["propensity"].is_null(), "it does not explore: {before}");
 
     for round in 0..3 {
         for (at, (name, cause)) in AT_SERVING.iter().enumerate() {

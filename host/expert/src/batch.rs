@@ -304,7 +304,8 @@ impl ExpertColumns {
         self.rank.values(&[GuestRows { targets, time_ms: example.time_ms, tae }])
     }
 
-    /// What the training hooks receive for all rows of some requests, with what only training knows.
+    /// What the training hooks receive for all rows of some requests, with what only training
+    /// knows.
     pub fn hook_batch(&self, requests: &[GuestRequest], info: &HostInfo) -> ActionBatch {
         let examples = requests.iter().map(|request| request.example);
         let rows: Vec<GuestRows> = requests.iter().map(GuestRequest::rows).collect();

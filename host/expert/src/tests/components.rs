@@ -205,7 +205,7 @@ fn a_trainer_goes_on_in_a_grown_schema_with_the_scales_of_its_columns() {
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
 /// a fault.
-const EXPECTED: [(&str, Option<&str>); 55] = [
+const EXPECTED: [(&str, Option<&str>); 56] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -216,6 +216,7 @@ const EXPECTED: [(&str, Option<&str>); 55] = [
     ("duplicates", Some("twice")),
     ("earlier_contract", Some("earlier_contract: ")),
     ("empty", Some("no ranked candidate")),
+    ("explorer", None),
     ("flops", Some("FLOPs a candidate")),
     ("foreign_column", Some("`no_such_feature`, which the schema lacks")),
     ("foreign_rank_column", Some("rank-columns hold")),

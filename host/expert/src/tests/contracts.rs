@@ -34,7 +34,7 @@ fn served(blueprint: Arc<Blueprint>) -> ServedExpert {
 }
 
 #[test]
-fn a_guest_of_contract_2_predicts_and_ranks_as_one_of_contract_3() {
+fn a_guest_of_contract_2_predicts_and_ranks_as_before() {
     let (Some(earlier), Some(present)) = (guest("earlier_contract"), guest("plods")) else {
         return;
     };

@@ -126,7 +126,8 @@ impl ExpertOptimizer {
     }
 
     /// Applies one batch's gradients at `factor` times the rates of this step, and each parameter's
-    /// own factor. Returns whether the step was taken: gradients that are not finite change nothing.
+    /// own factor. Returns whether the step was taken: gradients that are not finite change
+    /// nothing.
     pub fn step(
         &mut self,
         parameters: &mut Parameters,

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use wasmtime::component::Component;
 
-use super::column::Reader;
+use super::column::ColumnReader;
 use super::contract::{
     self, Column, Contract, Description, HostInfo, MAX_FACTOR, Ranked, TEXT_BYTES, Task,
     TaskLabels, Verdict, quote,
@@ -83,9 +83,9 @@ pub(super) fn description(description: &Description, info: &HostInfo) -> Result<
     }
     tasks(&d.tasks)?;
     let lists = [
-        (Reader::Network, &d.columns),
-        (Reader::Rank, &d.rank_columns),
-        (Reader::Hooks, &d.training_columns),
+        (ColumnReader::Network, &d.columns),
+        (ColumnReader::Rank, &d.rank_columns),
+        (ColumnReader::Hooks, &d.training_columns),
     ];
     refuse_if!(
         lists.iter().any(|(_, columns)| columns.len() > COLUMNS),

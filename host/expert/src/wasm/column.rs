@@ -10,7 +10,7 @@ use super::contract::{HostInfo, OfferedColumn, WireColumn, quote};
 
 /// A column of a kind that the host knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Column {
+pub enum DeclaredColumn {
     /// The FM's target-aware embedding.
     Tae,
     /// A numeric feature.
@@ -33,28 +33,28 @@ pub enum Column {
 
 /// Who reads a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reader {
+pub(super) enum ColumnReader {
     Network,
     Rank,
     Hooks,
 }
 
-impl Reader {
+impl ColumnReader {
     /// The list of the description that declares its columns.
     fn list(self) -> &'static str {
         match self {
-            Reader::Network => "columns",
-            Reader::Rank => "rank-columns",
-            Reader::Hooks => "training-columns",
+            ColumnReader::Network => "columns",
+            ColumnReader::Rank => "rank-columns",
+            ColumnReader::Hooks => "training-columns",
         }
     }
 
     /// What may read and what it can read.
     fn rule(self) -> &'static str {
         match self {
-            Reader::Network => "a network reads no time and no request",
-            Reader::Rank => "`rank` reads tae, feature, id and vector columns only",
-            Reader::Hooks => "`labels` and `sample` read no column of the history",
+            ColumnReader::Network => "a network reads no time and no request",
+            ColumnReader::Rank => "`rank` reads tae, feature, id and vector columns only",
+            ColumnReader::Hooks => "`labels` and `sample` read no column of the history",
         }
     }
 }
@@ -62,28 +62,28 @@ impl Reader {
 /// A kind with a name makes a column of it; one without has a column already.
 #[derive(Clone, Copy)]
 enum Kind {
-    Named(fn(String) -> Column),
-    Nameless(fn() -> Column),
+    Named(fn(String) -> DeclaredColumn),
+    Nameless(fn() -> DeclaredColumn),
 }
 
 const KINDS: [(&str, Kind); 9] = [
-    ("tae", Kind::Nameless(|| Column::Tae)),
-    ("feature", Kind::Named(Column::Feature)),
-    ("id", Kind::Named(Column::Id)),
-    ("vector", Kind::Named(Column::Vector)),
-    ("time", Kind::Nameless(|| Column::Time)),
-    ("request", Kind::Nameless(|| Column::Request)),
-    ("history-id", Kind::Named(Column::HistoryId)),
-    ("history-actions", Kind::Nameless(|| Column::HistoryActions)),
-    ("history-age", Kind::Nameless(|| Column::HistoryAge)),
+    ("tae", Kind::Nameless(|| DeclaredColumn::Tae)),
+    ("feature", Kind::Named(DeclaredColumn::Feature)),
+    ("id", Kind::Named(DeclaredColumn::Id)),
+    ("vector", Kind::Named(DeclaredColumn::Vector)),
+    ("time", Kind::Nameless(|| DeclaredColumn::Time)),
+    ("request", Kind::Nameless(|| DeclaredColumn::Request)),
+    ("history-id", Kind::Named(DeclaredColumn::HistoryId)),
+    ("history-actions", Kind::Nameless(|| DeclaredColumn::HistoryActions)),
+    ("history-age", Kind::Nameless(|| DeclaredColumn::HistoryAge)),
 ];
 
-impl Column {
+impl DeclaredColumn {
     /// Reads a column of the contract.
     ///
     /// # Errors
     /// Its kind is not known, or a kind without names has one.
-    pub fn read(raw: WireColumn) -> Result<Column, String> {
+    pub fn read(raw: WireColumn) -> Result<DeclaredColumn, String> {
         let WireColumn { kind, name } = raw;
         match KINDS.iter().find(|(known, _)| *known == kind) {
             Some((_, Kind::Named(column))) => Ok(column(name)),
@@ -117,24 +117,24 @@ impl Column {
 
     fn kind(&self) -> &'static str {
         match self {
-            Column::Tae => "tae",
-            Column::Feature(_) => "feature",
-            Column::Id(_) => "id",
-            Column::Vector(_) => "vector",
-            Column::Time => "time",
-            Column::Request => "request",
-            Column::HistoryId(_) => "history-id",
-            Column::HistoryActions => "history-actions",
-            Column::HistoryAge => "history-age",
+            DeclaredColumn::Tae => "tae",
+            DeclaredColumn::Feature(_) => "feature",
+            DeclaredColumn::Id(_) => "id",
+            DeclaredColumn::Vector(_) => "vector",
+            DeclaredColumn::Time => "time",
+            DeclaredColumn::Request => "request",
+            DeclaredColumn::HistoryId(_) => "history-id",
+            DeclaredColumn::HistoryActions => "history-actions",
+            DeclaredColumn::HistoryAge => "history-age",
         }
     }
 
     fn name(&self) -> &str {
         match self {
-            Column::Feature(name)
-            | Column::Id(name)
-            | Column::Vector(name)
-            | Column::HistoryId(name) => name,
+            DeclaredColumn::Feature(name)
+            | DeclaredColumn::Id(name)
+            | DeclaredColumn::Vector(name)
+            | DeclaredColumn::HistoryId(name) => name,
             _ => "",
         }
     }
@@ -151,10 +151,10 @@ impl Column {
     /// The schema lacks it.
     pub(crate) fn index_in(&self, info: &HostInfo) -> Result<usize, String> {
         let (name, known): (_, Vec<&String>) = match self {
-            Column::Feature(name) => (name, info.features.iter().collect()),
-            Column::Id(name) => (name, info.ids.iter().collect()),
-            Column::HistoryId(name) => (name, info.history_ids.iter().collect()),
-            Column::Vector(name) => {
+            DeclaredColumn::Feature(name) => (name, info.features.iter().collect()),
+            DeclaredColumn::Id(name) => (name, info.ids.iter().collect()),
+            DeclaredColumn::HistoryId(name) => (name, info.history_ids.iter().collect()),
+            DeclaredColumn::Vector(name) => {
                 let vectors = info.columns.iter().filter(|column| column.kind == self.kind());
                 (name, vectors.map(|column| &column.name).collect())
             }
@@ -169,13 +169,16 @@ impl Column {
     }
 
     /// Refuses a column that a description declares for a reader which cannot read it.
-    pub(super) fn check_reader(&self, reader: Reader) -> Result<(), String> {
+    pub(super) fn check_reader(&self, reader: ColumnReader) -> Result<(), String> {
         let is_read = match self {
-            Column::Tae | Column::Feature(_) | Column::Id(_) | Column::Vector(_) => true,
-            Column::Time | Column::Request => reader == Reader::Hooks,
-            Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge => {
-                reader == Reader::Network
-            }
+            DeclaredColumn::Tae
+            | DeclaredColumn::Feature(_)
+            | DeclaredColumn::Id(_)
+            | DeclaredColumn::Vector(_) => true,
+            DeclaredColumn::Time | DeclaredColumn::Request => reader == ColumnReader::Hooks,
+            DeclaredColumn::HistoryId(_)
+            | DeclaredColumn::HistoryActions
+            | DeclaredColumn::HistoryAge => reader == ColumnReader::Network,
         };
         let (list, label, rule) = (reader.list(), self.label(), reader.rule());
         if is_read { Ok(()) } else { Err(format!("its {list} hold {label}; {rule}")) }
@@ -183,7 +186,12 @@ impl Column {
 
     /// Whether it is a column of the short history.
     pub fn is_history(&self) -> bool {
-        matches!(self, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
+        matches!(
+            self,
+            DeclaredColumn::HistoryId(_)
+                | DeclaredColumn::HistoryActions
+                | DeclaredColumn::HistoryAge
+        )
     }
 }
 
@@ -199,14 +207,14 @@ mod tests {
                 Kind::Nameless(build) => build(),
             };
             assert_eq!(column.kind(), kind);
-            assert_eq!(Column::read(column.wire()).unwrap(), column);
+            assert_eq!(DeclaredColumn::read(column.wire()).unwrap(), column);
         }
     }
 
     #[test]
     fn what_the_host_does_not_know_is_refused_by_its_name() {
         let read = |kind: &str, name: &str| {
-            Column::read(WireColumn { kind: kind.into(), name: name.into() }).unwrap_err()
+            DeclaredColumn::read(WireColumn { kind: kind.into(), name: name.into() }).unwrap_err()
         };
         let why = read("history-vector", "content");
         assert!(why.contains("`history-vector`") && why.contains("update the host"), "{why}");

@@ -1,14 +1,15 @@
 //! The host's bindings of `sdk/wit/expert.wit`, generated from that file, which documents them.
 //!
-//! Added are the versions of the contract, descriptions and columns after they were read, and the
-//! host's schema and examples as plugins see them.
+//! Added are the versions of the contract, and the host's schema and examples as plugins see them.
+//! Descriptions and columns are those of the host, after they were read.
 #![allow(missing_docs, reason = "generated from expert.wit, which documents it")]
 
 use hypercast_core::hash::mix64;
 use hypercast_data::schema::{IdField, Schema, TaskKind as SchemaTaskKind};
 use hypercast_fm::example::Example;
 
-pub use super::column::Column;
+pub use super::column::DeclaredColumn as Column;
+pub use super::description::ExpertDescription as Description;
 
 mod wire {
     wasmtime::component::bindgen!({ path: "../../sdk/wit", world: "expert" });
@@ -49,7 +50,6 @@ impl Contract {
         }
     }
 
-    /// Its version.
     pub fn version(self) -> &'static str {
         match self {
             Contract::Second => EARLIER_VERSION,
@@ -61,57 +61,6 @@ impl Contract {
 /// The major number of a version.
 pub(crate) fn major(version: &str) -> Option<u64> {
     version.split('.').next()?.parse().ok()
-}
-
-/// A plugin's description whose columns and options the host knows.
-#[derive(Debug, Clone)]
-pub struct Description {
-    /// The plugin's name.
-    pub name: String,
-    /// The plugin's own version.
-    pub version: String,
-    /// The surfaces that it can serve; empty means any.
-    pub surfaces: Vec<String>,
-    /// What it predicts.
-    pub tasks: Vec<Task>,
-    /// The columns that its network reads.
-    pub columns: Vec<Column>,
-    /// The columns that `rank` reads besides the predictions.
-    pub rank_columns: Vec<Column>,
-    /// The columns that `labels` and `sample` read besides the outcomes.
-    pub training_columns: Vec<Column>,
-    /// The most events that its history columns contain.
-    pub history_len: u32,
-    /// The FM versions that it accepts, as a semver requirement.
-    pub fm_version: String,
-    /// What it asks for itself.
-    pub limits: Limits,
-}
-
-impl Description {
-    /// Reads what a plugin returned.
-    ///
-    /// # Errors
-    /// It has a kind of columns or an option that this host does not know; the error names it.
-    pub fn read(raw: WireDescription) -> Result<Description, String> {
-        if let Some(option) = raw.options.first() {
-            return Err(unknown_option("its description", option, "none"));
-        }
-        let columns =
-            |raw: Vec<WireColumn>| raw.into_iter().map(Column::read).collect::<Result<Vec<_>, _>>();
-        Ok(Description {
-            name: raw.name,
-            version: raw.version,
-            surfaces: raw.surfaces,
-            tasks: raw.tasks,
-            columns: columns(raw.columns)?,
-            rank_columns: columns(raw.rank_columns)?,
-            training_columns: columns(raw.training_columns)?,
-            history_len: raw.history_len,
-            fm_version: raw.fm_version,
-            limits: raw.limits,
-        })
-    }
 }
 
 /// Refuses an option by its name, and says what to do.

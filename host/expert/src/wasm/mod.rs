@@ -16,6 +16,7 @@ mod check;
 mod column;
 pub mod contract;
 mod contract2;
+mod description;
 mod engine;
 mod fault;
 mod guest;

@@ -183,8 +183,8 @@ impl Plugin {
         self.pre.contract()
     }
 
-    /// Leaves out of a schema what the plugin's contract cannot express. The plugin is told, and its
-    /// columns and network are checked against, what is left.
+    /// Leaves out of a schema what the plugin's contract cannot express. The plugin is told what is
+    /// left, and its columns and network are checked against it.
     pub fn limit(&self, info: &mut HostInfo) {
         if self.contract() == Contract::Second {
             contract2::limit(info);
