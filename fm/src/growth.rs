@@ -5,8 +5,8 @@
 //! keys, because every field of a token keeps its number. Optimizer state goes along.
 //!
 //! A new task is learned without disturbing the others: its own weights learn at once, and what it
-//! shares with other tasks follows slowly ([`gradient_share`]). A moving average of the weights
-//! takes new weights for young ([`crate::ema`]).
+//! shares with other tasks follows slowly (`SHARED_LABELS`). A moving average of the weights
+//! takes new weights for young (`ema`).
 //!
 //! Which columns are the same the caller says; see [`SpecGrowth`].
 
@@ -18,6 +18,7 @@ use crate::{
     resume::{MOMENTS, TrainingState},
     row_keys::GROWN_FORMAT,
     spec::{FmSpec, TaskSpec},
+    trainer::StepOutput,
     update::{TensorSlice, WeightTensor, WeightUpdate, refused},
 };
 
@@ -46,9 +47,26 @@ struct GrownAxes {
 /// The labels of a new task after which its whole gradient reaches what tasks share.
 const SHARED_LABELS: u64 = 10_000;
 
-/// How much of the gradient of a new task reaches what tasks share, after so many labels.
-pub(crate) fn gradient_share(labels: u64) -> f32 {
-    labels.min(SHARED_LABELS) as f32 / SHARED_LABELS as f32
+impl TrainingState {
+    /// `[tasks]`: how much of a task's gradient reaches what tasks share.
+    pub(crate) fn gradient_shares(&self) -> Vec<f32> {
+        let share = |task: &TaskSpec| {
+            let labels = self.added_tasks.get(&task.name);
+            labels.map_or(1.0, |&labels| labels as f32 / SHARED_LABELS as f32)
+        };
+        self.spec.tasks.iter().map(share).collect()
+    }
+
+    /// Counts the labels of tasks that were added, until they are as the others.
+    pub(crate) fn count_added(&mut self, said: &StepOutput) {
+        let tasks = &self.spec.tasks;
+        for (at, task) in tasks.iter().enumerate() {
+            let Some(labels) = self.added_tasks.get_mut(&task.name) else { continue };
+            let known = said.mask.iter().skip(at).step_by(tasks.len()).filter(|&&known| known);
+            *labels += known.count() as u64;
+        }
+        self.added_tasks.retain(|_, &mut labels| labels < SHARED_LABELS);
+    }
 }
 
 /// The growth that a model of `spec` has to be taken through; none if it is of the present. What

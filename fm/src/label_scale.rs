@@ -239,7 +239,7 @@ impl LabelScale {
         }
     }
 
-    /// Puts it back.
+    /// Sets what [`LabelScale::addition`] gave.
     pub fn set_addition(&mut self, addition: ScaleAddition) {
         match self {
             LabelScale::Rate(rate) => rate.prior = addition.prior,

@@ -14,7 +14,7 @@ use burn::{
     optim::{AdamWConfig, GradientsAccumulator, Optimizer as _},
     tensor::backend::AutodiffBackend,
 };
-use hypercast_core::atomic_dir;
+use hypercast_core::{atomic_dir, hash::mix_parts};
 use hypercast_kernels::attention::HstuBackend;
 use hypercast_store::{Adagrad, Store, StoreOptions};
 
@@ -26,7 +26,7 @@ use crate::{
     device::{Cpu, Cuda, DeviceKind},
     ema::{SavedAverage, WeightAverage},
     example::Example,
-    growth::{SpecGrowth, gradient_share, growth_of},
+    growth::{SpecGrowth, growth_of},
     harm,
     label_scale::LabelScales,
     resume::{self, DenseOptimizer, TrainingState},
@@ -36,10 +36,9 @@ use crate::{
         self, FmNetwork, GatheredBatch, PassContext, Shard, ShardResult, fresh_network, merge_rows,
         valid_samples,
     },
-    spec::{FmConfig, FmSpec, TaskSpec},
+    spec::{FmConfig, FmSpec},
     update::{TrainedWeights, WeightTensor},
 };
-use hypercast_core::hash::mix_parts;
 
 /// A step's predictions, which were made before it learned, with the labels.
 #[derive(Debug, Clone, Default)]
@@ -378,7 +377,7 @@ where
         }
         let valid = valid_samples(&shards, self.state.spec.tasks.len());
         let TrainingState { config, spec, .. } = &self.state;
-        let shares = self.gradient_shares();
+        let shares = self.state.gradient_shares();
         let context = PassContext { config, spec, scales, valid: &valid, shares: &shares };
         // A fork has its own autodiff graph, so the backward passes do not wait for each other.
         let prepare = |shard: Shard| {
@@ -391,24 +390,6 @@ where
         shard::run_in_waves(shards, self.state.shards, prepare, |(learning, predicting, shard)| {
             shard::pass::<A>(&learning, &predicting, shard, context)
         })
-    }
-
-    /// `[tasks]`: how much of a task's gradient reaches what tasks share.
-    fn gradient_shares(&self) -> Vec<f32> {
-        let added = &self.state.added_tasks;
-        let share = |task: &TaskSpec| added.get(&task.name).map_or(1.0, |&own| gradient_share(own));
-        self.state.spec.tasks.iter().map(share).collect()
-    }
-
-    /// Counts the labels of tasks that were added.
-    fn count_added(&mut self, said: &StepOutput) {
-        let TrainingState { spec, added_tasks, .. } = &mut self.state;
-        for (at, task) in spec.tasks.iter().enumerate() {
-            let Some(labels) = added_tasks.get_mut(&task.name) else { continue };
-            let known = said.mask.iter().skip(at).step_by(spec.tasks.len()).filter(|&&known| known);
-            *labels += known.count() as u64;
-        }
-        added_tasks.retain(|_, &mut labels| gradient_share(labels) < 1.0);
     }
 
     /// Runs `evaluate` over parts of `examples`, without an autodiff graph.
@@ -546,7 +527,7 @@ where
         output.labels.truncate(cells);
         output.mask.truncate(cells);
         self.state.statistics.correct(&output, &self.state.spec.tasks);
-        self.count_added(&output);
+        self.state.count_added(&output);
         Ok(output)
     }
 
