@@ -19,7 +19,7 @@ hostile_expert! {
                 }
             }
             19 => Ok(request.top(&[descend(request.limit as u64) as f32])),
-            20 => Ok(vec![Ranked::new(0, 1.0); 2_000_000]),
+            20 => Err("x".repeat(20 << 20)),
             _ => <ValidExpert as Expert>::rank(request),
         }
     }
