@@ -7,7 +7,7 @@ use hypercast_expert::batch::{ColumnData, ExpertBatch};
 use hypercast_expert::graph::{ExpertGraph, GraphLimits};
 use hypercast_expert::params::{Provenance, hash_text};
 use hypercast_expert::train::{OutputGradients, compute};
-use hypercast_expert::wasm::contract;
+use hypercast_expert::wasm::contract::{self, Column};
 use hypercast_expert::{Device, Normaliser, Parameters, SavedParameters};
 use hypercast_harness::convert;
 use hypercast_sdk::{
@@ -23,7 +23,7 @@ const SURFACES: [&str; 3] = ["feed", "reels", "stories"];
 /// A network that the host has admitted, and the columns that it reads.
 struct AdmittedNetwork {
     graph: Arc<ExpertGraph>,
-    columns: Vec<contract::Column>,
+    columns: Vec<Column>,
 }
 
 /// The network that `build` makes, with the named tasks.
