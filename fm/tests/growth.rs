@@ -227,7 +227,7 @@ fn with_gifts(examples: &[Example]) -> Vec<Example> {
             let chance = mix_parts(&[example.request, target.item.id]) % 100;
             let share = if target.item.ids[0] < 2 { 40 } else { 3 };
             target.outcome.known |= 2;
-            target.outcome.actions |= 2 * u32::from(chance < share);
+            target.outcome.actions |= 2 * u64::from(chance < share);
         }
     }
     examples

@@ -316,7 +316,7 @@ mod tests {
             let chance = if content[0] > 0.0 { 0.9 } else { 0.1 };
             target.ids[1] = id;
             target.item = Arc::new(Item { id, content: content.into(), ..(*target.item).clone() });
-            let clicked = u32::from(random.random_bool(chance)) << click;
+            let clicked = u64::from(random.random_bool(chance)) << click;
             target.outcome.actions = target.outcome.actions & !(1 << click) | clicked;
             target.outcome.known |= 1 << click;
         }

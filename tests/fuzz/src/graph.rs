@@ -331,6 +331,7 @@ fn wild(u: &mut Unstructured) -> Result<Network> {
         nodes: Vec::new(),
         outputs: Vec::new(),
         extra_loss: u.arbitrary::<Option<u8>>()?.map(u32::from),
+        options: Vec::new(),
     };
     let number = |u: &mut Unstructured| -> Result<i64> {
         Ok(*u.choose(&[0, 1, 2, 3, 4, 7, -1, 1 << 20, i64::MAX, i64::MIN, u32::MAX as i64])?)
