@@ -316,10 +316,11 @@ fn rate_factor(parameter: &Parameter) -> Result<f32, String> {
                 *number
             }
             ("rate_factor", value) => {
-                let name = &parameter.name;
+                let (name, value) = (cut(&parameter.name), format!("{value:?}"));
                 return Err(format!(
-                    "the rate_factor of its parameter `{name}` is {value:?}, not a number in \
-                     0..={MAX_FACTOR}"
+                    "the rate_factor of its parameter `{name}` is {}, not a number in \
+                     0..={MAX_FACTOR}",
+                    cut(&value)
                 ));
             }
             _ => {

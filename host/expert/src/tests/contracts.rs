@@ -181,6 +181,7 @@ fn a_content_vector_reaches_network_rule_and_hooks() {
 fn a_request_has_one_seed_wherever_it_is_ranked() {
     let info = HostSchema::new(&schema(), vectors()).info;
     let request = |id| contract::rank_request(&example(id, 1, 3), &info, 3);
-    assert_eq!((request(5).request, request(5).seed), (5, request(5).seed));
+    // A recorded request is ranked again with it by later releases.
+    assert_eq!((request(5).request, request(5).seed), (5, 0x849c_9f3d_506c_97b7));
     assert_ne!(request(5).seed, request(6).seed);
 }

@@ -210,3 +210,22 @@ pub(super) fn verdict(verdict: Verdict) -> Verdict {
         Verdict::RollBack(why) => Verdict::RollBack(reason(why)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_propensity_is_a_probability_of_what_has_happened() {
+        let with = |propensity| ranked(&[Ranked { candidate: 0, score: 1.0, propensity }], 1, 1);
+        for good in [None, Some(f32::MIN_POSITIVE), Some(0.5), Some(1.0)] {
+            assert_eq!(with(good), Ok(()));
+        }
+        for bad in [f32::NAN, 0.0, -0.1, 1.0 + f32::EPSILON, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(
+                with(Some(bad)).is_err_and(|why| why.contains("above 0 and at most 1")),
+                "{bad}"
+            );
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use hypercast_data::schema::{Feature, FeatureKind, Schema, ValueRange};
 
+use super::source::logarithm;
 use super::{EntityMapping, FeatureDefault, FeatureMapping, ImpressionMapping, Mapping};
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -26,7 +27,7 @@ impl Mapping {
             return fail("users", "only items have a `name`");
         }
         let of_values = self.values.iter().map(|value| (&value.name, value.clip));
-        let clips = of_values.chain(features.map(|feature| (&feature.name, feature.clip)));
+        let clips = of_values.chain(features.map(|feature| (&feature.name, feature.stored_clip())));
         let range = |(name, clip): (&String, Option<[f32; 2]>)| {
             clip.map(|[low, high]| ValueRange::new(name, low, high))
         };
@@ -101,6 +102,11 @@ impl FeatureMapping {
     fn feature(&self) -> Feature {
         let FeatureMapping { optional, max_values, training_only, .. } = *self;
         Feature { optional, max_values, training_only, ..Feature::new(&self.name, self.kind) }
+    }
+
+    /// The bounds of what is stored. Those of a logarithm are said of its number.
+    fn stored_clip(&self) -> Option<[f32; 2]> {
+        self.clip.map(|bounds| if self.log { bounds.map(logarithm) } else { bounds })
     }
 
     fn check(&self) -> Result<()> {

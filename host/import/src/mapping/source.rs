@@ -200,8 +200,13 @@ impl NumberSource {
         let cell = FirstOfList::cell(self.list, &self.source, row);
         let Some(number) = self.source.checked(cell.float())? else { return Ok(self.default) };
         let number = self.clip.map_or(number, |[low, high]| number.clamp(low, high));
-        Ok(if self.log { number.max(0.0).ln_1p() } else { number })
+        Ok(if self.log { logarithm(number) } else { number })
     }
+}
+
+/// What `log = true` makes of a number: 0 of one below 0.
+pub(super) fn logarithm(number: f32) -> f32 {
+    number.max(0.0).ln_1p()
 }
 
 /// The column of a category, or of several.

@@ -50,8 +50,10 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
         let pairs = [every[0], FM, every[1], EXPERT];
         let mut of_cell = context.rows_of(&cell, &pairs);
         add_ratios(context, &cell, &mut of_cell);
-        if cell.totals.positives >= SHOWN {
-            table.line(line(&of_cell));
+        if cell.totals.positives >= SHOWN
+            && let Some(line) = line(&of_cell)
+        {
+            table.line(line);
         }
         rows.extend(of_cell);
     }
@@ -208,11 +210,11 @@ fn empty_table() -> TextTable {
 }
 
 /// A line of table 2. A ratio is in brackets if the interval of the FM's gain contains 0.
-fn line(rows: &[ExperimentRow]) -> Vec<String> {
+fn line(rows: &[ExperimentRow]) -> Option<Vec<String>> {
     let mean = |arm: &str| rows.iter().find(|row| row.arm == arm && row.seed == "mean");
     let cell =
         |arm: &str| mean(arm).map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95));
-    let Some(expert) = mean(ARMS[EXPERT.arm]) else { return Vec::new() };
+    let expert = mean(ARMS[EXPERT.arm])?;
     let number = |value: &Value| value.as_f64().map_or("-".into(), |value| format!("{value:.2}"));
     let bounds = &expert.more["transfer_ratio_ci95"];
     let text = format!(
@@ -225,5 +227,6 @@ fn line(rows: &[ExperimentRow]) -> Vec<String> {
     let text = if is_clear { text } else { format!("({text})") };
     let kind = expert.more["task_type"].as_str().unwrap_or_default();
     let diffs = [cell(ARMS[FM.arm]), cell(ARMS[EXPERT.arm]), text];
-    [&expert.surface, kind, &expert.task].map(String::from).into_iter().chain(diffs).collect()
+    let names = [&expert.surface, kind, &expert.task].map(String::from);
+    Some(names.into_iter().chain(diffs).collect())
 }

@@ -99,7 +99,8 @@ pub struct Ranked {
     pub id: EntityId,
     /// The value that the ranking is sorted by.
     pub score: f32,
-    /// The probability with which the expert gives this place to this item, if it explores.
+    /// The probability with which the expert gives this place to this item, if it explores; with
+    /// the SDK's softmax it is given the places before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub propensity: Option<f32>,
     /// One prediction per task: a probability for a binary task, a value for a regression.
