@@ -129,8 +129,9 @@ impl ColumnStatistics {
     }
 
     /// Corrects the means of predictions, `[rows * tasks]`, that were made before their labels
-    /// were learned. Rows outside a task's `mask` do not count.
-    pub fn correct(&mut self, said: &StepOutput, tasks: &[TaskSpec]) {
+    /// were learned; `are_new` says whether no earlier pass learned them. Rows outside a task's
+    /// `mask` do not count.
+    pub fn correct(&mut self, said: &StepOutput, tasks: &[TaskSpec], are_new: bool) {
         for (at, task) in tasks.iter().enumerate() {
             let Some(scale) = self.labels.get_mut(&task.name) else { continue };
             let cells = (at..said.labels.len()).step_by(tasks.len());
@@ -138,6 +139,7 @@ impl ColumnStatistics {
                 prediction: said.predictions[cell],
                 label: said.labels[cell],
                 weight: 1.0,
+                is_new: are_new,
             }));
         }
     }

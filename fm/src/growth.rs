@@ -4,8 +4,9 @@
 //! predicts what it predicted before, and learns the new from there. Rows of the store keep their
 //! keys, because every field of a token keeps its number. Optimizer state goes along.
 //!
-//! A new task is learned without disturbing the others: its own weights learn at once, and what it
-//! shares with other tasks follows slowly (`SHARED_LABELS`). A moving average of the weights
+//! A new task is learned without disturbing the main tasks: its own weights learn at once, and what
+//! it shares with those follows slowly (`SHARED_LABELS`). Auxiliary tasks of one surface share a
+//! hidden layer besides, which a new one of them moves at once. A moving average of the weights
 //! takes new weights for young (`ema`).
 //!
 //! Which columns are the same the caller says; see [`SpecGrowth`].
@@ -44,7 +45,8 @@ struct GrownAxes {
     columns: Option<Vec<usize>>,
 }
 
-/// The labels of a new task after which its whole gradient reaches what tasks share.
+/// The labels of predicted rows, of a new task, after which its whole gradient reaches what tasks
+/// share.
 const SHARED_LABELS: u64 = 10_000;
 
 impl TrainingState {
@@ -57,7 +59,8 @@ impl TrainingState {
         self.spec.tasks.iter().map(share).collect()
     }
 
-    /// Counts the labels of tasks that were added, until they are as the others.
+    /// Counts the labels of tasks that were added, until they are as the others. It counts those of
+    /// all rows that were predicted, also of negatives that no step learns from.
     pub(crate) fn count_added(&mut self, said: &StepOutput) {
         let tasks = &self.spec.tasks;
         for (at, task) in tasks.iter().enumerate() {

@@ -25,7 +25,9 @@
 //! Differences between such predictions are too large or too small: an exponential makes more of
 //! what was learned of logarithms than labels of a long tail confirm. So predictions are drawn
 //! towards the mean of the labels as far as the slope of labels over predictions says, and its own
-//! doubt (James and Stein, 1961). A model that knows nothing yet predicts the mean.
+//! doubt (James and Stein, 1961). From its second step on, a model that knows nothing yet predicts
+//! the mean. Rows that were learned before agree with their predictions more than new ones will, so
+//! that they do not count.
 
 use std::collections::BTreeMap;
 
@@ -81,7 +83,7 @@ pub struct ValueScale {
     /// Whether any of those labels is below 0. A ratio of means means nothing then.
     signed: bool,
     correction: MeanCorrection,
-    /// None in a model of before there was one.
+    /// None in a model of before there was one, until that learns again.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "text_only")]
     agreement: Option<Agreement>,
 }
@@ -95,10 +97,12 @@ struct MeanCorrection {
     prediction: f64,
 }
 
-/// How labels vary with predictions whose mean is corrected: weighted means over the rows of which
-/// [`MeanCorrection`] is.
+/// How labels vary with predictions whose mean is corrected: weighted means over those of
+/// [`MeanCorrection`]'s rows that were new when they were predicted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 struct Agreement {
+    /// It says nothing before so many rows.
+    least_rows: f64,
     rows: f64,
     weight: f64,
     label: f64,
@@ -125,6 +129,8 @@ pub struct LearnedRow {
     pub label: f32,
     /// For how many rows it stands.
     pub weight: f32,
+    /// Whether no earlier pass learned from the row.
+    pub is_new: bool,
 }
 
 /// Mean and deviation stay as they are after so many labels. The first few thousand rows of a
@@ -316,11 +322,15 @@ impl ValueScale {
             return;
         }
         let [prediction, label, weight] = numbers;
-        // A label that the moments do not count in full counts as far as there.
-        let label = label.min(self.taken_back(OBSERVED_LIMIT));
         let mean_corrected = made_by.slope().map_or(prediction, |slope| slope.undo(prediction));
+        // What the moments do not count in full counts as far as there.
+        let [least, most] = [-OBSERVED_LIMIT, OBSERVED_LIMIT].map(|limit| self.taken_back(limit));
+        let [label, mean_corrected] =
+            [label, mean_corrected].map(|value| value.max(least).min(most));
+        let agreement = self.agreement.get_or_insert_with(Agreement::of_earlier_release);
+        let mean_corrected = agreement.limited(mean_corrected);
         let uncorrected = mean_corrected / made_by.factor();
-        if let Some(agreement) = &mut self.agreement {
+        if row.is_new {
             agreement.observe([mean_corrected, label, weight]);
         }
         let MeanCorrection { rows, label: labels, prediction: predictions } = &mut self.correction;
@@ -361,10 +371,10 @@ impl ValueScale {
         ScaleMoments { mean: moments.mean, deviation }
     }
 
-    /// How predictions are drawn towards the mean; none before the first row, and in a model of
+    /// How predictions are drawn towards the mean; none before the first rows, and in a model of
     /// before there was one.
     fn slope(&self) -> Option<Slope> {
-        self.agreement.filter(|agreement| agreement.weight > 0.0).map(Agreement::slope)
+        self.agreement.filter(Agreement::is_known).map(Agreement::slope)
     }
 
     /// What predictions are multiplied with.
@@ -397,10 +407,36 @@ impl Slope {
 }
 
 impl Agreement {
+    /// That of a scale of before there was one. A model that has predicted without it for long is
+    /// not to predict the mean because of its first few rows.
+    fn of_earlier_release() -> Self {
+        Agreement { least_rows: CORRECTION_DOUBT, ..Agreement::default() }
+    }
+
+    fn is_known(&self) -> bool {
+        self.weight > 0.0 && self.rows >= self.least_rows
+    }
+
     fn is_finite(&self) -> bool {
-        let Agreement { rows, weight, label, prediction, .. } = self;
+        let Agreement { least_rows, rows, weight, label, prediction, .. } = self;
         let squares = self.label_square + self.prediction_square + self.product;
-        (rows + weight + label + prediction + squares).is_finite()
+        (least_rows + rows + weight + label + prediction + squares).is_finite()
+    }
+
+    /// A prediction as far as it counts: the exponential of a wild one would say more than all
+    /// other rows. Labels have no say before two differ.
+    fn limited(&self, prediction: f64) -> f64 {
+        let (mean, variance) = (self.label / self.weight, self.label_variance());
+        if self.weight > 0.0 && variance > 0.0 {
+            let most = OBSERVED_LIMIT * variance.sqrt();
+            prediction.max(mean - most).min(mean + most)
+        } else {
+            prediction
+        }
+    }
+
+    fn label_variance(&self) -> f64 {
+        self.label_square / self.weight - (self.label / self.weight).powi(2)
     }
 
     fn observe(&mut self, [prediction, label, weight]: [f64; 3]) {
@@ -421,11 +457,10 @@ impl Agreement {
     fn slope(self) -> Slope {
         let mean = |sum: f64| sum / self.weight;
         let (label, prediction) = (mean(self.label), mean(self.prediction));
-        let label_variance = mean(self.label_square) - label * label;
         let variance = mean(self.prediction_square) - prediction * prediction;
         let covariance = mean(self.product) - label * prediction;
         let share = if variance > 0.0 && covariance > 0.0 {
-            let correlation_square = covariance * covariance / (variance * label_variance);
+            let correlation_square = covariance * covariance / (variance * self.label_variance());
             let doubt = 1.0 / (self.rows.min(CORRECTION_ROWS) * correlation_square);
             covariance / variance * (1.0 - doubt)
         } else {
@@ -442,157 +477,4 @@ struct ScaleMoments {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hash_rng::uniform;
-    use crate::metrics::{RegressionMetrics, ScoredValue, ValueSums};
-
-    /// Revenue: 95 % zeros, and amounts with a long tail.
-    fn revenue(row: u64) -> f32 {
-        if uniform(&[row, 0]) < 0.95 {
-            return 0.0;
-        }
-        let normal: f64 = (1..13).map(|at| uniform(&[row, at])).sum::<f64>() - 6.0;
-        (3.0 + 1.2 * normal).exp() as f32
-    }
-
-    fn learned_row(prediction: f32, label: f32) -> LearnedRow {
-        LearnedRow { prediction, label, weight: 1.0 }
-    }
-
-    fn settled(transform: LabelTransform, label: impl Fn(u64) -> f32) -> LabelScale {
-        let mut scale = LabelScale::of_value(transform);
-        (0..20_000).for_each(|row| scale.observe(label(row), 1.0));
-        scale
-    }
-
-    #[test]
-    fn learned_labels_have_one_scale_and_come_back() {
-        for transform in [LabelTransform::Identity, LabelTransform::Log] {
-            for unit in [1e-3, 1.0, 1e4] {
-                let scale = settled(transform, |row| unit * revenue(row));
-                let labels: Vec<f32> = (0..10_000).map(|row| unit * revenue(row)).collect();
-                let learned: Vec<f64> =
-                    labels.iter().map(|&label| scale.learned(label).into()).collect();
-                let mean = learned.iter().sum::<f64>() / 1e4;
-                let variance = learned.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 1e4;
-                assert!(mean.abs() < 0.1 && (0.07..0.28).contains(&variance), "{mean} {variance}");
-                let back = scale.prediction(scale.learned(labels[3]));
-                assert!((back - labels[3]).abs() <= 1e-4 * unit, "{back} {}", labels[3]);
-            }
-        }
-        let signed = settled(LabelTransform::Log, |row| revenue(row) - revenue(row + 1));
-        let back = signed.prediction(signed.learned(-20.0));
-        assert!((back + 20.0).abs() < 1e-3, "{back}");
-    }
-
-    #[test]
-    fn a_scale_settles_and_no_label_is_learned_beyond_its_limit() {
-        let mut scale = settled(LabelTransform::Identity, revenue);
-        let before = scale.clone();
-        (0..1000).for_each(|_| scale.observe(1e30, 1.0));
-        assert_eq!(scale, before);
-        assert_eq!(scale.learned(1e5), 5.0);
-        assert_eq!(scale.learned(1e15), f32::INFINITY, "no tail is so long");
-        assert!(settled(LabelTransform::Log, |_| 3e38).prediction(1e30).is_finite());
-        assert!(scale.prediction(f32::NAN).is_nan(), "what is broken stays visible");
-        let constant = settled(LabelTransform::Log, |_| 7.0);
-        assert!(
-            (constant.prediction(0.0) - 7.0).abs() < 1e-3 && constant.learned(7.0).abs() < 1e-6
-        );
-    }
-
-    #[test]
-    fn an_output_of_0_is_the_base_rate() {
-        let mut scale = LabelScale::of_rate();
-        assert_eq!(scale.prediction(0.0), 0.5);
-        // Rows that stand for ten others each.
-        for row in 0..100_000_u64 {
-            let label = if row.is_multiple_of(50) { 1.0 } else { 0.0 };
-            scale.observe(label, 10.0);
-            assert!((0.0..0.5).contains(&scale.prediction(0.0)) || row < 2);
-        }
-        assert!((scale.prediction(0.0) - 0.02).abs() < 1e-3, "{}", scale.prediction(0.0));
-        assert_eq!((scale.learned(1.0), scale.learned(0.0)), (1.0, 0.0));
-        assert_eq!(scale.prediction(-scale.log_odds()), 0.5);
-    }
-
-    /// The squared errors of progressive predictions over those of the labels' mean, where the
-    /// model's outputs know `signal` of a label beside chance.
-    fn relative_error(scale: &mut LabelScale, signal: f32) -> f64 {
-        let mut sums = ValueSums::default();
-        for step in 0..200_u64 {
-            let row = |row| {
-                let (label, chance) = (revenue(row), 3.0 * uniform(&[row, 99]) as f32);
-                learned_row(scale.prediction(signal * scale.learned(label) + chance), label)
-            };
-            let rows: Vec<LearnedRow> = (100 * step..100 * (step + 1)).map(row).collect();
-            // Nothing is known in the first step.
-            for &LearnedRow { prediction, label, .. } in rows.iter().filter(|_| step > 0) {
-                sums.push(ScoredValue { prediction, label });
-            }
-            scale.correct(rows);
-        }
-        let RegressionMetrics { mse, base_mse, .. } = sums.metrics();
-        mse.unwrap() / base_mse.unwrap()
-    }
-
-    #[test]
-    fn predictions_differ_as_far_as_labels_confirm() {
-        for (signal, most) in [(0.0, 1.005), (0.3, 0.93)] {
-            let mut scale = settled(LabelTransform::Log, revenue);
-            let found = relative_error(&mut scale, signal);
-            let mut before = settled(LabelTransform::Log, revenue);
-            before.set_addition(ScaleAddition::default());
-            let without = relative_error(&mut before, signal);
-            assert!(found < most && without > found + 0.01, "{signal}: {found}, {without} without");
-            assert!(scale.prediction(1.0) < scale.prediction(1.5), "their order stays");
-        }
-        let known = |signal| relative_error(&mut settled(LabelTransform::Log, revenue), signal);
-        assert!(known(1.0) < 0.9, "{}", known(1.0));
-    }
-
-    #[test]
-    fn a_task_that_is_added_begins_as_frequent_as_the_others() {
-        let mut scales = LabelScales::new();
-        assert_eq!(LabelScale::of_rate_beside(&scales), LabelScale::of_rate(), "there are none");
-        for (name, every) in [("click", 4), ("like", 100)] {
-            let mut scale = LabelScale::of_rate();
-            (0..20_000).for_each(|row| scale.observe(f32::from(row % every == 0), 1.0));
-            scales.insert(name.into(), scale);
-        }
-        scales.insert("fresh".into(), LabelScale::of_rate());
-        scales.insert("watch".into(), LabelScale::of_value(LabelTransform::Identity));
-        let mut added = LabelScale::of_rate_beside(&scales);
-        let mean =
-            (f64::from(scales["click"].log_odds()) + f64::from(scales["like"].log_odds())) / 2.0;
-        assert!((f64::from(added.log_odds()) - mean).abs() < 1e-6, "{}", added.log_odds());
-        let text = serde_json::to_string(&added).unwrap();
-        assert_eq!(serde_json::from_str::<LabelScale>(&text).unwrap(), added);
-        // Its own labels count for all but one.
-        (0..1000).for_each(|row| added.observe(f32::from(row % 2 == 0), 1.0));
-        assert!((added.prediction(0.0) - 0.5).abs() < 1e-3, "{}", added.prediction(0.0));
-        let before = r#"{"rate":{"labels":4.0,"positives":1.0}}"#;
-        let before: LabelScale = serde_json::from_str(before).unwrap();
-        assert!((before.prediction(0.0) - 1.5 / 5.0).abs() < 1e-6, "of earlier releases");
-    }
-
-    #[test]
-    fn the_sum_of_predictions_becomes_that_of_the_labels() {
-        let mut scale = settled(LabelTransform::Log, revenue);
-        let seen: f64 = (0..100_000).map(|row| f64::from(revenue(row))).sum();
-        assert!(f64::from(scale.prediction(0.0)) * 1e5 < 0.2 * seen, "the mean of logarithms");
-        for row in 0..100_000 {
-            let prediction = scale.prediction(0.0);
-            scale.correct([learned_row(prediction, revenue(row))]);
-        }
-        let calibration = f64::from(scale.prediction(0.0)) * 1e5 / seen;
-        assert!((calibration - 1.0).abs() < 0.15, "{calibration}");
-        // Where labels have both signs, their mean says nothing of a factor.
-        let mut signed = settled(LabelTransform::Log, |row| revenue(row) - revenue(row + 1));
-        signed.set_addition(ScaleAddition::default());
-        let before = signed.prediction(0.5);
-        (0..5000).for_each(|_| signed.correct([learned_row(before, 40.0)]));
-        assert_eq!(signed.prediction(0.5), before);
-    }
-}
+mod tests;

@@ -80,6 +80,7 @@
 //! ```
 
 pub mod alignment;
+pub mod base_rate;
 pub mod batch;
 mod cache_warmup;
 pub mod checkpoint;
@@ -109,6 +110,7 @@ pub mod serving;
 mod shard;
 pub mod spec;
 pub mod standardise;
+mod step_output;
 pub mod trainer;
 pub mod training_only;
 pub mod update;

@@ -70,7 +70,7 @@ pub(crate) struct TrainingState {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) field_numbers: Vec<u8>,
     /// Tasks that were added lately to those that the model had learned, with the labels that it
-    /// has learned of each.
+    /// has seen of each.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) added_tasks: BTreeMap<String, u64>,
     /// AdamW's step count of each weight; a weight without a gradient so far is missing.

@@ -225,7 +225,8 @@ where
 }
 
 /// The outputs from which a network learns. They equal those of the forward pass, but of a task
-/// that was added lately only a share of the gradient reaches what tasks share.
+/// that was added lately only a share of the gradient reaches what tasks share. Of an auxiliary one
+/// that is the TAE: the hidden layer of a surface's alignment module takes its whole gradient.
 fn learned_outputs<A: AutodiffBackend + HstuBackend>(
     network: &FmNetwork<A>,
     forward: &ModelOutput<A>,

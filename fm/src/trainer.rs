@@ -40,51 +40,7 @@ use crate::{
     update::{TrainedWeights, WeightTensor},
 };
 
-/// A step's predictions, which were made before it learned, with the labels.
-#[derive(Debug, Clone, Default)]
-pub struct StepOutput {
-    /// `[rows * tae_dim]`.
-    pub tae: Vec<f32>,
-    /// `[rows * tasks]`: probabilities, or values in the unit of the labels; NaN where the task is
-    /// not valid on the row's surface.
-    pub predictions: Vec<f32>,
-    /// `[rows * tasks]`.
-    pub labels: Vec<f32>,
-    /// `[rows * tasks]`: whether the target is in the task's sample space.
-    pub mask: Vec<bool>,
-    /// The loss of eq. 3; 0 where nothing was learned.
-    pub loss: f32,
-    /// The examples that were not learned from, as they would have harmed the model, by index; the
-    /// corrections' indices follow the examples'. Their predictions are NaN, their masks false.
-    pub set_aside: Vec<usize>,
-}
-
-impl StepOutput {
-    fn append(&mut self, other: StepOutput) {
-        self.tae.extend(other.tae);
-        self.predictions.extend(other.predictions);
-        self.labels.extend(other.labels);
-        self.mask.extend(other.mask);
-    }
-
-    /// Gives the examples that were set aside rows as of a prediction that there is not.
-    fn fill_gaps(&mut self, examples: &[&Example], [tae, tasks]: [usize; 2]) {
-        let mut row = 0;
-        let mut aside = self.set_aside.iter().peekable();
-        for (at, example) in examples.iter().enumerate() {
-            let rows = example.targets.len();
-            if aside.next_if_eq(&&at).is_some() {
-                let (taes, cells) = (row * tae, row * tasks);
-                self.tae.splice(taes..taes, std::iter::repeat_n(0.0, rows * tae));
-                let gap = || std::iter::repeat_n(f32::NAN, rows * tasks);
-                self.predictions.splice(cells..cells, gap());
-                self.labels.splice(cells..cells, gap());
-                self.mask.splice(cells..cells, std::iter::repeat_n(false, rows * tasks));
-            }
-            row += rows;
-        }
-    }
-}
+pub use crate::step_output::StepOutput;
 
 /// An FM in training, on any device.
 pub trait FmTrainer: Send {
@@ -110,6 +66,10 @@ pub trait FmTrainer: Send {
         examples: &[&Example],
         corrections: &[&Example],
     ) -> Result<StepOutput>;
+
+    /// Says whether an earlier pass has learned from the examples of the next steps. Predictions
+    /// for them say nothing of how far those for new ones differ too much.
+    fn set_repeats(&mut self, repeats: bool);
 
     /// Commits the store and returns the current weights that serving needs, as `version`.
     ///
@@ -218,6 +178,7 @@ struct Trainer<A: AutodiffBackend> {
     store: Store,
     batch_builder: BatchBuilder,
     sampler: ExampleSampler,
+    repeats: bool,
 }
 
 /// A function of [`shard`] that evaluates a network on a part of some examples.
@@ -287,6 +248,7 @@ where
                 ..BatchBuilder::new(spec, config, RowKeys::of_format(state.format))
             },
             sampler: ExampleSampler::new(config, spec),
+            repeats: false,
             state,
         })
     }
@@ -526,9 +488,13 @@ where
         output.predictions.truncate(cells);
         output.labels.truncate(cells);
         output.mask.truncate(cells);
-        self.state.statistics.correct(&output, &self.state.spec.tasks);
+        self.state.statistics.correct(&output, &self.state.spec.tasks, !self.repeats);
         self.state.count_added(&output);
         Ok(output)
+    }
+
+    fn set_repeats(&mut self, repeats: bool) {
+        self.repeats = repeats;
     }
 
     fn trained_weights(&mut self, version: &str) -> Result<TrainedWeights<'_>> {

@@ -126,6 +126,23 @@ fn learned(dir: &std::path::Path, revenue: Option<LabelTransform>) -> Learned {
 }
 
 #[test]
+fn rows_of_a_later_pass_confirm_no_prediction() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, spec) = (config(), spec(Some(LabelTransform::Log)));
+    let mut trainer = trainer::create(dir.path(), &config, &spec, DeviceKind::Cpu).unwrap();
+    let examples: Vec<Example> = (0..16).map(example).collect();
+    let mut confirmed = |repeats| {
+        trainer.set_repeats(repeats);
+        trainer.step(&examples.iter().collect::<Vec<_>>()).unwrap();
+        let manifest = trainer.trained_weights("1.0.0").unwrap().manifest;
+        manifest.statistics.labels["revenue"].addition()
+    };
+    let first = confirmed(false);
+    assert_eq!(confirmed(true), first);
+    assert_ne!(confirmed(false), first);
+}
+
+#[test]
 fn a_raw_revenue_drowns_no_click_and_is_predicted_in_its_unit() {
     let dir = tempfile::tempdir().unwrap();
     let alone = learned(&dir.path().join("alone"), None);

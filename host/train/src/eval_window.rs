@@ -4,11 +4,13 @@
 //! An expert's rows are labelled by the plugin itself, so its own tasks count as the schema's do.
 //! The gate of the FM keeps its rows here, too. What the two have in common is the operator's
 //! limits of NE, and that what is no better than the base rate is held. What NE is to a binary
-//! task, the squared error over that of the mean is to a regression.
+//! task, the squared error over that of the mean is to a regression, but beside the base rate it
+//! counts at most 1 ([`base_rate`]).
 
 use std::collections::VecDeque;
 
 use hypercast_fm::{
+    base_rate,
     example::Example,
     metrics::{
         LogLossSums, RegressionMetrics, ScoredPrediction, ScoredValue, ValueSums, binary_metrics,
@@ -38,9 +40,6 @@ const KEEP: usize = 1 << 16;
 /// The fewest rows of either label, or of labels on either side of a regression's mean, for which
 /// the error of a task is held against a limit.
 const MIN_ROWS_OF_A_LABEL: u64 = 10;
-
-/// The same for the base rate: of few rows, the best constant is as good as a model.
-const MIN_ROWS_FOR_BASE_RATE: u64 = 100;
 
 /// The newest rows, with predictions of what may be published and of what serves.
 pub(super) struct EvalWindow {
@@ -217,10 +216,12 @@ impl EvalWindow {
         })
     }
 
-    /// Says that what may be published is no better than the base rate; `None` if it is, or where
-    /// too few rows say so.
+    /// Says that an FM that may be published is no better than the base rate, and how to publish
+    /// it nevertheless; `None` if it is better, or where too few rows say so.
     pub(super) fn above_base_rate(&self) -> Option<String> {
-        above_base_rate(self.measured_errors())
+        let errors = self.measured_errors().map(|measured| measured.counted(measured.candidate));
+        let why = base_rate::no_better(errors)?;
+        Some(format!("{why} (`fm_gate.rows = 0` in hypercast.toml publishes everything)"))
     }
 
     /// Says that what may be published is no better than the base rate for the tasks that have no
@@ -228,11 +229,11 @@ impl EvalWindow {
     /// decides, since the first rows of all were predicted before anything was learned. What is
     /// better than what serves may replace it.
     fn worse_than_no_model(&self, limits: &NeLimits) -> Option<String> {
-        let newer = || self.measured_errors_since(self.rows.len() / 2, MIN_ROWS_FOR_BASE_RATE);
+        let newer = || self.measured_errors_since(self.rows.len() / 2, base_rate::MIN_ROWS);
         let unlimited = || newer().filter(|measured| !limits.max.contains_key(measured.task));
-        let compared = unlimited().filter_map(|measured| measured.compared);
-        let gain = compared.map(|both| both.serving - both.candidate).reduce(|a, b| a + b)?;
-        let why = above_base_rate(unlimited()).filter(|_| gain.is_nan() || gain <= 0.0)?;
+        let gain = unlimited().filter_map(|measured| measured.gain()).reduce(|a, b| a + b)?;
+        let errors = unlimited().map(|measured| measured.counted(measured.candidate));
+        let why = base_rate::no_better(errors).filter(|_| base_rate::is_no_gain(gain))?;
         Some(format!("{why} (higher limits of its tasks in `ne_limits.max` would publish it)"))
     }
 
@@ -350,17 +351,20 @@ impl TaskCell {
     }
 }
 
-/// Says that the mean error of tasks is no better than that of the base rate.
-fn above_base_rate<'a>(measured: impl Iterator<Item = MeasuredError<'a>>) -> Option<String> {
-    let all: Vec<f64> = measured.map(|measured| measured.candidate).collect();
-    let mean = all.iter().sum::<f64>() / all.len() as f64;
-    let is_above = !all.is_empty() && (mean.is_nan() || mean >= 1.0);
-    is_above.then(|| {
-        format!(
-            "the mean error of its tasks is {mean:.4}, no better than that of the base rate (NE, \
-             and of regressions the squared error over the mean's)"
-        )
-    })
+impl MeasuredError<'_> {
+    /// One of its errors as far as it counts for what is held against the base rate.
+    fn counted(&self, error: f64) -> f64 {
+        match self.kind {
+            TaskKind::Binary => error,
+            TaskKind::Regression => base_rate::counted_ratio(error),
+        }
+    }
+
+    /// How far the candidate's error is below that of what serves.
+    fn gain(&self) -> Option<f64> {
+        let ComparedErrors { candidate, serving } = self.compared?;
+        Some(self.counted(serving) - self.counted(candidate))
+    }
 }
 
 /// The error of some rows over that of the base rate, if at least `fewest` have either label, or

@@ -124,6 +124,8 @@ struct FmRun {
     truth_order: Vec<usize>,
     spec: FmSpec,
     place: RunPosition,
+    /// Examples of the present phase before it repeats them.
+    first_pass: u64,
     /// Requests since the run was saved.
     unsaved: u64,
 }
@@ -144,7 +146,8 @@ impl FmRun {
     ) -> Self {
         let truth_order = truth_order(&spec, &over.dataset.schema);
         let newest = EvalWindow::of_fm(&spec, over.config.fm_gate.rows);
-        Self { trainer, collector, newest, truth_order, spec, place, unsaved: 0 }
+        let first_pass = u64::MAX;
+        Self { trainer, collector, newest, truth_order, spec, place, first_pass, unsaved: 0 }
     }
 
     fn complete(mut self, over: Over<'_>) -> Result<FmReport> {
@@ -181,9 +184,11 @@ impl FmRun {
             return Ok(());
         }
         let progress = Progress::start("FM on past histories", examples.examples() as u64);
+        self.first_pass = examples.examples() as u64 / config.fm.pretraining_passes as u64;
         let seen = ProgressiveCollector::new(&self.spec);
         let examples = examples.skip(self.place.done as usize).map(Ok);
         self.learn_all(over, examples, progress, Some(seen), None)?.finish("learned");
+        self.first_pass = u64::MAX;
         Ok(())
     }
 
@@ -249,6 +254,7 @@ impl FmRun {
         log: Option<&mut LogWriter>,
     ) -> Result<()> {
         let references: Vec<&Example> = batch.iter().collect();
+        self.trainer.set_repeats(self.place.done >= self.first_pass);
         let said = self.trainer.step(&references)?;
         let harmful: Vec<u64> = said.set_aside.iter().map(|&at| batch[at].request).collect();
         for request in &harmful {

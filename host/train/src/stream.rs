@@ -258,6 +258,7 @@ impl ExpertStream {
     ) -> Result<()> {
         for epoch in 0..self.settings.epochs {
             self.trainer.set_pass(epoch > 0, epoch == 0);
+            self.trainer.set_repeats(epoch > 0);
             in_chunks(view, CHUNK_ROWS, |examples, tae| {
                 for refused in self.trainer.train(Chunk { examples, tae }, &mut report)? {
                     let (request, reason) = (examples[refused.index].request, refused.reason);
@@ -275,6 +276,7 @@ impl ExpertStream {
         let rate = self.settings.online_learning_rate;
         self.trainer.hold_rates(rate as f32, (rate * TABLE_RATE) as f32);
         self.trainer.set_pass(false, false);
+        self.trainer.set_repeats(false);
         self.trainer.set_batch_rows(self.settings.online_batch_rows);
     }
 

@@ -69,7 +69,8 @@ pub(crate) fn train(blueprint: &Arc<Blueprint>, log: &[Case]) -> Result<Training
     let examples: Vec<_> = log.iter().map(|case| case.example.clone()).collect();
     let tae: Vec<f32> = log.iter().flat_map(|case| &case.tae).copied().collect();
     let (mut steps, mut lost_step) = (0, None);
-    for _ in 0..PASSES {
+    for pass in 0..PASSES {
+        trainer.set_repeats(pass > 0);
         trainer.train(Chunk { examples: &examples, tae: &tae }, |report| {
             // If sampling keeps no row, no step is made and the losses are 0.
             if !report.stepped && report.losses.iter().any(|loss| *loss != 0.0) {

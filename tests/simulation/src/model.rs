@@ -213,6 +213,8 @@ impl FmTrainer for NotingTrainer {
         Ok(said)
     }
 
+    fn set_repeats(&mut self, _: bool) {}
+
     fn trained_weights(&mut self, version: &str) -> Result<TrainedWeights<'_>> {
         let values = self.weights.values.clone();
         let tensor = WeightTensor { name: "weights".into(), shape: vec![WEIGHTS], values };

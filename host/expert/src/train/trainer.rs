@@ -35,6 +35,9 @@ pub struct TrainerConfig {
     pub shuffle: bool,
     /// Whether each batch is predicted, without dropout, before the trainer learns from it.
     pub progressive: bool,
+    /// Whether an earlier pass has learned from the same rows. Predictions for them say nothing of
+    /// how far those for new ones differ too much.
+    pub repeats: bool,
     /// Replaces the TAE by zeros, for the ablation "expert without TAE".
     pub without_tae: bool,
     /// The decay of the moving average of dense parameters, which is used for predictions and saved
@@ -52,6 +55,7 @@ impl Default for TrainerConfig {
             hook_rows: 4096,
             shuffle: true,
             progressive: false,
+            repeats: false,
             without_tae: false,
             average_decay: 0.0,
             seed: 1,
@@ -180,6 +184,11 @@ impl ExpertTrainer {
     pub fn set_pass(&mut self, shuffle: bool, progressive: bool) {
         self.config.shuffle = shuffle;
         self.config.progressive = progressive;
+    }
+
+    /// Says whether an earlier pass has learned from the rows of the next one.
+    pub fn set_repeats(&mut self, repeats: bool) {
+        self.config.repeats = repeats;
     }
 
     /// Changes the number of rows a step.
@@ -448,13 +457,14 @@ impl ExpertTrainer {
 
     /// Compares a step's outputs `[rows, tasks]` with the labels, for the means of predictions.
     fn correct(&mut self, outputs: &[f32], labels: &[TaskTargets]) {
-        let tasks = labels.len();
+        let (tasks, is_new) = (labels.len(), !self.config.repeats);
         for (scale, task, targets) in self.scaled(labels) {
             let rows = (0..targets.labels.len()).filter(|&row| targets.mask[row]);
             let said = rows.map(|row| LearnedRow {
                 prediction: scale.prediction(outputs[row * tasks + task]),
                 label: targets.labels[row],
                 weight: targets.weights[row],
+                is_new,
             });
             let said: Vec<LearnedRow> = said.collect();
             scale.correct(said);

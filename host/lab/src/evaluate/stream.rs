@@ -4,6 +4,8 @@
 //! First come examples of events without times, then the stream. No batch crosses the beginning of
 //! the test.
 
+use std::cell::Cell;
+
 use hypercast_config::Config;
 use hypercast_core::{atomic_dir, progress::Progress};
 use hypercast_data::{
@@ -78,6 +80,8 @@ pub struct StreamBatch<'a> {
     pub history_only: bool,
     /// Whether models may learn from them.
     pub may_learn: bool,
+    /// An earlier pass went through them.
+    pub repeats: bool,
     /// Examples of the stream before these.
     pub seen: usize,
 }
@@ -128,6 +132,7 @@ impl StreamBatch<'_> {
         if learned.is_empty() {
             return Ok(predicted);
         }
+        trainer.set_repeats(self.repeats);
         let stepped = trainer.step(&learned)?;
         if others.is_empty() {
             return Ok(stepped);
@@ -178,7 +183,7 @@ impl DatasetStream<'_> {
         self.in_batches(replay, |examples| {
             let is_test = examples[0].time_ms >= self.window.test_from_ms;
             let may_learn = !is_test || self.mode == TestMode::Streaming;
-            take(StreamBatch { examples, history_only: false, may_learn, seen })?;
+            take(StreamBatch { examples, history_only: false, may_learn, repeats: false, seen })?;
             seen += examples.len();
             progress.advance(targets(examples).count() as u64, String::new);
             Ok(())
@@ -261,8 +266,13 @@ impl DatasetStream<'_> {
         }
         let mut progress =
             Progress::start(&format!("{name} on past histories"), examples.examples() as u64);
-        self.in_batches(examples.map(Ok), |examples| {
-            take(StreamBatch { examples, history_only: true, may_learn: true, seen: 0 })?;
+        let first_pass = examples.examples() / self.config.fm.pretraining_passes;
+        let read = Cell::new(0);
+        let counted = examples.inspect(|_| read.set(read.get() + 1));
+        self.in_batches(counted.map(Ok), |examples| {
+            let repeats = read.get() > first_pass;
+            let (history_only, may_learn) = (true, true);
+            take(StreamBatch { examples, history_only, may_learn, repeats, seen: 0 })?;
             progress.advance(examples.len() as u64, String::new);
             Ok(())
         })?;

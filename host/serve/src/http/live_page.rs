@@ -45,7 +45,7 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
         })
     };
     let quality = service.predictions.windows().into_iter().filter_map(|(key, window)| {
-        let LiveQuality { n, ne, calibration, mse, base_mse } = window.quality();
+        let LiveQuality { n, ne, calibration, mse, base_mse, .. } = window.quality();
         let surface = surface(key.surface)?;
         Some(json!({
             "surface": surface,

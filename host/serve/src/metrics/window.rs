@@ -7,7 +7,10 @@ use std::{
 };
 
 use hypercast_core::quantile::quantile;
-use hypercast_fm::metrics::{LogLossSums, ScoredValue, ValueSums, calibration};
+use hypercast_fm::{
+    base_rate,
+    metrics::{LogLossSums, ScoredValue, ValueSums, calibration},
+};
 
 /// Width of a bucket, in milliseconds.
 const BUCKET_MS: i64 = 5_000;
@@ -31,6 +34,8 @@ struct QualityBucket {
     predicted: f64,
     /// Of a regression.
     values: ValueSums,
+    /// Values above the mean of all that had come.
+    upper: u64,
 }
 
 /// Quality of predictions whose outcomes are known.
@@ -46,14 +51,17 @@ pub struct LiveQuality {
     pub mse: Option<f64>,
     /// That of predicting the mean of its outcomes.
     pub base_mse: Option<f64>,
+    /// Outcomes of a regression that were above the mean when they came.
+    pub upper: u64,
 }
 
 impl LiveQuality {
     /// The error over that of the base rate: NE, or of a regression the squared error over that of
-    /// the outcomes' mean.
+    /// the outcomes' mean as far as it counts, if enough outcomes are on either side of the mean.
     pub fn relative_error(&self) -> Option<f64> {
-        let base_mse = self.base_mse.filter(|&base| base > 0.0);
-        self.ne.or_else(|| Some(self.mse? / base_mse?))
+        let is_enough = self.upper.min(self.n - self.upper) >= base_rate::MIN_ROWS;
+        let base_mse = self.base_mse.filter(|&base| base > 0.0 && is_enough);
+        self.ne.or_else(|| Some(base_rate::counted_ratio(self.mse? / base_mse?)))
     }
 }
 
@@ -67,7 +75,13 @@ impl QualityWindow {
 
     /// Adds the prediction of a regression whose outcome became known.
     pub fn push_value(&mut self, now_ms: i64, scored: ScoredValue) {
-        self.bucket(now_ms).values.push(scored);
+        let mut all = ValueSums::default();
+        self.buckets.iter().for_each(|bucket| all += bucket.values);
+        // Without an outcome before it there is no mean, and none is above it.
+        let is_upper = f64::from(scored.label) > all.label / all.count as f64;
+        let bucket = self.bucket(now_ms);
+        bucket.values.push(scored);
+        bucket.upper += u64::from(is_upper);
     }
 
     /// The bucket of a time; the oldest goes if there are too many.
@@ -122,6 +136,7 @@ impl QualityWindow {
             calibration: calibration(predicted, sums.positives as f64).or(regression.calibration),
             mse: regression.mse,
             base_mse: regression.base_mse,
+            upper: buckets().map(|bucket| bucket.upper).sum(),
         }
     }
 }
@@ -184,7 +199,7 @@ mod tests {
         let quality = values.quality();
         assert_eq!((quality.n, quality.ne, quality.calibration), (2, None, Some(1.0)));
         assert_eq!((quality.mse, quality.base_mse), (Some(4.0), Some(4.0)));
-        assert_eq!((quality.ne, quality.relative_error()), (None, Some(1.0)));
+        assert_eq!((quality.ne, quality.relative_error()), (None, None), "two outcomes are few");
         for at in 0..100_000 {
             window.push(at * 1000, 0.25, at % 4 == 0);
         }
@@ -193,6 +208,22 @@ mod tests {
         assert!((quality.ne.unwrap() - 1.0).abs() < 1e-9, "{quality:?}");
         assert!((quality.calibration.unwrap() - 1.0).abs() < 1e-9, "{quality:?}");
         assert_eq!(window.series().len(), BUCKETS);
+    }
+
+    #[test]
+    fn a_regression_counts_once_enough_outcomes_are_on_either_side_of_its_mean() {
+        let error = |rows: i64, prediction| {
+            let mut window = QualityWindow::default();
+            for at in 0..rows {
+                let label = if at % 10 == 9 { 10.0 } else { 0.0 };
+                window.push_value(at * 100, ScoredValue { prediction, label });
+            }
+            window.quality().relative_error()
+        };
+        assert_eq!(error(999, 1.0), None);
+        assert!((error(1000, 1.0).unwrap() - 1.0).abs() < 1e-9);
+        assert_eq!(error(1000, 400.0), Some(1.0), "how far it is beyond says nothing");
+        assert!(error(1000, f32::NAN).unwrap().is_nan());
     }
 
     #[test]

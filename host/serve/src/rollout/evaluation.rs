@@ -11,6 +11,7 @@ use hypercast_expert::{
     cpu_budget,
     wasm::contract::{Decision, Evaluation, Verdict},
 };
+use hypercast_fm::base_rate;
 
 use super::serving::MeasuredSlice;
 use crate::{error::Result, threads::BackgroundJob};
@@ -114,16 +115,10 @@ fn above_base_rate(slices: &[MeasuredSlice]) -> Option<String> {
         own.slice.surface.is_none() && own.slice.examples >= BASE_RATE_EXAMPLES
     };
     let tasks = || slices.iter().filter(is_enough);
-    let errors: Vec<f64> = tasks().filter_map(|own| own.error).collect();
     let gain: f64 = tasks().filter_map(|own| Some(own.error_before? - own.error?)).sum();
-    let mean = errors.iter().sum::<f64>() / errors.len() as f64;
-    (!errors.is_empty() && mean >= 1.0 && gain <= 0.0).then(|| {
-        format!(
-            "the mean error of its tasks is {mean:.4}, no better than that of the base rate (NE, \
-             and of regressions the squared error over the mean's); `hypercast versions promote` \
-             does it all the same"
-        )
-    })
+    let why = base_rate::no_better(tasks().filter_map(|own| own.error))
+        .filter(|_| base_rate::is_no_gain(gain))?;
+    Some(format!("{why}; `hypercast versions promote` does it all the same"))
 }
 
 #[cfg(test)]
@@ -149,6 +144,7 @@ mod tests {
         assert!(held(slice(1000, 1.02, None)) && held(slice(1000, 1.02, Some(0.9))));
         assert!(!held(slice(1000, 1.02, Some(1.1))), "it is better than what serves");
         assert!(!held(slice(1000, 0.99, None)));
+        assert!(held(slice(1000, f64::NAN, Some(1.1))), "nothing is known of it");
         assert!(!held(slice(999, 1.02, None)), "too few say so");
         assert!(above_base_rate(&[]).is_none());
     }

@@ -39,7 +39,8 @@ pub trait VersionLookup: Send + Sync {
 pub struct MeasuredSlice {
     /// What the plugin is told.
     pub slice: Slice,
-    /// The version's error over that of the base rate (see [`LiveQuality::relative_error`]).
+    /// The version's error over that of the base rate, as far as it counts (see
+    /// [`LiveQuality::relative_error`]).
     pub error: Option<f64>,
     /// That of the version before.
     pub error_before: Option<f64>,
