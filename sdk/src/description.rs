@@ -50,27 +50,23 @@ impl Description {
     }
 
     /// Requests a numeric feature for `rank`.
-    pub fn rank_feature(mut self, name: &str) -> Self {
-        self.0.rank_columns.push(Column::feature(name));
-        self
+    pub fn rank_feature(self, name: &str) -> Self {
+        self.rank(Column::feature(name))
     }
 
     /// Requests a categorical feature or raw id for `rank`.
-    pub fn rank_id(mut self, name: &str) -> Self {
-        self.0.rank_columns.push(Column::id(name));
-        self
+    pub fn rank_id(self, name: &str) -> Self {
+        self.rank(Column::id(name))
     }
 
     /// Requests the target-aware embedding for `rank`.
-    pub fn rank_tae(mut self) -> Self {
-        self.0.rank_columns.push(Column::tae());
-        self
+    pub fn rank_tae(self) -> Self {
+        self.rank(Column::tae())
     }
 
     /// Requests a vector of the items, such as `content`, for `rank`.
-    pub fn rank_vector(mut self, name: &str) -> Self {
-        self.0.rank_columns.push(Column::vector(name));
-        self
+    pub fn rank_vector(self, name: &str) -> Self {
+        self.rank(Column::vector(name))
     }
 
     /// Requests a numeric feature for `labels` and `sample`.
@@ -103,8 +99,13 @@ impl Description {
         self.training(Column::request())
     }
 
+    fn rank(mut self, column: Column) -> Self {
+        declare(&mut self.0.rank_columns, column);
+        self
+    }
+
     fn training(mut self, column: Column) -> Self {
-        self.0.training_columns.push(column);
+        declare(&mut self.0.training_columns, column);
         self
     }
 
@@ -130,5 +131,12 @@ impl Description {
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {
         self.0.limits.memory_mib = memory_mib;
         self
+    }
+}
+
+/// Adds a column, unless it is there: a host refuses one that stands twice in a list.
+fn declare(columns: &mut Vec<Column>, column: Column) {
+    if !columns.contains(&column) {
+        columns.push(column);
     }
 }

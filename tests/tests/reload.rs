@@ -73,7 +73,7 @@ impl Installation {
             let options = LoadOptions {
                 tae_dim: config.fm.tae_width(),
                 fm_version: Some("1.0.0".into()),
-                ..config.load_options(&entry.name)
+                ..config.load_options(&entry.name, dataset.content)
             };
             let blueprint =
                 Blueprint::load(&engine, &entry.plugin, &dataset.schema, &options).unwrap();

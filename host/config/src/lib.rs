@@ -43,7 +43,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use hypercast_core::atomic_file;
-use hypercast_data::dataset::{content, timeline::Span};
+use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::{
     FeatureConfig,
     replay::{PRETRAINING_CHUNK, PretrainingOptions, ReplayOptions},
@@ -317,16 +317,16 @@ impl Config {
         ]
     }
 
-    /// The limits for loading an expert, and the width of the data set's content vectors. Callers
-    /// add what the FM determines.
-    pub fn load_options(&self, expert: &str) -> LoadOptions {
+    /// The limits for loading an expert beside content vectors of a width, 0 without any. That is
+    /// the width of those that the caller has in memory: the file can be another one by now.
+    /// Callers add what the FM determines.
+    pub fn load_options(&self, expert: &str, content_dim: usize) -> LoadOptions {
         let own = self.experts.iter().find(|entry| entry.name == expert).map(|entry| &entry.limits);
         let limits =
             own.map_or_else(|| self.plugin_limits.clone(), |own| self.plugin_limits.with(own));
         let mut options = limits.load_options();
         options.registered = Some(expert.to_owned());
-        // Where the file cannot be read, neither can the data set, which says so.
-        options.content_dim = content::width_in(&self.paths.dataset).unwrap_or_default();
+        options.content_dim = content_dim;
         let threads = self.server.threads as f64 * self.plugin_limits.threads_share;
         options.limits.gate.threads = (threads as u32).max(1);
         // Every thread of the server, one for shadows and one for a replay.

@@ -123,6 +123,7 @@ impl Blueprint {
         let tae_dim = self.columns.tae_dim();
         let mut provenance =
             Provenance::new(&self.description, &self.graph, fm_version, tae_dim, normaliser);
+        provenance.contract = self.plugin.contract().version().to_owned();
         provenance.labels = self.scales.clone();
         Parameters::init(&self.graph, provenance, seed)
     }

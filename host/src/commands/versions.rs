@@ -258,7 +258,7 @@ fn register(
     engine: &Arc<dyn StreamEngine>,
     what: Register,
 ) -> anyhow::Result<Registry> {
-    let schema = Dataset::open(&config.paths.dataset)?.schema;
+    let Dataset { schema, content: content_dim, .. } = Dataset::open(&config.paths.dataset)?;
     let versions = RegistryClient::new(&**engine);
     match what {
         Register::Fm { checkpoint, published: version, parent } => {
@@ -314,6 +314,7 @@ fn register(
                 weights,
                 fm: fm.unwrap_or(trained.fm_version),
                 tae_dim: trained.tae_dim,
+                content_dim,
                 without_tae: entry.is_some_and(|entry| entry.without_tae),
                 surfaces,
                 name: name.clone(),

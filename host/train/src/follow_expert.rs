@@ -126,7 +126,8 @@ pub struct ExpertContext<'a> {
 
 impl<'a> ExpertContext<'a> {
     fn setup(&self) -> ExpertSetup<'a> {
-        ExpertSetup::of(self.config, self.entry, self.guests)
+        let own = ExpertSetup::of(self.config, self.entry, self.guests);
+        ExpertSetup { content_dim: Some(self.dataset.content), ..own }
     }
 }
 
@@ -162,7 +163,7 @@ pub fn work_dir(config: &Config, entry: &ExpertEntry, version: &str) -> PathBuf 
 
 fn plugin_version(context: ExpertContext<'_>) -> Result<String> {
     let ExpertContext { dataset, config, entry, guests } = context;
-    let options = config.load_options(&entry.name);
+    let options = config.load_options(&entry.name, dataset.content);
     let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
     Ok(blueprint.description.version.clone())
 }

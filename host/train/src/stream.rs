@@ -11,7 +11,8 @@ use hypercast_fm::example::Example;
 
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, ExpertEntry, ExpertTraining};
-use hypercast_data::dataset::timeline::Span;
+use hypercast_core::disk;
+use hypercast_data::dataset::{content, timeline::Span};
 use hypercast_data::logs::{LogReader, LoggedRequest};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
@@ -41,11 +42,6 @@ pub struct LogView<'a> {
 }
 
 impl LogView<'_> {
-    /// The widths of the logged vectors.
-    fn vectors(&self) -> VectorWidths {
-        VectorWidths { tae: self.tae_dim(), content: self.log.content_dim }
-    }
-
     /// Width of the embedding that it gives.
     pub fn tae_dim(&self) -> usize {
         match &self.embedding {
@@ -119,20 +115,23 @@ pub struct ExpertSetup<'a> {
     pub name: &'a str,
     /// Zeros in the TAE's place.
     pub without_tae: bool,
+    /// The width of the open data set's content vectors, 0 without any. None where no data set is
+    /// open: then it is that of the configured one or, on a machine without that, of the logs.
+    pub content_dim: Option<usize>,
 }
 
 impl<'a> ExpertSetup<'a> {
     /// An expert as the configuration names it.
     pub fn of(config: &'a Config, entry: &'a ExpertEntry, engine: &'a Engine) -> Self {
         let (plugin, name, without_tae) = (&entry.plugin, &entry.name, entry.without_tae);
-        ExpertSetup { config, engine, plugin, name, without_tae }
+        ExpertSetup { config, engine, plugin, name, without_tae, content_dim: None }
     }
 
     /// Begins with fresh parameters, which `warm` may change, to learn from the rows of a view.
     ///
     /// # Errors
-    /// A plugin that is refused, or that wants a longer short history than was logged; a device
-    /// that is not in this build.
+    /// A plugin that is refused, or that wants a longer short history than was logged, or content
+    /// vectors that were not; a device that is not in this build.
     pub fn begin(
         &self,
         view: &LogView<'_>,
@@ -140,7 +139,12 @@ impl<'a> ExpertSetup<'a> {
         warm: impl FnOnce(&mut Parameters),
     ) -> Result<ExpertStream> {
         let (schema, fm_version) = (&view.log.schema, &survey.fm_version);
-        let blueprint = self.blueprint(schema, schema, view.vectors(), fm_version)?;
+        let content = self.content_dim(view.log.content_dim)?;
+        let vectors = VectorWidths { tae: view.tae_dim(), content };
+        let blueprint = self.blueprint(schema, schema, vectors, fm_version)?;
+        if blueprint.description.reads_vectors() {
+            self.check_content(content, view.log)?;
+        }
         let wanted = blueprint.description.history_len as usize;
         let logged = view.log.manifest.history_len;
         if wanted > logged {
@@ -176,7 +180,7 @@ impl<'a> ExpertSetup<'a> {
         saved: SavedTrainer,
     ) -> Result<ExpertStream> {
         let Provenance { tae_dim, fm_version, .. } = saved.provenance();
-        let vectors = VectorWidths { tae: *tae_dim, content: 0 };
+        let vectors = VectorWidths { tae: *tae_dim, content: self.content_dim(0)? };
         let blueprint = self.blueprint(layout, schema, vectors, fm_version)?;
         let (config, device) = (self.trainer_config(0), self.config.device);
         let trainer = ExpertTrainer::resume(blueprint.clone(), saved, config, device)?;
@@ -186,8 +190,42 @@ impl<'a> ExpertSetup<'a> {
         Ok(stream)
     }
 
-    /// The plugin's network as of a layout of the schema, for logs of the present one. Content
-    /// vectors are as wide as the data set's, or without a data set as those of the logs.
+    /// The width of the content vectors that the expert reads, `logged` being that of the logs.
+    fn content_dim(&self, logged: usize) -> Result<usize> {
+        let dataset = &self.config.paths.dataset;
+        match self.content_dim {
+            Some(width) => Ok(width),
+            None if disk::is_file(&dataset.join("schema.toml")) => Ok(content::width_in(dataset)?),
+            None => Ok(logged),
+        }
+    }
+
+    /// Refuses logs of which an expert would learn from zeros where it is served vectors of this
+    /// width, and warns of those of which it will in part.
+    fn check_content(&self, width: usize, log: &LogReader) -> Result<()> {
+        let found = match log.content_dim {
+            logged if logged == width => {
+                if log.other_content > 0 {
+                    tracing::warn!(
+                        expert = self.name,
+                        files = log.other_content,
+                        "files of the feature logs have no content vectors of {width} numbers; it \
+                         learns from zeros there"
+                    );
+                }
+                return Ok(());
+            }
+            0 => "the feature logs hold none".to_owned(),
+            logged => format!("those of the feature logs have {logged}"),
+        };
+        Err(Error::invalid(format!(
+            "expert {:?} reads content vectors, which have {width} numbers in the data set, and \
+             {found}; make the logs anew (`hypercast materialise` or `hypercast train fm`)",
+            self.name
+        )))
+    }
+
+    /// The plugin's network as of a layout of the schema, for logs of the present one.
     fn blueprint(
         &self,
         layout: &Schema,
@@ -195,12 +233,10 @@ impl<'a> ExpertSetup<'a> {
         vectors: VectorWidths,
         fm_version: &str,
     ) -> Result<Arc<Blueprint>> {
-        let own = self.config.load_options(self.name);
         let options = LoadOptions {
             tae_dim: vectors.tae,
-            content_dim: if own.content_dim > 0 { own.content_dim } else { vectors.content },
             fm_version: Some(fm_version.to_owned()),
-            ..own
+            ..self.config.load_options(self.name, vectors.content)
         };
         let plugin = Plugin::load(self.engine, self.plugin, &options.limits)?;
         let blueprint = Blueprint::as_of(plugin, layout, schema, &options)?;
@@ -394,6 +430,33 @@ mod tests {
         assert_eq!(view.survey().unwrap().unwrap().rows, rows as u64);
         let nothing = LogView { surfaces: vec![], ..view };
         assert!(nothing.survey().unwrap().is_none());
+    }
+
+    #[test]
+    fn logs_have_the_content_vectors_of_the_data_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, _) = log(dir.path());
+        let mut config = Config::without_folder();
+        config.paths.dataset = dir.path().join("elsewhere");
+        let setup = ExpertSetup {
+            config: &config,
+            engine: &Engine::new(config.guests()).unwrap(),
+            plugin: Path::new("own.wasm"),
+            name: "own",
+            without_tae: false,
+            content_dim: Some(8),
+        };
+        let why = |log: &LogReader| setup.check_content(8, log).unwrap_err().to_string();
+        let said = why(&log);
+        assert!(said.contains("8 numbers") && said.contains("logs hold none"), "{said}");
+        log.content_dim = 4;
+        let said = why(&log);
+        assert!(said.contains("have 4") && said.contains("hypercast materialise"), "{said}");
+        log.content_dim = 8;
+        setup.check_content(8, &log).unwrap();
+        assert_eq!(setup.content_dim(4).unwrap(), 8);
+        let of_logs = ExpertSetup { content_dim: None, ..setup };
+        assert_eq!(of_logs.content_dim(4).unwrap(), 4, "there is no data set");
     }
 
     #[test]

@@ -24,6 +24,9 @@ const ROWS_PER_GROUP: usize = 1 << 14;
 /// The file in a data set's directory.
 const FILE: &str = "content.parquet";
 
+/// What is wrong with a file whose width nobody knows.
+const NO_ROW: &str = "it has no row";
+
 /// Content vectors in the order of their file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Content {
@@ -62,7 +65,7 @@ impl Content {
             }
         }
         if content.items.is_empty() {
-            return Err(Error::data(path, "it has no row"));
+            return Err(Error::data(path, NO_ROW));
         }
         Ok(content)
     }
@@ -175,17 +178,22 @@ pub(super) fn attach(dir: &Path, items: &mut HashMap<u64, Arc<Item>>) -> Result<
     Ok(content.width)
 }
 
-/// The width of the vectors in the data set's directory, 0 without a file.
+/// The width of the vectors in the data set's directory, 0 without a file. It reads the first row
+/// alone. Where the data set is open, [`Dataset::content`](super::Dataset::content) is the width
+/// that goes with the vectors in memory, whatever the file has become since.
 ///
 /// # Errors
-/// The file cannot be read.
+/// The file cannot be read, or has no row.
 pub fn width_in(dir: &Path) -> Result<usize> {
     let path = dir.join(FILE);
     if !fs::is_file(&path) {
         return Ok(0);
     }
-    let columns = TableReader::open(&path)?.read(0, &fields(CellType::U64))?;
-    Ok(columns[1].range(0).len())
+    let [_, vector] = fields(CellType::U64);
+    match TableReader::open(&path)?.read_first(&vector)? {
+        Some(first) => Ok(first.range(0).len()),
+        None => Err(Error::data(&path, NO_ROW)),
+    }
 }
 
 /// The vector scaled to norm 1; a vector of zeros stays as it is.
@@ -239,6 +247,9 @@ mod tests {
         assert_eq!(import(None, dir.path(), &items).unwrap(), None);
         assert_eq!(attach(dir.path(), &mut known).unwrap(), 0, "the stale file is gone");
         assert_eq!(width_in(dir.path()).unwrap(), 0);
+        write(&dir.path().join(FILE), &[], &[]);
+        let error = width_in(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("no row"), "{error}");
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct LogReader {
     pub tae_dim: usize,
     /// The length of the items' content vectors in the newest file that has any; 0 without any.
     pub content_dim: usize,
+    /// How many files have requests, and content vectors of another length or none.
+    pub other_content: usize,
     /// The number of requests, including corrections.
     pub requests: usize,
     /// The number of examples (targets).
@@ -90,7 +92,10 @@ impl LogReader {
             );
         }
         let content_dims = files.iter().rev().map(|file| file.note.content_dim);
-        let content_dim = content_dims.into_iter().find(|dim| *dim > 0);
+        let content_dim = content_dims.into_iter().find(|dim| *dim > 0).unwrap_or_default();
+        let has_other = |file: &&FileInfo| {
+            file.requests > file.note.corrections && file.note.content_dim != content_dim
+        };
         let mut reader = LogReader {
             schema,
             manifest,
@@ -98,7 +103,8 @@ impl LogReader {
             examples: files.iter().map(|file| file.examples).sum(),
             fm_version: chosen.version,
             tae_dim: chosen.tae_dim,
-            content_dim: content_dim.unwrap_or_default(),
+            content_dim,
+            other_content: files.iter().filter(has_other).count(),
             dir: dir.to_path_buf(),
             numbers: files.iter().map(|file| file.number).collect(),
             end,

@@ -5,7 +5,7 @@
 //! runs at a time hold at their peaks. A run frees a value after its last reader, except in
 //! training, where all values stay for the backward pass.
 
-use super::{ExpertGraph, Fold, Lead, Node, Op, TensorShape, Type, Unary, Zip};
+use super::{ColumnValues, ExpertGraph, Fold, Lead, Node, Op, TensorShape, Type, Unary, Zip};
 use crate::Device;
 use crate::plan::{NetworkPlan, reach};
 
@@ -207,18 +207,13 @@ impl RunSizes {
         self.elements(shape).saturating_mul(4)
     }
 
-    /// The batch: each column once.
+    /// The batch: each declared column, since it is filled whether or not a node reads it.
     fn inputs(&self, graph: &ExpertGraph) -> u64 {
-        let mut seen = vec![false; graph.columns.len()];
-        let new = |node: &&Node| match node.op {
-            Op::Input { column } => !std::mem::replace(&mut seen[column], true),
-            _ => false,
+        let bytes = |ColumnValues { ty, shape }: &ColumnValues| match ty {
+            Type::Number => self.bytes(shape),
+            Type::Id => self.elements(shape).saturating_mul(8),
         };
-        let bytes = |node: &Node| match node.ty {
-            Type::Number => self.bytes(&node.shape),
-            Type::Id => self.elements(&node.shape).saturating_mul(8),
-        };
-        graph.nodes.iter().filter(new).map(bytes).fold(0, u64::saturating_add)
+        graph.column_values.iter().map(bytes).fold(0, u64::saturating_add)
     }
 
     /// A version that serves: its program, and what the executor runs.

@@ -106,6 +106,15 @@ pub struct Node {
     pub layer: String,
 }
 
+/// What a batch holds of a column.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ColumnValues {
+    /// The type of the values.
+    pub ty: Type,
+    /// Their shape.
+    pub shape: TensorShape,
+}
+
 /// A parameter of the network.
 #[derive(Clone)]
 pub struct ParameterSpec {
@@ -154,6 +163,8 @@ pub struct ExpertGraph {
     pub plugin: String,
     /// The description's columns, which `Input` nodes index.
     pub columns: Vec<Column>,
+    /// What a batch holds of each of them, whether or not a node reads it.
+    pub column_values: Vec<ColumnValues>,
     /// The nodes; each reads earlier ones only.
     pub nodes: Vec<Node>,
     /// The parameters, which `Parameter` nodes index.

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 
 use super::infer::{Cost, infer, working_elements};
 use super::{
-    ExpertGraph, Lead, NetworkMemory, NetworkUse, Node, Op, ParameterSpec, TensorShape, Type, fnv1a,
+    ColumnValues, ExpertGraph, Lead, NetworkMemory, NetworkUse, Node, Op, ParameterSpec,
+    TensorShape, Type, fnv1a,
 };
 use crate::Error;
 use crate::wasm::contract::{
@@ -106,10 +107,13 @@ impl Validator<'_> {
         mark_tables(&mut parameters, &nodes, outputs.iter().chain(&extra_loss));
         let hash = fnv1a(0, format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}").as_bytes());
         let (plugin, columns) = (self.description.name.clone(), self.description.columns.clone());
+        let column_values = columns.iter().map(|column| self.values(column));
+        let column_values = column_values.collect::<Result<Vec<_>, _>>()?;
         let (serving_memory, training_memory) = Default::default();
         let mut graph = ExpertGraph {
             plugin,
             columns,
+            column_values,
             nodes,
             parameters,
             outputs,
@@ -209,13 +213,18 @@ impl Validator<'_> {
             matches!(column, Column::HistoryActions) && self.host.info.actions.is_empty(),
             "it reads history actions, but the schema has no action"
         );
+        let ColumnValues { ty, shape } = self.values(column)?;
+        Ok((ty, shape))
+    }
+
+    fn values(&self, column: &Column) -> Result<ColumnValues, String> {
         let ty = match column {
             Column::Id(_) | Column::HistoryId(_) => Type::Id,
             _ => Type::Number,
         };
         let width = self.host.width(column)?;
         let lead = if column.is_history() { Lead::History } else { Lead::Rows };
-        Ok((ty, TensorShape::led(lead, &[width])))
+        Ok(ColumnValues { ty, shape: TensorShape::led(lead, &[width]) })
     }
 
     fn check_size(&self, node: &Node, elements: &Elements) -> Result<(), String> {

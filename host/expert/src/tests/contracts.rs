@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hypercast_core::prerequisite::skip;
+use hypercast_data::schema::Schema;
 use hypercast_fm::example::{Example, Item};
 
 use super::build::{Net, TAE_DIM, description, example, noise, schema, vectors};
@@ -42,6 +43,11 @@ fn a_guest_of_contract_2_predicts_and_ranks_as_before() {
     assert_eq!(present.plugin.contract(), Contract::Third);
     // The valid expert of the same crate: the same network, and so the same fresh parameters.
     assert_eq!(earlier.graph.hash, present.graph.hash);
+    let contract = |of: &Blueprint| {
+        let normaliser = Normaliser::identity(of.columns.feature_names());
+        of.init_parameters(normaliser, 7).provenance.contract
+    };
+    assert_eq!([contract(&earlier), contract(&present)], ["2.0.0", "3.0.0"]);
     let (earlier, present) = (served(earlier), served(present));
     let example = example(3, 4, 6);
     let tae = noise(9, 6 * TAE_DIM);
@@ -98,12 +104,18 @@ fn a_guest_of_contract_2_gets_the_bits_and_figures_that_it_knows() {
     }
 }
 
-#[test]
-fn contract_2_is_told_of_no_more_actions_than_it_has_bits_for() {
-    let Some(guest) = guest("earlier_contract") else { return };
+/// The schema with 40 actions.
+fn wide_schema() -> Schema {
     let mut wide = schema();
     let last = wide.actions.len();
     wide.actions.extend((last..40).map(|at| format!("action{at}")));
+    wide
+}
+
+#[test]
+fn contract_2_is_told_of_no_more_actions_than_it_has_bits_for() {
+    let Some(guest) = guest("earlier_contract") else { return };
+    let mut wide = wide_schema();
     let (mut of_task, mut info) = (wide.tasks[0].clone(), contract::host_info(&wide, vectors()));
     (of_task.name, of_task.label) = ("late".into(), "action39".into());
     wide.tasks.push(of_task);
@@ -113,6 +125,26 @@ fn contract_2_is_told_of_no_more_actions_than_it_has_bits_for() {
     assert_eq!(info.actions, before.actions[..32]);
     assert_eq!(info.tasks.len(), before.tasks.len(), "a task on a late action is left out");
     assert!(info.columns.is_empty(), "contract 2 has no vectors");
+}
+
+#[test]
+fn a_history_has_the_actions_that_its_reader_was_told_of() {
+    let wide = wide_schema();
+    let own = description(vec![Column::HistoryActions], &[("click", TaskKind::Binary)]);
+    let columns = ExpertColumns::as_of(&own, 32, &wide, vectors()).unwrap();
+    assert_eq!(columns.network_value_bytes(0, &own.columns[0]), 32 * size_of::<f32>());
+    let normaliser = Normaliser::identity(&wide.feature_columns());
+    let mut example = example(1, 2, 1);
+    for event in &mut example.history {
+        event.outcome.actions = 1 | 1 << 31 | 1 << 35;
+    }
+    let batch = columns.batch(&[example], Tae::Without, &normaliser);
+    let mut bits = [0f32; 32];
+    (bits[0], bits[31]) = (1.0, 1.0);
+    assert_eq!(batch.numbers(0)[..], [bits, bits].concat(), "of each of two events");
+    // Nobody has a history: one event of zeros stands in its place.
+    let batch = columns.batch(&[super::build::example(1, 0, 1)], Tae::Without, &normaliser);
+    assert_eq!(batch.numbers(0)[..], [0f32; 32]);
 }
 
 /// An item with a content vector.

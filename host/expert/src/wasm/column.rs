@@ -9,7 +9,7 @@
 use super::contract::{HostInfo, OfferedColumn, WireColumn, quote};
 
 /// A column of a kind that the host knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DeclaredColumn {
     /// The FM's target-aware embedding.
     Tae,

@@ -1,5 +1,7 @@
 //! A plugin's description, once the host knows everything in it.
 
+use std::collections::HashSet;
+
 use super::contract::{Column, Limits, Task, WireColumn, WireDescription, unknown_option};
 
 /// A plugin's description whose columns and options the host knows.
@@ -31,24 +33,87 @@ impl ExpertDescription {
     /// Reads what a plugin returned.
     ///
     /// # Errors
-    /// It has a kind of columns or an option that this host does not know; the error names it.
+    /// It has a kind of columns or an option that this host does not know, or declares a column
+    /// twice for one reader; the error names it.
     pub fn read(raw: WireDescription) -> Result<ExpertDescription, String> {
         if let Some(option) = raw.options.first() {
             return Err(unknown_option("its description", option, "none"));
         }
-        let columns =
-            |raw: Vec<WireColumn>| raw.into_iter().map(Column::read).collect::<Result<Vec<_>, _>>();
         Ok(ExpertDescription {
             name: raw.name,
             version: raw.version,
             surfaces: raw.surfaces,
             tasks: raw.tasks,
-            columns: columns(raw.columns)?,
-            rank_columns: columns(raw.rank_columns)?,
-            training_columns: columns(raw.training_columns)?,
+            columns: columns("columns", raw.columns)?,
+            rank_columns: columns("rank-columns", raw.rank_columns)?,
+            training_columns: columns("training-columns", raw.training_columns)?,
             history_len: raw.history_len,
             fm_version: raw.fm_version,
             limits: raw.limits,
         })
+    }
+
+    /// Whether the network, `rank` or the training hooks read a vector of the items.
+    pub fn reads_vectors(&self) -> bool {
+        let lists = [&self.columns, &self.rank_columns, &self.training_columns];
+        lists.into_iter().flatten().any(|column| matches!(column, Column::Vector(_)))
+    }
+}
+
+/// Reads a list of columns. Each may stand in it once: the host holds the values of all that are
+/// declared, and a description of a few bytes could otherwise ask for gigabytes of them.
+fn columns(list: &str, raw: Vec<WireColumn>) -> Result<Vec<Column>, String> {
+    let columns = raw.into_iter().map(Column::read).collect::<Result<Vec<_>, _>>()?;
+    match repeated(&columns) {
+        Some(column) => Err(format!("its {list} hold {} twice; declare it once", column.label())),
+        None => Ok(columns),
+    }
+}
+
+fn repeated(columns: &[Column]) -> Option<&Column> {
+    let mut seen = HashSet::new();
+    columns.iter().find(|column| !seen.insert(*column))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_column_stands_once_in_a_list() {
+        let read = |columns: &[Column]| super::columns("columns", wire(columns));
+        let vector = |name: &str| Column::Vector(name.to_owned());
+        let id = Column::Id("content".to_owned());
+        let different = [Column::Tae, id, vector("content"), vector("other")];
+        assert_eq!(read(&different).unwrap(), different);
+        let why = read(&[vector("content"), Column::Tae, vector("content")]).unwrap_err();
+        assert!(why.contains("columns hold vector `content` twice"), "{why}");
+        let why = read(&[Column::Tae, Column::Tae]).unwrap_err();
+        assert!(why.contains("hold tae twice"), "{why}");
+    }
+
+    #[test]
+    fn two_readers_may_declare_the_same_column() {
+        let list = || wire(&[Column::Vector("content".to_owned())]);
+        let raw = |rank_columns: Vec<WireColumn>| WireDescription {
+            name: "own".into(),
+            version: "1.0.0".into(),
+            surfaces: Vec::new(),
+            tasks: Vec::new(),
+            columns: list(),
+            rank_columns,
+            training_columns: list(),
+            history_len: 0,
+            fm_version: "*".into(),
+            limits: Limits { deadline_ms: 0, memory_mib: 0 },
+            options: Vec::new(),
+        };
+        assert!(ExpertDescription::read(raw(list())).unwrap().reads_vectors());
+        let why = ExpertDescription::read(raw([list(), list()].concat())).unwrap_err();
+        assert!(why.contains("its rank-columns hold vector `content` twice"), "{why}");
+    }
+
+    fn wire(columns: &[Column]) -> Vec<WireColumn> {
+        columns.iter().map(Column::wire).collect()
     }
 }

@@ -90,6 +90,7 @@ impl ArmRunner<'_> {
             plugin: &self.context.plugin,
             name: "experiment",
             without_tae: arm.without_tae,
+            content_dim: Some(self.context.dataset.content),
         };
         phase.train(expert, &view, survey, warm, &mut |_, _, _| ())
     }

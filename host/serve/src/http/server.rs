@@ -322,7 +322,12 @@ fn load(app: &AppState, config: &Config, before: Option<&LoadedTier>) -> Result<
     };
     let streams = shared.streams.clone();
     let of_experts = schema.clone().filter(|_| ranks);
-    let schema = of_experts.clone().map_or(LoaderSchema::OfFm(schema), LoaderSchema::OfExperts);
+    let schema = match &dataset {
+        Some(Dataset { schema, content, .. }) => {
+            LoaderSchema::OfExperts { schema: schema.clone(), content_dim: *content }
+        }
+        None => LoaderSchema::OfFm(schema),
+    };
     let loader = VersionLoader::new(config, &fm_config, schema, shared.clone())?;
     let updater = SetUpdater::new(loader, config, of_experts, &*streams)?;
     if let Some(before) = before {

@@ -51,6 +51,8 @@ pub struct RankingService {
     settings: Arc<Settings>,
     /// Converts bodies, by the data set's schema.
     pub(crate) converter: Converter,
+    /// The width of the items' content vectors in its feature state; 0 without any.
+    pub(crate) content_dim: usize,
     /// The streams of events and outcomes.
     pub(crate) streams: EventStreams,
     /// The versions that serve.
@@ -139,6 +141,7 @@ impl RankingService {
         };
         Ok(Self {
             converter: Converter::new(dataset.schema.clone()).counting_in(&metrics),
+            content_dim: dataset.content,
             settings,
             streams,
             models,

@@ -25,7 +25,8 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     http::reload::Settings,
     rollout::{
-        Push, Rollout, RolloutPolicy, RolloutStep, frame, import_config,
+        Push, Rollout, RolloutPolicy, RolloutStep, frame,
+        import_config::{self, ConfiguredVersions},
         repository::{PendingRollout, Repository},
         signature::PushManifest,
         transitions,
@@ -86,6 +87,8 @@ pub struct Acceptor {
     /// Read for every push, because a reload may change keys, experts and limits.
     settings: Arc<Settings>,
     pub(super) schema: Arc<Schema>,
+    /// The width of the content vectors that experts read here; 0 without any.
+    content_dim: usize,
     wasm: Engine,
     pub(super) streams: Arc<dyn Streams>,
     pub(super) repository: Arc<Repository>,
@@ -96,7 +99,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Opens the repository beside the experts' parameters.
+    /// Opens the repository beside the experts' parameters. Experts read no content vectors.
     ///
     /// # Errors
     /// The repository's folder cannot be created.
@@ -118,14 +121,30 @@ impl Acceptor {
             Ok(()) => {}
         }
         let accepting = Arc::new(Mutex::new(RegistryFollower::new(&*streams)?));
-        Ok(Self { settings, schema, wasm, streams, repository, load: load::load, accepting })
+        Ok(Self {
+            settings,
+            schema,
+            content_dim: 0,
+            wasm,
+            streams,
+            repository,
+            load: load::load,
+            accepting,
+        })
     }
 
-    /// One that goes on with this one's repository, for pushes of another schema.
+    /// The same for experts that read content vectors of this width, 0 for none.
+    pub(crate) fn with_content(self, content_dim: usize) -> Self {
+        Self { content_dim, ..self }
+    }
+
+    /// One that goes on with this one's repository, for pushes of another schema. What it is to be
+    /// told of content vectors, [`Acceptor::with_content`] tells it.
     pub(crate) fn under(&self, schema: Arc<Schema>) -> Self {
         Self {
             settings: self.settings.clone(),
             schema,
+            content_dim: self.content_dim,
             wasm: self.wasm.clone(),
             streams: self.streams.clone(),
             repository: self.repository.clone(),
@@ -197,8 +216,9 @@ impl Acceptor {
         let registry = decisions.registry();
         registry.check_complete()?;
         let adoption = if import_config::is_due(registry) {
-            import_config::changes(&config, &self.schema, &self.wasm, registry)
-                .map_err(Error::of_the_host)?
+            let (schema, content_dim, wasm) = (&*self.schema, self.content_dim, &self.wasm);
+            let own = ConfiguredVersions { config: &config, schema, content_dim, wasm };
+            own.changes(registry).map_err(Error::of_the_host)?
         } else {
             Vec::new()
         };

@@ -80,7 +80,7 @@ pub(crate) fn start(
         Some(before) => before.acceptor.under(schema),
         None => Acceptor::new(settings, schema, shared.wasm.clone(), shared.streams.clone())?,
     };
-    let acceptor = Arc::new(acceptor);
+    let acceptor = Arc::new(acceptor.with_content(service.content_dim));
     let context = RolloutContext { acceptor, serving: service, replay: replay::run };
     RolloutService::start(&config, context)
 }

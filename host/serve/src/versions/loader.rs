@@ -34,6 +34,8 @@ pub struct VersionLoader {
     pub(super) config: Config,
     fm_config: FmTierConfig,
     schema: Option<Arc<Schema>>,
+    /// The width of the content vectors that experts read here; 0 without any.
+    content_dim: usize,
     /// The way from FMs of before the schema grew.
     growths: Arc<[SpecGrowth]>,
     wasm: Engine,
@@ -57,8 +59,14 @@ pub struct LoaderContext {
 
 /// The schema of what a process loads.
 pub enum LoaderSchema {
-    /// It runs experts, and an FM of this schema.
-    OfExperts(Arc<Schema>),
+    /// It runs experts, and an FM of this schema, beside content vectors of this width: that of
+    /// the data set from which the features of items are loaded.
+    OfExperts {
+        /// The schema.
+        schema: Arc<Schema>,
+        /// The width; 0 without any.
+        content_dim: usize,
+    },
     /// It runs FMs alone. Those of before this schema grew are taken through its growth.
     OfFm(Option<Arc<Schema>>),
 }
@@ -76,18 +84,20 @@ impl VersionLoader {
     ) -> Result<Self> {
         let LoaderContext { wasm, streams, metrics } = context;
         let growths = match &schema {
-            LoaderSchema::OfExperts(schema) | LoaderSchema::OfFm(Some(schema)) => {
+            LoaderSchema::OfExperts { schema, .. } | LoaderSchema::OfFm(Some(schema)) => {
                 spec_growths(schema)?.into()
             }
             LoaderSchema::OfFm(None) => Arc::default(),
         };
+        let (schema, content_dim) = match schema {
+            LoaderSchema::OfExperts { schema, content_dim } => (Some(schema), content_dim),
+            LoaderSchema::OfFm(_) => (None, 0),
+        };
         Ok(Self {
             config: config.clone(),
             fm_config: fm_config.clone(),
-            schema: match schema {
-                LoaderSchema::OfExperts(schema) => Some(schema),
-                LoaderSchema::OfFm(_) => None,
-            },
+            schema,
+            content_dim,
             growths,
             wasm,
             metrics,
@@ -168,7 +178,7 @@ impl VersionLoader {
     /// One needs more; the message names its version, and has the figures.
     pub(super) fn check_memory(&self, set: &ServingSet) -> Result<()> {
         for arm in &set.arms {
-            let limits = self.config.load_options(&arm.name).graph_limits;
+            let limits = self.config.load_options(&arm.name, self.content_dim).graph_limits;
             let expert = arm.expert();
             let fits = expert.blueprint().check_memory(&limits.serving, limits.memory_bytes);
             fits.map_err(|error| {
@@ -322,7 +332,7 @@ impl VersionLoader {
         let options = LoadOptions {
             tae_dim: fm.manifest().config.tae_width(),
             fm_version: Some(fm.version().to_owned()),
-            ..self.config.load_options(&desired.name)
+            ..self.config.load_options(&desired.name, self.content_dim)
         };
         let plugin = Plugin::from_file(&self.wasm, &desired.plugin, &component, &options.limits)?;
         let blueprint = Arc::new(Blueprint::as_of(plugin, layout, schema, &options)?);

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 
 use hypercast_config::Config;
-use hypercast_data::dataset::Dataset;
+use hypercast_data::dataset::{Dataset, content};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, Engine, FeatureStatistics, LoadOptions, Parameters, SavedParameters, ServedExpert,
@@ -84,10 +84,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             schema_hash(&schema)
         );
     }
+    let content_dim = match recorded_content_dim(&all) {
+        Some(width) => width,
+        None => content::width_in(&config.paths.dataset)?,
+    };
     let options = LoadOptions {
         tae_dim,
         fm_version: Some(fm.clone()),
-        ..config.load_options(&args.component.display().to_string())
+        ..config.load_options(&args.component.display().to_string(), content_dim)
     };
     let engine = Engine::new(config.guests())?;
     let open = |component: &Path, parameters: Option<&Path>| -> anyhow::Result<ServedExpert> {
@@ -152,4 +156,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         false => print!("{report}"),
     }
     Ok(())
+}
+
+/// The width of the content vectors in the newest request that has any. None where none has, so
+/// that nobody can tell whether the daemon had vectors.
+fn recorded_content_dim(requests: &[RecordedRequest]) -> Option<usize> {
+    let targets = requests.iter().rev().flat_map(|request| &request.example.targets);
+    targets.map(|target| target.item.content.len()).find(|width| *width > 0)
 }

@@ -63,11 +63,10 @@ impl PluginUnderTest {
         let limits = &mut config.plugin_limits;
         limits.max_flops = self.max_flops.unwrap_or(limits.max_flops);
         let engine = Engine::new(EngineConfig { instances: 8, ..limits.engine() })?;
-        let mut options = LoadOptions { tae_dim, registered: None, ..config.load_options("") };
-        if let Some(dataset) = self.schema.as_ref().and_then(|file| file.parent()) {
-            options.content_dim = content::width_in(dataset)?;
-        }
-        let content_dim = options.content_dim;
+        let beside = self.schema.as_ref().and_then(|file| file.parent());
+        let content_dim = content::width_in(beside.unwrap_or(&config.paths.dataset))?;
+        let own = config.load_options("", content_dim);
+        let options = LoadOptions { tae_dim, registered: None, ..own };
         let limits = config.plugin_limits;
         let blueprint = Blueprint::load(&engine, &self.file, &schema, &options)?;
         let (blueprint, schema) = (Arc::new(blueprint), Arc::new(schema));

@@ -62,6 +62,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let work = tempfile::tempdir_in(&beside)
         .with_context(|| format!("cannot write in {}", beside.display()))?;
     config.paths.experts = work.path().to_owned();
+    // The logs alone say how wide content vectors are: the configuration may be of another data
+    // set, and an empty folder is of none.
+    config.paths.dataset = work.path().to_owned();
     let surfaces = surfaces(&args, &engine, &config)?;
     config.experts.clear();
     let entry = ExpertEntry {

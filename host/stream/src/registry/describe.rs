@@ -53,6 +53,8 @@ pub struct NewExpert {
     pub fm: String,
     /// The width of that FM's TAE.
     pub tae_dim: usize,
+    /// The width of the content vectors that experts read; 0 without any.
+    pub content_dim: usize,
     /// Whether it runs without the TAE.
     pub without_tae: bool,
     /// Where its parameters are.
@@ -74,7 +76,7 @@ impl NewExpert {
         let options = LoadOptions {
             tae_dim: self.tae_dim,
             fm_version: Some(self.fm.clone()),
-            ..config.load_options(&self.name)
+            ..config.load_options(&self.name, self.content_dim)
         };
         let component = read_version_file(&self.plugin, None)?;
         let plugin = Plugin::from_file(engine, &self.plugin, &component, &options.limits)?;

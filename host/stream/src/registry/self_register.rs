@@ -47,6 +47,8 @@ pub struct SelfRegisteredExpert<'a> {
     pub guests: &'a expert::Engine,
     /// The schema of its training data.
     pub schema: &'a Schema,
+    /// The width of the data set's content vectors; 0 without any.
+    pub content_dim: usize,
 }
 
 /// Registers a published version of an expert as in training, as [`self_register_fm`] does.
@@ -81,6 +83,7 @@ impl SelfRegisteredExpert<'_> {
             surfaces: self.surfaces.iter().map(surface).collect(),
             fm: provenance.fm_version.clone(),
             tae_dim: provenance.tae_dim,
+            content_dim: self.content_dim,
             without_tae: entry.without_tae,
             weights: WeightsLocation::Published,
         };

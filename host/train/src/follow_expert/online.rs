@@ -152,8 +152,17 @@ impl ExpertRuntime for PluginRuntime<'_> {
         let ExpertContext { dataset, config, entry, guests } = self.0;
         let schema = &dataset.schema;
         let surfaces = &config.serving_surfaces(entry, schema)?;
-        SelfRegisteredExpert { config, entry, surfaces, version, provenance, guests, schema }
-            .describe()
+        let new = SelfRegisteredExpert {
+            config,
+            entry,
+            surfaces,
+            version,
+            provenance,
+            guests,
+            schema,
+            content_dim: dataset.content,
+        };
+        new.describe()
     }
 }
 

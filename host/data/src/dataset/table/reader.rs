@@ -92,12 +92,26 @@ impl TableReader {
         schema.columns().iter().position(|column| column.path().parts()[0] == name)
     }
 
+    /// The cell of the first row in one column; none if the table has no row. A row group of any
+    /// size is read no further than that.
+    ///
+    /// # Errors
+    /// As [`TableReader::read`].
+    pub(crate) fn read_first(&self, field: &Field) -> Result<Option<Column>> {
+        let group = (0..self.groups()).find(|group| self.group_rows(*group) > 0);
+        group.map(|group| self.read_rows(group, field, 1)).transpose()
+    }
+
     fn read_field(&self, group: usize, field: &Field) -> Result<Column> {
+        self.read_rows(group, field, self.group_rows(group))
+    }
+
+    /// The first `rows` rows of a column in a row group.
+    fn read_rows(&self, group: usize, field: &Field, rows: usize) -> Result<Column> {
         let Some(index) = self.column_index(&field.name) else {
             return Err(Error::data(&self.path, format!("it has no column `{}`", field.name)));
         };
         let group = self.reader.get_row_group(group).map_err(Error::parquet(&self.path))?;
-        let rows = group.metadata().num_rows().max(0) as usize;
         let reader = group.get_column_reader(index).map_err(Error::parquet(&self.path))?;
         let descriptor = group.metadata().column(index).column_descr();
         let column =

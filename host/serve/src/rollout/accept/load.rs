@@ -71,7 +71,8 @@ impl Acceptor {
 
     fn options(&self, expert: &str, fm: &str, tae_dim: usize) -> LoadOptions {
         let fm_version = Some(fm.to_owned());
-        LoadOptions { tae_dim, fm_version, ..self.settings.now().load_options(expert) }
+        let own = self.settings.now().load_options(expert, self.content_dim);
+        LoadOptions { tae_dim, fm_version, ..own }
     }
 
     fn load(&self, of: &PushToLoad<'_>, files: &mut KeptFiles<'_>) -> Result<LoadedPush> {
@@ -116,6 +117,7 @@ impl Acceptor {
             surfaces,
             fm,
             tae_dim,
+            content_dim: self.content_dim,
             without_tae,
             weights: WeightsLocation::Path(path),
         };
