@@ -452,8 +452,18 @@ fn the_expert_is_no_worse_than_boosting_on_the_whole_shop() {
     for task in tasks {
         let differences = task["differences"].as_array().expect("differences");
         let beside = differences.iter().find(|of| of["baseline"] == "boosting").expect("boosting");
-        let (name, arms) = (task["task"].as_str().expect("a name"), &task["arms"]);
-        println!("figure: {name}: {arms}; expert with TAE to boosting {beside}");
-        assert!(beside["ci95"][0].as_f64().expect("a number") <= 0.0, "{name}: {beside}");
+        let number = |value: &Value| value.as_f64().expect("a number");
+        let name = task["task"].as_str().expect("a name");
+        let arms = task["arms"].as_array().expect("arms");
+        let arms = arms.iter().map(|arm| {
+            format!("{} {:.4}", arm["arm"].as_str().expect("a name"), number(&arm["ne"]))
+        });
+        let arms = arms.collect::<Vec<_>>().join(", ");
+        let [pct, low, high] = [&beside["pct"], &beside["ci95"][0], &beside["ci95"][1]].map(number);
+        println!(
+            "figure: NE of {name}: {arms}; expert with TAE to boosting {pct:+.2} % [{low:+.2}, \
+             {high:+.2}]"
+        );
+        assert!(low <= 0.0, "{name}: {beside}");
     }
 }
