@@ -205,7 +205,7 @@ fn a_trainer_goes_on_in_a_grown_schema_with_the_scales_of_its_columns() {
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
 /// a fault.
-const EXPECTED: [(&str, Option<&str>); 56] = [
+const EXPECTED: [(&str, Option<&str>); 57] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -225,6 +225,7 @@ const EXPECTED: [(&str, Option<&str>); 56] = [
     ("greedy", Some("past its deadline of 1000 ms")),
     ("hoards", Some("MiB of memory where it serves")),
     ("huge", Some("1000000000 values")),
+    ("huge_list", Some("bytes of output")),
     ("huge_output", Some("bytes of output")),
     ("labels_short", Some("`labels` gave a bad output")),
     ("log_flood", None),
