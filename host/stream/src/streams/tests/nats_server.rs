@@ -24,8 +24,8 @@ pub(super) fn is_installed() -> bool {
     found
 }
 
-/// A port on which nothing listens. It is below those that the system gives to clients, one of which
-/// could take it before the server listens.
+/// A port on which nothing listens. It is below those that the system gives to clients, one of
+/// which could take it before the server listens.
 pub(super) fn free_port() -> u16 {
     static TAKEN: AtomicU32 = AtomicU32::new(0);
     loop {
