@@ -125,7 +125,7 @@ pub struct ScaleAddition {
 pub struct LearnedRow {
     /// What a scale said of the model's output.
     pub prediction: f32,
-    /// What came.
+    /// The label that came for it.
     pub label: f32,
     /// For how many rows it stands.
     pub weight: f32,

@@ -111,7 +111,7 @@ pub struct Node {
 pub struct ColumnValues {
     /// The type of the values.
     pub ty: Type,
-    /// Their shape.
+    /// Led by rows or by the events of the history.
     pub shape: TensorShape,
 }
 

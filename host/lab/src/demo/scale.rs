@@ -56,7 +56,7 @@ pub struct DatasetSize {
 /// The size of a surface, without mere history.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SurfaceSize {
-    /// What was shown.
+    /// Rows of the log, each an item that was shown.
     pub rows: u64,
     /// Rows with an action.
     pub positives: u64,

@@ -96,29 +96,40 @@ fn every_format_gives_the_same_data_set() {
     }
 }
 
-#[test]
-fn a_logarithm_is_bounded_as_its_number_is() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = "u,i,t,n,d\n1,1,1764000000,0,5\n1,2,1764000002,1,20\n2,3,1764000003,1,-3\n\
-               2,1,1764000002,0,99999\n";
-    std::fs::write(dir.path().join("log.csv"), log).unwrap();
-    let mapping = r#"
+/// A mapping of `log.csv` with the columns `u`, `i`, `t` in seconds and `n`, a like. `more` stands
+/// among the keys of the top.
+fn mapping_of_likes(more: &str, request_within_s: u32) -> String {
+    format!(
+        r#"
         surfaces = ["feed"]
-        actions = [{ name = "like", column = "n" }]
-        tasks = [{ name = "like", role = "main", kind = "binary", label = "like" }]
-        context_features = [
-            { name = "d", kind = "dense", log = true, clip = [10, 1000], default = 3 },
-        ]
+        actions = [{{ name = "like", column = "n" }}]
+        tasks = [{{ name = "like", role = "main", kind = "binary", label = "like" }}]
+        {more}
         [impressions]
         files = ["log.csv"]
         user = "u"
         item = "i"
         time = "t"
         time_unit = "s"
-        request_within_s = 1
+        request_within_s = {request_within_s}
         outcome_delay_s = 60
-    "#;
-    let (_, data) = import_in(dir.path(), mapping).unwrap();
+        "#
+    )
+}
+
+#[test]
+fn a_logarithm_is_bounded_as_its_number_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = "u,i,t,n,d\n1,1,1764000000,0,5\n1,2,1764000002,1,20\n2,3,1764000003,1,-3\n\
+               2,1,1764000002,0,99999\n";
+    std::fs::write(dir.path().join("log.csv"), log).unwrap();
+    let mapping = mapping_of_likes(
+        r#"context_features = [
+            { name = "d", kind = "dense", log = true, clip = [10, 1000], default = 3 },
+        ]"#,
+        1,
+    );
+    let (_, data) = import_in(dir.path(), &mapping).unwrap();
     let range = &data.schema.ranges[0];
     let bounds = [10.0_f32, 1000.0].map(f32::ln_1p);
     assert_eq!((range.low, range.high), (bounds[0], bounds[1]));
@@ -133,20 +144,8 @@ fn rows_near_each_other_are_a_request_where_nothing_else_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let log = "u,i,t,n\n1,1,1764000000,0\n1,2,1764000002,1\n1,3,1764000003,1\n2,1,1764000002,\n";
     std::fs::write(dir.path().join("log.csv"), log).unwrap();
-    let mapping = r#"
-        surfaces = ["feed"]
-        actions = [{ name = "like", column = "n" }]
-        tasks = [{ name = "like", role = "main", kind = "binary", label = "like" }]
-        [impressions]
-        files = ["log.csv"]
-        user = "u"
-        item = "i"
-        time = "t"
-        time_unit = "s"
-        request_within_s = 2
-        outcome_delay_s = 60
-    "#;
-    let (report, data) = import_in(dir.path(), mapping).unwrap();
+    let mapping = mapping_of_likes("", 2);
+    let (report, data) = import_in(dir.path(), &mapping).unwrap();
     let at =
         |row: &Impression| (row.request, row.time_ms / 1000 - 1_764_000_000, row.user, row.item);
     let rows = rows(&data);

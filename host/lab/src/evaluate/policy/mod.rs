@@ -78,14 +78,14 @@ pub fn run(options: &PolicyOptions) -> Result<PolicyReport> {
     let log = PolicyLog::new(&dataset, options)?;
     let policy = TargetPolicy::new(&options.policy, &log, schema)?;
     let model = options.estimates.as_ref().map(|files| RewardEstimates::read(files, schema));
-    let model = model.transpose()?;
+    let mut model = model.transpose()?;
     if model.is_some() {
         policy.require_all_actions()?;
     }
     let mut estimator = OffPolicyEstimator::new(model.is_some(), options.clip);
     let without_reward = log.for_each(|row| {
         let actions = policy.actions(&row)?;
-        let modelled = model.as_ref().map(|model| model.expected(&row, actions)).transpose()?;
+        let modelled = model.as_mut().map(|model| model.expected(&row, actions)).transpose()?;
         estimator.push(&LoggedAction {
             request: row.impression.request,
             reward: row.reward,

@@ -1,7 +1,7 @@
 //! The policy in question, and what a model expects of rewards: by situation and item.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     convert::Infallible,
     str::FromStr,
 };
@@ -139,6 +139,9 @@ fn uniform(log: &PolicyLog<'_>) -> Result<TargetPolicy> {
 pub struct RewardEstimates {
     pattern: String,
     table: ActionTable,
+    /// What is expected of the policy, by the places of a situation's estimates and of its actions.
+    /// Many rows have one situation, and a uniform policy has all items in each.
+    policy_means: HashMap<[usize; 2], f64>,
 }
 
 impl RewardEstimates {
@@ -148,15 +151,17 @@ impl RewardEstimates {
     /// One cannot be read.
     pub fn read(pattern: &str, schema: &Schema) -> Result<RewardEstimates> {
         let table = ActionTable::read(pattern, "estimate", f64::MIN..=f64::MAX, schema)?;
-        Ok(RewardEstimates { pattern: pattern.to_owned(), table })
+        let policy_means = HashMap::new();
+        Ok(RewardEstimates { pattern: pattern.to_owned(), table, policy_means })
     }
 
-    /// What is expected of a row's item, and of a policy that does `actions` in its situation.
+    /// What is expected of a row's item, and of a policy that does `actions` in its situation. They
+    /// stay where they are from call to call.
     ///
     /// # Errors
     /// Something that is needed has no estimate.
     pub fn expected(
-        &self,
+        &mut self,
         row: &RewardedRow<'_>,
         actions: &[ActionNumber],
     ) -> Result<ModelledReward> {
@@ -172,10 +177,16 @@ impl RewardEstimates {
                 Error::data(&self.pattern, reason)
             })
         };
-        let mut policy = 0.0;
-        for action in actions.iter().filter(|action| action.number > 0.0) {
-            policy += action.number * of(action.item)?;
-        }
+        let situation = [estimates.as_ptr().addr(), actions.as_ptr().addr()];
+        let policy = if let Some(mean) = self.policy_means.get(&situation) {
+            *mean
+        } else {
+            let shown = actions.iter().filter(|action| action.number > 0.0);
+            let mean =
+                shown.map(|action| Ok(action.number * of(action.item)?)).sum::<Result<_>>()?;
+            self.policy_means.insert(situation, mean);
+            mean
+        };
         Ok(ModelledReward { shown: of(row.impression.item)?, policy })
     }
 }
