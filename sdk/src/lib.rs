@@ -14,6 +14,8 @@
 //! layers           Linear, Mlp, Embedding, ...; Hstu, FmEmbedding, FmFusion, ExpertFusion, Cross,
 //!                  TaskHeads
 //! Request          what `rank` receives, with helpers to score, order and explore candidates
+//! Slate            its candidates under filters and caps, for a rule that orders them: by score, by
+//!                  chance (epsilon-greedy, softmax, Thompson), or apart from each other (MMR, DPP)
 //! ActionBatch      what `labels` and `sample` receive: outcomes, and the columns they declare
 //! labels, evaluate the default training hooks, for experts that extend them
 //! log              log lines to the host
@@ -66,6 +68,7 @@
 mod columns;
 mod component;
 mod description;
+mod diversity;
 pub mod evaluate;
 mod expert_fusion;
 mod explore;
@@ -76,10 +79,12 @@ mod hstu;
 pub mod labels;
 mod layers;
 pub mod log;
+mod normal;
 mod ops;
 mod rank;
 pub mod raw;
 mod shape;
+mod slate;
 
 pub use component::{Component, build};
 pub use description::Description;
@@ -98,6 +103,7 @@ pub use raw::types::{
     TaskKind, TaskLabels, TrainingStep, Verdict,
 };
 pub use shape::{Dim, Shape};
+pub use slate::{Cap, Filtered, Slate};
 
 /// An expert. Each call may run in a fresh instance, so an expert cannot keep state between calls.
 pub trait Expert {

@@ -105,16 +105,14 @@ impl Request {
 
     /// The `limit` best candidates by score. Ties are broken by index.
     pub fn top(&self, scores: &[f32]) -> Vec<Ranked> {
-        let mut ranked = by_score(scores);
-        ranked.truncate(self.limit);
-        ranked
+        self.slate(scores).top()
     }
 
     /// Like `top`, but delays a candidate while `at_most` of the last `window - 1` places have its
     /// key. If that applies to all remaining candidates, the best of them is placed anyway, so the
     /// ranking is as long as that of `top`.
     pub fn top_diverse(&self, scores: &[f32], keys: &[u64], rule: Diversity) -> Vec<Ranked> {
-        let mut waiting = by_score(scores);
+        let mut waiting = self.slate(scores).by_score();
         let mut placed: Vec<Ranked> = Vec::with_capacity(self.limit.min(waiting.len()));
         while placed.len() < self.limit && !waiting.is_empty() {
             let recent = &placed[placed.len().saturating_sub(rule.window.saturating_sub(1))..];
@@ -140,9 +138,8 @@ impl Request {
     }
 }
 
-pub(crate) fn by_score(scores: &[f32]) -> Vec<Ranked> {
-    let ranked = |(candidate, &score)| Ranked::new(candidate as u32, score);
-    let mut all: Vec<_> = scores.iter().enumerate().map(ranked).collect();
+/// Candidates in the order of their scores. Equal ones stay in theirs.
+pub(crate) fn best_first(mut all: Vec<Ranked>) -> Vec<Ranked> {
     // NaN is not ordered. Put it last; the host reports it.
     all.sort_by(|Ranked { score: a, .. }, Ranked { score: b, .. }| {
         b.partial_cmp(a).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))

@@ -1,8 +1,8 @@
 //! Tests of the default labels and of the rules that order candidates.
 
 use hypercast_sdk::{
-    ActionBatch, Column, Data, Description, Diversity, Expert, Graph, HostInfo, Linear,
-    NamedColumn, Outcome, Prediction, RankRequest, Ranked, Request, SchemaTask, TaskKind,
+    ActionBatch, Cap, Chance, Column, Data, Description, Diversity, Expert, Graph, HostInfo,
+    Linear, NamedColumn, Outcome, Prediction, RankRequest, Ranked, Request, SchemaTask, TaskKind,
 };
 
 /// An expert that overrides no default.
@@ -123,6 +123,140 @@ fn diversity_delays_a_key_but_fills_every_place() {
     let rule = Diversity { at_most: 1, window: 2 };
     assert_eq!(order(&request.top_diverse(&scores, &[1, 1, 1, 2, 3], rule)), [0, 3, 1, 4, 2]);
     assert_eq!(order(&request.top_diverse(&scores, &[1; 5], rule)), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn filters_and_caps_shape_a_slate_and_say_what_they_took_out() {
+    let request = request(&[0.0; 6], 5);
+    let scores = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0];
+    let (authors, topics) = ([1, 1, 1, 2, 2, 3], [7, 8, 9, 7, 7, 8]);
+    let all = request.slate(&scores);
+    assert_eq!(order(&all.top()), order(&request.top(&scores)));
+    let slate = all.clone().cap(&authors, Cap { at_most: 1, first: 3 });
+    assert_eq!(order(&slate.top()), [0, 3, 5, 1, 2]);
+    // 5 is the only one that either cap allows, and then there is none: the best goes on.
+    let slate = slate.cap(&topics, Cap { at_most: 1, first: 6 });
+    assert_eq!(order(&slate.top()), [0, 5, 1, 2, 3]);
+    let slate = slate.filter("first", |candidate| candidate > 0).filter("odd", |at| at % 2 == 0);
+    assert_eq!(order(&slate.top()), [2, 4]);
+    let counts: Vec<_> = slate.filtered().iter().map(|own| (&*own.name, own.count)).collect();
+    assert_eq!(counts, [("first", 1), ("odd", 3)]);
+    assert!(all.filter("all", |_| false).top().is_empty());
+}
+
+/// Vectors and scores that a seed gives, with two that are nearly alike.
+fn vectors(seed: u64, rows: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
+    let mut chance = Chance::new(seed);
+    let mut vectors: Vec<f32> = (0..rows * width).map(|_| chance.normal() as f32).collect();
+    let first = vectors[..width].to_vec();
+    vectors[width..2 * width].copy_from_slice(&first);
+    vectors[width] += 0.05;
+    (vectors, (0..rows).map(|_| chance.uniform() as f32).collect())
+}
+
+/// The cosines between some rows, as a matrix.
+fn cosines(vectors: &[f32], width: usize, rows: &[u32]) -> Vec<Vec<f64>> {
+    let row = |at: u32| &vectors[at as usize * width..][..width];
+    let dot = |a: u32, b: u32| -> f64 {
+        row(a).iter().zip(row(b)).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+    };
+    let cosine = |a: u32, b: u32| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    rows.iter().map(|&a| rows.iter().map(|&b| cosine(a, b)).collect()).collect()
+}
+
+/// By the first row's cofactors.
+fn determinant(matrix: &[Vec<f64>]) -> f64 {
+    let Some((first, rest)) = matrix.split_first() else { return 1.0 };
+    let minor = |without: usize| -> Vec<Vec<f64>> {
+        let kept = |row: &Vec<f64>| {
+            row.iter().enumerate().filter(|(at, _)| *at != without).map(|(_, cell)| *cell).collect()
+        };
+        rest.iter().map(kept).collect()
+    };
+    let sign = |at: usize| if at.is_multiple_of(2) { 1.0 } else { -1.0 };
+    first.iter().enumerate().map(|(at, cell)| sign(at) * cell * determinant(&minor(at))).sum()
+}
+
+/// All sets of `size` of the first `count` numbers.
+fn sets(count: u32, size: usize) -> Vec<Vec<u32>> {
+    let masks = (0..1u32 << count).filter(|mask| mask.count_ones() as usize == size);
+    masks.map(|mask| (0..count).filter(|at| mask >> at & 1 == 1).collect()).collect()
+}
+
+#[test]
+fn dpp_finds_the_sets_that_brute_force_finds() {
+    const WIDTH: usize = 4;
+    const RELEVANCE: f32 = 1.5;
+    let mut best_found = 0;
+    for seed in 0..60 {
+        let (vectors, scores) = vectors(seed, 7, WIDTH);
+        let request = request(&[0.0; 7], 4);
+        let value = |set: &[u32]| {
+            let relevant: f32 = set.iter().map(|&at| RELEVANCE * scores[at as usize]).sum();
+            f64::from(relevant) + determinant(&cosines(&vectors, WIDTH, set)).max(1e-12).ln()
+        };
+        let ranked = request.slate(&scores).dpp(&vectors, RELEVANCE);
+        let order = order(&ranked);
+        assert_eq!(ranked[0].score, scores[order[0] as usize]);
+        // Each place is the best one after those before it.
+        for place in 0..4 {
+            let with = |next: u32| value(&[&order[..place], &[next]].concat());
+            let left = (0..7).filter(|at| !order[..place].contains(at));
+            let best = left.map(with).fold(f64::NEG_INFINITY, f64::max);
+            let chosen = with(order[place]);
+            assert!((chosen - best).abs() < 1e-3, "seed {seed}, place {place}: {chosen}, {best}");
+        }
+        // Which leads to the best set of all, or near it.
+        let best = sets(7, 4).iter().map(|set| value(set)).fold(f64::NEG_INFINITY, f64::max);
+        let found = value(&order);
+        assert!(found > best - 2.0, "seed {seed}: {found}, {best}");
+        best_found += u32::from(found > best - 1e-3);
+    }
+    assert!(best_found >= 30, "{best_found} of 60");
+}
+
+#[test]
+fn mmr_takes_what_is_relevant_and_unlike_what_is_there() {
+    const WIDTH: usize = 3;
+    for seed in 0..60 {
+        let (vectors, scores) = vectors(seed, 8, WIDTH);
+        let (request, relevance) = (request(&[0.0; 8], 5), 0.6);
+        let order = order(&request.slate(&scores).mmr(&vectors, relevance));
+        let cosines = cosines(&vectors, WIDTH, &(0..8).collect::<Vec<u32>>());
+        for place in 0..5 {
+            let gain = |next: u32| {
+                let near = order[..place].iter().map(|&at| cosines[next as usize][at as usize]);
+                let near = near.reduce(f64::max).unwrap_or(0.0);
+                0.6 * f64::from(scores[next as usize]) - 0.4 * near
+            };
+            let left = (0..8).filter(|at| !order[..place].contains(at));
+            let best = left.map(gain).fold(f64::NEG_INFINITY, f64::max);
+            assert!((gain(order[place]) - best).abs() < 1e-5, "seed {seed}, place {place}");
+        }
+    }
+}
+
+#[test]
+fn diversity_by_vectors_fills_every_place() {
+    let request = request(&[0.0; 5], 5);
+    let scores = [0.5, 0.9, 0.8, 0.1, 0.7];
+    // All in one line, some of zeros, and none at all.
+    let line = [1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 0.0, 0.0, 1.0, 0.0];
+    for vectors in [&line[..], &[0.0; 10], &[]] {
+        let slate = request.slate(&scores);
+        assert_eq!(order(&slate.mmr(vectors, 1.0)), [1, 2, 4, 0, 3]);
+        for ranked in [slate.mmr(vectors, 0.3), slate.dpp(vectors, 1.0)] {
+            let mut candidates = order(&ranked);
+            assert_eq!(candidates[0], 1);
+            candidates.sort_unstable();
+            assert_eq!(candidates, [0, 1, 2, 3, 4]);
+        }
+    }
+    // What is in no line comes before what is spanned, which follows by score.
+    assert_eq!(order(&request.slate(&scores).dpp(&line, 1.0)), [1, 3, 2, 4, 0]);
+    let keys = [1, 1, 1, 2, 2];
+    let capped = request.slate(&scores).cap(&keys, Cap { at_most: 1, first: 2 });
+    assert_eq!(order(&capped.mmr(&line, 0.9))[..2], [1, 4]);
 }
 
 #[test]
