@@ -33,10 +33,10 @@ impl Slate<'_> {
         })
     }
 
-    /// A determinantal point process, ranked greedily (Chen, Zhang & Zhou, 2018): each place goes to
-    /// the candidate that most increases `relevance * sum of scores + ln det S`, where `S` has the
-    /// cosines between the vectors of all that is placed. A set of vectors in one plane counts as
-    /// less than one in all directions, though no two of them are alike.
+    /// A determinantal point process, ranked greedily (Chen, Zhang & Zhou, 2018): each place goes
+    /// to the candidate that most increases `relevance * sum of scores + ln det S`, where `S` has
+    /// the cosines between the vectors of all that is placed. A set of vectors in one plane counts
+    /// as less than one in all directions, though no two of them are alike.
     ///
     /// `vectors` has a row for each candidate of the request; a row of zeros is like no other. Once
     /// the vectors that are placed span all others, the rest follows by score.

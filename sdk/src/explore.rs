@@ -85,8 +85,8 @@ impl Slate<'_> {
     }
 
     /// A ranking drawn from the Plackett-Luce model: each place is drawn from the candidates that
-    /// are left, and that caps allow, in proportion to `exp(score / temperature)`. A low temperature
-    /// is close to the order by score.
+    /// are left, and that caps allow, in proportion to `exp(score / temperature)`. A low
+    /// temperature is close to the order by score.
     ///
     /// The propensity of a place is the probability of its candidate given the places before it, so
     /// that of the first is its probability alone, and their product that of the ranking.
@@ -118,13 +118,13 @@ impl Slate<'_> {
     }
 
     /// Thompson sampling: the slate's scores are means, to each of which a normal number is added
-    /// with a deviation of its own, and the sums order the candidates. What is uncertain is tried as
-    /// often as it may be the best. `deviations` has one for each candidate of the request; those
-    /// that are missing, negative or not finite count as 0.
+    /// with a deviation of its own, and the sums order the candidates. What is uncertain is tried
+    /// as often as it may be the best. `deviations` has one for each candidate of the request;
+    /// those that are missing, negative or not finite count as 0.
     ///
-    /// A place's score is the sum. The first place has a propensity, the probability that its sum is
-    /// the largest, to about a thousandth of 1. The others have none: theirs would be integrals over
-    /// all sums before them.
+    /// A place's score is the sum. The first place has a propensity, the probability that its sum
+    /// is the largest, to about a thousandth of 1. The others have none: theirs would be integrals
+    /// over all sums before them.
     ///
     /// Scores that are not finite give the order by score.
     pub fn thompson(&self, deviations: &[f32]) -> Vec<Ranked> {

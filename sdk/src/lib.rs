@@ -14,8 +14,8 @@
 //! layers           Linear, Mlp, Embedding, ...; Hstu, FmEmbedding, FmFusion, ExpertFusion, Cross,
 //!                  TaskHeads
 //! Request          what `rank` receives, with helpers to score, order and explore candidates
-//! Slate            its candidates under filters and caps, for a rule that orders them: by score, by
-//!                  chance (epsilon-greedy, softmax, Thompson), or apart from each other (MMR, DPP)
+//! Slate            its candidates under filters and caps, and the rules that order them: by score,
+//!                  by chance (epsilon-greedy, softmax, Thompson), or for diversity (MMR, DPP)
 //! ActionBatch      what `labels` and `sample` receive: outcomes, and the columns they declare
 //! labels, evaluate the default training hooks, for experts that extend them
 //! log              log lines to the host

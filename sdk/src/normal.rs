@@ -14,8 +14,8 @@ const REACH: f64 = 8.0;
 /// The most intervals of the integral.
 const INTERVALS: f64 = 2048.0;
 
-/// The probability that the number at `first` is above all others, or equal to others behind it: the
-/// integral of its density times the others' probabilities to be below.
+/// The probability that the number at `first` is above all others, or equal to others behind it:
+/// the integral of its density times the others' probabilities to be below.
 pub(crate) fn probability_of_most(first: usize, all: &[Normal]) -> f64 {
     let own = all[first];
     let others = || all.iter().enumerate().filter(|(at, _)| *at != first);

@@ -93,8 +93,8 @@ fn softmax_draws_each_place_given_those_before() {
     }
 }
 
-/// The probability that a normal number of `own` is the largest, by a sum over fine steps, each with
-/// the others' probabilities by sums of their own.
+/// The probability that a normal number of `own` is the largest, by a sum over fine steps, each
+/// with the others' probabilities by sums of their own.
 fn probability_of_most(own: usize, means: &[f32], deviations: &[f32]) -> f64 {
     const STEPS: usize = 4000;
     let x = |step: usize| -6.0 + 12.0 * step as f64 / STEPS as f64;

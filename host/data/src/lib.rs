@@ -22,6 +22,7 @@
 //! | [`simulate`] | a data set whose true probabilities are known |
 //! | [`features`] | the state that turns a request into an example, in training and serving |
 //! | [`logs`] | feature logs with target-aware embeddings |
+//! | [`ranked_place`] | where a daemon ranked an item that was shown |
 //! | [`tae`] | the precision of embeddings on the wire and in logs |
 //! | [`synthetic`] | made-up requests of any size, for benches and tests of one expert |
 //!
@@ -54,6 +55,7 @@ pub mod dataset;
 pub mod error;
 pub mod features;
 pub mod logs;
+pub mod ranked_place;
 pub mod schema;
 pub mod simulate;
 pub mod synthetic;

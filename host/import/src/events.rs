@@ -132,7 +132,7 @@ impl EventImport<'_> {
                             continue;
                         }
                         // Times close windows here, not when the files say so.
-                        EventKind::Tick { .. } => continue,
+                        EventKind::Tick { .. } | EventKind::Ranking(_) => continue,
                         EventKind::Impression(shown) => key(shown.time_ms, false),
                         EventKind::CompleteRequest(rows) => {
                             let Some(first) = rows.first() else { continue };

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
 use hypercast_core::{clock, shutdown::Shutdown};
+use hypercast_data::ranked_place::RankedPlace;
 use hypercast_data::schema::{ColumnRanges, ColumnUpgrade};
 use hypercast_stream::dead_letters::{
     DeadLetter, DeadLetterQueue, LetterReader, LetterScope, SetAsideRate, UnusableRecord,
@@ -33,6 +34,8 @@ pub(super) const MOST_FAILURES: u32 = 120;
 /// An example or a correction, with its position.
 pub(super) struct PositionedExample {
     pub(super) example: Example,
+    /// Where its targets were ranked; empty if none is known.
+    pub(super) ranked: Vec<Option<RankedPlace>>,
     pub(super) correction: bool,
     pub(super) ingested_ms: i64,
     /// Where it was read.
@@ -290,7 +293,7 @@ impl JoinedReader {
         read: &mut DecodedRecords,
     ) -> Result<()> {
         let key = RecordKey::of(record, retries);
-        let (correction, JoinedExample { mut example, ingested_ms }) =
+        let (correction, JoinedExample { mut example, ingested_ms, ranked }) =
             match JoinedRecord::decode(&record.payload) {
                 Ok(JoinedRecord::Example(joined)) => (false, joined),
                 Ok(JoinedRecord::Correction(joined)) => (true, joined),
@@ -308,7 +311,14 @@ impl JoinedReader {
         match self.fits.check(&example) {
             Ok(()) => {
                 let end = StreamPlace::after(record);
-                read.usable.push(PositionedExample { example, correction, ingested_ms, key, end });
+                read.usable.push(PositionedExample {
+                    example,
+                    ranked,
+                    correction,
+                    ingested_ms,
+                    key,
+                    end,
+                });
             }
             Err(why) => read.unusable.push(key.unreadable(&why.into())),
         }
@@ -425,7 +435,8 @@ mod tests {
             history: Vec::new(),
             targets: Vec::new(),
         };
-        let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
+        let joined = JoinedExample { example, ingested_ms: 1, ranked: Vec::new() };
+        let joined = JoinedRecord::Example(joined);
         postcard::to_stdvec(&joined).unwrap()
     }
 
@@ -529,7 +540,8 @@ mod tests {
         };
         let mut example = Replay::new(&dataset, replay).unwrap().next().unwrap().unwrap();
         example.targets[0].outcome.values[0] = 1e15;
-        let joined = JoinedRecord::Correction(JoinedExample { example, ingested_ms: 1 });
+        let joined = JoinedExample { example, ingested_ms: 1, ranked: Vec::new() };
+        let joined = JoinedRecord::Correction(joined);
         let engine = Arc::new(MemoryEngine::default());
         append(&*engine, [postcard::to_stdvec(&joined).unwrap()]);
         let (mut reader, _) = open(engine, &dataset, None, OnGap::Stop);

@@ -344,6 +344,7 @@ impl LoggingTier {
             self.log.write(LogRow {
                 example: &record.example,
                 taes: &own,
+                ranked: &record.ranked,
                 correction: record.correction,
                 ingested_ms: record.ingested_ms,
                 place: Some(LoggedPlace { position, checksum }),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{LogLayout, RowGroup};
 use super::{LogVersion, LoggedPlace, LoggedRequest};
-use crate::dataset::table::TableReader;
+use crate::dataset::table::{Column, TableReader};
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// The key of [`FileNote`] in a file's metadata.
@@ -87,7 +87,8 @@ pub(super) fn sync_names(dir: &Path) -> Result<()> {
 /// A complete file that is read from a row group on.
 pub(super) struct OpenLog {
     file: LogFile,
-    version: LogVersion,
+    /// Whose embeddings are read; none if nobody needs any.
+    version: Option<LogVersion>,
     next_group: usize,
     /// Requests of the row group before that.
     ready: std::vec::IntoIter<LoggedRequest>,
@@ -103,7 +104,8 @@ impl OpenLog {
             if self.next_group == self.file.requests.groups() {
                 return Ok(None);
             }
-            self.ready = self.file.read(self.next_group, layout, &self.version)?.into_iter();
+            self.ready =
+                self.file.read(self.next_group, layout, self.version.as_ref())?.into_iter();
             self.next_group += 1;
         }
     }
@@ -139,8 +141,8 @@ impl LogFile {
     }
 
     /// Goes through the requests from row group `group` on, with the embeddings of `version`, which
-    /// the file must contain.
-    pub(super) fn starting_at(self, group: usize, version: LogVersion) -> OpenLog {
+    /// the file must contain, or without any.
+    pub(super) fn starting_at(self, group: usize, version: Option<LogVersion>) -> OpenLog {
         OpenLog { file: self, version, next_group: group, ready: Vec::new().into_iter() }
     }
 
@@ -148,20 +150,21 @@ impl LogFile {
         &self,
         group: usize,
         layout: &LogLayout,
-        version: &LogVersion,
+        version: Option<&LogVersion>,
     ) -> Result<Vec<LoggedRequest>> {
         let mut fields = layout.example_fields();
-        fields.push(LogLayout::tae_field(&version.version));
-        let group = RowGroup {
-            requests: self.requests.read_grown(
-                group,
-                &layout.request_fields(),
-                &layout.defaults,
-            )?,
-            examples: self.examples.read_grown(group, &fields, &layout.defaults)?,
-        };
+        fields.extend(version.map(|version| LogLayout::tae_field(&version.version)));
+        let requests =
+            self.requests.read_grown(group, &layout.request_fields(), &layout.defaults)?;
+        let mut examples = self.examples.read_grown(group, &fields, &layout.defaults)?;
+        if version.is_none() {
+            let rows = self.examples.group_rows(group);
+            examples.push(Column::lists(std::iter::empty::<f32>(), std::iter::repeat_n(0, rows)));
+        }
+        let group = RowGroup { requests, examples };
+        let tae_dim = version.map_or(0, |version| version.tae_dim);
         let fits = |rows: &Vec<LoggedRequest>| {
-            rows.iter().all(|row| row.tae.len() == version.tae_dim * row.example.targets.len())
+            rows.iter().all(|row| row.tae.len() == tae_dim * row.example.targets.len())
         };
         layout.rows(&group).filter(fits).ok_or_else(|| {
             Error::data(

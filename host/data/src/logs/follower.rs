@@ -185,7 +185,7 @@ impl LogFollower {
                 self.position.file, self.position.row
             )));
         }
-        let mut open = file.starting_at(group, version);
+        let mut open = file.starting_at(group, Some(version));
         for _ in 0..left {
             open.next_request(&self.layout)?;
         }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
 
 use super::{LogVersion, LoggedRequest};
-use crate::dataset::table::{CellType, Column, Field};
+use crate::dataset::table::{CellType, Column, Field, NULL_U32};
+use crate::ranked_place::RankedPlace;
 use crate::schema::{
     BUILT_IN_IDS, ColumnDefaults, ColumnRanges, FeatureKind, FeatureWidths, Schema, Task,
     columns_of,
@@ -35,12 +36,22 @@ const REQUEST_MASKS: Range<usize> = 8..10;
 /// The content vectors of the items. No feature has such a name.
 const CONTENT_COLUMN: &str = "vector:content";
 
+/// Where each item was ranked before it was shown, null where nobody knows: the index in the
+/// answer, the probability of that if there is one, and the version that ranked it.
+const RANKED_COLUMNS: [(&str, CellType); 3] = [
+    ("ranked:position", CellType::U32),
+    ("ranked:propensity", CellType::F32),
+    ("ranked:arm", CellType::Text),
+];
+
 /// A request that will be written with the next row group.
 #[derive(Debug, Clone)]
 pub(super) struct BufferedRow {
     pub(super) example: Example,
     /// The embeddings of each version, `[targets, tae_dim]`.
     pub(super) taes: Vec<Vec<f32>>,
+    /// Of each target.
+    pub(super) ranked: Vec<Option<RankedPlace>>,
     pub(super) correction: bool,
     pub(super) ingested_ms: i64,
 }
@@ -69,8 +80,10 @@ impl LogLayout {
             features: schema.feature_columns(),
             widths: FeatureWidths::new(schema),
             ranges: ColumnRanges::new(schema),
-            // Files of earlier versions have no content vectors.
-            defaults: ColumnDefaults::new(schema).and_lists(CONTENT_COLUMN),
+            // Files of earlier versions have neither content vectors nor rankings.
+            defaults: ColumnDefaults::new(schema)
+                .and(&[CONTENT_COLUMN])
+                .and(&RANKED_COLUMNS.map(|(name, _)| name)),
             schema: schema.clone(),
         }
     }
@@ -95,6 +108,7 @@ impl LogLayout {
         fields.extend(self.schema.values.iter().map(value));
         fields.push(Field::list("truth", CellType::F32));
         fields.push(Field::list(CONTENT_COLUMN, CellType::F32));
+        fields.extend(RANKED_COLUMNS.map(|(name, kind)| Field::nullable(name, kind)));
         fields
     }
 
@@ -186,6 +200,7 @@ impl LogLayout {
             vectors.iter().flat_map(|vector| vector.iter().copied()),
             vectors.iter().map(|vector| vector.len()),
         ));
+        columns.extend(ranked_columns(rows));
         columns
     }
 
@@ -234,6 +249,7 @@ impl LogLayout {
         let requests = &group.requests;
         let tae = &group.examples[group.examples.len() - 1];
         let embeddings = &tae.f32s()[tae.range_of(targets.clone())];
+        let ranked = targets.clone().map(|at| self.ranked(&group.examples, at)).collect();
         let target = |at| self.target(&group.examples, at, contents);
         let targets: Vec<Target> = targets.map(target).collect();
         let user_id = requests[1].u64s()[row];
@@ -253,6 +269,7 @@ impl LogLayout {
         LoggedRequest {
             example,
             tae: embeddings.to_vec(),
+            ranked,
             correction: requests[4].bools()[row],
             ingested_ms: requests[11].i64s()[row],
         }
@@ -284,6 +301,19 @@ impl LogLayout {
         }
     }
 
+    /// Where a target was ranked.
+    fn ranked(&self, columns: &[Column], at: usize) -> Option<RankedPlace> {
+        // Behind the request, ids, features, actions, known actions, values, truth and vectors.
+        let first = 1 + self.ids.len() + self.features.len() + 2 + self.schema.values.len() + 2;
+        let [position, propensity, arm] = [0, 1, 2].map(|own| &columns[first + own]);
+        let (position, propensity) = (position.u32s()[at], propensity.f32s()[at]);
+        (position != NULL_U32).then(|| RankedPlace {
+            position,
+            propensity: (!propensity.is_nan()).then_some(propensity),
+            arm: arm.texts()[at].clone(),
+        })
+    }
+
     /// The user of a request, whose features are the same in every target.
     fn user(&self, id: u64, target: &Target) -> User {
         let FeatureWidths { item, user, .. } = self.widths;
@@ -294,6 +324,17 @@ impl LogLayout {
             dense: target.features[item.dense..item.dense + user.dense].to_vec(),
         }
     }
+}
+
+/// [`RANKED_COLUMNS`] of some requests.
+fn ranked_columns(rows: &[BufferedRow]) -> [Column; RANKED_COLUMNS.len()] {
+    let places = || rows.iter().flat_map(|row| &row.ranked).map(Option::as_ref);
+    let propensity = |place: &RankedPlace| place.propensity;
+    [
+        Column::scalars(places().map(|place| place.map_or(NULL_U32, |place| place.position))),
+        Column::scalars(places().map(|place| place.and_then(propensity).unwrap_or(f32::NAN))),
+        Column::scalars(places().map(|place| place.map_or(String::new(), |own| own.arm.clone()))),
+    ]
 }
 
 /// The content vectors that a row group has so far. It has a vector once, where its item comes

@@ -28,6 +28,7 @@ pub use writer::{LogOptions, LogRow, LogWriter, LoggedPlace, TaeStorage};
 
 use self::file::{examples_path, file_numbers, requests_path};
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::ranked_place::RankedPlace;
 use crate::schema::Schema;
 
 /// One logged request.
@@ -41,6 +42,8 @@ pub struct LoggedRequest {
     /// The targets' embeddings of the FM version for which the log was opened, row-major
     /// `[targets, tae_dim]`.
     pub tae: Vec<f32>,
+    /// Where each target was ranked before it was shown, if that is known.
+    pub ranked: Vec<Option<RankedPlace>>,
     /// Whether these are outcomes that became known after the request was logged. Only what changed
     /// is known of the targets.
     pub correction: bool,

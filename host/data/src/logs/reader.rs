@@ -32,7 +32,7 @@ pub struct LogReader {
     pub schema: Arc<Schema>,
     /// Properties of all its files.
     pub manifest: LogManifest,
-    /// The FM version whose embeddings are read; empty if there are no files.
+    /// The FM version whose embeddings are read; empty if there are none.
     pub fm_version: String,
     /// The length of its embeddings.
     pub tae_dim: usize,
@@ -67,6 +67,21 @@ impl LogReader {
     /// # Errors
     /// The directory has no logs, or none of that version.
     pub fn open_for(dir: &Path, version: Option<&str>) -> Result<LogReader> {
+        Self::open_with(dir, |found| choose(dir, found, version))
+    }
+
+    /// Opens all requests of a log directory, whichever FMs embedded them, without embeddings.
+    ///
+    /// # Errors
+    /// The directory has no logs, or logs of another format.
+    pub fn open_without_tae(dir: &Path) -> Result<LogReader> {
+        Self::open_with(dir, |_| Ok(None))
+    }
+
+    fn open_with(
+        dir: &Path,
+        choose: impl Fn(&BTreeSet<&LogVersion>) -> Result<Option<LogVersion>>,
+    ) -> Result<LogReader> {
         let (manifest, schema) = load_header(dir)?;
         let numbers = file_numbers(dir)?;
         // A follower will save that it goes on behind them.
@@ -80,10 +95,14 @@ impl LogReader {
             files.push(FileInfo { number, requests, examples, note: file.note });
         }
         let notes = files.iter().flat_map(|file| &file.note.versions);
-        let chosen = choose(dir, &notes.collect(), version)?;
+        let chosen = choose(&notes.collect())?;
         let with_rows = |files: &[FileInfo]| files.iter().filter(|file| file.requests > 0).count();
         let all = with_rows(&files);
-        files.retain(|file| file.note.versions.contains(&chosen));
+        let is_read = |file: &FileInfo| {
+            chosen.as_ref().is_none_or(|chosen| file.note.versions.contains(chosen))
+        };
+        files.retain(is_read);
+        let chosen = chosen.unwrap_or_else(|| LogVersion::new("", 0));
         if with_rows(&files) < all {
             let (version, without) = (&chosen.version, all - with_rows(&files));
             tracing::warn!(
@@ -160,12 +179,17 @@ impl LogReader {
 
     fn open_file(&self, number: u32) -> Result<OpenLog> {
         let version = LogVersion::new(&self.fm_version, self.tae_dim);
+        let version = Some(version).filter(|version| !version.version.is_empty());
         Ok(LogFile::open(&self.dir, number)?.starting_at(0, version))
     }
 }
 
-/// The version to read among those in `found`.
-fn choose(dir: &Path, found: &BTreeSet<&LogVersion>, version: Option<&str>) -> Result<LogVersion> {
+/// The version to read among those in `found`; none if none is there.
+fn choose(
+    dir: &Path,
+    found: &BTreeSet<&LogVersion>,
+    version: Option<&str>,
+) -> Result<Option<LogVersion>> {
     let names = || {
         let names: Vec<&str> = found.iter().map(|own| own.version.as_str()).collect();
         names.join(", ")
@@ -173,8 +197,8 @@ fn choose(dir: &Path, found: &BTreeSet<&LogVersion>, version: Option<&str>) -> R
     let wanted = |own: &&&LogVersion| version.is_none_or(|version| own.version == version);
     let mut matching = found.iter().filter(wanted);
     let reason = match (matching.next(), matching.next(), version) {
-        (Some(one), None, _) => return Ok((*one).clone()),
-        (None, _, None) => return Ok(LogVersion::new("", 0)),
+        (Some(one), None, _) => return Ok(Some((*one).clone())),
+        (None, _, None) => return Ok(None),
         (None, _, Some(version)) => {
             format!("it has no TAEs of FM {version}; it has those of {:?}", names())
         }

@@ -2,8 +2,10 @@
 
 use hypercast_fm::example::{Item, Outcome};
 
+use super::layout::LogLayout;
 use super::*;
 use crate::dataset::Dataset;
+use crate::dataset::table::{TableReader, TableWriter};
 use crate::dataset::timeline::Span;
 use crate::features::FeatureConfig;
 use crate::features::replay::{Replay, ReplayOptions};
@@ -43,7 +45,7 @@ fn one() -> Vec<LogVersion> {
 }
 
 fn row<'a>(example: &'a Example, taes: &'a [&'a [f32]]) -> LogRow<'a> {
-    LogRow { example, taes, correction: false, ingested_ms: 0, place: None }
+    LogRow { example, taes, ranked: &[], correction: false, ingested_ms: 0, place: None }
 }
 
 /// Embeddings with unusual bit patterns: signed zeros, subnormals, infinity.
@@ -309,6 +311,52 @@ fn a_follower_is_given_its_version_and_corrections_as_they_were_written() {
     let correction = rows.pop().unwrap();
     assert!(correction.correction && correction.tae == [0.5, 0.25]);
     assert!(rows.iter().all(|row| !row.correction));
+}
+
+#[test]
+fn where_items_were_ranked_reads_back_and_is_unknown_where_nobody_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let examples = &examples(&data)[..60];
+    let logs = dir.path().join("logs");
+    let mut writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
+    let place = |position: usize| RankedPlace {
+        position: position as u32,
+        propensity: position.is_multiple_of(2).then_some(0.25),
+        arm: format!("feed@{position}.0.0"),
+    };
+    let ranked = |example: &Example| -> Vec<Option<RankedPlace>> {
+        let of = |at: usize| (at != 1).then(|| place(at));
+        // Every third request is of nobody's ranking.
+        let targets = 0..example.targets.len();
+        targets.map(|at| of(at).filter(|_| !example.request.is_multiple_of(3))).collect()
+    };
+    for example in examples {
+        let ranked = ranked(example);
+        let ranked = if ranked.iter().all(Option::is_none) { &[] } else { &ranked[..] };
+        writer.write(LogRow { ranked, ..row(example, &[&tae(example)]) }).unwrap();
+    }
+    writer.finish().unwrap();
+    let logged: Vec<LoggedRequest> =
+        LogReader::open(&logs).unwrap().iter().collect::<Result<_>>().unwrap();
+    assert_eq!(logged.len(), examples.len());
+    for (logged, example) in logged.iter().zip(examples) {
+        assert_eq!(logged.ranked, ranked(example));
+    }
+    // As files of earlier versions are.
+    let path = examples_path(&logs, 0);
+    let mut fields = LogLayout::new(&data.schema).example_fields();
+    fields.retain(|field| !field.name.starts_with("ranked:"));
+    fields.push(LogLayout::tae_field("fm-7"));
+    let table = TableReader::open(&path).unwrap();
+    let group = table.read(0, &fields).unwrap();
+    assert_eq!(table.groups(), 1);
+    let mut earlier = TableWriter::create(&path, fields).unwrap();
+    earlier.write(&group).unwrap();
+    earlier.finish().unwrap();
+    let first = LogReader::open(&logs).unwrap().iter().next().unwrap().unwrap();
+    assert_eq!(first.example.request, examples[0].request);
+    assert_eq!(first.ranked, vec![None; examples[0].targets.len()]);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::layout::{BufferedRow, LogLayout};
 use super::{FORMAT, LogManifest, LogVersion, schema_path, short_history};
 use crate::dataset::table::TableWriter;
 use crate::error::{CommonErrors as _, Error, Result, write_json};
+use crate::ranked_place::RankedPlace;
 use crate::schema::Schema;
 use crate::tae::TaeFormat;
 
@@ -64,6 +65,8 @@ pub struct LogRow<'a> {
     /// For each version of the writer, in its order, the embeddings of the targets, row-major
     /// `[targets, tae_dim]`.
     pub taes: &'a [&'a [f32]],
+    /// Where each target was ranked before it was shown; empty if none is known.
+    pub ranked: &'a [Option<RankedPlace>],
     /// Whether these are outcomes that became known after the request was logged.
     pub correction: bool,
     /// The time when the newest of its events was received, in milliseconds since the epoch; 0 if
@@ -186,6 +189,8 @@ impl LogWriter {
         if row.place.is_some() {
             self.place = row.place;
         }
+        let mut ranked = row.ranked.to_vec();
+        ranked.resize(example.targets.len(), None);
         self.buffered_rows += example.targets.len();
         self.buffer.push(BufferedRow {
             example: Example {
@@ -193,6 +198,7 @@ impl LogWriter {
                 ..example.clone()
             },
             taes: row.taes.iter().map(|tae| self.options.tae.rounded(tae)).collect(),
+            ranked,
             correction: row.correction,
             ingested_ms: row.ingested_ms,
         });
@@ -229,6 +235,7 @@ impl LogWriter {
                 self.write(LogRow {
                     example,
                     taes: &[&tae[at..next]],
+                    ranked: &[],
                     correction: false,
                     ingested_ms: 0,
                     place: None,

@@ -184,9 +184,9 @@ impl ColumnDefaults {
         ColumnDefaults { may_lack, retired }
     }
 
-    /// The same, and a column of lists that a table may lack.
-    pub(crate) fn and_lists(mut self, column: &str) -> ColumnDefaults {
-        self.may_lack.insert(column.to_owned(), MISSING);
+    /// The same, and columns of lists, or of cells that may be null, that a table may lack.
+    pub(crate) fn and(mut self, columns: &[&str]) -> ColumnDefaults {
+        self.may_lack.extend(columns.iter().map(|&column| (column.to_owned(), MISSING)));
         self
     }
 

@@ -73,6 +73,8 @@ pub struct Metrics {
     pub(crate) shadows: IntCounterVec,
     /// Requests that were offered to the request log, by what became of them.
     pub(crate) request_log: IntCounterVec,
+    /// Answers whose rankings were offered to the stream of events, by what became of them.
+    pub(crate) rankings: IntCounterVec,
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
@@ -237,6 +239,11 @@ impl Default for Metrics {
             request_log: register.counters(
                 "hypercast_recorded_requests_total",
                 "Answered requests sampled for the request log: kept, dropped because the writer was busy, failed to be written",
+                &["what"],
+            ),
+            rankings: register.counters(
+                "hypercast_noted_rankings_total",
+                "Answers whose rankings were offered to the events: kept, dropped because the writer was busy, failed to be written, elsewhere because another process writes the events",
                 &["what"],
             ),
             publications: register.counters(

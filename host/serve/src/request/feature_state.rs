@@ -424,6 +424,7 @@ mod tests {
                 history_only: false,
             }),
             ingested_ms: 2000,
+            ranked: None,
         };
         let of_before = ContextFeatures { ids: vec![7], dense: vec![] };
         let of_now = ContextFeatures { ids: vec![7, 8], dense: vec![] };

@@ -3,8 +3,8 @@
 //!
 //! `admission` decides whether a request is taken, [`workers`] are the threads it runs on,
 //! [`convert`] and `events` turn bodies into records, `caller_ids` keeps ids that are texts,
-//! [`service`] ranks, and [`streams`] keeps `feature_state` up to date with the outcomes that are
-//! known.
+//! [`service`] ranks, `rankings` notes its answers for the joiner, and [`streams`] keeps
+//! `feature_state` up to date with the outcomes that are known.
 
 pub(crate) mod admission;
 pub mod api;
@@ -13,6 +13,7 @@ pub mod convert;
 pub(crate) mod events;
 pub mod feature_state;
 mod ids;
+mod rankings;
 pub mod service;
 pub mod streams;
 pub mod workers;

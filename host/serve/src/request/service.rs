@@ -20,7 +20,7 @@ use hypercast_data::{
 use hypercast_expert::wasm::contract::Ranked as RankedRow;
 use hypercast_expert::{ExpertPredictions, RankOutcome, ServedExpert};
 use hypercast_fm::{example::Example, inference::FmOutput};
-use hypercast_stream::{registry::schema_hash, streams::StreamEngine};
+use hypercast_stream::{events::EventWriter, registry::schema_hash, streams::StreamEngine};
 use tokio::runtime::Handle;
 
 use crate::{
@@ -37,6 +37,7 @@ use crate::{
         convert::Converter,
         events::check_request,
         ids::RequestIds,
+        rankings::RankingRecorder,
         streams::EventStreams,
     },
     request_log::{RecordedRequest, RequestLog},
@@ -68,6 +69,7 @@ pub struct RankingService {
 struct RequestQueues {
     shadows: ShadowQueue,
     request_log: RequestLog,
+    rankings: RankingRecorder,
     ids: RequestIds,
 }
 
@@ -135,7 +137,8 @@ impl RankingService {
                     metrics: metrics.clone(),
                     failures: Mutex::default(),
                 };
-                let queues = RequestQueues::start(config, shadows, &metrics)?;
+                let writer = streams.intake.writer.clone();
+                let queues = RequestQueues::start(config, shadows, writer, &metrics)?;
                 (predictions, Arc::new(queues))
             }
         };
@@ -253,6 +256,10 @@ impl RankingService {
         };
         let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
         let keep = |predicted| self.predictions.keep(example.request, &items, predicted);
+        let by_arm = arm.filter(|_| by_expert.is_some()).map(|arm| &arm.label);
+        let by_arm = by_arm.or(by_fm.as_ref().ok().map(|by_fm| &by_fm.arm));
+        let by_arm = by_arm.expect("somebody ranked").clone();
+        self.queues.rankings.record(&answer, by_arm);
         if let (Some(arm), Some(tasks)) = (arm, by_expert) {
             keep(ArmPredictions { arm: arm.label.clone(), tasks });
         }
@@ -300,13 +307,19 @@ impl RankingService {
 }
 
 impl RequestQueues {
-    fn start(config: &Config, shadows: ShadowWorker, metrics: &Metrics) -> Result<RequestQueues> {
+    fn start(
+        config: &Config,
+        shadows: ShadowWorker,
+        writer: Arc<EventWriter>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<RequestQueues> {
         let counted = metrics.request_log.clone();
         let count = move |what: &'static str| counted.with_label_values(&[what]).inc();
         let dir = config.paths.state.join("recorded");
         Ok(RequestQueues {
             shadows: ShadowQueue::start(shadows)?,
             request_log: RequestLog::start(&dir, &config.recorded, count)?,
+            rankings: RankingRecorder::start(writer, metrics)?,
             ids: RequestIds::default(),
         })
     }

@@ -126,7 +126,8 @@ mod tests {
             truth: Vec::new(),
             history_only: false,
         };
-        let record = OutcomeRecord { update: StateUpdate::Outcome(impression), ingested_ms: 2 };
+        let update = StateUpdate::Outcome(impression);
+        let record = OutcomeRecord { update, ingested_ms: 2, ranked: None };
         Record { id: 0, payload: postcard::to_stdvec(&record).unwrap() }
     }
 

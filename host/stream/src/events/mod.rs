@@ -8,6 +8,7 @@
 mod writer;
 
 use hypercast_data::dataset::{ContextFeatures, Impression};
+use hypercast_data::ranked_place::RankedPlace;
 use hypercast_fm::example::{Item, Outcome, User};
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,8 @@ pub enum EventKind {
         /// Milliseconds since the epoch.
         time_ms: i64,
     },
+    /// What a daemon answered to a request, whose impressions may follow.
+    Ranking(RankingEvent),
 }
 
 /// An impression whose outcome is unknown.
@@ -63,6 +66,28 @@ pub struct ImpressionEvent {
     pub time_ms: i64,
     /// The context features.
     pub context: ContextFeatures,
+}
+
+/// The ranking of an answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RankingEvent {
+    /// The request that was answered.
+    pub request: u64,
+    /// The version that ranked: `NAME@VERSION` of an expert, or `fm@VERSION`.
+    pub arm: String,
+    /// The items, in their order.
+    pub items: Vec<u64>,
+    /// The probability of each place; shorter where the last ones have none.
+    pub propensities: Vec<Option<f32>>,
+}
+
+impl RankingEvent {
+    /// Where an item is in it.
+    pub(crate) fn place(&self, item: u64) -> Option<RankedPlace> {
+        let position = self.items.iter().position(|own| *own == item)?;
+        let propensity = self.propensities.get(position).copied().flatten();
+        Some(RankedPlace { position: position as u32, propensity, arm: self.arm.clone() })
+    }
 }
 
 /// The outcome of an impression, or a part of it.
@@ -100,7 +125,8 @@ impl NewEvent {
         let content = encode(&self.kind)?;
         // The first byte of the content is the kind of event.
         let id = match (self.id, &self.kind) {
-            (_, EventKind::Tick { .. }) | (None, EventKind::Item(_) | EventKind::User(_)) => 0,
+            (_, EventKind::Tick { .. } | EventKind::Ranking(_))
+            | (None, EventKind::Item(_) | EventKind::User(_)) => 0,
             (Some(id), _) => hash(&[&content[..1], &id.to_le_bytes()]),
             (None, _) => hash(&[&content]),
         };
@@ -136,7 +162,7 @@ impl EventKind {
                 rows.iter().flat_map(|row| [row.time_ms, row.outcome_ms]).collect()
             }
             EventKind::Tick { time_ms } => vec![*time_ms],
-            EventKind::Item(_) | EventKind::User(_) => Vec::new(),
+            EventKind::Item(_) | EventKind::User(_) | EventKind::Ranking(_) => Vec::new(),
         }
     }
 
@@ -151,7 +177,7 @@ impl EventKind {
                 bound(&mut row.outcome_ms);
             }),
             EventKind::Tick { time_ms } => bound(time_ms),
-            EventKind::Item(_) | EventKind::User(_) => {}
+            EventKind::Item(_) | EventKind::User(_) | EventKind::Ranking(_) => {}
         }
     }
 

@@ -13,7 +13,7 @@ use hypercast_config::JoinSettings;
 use hypercast_core::clock::{self, now_ms};
 use hypercast_core::shutdown::Shutdown;
 
-use super::{EventKind, NewEvent};
+use super::{EventKind, NewEvent, RankingEvent};
 use crate::error::Result;
 use crate::streams::{Appender, Record, StreamEngine, Topic};
 
@@ -101,6 +101,25 @@ impl EventWriter {
         let all = appended.repeated == records.len();
         let repeated = if all { given } else { appended.repeated };
         Ok(AppendReceipt { accepted: given - repeated.min(given), repeated, end: appended.end })
+    }
+
+    /// Appends the rankings of answers; false if this process does not write the stream, which may
+    /// have one writer and then is another's. They open no window, and time does not pass by them.
+    ///
+    /// # Errors
+    /// A ranking is too long for a record, or the engine fails.
+    pub fn append_rankings(&self, rankings: Vec<RankingEvent>) -> Result<bool> {
+        let appender = if self.engine.has_many_writers() {
+            Some(self.open()?)
+        } else {
+            self.appender.lock().expect("no holder panics").clone()
+        };
+        let Some(appender) = appender else { return Ok(false) };
+        let arrived_ms = now_ms();
+        let record =
+            |ranking| NewEvent { id: None, kind: EventKind::Ranking(ranking) }.record(arrived_ms);
+        let records: Vec<Record> = rankings.into_iter().map(record).collect::<Result<_>>()?;
+        appender.append(&records).map(|_| true)
     }
 
     /// Appends ticks as long as a window may be open and no events arrive; returns on shutdown.

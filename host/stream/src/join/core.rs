@@ -21,6 +21,7 @@ use super::{
         ImpressionSlot, PendingImpression, PendingRequest, awaited_actions, difference,
         impression_key, merged, without_reversals,
     },
+    rankings::ServedRankings,
     waiting::{AwaitedActions, OpenWindows, OrphanAction, OrphanActions, SeenImpressions},
 };
 use crate::error::{CommonErrors as _, Error, Result};
@@ -41,6 +42,7 @@ pub struct Joiner {
     pub(super) swept_ms: i64,
     pub(super) orphans: OrphanActions,
     pub(super) seen: SeenImpressions,
+    pub(super) rankings: ServedRankings,
     pub(super) contents: PlacedVectors,
     pub(super) content_limits: ContentLimits,
     /// Since the first event.
@@ -56,7 +58,7 @@ pub struct Joiner {
     awaited: Vec<u64>,
     /// The newest pending part of each request.
     pub(super) requests: HashMap<u64, u64, IdHashKey>,
-    slots: HashMap<u64, ImpressionSlot, IdHashKey>,
+    pub(super) slots: HashMap<u64, ImpressionSlot, IdHashKey>,
     windows: OpenWindows,
     open: BTreeSet<u64>,
     /// The joined requests in the order in which they were joined.
@@ -93,6 +95,7 @@ impl Joiner {
             swept_ms: i64::MIN,
             orphans: OrphanActions::default(),
             seen: SeenImpressions::default(),
+            rankings: ServedRankings::default(),
             contents: PlacedVectors::default(),
             content_limits,
             counts: JoinerCounts::default(),
@@ -153,6 +156,7 @@ impl Joiner {
                 self.on_complete_request(rows, ingested_ms, output);
             }
             EventKind::Tick { .. } => self.advance(time_ms, true, output),
+            EventKind::Ranking(ranking) => self.on_ranking(ranking, ingested_ms),
             EventKind::Item(item) => match self.upsert_item(item.clone(), ingested_ms, output) {
                 Ok(()) => self.emit_update(StateUpdate::Item(item), ingested_ms, output),
                 Err(error) => self.refuse(&error),
@@ -193,7 +197,7 @@ impl Joiner {
                 self.state.upgrade().user(user);
                 Ok(self.state.check_user(user)?)
             }
-            EventKind::Tick { .. } => Ok(()),
+            EventKind::Tick { .. } | EventKind::Ranking(_) => Ok(()),
         }
     }
 
@@ -215,7 +219,7 @@ impl Joiner {
 
     fn emit_update(&mut self, update: StateUpdate, ingested_ms: i64, output: &mut dyn JoinSink) {
         self.counts.outcomes += 1;
-        output.outcome(OutcomeRecord { update, ingested_ms });
+        output.outcome(OutcomeRecord { update, ingested_ms, ranked: None });
     }
 
     /// Advances the clock, joins the requests whose windows are over, and forgets what is too old.
@@ -246,6 +250,7 @@ impl Joiner {
         }
         let capacity = self.options.settings.max_impressions;
         self.counts.orphaned += self.orphans.forget(before_ms, capacity);
+        self.rankings.forget(before_ms);
     }
 
     fn correction_s(&self) -> i64 {
@@ -317,7 +322,8 @@ impl Joiner {
         };
         let history = if extended.is_some() { 0 } else { self.options.history_len };
         let fetched = self.fetch(&replay::request_input(&[row]), history, ingested_ms, output);
-        let row = PendingImpression { time_ms, context, done: false };
+        let ranked = self.rankings.place(request, item);
+        let row = PendingImpression { time_ms, context, done: false, ranked };
         let Some(sequence) = extended else {
             let request = self.add_request(fetched, vec![row], ingested_ms);
             return ImpressionSlot { request, row: 0 };
@@ -418,6 +424,7 @@ impl Joiner {
                 time_ms: row.time_ms,
                 context: row.context.clone(),
                 done: true,
+                ranked: self.rankings.place(row.request, row.item),
             };
             let done = rows.iter().map(done).collect();
             let sequence = self.add_request(example, done, ingested_ms);
@@ -462,15 +469,21 @@ impl Joiner {
         let request = self.pending.get_mut(&sequence).expect("joined once");
         request.joined_ms = Some(self.clock_ms);
         let ingested_ms = request.ingested_ms;
-        let example = JoinedExample { example: request.example.clone(), ingested_ms };
+        let ranked = request.rows.iter().map(|row| row.ranked.clone());
+        let ranked = if request.is_ranked() { ranked.collect() } else { Vec::new() };
+        let example = JoinedExample { example: request.example.clone(), ingested_ms, ranked };
         output.joined(JoinedRecord::Example(example));
         self.counts.joined += 1;
         self.open.remove(&sequence);
         self.joined.push_back(sequence);
         for (row, outcome_ms) in outcome_ms.into_iter().enumerate() {
-            let impression = self.pending[&sequence].impression(row, outcome_ms);
+            let request = &self.pending[&sequence];
+            let ranked = request.rows[row].ranked.clone();
+            let impression = request.impression(row, outcome_ms);
             self.state.apply(&impression);
-            self.emit_update(StateUpdate::Outcome(impression), ingested_ms, output);
+            let update = StateUpdate::Outcome(impression);
+            self.counts.outcomes += 1;
+            output.outcome(OutcomeRecord { update, ingested_ms, ranked });
         }
     }
 
@@ -487,7 +500,8 @@ impl Joiner {
         target.outcome = changed;
         let example = Example { targets: vec![target], ..request.example.clone() };
         let impression = request.impression(row, self.clock_ms);
-        output.joined(JoinedRecord::Correction(JoinedExample { example, ingested_ms }));
+        let ranked = request.rows[row].ranked.iter().cloned().map(Some).collect();
+        output.joined(JoinedRecord::Correction(JoinedExample { example, ingested_ms, ranked }));
         self.counts.joined += 1;
         self.state.correct(&impression);
         self.emit_update(StateUpdate::Corrected(impression), ingested_ms, output);

@@ -11,6 +11,7 @@ mod delays;
 mod output;
 mod output_streams;
 mod pending;
+mod rankings;
 mod rehearsal;
 mod runner;
 mod saved;
@@ -22,8 +23,9 @@ mod waiting;
 
 pub use hypercast_config::JoinerOptions;
 use hypercast_data::dataset::Impression;
+use hypercast_data::ranked_place::RankedPlace;
 use hypercast_fm::example::{Example, Item, User};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::content::ContentPlace;
 pub use self::core::Joiner;
@@ -54,6 +56,10 @@ pub struct JoinedExample {
     /// When the newest of its events was received by the host's clock, milliseconds since the
     /// epoch.
     pub ingested_ms: i64,
+    /// Where each target was ranked before it was shown, if that is known; empty if it is of none,
+    /// as in records of earlier releases, which end before.
+    #[serde(deserialize_with = "or_default")]
+    pub ranked: Vec<Option<RankedPlace>>,
 }
 
 /// An item's content vector that came by an event.
@@ -76,6 +82,10 @@ pub struct OutcomeRecord {
     /// When the newest event that it comes from was received by the host's clock, milliseconds
     /// since the epoch.
     pub ingested_ms: i64,
+    /// Where an impression's item was ranked before it was shown, if that is known. Records of
+    /// earlier releases end before.
+    #[serde(deserialize_with = "or_default")]
+    pub ranked: Option<RankedPlace>,
 }
 
 /// A change of what the feature state knows.
@@ -125,6 +135,14 @@ impl OutcomeRecord {
     pub fn decode(payload: &[u8]) -> Result<OutcomeRecord> {
         decode("outcomes", payload)
     }
+}
+
+/// Reads a field that records or states of earlier releases end before. Checksums guard both, so an
+/// end is no damage.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> std::result::Result<T, D::Error> {
+    Ok(T::deserialize(from).unwrap_or_default())
 }
 
 /// Records of both streams begin with the number of their variant, which is smaller than this. A

@@ -338,6 +338,7 @@ pub(super) fn shortened(mut joined: JoinedRecord) -> Result<Vec<u8>> {
             tracing::warn!(request, events, "a record is too long; half of its history is removed");
         } else if rows > 0 {
             targets.truncate(rows / 2);
+            of.ranked.truncate(rows / 2);
             tracing::warn!(
                 request,
                 rows,
@@ -382,12 +383,12 @@ mod tests {
             history: Vec::new(),
             targets: vec![target; 32],
         };
-        let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
+        let ranked = vec![None; example.targets.len()];
+        let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1, ranked });
         let payload = shortened(joined).unwrap();
         assert!(payload.len() <= MAX_RECORD_BYTES);
-        assert_eq!(
-            JoinedRecord::decode(&payload).unwrap().joined().unwrap().example.targets.len(),
-            8
-        );
+        let stored = JoinedRecord::decode(&payload).unwrap();
+        let stored = stored.joined().unwrap();
+        assert_eq!((stored.example.targets.len(), stored.ranked.len()), (8, 8));
     }
 }

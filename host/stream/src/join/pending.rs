@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hypercast_core::hash::mix64;
 use hypercast_data::dataset::{ContextFeatures, Impression};
+use hypercast_data::ranked_place::RankedPlace;
 use hypercast_data::schema::Schema;
 use hypercast_fm::example::{Example, Outcome};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,10 @@ pub(super) struct PendingImpression {
     pub(super) context: ContextFeatures,
     /// Whether the impression waits for nothing more.
     pub(super) done: bool,
+    /// Where a daemon ranked the item, if that is known. It is saved by itself, because states of
+    /// earlier releases lack it.
+    #[serde(skip)]
+    pub(super) ranked: Option<RankedPlace>,
 }
 
 impl PendingRequest {
@@ -63,6 +68,11 @@ impl PendingRequest {
     /// Whether no impression waits for an outcome.
     pub(super) fn is_complete(&self) -> bool {
         self.rows.iter().all(|row| row.done)
+    }
+
+    /// Whether it is known of some item where it was ranked.
+    pub(super) fn is_ranked(&self) -> bool {
+        self.rows.iter().any(|row| row.ranked.is_some())
     }
 
     pub(super) fn impression(&self, row: usize, outcome_ms: i64) -> Impression {

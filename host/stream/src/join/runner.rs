@@ -112,6 +112,7 @@ impl Runner {
                 let state = FeatureState::new(&bare, features);
                 let mut joiner = Joiner::restore(state, saved)?;
                 joiner.contents = contents.vectors;
+                joiner.restore_rankings(contents.rankings);
                 joiner.content_limits = contents.limits.unwrap_or(limits);
                 (joiner, trail)
             }

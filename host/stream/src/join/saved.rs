@@ -8,13 +8,15 @@ use hypercast_data::features::{
     saved::{ItemTable, ItemTableBuilder, SavedEvent, SavedState, table_item},
 };
 use hypercast_fm::example::{Example, Item, Outcome, Target, User};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Joiner, JoinerCounts, JoinerOptions,
     content::{ContentLimits, PlacedVectors},
     delays::OutcomeDelays,
+    or_default,
     pending::{PendingImpression, PendingRequest},
+    rankings::SavedRankings,
     waiting::{OrphanActions, SeenImpressions},
 };
 use crate::error::{CommonErrors as _, Error, Result};
@@ -48,20 +50,14 @@ pub(super) struct SavedJoiner {
     knows_outputs: bool,
 }
 
-/// What a joiner saves of content vectors, behind its state.
+/// What a joiner saves behind its state: content vectors and rankings.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct SavedContents {
     pub(super) vectors: PlacedVectors,
     /// None in states of earlier releases, which had no such vectors.
     pub(super) limits: Option<ContentLimits>,
-}
-
-/// Reads a field that states of earlier releases end before. A checksum guards the file, so an end
-/// is no damage.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    from: D,
-) -> std::result::Result<T, D::Error> {
-    Ok(T::deserialize(from).unwrap_or_default())
+    #[serde(deserialize_with = "or_default")]
+    pub(super) rankings: SavedRankings,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -88,8 +84,8 @@ struct SavedTarget {
 }
 
 impl Joiner {
-    /// Passes the state to `write`. Orphans, seen impressions and content vectors are lent to it
-    /// instead of copied.
+    /// Passes the state to `write`. Orphans, seen impressions, content vectors and rankings are
+    /// lent to it instead of copied.
     pub(super) fn save(
         &mut self,
         position: u64,
@@ -121,15 +117,17 @@ impl Joiner {
         let contents = SavedContents {
             vectors: std::mem::take(&mut self.contents),
             limits: Some(self.content_limits),
+            rankings: self.saved_rankings(),
         };
         let written = write(&saved, &contents);
         (self.orphans, self.seen) = (saved.orphans, saved.seen);
         self.contents = contents.vectors;
+        self.restore_rankings(contents.rankings);
         written
     }
 
     /// Restores a joiner, over a feature state that has only the data set's items and users. Its
-    /// content vectors are left to the caller.
+    /// content vectors and rankings are left to the caller.
     ///
     /// # Errors
     /// The state was saved for another schema.

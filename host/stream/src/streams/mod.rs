@@ -228,6 +228,11 @@ pub trait StreamEngine: Send + Sync {
     /// The engine cannot be reached.
     fn trim(&self, topic: &Topic, before: u64) -> Result<()>;
 
+    /// Whether several processes can write to a stream at the same time.
+    fn has_many_writers(&self) -> bool {
+        false
+    }
+
     /// Whether the process is to stop, so that nobody waits for this engine any longer. An engine
     /// that nobody can stop says no.
     fn is_stopping(&self) -> bool {

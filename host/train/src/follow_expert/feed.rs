@@ -184,11 +184,11 @@ impl ComputedFeed {
         let dim = self.fm.manifest().config.tae_width();
         let mut row = 0;
         let rows = records.into_iter().map(|record| {
-            let PositionedExample { example, correction, ingested_ms, key, end } = record;
+            let PositionedExample { example, ranked, correction, ingested_ms, key, end } = record;
             let rows = row..row + example.targets.len();
             row = rows.end;
             let tae = tae[rows.start * dim..rows.end * dim].to_vec();
-            let logged = LoggedRequest { example, tae, correction, ingested_ms };
+            let logged = LoggedRequest { example, tae, ranked, correction, ingested_ms };
             ReadyRow { row: FeedRow { logged, key }, end }
         });
         Ok(rows.collect())

@@ -81,7 +81,14 @@ impl World {
                 })
                 .collect();
             let taes = [tae.as_slice()];
-            let row = LogRow { example, taes: &taes, correction, ingested_ms: 7, place: None };
+            let row = LogRow {
+                example,
+                taes: &taes,
+                ranked: &[],
+                correction,
+                ingested_ms: 7,
+                place: None,
+            };
             writer.write(row).unwrap();
         }
         writer.finish().unwrap();
@@ -183,7 +190,8 @@ fn an_expert_on_joined_examples_notices_a_stream_that_was_made_anew() {
     let follow = |range: std::ops::Range<usize>| {
         let engine = Arc::new(MemoryEngine::new(10));
         for example in &world.examples[range] {
-            let joined = JoinedExample { example: example.clone(), ingested_ms: 7 };
+            let joined =
+                JoinedExample { example: example.clone(), ingested_ms: 7, ranked: Vec::new() };
             let payload = postcard::to_stdvec(&JoinedRecord::Example(joined)).unwrap();
             let appender = engine.appender(&Topic::joined()).unwrap();
             appender.append(&[Record { id: 0, payload }]).unwrap();

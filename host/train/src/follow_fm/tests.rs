@@ -119,7 +119,11 @@ fn world(dir: &Path) -> (Dataset, Vec<Record>) {
         let mut late = example.clone();
         late.targets.truncate(1);
         late.targets[0].outcome.known &= 1;
-        let joined = |example: Example| JoinedExample { ingested_ms: example.time_ms, example };
+        let joined = |example: Example| JoinedExample {
+            ingested_ms: example.time_ms,
+            example,
+            ranked: Vec::new(),
+        };
         let is_late = example.request % 7 == 0;
         let mut tell = |joined: &JoinedRecord| {
             records.push(Record { id: 0, payload: postcard::to_stdvec(joined).unwrap() });

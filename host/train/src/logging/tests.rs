@@ -88,7 +88,11 @@ fn append(engine: &MemoryEngine, records: &[JoinedRecord]) {
 }
 
 fn joined(examples: &[Example]) -> Vec<JoinedRecord> {
-    let joined = |own: &Example| JoinedExample { example: own.clone(), ingested_ms: own.time_ms };
+    let joined = |own: &Example| JoinedExample {
+        example: own.clone(),
+        ingested_ms: own.time_ms,
+        ranked: Vec::new(),
+    };
     examples.iter().map(|own| JoinedRecord::Example(joined(own))).collect()
 }
 
@@ -324,7 +328,8 @@ fn every_version_in_use_is_logged_and_corrections_too() {
     let mut late = examples[0].clone();
     late.targets[0].outcome = Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN };
     late.targets.truncate(1);
-    append(&engine, &[JoinedRecord::Correction(JoinedExample { example: late, ingested_ms: 9 })]);
+    let late = JoinedExample { example: late, ingested_ms: 9, ranked: Vec::new() };
+    append(&engine, &[JoinedRecord::Correction(late)]);
     let both = vec![first, checkpoint("2.0.0", &second)];
     let report = run(&dataset, &config, engine, both).unwrap();
     assert_eq!((report.requests, report.position), (101, 151));

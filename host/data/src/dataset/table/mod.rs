@@ -1,9 +1,10 @@
 //! Tables in Parquet with zstd, read and written column by column. Only this module knows the file
 //! format; it does not know what a column means.
 //!
-//! Columns are required (no nulls) scalars or lists of scalars, which every data tool reads. A
-//! table from another tool may declare its columns optional: a null is NaN among floats, and 0
-//! where the reader asks for a category ([`Field::category`]); anywhere else it is an error.
+//! Columns are scalars or lists of scalars, which every data tool reads, without nulls but where a
+//! column is made for them ([`Field::nullable`]). A table from another tool may declare its columns
+//! optional: a null is NaN among floats, and 0 where the reader asks for a category
+//! ([`Field::category`]); anywhere else it is an error.
 
 mod reader;
 mod writer;
@@ -12,6 +13,9 @@ use std::ops::Range;
 
 pub use reader::TableReader;
 pub use writer::TableWriter;
+
+/// What stands for a null among numbers of 32 bits ([`Field::nullable`]).
+pub const NULL_U32: u32 = u32::MAX;
 
 /// The type of a column's cells, or of its lists' elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,8 @@ pub struct Field {
     pub list: bool,
     /// Whether a null is read as 0, which means "missing" of a category.
     zero_if_null: bool,
+    /// Whether a cell may be null.
+    nullable: bool,
     /// Of masks: the bits that may be set.
     mask_bits: Option<usize>,
 }
@@ -48,7 +54,14 @@ pub struct Field {
 impl Field {
     /// A column with one value per row.
     pub fn new(name: impl Into<String>, kind: CellType) -> Field {
-        Field { name: name.into(), kind, list: false, zero_if_null: false, mask_bits: None }
+        let name = name.into();
+        Field { name, kind, list: false, zero_if_null: false, nullable: false, mask_bits: None }
+    }
+
+    /// A column of [`CellType::F32`], `U32` or `Text` whose cells may be null: in memory NaN,
+    /// [`NULL_U32`] and an empty text.
+    pub fn nullable(name: impl Into<String>, kind: CellType) -> Field {
+        Field { nullable: true, ..Field::new(name, kind) }
     }
 
     /// A column with a category per row, 0 where it is missing.
@@ -108,12 +121,14 @@ impl Column {
         Column { values: values.into_iter().collect(), offsets: Some(offsets) }
     }
 
-    /// A column of a feature, value or truth with one number in all of its rows; of ids 0, and of
-    /// lists empty ones.
+    /// A column of a feature, value or truth with one number in all of its rows; of ids 0, of lists
+    /// empty ones, and of cells that may be null nothing but nulls.
     pub(crate) fn repeated(field: &Field, number: f32, rows: usize) -> Column {
         let cells = if field.list { 0 } else { rows };
         let values = match field.kind {
             CellType::F32 => ColumnValues::F32(vec![number; cells]),
+            CellType::U32 if field.nullable => ColumnValues::U32(vec![NULL_U32; cells]),
+            CellType::Text if field.nullable => ColumnValues::Text(vec![String::new(); cells]),
             _ => ColumnValues::U64(vec![0; cells]),
         };
         Column { values, offsets: field.list.then(|| vec![0; rows + 1]) }
@@ -212,6 +227,46 @@ mod tests {
         assert_eq!(columns[1].u64s(), [7, 0, 9]);
         let error = reader.read(0, &[Field::new("tag", CellType::U64)]).unwrap_err().to_string();
         assert!(error.contains("`tag` is not U64 in every row"), "an id may not be null: {error}");
+    }
+
+    #[test]
+    fn cells_that_may_be_null_read_back_and_are_nulls_to_other_tools() {
+        use parquet::file::reader::{FileReader, SerializedFileReader};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.parquet");
+        let kinds = [CellType::F32, CellType::U32, CellType::Text];
+        let fields = kinds.map(|kind| Field::nullable(format!("{kind:?}"), kind));
+        let groups = [
+            [0.5, f32::NAN, -2.0].map(|cell| (cell, cell as u32)),
+            [f32::NAN; 3].map(|cell| (cell, 9)),
+        ]
+        .map(|cells| {
+            let of = |cell: f32, known: u32| if cell.is_nan() { NULL_U32 } else { known };
+            let text = |cell: f32| if cell.is_nan() { String::new() } else { format!("{cell}") };
+            vec![
+                Column::scalars(cells.map(|(cell, _)| cell)),
+                Column::scalars(cells.map(|(cell, known)| of(cell, known))),
+                Column::scalars(cells.map(|(cell, _)| text(cell))),
+            ]
+        });
+        let mut writer = TableWriter::create(&path, fields.to_vec()).unwrap();
+        groups.iter().for_each(|group| writer.write(group).unwrap());
+        writer.finish().unwrap();
+        let reader = TableReader::open(&path).unwrap();
+        for (at, group) in groups.iter().enumerate() {
+            let read = reader.read(at, &fields).unwrap();
+            assert_eq!(format!("{read:?}"), format!("{group:?}"), "NaN is no equal of itself");
+        }
+        let file = SerializedFileReader::new(std::fs::File::open(&path).unwrap()).unwrap();
+        for column in 0..3 {
+            let nulls = |group: usize| {
+                let statistics = file.metadata().row_group(group).column(column).statistics();
+                statistics.unwrap().null_count_opt()
+            };
+            assert_eq!([nulls(0), nulls(1)], [Some(1), Some(3)]);
+        }
+        let strict = reader.read(0, &[Field::new("U32", CellType::U32)]).unwrap_err().to_string();
+        assert!(strict.contains("`U32` is not U32 in every row"), "{strict}");
     }
 
     #[test]

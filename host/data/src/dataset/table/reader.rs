@@ -12,7 +12,7 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
-use super::{CellType, Column, ColumnValues, Field};
+use super::{CellType, Column, ColumnValues, Field, NULL_U32};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::ColumnDefaults;
 
@@ -191,7 +191,7 @@ fn read_column(
             read_as(r, rows, descriptor, None, i64::from)
         }
         (ColumnReader::Int32ColumnReader(r), CellType::U32) => {
-            read_as(r, rows, descriptor, None, |cell| cell as u32)
+            read_as(r, rows, descriptor, field.nullable.then_some(NULL_U32), |cell| cell as u32)
         }
         (ColumnReader::FloatColumnReader(r), CellType::F32) => {
             read_as(r, rows, descriptor, Some(f32::NAN), |cell| cell)
@@ -201,7 +201,7 @@ fn read_column(
         }
         (ColumnReader::ByteArrayColumnReader(r), CellType::Text) => {
             let text = |cell: ByteArray| String::from_utf8_lossy(cell.data()).into_owned();
-            read_as(r, rows, descriptor, None, text)
+            read_as(r, rows, descriptor, field.nullable.then(String::new), text)
         }
         _ => Ok(None),
     }

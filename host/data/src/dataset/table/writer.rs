@@ -1,4 +1,4 @@
-//! Writing a table: required columns, zstd, and the final name once the file is complete. The
+//! Writing a table: columns, zstd, and the final name once the file is complete. The
 //! columns of a row group are encoded in parallel, in memory.
 
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedW
 use parquet::schema::types::{ColumnDescPtr, ColumnPath, Type, TypePtr};
 use rayon::prelude::*;
 
-use super::{CellType, Column, ColumnValues, Field};
+use super::{CellType, Column, ColumnValues, Field, NULL_U32};
 use crate::error::{CommonErrors as _, Error, Result};
 
 type ParquetResult<T> = std::result::Result<T, ParquetError>;
@@ -115,11 +115,12 @@ fn table_type(fields: &[Field]) -> ParquetResult<TypePtr> {
 
 fn field_type(field: &Field) -> ParquetResult<TypePtr> {
     if !field.list {
-        return scalar_type(&field.name, field.stored_kind());
+        let of = if field.nullable { Repetition::OPTIONAL } else { Repetition::REQUIRED };
+        return scalar_type(&field.name, field.stored_kind(), of);
     }
     let list = Type::group_type_builder("list")
         .with_repetition(Repetition::REPEATED)
-        .with_fields(vec![scalar_type("element", field.stored_kind())?])
+        .with_fields(vec![scalar_type("element", field.stored_kind(), Repetition::REQUIRED)?])
         .build()?;
     let outer = Type::group_type_builder(&field.name)
         .with_repetition(Repetition::REQUIRED)
@@ -129,7 +130,7 @@ fn field_type(field: &Field) -> ParquetResult<TypePtr> {
     Ok(Arc::new(outer))
 }
 
-fn scalar_type(name: &str, kind: CellType) -> ParquetResult<TypePtr> {
+fn scalar_type(name: &str, kind: CellType, repetition: Repetition) -> ParquetResult<TypePtr> {
     let unsigned = |bit_width| Some(LogicalType::Integer { bit_width, is_signed: false });
     let (physical, logical) = match kind {
         CellType::U64 => (Physical::INT64, unsigned(64)),
@@ -139,8 +140,7 @@ fn scalar_type(name: &str, kind: CellType) -> ParquetResult<TypePtr> {
         CellType::Bool => (Physical::BOOLEAN, None),
         CellType::Text => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
     };
-    let builder =
-        Type::primitive_type_builder(name, physical).with_repetition(Repetition::REQUIRED);
+    let builder = Type::primitive_type_builder(name, physical).with_repetition(repetition);
     Ok(Arc::new(builder.with_logical_type(logical).build()?))
 }
 
@@ -159,7 +159,20 @@ struct ColumnEncoder<'a> {
 impl ColumnEncoder<'_> {
     fn encode(self, column: &Column) -> ParquetResult<EncodedColumn> {
         let offsets = column.offsets.as_deref();
+        let may_be_null = self.of.max_def_level() > 0 && offsets.is_none();
         match &column.values {
+            ColumnValues::U32(v) if may_be_null => {
+                let cells = v.iter().map(|&x| (x != NULL_U32).then_some(x as i32));
+                self.encode_known::<Int32Type>(cells)
+            }
+            ColumnValues::F32(v) if may_be_null => {
+                self.encode_known::<FloatType>(v.iter().map(|&x| (!x.is_nan()).then_some(x)))
+            }
+            ColumnValues::Text(v) if may_be_null => {
+                let known =
+                    |text: &String| (!text.is_empty()).then(|| ByteArray::from(text.as_str()));
+                self.encode_known::<ByteArrayType>(v.iter().map(known))
+            }
             // Masks of at most 32 bits.
             ColumnValues::U64(v) if self.of.physical_type() == Physical::INT32 => self
                 .encode_as::<Int32Type>(&v.iter().map(|&x| x as i32).collect::<Vec<_>>(), offsets),
@@ -178,22 +191,42 @@ impl ColumnEncoder<'_> {
         }
     }
 
+    /// Cells without lists, some of which are null.
+    fn encode_known<T: DataType>(
+        self,
+        cells: impl Iterator<Item = Option<T::T>>,
+    ) -> ParquetResult<EncodedColumn> {
+        let cells: Vec<Option<T::T>> = cells.collect();
+        let definition: Vec<i16> = cells.iter().map(|cell| i16::from(cell.is_some())).collect();
+        let known: Vec<T::T> = cells.into_iter().flatten().collect();
+        self.encode_at::<T>(&known, Some(&definition), None)
+    }
+
     fn encode_as<T: DataType>(
         self,
         values: &[T::T],
         offsets: Option<&[usize]>,
     ) -> ParquetResult<EncodedColumn> {
+        match offsets {
+            None => self.encode_at::<T>(values, None, None),
+            Some(offsets) => {
+                let (definition, repetition) = levels(offsets);
+                self.encode_at::<T>(values, Some(&definition), Some(&repetition))
+            }
+        }
+    }
+
+    fn encode_at<T: DataType>(
+        self,
+        values: &[T::T],
+        definition: Option<&[i16]>,
+        repetition: Option<&[i16]>,
+    ) -> ParquetResult<EncodedColumn> {
         let mut bytes = TrackedWrite::new(Vec::new());
         let pages = Box::new(SerializedPageWriter::new(&mut bytes));
         let writer = get_column_writer(self.of, self.properties.clone(), pages);
         let mut writer = get_typed_column_writer::<T>(writer);
-        match offsets {
-            None => writer.write_batch(values, None, None)?,
-            Some(offsets) => {
-                let (definition, repetition) = levels(offsets);
-                writer.write_batch(values, Some(&definition), Some(&repetition))?
-            }
-        };
+        writer.write_batch(values, definition, repetition)?;
         let close = writer.close()?;
         Ok(EncodedColumn { bytes: bytes.into_inner()?.into(), close })
     }

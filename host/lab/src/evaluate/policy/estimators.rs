@@ -131,7 +131,7 @@ pub struct WeightSummary {
     /// The mean before clipping, which is near 1 if the propensities are right and the log has all
     /// that the policy shows.
     pub mean: f64,
-    /// The standard error of that.
+    /// The standard error of that, by requests: the rows of one are weighted alike.
     pub mean_error: f64,
     /// The largest before clipping.
     pub largest: f64,
@@ -192,41 +192,35 @@ impl RatioMoments {
         self.below_below += below * below;
     }
 
-    fn normal95(&self, requests: f64) -> [f64; 2] {
+    /// The standard error of the ratio.
+    fn error(&self, requests: f64) -> f64 {
         let value = self.sum.ratio();
         let squares =
             self.above_above - 2.0 * value * self.above_below + value * value * self.below_below;
-        let error = (requests / (requests - 1.0) * squares.max(0.0)).sqrt() / self.sum.below;
+        (requests / (requests - 1.0) * squares.max(0.0)).sqrt() / self.sum.below
+    }
+
+    fn normal95(&self, requests: f64) -> [f64; 2] {
+        let (value, error) = (self.sum.ratio(), self.error(requests));
         [value - Z * error, value + Z * error]
     }
 }
 
-/// The number of values, their sum, and that of their squares.
+/// The sum of values, and that of their squares.
 #[derive(Debug, Clone, Copy, Default)]
 struct SquareSums {
-    count: f64,
     sum: f64,
     squares: f64,
 }
 
 impl SquareSums {
     fn add(&mut self, value: f64) {
-        self.count += 1.0;
         self.sum += value;
         self.squares += value * value;
     }
 
     fn effective(&self) -> f64 {
         if self.squares > 0.0 { self.sum * self.sum / self.squares } else { 0.0 }
-    }
-
-    fn mean(&self) -> f64 {
-        self.sum / self.count
-    }
-
-    fn mean_error(&self) -> f64 {
-        let variance = (self.squares - self.sum * self.mean()) / (self.count - 1.0);
-        (variance.max(0.0) / self.count).sqrt()
     }
 }
 
@@ -242,7 +236,9 @@ pub struct OffPolicyEstimator {
     moments: Vec<RatioMoments>,
     /// The sums of requests, each in turn: for each group those of all estimators.
     groups: Vec<RatioTerms>,
-    weights: SquareSums,
+    /// The weights of the open request over its rows, and of all.
+    open_weights: RatioTerms,
+    weights: RatioMoments,
     clipped_weights: SquareSums,
     weighted_rewards: SquareSums,
     largest: f64,
@@ -262,7 +258,8 @@ impl OffPolicyEstimator {
             requests: 0,
             moments: vec![RatioMoments::default(); estimators.len()],
             groups: Vec::new(),
-            weights: SquareSums::default(),
+            open_weights: RatioTerms::default(),
+            weights: RatioMoments::default(),
             clipped_weights: SquareSums::default(),
             weighted_rewards: SquareSums::default(),
             largest: 0.0,
@@ -278,7 +275,7 @@ impl OffPolicyEstimator {
         }
         let full = row.probability / row.propensity;
         let weight = full.min(self.clip);
-        self.weights.add(full);
+        self.open_weights.add(1.0, RatioTerms { above: full, below: 1.0 });
         self.clipped_weights.add(weight);
         self.weighted_rewards.add((weight * row.reward).abs());
         self.largest = self.largest.max(full);
@@ -291,13 +288,13 @@ impl OffPolicyEstimator {
     /// The estimates from all rows, with a bootstrap of `replicates` draws; none without a row.
     pub fn finish(mut self, replicates: usize) -> Option<OffPolicyEstimates> {
         self.close();
-        let rows = self.weights.count;
+        let rows = self.weights.sum.below;
         if rows == 0.0 {
             return None;
         }
         let weights = WeightSummary {
-            mean: self.weights.mean(),
-            mean_error: self.weights.mean_error(),
+            mean: self.weights.sum.ratio(),
+            mean_error: self.weights.error(self.requests as f64),
             largest: self.largest,
             clipped_pct: 100.0 * self.clipped as f64 / rows,
             effective_rows: self.clipped_weights.effective(),
@@ -313,6 +310,7 @@ impl OffPolicyEstimator {
         if self.open.take().is_none() {
             return;
         }
+        self.weights.add(std::mem::take(&mut self.open_weights));
         for (moments, terms) in self.moments.iter_mut().zip(&self.terms) {
             moments.add(*terms);
         }

@@ -4,7 +4,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`estimators`] | the formulas, and nothing else |
-//! | [`log`] | the rows of a data set, with rewards and propensities |
+//! | [`log`] | the rows of a data set or of feature logs, with rewards and propensities |
 //! | [`target`] | the policy in question, and estimates of rewards |
 //! | [`report`] | what it says to people |
 
@@ -16,8 +16,6 @@ pub mod target;
 mod tests;
 
 use std::path::PathBuf;
-
-use hypercast_data::dataset::Dataset;
 
 use self::{
     estimators::{LoggedAction, OffPolicyEstimator},
@@ -33,23 +31,30 @@ const REPLICATES: usize = 1000;
 /// Estimate from a log with propensities what another policy would have earned
 #[derive(Debug, Clone, clap::Args)]
 pub struct PolicyOptions {
-    /// The data set, as `hypercast data import` makes it
+    /// A data set, as `hypercast data import` makes it, or feature logs, as `hypercast materialise`
+    /// writes them
     #[arg(long, value_name = "DIR", default_value = "data")]
     pub from: PathBuf,
     /// The policy: uniform (all items of the log alike), or a CSV, JSONL or Parquet file with the
-    /// columns item and probability, and those that it depends on: request or context features
+    /// columns item and probability, and those that it depends on: request or context features, and
+    /// of feature logs ranked:position or ranked:arm
     #[arg(long, value_name = "uniform|FILE")]
     pub policy: PolicyChoice,
     /// The task, action or value that counts as the reward
     #[arg(long, value_name = "NAME")]
     pub reward: String,
     /// The context feature with the probability with which the log's policy showed the item
-    #[arg(long, value_name = "FEATURE", default_value = "propensity")]
-    pub propensity: String,
+    /// [default: propensity of a data set, and what daemons noted in feature logs]
+    #[arg(long, value_name = "FEATURE")]
+    pub propensity: Option<String>,
     /// Expected rewards for the direct method and doubly robust: a file as that of the policy, with
     /// the column estimate
     #[arg(long, value_name = "FILE")]
     pub estimates: Option<String>,
+    /// Of feature logs, count rows at this place of the answer alone, 0 for the first. A softmax
+    /// ranking has the probabilities of later places only given those before
+    #[arg(long, value_name = "INDEX")]
+    pub position: Option<u32>,
     /// Count this surface alone
     #[arg(long, value_name = "NAME")]
     pub surface: Option<String>,
@@ -73,9 +78,8 @@ pub fn run(options: &PolicyOptions) -> Result<PolicyReport> {
     if options.clip.is_some_and(|clip| clip.is_nan() || clip <= 0.0) {
         return Err(Error::invalid("--clip is a weight above 0"));
     }
-    let dataset = Dataset::open(&options.from)?;
-    let schema = &dataset.schema;
-    let log = PolicyLog::new(&dataset, options)?;
+    let log = PolicyLog::open(options)?;
+    let schema = &log.schema;
     let policy = TargetPolicy::new(&options.policy, &log, schema)?;
     let model = options.estimates.as_ref().map(|files| RewardEstimates::read(files, schema));
     let mut model = model.transpose()?;
@@ -83,7 +87,7 @@ pub fn run(options: &PolicyOptions) -> Result<PolicyReport> {
         policy.require_all_actions()?;
     }
     let mut estimator = OffPolicyEstimator::new(model.is_some(), options.clip);
-    let without_reward = log.for_each(|row| {
+    let left_out = log.for_each(|row| {
         let actions = policy.actions(&row)?;
         let modelled = model.as_mut().map(|model| model.expected(&row, actions)).transpose()?;
         estimator.push(&LoggedAction {
@@ -96,8 +100,16 @@ pub fn run(options: &PolicyOptions) -> Result<PolicyReport> {
         Ok(())
     })?;
     let estimates = estimator.finish(REPLICATES).ok_or_else(|| {
-        let reason = format!("no row that counts has a known `{}`", options.reward);
-        Error::data(&dataset.dir, reason)
+        let reason = if left_out.without_propensity > 0 {
+            format!(
+                "none of {} rows with a known `{}` has a propensity: their daemon noted none, or \
+                 their expert does not explore",
+                left_out.without_propensity, options.reward
+            )
+        } else {
+            format!("no row that counts has a known `{}`", options.reward)
+        };
+        Error::data(&log.path, reason)
     })?;
-    Ok(PolicyReport::new(options, without_reward, estimates))
+    Ok(PolicyReport::new(options, left_out, estimates))
 }

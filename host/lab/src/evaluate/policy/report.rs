@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{
     PolicyOptions,
     estimators::{Estimator, OffPolicyEstimates, PolicyEstimate, WeightSummary},
+    log::LeftOut,
 };
 
 /// The fewest rows of equal weight from which anything is concluded.
@@ -30,6 +31,8 @@ pub struct PolicyReport {
     pub reward: String,
     /// Rows that were left out because nobody knows their reward.
     pub without_reward: u64,
+    /// Rows that were left out because nobody noted with which probability they were shown.
+    pub without_propensity: u64,
     /// The largest weight that a row could have.
     pub clip: Option<f64>,
     /// What was estimated.
@@ -46,13 +49,14 @@ impl PolicyReport {
     /// The report on some estimates.
     pub fn new(
         options: &PolicyOptions,
-        without_reward: u64,
+        left_out: LeftOut,
         estimates: OffPolicyEstimates,
     ) -> PolicyReport {
         PolicyReport {
             policy: options.policy.name().to_owned(),
             reward: options.reward.clone(),
-            without_reward,
+            without_reward: left_out.without_reward,
+            without_propensity: left_out.without_propensity,
             clip: options.clip,
             words: words(&estimates),
             advice: advice(&estimates),
@@ -142,6 +146,9 @@ impl fmt::Display for PolicyReport {
         )?;
         if self.without_reward > 0 {
             writeln!(f, "{} rows without a known reward were left out", self.without_reward)?;
+        }
+        if self.without_propensity > 0 {
+            writeln!(f, "{} rows without a propensity were left out", self.without_propensity)?;
         }
         writeln!(
             f,

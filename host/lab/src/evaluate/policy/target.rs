@@ -64,11 +64,7 @@ impl TargetPolicy {
     ///
     /// # Errors
     /// Its file or the log cannot be read, or the probabilities of a situation are more than 1.
-    pub fn new(
-        choice: &PolicyChoice,
-        log: &PolicyLog<'_>,
-        schema: &Schema,
-    ) -> Result<TargetPolicy> {
+    pub fn new(choice: &PolicyChoice, log: &PolicyLog, schema: &Schema) -> Result<TargetPolicy> {
         match choice {
             PolicyChoice::Uniform => uniform(log),
             PolicyChoice::Files(pattern) => {
@@ -123,7 +119,7 @@ impl TargetPolicy {
 }
 
 /// All items that the log shows, with the same probability.
-fn uniform(log: &PolicyLog<'_>) -> Result<TargetPolicy> {
+fn uniform(log: &PolicyLog) -> Result<TargetPolicy> {
     let mut items = HashSet::new();
     log.for_each(|row| {
         items.insert(row.impression.item);

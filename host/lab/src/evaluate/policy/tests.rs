@@ -4,11 +4,17 @@ use std::path::Path;
 
 use clap::Parser;
 use hypercast_data::{
-    dataset::{ContextFeatures, Entities, Impression, write_dataset},
+    dataset::{ContextFeatures, Dataset, Entities, Impression, timeline::Span, write_dataset},
+    features::{
+        FeatureConfig,
+        replay::{Replay, ReplayOptions},
+    },
+    logs::{LogOptions, LogRow, LogVersion, LogWriter, TaeStorage},
+    ranked_place::RankedPlace,
     schema::{Feature, FeatureKind, Schema, category_id},
     simulate,
 };
-use hypercast_fm::example::Outcome;
+use hypercast_fm::example::{Outcome, Target};
 
 use super::report::PolicyReport;
 use crate::commands::{EvaluateCommand, EvaluateSubject, LabCommand};
@@ -77,8 +83,17 @@ fn evaluate(
     let data = dir.join("data");
     let entities = Entities { schema: &schema(), items: &[], item_names: &[], users: &[] };
     write_dataset(&data, &entities, &mut log).unwrap();
+    evaluate_from(dir, "data", more)
+}
+
+/// Evaluates the data set or feature logs in a folder of `dir`.
+fn evaluate_from(
+    dir: &Path,
+    from: &str,
+    more: &[&str],
+) -> std::result::Result<PolicyReport, String> {
     let file = |name: &str| dir.join(name).to_str().unwrap().to_owned();
-    let given = ["lab", "evaluate", "policy", "--reward", "click", "--from", &file("data")];
+    let given = ["lab", "evaluate", "policy", "--reward", "click", "--from", &file(from)];
     let more =
         more.iter().map(|word| if word.ends_with(".csv") { file(word) } else { word.to_string() });
     let arguments = given.iter().map(|word| word.to_string()).chain(more);
@@ -134,6 +149,74 @@ fn the_rows_that_count_are_weighted_by_what_the_files_say() {
     // Three items are shown, so each weight is 2/3, and 0.5 once it is clipped.
     assert_near(&values(&report), &[0.75, 0.375, 0.75]);
     assert_near(&[report.estimates.weights.clipped_pct], &[100.0]);
+}
+
+/// Feature logs of the data set's rows, as of answers that gave each item of the surface `feed` a
+/// propensity of a half, at the place of its number.
+fn write_logs(dir: &Path) {
+    let dataset = Dataset::open(&dir.join("data")).unwrap();
+    let options = ReplayOptions {
+        span: Span::default(),
+        history_len: 4,
+        max_targets: 8,
+        features: FeatureConfig::default(),
+    };
+    let tae = TaeStorage::F32;
+    let files = LogOptions { history_len: 4, rows_per_file: 100, file_seconds: 0, tae };
+    let versions = vec![LogVersion::new("1.0.0", 1)];
+    let mut writer =
+        LogWriter::create(&dir.join("logs"), &dataset.schema, files, versions).unwrap();
+    for example in Replay::new(&dataset, options).unwrap() {
+        let example = &example.unwrap();
+        let place = |target: &Target| RankedPlace {
+            position: target.item.id as u32,
+            propensity: Some(0.5),
+            arm: "feed@1.0.0".into(),
+        };
+        let places = example.targets.iter().map(|target| Some(place(target)));
+        let ranked: Vec<_> = if example.surface == 0 { places.collect() } else { Vec::new() };
+        let (taes, correction) = (vec![0.0; example.targets.len()], false);
+        let row = LogRow {
+            example,
+            taes: &[&taes],
+            ranked: &ranked,
+            correction,
+            ingested_ms: 0,
+            place: None,
+        };
+        writer.write(row).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn feature_logs_have_the_propensities_that_daemons_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let by_place = "item,ranked:position,ranked:arm,probability\n1,1,feed@1.0.0,0.25\n\
+                    2,2,feed@1.0.0,0.5\n3,3,feed@1.0.0,0.5\n";
+    write(dir.path(), &[("policy.csv", POLICY), ("by-place.csv", by_place)]);
+    let files = ["--policy", "policy.csv"];
+    let expected =
+        evaluate(dir.path(), log(), &[&files[..], &["--surface", "feed"]].concat()).unwrap();
+    write_logs(dir.path());
+    let report = evaluate_from(dir.path(), "logs", &files).unwrap();
+    assert_near(&values(&report), &values(&expected));
+    assert_eq!((report.estimates.rows, report.estimates.requests), (4, 3));
+    // What nobody ranked, on the other surface, is left out by itself.
+    assert_eq!((report.without_reward, report.without_propensity), (1, 1));
+    let text = report.to_string();
+    assert!(text.contains("1 rows without a propensity were left out"), "{text}");
+    let report = evaluate_from(dir.path(), "logs", &["--policy", "by-place.csv"]).unwrap();
+    // Weights are 0.5, 1, 1 and 1, and the second has no reward.
+    assert_near(&values(&report), &[0.75, 0.625, 2.5 / 3.5]);
+    let second = ["--policy", "by-place.csv", "--position", "2"];
+    let report = evaluate_from(dir.path(), "logs", &second).unwrap();
+    assert_near(&values(&report), &[0.5, 0.5, 0.5]);
+    let error = evaluate_from(dir.path(), "data", &second).unwrap_err();
+    assert!(error.contains("a data set does not have it"), "{error}");
+    let elsewhere = ["--policy", "uniform", "--surface", "search"];
+    let error = evaluate_from(dir.path(), "logs", &elsewhere).unwrap_err();
+    assert!(error.contains("none of 1 rows with a known `click` has a propensity"), "{error}");
 }
 
 #[test]

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hypercast_data::dataset::{ContextFeatures, Impression};
+use hypercast_data::ranked_place::RankedPlace;
+use hypercast_fm::example::Example;
 
 use super::world::*;
 use crate::events::EventKind;
@@ -315,6 +317,67 @@ fn every_impression_is_in_exactly_one_example_whatever_the_order() {
     }
 }
 
+#[test]
+fn an_example_says_where_its_items_were_ranked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut joiner = joiner(&dataset(dir.path()), settings());
+    let place =
+        |position, propensity| Some(RankedPlace { position, propensity, arm: "feed@1.0.0".into() });
+    // Before and after its impressions, of more and fewer items than are shown.
+    let events = [
+        ranked(7, &[3, 1, 2]),
+        shown(7, 1, 0, 1000),
+        shown(7, 8, 0, 1000),
+        shown(8, 1, 0, 1000),
+        shown(8, 2, 0, 1000),
+        ranked(8, &[2, 4]),
+        shown(9, 1, 0, 1000),
+        ranked(10, &[5]),
+        event(EventKind::CompleteRequest(vec![whole(10, 5, 1000), whole(10, 6, 1000)])),
+        tick(100_000),
+        // Too late for the example.
+        ranked(9, &[1]),
+        acted(7, 1, 100_000, CLICK, CLICK),
+        acted(9, 1, 100_000, CLICK, CLICK),
+    ];
+    let made = all(&mut joiner, &events);
+    let of = |joined: &JoinedRecord| {
+        let joined = JoinedRecord::decode(&postcard::to_stdvec(joined).unwrap()).unwrap();
+        let joined = joined.joined().unwrap();
+        (joined.example.request, joined.ranked.clone())
+    };
+    let mut found: Vec<_> = made.joined.iter().map(of).collect();
+    found[1..4].sort_by_key(|(request, _)| *request);
+    let expected = [
+        (10, vec![place(0, Some(0.25)), None]),
+        (7, vec![place(1, Some(0.25)), None]),
+        (8, vec![None, place(0, Some(0.25))]),
+        (9, vec![]),
+        // Corrections.
+        (7, vec![place(1, Some(0.25))]),
+        (9, vec![]),
+    ];
+    assert_eq!(found, expected);
+}
+
+/// A joined example as earlier releases wrote it.
+#[derive(serde::Serialize)]
+enum EarlierRecord<'a> {
+    Example { example: &'a Example, ingested_ms: i64 },
+}
+
+#[test]
+fn a_joined_example_of_before_is_of_no_ranking() {
+    let dir = tempfile::tempdir().unwrap();
+    let made =
+        all(&mut joiner(&dataset(dir.path()), settings()), &[shown(7, 1, 1, 5), tick(100_000)]);
+    let example = &made.joined[0].joined().unwrap().example;
+    let earlier = EarlierRecord::Example { example, ingested_ms: 9 };
+    let read = JoinedRecord::decode(&postcard::to_stdvec(&earlier).unwrap()).unwrap();
+    let read = read.joined().unwrap();
+    assert_eq!((read.example.request, read.ingested_ms, read.ranked.len()), (7, 9, 0));
+}
+
 /// The joiner after a restart from its encoded state.
 fn reborn(mut joiner: Joiner, data: &hypercast_data::dataset::Dataset) -> Joiner {
     let mut bytes = Vec::new();
@@ -327,6 +390,7 @@ fn reborn(mut joiner: Joiner, data: &hypercast_data::dataset::Dataset) -> Joiner
     let (saved, contents): (SavedJoiner, SavedContents) = postcard::from_bytes(&bytes).unwrap();
     let mut joiner = Joiner::restore(blank_state(data), saved).unwrap();
     (joiner.contents, joiner.content_limits) = (contents.vectors, contents.limits.unwrap());
+    joiner.restore_rankings(contents.rankings);
     joiner
 }
 

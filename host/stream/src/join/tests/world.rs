@@ -11,7 +11,7 @@ use hypercast_data::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKi
 use hypercast_fm::example::{self, Item, MAX_VALUES, User};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use crate::events::{ActionEvent, EventKind, EventRecord, ImpressionEvent};
+use crate::events::{ActionEvent, EventKind, EventRecord, ImpressionEvent, RankingEvent};
 use crate::join::{Joiner, JoinerOptions, JoinerOutput};
 
 pub(super) const CLICK: u64 = 0b01;
@@ -117,6 +117,16 @@ pub(super) fn acted(
     event(EventKind::Action(ActionEvent { request, item, time_ms, outcome, complete: false }))
 }
 
+/// An answer whose places have a probability of a quarter.
+pub(super) fn ranked(request: u64, items: &[u64]) -> EventRecord {
+    event(EventKind::Ranking(RankingEvent {
+        request,
+        arm: "feed@1.0.0".into(),
+        items: items.to_vec(),
+        propensities: vec![Some(0.25); items.len()],
+    }))
+}
+
 pub(super) fn tick(time_ms: i64) -> EventRecord {
     event(EventKind::Tick { time_ms })
 }
@@ -156,8 +166,9 @@ pub(super) fn texts(made: &JoinerOutput) -> (Vec<String>, Vec<String>) {
     (joined, made.outcomes.iter().map(|outcome| format!("{outcome:?}")).collect())
 }
 
-/// Random events: requests of up to six items, actions that come soon, late or before their
-/// impression, some of them twice, complete requests, new items, and times that are not in order.
+/// Random events: requests of up to six items, their rankings, actions that come soon, late or
+/// before their impression, some of them twice, complete requests, new items, and times that are
+/// not in order.
 pub(super) fn random(seed: u64, requests: u64) -> Vec<EventRecord> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut timed: Vec<(i64, EventRecord)> = Vec::new();
@@ -166,6 +177,11 @@ pub(super) fn random(seed: u64, requests: u64) -> Vec<EventRecord> {
         let surface = rng.random_range(0..2);
         let mut items: Vec<u64> = (1..=9).collect();
         items.shuffle(&mut rng);
+        // Most are ranked before or after they are shown, and some twice.
+        for _ in 0..rng.random_range(0..3) {
+            timed.push((at + rng.random_range(-200..400), ranked(request, &items)));
+            items.swap(0, 1);
+        }
         items.truncate(rng.random_range(1..=6));
         if rng.random_bool(0.1) {
             let rows = items.iter().map(|&item| whole(request, item, at)).collect();

@@ -111,6 +111,10 @@ impl StreamEngine for NatsEngine {
         Ok(Arc::new(GroupCommit::new(topic, writer)))
     }
 
+    fn has_many_writers(&self) -> bool {
+        true
+    }
+
     fn resume(&self, topic: &Topic, place: StreamPlace) -> Result<Box<dyn Reader>> {
         Ok(Box::new(NatsReader::new(self.server.clone(), topic, place)))
     }

@@ -29,7 +29,8 @@ impl GatedWorld {
         let (dataset, mut examples) = examples(dir, 700);
         let stream = examples.split_off(LEARNED);
         let joined = |example: Example| {
-            let joined = JoinedExample { ingested_ms: example.time_ms, example };
+            let ingested_ms = example.time_ms;
+            let joined = JoinedExample { ingested_ms, example, ranked: Vec::new() };
             let payload = postcard::to_stdvec(&JoinedRecord::Example(joined)).unwrap();
             Record { id: 0, payload }
         };

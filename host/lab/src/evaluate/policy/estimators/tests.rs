@@ -57,6 +57,20 @@ fn estimates_are_those_of_the_formulas() {
 }
 
 #[test]
+fn the_error_of_the_mean_weight_is_that_of_requests() {
+    // Of each ten rows a request, with weights of 0 or 2 all alike: as many requests tell as much.
+    let of = |rows: u64| -> WeightSummary {
+        let all: Vec<LoggedAction> =
+            (0..100 * rows).map(|at| action(at / rows, 1.0, 0.5, (at / rows % 2) as f64)).collect();
+        estimates(&all, None, 0).weights
+    };
+    let (one, ten) = (of(1), of(10));
+    assert_near(one.mean, 1.0);
+    assert_near(one.mean_error, (1.0_f64 / 99.0).sqrt());
+    assert_near(ten.mean_error, one.mean_error);
+}
+
+#[test]
 fn weights_are_clipped_and_that_is_told() {
     let found = estimates(&four(), Some(1.0), 0);
     // Weights are 1, 0.5, 0 and 1.
