@@ -8,6 +8,8 @@ use std::{
 };
 
 use hypercast_config::Config;
+use hypercast_core::clock::now_ms;
+use hypercast_tests::services::wait_until;
 use hypercast_tests::{
     Prerequisites, TestDaemon, expert, prerequisites, rank_body, run, run_well, world,
 };
@@ -91,6 +93,31 @@ fn until(daemon: &TestDaemon, arm: &str) {
         );
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Ranks for some users on the surface `feed`, and then shows each the first item, which is
+/// clicked.
+fn show_and_click(daemon: &TestDaemon) {
+    let (mut impressions, mut actions) = (Vec::new(), Vec::new());
+    for user in 1..30 {
+        let mut body = rank_body(user, "feed", 1..20);
+        body.as_object_mut().unwrap().remove("time_ms");
+        let (_, answer) = daemon.post("/v1/rank", &body.to_string());
+        let (request, item) = (&answer["request"], &answer["ranking"][0]["id"]);
+        let time_ms = now_ms();
+        impressions.push(json!({
+            "request": request, "user": user, "item": item, "surface": "feed", "time_ms": time_ms,
+        }));
+        actions.push(json!({
+            "request": request, "item": item, "time_ms": time_ms, "actions": { "click": true },
+            "complete": true,
+        }));
+    }
+    // The daemon notes what it ranked meanwhile.
+    std::thread::sleep(Duration::from_millis(100));
+    let body = json!({ "impressions": impressions, "actions": actions });
+    let (status, said) = daemon.post("/v1/events", &body.to_string());
+    assert_eq!(status, 200, "{said}");
 }
 
 #[test]
@@ -178,6 +205,22 @@ fn versions_serve_side_by_side_and_swap_under_requests() {
     assert!(metrics.contains("hypercast_arm_requests_total{arm=\"short@2.0.0\""), "{metrics}");
     let live: Value = serde_json::from_str(&daemon.get("/v1/live").1).unwrap();
     assert_eq!(live["fms"].as_array().unwrap().len(), 2, "{live}");
+    assert_eq!(live["arms"], json!([]), "no outcome is known");
+
+    // What came of either's rankings is counted, and told by the daemon and the command.
+    let list = ["list", "--daemon", daemon.url()];
+    assert!(versions(&binary, dir, &list).contains("no two versions share users"));
+    wait_until("outcomes of both versions", Duration::from_secs(60), || {
+        show_and_click(&daemon);
+        let live: Value = serde_json::from_str(&daemon.get("/v1/live").1).unwrap();
+        let arms = live["arms"].as_array().unwrap();
+        arms.len() == 2 && arms.iter().all(|arm| arm["rows"] != 0)
+    });
+    let table = versions(&binary, dir, &list);
+    assert!(
+        ["short@1.0.0", "short@2.0.0", "50.0 %"].iter().all(|own| table.contains(own)),
+        "{table}"
+    );
     assert_eq!(daemon.get("/readyz"), (200, "ready\n".into()));
     assert!(daemon.stop());
 }

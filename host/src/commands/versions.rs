@@ -6,8 +6,10 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use serde::{Deserialize, Serialize};
 
 use hypercast_config::Config;
+use hypercast_core::text_table::TextTable;
 use hypercast_data::dataset::Dataset;
 use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
 use hypercast_fm::checkpoint::FmManifest;
@@ -18,6 +20,8 @@ use hypercast_stream::registry::{
 };
 use hypercast_stream::streams::{self, StreamEngine, Topic};
 use hypercast_train::{HeldPublications, HeldVersion};
+
+use super::plugin::host::{Host, HostAccess};
 
 /// Register, promote, roll back and retire versions of the FM and of experts
 #[derive(Debug, clap::Args)]
@@ -30,6 +34,7 @@ Trainers that publish (`hypercast train ... --follow`) register their versions t
 trained elsewhere.
 
   hypercast versions list
+  hypercast versions list --daemon http://127.0.0.1:8570
   hypercast versions register expert feed 2.0.0 --fm 1.0.0
   hypercast versions promote expert feed 2.0.0 --share 0.1
   hypercast versions promote expert feed 2.0.0
@@ -47,11 +52,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum VersionsCommand {
     /// Print every version, its state, its pin and who it answers, and what trainers here hold
-    List {
-        /// As JSON, with all that is registered
-        #[arg(long)]
-        json: bool,
-    },
+    List(ListOptions),
     /// Print all that is registered of one version, as JSON
     #[command(subcommand)]
     Show(Which),
@@ -73,6 +74,21 @@ pub enum VersionsCommand {
     /// Have a training expert go on with another FM version
     #[command(subcommand)]
     PinCommand(PinCommand),
+}
+
+/// Options of `versions list`; a daemon is asked only if one is named.
+#[derive(Debug, clap::Args)]
+pub struct ListOptions {
+    /// As JSON, with all that is registered
+    #[arg(long)]
+    pub json: bool,
+    /// Also what came of the versions that share users, as this daemon has counted it:
+    /// http://127.0.0.1:8570 or https://HOST
+    #[arg(long, value_name = "URL")]
+    pub daemon: Option<String>,
+    /// As whom the daemon is asked.
+    #[command(flatten)]
+    pub access: HostAccess,
 }
 
 /// The version to act on.
@@ -212,16 +228,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let engine = streams::open(&config.engine)?;
     let versions = RegistryClient::new(&*engine);
     let registry = match args.action {
-        VersionsCommand::List { json } => {
+        VersionsCommand::List(options) => {
             let (registry, held) = (versions.read()?, HeldVersion::all(&config)?);
-            if json {
-                let mut all = serde_json::to_value(&registry)?;
-                all["held"] = serde_json::to_value(&held)?;
-                println!("{}", serde_json::to_string_pretty(&all)?);
-            } else {
-                print!("{}{}", table(&registry), held_lines(&held));
-            }
-            return Ok(());
+            return list(&registry, &held, options);
         }
         VersionsCommand::Show(which) => {
             return show(&versions.read()?, &which, &HeldVersion::all(&config)?);
@@ -251,6 +260,76 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     print!("{}", table(&registry));
     Ok(())
+}
+
+fn list(registry: &Registry, held: &[HeldVersion], options: ListOptions) -> anyhow::Result<()> {
+    let ListOptions { json, daemon, access } = options;
+    let daemon = daemon.map(|host| Host { host, access });
+    let arms =
+        daemon.map(|daemon| Ok::<_, anyhow::Error>(daemon.get::<LiveArms>("/v1/live")?.arms));
+    let arms = arms.transpose()?;
+    if json {
+        let mut all = serde_json::to_value(registry)?;
+        all["held"] = serde_json::to_value(held)?;
+        if let Some(arms) = arms {
+            all["arms"] = serde_json::to_value(arms)?;
+        }
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        print!("{}{}", table(registry), held_lines(held));
+        arms.into_iter().for_each(|arms| print!("\n{}", arm_table(&arms)));
+    }
+    Ok(())
+}
+
+/// What a daemon says of the versions that share users.
+#[derive(Debug, Deserialize)]
+struct LiveArms {
+    arms: Vec<LiveArm>,
+}
+
+/// A version's outcomes for a task, beside those of the version with the largest share.
+#[derive(Debug, Serialize, Deserialize)]
+struct LiveArm {
+    surface: String,
+    task: String,
+    arm: String,
+    share: f64,
+    rows: u64,
+    users: u64,
+    mean: Option<f64>,
+    against: Option<String>,
+    difference: Option<f64>,
+    low: Option<f64>,
+    high: Option<f64>,
+    p: Option<f64>,
+}
+
+/// The versions that share users. The interval and p hold whenever somebody looks.
+fn arm_table(arms: &[LiveArm]) -> String {
+    if arms.is_empty() {
+        return "no two versions share users, or none of their outcomes is known yet\n".into();
+    }
+    let head =
+        ["surface", "task", "arm", "share", "rows", "users", "mean", "difference", "95 %", "p"];
+    let mut table = TextTable::new(3, head);
+    for arm in arms {
+        let number = |value: Option<f64>| value.map_or_else(String::new, |of| format!("{of:.4}"));
+        let interval = arm.low.zip(arm.high).map(|(low, high)| format!("[{low:.4}, {high:.4}]"));
+        table.line([
+            arm.surface.clone(),
+            arm.task.clone(),
+            arm.arm.clone(),
+            format!("{:.1} %", arm.share * 100.0),
+            arm.rows.to_string(),
+            arm.users.to_string(),
+            number(arm.mean),
+            number(arm.difference),
+            interval.unwrap_or_default(),
+            number(arm.p),
+        ]);
+    }
+    table.to_string()
 }
 
 fn register(

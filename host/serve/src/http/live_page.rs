@@ -7,7 +7,9 @@ use hypercast_expert::wasm::Call;
 use serde_json::{Value, json};
 
 use crate::{
-    metrics::{Metrics, window::LiveQuality},
+    metrics::{
+        Metrics, arm_outcomes::ComparedArm, sequential::SequentialDifference, window::LiveQuality,
+    },
     request::service::RankingService,
     versions::serving_set::{ExpertArm, ServedFm},
 };
@@ -61,6 +63,25 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
             "series": window.series(),
         }))
     });
+    let arms = service.arm_outcomes.comparisons().into_iter().filter_map(|compared| {
+        let ComparedArm { task, arm, share, rows, users, mean, against, .. } = compared;
+        let of = |of: fn(SequentialDifference) -> f64| compared.difference.map(of);
+        Some(json!({
+            "surface": surface(compared.surface)?,
+            "task": task,
+            "arm": arm,
+            "share": share,
+            "rows": rows,
+            "users": users,
+            "mean": mean,
+            "against": against,
+            // With a 95 % confidence sequence, which may be looked at whenever one likes.
+            "difference": of(|of| of.difference),
+            "low": of(|of| of.low),
+            "high": of(|of| of.high),
+            "p": of(|of| of.p),
+        }))
+    });
     let mut report = json!({
         "now_ms": hypercast_core::clock::now_ms(),
         "started_ms": metrics.started_ms,
@@ -70,6 +91,8 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
         "latency": metrics.latency(),
         "freshness": metrics.freshness(),
         "ne": quality.collect::<Vec<_>>(),
+        // The versions that share an expert's users, since they have their shares.
+        "arms": arms.collect::<Vec<_>>(),
         // Outcomes that were compared with a prediction, and those whose request is unknown here.
         "outcomes": service.predictions.counts(),
         "fms": set.fms().map(fm).collect::<Vec<_>>(),

@@ -4,9 +4,11 @@
 //! quality are apart from the predictions that requests add. [`prediction_log`] holds predictions
 //! until their outcomes are known, and [`window`] computes their quality over the last minutes.
 
+pub mod arm_outcomes;
 mod plugins;
 pub mod prediction_log;
 mod register;
+pub mod sequential;
 pub mod window;
 
 use std::{

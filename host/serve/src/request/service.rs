@@ -28,6 +28,7 @@ use crate::{
     http::reload::Settings,
     metrics::{
         Metrics, RankTimes, STAGES,
+        arm_outcomes::ArmOutcomes,
         prediction_log::{ArmPredictions, PredictionLog},
     },
     request::{
@@ -60,6 +61,8 @@ pub struct RankingService {
     pub(crate) models: Arc<ServingModels>,
     /// Predictions that wait for their outcomes.
     pub(crate) predictions: Arc<PredictionLog>,
+    /// What came of each arm's answers.
+    pub(crate) arm_outcomes: Arc<ArmOutcomes>,
     metrics: Arc<Metrics>,
     queues: Arc<RequestQueues>,
     schema_hash: String,
@@ -149,6 +152,7 @@ impl RankingService {
             streams,
             models,
             predictions,
+            arm_outcomes: before.map(|before| before.arm_outcomes.clone()).unwrap_or_default(),
             metrics,
             queues,
             schema_hash: schema_hash(&dataset.schema),
@@ -259,6 +263,7 @@ impl RankingService {
         let by_arm = arm.filter(|_| by_expert.is_some()).map(|arm| &arm.label);
         let by_arm = by_arm.or(by_fm.as_ref().ok().map(|by_fm| &by_fm.arm));
         let by_arm = by_arm.expect("somebody ranked").clone();
+        self.arm_outcomes.answered(example.time_ms);
         self.queues.rankings.record(&answer, by_arm);
         if let (Some(arm), Some(tasks)) = (arm, by_expert) {
             keep(ArmPredictions { arm: arm.label.clone(), tasks });

@@ -26,7 +26,7 @@ use crate::{
     versions::{
         desired_set::{DesiredSet, ExpertFileHashes, expert_file_hashes},
         loader::VersionLoader,
-        outcomes::{REST, WAIT, follow_outcomes},
+        outcomes::{OutcomeUses, REST, WAIT, follow_outcomes},
         serving_set::{ServedFm, ServingModels},
     },
 };
@@ -99,8 +99,13 @@ impl SetUpdater {
         if let Some(service) = service {
             let compared = following.compared.clone();
             following.threads.spawn("outcomes", move |stop| {
-                let schema = &service.converter.schema;
-                follow_outcomes(&*streams, &service.predictions, schema, &compared, stop);
+                let uses = OutcomeUses {
+                    predictions: &service.predictions,
+                    arms: &service.arm_outcomes,
+                    models: Some(&service.models),
+                    schema: &service.converter.schema,
+                };
+                follow_outcomes(&*streams, uses, &compared, stop);
             })?;
         }
         Ok(following)

@@ -1,4 +1,4 @@
-//! Compares the outcomes of requests with what was predicted of them.
+//! Compares the outcomes of requests with what was predicted of them, and counts those of each arm.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -9,7 +9,12 @@ use hypercast_stream::{
     streams::{StreamCursor, StreamEngine, StreamPlace, StreamRead, StreamRecord, Topic},
 };
 
-use crate::{error::Result, metrics::prediction_log::PredictionLog, threads::lock};
+use crate::{
+    error::Result,
+    metrics::{arm_outcomes::ArmOutcomes, prediction_log::PredictionLog},
+    threads::lock,
+    versions::serving_set::ServingModels,
+};
 
 /// How long a read of a stream waits for new records.
 pub(super) const WAIT: Duration = Duration::from_millis(200);
@@ -20,12 +25,21 @@ pub(super) const REST: Duration = Duration::from_secs(1);
 /// Most records in one read.
 const MOST: usize = 4096;
 
+/// What outcomes are for.
+#[derive(Clone, Copy)]
+pub(super) struct OutcomeUses<'a> {
+    pub(super) predictions: &'a PredictionLog,
+    pub(super) arms: &'a ArmOutcomes,
+    /// Whose arms these are; none without experts.
+    pub(super) models: Option<&'a ServingModels>,
+    pub(super) schema: &'a Schema,
+}
+
 /// Follows outcomes from `compared` until `stop`, and notes there how far it came. It tries again
 /// while the stream cannot be read.
 pub(super) fn follow_outcomes(
     streams: &dyn StreamEngine,
-    predictions: &PredictionLog,
-    schema: &Schema,
+    uses: OutcomeUses<'_>,
     compared: &Mutex<Option<StreamPlace>>,
     stop: &Shutdown,
 ) {
@@ -34,8 +48,9 @@ pub(super) fn follow_outcomes(
     while !stop.is_requested() {
         let followed = match &mut following {
             Some(comparison) => comparison.step(streams, WAIT),
-            None => OutcomeComparison::open(streams, from, predictions, schema)
-                .map(|begun| following = Some(begun)),
+            None => {
+                OutcomeComparison::open(streams, from, uses).map(|begun| following = Some(begun))
+            }
         };
         if let Err(error) = followed {
             if failures.is_news(&error) {
@@ -52,8 +67,7 @@ pub(super) fn follow_outcomes(
 /// Compares outcomes with the predictions for them.
 struct OutcomeComparison<'a> {
     cursor: StreamCursor,
-    predictions: &'a PredictionLog,
-    schema: &'a Schema,
+    uses: OutcomeUses<'a>,
 }
 
 impl<'a> OutcomeComparison<'a> {
@@ -62,8 +76,7 @@ impl<'a> OutcomeComparison<'a> {
     fn open(
         streams: &dyn StreamEngine,
         from: Option<StreamPlace>,
-        predictions: &'a PredictionLog,
-        schema: &'a Schema,
+        uses: OutcomeUses<'a>,
     ) -> Result<Self> {
         let topic = Topic::outcomes();
         let from = match from {
@@ -71,7 +84,7 @@ impl<'a> OutcomeComparison<'a> {
             None => StreamPlace::at(streams.span(&topic)?.end),
         };
         let cursor = StreamCursor::open(streams, &topic, from)?;
-        Ok(Self { cursor, predictions, schema })
+        Ok(Self { cursor, uses })
     }
 
     /// Compares the next outcomes, for the first of which it waits. Behind missing ones it goes on
@@ -87,12 +100,18 @@ impl<'a> OutcomeComparison<'a> {
     }
 
     fn compare(&self, stored: &StreamRecord) {
-        match OutcomeRecord::decode(&stored.payload).map(|outcome| outcome.update) {
-            Ok(StateUpdate::Outcome(impression)) => {
-                self.predictions.outcome(&impression, self.schema, now_ms());
+        let OutcomeUses { predictions, arms, models, schema } = self.uses;
+        match OutcomeRecord::decode(&stored.payload) {
+            Ok(OutcomeRecord { update: StateUpdate::Outcome(impression), ranked, .. }) => {
+                predictions.outcome(&impression, schema, now_ms());
+                if let Some(ranked) = ranked {
+                    let set = models.map(ServingModels::set);
+                    let split = set.as_ref().and_then(|set| set.split(impression.surface));
+                    arms.outcome(split, &impression, &ranked, schema);
+                }
             }
             // A correction is ignored, because the outcome was compared when it first became known.
-            Ok(StateUpdate::Corrected(_) | StateUpdate::Item(_) | StateUpdate::User(_)) => {}
+            Ok(_) => {}
             // The follower of features sets it aside, and says so.
             Err(error) => {
                 tracing::debug!(%error, position = stored.position, "an outcome is not compared");
@@ -153,12 +172,14 @@ mod tests {
     #[test]
     fn outcomes_that_come_between_two_comparisons_are_compared_by_the_second() {
         let ((schema, predictions), streams) = (predicted(), MemoryEngine::default());
-        let compared = Mutex::default();
+        let (arms, compared) = (ArmOutcomes::default(), Mutex::default());
+        let uses =
+            OutcomeUses { predictions: &predictions, arms: &arms, models: None, schema: &schema };
         let follow = |steps: usize| {
             let taken = AtomicUsize::new(0);
             let is_done = move || taken.fetch_add(1, Ordering::Relaxed) == steps;
             let stop = Shutdown::default().part(is_done);
-            follow_outcomes(&streams, &predictions, &schema, &compared, &stop);
+            follow_outcomes(&streams, uses, &compared, &stop);
         };
         append(&streams, &[1]);
         // Opens alone, at the end.
@@ -176,8 +197,10 @@ mod tests {
     fn outcomes_behind_missing_ones_are_compared_and_each_once() {
         let ((schema, predictions), streams) = (predicted(), MemoryEngine::default());
         append(&streams, &[1]);
-        let mut comparison =
-            OutcomeComparison::open(&streams, None, &predictions, &schema).unwrap();
+        let arms = ArmOutcomes::default();
+        let uses =
+            OutcomeUses { predictions: &predictions, arms: &arms, models: None, schema: &schema };
+        let mut comparison = OutcomeComparison::open(&streams, None, uses).unwrap();
         append(&streams, &[2, 3, 4]);
         streams.trim(&Topic::outcomes(), 2).unwrap();
         let steps = |comparison: &mut OutcomeComparison<'_>, streams: &MemoryEngine| {

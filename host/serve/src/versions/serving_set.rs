@@ -15,6 +15,7 @@ use hypercast_stream::registry::{
 
 use crate::{
     fm::FmTier,
+    metrics::arm_outcomes::TrafficSplit,
     rollout::ArmStats,
     threads::{Current, lock},
     versions::desired_set::{DesiredExpert, DesiredFm},
@@ -193,6 +194,12 @@ impl ServingSet {
     pub fn arm(&self, surface: u16, user: u64) -> Option<&Arc<ExpertArm>> {
         let route = self.routes.get(&surface)?;
         route.arms.get(choose_version(&route.shares, user_bucket(user, &route.expert))?)
+    }
+
+    /// The versions that share the users of a surface.
+    pub fn split(&self, surface: u16) -> Option<TrafficSplit<'_>> {
+        let SurfaceRoute { expert, shares, .. } = self.routes.get(&surface)?;
+        (!shares.is_empty()).then_some(TrafficSplit { expert, shares })
     }
 
     /// The shadow experts of a surface.

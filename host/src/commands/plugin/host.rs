@@ -1,5 +1,4 @@
-//! A daemon that is asked by the plugin commands: its address, the token, and its refusals as
-//! errors.
+//! A daemon that is asked by commands: its address, the token, and its refusals as errors.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -20,6 +19,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Host {
     /// The daemon, as http://127.0.0.1:8570 or https://HOST
     pub host: String,
+    /// As whom.
+    #[command(flatten)]
+    pub access: HostAccess,
+}
+
+/// What a daemon must be shown, and by what it is known.
+#[derive(Debug, Clone, clap::Args)]
+pub struct HostAccess {
     /// A file with the bearer token [default: the environment variable HYPERCAST_TOKEN]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
@@ -72,7 +79,7 @@ impl Host {
             .http_status_as_error(false)
             .timeout_global(Some(PATIENCE))
             .build();
-        Ok(client::agent(config, self.ca.as_deref())?)
+        Ok(client::agent(config, self.access.ca.as_deref())?)
     }
 
     fn url(&self, route: &str) -> String {
@@ -88,7 +95,7 @@ impl Host {
         &self,
         request: ureq::RequestBuilder<B>,
     ) -> anyhow::Result<ureq::RequestBuilder<B>> {
-        let token = match &self.token_file {
+        let token = match &self.access.token_file {
             Some(path) => {
                 Some(std::fs::read_to_string(path).with_context(|| path.display().to_string())?)
             }

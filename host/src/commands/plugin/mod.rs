@@ -3,7 +3,7 @@
 
 pub mod bench;
 pub mod check;
-mod host;
+pub(crate) mod host;
 pub mod keygen;
 pub mod logs;
 pub mod push;

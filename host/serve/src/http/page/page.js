@@ -102,6 +102,10 @@ function show(live) {
   table("ne", ["surface", ["task", "left"], ["arm", "left"], "rows", "NE", "predicted / observed", "MSE", "of the mean"],
     live.ne.map((row) => [row.surface, [row.task, "left"], [row.arm, "left"], whole(row.n), fixed(row.ne, 4), fixed(row.calibration, 3), fixed(row.mse, 3), fixed(row.base_mse, 3)]),
     "no outcomes of served requests are known yet");
+  table("arms", ["surface", ["task", "left"], ["arm", "left"], "share", "rows", "users", "mean", ["against", "left"], "difference", "95 %", "p"],
+    live.arms.map((row) => [row.surface, [row.task, "left"], [row.arm, "left"], `${fixed(row.share * 100, 1)} %`, whole(row.rows), whole(row.users), fixed(row.mean, 4), [row.against ?? "", "left"],
+      fixed(row.difference, 4), row.p === null ? "–" : `${fixed(row.low, 4)} … ${fixed(row.high, 4)}`, row.p === null ? "–" : row.p < 0.001 ? "< 0.001" : fixed(row.p, 3)]),
+    "no two versions share users");
   table("latency", ["stage", "p50", "p99", "count"],
     live.latency.map((row) => [row.stage, span(row.p50_us === null ? null : row.p50_us / 1000), span(row.p99_us === null ? null : row.p99_us / 1000), whole(row.count)]), "no requests yet");
   table("freshness", ["from … to", "p50", "p99", "count"],
