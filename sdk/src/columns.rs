@@ -15,6 +15,11 @@ impl Column {
         Self::of("feature", name)
     }
 
+    /// A numeric feature as it is, for a network.
+    pub fn raw_feature(name: impl Into<String>) -> Self {
+        Self::of("raw-feature", name)
+    }
+
     /// A categorical feature or raw id.
     pub fn id(name: impl Into<String>) -> Self {
         Self::of("id", name)

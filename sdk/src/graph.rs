@@ -102,6 +102,16 @@ impl Graph {
         self.concat(&columns)
     }
 
+    /// Several numeric features as they are, `[rows, names]`, with 0 where one is missing: for a
+    /// network that was trained elsewhere.
+    pub fn raw_features<N: AsRef<str>>(&self, names: &[N]) -> Tensor<'_> {
+        let raw = |name: &N| {
+            self.known("feature", name.as_ref(), &self.info.features);
+            self.column(Column::raw_feature(name.as_ref()), Shape::rows(1), false)
+        };
+        self.concat(&names.iter().map(raw).collect::<Vec<_>>())
+    }
+
     /// A categorical feature or raw id of the candidates, `[rows, 1]`. One of several values, as
     /// tags, is for an `Embedding`, which gives the mean over them: it has more columns where it
     /// runs.
@@ -141,6 +151,32 @@ impl Graph {
     /// A trained parameter. Its full name, the layer path followed by `name`, must be unique in the
     /// graph.
     pub fn parameter(&self, name: &str, shape: &[u32], init: Initialiser) -> Tensor<'_> {
+        self.declare(name, shape, init, Vec::new())
+    }
+
+    /// A trained parameter that begins with given values: f32, little-endian and row-major, as many
+    /// as `shape` has. For a network that was trained elsewhere, with `include_bytes!`.
+    pub fn parameter_from(&self, name: &str, shape: &[u32], values: &[u8]) -> Tensor<'_> {
+        let count: u64 = shape.iter().map(|&size| u64::from(size)).product();
+        if values.len() as u64 != 4 * count {
+            let (bytes, shape) = (values.len(), Shape::fixed(shape));
+            return self.fail(&format!(
+                "parameter `{name}` of shape {shape} needs {} bytes of values, not {bytes}",
+                4 * count
+            ));
+        }
+        let values = values.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let values = attribute("values", Value::Numbers(values.collect()));
+        self.declare(name, shape, Initialiser::Zeros, vec![values])
+    }
+
+    fn declare(
+        &self,
+        name: &str,
+        shape: &[u32],
+        init: Initialiser,
+        mut options: Vec<Attribute>,
+    ) -> Tensor<'_> {
         let path = self.path(name);
         if shape.contains(&0) {
             return self
@@ -152,10 +188,9 @@ impl Graph {
             ));
         }
         let factor: f32 = self.state.borrow().rate_factors.iter().product();
-        let options = match factor {
-            1.0 => Vec::new(),
-            _ => vec![attribute("rate_factor", Value::Number(factor))],
-        };
+        if factor != 1.0 {
+            options.push(attribute("rate_factor", Value::Number(factor)));
+        }
         let parameter = Parameter { name: path, shape: shape.to_vec(), init, options };
         let index = self.state.borrow().parameters.len();
         self.state.borrow_mut().parameters.push(parameter);
@@ -188,6 +223,17 @@ impl Graph {
     /// Sets the prediction of a task, `[rows, 1]`: the logit of a binary task, or the value of a
     /// regression.
     pub fn output(&self, task: &str, value: Tensor<'_>) {
+        self.set_output(task, value, Vec::new());
+    }
+
+    /// Sets the prediction of a task to a value that is the whole logit, or the value of a
+    /// regression in the unit of its label: the host adds no base rate and no scale. For a network
+    /// that was trained elsewhere.
+    pub fn whole_output(&self, task: &str, value: Tensor<'_>) {
+        self.set_output(task, value, vec![attribute("base", Value::Text("none".into()))]);
+    }
+
+    fn set_output(&self, task: &str, value: Tensor<'_>, options: Vec<Attribute>) {
         if !self.tasks.iter().any(|t| t.name == task) {
             self.fail(&format!(
                 "output for `{task}`, which is not in the description: add it with `Description::task`"
@@ -200,7 +246,7 @@ impl Graph {
             self.state.borrow_mut().outputs.push(Output {
                 task: task.into(),
                 node: value.node,
-                options: Vec::new(),
+                options,
             });
         }
     }

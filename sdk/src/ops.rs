@@ -284,12 +284,22 @@ impl<'g> Tensor<'g> {
 
     /// Normalises the last dimension, then multiplies by `scale` and adds `bias`, both `[d]`.
     pub fn layer_normalization(self, scale: Tensor<'g>, bias: Tensor<'g>) -> Tensor<'g> {
+        self.layer_normalization_with(scale, bias, 1e-6)
+    }
+
+    /// [`Tensor::layer_normalization`] with `epsilon` added to the variance.
+    pub fn layer_normalization_with(
+        self,
+        scale: Tensor<'g>,
+        bias: Tensor<'g>,
+        epsilon: f32,
+    ) -> Tensor<'g> {
         let width = self.shape().width().map(|w| Shape::fixed(&[w]));
         if width.as_ref() != Some(&scale.shape()) || scale.shape() != bias.shape() || self.is_ids()
         {
             return self.mismatch("LayerNormalization", scale, "scale and bias must be [d]");
         }
-        let epsilon = number("epsilon", 1e-6);
+        let epsilon = number("epsilon", epsilon);
         self.graph.push("LayerNormalization", &[self, scale, bias], &[epsilon], self.shape())
     }
 

@@ -94,6 +94,7 @@ pub enum Tae<'a> {
 pub(crate) enum ColumnSource {
     Tae,
     Feature(usize),
+    RawFeature(usize),
     Id(IdColumns),
     /// The item's content vector, of so many values.
     Vector(usize),
@@ -190,7 +191,7 @@ impl ExpertColumns {
             Column::Tae => self.vectors.tae,
             Column::Vector(_) => self.vectors.content,
             Column::HistoryActions => self.actions,
-            Column::Feature(_) | Column::HistoryAge => 1,
+            Column::Feature(_) | Column::RawFeature(_) | Column::HistoryAge => 1,
             Column::Id(_) | Column::HistoryId(_) | Column::Time | Column::Request => {
                 return size_of::<u64>();
             }
@@ -334,6 +335,7 @@ fn source(column: &Column, host: &HostSchema) -> Result<ColumnSource, String> {
     Ok(match (column, index) {
         (Column::Tae, _) => ColumnSource::Tae,
         (Column::Feature(_), index) => ColumnSource::Feature(index),
+        (Column::RawFeature(_), index) => ColumnSource::RawFeature(index),
         (Column::Id(_), index) => ColumnSource::Id(host.id_columns(index)),
         (Column::Vector(_), index) => ColumnSource::Vector(host.vector_width(index)),
         (Column::Time, _) => ColumnSource::Time,
@@ -357,6 +359,11 @@ impl IdColumns {
             _ => to.extend(values.iter().map(|&id| if id == 0 { ABSENT } else { id })),
         }
     }
+}
+
+/// A number as rules and networks that standardise for themselves read it: 0 where it is missing.
+pub(crate) fn known(number: f32) -> f32 {
+    if number.is_finite() { number } else { 0.0 }
 }
 
 /// Appends an item's content vector; zeros if it has none, or one of another width, as logs of
@@ -411,6 +418,10 @@ impl<E: Borrow<Example>> Builder<'_, E> {
                 }
             }
             ColumnSource::Feature(_) => unreachable!("numeric features are one block"),
+            ColumnSource::RawFeature(index) => {
+                let values = numbers(column);
+                values.extend(self.targets().map(|target| known(target.features[index])));
+            }
             ColumnSource::Id(columns) => {
                 let ids = ids(column);
                 self.targets().for_each(|target| columns.append(&target.ids, ids));

@@ -8,7 +8,7 @@ use std::mem::size_of;
 
 use hypercast_fm::example::{Example, Target};
 
-use super::batch::{ColumnSource, Tae, vector_of};
+use super::batch::{ColumnSource, Tae, known, vector_of};
 use super::wasm::contract::{Column, Data, NamedColumn, WireColumn};
 
 /// The columns of a guest's function.
@@ -79,7 +79,6 @@ impl GuestColumns {
         match source {
             ColumnSource::Tae => Data::Numbers(self.taes(requests)),
             ColumnSource::Feature(index) => {
-                let known = |number: f32| if number.is_finite() { number } else { 0.0 };
                 Data::Numbers(targets().map(|target| known(target.features[index])).collect())
             }
             ColumnSource::Id(columns) => {
@@ -92,12 +91,13 @@ impl GuestColumns {
             }
             ColumnSource::Time => Data::Integers(of_requests(requests, |_, own| own.time_ms)),
             ColumnSource::Request => Data::Integers(of_requests(requests, |at, _| at as i64)),
-            ColumnSource::HistoryItem
+            ColumnSource::RawFeature(_)
+            | ColumnSource::HistoryItem
             | ColumnSource::HistorySurface
             | ColumnSource::HistoryItemFeature(_)
             | ColumnSource::HistoryActions
             | ColumnSource::HistoryAge => {
-                unreachable!("no guest reads a column of the history: see `Column::check_reader`")
+                unreachable!("networks alone read them: see `Column::check_reader`")
             }
         }
     }

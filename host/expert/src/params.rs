@@ -169,10 +169,13 @@ pub struct WarmStart {
 }
 
 impl Parameters {
-    /// Fresh parameters. Each depends on `seed` and its own name alone, so that a new parameter
-    /// does not change the others.
+    /// Fresh parameters. Each has the values that the plugin gave it, or depends on `seed` and its
+    /// own name alone, so that a new parameter does not change the others.
     pub fn init(graph: &ExpertGraph, provenance: Provenance, seed: u64) -> Parameters {
-        let values = graph.parameters.iter().map(|spec| Arc::new(initial(spec, seed))).collect();
+        let begin = |spec: &ParameterSpec| {
+            spec.values.clone().unwrap_or_else(|| Arc::new(initial(spec, seed)))
+        };
+        let values = graph.parameters.iter().map(begin).collect();
         Parameters { specs: graph.parameters.clone(), values, provenance }
     }
 

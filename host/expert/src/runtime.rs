@@ -168,12 +168,18 @@ impl Blueprint {
     }
 }
 
-/// The scales of the tasks. A network that bounds a task's outputs itself has them where they are
-/// to be, so that task has no scale.
-fn fresh_scales(description: &Description, schema: &Schema, graph: &ExpertGraph) -> LabelScales {
-    let tasks = description.tasks.iter().zip(&graph.outputs);
-    let scaled = tasks.filter(|(_, output)| !graph.is_bounded(**output));
-    let scale = |(task, _): (&Task, &usize)| {
+/// The scales of the tasks. A network that bounds a task's outputs itself, or says that they are
+/// whole, has them where they are to be, so that task has no scale.
+pub(crate) fn fresh_scales(
+    description: &Description,
+    schema: &Schema,
+    graph: &ExpertGraph,
+) -> LabelScales {
+    let tasks = description.tasks.iter().enumerate();
+    let scaled = tasks.filter(|(index, _)| {
+        !graph.whole_outputs[*index] && !graph.is_bounded(graph.outputs[*index])
+    });
+    let scale = |(_, task): (usize, &Task)| {
         let declared = schema.task(&task.name).map(|index| schema.tasks[index].transform);
         let scale = match task.kind {
             TaskKind::Binary => LabelScale::of_rate(),

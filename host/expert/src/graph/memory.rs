@@ -1,6 +1,7 @@
 //! The memory that a network needs, computed before anything of it is allocated.
 //!
-//! The figure is an upper bound. It counts each parameter once, what is derived from parameters
+//! The figure is an upper bound. It counts each parameter once, the values that a plugin gives it
+//! to begin with, what is derived from parameters
 //! (laid-out weights in serving, gradients and the optimizer's state in training), and what all
 //! runs at a time hold at their peaks. A run frees a value after its last reader, except in
 //! training, where all values stay for the backward pass.
@@ -43,7 +44,7 @@ impl NetworkUse {
 /// The memory that one use of a network needs, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkMemory {
-    /// All parameters, once.
+    /// All parameters, once, and the values that the plugin gave them to begin with.
     pub parameters: u64,
     /// What is derived from parameters and stays.
     pub derived: u64,
@@ -72,6 +73,8 @@ impl NetworkMemory {
             specs.map(|spec| 4 * spec.len() as u64).fold(0, u64::saturating_add)
         };
         let (tables, dense) = (bytes_of(true), bytes_of(false));
+        let values = graph.parameters.iter().filter_map(|spec| spec.values.as_ref());
+        let values = values.map(|values| 4 * values.len() as u64).fold(0, u64::saturating_add);
         let demand = if usage.learns {
             // A gradient, a copy on the device, two moments and an average of each dense parameter;
             // of a table an average, and a sum for each row.
@@ -88,7 +91,7 @@ impl NetworkMemory {
         });
         let largest = parameter_nodes(graph).chain(of_values).max_by_key(|largest| largest.bytes);
         NetworkMemory {
-            parameters: tables.saturating_add(dense),
+            parameters: tables.saturating_add(dense).saturating_add(values),
             derived: demand.derived,
             runs: each_run.saturating_mul(count).saturating_add(demand.scratch),
             largest,

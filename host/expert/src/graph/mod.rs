@@ -9,12 +9,14 @@
 //! To add an operator: its name and attributes in `op`, its shape and cost in `infer`, its
 //! computation in `executor` (and in `compiled`, if it works row by row).
 
+mod imported;
 mod infer;
 mod memory;
 mod op;
 mod validate;
 
 use std::fmt;
+use std::sync::Arc;
 
 pub use hypercast_kernels::cpu::program::{Fold, Zip};
 pub use infer::Cost;
@@ -129,6 +131,8 @@ pub struct ParameterSpec {
     pub table: bool,
     /// The factor of its learning rate; 0 freezes it.
     pub rate_factor: f32,
+    /// What it begins with, if the plugin has values for it.
+    pub values: Option<Arc<Vec<f32>>>,
 }
 
 // The text is hashed into every parameter file: see [`ExpertGraph::hash`]. How a parameter is
@@ -171,6 +175,9 @@ pub struct ExpertGraph {
     pub parameters: Vec<ParameterSpec>,
     /// The output node of each task, in the description's order.
     pub outputs: Vec<usize>,
+    /// Of each of them, whether its option `base` says that it is the whole logit, or the value in
+    /// the label's unit.
+    pub whole_outputs: Vec<bool>,
     /// The node whose mean is added to the loss.
     pub extra_loss: Option<usize>,
     /// The floating-point operations of a run.
@@ -269,7 +276,14 @@ mod tests {
         );
         let name = "table".to_owned();
         let init = Initialiser::Normal(0.5);
-        let spec = ParameterSpec { name, shape: vec![7, 2], init, table: true, rate_factor: 0.5 };
+        let spec = ParameterSpec {
+            name,
+            shape: vec![7, 2],
+            init,
+            table: true,
+            rate_factor: 0.5,
+            values: None,
+        };
         assert_eq!(
             format!("{spec:?}"),
             "ParameterSpec { name: \"table\", shape: [7, 2], init: Initialiser::Normal(0.5), \

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use super::imported::{initial_values, whole_outputs};
 use super::infer::{Cost, infer, working_elements};
 use super::{
     ColumnValues, ExpertGraph, Lead, NetworkMemory, NetworkUse, Node, Op, ParameterSpec,
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::Error;
 use crate::wasm::contract::{
-    Column, Description, HostSchema, MAX_FACTOR, Network, Output, Parameter, Value, unknown_option,
+    Column, Description, HostSchema, MAX_FACTOR, Network, Parameter, Value, unknown_option,
 };
 
 /// The highest rank of a tensor.
@@ -102,6 +103,7 @@ impl Validator<'_> {
             "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
         );
         let outputs = self.outputs(&nodes)?;
+        let whole_outputs = whole_outputs(&self.description.tasks, &self.network.outputs)?;
         let extra_loss =
             extra_loss.map(|node| self.output("the extra loss", node, &nodes)).transpose()?;
         mark_tables(&mut parameters, &nodes, outputs.iter().chain(&extra_loss));
@@ -117,6 +119,7 @@ impl Validator<'_> {
             nodes,
             parameters,
             outputs,
+            whole_outputs,
             extra_loss,
             cost,
             serving_memory,
@@ -157,7 +160,8 @@ impl Validator<'_> {
             let shape = parameter.shape.iter().map(|dim| *dim as usize).collect();
             let (name, init) = (name.to_owned(), parameter.init);
             let rate_factor = rate_factor(parameter)?;
-            specs.push(ParameterSpec { name, shape, init, table: false, rate_factor });
+            let values = initial_values(parameter)?;
+            specs.push(ParameterSpec { name, shape, init, table: false, rate_factor, values });
         }
         Ok(specs)
     }
@@ -248,17 +252,10 @@ impl Validator<'_> {
         Ok(())
     }
 
-    /// Refuses the options of a later host.
+    /// Refuses options of a later host.
     fn check_options(&self) -> Result<(), String> {
-        let Network { outputs, options, .. } = self.network;
-        if let Some(option) = options.first() {
+        if let Some(option) = self.network.options.first() {
             return Err(unknown_option("its network", option, "none"));
-        }
-        for Output { task, options, .. } in outputs {
-            if let Some(option) = options.first() {
-                let of = format!("its output for task `{}`", cut(task));
-                return Err(unknown_option(&of, option, "none"));
-            }
         }
         Ok(())
     }
@@ -312,11 +309,11 @@ impl Validator<'_> {
 }
 
 /// The beginning of a guest's text.
-fn cut(text: &str) -> &str {
+pub(super) fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(TEXT_BYTES)]
 }
 
-/// The factor of a parameter's learning rate: its only option.
+/// The factor of a parameter's learning rate.
 fn rate_factor(parameter: &Parameter) -> Result<f32, String> {
     let mut factor = 1.0;
     for option in &parameter.options {
@@ -332,16 +329,17 @@ fn rate_factor(parameter: &Parameter) -> Result<f32, String> {
                     cut(&value)
                 ));
             }
+            ("values", _) => factor,
             _ => {
                 let of = format!("its parameter `{}`", parameter.name);
-                return Err(unknown_option(&of, option, "`rate_factor`"));
+                return Err(unknown_option(&of, option, "`rate_factor`, `values`"));
             }
         };
     }
     Ok(factor)
 }
 
-fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {
+pub(super) fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {
     let (name, shape) = (&parameter.name, &parameter.shape);
     if shape.is_empty() || shape.len() > MAX_RANK || shape.contains(&0) {
         let shown = &shape[..shape.len().min(8)];

@@ -13,8 +13,10 @@ use super::contract::{HostInfo, OfferedColumn, WireColumn, quote};
 pub enum DeclaredColumn {
     /// The FM's target-aware embedding.
     Tae,
-    /// A numeric feature.
+    /// A numeric feature, standardised for a network.
     Feature(String),
+    /// A numeric feature as it is, for a network.
+    RawFeature(String),
     /// A categorical feature or raw id.
     Id(String),
     /// A vector of the item.
@@ -66,9 +68,10 @@ enum Kind {
     Nameless(fn() -> DeclaredColumn),
 }
 
-const KINDS: [(&str, Kind); 9] = [
+const KINDS: [(&str, Kind); 10] = [
     ("tae", Kind::Nameless(|| DeclaredColumn::Tae)),
     ("feature", Kind::Named(DeclaredColumn::Feature)),
+    ("raw-feature", Kind::Named(DeclaredColumn::RawFeature)),
     ("id", Kind::Named(DeclaredColumn::Id)),
     ("vector", Kind::Named(DeclaredColumn::Vector)),
     ("time", Kind::Nameless(|| DeclaredColumn::Time)),
@@ -119,6 +122,7 @@ impl DeclaredColumn {
         match self {
             DeclaredColumn::Tae => "tae",
             DeclaredColumn::Feature(_) => "feature",
+            DeclaredColumn::RawFeature(_) => "raw-feature",
             DeclaredColumn::Id(_) => "id",
             DeclaredColumn::Vector(_) => "vector",
             DeclaredColumn::Time => "time",
@@ -132,6 +136,7 @@ impl DeclaredColumn {
     fn name(&self) -> &str {
         match self {
             DeclaredColumn::Feature(name)
+            | DeclaredColumn::RawFeature(name)
             | DeclaredColumn::Id(name)
             | DeclaredColumn::Vector(name)
             | DeclaredColumn::HistoryId(name) => name,
@@ -151,7 +156,9 @@ impl DeclaredColumn {
     /// The schema lacks it.
     pub(crate) fn index_in(&self, info: &HostInfo) -> Result<usize, String> {
         let (name, known): (_, Vec<&String>) = match self {
-            DeclaredColumn::Feature(name) => (name, info.features.iter().collect()),
+            DeclaredColumn::Feature(name) | DeclaredColumn::RawFeature(name) => {
+                (name, info.features.iter().collect())
+            }
             DeclaredColumn::Id(name) => (name, info.ids.iter().collect()),
             DeclaredColumn::HistoryId(name) => (name, info.history_ids.iter().collect()),
             DeclaredColumn::Vector(name) => {
@@ -176,7 +183,8 @@ impl DeclaredColumn {
             | DeclaredColumn::Id(_)
             | DeclaredColumn::Vector(_) => true,
             DeclaredColumn::Time | DeclaredColumn::Request => reader == ColumnReader::Hooks,
-            DeclaredColumn::HistoryId(_)
+            DeclaredColumn::RawFeature(_)
+            | DeclaredColumn::HistoryId(_)
             | DeclaredColumn::HistoryActions
             | DeclaredColumn::HistoryAge => reader == ColumnReader::Network,
         };

@@ -167,7 +167,8 @@ impl HostSchema {
             Column::Vector(_) => self.vector_width(index),
             Column::HistoryId(_) => self.item_columns(index).map_or(1, |columns| columns.width),
             Column::HistoryActions => self.info.actions.len(),
-            Column::Feature(_) | Column::HistoryAge | Column::Time | Column::Request => 1,
+            Column::Feature(_) | Column::RawFeature(_) => 1,
+            Column::HistoryAge | Column::Time | Column::Request => 1,
         })
     }
 }
