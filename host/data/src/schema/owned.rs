@@ -2,9 +2,9 @@
 //! the schema for its own experts. All other entries are the *core*.
 //!
 //! An entry that belongs to a surface stands in its list like any other, and is stored and brought
-//! to later layouts like it; `owned` says beside the lists whose it is. The foundation model is made
-//! for the core and shown nothing else ([`CoreColumns`]), so that a team can add to its own part
-//! while the FM and the experts of other surfaces stay what they are, to the bit.
+//! to later layouts like it; `owned` says beside the lists whose it is. The foundation model is
+//! made for the core and shown nothing else ([`CoreColumns`]), so that a team can add to its own
+//! part while the FM and the experts of other surfaces stay what they are, to the bit.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -147,7 +147,7 @@ impl Schema {
         self.owned = owned;
     }
 
-    /// The names of a list that can have entries of surfaces.
+    /// The names of a list.
     fn names_of(&self, kind: EntryKind) -> Box<dyn Iterator<Item = &String> + '_> {
         match kind {
             EntryKind::Surface => Box::new(self.surfaces.iter()),
