@@ -66,6 +66,23 @@ impl HostInfo {
         let vectors = self.columns.iter().filter(|column| column.kind == "vector");
         vectors.map(|OfferedColumn { name, width, .. }| (name.as_str(), *width))
     }
+
+    /// The numeric features that belong to the expert's surface, for [`crate::Graph::feature`] as
+    /// those in `features`. They are told to experts whose description names that surface alone.
+    pub fn own_features(&self) -> impl Iterator<Item = &str> {
+        self.own("feature")
+    }
+
+    /// The categorical features that belong to the expert's surface, as
+    /// [`HostInfo::own_features`].
+    pub fn own_ids(&self) -> impl Iterator<Item = &str> {
+        self.own("id")
+    }
+
+    fn own<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a str> {
+        let own = self.columns.iter().filter(move |column| column.kind == kind);
+        own.map(|column| column.name.as_str())
+    }
 }
 
 /// A host without a schema, from which tests set what they need.

@@ -32,7 +32,13 @@ impl Description {
         &self.0.tasks
     }
 
-    /// Limits the expert to these surfaces.
+    /// The surfaces that the expert is limited to; empty means any.
+    pub fn served(&self) -> &[String] {
+        &self.0.surfaces
+    }
+
+    /// Limits the expert to these surfaces. One that names a single surface is told what belongs to
+    /// it.
     pub fn surfaces<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.0.surfaces = names.into_iter().map(Into::into).collect();
         self

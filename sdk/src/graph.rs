@@ -92,7 +92,7 @@ impl Graph {
     /// A numeric feature, `[rows, 1]`: standardised, and 0, the mean, where it is missing. Of a
     /// feature that the schema declares optional, `NAME_missing` is another one.
     pub fn feature(&self, name: &str) -> Tensor<'_> {
-        self.known("feature", name, &self.info.features);
+        self.known_or_own("feature", name, &self.info.features, self.info.own_features());
         self.column(Column::feature(name), Shape::rows(1), false)
     }
 
@@ -106,8 +106,9 @@ impl Graph {
     /// network that was trained elsewhere.
     pub fn raw_features<N: AsRef<str>>(&self, names: &[N]) -> Tensor<'_> {
         let raw = |name: &N| {
-            self.known("feature", name.as_ref(), &self.info.features);
-            self.column(Column::raw_feature(name.as_ref()), Shape::rows(1), false)
+            let name = name.as_ref();
+            self.known_or_own("feature", name, &self.info.features, self.info.own_features());
+            self.column(Column::raw_feature(name), Shape::rows(1), false)
         };
         self.concat(&names.iter().map(raw).collect::<Vec<_>>())
     }
@@ -116,7 +117,7 @@ impl Graph {
     /// tags, is for an `Embedding`, which gives the mean over them: it has more columns where it
     /// runs.
     pub fn id(&self, name: &str) -> Tensor<'_> {
-        self.known("id", name, &self.info.ids);
+        self.known_or_own("id", name, &self.info.ids, self.info.own_ids());
         self.column(Column::id(name), Shape::rows(1), true)
     }
 
@@ -317,6 +318,22 @@ impl Graph {
         if !names.iter().any(|n| n == name) {
             self.fail(&format!(
                 "the host's schema has no {what} `{name}`; it has: {}",
+                names.join(", ")
+            ));
+        }
+    }
+
+    fn known_or_own<'a>(
+        &self,
+        what: &str,
+        name: &str,
+        names: &[String],
+        mut own: impl Iterator<Item = &'a str>,
+    ) {
+        if own.all(|known| known != name) && !names.iter().any(|known| known == name) {
+            self.fail(&format!(
+                "the host has no {what} `{name}` for this expert; it has: {}. One that belongs to \
+                 a surface is told to experts whose description names that surface alone",
                 names.join(", ")
             ));
         }

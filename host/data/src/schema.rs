@@ -7,6 +7,7 @@ mod build;
 mod fm_spec;
 pub mod growth;
 mod missing;
+mod owned;
 mod ranges;
 mod tags;
 mod training_only;
@@ -14,6 +15,7 @@ mod upgrade;
 mod validate;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,9 +25,10 @@ pub use hypercast_fm::example::{MAX_ACTIONS, MAX_VALUES};
 pub use hypercast_fm::label_scale::LabelTransform;
 use serde::{Deserialize, Serialize};
 
-pub use self::fm_spec::{fm_spec, spec_growths};
-use self::growth::SchemaSize;
+pub use self::fm_spec::{example_spec, fm_spec, spec_growths};
+use self::growth::{EntryKind, SchemaSize};
 pub use self::missing::{MISSING, MissingColumns};
+pub use self::owned::{CoreColumns, OwnColumns, OwnedEntries};
 pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};
 pub use self::tags::{IdField, MAX_TAGS, fill_tags};
 pub use self::training_only::is_position_name;
@@ -79,6 +82,10 @@ pub struct Schema {
     /// from now on; callers and files need not have them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired: Vec<String>,
+    /// By surface: the entries of the lists above that belong to it. The foundation model and the
+    /// experts of other surfaces are not told of them (see [`CoreColumns`]).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub owned: BTreeMap<String, OwnedEntries>,
     /// The sizes of the schema before each time that it grew, oldest first, by which everything
     /// that was stored before is read. `hypercast schema apply` writes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -192,10 +199,11 @@ pub enum FeatureKind {
 /// A running counter: how often an action followed an impression, for each value of a key.
 ///
 /// It adds the numeric columns `NAME_rate` (the smoothed logit of the rate) and `NAME_count` (the
-/// log of 1 plus impressions). A counter that never forgets also adds `NAME_effect`: the log odds
-/// that its key contributes to the action when all such counters and the surface explain outcomes
-/// together. The sum of an action's effects and its standard deviation are the columns
-/// `ACTION_log_odds` and `ACTION_doubt`.
+/// log of 1 plus impressions). A counter of the core that never forgets also adds `NAME_effect`:
+/// the log odds that its key contributes to the action when all such counters and the surface
+/// explain outcomes together. The sum of an action's effects and its standard deviation are the
+/// columns `ACTION_log_odds` and `ACTION_doubt`. A counter that belongs to a surface has no effect,
+/// which would change those of the core's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counter {
@@ -215,11 +223,6 @@ impl Counter {
     /// Whether it never forgets.
     pub fn is_lasting(&self) -> bool {
         self.half_life_days == 0.0
-    }
-
-    /// The endings of its numeric columns, in their order.
-    pub fn columns(&self) -> &'static [&'static str] {
-        if self.is_lasting() { &["rate", "count", "effect"] } else { &["rate", "count"] }
     }
 }
 
@@ -269,7 +272,7 @@ impl Schema {
     /// `NAME_missing` of each dense feature that is optional: 1 where it is missing, else 0.
     pub fn feature_columns(&self) -> Vec<String> {
         let counters = self.counters.iter().flat_map(|counter| {
-            counter.columns().iter().map(|kind| format!("{}_{kind}", counter.name))
+            self.counter_columns(counter).iter().map(|kind| format!("{}_{kind}", counter.name))
         });
         let effects = self.effect_actions().flat_map(|action| {
             ["log_odds", "doubt"].map(|kind| format!("{}_{kind}", self.actions[action]))
@@ -287,11 +290,21 @@ impl Schema {
         self.item_features.iter().chain(&self.user_features).chain(&self.context_features)
     }
 
-    /// The actions that have effects, by index: those of lasting counters.
+    /// Whether a counter has an effect.
+    pub fn has_effect(&self, counter: &Counter) -> bool {
+        counter.is_lasting() && self.owner(EntryKind::Counter, &counter.name).is_none()
+    }
+
+    /// The endings of a counter's numeric columns, in their order.
+    pub fn counter_columns(&self, counter: &Counter) -> &'static [&'static str] {
+        if self.has_effect(counter) { &["rate", "count", "effect"] } else { &["rate", "count"] }
+    }
+
+    /// The actions that have effects, by index: those of the counters that have one.
     pub fn effect_actions(&self) -> impl Iterator<Item = usize> {
         (0..self.actions.len()).filter(|&action| {
-            let counters = self.counters.iter().filter(|counter| counter.is_lasting());
-            counters.into_iter().any(|counter| counter.action == self.actions[action])
+            let mut counters = self.counters.iter().filter(|counter| self.has_effect(counter));
+            counters.any(|counter| counter.action == self.actions[action])
         })
     }
 

@@ -169,6 +169,7 @@ pub fn schema(surfaces: usize) -> Schema {
         counters: Counter::lasting(&keys, &["click", "like"]),
         ids: Default::default(),
         retired: Vec::new(),
+        owned: Default::default(),
         earlier: Vec::new(),
         ranges: vec![
             ValueRange::new("watch", 0.0, 1.0),

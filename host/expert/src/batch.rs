@@ -17,8 +17,8 @@ pub use super::guest_columns::GuestRequest;
 use super::guest_columns::{GuestColumns, GuestRows};
 use super::normalise::Normaliser;
 use super::wasm::contract::{
-    ActionBatch, Column, Description, HostInfo, HostSchema, IdColumns, NamedColumn, VectorWidths,
-    action_batch,
+    ActionBatch, Column, Description, HostInfo, HostSchema, IdColumns, KnownOutcomes, NamedColumn,
+    VectorWidths, action_batch,
 };
 
 /// Stands in a column of ids for a value that a feature of several values does not have. A mean of
@@ -118,6 +118,7 @@ pub struct ExpertColumns {
     /// The columns that `labels` and `sample` read, in the order of the description.
     training: GuestColumns,
     feature_names: Vec<String>,
+    outcomes: KnownOutcomes,
     history_len: usize,
     actions: usize,
     vectors: VectorWidths,
@@ -134,17 +135,19 @@ impl ExpertColumns {
         schema: &Schema,
         vectors: VectorWidths,
     ) -> Result<ExpertColumns, Error> {
-        ExpertColumns::as_of(description, schema.actions.len(), schema, vectors)
+        let HostInfo { actions, .. } =
+            HostSchema::on(description.only_surface(), schema, vectors).info;
+        ExpertColumns::as_of(description, actions.len(), schema, vectors)
     }
 
-    /// The same of a description that was told the first `actions` actions of the schema.
+    /// The same of a description that was told the first `actions` of the actions that are its now.
     pub(crate) fn as_of(
         description: &Description,
         actions: usize,
         schema: &Schema,
         vectors: VectorWidths,
     ) -> Result<ExpertColumns, Error> {
-        let host = HostSchema::new(schema, vectors);
+        let host = HostSchema::on(description.only_surface(), schema, vectors);
         let resolve = |column: &Column| {
             source(column, &host).map_err(|why| Error::refused(&description.name, why))
         };
@@ -162,7 +165,8 @@ impl ExpertColumns {
             sources,
             rank: of_guest(&description.rank_columns)?,
             training: of_guest(&description.training_columns)?,
-            feature_names: host.info.features,
+            feature_names: schema.feature_columns(),
+            outcomes: host.outcomes().clone(),
             history_len: description.history_len as usize,
             actions,
             vectors,
@@ -311,7 +315,7 @@ impl ExpertColumns {
         let examples = requests.iter().map(|request| request.example);
         let rows: Vec<GuestRows> = requests.iter().map(GuestRequest::rows).collect();
         let columns = self.training.values(&rows);
-        ActionBatch { columns, ..action_batch(examples, info) }
+        ActionBatch { columns, ..action_batch(examples, info, &self.outcomes) }
     }
 
     /// The bytes that the training hooks read of a row besides the outcomes.
@@ -334,8 +338,8 @@ fn source(column: &Column, host: &HostSchema) -> Result<ColumnSource, String> {
     let index = column.index_in(&host.info)?;
     Ok(match (column, index) {
         (Column::Tae, _) => ColumnSource::Tae,
-        (Column::Feature(_), index) => ColumnSource::Feature(index),
-        (Column::RawFeature(_), index) => ColumnSource::RawFeature(index),
+        (Column::Feature(_), index) => ColumnSource::Feature(host.feature(index)),
+        (Column::RawFeature(_), index) => ColumnSource::RawFeature(host.feature(index)),
         (Column::Id(_), index) => ColumnSource::Id(host.id_columns(index)),
         (Column::Vector(_), index) => ColumnSource::Vector(host.vector_width(index)),
         (Column::Time, _) => ColumnSource::Time,
@@ -462,7 +466,7 @@ impl<E: Borrow<Example>> Builder<'_, E> {
         let actions = self.columns.actions;
         let events = self.histories.iter().flatten();
         let bits = |event: &&Event| {
-            let happened = event.outcome.actions;
+            let happened = self.columns.outcomes.bits(event.outcome.actions);
             (0..actions).map(move |action| ((happened >> action) & 1) as f32)
         };
         values.extend(events.flat_map(bits));

@@ -100,9 +100,16 @@ impl Blueprint {
         if let Some(registered) = &options.registered {
             plugin.keep_log_under(registered);
         }
-        let mut host = HostSchema::new(layout, options.vectors());
+        let surface = own_surface(&plugin, layout, schema, options.vectors())?;
+        let mut host = HostSchema::on(surface.as_deref(), layout, options.vectors());
         plugin.limit(&mut host.info);
         let description = plugin.describe(&host.info)?;
+        let told = description.only_surface() == surface.as_deref();
+        if !schema.owned.is_empty() && !told {
+            let why = "the surfaces of its description depend on what it is told: let it name the \
+                       same ones whatever the host has";
+            return Err(Error::refused(&description.name, why));
+        }
         check_fm_version(&description.fm_version, options.fm_version.as_deref())
             .map_err(|why| Error::refused(&description.name, why))?;
         let network = plugin.network(&host.info)?;
@@ -188,6 +195,33 @@ pub(crate) fn fresh_scales(
         (task.name.clone(), scale)
     };
     scaled.map(scale).collect()
+}
+
+/// The surface that a plugin serves, if it serves one alone. It is asked with the core; one that
+/// fails without what belongs to its surface is asked with that of each surface. Where nothing
+/// belongs to any, it is not asked.
+fn own_surface(
+    plugin: &Plugin,
+    layout: &Schema,
+    schema: &Schema,
+    vectors: VectorWidths,
+) -> Result<Option<String>, Error> {
+    if schema.owned.is_empty() {
+        return Ok(None);
+    }
+    let declared = |surface: Option<&str>| {
+        let mut host = HostSchema::on(surface, layout, vectors);
+        plugin.limit(&mut host.info);
+        plugin.declared(&host.info)
+    };
+    let description = declared(None).or_else(|error| {
+        let on = |surface: &String| declared(Some(surface)).ok();
+        let mut all = layout.owned.keys().filter_map(|surface| Some((surface, on(surface)?)));
+        let own = all.find(|(surface, own)| own.only_surface() == Some(surface));
+        own.map(|(_, description)| description).ok_or(error)
+    })?;
+    description.check_owners(schema).map_err(|why| Error::refused(&description.name, why))?;
+    Ok(description.only_surface().map(str::to_owned))
 }
 
 fn check_fm_version(wanted: &str, fm_version: Option<&str>) -> Result<(), String> {

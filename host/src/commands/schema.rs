@@ -88,8 +88,9 @@ fn print(growth: &SchemaGrowth, new: &Schema) {
     if growth.is_empty() {
         return println!("the schemas are the same");
     }
-    for AppendedEntry { kind, name, number } in &growth.appended {
-        println!("new {kind} `{name}`: number {number}");
+    for AppendedEntry { kind, name, number, owner } in &growth.appended {
+        let whose = owner.as_ref().map(|surface| format!(", of surface `{surface}` alone"));
+        println!("new {kind} `{name}`: number {number}{}", whose.unwrap_or_default());
     }
     growth.retired.iter().for_each(|name| println!("retired: feature `{name}`"));
     growth.restored.iter().for_each(|name| println!("used again: feature `{name}`"));

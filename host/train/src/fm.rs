@@ -31,8 +31,8 @@ use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Pretraining, Replay};
 use hypercast_data::logs::{self, LogVersion, LogWriter};
-use hypercast_data::schema::Schema;
 pub use hypercast_data::schema::fm_spec;
+use hypercast_data::schema::{CoreColumns, Schema};
 
 /// The version of a freshly trained FM.
 pub const FIRST_VERSION: &str = "1.0.0";
@@ -123,6 +123,7 @@ struct FmRun {
     newest: EvalWindow,
     truth_order: Vec<usize>,
     spec: FmSpec,
+    core: CoreColumns,
     place: RunPosition,
     /// Examples of the present phase before it repeats them.
     first_pass: u64,
@@ -146,8 +147,9 @@ impl FmRun {
     ) -> Self {
         let truth_order = truth_order(&spec, &over.dataset.schema);
         let newest = EvalWindow::of_fm(&spec, over.config.fm_gate.rows);
-        let first_pass = u64::MAX;
-        Self { trainer, collector, newest, truth_order, spec, place, first_pass, unsaved: 0 }
+        let core = CoreColumns::new(&over.dataset.schema);
+        let (first_pass, unsaved) = (u64::MAX, 0);
+        Self { trainer, collector, newest, truth_order, spec, core, place, first_pass, unsaved }
     }
 
     fn complete(mut self, over: Over<'_>) -> Result<FmReport> {
@@ -253,7 +255,8 @@ impl FmRun {
         aside: Option<&mut ProgressiveCollector>,
         log: Option<&mut LogWriter>,
     ) -> Result<()> {
-        let references: Vec<&Example> = batch.iter().collect();
+        let core = self.core.examples(batch);
+        let references: Vec<&Example> = core.iter().map(|example| &**example).collect();
         self.trainer.set_repeats(self.place.done >= self.first_pass);
         let said = self.trainer.step(&references)?;
         let harmful: Vec<u64> = said.set_aside.iter().map(|&at| batch[at].request).collect();

@@ -269,6 +269,7 @@ impl FmFollower {
         let reports = RecordReports::of(&telemetry, config, stop);
         let is_known = from.orders.is_some();
         let reader = JoinedReader::open(context, &LetterReader::Trainer(topic), from, reports)?;
+        let reader = reader.of_core(&dataset.schema);
         let mut place = place.unwrap_or_else(|| FmCheckpoint::at(reader.place()));
         place.orders = Some(reader.orders_position());
         gate.reread_until_ms = place.reread_until_ms;

@@ -6,17 +6,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hypercast_fm::{batch::BatchBuilder, example::Example, row_keys::RowKeys};
+use hypercast_fm::{batch::BatchBuilder, example::Example, row_keys::RowKeys, spec::FmSpec};
 
 use super::content_reader::ContentReader;
-use super::fm::dataset_spec;
 use crate::ServiceContext;
 use crate::error::{Error, Result};
 use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
 use hypercast_core::{clock, shutdown::Shutdown};
 use hypercast_data::ranked_place::RankedPlace;
-use hypercast_data::schema::{ColumnRanges, ColumnUpgrade};
+use hypercast_data::schema::{ColumnRanges, ColumnUpgrade, CoreColumns, Schema, example_spec};
 use hypercast_stream::dead_letters::{
     DeadLetter, DeadLetterQueue, LetterReader, LetterScope, SetAsideRate, UnusableRecord,
 };
@@ -145,6 +144,8 @@ pub(super) struct JoinedReader {
     contents: ContentReader,
     ranges: ColumnRanges,
     upgrade: ColumnUpgrade,
+    /// What of examples its caller is shown, if not all.
+    shown: Option<CoreColumns>,
     failures: u32,
     /// What its caller has not saved yet.
     gap: Option<PassedGap>,
@@ -168,7 +169,8 @@ impl JoinedReader {
         let RecordReports { rate, gaps, stop } = reports;
         let of = LetterScope { reader, source: topic.name() };
         let letters = DeadLetterQueue::open(engine.clone(), of, orders, rate, stop.clone())?;
-        let fits = BatchBuilder::new(&dataset_spec(dataset)?, &config.fm, RowKeys::Whole);
+        let spec = FmSpec { content: dataset.content, ..example_spec(&dataset.schema)? };
+        let fits = BatchBuilder::new(&spec, &config.fm, RowKeys::Whole);
         let ranges = ColumnRanges::new(&dataset.schema);
         let upgrade = ColumnUpgrade::new(&dataset.schema);
         let stream = StreamFollower::open(engine.clone(), topic, joined, gaps)?;
@@ -180,10 +182,16 @@ impl JoinedReader {
             contents,
             ranges,
             upgrade,
+            shown: None,
             failures: 0,
             gap: None,
             stop,
         })
+    }
+
+    /// The same that shows examples as the foundation model is shown them.
+    pub(super) fn of_core(self, schema: &Schema) -> JoinedReader {
+        JoinedReader { shown: Some(CoreColumns::new(schema)), ..self }
     }
 
     /// The place of the next record.
@@ -311,6 +319,10 @@ impl JoinedReader {
         match self.fits.check(&example) {
             Ok(()) => {
                 let end = StreamPlace::after(record);
+                let example = match &self.shown {
+                    Some(core) => core.into_core(example),
+                    None => example,
+                };
                 read.usable.push(PositionedExample {
                     example,
                     ranked,

@@ -42,7 +42,7 @@ use hypercast_core::dir_lock::DirLock;
 use hypercast_core::error::ErrorKind;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::logs::{LogRow, LogWriter, LoggedPlace};
-use hypercast_data::schema::spec_growths;
+use hypercast_data::schema::{CoreColumns, spec_growths};
 use hypercast_stream::dead_letters::LetterReader;
 use hypercast_stream::streams::{StreamPlace, StreamTrail};
 
@@ -105,6 +105,7 @@ pub struct LoggingTier {
     until_end: bool,
     log: LogWriter,
     reader: JoinedReader,
+    core: CoreColumns,
     versions: LoadedVersions,
     batch: LoggingBatch,
     /// After the last record that was logged.
@@ -193,6 +194,7 @@ impl LoggingTier {
             position: reader.place().position,
             log,
             reader,
+            core: CoreColumns::new(&dataset.schema),
             versions: LoadedVersions { loading, versions: Vec::new() },
             batch: LoggingBatch::default(),
             meters: LoggingMeters::new(&telemetry),
@@ -318,7 +320,8 @@ impl LoggingTier {
 
     fn log_batch(&mut self, records: Vec<PositionedExample>) -> Result<()> {
         let versions = self.versions.usable();
-        let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
+        let core = self.core.examples(records.iter().map(|record| &record.example));
+        let examples: Vec<&Example> = core.iter().map(|example| &**example).collect();
         let taes = self.versions.infer(&examples).map_err(|error| {
             Error::invalid(format!(
                 "the examples of joined from position {} on: {error}",

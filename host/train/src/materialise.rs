@@ -16,7 +16,7 @@ use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::logs::LogVersion;
-use hypercast_data::schema::spec_growths;
+use hypercast_data::schema::{CoreColumns, spec_growths};
 
 /// Requests a forward pass: latency does not matter here.
 const BATCH: usize = 128;
@@ -50,13 +50,15 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
     let history_len = manifest.config.max_history;
     let max_targets = manifest.config.max_targets;
     let options = ReplayOptions { history_len, max_targets, ..config.replay(span) };
+    let core = CoreColumns::new(&dataset.schema);
     let mut progress = Progress::start("materialise", dataset.rows as u64);
     let (mut batch, mut rows) = (Vec::with_capacity(BATCH), 0);
     let mut examples = Replay::new(dataset, options)?.peekable();
     while let Some(example) = examples.next() {
         batch.push(example?);
         if batch.len() == BATCH || examples.peek().is_none() {
-            let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;
+            let shown = core.examples(&batch);
+            let said = fm.infer(&shown.iter().map(|example| &**example).collect::<Vec<_>>())?;
             let written = log.write_batch(&batch, &said.tae, |_| true)?;
             rows += written;
             batch.clear();

@@ -30,7 +30,13 @@ pub(crate) struct NativeCode<E> {
 impl<E: Expert + 'static> NativeCode<E> {
     /// Builds the expert's network and checks it as the host does.
     pub(crate) fn load(world: &World) -> Result<Harness, Error> {
-        let host = HostSchema::new(world.schema(), world.options.vectors());
+        let (schema, vectors) = (world.schema(), world.options.vectors());
+        let core = convert::info(&HostSchema::new(schema, vectors).info);
+        // An expert of one surface is told what belongs to that, as a component is.
+        let host = match E::describe(&core).served() {
+            [one] => HostSchema::on(Some(one), schema, vectors),
+            _ => HostSchema::new(schema, vectors),
+        };
         let info = convert::info(&host.info);
         let (description, network) = hypercast_sdk::build::<E>(&info).map_err(Error::Network)?;
         let network = convert::network(network);

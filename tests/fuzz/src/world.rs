@@ -50,6 +50,7 @@ pub fn schema() -> Schema {
         ],
         ids: Default::default(),
         retired: Vec::new(),
+        owned: Default::default(),
         earlier: Vec::new(),
         ranges: Vec::new(),
     }

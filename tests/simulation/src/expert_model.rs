@@ -282,6 +282,7 @@ impl ExpertRuntime for NotingExperts {
             fm: provenance.fm_version.clone(),
             schema: schema_hash(&dataset().schema),
             earlier_schemas: Vec::new(),
+            columns: None,
             tae_dim: provenance.tae_dim,
             without_tae: false,
             surfaces: vec![SURFACE.into()],

@@ -268,6 +268,7 @@ fn load(_: &Acceptor, of: &PushToLoad<'_>, files: &mut KeptFiles<'_>) -> Result<
         fm: fm.version.clone(),
         schema: fm.schema.clone(),
         earlier_schemas: Vec::new(),
+        columns: None,
         tae_dim: fm.tae_dim,
         without_tae: false,
         surfaces: of.manifest.surfaces.clone(),

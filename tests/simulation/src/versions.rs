@@ -110,6 +110,7 @@ pub fn simulated_fm(version: String) -> FmVersion {
         from_checkpoint: None,
         schema: "simulated".into(),
         earlier_schemas: Vec::new(),
+        columns: Vec::new(),
         tae_dim: 4,
         created_ms: clock::now_ms(),
         trained_ms: 0,

@@ -13,6 +13,7 @@ use super::FeatureConfig;
 use super::effects::{Effect, Posterior};
 use super::id_maps::RecencyMap;
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::schema::growth::EntryKind;
 use crate::schema::{Counter, Schema};
 
 /// A count above this is halved: f32 counts in steps of one up to twice this number.
@@ -44,6 +45,8 @@ struct Table {
     /// Whether the key contains the surface, the hour or the context, which history-only events
     /// lack.
     needs_place: bool,
+    /// The surface whose feature the key contains: on others it is not known.
+    only_on: Option<u64>,
     /// Whether the key contains the candidate's item or context.
     by_candidate: bool,
     members: Vec<Member>,
@@ -54,7 +57,7 @@ struct Table {
 struct Member {
     counter: usize,
     action: usize,
-    /// Whether it never forgets, and so has an effect.
+    /// Whether it has an effect.
     lasting: bool,
 }
 
@@ -129,11 +132,12 @@ impl FeatureCounters {
             };
             let key: Vec<usize> = description.key.iter().map(index).collect();
             let action = schema.action(&description.action).expect("validated");
-            let member = Member { counter, action, lasting: description.is_lasting() };
+            let member = Member { counter, action, lasting: schema.has_effect(description) };
             match tables.iter_mut().find(|table| table.key == key) {
                 Some(table) => table.members.push(member),
                 None => tables.push(Table {
                     needs_place: description.key.iter().any(|name| is_of_place(schema, name)),
+                    only_on: description.key.iter().find_map(|name| only_on(schema, name)),
                     by_candidate: description.key.iter().any(|name| is_of_candidate(schema, name)),
                     key,
                     members: vec![member],
@@ -247,7 +251,9 @@ impl FeatureCounters {
                 effect.apply(posteriors[action].update(new_label.positive));
             }
         }
-        for table in self.tables.iter_mut().filter(|table| seen.place_known || !table.needs_place) {
+        for table in
+            self.tables.iter_mut().filter(|table| table.is_known(seen.ids, seen.place_known))
+        {
             let hash = table.hash(seen.ids);
             let (last_ms, row) = table.rows.touch(hash, seen.now_ms);
             row.resize(table.members.len(), CounterCell::default());
@@ -271,7 +277,7 @@ impl FeatureCounters {
     /// The log odds of every action for an impression: the sum of its effects.
     fn posteriors(&self, ids: &[u64], place_known: bool) -> Vec<Posterior> {
         let mut posteriors = self.of_surface(self.surface(ids, place_known));
-        for table in self.tables.iter().filter(|table| place_known || !table.needs_place) {
+        for table in self.tables.iter().filter(|table| table.is_known(ids, place_known)) {
             table.add_effects(table.rows.get(table.hash(ids)), &mut posteriors);
         }
         posteriors
@@ -348,11 +354,18 @@ impl FeatureCounters {
 
 /// The first column of each counter, and the end of the last one's columns.
 fn columns_start(schema: &Schema) -> Vec<usize> {
-    let widths = |counters: &[Counter]| counters.iter().map(|own| own.columns().len()).sum();
+    let width = |counter: &Counter| schema.counter_columns(counter).len();
+    let widths = |counters: &[Counter]| counters.iter().map(width).sum();
     (0..=schema.counters.len()).map(|end| widths(&schema.counters[..end])).collect()
 }
 
 impl Table {
+    /// Whether the whole key of an impression is known.
+    fn is_known(&self, ids: &[u64], place_known: bool) -> bool {
+        let is_on = |surface: u64| ids[SURFACE_COLUMN] == surface;
+        (place_known || !self.needs_place) && self.only_on.is_none_or(is_on)
+    }
+
     /// Adds the effects of a row, or the prior effects if the key has no row.
     fn add_effects(&self, row: Option<&Vec<CounterCell>>, posteriors: &mut [Posterior]) {
         for (at, member) in self.members.iter().enumerate().filter(|(_, member)| member.lasting) {
@@ -403,6 +416,12 @@ fn is_of_place(schema: &Schema, column: &str) -> bool {
     column == "surface"
         || column == "hour"
         || schema.context_features.iter().any(|feature| feature.name == column)
+}
+
+/// The surface that a column belongs to.
+fn only_on(schema: &Schema, column: &str) -> Option<u64> {
+    let owner = schema.owner(EntryKind::ContextFeature, column)?;
+    schema.surface(owner).map(u64::from)
 }
 
 /// Whether a column differs between the candidates of a request.

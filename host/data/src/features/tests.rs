@@ -43,6 +43,7 @@ fn schema() -> Schema {
         ],
         ids: Default::default(),
         retired: Vec::new(),
+        owned: Default::default(),
         earlier: Vec::new(),
         ranges: Vec::new(),
     }

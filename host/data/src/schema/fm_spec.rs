@@ -9,8 +9,13 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// What the FM is told of a schema; main tasks come first.
+/// What the FM is told of a schema: its core. Main tasks come first.
 pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
+    example_spec(&schema.core())
+}
+
+/// The same of the whole schema, which says what examples hold before the FM is shown their core.
+pub fn example_spec(schema: &Schema) -> Result<FmSpec> {
     let mut tasks = schema.tasks.iter().collect::<Vec<_>>();
     tasks.sort_by_key(|task| task.role != TaskRole::Main);
     let task_spec = |task: &Task| {
@@ -62,10 +67,11 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
 /// # Errors
 /// As [`fm_spec`].
 pub fn spec_growths(schema: &Schema) -> Result<Vec<SpecGrowth>> {
-    let (to, features, profiles) = (fm_spec(schema)?, schema.feature_columns(), names(schema));
+    let schema = &schema.core();
+    let (to, features, profiles) = (example_spec(schema)?, schema.feature_columns(), names(schema));
     let growth = |layout: Schema| {
         Ok(SpecGrowth {
-            from: fm_spec(&layout)?,
+            from: example_spec(&layout)?,
             profiles: places(&names(&layout), &profiles),
             features: places(&layout.feature_columns(), &features),
             to: to.clone(),

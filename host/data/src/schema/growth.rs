@@ -88,6 +88,7 @@ impl Schema {
         for task in &mut layout.tasks {
             task.surfaces.retain(|name| layout.surfaces.contains(name));
         }
+        layout.retain_owned();
         layout
     }
 
@@ -132,6 +133,9 @@ pub struct AppendedEntry {
     pub name: String,
     /// Its number, which nothing else will ever have: its place in its list, from 0 on.
     pub number: usize,
+    /// The surface that it belongs to; none of the core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// What an entry of a schema is.
@@ -194,7 +198,7 @@ impl SchemaGrowth {
     /// # Errors
     /// All changes that are no growth.
     pub fn between(old: &Schema, new: &Schema) -> std::result::Result<Self, Vec<RefusedChange>> {
-        let mut judge = Judge { appended: Vec::new(), refused: Vec::new() };
+        let mut judge = Judge { old, new, appended: Vec::new(), refused: Vec::new() };
         judge.names(EntryKind::Surface, &old.surfaces, &new.surfaces);
         judge.names(EntryKind::Action, &old.actions, &new.actions);
         judge.names(EntryKind::Value, &old.values, &new.values);
@@ -261,12 +265,14 @@ impl SchemaGrowth {
 }
 
 /// Collects what is new and what is refused.
-struct Judge {
+struct Judge<'a> {
+    old: &'a Schema,
+    new: &'a Schema,
     appended: Vec<AppendedEntry>,
     refused: Vec<RefusedChange>,
 }
 
-impl Judge {
+impl Judge<'_> {
     fn refuse(&mut self, entry: impl Into<String>, reason: impl Into<String>, advice: &str) {
         let (entry, reason) = (entry.into(), reason.into());
         self.refused.push(RefusedChange { entry, reason, advice: advice.into() });
@@ -292,6 +298,7 @@ impl Judge {
             self.refuse(entry(name), "is gone, or has another name", advice);
         }
         let kept: Vec<&str> = old.iter().copied().filter(|name| new.contains(name)).collect();
+        kept.iter().for_each(|name| self.owner(kind, name));
         let known = new.iter().filter(|name| old.contains(name));
         if let Some((was, is)) = kept.iter().zip(known).find(|(was, is)| was != is) {
             let reason = format!("stands where `{was}` stood");
@@ -304,8 +311,23 @@ impl Judge {
                 let before = format!("is new and stands before `{}`", new[last - 1]);
                 self.refuse(entry(name), before, "put it at the end of its list");
             } else {
-                self.appended.push(AppendedEntry { kind, name: (*name).into(), number });
+                let owner = self.new.owner(kind, name).map(str::to_owned);
+                self.appended.push(AppendedEntry { kind, name: (*name).into(), number, owner });
             }
+        }
+    }
+
+    /// An entry of the core has been learned from by all, and one of a surface by its experts.
+    fn owner(&mut self, kind: EntryKind, name: &str) {
+        let whose = |schema: &Schema| match schema.owner(kind, name) {
+            Some(surface) => format!("to surface `{surface}`"),
+            None => "to all".to_owned(),
+        };
+        let (was, is) = (whose(self.old), whose(self.new));
+        if was != is {
+            let reason = format!("belonged {was}, and now {is}");
+            let advice = "leave it whose it was, and append an entry with another name";
+            self.refuse(format!("{kind} `{name}`"), reason, advice);
         }
     }
 

@@ -67,6 +67,7 @@ impl Schema {
         self.validate_counters()?;
         self.validate_ranges()?;
         self.validate_retired()?;
+        self.validate_owned()?;
         self.validate_earlier()
     }
 
@@ -251,6 +252,7 @@ mod tests {
             }],
             ids: Default::default(),
             retired: Vec::new(),
+            owned: Default::default(),
             earlier: Vec::new(),
             ranges: vec![
                 ValueRange { name: "watch".into(), low: 0.1, high: 1e6, ..ValueRange::default() },

@@ -44,6 +44,7 @@ pub(crate) fn schema() -> Schema {
         counters: Vec::new(),
         ids: Default::default(),
         retired: Vec::new(),
+        owned: Default::default(),
         earlier: Vec::new(),
         ranges: Vec::new(),
     }

@@ -205,7 +205,7 @@ fn a_trainer_goes_on_in_a_grown_schema_with_the_scales_of_its_columns() {
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
 /// a fault.
-const EXPECTED: [(&str, Option<&str>); 57] = [
+const EXPECTED: [(&str, Option<&str>); 58] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -243,6 +243,7 @@ const EXPECTED: [(&str, Option<&str>); 57] = [
     ("propensity", Some("propensity 1.5")),
     ("rank_error", Some("returned an error")),
     ("sample_invalid", Some("`sample` gave a bad output")),
+    ("search_team", Some("serves surface `search`, which the schema lacks")),
     ("shape_overflow", Some("overflows")),
     ("spin", Some("`rank` ran past its deadline")),
     ("spin_describe", Some("`describe` ran past its deadline")),

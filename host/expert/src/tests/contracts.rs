@@ -116,11 +116,11 @@ fn wide_schema() -> Schema {
 fn contract_2_is_told_of_no_more_actions_than_it_has_bits_for() {
     let Some(guest) = guest("earlier_contract") else { return };
     let mut wide = wide_schema();
-    let (mut of_task, mut info) = (wide.tasks[0].clone(), contract::host_info(&wide, vectors()));
+    let (mut of_task, mut info) = (wide.tasks[0].clone(), HostSchema::new(&wide, vectors()).info);
     (of_task.name, of_task.label) = ("late".into(), "action39".into());
     wide.tasks.push(of_task);
     let before = info.clone();
-    info = contract::host_info(&wide, VectorWidths { content: 3, ..vectors() });
+    info = HostSchema::new(&wide, VectorWidths { content: 3, ..vectors() }).info;
     guest.plugin.limit(&mut info);
     assert_eq!(info.actions, before.actions[..32]);
     assert_eq!(info.tasks.len(), before.tasks.len(), "a task on a late action is left out");

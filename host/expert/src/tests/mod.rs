@@ -5,6 +5,7 @@ pub(crate) mod build;
 mod components;
 mod contracts;
 mod imported;
+mod owned;
 mod parameters;
 mod refusals;
 mod training_only;

@@ -6,7 +6,9 @@
 //! To add a kind: a variant here with its text in `KINDS`, where its values are in `batch`, its
 //! type in `graph::validate` if networks read it, and what it contains in `sdk/wit/expert.wit`.
 
-use super::contract::{HostInfo, OfferedColumn, WireColumn, quote};
+use hypercast_data::schema::{OwnColumns, Schema};
+
+use super::contract::{HostInfo, OfferedColumn, WireColumn, offered, quote};
 
 /// A column of a kind that the host knows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -113,7 +115,7 @@ impl DeclaredColumn {
     }
 
     /// The column with its number of values a row.
-    pub(super) fn offered(self, width: u32) -> OfferedColumn {
+    pub(super) fn offered(&self, width: u32) -> OfferedColumn {
         let WireColumn { kind, name } = self.wire();
         OfferedColumn { kind, name, width }
     }
@@ -150,28 +152,45 @@ impl DeclaredColumn {
         if self.name().is_empty() { kind } else { format!("{kind} `{}`", quote(self.name())) }
     }
 
-    /// The index of its name among the host's columns of its kind; 0 for a kind without names.
+    /// The index of its name among the host's columns of its kind, those of the list of further
+    /// columns last; 0 for a kind without names.
     ///
     /// # Errors
     /// The schema lacks it.
     pub(crate) fn index_in(&self, info: &HostInfo) -> Result<usize, String> {
-        let (name, known): (_, Vec<&String>) = match self {
+        let (name, listed): (_, &[String]) = match self {
             DeclaredColumn::Feature(name) | DeclaredColumn::RawFeature(name) => {
-                (name, info.features.iter().collect())
+                (name, &info.features)
             }
-            DeclaredColumn::Id(name) => (name, info.ids.iter().collect()),
-            DeclaredColumn::HistoryId(name) => (name, info.history_ids.iter().collect()),
-            DeclaredColumn::Vector(name) => {
-                let vectors = info.columns.iter().filter(|column| column.kind == self.kind());
-                (name, vectors.map(|column| &column.name).collect())
-            }
+            DeclaredColumn::Id(name) => (name, &info.ids),
+            DeclaredColumn::HistoryId(name) => (name, &info.history_ids),
+            DeclaredColumn::Vector(name) => (name, &[]),
             _ => return Ok(0),
         };
+        let kind = match self {
+            DeclaredColumn::RawFeature(_) => "feature",
+            other => other.kind(),
+        };
+        let further = offered(info, kind).map(|column| &column.name);
+        let known: Vec<&String> = listed.iter().chain(further).collect();
         known.iter().position(|known| *known == name).ok_or_else(|| {
             let names: Vec<&str> = known.iter().map(|name| name.as_str()).collect();
             let (label, names) = (self.label(), names.join("`, `"));
             let has = if names.is_empty() { "none".to_owned() } else { format!("`{names}`") };
             format!("it reads {label}, which the schema lacks (it has {has})")
+        })
+    }
+
+    /// The surface that the column belongs to in a schema.
+    pub(super) fn owner<'a>(&self, schema: &'a Schema) -> Option<&'a str> {
+        let mut surfaces = schema.owned.keys().map(String::as_str);
+        surfaces.find(|surface| {
+            let own = OwnColumns::of(schema, Some(surface));
+            match self {
+                DeclaredColumn::Feature(name) => own.features.contains(name),
+                DeclaredColumn::Id(name) => own.ids.contains(name),
+                _ => false,
+            }
         })
     }
 

@@ -5,7 +5,8 @@
 #![allow(missing_docs, reason = "generated from expert.wit, which documents it")]
 
 use hypercast_core::hash::mix64;
-use hypercast_data::schema::{IdField, Schema, TaskKind as SchemaTaskKind};
+use hypercast_data::schema::growth::EntryKind;
+use hypercast_data::schema::{IdField, OwnColumns, Schema, TaskKind as SchemaTaskKind};
 use hypercast_fm::example::Example;
 
 pub use super::column::DeclaredColumn as Column;
@@ -88,14 +89,24 @@ pub(crate) const MAX_FACTOR: f32 = 10.0;
 /// The vector that every item can have.
 pub(crate) const CONTENT: &str = "content";
 
-/// The host as a plugin sees it, and where the columns of its ids are. A plugin reads a feature of
-/// several values under one name, and need not know that it has several.
+/// The host as a plugin sees it, and where its columns are. A plugin reads a feature of several
+/// values under one name, and need not know that it has several.
+///
+/// A plugin that serves one surface alone is told what belongs to that surface besides the core:
+/// actions, values and tasks in their lists, and columns in `columns`, which it asks for by name.
+/// So nothing that a team adds for its surface reaches another team's expert, and of its own only
+/// those that ask for it.
 #[derive(Debug, Clone)]
 pub struct HostSchema {
     /// What a plugin is told.
     pub info: HostInfo,
-    /// Of each of `info.ids`: among `Target::ids`.
+    /// Of each numeric feature that is offered, those of `info.features` first: among
+    /// `Target::features`.
+    features: Vec<usize>,
+    /// Of each categorical feature that is offered, those of `info.ids` first: among
+    /// `Target::ids`.
     ids: Vec<IdColumns>,
+    outcomes: KnownOutcomes,
     /// Of each of `info.history_ids` but the first two: among `Item::ids`.
     item_ids: Vec<IdColumns>,
 }
@@ -119,17 +130,71 @@ pub struct VectorWidths {
     pub content: usize,
 }
 
-impl HostSchema {
-    /// Of a schema and the vectors of its rows.
-    pub fn new(schema: &Schema, vectors: VectorWidths) -> HostSchema {
-        let columns = |fields: Vec<IdField>| {
-            let columns = fields.into_iter().map(|field| field.columns);
-            columns.map(|of| IdColumns { first: of.start, width: of.len() }).collect()
+/// The actions and values that a plugin is told of, by their indices in the schema.
+#[derive(Debug, Clone)]
+pub(crate) struct KnownOutcomes {
+    /// None of all actions that there are, so that bits stay as they are.
+    actions: Option<Vec<usize>>,
+    values: Vec<usize>,
+}
+
+impl KnownOutcomes {
+    fn of(schema: &Schema, surface: Option<&str>) -> KnownOutcomes {
+        let seen = |kind, names: &[String]| -> Vec<usize> {
+            let is_seen = |&at: &usize| schema.is_seen_on(surface, kind, &names[at]);
+            (0..names.len()).filter(is_seen).collect()
         };
+        let actions = seen(EntryKind::Action, &schema.actions);
+        let is_all = actions.len() == schema.actions.len();
+        KnownOutcomes {
+            actions: (!is_all).then_some(actions),
+            values: seen(EntryKind::Value, &schema.values),
+        }
+    }
+
+    /// The bits of an outcome's actions, as the plugin's list has them.
+    pub(crate) fn bits(&self, of_schema: u64) -> u64 {
+        let Some(actions) = &self.actions else { return of_schema };
+        let bits = actions.iter().enumerate().map(|(at, action)| (of_schema >> action & 1) << at);
+        bits.fold(0, |all, bit| all | bit)
+    }
+}
+
+impl HostSchema {
+    /// The core of a schema and the vectors of its rows.
+    pub fn new(schema: &Schema, vectors: VectorWidths) -> HostSchema {
+        HostSchema::on(None, schema, vectors)
+    }
+
+    /// The same with what belongs to a surface.
+    pub fn on(surface: Option<&str>, schema: &Schema, vectors: VectorWidths) -> HostSchema {
+        let columns =
+            |field: &IdField| IdColumns { first: field.columns.start, width: field.columns.len() };
+        let own = OwnColumns::of(schema, surface);
+        let mut info = host_info(surface, schema, vectors);
+        let fields = schema.id_fields();
+        let id = |name: &String| {
+            let field = fields.iter().find(|field| field.name == *name);
+            columns(field.expect("it is one of the schema's"))
+        };
+        let numbers = schema.feature_columns();
+        let number = |name: &String| {
+            let place = numbers.iter().position(|column| column == name);
+            place.expect("it is one of the schema's")
+        };
+        let offered = own.features.iter().map(|name| Column::Feature(name.clone()).offered(1));
+        info.columns.extend(offered);
+        let offered = own.ids.iter().map(|name| {
+            let width = id(name).width as u32;
+            Column::Id(name.clone()).offered(width)
+        });
+        info.columns.extend(offered);
         HostSchema {
-            info: host_info(schema, vectors),
-            ids: columns(schema.id_fields()),
-            item_ids: columns(IdField::of(&schema.item_features, 0)),
+            features: info.features.iter().chain(&own.features).map(number).collect(),
+            ids: info.ids.iter().chain(&own.ids).map(id).collect(),
+            item_ids: IdField::of(&schema.item_features, 0).iter().map(columns).collect(),
+            outcomes: KnownOutcomes::of(schema, surface),
+            info,
         }
     }
 
@@ -137,17 +202,33 @@ impl HostSchema {
     pub fn of_single_values(info: HostInfo) -> HostSchema {
         let columns = |count| (0..count).map(|first| IdColumns { first, width: 1 }).collect();
         let items = info.history_ids.len().saturating_sub(HISTORY_IDS.len());
-        HostSchema { ids: columns(info.ids.len()), item_ids: columns(items), info }
+        HostSchema {
+            features: (0..info.features.len()).collect(),
+            ids: columns(info.ids.len()),
+            item_ids: columns(items),
+            outcomes: KnownOutcomes { actions: None, values: (0..info.values.len()).collect() },
+            info,
+        }
     }
 
-    /// The columns of the id at `index` among `info.ids`.
+    /// Where the feature at `index` among those that are offered is in `Target::features`.
+    pub(crate) fn feature(&self, index: usize) -> usize {
+        self.features[index]
+    }
+
+    /// The actions and values that the plugin is told of.
+    pub(crate) fn outcomes(&self) -> &KnownOutcomes {
+        &self.outcomes
+    }
+
+    /// The columns of the id at `index` among those that are offered.
     pub(crate) fn id_columns(&self, index: usize) -> IdColumns {
         self.ids[index]
     }
 
     /// The width of the vector at `index` among those of `info.columns`.
     pub(crate) fn vector_width(&self, index: usize) -> usize {
-        self.info.columns[index].width as usize
+        offered(&self.info, "vector").nth(index).map_or(0, |vector| vector.width as usize)
     }
 
     /// The columns of the id at `index` among `info.history_ids`; none of the item and the surface.
@@ -173,10 +254,22 @@ impl HostSchema {
     }
 }
 
-/// The host as a plugin sees it: the schema's names, in the order of all indices and bits of the
-/// contract, and the widths of its vectors.
-pub fn host_info(schema: &Schema, vectors: VectorWidths) -> HostInfo {
-    let tasks = schema.tasks.iter().map(|task| SchemaTask {
+/// The columns of a kind in the list of further columns.
+pub(super) fn offered<'a>(
+    info: &'a HostInfo,
+    kind: &'a str,
+) -> impl Iterator<Item = &'a OfferedColumn> {
+    info.columns.iter().filter(move |column| column.kind == kind)
+}
+
+/// The names of a schema that a plugin is told, in the order of all indices and bits of the
+/// contract, and the widths of its vectors. Of what belongs to a surface, columns are left out.
+fn host_info(surface: Option<&str>, schema: &Schema, vectors: VectorWidths) -> HostInfo {
+    let (core, seen) = (schema.core(), schema.seen_on(surface));
+    let is_seen = |kind, name: &String| schema.is_seen_on(surface, kind, name);
+    let named =
+        |kind, names: &[String]| names.iter().filter(|name| is_seen(kind, name)).cloned().collect();
+    let tasks = seen.tasks.iter().map(|task| SchemaTask {
         name: task.name.clone(),
         kind: match task.kind {
             SchemaTaskKind::Binary => TaskKind::Binary,
@@ -193,11 +286,11 @@ pub fn host_info(schema: &Schema, vectors: VectorWidths) -> HostInfo {
     HostInfo {
         tae_dim: vectors.tae as u32,
         surfaces: schema.surfaces.clone(),
-        actions: schema.actions.clone(),
-        values: schema.values.clone(),
+        actions: named(EntryKind::Action, &schema.actions),
+        values: named(EntryKind::Value, &schema.values),
         tasks: tasks.collect(),
-        features: schema.feature_columns(),
-        ids: names(schema.id_fields()).collect(),
+        features: core.feature_columns(),
+        ids: names(core.id_fields()).collect(),
         history_ids: built_in.chain(names(IdField::of(&schema.item_features, 0))).collect(),
         columns: content.into_iter().collect(),
     }
@@ -223,20 +316,21 @@ pub fn rank_request(example: &Example, info: &HostInfo, limit: usize) -> RankReq
 pub(crate) fn action_batch<'a>(
     examples: impl Iterator<Item = &'a Example> + Clone,
     info: &HostInfo,
+    outcomes: &KnownOutcomes,
 ) -> ActionBatch {
     let targets = || {
         let of = |example: &'a Example| example.targets.iter().map(move |t| (example, t));
         examples.clone().flat_map(of)
     };
-    let values = |(index, name): (usize, &String)| Outcome {
+    let values = |(name, &index): (&String, &usize)| Outcome {
         name: name.clone(),
         values: targets().map(|(_, target)| target.outcome.values[index]).collect(),
     };
     ActionBatch {
         surface: targets().map(|(example, _)| example.surface.into()).collect(),
-        actions: targets().map(|(_, target)| target.outcome.actions).collect(),
-        known: targets().map(|(_, target)| target.outcome.known).collect(),
-        values: info.values.iter().enumerate().map(values).collect(),
+        actions: targets().map(|(_, target)| outcomes.bits(target.outcome.actions)).collect(),
+        known: targets().map(|(_, target)| outcomes.bits(target.outcome.known)).collect(),
+        values: info.values.iter().zip(&outcomes.values).map(values).collect(),
         columns: Vec::new(),
     }
 }

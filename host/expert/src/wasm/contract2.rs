@@ -305,7 +305,8 @@ mod tests {
             task("action32", TaskKind::Binary),
             task("seconds", TaskKind::Regression),
         ];
-        let mut info = host::host_info(&schema, vectors());
+        let whole = host::HostSchema::new(&schema, vectors());
+        let mut info = whole.info.clone();
         limit(&mut info);
         assert_eq!(info.actions, schema.actions[..ACTIONS]);
         let tasks: Vec<&str> = info.tasks.iter().map(|task| &*task.label).collect();
@@ -313,7 +314,7 @@ mod tests {
         let mut example = example(1, 0, 2);
         example.targets[1].outcome.actions = 1 << 40 | 1 << 31 | 1;
         example.targets[1].outcome.known = u64::MAX;
-        let batch = host::action_batch(std::iter::once(&example), &info);
+        let batch = host::action_batch(std::iter::once(&example), &info, whole.outcomes());
         assert_eq!(batch.actions[1], 1 << 40 | 1 << 31 | 1);
         let masks = with_batch(&batch, |batch| (batch.actions[1], batch.known[1]));
         assert_eq!(masks, (1 << 31 | 1, u32::MAX));

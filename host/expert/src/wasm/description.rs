@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::contract::{Column, Limits, Task, WireColumn, WireDescription, unknown_option};
+use hypercast_data::schema::Schema;
+
+use super::contract::{Column, Limits, Task, WireColumn, WireDescription, quote, unknown_option};
 
 /// A plugin's description whose columns and options the host knows.
 #[derive(Debug, Clone)]
@@ -55,8 +57,43 @@ impl ExpertDescription {
 
     /// Whether the network, `rank` or the training hooks read a vector of the items.
     pub fn reads_vectors(&self) -> bool {
-        let lists = [&self.columns, &self.rank_columns, &self.training_columns];
-        lists.into_iter().flatten().any(|column| matches!(column, Column::Vector(_)))
+        self.all_columns().any(|column| matches!(column, Column::Vector(_)))
+    }
+
+    /// The columns that the network, `rank` and the training hooks read.
+    pub fn all_columns(&self) -> impl Iterator<Item = &Column> {
+        self.columns.iter().chain(&self.rank_columns).chain(&self.training_columns)
+    }
+
+    /// The surface that it serves if it serves one alone: what belongs to that surface, it is told.
+    pub fn only_surface(&self) -> Option<&str> {
+        match &self.surfaces[..] {
+            [one] => Some(one),
+            _ => None,
+        }
+    }
+
+    /// Refuses columns that belong to a surface if it serves any other.
+    ///
+    /// # Errors
+    /// It reads one; the error names it.
+    pub(crate) fn check_owners(&self, schema: &Schema) -> Result<(), String> {
+        for column in self.all_columns() {
+            let Some(owner) = column.owner(schema) else { continue };
+            if self.only_surface() != Some(owner) {
+                let serves = match &self.surfaces[..] {
+                    [] => "any surface".to_owned(),
+                    all => format!("`{}`", quote(&all.join("`, `"))),
+                };
+                return Err(format!(
+                    "it reads {}, which belongs to surface `{owner}`, and serves {serves}: let its \
+                     description name `{owner}` alone, or leave the column out. Nothing is wrong \
+                     with the host or its data",
+                    column.label()
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -42,6 +42,7 @@ impl Mapping {
             counters: self.counters.clone(),
             ids: self.ids,
             retired: Vec::new(),
+            owned: Default::default(),
             earlier: Vec::new(),
             ranges: clips.filter_map(range).collect(),
         };

@@ -162,8 +162,8 @@ const GROUP_ROWS: usize = 1 << 15;
 /// Writes the predictions of the FM's heads for every target of the stream.
 struct FmPredictionTable {
     schema: Arc<Schema>,
-    /// Index of each task among the FM's tasks.
-    places: Vec<usize>,
+    /// Index of each task among the FM's tasks; none of a surface's own.
+    places: Vec<Option<usize>>,
     tasks: usize,
     writer: TableWriter,
     users: Vec<u64>,
@@ -179,10 +179,8 @@ impl FmPredictionTable {
 
     fn create(stream: &DatasetStream<'_>, spec: &FmSpec, work: &Path) -> Result<Self> {
         let schema = stream.dataset.schema.clone();
-        let place = |Task { name, .. }: &Task| {
-            spec.tasks.iter().position(|own| own.name == *name).expect("the FM has every task")
-        };
-        let places: Vec<usize> = schema.tasks.iter().map(place).collect();
+        let place = |Task { name, .. }: &Task| spec.tasks.iter().position(|own| own.name == *name);
+        let places: Vec<_> = schema.tasks.iter().map(place).collect();
         Ok(Self {
             writer: TableWriter::create(&Self::path(work), fields(&schema))?,
             values: vec![Vec::new(); 3 * places.len()],
@@ -206,7 +204,8 @@ impl FmPredictionTable {
                 let label = self.schema.label(at, example.surface, &target.outcome);
                 let truth = target.truth.get(at).copied().unwrap_or(f32::NAN);
                 let label = label.unwrap_or(f32::NAN);
-                for (column, value) in [predicted[*place], label, truth].into_iter().enumerate() {
+                let said = place.map_or(f32::NAN, |place| predicted[place]);
+                for (column, value) in [said, label, truth].into_iter().enumerate() {
                     self.values[3 * at + column].push(value);
                 }
             }

@@ -12,6 +12,7 @@ use hypercast_data::{
     dataset::{Dataset, timeline::Span},
     features::replay::{Pretraining, Replay, ReplayOptions},
     logs::LogVersion,
+    schema::CoreColumns,
 };
 use hypercast_fm::{
     example::Example,
@@ -76,6 +77,8 @@ impl UserSample {
 pub struct StreamBatch<'a> {
     /// In time order.
     pub examples: &'a [Example],
+    /// What of them the FM is shown.
+    pub core: &'a CoreColumns,
     /// The examples are of events without times, which come before the stream.
     pub history_only: bool,
     /// Whether models may learn from them.
@@ -125,8 +128,11 @@ impl StreamBatch<'_> {
         trainer: &mut dyn FmTrainer,
         learns: &dyn Fn(&Example) -> bool,
     ) -> Result<StepOutput> {
-        let (learned, others): (Vec<&Example>, Vec<&Example>) =
-            self.examples.iter().partition(|example| self.may_learn && learns(example));
+        let core = self.core.examples(self.examples);
+        let (learned, others): (Vec<&Example>, Vec<&Example>) = core
+            .iter()
+            .map(|example| &**example)
+            .partition(|example| self.may_learn && learns(example));
         let predicted =
             if others.is_empty() { StepOutput::default() } else { trainer.predict(&others)? };
         if learned.is_empty() {
@@ -180,10 +186,12 @@ impl DatasetStream<'_> {
         let mut progress =
             Progress::start(&format!("{name} on the stream"), self.dataset.rows as u64);
         let mut seen = 0;
+        let core = &CoreColumns::new(&self.dataset.schema);
         self.in_batches(replay, |examples| {
             let is_test = examples[0].time_ms >= self.window.test_from_ms;
             let may_learn = !is_test || self.mode == TestMode::Streaming;
-            take(StreamBatch { examples, history_only: false, may_learn, repeats: false, seen })?;
+            let (history_only, repeats) = (false, false);
+            take(StreamBatch { examples, core, history_only, may_learn, repeats, seen })?;
             seen += examples.len();
             progress.advance(targets(examples).count() as u64, String::new);
             Ok(())
@@ -269,10 +277,11 @@ impl DatasetStream<'_> {
         let first_pass = examples.examples() / self.config.fm.pretraining_passes;
         let read = Cell::new(0);
         let counted = examples.inspect(|_| read.set(read.get() + 1));
+        let core = &CoreColumns::new(&self.dataset.schema);
         self.in_batches(counted.map(Ok), |examples| {
             let repeats = read.get() > first_pass;
             let (history_only, may_learn) = (true, true);
-            take(StreamBatch { examples, history_only, may_learn, repeats, seen: 0 })?;
+            take(StreamBatch { examples, core, history_only, may_learn, repeats, seen: 0 })?;
             progress.advance(examples.len() as u64, String::new);
             Ok(())
         })?;

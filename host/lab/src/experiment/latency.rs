@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use hypercast_core::quantile::quantile;
+use hypercast_data::schema::CoreColumns;
 use hypercast_expert::{BreakerConfig, ServedExpert, Tae};
 use hypercast_fm::{
     example::Example,
@@ -56,9 +57,11 @@ pub fn measure(
         (expert.stream.blueprint.clone(), expert.stream.trainer.parameters().clone());
     let expert = ServedExpert::new(blueprint, parameters, device, BreakerConfig::default())?;
     let mut took: [Vec<f64>; 4] = Default::default();
+    let core = CoreColumns::new(&context.dataset.schema);
     for example in examples {
-        let (_, alone) = timed(|| infer(&*one_stage, example))?;
-        let (tae, of_fm) = timed(|| infer(&*fm, example))?;
+        let shown = &*core.example(example);
+        let (_, alone) = timed(|| infer(&*one_stage, shown))?;
+        let (tae, of_fm) = timed(|| infer(&*fm, shown))?;
         let ((), of_expert) = timed(|| {
             let predictions = expert.predict(&[example], Tae::Rows(&tae));
             predictions.map(drop).map_err(|fault| Error::internal(fault.to_string()))

@@ -110,8 +110,9 @@ fn follow(
             }
             next_ms = time_ms - time_ms.rem_euclid(every_ms) + every_ms;
         }
+        let core = part.core.examples(part.examples);
         for (arm, copy) in copies.iter().enumerate() {
-            let examples: Vec<_> = part.examples.iter().collect();
+            let examples: Vec<_> = core.iter().map(|example| &**example).collect();
             heads.tally(&part, arm, &copy.fm.infer(&examples)?.main, tally);
         }
         part.through(&mut *trainer, &|_| true).map(drop)

@@ -44,7 +44,8 @@ fn embed(context: &ExperimentContext<'_>, config: &Config) -> Result<()> {
     let stale_ms = (context.options.stale_hours * 3.6e6) as i64;
     stream.log("FM", ue + tae, None, |part, is_logged| {
         let states = if is_logged {
-            let old: Vec<Example> = part.examples.iter().map(|e| stale(e, stale_ms)).collect();
+            let core = part.core.examples(part.examples);
+            let old: Vec<Example> = core.iter().map(|e| stale(e, stale_ms)).collect();
             trainer.user_states(&old.iter().collect::<Vec<_>>())?
         } else {
             Vec::new()

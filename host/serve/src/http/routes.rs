@@ -144,7 +144,7 @@ async fn rank(
     let ParsedRank { request, fetched, reserved } =
         on_worker(&app.workers, deadline, fetch).await?;
     let asked = Instant::now();
-    let (examples, _reserved) = (fetched.example.clone(), Some(reserved.clone()));
+    let (examples, _reserved) = (fetched.core.clone(), Some(reserved.clone()));
     let asks = FmRequest { examples, deadline, _reserved };
     let output = fetched.fm().tier.infer(asks).await.map(Arc::new);
     let took = asked.elapsed();

@@ -311,7 +311,8 @@ fn load(app: &AppState, config: &Config, before: Option<&LoadedTier>) -> Result<
         None => path.is_file().then(|| Schema::load(&path)).transpose()?.map(Arc::new),
     };
     let watch = schema.clone().map(|schema| Arc::new(SchemaWatch::new(path, schema)));
-    let upgrade = schema.as_deref().map(|schema| Arc::new(ColumnUpgrade::new(schema)));
+    // Experts in another process send an FM the core alone.
+    let upgrade = schema.as_deref().map(|schema| Arc::new(ColumnUpgrade::new(&schema.core())));
     let shared = match before {
         Some(before) => before.shared.clone(),
         None => LoaderContext {

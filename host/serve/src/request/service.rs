@@ -16,6 +16,7 @@ use hypercast_core::{clock::now_ms, shutdown::Shutdown};
 use hypercast_data::{
     dataset::{Dataset, entity_id::EntityId},
     features::RequestInput,
+    schema::CoreColumns,
 };
 use hypercast_expert::wasm::contract::Ranked as RankedRow;
 use hypercast_expert::{ExpertPredictions, RankOutcome, ServedExpert};
@@ -66,6 +67,7 @@ pub struct RankingService {
     metrics: Arc<Metrics>,
     queues: Arc<RequestQueues>,
     schema_hash: String,
+    core: CoreColumns,
 }
 
 /// What requests of all services of a process share: they outlive a growth of the schema.
@@ -80,6 +82,8 @@ struct RequestQueues {
 pub struct Fetched {
     /// The request, as a slice of one example.
     pub example: Arc<[Example]>,
+    /// The same as the FM is shown it.
+    pub core: Arc<[Example]>,
     /// The versions that serve it, whatever serves the next request.
     pub set: Arc<ServingSet>,
     /// The expert version that answers, with its parameters of this moment.
@@ -156,6 +160,7 @@ impl RankingService {
             metrics,
             queues,
             schema_hash: schema_hash(&dataset.schema),
+            core: CoreColumns::new(&dataset.schema),
         })
     }
 
@@ -184,8 +189,9 @@ impl RankingService {
         let arm = arm.map(|arm| (arm.clone(), arm.expert()));
         let example = [state.fetch(&input, set.max_history)].into();
         drop(state);
+        let core = self.core.shared(&example);
         self.streams.intake.ids.store(request.text_ids())?;
-        Ok(Fetched { example, set, arm, unknown_targets, start, took: start.elapsed() })
+        Ok(Fetched { example, core, set, arm, unknown_targets, start, took: start.elapsed() })
     }
 
     /// Ranks the candidates of a request with the FM's output. Without it the expert runs without

@@ -129,7 +129,7 @@ impl ShadowWorker {
     fn infer(&self, fm: &ServedFm, fetched: &Fetched) -> Option<Arc<FmOutput>> {
         let deadline_ms = self.settings.now().server.deadline_ms;
         let until = Instant::now() + Duration::from_millis(deadline_ms);
-        let examples = fetched.example.clone();
+        let examples = fetched.core.clone();
         let request = FmRequest { examples, deadline: until, _reserved: None };
         match self.handle.block_on(fm.tier.infer(request)) {
             Ok(output) => Some(Arc::new(output)),

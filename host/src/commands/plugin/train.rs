@@ -12,7 +12,7 @@ use clap::Parser;
 use hypercast_config::{Config, ExpertEntry, TrainOn};
 use hypercast_core::atomic_file;
 use hypercast_data::logs::LogReader;
-use hypercast_expert::wasm::contract::{self, VectorWidths};
+use hypercast_expert::wasm::contract::{HostSchema, VectorWidths};
 use hypercast_expert::{Engine, Plugin};
 use hypercast_train::{expert, report};
 
@@ -99,9 +99,9 @@ fn surfaces(args: &Args, engine: &Engine, config: &Config) -> anyhow::Result<Vec
     }
     let log = LogReader::open_for(&args.logs, args.fm.as_deref())?;
     let limits = config.plugin_limits.load_options().limits;
-    let mut plugin = Plugin::load(engine, &args.file, &limits)?;
+    let plugin = Plugin::load(engine, &args.file, &limits)?;
     let vectors = VectorWidths { tae: log.tae_dim, content: log.content_dim };
-    let mut info = contract::host_info(&log.schema, vectors);
+    let mut info = HostSchema::new(&log.schema, vectors).info;
     plugin.limit(&mut info);
-    Ok(plugin.describe(&info)?.surfaces)
+    Ok(plugin.declared(&info)?.surfaces)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hypercast_core::hash::mix64;
 use hypercast_data::dataset::{ContextFeatures, Impression};
 use hypercast_data::ranked_place::RankedPlace;
-use hypercast_data::schema::Schema;
+use hypercast_data::schema::{Schema, growth::EntryKind};
 use hypercast_fm::example::{Example, Outcome};
 use serde::{Deserialize, Serialize};
 
@@ -100,11 +100,15 @@ pub(super) fn impression_key(request: u64, item: u64) -> u64 {
 
 /// For each surface, the actions (one bit each) that its impressions wait for: the labels of the
 /// surface's tasks, and the actions that are no task's label, because nothing excludes them from
-/// the surface.
+/// the surface. Nobody waits for what belongs to another surface.
 pub(super) fn awaited_actions(schema: &Arc<Schema>) -> Vec<u64> {
     let labels = |task: usize| schema.action(&schema.tasks[task].label);
     let tasks = || 0..schema.tasks.len();
     let of = |surface: u16, action: usize| {
+        let name = schema.surfaces[usize::from(surface)].as_str();
+        if !schema.is_seen_on(Some(name), EntryKind::Action, &schema.actions[action]) {
+            return false;
+        }
         let mut labelled = tasks().filter(|&task| labels(task) == Some(action)).peekable();
         labelled.peek().is_none() || labelled.any(|task| schema.task_valid(task, surface))
     };
@@ -156,4 +160,24 @@ pub(super) fn difference(before: Outcome, after: Outcome) -> Outcome {
         if is.is_finite() && is != was { is } else { f32::NAN }
     });
     Outcome { actions: after.actions & known, known, values }
+}
+
+#[cfg(test)]
+mod tests {
+    use hypercast_data::schema::OwnedEntries;
+
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_an_action_of_another_surface() {
+        let mut schema = hypercast_data::simulate::schema(2);
+        let awaited = |schema: &Schema| awaited_actions(&Arc::new(schema.clone()));
+        assert_eq!(awaited(&schema), [0b111, 0b011]);
+        schema.actions.push("cart".into());
+        assert_eq!(awaited(&schema), [0b1111, 0b1011]);
+        let actions = ["cart".to_owned()].into();
+        let own = OwnedEntries { actions, ..OwnedEntries::default() };
+        schema.owned.insert(schema.surfaces[1].clone(), own);
+        assert_eq!(awaited(&schema), [0b0111, 0b1011]);
+    }
 }

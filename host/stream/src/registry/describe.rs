@@ -10,6 +10,7 @@ use std::{
 use hypercast_config::{Config, sha256};
 use hypercast_core::{atomic_dir, atomic_file, clock::now_ms};
 use hypercast_data::schema::Schema;
+use hypercast_expert::wasm::contract::{Column, Description, HostInfo, HostSchema, VectorWidths};
 use hypercast_expert::{Blueprint, Engine, LoadOptions, Plugin, SavedParameters, ServedExpert};
 use hypercast_fm::checkpoint::FmManifest;
 
@@ -30,6 +31,7 @@ impl FmVersion {
             from_checkpoint: None,
             schema: schema_hash(schema),
             earlier_schemas: earlier_schema_hashes(schema),
+            columns: core_columns(schema),
             tae_dim: manifest.config.tae_width(),
             created_ms: now_ms(),
             trained_ms: manifest.trained_until_ms,
@@ -135,6 +137,7 @@ impl NewExpert {
             fm: self.fm.clone(),
             schema: schema_hash(schema),
             earlier_schemas: earlier_schema_hashes(schema),
+            columns: Some(columns_read(&blueprint.description, schema)),
             tae_dim: self.tae_dim,
             without_tae: self.without_tae,
             surfaces: self.surfaces.clone(),
@@ -144,6 +147,26 @@ impl NewExpert {
         };
         Ok((version, expert))
     }
+}
+
+/// The columns of a schema's core, by kind and name.
+fn core_columns(schema: &Schema) -> Vec<String> {
+    let HostInfo { features, ids, history_ids, .. } =
+        HostSchema::new(schema, VectorWidths::default()).info;
+    let features = features.into_iter().map(Column::Feature);
+    let ids = ids.into_iter().map(Column::Id);
+    let history_ids = history_ids.into_iter().map(Column::HistoryId);
+    features.chain(ids).chain(history_ids).map(|column| column.label()).collect()
+}
+
+/// Those of them that an expert reads. Vectors are not the schema's.
+fn columns_read(description: &Description, schema: &Schema) -> Vec<String> {
+    let of_core = core_columns(schema);
+    let read = description.all_columns().map(Column::label);
+    let mut read: Vec<String> = read.filter(|column| of_core.contains(column)).collect();
+    read.sort_unstable();
+    read.dedup();
+    read
 }
 
 /// The content of a version's files, read once: what is registered is what was checked.

@@ -81,6 +81,10 @@ pub struct FmVersion {
     /// with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_schemas: Vec<String>,
+    /// The columns of that schema's core, by kind and name; none of a version that was registered
+    /// before they were noted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<String>,
     /// The width of its TAE.
     pub tae_dim: usize,
     /// When it was registered, milliseconds since the epoch.
@@ -135,6 +139,10 @@ pub struct ExpertVersion {
     /// with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_schemas: Vec<String>,
+    /// The columns of that schema's core that it reads, by kind and name; none if that was not
+    /// noted yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Vec<String>>,
     /// The width of the TAE that it reads.
     pub tae_dim: usize,
     /// Whether it runs without the TAE (with zeros instead).

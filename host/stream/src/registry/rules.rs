@@ -338,7 +338,8 @@ fn share_out(all: &ExpertVersions, expert: &ExpertVersion, share: f64) -> Result
     Ok(shares)
 }
 
-/// Checks that an expert accepts an FM's version, TAE and schema.
+/// Checks that an expert accepts an FM's version, and that what it reads is there: the TAE, and the
+/// core's columns. Schemas of which neither has grown from the other are compared by column.
 fn check_fits(expert: &ExpertVersion, fm: &FmVersion) -> Result<()> {
     let what = label(expert);
     let (wanted, found) = (&expert.accepts_fm, &fm.version);
@@ -356,10 +357,24 @@ fn check_fits(expert: &ExpertVersion, fm: &FmVersion) -> Result<()> {
     }
     let has_grown =
         fm.earlier_schemas.contains(&expert.schema) || expert.earlier_schemas.contains(&fm.schema);
-    if expert.schema != fm.schema && !has_grown {
+    if expert.schema == fm.schema || has_grown {
+        return Ok(());
+    }
+    let (own, of_fm) = (&expert.schema, &fm.schema);
+    let Some(columns) = expert.columns.as_ref().filter(|_| !fm.columns.is_empty()) else {
         return refuse(format!(
-            "{what} and FM {found} were trained with different schemas ({} and {}); train both on one data set",
-            expert.schema, fm.schema
+            "{what} and FM {found} were trained with different schemas ({own} and {of_fm}); train \
+             both on one data set"
+        ));
+    };
+    let missing: Vec<&str> =
+        columns.iter().filter(|own| !fm.columns.contains(own)).map(String::as_str).collect();
+    if !missing.is_empty() {
+        return refuse(format!(
+            "{what} reads what the schema of FM {found} does not have: {}. Its author trains it on \
+             that FM's logs, or leaves the columns out; its operator lets the data set's schema \
+             grow by them (`hypercast schema apply`)",
+            missing.join(", ")
         ));
     }
     Ok(())

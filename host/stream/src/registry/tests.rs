@@ -21,6 +21,7 @@ fn fm(version: &str, tae_dim: usize) -> FmVersion {
         from_checkpoint: None,
         schema: "a".into(),
         earlier_schemas: Vec::new(),
+        columns: Vec::new(),
         tae_dim,
         created_ms: 1,
         trained_ms: 0,
@@ -42,6 +43,7 @@ fn expert(name: &str, version: &str, fm: &str, surfaces: &[&str]) -> ExpertVersi
         fm: fm.into(),
         schema: "a".into(),
         earlier_schemas: Vec::new(),
+        columns: None,
         tae_dim: 32,
         without_tae: false,
         surfaces: surfaces.iter().map(|surface| surface.to_string()).collect(),
@@ -148,6 +150,29 @@ fn promotion_is_refused_where_the_pinned_fm_does_not_carry_it() {
     register_fm(&*desk.engine, &fm("2.5.0", 64)).unwrap();
     desk.well(|r| r.promote_fm("2.5.0"));
     desk.refused("have 64", |r| r.promote_expert(&promotion("feed", "4.0.0", 1.0)));
+}
+
+#[test]
+fn an_expert_fits_an_fm_of_another_schema_that_has_the_columns_it_reads() {
+    let desk = Desk::default();
+    let columns = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+    let has = columns(&["feature `price`", "id `brand`"]);
+    register_fm(&*desk.engine, &FmVersion { columns: has, ..fm("1.0.0", 32) }).unwrap();
+    let reads = |version: &str, names: &[&str]| ExpertVersion {
+        schema: "b".into(),
+        columns: Some(columns(names)),
+        ..expert("feed", version, "1.0.0", &["feed"])
+    };
+    register_expert(&*desk.engine, &reads("1.0.0", &[])).unwrap();
+    register_expert(&*desk.engine, &reads("1.1.0", &["id `brand`"])).unwrap();
+    let much = reads("1.2.0", &["feature `price`", "feature `age`", "id `tag`"]);
+    desk.refused("does not have: feature `age`, id `tag`. Its author", |r| {
+        r.register_expert(&much)
+    });
+    let unknown = ExpertVersion { columns: None, ..reads("1.3.0", &[]) };
+    desk.refused("different schemas (b and a)", |r| r.register_expert(&unknown));
+    let text = serde_json::to_string(&expert("feed", "1.0.0", "1.0.0", &[])).unwrap();
+    assert!(!text.contains("columns"), "{text}");
 }
 
 #[test]

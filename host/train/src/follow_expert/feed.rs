@@ -14,7 +14,7 @@ use crate::ServiceContext;
 use crate::error::Result;
 use hypercast_core::{clock, shutdown::Shutdown};
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
-use hypercast_data::schema::spec_growths;
+use hypercast_data::schema::{CoreColumns, spec_growths};
 use hypercast_stream::dead_letters::{DeadLetter, DeadLetterQueue, UnusableRecord};
 use hypercast_stream::streams::StreamPlace;
 
@@ -94,6 +94,7 @@ pub(super) struct FollowedLogs {
 pub(super) struct ComputedFeed {
     reader: JoinedReader,
     fm: Box<dyn FoundationModel>,
+    core: CoreColumns,
     surfaces: Vec<u16>,
     ready: std::collections::VecDeque<ReadyRow>,
     /// After the last row that was given.
@@ -149,7 +150,8 @@ impl ComputedFeed {
         let serving = FmServingOptions { growths, ..config.fm_logging.loading(config.device) };
         let fm = inference::load(checkpoint, serving)?;
         let place = reader.place();
-        Ok(ComputedFeed { reader, fm, surfaces, ready: Default::default(), place })
+        let core = CoreColumns::new(&dataset.schema);
+        Ok(ComputedFeed { reader, fm, core, surfaces, ready: Default::default(), place })
     }
 
     fn next(&mut self, wait: Duration) -> Result<FeedItem> {
@@ -179,8 +181,10 @@ impl ComputedFeed {
         if records.is_empty() {
             return Ok(Vec::new());
         }
-        let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
+        let core = self.core.examples(records.iter().map(|record| &record.example));
+        let examples: Vec<&Example> = core.iter().map(|example| &**example).collect();
         let tae = self.fm.infer(&examples)?.tae;
+        drop(core);
         let dim = self.fm.manifest().config.tae_width();
         let mut row = 0;
         let rows = records.into_iter().map(|record| {

@@ -30,6 +30,7 @@ fn schema(item: Feature, context: Feature) -> Schema {
         ids: Default::default(),
         ranges: vec![],
         retired: vec![],
+        owned: Default::default(),
         earlier: vec![],
     }
 }

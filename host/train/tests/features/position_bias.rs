@@ -57,6 +57,7 @@ fn schema(position: Position) -> Schema {
         ids: Default::default(),
         ranges: vec![],
         retired: vec![],
+        owned: Default::default(),
         earlier: vec![],
     }
 }

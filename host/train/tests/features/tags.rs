@@ -35,6 +35,7 @@ fn schema(feature: Feature) -> Schema {
         ids: Default::default(),
         ranges: vec![],
         retired: vec![],
+        owned: Default::default(),
         earlier: vec![],
     }
 }

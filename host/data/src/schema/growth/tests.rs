@@ -47,8 +47,8 @@ fn appended_entries_have_numbers_and_other_changes_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let old = schema(dir.path());
     let growth = SchemaGrowth::between(&old, &grown(&old)).unwrap();
-    let surface =
-        AppendedEntry { kind: EntryKind::Surface, name: "late".into(), number: old.surfaces.len() };
+    let (name, number) = ("late".into(), old.surfaces.len());
+    let surface = AppendedEntry { kind: EntryKind::Surface, name, number, owner: None };
     assert_eq!((growth.appended.len(), &growth.appended[0]), (13, &surface));
     assert!(SchemaGrowth::between(&old, &old).unwrap().is_empty());
 

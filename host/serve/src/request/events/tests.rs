@@ -22,6 +22,7 @@ fn converter() -> Converter {
         counters: vec![],
         ids: Default::default(),
         retired: Vec::new(),
+        owned: Default::default(),
         earlier: Vec::new(),
         ranges: vec![
             ValueRange { name: "watched".into(), low: 0.0, high: 2.0, ..Default::default() },

@@ -49,6 +49,7 @@ fn schema() -> Schema {
         ],
         ids: Default::default(),
         retired: Vec::new(),
+        owned: Default::default(),
         earlier: Vec::new(),
         ranges: Vec::new(),
     }
