@@ -25,6 +25,12 @@ impl Column {
         Self::of("vector", name)
     }
 
+    /// The FM's own prediction of a main task of the schema. `rank` and hooks read the log odds of a
+    /// binary task, or the value of a regression in the unit of its label.
+    pub fn fm_logit(task: impl Into<String>) -> Self {
+        Self::of("fm-logit", task)
+    }
+
     /// The time of the row's request, for hooks.
     pub fn time() -> Self {
         Self::of("time", "")
@@ -60,6 +66,12 @@ impl HostInfo {
     pub fn vectors(&self) -> impl Iterator<Item = (&str, u32)> {
         let vectors = self.columns.iter().filter(|column| column.kind == "vector");
         vectors.map(|OfferedColumn { name, width, .. }| (name.as_str(), *width))
+    }
+
+    /// The tasks that the FM predicts itself; none without an FM, or from a host of before.
+    pub fn fm_logits(&self) -> impl Iterator<Item = &str> {
+        let predicted = self.columns.iter().filter(|column| column.kind == "fm-logit");
+        predicted.map(|column| column.name.as_str())
     }
 }
 
@@ -141,6 +153,12 @@ impl ActionBatch {
     /// The target-aware embeddings, row-major. Declare them with `Description::training_tae`.
     pub fn tae(&self) -> Result<&[f32], String> {
         numbers(&self.columns, &Column::tae(), "training_tae")
+    }
+
+    /// The FM's own prediction of a task: log odds, or the value of a regression; 0 where there is
+    /// none. Declare it with `Description::training_fm_logit`.
+    pub fn fm_logit(&self, task: &str) -> Result<&[f32], String> {
+        numbers(&self.columns, &Column::fm_logit(task), "training_fm_logit")
     }
 
     /// The time of each row's request, in milliseconds since the epoch. Declare it with

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use hypercast_core::{atomic_file, disk};
 use serde::{Deserialize, Serialize};
 
-use super::layout::{LogLayout, RowGroup};
+use super::layout::{LogLayout, ReadFields, RowGroup};
 use super::{LogVersion, LoggedPlace, LoggedRequest};
 use crate::dataset::table::TableReader;
 use crate::error::{CommonErrors as _, Error, Result};
@@ -150,15 +150,14 @@ impl LogFile {
         layout: &LogLayout,
         version: &LogVersion,
     ) -> Result<Vec<LoggedRequest>> {
-        let mut fields = layout.example_fields();
-        fields.push(LogLayout::tae_field(&version.version));
+        let ReadFields { fields, defaults } = layout.read_fields(&version.version);
         let group = RowGroup {
             requests: self.requests.read_grown(
                 group,
                 &layout.request_fields(),
                 &layout.defaults,
             )?,
-            examples: self.examples.read_grown(group, &fields, &layout.defaults)?,
+            examples: self.examples.read_grown(group, &fields, &defaults)?,
         };
         let fits = |rows: &Vec<LoggedRequest>| {
             rows.iter().all(|row| row.tae.len() == version.tae_dim * row.example.targets.len())

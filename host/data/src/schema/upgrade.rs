@@ -184,8 +184,8 @@ impl ColumnDefaults {
         ColumnDefaults { may_lack, retired }
     }
 
-    /// The same, and a column of lists that a table may lack.
-    pub(crate) fn and_lists(mut self, column: &str) -> ColumnDefaults {
+    /// The same, and a column of lists or numbers that a table may lack.
+    pub(crate) fn and_missing(mut self, column: &str) -> ColumnDefaults {
         self.may_lack.insert(column.to_owned(), MISSING);
         self
     }

@@ -6,7 +6,7 @@
 //! To add a kind: a variant here with its text in `KINDS`, where its values are in `batch`, its
 //! type in `graph::validate` if networks read it, and what it contains in `sdk/wit/expert.wit`.
 
-use super::contract::{HostInfo, OfferedColumn, WireColumn, quote};
+use super::contract::{HostInfo, OfferedColumn, VECTOR, WireColumn, quote};
 
 /// A column of a kind that the host knows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -19,6 +19,8 @@ pub enum DeclaredColumn {
     Id(String),
     /// A vector of the item.
     Vector(String),
+    /// The FM's own prediction of a task.
+    FmLogit(String),
     /// The time of the request.
     Time,
     /// The request's place in the batch.
@@ -53,7 +55,7 @@ impl ColumnReader {
     fn rule(self) -> &'static str {
         match self {
             ColumnReader::Network => "a network reads no time and no request",
-            ColumnReader::Rank => "`rank` reads tae, feature, id and vector columns only",
+            ColumnReader::Rank => "`rank` reads tae, feature, id, vector and fm-logit columns only",
             ColumnReader::Hooks => "`labels` and `sample` read no column of the history",
         }
     }
@@ -66,11 +68,12 @@ enum Kind {
     Nameless(fn() -> DeclaredColumn),
 }
 
-const KINDS: [(&str, Kind); 9] = [
+const KINDS: [(&str, Kind); 10] = [
     ("tae", Kind::Nameless(|| DeclaredColumn::Tae)),
     ("feature", Kind::Named(DeclaredColumn::Feature)),
     ("id", Kind::Named(DeclaredColumn::Id)),
-    ("vector", Kind::Named(DeclaredColumn::Vector)),
+    (VECTOR, Kind::Named(DeclaredColumn::Vector)),
+    ("fm-logit", Kind::Named(DeclaredColumn::FmLogit)),
     ("time", Kind::Nameless(|| DeclaredColumn::Time)),
     ("request", Kind::Nameless(|| DeclaredColumn::Request)),
     ("history-id", Kind::Named(DeclaredColumn::HistoryId)),
@@ -120,7 +123,8 @@ impl DeclaredColumn {
             DeclaredColumn::Tae => "tae",
             DeclaredColumn::Feature(_) => "feature",
             DeclaredColumn::Id(_) => "id",
-            DeclaredColumn::Vector(_) => "vector",
+            DeclaredColumn::Vector(_) => VECTOR,
+            DeclaredColumn::FmLogit(_) => "fm-logit",
             DeclaredColumn::Time => "time",
             DeclaredColumn::Request => "request",
             DeclaredColumn::HistoryId(_) => "history-id",
@@ -134,6 +138,7 @@ impl DeclaredColumn {
             DeclaredColumn::Feature(name)
             | DeclaredColumn::Id(name)
             | DeclaredColumn::Vector(name)
+            | DeclaredColumn::FmLogit(name)
             | DeclaredColumn::HistoryId(name) => name,
             _ => "",
         }
@@ -154,9 +159,9 @@ impl DeclaredColumn {
             DeclaredColumn::Feature(name) => (name, info.features.iter().collect()),
             DeclaredColumn::Id(name) => (name, info.ids.iter().collect()),
             DeclaredColumn::HistoryId(name) => (name, info.history_ids.iter().collect()),
-            DeclaredColumn::Vector(name) => {
-                let vectors = info.columns.iter().filter(|column| column.kind == self.kind());
-                (name, vectors.map(|column| &column.name).collect())
+            DeclaredColumn::Vector(name) | DeclaredColumn::FmLogit(name) => {
+                let offered = info.columns.iter().filter(|column| column.kind == self.kind());
+                (name, offered.map(|column| &column.name).collect())
             }
             _ => return Ok(0),
         };
@@ -174,7 +179,8 @@ impl DeclaredColumn {
             DeclaredColumn::Tae
             | DeclaredColumn::Feature(_)
             | DeclaredColumn::Id(_)
-            | DeclaredColumn::Vector(_) => true,
+            | DeclaredColumn::Vector(_)
+            | DeclaredColumn::FmLogit(_) => true,
             DeclaredColumn::Time | DeclaredColumn::Request => reader == ColumnReader::Hooks,
             DeclaredColumn::HistoryId(_)
             | DeclaredColumn::HistoryActions

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use hypercast_fm::{
     example::Example,
-    inference::{self, FmServingOptions, FoundationModel},
+    inference::{self, FmOutput, FmServingOptions, FoundationModel},
 };
 use serde::{Deserialize, Serialize};
 
@@ -180,15 +180,17 @@ impl ComputedFeed {
             return Ok(Vec::new());
         }
         let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
-        let tae = self.fm.infer(&examples)?.tae;
-        let dim = self.fm.manifest().config.tae_width();
+        let FmOutput { tae, main } = self.fm.infer(&examples)?;
+        let manifest = self.fm.manifest();
+        let (dim, tasks) = (manifest.config.tae_width(), manifest.spec.main_tasks().len());
         let mut row = 0;
         let rows = records.into_iter().map(|record| {
             let PositionedExample { example, correction, ingested_ms, key, end } = record;
             let rows = row..row + example.targets.len();
             row = rows.end;
             let tae = tae[rows.start * dim..rows.end * dim].to_vec();
-            let logged = LoggedRequest { example, tae, correction, ingested_ms };
+            let predictions = main[rows.start * tasks..rows.end * tasks].to_vec();
+            let logged = LoggedRequest { example, tae, predictions, correction, ingested_ms };
             ReadyRow { row: FeedRow { logged, key }, end }
         });
         Ok(rows.collect())

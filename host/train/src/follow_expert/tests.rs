@@ -81,7 +81,14 @@ impl World {
                 })
                 .collect();
             let taes = [tae.as_slice()];
-            let row = LogRow { example, taes: &taes, correction, ingested_ms: 7, place: None };
+            let row = LogRow {
+                example,
+                taes: &taes,
+                predictions: &[],
+                correction,
+                ingested_ms: 7,
+                place: None,
+            };
             writer.write(row).unwrap();
         }
         writer.finish().unwrap();
