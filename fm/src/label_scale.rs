@@ -163,8 +163,18 @@ const MAX_CORRECTION: f64 = 1000.0;
 /// order.
 const LEAST_SLOPE: f64 = 0.05;
 
+/// The largest log odds of a probability: nearer to 0 or 1 32 bits do not tell it.
+const MAX_LOG_ODDS: f64 = 16.0;
+
 /// A transformed value beyond it would not fit an f32 when it is taken back and corrected.
 const MAX_EXPONENT: f64 = 80.0;
+
+/// The log odds of a probability; 0 of what is none.
+pub fn log_odds_of(probability: f32) -> f32 {
+    let probability = f64::from(probability);
+    let log_odds = (probability / (1.0 - probability)).ln();
+    if log_odds.is_nan() { 0.0 } else { log_odds.clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS) as f32 }
+}
 
 impl LabelTransform {
     /// Whether labels are learned as they are.
@@ -270,6 +280,16 @@ impl LabelScale {
         }
     }
 
+    /// The output whose prediction this is, apart from corrections, which the models that share a
+    /// scale do not share. What is no number gives 0: the base rate, or the mean.
+    pub fn output(&self, prediction: f32) -> f32 {
+        match self {
+            LabelScale::Rate(_) if prediction.is_nan() => 0.0,
+            LabelScale::Rate(_) => log_odds_of(prediction) - self.log_odds(),
+            LabelScale::Value(scale) => scale.output(prediction),
+        }
+    }
+
     /// What is added to an output before it is the log odds of a binary task; 0 of a regression.
     pub fn log_odds(&self) -> f32 {
         match self {
@@ -341,8 +361,7 @@ impl ValueScale {
     }
 
     fn learned(&self, label: f32) -> f32 {
-        let ScaleMoments { mean, deviation } = self.moments();
-        let value = (self.transform.apply(label.into()) - mean) / deviation;
+        let value = self.deviations(label);
         if value.abs() > FAULTY_LABEL && self.moments.rows() >= FAULT_LABELS {
             return f32::INFINITY;
         }
@@ -352,6 +371,18 @@ impl ValueScale {
     fn prediction(&self, output: f32) -> f32 {
         let mean_corrected = self.factor() * self.taken_back(f64::from(output) / LEARNED_DEVIATION);
         self.slope().map_or(mean_corrected, |slope| slope.apply(mean_corrected)) as f32
+    }
+
+    fn output(&self, prediction: f32) -> f32 {
+        let value = self.deviations(prediction);
+        let value = if value.is_nan() { 0.0 } else { value };
+        (LEARNED_DEVIATION * value.clamp(-FAULTY_LABEL, FAULTY_LABEL)) as f32
+    }
+
+    /// How many deviations a label is from the mean.
+    fn deviations(&self, label: f32) -> f64 {
+        let ScaleMoments { mean, deviation } = self.moments();
+        (self.transform.apply(label.into()) - mean) / deviation
     }
 
     fn is_settled(&self) -> bool {

@@ -1,6 +1,6 @@
 //! What a trainer says of the examples of a step.
 
-use crate::example::Example;
+use crate::{example::Example, inference::FmOutput, spec::FmSpec};
 
 /// A step's predictions, which were made before it learned, with the labels.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +22,14 @@ pub struct StepOutput {
 }
 
 impl StepOutput {
+    /// What serving would have answered before the step: the TAEs, and the predictions of the main
+    /// tasks of `spec`.
+    pub fn served(&self, spec: &FmSpec) -> FmOutput {
+        let (mains, tasks) = (spec.main_tasks().len(), spec.tasks.len());
+        let main = self.predictions.chunks_exact(tasks).flat_map(|row| &row[..mains]);
+        FmOutput { main: main.copied().collect(), tae: self.tae.clone() }
+    }
+
     /// Adds the rows of another part of the step's examples.
     pub(crate) fn append(&mut self, other: StepOutput) {
         self.tae.extend(other.tae);

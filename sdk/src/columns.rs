@@ -30,6 +30,12 @@ impl Column {
         Self::of("vector", name)
     }
 
+    /// The FM's own prediction of a main task of the schema. `rank` and hooks read the log odds of a
+    /// binary task, or the value of a regression in the unit of its label.
+    pub fn fm_logit(task: impl Into<String>) -> Self {
+        Self::of("fm-logit", task)
+    }
+
     /// The time of the row's request, for hooks.
     pub fn time() -> Self {
         Self::of("time", "")
@@ -70,18 +76,23 @@ impl HostInfo {
     /// The numeric features that belong to the expert's surface, for [`crate::Graph::feature`] as
     /// those in `features`. They are told to experts whose description names that surface alone.
     pub fn own_features(&self) -> impl Iterator<Item = &str> {
-        self.own("feature")
+        self.offered("feature")
     }
 
     /// The categorical features that belong to the expert's surface, as
     /// [`HostInfo::own_features`].
     pub fn own_ids(&self) -> impl Iterator<Item = &str> {
-        self.own("id")
+        self.offered("id")
     }
 
-    fn own<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a str> {
-        let own = self.columns.iter().filter(move |column| column.kind == kind);
-        own.map(|column| column.name.as_str())
+    /// The tasks that the FM predicts itself; none without an FM, or from a host of before.
+    pub fn fm_logits(&self) -> impl Iterator<Item = &str> {
+        self.offered("fm-logit")
+    }
+
+    fn offered<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a str> {
+        let of_kind = self.columns.iter().filter(move |column| column.kind == kind);
+        of_kind.map(|column| column.name.as_str())
     }
 }
 
@@ -163,6 +174,12 @@ impl ActionBatch {
     /// The target-aware embeddings, row-major. Declare them with `Description::training_tae`.
     pub fn tae(&self) -> Result<&[f32], String> {
         numbers(&self.columns, &Column::tae(), "training_tae")
+    }
+
+    /// The FM's own prediction of a task: log odds, or the value of a regression; 0 where there is
+    /// none. Declare it with `Description::training_fm_logit`.
+    pub fn fm_logit(&self, task: &str) -> Result<&[f32], String> {
+        numbers(&self.columns, &Column::fm_logit(task), "training_fm_logit")
     }
 
     /// The time of each row's request, in milliseconds since the epoch. Declare it with

@@ -3,8 +3,8 @@
 use std::marker::PhantomData;
 
 use crate::raw::types::{
-    self as wit, ActionBatch, Evaluation, HostInfo, NamedColumn, Network, Prediction, RankRequest,
-    Ranked, TaskLabels, TrainingStep, Verdict,
+    self as wit, ActionBatch, Evaluation, EvaluationRows, HostInfo, NamedColumn, Network,
+    Prediction, RankRequest, Ranked, TaskLabels, TaskWeights, TrainingStep, Verdict,
 };
 use crate::{Expert, Finished, Graph, Request, log, raw};
 
@@ -54,6 +54,18 @@ impl<E: Expert> raw::Guest for Component<E> {
     fn evaluate(info: HostInfo, evaluation: Evaluation) -> Verdict {
         log::report_panics();
         E::evaluate(&info, &evaluation)
+    }
+}
+
+impl<E: Expert> raw::hooks::Guest for Component<E> {
+    fn weights(info: HostInfo, batch: ActionBatch) -> Result<Vec<TaskWeights>, String> {
+        log::report_panics();
+        E::weights(&info, &batch)
+    }
+
+    fn evaluate_rows(info: HostInfo, evaluation: Evaluation, rows: EvaluationRows) -> Verdict {
+        log::report_panics();
+        E::evaluate_rows(&info, &evaluation, &rows)
     }
 }
 

@@ -75,32 +75,42 @@ impl Description {
         self.rank(Column::vector(name))
     }
 
-    /// Requests a numeric feature for `labels` and `sample`.
+    /// Requests the FM's own predictions of a task for `rank`.
+    pub fn rank_fm_logit(self, task: &str) -> Self {
+        self.rank(Column::fm_logit(task))
+    }
+
+    /// Requests a numeric feature for the training hooks.
     pub fn training_feature(self, name: &str) -> Self {
         self.training(Column::feature(name))
     }
 
-    /// Requests a categorical feature or raw id for `labels` and `sample`.
+    /// Requests a categorical feature or raw id for the training hooks.
     pub fn training_id(self, name: &str) -> Self {
         self.training(Column::id(name))
     }
 
-    /// Requests a vector of the items, such as `content`, for `labels` and `sample`.
+    /// Requests a vector of the items, such as `content`, for the training hooks.
     pub fn training_vector(self, name: &str) -> Self {
         self.training(Column::vector(name))
     }
 
-    /// Requests the target-aware embedding for `labels` and `sample`.
+    /// Requests the target-aware embedding for the training hooks.
     pub fn training_tae(self) -> Self {
         self.training(Column::tae())
     }
 
-    /// Requests the time of each row's request for `labels` and `sample`.
+    /// Requests the FM's own predictions of a task for the training hooks.
+    pub fn training_fm_logit(self, task: &str) -> Self {
+        self.training(Column::fm_logit(task))
+    }
+
+    /// Requests the time of each row's request for the training hooks.
     pub fn training_time(self) -> Self {
         self.training(Column::time())
     }
 
-    /// Requests which rows are of one request for `labels` and `sample`.
+    /// Requests which rows are of one request for the training hooks.
     pub fn training_request(self) -> Self {
         self.training(Column::request())
     }

@@ -131,6 +131,19 @@ impl Graph {
         self.column(Column::vector(name), Shape::rows(width), false)
     }
 
+    /// The FM's own prediction of a main task, `[rows, 1]`, on the scale of this network's output
+    /// for the task of that name: a network that outputs it predicts what the FM does. 0 where the
+    /// FM did not answer, which is the base rate or the mean. `TaskHeads::from_fm` adds to it what
+    /// the heads learn.
+    pub fn fm_logit(&self, task: &str) -> Tensor<'_> {
+        if self.info.tae_dim == 0 {
+            return self.fail("the host has no FM, so there are no predictions of it");
+        }
+        let known: Vec<String> = self.info.fm_logits().map(str::to_owned).collect();
+        self.known("prediction of the FM for task", task, &known);
+        self.column(Column::fm_logit(task), Shape::rows(1), false)
+    }
+
     /// A categorical feature of the short history's items, `[history, 1]`, of several values as
     /// [`Graph::id`] is.
     pub fn history_id(&self, name: &str) -> Tensor<'_> {

@@ -1,8 +1,8 @@
 //! Computes one logit per task from the shared bottom (the multi-task objectives of paper section
 //! 3.2) and calibrates it for each surface.
 //!
-//! Every last layer starts near zero, so training begins at even odds instead of random ones. A
-//! calibration starts as the identity.
+//! Every last layer starts near zero, so training begins at the base rate instead of random odds, or
+//! at the FM's own prediction (`from_fm`). A calibration starts as the identity.
 
 use crate::fusion::FmEmbedded;
 use crate::graph::{Graph, Tensor};
@@ -29,6 +29,7 @@ pub struct TaskHeads<'g> {
     per_surface: bool,
     direct: Option<Tensor<'g>>,
     fm: Option<FmEmbedded<'g>>,
+    from_fm: bool,
 }
 
 impl<'g> TaskHeads<'g> {
@@ -41,6 +42,7 @@ impl<'g> TaskHeads<'g> {
             per_surface: true,
             direct: None,
             fm: None,
+            from_fm: false,
         }
     }
 
@@ -52,6 +54,13 @@ impl<'g> TaskHeads<'g> {
     /// Adds a direct path from the FM's whole normalised embedding.
     pub fn fm(self, fm: FmEmbedded<'g>) -> Self {
         Self { fm: Some(fm), ..self }
+    }
+
+    /// Starts each task that the FM predicts, too, at the FM's own prediction: the head adds to it,
+    /// and adds nothing before it has learned. Other tasks start as before. Feature logs must hold
+    /// the FM's predictions, which those of earlier hosts do not.
+    pub fn from_fm(self) -> Self {
+        Self { from_fm: true, ..self }
     }
 
     /// Sets the layer widths of each tower; an empty list makes the head linear.
@@ -80,14 +89,17 @@ impl<'g> TaskHeads<'g> {
     /// without making it an output.
     pub fn logit(&self, task: &str, bottom: Tensor<'g>) -> Tensor<'g> {
         let g = bottom.graph();
+        let starts_at_fm = self.from_fm && g.info().fm_logits().any(|known| known == task);
+        let last = if starts_at_fm { Initialiser::Zeros } else { Initialiser::Normal(0.01) };
         let build = || {
             let tower = Mlp::new("tower", self.tower.iter().copied()).dropout(self.dropout);
             let top = tower.apply(bottom);
-            let deep = Linear::new("out", 1).no_bias().init(Initialiser::Normal(0.01)).apply(top);
+            let deep = Linear::new("out", 1).no_bias().init(last).apply(top);
             let deep = deep + g.parameter("bias", &[1], Initialiser::Zeros) * BIAS_SPEED;
             let path = |name: &str| Linear::new(name, 1).no_bias().init(Initialiser::Zeros);
             let logit = self.direct.map_or(deep, |input| deep + path("direct").apply(input));
             let logit = self.fm.map_or(logit, |fm| logit + path("fm").apply(fm.normalised));
+            let logit = if starts_at_fm { logit + g.fm_logit(task) } else { logit };
             if self.per_surface { PerSurface::new("surface").apply(logit) } else { logit }
         };
         g.scope(&self.name, || g.scope(task, build))

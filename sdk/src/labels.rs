@@ -1,6 +1,6 @@
-//! The default training labels: the label of each task is an action or a value.
+//! The default training labels: the label of each task is an action or a value. And weights.
 
-use crate::raw::types::{ActionBatch, HostInfo, Task, TaskKind, TaskLabels};
+use crate::raw::types::{ActionBatch, HostInfo, Task, TaskKind, TaskLabels, TaskWeights};
 
 /// Makes labels as the host's schema defines them.
 ///
@@ -51,4 +51,13 @@ fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<Task
         }
     }
     Ok(TaskLabels { task: task.name.clone(), labels, mask, weights: Vec::new() })
+}
+
+impl ActionBatch {
+    /// The weights of some tasks, all with that of each row: `weight` is called with the row.
+    pub fn weighted(&self, tasks: &[Task], weight: impl Fn(usize) -> f32) -> Vec<TaskWeights> {
+        let weights: Vec<f32> = (0..self.surface.len()).map(weight).collect();
+        let of = |task: &Task| TaskWeights { task: task.name.clone(), weights: weights.clone() };
+        tasks.iter().map(of).collect()
+    }
 }

@@ -2,8 +2,8 @@
 //!
 //! An expert is a type that implements [`Expert`] and is passed to [`export!`]. The host calls
 //! `network` once, at load, and from then on trains and runs the resulting graph itself. Only the
-//! team's rules run as Wasm: `rank` for each request, `labels`, `sample` and `schedule` during
-//! training, and `evaluate` before a publication.
+//! team's rules run as Wasm: `rank` for each request, `labels`, `weights`, `sample` and `schedule`
+//! during training, and `evaluate` or `evaluate_rows` before a publication.
 //!
 //! This crate does not execute networks and does not depend on the host. Everything that crosses
 //! the boundary between the two is defined in the contract, `sdk/wit/expert.wit`.
@@ -16,7 +16,8 @@
 //! Request          what `rank` receives, with helpers to score, order and explore candidates
 //! Slate            its candidates under filters and caps, and the rules that order them: by score,
 //!                  by chance (epsilon-greedy, softmax, Thompson), or for diversity (MMR, DPP)
-//! ActionBatch      what `labels` and `sample` receive: outcomes, and the columns they declare
+//! ActionBatch      what the training hooks receive: outcomes, and the columns they declare
+//! EvaluationRows   rows with predictions, for metrics of the team's own (`ndcg`)
 //! labels, evaluate the default training hooks, for experts that extend them
 //! log              log lines to the host
 //! raw              the generated bindings, for components that implement the contract by hand
@@ -98,9 +99,9 @@ pub use layers::{Dropout, Embedding, LayerNorm, Linear, Mlp, RmsNorm, Squash};
 pub use ops::{Attention, Projections};
 pub use rank::{Diversity, Request};
 pub use raw::types::{
-    ActionBatch, Column, Data, Decision, Evaluation, HostInfo, Initialiser, NamedColumn,
-    OfferedColumn, Outcome, Prediction, Quality, RankRequest, Ranked, SchemaTask, Slice, Task,
-    TaskKind, TaskLabels, TrainingStep, Verdict,
+    ActionBatch, Column, Data, Decision, Evaluation, EvaluationRows, HostInfo, Initialiser,
+    NamedColumn, OfferedColumn, Outcome, Prediction, Quality, RankRequest, Ranked, SchemaTask,
+    ScoredTask, Slice, Task, TaskKind, TaskLabels, TaskWeights, TrainingStep, Verdict,
 };
 pub use shape::{Dim, Shape};
 pub use slate::{Cap, Filtered, Slate};
@@ -137,6 +138,16 @@ pub trait Expert {
         labels::from_schema(&Self::describe(info).0.tasks, info, batch)
     }
 
+    /// Returns loss weights for a batch of training examples, by which those of `labels` are
+    /// multiplied: one entry for each task that has any. The default has none. So an expert whose
+    /// labels are the schema's writes its weights alone (see [`ActionBatch::weighted`]).
+    ///
+    /// # Errors
+    /// As `labels`.
+    fn weights(_info: &HostInfo, _batch: &ActionBatch) -> Result<Vec<TaskWeights>, String> {
+        Ok(Vec::new())
+    }
+
     /// Returns the probability of keeping each example for training. An empty list keeps all.
     ///
     /// The host weights each kept example by the inverse of its probability, so predictions stay
@@ -156,6 +167,12 @@ pub trait Expert {
     fn evaluate(_info: &HostInfo, evaluation: &Evaluation) -> Verdict {
         evaluate::NoWorse::default().judge(evaluation)
     }
+
+    /// Decides the same where there are rows: in trainers, before a publication. A daemon that
+    /// decides about a canary has none and calls `evaluate`, which the default does, too.
+    fn evaluate_rows(info: &HostInfo, evaluation: &Evaluation, _rows: &EvaluationRows) -> Verdict {
+        Self::evaluate(info, evaluation)
+    }
 }
 
 /// The examples of the author's guide, compiled.
@@ -171,6 +188,7 @@ macro_rules! export {
         const _: () = {
             type ExportedExpert = $crate::Component<$expert>;
     $crate::raw::export_expert_world!(ExportedExpert with_types_in $crate::raw);
+    $crate::raw::hooks::export_training_hooks!(ExportedExpert with_types_in $crate::raw::hooks);
         };
         // A native build (for unit tests) exports nothing, but still checks the type.
         #[cfg(not(target_arch = "wasm32"))]

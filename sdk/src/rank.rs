@@ -92,6 +92,12 @@ impl Request {
         columns::numbers(&self.columns, &Column::tae(), "rank_tae")
     }
 
+    /// The FM's own predictions of a task: log odds, or values of a regression; 0 where the FM did
+    /// not answer. Declare them with `Description::rank_fm_logit`.
+    pub fn fm_logit(&self, task: &str) -> Result<&[f32], String> {
+        columns::numbers(&self.columns, &Column::fm_logit(task), "rank_fm_logit")
+    }
+
     /// The value model `sum of weight(task) * prediction`. Returns one score per candidate.
     pub fn weighted_sum(&self, weight: impl Fn(&str) -> f32) -> Vec<f32> {
         self.combine(0.0, |score, task, prediction| score + weight(task) * prediction)

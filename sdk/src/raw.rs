@@ -19,3 +19,15 @@ wit_bindgen::generate!({
 });
 
 pub use hypercast::expert::types;
+
+/// The hooks that a component may export besides, in a world of their own.
+pub mod hooks {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "training-hooks",
+        pub_export_macro: true,
+        export_macro_name: "export_training_hooks",
+        default_bindings_module: "hypercast_sdk::raw::hooks",
+        with: { "hypercast:expert/types@3.0.0": crate::raw::hypercast::expert::types },
+    });
+}

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use hypercast_sdk::raw::types::{Attribute, Value};
 use hypercast_sdk::{
-    Column, Description, Embedding, FmEmbedding, FmFusion, Graph, HostInfo, Hstu, Initialiser,
-    LayerNorm, Linear, Mlp, OfferedColumn, SchemaTask, Squash, TaskKind,
+    Column, Description, Embedding, Finished, FmEmbedding, FmFusion, Graph, HostInfo, Hstu,
+    Initialiser, LayerNorm, Linear, Mlp, OfferedColumn, SchemaTask, Squash, TaskHeads, TaskKind,
 };
 
 fn info() -> HostInfo {
@@ -188,6 +188,35 @@ fn a_vector_has_the_width_that_the_host_has() {
     assert_eq!(content.shape().to_string(), "[rows, 32]");
     g.output("click", Linear::new("head", 1).apply(content));
     assert_eq!(g.finish().expect("a network").columns, [Column::vector("content")]);
+}
+
+#[test]
+fn heads_start_at_the_fm_where_it_predicts_the_task() {
+    let mut info = info();
+    let describe = || {
+        let tasks = Description::new("test", "1.0.0").task("click", TaskKind::Binary);
+        tasks.task("own", TaskKind::Binary)
+    };
+    let of_fm = |name: &str| OfferedColumn { kind: "fm-logit".into(), name: name.into(), width: 1 };
+    info.columns.extend([of_fm("click"), of_fm("like")]);
+    let g = Graph::new(info.clone(), &describe());
+    TaskHeads::new("heads").one_for_all_surfaces().from_fm().apply(&g, g.tae());
+    let Finished { network, columns } = g.finish().expect("a network");
+    assert_eq!(columns, [Column::tae(), Column::fm_logit("click")]);
+    let starts = |name: &str| {
+        let parameter = network.parameters.iter().find(|own| own.name == name).expect(name);
+        matches!(parameter.init, Initialiser::Zeros)
+    };
+    assert!(starts("heads/click/out/weight") && !starts("heads/own/out/weight"));
+    let error = |info: HostInfo, task: &str| {
+        let g = Graph::new(info, &describe());
+        g.fm_logit(task);
+        g.finish().err().expect("there is none")
+    };
+    let unknown = error(info.clone(), "own");
+    assert!(unknown.contains("`own`") && unknown.contains("click, like"), "{unknown}");
+    let alone = error(HostInfo { tae_dim: 0, ..info }, "click");
+    assert!(alone.contains("the host has no FM"), "{alone}");
 }
 
 #[test]

@@ -206,3 +206,27 @@ fn a_wild_prediction_says_no_more_than_other_rows() {
     assert!((scale.prediction(0.0) / mean - 1.0).abs() < 0.5, "{} {mean}", scale.prediction(0.0));
     assert!(scale.prediction(60.0) > 1e9, "what is predicted is not limited");
 }
+
+#[test]
+fn what_another_model_predicts_is_an_output_of_any_scale() {
+    let close = |a: f32, b: f32| (a - b).abs() <= 1e-5 * (1.0 + b.abs());
+    for transform in [LabelTransform::Identity, LabelTransform::Log] {
+        for scale in [LabelScale::of_value(transform), settled(transform, revenue)] {
+            for value in [0.0, 0.3, 40.0, 700.0] {
+                let back = scale.prediction(scale.output(value));
+                assert!(close(back, value), "{transform:?}: {value} is {back}");
+            }
+            assert_eq!(scale.output(f32::NAN), 0.0, "the mean");
+        }
+    }
+    let mut rate = LabelScale::of_rate();
+    for _ in 0..2 {
+        for probability in [1e-6, 0.02, 0.5, 0.9999] {
+            let back = rate.prediction(rate.output(probability));
+            assert!((back - probability).abs() < 1e-6, "{probability} is {back}");
+        }
+        assert_eq!(rate.output(f32::NAN), 0.0, "the base rate");
+        (0..500).for_each(|row| rate.observe(f32::from(u8::from(row % 50 == 0)), 1.0));
+    }
+    assert!(log_odds_of(0.0) == -16.0 && log_odds_of(1.0) == 16.0 && log_odds_of(f32::NAN) == 0.0);
+}

@@ -323,6 +323,11 @@ impl Schema {
         self.values.iter().position(|value| value == name)
     }
 
+    /// The main tasks, which an FM predicts for every surface, in the order of its predictions.
+    pub fn main_tasks(&self) -> impl Iterator<Item = &Task> {
+        self.tasks.iter().filter(|task| task.role == TaskRole::Main)
+    }
+
     /// The index of a task by name.
     pub fn task(&self, name: &str) -> Option<usize> {
         self.tasks.iter().position(|task| task.name == name)

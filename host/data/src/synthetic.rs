@@ -12,7 +12,9 @@ use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, U
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::dataset::ContextFeatures;
-use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureWidths, MissingColumns, Schema};
+use crate::schema::{
+    BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureWidths, MissingColumns, Schema, Task, TaskKind,
+};
 
 /// The numbers of users and items.
 const USERS: u64 = 500;
@@ -49,6 +51,9 @@ pub struct SyntheticRequest {
     pub example: Example,
     /// `[candidates, tae_dim]`, row-major.
     pub tae: Vec<f32>,
+    /// What an FM predicts of the main tasks, `[candidates, main tasks]`: probabilities, or values.
+    /// Empty without embeddings.
+    pub predictions: Vec<f32>,
 }
 
 /// Generates requests for a schema.
@@ -112,7 +117,8 @@ impl Synthetic {
             let target = self.target(self.item(item), &example, &context, &mut tae, &mut random);
             example.targets.push(target);
         }
-        SyntheticRequest { example, tae }
+        let predictions = self.predictions(&example);
+        SyntheticRequest { example, tae, predictions }
     }
 
     /// The user of an id, who is the same in every request.
@@ -215,6 +221,24 @@ impl Synthetic {
         Outcome { actions: actions & known, known, values }
     }
 
+    /// What an FM predicts that knows half of a user's liking.
+    fn predictions(&self, example: &Example) -> Vec<f32> {
+        let prediction = |target: &Target, task: &Task| {
+            let affinity = 0.5 * self.affinity(example.user.id, target.item.id);
+            match task.kind {
+                TaskKind::Binary => {
+                    let action = self.schema.action(&task.label).unwrap_or_default();
+                    let logit = 1.5 * affinity - 0.8 - 0.4 * action as f32;
+                    1.0 / (1.0 + (-logit).exp())
+                }
+                TaskKind::Regression => 0.5 + 0.25 * affinity,
+            }
+        };
+        let targets = example.targets.iter().filter(|_| self.tae_dim > 0);
+        let of = |target| self.schema.main_tasks().map(move |task| prediction(target, task));
+        targets.flat_map(of).collect()
+    }
+
     fn numbers(&self, id: u64, salt: u64, count: usize) -> Vec<f32> {
         let mut random = SmallRng::seed_from_u64(splitmix64(id ^ splitmix64(self.seed ^ salt)));
         (0..count).map(|_| noise(&mut random)).collect()
@@ -265,12 +289,14 @@ mod tests {
         for (number, size) in
             [(0, SIZE), (1, SyntheticSize { candidates: 5_000, history: 0, ..SIZE })]
         {
-            let SyntheticRequest { example, tae } = world.request(number, size);
+            let SyntheticRequest { example, tae, predictions } = world.request(number, size);
             assert_eq!(
                 (example.targets.len(), example.history.len()),
                 (size.candidates, size.history)
             );
             assert_eq!(tae.len(), size.candidates * 8);
+            let mains = world.schema.main_tasks().count();
+            assert_eq!(predictions.len(), size.candidates * mains);
             let items: HashSet<u64> = example.targets.iter().map(|t| t.item.id).collect();
             assert_eq!(items.len(), size.candidates, "candidates are distinct");
             for target in &example.targets {

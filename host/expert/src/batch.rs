@@ -13,9 +13,9 @@ use hypercast_fm::example::{Event, Example, Item, Target};
 use hypercast_fm::training_only::{ReadFor, TrainingOnlyColumns};
 
 use super::Error;
+use super::fm_rows::{FmRows, FmTask, InputScales, Tae};
 pub use super::guest_columns::GuestRequest;
 use super::guest_columns::{GuestColumns, GuestRows};
-use super::normalise::Normaliser;
 use super::wasm::contract::{
     ActionBatch, Column, Description, HostInfo, HostSchema, IdColumns, KnownOutcomes, NamedColumn,
     VectorWidths, action_batch,
@@ -80,15 +80,6 @@ impl ExpertBatch {
     }
 }
 
-/// The target-aware embeddings of a batch.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Tae<'a> {
-    /// `[rows, tae_dim]`, row-major, in the order of the examples' targets.
-    Rows(&'a [f32]),
-    /// Zeros, for the ablation "expert without TAE" or without a foundation model.
-    Without,
-}
-
 /// Where a column's values come from in an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ColumnSource {
@@ -98,6 +89,8 @@ pub(crate) enum ColumnSource {
     Id(IdColumns),
     /// The item's content vector, of so many values.
     Vector(usize),
+    /// The FM's prediction of this main task of the schema.
+    FmLogit(usize),
     Time,
     Request,
     HistoryItem,
@@ -115,13 +108,15 @@ pub struct ExpertColumns {
     features: Vec<usize>,
     /// The columns that `rank` reads, in the order of the description.
     rank: GuestColumns,
-    /// The columns that `labels` and `sample` read, in the order of the description.
+    /// The columns that the training hooks read, in the order of the description.
     training: GuestColumns,
     feature_names: Vec<String>,
     outcomes: KnownOutcomes,
     history_len: usize,
     actions: usize,
     vectors: VectorWidths,
+    /// The tasks that the FM predicts.
+    fm_tasks: Arc<[FmTask]>,
     training_only: TrainingOnlyColumns,
 }
 
@@ -156,15 +151,17 @@ impl ExpertColumns {
             ColumnSource::Feature(index) => Some(*index),
             _ => None,
         };
+        let fm_tasks = FmTask::all(schema);
         let of_guest = |columns: &[Column]| {
             let sources = columns.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
-            Ok::<_, Error>(GuestColumns::new(columns.iter().zip(sources), vectors.tae))
+            Ok::<_, Error>(GuestColumns::new(columns.iter().zip(sources), vectors.tae, &fm_tasks))
         };
         Ok(ExpertColumns {
             features: sources.iter().filter_map(feature).collect(),
             sources,
             rank: of_guest(&description.rank_columns)?,
             training: of_guest(&description.training_columns)?,
+            fm_tasks,
             feature_names: schema.feature_columns(),
             outcomes: host.outcomes().clone(),
             history_len: description.history_len as usize,
@@ -195,7 +192,10 @@ impl ExpertColumns {
             Column::Tae => self.vectors.tae,
             Column::Vector(_) => self.vectors.content,
             Column::HistoryActions => self.actions,
-            Column::Feature(_) | Column::RawFeature(_) | Column::HistoryAge => 1,
+            Column::Feature(_)
+            | Column::RawFeature(_)
+            | Column::FmLogit(_)
+            | Column::HistoryAge => 1,
             Column::Id(_) | Column::HistoryId(_) | Column::Time | Column::Request => {
                 return size_of::<u64>();
             }
@@ -213,18 +213,30 @@ impl ExpertColumns {
         self.sources.contains(&ColumnSource::Tae) || self.training.has(ColumnSource::Tae)
     }
 
+    /// Whether the network or the training hooks read predictions of the FM.
+    pub fn reads_fm_logits(&self) -> bool {
+        let mut all = self.sources.iter().chain(self.training.sources());
+        all.any(|source| matches!(source, ColumnSource::FmLogit(_)))
+    }
+
+    /// The number of main tasks, which an FM predicts.
+    pub fn fm_tasks(&self) -> usize {
+        self.fm_tasks.len()
+    }
+
     /// The inputs of the network for `examples`, as serving sees them.
     ///
     /// # Panics
-    /// If `tae` does not have `tae_dim` values a target.
-    pub fn batch<E: Borrow<Example>>(
+    /// If `fm` has embeddings, and not `tae_dim` values a target; or predictions, and not one a
+    /// target and main task.
+    pub fn batch<'f, 's, E: Borrow<Example>>(
         &self,
         examples: &[E],
-        tae: Tae,
-        normaliser: &Normaliser,
+        fm: impl Into<FmRows<'f>>,
+        scales: impl Into<InputScales<'s>>,
     ) -> ExpertBatch {
         let mut batch = ExpertBatch::default();
-        self.fill(&mut batch, examples, tae, normaliser);
+        self.fill(&mut batch, examples, fm, scales);
         batch
     }
 
@@ -232,14 +244,14 @@ impl ExpertColumns {
     ///
     /// # Panics
     /// As [`ExpertColumns::batch`].
-    pub fn training_batch<E: Borrow<Example>>(
+    pub fn training_batch<'f, 's, E: Borrow<Example>>(
         &self,
         examples: &[E],
-        tae: Tae,
-        normaliser: &Normaliser,
+        fm: impl Into<FmRows<'f>>,
+        scales: impl Into<InputScales<'s>>,
     ) -> ExpertBatch {
         let mut batch = ExpertBatch::default();
-        self.lay_out(&mut batch, examples, ReadFor::Learning, tae, normaliser);
+        self.lay_out(&mut batch, examples, ReadFor::Learning, fm.into(), scales.into());
         batch
     }
 
@@ -248,14 +260,14 @@ impl ExpertColumns {
     ///
     /// # Panics
     /// As [`ExpertColumns::batch`].
-    pub fn fill<E: Borrow<Example>>(
+    pub fn fill<'f, 's, E: Borrow<Example>>(
         &self,
         batch: &mut ExpertBatch,
         examples: &[E],
-        tae: Tae,
-        normaliser: &Normaliser,
+        fm: impl Into<FmRows<'f>>,
+        scales: impl Into<InputScales<'s>>,
     ) {
-        self.lay_out(batch, examples, ReadFor::Prediction, tae, normaliser);
+        self.lay_out(batch, examples, ReadFor::Prediction, fm.into(), scales.into());
     }
 
     /// Replaces the content of `batch` by the inputs for `examples` as their reader sees them.
@@ -264,8 +276,8 @@ impl ExpertColumns {
         batch: &mut ExpertBatch,
         examples: &[E],
         reader: ReadFor,
-        tae: Tae,
-        normaliser: &Normaliser,
+        fm: FmRows,
+        scales: InputScales,
     ) {
         let targets: Vec<Cow<'_, [Target]>> = examples
             .iter()
@@ -278,16 +290,18 @@ impl ExpertColumns {
         batch.history_offsets = offsets(histories.iter().map(Vec::len));
         let rows = batch.target_offsets.last().map_or(0, |rows| *rows as usize);
         batch.rows = rows;
-        if let Tae::Rows(values) = tae {
+        if let Tae::Rows(values) = fm.tae {
             assert_eq!(values.len(), rows * self.tae_dim(), "the TAE has tae_dim values a target");
         }
+        let known = fm.predictions.len();
+        assert!(known == 0 || known == rows * self.fm_tasks(), "the FM predicts every main task");
         let builder = Builder {
             columns: self,
             examples,
             targets: &targets,
             histories: &histories,
-            tae,
-            normaliser,
+            fm,
+            scales,
             rows,
         };
         batch.columns.resize(self.sources.len(), ColumnData::Feature(0));
@@ -304,9 +318,13 @@ impl ExpertColumns {
     }
 
     /// What `rank` reads of a request besides the predictions, as serving sees it.
-    pub fn rank_columns(&self, example: &Example, tae: Tae) -> Vec<NamedColumn> {
+    pub fn rank_columns<'a>(
+        &self,
+        example: &Example,
+        fm: impl Into<FmRows<'a>>,
+    ) -> Vec<NamedColumn> {
         let targets = &self.training_only.targets(example, ReadFor::Rule);
-        self.rank.values(&[GuestRows { targets, time_ms: example.time_ms, tae }])
+        self.rank.values(&[GuestRows { targets, time_ms: example.time_ms, fm: fm.into() }])
     }
 
     /// What the training hooks receive for all rows of some requests, with what only training
@@ -342,6 +360,7 @@ fn source(column: &Column, host: &HostSchema) -> Result<ColumnSource, String> {
         (Column::RawFeature(_), index) => ColumnSource::RawFeature(host.feature(index)),
         (Column::Id(_), index) => ColumnSource::Id(host.id_columns(index)),
         (Column::Vector(_), index) => ColumnSource::Vector(host.vector_width(index)),
+        (Column::FmLogit(_), index) => ColumnSource::FmLogit(index),
         (Column::Time, _) => ColumnSource::Time,
         (Column::Request, _) => ColumnSource::Request,
         (Column::HistoryId(_), index) => match host.item_columns(index) {
@@ -385,8 +404,8 @@ struct Builder<'a, E> {
     examples: &'a [E],
     targets: &'a [Cow<'a, [Target]>],
     histories: &'a [Vec<&'a Event>],
-    tae: Tae<'a>,
-    normaliser: &'a Normaliser,
+    fm: FmRows<'a>,
+    scales: InputScales<'a>,
     rows: usize,
 }
 
@@ -406,7 +425,8 @@ impl<E: Borrow<Example>> Builder<'_, E> {
         if features.is_empty() {
             return;
         }
-        let scale: Vec<_> = features.iter().map(|&index| self.normaliser.scale(index)).collect();
+        let scale: Vec<_> =
+            features.iter().map(|&index| self.scales.normaliser.scale(index)).collect();
         for row in block.chunks_exact_mut(features.len()) {
             row.iter_mut().zip(&scale).for_each(|(value, scale)| *value = scale.apply(*value));
         }
@@ -416,7 +436,7 @@ impl<E: Borrow<Example>> Builder<'_, E> {
         match source {
             ColumnSource::Tae => {
                 let values = numbers(column);
-                match self.tae {
+                match self.fm.tae {
                     Tae::Rows(tae) => values.extend_from_slice(tae),
                     Tae::Without => values.resize(self.rows * self.columns.tae_dim(), 0.0),
                 }
@@ -434,6 +454,7 @@ impl<E: Borrow<Example>> Builder<'_, E> {
                 let vectors = numbers(column);
                 self.targets().for_each(|target| vector_of(&target.item, width, vectors));
             }
+            ColumnSource::FmLogit(task) => self.fm_logits(task, numbers(column)),
             ColumnSource::Time | ColumnSource::Request => {
                 unreachable!("no network reads them: see `Column::check_reader`")
             }
@@ -452,6 +473,15 @@ impl<E: Borrow<Example>> Builder<'_, E> {
             ColumnSource::HistoryActions => self.history_actions(numbers(column)),
             ColumnSource::HistoryAge => self.history_age(numbers(column)),
         }
+    }
+
+    /// The FM's prediction of a main task, for each row.
+    fn fm_logits(&self, task: usize, values: &mut Vec<f32>) {
+        let of = &self.columns.fm_tasks[task];
+        let scale = self.scales.labels.get(&of.name);
+        let predictions = self.fm.predictions.iter().skip(task).step_by(self.columns.fm_tasks());
+        values.extend(predictions.map(|prediction| of.for_network(scale, *prediction)));
+        values.resize(self.rows, 0.0);
     }
 
     fn history_ids(&self, column: &mut ColumnData, id: impl Fn(&Event) -> u64) {

@@ -5,10 +5,12 @@
 //! expect; a column `NAME_missing` tells the two apart. Of several values it is the first.
 
 use std::mem::size_of;
+use std::sync::Arc;
 
 use hypercast_fm::example::{Example, Target};
 
-use super::batch::{ColumnSource, Tae, known, vector_of};
+use super::batch::{ColumnSource, known, vector_of};
+use super::fm_rows::{FmRows, FmTask, Tae};
 use super::wasm::contract::{Column, Data, NamedColumn, WireColumn};
 
 /// The columns of a guest's function.
@@ -16,6 +18,7 @@ use super::wasm::contract::{Column, Data, NamedColumn, WireColumn};
 pub(crate) struct GuestColumns {
     columns: Vec<(WireColumn, ColumnSource)>,
     tae_dim: usize,
+    fm_tasks: Arc<[FmTask]>,
 }
 
 /// A request of a call.
@@ -23,8 +26,8 @@ pub(crate) struct GuestColumns {
 pub struct GuestRequest<'a> {
     /// The request with its rows.
     pub example: &'a Example,
-    /// The rows' target-aware embeddings.
-    pub tae: Tae<'a>,
+    /// What the FM says of the rows.
+    pub fm: FmRows<'a>,
 }
 
 /// The rows of a request as a guest sees them.
@@ -32,13 +35,13 @@ pub struct GuestRequest<'a> {
 pub(crate) struct GuestRows<'a> {
     pub(crate) targets: &'a [Target],
     pub(crate) time_ms: i64,
-    pub(crate) tae: Tae<'a>,
+    pub(crate) fm: FmRows<'a>,
 }
 
 impl<'a> GuestRequest<'a> {
     pub(crate) fn rows(&self) -> GuestRows<'a> {
-        let GuestRequest { example, tae } = *self;
-        GuestRows { targets: &example.targets, time_ms: example.time_ms, tae }
+        let GuestRequest { example, fm } = *self;
+        GuestRows { targets: &example.targets, time_ms: example.time_ms, fm }
     }
 }
 
@@ -47,12 +50,18 @@ impl GuestColumns {
     pub(crate) fn new<'a>(
         columns: impl Iterator<Item = (&'a Column, ColumnSource)>,
         tae_dim: usize,
+        fm_tasks: &Arc<[FmTask]>,
     ) -> GuestColumns {
-        GuestColumns { columns: columns.map(|(own, at)| (own.wire(), at)).collect(), tae_dim }
+        let columns = columns.map(|(own, at)| (own.wire(), at)).collect();
+        GuestColumns { columns, tae_dim, fm_tasks: fm_tasks.clone() }
+    }
+
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &ColumnSource> {
+        self.columns.iter().map(|(_, source)| source)
     }
 
     pub(crate) fn has(&self, source: ColumnSource) -> bool {
-        self.columns.iter().any(|(_, own)| *own == source)
+        self.sources().any(|own| *own == source)
     }
 
     /// The bytes of a row.
@@ -89,6 +98,7 @@ impl GuestColumns {
                 targets().for_each(|Target { item, .. }| vector_of(item, width, &mut vectors));
                 Data::Numbers(vectors)
             }
+            ColumnSource::FmLogit(task) => Data::Numbers(self.fm_logits(task, requests)),
             ColumnSource::Time => Data::Integers(of_requests(requests, |_, own| own.time_ms)),
             ColumnSource::Request => Data::Integers(of_requests(requests, |at, _| at as i64)),
             ColumnSource::RawFeature(_)
@@ -104,8 +114,8 @@ impl GuestColumns {
 
     fn taes(&self, requests: &[GuestRows]) -> Vec<f32> {
         let mut taes = Vec::new();
-        for GuestRows { targets, tae, .. } in requests {
-            match tae {
+        for GuestRows { targets, fm, .. } in requests {
+            match fm.tae {
                 Tae::Rows(rows) => taes.extend_from_slice(rows),
                 Tae::Without => {
                     taes.resize(taes.len() + targets.len() * self.tae_dim, 0.0);
@@ -113,6 +123,18 @@ impl GuestColumns {
             }
         }
         taes
+    }
+
+    /// The FM's prediction of a main task, for each row.
+    fn fm_logits(&self, task: usize, requests: &[GuestRows]) -> Vec<f32> {
+        let mut all = Vec::new();
+        for GuestRows { targets, fm, .. } in requests {
+            let rows = all.len() + targets.len();
+            let own = fm.predictions.iter().skip(task).step_by(self.fm_tasks.len());
+            all.extend(own.map(|prediction| self.fm_tasks[task].for_guest(*prediction)));
+            all.resize(rows, 0.0);
+        }
+        all
     }
 }
 

@@ -52,6 +52,7 @@ pub mod counters;
 pub mod cpu_budget;
 mod error;
 pub mod executor;
+mod fm_rows;
 pub mod graph;
 mod guest_columns;
 pub mod network;
@@ -67,9 +68,9 @@ pub mod wasm;
 
 pub use hypercast_fm::device::DeviceKind as Device;
 
-pub use batch::Tae;
 pub use breaker::BreakerConfig;
 pub use error::{Error, upgrade};
+pub use fm_rows::{FmRows, InputScales, Tae};
 pub use normalise::{FeatureStatistics, Normaliser};
 pub use params::{Parameters, Provenance, SavedParameters};
 pub use runtime::{

@@ -14,10 +14,11 @@ use hypercast_data::schema::Schema;
 use hypercast_fm::example::Example;
 use hypercast_fm::label_scale::{LabelScale, LabelScales};
 
-use super::batch::{ExpertBatch, ExpertColumns, Tae};
+use super::batch::{ExpertBatch, ExpertColumns};
 use super::breaker::{Breaker, BreakerConfig, BreakerState, FailedCall};
 use super::counters::{CountersSnapshot, ExpertCounters};
 use super::cpu_budget::ThreadPermit;
+use super::fm_rows::FmRows;
 use super::graph::{ExpertGraph, GraphLimits, NetworkUse};
 use super::network::{BufferPool, ServingNetwork, network};
 use super::normalise::Normaliser;
@@ -373,13 +374,13 @@ impl ServedExpert {
     }
 
     /// Predicts every target of `examples`, in order. A prediction that is not finite is a fault.
-    pub fn predict<E: Borrow<Example>>(
+    pub fn predict<'a, E: Borrow<Example>>(
         &self,
         examples: &[E],
-        tae: Tae,
+        fm: impl Into<FmRows<'a>>,
     ) -> Result<ExpertPredictions, ExpertFault> {
         let outputs = self.batches.with(|batch| {
-            self.blueprint.columns.fill(batch, examples, tae, &self.provenance.normaliser);
+            self.blueprint.columns.fill(batch, examples, fm, &self.provenance);
             if batch.rows == 0 { Vec::new() } else { self.network.outputs(batch) }
         });
         let predictions = self.predictions(&outputs);
@@ -399,33 +400,39 @@ impl ServedExpert {
 
     /// Calls the plugin's `rank`, without the breaker and the thread limit of
     /// [`ServedExpert::serve`].
-    pub fn rank(
+    pub fn rank<'a>(
         &self,
         example: &Example,
-        tae: Tae,
+        fm: impl Into<FmRows<'a>>,
         predictions: &ExpertPredictions,
         limit: usize,
     ) -> Result<Vec<Ranked>, ExpertFault> {
-        let columns = self.blueprint.columns.rank_columns(example, tae);
+        let columns = self.blueprint.columns.rank_columns(example, fm);
         let request = contract::rank_request(example, &self.blueprint.info, limit);
         self.blueprint.plugin.rank(&request, &predictions.tasks, &columns)
     }
 
-    /// Answers one request: thread limit, breaker, network, `rank`, counters. `tae` is the FM's
-    /// `[candidates, tae_dim]`, and `limit` the largest number of candidates in the answer.
-    pub fn serve(&self, example: &Example, tae: Tae, limit: usize) -> (RankOutcome, ExpertTimes) {
+    /// Answers one request: thread limit, breaker, network, `rank`, counters. `fm` is what the FM
+    /// says of the candidates, and `limit` the largest number of candidates in the answer.
+    pub fn serve<'a>(
+        &self,
+        example: &Example,
+        fm: impl Into<FmRows<'a>>,
+        limit: usize,
+    ) -> (RankOutcome, ExpertTimes) {
+        let fm = fm.into();
         let start = Instant::now();
         let mut times = ExpertTimes::default();
         let permit = match self.enter(example.user.id, start) {
             Ok(permit) => permit,
             Err(cause) => return (self.degraded(self.fault(Call::Rank, cause)), times),
         };
-        let predictions = self.predict(&[example], tae);
+        let predictions = self.predict(&[example], fm);
         times.network = start.elapsed();
         self.counters.network(times.network);
         let answer = predictions.and_then(|predictions| {
             let start = Instant::now();
-            let ranked = self.rank(example, tae, &predictions, limit);
+            let ranked = self.rank(example, fm, &predictions, limit);
             times.wasm = start.elapsed();
             Ok((ranked?, predictions))
         });

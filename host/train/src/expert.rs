@@ -140,12 +140,12 @@ fn train_on(
     })?;
     let dir = path.parent().expect("a file in the expert's folder");
     atomic_dir::create(dir)?;
+    let judged = stream.trainer.judge(&metrics.measured().evaluation());
     let mut parameters = stream.trainer.into_parameters();
     parameters.provenance.trained_rows = rows;
     let replaces = serving_until_ms.is_some();
     let measured = metrics.measured();
-    let said = blueprint.plugin.evaluate(&blueprint.info, &measured.evaluation());
-    let verdict = judge(said, measured, &entry.ne_limits, replaces);
+    let verdict = judge(judged, measured, &entry.ne_limits, replaces);
     let held = save(&parameters, &path, verdict)?;
     progress.finish(&format!("trained on {rows} rows"));
     Ok(ExpertReport {
@@ -258,11 +258,15 @@ impl TrainingMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::ALL;
     use hypercast_core::prerequisite::{hostile, plugins};
     use hypercast_data::features::replay::{Replay, ReplayOptions};
     use hypercast_data::logs::{LogVersion, LogWriter};
     use hypercast_data::simulate;
     use hypercast_fm::example::{Example, Item};
+    use hypercast_fm::inference::FmOutput;
+    use hypercast_fm::metrics::binary_metrics;
+    use hypercast_fm::spec::FmConfig;
     use rand::{Rng, SeedableRng, rngs::SmallRng};
 
     /// A configuration, and a log of the first requests of a world.
@@ -297,7 +301,8 @@ mod tests {
         for example in Replay::new(&dataset, replay).unwrap().take(requests) {
             let example = example.unwrap();
             let tae = vec![0.5; 2 * example.targets.len()];
-            writer.write_batch(std::slice::from_ref(&example), &tae, |_| true).unwrap();
+            let said = FmOutput { tae, main: Vec::new() };
+            writer.write_batch(std::slice::from_ref(&example), &said, |_| true).unwrap();
         }
         writer.finish().unwrap();
         config
@@ -340,7 +345,8 @@ mod tests {
             let mut example = example.clone();
             fresh(&mut example, click, &mut random);
             let tae = vec![0.5; 2 * example.targets.len()];
-            writer.write_batch(&[example], &tae, |_| true).unwrap();
+            let said = FmOutput { tae, main: Vec::new() };
+            writer.write_batch(&[example], &said, |_| true).unwrap();
         }
         writer.finish().unwrap();
         let guests = Engine::new(config.guests()).unwrap();
@@ -350,6 +356,53 @@ mod tests {
         println!("NE of clicks {ne:.3} over {} rows, each before it was learned", clicks.metrics.n);
         // Without the vector it is 1; who knows it from the start has 0.47.
         assert!(ne < 0.8, "NE {ne:.3}");
+    }
+
+    #[test]
+    fn an_expert_that_begins_at_the_fm_is_no_worse_than_it() {
+        let Some(plugin) = hostile("the FM's predictions", "fm_residual") else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = logged(dir.path(), 1);
+        let why = train(
+            &config,
+            &entry(&plugin),
+            &Engine::new(config.guests()).unwrap(),
+            TrainingSource::Logs(None),
+        );
+        let why = why.unwrap_err().to_string();
+        assert!(why.contains("make the logs anew"), "{why}");
+
+        let dataset = Dataset::open(&dir.path().join("world")).unwrap();
+        let fm = FmConfig { dim: 16, qk_dim: 8, v_dim: 8, embedding_dim: 8, ..FmConfig::default() };
+        config.fm = FmConfig { max_history: 8, batch_requests: 4, learning_rate: 5e-3, ..fm };
+        config.paths.fm_work = dir.path().join("work");
+        config.paths.fm = dir.path().join("fm-1.0");
+        // Slow, so that what few rows tell by chance is not learned.
+        config.expert_training.learning_rate = 3e-4;
+        crate::fm::train(&dataset, &config, None).unwrap();
+        let log = LogReader::open(&config.paths.logs).unwrap();
+        let click = log.schema.tasks.iter().position(|task| task.name == "click").unwrap();
+        let mut of_fm = Vec::new();
+        for row in log.iter() {
+            let row = row.unwrap();
+            let said = row.predictions.iter().step_by(log.schema.main_tasks().count());
+            for (target, &probability) in row.example.targets.iter().zip(said) {
+                let label = log.schema.label(click, row.example.surface, &target.outcome);
+                if let Some(label) = label.map(|label| label > 0.5) {
+                    let user = row.example.user.id;
+                    of_fm.push(ScoredPrediction { user, probability, label });
+                }
+            }
+        }
+        let fm = binary_metrics(&of_fm).ne.unwrap();
+        let guests = Engine::new(config.guests()).unwrap();
+        let report = train(&config, &entry(&plugin), &guests, TrainingSource::Logs(None)).unwrap();
+        let clicks = report.progressive.iter();
+        let clicks = clicks.filter(|line| line.surface == ALL).find(|line| line.task == "click");
+        let clicks = clicks.unwrap();
+        let own = clicks.metrics.ne.unwrap();
+        println!("NE of clicks {own:.4}, {fm:.4} of the FM, each before it was learned");
+        assert!(own < fm + 2e-3, "{own} of the expert, {fm} of the FM");
     }
 
     #[test]

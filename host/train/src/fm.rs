@@ -269,7 +269,9 @@ impl FmRun {
         aside.unwrap_or(&mut self.collector).push(batch, &said, &self.truth_order);
         if let Some(log) = log {
             self.place.logged_rows +=
-                log.write_batch(batch, &said.tae, |example| !harmful.contains(&example.request))?;
+                log.write_batch(batch, &said.served(&self.spec), |example| {
+                    !harmful.contains(&example.request)
+                })?;
         }
         self.place.done += batch.len() as u64;
         self.place.requests += batch.len() as u64;

@@ -492,7 +492,7 @@ impl<'a> OnlineTraining<'a> {
         rows.retain(first, is_kept, &mut predictions);
         if rows.rows > 0 {
             self.progress.push(&rows.examples, &predictions);
-            self.gate.measure(&*self.expert, rows.chunk(), &predictions)?;
+            self.gate.measure(&mut *self.expert, rows.chunk(), &predictions)?;
         }
         let now_ms = now_ms();
         for ingested_ms in ingested_ms {

@@ -11,6 +11,7 @@ mod versions;
 use std::{
     io::Write,
     net::SocketAddr,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -322,14 +323,19 @@ impl LoggingTier {
         let versions = self.versions.usable();
         let core = self.core.examples(records.iter().map(|record| &record.example));
         let examples: Vec<&Example> = core.iter().map(|example| &**example).collect();
-        let taes = self.versions.infer(&examples).map_err(|error| {
+        let outputs = self.versions.infer(&examples).map_err(|error| {
             Error::invalid(format!(
                 "the examples of joined from position {} on: {error}",
                 self.position
             ))
         })?;
-        let widths: Vec<usize> = versions.iter().map(|version| version.tae_dim).collect();
         self.log.set_versions(versions)?;
+        let all: usize = examples.iter().map(|example| example.targets.len()).sum();
+        // The values of some rows of a matrix with a row a target.
+        let part = |values: &[f32], rows: &Range<usize>| {
+            let width = values.len() / all.max(1);
+            rows.start * width..rows.end * width
+        };
         let mut row = 0;
         for record in &records {
             let rows = row..row + record.example.targets.len();
@@ -339,14 +345,14 @@ impl LoggingTier {
             if rows.is_empty() {
                 continue;
             }
-            let own: Vec<&[f32]> = taes
-                .iter()
-                .zip(&widths)
-                .map(|(tae, dim)| &tae[rows.start * dim..rows.end * dim])
-                .collect();
+            let taes: Vec<&[f32]> =
+                outputs.iter().map(|own| &own.tae[part(&own.tae, &rows)]).collect();
+            let predictions: Vec<&[f32]> =
+                outputs.iter().map(|own| &own.main[part(&own.main, &rows)]).collect();
             self.log.write(LogRow {
                 example: &record.example,
-                taes: &own,
+                taes: &taes,
+                predictions: &predictions,
                 ranked: &record.ranked,
                 correction: record.correction,
                 ingested_ms: record.ingested_ms,

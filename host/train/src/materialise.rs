@@ -1,4 +1,4 @@
-//! Materialising: a finished FM's TAEs of served items into feature logs.
+//! Materialising: a finished FM's TAEs of served items, and its predictions, into feature logs.
 //!
 //! `train fm` logs the TAEs of its own stream; this does the same for any stretch of a data set
 //! with any checkpoint, in big batches and without learning. It is what the logging tier
@@ -59,7 +59,7 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
         if batch.len() == BATCH || examples.peek().is_none() {
             let shown = core.examples(&batch);
             let said = fm.infer(&shown.iter().map(|example| &**example).collect::<Vec<_>>())?;
-            let written = log.write_batch(&batch, &said.tae, |_| true)?;
+            let written = log.write_batch(&batch, &said, |_| true)?;
             rows += written;
             batch.clear();
             progress.advance(written, String::new);

@@ -295,9 +295,9 @@ impl ExpertStream {
         for epoch in 0..self.settings.epochs {
             self.trainer.set_pass(epoch > 0, epoch == 0);
             self.trainer.set_repeats(epoch > 0);
-            in_chunks(view, CHUNK_ROWS, |examples, tae| {
-                for refused in self.trainer.train(Chunk { examples, tae }, &mut report)? {
-                    let (request, reason) = (examples[refused.index].request, refused.reason);
+            in_chunks(view, CHUNK_ROWS, |chunk| {
+                for refused in self.trainer.train(chunk, &mut report)? {
+                    let (request, reason) = (chunk.examples[refused.index].request, refused.reason);
                     tracing::warn!(epoch, request, reason, "a request is not learned from");
                 }
                 Ok(())
@@ -322,10 +322,9 @@ impl ExpertStream {
     /// # Errors
     /// Logs that cannot be read, a plugin whose hooks fail.
     pub fn follow(&mut self, view: &LogView<'_>, learns: bool, watch: Watcher<'_>) -> Result<()> {
-        in_chunks(view, self.settings.online_batch_rows, |examples, tae| {
-            let chunk = Chunk { examples, tae };
+        in_chunks(view, self.settings.online_batch_rows, |chunk| {
             let predictions = self.trainer.predict(chunk)?;
-            watch(&examples.iter().collect::<Vec<_>>(), &predictions);
+            watch(&chunk.examples.iter().collect::<Vec<_>>(), &predictions);
             if learns {
                 self.trainer.train(chunk, |_| ())?;
             }
@@ -339,23 +338,28 @@ impl ExpertStream {
 fn in_chunks(
     view: &LogView<'_>,
     most: usize,
-    mut take: impl FnMut(&[Example], &[f32]) -> Result<()>,
+    mut take: impl FnMut(Chunk<'_>) -> Result<()>,
 ) -> Result<()> {
-    let (mut examples, mut tae, mut rows) = (Vec::new(), Vec::new(), 0);
+    let mut give = |examples: &[Example], tae: &[f32], predictions: &[f32]| {
+        take(Chunk { examples, tae, predictions })
+    };
+    let (mut examples, mut tae, mut predictions, mut rows) = (vec![], vec![], vec![], 0);
     for logged in view.rows() {
-        let LoggedRequest { example, tae: own, .. } = logged?;
+        let LoggedRequest { example, tae: own, predictions: said, .. } = logged?;
         // A chunk that a trainer would have to cut would leave it a step of a few rows.
         if rows > 0 && rows + example.targets.len() > most {
-            take(&examples, &tae)?;
+            give(&examples, &tae, &predictions)?;
             examples.clear();
             tae.clear();
+            predictions.clear();
             rows = 0;
         }
         rows += example.targets.len();
         examples.push(example);
         tae.extend_from_slice(&own);
+        predictions.extend_from_slice(&said);
     }
-    if rows > 0 { take(&examples, &tae) } else { Ok(()) }
+    if rows > 0 { give(&examples, &tae, &predictions) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -369,6 +373,7 @@ mod tests {
     };
     use hypercast_data::logs::{LogOptions, LogVersion, LogWriter};
     use hypercast_data::simulate;
+    use hypercast_fm::inference::FmOutput;
 
     /// A log whose embeddings are `[request, row, 7]`.
     fn log(dir: &std::path::Path) -> (LogReader, Vec<Example>) {
@@ -400,7 +405,8 @@ mod tests {
             let tae = (0..example.targets.len())
                 .flat_map(|row| [example.request as f32, row as f32, 7.0])
                 .collect::<Vec<f32>>();
-            writer.write_batch(std::slice::from_ref(example), &tae, |_| true).unwrap();
+            let said = FmOutput { tae, main: Vec::new() };
+            writer.write_batch(std::slice::from_ref(example), &said, |_| true).unwrap();
         }
         writer.finish().unwrap();
         (LogReader::open(&logs).unwrap(), examples)
@@ -467,7 +473,7 @@ mod tests {
             LogView { log: &log, surfaces: vec![0, 1], span: Span::default(), embedding: None };
         for most in [1, 10, 64, 1 << 20] {
             let (mut requests, mut chunks) = (Vec::new(), 0);
-            in_chunks(&view, most, |examples, tae| {
+            in_chunks(&view, most, |Chunk { examples, tae, .. }| {
                 let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
                 assert!(rows <= most || examples.len() == 1, "{rows} of {most}");
                 assert_eq!(tae.len(), rows * 3);

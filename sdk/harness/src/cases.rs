@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hypercast_data::schema::MissingColumns;
 use hypercast_data::synthetic::{Synthetic, SyntheticRequest, SyntheticSize};
-use hypercast_expert::Tae;
+use hypercast_expert::{FmRows, Tae};
 use hypercast_fm::example::{Event, Example, Outcome};
 
 /// A request with its embeddings, as an expert receives them. A test may change any part.
@@ -14,11 +14,15 @@ pub struct Case {
     pub example: Example,
     /// The embeddings, `[candidates, tae_dim]`, row-major.
     pub tae: Vec<f32>,
+    /// The FM's own predictions, `[candidates, main tasks]`, row-major, in the schema's order:
+    /// probabilities, or values in the unit of the label. Empty without an FM.
+    pub predictions: Vec<f32>,
 }
 
 impl Case {
     pub(crate) fn new(sample: SyntheticRequest) -> Case {
-        Case { example: sample.example, tae: sample.tae }
+        let SyntheticRequest { example, tae, predictions } = sample;
+        Case { example, tae, predictions }
     }
 
     /// The number of candidates.
@@ -26,8 +30,8 @@ impl Case {
         self.example.targets.len()
     }
 
-    pub(crate) fn tae(&self) -> Tae<'_> {
-        Tae::Rows(&self.tae)
+    pub(crate) fn fm(&self) -> FmRows<'_> {
+        FmRows { tae: Tae::Rows(&self.tae), predictions: &self.predictions }
     }
 }
 

@@ -6,7 +6,9 @@ use std::sync::{Arc, OnceLock};
 use hypercast_expert::wasm::Call;
 use hypercast_expert::{Blueprint, Engine, EngineConfig, ExpertFault};
 
-use crate::contract::{ActionBatch, Evaluation, Ranked, TaskLabels, TrainingStep, Verdict};
+use crate::contract::{
+    ActionBatch, Evaluation, EvaluationRows, Ranked, TaskLabels, TrainingStep, Verdict,
+};
 use crate::error::Error;
 use crate::harness::Harness;
 use crate::runtime::{ExpertCode, RankCall};
@@ -66,6 +68,11 @@ impl ExpertCode for ComponentCode {
         plugin.labels(description, info, batch).map_err(words)
     }
 
+    fn weights(&self, batch: &ActionBatch) -> Result<Vec<Vec<f32>>, String> {
+        let Blueprint { plugin, description, info, .. } = &*self.blueprint;
+        plugin.weights(description, info, batch).map_err(words)
+    }
+
     fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String> {
         self.blueprint.plugin.sample(&self.blueprint.info, batch).map_err(words)
     }
@@ -76,6 +83,15 @@ impl ExpertCode for ComponentCode {
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String> {
         self.blueprint.plugin.evaluate(&self.blueprint.info, evaluation).map_err(words)
+    }
+
+    fn evaluate_rows(
+        &self,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> Result<Verdict, String> {
+        let Blueprint { plugin, info, .. } = &*self.blueprint;
+        plugin.evaluate_rows(info, evaluation, rows).map_err(words)
     }
 
     fn load(&self, world: &World) -> Result<Harness, Error> {

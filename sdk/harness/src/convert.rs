@@ -183,6 +183,19 @@ pub(crate) fn evaluation(evaluation: &host::Evaluation) -> sdk::Evaluation {
     sdk::Evaluation { decision, slices: slices.into_iter().map(slice).collect() }
 }
 
+pub(crate) fn evaluation_rows(rows: &host::EvaluationRows) -> sdk::EvaluationRows {
+    let host::EvaluationRows { request, batch, tasks } = rows;
+    let task = |host::ScoredTask { task, labels, mask, candidate, serving }| sdk::ScoredTask {
+        task,
+        labels,
+        mask,
+        candidate,
+        serving,
+    };
+    let tasks = tasks.iter().cloned().map(task).collect();
+    sdk::EvaluationRows { request: request.clone(), batch: action_batch(batch), tasks }
+}
+
 pub(crate) fn verdict(verdict: sdk::Verdict) -> host::Verdict {
     match verdict {
         sdk::Verdict::Publish => host::Verdict::Publish,

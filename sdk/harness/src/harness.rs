@@ -11,8 +11,8 @@ use hypercast_sdk::Expert;
 
 use crate::cases::Case;
 use crate::contract::{
-    self, ActionBatch, Description, Evaluation, HostInfo, Prediction, Ranked, TaskLabels,
-    TrainingStep, Verdict,
+    self, ActionBatch, Description, Evaluation, EvaluationRows, HostInfo, Prediction, Ranked,
+    ScoredTask, TaskLabels, TrainingStep, Verdict,
 };
 use crate::error::{Error, FailureLocation};
 use crate::runtime::{ExpertCode, RankCall};
@@ -153,10 +153,10 @@ impl Harness {
     /// # Errors
     /// The call faults. The error is the message of the fault.
     pub fn predict(&self, case: &Case) -> Result<ExpertPredictions, String> {
-        let Provenance { normaliser, labels, .. } = &self.parameters.provenance;
-        let batch = self.columns.batch(&[&case.example], case.tae(), normaliser);
+        let provenance = &self.parameters.provenance;
+        let batch = self.columns.batch(&[&case.example], case.fm(), provenance);
         let outputs = if batch.rows == 0 { Vec::new() } else { self.network.outputs(&batch) };
-        Ok(ExpertPredictions::new(&self.description.tasks, labels, &outputs))
+        Ok(ExpertPredictions::new(&self.description.tasks, &provenance.labels, &outputs))
     }
 
     /// Runs the network, then `rank`, as a daemon does.
@@ -194,6 +194,15 @@ impl Harness {
         self.code.labels(&self.actions(cases))
     }
 
+    /// Returns the expert's loss weights of each task of its description, by which those of its
+    /// labels are multiplied; none for a task where all are 1.
+    ///
+    /// # Errors
+    /// The call faults. The error is the message of the fault.
+    pub fn weights(&self, cases: &[Case]) -> Result<Vec<Vec<f32>>, String> {
+        self.code.weights(&self.actions(cases))
+    }
+
     /// Returns the probability of keeping each candidate of the requests for training.
     ///
     /// # Errors
@@ -218,6 +227,44 @@ impl Harness {
         self.code.evaluate(evaluation)
     }
 
+    /// Returns the rows that `evaluate_rows` receives for some requests: the expert's own labels and
+    /// predictions. A test may change any of them; there is no serving version.
+    ///
+    /// # Errors
+    /// A call faults. The error is the message of the fault.
+    pub fn evaluation_rows(&self, cases: &[Case]) -> Result<EvaluationRows, String> {
+        let mut candidate = vec![Vec::new(); self.description.tasks.len()];
+        for case in cases {
+            let said = self.predict(case)?.tasks;
+            candidate.iter_mut().zip(said).for_each(|(all, own)| all.extend(own.values));
+        }
+        let of_task = |(labels, candidate): (TaskLabels, Vec<f32>)| ScoredTask {
+            task: labels.task,
+            labels: labels.labels,
+            mask: labels.mask,
+            candidate,
+            serving: Vec::new(),
+        };
+        let rows = (0..).zip(cases);
+        Ok(EvaluationRows {
+            request: rows.flat_map(|(at, own)| vec![at; own.candidates()]).collect(),
+            batch: self.actions(cases),
+            tasks: self.labels(cases)?.into_iter().zip(candidate).map(of_task).collect(),
+        })
+    }
+
+    /// Returns the expert's verdict on an evaluation with rows, of which there is at least one.
+    ///
+    /// # Errors
+    /// The call faults. The error is the message of the fault.
+    pub fn evaluate_rows(
+        &self,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> Result<Verdict, String> {
+        self.code.evaluate_rows(evaluation, rows)
+    }
+
     fn rank_by(
         &self,
         case: &Case,
@@ -231,14 +278,14 @@ impl Harness {
     fn actions(&self, cases: &[Case]) -> ActionBatch {
         let requests = cases.iter();
         let requests: Vec<_> =
-            requests.map(|case| GuestRequest { example: &case.example, tae: case.tae() }).collect();
+            requests.map(|case| GuestRequest { example: &case.example, fm: case.fm() }).collect();
         self.columns.hook_batch(&requests, &self.info)
     }
 
     /// The arguments with which the host would call `rank`.
     pub(crate) fn call(&self, case: &Case, predictions: Vec<Prediction>, limit: usize) -> RankCall {
         let request = contract::rank_request(&case.example, &self.info, limit);
-        let columns = self.columns.rank_columns(&case.example, case.tae());
+        let columns = self.columns.rank_columns(&case.example, case.fm());
         RankCall { request, predictions, columns }
     }
 

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use hypercast_expert::Blueprint;
 use hypercast_expert::graph::ExpertGraph;
-use hypercast_sdk::{Expert, HostInfo, Request};
+use hypercast_sdk::{Expert, HostInfo, Request, Task};
 
 use crate::contract::{
-    ActionBatch, Evaluation, HostSchema, Ranked, TaskLabels, TrainingStep, Verdict,
+    ActionBatch, Evaluation, EvaluationRows, HostSchema, Ranked, TaskLabels, TrainingStep, Verdict,
 };
 use crate::convert;
 use crate::error::Error;
@@ -67,6 +67,15 @@ impl<E: Expert + 'static> ExpertCode for NativeCode<E> {
         E::labels(&self.info, &convert::action_batch(batch)).map(convert::labels)
     }
 
+    fn weights(&self, batch: &ActionBatch) -> Result<Vec<Vec<f32>>, String> {
+        let weights = E::weights(&self.info, &convert::action_batch(batch))?;
+        let of_task = |task: &Task| {
+            let own = weights.iter().find(|own| own.task == task.name);
+            own.map_or_else(Vec::new, |own| own.weights.clone())
+        };
+        Ok(E::describe(&self.info).tasks().iter().map(of_task).collect())
+    }
+
     fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String> {
         Ok(E::sample(&self.info, &convert::action_batch(batch)))
     }
@@ -77,6 +86,15 @@ impl<E: Expert + 'static> ExpertCode for NativeCode<E> {
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String> {
         Ok(convert::verdict(E::evaluate(&self.info, &convert::evaluation(evaluation))))
+    }
+
+    fn evaluate_rows(
+        &self,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> Result<Verdict, String> {
+        let (evaluation, rows) = (convert::evaluation(evaluation), convert::evaluation_rows(rows));
+        Ok(convert::verdict(E::evaluate_rows(&self.info, &evaluation, &rows)))
     }
 
     fn load(&self, world: &World) -> Result<Harness, Error> {

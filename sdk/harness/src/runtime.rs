@@ -5,8 +5,8 @@ use std::sync::Arc;
 use hypercast_expert::Blueprint;
 
 use crate::contract::{
-    ActionBatch, Evaluation, NamedColumn, Prediction, RankRequest, Ranked, TaskLabels,
-    TrainingStep, Verdict,
+    ActionBatch, Evaluation, EvaluationRows, NamedColumn, Prediction, RankRequest, Ranked,
+    TaskLabels, TrainingStep, Verdict,
 };
 use crate::error::Error;
 use crate::harness::Harness;
@@ -26,9 +26,16 @@ pub(crate) trait ExpertCode {
     /// Calls `rank` twice in the same instance.
     fn rank_twice(&self, call: &RankCall) -> Result<[Vec<Ranked>; 2], String>;
     fn labels(&self, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String>;
+    /// The weights of each task of the description; none where all are 1.
+    fn weights(&self, batch: &ActionBatch) -> Result<Vec<Vec<f32>>, String>;
     fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String>;
     fn schedule(&self, step: TrainingStep) -> Result<f32, String>;
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String>;
+    fn evaluate_rows(
+        &self,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> Result<Verdict, String>;
     /// Loads the expert again.
     fn load(&self, world: &World) -> Result<Harness, Error>;
     /// What the host's trainer needs; none for native code, which it cannot call.

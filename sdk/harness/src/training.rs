@@ -68,10 +68,12 @@ pub(crate) fn train(blueprint: &Arc<Blueprint>, log: &[Case]) -> Result<Training
     let mut trainer = ExpertTrainer::new(blueprint.clone(), parameters, config, Device::Cpu)?;
     let examples: Vec<_> = log.iter().map(|case| case.example.clone()).collect();
     let tae: Vec<f32> = log.iter().flat_map(|case| &case.tae).copied().collect();
+    let predictions: Vec<f32> = log.iter().flat_map(|case| &case.predictions).copied().collect();
     let (mut steps, mut lost_step) = (0, None);
     for pass in 0..PASSES {
         trainer.set_repeats(pass > 0);
-        trainer.train(Chunk { examples: &examples, tae: &tae }, |report| {
+        let chunk = Chunk { examples: &examples, tae: &tae, predictions: &predictions };
+        trainer.train(chunk, |report| {
             // If sampling keeps no row, no step is made and the losses are 0.
             if !report.stepped && report.losses.iter().any(|loss| *loss != 0.0) {
                 lost_step.get_or_insert(steps);

@@ -5,9 +5,9 @@
 //! [`hostile_expert!`] and [`hostile_mutant!`] define and export such an expert. Its name is that
 //! of the example.
 //!
-//! Four have no fault: `earlier_contract` is of contract 2, `search_team` serves one surface and
-//! reads what belongs to it, and `content_vector` and `explorer` do what no plugin of this
-//! repository does.
+//! Five have no fault: `earlier_contract` is of contract 2, `search_team` serves one surface and
+//! reads what belongs to it, and `content_vector`, `explorer` and `fm_residual` do what no plugin of
+//! this repository does.
 
 use std::marker::PhantomData;
 

@@ -241,7 +241,7 @@ impl OnlineExpert for NotingExpert {
 }
 
 fn chunk(examples: &[Example]) -> Chunk<'_> {
-    Chunk { examples, tae: &[] }
+    Chunk { examples, tae: &[], predictions: &[] }
 }
 
 /// The keys of rows behind the past. A chunk has corrections behind the rows, which it does not

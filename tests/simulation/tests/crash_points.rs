@@ -185,6 +185,7 @@ fn log(writer: &mut LogWriter, request: u64) {
     let row = LogRow {
         example: &example,
         taes: &[&TAE],
+        predictions: &[],
         ranked: &[],
         correction: false,
         ingested_ms: 1,

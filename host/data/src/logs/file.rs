@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use hypercast_core::{atomic_file, disk};
 use serde::{Deserialize, Serialize};
 
-use super::layout::{LogLayout, RowGroup};
+use super::layout::{LogLayout, ReadFields, RowGroup};
 use super::{LogVersion, LoggedPlace, LoggedRequest};
-use crate::dataset::table::{Column, TableReader};
+use crate::dataset::table::TableReader;
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// The key of [`FileNote`] in a file's metadata.
@@ -152,14 +152,13 @@ impl LogFile {
         layout: &LogLayout,
         version: Option<&LogVersion>,
     ) -> Result<Vec<LoggedRequest>> {
-        let mut fields = layout.example_fields();
-        fields.extend(version.map(|version| LogLayout::tae_field(&version.version)));
+        let ReadFields { fields, defaults } =
+            layout.read_fields(version.map(|version| version.version.as_str()));
         let requests =
             self.requests.read_grown(group, &layout.request_fields(), &layout.defaults)?;
-        let mut examples = self.examples.read_grown(group, &fields, &layout.defaults)?;
+        let mut examples = self.examples.read_grown(group, &fields, &defaults)?;
         if version.is_none() {
-            let rows = self.examples.group_rows(group);
-            examples.push(Column::lists(std::iter::empty::<f32>(), std::iter::repeat_n(0, rows)));
+            examples.extend(layout.columns_of_no_version(self.examples.group_rows(group)));
         }
         let group = RowGroup { requests, examples };
         let tae_dim = version.map_or(0, |version| version.tae_dim);

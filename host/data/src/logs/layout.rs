@@ -10,7 +10,7 @@ use super::{LogVersion, LoggedRequest};
 use crate::dataset::table::{CellType, Column, Field, NULL_U32};
 use crate::ranked_place::RankedPlace;
 use crate::schema::{
-    BUILT_IN_IDS, ColumnDefaults, ColumnRanges, FeatureKind, FeatureWidths, Schema, Task,
+    BUILT_IN_IDS, ColumnDefaults, ColumnRanges, FeatureKind, FeatureWidths, MISSING, Schema, Task,
     columns_of,
 };
 
@@ -52,6 +52,8 @@ pub(super) struct BufferedRow {
     pub(super) taes: Vec<Vec<f32>>,
     /// Of each target.
     pub(super) ranked: Vec<Option<RankedPlace>>,
+    /// The predictions of each version, `[targets, main tasks]`, or empty where there are none.
+    pub(super) predictions: Vec<Vec<f32>>,
     pub(super) correction: bool,
     pub(super) ingested_ms: i64,
 }
@@ -64,6 +66,14 @@ pub(super) struct LogLayout {
     features: Vec<String>,
     widths: FeatureWidths,
     ranges: ColumnRanges,
+    /// The tasks whose predictions are logged.
+    main_tasks: Vec<String>,
+    pub(super) defaults: ColumnDefaults,
+}
+
+/// The columns of examples that a reader uses.
+pub(super) struct ReadFields {
+    pub(super) fields: Vec<Field>,
     pub(super) defaults: ColumnDefaults,
 }
 
@@ -80,12 +90,18 @@ impl LogLayout {
             features: schema.feature_columns(),
             widths: FeatureWidths::new(schema),
             ranges: ColumnRanges::new(schema),
+            main_tasks: schema.main_tasks().map(|task| task.name.clone()).collect(),
             // Files of earlier versions have neither content vectors nor rankings.
             defaults: ColumnDefaults::new(schema)
                 .and(&[CONTENT_COLUMN])
                 .and(&RANKED_COLUMNS.map(|(name, _)| name)),
             schema: schema.clone(),
         }
+    }
+
+    /// The number of tasks whose predictions are logged.
+    pub(super) fn main_tasks(&self) -> usize {
+        self.main_tasks.len()
     }
 
     pub(super) fn request_fields(&self) -> Vec<Field> {
@@ -133,20 +149,66 @@ impl LogLayout {
         Field::list(format!("tae:{version}"), CellType::F32)
     }
 
-    /// The columns of some requests. Those of examples are `example_fields`, `task_fields`, and one
-    /// column of embeddings for each version.
+    /// The columns with the predictions of an FM version, one a main task.
+    pub(super) fn prediction_fields<'a>(
+        &'a self,
+        version: &'a str,
+    ) -> impl Iterator<Item = Field> + 'a {
+        let name = move |task: &String| format!("prediction:{version}:{task}");
+        self.main_tasks.iter().map(move |task| Field::new(name(task), CellType::F32))
+    }
+
+    /// The fields of the examples that readers use, with the embeddings and predictions of a
+    /// version if there is one, and what a file may lack of them: one of before has no predictions,
+    /// or not those of a task that was added since.
+    pub(super) fn read_fields(&self, version: Option<&str>) -> ReadFields {
+        let (mut fields, mut defaults) = (self.example_fields(), self.defaults.clone());
+        if let Some(version) = version {
+            let predictions: Vec<Field> = self.prediction_fields(version).collect();
+            let names: Vec<&str> = predictions.iter().map(|field| field.name.as_str()).collect();
+            defaults = defaults.and(&names);
+            fields.extend(predictions);
+            fields.push(Self::tae_field(version));
+        }
+        ReadFields { fields, defaults }
+    }
+
+    /// What stands for the columns of a version where none is read: no predictions are known, and
+    /// embeddings are empty.
+    pub(super) fn columns_of_no_version(&self, rows: usize) -> Vec<Column> {
+        let unknown = || Column::scalars(std::iter::repeat_n(MISSING, rows));
+        let none = Column::lists(std::iter::empty::<f32>(), std::iter::repeat_n(0, rows));
+        let mut columns: Vec<Column> = self.main_tasks.iter().map(|_| unknown()).collect();
+        columns.push(none);
+        columns
+    }
+
+    /// The columns of some requests. Those of examples are `example_fields`, `task_fields`, and for
+    /// each version `prediction_fields` and one column of embeddings.
     pub(super) fn columns(&self, rows: &[BufferedRow], versions: &[LogVersion]) -> RowGroup {
         let mut examples = self.example_columns(rows);
         let tasks = 0..self.schema.tasks.len();
         examples.extend(tasks.flat_map(|task| self.task_columns(task, rows)));
         let targets = || rows.iter().flat_map(|row| &row.example.targets);
         for (at, version) in versions.iter().enumerate() {
+            let tasks = 0..self.main_tasks.len();
+            examples.extend(tasks.map(|task| self.prediction_column(at, task, rows)));
             examples.push(Column::lists(
                 rows.iter().flat_map(|row| row.taes[at].iter().copied()),
                 targets().map(|_| version.tae_dim),
             ));
         }
         RowGroup { requests: self.request_columns(rows), examples }
+    }
+
+    fn prediction_column(&self, version: usize, task: usize, rows: &[BufferedRow]) -> Column {
+        let of_row = |BufferedRow { example, predictions, .. }: &BufferedRow| {
+            let own = &predictions[version];
+            let of = |target| own.get(target * self.main_tasks.len() + task).copied();
+            let targets = 0..example.targets.len();
+            targets.map(|target| of(target).unwrap_or(MISSING)).collect::<Vec<f32>>()
+        };
+        Column::scalars(rows.iter().flat_map(of_row))
     }
 
     fn request_columns(&self, rows: &[BufferedRow]) -> Vec<Column> {
@@ -217,8 +279,7 @@ impl LogLayout {
         ]
     }
 
-    /// The requests of some columns: `request_fields`, and `example_fields` with one column of
-    /// embeddings. `None` if the two tables do not fit each other, or a surface not the schema.
+    /// The requests of some columns: `request_fields` and `read_fields`. `None` if the two tables do not fit each other, or a surface not the schema.
     pub(super) fn rows(&self, group: &RowGroup) -> Option<Vec<LoggedRequest>> {
         let requests = &group.requests;
         let examples = group.examples[0].u64s();
@@ -247,9 +308,13 @@ impl LogLayout {
         contents: &mut ReadContents,
     ) -> LoggedRequest {
         let requests = &group.requests;
-        let tae = &group.examples[group.examples.len() - 1];
+        let (tae, rest) = group.examples.split_last().expect("the embeddings come last");
         let embeddings = &tae.f32s()[tae.range_of(targets.clone())];
         let ranked = targets.clone().map(|at| self.ranked(&group.examples, at)).collect();
+        let predictions = &rest[rest.len() - self.main_tasks.len()..];
+        let predictions =
+            targets.clone().flat_map(|at| predictions.iter().map(move |own| own.f32s()[at]));
+        let predictions = predictions.collect();
         let target = |at| self.target(&group.examples, at, contents);
         let targets: Vec<Target> = targets.map(target).collect();
         let user_id = requests[1].u64s()[row];
@@ -270,6 +335,7 @@ impl LogLayout {
             example,
             tae: embeddings.to_vec(),
             ranked,
+            predictions,
             correction: requests[4].bools()[row],
             ingested_ms: requests[11].i64s()[row],
         }

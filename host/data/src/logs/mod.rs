@@ -6,8 +6,8 @@
 //!
 //! A log directory contains `log-manifest.json`, `schema.toml` and pairs of tables that are joined
 //! by `request`: `requests-NNNN.parquet` and `examples-NNNN.parquet`. A file contains the
-//! embeddings of one or several FM versions, one column each (`tae:VERSION`), which its metadata
-//! names.
+//! embeddings of one or several FM versions, one column each (`tae:VERSION`), and their predictions,
+//! one column for each main task (`prediction:VERSION:TASK`). Its metadata names the versions.
 
 mod file;
 mod follower;
@@ -42,6 +42,10 @@ pub struct LoggedRequest {
     /// The targets' embeddings of the FM version for which the log was opened, row-major
     /// `[targets, tae_dim]`.
     pub tae: Vec<f32>,
+    /// That version's own predictions of its main tasks, which are the schema's in their order,
+    /// row-major `[targets, main tasks]`: probabilities, or values in the unit of the label. NaN
+    /// where the log has none, as logs of earlier releases.
+    pub predictions: Vec<f32>,
     /// Where each target was ranked before it was shown, if that is known.
     pub ranked: Vec<Option<RankedPlace>>,
     /// Whether these are outcomes that became known after the request was logged. Only what changed

@@ -45,7 +45,22 @@ fn one() -> Vec<LogVersion> {
 }
 
 fn row<'a>(example: &'a Example, taes: &'a [&'a [f32]]) -> LogRow<'a> {
-    LogRow { example, taes, ranked: &[], correction: false, ingested_ms: 0, place: None }
+    LogRow {
+        example,
+        taes,
+        predictions: &[],
+        ranked: &[],
+        correction: false,
+        ingested_ms: 0,
+        place: None,
+    }
+}
+
+/// A prediction of each main task, some of which are not known.
+fn predictions(data: &Dataset, example: &Example) -> Vec<f32> {
+    let cells = example.targets.len() * data.schema.main_tasks().count();
+    let of = |at: usize| if at % 5 == 4 { f32::NAN } else { at as f32 / cells as f32 };
+    (0..cells).map(of).collect()
 }
 
 /// Embeddings with unusual bit patterns: signed zeros, subnormals, infinity.
@@ -67,7 +82,12 @@ fn logs_read_back_bit_for_bit() {
     // The second writer continues the directory of the first.
     for half in examples.chunks(120) {
         let mut writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
-        half.iter().for_each(|example| writer.write(row(example, &[&tae(example)])).unwrap());
+        for example in half {
+            let (tae, predictions) = (tae(example), predictions(&data, example));
+            let taes = [&tae[..]];
+            let row = LogRow { predictions: &[&predictions], ..row(example, &taes) };
+            writer.write(row).unwrap();
+        }
         writer.finish().unwrap();
     }
     let reader = LogReader::open(&logs).unwrap();
@@ -85,6 +105,7 @@ fn logs_read_back_bit_for_bit() {
         );
         assert_eq!((&read.user, logged.correction), (&original.user, false));
         assert_eq!(bits(&logged.tae), bits(&tae(original)));
+        assert_eq!(bits(&logged.predictions), bits(&predictions(&data, original)));
         for (read, original) in read.targets.iter().zip(&original.targets) {
             assert_eq!((&read.item, &read.ids), (&original.item, &original.ids));
             assert_eq!(bits(&read.features), bits(&original.features));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use hypercast_core::{atomic_dir, disk};
 use hypercast_fm::example::Example;
+use hypercast_fm::inference::FmOutput;
 use serde::{Deserialize, Serialize};
 
 use super::file::{FileNote, NOTE, examples_path, file_numbers, requests_path};
@@ -65,6 +66,9 @@ pub struct LogRow<'a> {
     /// For each version of the writer, in its order, the embeddings of the targets, row-major
     /// `[targets, tae_dim]`.
     pub taes: &'a [&'a [f32]],
+    /// For each version, the predictions of the FM's main tasks, row-major `[targets, main tasks]`:
+    /// probabilities, or values in the unit of the label. Empty where they are not known.
+    pub predictions: &'a [&'a [f32]],
     /// Where each target was ranked before it was shown; empty if none is known.
     pub ranked: &'a [Option<RankedPlace>],
     /// Whether these are outcomes that became known after the request was logged.
@@ -175,7 +179,7 @@ impl LogWriter {
     /// The file system fails.
     ///
     /// # Panics
-    /// The embeddings are not those of the writer's versions.
+    /// The embeddings or predictions are not those of the writer's versions.
     pub fn write(&mut self, row: LogRow<'_>) -> Result<()> {
         let example = row.example;
         assert_eq!(row.taes.len(), self.versions.len(), "embeddings of every version");
@@ -185,6 +189,11 @@ impl LogWriter {
                 example.targets.len() * version.tae_dim,
                 "one embedding a target"
             );
+        }
+        let cells = example.targets.len() * self.layout.main_tasks();
+        for version in 0..self.versions.len() {
+            let known = row.predictions.get(version).map_or(0, |own| own.len());
+            assert!(known == 0 || known == cells, "one prediction a target and main task");
         }
         if row.place.is_some() {
             self.place = row.place;
@@ -198,6 +207,9 @@ impl LogWriter {
                 ..example.clone()
             },
             taes: row.taes.iter().map(|tae| self.options.tae.rounded(tae)).collect(),
+            predictions: (0..self.versions.len())
+                .map(|at| row.predictions.get(at).map_or_else(Vec::new, |own| own.to_vec()))
+                .collect(),
             ranked,
             correction: row.correction,
             ingested_ms: row.ingested_ms,
@@ -210,31 +222,33 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Adds the requests of a batch that `keep` accepts and that have targets. `tae` contains the
-    /// embeddings of the writer's only version, `[targets of the batch, tae_dim]`. Returns the
-    /// number of rows added.
+    /// Adds the requests of a batch that `keep` accepts and that have targets. `said` is what the
+    /// writer's only version answers for the targets of the batch; without predictions where these
+    /// are not known. Returns the number of rows added.
     ///
     /// # Errors
     /// The file system fails.
     ///
     /// # Panics
-    /// The writer has several versions, or `tae` has another length.
+    /// The writer has several versions, or `said` has another length.
     pub fn write_batch(
         &mut self,
         batch: &[Example],
-        tae: &[f32],
+        said: &FmOutput,
         keep: impl Fn(&Example) -> bool,
     ) -> Result<u64> {
         let [LogVersion { tae_dim, .. }] = self.versions[..] else {
             panic!("a batch needs a writer of one version")
         };
+        let tasks = if said.main.is_empty() { 0 } else { self.layout.main_tasks() };
         let (mut at, mut rows) = (0, 0);
         for example in batch {
-            let next = at + example.targets.len() * tae_dim;
+            let next = at + example.targets.len();
             if !example.targets.is_empty() && keep(example) {
                 self.write(LogRow {
                     example,
-                    taes: &[&tae[at..next]],
+                    taes: &[&said.tae[at * tae_dim..next * tae_dim]],
+                    predictions: &[&said.main[at * tasks..next * tasks]],
                     ranked: &[],
                     correction: false,
                     ingested_ms: 0,
@@ -244,7 +258,7 @@ impl LogWriter {
             }
             at = next;
         }
-        assert_eq!(at, tae.len(), "one embedding a target");
+        assert_eq!(at * tae_dim, said.tae.len(), "one embedding a target");
         Ok(rows)
     }
 
@@ -319,7 +333,10 @@ impl LogWriter {
     fn create_file(&self) -> Result<OpenFile> {
         let mut fields = self.layout.example_fields();
         fields.extend(self.layout.task_fields());
-        fields.extend(self.versions.iter().map(|own| LogLayout::tae_field(&own.version)));
+        for LogVersion { version, .. } in &self.versions {
+            fields.extend(self.layout.prediction_fields(version));
+            fields.push(LogLayout::tae_field(version));
+        }
         let requests = requests_path(&self.dir, self.next_number);
         let examples = examples_path(&self.dir, self.next_number);
         Ok(OpenFile {

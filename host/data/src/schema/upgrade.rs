@@ -184,7 +184,8 @@ impl ColumnDefaults {
         ColumnDefaults { may_lack, retired }
     }
 
-    /// The same, and columns of lists, or of cells that may be null, that a table may lack.
+    /// The same, and columns of lists or numbers, or of cells that may be null, that a table may
+    /// lack.
     pub(crate) fn and(mut self, columns: &[&str]) -> ColumnDefaults {
         self.may_lack.extend(columns.iter().map(|&column| (column.to_owned(), MISSING)));
         self

@@ -72,7 +72,7 @@ fn log(requests: u64) -> Log {
 
 impl Log {
     fn chunk(&self) -> Chunk<'_> {
-        Chunk { examples: &self.examples, tae: &self.tae }
+        Chunk { examples: &self.examples, tae: &self.tae, predictions: &[] }
     }
 }
 
@@ -156,7 +156,9 @@ fn without_tae_the_tae_is_not_read() {
         loss(&mut trainer, &log);
         let with = trainer.predict(log.chunk()).unwrap();
         let other = noise(77, log.tae.len());
-        let without = trainer.predict(Chunk { examples: &log.examples, tae: &other }).unwrap();
+        let without = trainer
+            .predict(Chunk { examples: &log.examples, tae: &other, predictions: &[] })
+            .unwrap();
         assert_eq!(with, without);
     }
 }
@@ -218,6 +220,7 @@ const EXPECTED: [(&str, Option<&str>); 58] = [
     ("empty", Some("no ranked candidate")),
     ("explorer", None),
     ("flops", Some("FLOPs a candidate")),
+    ("fm_residual", Some("it reads the FM's predictions")),
     ("foreign_column", Some("`no_such_feature`, which the schema lacks")),
     ("foreign_rank_column", Some("rank-columns hold")),
     ("foreign_version", Some("contract 1.0.0, and this host speaks 3.0.0 and 2.0.0")),

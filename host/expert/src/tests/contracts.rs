@@ -18,13 +18,19 @@ use crate::wasm::contract::{
 };
 use crate::*;
 
-fn guest(name: &str) -> Option<Arc<Blueprint>> {
+/// The component of a guest in `tests/hostile`.
+pub(super) fn guest_file(name: &str) -> Option<PathBuf> {
     let file = format!("{name}.wasm");
     let found: Vec<PathBuf> = components("HYPERCAST_HOSTILE");
-    let Some(path) = found.into_iter().find(|path| path.ends_with(&file)) else {
+    let path = found.into_iter().find(|path| path.ends_with(&file));
+    if path.is_none() {
         skip("contracts", &format!("`cargo verify` builds {file}"));
-        return None;
-    };
+    }
+    path
+}
+
+pub(super) fn guest(name: &str) -> Option<Arc<Blueprint>> {
+    let path = guest_file(name)?;
     Some(Arc::new(Blueprint::load(engine(), &path, &schema(), &options()).unwrap()))
 }
 
@@ -177,8 +183,8 @@ fn a_content_vector_reaches_network_rule_and_hooks() {
     assert!(matches!(&ranked[0].data, Data::Numbers(numbers) if numbers[..] == expected[..6]));
     let tae = noise(2, 2 * TAE_DIM);
     let requests = [
-        GuestRequest { example: &examples[0], tae: Tae::Rows(&tae) },
-        GuestRequest { example: &examples[1], tae: Tae::Without },
+        GuestRequest { example: &examples[0], fm: Tae::Rows(&tae).into() },
+        GuestRequest { example: &examples[1], fm: FmRows::WITHOUT },
     ];
     let host = HostSchema::new(&schema(), vectors);
     let batch = columns.hook_batch(&requests, &host.info);

@@ -4,6 +4,7 @@ pub(crate) mod allocations;
 pub(crate) mod build;
 mod components;
 mod contracts;
+mod fm_logits;
 mod imported;
 mod owned;
 mod parameters;

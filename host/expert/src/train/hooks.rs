@@ -1,4 +1,4 @@
-//! The plugin's hooks in training: labels, sampling and the learning rate's schedule.
+//! The plugin's hooks in training: labels, weights, sampling and the learning rate's schedule.
 
 use std::ops::Range;
 
@@ -8,15 +8,18 @@ use rand::rngs::SmallRng;
 
 use super::loss::TaskTargets;
 use crate::batch::GuestRequest;
+use crate::fm_rows::{FmRows, Tae};
 use crate::wasm::ExpertFault;
 use crate::wasm::contract::{ActionBatch, TaskLabels, TrainingStep};
-use crate::{Blueprint, Error, Tae};
+use crate::{Blueprint, Error};
 
 /// A request of a chunk, with its place in the chunk.
 #[derive(Clone, Copy)]
 pub(super) struct TrainingRequest<'a> {
     pub(super) example: &'a Example,
     pub(super) tae: &'a [f32],
+    /// The FM's; empty where the expert reads none.
+    pub(super) predictions: &'a [f32],
     /// Its index among the chunk's examples.
     pub(super) index: usize,
     /// Its first row in the chunk's labels.
@@ -30,9 +33,10 @@ impl TrainingRequest<'_> {
         RefusedRequest { index: self.index, reason: fault.to_string() }
     }
 
-    fn of_guest(&self) -> GuestRequest<'_> {
+    pub(super) fn of_guest(&self) -> GuestRequest<'_> {
         let tae = if self.tae.is_empty() { Tae::Without } else { Tae::Rows(self.tae) };
-        GuestRequest { example: self.example, tae }
+        let fm = FmRows { tae, predictions: self.predictions };
+        GuestRequest { example: self.example, fm }
     }
 
     /// Its rows in the chunk's labels.
@@ -104,7 +108,45 @@ impl<'b> Hooks<'b> {
                 }
             }
         }
+        if plugin.weighs() {
+            self.weigh(requests, &mut all, refused)?;
+        }
         Ok(all)
+    }
+
+    /// Multiplies the weights of labels by those of the plugin's `weights`. A request for which
+    /// that faults is refused, too.
+    fn weigh(
+        &self,
+        requests: &[TrainingRequest],
+        all: &mut [TaskTargets],
+        refused: &mut Vec<RefusedRequest>,
+    ) -> Result<(), Error> {
+        let Blueprint { plugin, description, info, .. } = self.blueprint;
+        let is_refused =
+            |request: &TrainingRequest| refused.iter().any(|own| own.index == request.index);
+        let labelled: Vec<TrainingRequest> =
+            requests.iter().filter(|request| !is_refused(request)).copied().collect();
+        let answers = self.call(&labelled, |batch| plugin.weights(description, info, batch))?;
+        for HookAnswer { requests, answer } in answers {
+            let rows = || requests.iter().flat_map(TrainingRequest::rows);
+            match answer {
+                Ok(weights) => {
+                    for (task, weights) in all.iter_mut().zip(weights) {
+                        for (row, weight) in rows().zip(weights) {
+                            task.weights[row] *= weight;
+                        }
+                    }
+                }
+                Err(fault) => {
+                    for task in &mut *all {
+                        rows().for_each(|row| task.mask[row] = false);
+                    }
+                    refused.push(requests[0].refused(&fault));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Calls a hook for all requests, in parts. Where it faults, it is called for each request of

@@ -4,6 +4,8 @@
 //! The trainer takes chunks of examples with their TAEs and does not know the FM. Metrics are the
 //! caller's: it gets the predictions of every batch from before the step.
 
+mod chunk;
+pub(crate) mod evaluation_sample;
 mod hooks;
 mod loss;
 mod optimizer;
@@ -13,6 +15,8 @@ mod step;
 mod tests;
 mod trainer;
 
+pub use chunk::Chunk;
+pub use evaluation_sample::ScoredRows;
 pub use hooks::RefusedRequest;
 pub(crate) use loss::prediction;
 pub use loss::{TaskTargets, task_loss};
@@ -20,4 +24,4 @@ pub use optimizer::{ExpertOptimizer, OptimizerConfig};
 pub use saved::SavedTrainer;
 pub use step::{Compute, Gradients, LossFn, OutputGradients, compute};
 
-pub use trainer::{BatchReport, Chunk, ExpertTrainer, ServingParameters, TrainerConfig};
+pub use trainer::{BatchReport, ExpertTrainer, ServingParameters, TrainerConfig};

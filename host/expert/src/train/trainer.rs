@@ -12,12 +12,14 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
+use super::chunk::{Chunk, FmNeeds};
+use super::evaluation_sample::{EvaluationSample, ScoredRows};
 use super::hooks::{Hooks, RefusedRequest, Schedule, TrainingRequest};
 use super::loss::{TaskTargets, all_losses};
 use super::optimizer::{ExpertOptimizer, MovingAverage, OptimizerConfig};
 use super::step::{Compute, Gradients, compute};
-use crate::batch::{ExpertBatch, Tae};
-use crate::normalise::Normaliser;
+use crate::batch::ExpertBatch;
+use crate::fm_rows::{FmRows, Tae};
 use crate::params::{Parameters, Provenance};
 use crate::wasm::contract::{TaskKind, TrainingStep};
 use crate::{Blueprint, Device, Error, ExpertPredictions};
@@ -38,7 +40,7 @@ pub struct TrainerConfig {
     /// Whether an earlier pass has learned from the same rows. Predictions for them say nothing of
     /// how far those for new ones differ too much.
     pub repeats: bool,
-    /// Replaces the TAE by zeros, for the ablation "expert without TAE".
+    /// Replaces the TAE and the FM's predictions by zeros, for the ablation "expert without TAE".
     pub without_tae: bool,
     /// The decay of the moving average of dense parameters, which is used for predictions and saved
     /// in their place; 0 for no average.
@@ -61,15 +63,6 @@ impl Default for TrainerConfig {
             seed: 1,
         }
     }
-}
-
-/// Examples with their TAEs, as in a feature log.
-#[derive(Debug, Clone, Copy)]
-pub struct Chunk<'a> {
-    /// Requests with at least one target each.
-    pub examples: &'a [Example],
-    /// `[targets, tae_dim]` over all examples, in order; empty without an FM.
-    pub tae: &'a [f32],
 }
 
 /// The results of one batch.
@@ -109,8 +102,10 @@ pub struct ExpertTrainer {
     pub(super) parameters: Parameters,
     pub(super) average: Option<MovingAverage>,
     pub(super) optimizer: ExpertOptimizer,
+    /// For the plugin's `evaluate-rows`.
+    pub(crate) sample: EvaluationSample,
     schedule: Schedule,
-    serving: Option<ServingParameters>,
+    pub(super) serving: Option<ServingParameters>,
     config: TrainerConfig,
     /// A moving average of the steps' losses, which says what is usual; 0 before the first step.
     mean_loss: f64,
@@ -132,6 +127,7 @@ impl ExpertTrainer {
             compute: compute(blueprint.graph.clone(), device)?,
             optimizer: ExpertOptimizer::new(&blueprint.graph, config.optimizer.clone()),
             schedule: Schedule::default(),
+            sample: EvaluationSample::default(),
             serving: None,
             mean_loss: 0.0,
             chunks: 0,
@@ -291,36 +287,21 @@ impl ExpertTrainer {
     }
 
     fn forward(&self, parameters: &Parameters, requests: &[TrainingRequest]) -> Vec<Vec<f32>> {
-        let batch = self.batch(requests, &parameters.provenance.normaliser, ReadFor::Prediction);
+        let batch = self.batch(requests, &parameters.provenance, ReadFor::Prediction);
         let outputs = self.compute.forward(parameters, &batch);
         let (tasks, scales) = (&self.blueprint.description.tasks, &parameters.provenance.labels);
         let predictions = ExpertPredictions::new(tasks, scales, &outputs);
         predictions.tasks.into_iter().map(|prediction| prediction.values).collect()
     }
 
-    fn requests<'a>(&self, chunk: Chunk<'a>) -> Result<Vec<TrainingRequest<'a>>, Error> {
-        let dim = if self.uses_tae() { self.blueprint.columns.tae_dim() } else { 0 };
-        let rows: usize = chunk.examples.iter().map(|example| example.targets.len()).sum();
-        if dim > 0 && chunk.tae.len() != rows * dim {
-            let (have, name) = (chunk.tae.len(), &self.blueprint.description.name);
-            let why =
-                format!("the log has {have} TAE values for {rows} targets, which need {dim} each");
-            return Err(Error::refused(name, why));
-        }
-        let mut row = 0;
-        let request = |(index, example): (usize, &'a Example)| {
-            let start = row;
-            row += example.targets.len();
-            TrainingRequest {
-                example,
-                tae: if dim > 0 { &chunk.tae[start * dim..row * dim] } else { &[] },
-                index,
-                row: start,
-                kept: true,
-            }
-        };
-        let requests = chunk.examples.iter().enumerate().map(request);
-        Ok(requests.filter(|request| !request.example.targets.is_empty()).collect())
+    pub(super) fn requests<'a>(&self, chunk: Chunk<'a>) -> Result<Vec<TrainingRequest<'a>>, Error> {
+        let Blueprint { description, columns, .. } = &*self.blueprint;
+        let reads_logits = columns.reads_fm_logits() && !self.config.without_tae;
+        chunk.requests(FmNeeds {
+            name: &description.name,
+            tae_dim: if self.uses_tae() { columns.tae_dim() } else { 0 },
+            tasks: if reads_logits { columns.fm_tasks() } else { 0 },
+        })
     }
 
     fn uses_tae(&self) -> bool {
@@ -330,15 +311,18 @@ impl ExpertTrainer {
     fn batch(
         &self,
         requests: &[TrainingRequest],
-        normaliser: &Normaliser,
+        scales: &Provenance,
         reader: ReadFor,
     ) -> ExpertBatch {
         let examples = examples(requests);
         let tae: Vec<f32> = requests.iter().flat_map(|request| request.tae).copied().collect();
         let tae = if self.uses_tae() { Tae::Rows(&tae) } else { Tae::Without };
+        let predictions: Vec<f32> =
+            requests.iter().flat_map(|request| request.predictions).copied().collect();
+        let fm = FmRows { tae, predictions: &predictions };
         match reader {
-            ReadFor::Learning => self.blueprint.columns.training_batch(&examples, tae, normaliser),
-            _ => self.blueprint.columns.batch(&examples, tae, normaliser),
+            ReadFor::Learning => self.blueprint.columns.training_batch(&examples, fm, scales),
+            _ => self.blueprint.columns.batch(&examples, fm, scales),
         }
     }
 
@@ -377,6 +361,8 @@ impl ExpertTrainer {
                 targets.iter_mut().for_each(|task| task.mask[rows.clone()].fill(false));
             }
         }
+        let scored = ScoredRows { candidate: &predictions, serving: &serving, targets: &targets };
+        self.sample_requests(requests, scored);
         report(&BatchReport {
             examples: &examples,
             predictions,
@@ -436,8 +422,7 @@ impl ExpertTrainer {
             rows().for_each(|row| scale.observe(targets.labels[row], targets.weights[row]));
             targets.labels.iter_mut().for_each(|label| *label = scale.learned(*label));
         }
-        let normaliser = &self.parameters.provenance.normaliser;
-        let batch = self.batch(requests, normaliser, ReadFor::Learning);
+        let batch = self.batch(requests, &self.parameters.provenance, ReadFor::Learning);
         let kinds: Vec<TaskKind> =
             self.blueprint.description.tasks.iter().map(|task| task.kind).collect();
         let log_odds = self.log_odds();

@@ -8,7 +8,7 @@ use wasmtime::component::Component;
 use super::column::ColumnReader;
 use super::contract::{
     self, Column, Contract, Description, HostInfo, MAX_FACTOR, Ranked, TEXT_BYTES, Task,
-    TaskLabels, Verdict, quote,
+    TaskLabels, TaskWeights, Verdict, quote,
 };
 use super::engine::Engine;
 use crate::Error;
@@ -100,8 +100,9 @@ pub(super) fn description(description: &Description, info: &HostInfo) -> Result<
         for column in columns {
             column.check_reader(reader)?;
             refuse_if!(
-                matches!(column, Column::Tae) && info.tae_dim == 0,
-                "it declares the tae, but there is no foundation model"
+                matches!(column, Column::Tae | Column::FmLogit(_)) && info.tae_dim == 0,
+                "it declares the {}, but there is no foundation model",
+                column.label()
             );
             column.index_in(info)?;
         }
@@ -173,6 +174,36 @@ pub(super) fn labels(
     match labels.first() {
         Some(extra) => Err(format!(
             "labels for task `{}`, which its description lacks or repeats",
+            quote(&extra.task)
+        )),
+        None => Ok(ordered),
+    }
+}
+
+/// Checks factors of weights and returns them in the order of `tasks`; none for a task without an
+/// entry.
+pub(super) fn weights(
+    mut weights: Vec<TaskWeights>,
+    tasks: &[Task],
+    rows: usize,
+) -> Result<Vec<Vec<f32>>, String> {
+    let mut ordered = Vec::with_capacity(tasks.len());
+    for Task { name, .. } in tasks {
+        let at = weights.iter().position(|entry| entry.task == *name);
+        let own = at.map_or_else(Vec::new, |at| weights.swap_remove(at).weights);
+        refuse_if!(
+            at.is_some() && own.len() != rows,
+            "task `{name}`: {} weights for {rows} examples",
+            own.len()
+        );
+        if let Some(row) = own.iter().position(|own| !own.is_finite() || *own < 0.0) {
+            return Err(format!("task `{name}`, example {row}: weight {}", own[row]));
+        }
+        ordered.push(own);
+    }
+    match weights.first() {
+        Some(extra) => Err(format!(
+            "weights for task `{}`, which its description lacks or repeats",
             quote(&extra.task)
         )),
         None => Ok(ordered),

@@ -8,7 +8,7 @@
 
 use hypercast_data::schema::{OwnColumns, Schema};
 
-use super::contract::{HostInfo, OfferedColumn, WireColumn, offered, quote};
+use super::contract::{HostInfo, OfferedColumn, VECTOR, WireColumn, offered, quote};
 
 /// A column of a kind that the host knows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -23,6 +23,8 @@ pub enum DeclaredColumn {
     Id(String),
     /// A vector of the item.
     Vector(String),
+    /// The FM's own prediction of a task.
+    FmLogit(String),
     /// The time of the request.
     Time,
     /// The request's place in the batch.
@@ -57,7 +59,7 @@ impl ColumnReader {
     fn rule(self) -> &'static str {
         match self {
             ColumnReader::Network => "a network reads no time and no request",
-            ColumnReader::Rank => "`rank` reads tae, feature, id and vector columns only",
+            ColumnReader::Rank => "`rank` reads tae, feature, id, vector and fm-logit columns only",
             ColumnReader::Hooks => "`labels` and `sample` read no column of the history",
         }
     }
@@ -75,7 +77,8 @@ const KINDS: [(&str, Kind); 10] = [
     ("feature", Kind::Named(DeclaredColumn::Feature)),
     ("raw-feature", Kind::Named(DeclaredColumn::RawFeature)),
     ("id", Kind::Named(DeclaredColumn::Id)),
-    ("vector", Kind::Named(DeclaredColumn::Vector)),
+    (VECTOR, Kind::Named(DeclaredColumn::Vector)),
+    ("fm-logit", Kind::Named(DeclaredColumn::FmLogit)),
     ("time", Kind::Nameless(|| DeclaredColumn::Time)),
     ("request", Kind::Nameless(|| DeclaredColumn::Request)),
     ("history-id", Kind::Named(DeclaredColumn::HistoryId)),
@@ -126,7 +129,8 @@ impl DeclaredColumn {
             DeclaredColumn::Feature(_) => "feature",
             DeclaredColumn::RawFeature(_) => "raw-feature",
             DeclaredColumn::Id(_) => "id",
-            DeclaredColumn::Vector(_) => "vector",
+            DeclaredColumn::Vector(_) => VECTOR,
+            DeclaredColumn::FmLogit(_) => "fm-logit",
             DeclaredColumn::Time => "time",
             DeclaredColumn::Request => "request",
             DeclaredColumn::HistoryId(_) => "history-id",
@@ -141,6 +145,7 @@ impl DeclaredColumn {
             | DeclaredColumn::RawFeature(name)
             | DeclaredColumn::Id(name)
             | DeclaredColumn::Vector(name)
+            | DeclaredColumn::FmLogit(name)
             | DeclaredColumn::HistoryId(name) => name,
             _ => "",
         }
@@ -164,7 +169,7 @@ impl DeclaredColumn {
             }
             DeclaredColumn::Id(name) => (name, &info.ids),
             DeclaredColumn::HistoryId(name) => (name, &info.history_ids),
-            DeclaredColumn::Vector(name) => (name, &[]),
+            DeclaredColumn::Vector(name) | DeclaredColumn::FmLogit(name) => (name, &[]),
             _ => return Ok(0),
         };
         let kind = match self {
@@ -200,7 +205,8 @@ impl DeclaredColumn {
             DeclaredColumn::Tae
             | DeclaredColumn::Feature(_)
             | DeclaredColumn::Id(_)
-            | DeclaredColumn::Vector(_) => true,
+            | DeclaredColumn::Vector(_)
+            | DeclaredColumn::FmLogit(_) => true,
             DeclaredColumn::Time | DeclaredColumn::Request => reader == ColumnReader::Hooks,
             DeclaredColumn::RawFeature(_)
             | DeclaredColumn::HistoryId(_)

@@ -20,7 +20,7 @@ pub use self::wire::hypercast::expert::types::*;
 pub use self::wire::hypercast::expert::types::{
     Column as WireColumn, Description as WireDescription,
 };
-pub use self::wire::{Expert, ExpertImports, ExpertPre};
+pub use self::wire::{Expert, ExpertImports, ExpertIndices};
 
 /// The version of the contract that this host implements.
 pub const VERSION: &str = "3.0.0";
@@ -85,6 +85,9 @@ pub(super) const TEXT_BYTES: usize = 256;
 
 /// The largest factor of a learning rate.
 pub(crate) const MAX_FACTOR: f32 = 10.0;
+
+/// The kind of the columns of vectors.
+pub(crate) const VECTOR: &str = "vector";
 
 /// The vector that every item can have.
 pub(crate) const CONTENT: &str = "content";
@@ -228,7 +231,7 @@ impl HostSchema {
 
     /// The width of the vector at `index` among those of `info.columns`.
     pub(crate) fn vector_width(&self, index: usize) -> usize {
-        offered(&self.info, "vector").nth(index).map_or(0, |vector| vector.width as usize)
+        offered(&self.info, VECTOR).nth(index).map_or(0, |vector| vector.width as usize)
     }
 
     /// The columns of the id at `index` among `info.history_ids`; none of the item and the surface.
@@ -248,7 +251,7 @@ impl HostSchema {
             Column::Vector(_) => self.vector_width(index),
             Column::HistoryId(_) => self.item_columns(index).map_or(1, |columns| columns.width),
             Column::HistoryActions => self.info.actions.len(),
-            Column::Feature(_) | Column::RawFeature(_) => 1,
+            Column::Feature(_) | Column::RawFeature(_) | Column::FmLogit(_) => 1,
             Column::HistoryAge | Column::Time | Column::Request => 1,
         })
     }
@@ -282,6 +285,8 @@ fn host_info(surface: Option<&str>, schema: &Schema, vectors: VectorWidths) -> H
     let names = |fields: Vec<IdField>| fields.into_iter().map(|field| field.name);
     let content = (vectors.content > 0)
         .then(|| Column::Vector(CONTENT.to_owned()).offered(vectors.content as u32));
+    let predicted = schema.main_tasks().filter(|_| vectors.tae > 0);
+    let fm_logits = predicted.map(|task| Column::FmLogit(task.name.clone()).offered(1));
     let built_in = HISTORY_IDS.map(String::from).into_iter();
     HostInfo {
         tae_dim: vectors.tae as u32,
@@ -292,7 +297,7 @@ fn host_info(surface: Option<&str>, schema: &Schema, vectors: VectorWidths) -> H
         features: core.feature_columns(),
         ids: names(core.id_fields()).collect(),
         history_ids: built_in.chain(names(IdField::of(&schema.item_features, 0))).collect(),
-        columns: content.into_iter().collect(),
+        columns: content.into_iter().chain(fm_logits).collect(),
     }
 }
 

@@ -14,11 +14,13 @@ pub enum Call {
     Rank,
     /// `labels`, in training.
     Labels,
+    /// `weights`, in training.
+    Weights,
     /// `sample`, in training.
     Sample,
     /// `schedule`, before a step of training.
     Schedule,
-    /// `evaluate`, before a publication or in a canary.
+    /// `evaluate`, or `evaluate-rows` in its place, before a publication or in a canary.
     Evaluate,
     /// The host's run of the expert's network.
     Predict,
@@ -26,11 +28,12 @@ pub enum Call {
 
 impl Call {
     /// Each, in the order in which they are declared.
-    pub(super) const ALL: [Call; 8] = [
+    pub(super) const ALL: [Call; 9] = [
         Call::Describe,
         Call::Network,
         Call::Rank,
         Call::Labels,
+        Call::Weights,
         Call::Sample,
         Call::Schedule,
         Call::Evaluate,

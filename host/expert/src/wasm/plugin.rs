@@ -14,8 +14,8 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use super::check;
 use super::contract::{
-    ActionBatch, Contract, Description, Evaluation, HostInfo, NamedColumn, Network, Prediction,
-    RankRequest, Ranked, TaskLabels, TrainingStep, Verdict, quote,
+    ActionBatch, Contract, Description, Evaluation, EvaluationRows, HostInfo, NamedColumn, Network,
+    Prediction, RankRequest, Ranked, TaskLabels, TrainingStep, Verdict, quote,
 };
 use super::contract2;
 use super::engine::{self, Engine, HostState, InstanceSlot};
@@ -199,6 +199,8 @@ impl Plugin {
 
     /// Calls `describe` and checks the description. Its name and limits apply to later calls.
     pub fn describe(&mut self, info: &HostInfo) -> Result<Description, Error> {
+        let hooks = self.run(Call::Describe, |guest, store| Ok(guest.check_hooks(store)))?;
+        hooks.map_err(|why| Error::refused(&self.name, why))?;
         let description = self.declared(info)?;
         check::description(&description, info).map_err(|why| Error::refused(&self.name, why))?;
         self.name = description.name.as_str().into();
@@ -306,6 +308,31 @@ impl Plugin {
             .map_err(|why| self.fault(call, Fault::BadOutput(why)))
     }
 
+    /// The most bytes of an instance's linear memory.
+    pub(crate) fn memory_limit(&self) -> usize {
+        (self.memory_mib as usize) << 20
+    }
+
+    /// Whether it has the hook `weights`.
+    pub fn weighs(&self) -> bool {
+        self.pre.weighs()
+    }
+
+    /// Calls `weights`: a factor of the loss weights of each row, for each task of `description` in
+    /// its order, empty where all are 1.
+    pub fn weights(
+        &self,
+        description: &Description,
+        info: &HostInfo,
+        batch: &ActionBatch,
+    ) -> Result<Vec<Vec<f32>>, ExpertFault> {
+        let call = Call::Weights;
+        let weights = self.run(call, |guest, store| guest.weights(store, info, batch))?;
+        let weights = weights.map_err(|why| self.fault(call, Fault::Refused(quote(&why))))?;
+        check::weights(weights, &description.tasks, batch.surface.len())
+            .map_err(|why| self.fault(call, Fault::BadOutput(why)))
+    }
+
     /// Calls `sample`: the probability, in 0..=1, to keep each example.
     pub fn sample(&self, info: &HostInfo, batch: &ActionBatch) -> Result<Vec<f32>, ExpertFault> {
         let call = Call::Sample;
@@ -329,6 +356,23 @@ impl Plugin {
     ) -> Result<Verdict, ExpertFault> {
         let verdict =
             self.run(Call::Evaluate, |guest, store| guest.evaluate(store, info, evaluation));
+        verdict.map(check::verdict)
+    }
+
+    /// Whether it has the hook `evaluate-rows`.
+    pub fn evaluates_rows(&self) -> bool {
+        self.pre.evaluates_rows()
+    }
+
+    /// Calls `evaluate-rows`, or `evaluate` of a plugin without it.
+    pub fn evaluate_rows(
+        &self,
+        info: &HostInfo,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> Result<Verdict, ExpertFault> {
+        let verdict = self
+            .run(Call::Evaluate, |guest, store| guest.evaluate_rows(store, info, evaluation, rows));
         verdict.map(check::verdict)
     }
 
@@ -369,7 +413,7 @@ impl Plugin {
         Ok(HostState {
             plugin: self.name.clone(),
             log_name: self.log_name.clone().unwrap_or_else(|| self.name.clone()),
-            memory_limit: (self.memory_mib as usize) << 20,
+            memory_limit: self.memory_limit(),
             table_limit: self.limits.table_elements,
             usage: self.usage.clone(),
             log: self.engine.inner.log.clone(),

@@ -107,7 +107,7 @@ pub fn run(stream: &DatasetStream<'_>, work: &Path) -> Result<()> {
         if !part.history_only {
             table.push(part, &output.predictions)?;
         }
-        Ok(output.tae)
+        Ok(output.served(&spec))
     })?;
     table.finish()?;
     let text =

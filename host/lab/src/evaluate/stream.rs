@@ -16,6 +16,7 @@ use hypercast_data::{
 };
 use hypercast_fm::{
     example::Example,
+    inference::FmOutput,
     trainer::{FmTrainer, StepOutput},
 };
 use hypercast_train::fm::{FIRST_VERSION, log_writer};
@@ -200,8 +201,8 @@ impl DatasetStream<'_> {
         Ok(())
     }
 
-    /// Passes every batch to `embed`, and logs what it returns: embeddings of `width` values for
-    /// the targets of all requests, or of those on `surface`. `embed` is told whether a batch is
+    /// Passes every batch to `embed`, and logs what it returns: embeddings of `width` values, with
+    /// predictions or without, for the targets of all requests, or of those on `surface`. `embed` is told whether a batch is
     /// logged.
     ///
     /// # Errors
@@ -211,7 +212,7 @@ impl DatasetStream<'_> {
         name: &str,
         width: usize,
         surface: Option<u16>,
-        mut embed: impl FnMut(&StreamBatch<'_>, bool) -> Result<Vec<f32>>,
+        mut embed: impl FnMut(&StreamBatch<'_>, bool) -> Result<FmOutput>,
     ) -> Result<()> {
         atomic_dir::remove(&self.config.paths.logs)?;
         let versions = vec![LogVersion::new(FIRST_VERSION, width)];
@@ -219,9 +220,9 @@ impl DatasetStream<'_> {
         let skip = self.skip()?;
         self.run(name, |part| {
             let is_logged = !part.history_only && part.seen >= skip;
-            let embeddings = embed(&part, is_logged)?;
+            let said = embed(&part, is_logged)?;
             if is_logged {
-                log.write_batch(part.examples, &embeddings, |example| {
+                log.write_batch(part.examples, &said, |example| {
                     surface.is_none_or(|own| example.surface == own)
                 })?;
             }

@@ -11,6 +11,7 @@ use hypercast_core::text_table::TextTable;
 use hypercast_fm::{
     cost::{ModelSize, TokenCounts, flops},
     example::Example,
+    inference::FmOutput,
     spec::FmSpec,
     trainer::{FmTrainer, StepOutput},
 };
@@ -104,7 +105,8 @@ fn embed(
     let heads = FmHeads::new(&spec.tasks, context);
     let mut pass = FmPasses::default();
     stream.log("FM and one-stage model", config.fm.tae_width(), Some(surface), |part, _| {
-        let embeddings = pass.fm.through(part, fm.as_mut())?.tae;
+        let tae = pass.fm.through(part, fm.as_mut())?.tae;
+        let embeddings = FmOutput { tae, ..FmOutput::default() };
         if part.history_only {
             return Ok(embeddings);
         }

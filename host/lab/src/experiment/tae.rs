@@ -5,7 +5,7 @@
 //! that is refreshed now and then. All arms are one plugin with different `tae` inputs.
 
 use hypercast_config::Config;
-use hypercast_fm::example::Example;
+use hypercast_fm::{example::Example, inference::FmOutput};
 use hypercast_train::{fm::dataset_spec, report::ALL};
 use serde_json::json;
 
@@ -59,7 +59,7 @@ fn embed(context: &ExperimentContext<'_>, config: &Config) -> Result<()> {
                 joined.extend_from_slice(own);
             }
         }
-        Ok(joined)
+        Ok(FmOutput { tae: joined, ..FmOutput::default() })
     })
 }
 

@@ -9,7 +9,10 @@ use std::ops::Range;
 use hypercast_config::Config;
 use hypercast_core::text_table::TextTable;
 use hypercast_data::{dataset::timeline::Span, schema::TaskRole};
-use hypercast_fm::spec::{FmConfig, TaskSpec};
+use hypercast_fm::{
+    inference::FmOutput,
+    spec::{FmConfig, TaskSpec},
+};
 use hypercast_train::fm::dataset_spec;
 use serde_json::{Value, json};
 
@@ -78,10 +81,11 @@ fn embed(context: &ExperimentContext<'_>, config: &Config, tally: &mut ScoreTall
             heads.tally(part, 1, &large.predictions, tally);
         }
         if !is_logged {
-            return Ok(Vec::new());
+            return Ok(FmOutput::default());
         }
         let pairs = small.tae.chunks_exact(width).zip(large.tae.chunks_exact(width));
-        Ok(pairs.flat_map(|(a, b)| [a, b].concat()).collect())
+        let tae = pairs.flat_map(|(a, b)| [a, b].concat()).collect();
+        Ok(FmOutput { tae, ..FmOutput::default() })
     })
 }
 

@@ -7,6 +7,7 @@
 use hypercast_config::Config;
 use hypercast_fm::{
     example::Example,
+    inference::FmOutput,
     spec::{FmSpec, TaskLabel, TaskSpec},
 };
 use hypercast_train::fm::dataset_spec;
@@ -125,7 +126,8 @@ fn embed(
         |example: &Example| example.surface != case.surface || learned.contains(example.user.id);
     let stream = context.stream(config, config.fm.max_history);
     stream.log("FM", config.fm.tae_width(), Some(case.surface), |part, _| {
-        Ok(part.through(trainer.as_mut(), &learns)?.tae)
+        let tae = part.through(trainer.as_mut(), &learns)?.tae;
+        Ok(FmOutput { tae, ..FmOutput::default() })
     })
 }
 

@@ -211,7 +211,7 @@ impl RankingService {
         let output = fm.as_deref().ok();
         let arm = fetched.arm.as_ref().map(|(arm, _)| &**arm);
         let served = fetched.arm.as_ref().map(|(arm, expert)| {
-            let (outcome, spent) = expert.serve(example, arm.tae(rows(output)), limit);
+            let (outcome, spent) = expert.serve(example, arm.fm_rows(output), limit);
             arm.count(&outcome, spent);
             (outcome, spent)
         });
@@ -296,7 +296,8 @@ impl RankingService {
             example: example[0].clone(),
             fm: fm.version().to_owned(),
             tae_dim: fm.manifest().config.tae_width(),
-            tae: output.map(|output| output.tae.to_vec()).unwrap_or_default(),
+            tae: output.as_ref().map(|output| output.tae.clone()).unwrap_or_default(),
+            predictions: output.map(|output| output.main.clone()).unwrap_or_default(),
             arm,
             degraded,
             ranking,
@@ -400,7 +401,7 @@ fn shadows(
     // Shadows on another FM version are measured after the answer only.
     let asked = fetched.fm().version();
     let shadows = fetched.set.shadows(example.surface).iter().filter(|arm| arm.fm == asked);
-    let predict = |arm: &Arc<ExpertArm>| match arm.expert().predict(&[example], arm.tae(rows(fm))) {
+    let predict = |arm: &Arc<ExpertArm>| match arm.expert().predict(&[example], arm.fm_rows(fm)) {
         Ok(predictions) => Some((arm.name.clone(), by_task(&predictions))),
         Err(fault) => {
             tracing::debug!(%fault, "a shadow expert failed; the request is not affected");
@@ -408,10 +409,6 @@ fn shadows(
         }
     };
     shadows.filter_map(predict).collect()
-}
-
-fn rows(fm: Option<&FmOutput>) -> Option<&[f32]> {
-    fm.map(|fm| &*fm.tae)
 }
 
 pub(crate) fn by_task(predictions: &ExpertPredictions) -> BTreeMap<String, Vec<f32>> {

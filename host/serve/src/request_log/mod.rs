@@ -56,6 +56,10 @@ pub struct RecordedRequest {
     /// It stands behind the record, where earlier versions have nothing; theirs are read as empty.
     #[serde(skip)]
     pub propensities: Vec<Option<f32>>,
+    /// `[candidates, main tasks]`: the FM's own predictions. They stand behind the propensities, and
+    /// are empty where the FM did not answer or an earlier version recorded the request.
+    #[serde(skip)]
+    pub predictions: Vec<f32>,
 }
 
 /// The schema under which requests are replayed. Those that were recorded before it grew are
@@ -64,13 +68,15 @@ pub struct ReplaySchema {
     /// Of all layouts that it has had.
     hashes: Vec<String>,
     upgrade: ColumnUpgrade,
+    main_tasks: usize,
 }
 
 impl ReplaySchema {
     /// Of a data set.
     pub fn new(schema: &Schema) -> ReplaySchema {
         let hashes = std::iter::once(schema_hash(schema)).chain(earlier_schema_hashes(schema));
-        ReplaySchema { hashes: hashes.collect(), upgrade: ColumnUpgrade::new(schema) }
+        let main_tasks = schema.main_tasks().count();
+        ReplaySchema { hashes: hashes.collect(), upgrade: ColumnUpgrade::new(schema), main_tasks }
     }
 
     /// Whether a request was recorded under it.
@@ -81,6 +87,14 @@ impl ReplaySchema {
     /// Brings a request that it has to the present layout.
     pub fn upgraded(&self, mut request: RecordedRequest) -> RecordedRequest {
         self.upgrade.example(&mut request.example);
+        // Tasks that were added since come last, and nothing is known of them.
+        let rows = request.example.targets.len().max(1);
+        let before = request.predictions.len() / rows;
+        if 0 < before && before < self.main_tasks {
+            let added = vec![f32::NAN; self.main_tasks - before];
+            let all = request.predictions.chunks_exact(before);
+            request.predictions = all.flat_map(|row| [row, &added].concat()).collect();
+        }
         request
     }
 }

@@ -95,7 +95,11 @@ fn record(bytes: &[u8]) -> std::result::Result<Option<(RecordedRequest, &[u8])>,
     let (mut record, behind) =
         postcard::take_from_bytes::<RecordedRequest>(&plain).map_err(wrong)?;
     if !behind.is_empty() {
-        record.propensities = postcard::from_bytes(behind).map_err(wrong)?;
+        let behind_it;
+        (record.propensities, behind_it) = postcard::take_from_bytes(behind).map_err(wrong)?;
+        if !behind_it.is_empty() {
+            record.predictions = postcard::from_bytes(behind_it).map_err(wrong)?;
+        }
     }
     Ok(Some((record, after)))
 }
@@ -130,6 +134,7 @@ pub(super) mod tests {
             degraded: false,
             ranking: vec![(7, 0.5)],
             propensities: vec![Some(0.25)],
+            predictions: vec![0.75],
         }
     }
 
@@ -145,7 +150,7 @@ pub(super) mod tests {
         let bytes = [head.concat(), packed].concat();
         let (read, rest) = record(&bytes).unwrap().unwrap();
         assert_eq!((read.example.request, read.ranking.len(), rest.len()), (3, 1, 0));
-        assert!(read.propensities.is_empty());
+        assert!(read.propensities.is_empty() && read.predictions.is_empty());
     }
 
     #[test]
@@ -165,6 +170,7 @@ pub(super) mod tests {
         assert!(all.len() < 20_000 && ids(&all).windows(2).all(|pair| pair[0] + 1 == pair[1]));
         assert_eq!(all.last().unwrap().tae[1], 19_999.0 * 64.0 + 1.0);
         assert_eq!(all.last().unwrap().propensities, [Some(0.25)]);
+        assert_eq!(all.last().unwrap().predictions, [0.75]);
         let odd = newest(dir.path(), 3, |record| record.example.request % 2 == 1).unwrap();
         assert_eq!(ids(&odd), [19_995, 19_997, 19_999]);
         // Cut within the last record, as a killed process leaves it; the next process writes to a

@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use hypercast_expert::{ExpertFault, ServedExpert, Tae};
+use hypercast_expert::{ExpertFault, FmRows, ServedExpert, Tae};
 
 use crate::request_log::{
     RecordedRequest,
@@ -113,13 +113,14 @@ impl ReplayExpert<'_> {
     ) -> Result<Vec<u64>, ExpertFault> {
         let example = &request.example;
         let without = self.without_tae || request.tae.is_empty();
-        let tae = if without { Tae::Without } else { Tae::Rows(&request.tae) };
+        let (tae, predictions) = (Tae::Rows(&request.tae), &request.predictions[..]);
+        let fm = if without { FmRows::WITHOUT } else { FmRows { tae, predictions } };
         let limit = request.ranking.len().clamp(1, example.targets.len().max(1));
         let start = Instant::now();
         let ranked = self
             .expert
-            .predict(&[example], tae)
-            .and_then(|predictions| self.expert.rank(example, tae, &predictions, limit));
+            .predict(&[example], fm)
+            .and_then(|predictions| self.expert.rank(example, fm, &predictions, limit));
         times_us.push(start.elapsed().as_secs_f64() * 1e6);
         let item = |row: u32| example.targets[row as usize].item.id;
         let ranked = ranked?.iter().map(|place| item(place.candidate)).collect();

@@ -98,7 +98,8 @@ impl FileRing {
 
     pub(super) fn append(&mut self, record: &RecordedRequest) -> Result<()> {
         let wrong = |error: postcard::Error| Error::data(&self.dir, error.to_string());
-        let plain = postcard::to_allocvec(&(record, &record.propensities)).map_err(wrong)?;
+        let plain = postcard::to_allocvec(&(record, &record.propensities, &record.predictions))
+            .map_err(wrong)?;
         let packed = zstd::encode_all(&plain[..], LEVEL).map_err(Error::io(&self.dir))?;
         let (length, checksum) = (packed.len() as u32, crc32fast::hash(&packed));
         let bytes = [&length.to_le_bytes(), &checksum.to_le_bytes(), &*packed].concat();

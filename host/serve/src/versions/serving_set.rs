@@ -7,8 +7,10 @@ use std::{
 };
 
 use hypercast_core::clock::now_ms;
-use hypercast_expert::{ExpertTimes, Fault, RankOutcome, ServedExpert, Tae};
-use hypercast_fm::{checkpoint::FmManifest, history::CacheCounts, spec::TaskSpec};
+use hypercast_expert::{ExpertTimes, Fault, FmRows, RankOutcome, ServedExpert};
+use hypercast_fm::{
+    checkpoint::FmManifest, history::CacheCounts, inference::FmOutput, spec::TaskSpec,
+};
 use hypercast_stream::registry::{
     Shares, VersionState, WeightsLocation, choose_version, user_bucket,
 };
@@ -85,12 +87,10 @@ impl LiveExpert {
 }
 
 impl ExpertArm {
-    /// The TAE for the expert, or none if it was trained without.
-    pub fn tae<'a>(&self, rows: Option<&'a [f32]>) -> Tae<'a> {
-        match rows {
-            Some(rows) if !self.desired.without_tae => Tae::Rows(rows),
-            _ => Tae::Without,
-        }
+    /// What the expert reads of the FM's output: nothing if it was trained without.
+    pub fn fm_rows<'a>(&self, output: Option<&'a FmOutput>) -> FmRows<'a> {
+        let output = output.filter(|_| !self.desired.without_tae);
+        output.map_or(FmRows::WITHOUT, FmRows::from)
     }
 
     /// The expert with its newest parameters. A request calls this once.

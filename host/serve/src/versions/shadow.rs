@@ -107,10 +107,10 @@ impl ShadowWorker {
             let fm = set.fm(&arm.fm).expect("a set has the FMs that its experts pin");
             let output =
                 outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &request.fetched));
-            let rows = output.as_ref().map(|output| &*output.tae);
             // The shadow does all the work of an answer, so that faults are request before it
             // serves.
-            let (outcome, spent) = arm.expert().serve(example, arm.tae(rows), items.len());
+            let (outcome, spent) =
+                arm.expert().serve(example, arm.fm_rows(output.as_deref()), items.len());
             arm.count(&outcome, spent);
             match outcome {
                 RankOutcome::Ranked { predictions, .. } => {

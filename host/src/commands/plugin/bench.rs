@@ -13,14 +13,14 @@ use serde::Serialize;
 use super::check::share;
 use super::subject::PluginUnderTest;
 use hypercast_core::quantile::quantile;
-use hypercast_data::synthetic::{Synthetic, SyntheticRequest, SyntheticSize};
+use hypercast_data::synthetic::{Synthetic, SyntheticSize};
 use hypercast_expert::batch::GuestRequest;
 use hypercast_expert::wasm::Call;
 use hypercast_expert::wasm::contract::{
     Decision, Evaluation, Quality, Slice, TrainingStep, rank_request,
 };
 use hypercast_expert::{
-    Blueprint, BreakerConfig, Device, ExpertFault, Normaliser, ServedExpert, Tae,
+    Blueprint, BreakerConfig, Device, ExpertFault, FmRows, Normaliser, ServedExpert, Tae,
 };
 
 /// Bytes of one ranked candidate, as they leave the guest: an index, a score, a propensity.
@@ -121,18 +121,19 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let breaker = BreakerConfig { faults: u32::MAX, ..BreakerConfig::default() };
     let expert = ServedExpert::new(blueprint.clone(), parameters, Device::Cpu, breaker)?;
 
-    let tae = Tae::Rows(&sample.tae);
-    let predict = || expert.predict(&[&sample.example], tae);
+    let fm = FmRows { tae: Tae::Rows(&sample.tae), predictions: &sample.predictions };
+    let predict = || expert.predict(&[&sample.example], fm);
     let predictions = predict()?;
     let network = timed("network", args.runs, || predict().map(drop))?;
-    let (rank, memory_bytes) = rank(&expert, &sample, &predictions.tasks, args.runs)?;
-    let request = GuestRequest { example: &sample.example, tae };
+    let request = GuestRequest { example: &sample.example, fm };
+    let (rank, memory_bytes) = rank(&expert, request, &predictions.tasks, args.runs)?;
     let batch = blueprint.columns.hook_batch(&[request], &blueprint.info);
     let evaluation = evaluation(blueprint);
     let (plugin, info) = (&blueprint.plugin, &blueprint.info);
     let few = args.runs.min(50);
     let hooks = vec![
         timed("labels", few, || plugin.labels(&blueprint.description, info, &batch).map(drop))?,
+        timed("weights", few, || plugin.weights(&blueprint.description, info, &batch).map(drop))?,
         timed("sample", few, || plugin.sample(info, &batch).map(drop))?,
         timed("schedule", few, || plugin.schedule(STEP).map(drop))?,
         timed("evaluate", few, || plugin.evaluate(info, &evaluation).map(drop))?,
@@ -170,13 +171,13 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
 /// `rank` in a fresh instance a call, as it is served, and the memory that one needed.
 fn rank(
     expert: &ServedExpert,
-    sample: &SyntheticRequest,
+    GuestRequest { example, fm }: GuestRequest<'_>,
     predictions: &[hypercast_expert::wasm::contract::Prediction],
     runs: usize,
 ) -> Result<(Timed, usize), ExpertFault> {
     let blueprint = expert.blueprint();
-    let (plugin, example) = (&blueprint.plugin, &sample.example);
-    let columns = blueprint.columns.rank_columns(example, Tae::Rows(&sample.tae));
+    let plugin = &blueprint.plugin;
+    let columns = blueprint.columns.rank_columns(example, fm);
     let request = rank_request(example, &blueprint.info, example.targets.len());
     let mut instance = plugin.instance(Call::Rank)?;
     instance.rank(&request, predictions, &columns)?;

@@ -51,6 +51,8 @@ impl PendingRows {
 pub(super) struct LoggedBatch {
     pub(super) examples: Vec<Example>,
     pub(super) tae: Vec<f32>,
+    /// The FM's own.
+    pub(super) predictions: Vec<f32>,
     pub(super) rows: usize,
     /// Where the examples were read.
     pub(super) keys: Vec<RecordKey>,
@@ -58,9 +60,10 @@ pub(super) struct LoggedBatch {
 
 impl LoggedBatch {
     fn add(&mut self, row: FeedRow) {
-        let FeedRow { logged: LoggedRequest { example, tae, .. }, key } = row;
+        let FeedRow { logged: LoggedRequest { example, tae, predictions, .. }, key } = row;
         self.rows += example.targets.len();
         self.tae.extend_from_slice(&tae);
+        self.predictions.extend_from_slice(&predictions);
         self.examples.push(example);
         self.keys.push(key);
     }
@@ -68,6 +71,7 @@ impl LoggedBatch {
     pub(super) fn append(&mut self, mut other: LoggedBatch) {
         self.rows += other.rows;
         self.tae.append(&mut other.tae);
+        self.predictions.append(&mut other.predictions);
         self.examples.append(&mut other.examples);
         self.keys.append(&mut other.keys);
     }
@@ -88,18 +92,22 @@ impl LoggedBatch {
         is_kept: impl Fn(usize) -> bool,
         said: &mut [Vec<f32>],
     ) {
-        let width = self.tae.len() / self.rows.max(1);
+        let rows = self.rows.max(1);
+        let (dim, tasks) = (self.tae.len() / rows, self.predictions.len() / rows);
         let all = std::mem::take(self);
         let mut kept_rows = Vec::new();
-        let mut tae = all.tae.chunks(width.max(1));
+        let mut tae = all.tae.chunks(dim.max(1));
+        let mut predictions = all.predictions.chunks(tasks.max(1));
         let examples = all.examples.into_iter().zip(all.keys).take(first);
         for (at, (example, key)) in examples.enumerate() {
             let rows = example.targets.len();
             let own: Vec<f32> = tae.by_ref().take(rows).flatten().copied().collect();
+            let said: Vec<f32> = predictions.by_ref().take(rows).flatten().copied().collect();
             kept_rows.extend(std::iter::repeat_n(is_kept(at), rows));
             if is_kept(at) {
                 self.rows += rows;
                 self.tae.extend(own);
+                self.predictions.extend(said);
                 self.examples.push(example);
                 self.keys.push(key);
             }
@@ -111,6 +119,6 @@ impl LoggedBatch {
     }
 
     pub(super) fn chunk(&self) -> Chunk<'_> {
-        Chunk { examples: &self.examples, tae: &self.tae }
+        Chunk { examples: &self.examples, tae: &self.tae, predictions: &self.predictions }
     }
 }

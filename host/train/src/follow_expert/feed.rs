@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use hypercast_fm::{
     example::Example,
-    inference::{self, FmServingOptions, FoundationModel},
+    inference::{self, FmOutput, FmServingOptions, FoundationModel},
 };
 use serde::{Deserialize, Serialize};
 
@@ -183,16 +183,19 @@ impl ComputedFeed {
         }
         let core = self.core.examples(records.iter().map(|record| &record.example));
         let examples: Vec<&Example> = core.iter().map(|example| &**example).collect();
-        let tae = self.fm.infer(&examples)?.tae;
+        let FmOutput { tae, main } = self.fm.infer(&examples)?;
         drop(core);
-        let dim = self.fm.manifest().config.tae_width();
+        let manifest = self.fm.manifest();
+        let (dim, tasks) = (manifest.config.tae_width(), manifest.spec.main_tasks().len());
         let mut row = 0;
         let rows = records.into_iter().map(|record| {
             let PositionedExample { example, ranked, correction, ingested_ms, key, end } = record;
             let rows = row..row + example.targets.len();
             row = rows.end;
             let tae = tae[rows.start * dim..rows.end * dim].to_vec();
-            let logged = LoggedRequest { example, tae, ranked, correction, ingested_ms };
+            let predictions = main[rows.start * tasks..rows.end * tasks].to_vec();
+            let logged =
+                LoggedRequest { example, tae, predictions, ranked, correction, ingested_ms };
             ReadyRow { row: FeedRow { logged, key }, end }
         });
         Ok(rows.collect())

@@ -16,7 +16,11 @@ use super::{
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
 use hypercast_config::NeLimits;
-use hypercast_expert::{Chunk, train::SavedTrainer, wasm::contract::Verdict};
+use hypercast_expert::{
+    Chunk,
+    train::{SavedTrainer, ScoredRows},
+    wasm::contract::Verdict,
+};
 
 /// Puts the rows measured since the last publication to the expert's `evaluate`.
 pub(super) struct PublishGate {
@@ -69,7 +73,7 @@ impl PublishGate {
     /// would say that were published last.
     pub(super) fn measure(
         &mut self,
-        expert: &dyn OnlineExpert,
+        expert: &mut dyn OnlineExpert,
         chunk: Chunk<'_>,
         candidate: &[Vec<f32>],
     ) -> Result<()> {
@@ -77,7 +81,7 @@ impl PublishGate {
         let targets = expert.targets(chunk)?;
         let said = WindowPredictions { candidate, serving: &serving, targets: &targets };
         self.measured.push(chunk.examples.iter(), said, |_| true);
-        Ok(())
+        expert.sample(chunk, ScoredRows { candidate, serving: &serving, targets: &targets })
     }
 
     /// Notes how often `schedule` has failed so far.

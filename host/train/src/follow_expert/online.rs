@@ -6,7 +6,7 @@
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Chunk, Parameters, Provenance,
-    train::{BatchReport, RefusedRequest, SavedTrainer, TaskTargets},
+    train::{BatchReport, RefusedRequest, SavedTrainer, ScoredRows, TaskTargets},
     wasm::{
         ExpertFault,
         contract::{Evaluation, Task, Verdict},
@@ -107,6 +107,15 @@ pub trait OnlineExpert {
     /// # Errors
     /// It is of another network.
     fn go_back(&mut self, saved: &SavedTrainer) -> Result<()>;
+
+    /// Keeps some of a chunk's requests with what was predicted of them, for
+    /// [`OnlineExpert::evaluate`]. What reads no rows keeps none.
+    ///
+    /// # Errors
+    /// As [`OnlineExpert::predict`].
+    fn sample(&mut self, _: Chunk<'_>, _: ScoredRows<'_>) -> Result<()> {
+        Ok(())
+    }
 
     /// The plugin's word on what may be published.
     ///
@@ -219,16 +228,21 @@ impl OnlineExpert for PluginExpert {
             hypercast_expert::Error::refused(name, format!("what it published last is of {why}"))
         })?;
         self.published = Some(parameters);
+        self.stream.trainer.forget_sample();
         Ok(())
     }
 
     fn go_back(&mut self, saved: &SavedTrainer) -> Result<()> {
+        self.stream.trainer.forget_sample();
         Ok(self.stream.trainer.go_back(saved)?)
     }
 
+    fn sample(&mut self, chunk: Chunk<'_>, scored: ScoredRows<'_>) -> Result<()> {
+        Ok(self.stream.trainer.sample(chunk, scored)?)
+    }
+
     fn evaluate(&self, evaluation: &Evaluation) -> std::result::Result<Verdict, ExpertFault> {
-        let blueprint = &self.stream.blueprint;
-        blueprint.plugin.evaluate(&blueprint.info, evaluation)
+        self.stream.trainer.judge(evaluation)
     }
 
     fn mean_loss(&self) -> f64 {

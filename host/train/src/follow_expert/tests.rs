@@ -84,6 +84,7 @@ impl World {
             let row = LogRow {
                 example,
                 taes: &taes,
+                predictions: &[],
                 ranked: &[],
                 correction,
                 ingested_ms: 7,

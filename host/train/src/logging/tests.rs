@@ -14,7 +14,7 @@ use hypercast_fm::{
     checkpoint::FmManifest,
     device::DeviceKind,
     example::{Example, Outcome},
-    inference,
+    inference::{self, FmOutput},
     spec::FmConfig,
     trainer::{self, FmTrainer},
 };
@@ -201,7 +201,11 @@ fn after_any_crash_the_rows_are_those_of_an_undisturbed_run() {
     assert_eq!((report.requests, report.position), (150, 150));
     let whole = said(&logged(&config, "1.0.0"));
     let fm = inference::load(&config.paths.fm, Default::default()).unwrap();
-    let expected = fm.infer(&examples.iter().collect::<Vec<_>>()).unwrap().tae;
+    let FmOutput { tae: expected, main } = fm.infer(&examples.iter().collect::<Vec<_>>()).unwrap();
+    let rows = logged(&config, "1.0.0");
+    let predictions: Vec<f32> = rows.iter().flat_map(|row| &row.predictions).copied().collect();
+    assert!(!main.is_empty() && predictions.len() == main.len());
+    assert!(predictions.iter().zip(&main).all(|(a, b)| (a - b).abs() < 1e-5));
     let found: Vec<f32> =
         whole.iter().flat_map(|row| &row.2).map(|&bits| f32::from_bits(bits)).collect();
     assert_eq!(found.len(), expected.len());

@@ -16,7 +16,7 @@ use std::{
 use hypercast_fm::{
     checkpoint::FmManifest,
     example::Example,
-    inference::{self, FmServingOptions, FoundationModel},
+    inference::{self, FmOutput, FmServingOptions, FoundationModel},
     runtime::FmRuntime,
 };
 
@@ -199,10 +199,10 @@ impl LoadedVersions {
             .collect()
     }
 
-    /// The embeddings of all targets, a usable version each.
-    pub(super) fn infer(&self, examples: &[&Example]) -> Result<Vec<Vec<f32>>> {
+    /// What each usable version answers for all targets.
+    pub(super) fn infer(&self, examples: &[&Example]) -> Result<Vec<FmOutput>> {
         let usable = self.versions.iter().filter_map(|own| own.fm.as_ref());
-        usable.map(|fm| Ok(fm.infer(examples)?.tae)).collect()
+        usable.map(|fm| Ok(fm.infer(examples)?)).collect()
     }
 }
 

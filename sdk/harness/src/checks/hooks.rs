@@ -1,5 +1,5 @@
-//! Checks of the training hooks. `labels` and `sample` must use known outcomes only; `schedule` and
-//! `evaluate` must answer every question that the host may ask.
+//! Checks of the training hooks. `labels` and `sample` must use known outcomes only; `schedule`,
+//! `evaluate` and `evaluate_rows` must answer every question that the host may ask.
 
 use super::CheckResult;
 use crate::cases::Case;
@@ -14,6 +14,7 @@ const UNKNOWN: &str =
     "set the mask to 0 if the outcome is not known (`batch.known`, NaN in `batch.values`)";
 const NEVER: &str = "with every outcome known, some examples must count: check the mask and the surfaces of the task";
 const SHAPE: &str = "return one entry per task of the description, with a label and a mask per example, and either no weights or one per example";
+const WEIGHT: &str = "a weight must be finite and not negative, with one for each example";
 const PROBABILITY: &str = "a keep probability must be in 0..=1";
 
 const GATES_CHECK: &str = "gates";
@@ -115,6 +116,15 @@ impl Harness {
                 return Err(failure(self.row(log, row).task(&task.name), seen, UNKNOWN));
             }
         }
+        let weights = self.weights(log).map_err(fault)?;
+        for (task, own) in self.description().tasks.iter().zip(&weights) {
+            let is_bad = |weight: &f32| !weight.is_finite() || *weight < 0.0;
+            let bad = own.iter().find(|weight| is_bad(weight));
+            if bad.is_some() || ![0, rows].contains(&own.len()) {
+                let seen = format!("{} weights for {rows} examples, {bad:?} among them", own.len());
+                return Err(failure(FailureLocation::default().task(&task.name), seen, WEIGHT));
+            }
+        }
         let keep = self.sample(log).map_err(fault)?;
         if let Some(row) = keep.iter().position(|keep| !(0.0..=1.0).contains(keep)) {
             let seen = format!("keep probability {}", keep[row]);
@@ -140,7 +150,7 @@ impl Harness {
 
     /// Checks that `schedule` returns a factor in 0..=10 for every step, on logs and on a stream,
     /// and that `evaluate` returns a verdict for every evaluation, with and without examples or a
-    /// serving version.
+    /// serving version, as `evaluate_rows` does.
     ///
     /// # Errors
     /// The first step or evaluation without a valid answer.
@@ -164,8 +174,14 @@ impl Harness {
                 Err(fault) => return fail(format!("{at}: {fault}"), FACTOR),
             }
         }
+        let log = self.world.log(20, &self.surfaces());
+        let rows = match self.evaluation_rows(&log) {
+            Ok(rows) => rows,
+            Err(fault) => return fail(format!("rows to evaluate: {fault}"), VERDICT),
+        };
         for (name, evaluation) in self.evaluations() {
-            if let Err(fault) = self.evaluate(&evaluation) {
+            let of_rows = self.evaluate_rows(&evaluation, &rows);
+            if let Err(fault) = self.evaluate(&evaluation).and(of_rows) {
                 return fail(format!("{name}: {fault}"), VERDICT);
             }
         }

@@ -13,7 +13,8 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
-use crate::batch::{ExpertColumns, Tae};
+use crate::Tae;
+use crate::batch::ExpertColumns;
 use crate::graph::{ExpertGraph, names_of_variants};
 use crate::network::network;
 use crate::normalise::Normaliser;
