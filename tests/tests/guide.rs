@@ -1,17 +1,10 @@
 //! Runs the author's guide, `sdk/README.md`: all its fenced commands, in order, in one shell, in a
 //! new folder. So the guide always matches the tool.
 //!
-//! Two things are replaced: the daemon's port, by a free one, and `cargo install`, by the binaries
-//! that were built along with this test. One is added: the new expert also depends on what the
-//! checkout depends on, so that its dependencies have the features that they have in the checkout
-//! and are not compiled a second time, which takes minutes.
+//! Three things are replaced: the daemon's port, by a free one, `cargo install`, by the binaries
+//! that were built along with this test, and the folder in which that is to be run, by the checkout.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    process::Command,
-    time::Instant,
-};
+use std::{path::Path, process::Command, time::Instant};
 
 use hypercast_tests::{
     Prerequisites,
@@ -19,7 +12,6 @@ use hypercast_tests::{
     prerequisites,
     services::free_port,
 };
-use serde_json::Value;
 
 const GUIDE: &str = include_str!("../../sdk/README.md");
 
@@ -29,38 +21,6 @@ const LIMIT_S: &str = "3600";
 /// How much of the script's output a failure shows, in bytes.
 const SHOWN_BYTES: usize = 6_000;
 
-/// The external dependencies of the checkout's packages, as lines for an expert's `Cargo.toml`.
-fn dependencies(checkout: &Path) -> String {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
-        .current_dir(checkout)
-        .output()
-        .expect("cargo runs");
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("metadata is JSON");
-    // Whether a dependency has its default features, and which others.
-    let mut found: BTreeMap<(String, String), (bool, BTreeSet<String>)> = BTreeMap::new();
-    let packages = metadata["packages"].as_array().expect("packages is a list").iter();
-    for dependency in packages.flat_map(|package| package["dependencies"].as_array().unwrap()) {
-        let is_built = dependency["optional"] == false && dependency["target"].is_null();
-        if dependency["source"].is_null() || !is_built {
-            continue;
-        }
-        let text = |key: &str| dependency[key].as_str().expect("a text").to_owned();
-        let entry = found.entry((text("name"), text("req"))).or_default();
-        entry.0 |= dependency["uses_default_features"] == true;
-        let features = dependency["features"].as_array().expect("features is a list").iter();
-        entry.1.extend(features.map(|feature| feature.as_str().expect("a text").to_owned()));
-    }
-    let lines = found.iter().map(|((name, version), (default, features))| {
-        let features: Vec<&String> = features.iter().collect();
-        format!(
-            "{name} = {{ version = \"{version}\", default-features = {default}, \
-             features = {features:?} }}\n"
-        )
-    });
-    lines.collect()
-}
-
 /// The guide as one script. It stops at the first command that fails, and kills its background
 /// jobs.
 fn script(blocks: &[String], checkout: &Path, port: u16) -> String {
@@ -69,6 +29,7 @@ fn script(blocks: &[String], checkout: &Path, port: u16) -> String {
         script.push_str(&format!("echo \"=== block {number} after $SECONDS s\"\n"));
         for line in block.lines() {
             let line = line.replace("127.0.0.1:8570", &format!("127.0.0.1:{port}"));
+            let line = line.replace("$PWD", &checkout.display().to_string());
             let installed = line.strip_prefix("cargo install ");
             match installed.and_then(|options| options.split("--path ").nth(1)) {
                 Some(package) => {
@@ -77,17 +38,6 @@ fn script(blocks: &[String], checkout: &Path, port: u16) -> String {
                     script.push_str(&format!("test -f '{}'\n", manifest.display()));
                 }
                 None => script.push_str(&(line.clone() + "\n")),
-            }
-            if let Some(expert) = line.strip_prefix("cargo hypercast new ") {
-                let name = expert.split(' ').next().unwrap_or(expert);
-                let lock = checkout.join("Cargo.lock");
-                // A table of its own, because the file has one of dev-dependencies already.
-                script.push_str(&format!(
-                    "cat >> {name}/Cargo.toml << 'END'\n[target.'cfg(unix)'.dev-dependencies]\n\
-                     {}END\ncp '{}' {name}/\n",
-                    dependencies(checkout),
-                    lock.display(),
-                ));
             }
         }
     }
@@ -124,6 +74,7 @@ fn all_commands_of_the_guide_succeed() {
         .env_remove("HYPERCAST")
         .env_remove("HYPERCAST_PLUGINS")
         .env_remove("HYPERCAST_COMPONENT")
+        .env_remove("HYPERCAST_SDK")
         .output()
         .expect("bash runs");
     let said = String::from_utf8_lossy(&output.stdout);
@@ -148,8 +99,8 @@ fn the_test_runs_every_fenced_command_of_the_guide() {
     );
     let all = blocks.join("");
     for subcommand in [
-        "new", "build", "check", "test", "bench", "train", "replay", "keygen", "sign", "push",
-        "logs", "rollback",
+        "new", "build", "check", "test", "bench", "run", "train", "replay", "keygen", "sign",
+        "push", "logs", "rollback", "link",
     ] {
         assert!(all.contains(&format!("cargo hypercast {subcommand}")), "{subcommand}");
     }
