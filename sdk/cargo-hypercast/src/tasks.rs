@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -74,15 +74,28 @@ impl PluginCrate {
 /// the component is.
 pub fn test(source: ToolchainSource, choice: &PackageChoice, args: &[OsString]) -> Result<()> {
     let plugin = PluginCrate::load(choice)?;
-    let component = plugin.build(source, None)?;
-    let mut command = cargo();
-    command.args(["test", "--manifest-path"]).arg(&plugin.package.manifest_path);
-    command.args(["--package", &plugin.package.name]).args(args);
+    let tests = || {
+        let mut command = cargo();
+        command.args(["test", "--manifest-path"]).arg(&plugin.package.manifest_path);
+        command.args(["--package", &plugin.package.name]);
+        command
+    };
+    // The tests are compiled while the component is built: on their own both leave cores idle.
+    // Whatever fails is shown when the tests are run.
+    let mut compile = tests();
+    compile.args(["--no-run", "--quiet"]).args(args.iter().take_while(|arg| *arg != "--"));
+    let compile = compile.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let component = plugin.build(source, None);
+    if let Ok(mut compile) = compile {
+        compile.wait()?;
+    }
+    let mut command = tests();
+    command.args(args);
     // The test kit starts the binary that this tool would run.
     if let Some(binary) = host::installed()? {
         command.env("HYPERCAST", binary);
     }
-    replace(command.env("HYPERCAST_COMPONENT", component))
+    replace(command.env("HYPERCAST_COMPONENT", component?))
 }
 
 /// Builds one plugin and replaces this process by `hypercast plugin SUBCOMMAND COMPONENT ARGS`.
