@@ -118,7 +118,7 @@ type HarnessCheck = fn(&Harness) -> Result<(), Failure>;
 const FAILURES: [(&str, HarnessCheck, &str); 12] = [
     ("spin", Harness::check_ranking, "deadline"),
     ("bomb", Harness::check_ranking, "MiB of memory"),
-    ("trap", Harness::check_ranking, "trapped"),
+    ("trap", Harness::check_ranking, "trap.rs:10:9: intended panic with"),
     ("rank_error", Harness::check_determinism, "returned an error"),
     ("nan", Harness::check_ranking, "score NaN"),
     ("nan_network", Harness::check_predictions, "prediction NaN"),
