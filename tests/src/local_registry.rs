@@ -1,6 +1,6 @@
 //! The crates of this repository as a registry would offer them: packaged, and beside all that they
-//! depend on, in a folder that stands for crates.io. So a test can install and build as on a machine
-//! without the checkout.
+//! depend on, in a folder that stands for crates.io. So a test can install and build as on a
+//! machine without the checkout.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -2,8 +2,8 @@
 //! new folder. So the guide always matches the tool.
 //!
 //! The daemon's port is replaced by a free one. What is installed, and from where, depends on the
-//! test: the binaries that were built along with it and the checkout's SDK, or, where nothing of the
-//! checkout is to be used, packages from a local registry.
+//! test: the binaries that were built along with it and the checkout's SDK, or, where nothing of
+//! the checkout is to be used, packages from a local registry.
 
 use std::{path::Path, process::Command, time::Instant};
 

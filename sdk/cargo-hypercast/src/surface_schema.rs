@@ -12,13 +12,13 @@ use serde::Deserialize;
 pub struct SurfaceSchema {
     surfaces: Vec<String>,
     #[serde(default)]
-    tasks: Vec<SurfaceTask>,
+    tasks: Vec<DeclaredTask>,
     #[serde(default)]
     ranges: Vec<LabelRange>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct SurfaceTask {
+struct DeclaredTask {
     name: String,
     kind: String,
     label: String,
@@ -64,10 +64,10 @@ impl SurfaceSchema {
             "the schema has no surface `{surface}`; choose one with --surface: {}",
             self.surfaces.join(", ")
         );
-        let is_valid = |task: &&SurfaceTask| {
+        let is_valid = |task: &&DeclaredTask| {
             task.surfaces.is_empty() || task.surfaces.iter().any(|name| name == surface)
         };
-        let tasks: Vec<&SurfaceTask> = self.tasks.iter().filter(is_valid).collect();
+        let tasks: Vec<&DeclaredTask> = self.tasks.iter().filter(is_valid).collect();
         ensure!(
             !tasks.is_empty(),
             "the schema has no task for surface `{surface}`: add one under [[tasks]]"
@@ -80,7 +80,7 @@ impl SurfaceSchema {
         Ok(worth)
     }
 
-    fn worth(&self, task: &SurfaceTask) -> TaskWorth {
+    fn worth(&self, task: &DeclaredTask) -> TaskWorth {
         let range = self.ranges.iter().find(|range| range.name == task.label);
         let high = range.map(|range| range.high).filter(|high| high.is_finite() && *high > 0.0);
         let (weight, reason): (f32, _) = match (task.kind.as_str(), high) {

@@ -15,8 +15,8 @@ use crate::process::{HostError, HostProcess, numbers, read_numbers};
 use crate::request::TestRequest;
 use crate::world::TestWorld;
 
-/// An expert in the runtime of an installed `hypercast`. Its parameters are random, unless a file of
-/// trained ones is given or it was [trained](TestExpert::train).
+/// An expert in the runtime of an installed `hypercast`. Its parameters are random, unless a file
+/// of trained ones is given or it was [trained](TestExpert::train).
 pub struct TestExpert {
     host: Mutex<HostProcess>,
 }

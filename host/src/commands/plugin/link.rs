@@ -89,7 +89,7 @@ fn replace_config(file: &Path, text: &str, name: &str, plugin: &Path) -> anyhow:
     let folder = folder.unwrap_or(Path::new("."));
     // Beside it, because its paths start there.
     let trial = tempfile::Builder::new().suffix(".toml").tempfile_in(folder)?;
-    std::fs::write(trial.path(), text)?;
+    atomic_file::write(trial.path(), text.as_bytes())?;
     let by_hand = || {
         format!(
             "{} is left as it is; name the component by hand: [[experts]] with name = {name:?} and \
