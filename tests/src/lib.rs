@@ -11,6 +11,7 @@ use std::{
 
 pub mod commands;
 pub mod guests;
+pub mod local_registry;
 pub mod secure;
 pub mod services;
 

@@ -35,6 +35,7 @@ fn assert_passed(test: &str, wanted: impl Fn(&str) -> bool) {
     if Command::new("python3").arg("--version").output().is_err() {
         return skip(test, "there is no python3");
     }
+    let target = hypercast.ancestors().nth(2).expect("the binary is in a folder of cargo's");
     let work = tempfile::tempdir().unwrap();
     let mut failed = Vec::new();
     for (id, script) in trials().into_iter().filter(|(id, _)| wanted(id)) {
@@ -45,6 +46,8 @@ fn assert_passed(test: &str, wanted: impl Fn(&str) -> bool) {
             .env("HYPERCAST", &hypercast)
             .env("CARGO_HYPERCAST", hypercast.with_file_name("cargo-hypercast"))
             .env("PLUGIN", plugins.join("mlp-fusion.wasm"))
+            // Where the SDK is built already.
+            .env("CARGO_TARGET_DIR", target)
             .env("WORK", work.path())
             .output()
             .expect("python3 runs");

@@ -19,7 +19,7 @@ pub enum Error {
     #[error("the Wasm engine did not start: {0}")]
     Engine(String),
     /// A component that the host does not accept.
-    #[error("expert `{plugin}` is refused: {why}")]
+    #[error("expert `{plugin}` is refused: {why}. {REFUSED}")]
     Refused {
         /// The plugin's name.
         plugin: String,
@@ -39,7 +39,7 @@ pub enum Error {
         found: String,
     },
     /// A guest failed while its expert was loaded or trained.
-    #[error("{fault}{trace}", fault = .0, trace = .0.backtrace())]
+    #[error("{fault}{trace}\n{advice}", fault = .0, trace = .0.backtrace(), advice = .0.advice())]
     Fault(#[from] ExpertFault),
     /// A parameter file that is damaged or belongs to another network or FM.
     #[error("{}: {why}", path.display())]
@@ -50,7 +50,11 @@ pub enum Error {
         why: String,
     },
     /// Published weights that do not fit the expert that serves, which keeps its own.
-    #[error("published weights of expert `{plugin}` are refused: {why}")]
+    #[error(
+        "published weights of expert `{plugin}` are refused: {why}. Its author trains this network \
+         anew, or pushes the one that the weights are of; operators need do nothing: until then it \
+         serves with the weights that it has"
+    )]
     Published {
         /// The plugin's name.
         plugin: String,
@@ -78,6 +82,12 @@ impl Error {
         Error::Engine(format!("{error:#}"))
     }
 }
+
+/// What a refusal means to the author of an expert, and to who operates the host. The rule that is
+/// broken says what has to change.
+const REFUSED: &str = "Its author changes that, and meets the same refusal in \
+                       `cargo hypercast check` until it is right; operators need do nothing: none \
+                       of it runs, and the version of before serves, or the FM's ranking answers";
 
 /// Says which side is older, what its author does, and what its operator does until then.
 pub fn upgrade(found: &str) -> String {

@@ -14,12 +14,27 @@ use crate::workspace::{Workspace, artifacts, cargo, replace};
 /// The name of the host's binary and package.
 const NAME: &str = "hypercast";
 
-/// Returns the host's binary: `$HYPERCAST`, or the one beside this executable or in the path. In
-/// HyperCast's own repository, builds it if none is installed.
+/// Returns the host's binary: an installed one, or in HyperCast's own repository one that it
+/// builds.
 ///
 /// # Errors
 /// No binary was found. The message says how to install one.
 pub fn binary() -> Result<PathBuf> {
+    if let Some(found) = installed()? {
+        return Ok(found);
+    }
+    let workspace = Workspace::load(None).ok().filter(Workspace::is_hypercast).context(
+        "cannot find the `hypercast` binary: install it with `cargo install --locked hypercast` \
+         (in a checkout, `cargo install --locked --path host`), or set $HYPERCAST to it",
+    )?;
+    build(&workspace)
+}
+
+/// Returns `$HYPERCAST`, or the binary beside this executable or in the path, if there is one.
+///
+/// # Errors
+/// `$HYPERCAST` is not a file.
+pub fn installed() -> Result<Option<PathBuf>> {
     if let Some(given) = std::env::var_os("HYPERCAST") {
         let path = PathBuf::from(given);
         ensure!(
@@ -27,20 +42,13 @@ pub fn binary() -> Result<PathBuf> {
             "$HYPERCAST is {}, which is not a file: set it to the `hypercast` binary, or unset it",
             path.display()
         );
-        return Ok(path);
+        return Ok(Some(path));
     }
     let own = std::env::current_exe().ok();
     let beside = own.as_deref().and_then(Path::parent).map(Path::to_path_buf);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = beside.into_iter().chain(std::env::split_paths(&path));
-    if let Some(found) = folders.map(|folder| folder.join(NAME)).find(|file| file.is_file()) {
-        return Ok(found);
-    }
-    let workspace = Workspace::load(None).ok().filter(Workspace::is_hypercast).context(
-        "cannot find the `hypercast` binary: install it with \
-         `cargo install --locked --path host` in HyperCast's checkout, or set $HYPERCAST to it",
-    )?;
-    build(&workspace)
+    Ok(folders.map(|folder| folder.join(NAME)).find(|file| file.is_file()))
 }
 
 /// Builds the host in HyperCast's own repository and returns its binary.

@@ -7,10 +7,12 @@
 //!
 //! ```text
 //! new             the files of a new crate, from template/
+//! surface_schema  what a new crate reads of a schema
 //! tasks           the other subcommands
 //! guests          builds guest crates for Wasm
 //! component       turns a core module into a component and checks it
 //! wasm_toolchain  finds or installs a compiler for Wasm
+//! watch           the same again after each change
 //! workspace       what `cargo metadata` reports
 //! host            finds, builds and runs the host's binary
 //! ```
@@ -19,8 +21,10 @@ mod component;
 mod guests;
 mod host;
 mod new;
+mod surface_schema;
 mod tasks;
 mod wasm_toolchain;
+mod watch;
 mod workspace;
 
 use std::ffi::OsString;
@@ -68,6 +72,13 @@ enum PluginCommand {
     Check(ComponentArgs),
     /// Build a plugin, then run its tests
     Test(ComponentArgs),
+    /// Check and test a plugin, and again after each change of its files
+    Watch(ComponentArgs),
+    /// Rank one request: `run request.json` (`hypercast plugin run`)
+    Run(ComponentArgs),
+    /// Name the built component in a `hypercast.toml`, and tell a running daemon: `link` or
+    /// `link --host HOST` (`hypercast plugin link`)
+    Link(ComponentArgs),
     /// Measure a plugin's calls and network, and the headroom to each limit
     /// (`hypercast plugin bench`)
     Bench(ComponentArgs),
@@ -130,6 +141,9 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         PluginCommand::Test(args) => tasks::test(source, &args.package, &args.rest.args),
+        PluginCommand::Watch(args) => watch::watch(source, &args.package, &args.rest.args),
+        PluginCommand::Run(args) => on_component("run", args),
+        PluginCommand::Link(args) => on_component("link", args),
         PluginCommand::Check(args) => on_component("check", args),
         PluginCommand::Bench(args) => on_component("bench", args),
         PluginCommand::Train(args) => on_component("train", args),

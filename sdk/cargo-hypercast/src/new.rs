@@ -1,26 +1,37 @@
 //! `cargo hypercast new`: creates an expert's crate with a test, a schema to test it with and a
 //! configuration to run it with. It only writes files; `cargo hypercast test` builds them.
+//!
+//! The crate names versions of the SDK, and no path, so that it can be handed to another machine.
+//! With a checkout of HyperCast, cargo's own configuration beside it, which git ignores, replaces
+//! these versions by the checkout's crates.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::surface_schema::{SurfaceSchema, TaskWorth, value_arms};
 use crate::workspace::write;
+
+/// The environment variable that names a checkout of HyperCast, as `--sdk` does.
+const SDK_VARIABLE: &str = "HYPERCAST_SDK";
 
 /// The surfaces of the simulated world of `hypercast simulate`.
 const SIMULATED: [&str; 3] = ["feed", "search", "stories"];
 
 /// The files of a crate and their templates. The extension `.in` keeps tools from treating the
 /// templates as source files of this repository.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 6] = [
     ("Cargo.toml", include_str!("../template/Cargo.toml.in")),
-    (".cargo/config.toml", include_str!("../template/config.toml.in")),
     ("src/lib.rs", include_str!("../template/lib.rs.in")),
     ("tests/expert.rs", include_str!("../template/expert.rs.in")),
     ("README.md", include_str!("../template/README.md.in")),
     ("hypercast.toml", include_str!("../template/hypercast.toml.in")),
-    (".gitignore", "/target\n/run\n"),
+    (".gitignore", "/target\n/run\n/.cargo/config.toml\n"),
 ];
+
+/// Cargo's configuration for those who build with a checkout.
+const CONFIGURATION: (&str, &str) =
+    (".cargo/config.toml", include_str!("../template/config.toml.in"));
 
 const SCHEMA: &str = include_str!("../template/schema.toml.in");
 
@@ -32,13 +43,15 @@ pub struct NewExpertArgs {
     /// Surface that the expert serves
     #[arg(long, default_value = "feed")]
     pub surface: String,
-    /// Schema to test with, a data set's `schema.toml` [default: that of `hypercast simulate`]
+    /// Schema to fit and to test with, a data set's `schema.toml` [default: that of `hypercast
+    /// simulate`]
     #[arg(long, value_name = "FILE")]
     pub schema: Option<PathBuf>,
     /// Folder to create [default: NAME]
     #[arg(long, value_name = "DIR")]
     pub into: Option<PathBuf>,
-    /// Checkout of HyperCast to build against [default: the one that this tool was built in]
+    /// Checkout of HyperCast to build with, instead of released versions [default: the environment
+    /// variable HYPERCAST_SDK, if it is set]
     #[arg(long, value_name = "DIR")]
     pub sdk: Option<PathBuf>,
 }
@@ -46,15 +59,29 @@ pub struct NewExpertArgs {
 /// Creates the crate and returns its folder.
 ///
 /// # Errors
-/// A name is not valid, the folder is not empty, or a file cannot be written.
+/// A name is not valid, the schema has no such surface, the folder is not empty, or a file cannot
+/// be written.
 pub fn new(new: &NewExpertArgs) -> Result<PathBuf> {
+    let given = new.sdk.clone().or_else(|| std::env::var_os(SDK_VARIABLE).map(PathBuf::from));
+    create(new, given.as_deref().map(checkout).transpose()?.as_deref())
+}
+
+fn create(new: &NewExpertArgs, sdk: Option<&Path>) -> Result<PathBuf> {
     check_name(&new.name)?;
     ensure!(
         !new.surface.is_empty() && !new.surface.contains(['"', '\\', '\n']),
         "--surface {:?} is not valid: it must not be empty or contain quotes, backslashes or line breaks",
         new.surface
     );
-    let sdk = checkout(new.sdk.as_deref())?;
+    let schema = match &new.schema {
+        Some(file) => std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read {}", file.display()))?,
+        None => simulated_schema(&new.surface),
+    };
+    let origin = new.schema.as_deref().unwrap_or(Path::new("schema.toml"));
+    let worth = SurfaceSchema::parse(&schema)
+        .and_then(|schema| schema.worth_on(&new.surface))
+        .with_context(|| origin.display().to_string())?;
     let folder = new.into.clone().unwrap_or_else(|| PathBuf::from(&new.name));
     let is_free = std::fs::read_dir(&folder).map_or(true, |mut files| files.next().is_none());
     ensure!(
@@ -63,18 +90,15 @@ pub fn new(new: &NewExpertArgs) -> Result<PathBuf> {
         folder.display()
     );
     for (file, template) in FILES {
-        write(&folder.join(file), filled(template, new, &sdk))?;
+        write(&folder.join(file), filled(template, new, &worth))?;
     }
-    let schema = match &new.schema {
-        Some(file) => std::fs::read_to_string(file)
-            .with_context(|| format!("cannot read {}", file.display()))?,
-        None => filled(SCHEMA, new, &sdk),
-    };
     write(&folder.join("schema.toml"), schema)?;
-    // The same versions as HyperCast's own, so that its build can be reused.
-    for shared in ["Cargo.lock", "rust-toolchain.toml"] {
-        let from = sdk.join(shared);
-        if from.is_file() {
+    if let Some(sdk) = sdk {
+        let (file, template) = CONFIGURATION;
+        write(&folder.join(file), template.replace("{{sdk}}", &sdk.display().to_string()))?;
+        // The versions that the checkout is tested with.
+        for shared in ["Cargo.lock", "rust-toolchain.toml"] {
+            let from = sdk.join(shared);
             std::fs::copy(&from, folder.join(shared))
                 .with_context(|| format!("cannot copy {}", from.display()))?;
         }
@@ -82,17 +106,26 @@ pub fn new(new: &NewExpertArgs) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The folder of HyperCast's checkout, which contains the SDK and the harness.
-fn checkout(given: Option<&Path>) -> Result<PathBuf> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = given.unwrap_or(&own);
-    let is_there = folder.join("sdk/wit/expert.wit").is_file();
+/// The absolute path of a checkout of HyperCast, which contains the SDK and the test kit.
+fn checkout(folder: &Path) -> Result<PathBuf> {
     ensure!(
-        is_there,
-        "{} is not a checkout of HyperCast: name one with --sdk, or install this tool from one (`cargo install --locked --path sdk/cargo-hypercast`)",
+        folder.join("sdk/wit/expert.wit").is_file(),
+        "{} is not a checkout of HyperCast: name one with --sdk or {SDK_VARIABLE}, or leave both \
+         out to build with released versions",
         folder.display()
     );
     std::fs::canonicalize(folder).with_context(|| format!("cannot read {}", folder.display()))
+}
+
+/// The schema of `hypercast simulate`, with the expert's surface among its own.
+fn simulated_schema(surface: &str) -> String {
+    let surfaces = if SIMULATED.contains(&surface) {
+        SIMULATED.to_vec()
+    } else {
+        [&[surface], &SIMULATED[..]].concat()
+    };
+    let quoted: Vec<String> = surfaces.iter().map(|name| format!("{name:?}")).collect();
+    SCHEMA.replace("{{surfaces}}", &quoted.join(", ")).replace("{{first}}", surfaces[0])
 }
 
 fn check_name(name: &str) -> Result<()> {
@@ -106,21 +139,23 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn filled(template: &str, new: &NewExpertArgs, sdk: &Path) -> String {
-    let surfaces = if SIMULATED.contains(&new.surface.as_str()) {
-        SIMULATED.to_vec()
-    } else {
-        [&[new.surface.as_str()], &SIMULATED[..]].concat()
-    };
-    let quoted: Vec<String> = surfaces.iter().map(|name| format!("{name:?}")).collect();
+fn filled(template: &str, new: &NewExpertArgs, worth: &[TaskWorth]) -> String {
+    // The task that the template's own test ranks by.
+    let ranked_by = worth.iter().find(|task| task.weight > 0.0).map_or("", |task| &task.task);
     template
         .replace("{{name}}", &new.name)
         .replace("{{crate}}", &new.name.replace('-', "_"))
         .replace("{{type}}", &type_name(&new.name))
         .replace("{{surface}}", &new.surface)
-        .replace("{{surfaces}}", &quoted.join(", "))
-        .replace("{{first}}", surfaces[0])
-        .replace("{{sdk}}", &sdk.display().to_string())
+        .replace("{{task}}", ranked_by)
+        .replace("{{worth}}", &value_arms(worth))
+        .replace("{{version}}", released_version())
+}
+
+/// The version that a new crate asks for: this tool's own, or a later one that fits it.
+fn released_version() -> &'static str {
+    let version = env!("CARGO_PKG_VERSION");
+    version.rsplit_once('.').map_or(version, |(minor, _)| minor)
 }
 
 fn type_name(name: &str) -> String {
@@ -133,23 +168,23 @@ fn type_name(name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn create(name: &str, surface: &str) -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let into = Some(dir.path().join(name));
-        let args = NewExpertArgs {
-            name: name.into(),
-            surface: surface.into(),
-            schema: None,
-            into,
-            sdk: None,
-        };
-        let folder = new(&args).unwrap();
-        (dir, folder)
+    fn args(name: &str, surface: &str, into: PathBuf) -> NewExpertArgs {
+        let into = Some(into);
+        NewExpertArgs { name: name.into(), surface: surface.into(), schema: None, into, sdk: None }
+    }
+
+    fn create_in(dir: &Path, name: &str, surface: &str) -> PathBuf {
+        create(&args(name, surface, dir.join(name)), None).unwrap()
+    }
+
+    fn repository() -> PathBuf {
+        checkout(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")).unwrap()
     }
 
     #[test]
     fn every_file_is_filled_in() {
-        let (_dir, folder) = create("home-page-2", "checkout");
+        let dir = tempfile::tempdir().unwrap();
+        let folder = create_in(dir.path(), "home-page-2", "checkout");
         for (file, _) in FILES.iter().chain(&[("schema.toml", "")]) {
             let text = std::fs::read_to_string(folder.join(file)).unwrap();
             assert!(!text.contains("{{") && !text.is_empty(), "{file}: {text}");
@@ -162,30 +197,67 @@ mod tests {
             schema.starts_with("surfaces = [\"checkout\", \"feed\", \"search\", \"stories\"]"),
             "{schema}"
         );
-        assert!(folder.join("Cargo.lock").is_file(), "the versions of the checkout");
     }
 
-    /// Otherwise the first test of an expert builds all dependencies of the harness once more.
+    /// What is handed to another machine is what git has.
     #[test]
-    fn dependencies_are_built_as_in_the_repository() {
-        let (_dir, folder) = create("home", "feed");
-        let profile = |file: &Path| {
-            let text = std::fs::read_to_string(file).unwrap();
-            text.parse::<toml::Table>().unwrap()["profile"]["dev"].clone()
+    fn a_crate_holds_versions_and_no_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let sdk = repository();
+        let with_sdk = args("home", "feed", dir.path().join("with-sdk"));
+        let folders =
+            [create_in(dir.path(), "home", "feed"), create(&with_sdk, Some(&sdk)).unwrap()];
+        for folder in &folders {
+            for (file, _) in FILES {
+                let text = std::fs::read_to_string(folder.join(file)).unwrap();
+                let root = sdk.display().to_string();
+                assert!(!text.contains(&root), "{file} names {root}: {text}");
+            }
+            let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+            let manifest: toml::Table = manifest.parse().unwrap();
+            for (table, name) in
+                [("dependencies", "hypercast-sdk"), ("dev-dependencies", "hypercast-testkit")]
+            {
+                let version = manifest[table][name].as_str().expect("a version, and nothing else");
+                assert!(env!("CARGO_PKG_VERSION").starts_with(version), "{name} {version}");
+            }
+            let ignored = std::fs::read_to_string(folder.join(".gitignore")).unwrap();
+            assert!(ignored.lines().any(|line| line == format!("/{}", CONFIGURATION.0)));
+        }
+        let file = CONFIGURATION.0;
+        assert!(!folders[0].join(file).exists(), "released versions need no configuration");
+        let text = std::fs::read_to_string(folders[1].join(file)).unwrap();
+        let patch = text.parse::<toml::Table>().unwrap()["patch"]["crates-io"].clone();
+        for (name, patched) in patch.as_table().unwrap() {
+            let folder = Path::new(patched["path"].as_str().unwrap());
+            let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+            assert!(manifest.contains(&format!("name = \"{name}\"")), "{}", folder.display());
+        }
+    }
+
+    #[test]
+    fn a_template_fits_the_schema_that_it_is_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let schema = dir.path().join("shop.toml");
+        std::fs::write(
+            &schema,
+            "surfaces = [\"home\"]\n[[tasks]]\nname = \"buys\"\nkind = \"binary\"\nlabel = \"buy\"\n",
+        )
+        .unwrap();
+        let of = |surface: &str| NewExpertArgs {
+            schema: Some(schema.clone()),
+            ..args("shop", surface, dir.path().join(surface))
         };
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
-        let (expert, repository) = (profile(&folder.join("Cargo.toml")), profile(&repository));
-        for (key, value) in expert.as_table().unwrap().iter().filter(|(key, _)| *key != "package") {
-            assert_eq!(Some(value), repository.get(key), "{key}");
+        let folder = create(&of("home"), None).unwrap();
+        let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap();
+        assert!(read("src/lib.rs").contains("\"buys\" => 1.0,"), "{}", read("src/lib.rs"));
+        assert!(read("tests/expert.rs").contains("(\"buys\", "), "{}", read("tests/expert.rs"));
+        for file in ["src/lib.rs", "tests/expert.rs"] {
+            assert!(!read(file).contains("like\"") && !read(file).contains("click\""), "{file}");
         }
-        let packages = expert["package"].as_table().unwrap();
-        let is_dependency = |name: &str| name != "home" && !name.starts_with("hypercast-");
-        let dependencies: Vec<_> =
-            packages.iter().filter(|(name, _)| is_dependency(name)).collect();
-        assert!(!dependencies.is_empty());
-        for (name, settings) in dependencies {
-            assert_eq!(Some(settings), repository["package"].get(name), "{name}");
-        }
+        let refused = format!("{:#}", create(&of("feed"), None).unwrap_err());
+        assert!(refused.contains("home") && refused.contains("shop.toml"), "{refused}");
+        assert!(!dir.path().join("feed").exists(), "nothing is left of what was refused");
     }
 
     #[test]
@@ -193,16 +265,11 @@ mod tests {
         for name in ["", "Home", "2nd", "a_b", "a-", "a b", "../a"] {
             assert!(check_name(name).is_err(), "{name}");
         }
-        let (_dir, folder) = create("feed", "feed");
-        let again = NewExpertArgs {
-            name: "feed".into(),
-            surface: "feed".into(),
-            schema: None,
-            into: Some(folder),
-            sdk: None,
-        };
-        assert!(new(&again).unwrap_err().to_string().contains("not empty"));
-        let sdk = Some(std::env::temp_dir());
+        let dir = tempfile::tempdir().unwrap();
+        let folder = create_in(dir.path(), "feed", "feed");
+        let again = args("feed", "feed", folder);
+        assert!(create(&again, None).unwrap_err().to_string().contains("not empty"));
+        let sdk = Some(dir.path().to_owned());
         let error = new(&NewExpertArgs { into: None, sdk, ..again }).unwrap_err().to_string();
         assert!(error.contains("--sdk"), "{error}");
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -58,11 +58,15 @@ impl PluginCrate {
                 components.len()
             )
         };
-        let file = out.unwrap_or_else(|| {
-            output_folder(&self.workspace, "").join(format!("{}.wasm", component.name))
-        });
+        let file =
+            out.unwrap_or_else(|| self.workspace.output().join(format!("{}.wasm", component.name)));
         write(&file, &component.bytes)?;
         Ok(file)
+    }
+
+    /// The path of its `Cargo.toml`.
+    pub fn manifest(&self) -> &Path {
+        &self.package.manifest_path
     }
 }
 
@@ -70,11 +74,28 @@ impl PluginCrate {
 /// the component is.
 pub fn test(source: ToolchainSource, choice: &PackageChoice, args: &[OsString]) -> Result<()> {
     let plugin = PluginCrate::load(choice)?;
-    let component = plugin.build(source, None)?;
-    let mut command = cargo();
-    command.args(["test", "--manifest-path"]).arg(&plugin.package.manifest_path);
-    command.args(["--package", &plugin.package.name]).args(args);
-    replace(command.env("HYPERCAST_COMPONENT", component))
+    let tests = || {
+        let mut command = cargo();
+        command.args(["test", "--manifest-path"]).arg(&plugin.package.manifest_path);
+        command.args(["--package", &plugin.package.name]);
+        command
+    };
+    // The tests are compiled while the component is built: on their own both leave cores idle.
+    // Whatever fails is shown when the tests are run.
+    let mut compile = tests();
+    compile.args(["--no-run", "--quiet"]).args(args.iter().take_while(|arg| *arg != "--"));
+    let compile = compile.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let component = plugin.build(source, None);
+    if let Ok(mut compile) = compile {
+        compile.wait()?;
+    }
+    let mut command = tests();
+    command.args(args);
+    // The test kit starts the binary that this tool would run.
+    if let Some(binary) = host::installed()? {
+        command.env("HYPERCAST", binary);
+    }
+    replace(command.env("HYPERCAST_COMPONENT", component?))
 }
 
 /// Builds one plugin and replaces this process by `hypercast plugin SUBCOMMAND COMPONENT ARGS`.
@@ -101,7 +122,8 @@ pub fn on_host(subcommand: &str, args: &[OsString]) -> Result<()> {
 fn with_defaults(package: &Package, subcommand: &str, args: &[OsString]) -> Vec<OsString> {
     let wanted: &[(&str, &str)] = match subcommand {
         "check" | "bench" => &[("--schema", "schema.toml"), ("--config", "hypercast.toml")],
-        "train" => &[("--config", "hypercast.toml")],
+        "run" => &[("--schema", "schema.toml")],
+        "link" | "train" => &[("--config", "hypercast.toml")],
         _ => &[],
     };
     let folder = package.manifest_path.parent().unwrap_or(Path::new("."));
@@ -169,7 +191,7 @@ fn build_guests(
         kind,
         target: guest_target(workspace, toolchain),
     };
-    let folder = output_folder(workspace, folder);
+    let folder = workspace.target.join("hypercast").join(folder);
     guests::write_all(&folder, &guests::build(toolchain, &build)?)?;
     Ok(folder)
 }
@@ -205,12 +227,8 @@ fn choose(packages: &[Package], choice: &PackageChoice) -> Result<usize> {
     })
 }
 
-fn output_folder(workspace: &Workspace, name: &str) -> PathBuf {
-    workspace.target.join("hypercast").join(name)
-}
-
 fn guest_target(workspace: &Workspace, toolchain: Toolchain) -> PathBuf {
-    output_folder(workspace, &format!("wasm-{}", toolchain.name()))
+    workspace.target.join("hypercast").join(format!("wasm-{}", toolchain.name()))
 }
 
 #[cfg(test)]

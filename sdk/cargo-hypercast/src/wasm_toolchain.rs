@@ -34,6 +34,17 @@ pub enum ToolchainSource {
     Debian,
 }
 
+impl ToolchainSource {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Rustup => "rustup",
+            Self::Debian => "debian",
+        }
+    }
+}
+
 /// A compiler that can build guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Toolchain {

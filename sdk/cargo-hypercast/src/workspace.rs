@@ -1,6 +1,7 @@
 //! The cargo workspace: its folders and its packages, as `cargo metadata` reports them, and how
 //! files are read and written.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -62,6 +63,18 @@ impl Workspace {
     /// Whether this is HyperCast's own repository.
     pub fn is_hypercast(&self) -> bool {
         self.packages.iter().any(|package| package.name == "hypercast")
+    }
+
+    /// The folder of a plugin's component: below the target folder, in a folder of this workspace
+    /// alone where others share that, because their plugins may have the same name.
+    pub fn output(&self) -> PathBuf {
+        let folder = self.target.join("hypercast");
+        if self.target.starts_with(&self.root) {
+            return folder;
+        }
+        let mut hasher = DefaultHasher::new();
+        self.root.hash(&mut hasher);
+        folder.join(format!("{:016x}", hasher.finish()))
     }
 
     /// The plugins among the members in a folder of the workspace.
@@ -151,4 +164,21 @@ pub fn cargo() -> Command {
         }
     }
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plugins_of_one_name_have_their_own_files_in_a_shared_target_folder() {
+        let output = |root: &str, target: &str| {
+            Workspace { root: root.into(), target: target.into(), packages: Vec::new() }.output()
+        };
+        assert_eq!(output("/a/feed", "/a/feed/target"), Path::new("/a/feed/target/hypercast"));
+        let shared = output("/a/feed", "/shared");
+        assert!(shared.starts_with("/shared/hypercast"), "{}", shared.display());
+        assert_eq!(shared, output("/a/feed", "/shared"));
+        assert_ne!(shared, output("/b/feed", "/shared"));
+    }
 }

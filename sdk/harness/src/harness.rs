@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hypercast_expert::batch::{ExpertColumns, GuestRequest};
 use hypercast_expert::graph::ExpertGraph;
 use hypercast_expert::network::{ServingNetwork, network};
+use hypercast_expert::wasm::LogLine;
 use hypercast_expert::{Device, ExpertPredictions, Parameters, Provenance, SavedParameters};
 use hypercast_sdk::Expert;
 
@@ -148,6 +149,12 @@ impl Harness {
         &self.parameters
     }
 
+    /// The last lines that the expert wrote with `log`; none of a native expert, which prints them.
+    pub fn log_lines(&self) -> Vec<LogLine> {
+        let plugin = self.code.blueprint().map(|blueprint| &blueprint.plugin);
+        plugin.map_or(Vec::new(), |plugin| plugin.log().lines(&self.description.name))
+    }
+
     /// Runs the network on a request's candidates.
     ///
     /// # Errors
@@ -265,7 +272,7 @@ impl Harness {
         self.code.evaluate_rows(evaluation, rows)
     }
 
-    fn rank_by(
+    pub(crate) fn rank_by(
         &self,
         case: &Case,
         predictions: Vec<Prediction>,

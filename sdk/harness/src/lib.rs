@@ -13,6 +13,7 @@
 //! Harness::golden     compares answers with those in a committed file
 //! Failure             a failed check: where, what was seen, what to do
 //! standard_tests!     the tests of every plugin in this repository
+//! session             the same for tests that only start an installed `hypercast`
 //! ```
 //!
 //! ```no_run
@@ -34,7 +35,9 @@ mod error;
 mod golden;
 mod harness;
 mod native;
+mod request_spec;
 mod runtime;
+pub mod session;
 mod training;
 mod world;
 
@@ -42,6 +45,9 @@ pub use cases::{Case, RequestBuilder, RequestBuilder as Request};
 pub use component::component;
 pub use error::{Error, Failure, FailureLocation, FailureLocation as Place, Failures};
 pub use harness::{Harness, Ranking};
+pub use request_spec::{
+    CandidateSpec, CandidateSpecs, FeatureSpec, RankedCandidate, RankedSpec, RequestSpec,
+};
 pub use world::World;
 
 /// Defines the tests of a plugin in this repository: it passes every check, as a component and

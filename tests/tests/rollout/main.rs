@@ -137,6 +137,8 @@ fn a_push_is_rolled_out_to_everybody_and_invalid_pushes_are_refused_with_a_reaso
     assert!(done.contains("1.1.0 (100 %)"), "{done}");
     let logs = run_well(&team.binary, &team.dir, &["plugin", "logs", "home", daemon.url()]);
     assert!(logs.contains("home@1.2.0 (rolled-back)") && logs.contains("asked to"), "{logs}");
+    // The panic of the version that was given up is there, with its place.
+    assert!(logs.contains("trap.rs:") && logs.contains("intended panic with"), "{logs}");
 
     // The recorded requests can be replayed.
     let args = ["plugin", "replay", team.plugins.join("mlp-fusion.wasm").to_str().unwrap()]

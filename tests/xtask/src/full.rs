@@ -91,7 +91,13 @@ const STEPS: &[(&str, &str, &str)] = &[
     ),
     ("connections", "HYPERCAST_SLOW_CONNECTIONS=4096", "cargo test --workspace --test connections"),
     ("growth", "", "cargo test --workspace --test growth -- --include-ignored --nocapture"),
-    ("guide", "", "cargo test --workspace --test guide -- --include-ignored"),
+    ("guide", "", "cargo test --workspace --test guide"),
+    // From packages in a local registry to a promoted version, without the checkout.
+    (
+        "outside",
+        "",
+        "cargo test --workspace --test guide an_expert_outside -- --include-ignored --nocapture",
+    ),
     ("own-data", "", "cargo test --workspace --test own_data -- --include-ignored --nocapture"),
     // Off-policy estimates beside those of obp; fails without the package.
     ("open-bandit", "", "examples/open-bandit/run.sh {target}/open-bandit"),

@@ -291,7 +291,11 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
             options.limits.hook_deadline_ms = 200;
         }
         let message = match Blueprint::load(engine(), &path, &schema(), &options) {
-            Err(error) => Some(error.to_string()),
+            Err(error) => {
+                let said = error.to_string();
+                assert!(said.contains("author") && said.contains("operators"), "{file}: {said}");
+                Some(said)
+            }
             Ok(blueprint) => fault(Arc::new(blueprint), &log),
         };
         let (_, expected) = EXPECTED

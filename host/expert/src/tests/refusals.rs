@@ -27,7 +27,8 @@ fn refusal(build: impl FnOnce(&mut Net) -> u32) -> String {
 
 #[track_caller]
 fn expect(message: &str, parts: &[&str]) {
-    for part in parts.iter().chain(&["test-expert"]) {
+    // Who the expert is, and what the refusal is to its author and to who operates the host.
+    for part in parts.iter().chain(&["test-expert", "Its author", "operators"]) {
         assert!(message.contains(part), "`{part}` is not in: {message}");
     }
 }

@@ -13,7 +13,7 @@ pub use super::column::DeclaredColumn as Column;
 pub use super::description::ExpertDescription as Description;
 
 mod wire {
-    wasmtime::component::bindgen!({ path: "../../sdk/wit", world: "expert" });
+    wasmtime::component::bindgen!({ path: "wit", world: "expert" });
 }
 
 pub use self::wire::hypercast::expert::types::*;

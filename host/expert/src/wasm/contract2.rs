@@ -11,7 +11,7 @@ use super::contract::{self as host, Column};
 use super::engine::HostState;
 
 wasmtime::component::bindgen!({
-    path: "../../sdk/wit/2.0.0",
+    path: "wit/2.0.0",
     world: "expert",
     ownership: Borrowing { duplicate_if_necessary: true },
 });

@@ -119,6 +119,35 @@ pub struct ExpertFault {
 }
 
 impl ExpertFault {
+    /// What the author changes, and what the fault means to who operates the host.
+    pub fn advice(&self) -> String {
+        let author = match &self.cause {
+            Fault::Trap(_) => "corrects the code that the message and the functions name",
+            Fault::Deadline(_) => "does less in this call: `cargo hypercast bench` shows its time",
+            Fault::Memory(_) | Fault::Table(_) => {
+                "keeps less in memory: `cargo hypercast bench` shows what a call needs"
+            }
+            Fault::StackOverflow => "ends the recursion, or moves large values to the heap",
+            Fault::BadOutput(_) => "returns what the contract asks for",
+            Fault::Refused(_) => "answers this case too, or removes what it refuses",
+            Fault::Busy(_) => "makes the call shorter, if this comes often",
+            Fault::Open | Fault::UserSetAside => "corrects the faults before this one",
+        };
+        let operator = match self.call {
+            Call::Describe | Call::Network => {
+                "none of it runs, and the version of before serves, or the FM's ranking answers"
+            }
+            Call::Rank | Call::Predict => "the FM's ranking answers the request",
+            Call::Labels | Call::Sample => "the request trains nothing",
+            Call::Schedule => "the step is made at the configured learning rate",
+            Call::Evaluate => "nothing is published, and what serves goes on serving",
+        };
+        format!(
+            "Its author {author}, and meets the fault in `cargo hypercast test`; to operators it \
+             means that {operator}"
+        )
+    }
+
     /// A fault without a trace.
     pub(crate) fn new(plugin: &str, call: Call, cause: Fault) -> ExpertFault {
         ExpertFault { plugin: plugin.to_owned(), call, cause, trace: Vec::new() }
@@ -204,6 +233,17 @@ mod tests {
         assert!(!recurses(&stack(&["descend"], 5)));
         let names: Vec<String> = (0..20).map(|at| format!("layer{at}")).collect();
         assert!(!recurses(&names));
+    }
+
+    #[test]
+    fn a_fault_tells_its_author_and_its_operator_what_it_is_to_them() {
+        for call in Call::ALL {
+            let fault = ExpertFault::new("feed", call, Fault::Deadline(50));
+            let error = crate::Error::Fault(fault).to_string();
+            for word in ["deadline of 50 ms", "author does less", "to operators it means that"] {
+                assert!(error.contains(word), "{word}: {error}");
+            }
+        }
     }
 
     #[test]

@@ -341,7 +341,10 @@ impl VersionLoader {
             if !blueprint.serves(surface) {
                 let serves = blueprint.description.surfaces.join("`, `");
                 return Err(Error::invalid(format!(
-                    "expert `{}` is refused: it serves `{serves}`, not surface `{surface}`",
+                    "expert `{}` is refused: it serves `{serves}`, not surface `{surface}`. Its \
+                     author adds the surface in `describe`, or operators leave it out of what they \
+                     give the expert; until then the version of before serves, or the FM's ranking \
+                     answers",
                     blueprint.description.name
                 )));
             }

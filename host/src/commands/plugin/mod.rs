@@ -3,12 +3,15 @@
 
 pub mod bench;
 pub mod check;
+pub mod harness;
 pub(crate) mod host;
 pub mod keygen;
+pub mod link;
 pub mod logs;
 pub mod push;
 pub mod replay;
 pub mod rollback;
+pub mod run;
 pub mod sign;
 pub mod subject;
 pub mod train;
@@ -32,6 +35,12 @@ pub enum PluginSubcommand {
     Check(check::Args),
     /// Measure a component's calls and network, and the headroom to each limit
     Bench(bench::Args),
+    /// Rank one request in JSON, the body of `POST /v1/rank`, and print the answer with predictions
+    Run(run::Args),
+    /// Name a component in a configuration, and have a running daemon read it
+    Link(link::Args),
+    /// Answer the questions of `hypercast-testkit` on standard input, a line of JSON each
+    Harness,
     /// Train a component on feature logs into a parameters file, with progressive NE
     Train(train::Args),
     /// Run a component over recorded requests, beside another version or what was answered
@@ -53,6 +62,9 @@ pub fn run(args: PluginArgs) -> anyhow::Result<()> {
     match args.action {
         PluginSubcommand::Check(args) => check::run(args),
         PluginSubcommand::Bench(args) => bench::run(args),
+        PluginSubcommand::Run(args) => run::run(args),
+        PluginSubcommand::Link(args) => link::run(args),
+        PluginSubcommand::Harness => harness::run(),
         PluginSubcommand::Train(args) => train::run(args),
         PluginSubcommand::Replay(args) => replay::run(args),
         PluginSubcommand::Keygen(args) => keygen::run(args),

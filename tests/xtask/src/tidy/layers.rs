@@ -19,7 +19,9 @@ enum Place {
     Sdk,
     /// Runs plugins in the host's runtime. It may use the SDK and [`HARNESS_USES`].
     Harness,
-    /// A plugin or an example of one. It may use the SDK and the harness.
+    /// Tests plugins in an installed host. It may use the SDK.
+    TestKit,
+    /// A plugin or an example of one. It may use the SDK, the harness and the test kit.
     Plugin,
     /// Tests of the whole. They may use everything, and nothing may use them.
     Tests,
@@ -29,7 +31,7 @@ enum Place {
 
 /// The crates of the workspace. Those of one number are siblings: neither may use the other, so
 /// the daemon `hypercast` links nothing of the lab, and serving knows no importer.
-const CRATES: [(&str, Place); 21] = [
+const CRATES: [(&str, Place); 22] = [
     ("hypercast-core", Place::Host(0)),
     ("hypercast-store", Place::Host(1)),
     ("hypercast-kernels", Place::Host(1)),
@@ -45,6 +47,7 @@ const CRATES: [(&str, Place); 21] = [
     ("hypercast-lab", Place::Host(8)),
     ("hypercast-sdk", Place::Sdk),
     ("hypercast-harness", Place::Harness),
+    ("hypercast-testkit", Place::TestKit),
     ("hypercast-tests", Place::Tests),
     ("hypercast-hostile", Place::Tests),
     ("hypercast-fuzz", Place::Tests),
@@ -160,8 +163,10 @@ fn forbidden(
     let is_allowed = match (from, to) {
         (Place::Host(user), Place::Host(used)) => used < user,
         (Place::Harness, Place::Host(_)) => HARNESS_USES.contains(&used.name.as_str()),
-        (Place::Harness | Place::Plugin, Place::Sdk) => true,
-        (Place::Plugin, Place::Harness) => true,
+        (Place::Harness | Place::TestKit | Place::Plugin, Place::Sdk) => true,
+        (Place::Plugin, Place::Harness | Place::TestKit) => true,
+        // The command that answers the test kit.
+        (Place::Host(_), Place::Harness) => package.name == DAEMON,
         (Place::Tests, _) => to != Place::Tool,
         _ => false,
     };
