@@ -13,6 +13,7 @@
 //! Graph, Tensor    the network under construction, with the ops of sdk/wit/ops.md
 //! layers           Linear, Mlp, Embedding, ...; Hstu, FmEmbedding, FmFusion, ExpertFusion, Cross,
 //!                  TaskHeads
+//! losses           losses of a task in place of the host's: focal, quantile, listwise and others
 //! Request          what `rank` receives, with helpers to score, order and explore candidates
 //! ActionBatch      what `labels` and `sample` receive: outcomes, and the columns they declare
 //! labels, evaluate the default training hooks, for experts that extend them
@@ -76,9 +77,11 @@ mod hstu;
 pub mod labels;
 mod layers;
 pub mod log;
+pub mod losses;
 mod ops;
 mod rank;
 pub mod raw;
+mod segment;
 mod shape;
 
 pub use component::{Component, build};
@@ -86,7 +89,7 @@ pub use description::Description;
 pub use expert_fusion::{Cross, ExpertFusion};
 pub use explore::Chance;
 pub use fusion::{FmEmbedded, FmEmbedding, FmFusion};
-pub use graph::{Finished, Graph, Tensor};
+pub use graph::{Finished, Graph, Optimiser, Tensor};
 pub use heads::{PerSurface, TaskHeads};
 pub use hstu::Hstu;
 pub use layers::{Dropout, Embedding, LayerNorm, Linear, Mlp, RmsNorm, Squash};
@@ -97,6 +100,7 @@ pub use raw::types::{
     OfferedColumn, Outcome, Prediction, Quality, RankRequest, Ranked, SchemaTask, Slice, Task,
     TaskKind, TaskLabels, TrainingStep, Verdict,
 };
+pub use segment::PairwiseFunction;
 pub use shape::{Dim, Shape};
 
 /// An expert. Each call may run in a fresh instance, so an expert cannot keep state between calls.
