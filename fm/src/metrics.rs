@@ -1,6 +1,6 @@
 //! Metrics of predicted probabilities: normalised entropy (NE, eq. 5), calibration, AUC and GAUC;
-//! and of predicted values: squared error, calibration and rank correlation. Every formula is here
-//! once; callers keep the sums or the rows.
+//! of predicted values: squared error, calibration and rank correlation; and of the order within a
+//! request: NDCG. Every formula is here once; callers keep the sums or the rows.
 //!
 //! NE needs only sums ([`LogLossSums`], or [`normalized_entropy`] for weighted or resampled sums).
 //! AUC and GAUC need the rows; [`MetricsWindow`] bounds how many it keeps, and its metrics are
@@ -207,6 +207,31 @@ pub struct ScoredValue {
     pub label: f32,
 }
 
+/// Normalised discounted cumulative gain (Järvelin and Kekäläinen, 2002) of a request's rows by
+/// their predictions: labels are gains, and the place i, from 0, counts 1 / log2(2 + i). 1 is the
+/// best order. Rows with one prediction share the places that they take. `None` where all labels
+/// are alike, so that every order is as good, or one is negative.
+pub fn ndcg(rows: &[ScoredValue]) -> Option<f64> {
+    let first = rows.first()?.label;
+    if rows.iter().all(|row| row.label == first) || rows.iter().any(|row| row.label < 0.0) {
+        return None;
+    }
+    let discount = |place: usize| 1.0 / (2.0 + place as f64).log2();
+    let mut sorted = rows.to_vec();
+    sorted.sort_unstable_by(|a, b| b.label.total_cmp(&a.label));
+    let gain = |row: &ScoredValue| f64::from(row.label);
+    let best: f64 = sorted.iter().enumerate().map(|(place, row)| gain(row) * discount(place)).sum();
+    sorted.sort_unstable_by(|a, b| b.prediction.total_cmp(&a.prediction));
+    let (mut found, mut place) = (0.0, 0);
+    for tied in sorted.chunk_by(|a, b| a.prediction == b.prediction) {
+        let places = place..place + tied.len();
+        place = places.end;
+        let share = places.map(discount).sum::<f64>() / tied.len() as f64;
+        found += share * tied.iter().map(gain).sum::<f64>();
+    }
+    Some(found / best)
+}
+
 /// The metrics of a regression's rows. A metric is `None` where the rows do not define it.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct RegressionMetrics {
@@ -392,6 +417,24 @@ mod tests {
         assert!((metrics.ne.unwrap() - 1.0).abs() < 1e-9);
         assert_eq!(metrics.auc, Some(0.5));
         assert_eq!(metrics.gauc, Some(0.5), "user 2 has one class and does not count");
+    }
+
+    #[test]
+    fn ndcg_is_one_in_the_best_order_and_ties_share_their_places() {
+        let of = |rows: &[(f32, f32)]| {
+            let row = |&(prediction, label): &(f32, f32)| ScoredValue { prediction, label };
+            ndcg(&rows.iter().map(row).collect::<Vec<_>>())
+        };
+        let near = |found: Option<f64>, expected: f64| {
+            assert!((found.unwrap() - expected).abs() < 1e-12, "{found:?}, not {expected}");
+        };
+        let third = 1.0 / 3f64.log2();
+        near(of(&[(0.1, 0.0), (0.9, 3.0), (0.5, 1.0)]), 1.0);
+        near(of(&[(0.1, 1.0), (0.9, 0.0), (0.0, 0.0)]), third);
+        near(of(&[(0.9, 0.0), (0.5, 1.0), (0.1, 3.0)]), (third + 1.5) / (3.0 + third));
+        near(of(&[(0.5, 0.0), (0.5, 1.0), (0.1, 0.0)]), (1.0 + third) / 2.0);
+        assert_eq!(of(&[(0.1, 1.0), (0.2, 1.0)]), None, "every order is as good");
+        assert_eq!((of(&[]), of(&[(0.1, -1.0), (0.2, 1.0)])), (None, None));
     }
 
     #[test]

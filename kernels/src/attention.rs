@@ -25,6 +25,7 @@ use burn::tensor::{Tensor, TensorMetadata, TensorPrimitive};
 use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions};
 use crate::mlp::{self, FusedMlp, MlpInputs};
 pub use crate::oracle;
+use crate::pairs::{self, PairInputs, PairSum};
 
 /// A layout that contradicts itself, or tensors that do not match it.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +107,15 @@ pub trait HstuBackend: Backend {
         grad: FloatTensor<Self>,
         shape: Arc<HstuAttention>,
     ) -> HstuInputs<FloatTensor<Self>>;
+
+    /// Sums over the pairs of rows of each segment: `[rows, 1]`. No intermediate value has an
+    /// element a pair, in the backward pass neither.
+    ///
+    /// # Panics
+    /// As [`PairSum::forward`].
+    fn pair_sum(inputs: PairInputs<FloatTensor<Self>>, pairs: Arc<PairSum>) -> FloatTensor<Self> {
+        pairs::forward::<Self>(inputs, &pairs)
+    }
 
     /// Fused kernels for the whole layer around the op, if the backend has them.
     const FUSED_LAYER: Option<FusedLayer<FloatTensor<Self>>> = None;

@@ -18,6 +18,7 @@ use burn::tensor::{Shape, TensorMetadata};
 use crate::attention::{HstuAttention, HstuBackend, HstuInputs};
 use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions, LayerOutput};
 use crate::mlp::{self, FusedMlp, MlpInputs};
+use crate::pairs::{self, PairInputs, PairSum};
 
 #[derive(Debug)]
 struct HstuBackward;
@@ -97,6 +98,28 @@ impl<B: HstuBackend> Backward<B, 5> for MlpBackward<B> {
     }
 }
 
+/// The node of sums over pairs. It keeps the inputs.
+#[derive(Debug)]
+struct PairBackward;
+
+impl<B: HstuBackend> Backward<B, 2> for PairBackward {
+    type State = (PairInputs<NodeId>, Arc<PairSum>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (PairInputs { a, b }, pairs) = ops.state;
+        let [a, b] = [a, b].map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let found = pairs::backward::<B>(PairInputs { a, b }, grad, &pairs);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B, 2>(grads, parents, [Some(found.a), Some(found.b)]);
+    }
+}
+
 /// Adds the gradients of a node's parents. An untracked parent is None, and so is the gradient of
 /// an absent table.
 fn register<B: Backend, const N: usize>(
@@ -148,6 +171,21 @@ impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
                 prep.finish(saved, out)
             }
             OpsKind::UnTracked(prep) => prep.finish(forward(inner, options).out),
+        }
+    }
+
+    fn pair_sum(
+        PairInputs { a, b }: PairInputs<FloatTensor<Self>>,
+        pairs: Arc<PairSum>,
+    ) -> FloatTensor<Self> {
+        let parents = [a.node.clone(), b.node.clone()];
+        let inner = PairInputs { a: a.primitive.clone(), b: b.primitive.clone() };
+        match PairBackward.prepare::<C>(parents).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let ids = PairInputs { a: prep.checkpoint(&a), b: prep.checkpoint(&b) };
+                prep.finish((ids, pairs.clone()), B::pair_sum(inner, pairs))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::pair_sum(inner, pairs)),
         }
     }
 

@@ -14,6 +14,7 @@
 //!   mlp                               plain  primitive Burn ops, any backend
 //! ```
 //!
+//! `pairs` sums over the pairs of rows of a request, on the host of any backend.
 //! `layer` is a whole HSTU layer as one op and `mlp` a network of two linear layers. `history`
 //! attends to keys and values that are kept between passes, and `dense` is the rest of a layer with
 //! prepared weights; `serving` says which form of both a backend has.
@@ -54,5 +55,6 @@ pub mod history;
 pub mod layer;
 pub mod mlp;
 pub mod oracle;
+pub mod pairs;
 pub mod plain;
 pub mod serving;

@@ -31,10 +31,13 @@ struct GraphState {
     /// The shape of each node's result, in the order of `nodes`.
     shapes: Vec<Shape>,
     outputs: Vec<Output>,
+    /// The losses of tasks, each with its node.
+    losses: Vec<(String, u32)>,
     extra_loss: Option<u32>,
+    gradient_clip: Option<f32>,
     scope: Vec<String>,
-    /// The factors of learning rates that enclose what is built now.
-    rate_factors: Vec<f32>,
+    /// The options of parameters that enclose what is built now.
+    training: Vec<Attribute>,
     error: Option<String>,
 }
 
@@ -53,6 +56,17 @@ pub struct Tensor<'g> {
     node: u32,
     /// True for ids (i64), which only an input can contain; false for numbers (f32).
     ids: bool,
+}
+
+/// What a parameter is trained with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Optimiser {
+    /// AdamW, as usual; not for an embedding table, of which a step touches few rows.
+    Adam,
+    /// Gradient descent without state.
+    Sgd,
+    /// Adagrad: by row for an embedding table, as usual, by value for others.
+    Adagrad,
 }
 
 impl Graph {
@@ -201,10 +215,7 @@ impl Graph {
                 "two parameters are called `{path}`: rename one of the layers, or apply one layer twice"
             ));
         }
-        let factor: f32 = self.state.borrow().rate_factors.iter().product();
-        if factor != 1.0 {
-            options.push(attribute("rate_factor", Value::Number(factor)));
-        }
+        options.extend(parameter_options(&self.state.borrow().training));
         let parameter = Parameter { name: path, shape: shape.to_vec(), init, options };
         let index = self.state.borrow().parameters.len();
         self.state.borrow_mut().parameters.push(parameter);
@@ -228,10 +239,31 @@ impl Graph {
 
     /// Runs `build`, whose parameters learn at `factor` (0 to 10) times the rate; 0 freezes them.
     pub fn rate_factor<T>(&self, factor: f32, build: impl FnOnce() -> T) -> T {
-        self.state.borrow_mut().rate_factors.push(factor);
+        self.trained(attribute(RATE_FACTOR, Value::Number(factor)), build)
+    }
+
+    /// Runs `build`, whose parameters have this weight decay (0 to 10) in place of the operator's:
+    /// a step at the learning rate r takes r times `decay` of their values away.
+    pub fn weight_decay<T>(&self, decay: f32, build: impl FnOnce() -> T) -> T {
+        self.trained(attribute("weight_decay", Value::Number(decay)), build)
+    }
+
+    /// Runs `build`, whose parameters are trained with `optimiser`.
+    pub fn optimiser<T>(&self, optimiser: Optimiser, build: impl FnOnce() -> T) -> T {
+        let name = format!("{optimiser:?}").to_lowercase();
+        self.trained(attribute("optimiser", Value::Text(name)), build)
+    }
+
+    fn trained<T>(&self, option: Attribute, build: impl FnOnce() -> T) -> T {
+        self.state.borrow_mut().training.push(option);
         let built = build();
-        self.state.borrow_mut().rate_factors.pop();
+        self.state.borrow_mut().training.pop();
         built
+    }
+
+    /// Bounds the norm of a step's gradient, in place of the operator's bound.
+    pub fn gradient_clip(&self, norm: f32) {
+        self.state.borrow_mut().gradient_clip = Some(norm);
     }
 
     /// Sets the prediction of a task, `[rows, 1]`: the logit of a binary task, or the value of a
@@ -265,6 +297,20 @@ impl Graph {
         }
     }
 
+    /// Sets the loss of a task, `[rows, 1]`, which the host averages over the task's rows, in place
+    /// of the host's own. See [`losses`](crate::losses).
+    pub fn loss(&self, task: &str, loss: Tensor<'_>) {
+        if !self.tasks.iter().any(|known| known.name == task) {
+            self.fail(&format!("loss of `{task}`, which is not in the description"));
+        } else if self.state.borrow().losses.iter().any(|(known, _)| known == task) {
+            self.fail(&format!("two losses of task `{task}`: add them to one"));
+        } else if loss.shape() != Shape::rows(1) || loss.ids {
+            self.fail(&format!("the loss of `{task}` must be [rows, 1], not {}", loss.shape()));
+        } else {
+            self.state.borrow_mut().losses.push((task.into(), loss.node));
+        }
+    }
+
     /// Adds the mean of `loss`, `[rows, 1]`, to the losses of the tasks in training.
     pub fn extra_loss(&self, loss: Tensor<'_>) {
         if loss.shape() != Shape::rows(1) || loss.ids {
@@ -292,8 +338,17 @@ impl Graph {
     /// # Errors
     /// The first mistake, or a task without an output.
     pub fn finish(self) -> Result<Finished, String> {
-        let GraphState { columns, parameters, nodes, outputs, extra_loss, error, .. } =
-            self.state.into_inner();
+        let GraphState {
+            columns,
+            parameters,
+            nodes,
+            mut outputs,
+            losses,
+            extra_loss,
+            gradient_clip,
+            error,
+            ..
+        } = self.state.into_inner();
         if let Some(error) = error {
             return Err(error);
         }
@@ -302,8 +357,14 @@ impl Graph {
             let name = &task.name;
             return Err(format!("task `{name}` has no output: call `g.output(\"{name}\", ..)`"));
         }
+        for (task, node) in losses {
+            let output = outputs.iter_mut().find(|output| output.task == task);
+            output.expect("each task has one").options.push(integer("loss", node.into()));
+        }
+        let clip = |norm| attribute("gradient_clip", Value::Number(norm));
+        let options = gradient_clip.map(clip).into_iter().collect();
         Ok(Finished {
-            network: Network { parameters, nodes, outputs, extra_loss, options: Vec::new() },
+            network: Network { parameters, nodes, outputs, extra_loss, options },
             columns: columns.into_iter().map(|(column, _)| column).collect(),
         })
     }
@@ -384,6 +445,26 @@ impl<'g> Tensor<'g> {
     pub fn is_ids(&self) -> bool {
         self.ids
     }
+}
+
+/// The option that scales a learning rate; what encloses a parameter multiplies it.
+const RATE_FACTOR: &str = "rate_factor";
+
+/// The options of a parameter that is built inside of some, the outermost first.
+fn parameter_options(enclosing: &[Attribute]) -> Vec<Attribute> {
+    let factor = |option: &Attribute| match option.value {
+        Value::Number(factor) if option.name == RATE_FACTOR => factor,
+        _ => 1.0,
+    };
+    let factor: f32 = enclosing.iter().map(factor).product();
+    let mut options = Vec::new();
+    if factor != 1.0 {
+        options.push(attribute(RATE_FACTOR, Value::Number(factor)));
+    }
+    for name in ["weight_decay", "optimiser"] {
+        options.extend(enclosing.iter().rev().find(|option| option.name == name).cloned());
+    }
+    options
 }
 
 pub(crate) fn integer(name: &str, value: i64) -> Attribute {

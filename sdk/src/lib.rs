@@ -13,6 +13,7 @@
 //! Graph, Tensor    the network under construction, with the ops of sdk/wit/ops.md
 //! layers           Linear, Mlp, Embedding, ...; Hstu, FmEmbedding, FmFusion, ExpertFusion, Cross,
 //!                  TaskHeads
+//! losses           losses of a task in place of the host's: focal, quantile, listwise and others
 //! Request          what `rank` receives, with helpers to score, order and explore candidates
 //! Slate            its candidates under filters and caps, and the rules that order them: by score,
 //!                  by chance (epsilon-greedy, softmax, Thompson), or for diversity (MMR, DPP)
@@ -80,10 +81,12 @@ mod hstu;
 pub mod labels;
 mod layers;
 pub mod log;
+pub mod losses;
 mod normal;
 mod ops;
 mod rank;
 pub mod raw;
+mod segment;
 mod shape;
 mod slate;
 
@@ -92,7 +95,7 @@ pub use description::Description;
 pub use expert_fusion::{Cross, ExpertFusion};
 pub use explore::Chance;
 pub use fusion::{FmEmbedded, FmEmbedding, FmFusion};
-pub use graph::{Finished, Graph, Tensor};
+pub use graph::{Finished, Graph, Optimiser, Tensor};
 pub use heads::{PerSurface, TaskHeads};
 pub use hstu::Hstu;
 pub use layers::{Dropout, Embedding, LayerNorm, Linear, Mlp, RmsNorm, Squash};
@@ -103,6 +106,7 @@ pub use raw::types::{
     NamedColumn, OfferedColumn, Outcome, Prediction, Quality, RankRequest, Ranked, SchemaTask,
     ScoredTask, Slice, Task, TaskKind, TaskLabels, TaskWeights, TrainingStep, Verdict,
 };
+pub use segment::PairwiseFunction;
 pub use shape::{Dim, Shape};
 pub use slate::{Cap, Filtered, Slate};
 

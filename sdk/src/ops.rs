@@ -385,7 +385,7 @@ impl<'g> Tensor<'g> {
         }
     }
 
-    fn mismatch(self, op: &str, other: Tensor<'g>, rule: &str) -> Tensor<'g> {
+    pub(crate) fn mismatch(self, op: &str, other: Tensor<'g>, rule: &str) -> Tensor<'g> {
         self.graph.fail(&format!("{op} of {} with {}: {rule}", describe(self), describe(other)))
     }
 }
@@ -416,7 +416,7 @@ impl<'g> ops::Neg for Tensor<'g> {
     }
 }
 
-fn number(name: &str, value: f32) -> Attribute {
+pub(crate) fn number(name: &str, value: f32) -> Attribute {
     attribute(name, Value::Number(value))
 }
 
@@ -424,7 +424,7 @@ fn integers(name: &str, values: impl Iterator<Item = u32>) -> Attribute {
     attribute(name, Value::Integers(values.map(i64::from).collect()))
 }
 
-fn describe(tensor: Tensor<'_>) -> String {
+pub(crate) fn describe(tensor: Tensor<'_>) -> String {
     let ids = if tensor.is_ids() { "ids " } else { "" };
     format!("{ids}{}", tensor.shape())
 }

@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
-use hypercast_expert::batch::{ColumnData, ExpertBatch};
+use hypercast_expert::batch::{ColumnData, ExpertBatch, TaskOutcomes};
 use hypercast_expert::graph::{ExpertGraph, GraphLimits};
+use hypercast_expert::oracle::{Comparison, Evaluation, compare, whole_gradients};
 use hypercast_expert::params::{Provenance, hash_text};
-use hypercast_expert::train::{OutputGradients, compute};
+use hypercast_expert::train::{OutputGradients, TaskTargets, compute};
 use hypercast_expert::wasm::contract::{self, Column};
 use hypercast_expert::{Device, Normaliser, Parameters, SavedParameters};
 use hypercast_harness::convert;
 use hypercast_sdk::{
     Cross, Description, Embedding, ExpertFusion, FmEmbedding, FmFusion, Hstu, Linear, PerSurface,
-    RmsNorm, TaskHeads, TaskKind, Tensor,
+    RmsNorm, TaskHeads, TaskKind, Tensor, losses,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -135,7 +136,8 @@ impl AdmittedNetwork {
             }
         });
         let columns = columns.collect();
-        ExpertBatch { rows, history_offsets, target_offsets, columns, features }
+        let outcomes = Vec::new();
+        ExpertBatch { rows, history_offsets, target_offsets, columns, features, outcomes }
     }
 
     /// The outputs in serving, `[rows, tasks]`.
@@ -148,7 +150,7 @@ impl AdmittedNetwork {
         let mut seen = Vec::new();
         let mut loss = |outputs: &[f32], _: &[f32]| {
             seen = outputs.to_vec();
-            OutputGradients { tasks: vec![1.0; outputs.len()], extra_loss: Vec::new() }
+            OutputGradients { tasks: vec![1.0; outputs.len()], losses: Vec::new() }
         };
         let mut rng = SmallRng::seed_from_u64(6);
         let compute = compute(self.graph.clone(), Device::Cpu).expect("the CPU");
@@ -164,7 +166,7 @@ impl AdmittedNetwork {
         let outputs = batch.rows * self.graph.outputs.len();
         let seed: Vec<f32> = (0..outputs).map(|_| rng.random_range(-1.0..1.0)).collect();
         let mut loss =
-            |_: &[f32], _: &[f32]| OutputGradients { tasks: seed.clone(), extra_loss: vec![] };
+            |_: &[f32], _: &[f32]| OutputGradients { tasks: seed.clone(), losses: vec![] };
         let gradients = compute.gradients(&parameters, batch, &mut rng, &mut loss);
         let value = |parameters: &Parameters| -> f64 {
             let outputs = compute.forward(parameters, batch);
@@ -426,4 +428,135 @@ fn a_new_version_keeps_the_parameters_that_did_not_change() {
     let report = wider.parameters().warm_start(&saved);
     let in_head = |name: &String| name.contains("/tower/") || name.contains("/out/weight");
     assert!(!report.fresh.is_empty() && report.fresh.iter().all(in_head), "{report:?}");
+}
+
+/// Makes a loss of the output of `click`.
+type BuildLoss = for<'g> fn(&'g hypercast_sdk::Graph, Tensor<'g>) -> Tensor<'g>;
+
+/// The losses of the SDK. The teacher of the distillation is a feature.
+const LOSSES: [(&str, BuildLoss); 8] = [
+    ("cross-entropy", |_, x| losses::bce("click", x)),
+    ("focal", |_, x| losses::focal("click", x, 2.0)),
+    ("quantile", |_, x| losses::quantile("click", x, 0.8)),
+    ("huber", |_, x| losses::huber("click", x, 0.4)),
+    ("pairwise", |_, x| losses::pairwise_logistic("click", x)),
+    ("listwise", |_, x| losses::listwise_softmax("click", x)),
+    ("distillation", |g, x| losses::distillation("click", x, g.feature("rate"))),
+    ("both", |_, x| losses::bce("click", x) + losses::listwise_softmax("click", x) * 0.5),
+];
+
+/// A linear output with a loss of its own, and a batch of three requests whose rows have `labels`.
+/// Masked rows have labels and weights that must not count.
+fn with_loss(build: BuildLoss, labels: &[f32], masked: &[usize]) -> (AdmittedNetwork, ExpertBatch) {
+    let network = network(&["click"], |g| {
+        let output = Linear::new("head", 1).apply(g.tae());
+        g.output("click", output);
+        g.loss("click", build(g, output));
+    });
+    let mut batch = network.batch(&[(0, 4), (0, 1), (0, 3)]);
+    let rows = 0..batch.rows;
+    let targets = TaskTargets {
+        labels: labels.to_vec(),
+        mask: rows.clone().map(|row| !masked.contains(&row)).collect(),
+        weights: rows.map(|row| 0.5 + row as f32 / 4.0).collect(),
+    };
+    batch.outcomes = vec![TaskOutcomes { targets, base_logit: -1.5 }];
+    (network, batch)
+}
+
+const LABELS: [f32; 8] = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0];
+
+/// All parameters in f64, as the oracle takes them.
+fn values(parameters: &Parameters, network: &AdmittedNetwork) -> Vec<Vec<f64>> {
+    let of = |index| parameters.values(index).iter().map(|value| f64::from(*value)).collect();
+    (0..network.graph.parameters.len()).map(of).collect()
+}
+
+/// The losses of rows, in f64.
+fn losses_of(network: &AdmittedNetwork, values: &[Vec<f64>], batch: &ExpertBatch) -> Vec<f64> {
+    let evaluation = Evaluation::new(&network.graph, values, batch, None);
+    evaluation.losses().iter().map(|loss| loss.value).collect()
+}
+
+#[test]
+fn gradients_of_losses_are_central_differences() {
+    for (name, build) in LOSSES {
+        let (network, batch) = with_loss(build, &LABELS, &[1, 6]);
+        let parameters = network.random_parameters();
+        let mut random = SmallRng::seed_from_u64(7);
+        let seed: Vec<f32> = (0..batch.rows).map(|_| random.random_range(-1.0..1.0)).collect();
+        let loss = OutputGradients { tasks: vec![0.0; batch.rows], losses: seed.clone() };
+        let (graph, parameters, batch) = (&network.graph, &parameters, &batch);
+        let compared = compare(&Comparison { graph, parameters, batch, loss: &loss, seed: 1 });
+        assert_eq!(compared.unwrap_or_else(|error| panic!("{name}: {error}")).unknown, 0, "{name}");
+        let compute = compute(graph.clone(), Device::Cpu).expect("the CPU");
+        let found = compute.gradients(parameters, batch, &mut random, &mut |_, _| loss.clone());
+        for (at, gradient) in whole_gradients(graph, &found)[0].iter().enumerate() {
+            let value = |by: f64| -> f64 {
+                let mut values = values(parameters, &network);
+                values[0][at] += by;
+                let losses = losses_of(&network, &values, batch);
+                losses.iter().zip(&seed).map(|(loss, seed)| loss * f64::from(*seed)).sum()
+            };
+            let expected = (value(1e-5) - value(-1e-5)) / 2e-5;
+            let error = (f64::from(*gradient) - expected).abs();
+            assert!(error < 1e-4, "{name}: {gradient} of weight {at}, not {expected}");
+        }
+    }
+}
+
+#[test]
+fn losses_are_those_of_their_definitions() {
+    let of = |wanted: &str| {
+        let (_, build) = LOSSES.iter().find(|(name, _)| *name == wanted).expect("it is listed");
+        let (network, batch) = with_loss(*build, &LABELS, &[1, 6]);
+        let parameters = network.random_parameters();
+        let outputs = network.serve(&parameters, &batch);
+        let outputs: Vec<f64> = outputs.iter().map(|output| f64::from(*output)).collect();
+        (losses_of(&network, &values(&parameters, &network), &batch), outputs)
+    };
+    let near = |found: f64, expected: f64| {
+        assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+    };
+    let log_loss = |logit: f64| (1.0 + logit.exp()).ln();
+    let (found, x) = of("cross-entropy");
+    near(found[0], log_loss(1.5 - x[0]));
+    near(found[2], log_loss(x[2] - 1.5));
+    let (found, x) = of("focal");
+    let missed = 1.0 / (1.0 + (x[3] - 1.5).exp());
+    near(found[3], missed * missed * -(1.0 - missed).ln());
+    let (found, x) = of("quantile");
+    near(found[0], (0.8 * (1.0 - x[0])).max(-0.2 * (1.0 - x[0])));
+    let (found, x) = of("huber");
+    let error = (1.0 - x[4]).abs();
+    near(found[4], if error < 0.4 { error * error / 2.0 } else { 0.4 * (error - 0.2) });
+    // Of the first request rows 0, 2 and 3 count, of which 2 has the lower label.
+    let (found, x) = of("pairwise");
+    near(found[0], log_loss(x[2] - x[0]));
+    near(found[3], log_loss(x[2] - x[3]));
+    [2, 4, 5, 7].iter().for_each(|row| near(found[*row], 0.0));
+    let (found, x) = of("listwise");
+    let share = x[0].exp() / [x[0], x[2], x[3]].iter().map(|x| x.exp()).sum::<f64>();
+    near(found[0], -share.ln());
+    near(found[4], 0.0);
+    let (found, _) = of("distillation");
+    assert!(found.iter().all(|loss| *loss > 0.0), "{found:?}");
+}
+
+#[test]
+fn rows_that_do_not_count_change_no_loss_of_others() {
+    for (name, build) in LOSSES {
+        let mut other = LABELS;
+        (other[1], other[6]) = (17.0, f32::NAN);
+        let [one, two] = [LABELS, other].map(|labels| {
+            let (network, mut batch) = with_loss(build, &labels, &[1, 6]);
+            // Their scores do not count either.
+            let ColumnData::Numbers(tae) = &mut batch.columns[0] else { panic!("the embedding") };
+            [1, 6].iter().for_each(|row| tae[row * TAE_DIM..][..TAE_DIM].fill(labels[1]));
+            losses_of(&network, &values(&network.random_parameters(), &network), &batch)
+        });
+        for row in [0, 2, 3, 4, 5, 7] {
+            assert!((one[row] - two[row]).abs() < 1e-9, "{name}, row {row}: {one:?}, {two:?}");
+        }
+    }
 }

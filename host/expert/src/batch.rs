@@ -14,8 +14,10 @@ use hypercast_fm::training_only::{ReadFor, TrainingOnlyColumns};
 
 use super::Error;
 use super::fm_rows::{FmRows, FmTask, InputScales, Tae};
+use super::graph::OutcomePart;
 pub use super::guest_columns::GuestRequest;
 use super::guest_columns::{GuestColumns, GuestRows};
+use super::train::TaskTargets;
 use super::wasm::contract::{
     ActionBatch, Column, Description, HostInfo, HostSchema, IdColumns, KnownOutcomes, NamedColumn,
     VectorWidths, action_batch,
@@ -56,9 +58,41 @@ pub struct ExpertBatch {
     /// `[rows, feature columns]`, row-major: the numeric features that the network reads,
     /// standardised, in the order of their columns.
     pub features: Vec<f32>,
+    /// What only training knows of the rows, for each task in the description's order; empty where
+    /// the network predicts.
+    pub outcomes: Vec<TaskOutcomes>,
+}
+
+/// A task's outcomes in a batch, on the scale on which the network predicts it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TaskOutcomes {
+    /// Labels, sample space and weights.
+    pub targets: TaskTargets,
+    /// What the host adds to an output before it is the logit of a binary task.
+    pub base_logit: f32,
 }
 
 impl ExpertBatch {
+    /// A part of a task's outcomes, a value a row. Rows outside the sample space have 0, whatever
+    /// stands there.
+    ///
+    /// # Panics
+    /// If the batch is to predict: no prediction depends on an outcome.
+    pub(crate) fn outcome(&self, part: OutcomePart, task: usize) -> Vec<f32> {
+        let TaskOutcomes { targets, base_logit } = &self.outcomes[task];
+        let TaskTargets { labels, mask, weights } = targets;
+        let valid = |values: &[f32]| -> Vec<f32> {
+            let values = values.iter().zip(mask);
+            values.map(|(value, valid)| if *valid { *value } else { 0.0 }).collect()
+        };
+        match part {
+            OutcomePart::Label => valid(labels),
+            OutcomePart::Mask => mask.iter().map(|valid| f32::from(u8::from(*valid))).collect(),
+            OutcomePart::Weight => valid(weights),
+            OutcomePart::BaseLogit => vec![*base_logit; self.rows],
+        }
+    }
+
     /// The values of a numeric column.
     ///
     /// # Panics
@@ -290,6 +324,7 @@ impl ExpertColumns {
         batch.history_offsets = offsets(histories.iter().map(Vec::len));
         let rows = batch.target_offsets.last().map_or(0, |rows| *rows as usize);
         batch.rows = rows;
+        batch.outcomes.clear();
         if let Tae::Rows(values) = fm.tae {
             assert_eq!(values.len(), rows * self.tae_dim(), "the TAE has tae_dim values a target");
         }

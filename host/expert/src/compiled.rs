@@ -124,5 +124,5 @@ fn pruned(graph: &ExpertGraph, outputs: &[usize]) -> ExpertGraph {
         nodes.push(Node { inputs, ..node.clone() });
     }
     let outputs = outputs.iter().map(|output| new_index[*output]).collect();
-    ExpertGraph { nodes, outputs, extra_loss: None, ..graph.clone() }
+    ExpertGraph { nodes, outputs, losses: Vec::new(), extra_loss: None, ..graph.clone() }
 }

@@ -27,6 +27,7 @@ pub mod evaluate;
 pub mod experiment;
 pub mod metrics;
 pub mod processes;
+pub mod ranking;
 mod tally;
 pub mod verdict;
 

@@ -40,10 +40,10 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
     let slopes = |seed, count| -> Vec<f32> {
         world::noise(seed, count).into_iter().map(|value| value * slope).collect()
     };
-    let extra = if graph.extra_loss.is_some() { batch.rows } else { 0 };
+    let losses = batch.rows * graph.loss_nodes().len();
     let loss = OutputGradients {
         tasks: slopes(second, batch.rows * description.tasks.len()),
-        extra_loss: slopes(second + 1, extra),
+        losses: slopes(second + 1, losses),
     };
     let compared = compare(&Comparison {
         graph: &graph,

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use arbitrary::{Result, Unstructured};
-use hypercast_expert::batch::{ExpertBatch, ExpertColumns};
+use hypercast_expert::batch::{ExpertBatch, ExpertColumns, TaskOutcomes};
 use hypercast_expert::graph::{ExpertGraph, GraphLimits, Lead, TensorShape};
 use hypercast_expert::network::network;
 use hypercast_expert::params::hash_text;
-use hypercast_expert::train::{Compute, OutputGradients, compute};
+use hypercast_expert::train::{Compute, OutputGradients, TaskTargets, compute};
 use hypercast_expert::wasm::contract::{
     self, Attribute, Column, Description, Initialiser, Network, Node, Output, Parameter, Task,
     TaskKind, Value,
@@ -37,7 +37,7 @@ fn limits() -> GraphLimits {
 }
 
 /// The ops, and how many inputs each takes.
-const OPS: [(&str, usize); 43] = [
+const OPS: [(&str, usize); 52] = [
     ("MatMul", 2),
     ("Add", 2),
     ("Sub", 2),
@@ -81,6 +81,15 @@ const OPS: [(&str, usize); 43] = [
     ("PoolMean", 1),
     ("PoolMax", 1),
     ("PoolSum", 1),
+    ("SegmentSum", 1),
+    ("SegmentMean", 1),
+    ("SegmentMax", 1),
+    ("SegmentRank", 1),
+    ("SegmentPairSum", 2),
+    ("Label", 0),
+    ("Mask", 0),
+    ("Weight", 0),
+    ("BaseLogit", 0),
 ];
 
 /// Builds a network, checks it, runs it and computes its gradients.
@@ -211,10 +220,12 @@ impl<'a> GrownNetwork<'a> {
             inputs.push((self.shapes.len() - 1 - back) as u32);
         }
         // Some ops need inputs of the same shape.
-        if arity >= 3 && op != "LayerNormalization" && u.ratio(3, 4)? {
+        let alike = arity >= 3 && op != "LayerNormalization" || op == "SegmentPairSum";
+        if alike && u.ratio(3, 4)? {
             inputs = vec![inputs[0]; arity];
         }
-        let first = self.shapes[inputs[0] as usize].clone();
+        let first = inputs.first().map_or(0, |first| *first as usize);
+        let first = self.shapes[first].clone();
         Ok((node(op, &inputs, attributes(u, op, &first)?), None))
     }
 
@@ -223,7 +234,7 @@ impl<'a> GrownNetwork<'a> {
         let had = parameter.is_some();
         self.network.parameters.extend(parameter);
         self.network.nodes.push(node);
-        match self.graph([0, 0], None) {
+        match self.graph([0, 0], [None; 2]) {
             Ok(graph) => {
                 self.shapes.push(graph.nodes.last().expect("the node was added").shape.clone())
             }
@@ -236,21 +247,25 @@ impl<'a> GrownNetwork<'a> {
         }
     }
 
+    /// The graph with these outputs, and a loss of the second one and an extra loss.
     fn graph(
         &self,
         outputs: [u32; 2],
-        extra_loss: Option<u32>,
+        [loss, extra_loss]: [Option<u32>; 2],
     ) -> std::result::Result<ExpertGraph, hypercast_expert::Error> {
         let output =
             |(task, node): (&str, u32)| Output { task: task.into(), node, options: Vec::new() };
-        let outputs = ["click", "seconds"].into_iter().zip(outputs).map(output).collect();
+        let outputs = ["click", "seconds"].into_iter().zip(outputs).map(output);
+        let mut outputs: Vec<Output> = outputs.collect();
+        outputs[1].options.extend(loss.map(|node| int("loss", node.into())));
         let network = Network { outputs, extra_loss, ..self.network.clone() };
         ExpertGraph::new(self.description, &network, &world::host(), &self.limits)
     }
 
-    /// The graph. Its first output depends on the last node that can be an output, and on others.
-    pub fn finish(mut self, extra: bool) -> ExpertGraph {
-        let mut outputs = Vec::new();
+    /// The graph. Its first output depends on the last node that can be an output, and on others;
+    /// if it has losses, they depend on the last nodes that can be one.
+    pub fn finish(mut self, has_losses: bool) -> ExpertGraph {
+        let (mut outputs, mut losses) = (Vec::new(), Vec::new());
         for at in (0..self.shapes.len()).rev() {
             let shape = self.shapes[at].clone();
             let Some(lead) = shape.lead else { continue };
@@ -273,17 +288,21 @@ impl<'a> GrownNetwork<'a> {
                     last = count as u32;
                 }
             }
-            let fits = self.graph([last, 0], None).is_ok();
-            if fits && self.shapes.len() > before {
+            let is_new = self.shapes.len() > before;
+            if is_new && self.graph([last, 0], [None; 2]).is_ok() {
                 outputs.push(last);
             }
-            if outputs.len() == 3 {
+            if self.graph([0, 0], [Some(last), None]).is_ok() {
+                losses.push(last);
+            }
+            if outputs.len() == 2 {
                 break;
             }
         }
         let output = |at: usize| outputs.get(at).copied().unwrap_or(0);
-        let extra = extra.then(|| output(2));
-        self.graph([output(0), output(1)], extra).expect("the validator admitted each part")
+        let loss = |at: usize| losses.get(at).copied().filter(|_| has_losses);
+        self.graph([output(0), output(1)], [loss(0), loss(1)])
+            .expect("the validator admitted each part")
     }
 }
 
@@ -316,6 +335,18 @@ fn attributes(u: &mut Unstructured, op: &str, first: &TensorShape) -> Result<Vec
         "LayerNormalization" => vec![num("epsilon", *u.choose(&[1e-5, 0.0, 1.0])?)],
         "Dropout" => {
             vec![num("rate", *u.choose(&[0.0, 0.5, 1.0])?), int("per-row", u.int_in_range(0..=1)?)]
+        }
+        "SegmentPairSum" => {
+            let names = ["Identity", "Step", "Softplus", "Relu", "Sigmoid", "Abs"];
+            let mut functions = Vec::new();
+            for _ in 0..last {
+                functions.push(u.choose(&names)?.to_string());
+            }
+            vec![Attribute { name: "functions".into(), value: Value::Texts(functions) }]
+        }
+        "Label" | "Mask" | "Weight" | "BaseLogit" => {
+            let task = u.choose(&["click", "seconds"])?.to_string();
+            vec![Attribute { name: "task".into(), value: Value::Text(task) }]
         }
         "HstuAttention" | "HstuHistory" => {
             vec![int("heads", *u.choose(&[1, 2, 3])?), int("max-len", *u.choose(&[1, 4, 32])?)]
@@ -370,6 +401,8 @@ fn wild(u: &mut Unstructured) -> Result<Network> {
                 "epsilon",
                 "min",
                 "max",
+                "task",
+                "functions",
                 "other",
             ];
             let value = match u.int_in_range(0..=5)? {
@@ -438,9 +471,9 @@ fn exercise(description: &Description, graph: ExpertGraph, sizes: [(usize, usize
 fn learn(trained: &dyn Compute, parameters: &Parameters, batch: &ExpertBatch, graph: &ExpertGraph) {
     let mut random = SmallRng::seed_from_u64(1);
     let rows = batch.rows;
-    let mut loss = |outputs: &[f32], extra: &[f32]| {
-        assert!(extra.len() == rows || graph.extra_loss.is_none(), "one extra loss per row");
-        OutputGradients { tasks: vec![1.0; outputs.len()], extra_loss: vec![1.0; extra.len()] }
+    let mut loss = |outputs: &[f32], losses: &[f32]| {
+        assert_eq!(losses.len(), rows * graph.loss_nodes().len(), "each loss once a row");
+        OutputGradients { tasks: vec![1.0; outputs.len()], losses: vec![1.0; losses.len()] }
     };
     let gradients = trained.gradients(parameters, batch, &mut random, &mut loss);
     assert_eq!(gradients.values.len(), graph.parameters.len());
@@ -469,7 +502,19 @@ pub fn batch(
         [world::example(1, first.0, first.1), world::example(other_seed, second.0, second.1)];
     let mut tae = world::noise(5, first.1 * world::TAE_DIM);
     tae.extend(world::noise(other_seed, second.1 * world::TAE_DIM));
-    columns.batch(&examples, Tae::Rows(&tae), &Normaliser::identity(&schema.feature_columns()))
+    let normaliser = Normaliser::identity(&schema.feature_columns());
+    let mut batch = columns.batch(&examples, Tae::Rows(&tae), &normaliser);
+    let outcome = |task: u64| {
+        let seed = 7 * other_seed + task;
+        let targets = TaskTargets {
+            labels: world::noise(seed, batch.rows),
+            mask: (0..batch.rows as u64).map(|row| !(row + seed).is_multiple_of(3)).collect(),
+            weights: world::noise(seed + 1, batch.rows).into_iter().map(f32::abs).collect(),
+        };
+        TaskOutcomes { targets, base_logit: task as f32 - 0.5 }
+    };
+    batch.outcomes = (0..description.tasks.len() as u64).map(outcome).collect();
+    batch
 }
 
 fn node(op: &str, inputs: &[u32], attributes: Vec<Attribute>) -> Node {

@@ -1,5 +1,5 @@
 //! The ops that cross between rows and history by the batch's offsets: HSTU attention and pooling.
-//! No other part of the executor reads offsets.
+//! Beside `segments`, no other part of the executor reads offsets.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -83,12 +83,8 @@ pub(super) fn pool<B: HstuBackend>(
     }
     let pooled = match kind {
         Fold::Max => pool_max::<B>(batch, x),
-        Fold::Sum | Fold::Mean => {
-            let x =
-                if kind == Fold::Mean { B::float_mul(x, shares::<B>(batch, &device)) } else { x };
-            let zeros = B::float_zeros(Dims::from(vec![requests, width]), &device, FloatDType::F32);
-            B::float_select_add(zeros, 0, owners::<B>(&batch.history_offsets, &device), x)
-        }
+        Fold::Sum => total::<B>(&batch.history_offsets, x),
+        Fold::Mean => mean::<B>(&batch.history_offsets, x),
     };
     B::float_select(pooled, 0, owners::<B>(&batch.target_offsets, &device))
 }
@@ -119,21 +115,28 @@ fn pool_max<B: HstuBackend>(batch: &ExpertBatch, x: FloatTensor<B>) -> FloatTens
     B::float_mask_fill(most, B::float_greater_elem(empty, 0.5f32.into(), bool_dtype), 0f32.into())
 }
 
-/// One over the length of each event's history: `[history, 1]`.
-fn shares<B: HstuBackend>(batch: &ExpertBatch, device: &B::Device) -> FloatTensor<B> {
+/// The sum of each request's entries: `[requests, d]`.
+pub(super) fn total<B: HstuBackend>(offsets: &[u32], x: FloatTensor<B>) -> FloatTensor<B> {
+    let (device, width) = (B::float_device(&x), x.shape().as_slice()[1]);
+    let dims = Dims::from(vec![offsets.len() - 1, width]);
+    let zeros = B::float_zeros(dims, &device, FloatDType::F32);
+    B::float_select_add(zeros, 0, owners::<B>(offsets, &device), x)
+}
+
+/// The mean of each request's entries: `[requests, d]`, with zeros where it has none.
+pub(super) fn mean<B: HstuBackend>(offsets: &[u32], x: FloatTensor<B>) -> FloatTensor<B> {
     let share = |span: &[u32]| {
         let length = (span[1] - span[0]) as usize;
         std::iter::repeat_n(1.0 / length.max(1) as f32, length)
     };
-    upload::<B>(
-        batch.history_offsets.windows(2).flat_map(share).collect(),
-        &[batch.history_events(), 1],
-        device,
-    )
+    let shares: Vec<f32> = offsets.windows(2).flat_map(share).collect();
+    let dims = [shares.len(), 1];
+    let shares = upload::<B>(shares, &dims, &B::float_device(&x));
+    total::<B>(offsets, B::float_mul(x, shares))
 }
 
 /// The request that each entry belongs to.
-fn owners<B: HstuBackend>(offsets: &[u32], device: &B::Device) -> IntTensor<B> {
+pub(super) fn owners<B: HstuBackend>(offsets: &[u32], device: &B::Device) -> IntTensor<B> {
     let spans = offsets.windows(2).enumerate();
     let owners = spans.flat_map(|(request, span)| {
         std::iter::repeat_n(request as i64, (span[1] - span[0]) as usize)

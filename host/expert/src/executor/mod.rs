@@ -9,6 +9,7 @@
 mod ids;
 mod jagged;
 mod ops;
+mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +32,9 @@ pub use ids::Lookups;
 pub struct Executor<B: HstuBackend> {
     graph: Arc<ExpertGraph>,
     device: B::Device,
-    /// The readers of each node's value among the nodes that the outputs depend on.
+    /// The nodes beside the outputs that a run computes.
+    losses: Vec<usize>,
+    /// The readers of each node's value among the nodes that outputs and losses depend on.
     uses: Vec<u32>,
 }
 
@@ -39,21 +42,31 @@ pub struct Executor<B: HstuBackend> {
 pub struct GraphOutputs<B: Backend> {
     /// `[rows, tasks]`: logits of binary tasks, values of regressions, in the description's order.
     pub tasks: FloatTensor<B>,
-    /// `[rows, 1]`: the extra loss of each row.
-    pub extra_loss: Option<FloatTensor<B>>,
+    /// `[rows, losses]`, as [`ExpertGraph::loss_nodes`] has them; none without any.
+    pub losses: Option<FloatTensor<B>>,
 }
 
 impl<B: HstuBackend> Executor<B> {
-    /// Puts `graph` on `device`.
+    /// Puts `graph` on `device`, to predict: what only losses need is not computed.
     pub fn new(graph: Arc<ExpertGraph>, device: B::Device) -> Executor<B> {
+        Executor::with(graph, device, Vec::new())
+    }
+
+    /// Puts `graph` on `device`, to learn: its runs compute losses, too.
+    pub fn learning(graph: Arc<ExpertGraph>, device: B::Device) -> Executor<B> {
+        let losses = graph.loss_nodes();
+        Executor::with(graph, device, losses)
+    }
+
+    fn with(graph: Arc<ExpertGraph>, device: B::Device, losses: Vec<usize>) -> Executor<B> {
         let mut uses = vec![0; graph.nodes.len()];
-        let outputs: Vec<usize> = graph.outputs.iter().chain(&graph.extra_loss).copied().collect();
-        let needed = reach(&graph, &outputs);
+        let ends: Vec<usize> = graph.outputs.iter().chain(&losses).copied().collect();
+        let needed = reach(&graph, &ends);
         let needed = graph.nodes.iter().zip(needed).filter(|(_, needed)| *needed);
-        for input in needed.flat_map(|(node, _)| &node.inputs).chain(&outputs) {
+        for input in needed.flat_map(|(node, _)| &node.inputs).chain(&ends) {
             uses[*input] += 1;
         }
-        Executor { graph, device, uses }
+        Executor { graph, device, losses, uses }
     }
 
     /// Computes the batch's ids and table rows on the host.
@@ -118,12 +131,12 @@ impl<B: HstuBackend> Executor<B> {
                 run.values[index] = Some(run.node(index, node));
             }
         }
-        let tasks: Vec<FloatTensor<B>> =
-            self.graph.outputs.iter().map(|output| run.take(*output)).collect();
-        let extra_loss = self.graph.extra_loss.map(|node| run.take(node));
-        let tasks =
-            if tasks.len() == 1 { tasks.into_iter().next() } else { Some(B::float_cat(tasks, 1)) };
-        GraphOutputs { tasks: tasks.expect("a graph has an output"), extra_loss }
+        let mut beside = |nodes: &[usize]| -> Option<FloatTensor<B>> {
+            let mut values: Vec<_> = nodes.iter().map(|node| run.take(*node)).collect();
+            if values.len() > 1 { Some(B::float_cat(values, 1)) } else { values.pop() }
+        };
+        let tasks = beside(&self.graph.outputs).expect("a graph has an output");
+        GraphOutputs { tasks, losses: beside(&self.losses) }
     }
 
     /// Copies values to the device.
@@ -180,6 +193,13 @@ impl<B: HstuBackend> GraphRun<'_, B> {
                 device,
                 FloatDType::F32,
             ),
+            Op::Outcome { part, task } => {
+                let values = self.batch.outcome(*part, *task);
+                upload::<B>(values, &self.dims(&node.shape), device)
+            }
+            Op::SegmentPairSum { functions } => {
+                segments::pair_sum::<B>(self.batch, exactly(inputs), functions)
+            }
             Op::Cast => upload::<B>(self.lookups.cast(index), &self.dims(&node.shape), device),
             Op::Concat { axis } => B::float_cat(inputs, *axis),
             Op::HstuAttention { heads, max_len } => {
@@ -230,6 +250,8 @@ impl<B: HstuBackend> GraphRun<'_, B> {
                 ops::embedding_bag::<B>(x, index, self.lead(&node.shape))
             }
             Op::Pool(kind) => jagged::pool::<B>(self.batch, *kind, x),
+            Op::Segment(kind) => segments::fold::<B>(self.batch, *kind, x),
+            Op::SegmentRank => segments::rank::<B>(self.batch, x),
             op => unreachable!("{op:?} has its own arm"),
         }
     }

@@ -22,6 +22,7 @@ pub(super) fn infer(
     };
     let shape = match (op, x) {
         (Op::Constant { shape, .. }, _) => constant(shape)?,
+        (Op::Outcome { .. }, _) => TensorShape::led(Lead::Rows, &[1]),
         (Op::MatMul, Some(a)) => matmul(a, shapes[1])?,
         (Op::Binary(_) | Op::Compare(_), Some(a)) => broadcast(a, shapes[1])?,
         (Op::Where, Some(c)) => same(c, &shapes)?,
@@ -51,6 +52,8 @@ pub(super) fn infer(
         }
         (Op::HstuHistory { heads, .. }, Some(_)) => hstu(&shapes, Lead::History, *heads)?,
         (Op::Pool(_), Some(x)) => pool(x)?,
+        (Op::Segment(_) | Op::SegmentRank, Some(x)) => segment(x)?,
+        (Op::SegmentPairSum { functions }, Some(a)) => pair_sum(a, shapes[1], functions.len())?,
         (Op::Dropout { per_row: true, .. }, Some(x)) if x.lead.is_none() => {
             return Err("`per-row` needs a symbolic first dimension".into());
         }
@@ -62,8 +65,9 @@ pub(super) fn infer(
 
 fn check_arity(op: &Op, inputs: usize) -> Result<(), String> {
     let expected = match op {
-        Op::Constant { .. } => 0,
+        Op::Constant { .. } | Op::Outcome { .. } => 0,
         Op::MatMul | Op::Binary(_) | Op::Compare(_) | Op::Gather | Op::EmbeddingBag => 2,
+        Op::SegmentPairSum { .. } => 2,
         Op::Where | Op::LayerNormalization { .. } | Op::HstuHistory { .. } => 3,
         Op::HstuAttention { .. } => 6,
         Op::Concat { .. } if (1..=256).contains(&inputs) => return Ok(()),
@@ -281,6 +285,23 @@ fn pool(x: &TensorShape) -> Result<TensorShape, String> {
     Ok(TensorShape::led(Lead::Rows, &x.dims))
 }
 
+fn segment(x: &TensorShape) -> Result<TensorShape, String> {
+    refuse_if!(
+        x.lead != Some(Lead::Rows) || x.dims.len() != 1,
+        "it works within a request's [rows, d], not {x}"
+    );
+    Ok(x.clone())
+}
+
+fn pair_sum(a: &TensorShape, b: &TensorShape, functions: usize) -> Result<TensorShape, String> {
+    segment(a)?;
+    refuse_if!(
+        a != b || a.dims[0] != functions,
+        "its inputs {a} and {b} are not both [rows, {functions}], a column for each function"
+    );
+    Ok(TensorShape::led(Lead::Rows, &[1]))
+}
+
 /// The number of values a row that an op needs at once beyond its result. The limits count them.
 pub(super) fn working_elements(op: &Op, inputs: &[&TensorShape], result: &TensorShape) -> usize {
     match op {
@@ -290,8 +311,12 @@ pub(super) fn working_elements(op: &Op, inputs: &[&TensorShape], result: &Tensor
     }
 }
 
+/// The rows of a request with which ops that compare a row with all others are counted.
+const COMPARED_ROWS: u64 = 1000;
+
 /// Floating-point operations of a network: a multiply-add counts two, any other arithmetic one an
-/// element. Attention counts the full short history.
+/// element. Attention counts the full short history, and what compares a request's rows 1,000 of
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cost {
     /// For each candidate.
@@ -331,6 +356,10 @@ impl Cost {
             Op::LayerNormalization { .. } => elements.saturating_mul(8),
             Op::Softmax { .. } => elements.saturating_mul(4),
             Op::Reduce { .. } => count(inputs[0]),
+            Op::Outcome { .. } => 0,
+            // Sorted: some ten comparisons a row.
+            Op::SegmentRank => elements.saturating_mul(10),
+            Op::SegmentPairSum { functions } => 8 * COMPARED_ROWS * functions.len() as u64,
             // Q K^T and A V over the history and the row itself.
             Op::HstuAttention { .. } => elements.saturating_mul(4).saturating_mul(pairs),
             // Causal, so half of the pairs.

@@ -243,10 +243,12 @@ impl RunSizes {
 
     /// A training step: values and their gradients, all at a time.
     fn tape(&self, graph: &ExpertGraph) -> RunPeak {
-        let outputs: Vec<usize> = graph.outputs.iter().chain(&graph.extra_loss).copied().collect();
-        let needed = reach(graph, &outputs);
+        let needed = reach(graph, &graph.ends());
         let lookups = self.lookups(graph, &needed);
-        let mut peak = RunPeak { bytes: lookups, lookups, largest: None };
+        // Label, mask and weight of each task.
+        let outcomes = self.rows.saturating_mul(12 * graph.outputs.len() as u64);
+        let held = lookups.saturating_add(outcomes);
+        let mut peak = RunPeak { bytes: held, lookups, largest: None };
         for (at, node) in graph.nodes.iter().enumerate() {
             if needed[at] && node.ty == Type::Number && !matches!(node.op, Op::Parameter { .. }) {
                 let working = self.working(graph, node, node.inputs.len());
@@ -348,6 +350,12 @@ impl RunSizes {
                 let times = if *kind == Fold::Max { 2 } else { 1 };
                 history.saturating_mul(times).saturating_add(pooled)
             }
+            // Which rows are of which request, a value a request, and a copy of the input.
+            Op::Segment(_) | Op::SegmentRank => {
+                result.saturating_mul(4).saturating_add(self.rows.saturating_mul(16))
+            }
+            // Copies of both inputs on the host, beside their gradients in f64. No pair is kept.
+            Op::SegmentPairSum { .. } => self.bytes(input(0)).saturating_mul(6),
             // History and rows side by side, which takes the place of inputs that nobody reads
             // again, and what the kernel lays out.
             Op::HstuAttention { .. } | Op::HstuHistory { .. } => {

@@ -3,27 +3,29 @@
 //!
 //! An [`ExpertGraph`] satisfies all rules of `sdk/wit/ops.md`, so later stages do not check shapes
 //! again. Every op works within `rows` or within `history` and leaves the symbolic dimension first.
-//! Only the HSTU and pooling ops cross between the two, by the host's offsets. So no graph can move
-//! one request's data into another request. The `executor` runs a graph.
+//! Only the HSTU and pooling ops cross between the two, and only they and the segment ops read one
+//! row for another, by the host's offsets. So no graph can move one request's data into another
+//! request. The `executor` runs a graph.
 //!
 //! To add an operator: its name and attributes in `op`, its shape and cost in `infer`, its
 //! computation in `executor` (and in `compiled`, if it works row by row).
 
-mod imported;
 mod infer;
 mod memory;
 mod op;
+mod options;
 mod validate;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub use hypercast_kernels::cpu::program::{Fold, Zip};
+pub use hypercast_kernels::pairs::PairFunction;
 pub use infer::Cost;
 pub use memory::{LargestNode, NetworkMemory, NetworkUse};
 #[cfg(test)]
 pub(crate) use op::names_of_variants;
-pub use op::{Op, Unary};
+pub use op::{Op, OutcomePart, Unary};
 pub use validate::GraphLimits;
 
 use super::wasm::contract::{Column, Initialiser};
@@ -131,8 +133,23 @@ pub struct ParameterSpec {
     pub table: bool,
     /// The factor of its learning rate; 0 freezes it.
     pub rate_factor: f32,
+    /// Its decoupled weight decay, in place of the operator's.
+    pub weight_decay: Option<f32>,
+    /// What it is trained with.
+    pub optimiser: ParameterOptimiser,
     /// What it begins with, if the plugin has values for it.
     pub values: Option<Arc<Vec<f32>>>,
+}
+
+/// How a parameter is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParameterOptimiser {
+    /// AdamW; the default of dense parameters, and for them alone.
+    Adam,
+    /// Without state.
+    Sgd,
+    /// Adagrad: of the touched rows of a table, which is their default, or of single values.
+    Adagrad,
 }
 
 // The text is hashed into every parameter file: see [`ExpertGraph::hash`]. How a parameter is
@@ -178,17 +195,21 @@ pub struct ExpertGraph {
     /// Of each of them, whether its option `base` says that it is the whole logit, or the value in
     /// the label's unit.
     pub whole_outputs: Vec<bool>,
+    /// The node that is the loss of each task, in the description's order; none for the host's.
+    pub losses: Vec<Option<usize>>,
     /// The node whose mean is added to the loss.
     pub extra_loss: Option<usize>,
+    /// The upper bound of the gradient's norm, in place of the operator's.
+    pub gradient_clip: Option<f32>,
     /// The floating-point operations of a run.
     pub cost: Cost,
     /// What it needs to serve, with the sizes of [`GraphLimits::serving`].
     pub serving_memory: NetworkMemory,
     /// What it needs to train, with the sizes of [`GraphLimits::training`].
     pub training_memory: NetworkMemory,
-    /// Equal for equal networks: FNV-1a over the `Debug` text of nodes, parameters and outputs. It
-    /// is in every parameter file, so a change of that text (a renamed field, too) makes all
-    /// existing files unusable.
+    /// Equal for equal networks: FNV-1a over the `Debug` text of nodes, parameters, outputs and
+    /// losses. It is in every parameter file, so a change of that text (a renamed field, too) makes
+    /// all existing files unusable.
     pub hash: u64,
 }
 
@@ -196,6 +217,17 @@ impl ExpertGraph {
     /// The number of values over all parameters.
     pub fn parameter_count(&self) -> usize {
         self.parameters.iter().map(ParameterSpec::len).sum()
+    }
+
+    /// The nodes that only training computes: the losses of tasks that have one, in the
+    /// description's order, then the extra loss.
+    pub fn loss_nodes(&self) -> Vec<usize> {
+        self.losses.iter().flatten().chain(&self.extra_loss).copied().collect()
+    }
+
+    /// The nodes that a training step computes: outputs, then losses.
+    pub fn ends(&self) -> Vec<usize> {
+        [self.outputs.clone(), self.loss_nodes()].concat()
     }
 
     /// Whether the last functions of a node give it a bound of its own, as a `Sigmoid` or `Relu`
@@ -282,6 +314,8 @@ mod tests {
             init,
             table: true,
             rate_factor: 0.5,
+            weight_decay: Some(0.1),
+            optimiser: ParameterOptimiser::Sgd,
             values: None,
         };
         assert_eq!(

@@ -4,8 +4,9 @@
 use std::fmt::Debug;
 
 use hypercast_kernels::cpu::program::{Fold, Zip};
+use hypercast_kernels::pairs::PairFunction;
 
-use crate::wasm::contract::{Attribute, Value};
+use crate::wasm::contract::{Attribute, Task, Value, quote};
 
 /// An op with its attributes. Axes count from 0 over all dimensions.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +36,20 @@ pub enum Op {
     HstuAttention { heads: usize, max_len: usize },
     HstuHistory { heads: usize, max_len: usize },
     Pool(Fold),
+    Outcome { part: OutcomePart, task: usize },
+    Segment(Fold),
+    SegmentRank,
+    SegmentPairSum { functions: Vec<PairFunction> },
+}
+
+/// What training knows of a task's rows, and serving does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
+pub enum OutcomePart {
+    Label,
+    Mask,
+    Weight,
+    BaseLogit,
 }
 
 /// Elementwise ops of one input.
@@ -55,8 +70,13 @@ pub enum Unary {
 }
 
 impl Op {
-    /// Parses an op and all its attributes. The error is the rule that they break.
-    pub(super) fn parse(name: &str, attributes: &[Attribute]) -> Result<Op, String> {
+    /// Parses an op and all its attributes, in a network that predicts `tasks`. The error is the
+    /// rule that they break.
+    pub(super) fn parse(
+        name: &str,
+        attributes: &[Attribute],
+        tasks: &[Task],
+    ) -> Result<Op, String> {
         let mut a = Attributes::new(attributes)?;
         let op = match name {
             "Input" => Op::Input { column: a.index("column")? },
@@ -84,9 +104,12 @@ impl Op {
             "HstuHistory" => {
                 Op::HstuHistory { heads: a.positive("heads")?, max_len: a.positive("max-len")? }
             }
-            _ => match elementwise(name) {
-                Some(op) => op,
-                None => reduction(name, &mut a)?,
+            "SegmentRank" => Op::SegmentRank,
+            "SegmentPairSum" => Op::SegmentPairSum { functions: pair_functions(&mut a)? },
+            _ => match (elementwise(name), named(&OUTCOMES, name)) {
+                (Some(op), _) => op,
+                (None, Some(part)) => Op::Outcome { part, task: a.task(tasks)? },
+                (None, None) => reduction(name, &mut a)?,
             },
         };
         a.finish()?;
@@ -100,6 +123,8 @@ impl Op {
             Op::Unary(op) => format!("{op:?}"),
             Op::Reduce { kind, .. } => format!("Reduce{kind:?}"),
             Op::Pool(kind) => format!("Pool{kind:?}"),
+            Op::Segment(kind) => format!("Segment{kind:?}"),
+            Op::Outcome { part, .. } => format!("{part:?}"),
             // The name of the variant, without its attributes.
             op => format!("{op:?}").split(' ').next().unwrap_or_default().to_owned(),
         }
@@ -113,14 +138,26 @@ const UNARY: [Unary; 11] = {
 const BINARY: [Zip; 6] = [Zip::Add, Zip::Sub, Zip::Mul, Zip::Div, Zip::Max, Zip::Min];
 const COMPARE: [Zip; 3] = [Zip::Greater, Zip::Less, Zip::Equal];
 const FOLDS: [Fold; 3] = [Fold::Sum, Fold::Mean, Fold::Max];
+const OUTCOMES: [OutcomePart; 4] = {
+    use OutcomePart::*;
+    [Label, Mask, Weight, BaseLogit]
+};
+const PAIR_FUNCTIONS: [PairFunction; 6] = {
+    use PairFunction::*;
+    [Identity, Step, Softplus, Relu, Sigmoid, Abs]
+};
+
+/// The most columns of a sum over pairs: a product of more is no loss of anybody.
+const MAX_PAIR_COLUMNS: usize = 8;
 
 /// The names that are made of variants' names, which no name in quotes tells.
 #[cfg(test)]
 pub(crate) fn names_of_variants() -> Vec<String> {
     let alone = UNARY.iter().map(|op| format!("{op:?}"));
     let alone = alone.chain(BINARY.iter().chain(&COMPARE).map(|op| format!("{op:?}")));
-    let folds = FOLDS.iter().flat_map(|kind| ["Reduce", "Pool"].map(|of| format!("{of}{kind:?}")));
-    alone.chain(folds).collect()
+    let alone = alone.chain(OUTCOMES.iter().map(|part| format!("{part:?}")));
+    let of_folds = |kind| ["Reduce", "Pool", "Segment"].map(|of| format!("{of}{kind:?}"));
+    alone.chain(FOLDS.iter().flat_map(of_folds)).collect()
 }
 
 /// An op that has no attribute but its name.
@@ -136,7 +173,9 @@ fn reduction(name: &str, a: &mut Attributes) -> Result<Op, String> {
     if let Some(kind) = name.strip_prefix("Reduce").and_then(kind) {
         return Ok(Op::Reduce { kind, axis: a.index("axis")? });
     }
-    name.strip_prefix("Pool").and_then(kind).map(Op::Pool).ok_or_else(|| {
+    let pool = || name.strip_prefix("Pool").and_then(kind).map(Op::Pool);
+    let segment = || name.strip_prefix("Segment").and_then(kind).map(Op::Segment);
+    pool().or_else(segment).ok_or_else(|| {
         "the op is unknown; sdk/wit/ops.md lists those of this contract version".to_owned()
     })
 }
@@ -167,6 +206,25 @@ fn dropout(a: &mut Attributes) -> Result<Op, String> {
     }
 }
 
+fn pair_functions(a: &mut Attributes) -> Result<Vec<PairFunction>, String> {
+    let Value::Texts(names) = a.take("functions")? else {
+        return Err("its attribute `functions` is not a list of texts".to_owned());
+    };
+    let count = names.len();
+    refuse_if!(
+        !(1..=MAX_PAIR_COLUMNS).contains(&count),
+        "its `functions` are {count}; 1 to {MAX_PAIR_COLUMNS} are allowed"
+    );
+    let function = |name: &String| {
+        let unknown = || {
+            let name = quote(name);
+            format!("its function `{name}` is unknown; there are {PAIR_FUNCTIONS:?}")
+        };
+        named(&PAIR_FUNCTIONS, name).ok_or_else(unknown)
+    };
+    names.iter().map(function).collect()
+}
+
 /// The attributes of a node that are not parsed yet. None may remain at the end.
 struct Attributes<'a> {
     left: Vec<&'a Attribute>,
@@ -184,6 +242,15 @@ impl<'a> Attributes<'a> {
         let at = self.left.iter().position(|attribute| attribute.name == name);
         let at = at.ok_or_else(|| format!("its attribute `{name}` is missing"))?;
         Ok(&self.left.remove(at).value)
+    }
+
+    /// The index of the task that it names.
+    fn task(&mut self, tasks: &[Task]) -> Result<usize, String> {
+        let Value::Text(name) = self.take("task")? else {
+            return Err("its attribute `task` is not a text".to_owned());
+        };
+        let index = tasks.iter().position(|task| task.name == *name);
+        index.ok_or_else(|| format!("its task `{}` is not in the description", quote(name)))
     }
 
     fn number(&mut self, name: &str) -> Result<f32, String> {

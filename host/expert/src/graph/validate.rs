@@ -3,16 +3,15 @@
 
 use std::collections::HashSet;
 
-use super::imported::{initial_values, whole_outputs};
 use super::infer::{Cost, infer, working_elements};
+use super::options::{OutputOptions, network_options, optimiser, output_options, parameter_spec};
 use super::{
     ColumnValues, ExpertGraph, Lead, NetworkMemory, NetworkUse, Node, Op, ParameterSpec,
     TensorShape, Type, fnv1a,
 };
 use crate::Error;
-use crate::wasm::contract::{
-    Column, Description, HostSchema, MAX_FACTOR, Network, Parameter, Value, unknown_option,
-};
+use crate::plan::reach;
+use crate::wasm::contract::{Column, Description, HostSchema, Network, Parameter, Task};
 
 /// The highest rank of a tensor.
 pub(super) const MAX_RANK: usize = 4;
@@ -78,9 +77,9 @@ struct Validator<'a> {
 
 impl Validator<'_> {
     fn graph(&self) -> Result<ExpertGraph, String> {
-        self.check_options()?;
+        let Network { nodes: raw, extra_loss, options, .. } = self.network;
+        let gradient_clip = network_options(options)?;
         let mut parameters = self.parameters()?;
-        let Network { nodes: raw, extra_loss, .. } = self.network;
         let (count, limit) = (raw.len(), self.limits.nodes);
         refuse_if!(count > limit, "its network has {count} nodes, more than the limit of {limit}");
         let history_len = self.description.history_len;
@@ -103,11 +102,17 @@ impl Validator<'_> {
             "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
         );
         let outputs = self.outputs(&nodes)?;
-        let whole_outputs = whole_outputs(&self.description.tasks, &self.network.outputs)?;
         let extra_loss =
             extra_loss.map(|node| self.output("the extra loss", node, &nodes)).transpose()?;
-        mark_tables(&mut parameters, &nodes, outputs.iter().chain(&extra_loss));
-        let hash = fnv1a(0, format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}").as_bytes());
+        let (losses, whole_outputs) = self.losses_and_bases(&nodes)?;
+        let read = outputs.iter().chain(losses.iter().flatten()).chain(&extra_loss);
+        mark_tables(&mut parameters, &nodes, read);
+        self.choose_optimisers(&mut parameters)?;
+        // Networks without options of their outputs have the hash that they always had.
+        let has_own = losses.iter().any(Option::is_some) || whole_outputs.contains(&true);
+        let own = if has_own { format!("{losses:?}{whole_outputs:?}") } else { "".into() };
+        let text = format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}{own}");
+        let hash = fnv1a(0, text.as_bytes());
         let (plugin, columns) = (self.description.name.clone(), self.description.columns.clone());
         let column_values = columns.iter().map(|column| self.values(column));
         let column_values = column_values.collect::<Result<Vec<_>, _>>()?;
@@ -120,12 +125,15 @@ impl Validator<'_> {
             parameters,
             outputs,
             whole_outputs,
+            losses,
             extra_loss,
+            gradient_clip,
             cost,
             serving_memory,
             training_memory,
             hash,
         };
+        self.check_outcomes(&graph)?;
         let GraphLimits { serving, training, memory_bytes, .. } = self.limits;
         graph.serving_memory = graph.check_memory(history_len, serving, *memory_bytes)?;
         // Most processes that load it never train it.
@@ -158,12 +166,40 @@ impl Validator<'_> {
                 parameter.shape
             );
             let shape = parameter.shape.iter().map(|dim| *dim as usize).collect();
-            let (name, init) = (name.to_owned(), parameter.init);
-            let rate_factor = rate_factor(parameter)?;
-            let values = initial_values(parameter)?;
-            specs.push(ParameterSpec { name, shape, init, table: false, rate_factor, values });
+            specs.push(ParameterSpec { shape, ..parameter_spec(parameter)? });
         }
         Ok(specs)
+    }
+
+    /// Sets what each parameter is trained with, once it is known which of them are tables.
+    fn choose_optimisers(&self, parameters: &mut [ParameterSpec]) -> Result<(), String> {
+        for (spec, raw) in parameters.iter_mut().zip(&self.network.parameters) {
+            spec.optimiser = optimiser(raw, spec.table)?;
+        }
+        Ok(())
+    }
+
+    /// The node of each task's loss, if it has one, and whether its output is whole.
+    fn losses_and_bases(&self, nodes: &[Node]) -> Result<(Vec<Option<usize>>, Vec<bool>), String> {
+        let of_task = |task: &Task| {
+            let output = self.network.outputs.iter().find(|output| output.task == task.name);
+            let OutputOptions { loss, is_whole } =
+                output.map_or(Ok(Default::default()), |output| output_options(output))?;
+            let what = format!("the loss of task `{}`", task.name);
+            let loss = loss.map(|node| self.output(&what, node, nodes)).transpose()?;
+            Ok((loss, is_whole))
+        };
+        self.description.tasks.iter().map(of_task).collect()
+    }
+
+    /// Refuses predictions that depend on what only training knows.
+    fn check_outcomes(&self, graph: &ExpertGraph) -> Result<(), String> {
+        let needed = reach(graph, &graph.outputs);
+        let is_outcome =
+            |at: &usize| needed[*at] && matches!(graph.nodes[*at].op, Op::Outcome { .. });
+        let Some(index) = (0..graph.nodes.len()).find(is_outcome) else { return Ok(()) };
+        let why = "an output depends on it, and only training knows it: read it in losses alone";
+        Err(self.at(index, &graph.nodes, why))
     }
 
     fn node(
@@ -182,7 +218,7 @@ impl Validator<'_> {
         }
         let typed: Vec<(Type, &TensorShape)> =
             inputs.iter().map(|input| (earlier[*input].ty, &earlier[*input].shape)).collect();
-        let op = Op::parse(&raw.op, &raw.attributes)?;
+        let op = Op::parse(&raw.op, &raw.attributes, &self.description.tasks)?;
         let (ty, shape) = match &op {
             Op::Input { .. } | Op::Parameter { .. } if !inputs.is_empty() => {
                 return Err("it takes no input".to_owned());
@@ -252,14 +288,6 @@ impl Validator<'_> {
         Ok(())
     }
 
-    /// Refuses options of a later host.
-    fn check_options(&self) -> Result<(), String> {
-        if let Some(option) = self.network.options.first() {
-            return Err(unknown_option("its network", option, "none"));
-        }
-        Ok(())
-    }
-
     fn outputs(&self, nodes: &[Node]) -> Result<Vec<usize>, String> {
         let tasks = &self.description.tasks;
         let outputs = &self.network.outputs;
@@ -311,32 +339,6 @@ impl Validator<'_> {
 /// The beginning of a guest's text.
 pub(super) fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(TEXT_BYTES)]
-}
-
-/// The factor of a parameter's learning rate.
-fn rate_factor(parameter: &Parameter) -> Result<f32, String> {
-    let mut factor = 1.0;
-    for option in &parameter.options {
-        factor = match (option.name.as_str(), &option.value) {
-            ("rate_factor", Value::Number(number)) if (0.0..=MAX_FACTOR).contains(number) => {
-                *number
-            }
-            ("rate_factor", value) => {
-                let (name, value) = (cut(&parameter.name), format!("{value:?}"));
-                return Err(format!(
-                    "the rate_factor of its parameter `{name}` is {}, not a number in \
-                     0..={MAX_FACTOR}",
-                    cut(&value)
-                ));
-            }
-            ("values", _) => factor,
-            _ => {
-                let of = format!("its parameter `{}`", parameter.name);
-                return Err(unknown_option(&of, option, "`rate_factor`, `values`"));
-            }
-        };
-    }
-    Ok(factor)
 }
 
 pub(super) fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {

@@ -88,11 +88,10 @@ pub fn compare(case: &Comparison) -> Result<Compared, String> {
         false => evaluation,
     };
     let mut outputs = Ok(());
-    let gradients = trained.gradients(parameters, batch, &mut random(), &mut |tasks, extra| {
-        outputs =
-            compared.values("the step's outputs", tasks, &evaluation.outputs()).and_then(|()| {
-                compared.values("the step's extra loss", extra, &evaluation.extra_loss())
-            });
+    let gradients = trained.gradients(parameters, batch, &mut random(), &mut |tasks, losses| {
+        outputs = compared
+            .values("the step's outputs", tasks, &evaluation.outputs())
+            .and_then(|()| compared.values("the step's losses", losses, &evaluation.losses()));
         loss.clone()
     });
     outputs?;

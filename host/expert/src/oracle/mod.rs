@@ -7,6 +7,7 @@
 mod array;
 mod compare;
 mod estimate;
+mod segments;
 mod tape;
 
 use hypercast_core::hash::mix64;
@@ -42,8 +43,8 @@ pub struct Evaluation {
     parameters: Vec<Vec<Traced>>,
     /// `[rows, tasks]`
     outputs: Vec<Traced>,
-    /// `[rows]`, empty without an extra loss.
-    extra_loss: Vec<Traced>,
+    /// `[rows, losses]`, as [`ExpertGraph::loss_nodes`] has them.
+    losses: Vec<Traced>,
 }
 
 impl Evaluation {
@@ -58,20 +59,20 @@ impl Evaluation {
         let tape = Tape::default();
         let leaves = |values: &Vec<f64>| values.iter().map(|value| tape.leaf(*value)).collect();
         let parameters: Vec<Vec<Traced>> = parameters.iter().map(leaves).collect();
-        let ends: Vec<usize> = graph.outputs.iter().chain(&graph.extra_loss).copied().collect();
-        let needed = reach(graph, &ends);
+        let needed = reach(graph, &graph.ends());
         let mut run =
             Run { tape: &tape, parameters: &parameters, batch, dropout, values: Vec::new() };
         for (node, needed) in graph.nodes.iter().zip(needed) {
             let value = if needed { run.node(node) } else { NodeValue::Unread };
             run.values.push(value);
         }
-        let row = |row: usize| graph.outputs.iter().map(move |output| (*output, row));
-        let outputs = (0..batch.rows).flat_map(row);
-        let outputs = outputs.map(|(output, row)| run.numbers(output).data[row]).collect();
-        let extra_loss = graph.extra_loss.map(|node| run.numbers(node).data.clone());
-        let extra_loss = extra_loss.unwrap_or_default();
-        Evaluation { tape, parameters, outputs, extra_loss }
+        let beside = |nodes: &[usize]| -> Vec<Traced> {
+            let row = |row: usize| nodes.iter().map(move |node| (*node, row));
+            let all = (0..batch.rows).flat_map(row);
+            all.map(|(node, row)| run.numbers(node).data[row]).collect()
+        };
+        let (outputs, losses) = (beside(&graph.outputs), beside(&graph.loss_nodes()));
+        Evaluation { tape, parameters, outputs, losses }
     }
 
     /// The outputs `[rows, tasks]`.
@@ -79,15 +80,15 @@ impl Evaluation {
         self.outputs.iter().map(|output| output.estimate).collect()
     }
 
-    /// The extra loss of each row; empty without one.
-    pub fn extra_loss(&self) -> Vec<Estimate> {
-        self.extra_loss.iter().map(|loss| loss.estimate).collect()
+    /// The losses `[rows, losses]`.
+    pub fn losses(&self) -> Vec<Estimate> {
+        self.losses.iter().map(|loss| loss.estimate).collect()
     }
 
     /// The gradient of the loss by each parameter, whose gradients by the outputs are `seed`.
     pub fn gradients(&self, seed: &OutputGradients) -> Vec<Vec<Estimate>> {
         let outputs = self.outputs.iter().zip(&seed.tasks);
-        let seeds = outputs.chain(self.extra_loss.iter().zip(&seed.extra_loss));
+        let seeds = outputs.chain(self.losses.iter().zip(&seed.losses));
         let seeds = seeds.map(|(output, seed)| (*output, f64::from(*seed)));
         let derivatives = self.tape.derivatives(seeds);
         let of = |leaves: &Vec<Traced>| leaves.iter().map(|leaf| derivatives.by(*leaf)).collect();
@@ -174,6 +175,15 @@ impl Run<'_> {
                 Array { dims, data: self.parameters[*parameter].clone() }
             }
             Op::Constant { value, .. } => Array::fill(dims, |_| rounded(*value)),
+            Op::Outcome { part, task } => {
+                let data = batch.outcome(*part, *task);
+                Array { dims, data: data.into_iter().map(rounded).collect() }
+            }
+            Op::Segment(kind) => segments::fold(tape, &batch.target_offsets, *kind, x(0)),
+            Op::SegmentRank => segments::rank(tape, &batch.target_offsets, x(0)),
+            Op::SegmentPairSum { functions } => {
+                segments::pair_sum(tape, &batch.target_offsets, functions, [x(0), x(1)])
+            }
             Op::Cast => {
                 let data = self.ids(node.inputs[0]).data.iter();
                 Array { dims, data: data.map(|id| rounded(or_zero(*id) as i64 as f32)).collect() }

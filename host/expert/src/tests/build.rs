@@ -91,6 +91,10 @@ pub(crate) fn num(name: &str, value: f32) -> Attribute {
     Attribute { name: name.into(), value: Value::Number(value) }
 }
 
+pub(crate) fn text(name: &str, value: &str) -> Attribute {
+    Attribute { name: name.into(), value: Value::Text(value.into()) }
+}
+
 pub(crate) fn ints(name: &str, values: &[i64]) -> Attribute {
     Attribute { name: name.into(), value: Value::Integers(values.to_vec()) }
 }

@@ -1,11 +1,11 @@
 //! The optimisers of the host's parameters: AdamW for dense ones, row-wise Adagrad for the touched
-//! rows of tables, so that a step costs what the batch touches and not what the tables have. Also
-//! the moving average of the parameters.
+//! rows of tables, so that a step costs what the batch touches and not what the tables have; or
+//! what a parameter's options say. Also the moving average of the parameters.
 
 use serde::{Deserialize, Serialize};
 
 use super::step::Gradients;
-use crate::graph::{ExpertGraph, ParameterSpec};
+use crate::graph::{ExpertGraph, ParameterOptimiser, ParameterSpec};
 use crate::params::Parameters;
 
 const BETA1: f32 = 0.9;
@@ -55,39 +55,35 @@ enum ParameterState {
     Adam {
         mean: Vec<f32>,
         square: Vec<f32>,
+        /// Whether the parameter is a matrix; states of before parameters had options say so.
         decays: bool,
     },
-    /// The mean squared gradient of each row, summed over steps.
-    RowAdagrad {
-        sums: Vec<f32>,
-        width: usize,
-    },
+    /// The mean squared gradient of each row, summed over steps. Each value of a dense parameter is
+    /// a row.
+    RowAdagrad { sums: Vec<f32>, width: usize },
+    /// No state, of rows of this width.
+    Sgd { width: usize },
 }
 
 impl ExpertOptimizer {
     /// Fresh state for the parameters of `graph`.
     pub fn new(graph: &ExpertGraph, config: OptimizerConfig) -> ExpertOptimizer {
-        let state = graph.parameters.iter().map(|spec| {
-            if spec.table {
-                let (sums, width) = (vec![0.0; spec.shape[0]], spec.shape[1]);
-                return ParameterState::RowAdagrad { sums, width };
-            }
-            let zeros = vec![0.0; spec.len()];
-            let decays = spec.shape.len() > 1;
-            ParameterState::Adam { mean: zeros.clone(), square: zeros, decays }
-        });
-        ExpertOptimizer { config, steps: 0, state: state.collect() }
+        let state = graph.parameters.iter().map(ParameterState::new).collect();
+        ExpertOptimizer { config, steps: 0, state }
     }
 
     /// Whether the state fits the parameters of `graph`.
     pub(super) fn fits(&self, graph: &ExpertGraph) -> bool {
-        let fits = |(state, spec): (&ParameterState, &ParameterSpec)| match state {
-            ParameterState::Adam { mean, square, .. } => {
-                !spec.table && mean.len() == spec.len() && square.len() == spec.len()
+        let fits = |(state, spec): (&ParameterState, &ParameterSpec)| match (state, spec.optimiser)
+        {
+            (ParameterState::Adam { mean, square, .. }, ParameterOptimiser::Adam) => {
+                mean.len() == spec.len() && square.len() == spec.len()
             }
-            ParameterState::RowAdagrad { sums, width } => {
-                spec.table && sums.len() == spec.shape[0] && *width == spec.shape[1]
+            (ParameterState::RowAdagrad { sums, width }, ParameterOptimiser::Adagrad) => {
+                *width == row_width(spec) && sums.len() * width == spec.len()
             }
+            (ParameterState::Sgd { width }, ParameterOptimiser::Sgd) => *width == row_width(spec),
+            _ => false,
         };
         self.state.len() == graph.parameters.len()
             && self.state.iter().zip(&graph.parameters).all(fits)
@@ -139,14 +135,20 @@ impl ExpertOptimizer {
         if !norm.is_finite() {
             return false;
         }
-        let clip = if norm > self.config.clip_norm { self.config.clip_norm / norm } else { 1.0 };
+        let clip_norm = graph.gradient_clip.unwrap_or(self.config.clip_norm);
+        let clip = if norm > clip_norm { clip_norm / norm } else { 1.0 };
         self.steps += 1;
         let factor = factor * self.schedule(self.steps);
         for (index, state) in self.state.iter_mut().enumerate() {
             if let Some(gradient) = &gradients.values[index] {
-                let rows = gradients.rows[index].as_ref();
-                let factor = factor * graph.parameters[index].rate_factor;
-                let scale = StepScale { config: &self.config, factor, clip, steps: self.steps };
+                let (rows, spec) = (gradients.rows[index].as_deref(), &graph.parameters[index]);
+                let OptimizerConfig { learning_rate, table_learning_rate, .. } = self.config;
+                let peak = if spec.table { table_learning_rate } else { learning_rate };
+                let rate = factor * spec.rate_factor * peak;
+                let decays = !spec.table && spec.shape.len() > 1;
+                let usual = if decays { self.config.weight_decay } else { 0.0 };
+                let decay = (1.0 - rate * spec.weight_decay.unwrap_or(usual)).max(0.0);
+                let scale = StepScale { rate, decay, clip, steps: self.steps };
                 state.step(parameters.values_mut(index), gradient, rows, &scale);
             }
         }
@@ -167,61 +169,107 @@ impl ExpertOptimizer {
     }
 }
 
-/// What a step has in common for all parameters.
-struct StepScale<'a> {
-    config: &'a OptimizerConfig,
-    /// Of the peak learning rates.
-    factor: f32,
+/// How a step changes a parameter.
+struct StepScale {
+    /// The learning rate.
+    rate: f32,
+    /// What the values are multiplied with: decoupled weight decay.
+    decay: f32,
     /// The factor of all gradients.
     clip: f32,
     steps: u64,
 }
 
+/// The width of a table's rows; the values of a dense parameter are rows of their own.
+fn row_width(spec: &ParameterSpec) -> usize {
+    if spec.table { spec.shape[1] } else { 1 }
+}
+
 impl ParameterState {
+    fn new(spec: &ParameterSpec) -> ParameterState {
+        let width = row_width(spec);
+        let zeros = |count| vec![0.0; count];
+        match spec.optimiser {
+            ParameterOptimiser::Adam => ParameterState::Adam {
+                mean: zeros(spec.len()),
+                square: zeros(spec.len()),
+                decays: spec.shape.len() > 1,
+            },
+            ParameterOptimiser::Adagrad => {
+                ParameterState::RowAdagrad { sums: zeros(spec.len() / width), width }
+            }
+            ParameterOptimiser::Sgd => ParameterState::Sgd { width },
+        }
+    }
+
+    /// Learns from the gradient of the whole parameter, or of some rows.
     fn step(
         &mut self,
         values: &mut [f32],
         gradient: &[f32],
-        rows: Option<&Vec<u32>>,
+        rows: Option<&[u32]>,
         scale: &StepScale,
     ) {
-        let StepScale { config, factor, clip, steps } = *scale;
         match self {
-            ParameterState::Adam { mean, square, decays } => {
-                let rate = factor * config.learning_rate;
-                let decay = if *decays { 1.0 - rate * config.weight_decay } else { 1.0 };
-                // After 100,000 steps the corrections are exactly 1 in f32.
-                let steps = steps.min(100_000) as i32;
-                let (correct1, correct2) = (1.0 - BETA1.powi(steps), 1.0 - BETA2.powi(steps));
-                let rate = rate / correct1;
-                for (((value, gradient), mean), square) in
-                    values.iter_mut().zip(gradient).zip(mean).zip(square)
-                {
-                    let gradient = gradient * clip;
-                    *mean += (1.0 - BETA1) * (gradient - *mean);
-                    *square += (1.0 - BETA2) * (gradient * gradient - *square);
-                    *value =
-                        *value * decay - rate * *mean / ((*square / correct2).sqrt() + EPSILON);
-                }
+            ParameterState::Adam { mean, square, .. } => {
+                adam(values, gradient, [mean, square], scale);
             }
             ParameterState::RowAdagrad { sums, width } => {
-                let rate = factor * config.table_learning_rate;
-                let rows = rows.expect("a table's gradient comes with its rows");
-                for (row, gradient) in rows.iter().zip(gradient.chunks_exact(*width)) {
-                    let row = *row as usize;
-                    let squares = gradient.iter().map(|g| (g * clip).powi(2));
-                    let square = squares.sum::<f32>() / *width as f32;
+                let width = *width;
+                each_row(values, gradient, rows, width, |row, values, gradient| {
+                    let squares = gradient.iter().map(|g| (g * scale.clip).powi(2));
+                    let square = squares.sum::<f32>() / width as f32;
                     sums[row] += square;
-                    if square == 0.0 {
-                        continue;
+                    if square > 0.0 {
+                        let rate = scale.rate * scale.clip / (sums[row].sqrt() + EPSILON);
+                        scale.descend(values, gradient, rate);
                     }
-                    let rate = rate * clip / (sums[row].sqrt() + EPSILON);
-                    for (value, gradient) in values[row * *width..].iter_mut().zip(gradient) {
-                        *value -= rate * gradient;
-                    }
-                }
+                });
+            }
+            ParameterState::Sgd { width } => {
+                each_row(values, gradient, rows, *width, |_, values, gradient| {
+                    scale.descend(values, gradient, scale.rate * scale.clip);
+                });
             }
         }
+    }
+}
+
+impl StepScale {
+    fn descend(&self, values: &mut [f32], gradient: &[f32], rate: f32) {
+        for (value, gradient) in values.iter_mut().zip(gradient) {
+            *value = *value * self.decay - rate * gradient;
+        }
+    }
+}
+
+fn adam(values: &mut [f32], gradient: &[f32], moments: [&mut [f32]; 2], scale: &StepScale) {
+    let StepScale { rate, decay, clip, steps } = *scale;
+    let [mean, square] = moments;
+    // After 100,000 steps the corrections are exactly 1 in f32.
+    let steps = steps.min(100_000) as i32;
+    let (correct1, correct2) = (1.0 - BETA1.powi(steps), 1.0 - BETA2.powi(steps));
+    let rate = rate / correct1;
+    for (((value, gradient), mean), square) in values.iter_mut().zip(gradient).zip(mean).zip(square)
+    {
+        let gradient = gradient * clip;
+        *mean += (1.0 - BETA1) * (gradient - *mean);
+        *square += (1.0 - BETA2) * (gradient * gradient - *square);
+        *value = *value * decay - rate * *mean / ((*square / correct2).sqrt() + EPSILON);
+    }
+}
+
+/// Visits the rows that a gradient is of, each with its index, values and gradient.
+fn each_row(
+    values: &mut [f32],
+    gradient: &[f32],
+    rows: Option<&[u32]>,
+    width: usize,
+    mut visit: impl FnMut(usize, &mut [f32], &[f32]),
+) {
+    for (at, gradient) in gradient.chunks_exact(width).enumerate() {
+        let row = rows.map_or(at, |rows| rows[at] as usize);
+        visit(row, &mut values[row * width..][..width], gradient);
     }
 }
 

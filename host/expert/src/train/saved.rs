@@ -66,7 +66,7 @@ impl SavedTrainer {
         let provenance = Provenance { normaliser, ..self.provenance.clone() };
         Parameters::with_values(graph, values.to_vec(), provenance)
             .filter(|_| self.optimizer.fits(graph))
-            .ok_or("parameters of other shapes")
+            .ok_or("parameters of other shapes or optimisers")
     }
 }
 

@@ -22,8 +22,8 @@ use crate::{Device, Error};
 pub struct OutputGradients {
     /// `[rows, tasks]`, by each task's output.
     pub tasks: Vec<f32>,
-    /// `[rows]`, the weight of each row's extra loss.
-    pub extra_loss: Vec<f32>,
+    /// `[rows, losses]`, the weight of each row's losses, as [`ExpertGraph::loss_nodes`] has them.
+    pub losses: Vec<f32>,
 }
 
 /// The gradients of a batch by parameter; `None` if an output does not depend on it.
@@ -52,7 +52,8 @@ impl Gradients {
     }
 }
 
-/// A loss: from a batch's outputs (`[rows, tasks]`) and each row's extra loss to their gradients.
+/// A loss: from a batch's outputs (`[rows, tasks]`) and each row's losses (`[rows, losses]`) to
+/// their gradients.
 pub type LossFn<'a> = &'a mut dyn FnMut(&[f32], &[f32]) -> OutputGradients;
 
 /// Runs an expert's graph with parameters that change.
@@ -88,7 +89,7 @@ pub(crate) struct OnBackend<A: AutodiffBackend<InnerBackend: HstuBackend> + Hstu
 impl<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> OnBackend<A> {
     pub(crate) fn new(graph: Arc<ExpertGraph>, device: A::Device) -> Self {
         OnBackend {
-            training: Executor::new(graph.clone(), device.clone()),
+            training: Executor::learning(graph.clone(), device.clone()),
             inference: Executor::new(graph, device),
         }
     }
@@ -113,8 +114,8 @@ impl<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> Compute for On
         let leaves: Vec<FloatTensor<A>> =
             leaves.into_iter().map(|leaf| A::float_set_require_grad(leaf, true)).collect();
         let outputs = self.training.run(&leaves, &lookups, batch, Some(rng));
-        let extra = outputs.extra_loss.clone().map(download::<A>).unwrap_or_default();
-        let seed = loss(&download::<A>(outputs.tasks.clone()), &extra);
+        let losses = outputs.losses.clone().map(download::<A>).unwrap_or_default();
+        let seed = loss(&download::<A>(outputs.tasks.clone()), &losses);
         let mut tape = A::backward(weighted_sum::<A>(&self.training, outputs, seed));
         let gradient = |leaf| A::grad_remove(leaf, &mut tape).map(download::<A::InnerBackend>);
         Gradients { values: leaves.iter().map(gradient).collect(), rows: lookups.rows }
@@ -132,8 +133,8 @@ fn weighted_sum<A: AutodiffBackend + HstuBackend>(
         A::float_sum(A::float_mul(tensor, weights))
     };
     let total = weighted(outputs.tasks, seed.tasks);
-    match outputs.extra_loss {
-        Some(extra) => A::float_add(total, weighted(extra, seed.extra_loss)),
+    match outputs.losses {
+        Some(losses) => A::float_add(total, weighted(losses, seed.losses)),
         None => total,
     }
 }

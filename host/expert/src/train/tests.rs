@@ -7,7 +7,7 @@ use super::step::Gradients;
 use super::{TaskTargets, task_loss};
 use crate::graph::ExpertGraph;
 use crate::params::Parameters;
-use crate::tests::build::{Net, description, int, noise, num, parameters};
+use crate::tests::build::{Net, description, int, noise, num, parameters, text};
 use crate::wasm::contract::{Attribute, Column, Initialiser, TaskKind};
 
 fn targets(rows: usize) -> TaskTargets {
@@ -192,6 +192,11 @@ fn a_parameter_learns_at_its_own_rate_and_a_frozen_one_not_at_all() {
         let error = network([options, vec![]]).graph(&description).unwrap_err().to_string();
         assert!(error.contains(word) && error.contains("slow"), "{error}");
     }
+    let decay = |decay: f32| vec![num("weight_decay", decay)];
+    for options in [decay(-1.0), decay(10.5), vec![text("weight_decay", "none")]] {
+        let error = network([options, vec![]]).graph(&description).unwrap_err().to_string();
+        assert!(error.contains("the weight_decay of its parameter `slow`"), "{error}");
+    }
     let of_a_later_host = vec![num("huber", 1.0)];
     let mut net = network(Default::default());
     net.network.outputs[0].options = of_a_later_host.clone();
@@ -201,6 +206,106 @@ fn a_parameter_learns_at_its_own_rate_and_a_frozen_one_not_at_all() {
     net.network.options = of_a_later_host;
     let error = net.graph(&description).unwrap_err().to_string();
     assert!(error.contains("its network has the option `huber`"), "{error}");
+}
+
+/// A table of ids and a weight for its embeddings, with options.
+fn table_and_weight(options: [Vec<Attribute>; 2]) -> Net {
+    let mut net = Net::new();
+    let id = net.input(0);
+    let table = net.parameter("table", &[10, 2], Initialiser::Ones);
+    let weight = net.parameter("weight", &[2, 1], Initialiser::Ones);
+    let x = net.op("EmbeddingBag", &[table, id], vec![]);
+    let x = net.op("MatMul", &[x, weight], vec![]);
+    net.output("click", x);
+    for (parameter, options) in net.network.parameters.iter_mut().zip(options) {
+        parameter.options = options;
+    }
+    net
+}
+
+#[test]
+fn a_parameter_has_the_optimiser_and_the_decay_of_its_options() {
+    let description =
+        description(vec![Column::Id("item_id".into())], &[("click", TaskKind::Binary)]);
+    let config = OptimizerConfig {
+        learning_rate: 0.1,
+        table_learning_rate: 0.2,
+        weight_decay: 0.5,
+        clip_norm: 1e6,
+        warmup_steps: 0,
+        decay_steps: 0,
+    };
+    let gradients = Gradients {
+        values: vec![Some(vec![3.0, 4.0]), Some(vec![2.0, -8.0])],
+        rows: vec![Some(vec![7]), None],
+    };
+    let stepped = |options| {
+        let graph = table_and_weight(options).valid(&description);
+        let (mut values, mut optimizer) =
+            (parameters(&graph, 1), ExpertOptimizer::new(&graph, config.clone()));
+        for _ in 0..2 {
+            assert!(optimizer.step(&mut values, &gradients, &graph, 1.0));
+        }
+        assert!(optimizer.fits(&graph));
+        let usual = table_and_weight([vec![], vec![]]).valid(&description);
+        assert_eq!(usual.hash, graph.hash, "options do not change what values mean");
+        let fits = optimizer.fits(&usual);
+        ([values.values(0)[14], values.values(0)[12], values.values(1)[1]], fits)
+    };
+    let near = |found: [f32; 3], expected: [f32; 3]| {
+        let apart = found.iter().zip(expected).map(|(found, expected)| (found - expected).abs());
+        assert!(apart.fold(0.0, f32::max) < 1e-5, "{found:?}, not {expected:?}");
+    };
+    let sgd = || vec![text("optimiser", "sgd")];
+    let no_decay = || vec![text("optimiser", "sgd"), num("weight_decay", 0.0)];
+    // Plain descent, and a matrix decays by a twentieth a step as the operator says.
+    let (found, fits) = stepped([sgd(), sgd()]);
+    near(found, [1.0 - 2.0 * 0.2 * 3.0, 1.0, (0.95 + 0.8) * 0.95 + 0.8]);
+    assert!(!fits, "its state is another one's");
+    near(stepped([no_decay(), no_decay()]).0, [-0.2, 1.0, 2.6]);
+    // Adagrad of single values: the first step is the rate, the second that over root 2.
+    let adagrad = vec![text("optimiser", "adagrad"), num("weight_decay", 0.0)];
+    let root = 2f32.sqrt();
+    let row = 12.5f32.sqrt();
+    let of_row = 1.0 - 0.2 * 3.0 / row * (1.0 + 1.0 / root);
+    near(stepped([vec![], adagrad]).0, [of_row, 1.0, 1.0 + 0.1 * (1.0 + 1.0 / root)]);
+    // A table decays where it is read.
+    let decays = vec![text("optimiser", "sgd"), num("weight_decay", 1.0)];
+    near(stepped([decays, no_decay()]).0, [(0.8 - 0.6) * 0.8 - 0.6, 1.0, 2.6]);
+    let (usual, fits) =
+        stepped([vec![text("optimiser", "adagrad")], vec![text("optimiser", "adam")]]);
+    assert_eq!((usual, fits), (stepped([vec![], vec![]]).0, true), "these are usual");
+    let refused = |options| table_and_weight(options).graph(&description).unwrap_err().to_string();
+    let error = refused([vec![text("optimiser", "adam")], vec![]]);
+    assert!(error.contains("`table`") && error.contains("`adagrad` or `sgd`"), "{error}");
+    let error = refused([vec![], vec![text("optimiser", "lion")]]);
+    assert!(error.contains("`weight`") && error.contains("`adam`, `adagrad` or `sgd`"), "{error}");
+}
+
+#[test]
+fn a_network_bounds_its_gradient_itself() {
+    let description =
+        description(vec![Column::Id("item_id".into())], &[("click", TaskKind::Binary)]);
+    let bounded = |clip: Vec<Attribute>| {
+        let mut net = table_and_weight([vec![], vec![text("optimiser", "sgd")]]);
+        net.network.options = clip;
+        net.graph(&description)
+    };
+    let graph = Arc::new(bounded(vec![num("gradient_clip", 0.5)]).unwrap());
+    let mut values = parameters(&graph, 1);
+    let config =
+        OptimizerConfig { weight_decay: 0.0, warmup_steps: 0, ..OptimizerConfig::default() };
+    let rate = config.learning_rate;
+    let mut optimizer = ExpertOptimizer::new(&graph, config);
+    let gradients =
+        Gradients { values: vec![None, Some(vec![30.0, 40.0])], rows: vec![None, None] };
+    assert!(optimizer.step(&mut values, &gradients, &graph, 1.0));
+    assert!((values.values(1)[0] - (1.0 - rate * 0.3)).abs() < 1e-7, "{:?}", values.values(1));
+    for clip in [num("gradient_clip", 0.0), num("gradient_clip", f32::NAN), int("gradient_clip", 1)]
+    {
+        let error = bounded(vec![clip]).unwrap_err().to_string();
+        assert!(error.contains("gradient_clip is") && error.contains("above 0"), "{error}");
+    }
 }
 
 #[test]

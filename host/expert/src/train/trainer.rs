@@ -15,10 +15,10 @@ use rand::seq::SliceRandom;
 use super::chunk::{Chunk, FmNeeds};
 use super::evaluation_sample::{EvaluationSample, ScoredRows};
 use super::hooks::{Hooks, RefusedRequest, Schedule, TrainingRequest};
-use super::loss::{TaskTargets, all_losses};
+use super::loss::{StepOutputs, TaskTargets, all_losses};
 use super::optimizer::{ExpertOptimizer, MovingAverage, OptimizerConfig};
 use super::step::{Compute, Gradients, compute};
-use crate::batch::ExpertBatch;
+use crate::batch::{ExpertBatch, TaskOutcomes};
 use crate::fm_rows::{FmRows, Tae};
 use crate::params::{Parameters, Provenance};
 use crate::wasm::contract::{TaskKind, TrainingStep};
@@ -422,15 +422,26 @@ impl ExpertTrainer {
             rows().for_each(|row| scale.observe(targets.labels[row], targets.weights[row]));
             targets.labels.iter_mut().for_each(|label| *label = scale.learned(*label));
         }
-        let batch = self.batch(requests, &self.parameters.provenance, ReadFor::Learning);
-        let kinds: Vec<TaskKind> =
-            self.blueprint.description.tasks.iter().map(|task| task.kind).collect();
+        let mut batch = self.batch(requests, &self.parameters.provenance, ReadFor::Learning);
+        let Blueprint { description, graph, .. } = &*self.blueprint;
+        let kinds: Vec<TaskKind> = description.tasks.iter().map(|task| task.kind).collect();
+        let has_loss: Vec<bool> = graph.losses.iter().map(Option::is_some).collect();
         let log_odds = self.log_odds();
+        let outcomes = targets.iter().cloned().zip(&log_odds);
+        let outcome =
+            |(targets, base_logit): (_, &f32)| TaskOutcomes { targets, base_logit: *base_logit };
+        batch.outcomes = outcomes.map(outcome).collect();
         let (mut losses, mut all) = (Vec::new(), Vec::new());
-        let mut loss = |outputs: &[f32], extra: &[f32]| {
+        let mut loss = |outputs: &[f32], of_rows: &[f32]| {
             let shifted = outputs.iter().zip(log_odds.iter().cycle());
             let shifted: Vec<f32> = shifted.map(|(output, log_odds)| output + log_odds).collect();
-            let (values, gradients) = all_losses(&kinds, &targets, &shifted, extra);
+            let (values, gradients) = all_losses(&StepOutputs {
+                kinds: &kinds,
+                has_loss: &has_loss,
+                targets: &targets,
+                outputs: &shifted,
+                losses: of_rows,
+            });
             (losses, all) = (values, outputs.to_vec());
             gradients
         };
@@ -441,9 +452,13 @@ impl ExpertTrainer {
     }
 
     /// Compares a step's outputs `[rows, tasks]` with the labels, for the means of predictions.
+    /// What a loss of the network's own predicts (a quantile, say) need not have the labels' mean.
     fn correct(&mut self, outputs: &[f32], labels: &[TaskTargets]) {
         let (tasks, is_new) = (labels.len(), !self.config.repeats);
-        for (scale, task, targets) in self.scaled(labels) {
+        let graph = self.blueprint.graph.clone();
+        let by_host =
+            |(_, task, _): &(&mut LabelScale, usize, &TaskTargets)| graph.losses[*task].is_none();
+        for (scale, task, targets) in self.scaled(labels).filter(by_host) {
             let rows = (0..targets.labels.len()).filter(|&row| targets.mask[row]);
             let said = rows.map(|row| LearnedRow {
                 prediction: scale.prediction(outputs[row * tasks + task]),

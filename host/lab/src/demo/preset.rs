@@ -181,7 +181,7 @@ fn shared_expert(plugins: &Path) -> Vec<ExpertEntry> {
 }
 
 /// An expert, and a shadow of it without TAE as its baseline.
-fn with_baseline(with: ExpertEntry) -> [ExpertEntry; 2] {
+pub fn with_baseline(with: ExpertEntry) -> [ExpertEntry; 2] {
     let name = format!("{}-without-tae", with.name);
     let without = ExpertEntry { name, without_tae: true, shadow: true, ..with.clone() };
     [with, without]

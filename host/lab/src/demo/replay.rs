@@ -51,6 +51,8 @@ pub enum PredictionArm {
     ExpertTae,
     /// Gradient boosting on counters.
     Boosting,
+    /// Another expert, with TAE.
+    Rival,
     /// The true probability, in a simulated world.
     Best,
 }
@@ -64,6 +66,7 @@ impl PredictionArm {
             PredictionArm::Fm => "fm",
             PredictionArm::ExpertTae => "expert+tae",
             PredictionArm::Boosting => "boosting",
+            PredictionArm::Rival => "rival",
             PredictionArm::Best => "best",
         }
     }

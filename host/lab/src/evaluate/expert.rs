@@ -58,13 +58,18 @@ pub struct TrainedExpert {
 pub type PredictionWatcher<'a> = &'a mut dyn FnMut(TargetRow<'_>, usize, f32);
 
 impl ExpertPhase<'_> {
-    /// Trains one expert and scores it.
+    /// Trains one expert and scores it as `arm`.
     ///
     /// # Errors
     /// Logs or a plugin that cannot be used.
-    pub fn run(&self, entry: &ExpertEntry, scores: &mut EvaluationScores) -> Result<()> {
+    pub fn run(
+        &self,
+        entry: &ExpertEntry,
+        arm: PredictionArm,
+        scores: &mut EvaluationScores,
+    ) -> Result<()> {
         let test_from_ms = Some(self.window.test_from_ms);
-        let ExpertEntry { name, without_tae, .. } = entry;
+        let name = &entry.name;
         let schema = &self.log.schema;
         let serves = self.config.serving_surfaces(entry, schema)?;
         let view = |surfaces: &[u16], from_ms, until_ms| LogView {
@@ -87,7 +92,6 @@ impl ExpertPhase<'_> {
         let survey = survey.ok_or_else(|| {
             Error::invalid(format!("expert {name:?}: the logs hold no row before the test"))
         })?;
-        let arm = if *without_tae { PredictionArm::Expert } else { PredictionArm::ExpertTae };
         let mut score = |target: TargetRow<'_>, task: usize, probability: f32| {
             let TargetRow { example, row } = target;
             let label = schema.label(task, example.surface, &example.targets[row].outcome);

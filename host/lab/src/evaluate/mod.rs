@@ -20,6 +20,7 @@ pub mod window;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use hypercast_config::Config;
 use hypercast_data::logs::LogReader;
 use hypercast_expert::Engine;
 use serde::Serialize;
@@ -32,9 +33,10 @@ use self::{
     window::TestWindow,
 };
 use crate::{
-    demo::{StepTimes, step_times},
+    demo::{StepTimes, preset, replay::PredictionArm, step_times},
     error::Result,
     metrics::{MetricRow, table},
+    ranking::RankingReport,
     verdict::Verdict,
 };
 
@@ -57,6 +59,12 @@ pub struct EvaluateOptions {
     /// and pyarrow: once, or with --mode streaming before each day
     #[arg(long, value_name = "PYTHON")]
     pub boosting: Option<PathBuf>,
+    /// Evaluate this plugin on all surfaces, instead of the preset's experts
+    #[arg(long, value_name = "FILE")]
+    pub expert: Option<PathBuf>,
+    /// Also train this plugin on all surfaces, and compare its order of requests with the expert's
+    #[arg(long, value_name = "FILE")]
+    pub rival: Option<PathBuf>,
     /// Also draw progressive NE over the stream to this file, as SVG
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
@@ -75,6 +83,8 @@ pub struct EvaluationReport {
     pub report_from: String,
     /// Metrics over the reported impressions, by surface, task and arm.
     pub rows: Vec<MetricRow>,
+    /// The order within requests.
+    pub ranking: RankingReport,
     /// What FM and experts bring, in words.
     pub verdict: Verdict,
     /// Normalised entropy of all surfaces by time, over the whole stream.
@@ -97,6 +107,9 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
     if let Some(seed) = options.seed {
         config.fm.seed = seed;
         config.expert_training.seed = seed;
+    }
+    if let Some(plugin) = &options.expert {
+        config.experts = preset::with_baseline(preset::expert("expert", plugin.clone())).to_vec();
     }
     let window = TestWindow::new(&setup, &config, &dataset)?;
     let stream = DatasetStream {
@@ -124,7 +137,15 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
     let phase =
         ExpertPhase { config: &config, log: &log, engine: &engine, window, mode: setup.mode };
     for entry in &config.experts {
-        times.time("experts", || phase.run(entry, &mut scores))?;
+        let arm = if entry.without_tae { PredictionArm::Expert } else { PredictionArm::ExpertTae };
+        times.time("experts", || phase.run(entry, arm, &mut scores))?;
+    }
+    if let Some(plugin) = &options.rival {
+        let entry = preset::expert("rival", plugin.clone());
+        // Beside no other, so that it serves all surfaces.
+        let config = &Config { experts: vec![entry.clone()], ..config.clone() };
+        let phase = ExpertPhase { config, ..phase };
+        times.time("rival", || phase.run(&entry, PredictionArm::Rival, &mut scores))?;
     }
     Ok(EvaluationReport {
         mode: setup.mode,
@@ -132,6 +153,7 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
         test_from: window.format(window.test_from_ms),
         report_from: window.format(window.report_from_ms),
         rows: scores.rows(),
+        ranking: times.time("ranking", || scores.ranking()),
         verdict: times.time("verdict", || scores.verdict())?,
         progressive: scores.points(),
         seconds: times.seconds(),
@@ -149,6 +171,7 @@ impl EvaluationReport {
 impl std::fmt::Display for EvaluationReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&table(&self.rows))?;
+        self.ranking.fmt(f)?;
         let mode = match self.mode {
             TestMode::Fixed => "weights fixed",
             TestMode::Streaming => "streaming",

@@ -15,6 +15,7 @@ use crate::{
     demo::replay::PredictionArm,
     error::Result,
     metrics::{LogLossSums, MetricRow, ScoredPrediction, ScoredValue, SlicedPredictions},
+    ranking::{RankingReport, RankingTally},
     verdict::{Verdict, VerdictTally},
 };
 
@@ -58,6 +59,7 @@ pub struct EvaluationScores {
     every_ms: i64,
     kept: SlicedPredictions<PredictionArm>,
     verdict: VerdictTally,
+    ranking: RankingTally,
     /// By task, arm and index of the interval of time.
     curve: BTreeMap<(usize, PredictionArm, i64), LogLossSums>,
 }
@@ -94,6 +96,7 @@ impl EvaluationScores {
             every_ms: every_ms.max(1),
             kept: SlicedPredictions::new(schema, KEEP),
             verdict: VerdictTally::new(schema, has_boosting),
+            ranking: RankingTally::new(schema),
             curve: BTreeMap::new(),
         }
     }
@@ -101,6 +104,9 @@ impl EvaluationScores {
     /// Counts a prediction for each of its slices.
     pub fn push(&mut self, of: ScoredImpression, prediction: f32) {
         let ScoredImpression { user, time_ms, task, arm, label, .. } = of;
+        if time_ms >= self.report_from_ms {
+            self.ranking.push(&of, prediction);
+        }
         if self.schema.tasks[task].kind == TaskKind::Regression {
             if time_ms >= self.report_from_ms {
                 self.kept.push_value(of.surface, task, &arm, ScoredValue { prediction, label });
@@ -121,6 +127,11 @@ impl EvaluationScores {
     /// The metrics of the reported part.
     pub fn rows(&self) -> Vec<MetricRow> {
         self.kept.rows(|arm| arm.name().to_owned())
+    }
+
+    /// The order within requests of the reported part.
+    pub fn ranking(&self) -> RankingReport {
+        self.ranking.report()
     }
 
     /// What the metrics of the reported part mean.

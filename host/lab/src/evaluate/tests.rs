@@ -47,6 +47,8 @@ fn options(setup: &EvaluationSetup, mode: TestMode) -> EvaluateOptions {
         skip_fm: false,
         window_h: 6,
         boosting: None,
+        expert: None,
+        rival: None,
         plot: None,
     }
 }
@@ -82,6 +84,7 @@ fn of_the_fm(report: &EvaluationReport) -> Value {
 #[test]
 fn both_modes_run_repeat_and_reuse_the_fm_phase() {
     let Some(plugins) = plugins("evaluation") else { return };
+    let rival = Some(plugins.join("mlp-fusion.wasm"));
     let dir = tempfile::tempdir().unwrap();
     let setup = setup(dir.path(), plugins, 1500);
     let streaming = run(&options(&setup, TestMode::Streaming)).unwrap();
@@ -96,7 +99,12 @@ fn both_modes_run_repeat_and_reuse_the_fm_phase() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("mode") && message.contains("--skip-fm"), "{message}");
-    let fixed = run(&options(&setup, TestMode::Fixed)).unwrap();
+    let fixed = run(&EvaluateOptions { rival, ..options(&setup, TestMode::Fixed) }).unwrap();
+    let ranking = &fixed.ranking.tasks[0];
+    let arm = |name: &str| ranking.arms.iter().find(|own| own.arm == name).expect("it predicts");
+    let [rival, expert, best] = ["rival", "expert+tae", "best"].map(arm);
+    assert_eq!((ranking.task.as_str(), rival.requests), ("click", expert.requests));
+    assert!(rival.over_expert.is_some() && best.ndcg > rival.ndcg, "{}", fixed.ranking);
     assert!(!agree(&numbers(&streaming), &numbers(&fixed)));
 
     let spoken = |report: &EvaluationReport| {

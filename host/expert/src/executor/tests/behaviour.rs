@@ -54,7 +54,7 @@ fn dropout_scales_what_it_keeps_and_serves_as_identity() {
 /// What serves ignores dropout, and a step drops what the oracle drops with the same draws.
 fn check_dropout(case: &Case) {
     let (batch, parameters) = (batch(case, &[(1, 3)]), parameters(&case.graph));
-    let loss = OutputGradients { tasks: vec![1.0; 3], extra_loss: Vec::new() };
+    let loss = OutputGradients { tasks: vec![1.0; 3], losses: Vec::new() };
     for seed in 0..8 {
         let (graph, parameters, batch, loss) = (&case.graph, &parameters, &batch, &loss);
         compare(&Comparison { graph, parameters, batch, loss, seed }).unwrap();
@@ -67,7 +67,7 @@ fn stop_gradient_stops_gradients() {
     let batch = batch(&case, &[(1, 3)]);
     let compute = compute(case.graph.clone(), crate::Device::Cpu).unwrap();
     let mut loss =
-        |_: &[f32], _: &[f32]| OutputGradients { tasks: vec![1.0; 3], extra_loss: Vec::new() };
+        |_: &[f32], _: &[f32]| OutputGradients { tasks: vec![1.0; 3], losses: Vec::new() };
     let parameters = parameters(&case.graph);
     let gradients =
         compute.gradients(&parameters, &batch, &mut SmallRng::seed_from_u64(1), &mut loss);
@@ -117,7 +117,9 @@ fn one_request_does_not_reach_another() {
         let attended = net.op("HstuAttention", &inputs, vec![int("heads", 2), int("max-len", 8)]);
         let most = net.op("PoolMax", &[b.history], vec![]);
         let mean = net.op("PoolMean", &[b.past], vec![]);
-        net.op("Concat", &[attended, most, mean], vec![int("axis", 1)])
+        let [sum, peak, rank] =
+            ["SegmentSum", "SegmentMax", "SegmentRank"].map(|op| net.op(op, &[b.rows], vec![]));
+        net.op("Concat", &[attended, most, mean, sum, peak, rank], vec![int("axis", 1)])
     });
     let together = batch(&mixed, &[(3, 2), (0, 1), (2, 3)]);
     let mut changed = together.clone();

@@ -43,7 +43,7 @@ fn trained(case: &Case, requests: &[(usize, usize)]) -> [u64; 2] {
         let mut parameters = parameters(&case.graph);
         let mut optimizer = ExpertOptimizer::new(&case.graph, OptimizerConfig::default());
         let mut loss =
-            |_: &[f32], _: &[f32]| OutputGradients { tasks: seed.clone(), extra_loss: Vec::new() };
+            |_: &[f32], _: &[f32]| OutputGradients { tasks: seed.clone(), losses: Vec::new() };
         let compute = compute(case.graph.clone(), crate::Device::Cpu).unwrap();
         let mut rng = SmallRng::seed_from_u64(1);
         let gradients = compute.gradients(&parameters, &batch, &mut rng, &mut loss);

@@ -4,6 +4,7 @@
 
 mod behaviour;
 mod memory;
+mod segments;
 mod tags;
 
 use std::collections::BTreeSet;
@@ -134,7 +135,7 @@ fn check(name: &str, case: &Case) {
     for requests in [&[(3, 2), (0, 1), (2, 3)][..], &[(0, 2), (0, 1)], &[(1, 1)], &[(0, 1)]] {
         let batch = batch(case, requests);
         let parameters = parameters(&case.graph);
-        let loss = OutputGradients { tasks: noise(9, batch.rows), extra_loss: Vec::new() };
+        let loss = OutputGradients { tasks: noise(9, batch.rows), losses: Vec::new() };
         let compared = compare(&Comparison {
             graph: &case.graph,
             parameters: &parameters,
@@ -161,8 +162,10 @@ fn check_slopes(name: &str, case: &Case, batch: &ExpertBatch, loss: &OutputGradi
     let mut random = SmallRng::seed_from_u64(1);
     let gradients = compute.gradients(&parameters, batch, &mut random, &mut |_, _| loss.clone());
     let value = |values: &[Vec<f64>]| -> f64 {
-        let outputs = Evaluation::new(&case.graph, values, batch, None).outputs();
-        outputs.iter().zip(&loss.tasks).map(|(x, seed)| x.value * f64::from(*seed)).sum()
+        let evaluation = Evaluation::new(&case.graph, values, batch, None);
+        let (outputs, losses) = (evaluation.outputs(), evaluation.losses());
+        let seeded = outputs.iter().zip(&loss.tasks).chain(losses.iter().zip(&loss.losses));
+        seeded.map(|(x, seed)| x.value * f64::from(*seed)).sum()
     };
     for (index, gradient) in whole_gradients(&case.graph, &gradients).iter().enumerate() {
         let spec = &case.graph.parameters[index];
@@ -429,10 +432,15 @@ fn every_operator_is_documented_and_tested() {
         .flat_map(|cell| cell.split(['`', ' ']).filter(|word| !word.is_empty()))
         .collect();
     let leaves = BTreeSet::from(["Constant", "Input", "Parameter"]);
-    let cases = [include_str!("mod.rs"), include_str!("behaviour.rs")].map(quoted_operators);
+    let cases = [include_str!("mod.rs"), include_str!("behaviour.rs"), include_str!("segments.rs")];
+    let cases = cases.map(quoted_operators);
     let tested: BTreeSet<&str> = cases.into_iter().flatten().chain(leaves.clone()).collect();
     let fuzzed = quoted_operators(include_str!("../../../../../tests/fuzz/src/graph.rs"));
-    let in_sdk = quoted_operators(include_str!("../../../../../sdk/src/ops.rs"));
+    let in_sdk = [
+        include_str!("../../../../../sdk/src/ops.rs"),
+        include_str!("../../../../../sdk/src/segment.rs"),
+    ];
+    let in_sdk: BTreeSet<&str> = in_sdk.into_iter().flat_map(quoted_operators).collect();
     let missing = |from: &BTreeSet<&str>| -> Vec<String> {
         documented.difference(from).map(|name| name.to_string()).collect()
     };
@@ -441,7 +449,7 @@ fn every_operator_is_documented_and_tested() {
     let in_sdk = in_sdk.union(&leaves).copied().collect();
     assert_eq!(missing(&in_sdk), [""; 0], "operators without a method in the SDK");
     // Names such as `ReduceSum` are parsed from two parts.
-    let parts = BTreeSet::from(["Pool", "Reduce"]);
+    let parts = BTreeSet::from(["Pool", "Reduce", "Segment"]);
     let composed = names_of_variants();
     let mut known = &quoted_operators(include_str!("../../graph/op.rs")) - &parts;
     known.extend(composed.iter().map(String::as_str));

@@ -67,7 +67,7 @@ fn ne(has_all: bool) -> f64 {
                 rows.clone().for_each(|(&said, &label)| sums.push(said, label == 1.0));
             }
             let tasks = rows.map(|(said, label)| (said - label) / labels.len() as f32).collect();
-            OutputGradients { tasks, extra_loss: Vec::new() }
+            OutputGradients { tasks, losses: Vec::new() }
         };
         let gradients = compute.gradients(&parameters, &batch, &mut random.clone(), &mut loss);
         optimizer.step(&mut parameters, &gradients, &case.graph, 1.0);
