@@ -184,7 +184,7 @@ impl Validator<'_> {
         let of_task = |task: &Task| {
             let output = self.network.outputs.iter().find(|output| output.task == task.name);
             let OutputOptions { loss, is_whole } =
-                output.map_or(Ok(Default::default()), |output| output_options(output))?;
+                output.map_or(Ok(OutputOptions::default()), output_options)?;
             let what = format!("the loss of task `{}`", task.name);
             let loss = loss.map(|node| self.output(&what, node, nodes)).transpose()?;
             Ok((loss, is_whole))

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use hypercast_fm::label_scale::LabelScale;
 
 use super::build::{Net, description, example, parameters, schema, vectors};
-use crate::batch::{ExpertColumns, Tae};
+use crate::batch::ExpertColumns;
+use crate::fm_rows::Tae;
 use crate::graph::ExpertGraph;
 use crate::normalise::Normaliser;
 use crate::runtime::fresh_scales;

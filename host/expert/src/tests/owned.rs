@@ -10,7 +10,8 @@ use hypercast_fm::example::Example;
 
 use super::build::{TAE_DIM, description, example, noise, schema, vectors};
 use super::components::{engine, options};
-use crate::batch::{ExpertColumns, GuestRequest, Tae};
+use crate::batch::{ExpertColumns, GuestRequest};
+use crate::fm_rows::{FmRows, Tae};
 use crate::normalise::Normaliser;
 use crate::params::SavedParameters;
 use crate::wasm::contract::{Column, HostSchema, TaskKind};
@@ -95,7 +96,7 @@ fn outcomes_and_columns_are_those_that_the_expert_was_told_of() {
         let host = HostSchema::on(Some(surface), &schema, vectors());
         (ExpertColumns::new(&own, &schema, vectors()).unwrap(), host.info)
     };
-    let requests = [GuestRequest { example: &whole, tae: Tae::Without }];
+    let requests = [GuestRequest { example: &whole, fm: FmRows::WITHOUT }];
 
     let read = vec![Column::HistoryActions, Column::Feature("length".into())];
     let (feed, info) = on("feed", read.clone());

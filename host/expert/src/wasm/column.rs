@@ -72,7 +72,7 @@ enum Kind {
     Nameless(fn() -> DeclaredColumn),
 }
 
-const KINDS: [(&str, Kind); 10] = [
+const KINDS: [(&str, Kind); 11] = [
     ("tae", Kind::Nameless(|| DeclaredColumn::Tae)),
     ("feature", Kind::Named(DeclaredColumn::Feature)),
     ("raw-feature", Kind::Named(DeclaredColumn::RawFeature)),

@@ -138,7 +138,7 @@ impl ExpertFault {
                 "none of it runs, and the version of before serves, or the FM's ranking answers"
             }
             Call::Rank | Call::Predict => "the FM's ranking answers the request",
-            Call::Labels | Call::Sample => "the request trains nothing",
+            Call::Labels | Call::Weights | Call::Sample => "the request trains nothing",
             Call::Schedule => "the step is made at the configured learning rate",
             Call::Evaluate => "nothing is published, and what serves goes on serving",
         };
