@@ -205,7 +205,7 @@ fn a_trainer_goes_on_in_a_grown_schema_with_the_scales_of_its_columns() {
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
 /// a fault.
-const EXPECTED: [(&str, Option<&str>); 57] = [
+const EXPECTED: [(&str, Option<&str>); 59] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -228,6 +228,7 @@ const EXPECTED: [(&str, Option<&str>); 57] = [
     ("huge_list", Some("bytes of output")),
     ("huge_output", Some("bytes of output")),
     ("labels_short", Some("`labels` gave a bad output")),
+    ("listwise", None),
     ("log_flood", None),
     ("long_history", Some("its history-len of 4294967295")),
     ("long_name", Some("name or version is empty or longer")),
@@ -240,6 +241,7 @@ const EXPECTED: [(&str, Option<&str>); 57] = [
     ("overflow", Some("call stack")),
     ("overflow_array", Some("call stack")),
     ("plods", None),
+    ("pointwise", None),
     ("propensity", Some("propensity 1.5")),
     ("rank_error", Some("returned an error")),
     ("sample_invalid", Some("`sample` gave a bad output")),

@@ -4,6 +4,7 @@ pub(crate) mod allocations;
 pub(crate) mod build;
 mod components;
 mod contracts;
+mod own_losses;
 mod parameters;
 mod refusals;
 mod training_only;
