@@ -5,17 +5,20 @@
 //! [`hostile_expert!`] and [`hostile_mutant!`] define and export such an expert. Its name is that
 //! of the example.
 //!
-//! Five have no fault: `earlier_contract` is of contract 2, `search_team` serves one surface and
-//! reads what belongs to it, and `content_vector`, `explorer` and `fm_residual` do what no plugin of
-//! this repository does.
+//! Eight have no fault: `earlier_contract` is of contract 2, `search_team` serves one surface and
+//! reads what belongs to it, `content_vector`, `explorer` and `fm_residual` do what no plugin of
+//! this repository does, `dlrm` is a model of PyTorch, and `pointwise` and `listwise` are one
+//! network that learns by two losses, for
+//! `hypercast-lab evaluate --expert pointwise.wasm --rival listwise.wasm`.
 
 use std::marker::PhantomData;
 
 use hypercast_sdk::raw::types::{Description as WitDescription, NamedColumn, Network, RankRequest};
 use hypercast_sdk::raw::{Guest, types};
 use hypercast_sdk::{
-    ActionBatch, Component, Description, Evaluation, Expert, Graph, HostInfo, Linear, Prediction,
-    Ranked, TaskLabels, TrainingStep, Verdict,
+    ActionBatch, Component, Description, Embedding, Evaluation, Expert, ExpertFusion, FmEmbedding,
+    Graph, HostInfo, Linear, Prediction, Ranked, Squash, TaskHeads, TaskLabels, Tensor,
+    TrainingStep, Verdict,
 };
 
 /// A description that the host accepts.
@@ -28,6 +31,30 @@ pub fn network(g: &Graph) {
     let input = if g.info().tae_dim > 0 { g.tae() } else { g.features(&g.info().features) };
     for task in g.tasks() {
         g.output(&task.name, Linear::new(&task.name, 1).apply(input));
+    }
+}
+
+/// Sets a logit for each task: a network that ranks, of all features, ids and the FM's embedding.
+pub fn ranking_network(g: &Graph, mut each: impl FnMut(&str, Tensor<'_>)) {
+    let mut heads = TaskHeads::new("heads");
+    let ids = g.info().ids.iter().filter(|id| *id != "user_id");
+    let embed = |id: &String| Embedding::new(&format!("embed_{id}"), 5_000, 8).apply(g.id(id));
+    let mut parts: Vec<Tensor> = ids.map(embed).collect();
+    if !g.info().features.is_empty() {
+        let numbers = g.features(&g.info().features);
+        parts.push(Squash::new("numeric").apply(numbers));
+        heads = heads.direct(numbers);
+    }
+    if g.info().tae_dim > 0 {
+        let fm = FmEmbedding::new("fm", 32).apply(g.tae());
+        parts.push(fm.values);
+        heads = heads.fm(fm);
+    }
+    let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.1).apply(g.concat(&parts));
+    for task in g.tasks() {
+        let logit = heads.logit(&task.name, bottom);
+        g.output(&task.name, logit);
+        each(&task.name, logit);
     }
 }
 

@@ -6,6 +6,7 @@ mod components;
 mod contracts;
 mod fm_logits;
 mod imported;
+mod own_losses;
 mod owned;
 mod parameters;
 mod refusals;
