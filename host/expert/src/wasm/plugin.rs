@@ -193,9 +193,11 @@ impl Plugin {
 
     /// Calls `describe` and checks the description. Its name and limits apply to later calls.
     pub fn describe(&mut self, info: &HostInfo) -> Result<Description, Error> {
-        let hooks = self.run(Call::Describe, |guest, store| Ok(guest.check_hooks(store)))?;
-        hooks.map_err(|why| Error::refused(&self.name, why))?;
-        let description = self.twice(Call::Describe, |guest, store| guest.describe(store, info))?;
+        let description =
+            self.twice(Call::Describe, |guest, store| match guest.check_hooks(store) {
+                Ok(()) => guest.describe(store, info),
+                Err(why) => Ok(Err(why)),
+            })?;
         let description = description.map_err(|why| Error::refused(&self.name, why))?;
         check::description(&description, info).map_err(|why| Error::refused(&self.name, why))?;
         self.name = description.name.as_str().into();
