@@ -121,6 +121,7 @@ impl AdmittedNetwork {
         let mut noise = |count: usize| ColumnData::Numbers(values(count));
         let columns = self.columns.iter().map(|column| match column {
             Column::Tae => noise(rows * TAE_DIM),
+            Column::FmLogit(_) => noise(rows),
             Column::RawFeature(_) | Column::Vector(_) | Column::Time | Column::Request => {
                 unreachable!("none reads it")
             }

@@ -27,7 +27,7 @@ pub enum Tae<'a> {
 /// The FM's answer for a batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FmRows<'a> {
-    /// The embeddings.
+    /// The target-aware embeddings of all rows.
     pub tae: Tae<'a>,
     /// `[rows, main tasks]`, row-major, in the schema's order of main tasks: probabilities, or
     /// values in the unit of the label, and NaN for none. Empty where there are none at all.
@@ -39,7 +39,7 @@ impl FmRows<'_> {
     pub const WITHOUT: FmRows<'static> = FmRows { tae: Tae::Without, predictions: &[] };
 }
 
-/// Embeddings without predictions.
+/// Embeddings alone, for experts that read no prediction.
 impl<'a> From<Tae<'a>> for FmRows<'a> {
     fn from(tae: Tae<'a>) -> Self {
         FmRows { tae, predictions: &[] }
@@ -55,9 +55,9 @@ impl<'a> From<&'a FmOutput> for FmRows<'a> {
 /// How the numbers that a network reads are scaled.
 #[derive(Debug, Clone, Copy)]
 pub struct InputScales<'a> {
-    /// Of numeric features.
+    /// The scales of numeric features.
     pub normaliser: &'a Normaliser,
-    /// Of the network's outputs, and so of the FM's predictions for the same tasks.
+    /// The scales of the network's outputs, and so of the FM's predictions for the same tasks.
     pub labels: &'a LabelScales,
 }
 

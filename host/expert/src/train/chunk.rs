@@ -22,7 +22,7 @@ pub struct Chunk<'a> {
 /// What an expert's training reads of the FM.
 #[derive(Clone, Copy)]
 pub(super) struct FmNeeds<'n> {
-    /// The expert's name.
+    /// The expert's name, for messages.
     pub(super) name: &'n str,
     /// The TAE's width; 0 if it is not read.
     pub(super) tae_dim: usize,

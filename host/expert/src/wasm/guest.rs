@@ -32,7 +32,7 @@ pub(super) struct ThirdPre {
     hooks: OptionalHooks,
 }
 
-/// An instance of it.
+/// An instance of a component of contract 3.
 pub(super) struct ThirdGuest {
     expert: contract::Expert,
     instance: Instance,

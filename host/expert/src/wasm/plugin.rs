@@ -193,14 +193,16 @@ impl Plugin {
 
     /// Calls `describe`, and does not check yet whether the host has what the description asks for.
     pub fn declared(&self, info: &HostInfo) -> Result<Description, Error> {
-        let description = self.twice(Call::Describe, |guest, store| guest.describe(store, info))?;
+        let description =
+            self.twice(Call::Describe, |guest, store| match guest.check_hooks(store) {
+                Ok(()) => guest.describe(store, info),
+                Err(why) => Ok(Err(why)),
+            })?;
         description.map_err(|why| Error::refused(&self.name, why))
     }
 
     /// Calls `describe` and checks the description. Its name and limits apply to later calls.
     pub fn describe(&mut self, info: &HostInfo) -> Result<Description, Error> {
-        let hooks = self.run(Call::Describe, |guest, store| Ok(guest.check_hooks(store)))?;
-        hooks.map_err(|why| Error::refused(&self.name, why))?;
         let description = self.declared(info)?;
         check::description(&description, info).map_err(|why| Error::refused(&self.name, why))?;
         self.name = description.name.as_str().into();

@@ -12,7 +12,7 @@ use serde_json::Value;
 use hypercast_config::Config;
 use hypercast_core::atomic_file;
 
-use super::host::Host;
+use super::host::{Host, HostAccess};
 use super::read;
 use super::subject::PluginUnderTest;
 
@@ -34,12 +34,9 @@ pub struct Args {
     /// A daemon that runs with this configuration, to read it again
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,
-    /// A file with the daemon's bearer token [default: the environment variable HYPERCAST_TOKEN]
-    #[arg(long, value_name = "FILE", requires = "host")]
-    pub token_file: Option<PathBuf>,
-    /// The certificate of the operator's own authority (PEM), for https
-    #[arg(long, value_name = "FILE", requires = "host")]
-    pub ca: Option<PathBuf>,
+    /// As whom.
+    #[command(flatten)]
+    pub access: HostAccess,
 }
 
 /// Checks the component, changes the configuration, and tells the daemon.
@@ -76,7 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             description.name
         );
     } else if let Some(host) = args.host {
-        let daemon = Host { host, token_file: args.token_file, ca: args.ca };
+        let daemon = Host { host, access: args.access };
         let outcome: Value = daemon.post("/v1/admin/reload", b"")?;
         println!("{} read it again: {outcome}", daemon.host);
     }

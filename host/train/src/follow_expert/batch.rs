@@ -51,7 +51,7 @@ impl PendingRows {
 pub(super) struct LoggedBatch {
     pub(super) examples: Vec<Example>,
     pub(super) tae: Vec<f32>,
-    /// The FM's own.
+    /// `[rows, main tasks]`: what the FM predicts itself.
     pub(super) predictions: Vec<f32>,
     pub(super) rows: usize,
     /// Where the examples were read.
