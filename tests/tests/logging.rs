@@ -227,7 +227,8 @@ fn exploration_reaches_the_logs_and_tells_what_others_would_earn() {
             let place = place.as_ref().expect("it was ranked");
             let told = &answer["ranking"][place.position as usize];
             assert_eq!(told["id"], target.item.id);
-            assert_eq!(told["propensity"].as_f64(), place.propensity.map(f64::from));
+            let propensity = told["propensity"].as_f64().map(|propensity| propensity as f32);
+            assert_eq!(propensity, place.propensity);
             assert_eq!(answer["expert"]["arm"], place.arm);
             rows += 1;
         }

@@ -164,7 +164,25 @@ mod tests {
     use hypercast_fm::example::Item;
 
     use super::*;
+    use crate::events::EventRecord;
     use crate::streams::MemoryEngine;
+
+    #[test]
+    fn answers_are_noted_by_whoever_writes_the_stream_each_time() {
+        let engine = Arc::new(MemoryEngine::new(16));
+        let writer = EventWriter::new(engine.clone(), &JoinSettings::default());
+        let (request, arm, items) = (7, "feed@1.0.0".to_owned(), vec![3, 1]);
+        let ranking = RankingEvent { request, arm, items, propensities: vec![Some(0.5)] };
+        let note = || writer.append_rankings(vec![ranking.clone()]).unwrap();
+        let end = || engine.span(&Topic::events()).unwrap().end;
+        assert_eq!((note(), end()), (false, 0), "another process may be the stream's writer");
+        writer.open().unwrap();
+        assert_eq!([note(), note()], [true; 2]);
+        assert_eq!(end(), 2, "an answer that is given twice is noted twice");
+        let records = engine.reader(&Topic::events(), 0).unwrap().next(2, Duration::ZERO).unwrap();
+        let event = EventRecord::decode(&records[1].payload).unwrap();
+        assert_eq!((event.time_ms(), event.kind), (None, EventKind::Ranking(ranking)));
+    }
 
     #[test]
     fn an_item_that_changes_back_is_taken_again_and_an_update_with_an_id_once() {
