@@ -262,8 +262,9 @@ mod tests {
     use hypercast_core::prerequisite::{hostile, plugins};
     use hypercast_data::features::replay::{Replay, ReplayOptions};
     use hypercast_data::logs::{LogVersion, LogWriter};
+    use hypercast_data::schema::{CoreColumns, Feature, FeatureKind, OwnedEntries};
     use hypercast_data::simulate;
-    use hypercast_fm::example::{Example, Item};
+    use hypercast_fm::example::{Example, Item, Target};
     use hypercast_fm::inference::FmOutput;
     use hypercast_fm::metrics::binary_metrics;
     use hypercast_fm::spec::FmConfig;
@@ -356,6 +357,60 @@ mod tests {
         println!("NE of clicks {ne:.3} over {} rows, each before it was learned", clicks.metrics.n);
         // Without the vector it is 1; who knows it from the start has 0.47.
         assert!(ne < 0.8, "NE {ne:.3}");
+    }
+
+    /// The schema of a log whose surface `search` has a feature of its own.
+    fn with_words(schema: &Schema) -> Schema {
+        let mut schema = schema.clone();
+        schema.context_features.push(Feature::new("words", FeatureKind::Dense));
+        let context_features = ["words".to_owned()].into();
+        let own = OwnedEntries { context_features, ..OwnedEntries::default() };
+        schema.owned.insert("search".into(), own);
+        schema
+    }
+
+    #[test]
+    fn a_feature_of_the_surface_helps_its_expert_and_is_not_shown_to_the_fm() {
+        let Some(plugin) = hostile("features of a surface", "search_team") else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = logged(dir.path(), 200);
+        config.expert_training.learning_rate = 0.1;
+        let log = LogReader::open(&config.paths.logs).unwrap();
+        let click = log.schema.action("click").unwrap();
+        let schema = with_words(&log.schema);
+        let place = schema.feature_columns().iter().position(|own| own == "words").unwrap();
+        let core = CoreColumns::new(&schema);
+        let mut random = SmallRng::seed_from_u64(5);
+        let examples: Vec<Example> = log.iter().map(|row| row.unwrap().example).collect();
+        config.paths.logs = dir.path().join("own");
+        let (options, versions) = (config.logs.options(), vec![LogVersion::new("1.0.0", 2)]);
+        let mut writer = LogWriter::create(&config.paths.logs, &schema, options, versions).unwrap();
+        for example in std::iter::repeat_n(&examples, 8).flatten().filter(|own| own.surface == 1) {
+            let mut own = example.clone();
+            for target in &mut own.targets {
+                let words: f32 = random.random_range(-1.0..1.0);
+                let clicked = random.random_bool(if words > 0.0 { 0.9 } else { 0.1 });
+                target.features.insert(place, words);
+                target.outcome.known |= 1 << click;
+                target.outcome.actions &= !(1 << click);
+                target.outcome.actions |= u64::from(clicked) << click;
+            }
+            let columns = |example: &Example| {
+                let of = |target: &Target| (target.ids.clone(), format!("{:?}", target.features));
+                example.targets.iter().map(of).collect::<Vec<_>>()
+            };
+            assert_eq!(columns(&core.example(&own)), columns(example));
+            let tae = vec![0.5; 2 * own.targets.len()];
+            writer.write_batch(&[own], &tae, |_| true).unwrap();
+        }
+        writer.finish().unwrap();
+        let guests = Engine::new(config.guests()).unwrap();
+        let report = train(&config, &entry(&plugin), &guests, TrainingSource::Logs(None)).unwrap();
+        let clicks = report.progressive.iter().find(|line| line.task == "click").unwrap();
+        let ne = clicks.metrics.ne.unwrap();
+        println!("NE of clicks {ne:.3} over {} rows, each before it was learned", clicks.metrics.n);
+        // Without the feature it is 1; who knows it from the start has 0.47.
+        assert!(ne < 0.85, "NE {ne:.3}");
     }
 
     #[test]

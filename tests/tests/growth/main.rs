@@ -2,6 +2,7 @@
 //! what was predicted stays, and the new surface, action, feature and task are served and learned.
 
 mod learning;
+mod owned;
 
 use std::{
     collections::BTreeMap,
