@@ -123,7 +123,8 @@ fn filled(template: &str, new: &NewExpertArgs, sdk: &Path) -> String {
         .replace("{{sdk}}", &sdk.display().to_string())
 }
 
-fn type_name(name: &str) -> String {
+/// The name of the expert's type.
+pub fn type_name(name: &str) -> String {
     let part =
         |part: &str| part[..part.len().min(1)].to_ascii_uppercase() + part.get(1..).unwrap_or("");
     name.split('-').map(part).collect()

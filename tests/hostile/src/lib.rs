@@ -5,8 +5,8 @@
 //! [`hostile_expert!`] and [`hostile_mutant!`] define and export such an expert. Its name is that
 //! of the example.
 //!
-//! Three have no fault: `earlier_contract` is of contract 2, and `content_vector` and `explorer` do
-//! what no plugin of this repository does.
+//! Four have no fault: `earlier_contract` is of contract 2, `dlrm` was made of a model in ONNX,
+//! and `content_vector` and `explorer` do what no plugin of this repository does.
 
 use std::marker::PhantomData;
 

@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod check;
 mod host;
+pub mod init;
 pub mod keygen;
 pub mod logs;
 pub mod push;
@@ -34,6 +35,8 @@ pub enum PluginSubcommand {
     Bench(bench::Args),
     /// Train a component on feature logs into a parameters file, with progressive NE
     Train(train::Args),
+    /// Write the parameters that a network of given values begins with, to serve it untrained
+    Init(init::Args),
     /// Run a component over recorded requests, beside another version or what was answered
     Replay(replay::Args),
     /// Make a key that signs pushes
@@ -54,6 +57,7 @@ pub fn run(args: PluginArgs) -> anyhow::Result<()> {
         PluginSubcommand::Check(args) => check::run(args),
         PluginSubcommand::Bench(args) => bench::run(args),
         PluginSubcommand::Train(args) => train::run(args),
+        PluginSubcommand::Init(args) => init::run(args),
         PluginSubcommand::Replay(args) => replay::run(args),
         PluginSubcommand::Keygen(args) => keygen::run(args),
         PluginSubcommand::Sign(args) => sign::run(args),
