@@ -244,3 +244,27 @@ fn a_part_of_a_network_learns_at_its_own_rate() {
         assert_eq!(factor, expected, "{}", parameter.name);
     }
 }
+
+#[test]
+fn a_network_from_elsewhere_says_what_it_begins_with_and_what_it_predicts() {
+    let g = graph();
+    let bytes = [0.5f32, -2.0].map(f32::to_le_bytes).concat();
+    let weight = g.parameter_from("weight", &[2, 1], &bytes);
+    let numbers = g.raw_features(&["click_rate", "click_count"]);
+    g.whole_output("click", numbers.matmul(weight));
+    let built = g.finish().expect("a network");
+    assert_eq!(built.columns, ["click_rate", "click_count"].map(Column::raw_feature));
+    let [Attribute { name, value: Value::Numbers(values) }] =
+        &built.network.parameters[0].options[..]
+    else {
+        panic!("{:?}", built.network.parameters)
+    };
+    assert_eq!((name.as_str(), &values[..]), ("values", &[0.5, -2.0][..]));
+    let [Attribute { name, value: Value::Text(base) }] = &built.network.outputs[0].options[..]
+    else {
+        panic!("{:?}", built.network.outputs)
+    };
+    assert_eq!((name.as_str(), base.as_str()), ("base", "none"));
+    let error = error_of(|g| _ = g.parameter_from("weight", &[3, 1], &bytes));
+    assert!(error.contains("`weight` of shape [3, 1] needs 12 bytes of values, not 8"), "{error}");
+}

@@ -1,6 +1,8 @@
 //! The SDK's expert layers in the host's executor: gradients against central differences, dropout
 //! and noise in training but not in serving, and warm starts.
 
+mod onnx_models;
+
 use std::sync::Arc;
 
 use hypercast_expert::batch::{ColumnData, ExpertBatch, TaskOutcomes};

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! new             the files of a new crate, from template/
+//! onnx            those of a crate whose network is a model in ONNX
 //! surface_schema  what a new crate reads of a schema
 //! tasks           the other subcommands
 //! guests          builds guest crates for Wasm
@@ -21,6 +22,7 @@ mod component;
 mod guests;
 mod host;
 mod new;
+mod onnx;
 mod surface_schema;
 mod tasks;
 mod wasm_toolchain;
@@ -50,6 +52,8 @@ struct CargoHypercast {
 enum PluginCommand {
     /// Create the crate of a new, working expert
     New(new::NewExpertArgs),
+    /// Create the crate of an expert from a model in ONNX, with its weights
+    FromOnnx(onnx::FromOnnxArgs),
     /// Build a plugin crate into a component
     Build {
         #[command(flatten)]
@@ -84,6 +88,9 @@ enum PluginCommand {
     Bench(ComponentArgs),
     /// Train a plugin on feature logs: `train --logs DIR` (`hypercast plugin train`)
     Train(ComponentArgs),
+    /// Write the parameters that a plugin begins with, to serve it untrained: `init --fm VERSION`
+    /// (`hypercast plugin init`)
+    Init(ComponentArgs),
     /// Run recorded requests through a plugin: `replay --requests FILE` (`hypercast plugin replay`)
     Replay(ComponentArgs),
     /// Create a key pair for signing (`hypercast plugin keygen`)
@@ -129,6 +136,11 @@ fn main() -> anyhow::Result<()> {
             println!("created {folder}; next: cd {folder} && cargo hypercast test");
             Ok(())
         }
+        PluginCommand::FromOnnx(args) => {
+            let folder = onnx::from_onnx(&args)?.display().to_string();
+            println!("created {folder}; next: cd {folder} && cargo hypercast test");
+            Ok(())
+        }
         PluginCommand::Build { package, out } => {
             let component = PluginCrate::load(&package)?.build(source, out)?;
             println!("{}", component.display());
@@ -147,6 +159,7 @@ fn main() -> anyhow::Result<()> {
         PluginCommand::Check(args) => on_component("check", args),
         PluginCommand::Bench(args) => on_component("bench", args),
         PluginCommand::Train(args) => on_component("train", args),
+        PluginCommand::Init(args) => on_component("init", args),
         PluginCommand::Replay(args) => on_component("replay", args),
         PluginCommand::Sign(args) => on_component("sign", args),
         PluginCommand::Push(args) => on_component("push", args),

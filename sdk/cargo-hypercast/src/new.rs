@@ -158,7 +158,8 @@ fn released_version() -> &'static str {
     version.rsplit_once('.').map_or(version, |(minor, _)| minor)
 }
 
-fn type_name(name: &str) -> String {
+/// The name of the expert's type.
+pub fn type_name(name: &str) -> String {
     let part =
         |part: &str| part[..part.len().min(1)].to_ascii_uppercase() + part.get(1..).unwrap_or("");
     name.split('-').map(part).collect()

@@ -121,7 +121,9 @@ pub fn on_host(subcommand: &str, args: &[OsString]) -> Result<()> {
 /// that need them, unless they are given.
 fn with_defaults(package: &Package, subcommand: &str, args: &[OsString]) -> Vec<OsString> {
     let wanted: &[(&str, &str)] = match subcommand {
-        "check" | "bench" => &[("--schema", "schema.toml"), ("--config", "hypercast.toml")],
+        "check" | "bench" | "init" => {
+            &[("--schema", "schema.toml"), ("--config", "hypercast.toml")]
+        }
         "run" => &[("--schema", "schema.toml")],
         "link" | "train" => &[("--config", "hypercast.toml")],
         _ => &[],

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hypercast_data::schema::MissingColumns;
 use hypercast_data::synthetic::{Synthetic, SyntheticRequest, SyntheticSize};
 use hypercast_expert::{FmRows, Tae};
-use hypercast_fm::example::{Event, Example, Outcome};
+use hypercast_fm::example::{Event, Example, Outcome, Target};
 
 /// A request with its embeddings, as an expert receives them. A test may change any part.
 #[derive(Debug, Clone)]
@@ -43,6 +43,8 @@ pub struct RequestBuilder {
     user: Option<u64>,
     items: Option<Vec<u64>>,
     features: Vec<(String, f32)>,
+    feature_rows: Vec<(String, Vec<f32>)>,
+    id_rows: Vec<(String, Vec<u64>)>,
     outcome: Option<Outcome>,
     events: Option<Vec<Event>>,
 }
@@ -56,6 +58,8 @@ impl RequestBuilder {
             user: None,
             items: None,
             features: Vec::new(),
+            feature_rows: Vec::new(),
+            id_rows: Vec::new(),
             outcome: None,
             events: None,
         }
@@ -109,6 +113,19 @@ impl RequestBuilder {
         self
     }
 
+    /// Sets a numeric column, with a value for each candidate.
+    pub fn feature_rows(mut self, name: &str, values: &[f32]) -> RequestBuilder {
+        self.feature_rows.push((name.into(), values.to_vec()));
+        self
+    }
+
+    /// Sets a column of ids, with a value for each candidate; of a feature of several values the
+    /// first one.
+    pub fn id_rows(mut self, name: &str, values: &[u64]) -> RequestBuilder {
+        self.id_rows.push((name.into(), values.to_vec()));
+        self
+    }
+
     /// Sets the outcome of every candidate.
     pub fn outcome(self, outcome: Outcome) -> RequestBuilder {
         RequestBuilder { outcome: Some(outcome), ..self }
@@ -122,7 +139,7 @@ impl RequestBuilder {
     /// Builds the request.
     ///
     /// # Panics
-    /// A feature is not one of the schema's numeric columns.
+    /// A column is not one of the schema's, or has values for more or fewer candidates.
     pub fn build(self) -> Case {
         let mut case = Case::new(self.world.request(self.number, self.size));
         let example = &mut case.example;
@@ -146,10 +163,18 @@ impl RequestBuilder {
         }
         let columns = schema.feature_columns();
         for (name, value) in &self.features {
-            let at = columns.iter().position(|column| column == name).unwrap_or_else(|| {
-                panic!("the schema has no feature `{name}`; it has: {}", columns.join(", "))
-            });
+            let at = place("feature", name, &columns);
             example.targets.iter_mut().for_each(|target| target.features[at] = *value);
+        }
+        for (name, values) in &self.feature_rows {
+            let at = place("feature", name, &columns);
+            set(example, values, |target| &mut target.features[at]);
+        }
+        let ids: Vec<_> = schema.id_fields();
+        let names: Vec<String> = ids.iter().map(|field| field.name.clone()).collect();
+        for (name, values) in &self.id_rows {
+            let at = ids[place("id", name, &names)].columns.start;
+            set(example, values, |target| &mut target.ids[at]);
         }
         let missing = MissingColumns::new(schema);
         example.targets.iter_mut().for_each(|target| missing.fill(&mut target.features));
@@ -161,4 +186,16 @@ impl RequestBuilder {
         }
         case
     }
+}
+
+fn place(kind: &str, name: &str, names: &[String]) -> usize {
+    names.iter().position(|known| known == name).unwrap_or_else(|| {
+        panic!("the schema has no {kind} `{name}`; it has: {}", names.join(", "))
+    })
+}
+
+fn set<T: Copy>(example: &mut Example, values: &[T], of: impl Fn(&mut Target) -> &mut T) {
+    let (rows, targets) = (values.len(), &mut example.targets);
+    assert_eq!(rows, targets.len(), "there are {rows} values for {} candidates", targets.len());
+    targets.iter_mut().zip(values).for_each(|(target, value)| *of(target) = *value);
 }

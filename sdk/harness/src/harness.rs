@@ -121,6 +121,16 @@ impl Harness {
         self.with_parameters(Parameters::restore(&self.graph, saved)?)
     }
 
+    /// Sets the parameters that the expert's training begins with.
+    ///
+    /// # Errors
+    /// The network cannot run.
+    pub fn untrained(self) -> Result<Harness, Error> {
+        let provenance = self.parameters.provenance.clone();
+        let parameters = Parameters::init(&self.graph, provenance, training::SEED);
+        self.with_parameters(parameters)
+    }
+
     /// Trains the expert on a log with the host's own trainer and the expert's hooks.
     ///
     /// # Errors

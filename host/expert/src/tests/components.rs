@@ -207,7 +207,7 @@ fn a_trainer_goes_on_in_a_grown_schema_with_the_scales_of_its_columns() {
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
 /// a fault.
-const EXPECTED: [(&str, Option<&str>); 59] = [
+const EXPECTED: [(&str, Option<&str>); 62] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -215,6 +215,8 @@ const EXPECTED: [(&str, Option<&str>); 59] = [
     ("crowd", None),
     ("cycle", Some("no cycle")),
     ("deep", Some("more than the limit")),
+    // Of another schema.
+    ("dlrm", Some("has no feature `battery`")),
     ("duplicates", Some("twice")),
     ("earlier_contract", Some("earlier_contract: ")),
     ("empty", Some("no ranked candidate")),

@@ -5,6 +5,7 @@ pub mod bench;
 pub mod check;
 pub mod harness;
 pub(crate) mod host;
+pub mod init;
 pub mod keygen;
 pub mod link;
 pub mod logs;
@@ -43,6 +44,8 @@ pub enum PluginSubcommand {
     Harness,
     /// Train a component on feature logs into a parameters file, with progressive NE
     Train(train::Args),
+    /// Write the parameters that a network of given values begins with, to serve it untrained
+    Init(init::Args),
     /// Run a component over recorded requests, beside another version or what was answered
     Replay(replay::Args),
     /// Make a key that signs pushes
@@ -66,6 +69,7 @@ pub fn run(args: PluginArgs) -> anyhow::Result<()> {
         PluginSubcommand::Link(args) => link::run(args),
         PluginSubcommand::Harness => harness::run(),
         PluginSubcommand::Train(args) => train::run(args),
+        PluginSubcommand::Init(args) => init::run(args),
         PluginSubcommand::Replay(args) => replay::run(args),
         PluginSubcommand::Keygen(args) => keygen::run(args),
         PluginSubcommand::Sign(args) => sign::run(args),
