@@ -27,7 +27,7 @@ pub struct Harness {
     pub(crate) world: World,
     description: Description,
     pub(crate) info: HostInfo,
-    graph: Arc<ExpertGraph>,
+    pub(crate) graph: Arc<ExpertGraph>,
     columns: ExpertColumns,
     network: Arc<dyn ServingNetwork>,
     parameters: Parameters,

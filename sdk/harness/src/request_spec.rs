@@ -31,6 +31,8 @@ pub struct RequestSpec {
     pub history: Option<usize>,
     /// Features that all candidates have, by name.
     pub context: BTreeMap<String, FeatureSpec>,
+    /// The candidates' embeddings, one after the other.
+    pub tae: Option<Vec<f32>>,
     /// How many candidates the caller wants back; all if missing.
     pub limit: Option<usize>,
     /// Of no meaning here: predictions are always told.
@@ -131,6 +133,13 @@ impl RequestSpec {
                 set(schema, name, value, &mut target.ids, &mut target.features).map_err(in_row)?;
             }
             missing.fill(&mut target.features);
+        }
+        if let Some(tae) = &self.tae {
+            let (given, expected) = (tae.len(), case.tae.len());
+            if given != expected {
+                return Err(format!("`tae` has {given} values; the candidates have {expected}"));
+            }
+            case.tae.clone_from(tae);
         }
         Ok(case)
     }

@@ -31,6 +31,8 @@ pub struct WorldSpec {
     pub schema: Option<PathBuf>,
     /// Parameters that `hypercast plugin train` wrote; random ones if missing.
     pub parameters: Option<PathBuf>,
+    /// Whether parameters are those that training begins with, in place of random ones.
+    pub untrained: bool,
     /// Values of an embedding, 0 without a foundation model.
     pub tae_dim: Option<usize>,
     /// Values of the items' content vectors.
@@ -149,6 +151,9 @@ impl WorldSpec {
         let harness = world.component(&self.component).map_err(|error| error.to_string())?;
         let harness =
             if self.may_drop_candidates { harness.may_drop_candidates() } else { harness };
+        if self.untrained {
+            return harness.untrained().map_err(|error| error.to_string());
+        }
         let with_file = |file: &Path| harness.clone().parameters(file);
         let trained = self.parameters.as_deref().map(with_file).transpose();
         Ok(trained.map_err(|error| error.to_string())?.unwrap_or(harness))

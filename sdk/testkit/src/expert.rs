@@ -68,6 +68,18 @@ impl TestExpert {
         TestExpert::open(component.as_ref(), world, json!({ "parameters": parameters }))
     }
 
+    /// As [`TestExpert::load`], with the parameters that training begins with: the weights of a
+    /// model that was trained elsewhere.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn untrained(
+        component: impl AsRef<Path>,
+        world: &TestWorld,
+    ) -> Result<TestExpert, HostError> {
+        TestExpert::open(component.as_ref(), world, json!({ "untrained": true }))
+    }
+
     /// As [`TestExpert::load`], for an expert that leaves candidates out on purpose.
     ///
     /// # Errors

@@ -70,6 +70,11 @@ impl TestRequest {
         self
     }
 
+    /// Sets the candidates' embeddings, one after the other.
+    pub fn tae(self, values: &[f32]) -> TestRequest {
+        self.with("tae", json!(values))
+    }
+
     /// The request in JSON, for so many candidates back.
     pub(crate) fn value(&self, limit: Option<usize>) -> Value {
         let mut fields = self.fields.clone();

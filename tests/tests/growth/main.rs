@@ -3,6 +3,7 @@
 
 mod learning;
 mod owned;
+mod teams;
 
 use std::{
     collections::BTreeMap,

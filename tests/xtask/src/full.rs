@@ -91,6 +91,11 @@ const STEPS: &[(&str, &str, &str)] = &[
     ),
     ("connections", "HYPERCAST_SLOW_CONNECTIONS=4096", "cargo test --workspace --test connections"),
     ("growth", "", "cargo test --workspace --test growth -- --include-ignored --nocapture"),
+    (
+        "teams",
+        "HYPERCAST_TEAMS_MINUTES=10",
+        "cargo test --workspace --test growth teams_change -- --include-ignored --nocapture",
+    ),
     ("guide", "", "cargo test --workspace --test guide"),
     // From packages in a local registry to a promoted version, without the checkout.
     (

@@ -93,37 +93,25 @@ impl Recorded {
 
     /// The test, as Rust.
     pub fn test(&self, surface: &str) -> String {
-        let lines = |method: &str, name: &str, values: String| {
-            format!("\n        .{method}({name:?}, &{values})")
-        };
-        let features = self.features.iter();
-        let features = features.map(|(name, own)| lines("feature_rows", name, format!("{own:?}")));
-        let ids = self.ids.iter().map(|(name, own)| lines("id_rows", name, format!("{own:?}")));
+        let line = |name: &str, values: String| format!(".features({name:?}, {values})");
+        let features = self.features.iter().map(|(name, own)| line(name, format!("{own:?}")));
+        let ids = self.ids.iter().map(|(name, own)| line(name, format!("{own:?}")));
         let columns: String = features.chain(ids).collect();
         let tae = match self.tae.as_slice() {
             [] => String::new(),
-            tae => format!("\n    let case = Case {{ tae: vec!{tae:?}, ..case }};"),
+            tae => format!(".tae(&{tae:?})"),
         };
-        let import = if self.tae.is_empty() { "" } else { "\n    use hypercast_harness::Case;\n" };
         let task = |(task, values): &(String, Vec<f32>)| format!("({task:?}, vec!{values:?})");
         let tasks: Vec<String> = self.predictions.iter().map(task).collect();
         format!(
             "
-/// With the model's own weights, which a training would change.
 #[test]
-fn it_predicts_what_the_model_does() {{{import}
-    let harness = harness().untrained().unwrap_or_else(|error| panic!(\"{{error}}\"));
-    let request = harness
-        .world()
-        .request(1)
-        .surface({surface:?})
-        .candidates({rows}){columns};
-    let case = request.serving().build();{tae}
-    let predictions = harness.predict(&case).unwrap_or_else(|error| panic!(\"{{error}}\"));
+fn it_predicts_what_the_model_does() {{
+    let request = TestRequest::new(1).surface({surface:?}).items(1..={rows}){columns}{tae};
+    let predictions = expert().predict(&request).unwrap_or_else(|error| panic!(\"{{error}}\"));
     let model: [(&str, Vec<f32>); {count}] = [{tasks}];
     for (task, expected) in model {{
-        let found = predictions.task(task).unwrap_or_else(|| panic!(\"no task {{task}}\"));
-        for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {{
+        for (row, (found, expected)) in predictions[task].iter().zip(&expected).enumerate() {{
             let allowed = 1e-5 * expected.abs().max(1.0);
             let off = (found - expected).abs();
             assert!(off <= allowed, \"{{task}}, row {{row}}: {{found}}, not {{expected}}\");
