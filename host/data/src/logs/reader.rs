@@ -67,7 +67,7 @@ impl LogReader {
     /// # Errors
     /// The directory has no logs, or none of that version.
     pub fn open_for(dir: &Path, version: Option<&str>) -> Result<LogReader> {
-        Self::open_with(dir, |found| choose(dir, found, version))
+        Self::open_with(dir, |found| choose(dir, found, version).map(Some))
     }
 
     /// Opens all requests of a log directory, whichever FMs embedded them, without embeddings.
@@ -184,12 +184,9 @@ impl LogReader {
     }
 }
 
-/// The version to read among those in `found`; none if none is there.
-fn choose(
-    dir: &Path,
-    found: &BTreeSet<&LogVersion>,
-    version: Option<&str>,
-) -> Result<Option<LogVersion>> {
+/// The version to read among those in `found`; one without a name, which no file has, if none is
+/// there.
+fn choose(dir: &Path, found: &BTreeSet<&LogVersion>, version: Option<&str>) -> Result<LogVersion> {
     let names = || {
         let names: Vec<&str> = found.iter().map(|own| own.version.as_str()).collect();
         names.join(", ")
@@ -197,8 +194,8 @@ fn choose(
     let wanted = |own: &&&LogVersion| version.is_none_or(|version| own.version == version);
     let mut matching = found.iter().filter(wanted);
     let reason = match (matching.next(), matching.next(), version) {
-        (Some(one), None, _) => return Ok(Some((*one).clone())),
-        (None, _, None) => return Ok(None),
+        (Some(one), None, _) => return Ok((*one).clone()),
+        (None, _, None) => return Ok(LogVersion::new("", 0)),
         (None, _, Some(version)) => {
             format!("it has no TAEs of FM {version}; it has those of {:?}", names())
         }
