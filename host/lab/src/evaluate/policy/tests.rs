@@ -179,6 +179,7 @@ fn write_logs(dir: &Path) {
         let row = LogRow {
             example,
             taes: &[&taes],
+            predictions: &[],
             ranked: &ranked,
             correction,
             ingested_ms: 0,
