@@ -116,7 +116,7 @@ impl Teams {
 
     /// What users of each surface are answered: the predictions of FM and expert.
     fn answers(&self, daemon: &TestDaemon) -> Vec<Vec<Value>> {
-        let answer = |user, surface| {
+        let answer = |user, surface: &str| {
             let mut body = rank_body(user, surface, 1..20);
             body["explain"] = json!(true);
             let (status, answer) = daemon.post("/v1/rank", &body.to_string());
