@@ -401,7 +401,8 @@ mod tests {
             };
             assert_eq!(columns(&core.example(&own)), columns(example));
             let tae = vec![0.5; 2 * own.targets.len()];
-            writer.write_batch(&[own], &tae, |_| true).unwrap();
+            let said = FmOutput { tae, main: Vec::new() };
+            writer.write_batch(&[own], &said, |_| true).unwrap();
         }
         writer.finish().unwrap();
         let guests = Engine::new(config.guests()).unwrap();
