@@ -92,7 +92,8 @@ fn an_unknown_column_says_what_there_is() {
     let error = error_of(|g| {
         g.feature("clicks");
     });
-    assert!(error.contains("no feature `clicks`; it has: click_rate, click_count"), "{error}");
+    let known = "no feature `clicks` for this expert; it has: click_rate, click_count";
+    assert!(error.contains(known), "{error}");
 }
 
 #[test]
