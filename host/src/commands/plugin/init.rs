@@ -12,7 +12,7 @@ use hypercast_expert::{Normaliser, Parameters};
 /// Arguments of `hypercast plugin init`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What begins.
+    /// The component, and what it is to fit.
     #[command(flatten)]
     pub subject: PluginUnderTest,
     /// The FM version that it is to be served with
