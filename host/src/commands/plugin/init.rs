@@ -53,6 +53,13 @@ fn initial(loaded: &LoadedPlugin, fm: &str) -> anyhow::Result<Parameters> {
     }
     let normaliser = Normaliser::identity(blueprint.columns.feature_names());
     let mut parameters = blueprint.init_parameters(normaliser, 0);
+    if let Some(task) = parameters.provenance.labels.keys().next() {
+        bail!(
+            "its output of task `{task}` is relative to a rate or a scale that only logs tell: \
+             train it (`cargo hypercast train`), or say the whole logit or value \
+             (`g.whole_output`)"
+        );
+    }
     fm.clone_into(&mut parameters.provenance.fm_version);
     Ok(parameters)
 }
