@@ -1,4 +1,4 @@
-//! Runs the author's guide, `sdk/README.md`: all its fenced commands, in order, in one shell, in a
+//! Runs the author's guide, `sdk/README.md`: all its `sh` blocks, in order, in one shell, in a
 //! new folder. So the guide always matches the tool.
 //!
 //! The daemon's port is replaced by a free one. What is installed, and from where, depends on the
@@ -191,13 +191,13 @@ fn what_is_installed_can_be_published() {
 #[test]
 fn the_test_runs_every_fenced_command_of_the_guide() {
     let fences = GUIDE.lines().filter(|line| line.trim_start().starts_with("```")).count();
-    let shown = ["```rust", "```rust,ignore", "```text"];
+    let shown = ["```rust", "```rust,ignore", "```text", "```python", "```console"];
     let other = GUIDE.lines().filter(|line| shown.contains(&line.trim_end())).count();
     let blocks = shell_blocks(GUIDE);
     assert_eq!(
         fences,
         2 * (blocks.len() + other),
-        "every block is `sh`, which the test runs, or `rust` or `text`, which it does not"
+        "every block is `sh`, which the test runs, or one of {shown:?}, which it does not"
     );
     let all = blocks.join("");
     for subcommand in [

@@ -86,7 +86,7 @@ pub struct ListOptions {
     /// http://127.0.0.1:8570 or https://HOST
     #[arg(long, value_name = "URL")]
     pub daemon: Option<String>,
-    /// As whom the daemon is asked.
+    /// Credentials for that daemon.
     #[command(flatten)]
     pub access: HostAccess,
 }

@@ -35,6 +35,28 @@ const CONFIGURATION: (&str, &str) =
 
 const SCHEMA: &str = include_str!("../template/schema.toml.in");
 
+/// The templates of Rust, also those of `from-onnx`, in whose code a type may not have the name of
+/// another one.
+const CODE: [&str; 4] = [
+    include_str!("../template/lib.rs.in"),
+    include_str!("../template/expert.rs.in"),
+    include_str!("../template/onnx.lib.rs.in"),
+    include_str!("../template/onnx.expert.rs.in"),
+];
+
+/// The keywords of Rust, and those that it reserves.
+pub const KEYWORDS: &[&str] = &[
+    "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate",
+    "do", "dyn", "else", "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl",
+    "in", "let", "loop", "macro", "match", "mod", "move", "mut", "override", "priv", "pub", "ref",
+    "return", "self", "static", "struct", "super", "trait", "true", "try", "type", "typeof",
+    "unsafe", "unsized", "use", "virtual", "where", "while", "yield",
+];
+
+/// The crates that an expert's crate has beside it under these names.
+const BESIDE: [&str; 7] =
+    ["alloc", "core", "hypercast-sdk", "hypercast-testkit", "proc-macro", "std", "test"];
+
 /// The options of `cargo hypercast new`.
 #[derive(Debug, clap::Args)]
 pub struct NewExpertArgs {
@@ -136,6 +158,11 @@ fn check_name(name: &str) -> Result<()> {
         "{name:?} is not a valid name for an expert: use lower-case letters, digits and hyphens, \
          at most 64, starting with a letter and not ending with a hyphen"
     );
+    ensure!(
+        !KEYWORDS.contains(&name) && !BESIDE.contains(&name),
+        "{name:?} is a keyword of Rust or the name of a crate that experts use: choose another \
+         name, such as \"{name}-expert\""
+    );
     Ok(())
 }
 
@@ -158,11 +185,13 @@ fn released_version() -> &'static str {
     version.rsplit_once('.').map_or(version, |(minor, _)| minor)
 }
 
-/// The name of the expert's type.
+/// The name of the expert's type, another one than any of the template's own.
 pub fn type_name(name: &str) -> String {
     let part =
         |part: &str| part[..part.len().min(1)].to_ascii_uppercase() + part.get(1..).unwrap_or("");
-    name.split('-').map(part).collect()
+    let plain: String = name.split('-').map(part).collect();
+    let mut words = CODE.iter().flat_map(|code| code.split(|c: char| !c.is_ascii_alphanumeric()));
+    if words.any(|word| word == plain) { plain + "Expert" } else { plain }
 }
 
 #[cfg(test)]
@@ -263,8 +292,11 @@ mod tests {
 
     #[test]
     fn invalid_names_and_folders_in_use_are_refused() {
-        for name in ["", "Home", "2nd", "a_b", "a-", "a b", "../a"] {
+        for name in ["", "Home", "2nd", "a_b", "a-", "a b", "../a", "match", "std", "test"] {
             assert!(check_name(name).is_err(), "{name}");
+        }
+        for (name, of_type) in [("graph", "GraphExpert"), ("vec", "VecExpert"), ("dlrm", "Dlrm")] {
+            assert_eq!(type_name(name), of_type);
         }
         let dir = tempfile::tempdir().unwrap();
         let folder = create_in(dir.path(), "feed", "feed");

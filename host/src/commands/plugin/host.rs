@@ -14,17 +14,17 @@ const TOKEN: &str = "HYPERCAST_TOKEN";
 /// How long an answer may take: a push is compiled before it is answered.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Which daemon, and as whom.
+/// A daemon, and the credentials for it.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Host {
     /// The daemon, as http://127.0.0.1:8570 or https://HOST
     pub host: String,
-    /// As whom.
+    /// Credentials.
     #[command(flatten)]
     pub access: HostAccess,
 }
 
-/// What a daemon must be shown, and by what it is known.
+/// The token that a daemon asks for, and the authority that signed its certificate.
 #[derive(Debug, Clone, clap::Args)]
 pub struct HostAccess {
     /// A file with the bearer token [default: the environment variable HYPERCAST_TOKEN]

@@ -12,7 +12,7 @@ use hypercast_expert::{Normaliser, Parameters};
 /// Arguments of `hypercast plugin init`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What begins.
+    /// The component, and what it is to fit.
     #[command(flatten)]
     pub subject: PluginUnderTest,
     /// The FM version that it is to be served with
@@ -53,6 +53,13 @@ fn initial(loaded: &LoadedPlugin, fm: &str) -> anyhow::Result<Parameters> {
     }
     let normaliser = Normaliser::identity(blueprint.columns.feature_names());
     let mut parameters = blueprint.init_parameters(normaliser, 0);
+    if let Some(task) = parameters.provenance.labels.keys().next() {
+        bail!(
+            "its output of task `{task}` is relative to a rate or a scale that only logs tell: \
+             train it (`cargo hypercast train`), or say the whole logit or value \
+             (`g.whole_output`)"
+        );
+    }
     fm.clone_into(&mut parameters.provenance.fm_version);
     Ok(parameters)
 }

@@ -34,7 +34,7 @@ pub struct Args {
     /// A daemon that runs with this configuration, to read it again
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,
-    /// As whom.
+    /// Credentials for that daemon.
     #[command(flatten)]
     pub access: HostAccess,
 }

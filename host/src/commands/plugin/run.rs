@@ -4,10 +4,11 @@
 //! and the foundation model's embeddings. So it shows a ranking rule and what a network makes of
 //! columns; how good a version is, `train` and `replay` tell.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use hypercast_data::dataset::content;
 use hypercast_harness::{RequestSpec, session::WorldSpec};
 
 use super::read;
@@ -20,8 +21,8 @@ pub struct Args {
     /// The request: a body of `POST /v1/rank`, of which everything may be left out; `candidates`
     /// may be a number, and `history` the number of past events
     pub request: PathBuf,
-    /// The schema of the request (`schema.toml` of a data set); that of `hypercast simulate` if
-    /// missing
+    /// The schema of the request (`schema.toml` of a data set, beside which its content vectors
+    /// are); that of `hypercast simulate` if missing
     #[arg(long, value_name = "FILE")]
     pub schema: Option<PathBuf>,
     /// Its parameters; without any they are random, and only the rule means something
@@ -43,11 +44,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         (_, given) => given,
     };
+    let dataset = args.schema.as_deref().and_then(Path::parent);
+    let content_dim = dataset.map(content::width_in).transpose()?;
     let world = WorldSpec {
         component: args.component,
         schema: args.schema,
         parameters: args.parameters,
         tae_dim,
+        content_dim,
         ..WorldSpec::default()
     };
     let expert = world.load().map_err(anyhow::Error::msg)?;

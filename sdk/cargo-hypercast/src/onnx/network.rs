@@ -241,7 +241,7 @@ impl SdkNetwork {
         let fits = elements(&step.sizes) == elements(&sizes);
         ensure!(fits, "{:?} does not have the values of {sizes:?}", step.sizes);
         let rows = step.rows;
-        // The one before changed the shape for nothing.
+        // Of two reshapes, one behind the other, only the last one counts.
         let from = if let SdkCall::Reshape(before) = step.call { before } else { of };
         if self.steps[from].sizes == sizes {
             return Ok(from);

@@ -95,7 +95,11 @@ impl Recorded {
     pub fn test(&self, surface: &str) -> String {
         let line = |name: &str, values: String| format!(".features({name:?}, {values})");
         let features = self.features.iter().map(|(name, own)| line(name, format!("{own:?}")));
-        let ids = self.ids.iter().map(|(name, own)| line(name, format!("{own:?}")));
+        let id = |id: &u64| format!("{id}u64");
+        let ids = self.ids.iter().map(|(name, own)| {
+            let own: Vec<String> = own.iter().map(id).collect();
+            line(name, format!("[{}]", own.join(", ")))
+        });
         let columns: String = features.chain(ids).collect();
         let tae = match self.tae.as_slice() {
             [] => String::new(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::bindings::TaskOutput;
 use super::network::{ModelParameter, NetworkStep, SdkCall, SdkNetwork, StepId};
+use crate::new::KEYWORDS;
 
 /// How strongly the outermost operator of an expression binds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -206,14 +207,7 @@ fn variable(name: &str) -> String {
     let words: Vec<&str> = mapped.split('_').filter(|word| !word.is_empty()).collect();
     let name = words.join("_");
     let is_word = name.starts_with(|first: char| first.is_ascii_lowercase());
-    // `g` is the graph, and the others are words of the language.
-    let is_taken = [
-        "g", "as", "box", "const", "else", "fn", "for", "gen", "if", "in", "let", "loop", "match",
-        "mod", "move", "mut", "ref", "return", "self", "static", "super", "type", "use", "where",
-        "while", "yield", "true", "false", "struct", "enum", "trait", "impl", "pub", "unsafe",
-        "async", "await", "dyn", "extern", "crate", "break", "continue", "abstract", "become",
-        "do", "final", "macro", "override", "priv", "try", "typeof", "unsized", "virtual",
-    ]
-    .contains(&name.as_str());
+    // `g` is the graph.
+    let is_taken = name == "g" || KEYWORDS.contains(&name.as_str());
     if is_word && !is_taken { name } else { format!("x_{name}") }
 }

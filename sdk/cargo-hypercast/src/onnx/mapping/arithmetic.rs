@@ -45,17 +45,14 @@ impl Mapper {
                 self.binary("-", &literal(1.0), &greater)?
             }
             "Not" => self.binary("-", &literal(1.0), view.input(0)?)?,
-            "Where" => {
-                let chosen = self.binary("*", view.input(0)?, view.input(1)?)?;
-                let others = self.binary("-", &literal(1.0), view.input(0)?)?;
-                let others = self.binary("*", &others, view.input(2)?)?;
-                self.binary("+", &chosen, &others)?
-            }
+            "Where" => self.chosen(view.input(0)?, view.input(1)?, view.input(2)?)?,
             "Reciprocal" => self.binary("/", &literal(1.0), view.input(0)?)?,
             "Pow" => self.power(view)?,
             "Clip" => {
-                let min = view.single("min", 1)?.unwrap_or(f32::MIN);
-                let max = view.single("max", 2)?.unwrap_or(f32::MAX);
+                // A bound may be infinite, which code has no literal for.
+                let finite = |bound: f32| bound.clamp(f32::MIN, f32::MAX);
+                let min = view.single("min", 1)?.map_or(f32::MIN, finite);
+                let max = view.single("max", 2)?.map_or(f32::MAX, finite);
                 self.each(view, |network, x| network.clip(x, min, max))?
             }
             "HardSigmoid" => self.hard_sigmoid(view, alpha(0.2), beta)?,
@@ -140,6 +137,26 @@ impl Mapper {
             }
         };
         Ok(MappedValue::Numbers(numbers))
+    }
+
+    /// `Where`: by products, but of integers that the file has one or the other.
+    fn chosen(
+        &mut self,
+        condition: &MappedValue,
+        yes: &MappedValue,
+        no: &MappedValue,
+    ) -> Result<MappedValue> {
+        if let (MappedValue::Integers(is), MappedValue::Integers(yes), MappedValue::Integers(no)) =
+            (condition, yes, no)
+        {
+            let chosen = is.zipped(yes, |is, yes| Ok((*is != 0).then_some(*yes)))?;
+            let values = chosen.zipped(no, |chosen, no| Ok(chosen.unwrap_or(*no)))?;
+            return Ok(MappedValue::Integers(values));
+        }
+        let chosen = self.binary("*", condition, yes)?;
+        let others = self.binary("-", &literal(1.0), condition)?;
+        let others = self.binary("*", &others, no)?;
+        self.binary("+", &chosen, &others)
     }
 
     /// Two tensors with the rows first and the other dimensions one above the other.

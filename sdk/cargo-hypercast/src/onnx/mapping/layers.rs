@@ -171,7 +171,8 @@ impl Mapper {
     fn reduced(&mut self, view: &NodeView<'_>, method: &'static str) -> Result<ComputedTensor> {
         let ComputedTensor { step, dims } = self.computed(view.input(0)?)?;
         let rank = dims.sizes.len();
-        let axes = match view.integers("axes", 1)? {
+        let given = view.integers("axes", 1)?.filter(|axes| !axes.is_empty());
+        let axes = match given {
             Some(axes) => axes.iter().map(|axis| axis_of(*axis, rank)).collect::<Result<_>>()?,
             None if view.integer("noop_with_empty_axes", 0) == 1 => Vec::new(),
             None => (0..rank).collect::<Vec<usize>>(),

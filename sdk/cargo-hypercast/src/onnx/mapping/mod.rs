@@ -8,15 +8,16 @@ mod arithmetic;
 mod layers;
 mod shapes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::grid::Grid;
 use super::model::{Constant, OnnxModel, constant};
 use super::network::SdkNetwork;
 use super::proto::{AttributeProto, NodeProto};
-use super::value::{BatchedShape, ComputedTensor, MappedValue, Weights};
+use super::value::{BATCH, BatchedShape, ComputedTensor, MappedValue, Weights};
 
 /// The operators that are mapped. `sdk/wit/ops.md` says how.
 pub const SUPPORTED: &str = "Abs Add And BatchNormalization Cast Clip Concat Constant \
@@ -30,12 +31,14 @@ pub const SUPPORTED: &str = "Abs Add And BatchNormalization Cast Clip Concat Con
 pub struct Mapper {
     pub network: SdkNetwork,
     values: BTreeMap<String, MappedValue>,
+    /// The names of integers that the network has as numbers.
+    integers: BTreeSet<String>,
 }
 
 impl Mapper {
     /// A mapping of a model whose inputs are these values.
     pub fn new(network: SdkNetwork, inputs: BTreeMap<String, MappedValue>) -> Self {
-        Self { network, values: inputs }
+        Self { network, values: inputs, integers: BTreeSet::new() }
     }
 
     /// Maps all nodes of `model`.
@@ -53,6 +56,8 @@ impl Mapper {
             };
             self.values.insert(name.clone(), value);
         }
+        let integers = model.inputs.iter().filter(|input| input.is_integer);
+        self.integers.extend(integers.map(|input| input.name.clone()));
         for node in &model.nodes {
             let of = || {
                 let name = if node.name.is_empty() { &node.output[0] } else { &node.name };
@@ -60,6 +65,9 @@ impl Mapper {
             };
             ensure!(!node.output.is_empty(), "a node `{}` gives nothing", node.op_type);
             self.network.name.clone_from(&node.output[0]);
+            if self.is_of_integers(node) {
+                self.integers.extend(node.output.iter().cloned());
+            }
             let outputs = self.node(node).with_context(of)?;
             for (name, value) in node.output.iter().zip(outputs) {
                 self.values.insert(name.clone(), value);
@@ -79,11 +87,27 @@ impl Mapper {
         }
     }
 
+    /// Whether an operator computes integers of what the network has as numbers.
+    fn is_of_integers(&self, node: &NodeProto) -> bool {
+        let is_number = |name: &&String| {
+            let value = self.values.get(*name);
+            matches!(value, Some(MappedValue::Numbers(_) | MappedValue::Weights(_)))
+        };
+        let mut numbers = node.input.iter().filter(is_number).peekable();
+        let has_any = numbers.peek().is_some();
+        node.op_type != "Cast" && has_any && numbers.all(|name| self.integers.contains(name))
+    }
+
     fn node(&mut self, node: &NodeProto) -> Result<Vec<MappedValue>> {
         ensure!(
             ["", "ai.onnx"].contains(&node.domain.as_str()),
             "operators of domain `{}` are not supported: export the model with standard operators",
             node.domain
+        );
+        ensure!(
+            node.op_type != "Div" || !self.is_of_integers(node),
+            "it divides integers, and an expert has no division that drops the remainder: cast \
+             them to float in the model"
         );
         let input = |name: &String| -> Result<Option<MappedValue>> {
             let found = self.values.get(name).cloned();
@@ -118,8 +142,7 @@ impl Mapper {
             MappedValue::Numbers(numbers) => Ok(numbers.clone()),
             MappedValue::Weights(weights) => self.parameter(weights),
             MappedValue::Integers(values) => {
-                let values = values.mapped(|value| *value as f32);
-                self.parameter(&Weights { values, name: None })
+                self.parameter(&Weights { values: numbers_of(values)?, name: None })
             }
             MappedValue::Ids { .. } => {
                 bail!("it computes with ids: an expert only looks them up in tables")
@@ -134,6 +157,12 @@ impl Mapper {
         let step = self.network.parameter(&source, values, name.is_none())?;
         Ok(ComputedTensor { step, dims })
     }
+}
+
+/// Integers that are known, as numbers.
+fn numbers_of(values: &Grid<i64>) -> Result<Grid<f32>> {
+    ensure!(!values.values.contains(&BATCH), "it computes with the size of the batch");
+    Ok(values.mapped(|value| *value as f32))
 }
 
 /// A node with the values of its inputs.
@@ -184,13 +213,16 @@ impl NodeView<'_> {
         if let Some(attribute) = self.attribute(name) {
             return Ok(Some(attribute.f));
         }
-        let value = match self.optional(index) {
+        let values = match self.optional(index) {
             None => return Ok(None),
-            Some(MappedValue::Weights(weights)) => weights.values.values.first().copied(),
-            Some(MappedValue::Integers(values)) => values.values.first().map(|value| *value as f32),
-            Some(_) => None,
+            Some(MappedValue::Weights(weights)) => weights.values.values.clone(),
+            Some(MappedValue::Integers(values)) => numbers_of(values)?.values,
+            Some(_) => bail!("its `{name}` depends on data"),
         };
-        value.map(Some).with_context(|| format!("its `{name}` depends on data"))
+        match values.as_slice() {
+            [number] => Ok(Some(*number)),
+            _ => bail!("its `{name}` has {} values, and can have one", values.len()),
+        }
     }
 
     /// The tensor of an attribute.

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Mapper, NodeView};
+use super::{Mapper, NodeView, numbers_of};
 use crate::onnx::grid::{Grid, elements};
 use crate::onnx::model::Constant;
 use crate::onnx::network::SdkCall;
@@ -25,7 +25,7 @@ impl Mapper {
             "ConstantOfShape" => constant_of_shape(view)?,
             "Identity" | "Dropout" => view.input(0)?.clone(),
             "Cast" => self.cast(view.input(0)?, view.integer("to", 1))?,
-            "Shape" => MappedValue::Integers(Grid::vector(view.input(0)?.dims().as_integers())),
+            "Shape" => shape_of(view)?,
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => {
                 let value = view.input(0)?;
                 let dims = new_dims(view, &value.dims())?;
@@ -63,8 +63,7 @@ impl Mapper {
                 MappedValue::Numbers(ComputedTensor { step, dims })
             }
             MappedValue::Integers(values) if to_numbers => {
-                let values = values.mapped(|value| *value as f32);
-                MappedValue::Weights(Weights { values, name: None })
+                MappedValue::Weights(Weights { values: numbers_of(values)?, name: None })
             }
             MappedValue::Weights(weights) if !to_numbers => {
                 MappedValue::Integers(weights.values.mapped(|value| *value as i64))
@@ -228,12 +227,9 @@ impl Mapper {
                 ensure!(is_whole && *step == 1, "it takes some of the rows");
                 continue;
             }
-            let size = dims.sizes[axis] as i64;
-            let place =
-                |at: i64| (if at < 0 { at.saturating_add(size) } else { at }).clamp(0, size);
-            let indices = (place(*start)..place(*end)).step_by(*step as usize);
-            let indices: Vec<usize> = indices.map(|index| index as usize).collect();
-            value = self.taken(&value, axis, &indices)?;
+            let size = dims.sizes[axis];
+            let indices = (place_of(*start, size)..place_of(*end, size)).step_by(*step as usize);
+            value = self.taken(&value, axis, &indices.collect::<Vec<usize>>())?;
         }
         Ok(value)
     }
@@ -303,13 +299,15 @@ impl Mapper {
         );
         let (count, width) = (values.sizes[0], values.sizes.get(1).copied().unwrap_or(1));
         let table = values.reshaped(vec![count, width])?;
-        // A model that adds an offset to each of its ids has one table after the other in one.
+        // A model that adds an offset to each of its ids has one table after the other in one. A
+        // table of a single row says nothing of its id: then columns share what follows.
         let mut starts: Vec<i64> = cells.values.iter().map(|cell| cell.offset).collect();
         starts.sort_unstable();
         starts.dedup();
+        let is_shared = starts.windows(2).any(|pair| pair[0] + 1 == pair[1]);
         let mut steps = Vec::new();
         for IdCell { column, offset } in &cells.values {
-            let next = starts.iter().find(|start| *start > offset);
+            let next = starts.iter().find(|start| *start > offset && !is_shared);
             let end = next.map_or(count, |next| *next as usize);
             let rows = usize::try_from(*offset).ok().filter(|start| *start < end && end <= count);
             let rows = rows.with_context(|| {
@@ -358,6 +356,19 @@ impl Mapper {
     }
 }
 
+/// The place of a bound in a dimension: it may count from the end, and ends with the dimension.
+fn place_of(bound: i64, size: usize) -> usize {
+    let size = size as i64;
+    (if bound < 0 { bound.saturating_add(size) } else { bound }).clamp(0, size) as usize
+}
+
+fn shape_of(view: &NodeView<'_>) -> Result<MappedValue> {
+    let shape = view.input(0)?.dims().as_integers();
+    let (start, end) = (view.integer("start", 0), view.integer("end", i64::MAX));
+    let part = shape.get(place_of(start, shape.len())..place_of(end, shape.len()));
+    Ok(MappedValue::Integers(Grid::vector(part.unwrap_or_default().to_vec())))
+}
+
 fn constant_node(view: &NodeView<'_>) -> Result<MappedValue> {
     if let Some(constant) = view.tensor("value")? {
         return Ok(match constant {
@@ -379,9 +390,8 @@ fn constant_node(view: &NodeView<'_>) -> Result<MappedValue> {
 
 fn constant_of_shape(view: &NodeView<'_>) -> Result<MappedValue> {
     let MappedValue::Integers(shape) = view.input(0)? else { bail!("its shape depends on data") };
-    let BatchedShape { sizes, batch } = BatchedShape::of_integers(&shape.values)?;
-    // A value that is the same for all rows broadcasts.
-    let sizes = if batch.is_some() { vec![1; sizes.len()] } else { sizes };
+    // A value that is the same for all rows broadcasts: the batch's place has size 1.
+    let BatchedShape { sizes, .. } = BatchedShape::of_integers(&shape.values)?;
     let count = elements(&sizes).filter(|count| *count <= MAX_VALUES);
     let count = count.with_context(|| format!("its shape {sizes:?} is too large"))?;
     Ok(match view.tensor("value")? {
