@@ -131,7 +131,7 @@ impl Joiner {
 
     /// What it did since the first event.
     pub fn counts(&self) -> JoinerCounts {
-        self.counts
+        JoinerCounts { unplaced: self.rankings.dropped(), ..self.counts }
     }
 
     /// Processes the next event and writes the resulting records to `output`.
@@ -381,7 +381,7 @@ impl Joiner {
             return;
         }
         let shown_ms = request.rows[row].time_ms;
-        for bit in (0..32).filter(|bit| changed.actions >> bit & 1 == 1) {
+        for bit in (0..64).filter(|bit| changed.actions >> bit & 1 == 1) {
             let delay_ms = action.time_ms.saturating_sub(shown_ms);
             self.delays.observe(surface, bit, delay_ms, &self.bounds);
         }
