@@ -3,8 +3,8 @@
 //!
 //! The joiner says with each outcome which version ranked the item, so that each daemon sees the
 //! outcomes of all. Counting begins when the daemon starts, and anew when the shares of an expert
-//! change: versions whose shares were others at other times differ by the times, too. Answers of the FM in place of an expert
-//! that failed are of no arm.
+//! change: versions whose shares were others at other times differ by the times, too. Answers
+//! of the FM in place of an expert that failed are of no arm.
 
 use std::{
     collections::BTreeMap,

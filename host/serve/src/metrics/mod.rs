@@ -246,7 +246,9 @@ impl Default for Metrics {
             ),
             rankings: register.counters(
                 "hypercast_noted_rankings_total",
-                "Answers whose rankings were offered to the events: kept, dropped because the writer was busy, failed to be written, elsewhere because another process writes the events",
+                "Answers whose rankings were offered to the events: kept, dropped because the \
+                 writer was busy, failed to be written, elsewhere because another process writes \
+                 the events",
                 &["what"],
             ),
             publications: register.counters(

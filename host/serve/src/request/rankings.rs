@@ -53,7 +53,11 @@ impl RankingRecorder {
                     Ok(false) => "elsewhere",
                     Err(error) => {
                         if failures.is_news(&error) {
-                            tracing::warn!(%error, "answers cannot be noted; their impressions will be of no known ranking");
+                            tracing::warn!(
+                                %error,
+                                "answers cannot be noted; their impressions will be of no known \
+                                 ranking"
+                            );
                         }
                         "failed"
                     }
