@@ -192,7 +192,10 @@ impl State {
             let said = ureq::get(format!("http://{address}/metrics"))
                 .call()
                 .map_or_else(|e| e.to_string(), |mut a| a.body_mut().read_to_string().unwrap());
-            let counted = |line: &&str| line.starts_with("hypercast_joiner{");
+            // Earlier releases did not count rankings that were dropped.
+            let counted = |line: &&str| {
+                line.starts_with("hypercast_joiner{") && !line.contains("\"unplaced\"")
+            };
             counts = said.lines().filter(counted).map(str::to_owned).collect();
             counts.contains(&"hypercast_joiner{what=\"lag_events\"} 0".to_owned())
         });

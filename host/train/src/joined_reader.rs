@@ -6,7 +6,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hypercast_fm::{batch::BatchBuilder, example::Example, row_keys::RowKeys, spec::FmSpec};
+use hypercast_fm::{
+    batch::BatchBuilder,
+    example::{Example, Outcome},
+    row_keys::RowKeys,
+    spec::FmSpec,
+};
 
 use super::content_reader::ContentReader;
 use crate::ServiceContext;
@@ -323,6 +328,13 @@ impl JoinedReader {
                     Some(core) => core.into_core(example),
                     None => example,
                 };
+                let is_known = |outcome: &Outcome| {
+                    outcome.known != 0 || outcome.values.iter().any(|value| !value.is_nan())
+                };
+                // Of what belongs to a surface: nothing is left to learn from.
+                if correction && !example.targets.iter().any(|target| is_known(&target.outcome)) {
+                    return Ok(());
+                }
                 read.usable.push(PositionedExample {
                     example,
                     ranked,
@@ -378,6 +390,7 @@ mod tests {
         FeatureConfig,
         replay::{Replay, ReplayOptions},
     };
+    use hypercast_data::schema::OwnedEntries;
     use hypercast_data::simulate::{SimulateOptions, simulate};
     use hypercast_stream::dead_letters;
     use hypercast_stream::streams::{Appender, MemoryEngine, Reader, Record as Told, StreamRecord};
@@ -559,6 +572,38 @@ mod tests {
         let (mut reader, _) = open(engine, &dataset, None, OnGap::Stop);
         let read = records(reader.next(1, Duration::ZERO).unwrap());
         assert_eq!(read[0].example.targets[0].outcome.values[0], 1.0);
+    }
+
+    #[test]
+    fn a_correction_of_what_belongs_to_a_surface_is_not_shown_to_the_fm() {
+        let dir = tempfile::tempdir().unwrap();
+        let dataset = world(dir.path());
+        let replay = ReplayOptions {
+            span: Span::default(),
+            history_len: 4,
+            max_targets: 8,
+            features: FeatureConfig::default(),
+        };
+        let example = Replay::new(&dataset, replay).unwrap().next().unwrap().unwrap();
+        let correction = |known: u64| {
+            let outcome = Outcome { actions: known, known, ..Outcome::UNKNOWN };
+            let mut example = example.clone();
+            example.targets.iter_mut().for_each(|target| target.outcome = outcome);
+            let joined = JoinedExample { example, ingested_ms: 1, ranked: Vec::new() };
+            postcard::to_stdvec(&JoinedRecord::Correction(joined)).unwrap()
+        };
+        let engine = Arc::new(MemoryEngine::default());
+        append(&*engine, [0b100, 0b101, 0b100].map(correction));
+        let mut schema = Schema::clone(&dataset.schema);
+        let actions = [schema.actions[2].clone()].into();
+        let own = OwnedEntries { actions, ..OwnedEntries::default() };
+        schema.owned.insert(schema.surfaces[0].clone(), own);
+        let (reader, _) = open(engine, &dataset, None, OnGap::Stop);
+        let mut reader = reader.of_core(&schema);
+        let read = records(reader.next(8, Duration::ZERO).unwrap());
+        let known: Vec<u64> =
+            read.iter().map(|record| record.example.targets[0].outcome.known).collect();
+        assert_eq!((known, reader.place().position), (vec![0b001], 3));
     }
 
     #[test]

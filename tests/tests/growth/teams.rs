@@ -1,6 +1,6 @@
-//! Ten teams on one daemon, each with a surface and an expert of its own, which in turn change their
-//! part of the schema, their hooks and their networks while requests are answered. The FM is frozen
-//! and no outcome arrives, so what all others are answered must stay, to the bit.
+//! Ten teams on one daemon, each with a surface and an expert of its own, which in turn change
+//! their part of the schema, their hooks and their networks while requests are answered. The FM is
+//! frozen and no outcome arrives, so what all others are answered must stay, to the bit.
 //!
 //! `HYPERCAST_TEAMS_MINUTES` sets how long they go on (1 by default).
 

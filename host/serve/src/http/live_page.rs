@@ -91,7 +91,8 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
         "latency": metrics.latency(),
         "freshness": metrics.freshness(),
         "ne": quality.collect::<Vec<_>>(),
-        // The versions that share an expert's users, since they have their shares.
+        // The versions that share an expert's users, since this daemon started or the shares
+        // changed.
         "arms": arms.collect::<Vec<_>>(),
         // Outcomes that were compared with a prediction, and those whose request is unknown here.
         "outcomes": service.predictions.counts(),

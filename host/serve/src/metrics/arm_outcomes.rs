@@ -2,9 +2,9 @@
 //! while they answer.
 //!
 //! The joiner says with each outcome which version ranked the item, so that each daemon sees the
-//! outcomes of all. Counting begins anew when the shares of an expert change: versions whose shares
-//! were others at other times differ by the times, too. Answers of the FM in place of an expert
-//! that failed are of no arm.
+//! outcomes of all. Counting begins when the daemon starts, and anew when the shares of an expert
+//! change: versions whose shares were others at other times differ by the times, too. Answers
+//! of the FM in place of an expert that failed are of no arm.
 
 use std::{
     collections::BTreeMap,
@@ -14,6 +14,7 @@ use std::{
     },
 };
 
+use hypercast_core::clock::now_ms;
 use hypercast_data::{dataset::Impression, ranked_place::RankedPlace, schema::Schema};
 use hypercast_stream::registry::Shares;
 
@@ -25,7 +26,8 @@ use crate::{
 /// The outcomes by surface, task and version.
 pub struct ArmOutcomes {
     surfaces: Mutex<BTreeMap<u16, SplitOutcomes>>,
-    /// The time of the newest request, by whose clock the impressions that follow count.
+    /// The time of the newest request, or of the start before there is one: impressions after it
+    /// count.
     request_ms: AtomicI64,
 }
 
@@ -64,7 +66,7 @@ pub struct ComparedArm {
 struct SplitOutcomes {
     expert: String,
     shares: Shares,
-    /// Requests until then were answered under other shares.
+    /// Requests until then were answered under other shares, or before the daemon started.
     since_ms: i64,
     /// By task and version.
     sums: BTreeMap<String, BTreeMap<String, OutcomeSums>>,
@@ -72,14 +74,15 @@ struct SplitOutcomes {
 
 impl Default for ArmOutcomes {
     fn default() -> Self {
-        Self { surfaces: Mutex::default(), request_ms: AtomicI64::new(i64::MIN) }
+        Self { surfaces: Mutex::default(), request_ms: AtomicI64::new(now_ms()) }
     }
 }
 
 impl ArmOutcomes {
-    /// Notes the time of a request that is answered.
+    /// Notes the time of a request that is answered. A caller may send one that has not come, and
+    /// then nothing would count until it has.
     pub fn answered(&self, time_ms: i64) {
-        self.request_ms.store(time_ms, Ordering::Relaxed);
+        self.request_ms.store(time_ms.min(now_ms()), Ordering::Relaxed);
     }
 
     /// Counts an outcome of an item that was ranked, if versions share its surface now.
@@ -226,5 +229,22 @@ mod tests {
         let alone = Shares::from([("2.0.0".to_owned(), 1.0)]);
         count(&alone, 8, 3002, "feed@2.0.0");
         assert!(arms.comparisons().is_empty());
+        // A request of a time that has not come silences nothing.
+        arms.answered(i64::MAX);
+        count(&few, 8, now_ms() + 1000, "feed@2.0.0");
+        let found = arms.comparisons();
+        assert_eq!(found.iter().map(|arm| arm.rows).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn what_was_answered_before_the_daemon_started_is_not_compared() {
+        let (arms, schema) = (ArmOutcomes::default(), schema());
+        let shares = Shares::from([("1.0.0", 0.5), ("2.0.0", 0.5)].map(|(v, s)| (v.into(), s)));
+        let split = TrafficSplit { expert: "feed", shares: &shares };
+        let ranked = RankedPlace { position: 0, propensity: None, arm: "feed@1.0.0".into() };
+        arms.outcome(Some(split), &shown(8, now_ms() - 60_000, true), &ranked, &schema);
+        assert!(arms.comparisons().is_empty());
+        arms.outcome(Some(split), &shown(8, now_ms() + 60_000, true), &ranked, &schema);
+        assert_eq!(arms.comparisons()[0].rows, 1);
     }
 }

@@ -149,8 +149,8 @@ impl JoinMetrics for Metrics {
 
     fn joiner(&self, progress: JoinerProgress) {
         let JoinerProgress { counts, impressions, orphans, lag_events } = progress;
-        let JoinerCounts { joined, outcomes, repeated, unchanged, late, orphaned, early, refused } =
-            counts;
+        let JoinerCounts { joined, outcomes, repeated, unchanged, late, .. } = counts;
+        let JoinerCounts { orphaned, early, refused, unplaced, .. } = counts;
         let values = [
             ("impressions", impressions as u64),
             ("orphans", orphans as u64),
@@ -163,6 +163,7 @@ impl JoinMetrics for Metrics {
             ("orphaned", orphaned),
             ("early", early),
             ("refused", refused),
+            ("unplaced", unplaced),
         ];
         set_all(&self.joiner, &values);
     }
@@ -245,7 +246,9 @@ impl Default for Metrics {
             ),
             rankings: register.counters(
                 "hypercast_noted_rankings_total",
-                "Answers whose rankings were offered to the events: kept, dropped because the writer was busy, failed to be written, elsewhere because another process writes the events",
+                "Answers whose rankings were offered to the events: kept, dropped because the \
+                 writer was busy, failed to be written, elsewhere because another process writes \
+                 the events",
                 &["what"],
             ),
             publications: register.counters(

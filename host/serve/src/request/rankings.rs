@@ -15,7 +15,11 @@ use hypercast_stream::events::{EventWriter, RankingEvent};
 
 use crate::{error::Result, metrics::Metrics, request::api::RankAnswer, threads::QueueThread};
 
-/// Answers that may wait to be noted.
+/// The first places of an answer, which are noted: few people see more, and a note stays far
+/// below the longest record, so that none is refused and takes its batch along.
+const MAX_PLACES: usize = 100;
+
+/// Answers that may wait to be noted: 1.6 MB of [`MAX_PLACES`] each.
 const QUEUE: usize = 1024;
 
 /// Answers that are appended together.
@@ -49,7 +53,11 @@ impl RankingRecorder {
                     Ok(false) => "elsewhere",
                     Err(error) => {
                         if failures.is_news(&error) {
-                            tracing::warn!(%error, "answers cannot be noted; their impressions will be of no known ranking");
+                            tracing::warn!(
+                                %error,
+                                "answers cannot be noted; their impressions will be of no known \
+                                 ranking"
+                            );
                         }
                         "failed"
                     }
@@ -63,9 +71,10 @@ impl RankingRecorder {
 
     /// Queues the ranking of an answer that `arm` gave.
     pub(crate) fn record(&self, answer: &RankAnswer, arm: String) {
-        let items = answer.ranking.iter().map(|place| place.id.key()).collect();
-        let propensities = answer.ranking.iter().map(|place| place.propensity);
-        let mut propensities: Vec<Option<f32>> = propensities.collect();
+        let places = &answer.ranking[..answer.ranking.len().min(MAX_PLACES)];
+        let items = places.iter().map(|place| place.id.key()).collect();
+        let mut propensities: Vec<Option<f32>> =
+            places.iter().map(|place| place.propensity).collect();
         let known = propensities.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         propensities.truncate(known);
         let ranking = RankingEvent { request: answer.request, arm, items, propensities };

@@ -56,8 +56,8 @@ pub struct RecordedRequest {
     /// It stands behind the record, where earlier versions have nothing; theirs are read as empty.
     #[serde(skip)]
     pub propensities: Vec<Option<f32>>,
-    /// `[candidates, main tasks]`: the FM's own predictions. They stand behind the propensities, and
-    /// are empty where the FM did not answer or an earlier version recorded the request.
+    /// `[candidates, main tasks]`: the FM's own predictions. They stand behind the propensities,
+    /// and are empty where the FM did not answer or an earlier version recorded the request.
     #[serde(skip)]
     pub predictions: Vec<f32>,
 }

@@ -16,10 +16,10 @@ use hypercast_fm::example::{Example, Outcome};
 use super::{
     JoinSink, JoinedExample, JoinedRecord, JoinerCounts, JoinerOptions, OutcomeRecord, StateUpdate,
     content::{ContentLimits, PlacedVectors},
-    delays::{OutcomeDelays, WindowBounds},
+    delays::{ActionDelay, OutcomeDelays, WindowBounds},
     pending::{
-        ImpressionSlot, PendingImpression, PendingRequest, awaited_actions, difference,
-        impression_key, merged, without_reversals,
+        ImpressionSlot, PendingImpression, PendingRequest, awaited_actions, core_actions,
+        difference, impression_key, merged, without_reversals,
     },
     rankings::ServedRankings,
     waiting::{AwaitedActions, OpenWindows, OrphanAction, OrphanActions, SeenImpressions},
@@ -56,6 +56,8 @@ pub struct Joiner {
     bounds: WindowBounds,
     /// For each surface, the actions (one bit each) that its impressions wait for.
     awaited: Vec<u64>,
+    /// The actions (one bit each) that belong to no surface.
+    core_actions: u64,
     /// The newest pending part of each request.
     pub(super) requests: HashMap<u64, u64, IdHashKey>,
     pub(super) slots: HashMap<u64, ImpressionSlot, IdHashKey>,
@@ -86,6 +88,7 @@ impl Joiner {
         Joiner {
             delays: OutcomeDelays::new(schema.surfaces.len(), schema.actions.len(), &bounds),
             awaited: awaited_actions(&schema),
+            core_actions: core_actions(&schema),
             state,
             options,
             bounds,
@@ -131,7 +134,7 @@ impl Joiner {
 
     /// What it did since the first event.
     pub fn counts(&self) -> JoinerCounts {
-        self.counts
+        JoinerCounts { unplaced: self.rankings.dropped(), ..self.counts }
     }
 
     /// Processes the next event and writes the resulting records to `output`.
@@ -381,9 +384,11 @@ impl Joiner {
             return;
         }
         let shown_ms = request.rows[row].time_ms;
-        for bit in (0..32).filter(|bit| changed.actions >> bit & 1 == 1) {
+        for bit in (0..64).filter(|bit| changed.actions >> bit & 1 == 1) {
             let delay_ms = action.time_ms.saturating_sub(shown_ms);
-            self.delays.observe(surface, bit, delay_ms, &self.bounds);
+            let is_core = self.core_actions >> bit & 1 == 1;
+            let delay = ActionDelay { action: bit, is_core, delay_ms };
+            self.delays.observe(surface, delay, &self.bounds);
         }
         request.ingested_ms = request.ingested_ms.max(ingested_ms);
         if let Some(joined_ms) = request.joined_ms {

@@ -23,7 +23,17 @@ pub(super) struct OutcomeDelays {
     surfaces: Vec<SurfaceDelays>,
 }
 
-/// The delays of a surface: of all its actions together, and of each.
+/// How long an action took after its impression.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ActionDelay {
+    /// The action's number.
+    pub(super) action: usize,
+    /// Whether it is of the core. One that belongs to a surface changes no other action's window.
+    pub(super) is_core: bool,
+    pub(super) delay_ms: i64,
+}
+
+/// The delays of a surface: of all its actions of the core together, and of each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct SurfaceDelays {
     all: DelayHistogram,
@@ -71,18 +81,18 @@ impl OutcomeDelays {
     }
 
     /// Records the delay of an action after its impression.
-    pub(super) fn observe(
-        &mut self,
-        surface: u16,
-        action: usize,
-        delay_ms: i64,
-        bounds: &WindowBounds,
-    ) {
+    pub(super) fn observe(&mut self, surface: u16, delay: ActionDelay, bounds: &WindowBounds) {
+        let ActionDelay { action, is_core, delay_ms } = delay;
         let surface = &mut self.surfaces[usize::from(surface)];
-        surface.all.add(delay_ms);
-        surface.actions[action].add(delay_ms);
+        let own = &mut surface.actions[action];
+        own.add(delay_ms);
+        let mut total = own.total;
+        if is_core {
+            surface.all.add(delay_ms);
+            total = surface.all.total;
+        }
         // Often enough to follow changes, rarely enough to cost nothing.
-        if surface.all.total.is_multiple_of(16) || surface.all.total == MIN_DELAYS {
+        if total.is_multiple_of(16) || total == MIN_DELAYS {
             surface.update_windows(bounds);
         }
     }
@@ -185,12 +195,16 @@ mod tests {
         assert_eq!(bucket(-5), bucket(0));
     }
 
+    fn of_core(action: usize, delay_ms: i64) -> ActionDelay {
+        ActionDelay { action, is_core: true, delay_ms }
+    }
+
     #[test]
     fn windows_follow_delays_and_stay_in_bounds() {
         let mut delays = OutcomeDelays::new(2, 3, &BOUNDS);
         assert_eq!(delays.window_ms(0, 0b111), 600_000, "nothing was seen yet");
         for step in 0..1000 {
-            delays.observe(0, 0, 10_000 + step % 100, &BOUNDS);
+            delays.observe(0, of_core(0, 10_000 + step % 100), &BOUNDS);
         }
         let window = delays.window_ms(0, 0b001);
         assert!((10_000..=12_600).contains(&window), "{window}");
@@ -198,20 +212,33 @@ mod tests {
         assert_eq!(delays.window_ms(1, 0b001), 600_000, "another surface has seen nothing");
         assert_eq!(delays.window_ms(0, 0), 0, "nothing to wait for");
         for _ in 0..200 {
-            delays.observe(0, 1, 60_000, &BOUNDS);
+            delays.observe(0, of_core(1, 60_000), &BOUNDS);
         }
         assert!(delays.window_ms(0, 0b011) >= 60_000, "the slowest decides");
         // Delays become ten times longer: what was before is forgotten.
         for _ in 0..60_000 {
-            delays.observe(0, 0, 100_000, &BOUNDS);
+            delays.observe(0, of_core(0, 100_000), &BOUNDS);
         }
         let window = delays.window_ms(0, 0b001);
         assert!((100_000..=126_000).contains(&window), "{window}");
         for _ in 0..60_000 {
-            delays.observe(0, 0, 1, &BOUNDS);
-            delays.observe(0, 1, i64::MAX, &BOUNDS);
+            delays.observe(0, of_core(0, 1), &BOUNDS);
+            delays.observe(0, of_core(1, i64::MAX), &BOUNDS);
         }
         assert_eq!(delays.window_ms(0, 0b001), BOUNDS.min_ms);
         assert_eq!(delays.window_ms(0, 0b010), BOUNDS.max_ms);
+    }
+
+    #[test]
+    fn an_action_that_belongs_to_a_surface_changes_its_own_window_alone() {
+        let mut delays = OutcomeDelays::new(1, 3, &BOUNDS);
+        for step in 0..200 {
+            delays.observe(0, of_core(0, 10_000), &BOUNDS);
+            let own = ActionDelay { is_core: false, ..of_core(2, 1_000_000 + step) };
+            delays.observe(0, own, &BOUNDS);
+        }
+        let [known, rare, own] = [0b001, 0b010, 0b100].map(|actions| delays.window_ms(0, actions));
+        assert!(known < 13_000 && rare == known, "{known} {rare}");
+        assert!(own >= 1_000_000, "{own}");
     }
 }

@@ -58,6 +58,10 @@ pub struct JoinerCounts {
     /// `features.max_users`, and events that cannot be read or do not fit the schema, which are set
     /// aside.
     pub refused: u64,
+    /// Rankings that were dropped before their impressions came, for lack of room. They are counted
+    /// and saved by themselves, because states of earlier releases lack the number.
+    #[serde(skip)]
+    pub unplaced: u64,
 }
 
 /// Receives a joiner's measurements; the caller decides how to expose them.

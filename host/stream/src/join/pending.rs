@@ -120,6 +120,13 @@ pub(super) fn awaited_actions(schema: &Arc<Schema>) -> Vec<u64> {
     (0..schema.surfaces.len() as u16).map(bits).collect()
 }
 
+/// The actions, one bit each, that belong to no surface.
+pub(super) fn core_actions(schema: &Schema) -> u64 {
+    let actions = schema.actions.iter().enumerate();
+    let of_core = actions.filter(|(_, name)| schema.owner(EntryKind::Action, name).is_none());
+    of_core.fold(0, |bits, (action, _)| bits | 1 << action)
+}
+
 /// An outcome after an action. `awaited` are the actions that become known if the outcome is
 /// complete.
 pub(super) fn merged(mut outcome: Outcome, action: &ActionEvent, awaited: u64) -> Outcome {
@@ -179,5 +186,6 @@ mod tests {
         let own = OwnedEntries { actions, ..OwnedEntries::default() };
         schema.owned.insert(schema.surfaces[1].clone(), own);
         assert_eq!(awaited(&schema), [0b0111, 0b1011]);
+        assert_eq!(core_actions(&schema), 0b0111);
     }
 }

@@ -19,14 +19,34 @@ use crate::events::RankingEvent;
 /// The most bytes of rankings that wait for impressions.
 const MAX_BYTES: usize = 128 << 20;
 
+/// The most different answers to one request id, such as pages, that are told apart.
+const MAX_OF_REQUEST: usize = 8;
+
+/// About what a ranking takes besides what it holds: its fields, those of its request in a hash
+/// table and in a queue that are half empty, and what the allocator adds to four blocks.
+const FIXED_BYTES: usize = size_of::<RankingEvent>()
+    + 2 * size_of::<(u64, RequestRankings)>()
+    + 2 * size_of::<(i64, u64)>()
+    + 4 * 16;
+
 /// The rankings whose impressions may still come. The oldest are dropped first.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct ServedRankings {
-    /// Those of a request, in the order they came.
-    by_request: HashMap<u64, VecDeque<RankingEvent>, IdHashKey>,
-    /// When each came and its request, in that order.
+    by_request: HashMap<u64, RequestRankings, IdHashKey>,
+    /// Each request once, and a time when one of its rankings came.
     order: VecDeque<(i64, u64)>,
     bytes: usize,
+    /// Rankings that were dropped for want of room.
+    dropped: u64,
+}
+
+/// The rankings of a request.
+#[derive(Debug, Serialize, Deserialize)]
+struct RequestRankings {
+    /// When the newest came.
+    newest_ms: i64,
+    /// In the order they came. None once there were too many: callers use the id for all they ask.
+    known: Vec<RankingEvent>,
 }
 
 /// What a joiner saves of rankings.
@@ -45,41 +65,74 @@ struct SavedPlace {
 }
 
 impl ServedRankings {
-    /// Adds a ranking. One that comes twice is kept once.
+    /// Adds a ranking. One that comes twice is kept once, and of more than [`MAX_OF_REQUEST`] of a
+    /// request none is.
     fn insert(&mut self, ranking: RankingEvent, came_ms: i64, max_bytes: usize) {
         let request = ranking.request;
-        let known = self.by_request.entry(request).or_default();
-        if known.contains(&ranking) {
+        let Some(of) = self.by_request.get_mut(&request) else {
+            self.bytes += bytes(&ranking);
+            self.order.push_back((came_ms, request));
+            // Room for one, since most requests have no other.
+            let of = RequestRankings { newest_ms: came_ms, known: vec![ranking] };
+            self.by_request.insert(request, of);
+            return self.make_room(max_bytes);
+        };
+        of.newest_ms = of.newest_ms.max(came_ms);
+        if of.known.is_empty() || of.known.contains(&ranking) {
             return;
         }
-        self.bytes += bytes(&ranking);
-        known.push_back(ranking);
-        self.order.push_back((came_ms, request));
-        while self.bytes > max_bytes && self.order.len() > 1 {
-            self.drop_oldest();
+        if of.known.len() < MAX_OF_REQUEST {
+            self.bytes += bytes(&ranking);
+            of.known.push(ranking);
+        } else {
+            self.bytes = self.bytes + FIXED_BYTES - held_bytes(of);
+            of.known = Vec::new();
         }
+        self.make_room(max_bytes);
     }
 
-    /// Drops the rankings that came before a time.
+    /// Drops the requests whose newest ranking came before a time.
     pub(super) fn forget(&mut self, before_ms: i64) {
-        while self.order.front().is_some_and(|&(came_ms, _)| came_ms < before_ms) {
-            self.drop_oldest();
+        while let Some(&(_, request)) = self.order.front().filter(|(at_ms, _)| *at_ms < before_ms) {
+            let newest_ms = self.by_request.get(&request).map(|of| of.newest_ms);
+            match newest_ms.filter(|newest_ms| *newest_ms >= before_ms) {
+                Some(newest_ms) => {
+                    self.order.pop_front();
+                    self.order.push_back((newest_ms, request));
+                }
+                None => {
+                    self.drop_oldest();
+                }
+            }
         }
     }
 
-    fn drop_oldest(&mut self) {
-        let Some((_, request)) = self.order.pop_front() else { return };
-        let Some(known) = self.by_request.get_mut(&request) else { return };
-        self.bytes -= known.pop_front().as_ref().map_or(0, bytes);
-        if known.is_empty() {
-            self.by_request.remove(&request);
+    fn make_room(&mut self, max_bytes: usize) {
+        while self.bytes > max_bytes && self.order.len() > 1 {
+            self.dropped += self.drop_oldest();
         }
+    }
+
+    /// Drops the request that was noted or renewed first. Returns how many rankings it had.
+    fn drop_oldest(&mut self) -> u64 {
+        let oldest = self.order.pop_front();
+        let Some(of) = oldest.and_then(|(_, request)| self.by_request.remove(&request)) else {
+            return 0;
+        };
+        self.bytes -= held_bytes(&of);
+        of.known.len() as u64
+    }
+
+    /// Rankings that were dropped for want of room.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// Where an item was ranked. Nobody knows if answers to one request id have it at different
     /// places: a caller used the id again, and which of them was shown is not said.
     pub(super) fn place(&self, request: u64, item: u64) -> Option<RankedPlace> {
-        let mut places = self.by_request.get(&request)?.iter().filter_map(|own| own.place(item));
+        let known = &self.by_request.get(&request)?.known;
+        let mut places = known.iter().filter_map(|own| own.place(item));
         let first = places.next()?;
         places.all(|other| other == first).then_some(first)
     }
@@ -88,7 +141,12 @@ impl ServedRankings {
 /// About what a ranking takes in memory.
 fn bytes(ranking: &RankingEvent) -> usize {
     let RankingEvent { arm, items, propensities, .. } = ranking;
-    128 + arm.len() + size_of_val(&items[..]) + size_of_val(&propensities[..])
+    FIXED_BYTES + arm.len() + size_of_val(&items[..]) + size_of_val(&propensities[..])
+}
+
+/// What a request's rankings take; a request that had too many takes as much as an empty one.
+fn held_bytes(of: &RequestRankings) -> usize {
+    of.known.iter().map(bytes).sum::<usize>().max(FIXED_BYTES)
 }
 
 /// What a joiner does with rankings.
@@ -161,6 +219,27 @@ mod tests {
     }
 
     #[test]
+    fn an_id_that_callers_use_for_all_they_ask_says_nothing_and_takes_no_room() {
+        let mut rankings = ServedRankings::default();
+        for at in 0..MAX_OF_REQUEST as u64 {
+            rankings.insert(ranking(1, "a", &[7, 100 + at]), at as i64, MAX_BYTES);
+        }
+        assert_eq!(rankings.place(1, 7).map(|place| place.position), Some(0));
+        for at in 0..1000 {
+            rankings.insert(ranking(1, "a", &[7, 200 + at]), 100 + at as i64, MAX_BYTES);
+        }
+        assert_eq!([7, 100, 1199].map(|item| rankings.place(1, item)), [None, None, None]);
+        assert_eq!((rankings.bytes, rankings.order.len()), (FIXED_BYTES, 1));
+        // It is known to be used so until it has not been for long.
+        rankings.forget(1000);
+        rankings.insert(ranking(1, "a", &[7]), 1200, MAX_BYTES);
+        assert_eq!(rankings.place(1, 7), None);
+        rankings.forget(1201);
+        rankings.insert(ranking(1, "a", &[7]), 1300, MAX_BYTES);
+        assert!(rankings.place(1, 7).is_some());
+    }
+
+    #[test]
     fn what_is_old_or_too_much_is_dropped() {
         let mut rankings = ServedRankings::default();
         let one = bytes(&ranking(1, "a", &[7, 8]));
@@ -168,6 +247,7 @@ mod tests {
             rankings.insert(ranking(request, "a", &[7, 8]), request as i64, 4 * one);
         }
         assert!(rankings.place(5, 7).is_none() && rankings.place(6, 7).is_some());
+        assert_eq!(rankings.dropped(), 6);
         rankings.forget(8);
         assert!(rankings.place(7, 7).is_none() && rankings.place(8, 7).is_some());
         rankings.forget(i64::MAX);

@@ -10,7 +10,7 @@ use std::{
 use hypercast_config::{Config, sha256};
 use hypercast_core::{atomic_dir, atomic_file, clock::now_ms};
 use hypercast_data::schema::Schema;
-use hypercast_expert::wasm::contract::{Column, Description, HostInfo, HostSchema, VectorWidths};
+use hypercast_expert::wasm::contract::{Column, HostInfo, HostSchema, VectorWidths};
 use hypercast_expert::{Blueprint, Engine, LoadOptions, Plugin, SavedParameters, ServedExpert};
 use hypercast_fm::checkpoint::FmManifest;
 
@@ -137,7 +137,7 @@ impl NewExpert {
             fm: self.fm.clone(),
             schema: schema_hash(schema),
             earlier_schemas: earlier_schema_hashes(schema),
-            columns: Some(columns_read(&blueprint.description, schema)),
+            columns: Some(columns_read(blueprint.description.all_columns(), schema)),
             tae_dim: self.tae_dim,
             without_tae: self.without_tae,
             surfaces: self.surfaces.clone(),
@@ -149,21 +149,29 @@ impl NewExpert {
     }
 }
 
-/// The columns of a schema's core, by kind and name.
+/// The columns of a schema's core, by kind and name, and its FM's predictions.
 fn core_columns(schema: &Schema) -> Vec<String> {
     let HostInfo { features, ids, history_ids, .. } =
         HostSchema::new(schema, VectorWidths::default()).info;
     let features = features.into_iter().map(Column::Feature);
     let ids = ids.into_iter().map(Column::Id);
     let history_ids = history_ids.into_iter().map(Column::HistoryId);
-    features.chain(ids).chain(history_ids).map(|column| column.label()).collect()
+    let core = schema.core();
+    let predictions = core.main_tasks().map(|task| Column::FmLogit(task.name.clone()));
+    let columns = features.chain(ids).chain(history_ids).chain(predictions);
+    columns.map(|column| column.label()).collect()
 }
 
 /// Those of them that an expert reads. Vectors are not the schema's.
-fn columns_read(description: &Description, schema: &Schema) -> Vec<String> {
+fn columns_read<'a>(columns: impl Iterator<Item = &'a Column>, schema: &Schema) -> Vec<String> {
     let of_core = core_columns(schema);
-    let read = description.all_columns().map(Column::label);
-    let mut read: Vec<String> = read.filter(|column| of_core.contains(column)).collect();
+    let label = |column: &Column| match column {
+        // The same column of the schema, not standardised.
+        Column::RawFeature(name) => Column::Feature(name.clone()).label(),
+        other => other.label(),
+    };
+    let mut read: Vec<String> =
+        columns.map(label).filter(|column| of_core.contains(column)).collect();
     read.sort_unstable();
     read.dedup();
     read
@@ -222,4 +230,32 @@ pub fn keep_version_file(
         atomic_file::write(&kept, &bytes).map_err(Error::io(&kept))?;
     }
     std::fs::canonicalize(&kept).map_err(Error::io(&kept))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_expert_reads_as_it_is_or_of_the_fm_is_a_column_that_the_fm_has() {
+        let schema: Schema = toml::from_str(
+            "surfaces = ['feed', 'search']\nactions = ['click', 'cart']\n\
+             context_features = [{ name = 'age', kind = 'dense' }, { name = 'words', kind = \
+             'dense' }]\n\
+             tasks = [{ name = 'tap', role = 'main', kind = 'binary', label = 'click' }]\n\
+             owned.search.context_features = ['words']",
+        )
+        .unwrap();
+        let named = |of: fn(String) -> Column, name: &str| of(name.to_owned());
+        let read = [
+            named(Column::RawFeature, "age"),
+            named(Column::Feature, "age"),
+            named(Column::Feature, "words"),
+            named(Column::FmLogit, "tap"),
+            Column::Tae,
+        ];
+        let read = columns_read(read.iter(), &schema);
+        assert_eq!(read, ["feature `age`", "fm logit `tap`"]);
+        assert!(read.iter().all(|column| core_columns(&schema).contains(column)));
+    }
 }

@@ -31,8 +31,9 @@ const REPLICATES: usize = 1000;
 /// Estimate from a log with propensities what another policy would have earned
 #[derive(Debug, Clone, clap::Args)]
 pub struct PolicyOptions {
-    /// A data set, as `hypercast data import` makes it, or feature logs, as `hypercast materialise`
-    /// writes them
+    /// A data set, as `hypercast data import` makes it, or feature logs, as the logging tier
+    /// (`hypercast materialise --follow`) writes them; those that are made of a data set do not say
+    /// what was ranked where
     #[arg(long, value_name = "DIR", default_value = "data")]
     pub from: PathBuf,
     /// The policy: uniform (all items of the log alike), or a CSV, JSONL or Parquet file with the
