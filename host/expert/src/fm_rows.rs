@@ -37,6 +37,18 @@ pub struct FmRows<'a> {
 impl FmRows<'_> {
     /// Of a host that has no FM, or whose FM did not answer.
     pub const WITHOUT: FmRows<'static> = FmRows { tae: Tae::Without, predictions: &[] };
+
+    /// The predictions of one of `tasks` main tasks for all rows; nothing if there are none, or
+    /// not one a row and task, which only a record of another schema has.
+    pub(crate) fn predictions_of(
+        &self,
+        task: usize,
+        rows: usize,
+        tasks: usize,
+    ) -> impl Iterator<Item = f32> {
+        let whole = Some(self.predictions).filter(|own| own.len() == rows * tasks);
+        whole.unwrap_or_default().iter().skip(task).step_by(tasks).copied()
+    }
 }
 
 /// Embeddings alone, for experts that read no prediction.
@@ -46,6 +58,7 @@ impl<'a> From<Tae<'a>> for FmRows<'a> {
     }
 }
 
+/// Of an FM whose main tasks are the schema's (see [`hypercast_data::schema::MainTasks`]).
 impl<'a> From<&'a FmOutput> for FmRows<'a> {
     fn from(output: &'a FmOutput) -> Self {
         FmRows { tae: Tae::Rows(&output.tae), predictions: &output.main }
