@@ -3,7 +3,8 @@
 //! A guest reads a prediction as log odds, or as the value of a regression. A network reads it on
 //! the scale of its own output for the task of that name, so that a network whose output is this
 //! column predicts what the FM does, whatever its own labels have said of base rates, means and
-//! deviations so far.
+//! deviations so far. What the host corrects of a regression comes on top: it is learned of the
+//! network's own predictions.
 
 use std::sync::Arc;
 
