@@ -279,7 +279,8 @@ impl LogLayout {
         ]
     }
 
-    /// The requests of some columns: `request_fields` and `read_fields`. `None` if the two tables do not fit each other, or a surface not the schema.
+    /// The requests of some columns: `request_fields` and `read_fields`. `None` if the two tables
+    /// do not fit each other, or a surface not the schema.
     pub(super) fn rows(&self, group: &RowGroup) -> Option<Vec<LoggedRequest>> {
         let requests = &group.requests;
         let examples = group.examples[0].u64s();

@@ -6,8 +6,9 @@
 //!
 //! A log directory contains `log-manifest.json`, `schema.toml` and pairs of tables that are joined
 //! by `request`: `requests-NNNN.parquet` and `examples-NNNN.parquet`. A file contains the
-//! embeddings of one or several FM versions, one column each (`tae:VERSION`), and their predictions,
-//! one column for each main task (`prediction:VERSION:TASK`). Its metadata names the versions.
+//! embeddings of one or several FM versions, one column each (`tae:VERSION`), and their
+//! predictions, one column for each main task (`prediction:VERSION:TASK`). Its metadata names the
+//! versions.
 
 mod file;
 mod follower;
