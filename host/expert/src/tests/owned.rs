@@ -139,7 +139,7 @@ fn columns_of_a_surface_are_refused_to_experts_that_serve_others() {
         (&["feed", "search"], "serves `feed`, `search`"),
         (&["feed"], "serves `feed`"),
     ] {
-        for column in [words(), Column::Id("intents".into())] {
+        for column in [words(), Column::RawFeature("words".into()), Column::Id("intents".into())] {
             let why = refused(surfaces, column.clone()).unwrap_err();
             let of = format!("it reads {}, which belongs to surface `search`", column.label());
             assert!(why.contains(&of) && why.contains(serves), "{why}");
