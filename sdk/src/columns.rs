@@ -30,8 +30,8 @@ impl Column {
         Self::of("vector", name)
     }
 
-    /// The FM's own prediction of a main task of the schema. `rank` and hooks read the log odds of a
-    /// binary task, or the value of a regression in the unit of its label.
+    /// The FM's own prediction of a main task of the schema. `rank` and hooks read the log odds of
+    /// a binary task, or the value of a regression in the unit of its label.
     pub fn fm_logit(task: impl Into<String>) -> Self {
         Self::of("fm-logit", task)
     }

@@ -1,5 +1,5 @@
-//! The default rule that decides whether newly trained parameters may serve, and metrics of rows for
-//! others.
+//! The default rule that decides whether newly trained parameters may serve, and metrics of rows
+//! for others.
 
 use std::ops::Range;
 
@@ -81,9 +81,9 @@ impl EvaluationRows {
     }
 }
 
-/// The mean NDCG over requests: labels are gains, `scores` the order, and places beyond `most` count
-/// for nothing. Only requests that `counts` accepts, rows that `task` counts and requests with a
-/// gain are taken; `None` if there are none.
+/// The mean NDCG over requests: labels are gains, `scores` the order, and places beyond `most`
+/// count for nothing. Only requests that `counts` accepts, rows that `task` counts and requests
+/// with a gain are taken; `None` if there are none.
 pub fn ndcg(
     rows: &EvaluationRows,
     task: &ScoredTask,

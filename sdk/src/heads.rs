@@ -1,8 +1,8 @@
 //! Computes one logit per task from the shared bottom (the multi-task objectives of paper section
 //! 3.2) and calibrates it for each surface.
 //!
-//! Every last layer starts near zero, so training begins at the base rate instead of random odds, or
-//! at the FM's own prediction (`from_fm`). A calibration starts as the identity.
+//! Every last layer starts near zero, so training begins at the base rate instead of random odds,
+//! or at the FM's own prediction (`from_fm`). A calibration starts as the identity.
 
 use crate::fusion::FmEmbedded;
 use crate::graph::{Graph, Tensor};

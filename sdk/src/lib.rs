@@ -173,7 +173,8 @@ pub trait Expert {
     }
 
     /// Decides the same where there are rows: in trainers, before a publication. A daemon that
-    /// decides about a canary has none and calls `evaluate`, which the default does, too.
+    /// decides about a canary has none and calls `evaluate`, which the default does, too; so does a
+    /// trainer that was started anew, until it has learned from a request.
     fn evaluate_rows(info: &HostInfo, evaluation: &Evaluation, _rows: &EvaluationRows) -> Verdict {
         Self::evaluate(info, evaluation)
     }

@@ -6,6 +6,7 @@
 mod build;
 mod fm_spec;
 pub mod growth;
+mod main_tasks;
 mod missing;
 mod owned;
 mod ranges;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::fm_spec::{example_spec, fm_spec, spec_growths};
 use self::growth::{EntryKind, SchemaSize};
+pub use self::main_tasks::MainTasks;
 pub use self::missing::{MISSING, MissingColumns};
 pub use self::owned::{CoreColumns, OwnColumns, OwnedEntries};
 pub use self::ranges::{BeyondRange, ColumnRanges, ValueRange};

@@ -261,8 +261,7 @@ impl ExpertColumns {
     /// The inputs of the network for `examples`, as serving sees them.
     ///
     /// # Panics
-    /// If `fm` has embeddings, and not `tae_dim` values a target; or predictions, and not one a
-    /// target and main task.
+    /// If `fm` has embeddings, and not `tae_dim` values a target.
     pub fn batch<'f, 's, E: Borrow<Example>>(
         &self,
         examples: &[E],
@@ -328,8 +327,6 @@ impl ExpertColumns {
         if let Tae::Rows(values) = fm.tae {
             assert_eq!(values.len(), rows * self.tae_dim(), "the TAE has tae_dim values a target");
         }
-        let known = fm.predictions.len();
-        assert!(known == 0 || known == rows * self.fm_tasks(), "the FM predicts every main task");
         let builder = Builder {
             columns: self,
             examples,
@@ -514,8 +511,8 @@ impl<E: Borrow<Example>> Builder<'_, E> {
     fn fm_logits(&self, task: usize, values: &mut Vec<f32>) {
         let of = &self.columns.fm_tasks[task];
         let scale = self.scales.labels.get(&of.name);
-        let predictions = self.fm.predictions.iter().skip(task).step_by(self.columns.fm_tasks());
-        values.extend(predictions.map(|prediction| of.for_network(scale, *prediction)));
+        let predictions = self.fm.predictions_of(task, self.rows, self.columns.fm_tasks());
+        values.extend(predictions.map(|prediction| of.for_network(scale, prediction)));
         values.resize(self.rows, 0.0);
     }
 

@@ -26,6 +26,15 @@ pub enum Error {
         /// The rule that it breaks.
         why: String,
     },
+    /// Logs, a saved state or a limit of the operator that do not fit the expert, whose component
+    /// is in order.
+    #[error("expert `{plugin}`: {why}")]
+    Misfit {
+        /// The plugin's name.
+        plugin: String,
+        /// What does not fit, and what to do.
+        why: String,
+    },
     /// A component of a contract that the host does not speak.
     #[error(
         "expert `{plugin}` is refused: it was built for expert contract {found}, and this host \
@@ -76,6 +85,11 @@ impl Error {
     /// Refuses `plugin` because of the rule in `why`.
     pub fn refused(plugin: &str, why: impl Into<String>) -> Error {
         Error::Refused { plugin: plugin.to_owned(), why: why.into() }
+    }
+
+    /// Says that something else than the component of `plugin` does not fit, and what to do.
+    pub fn misfit(plugin: &str, why: impl Into<String>) -> Error {
+        Error::Misfit { plugin: plugin.to_owned(), why: why.into() }
     }
 
     pub(crate) fn engine(error: wasmtime::Error) -> Error {

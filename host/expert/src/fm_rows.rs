@@ -3,7 +3,8 @@
 //! A guest reads a prediction as log odds, or as the value of a regression. A network reads it on
 //! the scale of its own output for the task of that name, so that a network whose output is this
 //! column predicts what the FM does, whatever its own labels have said of base rates, means and
-//! deviations so far.
+//! deviations so far. What the host corrects of a regression comes on top: it is learned of the
+//! network's own predictions.
 
 use std::sync::Arc;
 
@@ -37,6 +38,18 @@ pub struct FmRows<'a> {
 impl FmRows<'_> {
     /// Of a host that has no FM, or whose FM did not answer.
     pub const WITHOUT: FmRows<'static> = FmRows { tae: Tae::Without, predictions: &[] };
+
+    /// The predictions of one of `tasks` main tasks for all rows; nothing if there are none, or
+    /// not one a row and task, which only a record of another schema has.
+    pub(crate) fn predictions_of(
+        &self,
+        task: usize,
+        rows: usize,
+        tasks: usize,
+    ) -> impl Iterator<Item = f32> {
+        let whole = Some(self.predictions).filter(|own| own.len() == rows * tasks);
+        whole.unwrap_or_default().iter().skip(task).step_by(tasks).copied()
+    }
 }
 
 /// Embeddings alone, for experts that read no prediction.
@@ -46,6 +59,7 @@ impl<'a> From<Tae<'a>> for FmRows<'a> {
     }
 }
 
+/// Of an FM whose main tasks are the schema's (see [`hypercast_data::schema::MainTasks`]).
 impl<'a> From<&'a FmOutput> for FmRows<'a> {
     fn from(output: &'a FmOutput) -> Self {
         FmRows { tae: Tae::Rows(&output.tae), predictions: &output.main }

@@ -130,8 +130,8 @@ impl GuestColumns {
         let mut all = Vec::new();
         for GuestRows { targets, fm, .. } in requests {
             let rows = all.len() + targets.len();
-            let own = fm.predictions.iter().skip(task).step_by(self.fm_tasks.len());
-            all.extend(own.map(|prediction| self.fm_tasks[task].for_guest(*prediction)));
+            let own = fm.predictions_of(task, targets.len(), self.fm_tasks.len());
+            all.extend(own.map(|prediction| self.fm_tasks[task].for_guest(prediction)));
             all.resize(rows, 0.0);
         }
         all

@@ -166,7 +166,7 @@ impl Blueprint {
     pub fn check_memory(&self, usage: &NetworkUse, limit: u64) -> Result<(), Error> {
         let Description { name, history_len, .. } = &self.description;
         let checked = self.graph.check_memory(*history_len, usage, limit);
-        checked.map(drop).map_err(|why| Error::refused(name, why))
+        checked.map(drop).map_err(|why| Error::misfit(name, why))
     }
 
     /// Whether the expert can serve `surface`.

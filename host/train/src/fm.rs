@@ -32,7 +32,7 @@ use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Pretraining, Replay};
 use hypercast_data::logs::{self, LogVersion, LogWriter};
 pub use hypercast_data::schema::fm_spec;
-use hypercast_data::schema::{CoreColumns, Schema};
+use hypercast_data::schema::{CoreColumns, MainTasks, Schema};
 
 /// The version of a freshly trained FM.
 pub const FIRST_VERSION: &str = "1.0.0";
@@ -124,6 +124,7 @@ struct FmRun {
     truth_order: Vec<usize>,
     spec: FmSpec,
     core: CoreColumns,
+    main_tasks: MainTasks,
     place: RunPosition,
     /// Examples of the present phase before it repeats them.
     first_pass: u64,
@@ -147,9 +148,18 @@ impl FmRun {
     ) -> Self {
         let truth_order = truth_order(&spec, &over.dataset.schema);
         let newest = EvalWindow::of_fm(&spec, over.config.fm_gate.rows);
-        let core = CoreColumns::new(&over.dataset.schema);
-        let (first_pass, unsaved) = (u64::MAX, 0);
-        Self { trainer, collector, newest, truth_order, spec, core, place, first_pass, unsaved }
+        Self {
+            trainer,
+            collector,
+            newest,
+            truth_order,
+            spec,
+            core: CoreColumns::new(&over.dataset.schema),
+            main_tasks: MainTasks::new(&over.dataset.schema),
+            place,
+            first_pass: u64::MAX,
+            unsaved: 0,
+        }
     }
 
     fn complete(mut self, over: Over<'_>) -> Result<FmReport> {
@@ -268,10 +278,9 @@ impl FmRun {
         }
         aside.unwrap_or(&mut self.collector).push(batch, &said, &self.truth_order);
         if let Some(log) = log {
-            self.place.logged_rows +=
-                log.write_batch(batch, &said.served(&self.spec), |example| {
-                    !harmful.contains(&example.request)
-                })?;
+            let served = self.main_tasks.output(&self.spec, said.served(&self.spec));
+            let keep = |example: &Example| !harmful.contains(&example.request);
+            self.place.logged_rows += log.write_batch(batch, &served, keep)?;
         }
         self.place.done += batch.len() as u64;
         self.place.requests += batch.len() as u64;

@@ -43,7 +43,7 @@ use hypercast_core::dir_lock::DirLock;
 use hypercast_core::error::ErrorKind;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::logs::{LogRow, LogWriter, LoggedPlace};
-use hypercast_data::schema::{CoreColumns, spec_growths};
+use hypercast_data::schema::{CoreColumns, MainTasks, spec_growths};
 use hypercast_stream::dead_letters::LetterReader;
 use hypercast_stream::streams::{StreamPlace, StreamTrail};
 
@@ -107,6 +107,7 @@ pub struct LoggingTier {
     log: LogWriter,
     reader: JoinedReader,
     core: CoreColumns,
+    main_tasks: MainTasks,
     versions: LoadedVersions,
     batch: LoggingBatch,
     /// After the last record that was logged.
@@ -196,6 +197,7 @@ impl LoggingTier {
             log,
             reader,
             core: CoreColumns::new(&dataset.schema),
+            main_tasks: MainTasks::new(&dataset.schema),
             versions: LoadedVersions { loading, versions: Vec::new() },
             batch: LoggingBatch::default(),
             meters: LoggingMeters::new(&telemetry),
@@ -323,7 +325,7 @@ impl LoggingTier {
         let versions = self.versions.usable();
         let core = self.core.examples(records.iter().map(|record| &record.example));
         let examples: Vec<&Example> = core.iter().map(|example| &**example).collect();
-        let outputs = self.versions.infer(&examples).map_err(|error| {
+        let outputs = self.versions.infer(&examples, &self.main_tasks).map_err(|error| {
             Error::invalid(format!(
                 "the examples of joined from position {} on: {error}",
                 self.position

@@ -16,7 +16,7 @@ use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::logs::LogVersion;
-use hypercast_data::schema::{CoreColumns, spec_growths};
+use hypercast_data::schema::{CoreColumns, MainTasks, spec_growths};
 
 /// Requests a forward pass: latency does not matter here.
 const BATCH: usize = 128;
@@ -51,6 +51,7 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
     let max_targets = manifest.config.max_targets;
     let options = ReplayOptions { history_len, max_targets, ..config.replay(span) };
     let core = CoreColumns::new(&dataset.schema);
+    let main_tasks = MainTasks::new(&dataset.schema);
     let mut progress = Progress::start("materialise", dataset.rows as u64);
     let (mut batch, mut rows) = (Vec::with_capacity(BATCH), 0);
     let mut examples = Replay::new(dataset, options)?.peekable();
@@ -59,6 +60,7 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
         if batch.len() == BATCH || examples.peek().is_none() {
             let shown = core.examples(&batch);
             let said = fm.infer(&shown.iter().map(|example| &**example).collect::<Vec<_>>())?;
+            let said = main_tasks.output(&manifest.spec, said);
             let written = log.write_batch(&batch, &said, |_| true)?;
             rows += written;
             batch.clear();

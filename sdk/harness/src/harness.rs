@@ -244,8 +244,8 @@ impl Harness {
         self.code.evaluate(evaluation)
     }
 
-    /// Returns the rows that `evaluate_rows` receives for some requests: the expert's own labels and
-    /// predictions. A test may change any of them; there is no serving version.
+    /// Returns the rows that `evaluate_rows` receives for some requests: the expert's own labels
+    /// and predictions. A test may change any of them; there is no serving version.
     ///
     /// # Errors
     /// A call faults. The error is the message of the fault.

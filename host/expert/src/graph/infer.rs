@@ -314,9 +314,9 @@ pub(super) fn working_elements(op: &Op, inputs: &[&TensorShape], result: &Tensor
 /// The rows of a request with which ops that compare a row with all others are counted.
 const COMPARED_ROWS: u64 = 1000;
 
-/// Floating-point operations of a network: a multiply-add counts two, any other arithmetic one an
-/// element. Attention counts the full short history, and what compares a request's rows 1,000 of
-/// them.
+/// Floating-point operations of a network's predictions, without what only its losses need: a
+/// multiply-add counts two, any other arithmetic one an element. Attention counts the full short
+/// history, and what compares a request's rows 1,000 of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cost {
     /// For each candidate.

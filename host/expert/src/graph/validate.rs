@@ -82,25 +82,17 @@ impl Validator<'_> {
         let mut parameters = self.parameters()?;
         let (count, limit) = (raw.len(), self.limits.nodes);
         refuse_if!(count > limit, "its network has {count} nodes, more than the limit of {limit}");
-        let history_len = self.description.history_len;
         let mut nodes = Vec::with_capacity(count);
-        let mut cost = Cost::default();
         let mut elements = Elements::default();
         for index in 0..count {
             let at = |why: String| self.at(index, &nodes, &why);
             let node = self.node(index, &nodes, &parameters).map_err(at)?;
             let inputs: Vec<&TensorShape> =
                 node.inputs.iter().map(|input| &nodes[*input].shape).collect();
-            cost.add(&node.op, &inputs, &node.shape, history_len);
             elements.add(&node, &inputs);
             self.check_size(&node, &elements).map_err(at)?;
             nodes.push(node);
         }
-        let (flops, limit) = (cost.per_candidate(history_len), self.limits.flops_per_candidate);
-        refuse_if!(
-            flops > limit,
-            "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
-        );
         let outputs = self.outputs(&nodes)?;
         let extra_loss =
             extra_loss.map(|node| self.output("the extra loss", node, &nodes)).transpose()?;
@@ -128,12 +120,14 @@ impl Validator<'_> {
             losses,
             extra_loss,
             gradient_clip,
-            cost,
+            cost: Cost::default(),
             serving_memory,
             training_memory,
             hash,
         };
         self.check_outcomes(&graph)?;
+        graph.cost = self.cost(&graph)?;
+        let history_len = self.description.history_len;
         let GraphLimits { serving, training, memory_bytes, .. } = self.limits;
         graph.serving_memory = graph.check_memory(history_len, serving, *memory_bytes)?;
         // Most processes that load it never train it.
@@ -190,6 +184,24 @@ impl Validator<'_> {
             Ok((loss, is_whole))
         };
         self.description.tasks.iter().map(of_task).collect()
+    }
+
+    /// What predictions cost. What losses alone need is computed where the network is trained.
+    fn cost(&self, graph: &ExpertGraph) -> Result<Cost, String> {
+        let history_len = self.description.history_len;
+        let mut cost = Cost::default();
+        let nodes = graph.nodes.iter().zip(reach(graph, &graph.outputs));
+        for (node, _) in nodes.filter(|(_, needed)| *needed) {
+            let inputs: Vec<&TensorShape> =
+                node.inputs.iter().map(|input| &graph.nodes[*input].shape).collect();
+            cost.add(&node.op, &inputs, &node.shape, history_len);
+        }
+        let (flops, limit) = (cost.per_candidate(history_len), self.limits.flops_per_candidate);
+        refuse_if!(
+            flops > limit,
+            "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
+        );
+        Ok(cost)
     }
 
     /// Refuses predictions that depend on what only training knows.

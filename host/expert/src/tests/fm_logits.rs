@@ -174,7 +174,8 @@ fn a_sample_has_whole_requests_within_its_bytes_and_the_newest_rows() {
     }
     let rows = trainer.sample.rows().unwrap();
     let bytes = evaluation_sample::bytes(&rows);
-    assert!((3 << 20..=4 << 20).contains(&bytes), "{bytes}");
+    // In one they take less than one by one, as they are kept.
+    assert!((1 << 19..=3 << 20).contains(&bytes), "{bytes}");
     assert!(
         rows.request.len() < 1 << 16
             && rows.request.chunk_by(|a, b| a == b).all(|own| own.len() == 6)

@@ -62,9 +62,13 @@ fn a_loss_of_lists_orders_each_request_and_cross_entropy_beside_it_keeps_the_rat
         };
         let order: f64 = clicks.chunks(ROWS).zip(&examples).map(request).sum();
         let rate = clicks.iter().sum::<f32>() / clicks.len() as f32;
-        (first_loss.expect("there was a step"), order / examples.len() as f64, rate)
+        let first_loss = first_loss.expect("there was a step");
+        (first_loss, order / examples.len() as f64, rate, trainer.mean_loss())
     };
-    let ((own, order, rate), (host, ..)) = (trained(&listwise), trained(&pointwise));
+    let (own, order, rate, own_usual) = trained(&listwise);
+    let (host, .., host_usual) = trained(&pointwise);
+    // Its own losses could be negative, so they say nothing of what is unusual.
+    assert!(own_usual == 0.0 && host_usual > 0.0, "{own_usual} and {host_usual}");
     // Beside the cross-entropy, a quarter of the rows is a click among four.
     assert!((own - host - 4f64.ln() / 4.0).abs() < 0.05, "{own} and {host}");
     assert!(order > 0.95, "NDCG {order}");

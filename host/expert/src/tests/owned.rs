@@ -81,7 +81,8 @@ fn a_surface_is_told_of_its_own_and_others_of_the_core() {
     assert_eq!(own.values, ["seconds", "basket"]);
     assert_eq!(own.tasks.last().unwrap().name, "cart");
     assert_eq!((own.features, own.ids), (info(None, &core).features, info(None, &core).ids));
-    let columns: Vec<_> = own.columns.iter().map(|own| (&*own.name, own.width)).collect();
+    let further = own.columns.iter().filter(|own| own.kind != "fm-logit");
+    let columns: Vec<_> = further.map(|own| (&*own.name, own.width)).collect();
     let expected = [("words", 1), ("user_cart_rate", 1), ("user_cart_count", 1), ("intents", 2)];
     assert_eq!(columns, expected);
 }
@@ -138,7 +139,7 @@ fn columns_of_a_surface_are_refused_to_experts_that_serve_others() {
         (&["feed", "search"], "serves `feed`, `search`"),
         (&["feed"], "serves `feed`"),
     ] {
-        for column in [words(), Column::Id("intents".into())] {
+        for column in [words(), Column::RawFeature("words".into()), Column::Id("intents".into())] {
             let why = refused(surfaces, column.clone()).unwrap_err();
             let of = format!("it reads {}, which belongs to surface `search`", column.label());
             assert!(why.contains(&of) && why.contains(serves), "{why}");

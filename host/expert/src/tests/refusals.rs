@@ -216,15 +216,18 @@ fn cost_counts_what_the_ops_do() {
     let (tae, past) = (net.input(0), net.input(1));
     let w = net.parameter("w", &[4, 8], Initialiser::Zeros);
     let v = net.parameter("v", &[8, 1], Initialiser::Zeros);
-    let x = net.op("MatMul", &[tae, w], vec![]);
+    let past = net.op("Tanh", &[past], vec![]);
+    let past = net.op("PoolSum", &[past], vec![]);
+    let x = net.op("Add", &[tae, past], vec![]);
+    let x = net.op("MatMul", &[x, w], vec![]);
     let x = net.op("Relu", &[x], vec![]);
     let x = net.op("MatMul", &[x, v], vec![]);
-    let past = net.op("Tanh", &[past], vec![]);
-    net.op("PoolSum", &[past], vec![]);
+    // No prediction needs it.
+    net.op("Tanh", &[x], vec![]);
     net.output("click", x);
     let graph =
         ExpertGraph::new(&columns(), &net.network, &host(), &GraphLimits::default()).unwrap();
-    assert_eq!(graph.cost.per_row, 2 * 4 * 8 + 8 + 2 * 8);
+    assert_eq!(graph.cost.per_row, 4 + 2 * 4 * 8 + 8 + 2 * 8);
     assert_eq!(graph.cost.per_history, 4 + 4);
     assert_eq!(graph.parameter_count(), 40);
 }

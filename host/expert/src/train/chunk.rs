@@ -43,7 +43,7 @@ impl<'a> Chunk<'a> {
             let why = format!(
                 "the log has {have} TAE values for {targets} targets, which need {tae_dim} each"
             );
-            return Err(Error::refused(name, why));
+            return Err(Error::misfit(name, why));
         }
         let mut start = 0;
         let request = |(index, example): (usize, &'a Example)| {
@@ -81,7 +81,7 @@ impl<'a> Chunk<'a> {
                 "it reads the FM's predictions (`fm-logit`), and the log has none of request \
                  {request}: make the logs anew (`hypercast materialise` or `hypercast train fm`)"
             );
-            return Err(Error::refused(name, why));
+            return Err(Error::misfit(name, why));
         }
         Ok(own)
     }

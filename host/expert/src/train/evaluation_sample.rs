@@ -21,11 +21,15 @@ use crate::wasm::contract::{
 };
 use crate::{Blueprint, Error};
 
-/// The most bytes of a sample, one request alone excepted: what the guest receives.
+/// The most bytes of a sample, one request alone excepted, as the host keeps it. The guest receives
+/// all requests in one, which is less.
 const MAX_SAMPLE_BYTES: usize = 4 << 20;
 
 /// The share of a guest's memory that a sample may take, beside what the guest makes of it.
 const MEMORY_SHARE: usize = 16;
+
+/// What a list or a name takes beside long content: its header, and what the allocator adds.
+const LIST_BYTES: usize = 48;
 
 /// Rows after which a request leaves the sample, as it leaves what NE is measured on.
 const NEWEST_ROWS: u64 = 1 << 16;
@@ -161,10 +165,11 @@ fn is_request(WireColumn { kind, .. }: &WireColumn) -> bool {
     kind == REQUEST
 }
 
-/// What a guest receives of some rows.
+/// The memory that some rows take.
 pub(crate) fn bytes(EvaluationRows { request, batch, tasks }: &EvaluationRows) -> usize {
     let ActionBatch { surface, actions, known, values, columns } = batch;
     let outcomes = 4 * (request.len() + surface.len()) + 8 * (actions.len() + known.len());
+    let (batch_values, batch_columns) = (values.len(), columns.len());
     let values: usize = values.iter().map(|own| 4 * own.values.len()).sum();
     let column = |own: &NamedColumn| match &own.data {
         Data::Numbers(numbers) => 4 * numbers.len(),
@@ -175,7 +180,10 @@ pub(crate) fn bytes(EvaluationRows { request, batch, tasks }: &EvaluationRows) -
     let task = |own: &ScoredTask| {
         own.mask.len() + 4 * (own.labels.len() + own.candidate.len() + own.serving.len())
     };
-    outcomes + values + columns + tasks.iter().map(task).sum::<usize>()
+    // Their own lists and names, and those of each value, column and task.
+    let lists = 7 + 2 * batch_values + 3 * batch_columns + 5 * tasks.len();
+    let tasks: usize = tasks.iter().map(task).sum();
+    outcomes + values + columns + tasks + lists * LIST_BYTES
 }
 
 impl ExpertTrainer {

@@ -128,6 +128,6 @@ impl ExpertTrainer {
 fn misfit(blueprint: &Blueprint) -> impl Fn(&'static str) -> Error + use<'_> {
     |other| {
         let why = format!("the saved trainer is of {other}; train the expert anew");
-        Error::refused(&blueprint.description.name, why)
+        Error::misfit(&blueprint.description.name, why)
     }
 }

@@ -407,7 +407,7 @@ impl ExpertTrainer {
                 return Learned { harmful, ..nothing };
             }
         }
-        self.mean_loss = harm::moved_mean(self.mean_loss, attempt.loss());
+        self.mean_loss = harm::moved_mean(self.mean_loss, self.usual_loss(&attempt));
         self.correct(&attempt.outputs, &gathered(labels, &learned));
         let stepped = self.apply(&learned, &attempt.gradients, scales);
         Learned { losses: attempt.losses, stepped, harmful }
@@ -494,7 +494,14 @@ impl ExpertTrainer {
 
     fn is_harmful(&self, attempt: &StepAttempt) -> bool {
         !attempt.is_finite()
-            || harm::is_unusual(attempt.loss(), self.mean_loss, self.optimizer.steps())
+            || harm::is_unusual(self.usual_loss(attempt), self.mean_loss, self.optimizer.steps())
+    }
+
+    /// The loss of the tasks whose loss is the host's. A loss of the network's own can be negative,
+    /// so its mean says nothing of what is usual.
+    fn usual_loss(&self, attempt: &StepAttempt) -> f64 {
+        let losses = attempt.losses.iter().zip(&self.blueprint.graph.losses);
+        losses.filter(|(_, own)| own.is_none()).map(|(loss, _)| loss).sum()
     }
 
     /// Applies the gradients of some requests; whether the step was taken. Where parameters stay as

@@ -60,7 +60,10 @@ impl ColumnReader {
         match self {
             ColumnReader::Network => "a network reads no time and no request",
             ColumnReader::Rank => "`rank` reads tae, feature, id, vector and fm-logit columns only",
-            ColumnReader::Hooks => "`labels` and `sample` read no column of the history",
+            ColumnReader::Hooks => {
+                "hooks (`labels`, `sample`, `weights`, `evaluate-rows`) read no raw-feature and no \
+                 column of the history"
+            }
         }
     }
 }
@@ -192,7 +195,9 @@ impl DeclaredColumn {
         surfaces.find(|surface| {
             let own = OwnColumns::of(schema, Some(surface));
             match self {
-                DeclaredColumn::Feature(name) => own.features.contains(name),
+                DeclaredColumn::Feature(name) | DeclaredColumn::RawFeature(name) => {
+                    own.features.contains(name)
+                }
                 DeclaredColumn::Id(name) => own.ids.contains(name),
                 _ => false,
             }

@@ -14,7 +14,7 @@ use hypercast_core::{atomic_dir, atomic_file};
 use hypercast_data::{
     dataset::table::{CellType, Column, Field, TableReader, TableWriter},
     features::FeatureConfig,
-    schema::{Schema, Task},
+    schema::{MainTasks, Schema, Task},
 };
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
@@ -102,12 +102,13 @@ pub fn run(stream: &DatasetStream<'_>, work: &Path) -> Result<()> {
     atomic_dir::remove(&config.paths.fm_work)?;
     let mut trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let mut table = FmPredictionTable::create(stream, &spec, work)?;
+    let main_tasks = MainTasks::new(&stream.dataset.schema);
     stream.log("FM", config.fm.tae_width(), None, |part, _| {
         let output = part.through(trainer.as_mut(), &|_| true)?;
         if !part.history_only {
             table.push(part, &output.predictions)?;
         }
-        Ok(output.served(&spec))
+        Ok(main_tasks.output(&spec, output.served(&spec)))
     })?;
     table.finish()?;
     let text =

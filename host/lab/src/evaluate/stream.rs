@@ -202,8 +202,8 @@ impl DatasetStream<'_> {
     }
 
     /// Passes every batch to `embed`, and logs what it returns: embeddings of `width` values, with
-    /// predictions or without, for the targets of all requests, or of those on `surface`. `embed`
-    /// is told whether a batch is logged.
+    /// predictions of the schema's main tasks or without, for the targets of all requests, or of
+    /// those on `surface`. `embed` is told whether a batch is logged.
     ///
     /// # Errors
     /// Data that cannot be read, a full disk; those of `embed`.

@@ -210,8 +210,9 @@ impl RankingService {
         let limit = request.limit.unwrap_or(usize::MAX).clamp(1, example.targets.len());
         let output = fm.as_deref().ok();
         let arm = fetched.arm.as_ref().map(|(arm, _)| &**arm);
+        let aligned = output.map(|output| fetched.fm().aligned(output));
         let served = fetched.arm.as_ref().map(|(arm, expert)| {
-            let (outcome, spent) = expert.serve(example, arm.fm_rows(output), limit);
+            let (outcome, spent) = expert.serve(example, arm.fm_rows(aligned.as_ref()), limit);
             arm.count(&outcome, spent);
             (outcome, spent)
         });
@@ -297,7 +298,9 @@ impl RankingService {
             fm: fm.version().to_owned(),
             tae_dim: fm.manifest().config.tae_width(),
             tae: output.as_ref().map(|output| output.tae.clone()).unwrap_or_default(),
-            predictions: output.map(|output| output.main.clone()).unwrap_or_default(),
+            predictions: output
+                .map(|output| fm.predictions(&output).into_owned())
+                .unwrap_or_default(),
             arm,
             degraded,
             ranking,
@@ -401,7 +404,9 @@ fn shadows(
     // Shadows on another FM version are measured after the answer only.
     let asked = fetched.fm().version();
     let shadows = fetched.set.shadows(example.surface).iter().filter(|arm| arm.fm == asked);
-    let predict = |arm: &Arc<ExpertArm>| match arm.expert().predict(&[example], arm.fm_rows(fm)) {
+    let answer = fm.map(|output| fetched.fm().aligned(output));
+    let fm_rows = |arm: &ExpertArm| arm.fm_rows(answer.as_ref());
+    let predict = |arm: &Arc<ExpertArm>| match arm.expert().predict(&[example], fm_rows(arm)) {
         Ok(predictions) => Some((arm.name.clone(), by_task(&predictions))),
         Err(fault) => {
             tracing::debug!(%fault, "a shadow expert failed; the request is not affected");

@@ -94,6 +94,8 @@ impl ReplaySchema {
             let added = vec![f32::NAN; self.main_tasks - before];
             let all = request.predictions.chunks_exact(before);
             request.predictions = all.flat_map(|row| [row, &added].concat()).collect();
+        } else if request.predictions.len() != rows * self.main_tasks {
+            request.predictions.clear();
         }
         request
     }

@@ -8,7 +8,7 @@ use std::{
 
 use hypercast_config::{Config, FmTierConfig};
 use hypercast_core::logging::RepeatedFailures;
-use hypercast_data::schema::{Schema, fm_spec, spec_growths};
+use hypercast_data::schema::{MainTasks, Schema, fm_spec, spec_growths};
 use hypercast_expert::{Blueprint, Engine, LoadOptions, Plugin, SavedParameters, ServedExpert};
 use hypercast_fm::growth::SpecGrowth;
 use hypercast_fm::inference::{self, FmServingOptions, FoundationModel};
@@ -205,7 +205,10 @@ impl VersionLoader {
             Some(version) if version != found => Err(Error::invalid(format!(
                 "the checkpoint registered as FM {version} is FM {found} now; register that, and restore the checkpoint"
             ))),
-            _ => Ok(ServedFm { tier, desired: desired.clone() }),
+            _ => {
+                let main_tasks = self.schema.as_deref().map(MainTasks::new).unwrap_or_default();
+                Ok(ServedFm { tier, desired: desired.clone(), main_tasks })
+            }
         }
     }
 

@@ -2,12 +2,14 @@
 //! that share its users. A set never changes; a request uses one from its beginning to its end.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex},
 };
 
 use hypercast_core::clock::now_ms;
-use hypercast_expert::{ExpertTimes, Fault, FmRows, RankOutcome, ServedExpert};
+use hypercast_data::schema::MainTasks;
+use hypercast_expert::{ExpertTimes, Fault, FmRows, RankOutcome, ServedExpert, Tae};
 use hypercast_fm::{
     checkpoint::FmManifest, history::CacheCounts, inference::FmOutput, spec::TaskSpec,
 };
@@ -29,6 +31,15 @@ pub struct ServedFm {
     /// Where it runs.
     pub tier: Arc<FmTier>,
     pub(crate) desired: DesiredFm,
+    /// What experts read of its predictions; none in a process without experts.
+    pub(super) main_tasks: MainTasks,
+}
+
+/// An FM's answer as experts read it.
+pub struct AlignedOutput<'a> {
+    tae: &'a [f32],
+    /// Of the schema's main tasks.
+    predictions: Cow<'a, [f32]>,
 }
 
 impl ServedFm {
@@ -52,6 +63,16 @@ impl ServedFm {
     /// The tasks that it predicts itself.
     pub fn tasks(&self) -> &[TaskSpec] {
         self.manifest().spec.main_tasks()
+    }
+
+    /// Its answer as experts read it, whose main tasks are the schema's.
+    pub fn aligned<'a>(&self, output: &'a FmOutput) -> AlignedOutput<'a> {
+        AlignedOutput { tae: &output.tae, predictions: self.predictions(output) }
+    }
+
+    /// Its predictions of the schema's main tasks.
+    pub fn predictions<'a>(&self, output: &'a FmOutput) -> Cow<'a, [f32]> {
+        self.main_tasks.predictions(&self.manifest().spec, &output.main)
     }
 }
 
@@ -87,10 +108,13 @@ impl LiveExpert {
 }
 
 impl ExpertArm {
-    /// What the expert reads of the FM's output: nothing if it was trained without.
-    pub fn fm_rows<'a>(&self, output: Option<&'a FmOutput>) -> FmRows<'a> {
-        let output = output.filter(|_| !self.desired.without_tae);
-        output.map_or(FmRows::WITHOUT, FmRows::from)
+    /// What the expert reads of the FM's answer: nothing if it was trained without.
+    pub fn fm_rows<'a>(&self, answer: Option<&'a AlignedOutput<'_>>) -> FmRows<'a> {
+        let answer = answer.filter(|_| !self.desired.without_tae);
+        answer.map_or(FmRows::WITHOUT, |AlignedOutput { tae, predictions }| FmRows {
+            tae: Tae::Rows(tae),
+            predictions,
+        })
     }
 
     /// The expert with its newest parameters. A request calls this once.

@@ -109,8 +109,9 @@ impl ShadowWorker {
                 outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &request.fetched));
             // The shadow does all the work of an answer, so that faults are request before it
             // serves.
+            let answer = output.as_deref().map(|output| fm.aligned(output));
             let (outcome, spent) =
-                arm.expert().serve(example, arm.fm_rows(output.as_deref()), items.len());
+                arm.expert().serve(example, arm.fm_rows(answer.as_ref()), items.len());
             arm.count(&outcome, spent);
             match outcome {
                 RankOutcome::Ranked { predictions, .. } => {

@@ -14,7 +14,7 @@ use crate::ServiceContext;
 use crate::error::Result;
 use hypercast_core::{clock, shutdown::Shutdown};
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
-use hypercast_data::schema::{CoreColumns, spec_growths};
+use hypercast_data::schema::{CoreColumns, MainTasks, spec_growths};
 use hypercast_stream::dead_letters::{DeadLetter, DeadLetterQueue, UnusableRecord};
 use hypercast_stream::streams::StreamPlace;
 
@@ -95,6 +95,7 @@ pub(super) struct ComputedFeed {
     reader: JoinedReader,
     fm: Box<dyn FoundationModel>,
     core: CoreColumns,
+    main_tasks: MainTasks,
     surfaces: Vec<u16>,
     ready: std::collections::VecDeque<ReadyRow>,
     /// After the last row that was given.
@@ -151,7 +152,9 @@ impl ComputedFeed {
         let fm = inference::load(checkpoint, serving)?;
         let place = reader.place();
         let core = CoreColumns::new(&dataset.schema);
-        Ok(ComputedFeed { reader, fm, core, surfaces, ready: Default::default(), place })
+        let main_tasks = MainTasks::new(&dataset.schema);
+        let ready = Default::default();
+        Ok(ComputedFeed { reader, fm, core, main_tasks, surfaces, ready, place })
     }
 
     fn next(&mut self, wait: Duration) -> Result<FeedItem> {
@@ -183,10 +186,10 @@ impl ComputedFeed {
         }
         let core = self.core.examples(records.iter().map(|record| &record.example));
         let examples: Vec<&Example> = core.iter().map(|example| &**example).collect();
-        let FmOutput { tae, main } = self.fm.infer(&examples)?;
+        let (manifest, said) = (self.fm.manifest(), self.fm.infer(&examples)?);
         drop(core);
-        let manifest = self.fm.manifest();
-        let (dim, tasks) = (manifest.config.tae_width(), manifest.spec.main_tasks().len());
+        let FmOutput { tae, main } = self.main_tasks.output(&manifest.spec, said);
+        let (dim, tasks) = (manifest.config.tae_width(), self.main_tasks.count());
         let mut row = 0;
         let rows = records.into_iter().map(|record| {
             let PositionedExample { example, ranked, correction, ingested_ms, key, end } = record;

@@ -225,7 +225,10 @@ impl OnlineExpert for PluginExpert {
         let blueprint = &self.stream.blueprint;
         let name = &blueprint.description.name;
         let parameters = saved.predicting(blueprint).map_err(|why| {
-            hypercast_expert::Error::refused(name, format!("what it published last is of {why}"))
+            hypercast_expert::Error::misfit(
+                name,
+                format!("what it published last is of {why}; train the expert anew"),
+            )
         })?;
         self.published = Some(parameters);
         self.stream.trainer.forget_sample();

@@ -23,6 +23,7 @@ use hypercast_fm::{
 use crate::error::Result;
 use hypercast_core::disk;
 use hypercast_data::logs::LogVersion;
+use hypercast_data::schema::MainTasks;
 use hypercast_stream::publish::{
     self, Publication, PublicationHeader, TrainingPosition, fm_update,
 };
@@ -199,10 +200,14 @@ impl LoadedVersions {
             .collect()
     }
 
-    /// What each usable version answers for all targets.
-    pub(super) fn infer(&self, examples: &[&Example]) -> Result<Vec<FmOutput>> {
+    /// What each usable version answers for all targets, with the predictions of `main_tasks`.
+    pub(super) fn infer(
+        &self,
+        examples: &[&Example],
+        main_tasks: &MainTasks,
+    ) -> Result<Vec<FmOutput>> {
         let usable = self.versions.iter().filter_map(|own| own.fm.as_ref());
-        usable.map(|fm| Ok(fm.infer(examples)?)).collect()
+        usable.map(|fm| Ok(main_tasks.output(&fm.manifest().spec, fm.infer(examples)?))).collect()
     }
 }
 
