@@ -93,6 +93,9 @@ struct Teams {
 impl Teams {
     fn new(binary: &Path, dir: &Path, plugins: &Path) -> Teams {
         let mut config = world(dir, 600, TEAMS);
+        // What is trained here beside it takes the machine from the daemon.
+        config.server.deadline_ms = 5_000;
+        config.plugin_limits.deadline_ms = 500;
         let surfaces = Schema::load(&dir.join("data/schema.toml")).unwrap().surfaces;
         let entry = |surface: &String| expert(surface, plugins.join(PLUGINS[0]), &[surface]);
         config.experts = surfaces.iter().map(entry).collect();
