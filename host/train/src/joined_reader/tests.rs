@@ -165,17 +165,21 @@ fn what_is_read_while_a_stop_comes_is_left_to_whoever_goes_on() {
     assert!(dead_letters::list(&*engine).unwrap().letters.is_empty());
 }
 
-#[test]
-fn numbers_of_another_release_are_clipped_to_the_ranges_of_the_schema() {
-    let dir = tempfile::tempdir().unwrap();
-    let dataset = world(dir.path());
+fn first_example(dataset: &Dataset) -> Example {
     let replay = ReplayOptions {
         span: Span::default(),
         history_len: 4,
         max_targets: 8,
         features: FeatureConfig::default(),
     };
-    let mut example = Replay::new(&dataset, replay).unwrap().next().unwrap().unwrap();
+    Replay::new(dataset, replay).unwrap().next().unwrap().unwrap()
+}
+
+#[test]
+fn numbers_of_another_release_are_clipped_to_the_ranges_of_the_schema() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = world(dir.path());
+    let mut example = first_example(&dataset);
     example.targets[0].outcome.values[0] = 1e15;
     let joined = JoinedExample { example, ingested_ms: 1, ranked: Vec::new() };
     let joined = JoinedRecord::Correction(joined);
@@ -190,13 +194,7 @@ fn numbers_of_another_release_are_clipped_to_the_ranges_of_the_schema() {
 fn a_correction_of_what_belongs_to_a_surface_is_not_shown_to_the_fm() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = world(dir.path());
-    let replay = ReplayOptions {
-        span: Span::default(),
-        history_len: 4,
-        max_targets: 8,
-        features: FeatureConfig::default(),
-    };
-    let example = Replay::new(&dataset, replay).unwrap().next().unwrap().unwrap();
+    let example = first_example(&dataset);
     let correction = |known: u64| {
         let outcome = Outcome { actions: known, known, ..Outcome::UNKNOWN };
         let mut example = example.clone();

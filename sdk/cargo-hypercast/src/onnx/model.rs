@@ -18,7 +18,7 @@ use crate::workspace::read;
 pub enum Constant {
     /// f32, or f64 as f32.
     Numbers(Grid<f32>),
-    /// Integers and booleans.
+    /// Integers, and booleans as 0 and 1.
     Integers(Grid<i64>),
 }
 
