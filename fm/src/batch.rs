@@ -4,13 +4,14 @@
 //! all requests. A history is laid out once for all targets of its request (compute
 //! de-duplication, section 3.1.4). This module decides which numbers describe a token.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use hypercast_core::hash::IdHashKey;
 
 use crate::{
     Error, Result,
-    example::{Event, Example, Item, Outcome},
+    alignment_spec::{AlignmentInputs, AlignmentRow, AlignmentSpec},
+    example::{Event, Example, Item, Outcome, Target},
     fields::{ABSENT, FieldColumn, FieldWidths},
     label_scale::{LabelScale, LabelScales, LearnedRow},
     row_keys::RowKeys,
@@ -18,6 +19,7 @@ use crate::{
     spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
     standardise::Standardiser,
     trainer::StepOutput,
+    training_only::ReadFor,
 };
 
 /// A jagged batch of B requests with H history tokens and R targets.
@@ -49,6 +51,8 @@ pub struct FmBatch {
     pub surfaces: Vec<u16>,
     /// `[R * features]`: auxiliary features, standardised.
     pub features: Vec<f32>,
+    /// What surfaces' own alignment modules read besides.
+    pub alignment: AlignmentInputs,
     /// `[R * tasks]`; 0 where `mask` is 0.
     pub labels: Vec<f32>,
     /// `[R * tasks]`: what is learned of `labels`, those of regressions on their scales.
@@ -85,6 +89,10 @@ pub struct ColumnStatistics {
     /// The scales of the tasks' labels; none in a model of before there were scales.
     #[serde(default)]
     pub labels: LabelScales,
+    /// By surface: statistics of the numeric columns of its own alignment module, over its own
+    /// targets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub alignments: BTreeMap<String, Standardiser>,
 }
 
 impl ColumnStatistics {
@@ -97,24 +105,34 @@ impl ColumnStatistics {
             };
             (task.name.clone(), scale)
         };
+        let standardiser = |(surface, own): (&String, &AlignmentSpec)| {
+            (surface.clone(), Standardiser::new(own.feature_columns()))
+        };
         Self {
             labels: spec.tasks.iter().map(scale).collect(),
             item_dense: Standardiser::new(spec.item_numbers()),
             features: Standardiser::new(spec.features),
+            alignments: spec.alignments.iter().map(standardiser).collect(),
         }
     }
 
     /// Whether all numbers are finite.
     pub fn is_finite(&self) -> bool {
         let labels = self.labels.values().all(LabelScale::is_finite);
-        self.item_dense.is_finite() && self.features.is_finite() && labels
+        let alignments = self.alignments.values().all(Standardiser::is_finite);
+        self.item_dense.is_finite() && self.features.is_finite() && labels && alignments
     }
 
     /// Updates the statistics with the targets of an example.
     pub fn observe(&mut self, example: &Example, spec: &FmSpec) {
         for target in &example.targets {
             self.item_dense.observe(&spec.numbers_of(&target.item));
-            self.features.observe(&target.features);
+            self.features.observe(&target.features[..spec.features]);
+        }
+        let Some(own) = spec.alignment(example.surface) else { return };
+        let surface = &spec.surfaces[usize::from(example.surface)];
+        if let Some(statistics) = self.alignments.get_mut(surface) {
+            example.targets.iter().for_each(|target| statistics.observe(own.features_of(target)));
         }
     }
 
@@ -233,6 +251,7 @@ impl BatchBuilder {
             log_odds,
             token_fields: self.token_fields.clone(),
             profile_fields: self.profile_fields.clone(),
+            alignment: AlignmentInputs::new(&self.spec),
             ..FmBatch::default()
         };
         let known = HashMap::default();
@@ -273,14 +292,18 @@ impl BatchBuilder {
                 return fail(found, content.to_string());
             }
         }
-        let wanted = self.spec.profile_ids.iter().max().map_or(0, |last| last + 1);
+        let own = self.spec.alignment(example.surface);
+        let (own_ids, own_features) =
+            own.map_or((0, 0), |own| (own.id_columns(), own.feature_columns()));
+        let wanted = self.spec.profile_ids.iter().max().map_or(0, |last| last + 1) + own_ids;
+        let features = features + own_features;
         for target in &example.targets {
             let (id, ids, numbers) = (target.item.id, target.ids.len(), target.features.len());
             if ids < wanted {
                 let found = format!("item {id} has {ids} categorical columns");
                 return fail(found, format!("{wanted} or more"));
             }
-            if numbers != *features {
+            if numbers != features {
                 let found = format!("item {id} has {numbers} numeric columns");
                 return fail(found, features.to_string());
             }
@@ -335,11 +358,13 @@ impl BatchWriter<'_> {
         let before_ms = example.history.last().map(|event| event.time_ms);
         for &WeightedTarget { index: at, weight } in &selected.targets {
             let target = &example.targets[at];
+            self.alignment(example.surface, target, selected.reader);
             let target = spec.training_only.target(target, selected.reader);
             self.batch.weights.push(weight);
             self.token(&target.item, example.surface, example.time_ms, before_ms);
             self.profile(&target.ids);
-            self.statistics.features.append(&target.features, &mut self.batch.features);
+            let features = &target.features[..spec.features];
+            self.statistics.features.append(features, &mut self.batch.features);
             self.batch.surfaces.push(example.surface);
             for task in &spec.tasks {
                 let label = label(task, example.surface, &target.outcome);
@@ -369,6 +394,17 @@ impl BatchWriter<'_> {
         }
         self.batch.dense.resize(with_content, 0.0);
         self.batch.times_s.push(time_ms.div_euclid(1000));
+    }
+
+    /// Appends what the surface's own alignment module reads, if it has one.
+    fn alignment(&mut self, surface: u16, target: &Target, reader: ReadFor) {
+        let spec = &self.batch_builder.spec;
+        let Some(own) = spec.alignment(surface) else { return };
+        let AlignmentRow { ids, features } = own.read(target, reader);
+        let (surface, inputs) = (usize::from(surface), &mut self.batch.alignment);
+        inputs.ids[surface].extend(ids);
+        let statistics = &self.statistics.alignments[&spec.surfaces[surface]];
+        statistics.append(&features, &mut inputs.features[surface]);
     }
 
     fn profile(&mut self, ids: &[u64]) {
@@ -424,9 +460,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::example::{Target, User};
+    use crate::example::User;
     use crate::label_scale::LabelTransform;
-    use crate::training_only::ReadFor;
 
     fn spec() -> FmSpec {
         let task = |name: &str, main, label| TaskSpec {
@@ -453,6 +488,7 @@ mod tests {
             ],
             content: 0,
             training_only: Default::default(),
+            alignments: Default::default(),
         }
     }
 

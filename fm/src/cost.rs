@@ -89,6 +89,7 @@ mod tests {
             }],
             content: 0,
             training_only: Default::default(),
+            alignments: Default::default(),
         }
     }
 

@@ -171,6 +171,7 @@ mod tests {
             id_widths: Default::default(),
             content: 0,
             training_only: Default::default(),
+            alignments: Default::default(),
             tasks: vec![task],
         };
         FmNetwork {

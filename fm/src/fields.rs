@@ -33,6 +33,22 @@ impl FieldWidths {
         self.0.iter().enumerate().flat_map(column).collect()
     }
 
+    /// The number of columns of each field.
+    pub(crate) fn widths(&self) -> &[usize] {
+        &self.0
+    }
+
+    /// What each of the columns `[places, columns]` counts in the mean of its field; 0 if it has no
+    /// value.
+    pub(crate) fn shares(&self, index: &[u32]) -> Vec<f32> {
+        let mut shares = Vec::with_capacity(index.len());
+        self.each(index, |values| {
+            let share = share_of(values);
+            shares.extend(values.iter().map(|&at| if at == ABSENT { 0.0 } else { share }));
+        });
+        shares
+    }
+
     /// The embeddings `[places, fields * dim]` of the columns `[places, columns]`, which index
     /// `rows` `[keys, dim]`.
     pub(crate) fn gather(&self, index: &[u32], rows: &[f32], dim: usize) -> Vec<f32> {

@@ -9,6 +9,11 @@
 //! hidden layer besides, which a new one of them moves at once. A moving average of the weights
 //! takes new weights for young (`ema`).
 //!
+//! The alignment modules that surfaces' teams declare may also change otherwise, or go: a module
+//! whose inputs or size are others, or that no longer predicts a task, begins anew, and so do its
+//! moments. Its tasks then count as added, because a module that knows nothing yet would disturb
+//! the TAE. Nothing else of a model reads those modules, so it predicts what it predicted.
+//!
 //! Which columns are the same the caller says; see [`SpecGrowth`].
 
 use crate::{
@@ -27,9 +32,9 @@ use crate::{
 /// to grow: it is that of each model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpecGrowth {
-    /// What models were made for.
+    /// What models were made for. What alignment modules they have each of them says itself.
     pub from: FmSpec,
-    /// What the data is now.
+    /// What the data is now; for a trainer, with the alignment modules that it is to have.
     pub to: FmSpec,
     /// The present index of each of the earlier `Target::features`.
     pub features: Vec<usize>,
@@ -73,16 +78,18 @@ impl TrainingState {
 }
 
 /// The growth that a model of `spec` has to be taken through; none if it is of the present. What
-/// only training knew when the model was made tells no layout: a feature may be retired since.
+/// only training knew when the model was made tells no layout: a feature may be retired since, and
+/// alignment modules may have changed.
 pub(crate) fn growth_of(growths: &[SpecGrowth], spec: &FmSpec) -> Option<SpecGrowth> {
-    let FmSpec { content, training_only, .. } = spec;
-    let with_content = |spec: &FmSpec| FmSpec { content: *content, ..spec.clone() };
-    let growths = growths.iter().map(|growth| SpecGrowth {
-        from: FmSpec { training_only: training_only.clone(), ..with_content(&growth.from) },
-        to: with_content(&growth.to),
-        ..growth.clone()
-    });
-    growths.into_iter().find(|growth| growth.from == *spec && growth.to != *spec)
+    let served = spec.served();
+    let growth = |growth: &SpecGrowth| {
+        let training_only = spec.training_only.clone();
+        let from = FmSpec { content: spec.content, training_only, ..growth.from.served() };
+        let to = FmSpec { content: spec.content, ..growth.to.clone() };
+        let is_own = from == served && to != *spec;
+        is_own.then(|| SpecGrowth { from: spec.clone(), to, ..growth.clone() })
+    };
+    growths.iter().find_map(growth)
 }
 
 impl SpecGrowth {
@@ -105,9 +112,10 @@ impl SpecGrowth {
         like: Vec<WeightTensor>,
         fresh: impl Fn(Vec<f32>, bool) -> Vec<f32>,
     ) -> TensorMap {
+        old.retain(|name, _| !self.begins_anew(name));
         let grown = like.into_iter().map(|new| {
             let WeightTensor { name, shape, values } = new;
-            let is_alignment = name.starts_with(ALIGNMENTS);
+            let is_alignment = surface_of(&name).is_some();
             let Some((from, earlier)) = old.remove(&name) else {
                 return (name, (shape, fresh(values, is_alignment)));
             };
@@ -133,7 +141,8 @@ impl SpecGrowth {
                 let weight = name.strip_suffix(moment)?.strip_suffix('.')?;
                 Some((weight.to_owned(), tensor.clone()))
             };
-            let own: TensorMap = old.iter().filter_map(of_weight).collect();
+            let mut own: TensorMap = old.iter().filter_map(of_weight).collect();
+            own.retain(|weight, _| !self.begins_anew(weight));
             let like = like.iter().filter(|weight| own.contains_key(&weight.name)).cloned();
             let like = like.collect();
             let grown = self.tensors(dim, own, like);
@@ -145,10 +154,14 @@ impl SpecGrowth {
     /// Takes the state of a training over.
     pub(crate) fn training(&self, state: &mut TrainingState) {
         self.statistics(&mut state.statistics);
+        self.alignment_statistics(&mut state.statistics);
         state.field_numbers = self.field_numbers(&state.field_numbers);
         state.format = grown_format(state.format, &state.field_numbers);
-        let added = self.to.tasks.iter().filter(|task| self.is_added(&task.name));
+        let is_new = |task: &&TaskSpec| self.is_added(&task.name) || self.is_realigned(task);
+        let added = self.to.tasks.iter().filter(is_new);
         state.added_tasks.extend(added.map(|task| (task.name.clone(), 0)));
+        state.added_tasks.retain(|name, _| self.to.tasks.iter().any(|task| task.name == *name));
+        state.moment_steps.retain(|weight, _| !self.begins_anew(weight));
         state.spec = self.to.clone();
     }
 
@@ -251,26 +264,73 @@ impl SpecGrowth {
         statistics.features = statistics.features.grown(&self.features, self.to.features);
     }
 
-    /// How a tensor of the model or of a whole network has grown.
-    fn axes(&self, name: &str, dim: usize) -> GrownAxes {
-        let rows = |rows| GrownAxes { rows: Some(rows), columns: None };
-        let columns = |tasks: fn(&FmSpec) -> &[TaskSpec]| {
-            let now = tasks(&self.to);
-            let place = |task: &TaskSpec| now.iter().position(|other| other.name == task.name);
-            GrownAxes { rows: None, columns: tasks(&self.from).iter().map(place).collect() }
+    /// The same of what only trainers have: tasks that surfaces have taken out of their alignment
+    /// modules, and the columns of those.
+    fn alignment_statistics(&self, statistics: &mut ColumnStatistics) {
+        statistics.labels.retain(|name, _| self.to.tasks.iter().any(|task| task.name == *name));
+        let fresh = ColumnStatistics::new(&self.to).alignments;
+        let is_kept = |name: &String| {
+            let surface = self.to.surfaces.iter().position(|surface| surface == name);
+            surface.is_some_and(|surface| self.keeps_alignment(surface))
         };
+        statistics.alignments.retain(|name, _| is_kept(name));
+        fresh.into_iter().for_each(|(surface, fresh)| {
+            statistics.alignments.entry(surface).or_insert(fresh);
+        });
+    }
+
+    /// Whether a surface's alignment module of before is of use now.
+    fn keeps_alignment(&self, surface: usize) -> bool {
+        let Some(name) = self.from.surfaces.get(surface) else { return false };
+        let alignments = [&self.from, &self.to].map(|spec| spec.alignments.get(name));
+        match alignments {
+            [None, None] => true,
+            [Some(was), Some(is)] => {
+                let now = aligned_tasks(&self.to, surface);
+                let is_predicted = |task: &&TaskSpec| now.iter().any(|now| now.name == task.name);
+                let mut before = aligned_tasks(&self.from, surface).into_iter();
+                was.has_inputs_and_size_of(is) && before.all(|task| is_predicted(&task))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a tensor is of an alignment module that begins anew.
+    fn begins_anew(&self, name: &str) -> bool {
+        surface_of(name).is_some_and(|surface| !self.keeps_alignment(surface))
+    }
+
+    /// Whether an alignment module that predicts a task begins anew, on a surface of before.
+    fn is_realigned(&self, task: &TaskSpec) -> bool {
+        let mut surfaces = (0..self.from.surfaces.len()).filter(|&surface| task.surfaces[surface]);
+        !task.main && surfaces.any(|surface| !self.keeps_alignment(surface))
+    }
+
+    /// How a tensor of the model or of a whole network has grown.
+    fn axes<'a>(&'a self, name: &str, dim: usize) -> GrownAxes {
+        let rows = |rows| GrownAxes { rows: Some(rows), columns: None };
+        let columns = |was: Vec<&TaskSpec>, now: Vec<&TaskSpec>| {
+            let place = |task: &TaskSpec| now.iter().position(|other| other.name == task.name);
+            GrownAxes { rows: None, columns: was.into_iter().map(place).collect() }
+        };
+        if let Some(surface) = surface_of(name) {
+            return match name.rsplit_once(".hidden.weight") {
+                Some(_) => GrownAxes { rows: self.alignment_rows(surface, dim), columns: None },
+                None if name.contains(".output.") => {
+                    let tasks = |spec| aligned_tasks(spec, surface);
+                    columns(tasks(&self.from), tasks(&self.to))
+                }
+                None => GrownAxes::default(),
+            };
+        }
         match name.strip_prefix("model.").unwrap_or(name) {
             "token_hidden.weight" => rows(self.token_rows(dim)),
             "outcome.weight" => rows(self.outcome_rows()),
             "candidate.hidden.weight" | "candidate.direct.weight" => rows(self.candidate_rows(dim)),
             "head.output.weight" | "head.output.bias" | "head.direct.weight" => {
-                columns(FmSpec::main_tasks)
+                let tasks = |spec: &'a FmSpec| spec.main_tasks().iter().collect();
+                columns(tasks(&self.from), tasks(&self.to))
             }
-            name if name.starts_with(ALIGNMENTS) => match name.rsplit_once("hidden.weight") {
-                Some(_) => rows(self.alignment_rows()),
-                None if name.contains(".output.") => columns(FmSpec::auxiliary_tasks),
-                None => GrownAxes::default(),
-            },
             _ => GrownAxes::default(),
         }
     }
@@ -295,14 +355,31 @@ impl SpecGrowth {
         self.features.iter().copied().chain(profiles).collect()
     }
 
-    /// The TAE's rows come first; their number is what is left, and none of them moves.
-    fn alignment_rows(&self) -> Vec<usize> {
-        self.features.clone()
+    /// The TAE's rows come first; their number is what is left, and none of them moves. A module
+    /// with numeric columns of its own has rows for nothing else of the model.
+    fn alignment_rows(&self, surface: usize, dim: usize) -> Option<Vec<usize>> {
+        let own = self.to.alignment(surface as u16);
+        if own.is_some_and(|own| own.features.is_some()) {
+            return None;
+        }
+        let embedded = own.map_or(0, |own| own.ids.len() * dim);
+        let embedded = self.to.features..self.to.features + embedded;
+        Some(self.features.iter().copied().chain(embedded).collect())
     }
 }
 
-/// How the tensors of the alignment modules begin in a network.
-const ALIGNMENTS: &str = "alignments.";
+/// How the tensors of the alignment modules begin in a network, before the index of the surface.
+const ALIGNMENTS: &str = "alignments.modules.";
+
+/// The surface of whose alignment module a tensor of a network is.
+fn surface_of(name: &str) -> Option<usize> {
+    name.strip_prefix(ALIGNMENTS)?.split('.').next()?.parse().ok()
+}
+
+/// The tasks that a surface's alignment module predicts.
+fn aligned_tasks(spec: &FmSpec, surface: usize) -> Vec<&TaskSpec> {
+    spec.aligned_tasks(surface as u16).into_iter().map(|task| &spec.tasks[task]).collect()
+}
 
 /// The indices of blocks of `dim` at `places`.
 fn wide(places: &[usize], dim: usize) -> impl Iterator<Item = usize> + '_ {

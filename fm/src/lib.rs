@@ -50,6 +50,7 @@
 //!     }],
 //!     content: 0,
 //!     training_only: Default::default(),
+//!     alignments: Default::default(),
 //! };
 //! let candidate = |id| Target {
 //!     item: Arc::new(Item { id, ..Item::default() }),
@@ -80,6 +81,7 @@
 //! ```
 
 pub mod alignment;
+pub mod alignment_spec;
 pub mod base_rate;
 pub mod batch;
 mod cache_warmup;

@@ -5,8 +5,6 @@
 //! weights of exactly zero and contributes exactly zero. So are the bounds of what one request can
 //! teach (`influence`).
 
-use std::ops::Range;
-
 use burn::tensor::{Tensor, TensorData, activation::log_sigmoid, backend::Backend};
 
 use crate::{
@@ -61,10 +59,10 @@ impl LossTargets {
         batch: &FmBatch,
         rows: impl IntoIterator<Item = usize>,
         tasks: &[TaskSpec],
-        columns: Range<usize>,
+        columns: impl IntoIterator<Item = usize> + Clone,
         weights: &[f32],
     ) -> Self {
-        let log_odds = batch.log_odds[columns.clone()].to_vec();
+        let log_odds = columns.clone().into_iter().map(|task| batch.log_odds[task]).collect();
         let mut targets = Self { log_odds, ..Self::default() };
         for row in rows {
             for task in columns.clone() {

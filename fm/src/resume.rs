@@ -74,7 +74,7 @@ pub(crate) struct TrainingState {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) added_tasks: BTreeMap<String, u64>,
     /// AdamW's step count of each weight; a weight without a gradient so far is missing.
-    moment_steps: BTreeMap<String, usize>,
+    pub(crate) moment_steps: BTreeMap<String, usize>,
 }
 
 impl TrainingState {
@@ -181,9 +181,11 @@ fn first_difference<T: Serialize>(saved: &T, now: &T) -> Option<(String, Value, 
         Ok(Value::Object(fields)) => fields,
         _ => unreachable!("a struct of plain values is a JSON object"),
     };
-    let (saved, now) = (fields(saved), fields(now));
+    let (mut saved, now) = (fields(saved), fields(now));
+    // What is empty may have been left out.
+    now.keys().for_each(|key| _ = saved.entry(key).or_insert(Value::Null));
     saved.into_iter().find_map(|(key, saved)| {
-        let now = now.get(&key)?.clone();
+        let now = now.get(&key).cloned().unwrap_or_default();
         (saved != now).then_some((key, saved, now))
     })
 }

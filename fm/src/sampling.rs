@@ -138,7 +138,7 @@ impl ExampleSampler {
             thinned_length: (alpha < 2.0).then_some(thinned.max(1)),
             alpha,
             keep_negative: spec.surfaces.iter().map(keep).collect(),
-            reads_more: !spec.training_only.is_empty(),
+            reads_more: spec.has_training_only(),
         }
     }
 
@@ -262,6 +262,7 @@ mod tests {
             }],
             content: 0,
             training_only: Default::default(),
+            alignments: Default::default(),
         }
     }
 

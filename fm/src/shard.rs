@@ -251,7 +251,8 @@ fn learned_outputs<A: AutodiffBackend + HstuBackend>(
     if is_part(auxiliary) {
         let alone = self::aligned(network, &forward.tae.clone().detach(), batch, spec);
         for (whole, alone) in aligned.iter_mut().zip(alone) {
-            whole.outputs = shared(&whole.outputs, alone.outputs, auxiliary);
+            let shares: Vec<f32> = whole.tasks.iter().map(|&task| shares[task]).collect();
+            whole.outputs = shared(&whole.outputs, alone.outputs, &shares);
         }
     }
     (main, aligned)
@@ -297,9 +298,7 @@ fn aligned<B: HstuBackend>(
     if spec.auxiliary_tasks().is_empty() {
         return Vec::new();
     }
-    let data = TensorData::new(batch.features.clone(), [batch.targets(), spec.features]);
-    let features = Tensor::from_data(data, &tae.device());
-    network.alignments.forward(tae, &features, &batch.surfaces)
+    network.alignments.forward(tae, batch, spec)
 }
 
 /// Eq. 3, with the means of eq. 4 over the whole batch. `predictions` are those of the same pass.
@@ -314,8 +313,8 @@ fn loss<A: AutodiffBackend>(
     let weights = cell_weights(batch, tasks, context.valid, predictions);
     let targets = LossTargets::new(batch, 0..batch.targets(), tasks, 0..mains, &weights);
     let mut loss = mtml_loss(main, &targets);
-    for AlignmentOutput { rows, outputs } in aligned {
-        let (rows, columns) = (rows.iter().copied(), mains..tasks.len());
+    for AlignmentOutput { rows, tasks: own, outputs } in aligned {
+        let (rows, columns) = (rows.iter().copied(), own.iter().copied());
         let targets = LossTargets::new(batch, rows, tasks, columns, &weights);
         loss = loss + mtml_loss(outputs.clone(), &targets);
     }
@@ -338,7 +337,8 @@ fn by_task<B: Backend>(
     for aligned in aligned {
         let data = aligned.outputs.clone().into_data().convert::<f32>();
         for (at, value) in data.iter::<f32>().enumerate() {
-            let (row, task) = (aligned.rows[at / (tasks - mains)], mains + at % (tasks - mains));
+            let own = &aligned.tasks;
+            let (row, task) = (aligned.rows[at / own.len()], own[at % own.len()]);
             if spec.tasks[task].surfaces[batch.surfaces[row] as usize] {
                 all[row * tasks + task] = prediction(&spec.tasks[task], scales, value);
             }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
+    alignment_spec::AlignmentSpec,
     example::{Item, MAX_ACTIONS, MAX_VALUES},
     label_scale::LabelTransform,
     sampling::HistoryWindow,
@@ -283,6 +284,10 @@ pub struct FmSpec {
     /// The columns of a target that serving does not know.
     #[serde(default, skip_serializing_if = "TrainingOnlyColumns::is_empty")]
     pub training_only: TrainingOnlyColumns,
+    /// By surface: the alignment modules that surfaces' teams declared. Other surfaces have the
+    /// usual one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub alignments: BTreeMap<String, AlignmentSpec>,
 }
 
 /// The numbers of columns of categorical features, in their order: above 1 of those that can have
@@ -465,6 +470,6 @@ impl FmSpec {
                 self.actions, self.values
             )));
         }
-        Ok(())
+        self.validate_alignments()
     }
 }

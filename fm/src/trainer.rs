@@ -378,14 +378,16 @@ where
         })
     }
 
+    /// That of a model that serves, which knows of no surface's own alignment module.
     fn manifest(&self, version: &str) -> FmManifest {
         let state = self.state.clone();
+        let spec = state.spec.served();
         FmManifest {
             format: state.format,
             version: version.into(),
             config: state.config,
-            spec: state.spec,
-            statistics: state.statistics,
+            statistics: state.statistics.served(&spec),
+            spec,
             requests: state.requests,
             trained_until_ms: state.trained_until_ms,
             field_numbers: state.field_numbers,

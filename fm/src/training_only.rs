@@ -63,7 +63,7 @@ impl TrainingOnlyColumns {
             return Cow::Borrowed(target);
         }
         let mut seen = target.clone();
-        self.hide(&mut seen, reader);
+        self.hide(&mut seen.ids, &mut seen.features, reader);
         Cow::Owned(seen)
     }
 
@@ -76,17 +76,23 @@ impl TrainingOnlyColumns {
             return Cow::Borrowed(&example.targets);
         }
         let mut seen = example.targets.clone();
-        seen.iter_mut().for_each(|target| self.hide(target, reader));
+        for Target { ids, features, .. } in &mut seen {
+            self.hide(ids, features, reader);
+        }
         Cow::Owned(seen)
     }
 
-    fn hide(&self, target: &mut Target, reader: ReadFor) {
+    /// Puts what stands for the columns into a target's ids and features.
+    pub(crate) fn hide(&self, target_ids: &mut [u64], features: &mut [f32], reader: ReadFor) {
+        if reader == ReadFor::Learning {
+            return;
+        }
         let is_rule = reader == ReadFor::Rule;
         // Standardised, NaN is the mean: of a number, and of how often it is missing.
         let (id, missing) = if is_rule { (0, 1.0) } else { (UNSEEN_ID, f32::NAN) };
-        self.ids.iter().for_each(|&column| target.ids[column] = id);
-        self.numbers.iter().for_each(|&column| target.features[column] = f32::NAN);
-        self.missing.iter().for_each(|&column| target.features[column] = missing);
+        self.ids.iter().for_each(|&column| target_ids[column] = id);
+        self.numbers.iter().for_each(|&column| features[column] = f32::NAN);
+        self.missing.iter().for_each(|&column| features[column] = missing);
     }
 }
 

@@ -1,6 +1,7 @@
 //! A model that is taken over to data that has grown predicts what it predicted, and learns the new
 //! from there.
 
+mod alignment;
 mod fixtures;
 
 use std::{path::Path, sync::Arc};

@@ -58,6 +58,7 @@ fn spec(revenue: Option<LabelTransform>) -> FmSpec {
         tasks: [Some(click), revenue].into_iter().flatten().collect(),
         content: 0,
         training_only: Default::default(),
+        alignments: Default::default(),
     }
 }
 

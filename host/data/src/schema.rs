@@ -3,6 +3,7 @@
 //! `import` writes `schema.toml`, and everything else reads it. It defines the meaning of columns,
 //! not how a model uses them.
 
+mod alignment;
 mod build;
 mod fm_spec;
 pub mod growth;
@@ -26,6 +27,7 @@ pub use hypercast_fm::example::{MAX_ACTIONS, MAX_VALUES};
 pub use hypercast_fm::label_scale::LabelTransform;
 use serde::{Deserialize, Serialize};
 
+pub use self::alignment::{SurfaceAlignment, trainer_growths, trainer_spec};
 pub use self::fm_spec::{example_spec, fm_spec, spec_growths};
 use self::growth::{EntryKind, SchemaSize};
 pub use self::main_tasks::MainTasks;
@@ -88,6 +90,10 @@ pub struct Schema {
     /// experts of other surfaces are not told of them (see [`CoreColumns`]).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub owned: BTreeMap<String, OwnedEntries>,
+    /// By surface: the alignment module that its team declares for the training of the FM. Other
+    /// surfaces have the usual one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub alignment: BTreeMap<String, SurfaceAlignment>,
     /// The sizes of the schema before each time that it grew, oldest first, by which everything
     /// that was stored before is read. `hypercast schema apply` writes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -251,10 +257,12 @@ impl Schema {
         atomic_file::write(path, text.as_bytes()).map_err(Error::io(path))
     }
 
-    /// The schema without what may change at any time, which is ranges, retirements and the record
-    /// of its growth: what decides whether models, logs and states of two schemas fit each other.
+    /// The schema without what may change at any time, which is ranges, retirements, alignment
+    /// modules and the record of its growth: what decides whether models, logs and states of two
+    /// schemas fit each other.
     pub fn layout(&self) -> Schema {
-        Schema { ranges: Vec::new(), retired: Vec::new(), earlier: Vec::new(), ..self.clone() }
+        let (ranges, retired, earlier) = (Vec::new(), Vec::new(), Vec::new());
+        Schema { ranges, retired, earlier, alignment: BTreeMap::new(), ..self.clone() }
     }
 
     /// Whether a feature is no longer used.

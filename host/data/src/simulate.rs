@@ -170,6 +170,7 @@ pub fn schema(surfaces: usize) -> Schema {
         ids: Default::default(),
         retired: Vec::new(),
         owned: Default::default(),
+        alignment: Default::default(),
         earlier: Vec::new(),
         ranges: vec![
             ValueRange::new("watch", 0.0, 1.0),

@@ -12,8 +12,8 @@ use serde_json::json;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A schema grows: surfaces, actions, values, tasks, features and counters are appended to their lists. A feature
-that is no longer used is named in `retired`, and stays. Everything else is refused, because what is stored has
-the numbers of the entries.")]
+that is no longer used is named in `retired`, and stays. Ranges and the alignment modules of surfaces may change
+in any way. Everything else is refused, because what is stored has the numbers of the entries.")]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -96,6 +96,9 @@ fn print(growth: &SchemaGrowth, new: &Schema) {
     growth.restored.iter().for_each(|name| println!("used again: feature `{name}`"));
     if growth.ranges_changed {
         println!("ranges changed");
+    }
+    for surface in &growth.realigned {
+        println!("the alignment module of surface `{surface}` changed");
     }
     println!("next:");
     for (at, step) in next_steps(growth, new).iter().enumerate() {

@@ -32,7 +32,7 @@ use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Pretraining, Replay};
 use hypercast_data::logs::{self, LogVersion, LogWriter};
 pub use hypercast_data::schema::fm_spec;
-use hypercast_data::schema::{CoreColumns, MainTasks, Schema};
+use hypercast_data::schema::{CoreColumns, MainTasks, Schema, trainer_spec};
 
 /// The version of a freshly trained FM.
 pub const FIRST_VERSION: &str = "1.0.0";
@@ -57,9 +57,9 @@ pub struct FmReport {
     pub doubt: Option<String>,
 }
 
-/// What the FM is told of a data set: its schema and the width of its content vectors.
+/// What the FM's trainer is told of a data set: its schema and the width of its content vectors.
 pub fn dataset_spec(dataset: &Dataset) -> Result<FmSpec> {
-    Ok(FmSpec { content: dataset.content, ..fm_spec(&dataset.schema)? })
+    Ok(FmSpec { content: dataset.content, ..trainer_spec(&dataset.schema)? })
 }
 
 /// Trains an FM on what a data set holds before `until_ms`, writes its checkpoint and its logs.
@@ -154,7 +154,7 @@ impl FmRun {
             newest,
             truth_order,
             spec,
-            core: CoreColumns::new(&over.dataset.schema),
+            core: CoreColumns::for_trainer(&over.dataset.schema),
             main_tasks: MainTasks::new(&over.dataset.schema),
             place,
             first_pass: u64::MAX,

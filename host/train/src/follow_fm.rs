@@ -57,7 +57,7 @@ use hypercast_core::dir_lock::DirLock;
 use hypercast_core::disk;
 use hypercast_core::logging::RepeatedFailures;
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::schema::{Schema, spec_growths};
+use hypercast_data::schema::{Schema, trainer_growths};
 use hypercast_stream::dead_letters::LetterReader;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
 use hypercast_stream::registry::{RegistryFollower, self_register_fm};
@@ -240,7 +240,7 @@ impl FmFollower {
         let work = work_dir(config, &options.version);
         let owner = DirLock::acquire(&work)?;
         let spec = dataset_spec(dataset)?;
-        let growths = spec_growths(&dataset.schema)?;
+        let growths = trainer_growths(&dataset.schema)?;
         let begin = TrainerBegin {
             config,
             spec: &spec,

@@ -194,9 +194,9 @@ impl JoinedReader {
         })
     }
 
-    /// The same that shows examples as the foundation model is shown them.
+    /// The same that shows examples as a trainer of the foundation model is shown them.
     pub(super) fn of_core(self, schema: &Schema) -> JoinedReader {
-        JoinedReader { shown: Some(CoreColumns::new(schema)), ..self }
+        JoinedReader { shown: Some(CoreColumns::for_trainer(schema)), ..self }
     }
 
     /// The place of the next record.

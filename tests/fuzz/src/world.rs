@@ -51,6 +51,7 @@ pub fn schema() -> Schema {
         ids: Default::default(),
         retired: Vec::new(),
         owned: Default::default(),
+        alignment: Default::default(),
         earlier: Vec::new(),
         ranges: Vec::new(),
     }

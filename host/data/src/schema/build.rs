@@ -54,8 +54,8 @@ impl Task {
     }
 
     /// Whether it is valid on a surface of its schema.
-    pub(super) fn is_valid_on(&self, surface: &String) -> bool {
-        self.surfaces.is_empty() || self.surfaces.contains(surface)
+    pub(super) fn is_valid_on(&self, surface: &str) -> bool {
+        self.surfaces.is_empty() || self.surfaces.iter().any(|own| own == surface)
     }
 }
 

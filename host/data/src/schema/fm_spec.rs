@@ -18,22 +18,6 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
 pub fn example_spec(schema: &Schema) -> Result<FmSpec> {
     let mut tasks = schema.tasks.iter().collect::<Vec<_>>();
     tasks.sort_by_key(|task| task.role != TaskRole::Main);
-    let task_spec = |task: &Task| {
-        let (name, label) = (&task.name, &task.label);
-        let found = match task.kind {
-            TaskKind::Binary => schema.action(label).map(TaskLabel::Action),
-            TaskKind::Regression => schema.value(label).map(TaskLabel::Value),
-        };
-        let missing = || format!("task {name:?}: no label {label:?}");
-        Ok(TaskSpec {
-            name: name.clone(),
-            main: task.role == TaskRole::Main,
-            label: found.ok_or_else(|| Error::Schema(missing()))?,
-            transform: task.transform,
-            surfaces: schema.surfaces.iter().map(|surface| task.is_valid_on(surface)).collect(),
-            weight: task.weight,
-        })
-    };
     let FeatureWidths { item, user, context } = FeatureWidths::new(schema);
     // The user's and the request's categories stand after the built-in ones and the item's.
     let first = BUILT_IN_IDS.len() + item.ids;
@@ -55,10 +39,29 @@ pub fn example_spec(schema: &Schema) -> Result<FmSpec> {
         },
         content: 0,
         training_only: schema.training_only_columns(),
-        tasks: tasks.into_iter().map(task_spec).collect::<Result<_>>()?,
+        alignments: Default::default(),
+        tasks: tasks.into_iter().map(|task| task_spec(schema, task)).collect::<Result<_>>()?,
     };
     spec.validate()?;
     Ok(spec)
+}
+
+/// What the FM is told of a task.
+pub(super) fn task_spec(schema: &Schema, task: &Task) -> Result<TaskSpec> {
+    let (name, label) = (&task.name, &task.label);
+    let found = match task.kind {
+        TaskKind::Binary => schema.action(label).map(TaskLabel::Action),
+        TaskKind::Regression => schema.value(label).map(TaskLabel::Value),
+    };
+    let missing = || format!("task {name:?}: no label {label:?}");
+    Ok(TaskSpec {
+        name: name.clone(),
+        main: task.role == TaskRole::Main,
+        label: found.ok_or_else(|| Error::Schema(missing()))?,
+        transform: task.transform,
+        surfaces: schema.surfaces.iter().map(|surface| task.is_valid_on(surface)).collect(),
+        weight: task.weight,
+    })
 }
 
 /// From what models of each layout of a schema were made for to what it is now. A model of the

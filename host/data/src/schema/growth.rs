@@ -12,6 +12,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::alignment::changed_alignments;
 use super::{Counter, Feature, Schema, Task};
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -122,6 +123,8 @@ pub struct SchemaGrowth {
     pub restored: Vec<String>,
     /// Whether ranges differ.
     pub ranges_changed: bool,
+    /// The surfaces whose alignment modules differ.
+    pub realigned: Vec<String>,
 }
 
 /// A new entry of a schema.
@@ -226,6 +229,7 @@ impl SchemaGrowth {
             retired: only_in(new, old),
             restored: only_in(old, new),
             ranges_changed: old.ranges != new.ranges,
+            realigned: changed_alignments(old, new),
         })
     }
 
@@ -260,7 +264,8 @@ impl SchemaGrowth {
     /// Whether the two schemas are the same, their records of growth aside.
     pub fn is_empty(&self) -> bool {
         let same_features = self.retired.is_empty() && self.restored.is_empty();
-        self.is_layout_same() && same_features && !self.ranges_changed
+        let same_models = !self.ranges_changed && self.realigned.is_empty();
+        self.is_layout_same() && same_features && same_models
     }
 }
 

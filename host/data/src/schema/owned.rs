@@ -4,7 +4,8 @@
 //! An entry that belongs to a surface stands in its list like any other, and is stored and brought
 //! to later layouts like it; `owned` says beside the lists whose it is. The foundation model is
 //! made for the core and shown nothing else ([`CoreColumns`]), so that a team can add to its own
-//! part while the FM and the experts of other surfaces stay what they are, to the bit.
+//! part while the FM and the experts of other surfaces stay what they are, to the bit. What the
+//! FM's trainer is shown besides, a team says itself ([`super::alignment`]).
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use hypercast_fm::example::{Event, Example, Outcome, Target};
 use serde::{Deserialize, Serialize};
 
+use super::alignment::AlignedColumns;
 use super::growth::{EntryKind, SchemaSize};
 use super::upgrade::places;
 use super::{Counter, Schema, Task, TaskKind, TaskRole};
@@ -91,11 +93,13 @@ impl Schema {
     /// The part that is seen on a surface: the core, and what belongs to the surface. Actions and
     /// values keep their places, so those up to the last one that is seen are all there.
     pub fn seen_on(&self, surface: Option<&str>) -> Schema {
+        let mut seen = self.clone();
+        // What the FM learns from it, nobody else is told.
+        seen.alignment.clear();
         if self.owned.is_empty() {
-            return self.clone();
+            return seen;
         }
         let is_seen = |kind, name: &str| self.is_seen_on(surface, kind, name);
-        let mut seen = self.clone();
         seen.actions.truncate(self.end_of_seen(surface, EntryKind::Action, self.actions.len()));
         seen.values.truncate(self.end_of_seen(surface, EntryKind::Value, self.values.len()));
         seen.tasks.retain(|task| is_seen(EntryKind::Task, &task.name));
@@ -148,7 +152,7 @@ impl Schema {
     }
 
     /// The names of a list.
-    fn names_of(&self, kind: EntryKind) -> Box<dyn Iterator<Item = &String> + '_> {
+    pub(super) fn names_of(&self, kind: EntryKind) -> Box<dyn Iterator<Item = &String> + '_> {
         match kind {
             EntryKind::Surface => Box::new(self.surfaces.iter()),
             EntryKind::Action => Box::new(self.actions.iter()),
@@ -216,7 +220,7 @@ impl Schema {
         key.try_for_each(|name| self.check_seen(&whose, owner, EntryKind::ContextFeature, name))
     }
 
-    fn is_label(&self, task: &Task, kind: EntryKind) -> bool {
+    pub(super) fn is_label(&self, task: &Task, kind: EntryKind) -> bool {
         match task.kind {
             TaskKind::Binary => kind == EntryKind::Action,
             TaskKind::Regression => kind == EntryKind::Value,
@@ -242,7 +246,8 @@ impl Schema {
     }
 }
 
-/// Where the core's part of examples is.
+/// Where the part of examples is that the foundation model is shown: the core's, and behind it,
+/// for a trainer, what the alignment modules of surfaces read.
 #[derive(Debug, Clone)]
 pub struct CoreColumns {
     /// Nothing belongs to a surface, so that examples are shown as they are.
@@ -257,10 +262,33 @@ pub struct CoreColumns {
     actions: u64,
     /// The values that belong to surfaces.
     other_values: Vec<usize>,
+    /// By surface: what its alignment module reads and learns; empty where nobody is shown it.
+    aligned: Vec<AlignedPart>,
+}
+
+/// What of its targets a surface's alignment module is shown besides the core's part.
+#[derive(Debug, Clone)]
+struct AlignedPart {
+    columns: AlignedColumns,
+    /// Bit i: action i is a label.
+    actions: u64,
+    /// The values that are labels.
+    values: Vec<usize>,
+}
+
+impl AlignedPart {
+    fn of(schema: &Schema, surface: &str) -> AlignedPart {
+        let actions = schema.aligned_labels(surface, EntryKind::Action);
+        AlignedPart {
+            columns: AlignedColumns::of(schema, surface),
+            actions: actions.into_iter().fold(0, |bits, action| bits | 1 << action),
+            values: schema.aligned_labels(surface, EntryKind::Value),
+        }
+    }
 }
 
 impl CoreColumns {
-    /// Those of a schema.
+    /// What a model of a schema is shown that serves.
     pub fn new(schema: &Schema) -> CoreColumns {
         let core = schema.core();
         let is_core = |kind, name: &String| schema.owner(kind, name).is_none();
@@ -276,7 +304,20 @@ impl CoreColumns {
             features: places(&core.feature_columns(), &features),
             actions: of_surfaces(EntryKind::Action).fold(!0, |bits, action| bits & !(1 << action)),
             other_values: of_surfaces(EntryKind::Value).collect(),
+            aligned: Vec::new(),
         }
+    }
+
+    /// What a trainer is shown ([`super::trainer_spec`]): targets of a surface with an alignment
+    /// module of its own have the columns that this reads, behind all others, and the labels that
+    /// it learns. Histories are as those that serving knows.
+    pub fn for_trainer(schema: &Schema) -> CoreColumns {
+        let core = CoreColumns::new(schema);
+        if schema.alignment.is_empty() {
+            return core;
+        }
+        let aligned = schema.surfaces.iter().map(|name| AlignedPart::of(schema, name)).collect();
+        CoreColumns { is_all: false, aligned, ..core }
     }
 
     /// An example as the foundation model is shown it: the core's columns, in the order of
@@ -289,7 +330,7 @@ impl CoreColumns {
         Cow::Owned(Example {
             user: example.user.clone(),
             history: example.history.iter().map(|event| self.event(event)).collect(),
-            targets: example.targets.iter().map(|target| self.target(target)).collect(),
+            targets: example.targets.iter().map(|own| self.target(own, example.surface)).collect(),
             ..*example
         })
     }
@@ -319,16 +360,25 @@ impl CoreColumns {
         Event { item: event.item.clone(), outcome: self.outcome(&event.outcome), ..*event }
     }
 
-    fn target(&self, target: &Target) -> Target {
+    fn target(&self, target: &Target, surface: u16) -> Target {
         let Target { item, ids, features, outcome, truth } = target;
+        let aligned = self.aligned.get(usize::from(surface));
         let is_own = [ids.len(), features.len()] == self.widths;
-        let of_core = || {
-            let ids = self.ids.iter().map(|&place| ids[place]).collect();
-            (ids, self.features.iter().map(|&place| features[place]).collect())
+        let shown = || {
+            let more = aligned.map(|own| &own.columns);
+            let id_places = self.ids.iter().chain(more.into_iter().flat_map(|own| &own.ids));
+            let places = self.features.iter().chain(more.into_iter().flat_map(|own| &own.features));
+            let ids = id_places.map(|&place| ids[place]).collect();
+            (ids, places.map(|&place| features[place]).collect())
         };
-        let (ids, features) = if is_own { of_core() } else { (ids.clone(), features.clone()) };
-        let outcome = self.outcome(outcome);
-        Target { item: item.clone(), ids, features, outcome, truth: truth.clone() }
+        let (ids, features) = if is_own { shown() } else { (ids.clone(), features.clone()) };
+        let mut seen = self.outcome(outcome);
+        if let Some(AlignedPart { actions, values, .. }) = aligned {
+            seen.actions |= outcome.actions & actions;
+            seen.known |= outcome.known & actions;
+            values.iter().for_each(|&value| seen.values[value] = outcome.values[value]);
+        }
+        Target { item: item.clone(), ids, features, outcome: seen, truth: truth.clone() }
     }
 
     fn outcome(&self, outcome: &Outcome) -> Outcome {
@@ -367,4 +417,4 @@ impl OwnColumns {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -68,6 +68,7 @@ impl Schema {
         self.validate_ranges()?;
         self.validate_retired()?;
         self.validate_owned()?;
+        self.validate_alignment()?;
         self.validate_earlier()
     }
 
@@ -253,6 +254,7 @@ mod tests {
             ids: Default::default(),
             retired: Vec::new(),
             owned: Default::default(),
+            alignment: Default::default(),
             earlier: Vec::new(),
             ranges: vec![
                 ValueRange { name: "watch".into(), low: 0.1, high: 1e6, ..ValueRange::default() },

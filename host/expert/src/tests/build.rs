@@ -45,6 +45,7 @@ pub(crate) fn schema() -> Schema {
         ids: Default::default(),
         retired: Vec::new(),
         owned: Default::default(),
+        alignment: Default::default(),
         earlier: Vec::new(),
         ranges: Vec::new(),
     }

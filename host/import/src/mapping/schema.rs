@@ -43,6 +43,7 @@ impl Mapping {
             ids: self.ids,
             retired: Vec::new(),
             owned: Default::default(),
+            alignment: Default::default(),
             earlier: Vec::new(),
             ranges: clips.filter_map(range).collect(),
         };

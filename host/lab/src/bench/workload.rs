@@ -51,6 +51,7 @@ pub fn spec() -> FmSpec {
         tasks: (0..ACTIONS).map(task).collect(),
         content: 0,
         training_only: Default::default(),
+        alignments: Default::default(),
     }
 }
 

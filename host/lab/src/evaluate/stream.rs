@@ -78,7 +78,7 @@ impl UserSample {
 pub struct StreamBatch<'a> {
     /// In time order.
     pub examples: &'a [Example],
-    /// What of them the FM is shown.
+    /// What of them the FM's trainer is shown.
     pub core: &'a CoreColumns,
     /// The examples are of events without times, which come before the stream.
     pub history_only: bool,
@@ -187,7 +187,7 @@ impl DatasetStream<'_> {
         let mut progress =
             Progress::start(&format!("{name} on the stream"), self.dataset.rows as u64);
         let mut seen = 0;
-        let core = &CoreColumns::new(&self.dataset.schema);
+        let core = &CoreColumns::for_trainer(&self.dataset.schema);
         self.in_batches(replay, |examples| {
             let is_test = examples[0].time_ms >= self.window.test_from_ms;
             let may_learn = !is_test || self.mode == TestMode::Streaming;
@@ -278,7 +278,7 @@ impl DatasetStream<'_> {
         let first_pass = examples.examples() / self.config.fm.pretraining_passes;
         let read = Cell::new(0);
         let counted = examples.inspect(|_| read.set(read.get() + 1));
-        let core = &CoreColumns::new(&self.dataset.schema);
+        let core = &CoreColumns::for_trainer(&self.dataset.schema);
         self.in_batches(counted.map(Ok), |examples| {
             let repeats = read.get() > first_pass;
             let (history_only, may_learn) = (true, true);

@@ -112,7 +112,8 @@ fn follow(
         }
         let core = part.core.examples(part.examples);
         for (arm, copy) in copies.iter().enumerate() {
-            let examples: Vec<_> = core.iter().map(|example| &**example).collect();
+            let served: Vec<_> = core.iter().map(|example| spec.served_example(example)).collect();
+            let examples: Vec<_> = served.iter().map(|example| &**example).collect();
             heads.tally(&part, arm, &copy.fm.infer(&examples)?.main, tally);
         }
         part.through(&mut *trainer, &|_| true).map(drop)

@@ -162,6 +162,7 @@ mod tests {
             ],
             content: 0,
             training_only: Default::default(),
+            alignments: Default::default(),
         };
         let masked = super::masked(&spec, &UnseenCase { surface: 1, task: 0 }, Some(0)).unwrap();
         let on_b: Vec<&TaskSpec> = masked.tasks.iter().filter(|task| task.surfaces[1]).collect();

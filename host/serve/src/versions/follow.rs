@@ -330,6 +330,7 @@ mod tests {
                 id_widths: Default::default(),
                 content: 0,
                 training_only: Default::default(),
+                alignments: Default::default(),
                 tasks: vec![click],
             };
             let config = FmConfig { dim: 16, qk_dim: 8, v_dim: 8, ..FmConfig::default() };

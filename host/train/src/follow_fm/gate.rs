@@ -9,7 +9,7 @@
 //! more than doubled what it learned may move. Where nothing can be compared, because there are too
 //! few rows or nothing serves, it publishes.
 
-use std::{collections::VecDeque, mem, path::Path, sync::Arc};
+use std::{borrow::Cow, collections::VecDeque, mem, path::Path, sync::Arc};
 
 use hypercast_fm::{
     checkpoint::FmManifest,
@@ -200,7 +200,9 @@ impl FmPublishGate {
         let new = self.requests.range(first..);
         let (mut fresh, mut learned): (Vec<_>, Vec<_>) =
             new.partition(|request| self.is_fresh(request));
-        let examples: Vec<&Example> = fresh.iter().map(|request| &request.example).collect();
+        let served = fresh.iter().map(|request| self.spec.served_example(&request.example));
+        let served: Vec<Cow<'_, Example>> = served.collect();
+        let examples: Vec<&Example> = served.iter().map(|example| &**example).collect();
         let said = self.comparable().map(|fm| fm.infer(&examples)).transpose();
         let serving = said.unwrap_or_else(|error| {
             if self.failures.is_news(&error) {
@@ -243,7 +245,9 @@ impl FmPublishGate {
             return Ok(());
         };
         let candidate = trainer.predict(&newest)?.tae;
-        match fm.infer(&newest) {
+        let served = newest.iter().map(|example| self.spec.served_example(example));
+        let served: Vec<Cow<'_, Example>> = served.collect();
+        match fm.infer(&served.iter().map(|example| &**example).collect::<Vec<_>>()) {
             Ok(serving) => self.tae_drift = Some(relative_distance(&candidate, &serving.tae)),
             Err(error) if self.failures.is_news(&error) => {
                 tracing::warn!(%error, "what serves gives no TAEs to compare with");
@@ -314,7 +318,7 @@ impl FmPublishGate {
     /// The FM that serves, if it predicts the same tasks from the same columns.
     fn comparable(&self) -> Option<&dyn FoundationModel> {
         let fm = self.serving.as_ref()?.fm.as_deref()?;
-        (fm.manifest().spec == self.spec).then_some(fm)
+        (fm.manifest().spec == self.spec.served()).then_some(fm)
     }
 
     /// Whether what serves has not learned from a request.

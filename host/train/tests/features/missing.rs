@@ -31,6 +31,7 @@ fn schema(item: Feature, context: Feature) -> Schema {
         ranges: vec![],
         retired: vec![],
         owned: Default::default(),
+        alignment: Default::default(),
         earlier: vec![],
     }
 }

@@ -58,6 +58,7 @@ fn schema(position: Position) -> Schema {
         ranges: vec![],
         retired: vec![],
         owned: Default::default(),
+        alignment: Default::default(),
         earlier: vec![],
     }
 }

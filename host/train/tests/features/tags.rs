@@ -36,6 +36,7 @@ fn schema(feature: Feature) -> Schema {
         ranges: vec![],
         retired: vec![],
         owned: Default::default(),
+        alignment: Default::default(),
         earlier: vec![],
     }
 }

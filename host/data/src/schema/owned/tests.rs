@@ -11,7 +11,7 @@ use crate::schema::growth::{RefusedChange, SchemaGrowth};
 use crate::schema::{Feature, FeatureKind, fm_spec, spec_growths};
 use crate::simulate::{SimulateOptions, simulate};
 
-fn world(dir: &Path) -> Schema {
+pub(in crate::schema) fn world(dir: &Path) -> Schema {
     let into = dir.to_owned();
     let options =
         SimulateOptions { into, users: 12, items: 16, requests: 60, surfaces: 2, seed: 7 };
@@ -20,7 +20,7 @@ fn world(dir: &Path) -> Schema {
 }
 
 /// One of each kind for the second surface, and counters by keys of the core and of its own.
-fn grown(old: &Schema) -> Schema {
+pub(in crate::schema) fn grown(old: &Schema) -> Schema {
     let mut new = old.clone();
     let surface = new.surfaces[1].clone();
     new.actions.push("cart".into());

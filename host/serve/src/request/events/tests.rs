@@ -23,6 +23,7 @@ fn converter() -> Converter {
         ids: Default::default(),
         retired: Vec::new(),
         owned: Default::default(),
+        alignment: Default::default(),
         earlier: Vec::new(),
         ranges: vec![
             ValueRange { name: "watched".into(), low: 0.0, high: 2.0, ..Default::default() },

@@ -50,6 +50,7 @@ fn schema() -> Schema {
         ids: Default::default(),
         retired: Vec::new(),
         owned: Default::default(),
+        alignment: Default::default(),
         earlier: Vec::new(),
         ranges: Vec::new(),
     }

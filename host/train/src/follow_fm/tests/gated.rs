@@ -2,6 +2,11 @@
 //! the place of a better one, and weights that moved too far; and by which requests it judges.
 
 use hypercast_core::hash::mix_parts;
+use hypercast_data::schema::growth::SchemaGrowth;
+use hypercast_data::schema::{
+    ColumnUpgrade, Feature, FeatureKind, OwnedEntries, SurfaceAlignment, Task, TaskKind, TaskRole,
+};
+use hypercast_fm::checkpoint::FmManifest;
 use hypercast_fm::example::Outcome;
 use serde_json::Value;
 
@@ -340,4 +345,73 @@ fn requests_of_a_stream_that_was_made_anew_count_unless_they_were_learned_from()
     assert!(new > 0, "positions begin again, and times go on");
     assert_eq!(measured(110..120), new, "what comes again says nothing");
     assert!(measured(120..130) > new);
+}
+
+/// A feature, an action and a task of the search page, which its alignment module reads and learns.
+fn aligned(schema: &Schema) -> Schema {
+    let mut schema = schema.clone();
+    schema.actions.push("cart".into());
+    let cart = Task::of_label("cart", TaskRole::Auxiliary, TaskKind::Binary);
+    schema.tasks.push(Task { surfaces: vec!["search".into()], ..cart });
+    schema.context_features.push(Feature::new("words", FeatureKind::Dense));
+    let own = |name: &str| [name.to_owned()].into();
+    let entries = OwnedEntries {
+        actions: own("cart"),
+        tasks: own("cart"),
+        context_features: own("words"),
+        ..OwnedEntries::default()
+    };
+    schema.owned.insert("search".into(), entries);
+    let module = SurfaceAlignment {
+        hidden: vec![16, 8],
+        features: Some(vec!["item_age".into(), "words".into()]),
+        ids: vec!["device".into(), "topic".into()],
+        tasks: vec!["cart".into()],
+    };
+    schema.alignment.insert("search".into(), module);
+    schema
+}
+
+#[test]
+fn an_alignment_module_learns_what_belongs_to_its_surface_and_serving_is_told_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = GatedWorld::new(dir.path());
+    let before = FmManifest::read(&world.config.paths.fm).unwrap();
+    let data = dir.path().join("data");
+    SchemaGrowth::apply(&data, &aligned(&world.dataset.schema)).unwrap();
+    world.dataset = Dataset::open(&data).unwrap();
+    let (schema, upgrade) = (&world.dataset.schema, ColumnUpgrade::new(&world.dataset.schema));
+    let words = schema.feature_columns().iter().position(|name| name == "words").unwrap();
+    let mut stream = world.requests(0..300);
+    for example in &mut stream {
+        upgrade.example(example);
+        for (at, target) in example.targets.iter_mut().enumerate() {
+            let has_words = mix_parts(&[example.request, at as u64]).is_multiple_of(2);
+            target.features[words] = f32::from(u8::from(has_words));
+            target.outcome.known |= 0b1000;
+            target.outcome.actions |= u64::from(has_words) << 3;
+        }
+    }
+    let record = |example: Example| {
+        let joined = JoinedExample { ingested_ms: 1, example, ranked: Vec::new() };
+        let payload = postcard::to_stdvec(&JoinedRecord::Example(joined)).unwrap();
+        Record { id: 0, payload }
+    };
+    let engine = streams(&stream.into_iter().map(record).collect::<Vec<_>>());
+    let followed = world.follow(&engine, "2.0.0", &world.honest);
+    // What serves is asked about the same requests, without what the module reads.
+    assert_eq!(followed.decision(0), "published: ", "{:?}", followed.lines);
+    assert!(followed.lines[0]["evaluation"][0]["serving_ne"].is_number(), "{:?}", followed.lines);
+    assert_eq!((followed.report.requests, followed.report.published), (300, 2));
+
+    let place = work_dir(&world.config, "2.0.0").join("saved/place.json");
+    let place: Value = serde_json::from_slice(&std::fs::read(place).unwrap()).unwrap();
+    let learned = |slice: &str| place["window"]["slices"][slice]["n"].as_u64().unwrap_or(0);
+    assert!(learned("search/cart") > 300 && learned("feed/cart") == 0, "{place}");
+    let into = dir.path().join("published-again");
+    publish::bootstrap(engine, Topic::fm("2.0.0"), &into).unwrap().unwrap();
+    let published = FmManifest::read(&into).unwrap();
+    assert_eq!(published.spec, before.spec);
+    assert!(published.statistics.labels.keys().eq(before.statistics.labels.keys()));
+    assert_eq!(published.statistics.features.width(), before.statistics.features.width());
 }
