@@ -77,10 +77,10 @@ pub struct BenchOptions {
     /// The folder of built guests that misbehave
     #[arg(long, value_name = "DIR", default_value = "target/hypercast/hostile")]
     pub hostile: PathBuf,
-    /// Measure one group of figures only. kernels: attention, window, shared, step, history; expert:
-    /// network, rank, columns; store: reads, open, writer, formats, rivals; serving: logging, stages,
-    /// load; engine: seams, directory, nats; lifecycle: ingest, latency, publish; isolation: rank,
-    /// faults, plugins, neighbours; ids: bodies, dictionary
+    /// Measure one group of figures only. kernels: attention, window, shared, step, history;
+    /// expert: network, rank, columns; store: reads, open, writer, formats, rivals; serving:
+    /// logging, stages, load; engine: seams, directory, nats; lifecycle: ingest, latency, publish;
+    /// isolation: rank, faults, plugins, neighbours; ids: bodies, dictionary
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and
