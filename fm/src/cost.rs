@@ -55,6 +55,20 @@ pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: TokenCounts) -> f64 {
     embedding + columns + (layers as f64 - 1.0) * inner + last + projection + head
 }
 
+/// The candidates of the request over which the cost of a history is shared, wherever a cost is one
+/// a candidate.
+pub const CANDIDATES: usize = 20;
+
+/// Floating-point operations a candidate of a one-stage model of this size, over a full history
+/// that [`CANDIDATES`] share.
+///
+/// A one-stage model is what a surface would have without the FM: one model of the FM's size,
+/// trained on that surface alone, whose own heads rank. An expert's cost is counted alike.
+pub fn one_stage_flops(config: &FmConfig, spec: &FmSpec) -> u64 {
+    let tokens = TokenCounts { history: config.max_history, targets: CANDIDATES };
+    (flops(config, spec, tokens) / CANDIDATES as f64).round() as u64
+}
+
 /// The number of tokens that a token attends to, itself included, if it has `before` predecessors.
 fn visible_tokens(config: &FmConfig, before: f64) -> f64 {
     match config.window {
@@ -103,6 +117,15 @@ mod tests {
         assert_eq!(cost(500, 1), cost(100, 1), "events beyond max_history cost nothing");
         let window = FmConfig { window: 8, global: 2, ..config.clone() };
         assert!(flops(&window, &spec(), TokenCounts { history: 100, targets: 1 }) < cost(100, 1));
+    }
+
+    #[test]
+    fn a_one_stage_model_shares_a_full_history_among_candidates() {
+        let config = FmConfig { max_history: 100, ..FmConfig::default() };
+        let cost = |history, targets| flops(&config, &spec(), TokenCounts { history, targets });
+        let (own, history) = (cost(100, 2) - cost(100, 1), 2.0 * cost(100, 1) - cost(100, 2));
+        let expected = own + history / 20.0;
+        assert!((one_stage_flops(&config, &spec()) as f64 - expected).abs() < 1.0);
     }
 
     #[test]

@@ -93,7 +93,12 @@ pub fn world(dir: &Path, requests: usize, surfaces: usize) -> Config {
 pub fn small_config() -> Config {
     let mut config = Config {
         expert_training: ExpertTraining { epochs: 1, ..ExpertTraining::default() },
-        plugin_limits: PluginLimits { memory_mib: 32, ..PluginLimits::default() },
+        // Experts are as large as beside a large FM.
+        plugin_limits: PluginLimits {
+            memory_mib: 32,
+            max_flops_share: 10.0,
+            ..PluginLimits::default()
+        },
         ..Config::default()
     };
     config.fm.dim = 32;

@@ -31,6 +31,7 @@
 //! ```
 
 pub mod error;
+mod flops_share;
 mod lifecycle;
 mod plugins;
 mod redacted_url;
@@ -56,6 +57,7 @@ use serde::{Deserialize, Serialize};
 
 use self::error::CommonErrors as _;
 pub use self::error::{Error, Result};
+pub use self::flops_share::{FlopsShare, OverFlopsShare};
 pub use self::lifecycle::{
     EngineKind, EngineSettings, FmGateSettings, JoinSettings, JoinerOptions, JoinerSettings,
     NeLimits, OnGap, PublishSettings,

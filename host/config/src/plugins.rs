@@ -1,6 +1,6 @@
 //! Plugins: the experts that serve, the limits of every plugin, and stricter ones for one expert.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use hypercast_expert::{
     BreakerConfig, EngineConfig, Limits, LoadOptions, cpu_budget::GateConfig, graph::GraphLimits,
@@ -85,6 +85,10 @@ pub struct PluginLimits {
     pub max_parameters: usize,
     /// The most floating-point operations of a plugin's network for one candidate.
     pub max_flops: u64,
+    /// The same of a new version, as a share of those of a one-stage model of its FM's size.
+    pub max_flops_share: f64,
+    /// Other shares by surface. An expert of several has the least of theirs.
+    pub surface_flops_share: BTreeMap<String, f64>,
     /// The most memory of a plugin's network, in MiB, for each use where it is made of it, to serve
     /// or to be trained: parameters,
     /// what is derived from them, and the values of all runs at a time. It is computed for the
@@ -141,6 +145,8 @@ impl Default for PluginLimits {
             log_bytes_per_s: 8192,
             max_parameters: 64 << 20,
             max_flops: 20_000_000,
+            max_flops_share: 0.4,
+            surface_flops_share: BTreeMap::new(),
             network_memory_mib: 4096,
             breaker_faults: 5,
             breaker_lost_share: 0.01,
@@ -228,6 +234,7 @@ impl PluginLimits {
         check_positive([("plugin_limits.network_memory_mib", self.network_memory_mib)])?;
         check_share("plugin_limits.threads_share", self.threads_share)?;
         check_share("plugin_limits.breaker_lost_share", self.breaker_lost_share)?;
+        self.validate_flops_shares()?;
         check(self.slow_ms >= 0.0, "plugin_limits.slow_ms", self.slow_ms, "at least 0")
     }
 }

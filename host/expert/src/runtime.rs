@@ -169,6 +169,12 @@ impl Blueprint {
         checked.map(drop).map_err(|why| Error::misfit(name, why))
     }
 
+    /// Floating-point operations of its network for a candidate, with its share of a full short
+    /// history.
+    pub fn flops(&self) -> u64 {
+        self.graph.cost.per_candidate(self.description.history_len)
+    }
+
     /// Whether the expert can serve `surface`.
     pub fn serves(&self, surface: &str) -> bool {
         self.description.surfaces.is_empty()

@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use hypercast_config::Config;
+use hypercast_config::{Config, PluginLimits};
 use hypercast_core::text_table::TextTable;
 use hypercast_data::dataset::Dataset;
 use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
@@ -230,7 +230,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let registry = match args.action {
         VersionsCommand::List(options) => {
             let (registry, held) = (versions.read()?, HeldVersion::all(&config)?);
-            return list(&registry, &held, options);
+            return list(&registry, &held, &config.plugin_limits, options);
         }
         VersionsCommand::Show(which) => {
             return show(&versions.read()?, &which, &HeldVersion::all(&config)?);
@@ -262,7 +262,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn list(registry: &Registry, held: &[HeldVersion], options: ListOptions) -> anyhow::Result<()> {
+fn list(
+    registry: &Registry,
+    held: &[HeldVersion],
+    limits: &PluginLimits,
+    options: ListOptions,
+) -> anyhow::Result<()> {
     let ListOptions { json, daemon, access } = options;
     let daemon = daemon.map(|host| Host { host, access });
     let arms =
@@ -276,7 +281,7 @@ fn list(registry: &Registry, held: &[HeldVersion], options: ListOptions) -> anyh
         }
         println!("{}", serde_json::to_string_pretty(&all)?);
     } else {
-        print!("{}{}", table(registry), held_lines(held));
+        print!("{}{}{}", table(registry), held_lines(held), over_lines(registry, limits));
         arms.into_iter().for_each(|arms| print!("\n{}", arm_table(&arms)));
     }
     Ok(())
@@ -401,7 +406,10 @@ fn register(
             };
             let wasm = WasmEngine::new(config.guests())?;
             let expert = ExpertVersion { parent, ..new.describe(config, &wasm, &schema)? };
-            Ok(versions.decide(|registry| registry.register_expert(&expert))?)
+            Ok(versions.decide(|registry| {
+                registry.check_flops_share(&expert, config)?;
+                registry.register_expert(&expert)
+            })?)
         }
     }
 }
@@ -455,6 +463,18 @@ fn held_lines(held: &[HeldVersion]) -> String {
     held.iter().map(line).collect()
 }
 
+/// Versions in use that cost more than new ones may, a line each.
+fn over_lines(registry: &Registry, limits: &PluginLimits) -> String {
+    let line = |version: &ExpertVersion| {
+        let ExpertVersion { name, version: number, surfaces, .. } = version;
+        let over = limits.check_flops_share(surfaces, registry.flops_share(version)?).err()?;
+        Some(format!("{name} {number}: {over}; a new version like it is refused\n"))
+    };
+    let versions = registry.experts().flat_map(|(_, expert)| expert.in_order());
+    let in_use = versions.filter(|version| version.state != VersionState::Retired);
+    in_use.filter_map(line).collect()
+}
+
 /// Every version in a line.
 pub fn table(registry: &Registry) -> String {
     let missing = registry.unapplied().map_or_else(String::new, |unapplied| {
@@ -465,7 +485,7 @@ pub fn table(registry: &Registry) -> String {
         return missing + "nothing is registered: the configuration says what serves\n";
     }
     let mut lines = vec![
-        ["kind", "version", "state", "share", "FM", "TAE", "weights", "surfaces"]
+        ["kind", "version", "state", "share", "FM", "TAE", "FLOPs", "weights", "surfaces"]
             .map(str::to_owned),
     ];
     for fm in registry.fms() {
@@ -476,6 +496,7 @@ pub fn table(registry: &Registry) -> String {
             String::new(),
             String::new(),
             fm.tae_dim.to_string(),
+            String::new(),
             place(&fm.weights),
             String::new(),
         ]);
@@ -487,6 +508,8 @@ pub fn table(registry: &Registry) -> String {
                 (VersionState::Active, _) => "standby".into(),
                 _ => String::new(),
             };
+            // Of a one-stage model's.
+            let flops = registry.flops_share(version);
             lines.push([
                 name.to_owned(),
                 version.version.clone(),
@@ -494,14 +517,15 @@ pub fn table(registry: &Registry) -> String {
                 share,
                 version.fm.clone(),
                 version.tae_dim.to_string(),
+                flops.map_or_else(String::new, |cost| format!("{:.1} %", cost.share() * 100.0)),
                 place(&version.weights),
                 version.surfaces.join(","),
             ]);
         }
     }
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
-    let widths: Vec<usize> = (0..8).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |cells: &[String; 8]| {
+    let widths: Vec<usize> = (0..9).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |cells: &[String; 9]| {
         let cells: Vec<String> =
             cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         format!("{}\n", cells.join("  ").trim_end())

@@ -59,7 +59,7 @@ use hypercast_data::logs::LogPosition;
 use hypercast_expert as expert;
 use hypercast_expert::wasm::contract::Verdict;
 use hypercast_stream::publish::{Publisher, TrainingPosition};
-use hypercast_stream::registry::{RegistryFollower, self_register_expert};
+use hypercast_stream::registry::{Registry, RegistryFollower, self_register_expert};
 use hypercast_stream::streams::{StreamEngine, StreamTrail, Topic};
 
 /// How long the first row of a step waits for others.
@@ -576,8 +576,12 @@ impl<'a> OnlineTraining<'a> {
     }
 
     fn register(&mut self) {
-        let FollowedVersion { engine, entry, version, runtime, .. } = &*self.own;
-        let describe = || runtime.describe(version, self.expert.provenance());
+        let FollowedVersion { engine, entry, version, runtime, config, .. } = &*self.own;
+        let describe = |registry: &Registry| {
+            let described = runtime.describe(version, self.expert.provenance())?;
+            registry.check_flops_share(&described, config)?;
+            Ok(described)
+        };
         self_register_expert(&mut self.registry, &**engine, &entry.name, version, describe);
     }
 }

@@ -284,6 +284,7 @@ impl ExpertRuntime for NotingExperts {
             earlier_schemas: Vec::new(),
             columns: None,
             tae_dim: provenance.tae_dim,
+            flops: None,
             without_tae: false,
             surfaces: vec![SURFACE.into()],
             created_ms: clock::now_ms(),

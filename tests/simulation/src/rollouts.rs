@@ -270,6 +270,7 @@ fn load(_: &Acceptor, of: &PushToLoad<'_>, files: &mut KeptFiles<'_>) -> Result<
         earlier_schemas: Vec::new(),
         columns: None,
         tae_dim: fm.tae_dim,
+        flops: None,
         without_tae: false,
         surfaces: of.manifest.surfaces.clone(),
         created_ms: clock::now_ms(),

@@ -112,6 +112,7 @@ pub fn simulated_fm(version: String) -> FmVersion {
         earlier_schemas: Vec::new(),
         columns: Vec::new(),
         tae_dim: 4,
+        one_stage_flops: None,
         created_ms: clock::now_ms(),
         trained_ms: 0,
         weights: WeightsLocation::Published,

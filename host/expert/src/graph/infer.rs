@@ -3,6 +3,8 @@
 //! Every rule returns the result's type and shape, or the rule that is broken. Requests stay apart
 //! because a symbolic dimension stays first and never meets the other one.
 
+use hypercast_fm::cost::CANDIDATES;
+
 use super::{Fold, Lead, Op, TensorShape, Type};
 
 /// The result of an op other than `Input` and `Parameter`.
@@ -329,10 +331,10 @@ pub struct Cost {
 
 impl Cost {
     /// The cost of a candidate that shares a full short history, and the arithmetic on parameters,
-    /// with 19 other candidates. `GraphLimits::flops_per_candidate` limits it.
+    /// with the others of [`CANDIDATES`]. `GraphLimits::flops_per_candidate` limits it.
     pub fn per_candidate(&self, history_len: u32) -> u64 {
         let history = self.per_history.saturating_mul(u64::from(history_len));
-        self.per_row.saturating_add(history.saturating_add(self.fixed) / 20)
+        self.per_row.saturating_add(history.saturating_add(self.fixed) / CANDIDATES as u64)
     }
 
     /// Adds one node's cost.

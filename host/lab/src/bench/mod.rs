@@ -13,6 +13,7 @@ mod isolation;
 mod kernels;
 mod lifecycle;
 mod load;
+mod rank_columns;
 mod report;
 mod rivals;
 mod seams;
@@ -76,10 +77,10 @@ pub struct BenchOptions {
     /// The folder of built guests that misbehave
     #[arg(long, value_name = "DIR", default_value = "target/hypercast/hostile")]
     pub hostile: PathBuf,
-    /// Measure one group of figures only. kernels: attention, window, shared, step, history; store:
-    /// reads, open, writer, formats, rivals; serving: logging, stages, load; engine: seams,
-    /// directory, nats; lifecycle: ingest, latency, publish; isolation: rank, faults, plugins,
-    /// neighbours; ids: bodies, dictionary
+    /// Measure one group of figures only. kernels: attention, window, shared, step, history;
+    /// expert: network, rank, columns; store: reads, open, writer, formats, rivals; serving:
+    /// logging, stages, load; engine: seams, directory, nats; lifecycle: ingest, latency, publish;
+    /// isolation: rank, faults, plugins, neighbours; ids: bodies, dictionary
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and
@@ -176,7 +177,11 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
     let part = options.part.to_possible_value().expect("no part is hidden");
     let mut report = BenchReport::new(part.get_name());
     let groups: &[(Option<&str>, GroupMeasure)] = match options.part {
-        BenchPart::Expert => &[(None, expert::network), (None, expert::ranking)],
+        BenchPart::Expert => &[
+            (Some("network"), expert::network),
+            (Some("rank"), expert::ranking),
+            (Some("columns"), rank_columns::measure),
+        ],
         BenchPart::Store => &[(None, store::measure)],
         BenchPart::Import => &[(None, import::measure)],
         BenchPart::Serving => &[(Some("logging"), fm::logging), (None, serving::measure)],

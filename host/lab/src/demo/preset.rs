@@ -124,6 +124,7 @@ impl DatasetChoice {
                 config.fm = size.fm();
                 config.expert_training = size.expert_training();
                 config.logs = size.logs();
+                config.plugin_limits.max_flops_share = size.max_flops_share();
                 config.experts = shared_expert(plugins);
                 return Ok(config);
             }

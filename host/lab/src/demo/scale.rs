@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use hypercast_config::{ExpertTraining, Logs};
+use hypercast_config::{ExpertTraining, Logs, PluginLimits};
 use hypercast_core::quantile::quantile;
 use hypercast_data::dataset::Dataset;
 use hypercast_fm::spec::FmConfig;
@@ -131,7 +131,7 @@ impl DatasetSize {
         } else {
             (default.learning_rate, default.sparse_learning_rate)
         };
-        let narrow = usize::from(rows < FEW_ROWS);
+        let narrow = usize::from(self.is_narrow());
         let kept = |(name, size): (&String, &SurfaceSize)| (name.clone(), size.kept_negatives());
         FmConfig {
             dim: default.dim >> narrow,
@@ -146,6 +146,16 @@ impl DatasetSize {
             pretraining_passes: if self.history_only > rows { 2 } else { 1 },
             ..default
         }
+    }
+
+    /// What an expert may cost beside that FM: it is no smaller where the FM is.
+    pub fn max_flops_share(&self) -> f64 {
+        if self.is_narrow() { 1.0 } else { PluginLimits::default().max_flops_share }
+    }
+
+    /// Whether so few rows are learned better by an FM of half the width.
+    fn is_narrow(&self) -> bool {
+        self.rows < FEW_ROWS
     }
 
     /// Settings of the experts' training.

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use hypercast_config::FlopsShare;
 use hypercast_expert::wasm::Call;
 use serde_json::{Value, json};
 
@@ -30,6 +31,11 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
             "applied_ms": (of.applied > 0).then_some(of.at_ms),
         })
     };
+    let limits = &service.settings.now().plugin_limits;
+    let over = |arm: &ExpertArm| {
+        let over = set.over_flops_share(arm, &service.converter.schema, limits);
+        over.map(|over| over.to_string())
+    };
     let expert = |arm: &ExpertArm| {
         let of = applied.get(&arm.label).copied().unwrap_or_default();
         let surfaces: Vec<String> =
@@ -41,6 +47,9 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
             "fm": arm.fm,
             "surfaces": surfaces,
             "share": arm.share,
+            // Of the FLOPs of a one-stage model of its FM's size, and how that is too much.
+            "flops_share": set.flops_share(arm).map(FlopsShare::share),
+            "over_flops_share": over(arm),
             "publications": of.applied,
             "refused": of.refused,
             "applied_ms": (of.applied > 0).then_some(of.at_ms),

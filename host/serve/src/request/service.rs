@@ -51,7 +51,7 @@ use crate::{
 
 /// Everything that a rank request needs besides the models.
 pub struct RankingService {
-    settings: Arc<Settings>,
+    pub(crate) settings: Arc<Settings>,
     /// Converts bodies, by the data set's schema.
     pub(crate) converter: Converter,
     /// The width of the items' content vectors in its feature state; 0 without any.

@@ -167,8 +167,24 @@ impl VersionLoader {
         let mut set = ServingSet::new(max_candidates, fms, default, arms);
         (set.revision, set.unloaded) = (revision, unloaded);
         self.check_memory(&set)?;
+        self.warn_of_flops(&set, old);
         self.metrics.set_versions(&set);
         Ok(set)
+    }
+
+    /// Warns of experts, new in this set, whose networks cost more than that of a new version may.
+    fn warn_of_flops(&self, set: &ServingSet, old: Option<&ServingSet>) {
+        let Some(schema) = &self.schema else { return };
+        let was_there = |arm: &ExpertArm| {
+            let mut before = old.into_iter().flat_map(|old| &old.arms);
+            before.any(|other| Arc::ptr_eq(&other.live, &arm.live))
+        };
+        for arm in set.arms.iter().filter(|arm| !was_there(arm)) {
+            if let Some(over) = set.over_flops_share(arm, schema, &self.config.plugin_limits) {
+                let expert = arm.label.as_str();
+                tracing::warn!(expert, "{over}: it serves, and a new version like it is refused");
+            }
+        }
     }
 
     /// Checks that every expert of a set has the memory for requests of as many candidates as the

@@ -7,11 +7,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use hypercast_config::{FlopsShare, OverFlopsShare, PluginLimits};
 use hypercast_core::clock::now_ms;
-use hypercast_data::schema::MainTasks;
+use hypercast_data::schema::{MainTasks, Schema};
 use hypercast_expert::{ExpertTimes, Fault, FmRows, RankOutcome, ServedExpert, Tae};
 use hypercast_fm::{
-    checkpoint::FmManifest, history::CacheCounts, inference::FmOutput, spec::TaskSpec,
+    checkpoint::FmManifest, cost::one_stage_flops, history::CacheCounts, inference::FmOutput,
+    spec::TaskSpec,
 };
 use hypercast_stream::registry::{
     Shares, VersionState, WeightsLocation, choose_version, user_bucket,
@@ -250,6 +252,26 @@ impl ServingSet {
             Some(format!("FM {}: {error}", fm.version()))
         });
         lost.collect()
+    }
+
+    /// What an expert's network costs beside a one-stage model of the size of its FM.
+    pub(crate) fn flops_share(&self, arm: &ExpertArm) -> Option<FlopsShare> {
+        let FmManifest { config, spec, .. } =
+            self.fms().find(|fm| fm.version() == arm.fm)?.manifest();
+        let network = arm.expert().blueprint().flops();
+        Some(FlopsShare { network, one_stage: one_stage_flops(config, spec) })
+    }
+
+    /// How that is more than a new version may cost, if it is.
+    pub(crate) fn over_flops_share(
+        &self,
+        arm: &ExpertArm,
+        schema: &Schema,
+        limits: &PluginLimits,
+    ) -> Option<OverFlopsShare> {
+        let surface = |at: &u16| schema.surfaces[usize::from(*at)].clone();
+        let surfaces: Vec<String> = arm.desired.surfaces.iter().map(surface).collect();
+        limits.check_flops_share(&surfaces, self.flops_share(arm)?).err()
     }
 
     fn problem(&self) -> Option<String> {

@@ -144,13 +144,13 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let deadline_ms = f64::from(bounded(own.deadline_ms, limits.deadline_ms));
     let memory_mib = f64::from(bounded(own.memory_mib, limits.memory_mib));
     let used = |limit, used: f64, most: f64, unit| Used { limit, used, most, unit };
-    let flops = blueprint.graph.cost.per_candidate(blueprint.description.history_len);
+    let flops = blueprint.flops();
     let output = limits.load_options().limits.output_bytes;
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
     let setup_ms = f64::from(limits.setup_deadline_ms);
     let ranked = (RANKED_BYTES * args.candidates as u64) as f64;
     let (parameters, most) = (blueprint.graph.parameter_count(), limits.max_parameters);
-    let headroom = vec![
+    let mut headroom = vec![
         used("deadline_ms", rank.p99_us / 1e3, deadline_ms, "ms"),
         used("setup_deadline_ms", slowest_hook_us / 1e3, setup_ms, "ms, the slowest hook"),
         used("memory_mib", mib(memory_bytes as f64), memory_mib, "MiB"),
@@ -158,6 +158,11 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
         used("max_flops", flops as f64, limits.max_flops as f64, "FLOPs a candidate"),
         used("max_parameters", parameters as f64, most as f64, "values"),
     ];
+    headroom.extend(loaded.flops_share.map(|cost| {
+        let most = limits.flops_share_of(&blueprint.description.surfaces).0;
+        let unit = "%, of the FLOPs of a one-stage model";
+        used("max_flops_share", cost.share() * 100.0, most * 100.0, unit)
+    }));
     Ok(PluginBenchReport {
         expert: format!("{} {}", blueprint.description.name, blueprint.description.version),
         candidates: args.candidates,

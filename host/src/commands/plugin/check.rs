@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use clap::Parser;
 
 use super::subject::{LoadedPlugin, PluginUnderTest};
+use hypercast_config::FlopsShare;
 use hypercast_core::text_table::TextTable;
 use hypercast_expert::batch::ExpertColumns;
 use hypercast_expert::graph::{ExpertGraph, Lead, Op};
@@ -25,9 +26,18 @@ pub struct Args {
 }
 
 /// Checks the plugin and prints what it is.
+///
+/// # Errors
+/// It is refused, also for what it costs beside the configuration's FM: that is found where a
+/// version is registered, so the report is printed before.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    print!("{}", report(&args.subject.load()?, args.candidates));
-    Ok(())
+    let loaded = args.subject.load()?;
+    print!("{}", report(&loaded, args.candidates));
+    let name = &loaded.blueprint.description.name;
+    match loaded.over_flops_share() {
+        Some(over) => Err(hypercast_expert::Error::misfit(name, over.refusal()).into()),
+        None => Ok(()),
+    }
 }
 
 /// The plugin in words.
@@ -73,12 +83,24 @@ pub fn report(loaded: &LoadedPlugin, candidates: usize) -> String {
         cost.per_row,
         cost.per_history,
     );
+    if let Some(cost @ FlopsShare { one_stage, .. }) = loaded.flops_share {
+        let (used, most) = (cost.share(), loaded.limits.flops_share_of(&d.surfaces).0);
+        text.push_str(&format!(
+            "share           {:.1} % of the {one_stage} FLOPs of a one-stage model of the FM's \
+             size, of {:.1} %\n\n",
+            used * 100.0,
+            most * 100.0,
+        ));
+    }
     text.push_str(&columns(loaded, candidates));
     text.push_str(&layers(graph));
     let may_train = mib(graph.training_memory.total()) <= loaded.limits.network_memory_mib;
-    text.push_str(match may_train {
-        true => "accepted\n",
-        false => "accepted to serve; refused where it is trained, for the memory that it needs\n",
+    text.push_str(match (loaded.over_flops_share(), may_train) {
+        (Some(_), _) => "refused as a new version, for what its network costs\n",
+        (None, true) => "accepted\n",
+        (None, false) => {
+            "accepted to serve; refused where it is trained, for the memory that it needs\n"
+        }
     });
     text
 }

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hypercast_config::{Config, PluginLimits};
+use hypercast_config::{Config, FlopsShare, OverFlopsShare, PluginLimits};
 use hypercast_data::dataset::content;
-use hypercast_data::schema::Schema;
+use hypercast_data::schema::{Schema, fm_spec};
 use hypercast_data::simulate;
 use hypercast_expert::{Blueprint, Engine, EngineConfig, LoadOptions};
+use hypercast_fm::cost::one_stage_flops;
 use hypercast_serve::Result;
 
 /// A component, and what it is to fit.
@@ -40,6 +41,9 @@ pub struct LoadedPlugin {
     pub content_dim: usize,
     /// What it may use.
     pub limits: PluginLimits,
+    /// What its network costs beside a one-stage model of the size of the configuration's FM; none
+    /// without either.
+    pub flops_share: Option<FlopsShare>,
 }
 
 impl PluginUnderTest {
@@ -66,15 +70,26 @@ impl PluginUnderTest {
         let beside = self.schema.as_ref().and_then(|file| file.parent());
         let content_dim = content::width_in(beside.unwrap_or(&config.paths.dataset))?;
         let own = config.load_options("", content_dim);
+        // Without a configuration no FM is known.
+        let fm = self.config.as_ref().filter(|_| tae_dim > 0).map(|_| fm_spec(&schema));
+        let one_stage = fm.transpose()?.map(|spec| one_stage_flops(&config.fm, &spec));
         let options = LoadOptions { tae_dim, registered: None, ..own };
         let limits = config.plugin_limits;
         let blueprint = Blueprint::load(&engine, &self.file, &schema, &options)?;
+        let network = blueprint.flops();
+        let flops_share = one_stage.map(|one_stage| FlopsShare { network, one_stage });
         let (blueprint, schema) = (Arc::new(blueprint), Arc::new(schema));
-        Ok(LoadedPlugin { blueprint, schema, content_dim, limits })
+        Ok(LoadedPlugin { blueprint, schema, content_dim, limits, flops_share })
     }
 }
 
 impl LoadedPlugin {
+    /// How its network costs more than a new version may, if it does.
+    pub fn over_flops_share(&self) -> Option<OverFlopsShare> {
+        let surfaces = &self.blueprint.description.surfaces;
+        self.limits.check_flops_share(surfaces, self.flops_share?).err()
+    }
+
     /// The surfaces that the component can serve, by index.
     pub fn surfaces(&self) -> impl Iterator<Item = u16> + '_ {
         let all = self.schema.surfaces.iter().zip(0..);

@@ -12,7 +12,7 @@ use hypercast_core::{atomic_dir, atomic_file, clock::now_ms};
 use hypercast_data::schema::Schema;
 use hypercast_expert::wasm::contract::{Column, HostInfo, HostSchema, VectorWidths};
 use hypercast_expert::{Blueprint, Engine, LoadOptions, Plugin, SavedParameters, ServedExpert};
-use hypercast_fm::checkpoint::FmManifest;
+use hypercast_fm::{checkpoint::FmManifest, cost::one_stage_flops};
 
 use super::{
     ExpertVersion, FileHashes, FmVersion, VersionState, WeightsLocation, content_hash,
@@ -33,6 +33,7 @@ impl FmVersion {
             earlier_schemas: earlier_schema_hashes(schema),
             columns: core_columns(schema),
             tae_dim: manifest.config.tae_width(),
+            one_stage_flops: Some(one_stage_flops(&manifest.config, &manifest.spec)),
             created_ms: now_ms(),
             trained_ms: manifest.trained_until_ms,
             weights,
@@ -139,6 +140,7 @@ impl NewExpert {
             earlier_schemas: earlier_schema_hashes(schema),
             columns: Some(columns_read(blueprint.description.all_columns(), schema)),
             tae_dim: self.tae_dim,
+            flops: Some(blueprint.flops()),
             without_tae: self.without_tae,
             surfaces: self.surfaces.clone(),
             created_ms: now_ms(),

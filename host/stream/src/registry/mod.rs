@@ -12,6 +12,7 @@
 
 mod client;
 mod describe;
+mod flops_share;
 mod rules;
 mod self_register;
 mod state;
@@ -87,6 +88,11 @@ pub struct FmVersion {
     pub columns: Vec<String>,
     /// The width of its TAE.
     pub tae_dim: usize,
+    /// Floating-point operations a candidate of a one-stage model of its size
+    /// ([`hypercast_fm::cost::one_stage_flops`]); none of a version that was registered before they
+    /// were noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_stage_flops: Option<u64>,
     /// When it was registered, milliseconds since the epoch.
     pub created_ms: i64,
     /// The time of the newest request in its training at registration, milliseconds since the
@@ -145,6 +151,9 @@ pub struct ExpertVersion {
     pub columns: Option<Vec<String>>,
     /// The width of the TAE that it reads.
     pub tae_dim: usize,
+    /// Floating-point operations a candidate of its network; none if they were not noted yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flops: Option<u64>,
     /// Whether it runs without the TAE (with zeros instead).
     #[serde(default)]
     pub without_tae: bool,

@@ -57,11 +57,11 @@ pub fn self_register_expert(
     engine: &dyn StreamEngine,
     name: &str,
     version: &str,
-    describe: impl Fn() -> Result<ExpertVersion>,
+    describe: impl Fn(&Registry) -> Result<ExpertVersion>,
 ) {
     let changes = |registry: &Registry| match registry.expert_version(name, version) {
         Some(_) => Ok(Vec::new()),
-        None => registry.register_expert(&describe()?),
+        None => registry.register_expert(&describe(registry)?),
     };
     let registered = registry.decide(engine, changes);
     log_registration(&format!("expert {name} {version}"), registered);

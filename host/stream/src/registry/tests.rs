@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use hypercast_config::Config;
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
 
 use super::*;
@@ -23,6 +24,7 @@ fn fm(version: &str, tae_dim: usize) -> FmVersion {
         earlier_schemas: Vec::new(),
         columns: Vec::new(),
         tae_dim,
+        one_stage_flops: None,
         created_ms: 1,
         trained_ms: 0,
         weights: WeightsLocation::Published,
@@ -45,6 +47,7 @@ fn expert(name: &str, version: &str, fm: &str, surfaces: &[&str]) -> ExpertVersi
         earlier_schemas: Vec::new(),
         columns: None,
         tae_dim: 32,
+        flops: None,
         without_tae: false,
         surfaces: surfaces.iter().map(|surface| surface.to_string()).collect(),
         created_ms: 1,
@@ -120,6 +123,44 @@ fn registering_again_changes_nothing_and_other_properties_need_another_version()
     changed.plugin_hash = "2".into();
     desk.refused("plugin", |r| r.register_expert(&changed));
     desk.refused("no surface", |r| r.register_expert(&expert("x", "1.0.0", "1.0.0", &[])));
+}
+
+#[test]
+fn a_new_version_stays_within_its_share_of_flops() {
+    let desk = Desk::default();
+    let of_size = |size| FmVersion { one_stage_flops: size, ..fm("1.0.0", 32) };
+    let registry = desk.well(|r| r.register_fm(&of_size(Some(1000))));
+    let mut config = Config::default();
+    let costs = |version: &str, flops| ExpertVersion {
+        flops: Some(flops),
+        ..expert("feed", version, "1.0.0", &["feed"])
+    };
+    registry.check_flops_share(&costs("1.0.0", 400), &config).unwrap();
+    let more = costs("1.0.0", 401);
+    let said = registry.check_flops_share(&more, &config).unwrap_err().to_string();
+    for part in [
+        "expert `feed`: its network takes 401 FLOPs",
+        "40.1 % of the 1000",
+        "max_flops_share",
+        "author",
+        "operators",
+    ] {
+        assert!(said.contains(part), "{said} lacks {part}");
+    }
+    config.plugin_limits.surface_flops_share.insert("feed".into(), 0.5);
+    registry.check_flops_share(&more, &config).unwrap();
+    // Whatever a later configuration says.
+    let registry = desk.well(|r| r.register_expert(&more));
+    registry.check_flops_share(&more, &Config::default()).unwrap();
+    assert_eq!(registry.flops_share(&more).unwrap().share(), 0.401);
+    assert!(registry.check_flops_share(&costs("1.1.0", 401), &Config::default()).is_err());
+    // Those of before have no figures.
+    let unnoted = ExpertVersion { flops: None, ..costs("2.0.0", 0) };
+    registry.check_flops_share(&unnoted, &Config::default()).unwrap();
+    assert_eq!(registry.flops_share(&unnoted), None);
+    let desk = Desk::default();
+    let registry = desk.well(|r| r.register_fm(&of_size(None)));
+    registry.check_flops_share(&more, &Config::default()).unwrap();
 }
 
 #[test]

@@ -50,6 +50,8 @@ impl LifecycleFixture {
         config.fm.qk_dim = 8;
         config.fm.v_dim = 8;
         config.fm.max_history = 16;
+        // Experts are as large as beside a large FM.
+        config.plugin_limits.max_flops_share = 4.0;
         choose_engine(&mut config, engine, dir, &mut processes)?;
         adjust(&mut config);
         let path = dir.join("hypercast.toml");

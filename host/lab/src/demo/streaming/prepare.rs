@@ -140,6 +140,8 @@ fn configure(options: &DemoOptions, speed_up: f64, config: &mut Config) {
     config.publish.snapshot_every = 20;
     config.logs.file_seconds = if options.live.small { 1 } else { 3 };
     config.fm.save_every_requests = 2000;
+    // The FMs are small, so that they keep up with the replay; the expert is as beside large ones.
+    config.plugin_limits.max_flops_share = 2.0;
     // Pretraining on events without times would take longer than the whole demo.
     config.fm.pretraining_passes = 0;
     // Half a second of the replay is this long in event time: a shorter window would end between

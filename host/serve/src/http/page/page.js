@@ -113,8 +113,9 @@ function show(live) {
   table("fms", ["version", ["state", "left"], "publications", "refused", "trained until", "applied"],
     live.fms.map((fm) => [fm.version, [fm.state, "left " + (fm.state === "active" ? "good" : "")], whole(fm.publications),
       [whole(fm.refused), fm.refused ? "bad" : ""], fm.trained_until_ms ? new Date(fm.trained_until_ms).toISOString().slice(0, 16).replace("T", " ") : "–", ago(fm.applied_ms, now)]), "no foundation model in this process");
-  table("experts", ["expert", ["version", "left"], ["state", "left"], ["FM", "left"], ["surfaces", "left"], "share"],
-    live.experts.map((e) => [e.name, [e.version, "left"], [e.state, "left " + (e.state === "active" ? "good" : "")], [e.fm, "left"], [e.surfaces.join(", "), "left"], `${fixed((e.share ?? 0) * 100, 0)} %`]), "no expert in this process");
+  table("experts", ["expert", ["version", "left"], ["state", "left"], ["FM", "left"], ["surfaces", "left"], "share", "FLOPs of one-stage"],
+    live.experts.map((e) => [e.name, [e.version, "left"], [e.state, "left " + (e.state === "active" ? "good" : "")], [e.fm, "left"], [e.surfaces.join(", "), "left"], `${fixed((e.share ?? 0) * 100, 0)} %`,
+      [`${fixed(e.flops_share * 100, 0)} %`, e.over_flops_share ? "bad" : ""]]), "no expert in this process");
   const us = (value) => span(value === null ? null : value / 1000);
   table("plugins", ["plugin", ["version", "left"], "requests", "degraded", "lately", "network", "rank", "instance", "memory", "log lines", ["faults", "left"], ["breaker", "left"]],
     live.plugins.map((p) => [p.name, [p.version, "left"], whole(p.requests), [whole(p.degraded), p.degraded ? "bad" : ""],

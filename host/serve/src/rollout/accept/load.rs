@@ -124,6 +124,7 @@ impl Acceptor {
         let component = push.component;
         let read = ReadExpert { blueprint, component, parameters: Some(parameters) };
         let (mut version, expert) = new.describe_read(&config, &self.schema, &read)?;
+        registry.check_flops_share(&version, &config)?;
         version.parent = serving.map(|serving| serving.version.clone());
         Ok(LoadedPush { version, expert: expert.map(Arc::new) })
     }
