@@ -115,6 +115,18 @@ impl Description {
         self.training(Column::request())
     }
 
+    /// Requests the position at which a daemon ranked each item before it was shown, for the
+    /// training hooks.
+    pub fn training_position(self) -> Self {
+        self.training(Column::position())
+    }
+
+    /// Requests the probability that the rule gave for each item at its position, for the training
+    /// hooks.
+    pub fn training_propensity(self) -> Self {
+        self.training(Column::propensity())
+    }
+
     fn rank(mut self, column: Column) -> Self {
         declare(&mut self.0.rank_columns, column);
         self

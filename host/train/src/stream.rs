@@ -9,6 +9,7 @@ use std::{ops::Range, path::Path, sync::Arc};
 
 use hypercast_fm::example::Example;
 
+use super::chunk_rows::ChunkRows;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, ExpertEntry, ExpertTraining};
 use hypercast_core::disk;
@@ -340,26 +341,17 @@ fn in_chunks(
     most: usize,
     mut take: impl FnMut(Chunk<'_>) -> Result<()>,
 ) -> Result<()> {
-    let mut give = |examples: &[Example], tae: &[f32], predictions: &[f32]| {
-        take(Chunk { examples, tae, predictions })
-    };
-    let (mut examples, mut tae, mut predictions, mut rows) = (vec![], vec![], vec![], 0);
+    let mut held = ChunkRows::default();
     for logged in view.rows() {
-        let LoggedRequest { example, tae: own, predictions: said, .. } = logged?;
+        let logged = logged?;
         // A chunk that a trainer would have to cut would leave it a step of a few rows.
-        if rows > 0 && rows + example.targets.len() > most {
-            give(&examples, &tae, &predictions)?;
-            examples.clear();
-            tae.clear();
-            predictions.clear();
-            rows = 0;
+        if held.rows > 0 && held.rows + logged.example.targets.len() > most {
+            take(held.chunk())?;
+            held.clear();
         }
-        rows += example.targets.len();
-        examples.push(example);
-        tae.extend_from_slice(&own);
-        predictions.extend_from_slice(&said);
+        held.add(logged);
     }
-    if rows > 0 { give(&examples, &tae, &predictions) } else { Ok(()) }
+    if held.rows > 0 { take(held.chunk()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -294,8 +294,13 @@ impl Harness {
 
     fn actions(&self, cases: &[Case]) -> ActionBatch {
         let requests = cases.iter();
-        let requests: Vec<_> =
-            requests.map(|case| GuestRequest { example: &case.example, fm: case.fm() }).collect();
+        let requests: Vec<GuestRequest> = requests
+            .map(|case| GuestRequest {
+                example: &case.example,
+                fm: case.fm(),
+                ranked: &case.ranked,
+            })
+            .collect();
         self.columns.hook_batch(&requests, &self.info)
     }
 
