@@ -5,6 +5,7 @@
 
 mod chunk_rows;
 mod content_reader;
+mod early_stop;
 pub mod error;
 mod eval_window;
 pub mod expert;
@@ -21,6 +22,7 @@ pub mod report;
 mod run_state;
 pub mod stream;
 
+pub use early_stop::PassScores;
 pub use error::{Error, Result};
 pub use holds::{HeldPublications, HeldVersion};
 

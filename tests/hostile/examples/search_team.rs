@@ -1,6 +1,6 @@
 //! The expert of one surface, as its team wants it. It reads the features and learns the tasks that
-//! belong to the surface. Where the schema has a `threshold` of items, whoever watches at least that
-//! share of one is `engaged`. Rows count by where they were ranked. It is not hostile.
+//! belong to the surface. Where items have a `threshold`, whoever watches at least that share of
+//! one is `engaged`. Rows count by where they were ranked. It is not hostile.
 
 use hypercast_sdk::{
     ActionBatch, Description, Expert, Graph, HostInfo, Linear, TaskKind, TaskLabels, TaskWeights,

@@ -207,7 +207,7 @@ fn a_trainer_goes_on_in_a_grown_schema_with_the_scales_of_its_columns() {
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
 /// a fault.
-const EXPECTED: [(&str, Option<&str>); 62] = [
+const EXPECTED: [(&str, Option<&str>); 63] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -245,6 +245,7 @@ const EXPECTED: [(&str, Option<&str>); 62] = [
     ("out_of_range", Some("candidate index")),
     ("overflow", Some("call stack")),
     ("overflow_array", Some("call stack")),
+    ("patient", None),
     ("plods", None),
     ("pointwise", None),
     ("propensity", Some("propensity 1.5")),
