@@ -46,6 +46,16 @@ impl Column {
         Self::of("request", "")
     }
 
+    /// The position at which a daemon ranked the item before it was shown, for hooks.
+    pub fn position() -> Self {
+        Self::of("ranked-position", "")
+    }
+
+    /// The probability that the rule gave for the item at that position, for hooks.
+    pub fn propensity() -> Self {
+        Self::of("ranked-propensity", "")
+    }
+
     /// A categorical feature of the items in the short history.
     pub fn history_id(name: impl Into<String>) -> Self {
         Self::of("history-id", name)
@@ -192,6 +202,18 @@ impl ActionBatch {
     /// `Description::training_request`.
     pub fn requests(&self) -> Result<&[i64], String> {
         integers(&self.columns, &Column::request(), "training_request")
+    }
+
+    /// The position, from 0, at which a daemon ranked each row's item before it was shown; NaN
+    /// where that is not known. Declare it with `Description::training_position`.
+    pub fn position(&self) -> Result<&[f32], String> {
+        numbers(&self.columns, &Column::position(), "training_position")
+    }
+
+    /// The probability that the rule gave for the item at that position; NaN where that is not
+    /// known, or the rule gave none. Declare it with `Description::training_propensity`.
+    pub fn propensity(&self) -> Result<&[f32], String> {
+        numbers(&self.columns, &Column::propensity(), "training_propensity")
     }
 }
 

@@ -67,6 +67,15 @@ impl<E: Expert> raw::hooks::Guest for Component<E> {
         log::report_panics();
         E::evaluate_rows(&info, &evaluation, &rows)
     }
+
+    fn validation_score(
+        info: HostInfo,
+        evaluation: Evaluation,
+        rows: EvaluationRows,
+    ) -> Result<Option<f64>, String> {
+        log::report_panics();
+        E::validation_score(&info, &evaluation, &rows)
+    }
 }
 
 /// Returns the description and network that the host would receive at load, for a plugin's tests.

@@ -3,7 +3,7 @@
 //! A description does not list the columns that the network reads: they follow from the network
 //! itself (see `Graph`), so an author does not have to repeat them.
 
-use crate::raw::types::{self as wit, Column, HostInfo, Limits, Task, TaskKind};
+use crate::raw::types::{self as wit, Attribute, Column, HostInfo, Limits, Task, TaskKind, Value};
 
 /// Describes an expert to the host: its name, version, tasks, surfaces and limits.
 #[derive(Debug, Clone)]
@@ -115,6 +115,18 @@ impl Description {
         self.training(Column::request())
     }
 
+    /// Requests the position at which a daemon ranked each item before it was shown, for the
+    /// training hooks.
+    pub fn training_position(self) -> Self {
+        self.training(Column::position())
+    }
+
+    /// Requests the probability that the rule gave for each item at its position, for the training
+    /// hooks.
+    pub fn training_propensity(self) -> Self {
+        self.training(Column::propensity())
+    }
+
     fn rank(mut self, column: Column) -> Self {
         declare(&mut self.0.rank_columns, column);
         self
@@ -134,6 +146,16 @@ impl Description {
     /// Sets the FM versions that the expert accepts, as a semver requirement.
     pub fn fm_version(mut self, requirement: &str) -> Self {
         self.0.fm_version = requirement.into();
+        self
+    }
+
+    /// Ends training on logs after so many passes in a row that are no better than the best one
+    /// (see [`crate::Expert::validation_score`]), whose parameters are kept. The newest rows, a
+    /// tenth or 65,536, are held out to tell. 1 to 1,000; the operator bounds the passes.
+    pub fn early_stop(mut self, patience: u32) -> Self {
+        self.0.options.retain(|option| option.name != "patience");
+        let value = Value::Integer(patience.into());
+        self.0.options.push(Attribute { name: "patience".into(), value });
         self
     }
 

@@ -54,6 +54,29 @@ fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<Task
 }
 
 impl ActionBatch {
+    /// The labels of a binary task: 1 where a value of the outcome is at least the row's threshold,
+    /// which `threshold` gives by the row. A row counts where the value is known and the threshold
+    /// is a number.
+    ///
+    /// # Errors
+    /// The schema has no such value.
+    pub fn at_least(
+        &self,
+        task: &str,
+        value: &str,
+        threshold: impl Fn(usize) -> f32,
+    ) -> Result<TaskLabels, String> {
+        let known = self.values.iter().find(|own| own.name == value);
+        let values = known.ok_or_else(|| format!("the schema has no value `{value}`"))?;
+        let rows = values.values.iter().enumerate().map(|(row, value)| (*value, threshold(row)));
+        let of_row = |(value, threshold): (f32, f32)| {
+            let counts = !value.is_nan() && !threshold.is_nan();
+            (f32::from(u8::from(value >= threshold)), u8::from(counts))
+        };
+        let (labels, mask) = rows.map(of_row).unzip();
+        Ok(TaskLabels { task: task.into(), labels, mask, weights: Vec::new() })
+    }
+
     /// The weights of some tasks, all with that of each row: `weight` is called with the row.
     pub fn weighted(&self, tasks: &[Task], weight: impl Fn(usize) -> f32) -> Vec<TaskWeights> {
         let weights: Vec<f32> = (0..self.surface.len()).map(weight).collect();

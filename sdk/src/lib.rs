@@ -178,6 +178,21 @@ pub trait Expert {
     fn evaluate_rows(info: &HostInfo, evaluation: &Evaluation, _rows: &EvaluationRows) -> Verdict {
         Self::evaluate(info, evaluation)
     }
+
+    /// Returns how good a pass over logs was, higher is better, where the description says
+    /// [`Description::early_stop`]: by predictions for rows that no pass learns from, of which
+    /// `evaluation` has the figures and `rows` whole requests, a few MiB. The default leaves it to
+    /// the host, which takes the mean NE of the tasks.
+    ///
+    /// # Errors
+    /// An error ends the training.
+    fn validation_score(
+        _info: &HostInfo,
+        _evaluation: &Evaluation,
+        _rows: &EvaluationRows,
+    ) -> Result<Option<f64>, String> {
+        Ok(None)
+    }
 }
 
 /// The examples of the author's guide, compiled.

@@ -269,4 +269,22 @@ fn columns_are_found_by_name_and_type() {
     assert_eq!(batch.time_ms().expect("declared"), [5, 5, 9]);
     assert_eq!(batch.vector("content").expect("declared").len(), 6);
     assert!(batch.feature("length").expect_err("not declared").contains("training_feature"));
+    assert!(batch.position().expect_err("not declared").contains("training_position"));
+    let ranked = vec![0.0, 4.0, f32::NAN];
+    let column = NamedColumn { column: Column::position(), data: Data::Numbers(ranked) };
+    let batch = ActionBatch { columns: vec![column], ..batch };
+    assert_eq!(batch.position().expect("declared")[..2], [0.0, 4.0]);
+}
+
+#[test]
+fn a_threshold_of_each_row_says_who_is_engaged() {
+    let thresholds = [f32::NAN, 4.0, 1.0];
+    let engaged = batch().at_least("engaged", "seconds", |row| thresholds[row]).expect("known");
+    // Neither a row without a threshold counts, nor one whose value is not known.
+    assert_eq!((engaged.mask, engaged.labels[1]), (vec![0, 1, 0], 1.0));
+    let lower = batch().at_least("engaged", "seconds", |_| 4.5).expect("known");
+    assert_eq!((lower.mask, &lower.labels[..2]), (vec![1, 1, 0], &[0.0, 0.0][..]));
+    assert!(
+        batch().at_least("engaged", "minutes", |_| 1.0).expect_err("none").contains("`minutes`")
+    );
 }

@@ -62,6 +62,7 @@ fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> Admitte
         history_len: 4,
         fm_version: "*".into(),
         limits: contract::Limits { deadline_ms: 0, memory_mib: 0 },
+        patience: None,
     };
     let network = convert::network(finished.network);
     let host = contract::HostSchema::of_single_values(info);

@@ -399,6 +399,7 @@ impl Config {
             ("join.save_every_events", self.join.save_every_events as usize),
             ("logs.rows_per_file", self.logs.rows_per_file),
             ("expert_training.epochs", self.expert_training.epochs),
+            ("expert_training.max_epochs", self.expert_training.max_epochs),
             ("expert_training.batch_rows", self.expert_training.batch_rows),
         ])?;
         self.server.validate()?;

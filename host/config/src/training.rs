@@ -117,6 +117,8 @@ impl Default for Logs {
 pub struct ExpertTraining {
     /// Passes over the logs.
     pub epochs: usize,
+    /// The most passes of an expert that ends them itself (`patience` in its description).
+    pub max_epochs: usize,
     /// Rows in a batch, in whole requests.
     pub batch_rows: usize,
     /// AdamW's peak learning rate; it warms up and then falls to a tenth. An expert's `schedule`
@@ -140,6 +142,7 @@ impl Default for ExpertTraining {
     fn default() -> Self {
         Self {
             epochs: 2,
+            max_epochs: 20,
             batch_rows: 512,
             learning_rate: 2e-3,
             online_learning_rate: 5e-4,

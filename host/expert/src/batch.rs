@@ -127,6 +127,8 @@ pub(crate) enum ColumnSource {
     FmLogit(usize),
     Time,
     Request,
+    RankedPosition,
+    RankedPropensity,
     HistoryItem,
     HistorySurface,
     HistoryItemFeature(IdColumns),
@@ -229,6 +231,8 @@ impl ExpertColumns {
             Column::Feature(_)
             | Column::RawFeature(_)
             | Column::FmLogit(_)
+            | Column::RankedPosition
+            | Column::RankedPropensity
             | Column::HistoryAge => 1,
             Column::Id(_) | Column::HistoryId(_) | Column::Time | Column::Request => {
                 return size_of::<u64>();
@@ -356,7 +360,8 @@ impl ExpertColumns {
         fm: impl Into<FmRows<'a>>,
     ) -> Vec<NamedColumn> {
         let targets = &self.training_only.targets(example, ReadFor::Rule);
-        self.rank.values(&[GuestRows { targets, time_ms: example.time_ms, fm: fm.into() }])
+        let (time_ms, fm) = (example.time_ms, fm.into());
+        self.rank.values(&[GuestRows { targets, time_ms, fm, ranked: &[] }])
     }
 
     /// What the training hooks receive for all rows of some requests, with what only training
@@ -395,6 +400,8 @@ fn source(column: &Column, host: &HostSchema) -> Result<ColumnSource, String> {
         (Column::FmLogit(_), index) => ColumnSource::FmLogit(index),
         (Column::Time, _) => ColumnSource::Time,
         (Column::Request, _) => ColumnSource::Request,
+        (Column::RankedPosition, _) => ColumnSource::RankedPosition,
+        (Column::RankedPropensity, _) => ColumnSource::RankedPropensity,
         (Column::HistoryId(_), index) => match host.item_columns(index) {
             Some(columns) => ColumnSource::HistoryItemFeature(columns),
             None if index == 0 => ColumnSource::HistoryItem,
@@ -487,7 +494,10 @@ impl<E: Borrow<Example>> Builder<'_, E> {
                 self.targets().for_each(|target| vector_of(&target.item, width, vectors));
             }
             ColumnSource::FmLogit(task) => self.fm_logits(task, numbers(column)),
-            ColumnSource::Time | ColumnSource::Request => {
+            ColumnSource::Time
+            | ColumnSource::Request
+            | ColumnSource::RankedPosition
+            | ColumnSource::RankedPropensity => {
                 unreachable!("no network reads them: see `Column::check_reader`")
             }
             ColumnSource::HistoryItem => self.history_ids(column, |event| event.item.id),

@@ -2,11 +2,13 @@
 //!
 //! They are resolved once, when a plugin is loaded, and hold what the request or the log says, not
 //! what the network makes of it. A number that is missing is 0, as rules of earlier releases
-//! expect; a column `NAME_missing` tells the two apart. Of several values it is the first.
+//! expect; a column `NAME_missing` tells the two apart. Of several values it is the first. Where an
+//! item was ranked is NaN if nobody knows: 0 is the first position.
 
 use std::mem::size_of;
 use std::sync::Arc;
 
+use hypercast_data::ranked_place::RankedPlace;
 use hypercast_fm::example::{Example, Target};
 
 use super::batch::{ColumnSource, known, vector_of};
@@ -28,6 +30,8 @@ pub struct GuestRequest<'a> {
     pub example: &'a Example,
     /// What the FM says of the rows.
     pub fm: FmRows<'a>,
+    /// Where each row's item was ranked before it was shown; empty if nothing is known of any.
+    pub ranked: &'a [Option<RankedPlace>],
 }
 
 /// The rows of a request as a guest sees them.
@@ -36,12 +40,13 @@ pub(crate) struct GuestRows<'a> {
     pub(crate) targets: &'a [Target],
     pub(crate) time_ms: i64,
     pub(crate) fm: FmRows<'a>,
+    pub(crate) ranked: &'a [Option<RankedPlace>],
 }
 
 impl<'a> GuestRequest<'a> {
     pub(crate) fn rows(&self) -> GuestRows<'a> {
-        let GuestRequest { example, fm } = *self;
-        GuestRows { targets: &example.targets, time_ms: example.time_ms, fm }
+        let GuestRequest { example, fm, ranked } = *self;
+        GuestRows { targets: &example.targets, time_ms: example.time_ms, fm, ranked }
     }
 }
 
@@ -101,6 +106,12 @@ impl GuestColumns {
             ColumnSource::FmLogit(task) => Data::Numbers(self.fm_logits(task, requests)),
             ColumnSource::Time => Data::Integers(of_requests(requests, |_, own| own.time_ms)),
             ColumnSource::Request => Data::Integers(of_requests(requests, |at, _| at as i64)),
+            ColumnSource::RankedPosition => {
+                Data::Numbers(of_places(requests, |place| Some(place.position as f32)))
+            }
+            ColumnSource::RankedPropensity => {
+                Data::Numbers(of_places(requests, |place| place.propensity))
+            }
             ColumnSource::RawFeature(_)
             | ColumnSource::HistoryItem
             | ColumnSource::HistorySurface
@@ -136,6 +147,16 @@ impl GuestColumns {
         }
         all
     }
+}
+
+/// A number of where each row was ranked, NaN where that is not known.
+fn of_places(requests: &[GuestRows], number: impl Fn(&RankedPlace) -> Option<f32>) -> Vec<f32> {
+    let of = |GuestRows { targets, ranked, .. }: &GuestRows| -> Vec<f32> {
+        let place = |row: usize| ranked.get(row).and_then(Option::as_ref);
+        let rows = 0..targets.len();
+        rows.map(|row| place(row).and_then(&number).unwrap_or(f32::NAN)).collect()
+    };
+    requests.iter().flat_map(of).collect()
 }
 
 /// A value of each request, once for each of its rows.

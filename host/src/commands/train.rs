@@ -198,6 +198,7 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
         let report = expert::train(&config, entry, &guests, source)?;
         println!("{} ({}), {} rows, first pass:", report.name, report.plugin, report.rows);
         print!("{}", report::table(&report.progressive));
+        report.passes.iter().for_each(|passes| println!("{passes}"));
         match report.held {
             None => println!("parameters: {}", report.parameters.display()),
             Some(own) => {

@@ -216,6 +216,14 @@ impl EvalWindow {
         })
     }
 
+    /// The mean over the tasks of their errors, as far as they count, over that of the base rate;
+    /// none if no task has outcomes that differ.
+    pub(super) fn mean_error(&self) -> Option<f64> {
+        let errors = self.measured_errors_since(0, 1);
+        let errors: Vec<f64> = errors.map(|own| own.counted(own.candidate)).collect();
+        (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64)
+    }
+
     /// Says that an FM that may be published is no better than the base rate, and how to publish
     /// it nevertheless; `None` if it is better, or where too few rows say so.
     pub(super) fn above_base_rate(&self) -> Option<String> {

@@ -15,6 +15,7 @@ use hypercast_fm::metrics::{MetricsWindow, ScoredPrediction, ScoredValue, TaskMe
 use serde::Serialize;
 
 use super::{
+    PassScores,
     eval_window::{EvalWindow, WindowPredictions, judge},
     materialise,
     report::ReportLine,
@@ -41,6 +42,8 @@ pub struct ExpertReport {
     pub plugin: String,
     /// Rows a pass.
     pub rows: u64,
+    /// How passes ended, if the plugin ends them itself.
+    pub passes: Option<PassScores>,
     /// The parameter file, of what was trained or, if that is held, of what serves.
     pub parameters: PathBuf,
     /// Why it may not serve, if the plugin's `evaluate` or the operator's limits say so.
@@ -110,8 +113,8 @@ fn train_on(
             entry.name
         ))
     })?;
-    let rows = survey.rows;
     let mut stream = ExpertSetup::of(config, entry, engine).begin(&view, survey, |_| ())?;
+    let rows = stream.passes.learned_rows;
     let blueprint = stream.blueprint.clone();
     let window = || EvalWindow::new(&blueprint.description.tasks, &log.schema);
     window().check_limits(&entry.ne_limits)?;
@@ -129,11 +132,8 @@ fn train_on(
         new: window(),
         serving_until_ms,
     };
-    let mut progress = Progress::start(
-        &format!("expert {}", entry.name),
-        rows * config.expert_training.epochs as u64,
-    );
-    stream.learn_past(&view, |report| {
+    let mut progress = Progress::start(&format!("expert {}", entry.name), stream.passes.rows());
+    let passes = stream.learn_past(&view, |report| {
         let rows: usize = report.examples.iter().map(|example| example.targets.len()).sum();
         metrics.observe(report);
         progress.advance(rows as u64, || format!("loss {:.4}", report.losses.iter().sum::<f64>()));
@@ -155,6 +155,7 @@ fn train_on(
             parameters.provenance.plugin, parameters.provenance.plugin_version
         ),
         rows,
+        passes,
         parameters: path,
         held,
         seconds: started.elapsed().as_secs_f64(),

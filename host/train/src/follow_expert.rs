@@ -388,7 +388,8 @@ impl<'a> OnlineTraining<'a> {
         self.take(next, out)?;
         let most = self.most_rows();
         let full = |own: &PendingRows| own.rows() >= most;
-        let waited = |own: &PendingRows| own.rows.rows > 0 && clock::since(own.since) >= BATCH_WAIT;
+        let waited =
+            |own: &PendingRows| own.rows.rows() > 0 && clock::since(own.since) >= BATCH_WAIT;
         if let Some(rows) = self.waiting.take_if(|own| full(own) || at_end || waited(own)) {
             self.learn(rows, out)?;
         }
@@ -468,13 +469,13 @@ impl<'a> OnlineTraining<'a> {
 
     fn learn(&mut self, waiting: PendingRows, out: &mut dyn Write) -> Result<()> {
         let PendingRows { mut rows, corrections, ingested_ms, end, orders, .. } = waiting;
-        let mut predictions = match rows.rows {
+        let mut predictions = match rows.rows() {
             0 => Vec::new(),
             _ => self.expert.predict(rows.chunk())?,
         };
-        let times = rows.examples.iter().map(|example| example.time_ms);
+        let times = rows.examples().iter().map(|example| example.time_ms);
         let until_ms = times.fold(self.place.until_ms, i64::max);
-        let first = rows.examples.len();
+        let first = rows.examples().len();
         // One step for both: what is corrected is nearly all of one label, and would take a step of
         // its own as far as all rows together take theirs.
         rows.append(corrections);
@@ -483,15 +484,15 @@ impl<'a> OnlineTraining<'a> {
         // Before the place moves past them.
         self.feed.set_aside(rows.unusable(&refused))?;
         let is_kept = |at: usize| refused.binary_search_by_key(&at, |own| own.index).is_err();
-        let late = (first..rows.examples.len()).filter(|&at| is_kept(at)).count() as u64;
+        let late = (first..rows.examples().len()).filter(|&at| is_kept(at)).count() as u64;
         if orders.is_some() {
             self.orders = orders;
             // What was tried again is new, although the place is not.
             self.asked_position = None;
         }
         rows.retain(first, is_kept, &mut predictions);
-        if rows.rows > 0 {
-            self.progress.push(&rows.examples, &predictions);
+        if rows.rows() > 0 {
+            self.progress.push(rows.examples(), &predictions);
             self.gate.measure(&mut *self.expert, rows.chunk(), &predictions)?;
         }
         let now_ms = now_ms();
@@ -502,7 +503,7 @@ impl<'a> OnlineTraining<'a> {
         self.progress.learning.learned(0, late);
         self.move_to(end);
         self.place = ExpertCheckpoint {
-            requests: self.place.requests + rows.examples.len() as u64,
+            requests: self.place.requests + rows.examples().len() as u64,
             corrections: self.place.corrections + late,
             until_ms,
             ..self.place

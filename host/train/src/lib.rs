@@ -3,7 +3,9 @@
 //! Each job reads its own input and nothing of the others' state: the FM reads
 //! the data set, an expert the logs. What a step computes is the model crates'.
 
+mod chunk_rows;
 mod content_reader;
+mod early_stop;
 pub mod error;
 mod eval_window;
 pub mod expert;
@@ -20,6 +22,7 @@ pub mod report;
 mod run_state;
 pub mod stream;
 
+pub use early_stop::PassScores;
 pub use error::{Error, Result};
 pub use holds::{HeldPublications, HeldVersion};
 

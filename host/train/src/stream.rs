@@ -9,6 +9,8 @@ use std::{ops::Range, path::Path, sync::Arc};
 
 use hypercast_fm::example::Example;
 
+use super::chunk_rows::ChunkRows;
+use super::early_stop::{EarlyStop, PassScores, learned_rows};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, ExpertEntry, ExpertTraining};
 use hypercast_core::disk;
@@ -18,7 +20,7 @@ use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, Chunk, Engine, ExpertTrainer, FeatureStatistics, LoadOptions, Parameters, Plugin,
     Provenance, TrainerConfig,
-    train::{BatchReport, OptimizerConfig, SavedTrainer},
+    train::{BatchReport, OptimizerConfig, RefusedRequest, SavedTrainer},
     wasm::contract::VectorWidths,
 };
 
@@ -156,9 +158,10 @@ impl<'a> ExpertSetup<'a> {
         let settings = self.config.expert_training.clone();
         let mut parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
         warm(&mut parameters);
-        let (config, device) = (self.trainer_config(survey.rows), self.config.device);
+        let passes = PlannedPasses::new(&blueprint, &settings, survey.rows);
+        let (config, device) = (self.trainer_config(passes), self.config.device);
         let trainer = ExpertTrainer::new(blueprint.clone(), parameters, config, device)?;
-        Ok(ExpertStream { trainer, blueprint, settings })
+        Ok(ExpertStream { trainer, blueprint, settings, passes, held: ChunkRows::default() })
     }
 
     /// Goes on online with what [`ExpertTrainer::saved`] gave: with the network as it is now or, if
@@ -182,11 +185,13 @@ impl<'a> ExpertSetup<'a> {
         let Provenance { tae_dim, fm_version, .. } = saved.provenance();
         let vectors = VectorWidths { tae: *tae_dim, content: self.content_dim(0)? };
         let blueprint = self.blueprint(layout, schema, vectors, fm_version)?;
-        let (config, device) = (self.trainer_config(0), self.config.device);
+        let passes = PlannedPasses::default();
+        let (config, device) = (self.trainer_config(passes), self.config.device);
         let trainer = ExpertTrainer::resume(blueprint.clone(), saved, config, device)?;
         let settings = self.config.expert_training.clone();
-        let mut stream = ExpertStream { trainer, blueprint, settings };
-        stream.go_online();
+        let held = ChunkRows::default();
+        let mut stream = ExpertStream { trainer, blueprint, settings, passes, held };
+        stream.go_online()?;
         Ok(stream)
     }
 
@@ -245,10 +250,10 @@ impl<'a> ExpertSetup<'a> {
         Ok(Arc::new(blueprint))
     }
 
-    /// The schedule spans the passes over so many rows.
-    fn trainer_config(&self, rows: u64) -> TrainerConfig {
+    /// The schedule spans all passes that there may be.
+    fn trainer_config(&self, passes: PlannedPasses) -> TrainerConfig {
         let settings = &self.config.expert_training;
-        let steps = settings.epochs as u64 * rows / settings.batch_rows as u64;
+        let steps = passes.rows() / settings.batch_rows as u64;
         TrainerConfig {
             optimizer: OptimizerConfig {
                 learning_rate: settings.learning_rate as f32,
@@ -275,15 +280,46 @@ pub struct ExpertStream {
     pub trainer: ExpertTrainer,
     /// The plugin and its network.
     pub blueprint: Arc<Blueprint>,
+    /// The passes over the past.
+    pub passes: PlannedPasses,
     settings: ExpertTraining,
+    /// Rows of the past that no pass has learned from.
+    held: ChunkRows,
+}
+
+/// Passes over a past.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PlannedPasses {
+    /// How many there are at most.
+    pub most: usize,
+    /// The rows that each learns from, the first ones in the order of the logs.
+    pub learned_rows: u64,
+}
+
+impl PlannedPasses {
+    fn new(blueprint: &Blueprint, settings: &ExpertTraining, rows: u64) -> PlannedPasses {
+        match blueprint.description.patience {
+            Some(_) => {
+                PlannedPasses { most: settings.max_epochs, learned_rows: learned_rows(rows) }
+            }
+            None => PlannedPasses { most: settings.epochs, learned_rows: rows },
+        }
+    }
+
+    /// The rows of all passes, each counted once a pass.
+    pub fn rows(self) -> u64 {
+        self.most as u64 * self.learned_rows
+    }
 }
 
 /// Sees requests and, a task, the predictions for their targets, before they are learned from.
 pub type Watcher<'a> = &'a mut dyn FnMut(&[&Example], &[Vec<f32>]);
 
 impl ExpertStream {
-    /// Learns from a past in as many passes as the settings say. The first goes in time order, and
-    /// `report` sees each batch's predictions before it is learned from.
+    /// Learns from the past with which it has begun, in as many passes as the settings say or, for
+    /// a plugin with `patience`, until they are no better (see [`PassScores`]). The first goes in
+    /// time order, and `report` sees each batch's predictions before it is learned from. What no
+    /// pass learned from, it sees in the end, as the parameters predict it.
     ///
     /// # Errors
     /// Logs that cannot be read, a plugin whose hooks fail.
@@ -291,29 +327,47 @@ impl ExpertStream {
         &mut self,
         view: &LogView<'_>,
         mut report: impl FnMut(&BatchReport<'_>),
-    ) -> Result<()> {
-        for epoch in 0..self.settings.epochs {
+    ) -> Result<Option<PassScores>> {
+        let mut early_stop = None;
+        for epoch in 0..self.passes.most {
             self.trainer.set_pass(epoch > 0, epoch == 0);
             self.trainer.set_repeats(epoch > 0);
-            in_chunks(view, CHUNK_ROWS, |chunk| {
-                for refused in self.trainer.train(chunk, &mut report)? {
-                    let (request, reason) = (chunk.examples[refused.index].request, refused.reason);
-                    tracing::warn!(epoch, request, reason, "a request is not learned from");
-                }
-                Ok(())
+            let mut rows = view.rows();
+            in_chunks(first_rows(&mut rows, self.passes.learned_rows), CHUNK_ROWS, |chunk| {
+                learn(&mut self.trainer, chunk, &mut report)
             })?;
+            if let (Some(patience), 0) = (self.blueprint.description.patience, epoch) {
+                let mut held = ChunkRows::default();
+                for logged in rows {
+                    held.add(logged?);
+                }
+                early_stop = Some(EarlyStop::new(self, patience, &view.log.schema, held)?);
+            }
+            if let Some(stop) = &mut early_stop
+                && stop.is_over(&self.trainer)?
+            {
+                break;
+            }
         }
-        Ok(())
+        let Some(stop) = early_stop else { return Ok(None) };
+        let (scores, held) = stop.finish(&mut self.trainer, report)?;
+        self.held = held;
+        Ok(Some(scores))
     }
 
     /// From here on the learning rate is constant and small; call it once between a past and a
-    /// stream.
-    pub fn go_online(&mut self) {
+    /// stream. What no pass has learned from, it learns once, as if the stream began with it.
+    ///
+    /// # Errors
+    /// A plugin whose hooks fail.
+    pub fn go_online(&mut self) -> Result<()> {
         let rate = self.settings.online_learning_rate;
         self.trainer.hold_rates(rate as f32, (rate * TABLE_RATE) as f32);
         self.trainer.set_pass(false, false);
         self.trainer.set_repeats(false);
         self.trainer.set_batch_rows(self.settings.online_batch_rows);
+        let held = std::mem::take(&mut self.held);
+        if held.rows == 0 { Ok(()) } else { learn(&mut self.trainer, held.chunk(), |_| ()) }
     }
 
     /// Follows a stream batch by batch in the order of the logs: predicts every row, lets `watch`
@@ -322,7 +376,7 @@ impl ExpertStream {
     /// # Errors
     /// Logs that cannot be read, a plugin whose hooks fail.
     pub fn follow(&mut self, view: &LogView<'_>, learns: bool, watch: Watcher<'_>) -> Result<()> {
-        in_chunks(view, self.settings.online_batch_rows, |chunk| {
+        in_chunks(view.rows(), self.settings.online_batch_rows, |chunk| {
             let predictions = self.trainer.predict(chunk)?;
             watch(&chunk.examples.iter().collect::<Vec<_>>(), &predictions);
             if learns {
@@ -333,33 +387,48 @@ impl ExpertStream {
     }
 }
 
-/// Hands on the rows of a view in whole requests, at most `most` rows at a time unless one request
-/// has more.
+fn learn(
+    trainer: &mut ExpertTrainer,
+    chunk: Chunk<'_>,
+    report: impl FnMut(&BatchReport<'_>),
+) -> Result<()> {
+    for RefusedRequest { index, reason } in trainer.train(chunk, report)? {
+        let request = chunk.examples[index].request;
+        tracing::warn!(request, reason, "a request is not learned from");
+    }
+    Ok(())
+}
+
+/// Whole requests up to the first that ends at or behind row `most`.
+fn first_rows(
+    rows: &mut impl Iterator<Item = Result<LoggedRequest>>,
+    most: u64,
+) -> impl Iterator<Item = Result<LoggedRequest>> {
+    let mut read = 0;
+    std::iter::from_fn(move || {
+        let logged = if read < most { rows.next()? } else { return None };
+        read += logged.as_ref().map_or(0, |logged| logged.example.targets.len() as u64);
+        Some(logged)
+    })
+}
+
+/// Hands on requests as a whole, at most `most` rows at a time unless one request has more.
 fn in_chunks(
-    view: &LogView<'_>,
+    requests: impl Iterator<Item = Result<LoggedRequest>>,
     most: usize,
     mut take: impl FnMut(Chunk<'_>) -> Result<()>,
 ) -> Result<()> {
-    let mut give = |examples: &[Example], tae: &[f32], predictions: &[f32]| {
-        take(Chunk { examples, tae, predictions })
-    };
-    let (mut examples, mut tae, mut predictions, mut rows) = (vec![], vec![], vec![], 0);
-    for logged in view.rows() {
-        let LoggedRequest { example, tae: own, predictions: said, .. } = logged?;
+    let mut held = ChunkRows::default();
+    for logged in requests {
+        let logged = logged?;
         // A chunk that a trainer would have to cut would leave it a step of a few rows.
-        if rows > 0 && rows + example.targets.len() > most {
-            give(&examples, &tae, &predictions)?;
-            examples.clear();
-            tae.clear();
-            predictions.clear();
-            rows = 0;
+        if held.rows > 0 && held.rows + logged.example.targets.len() > most {
+            take(held.chunk())?;
+            held.clear();
         }
-        rows += example.targets.len();
-        examples.push(example);
-        tae.extend_from_slice(&own);
-        predictions.extend_from_slice(&said);
+        held.add(logged);
     }
-    if rows > 0 { give(&examples, &tae, &predictions) } else { Ok(()) }
+    if held.rows > 0 { take(held.chunk()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -473,7 +542,7 @@ mod tests {
             LogView { log: &log, surfaces: vec![0, 1], span: Span::default(), embedding: None };
         for most in [1, 10, 64, 1 << 20] {
             let (mut requests, mut chunks) = (Vec::new(), 0);
-            in_chunks(&view, most, |Chunk { examples, tae, .. }| {
+            in_chunks(view.rows(), most, |Chunk { examples, tae, .. }| {
                 let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
                 assert!(rows <= most || examples.len() == 1, "{rows} of {most}");
                 assert_eq!(tae.len(), rows * 3);

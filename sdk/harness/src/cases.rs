@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hypercast_data::ranked_place::RankedPlace;
 use hypercast_data::schema::MissingColumns;
 use hypercast_data::synthetic::{Synthetic, SyntheticRequest, SyntheticSize};
 use hypercast_expert::{FmRows, Tae};
@@ -17,12 +18,23 @@ pub struct Case {
     /// The FM's own predictions, `[candidates, main tasks]`, row-major, in the schema's order:
     /// probabilities, or values in the unit of the label. Empty without an FM.
     pub predictions: Vec<f32>,
+    /// `[candidates]`, where a daemon ranked each before it was shown; empty if none did.
+    pub ranked: Vec<Option<RankedPlace>>,
 }
 
 impl Case {
     pub(crate) fn new(sample: SyntheticRequest) -> Case {
         let SyntheticRequest { example, tae, predictions } = sample;
-        Case { example, tae, predictions }
+        Case { example, tae, predictions, ranked: Vec::new() }
+    }
+
+    /// The same after a daemon has ranked the candidates in their order, each place at the same
+    /// probability.
+    pub(crate) fn ranked_by_chance(self) -> Case {
+        let candidates = self.candidates();
+        let propensity = Some(1.0 / candidates.max(1) as f32);
+        let place = |position: usize| place_of(position as u32, propensity);
+        Case { ranked: (0..candidates).map(place).collect(), ..self }
     }
 
     /// The number of candidates.
@@ -47,6 +59,7 @@ pub struct RequestBuilder {
     id_rows: Vec<(String, Vec<u64>)>,
     outcome: Option<Outcome>,
     events: Option<Vec<Event>>,
+    ranked: Vec<Option<RankedPlace>>,
 }
 
 impl RequestBuilder {
@@ -62,6 +75,7 @@ impl RequestBuilder {
             id_rows: Vec::new(),
             outcome: None,
             events: None,
+            ranked: Vec::new(),
         }
     }
 
@@ -131,6 +145,22 @@ impl RequestBuilder {
         RequestBuilder { outcome: Some(outcome), ..self }
     }
 
+    /// Sets the position at which a daemon ranked each candidate before it was shown, and the
+    /// probability that the rule gave for it, for the training hooks; NaN where either is not
+    /// known.
+    ///
+    /// # Panics
+    /// There are not as many positions as propensities.
+    pub fn ranked_at(mut self, positions: &[f32], propensities: &[f32]) -> RequestBuilder {
+        assert_eq!(positions.len(), propensities.len(), "a propensity for each position");
+        let places = positions.iter().zip(propensities).map(|(&position, &propensity)| {
+            let propensity = Some(propensity).filter(|known| !known.is_nan());
+            (!position.is_nan()).then(|| place_of(position as u32, propensity)).flatten()
+        });
+        self.ranked = places.collect();
+        self
+    }
+
     /// Makes all outcomes unknown, as they are in serving.
     pub fn serving(self) -> RequestBuilder {
         self.outcome(Outcome::UNKNOWN)
@@ -139,7 +169,8 @@ impl RequestBuilder {
     /// Builds the request.
     ///
     /// # Panics
-    /// A column is not one of the schema's, or has values for more or fewer candidates.
+    /// A column is not one of the schema's, or has values for more or fewer candidates, as places
+    /// may not.
     pub fn build(self) -> Case {
         let mut case = Case::new(self.world.request(self.number, self.size));
         let example = &mut case.example;
@@ -184,8 +215,15 @@ impl RequestBuilder {
         if let Some(events) = self.events {
             example.history = events;
         }
-        case
+        let (places, candidates) = (self.ranked.len(), case.candidates());
+        assert!([0, candidates].contains(&places), "{places} places for {candidates} candidates");
+        Case { ranked: self.ranked, ..case }
     }
+}
+
+/// The place of an item in an answer of this test's version.
+fn place_of(position: u32, propensity: Option<f32>) -> Option<RankedPlace> {
+    Some(RankedPlace { position, propensity, arm: "test@0.0.0".to_owned() })
 }
 
 fn place(kind: &str, name: &str, names: &[String]) -> usize {

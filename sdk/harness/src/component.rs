@@ -94,6 +94,15 @@ impl ExpertCode for ComponentCode {
         plugin.evaluate_rows(info, evaluation, rows).map_err(words)
     }
 
+    fn validation_score(
+        &self,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> Result<Option<f64>, String> {
+        let Blueprint { plugin, info, .. } = &*self.blueprint;
+        plugin.validation_score(info, evaluation, rows).map_err(words)
+    }
+
     fn load(&self, world: &World) -> Result<Harness, Error> {
         ComponentCode::load(world, &self.file)
     }

@@ -282,6 +282,19 @@ impl Harness {
         self.code.evaluate_rows(evaluation, rows)
     }
 
+    /// Returns the expert's score of a pass of training on rows that it did not learn from, higher
+    /// is better; none if it leaves that to the host.
+    ///
+    /// # Errors
+    /// The call faults. The error is the message of the fault.
+    pub fn validation_score(
+        &self,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> Result<Option<f64>, String> {
+        self.code.validation_score(evaluation, rows)
+    }
+
     pub(crate) fn rank_by(
         &self,
         case: &Case,
@@ -294,8 +307,13 @@ impl Harness {
 
     fn actions(&self, cases: &[Case]) -> ActionBatch {
         let requests = cases.iter();
-        let requests: Vec<_> =
-            requests.map(|case| GuestRequest { example: &case.example, fm: case.fm() }).collect();
+        let requests: Vec<GuestRequest> = requests
+            .map(|case| GuestRequest {
+                example: &case.example,
+                fm: case.fm(),
+                ranked: &case.ranked,
+            })
+            .collect();
         self.columns.hook_batch(&requests, &self.info)
     }
 

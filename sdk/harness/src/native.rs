@@ -97,6 +97,15 @@ impl<E: Expert + 'static> ExpertCode for NativeCode<E> {
         Ok(convert::verdict(E::evaluate_rows(&self.info, &evaluation, &rows)))
     }
 
+    fn validation_score(
+        &self,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> Result<Option<f64>, String> {
+        let (evaluation, rows) = (convert::evaluation(evaluation), convert::evaluation_rows(rows));
+        E::validation_score(&self.info, &evaluation, &rows)
+    }
+
     fn load(&self, world: &World) -> Result<Harness, Error> {
         NativeCode::<E>::load(world)
     }

@@ -36,6 +36,11 @@ pub(crate) trait ExpertCode {
         evaluation: &Evaluation,
         rows: &EvaluationRows,
     ) -> Result<Verdict, String>;
+    fn validation_score(
+        &self,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> Result<Option<f64>, String>;
     /// Loads the expert again.
     fn load(&self, world: &World) -> Result<Harness, Error>;
     /// What the host's trainer needs; none for native code, which it cannot call.

@@ -69,10 +69,17 @@ pub(crate) fn train(blueprint: &Arc<Blueprint>, log: &[Case]) -> Result<Training
     let examples: Vec<_> = log.iter().map(|case| case.example.clone()).collect();
     let tae: Vec<f32> = log.iter().flat_map(|case| &case.tae).copied().collect();
     let predictions: Vec<f32> = log.iter().flat_map(|case| &case.predictions).copied().collect();
+    let places = |case: &Case| {
+        let mut places = case.ranked.clone();
+        places.resize(case.candidates(), None);
+        places
+    };
+    let ranked: Vec<_> = log.iter().flat_map(places).collect();
     let (mut steps, mut lost_step) = (0, None);
     for pass in 0..PASSES {
         trainer.set_repeats(pass > 0);
-        let chunk = Chunk { examples: &examples, tae: &tae, predictions: &predictions };
+        let chunk =
+            Chunk { examples: &examples, tae: &tae, predictions: &predictions, ranked: &ranked };
         trainer.train(chunk, |report| {
             // If sampling keeps no row, no step is made and the losses are 0.
             if !report.stepped && report.losses.iter().any(|loss| *loss != 0.0) {

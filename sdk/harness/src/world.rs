@@ -127,14 +127,18 @@ impl World {
     }
 
     /// Generates a log of requests with outcomes, each with six candidates. They alternate between
-    /// the surfaces with the given indices.
+    /// the surfaces with the given indices. Of every second request of a surface it is known where
+    /// its candidates were ranked.
     pub fn log(&self, requests: usize, surfaces: &[u16]) -> Vec<Case> {
         let size = |at: usize| SyntheticSize {
             surface: surfaces[at % surfaces.len()],
             candidates: 6,
             history: at % 40,
         };
-        let case = |at: usize| Case::new(self.synthetic.request(at as u64, size(at)));
+        let case = |at: usize| {
+            let case = Case::new(self.synthetic.request(at as u64, size(at)));
+            if (at / surfaces.len()).is_multiple_of(2) { case } else { case.ranked_by_chance() }
+        };
         (0..requests).map(case).collect()
     }
 

@@ -2,6 +2,9 @@
 //! several worlds, failures of hostile guests are reported, and trained parameters can be used.
 
 use hypercast_core::prerequisite::skip;
+use hypercast_data::schema::{Feature, FeatureKind};
+use hypercast_data::simulate;
+use hypercast_fm::example::Outcome;
 use std::path::{Path, PathBuf};
 
 use hypercast_harness::{Failure, Harness, World, session};
@@ -109,6 +112,36 @@ fn entropy(harness: &Harness, log: &[hypercast_harness::Case]) -> f64 {
         count += 1.0;
     }
     sum / count
+}
+
+#[test]
+fn a_team_labels_by_its_items_thresholds_and_weighs_by_where_they_were_ranked() {
+    let files = components("HYPERCAST_HOSTILE", "labels and weights of a team");
+    let Some(file) = files.iter().find(|file| name(file) == "search_team") else { return };
+    let mut schema = simulate::schema(3);
+    schema.item_features.push(Feature::new("threshold", FeatureKind::Dense));
+    // A task of the feed alone never counts on the search page.
+    schema.tasks.retain(|task| task.name != "finish");
+    let world = World::new(schema);
+    let team = world.component(file).unwrap();
+    let watched = |watch: f32| {
+        let mut outcome = Outcome::UNKNOWN;
+        outcome.values[0] = watch;
+        let request = world.request(1).surface("search").items([7, 8, 9]).outcome(outcome);
+        let request = request.feature_rows("threshold", &[0.4, 0.6, 0.5]);
+        request.ranked_at(&[0.0, 2.0, f32::NAN], &[0.5, f32::NAN, f32::NAN]).build()
+    };
+    let labels = |watch| {
+        let labels = team.labels(&[watched(watch)]).unwrap();
+        let engaged = labels.into_iter().find(|own| own.task == "engaged").unwrap();
+        (engaged.labels, engaged.mask)
+    };
+    assert_eq!(labels(0.5), (vec![1.0, 0.0, 1.0], vec![1; 3]));
+    assert_eq!(labels(f32::NAN).1, [0; 3]);
+    // Chance put the first one there in half of the requests; few see the third place.
+    assert_eq!(team.weights(&[watched(0.5)]).unwrap(), vec![vec![2.0, 2.0, 1.0]; 4]);
+    team.check_labels().unwrap();
+    team.trained(&world.log(60, &[1])).unwrap();
 }
 
 /// A method of the harness that runs one check.

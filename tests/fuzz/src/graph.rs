@@ -141,6 +141,7 @@ pub fn description(history_len: u32) -> Description {
         history_len,
         fm_version: "*".into(),
         limits: contract::Limits { deadline_ms: 0, memory_mib: 0 },
+        patience: None,
     }
 }
 

@@ -5,11 +5,12 @@
 //! [`hostile_expert!`] and [`hostile_mutant!`] define and export such an expert. Its name is that
 //! of the example.
 //!
-//! Nine have no fault: `earlier_contract` is of contract 2, `search_team` serves one surface and
-//! reads what belongs to it, `content_vector`, `explorer` and `fm_residual` do what no plugin of
-//! this repository does, `dlrm` was made of a model in ONNX, `every_column` reads all that `rank`
-//! can for `hypercast-lab bench expert`, and `pointwise` and `listwise` are one network that learns
-//! by two losses, for `hypercast-lab evaluate --expert pointwise.wasm --rival listwise.wasm`.
+//! Ten have no fault: `earlier_contract` is of contract 2, `search_team` serves one surface and
+//! reads what belongs to it, `content_vector`, `explorer`, `fm_residual` and `patient` do what no
+//! plugin of this repository does, `dlrm` was made of a model in ONNX, `every_column` reads all
+//! that `rank` can for `hypercast-lab bench expert`, and `pointwise` and `listwise` are one network
+//! that learns by two losses, for
+//! `hypercast-lab evaluate --expert pointwise.wasm --rival listwise.wasm`.
 
 use std::marker::PhantomData;
 

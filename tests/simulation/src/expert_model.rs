@@ -241,7 +241,7 @@ impl OnlineExpert for NotingExpert {
 }
 
 fn chunk(examples: &[Example]) -> Chunk<'_> {
-    Chunk { examples, tae: &[], predictions: &[] }
+    Chunk { examples, ..Chunk::default() }
 }
 
 /// The keys of rows behind the past. A chunk has corrections behind the rows, which it does not

@@ -75,6 +75,7 @@ pub(crate) fn description(columns: Vec<Column>, tasks: &[(&str, TaskKind)]) -> D
         history_len: 8,
         fm_version: "*".into(),
         limits: Limits { deadline_ms: 0, memory_mib: 0 },
+        patience: None,
     }
 }
 

@@ -72,7 +72,7 @@ fn log(requests: u64) -> Log {
 
 impl Log {
     fn chunk(&self) -> Chunk<'_> {
-        Chunk { examples: &self.examples, tae: &self.tae, predictions: &[] }
+        Chunk { examples: &self.examples, tae: &self.tae, ..Chunk::default() }
     }
 }
 
@@ -157,7 +157,7 @@ fn without_tae_the_tae_is_not_read() {
         let with = trainer.predict(log.chunk()).unwrap();
         let other = noise(77, log.tae.len());
         let without = trainer
-            .predict(Chunk { examples: &log.examples, tae: &other, predictions: &[] })
+            .predict(Chunk { examples: &log.examples, tae: &other, ..Chunk::default() })
             .unwrap();
         assert_eq!(with, without);
     }
@@ -246,6 +246,7 @@ const EXPECTED: [(&str, Option<&str>); 63] = [
     ("out_of_range", Some("candidate index")),
     ("overflow", Some("call stack")),
     ("overflow_array", Some("call stack")),
+    ("patient", None),
     ("plods", None),
     ("pointwise", None),
     ("propensity", Some("propensity 1.5")),

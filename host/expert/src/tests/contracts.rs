@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hypercast_core::prerequisite::skip;
+use hypercast_data::ranked_place::RankedPlace;
 use hypercast_data::schema::Schema;
 use hypercast_fm::example::{Example, Item};
 
@@ -168,8 +169,15 @@ fn a_content_vector_reaches_network_rule_and_hooks() {
         &[("click", TaskKind::Binary)],
     );
     own.rank_columns = vec![content.clone()];
-    own.training_columns =
-        vec![content, Column::Time, Column::Request, Column::Id("user_id".into()), Column::Tae];
+    own.training_columns = vec![
+        content,
+        Column::Time,
+        Column::Request,
+        Column::Id("user_id".into()),
+        Column::Tae,
+        Column::RankedPosition,
+        Column::RankedPropensity,
+    ];
     let columns = ExpertColumns::new(&own, &schema(), vectors).unwrap();
     let mut examples = [example(1, 0, 2), example(2, 0, 1)];
     with_content(&mut examples[0], 1, &[0.0, 0.6, 0.8]);
@@ -182,9 +190,12 @@ fn a_content_vector_reaches_network_rule_and_hooks() {
     let ranked = columns.rank_columns(&examples[0], Tae::Without);
     assert!(matches!(&ranked[0].data, Data::Numbers(numbers) if numbers[..] == expected[..6]));
     let tae = noise(2, 2 * TAE_DIM);
+    let place =
+        |position, propensity| Some(RankedPlace { position, propensity, arm: "feed@1.0.0".into() });
+    let ranked = [place(0, None), place(7, Some(0.25))];
     let requests = [
-        GuestRequest { example: &examples[0], fm: Tae::Rows(&tae).into() },
-        GuestRequest { example: &examples[1], fm: FmRows::WITHOUT },
+        GuestRequest { example: &examples[0], fm: Tae::Rows(&tae).into(), ranked: &ranked },
+        GuestRequest { example: &examples[1], fm: FmRows::WITHOUT, ranked: &[] },
     ];
     let host = HostSchema::new(&schema(), vectors);
     let batch = columns.hook_batch(&requests, &host.info);
@@ -195,6 +206,8 @@ fn a_content_vector_reaches_network_rule_and_hooks() {
         Data::Integers(requests),
         Data::Ids(users),
         Data::Numbers(taes),
+        Data::Numbers(positions),
+        Data::Numbers(propensities),
     ] = data[..]
     else {
         panic!("{data:?}")
@@ -203,6 +216,9 @@ fn a_content_vector_reaches_network_rule_and_hooks() {
     assert_eq!((times[..].to_vec(), &requests[..]), (vec![1_000_000; 3], &[0, 0, 1][..]));
     assert_eq!(users[..], [1, 1, 2]);
     assert_eq!(taes[..], [&tae[..], &[0.0; TAE_DIM]].concat());
+    // Unknown is not 0, which is the first place.
+    assert_eq!(format!("{positions:?}"), "[0.0, 7.0, NaN]");
+    assert_eq!(format!("{propensities:?}"), "[NaN, 0.25, NaN]");
     // The graph knows the width.
     let mut net = Net::new();
     let vector = net.input(0);

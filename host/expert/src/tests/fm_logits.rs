@@ -34,7 +34,8 @@ impl World {
     }
 
     fn chunk(&self) -> Chunk<'_> {
-        Chunk { examples: &self.examples, tae: &self.tae, predictions: &self.predictions }
+        let (examples, tae) = (&self.examples, &self.tae);
+        Chunk { examples, tae, predictions: &self.predictions, ranked: &[] }
     }
 
     /// The FM's predictions of a main task.

@@ -30,7 +30,7 @@ fn a_loss_of_lists_orders_each_request_and_cross_entropy_beside_it_keeps_the_rat
         example
     });
     let examples: Vec<_> = requests.collect();
-    let chunk = Chunk { examples: &examples, tae: &tae, predictions: &[] };
+    let chunk = Chunk { examples: &examples, tae: &tae, ..Chunk::default() };
     let trained = |path| {
         let blueprint = Arc::new(Blueprint::load(engine(), path, &schema(), &options()).unwrap());
         let mut statistics = FeatureStatistics::new(blueprint.columns.feature_names());

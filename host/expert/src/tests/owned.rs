@@ -97,7 +97,7 @@ fn outcomes_and_columns_are_those_that_the_expert_was_told_of() {
         let host = HostSchema::on(Some(surface), &schema, vectors());
         (ExpertColumns::new(&own, &schema, vectors()).unwrap(), host.info)
     };
-    let requests = [GuestRequest { example: &whole, fm: FmRows::WITHOUT }];
+    let requests = [GuestRequest { example: &whole, fm: FmRows::WITHOUT, ranked: &[] }];
 
     let read = vec![Column::HistoryActions, Column::Feature("length".into())];
     let (feed, info) = on("feed", read.clone());

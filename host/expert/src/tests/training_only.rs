@@ -75,7 +75,7 @@ fn an_expert_learns_from_them_and_predicts_without_them() {
     let silent = requests(|request, at| 1 + mix64(request * 3 + at as u64) % 2);
     let tae = noise(4, 600 * TAE_DIM);
     let trained = |examples: &[Example]| {
-        let chunk = Chunk { examples, tae: &tae, predictions: &[] };
+        let chunk = Chunk { examples, tae: &tae, ..Chunk::default() };
         let mut statistics = FeatureStatistics::new(blueprint.columns.feature_names());
         examples.iter().for_each(|example| statistics.observe(example));
         let parameters = blueprint.init_parameters(statistics.finish(), 1);
@@ -88,7 +88,7 @@ fn an_expert_learns_from_them_and_predicts_without_them() {
     };
     let [learned, other] = [&telling, &silent].map(|examples| trained(examples));
     let said = |trainer: &ExpertTrainer, examples: &[Example]| {
-        trainer.predict(Chunk { examples, tae: &tae, predictions: &[] }).unwrap()
+        trainer.predict(Chunk { examples, tae: &tae, ..Chunk::default() }).unwrap()
     };
     assert_eq!(said(&learned, &telling), said(&learned, &silent));
     assert_ne!(said(&learned, &telling), said(&other, &telling), "it has learned from them");

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
+use hypercast_data::ranked_place::RankedPlace;
 use hypercast_fm::example::Example;
 
 use super::hooks::TrainingRequest;
 use crate::Error;
 
 /// Examples with their TAEs, as in a feature log.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Chunk<'a> {
     /// Requests with at least one target each.
     pub examples: &'a [Example],
@@ -17,6 +18,8 @@ pub struct Chunk<'a> {
     /// `[targets, main tasks]`, the FM's own predictions, in the schema's order of main tasks. NaN
     /// where there is none; empty for none at all.
     pub predictions: &'a [f32],
+    /// `[targets]`, where each was ranked before it was shown; empty if nothing is known of any.
+    pub ranked: &'a [Option<RankedPlace>],
 }
 
 /// What an expert's training reads of the FM.
@@ -53,6 +56,7 @@ impl<'a> Chunk<'a> {
                 example,
                 tae: if tae_dim > 0 { &self.tae[cells(&rows, tae_dim)] } else { &[] },
                 predictions: self.predictions_of(example, &rows, needs)?,
+                ranked: self.ranked.get(rows.clone()).unwrap_or_default(),
                 index,
                 row: rows.start,
                 kept: true,

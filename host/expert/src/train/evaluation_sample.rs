@@ -221,6 +221,29 @@ impl ExpertTrainer {
         self.sample.push(&self.blueprint, &requests, scored);
     }
 
+    /// What the plugin's `validation-score` makes of predictions for a chunk, of which it gets a
+    /// sample as `evaluate-rows` does; none if the plugin leaves it to its caller.
+    ///
+    /// # Errors
+    /// What the FM says of the chunk does not fit, or the plugin faults.
+    pub fn validation_score(
+        &self,
+        evaluation: &Evaluation,
+        chunk: Chunk,
+        scored: ScoredRows,
+    ) -> Result<Option<f64>, Error> {
+        let Blueprint { plugin, info, .. } = &*self.blueprint;
+        if !plugin.scores_passes() {
+            return Ok(None);
+        }
+        let requests = self.requests(chunk)?;
+        let requests: Vec<_> = requests.iter().map(TrainingRequest::of_guest).collect();
+        let mut sample = EvaluationSample::default();
+        sample.push(&self.blueprint, &requests, scored);
+        let Some(rows) = sample.rows() else { return Ok(None) };
+        Ok(plugin.validation_score(info, evaluation, &rows)?)
+    }
+
     /// Forgets what was kept: it was predicted by other parameters than those that are judged next.
     pub fn forget_sample(&mut self) {
         self.sample = EvaluationSample::default();

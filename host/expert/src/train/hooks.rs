@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use hypercast_data::ranked_place::RankedPlace;
 use hypercast_fm::example::Example;
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -20,6 +21,8 @@ pub(super) struct TrainingRequest<'a> {
     pub(super) tae: &'a [f32],
     /// The FM's; empty where the expert reads none.
     pub(super) predictions: &'a [f32],
+    /// Where its rows were ranked; empty if nothing is known of any.
+    pub(super) ranked: &'a [Option<RankedPlace>],
     /// Its index among the chunk's examples.
     pub(super) index: usize,
     /// Its first row in the chunk's labels.
@@ -36,7 +39,7 @@ impl TrainingRequest<'_> {
     pub(super) fn of_guest(&self) -> GuestRequest<'_> {
         let tae = if self.tae.is_empty() { Tae::Without } else { Tae::Rows(self.tae) };
         let fm = FmRows { tae, predictions: self.predictions };
-        GuestRequest { example: self.example, fm }
+        GuestRequest { example: self.example, fm, ranked: self.ranked }
     }
 
     /// Its rows in the chunk's labels.

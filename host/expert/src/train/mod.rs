@@ -8,6 +8,7 @@ mod chunk;
 pub(crate) mod evaluation_sample;
 mod hooks;
 mod loss;
+mod measure;
 mod optimizer;
 mod saved;
 mod step;

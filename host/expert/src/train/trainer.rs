@@ -16,6 +16,7 @@ use super::chunk::{Chunk, FmNeeds};
 use super::evaluation_sample::{EvaluationSample, ScoredRows};
 use super::hooks::{Hooks, RefusedRequest, Schedule, TrainingRequest};
 use super::loss::{StepOutputs, TaskTargets, all_losses};
+use super::measure::PredictedRows;
 use super::optimizer::{ExpertOptimizer, MovingAverage, OptimizerConfig};
 use super::step::{Compute, Gradients, compute};
 use crate::batch::{ExpertBatch, TaskOutcomes};
@@ -244,7 +245,7 @@ impl ExpertTrainer {
 
     /// The number of requests in the next step: those with `batch_rows` rows to learn from, and
     /// among them requests that are only predicted, up to four times as many rows in all.
-    fn batch_len(&self, requests: &[TrainingRequest]) -> usize {
+    pub(super) fn batch_len(&self, requests: &[TrainingRequest]) -> usize {
         let (mut kept, mut all) = (0, 0);
         let fits = |request: &&TrainingRequest| {
             let rows = request.example.targets.len();
@@ -286,7 +287,11 @@ impl ExpertTrainer {
         hooks.labels(&self.requests(chunk)?, &mut Vec::new())
     }
 
-    fn forward(&self, parameters: &Parameters, requests: &[TrainingRequest]) -> Vec<Vec<f32>> {
+    pub(super) fn forward(
+        &self,
+        parameters: &Parameters,
+        requests: &[TrainingRequest],
+    ) -> Vec<Vec<f32>> {
         let batch = self.batch(requests, &parameters.provenance, ReadFor::Prediction);
         let outputs = self.compute.forward(parameters, &batch);
         let (tasks, scales) = (&self.blueprint.description.tasks, &parameters.provenance.labels);
@@ -338,16 +343,10 @@ impl ExpertTrainer {
     ) -> Vec<usize> {
         let examples = examples(requests);
         let mut targets = gathered(all, requests);
-        let (mut predictions, mut serving) = (Vec::new(), Vec::new());
-        if self.config.progressive {
-            predictions = self.forward(self.parameters(), requests);
-            let new_to = |serving: &&ServingParameters| {
-                examples.iter().any(|example| example.time_ms > serving.learned_until_ms)
-            };
-            if let Some(own) = self.serving.as_ref().filter(new_to) {
-                serving = self.forward(&own.parameters, requests);
-            }
-        }
+        let PredictedRows { predictions, serving } = match self.config.progressive {
+            true => self.predicted(requests),
+            false => PredictedRows::default(),
+        };
         let learned: Vec<TrainingRequest> =
             requests.iter().filter(|request| request.kept).copied().collect();
         let Learned { losses, stepped, harmful } = self.learn(&learned, kept);
@@ -566,10 +565,10 @@ impl StepAttempt {
     }
 }
 
-fn gathered(labels: &[TaskTargets], requests: &[TrainingRequest]) -> Vec<TaskTargets> {
+pub(super) fn gathered(labels: &[TaskTargets], requests: &[TrainingRequest]) -> Vec<TaskTargets> {
     labels.iter().map(|labels| labels.gather(requests)).collect()
 }
 
-fn examples<'a>(requests: &[TrainingRequest<'a>]) -> Vec<&'a Example> {
+pub(super) fn examples<'a>(requests: &[TrainingRequest<'a>]) -> Vec<&'a Example> {
     requests.iter().map(|request| request.example).collect()
 }

@@ -229,6 +229,13 @@ pub(super) fn factor(factor: f32) -> Result<f32, String> {
     Ok(factor)
 }
 
+pub(super) fn score(score: Option<f64>) -> Result<Option<f64>, String> {
+    match score {
+        Some(number) if !number.is_finite() => Err(format!("the score {number}")),
+        score => Ok(score),
+    }
+}
+
 /// The verdict with its reason made fit for a message.
 pub(super) fn verdict(verdict: Verdict) -> Verdict {
     let reason = |why: String| match why.trim() {

@@ -29,6 +29,10 @@ pub enum DeclaredColumn {
     Time,
     /// The request's place in the batch.
     Request,
+    /// The position at which the item was ranked before it was shown.
+    RankedPosition,
+    /// The probability that the rule gave for that.
+    RankedPropensity,
     /// A categorical feature of the items in the short history.
     HistoryId(String),
     /// The actions of the short history.
@@ -58,7 +62,7 @@ impl ColumnReader {
     /// What may read and what it can read.
     fn rule(self) -> &'static str {
         match self {
-            ColumnReader::Network => "a network reads no time and no request",
+            ColumnReader::Network => "a network reads no time, no request and nothing of a ranking",
             ColumnReader::Rank => "`rank` reads tae, feature, id, vector and fm-logit columns only",
             ColumnReader::Hooks => {
                 "hooks (`labels`, `sample`, `weights`, `evaluate-rows`) read no raw-feature and no \
@@ -75,7 +79,7 @@ enum Kind {
     Nameless(fn() -> DeclaredColumn),
 }
 
-const KINDS: [(&str, Kind); 11] = [
+const KINDS: [(&str, Kind); 13] = [
     ("tae", Kind::Nameless(|| DeclaredColumn::Tae)),
     ("feature", Kind::Named(DeclaredColumn::Feature)),
     ("raw-feature", Kind::Named(DeclaredColumn::RawFeature)),
@@ -84,6 +88,8 @@ const KINDS: [(&str, Kind); 11] = [
     ("fm-logit", Kind::Named(DeclaredColumn::FmLogit)),
     ("time", Kind::Nameless(|| DeclaredColumn::Time)),
     ("request", Kind::Nameless(|| DeclaredColumn::Request)),
+    ("ranked-position", Kind::Nameless(|| DeclaredColumn::RankedPosition)),
+    ("ranked-propensity", Kind::Nameless(|| DeclaredColumn::RankedPropensity)),
     ("history-id", Kind::Named(DeclaredColumn::HistoryId)),
     ("history-actions", Kind::Nameless(|| DeclaredColumn::HistoryActions)),
     ("history-age", Kind::Nameless(|| DeclaredColumn::HistoryAge)),
@@ -136,6 +142,8 @@ impl DeclaredColumn {
             DeclaredColumn::FmLogit(_) => "fm-logit",
             DeclaredColumn::Time => "time",
             DeclaredColumn::Request => "request",
+            DeclaredColumn::RankedPosition => "ranked-position",
+            DeclaredColumn::RankedPropensity => "ranked-propensity",
             DeclaredColumn::HistoryId(_) => "history-id",
             DeclaredColumn::HistoryActions => "history-actions",
             DeclaredColumn::HistoryAge => "history-age",
@@ -212,7 +220,10 @@ impl DeclaredColumn {
             | DeclaredColumn::Id(_)
             | DeclaredColumn::Vector(_)
             | DeclaredColumn::FmLogit(_) => true,
-            DeclaredColumn::Time | DeclaredColumn::Request => reader == ColumnReader::Hooks,
+            DeclaredColumn::Time
+            | DeclaredColumn::Request
+            | DeclaredColumn::RankedPosition
+            | DeclaredColumn::RankedPropensity => reader == ColumnReader::Hooks,
             DeclaredColumn::RawFeature(_)
             | DeclaredColumn::HistoryId(_)
             | DeclaredColumn::HistoryActions

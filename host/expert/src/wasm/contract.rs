@@ -253,6 +253,7 @@ impl HostSchema {
             Column::HistoryActions => self.info.actions.len(),
             Column::Feature(_) | Column::RawFeature(_) | Column::FmLogit(_) => 1,
             Column::HistoryAge | Column::Time | Column::Request => 1,
+            Column::RankedPosition | Column::RankedPropensity => 1,
         })
     }
 }

@@ -57,6 +57,7 @@ pub(super) fn describe(
         history_len: raw.history_len,
         fm_version: raw.fm_version,
         limits: host::Limits { deadline_ms, memory_mib },
+        patience: None,
     })
 }
 

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 
 use hypercast_data::schema::Schema;
 
-use super::contract::{Column, Limits, Task, WireColumn, WireDescription, quote, unknown_option};
+use super::contract::{
+    Attribute, Column, Limits, Task, Value, WireColumn, WireDescription, quote, unknown_option,
+};
 
 /// A plugin's description whose columns and options the host knows.
 #[derive(Debug, Clone)]
@@ -29,7 +31,13 @@ pub struct ExpertDescription {
     pub fm_version: String,
     /// What it asks for itself.
     pub limits: Limits,
+    /// After how many passes over logs that are no better than the best one training ends; none
+    /// where the operator says how many passes there are.
+    pub patience: Option<u32>,
 }
+
+/// The most passes that a plugin may wait for a better one.
+const MAX_PATIENCE: u32 = 1000;
 
 impl ExpertDescription {
     /// Reads what a plugin returned.
@@ -38,9 +46,6 @@ impl ExpertDescription {
     /// It has a kind of columns or an option that this host does not know, or declares a column
     /// twice for one reader; the error names it.
     pub fn read(raw: WireDescription) -> Result<ExpertDescription, String> {
-        if let Some(option) = raw.options.first() {
-            return Err(unknown_option("its description", option, "none"));
-        }
         Ok(ExpertDescription {
             name: raw.name,
             version: raw.version,
@@ -52,6 +57,7 @@ impl ExpertDescription {
             history_len: raw.history_len,
             fm_version: raw.fm_version,
             limits: raw.limits,
+            patience: patience(&raw.options)?,
         })
     }
 
@@ -95,6 +101,26 @@ impl ExpertDescription {
         }
         Ok(())
     }
+}
+
+/// The only option of a description.
+fn patience(options: &[Attribute]) -> Result<Option<u32>, String> {
+    let mut patience = None;
+    for option in options {
+        if option.name != "patience" {
+            return Err(unknown_option("its description", option, "`patience`"));
+        }
+        let passes = match option.value {
+            Value::Integer(passes) => u32::try_from(passes).ok(),
+            _ => None,
+        };
+        let passes = passes.filter(|passes| (1..=MAX_PATIENCE).contains(passes));
+        patience = Some(passes.ok_or_else(|| {
+            let value = quote(&format!("{:?}", option.value));
+            format!("its patience is {value}, not an integer in 1..={MAX_PATIENCE}")
+        })?);
+    }
+    Ok(patience)
 }
 
 /// Reads a list of columns. Each may stand in it once: the host holds the values of all that are
@@ -148,6 +174,22 @@ mod tests {
         assert!(ExpertDescription::read(raw(list())).unwrap().reads_vectors());
         let why = ExpertDescription::read(raw([list(), list()].concat())).unwrap_err();
         assert!(why.contains("its rank-columns hold vector `content` twice"), "{why}");
+    }
+
+    #[test]
+    fn patience_is_a_number_of_passes() {
+        let read = |name: &str, value| {
+            let name = name.to_owned();
+            super::patience(&[Attribute { name, value }])
+        };
+        assert_eq!(super::patience(&[]), Ok(None));
+        assert_eq!(read("patience", Value::Integer(3)), Ok(Some(3)));
+        for value in [Value::Integer(0), Value::Integer(1001), Value::Number(3.0)] {
+            let why = read("patience", value).unwrap_err();
+            assert!(why.contains("patience is") && why.contains("1..=1000"), "{why}");
+        }
+        let why = read("impatience", Value::Integer(3)).unwrap_err();
+        assert!(why.contains("`impatience`") && why.contains("has `patience`"), "{why}");
     }
 
     fn wire(columns: &[Column]) -> Vec<WireColumn> {

@@ -22,13 +22,15 @@ pub enum Call {
     Schedule,
     /// `evaluate`, or `evaluate-rows` in its place, before a publication or in a canary.
     Evaluate,
+    /// `validation-score`, after a pass of training.
+    ValidationScore,
     /// The host's run of the expert's network.
     Predict,
 }
 
 impl Call {
     /// Each, in the order in which they are declared.
-    pub(super) const ALL: [Call; 9] = [
+    pub(super) const ALL: [Call; 10] = [
         Call::Describe,
         Call::Network,
         Call::Rank,
@@ -37,6 +39,7 @@ impl Call {
         Call::Sample,
         Call::Schedule,
         Call::Evaluate,
+        Call::ValidationScore,
         Call::Predict,
     ];
 }
@@ -45,7 +48,8 @@ impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Call::Predict => f.write_str("the network"),
-            // The contract's functions are called like the variants.
+            Call::ValidationScore => f.write_str("validation-score"),
+            // The other functions of the contract are called like the variants.
             function => f.write_str(&format!("{function:?}").to_lowercase()),
         }
     }
@@ -141,6 +145,7 @@ impl ExpertFault {
             Call::Labels | Call::Weights | Call::Sample => "the request trains nothing",
             Call::Schedule => "the step is made at the configured learning rate",
             Call::Evaluate => "nothing is published, and what serves goes on serving",
+            Call::ValidationScore => "the training ends, and what serves goes on serving",
         };
         format!(
             "Its author {author}, and meets the fault in `cargo hypercast test`; to operators it \

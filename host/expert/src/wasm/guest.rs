@@ -44,6 +44,7 @@ pub(super) struct ThirdGuest {
 struct OptionalHooks {
     weights: Option<ComponentExportIndex>,
     evaluate_rows: Option<ComponentExportIndex>,
+    validation_score: Option<ComponentExportIndex>,
 }
 
 /// The types of the hook `weights`.
@@ -53,6 +54,10 @@ type WeightsHook<'a> =
 /// The types of the hook `evaluate-rows`.
 type EvaluateRowsHook<'a> =
     TypedFunc<(&'a HostInfo, &'a Evaluation, &'a EvaluationRows), (Verdict,)>;
+
+/// The types of the hook `validation-score`.
+type ValidationScoreHook<'a> =
+    TypedFunc<(&'a HostInfo, &'a Evaluation, &'a EvaluationRows), (Result<Option<f64>, String>,)>;
 
 impl GuestPre {
     /// Links a component that imports the types of `contract`.
@@ -69,6 +74,7 @@ impl GuestPre {
                 let hooks = OptionalHooks {
                     weights: index("weights"),
                     evaluate_rows: index("evaluate-rows"),
+                    validation_score: index("validation-score"),
                 };
                 let exports = contract::ExpertIndices::new(&pre)?;
                 GuestPre::Third(ThirdPre { instance: pre, exports, hooks })
@@ -91,6 +97,11 @@ impl GuestPre {
     /// Whether a component has the hook `evaluate-rows`.
     pub(super) fn evaluates_rows(&self) -> bool {
         matches!(self, GuestPre::Third(pre) if pre.hooks.evaluate_rows.is_some())
+    }
+
+    /// Whether a component has the hook `validation-score`.
+    pub(super) fn scores_passes(&self) -> bool {
+        matches!(self, GuestPre::Third(pre) if pre.hooks.validation_score.is_some())
     }
 
     pub(super) fn instantiate(&self, store: &mut Store<HostState>) -> wasmtime::Result<Guest> {
@@ -220,11 +231,26 @@ impl Guest {
         Ok(verdict)
     }
 
+    /// Calls the hook `validation-score`; a guest without it has no score of its own.
+    pub(super) fn validation_score(
+        &self,
+        store: &mut Store<HostState>,
+        info: &HostInfo,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> wasmtime::Result<Result<Option<f64>, String>> {
+        let Guest::Third(guest) = self else { return Ok(Ok(None)) };
+        let Some(index) = &guest.hooks.validation_score else { return Ok(Ok(None)) };
+        let hook: ValidationScoreHook = guest.hook(&mut *store, index)?;
+        let (score,) = hook.call(store, (info, evaluation, rows))?;
+        Ok(score)
+    }
+
     /// Says which hook has other types than the contract's, and how; they are looked up when they
     /// are called, since `rank` needs none of them.
     pub(super) fn check_hooks(&self, store: &mut Store<HostState>) -> Result<(), String> {
         let Guest::Third(guest) = self else { return Ok(()) };
-        let OptionalHooks { weights, evaluate_rows } = &guest.hooks;
+        let OptionalHooks { weights, evaluate_rows, validation_score } = &guest.hooks;
         let of = |name: &'static str| {
             move |error: wasmtime::Error| {
                 format!("its export `{name}` is not that of the contract: {error:#}")
@@ -237,6 +263,10 @@ impl Guest {
         if let Some(index) = evaluate_rows {
             let hook: wasmtime::Result<EvaluateRowsHook> = guest.hook(&mut *store, index);
             hook.map_err(of("evaluate-rows"))?;
+        }
+        if let Some(index) = validation_score {
+            let hook: wasmtime::Result<ValidationScoreHook> = guest.hook(&mut *store, index);
+            hook.map_err(of("validation-score"))?;
         }
         Ok(())
     }

@@ -378,6 +378,26 @@ impl Plugin {
         verdict.map(check::verdict)
     }
 
+    /// Whether it has the hook `validation-score`.
+    pub fn scores_passes(&self) -> bool {
+        self.pre.scores_passes()
+    }
+
+    /// Calls `validation-score`: how good a pass of training was, higher is better; none if the
+    /// plugin leaves that to the host.
+    pub fn validation_score(
+        &self,
+        info: &HostInfo,
+        evaluation: &Evaluation,
+        rows: &EvaluationRows,
+    ) -> Result<Option<f64>, ExpertFault> {
+        let call = Call::ValidationScore;
+        let score =
+            self.run(call, |guest, store| guest.validation_score(store, info, evaluation, rows))?;
+        let score = score.map_err(|why| self.fault(call, Fault::Refused(quote(&why))))?;
+        check::score(score).map_err(|why| self.fault(call, Fault::BadOutput(why)))
+    }
+
     /// Makes one call in a fresh instance.
     fn run<T>(
         &self,

@@ -48,8 +48,8 @@ pub struct TrainedExpert {
     pub stream: ExpertStream,
     /// Index in the schema of each of the expert's tasks.
     tasks: Vec<Option<usize>>,
-    /// Rows that it learned from.
-    pub rows: u64,
+    /// Rows that it learned from, each counted once a pass.
+    pub trained_rows: u64,
     /// Seconds of training.
     pub seconds: f64,
 }
@@ -118,7 +118,7 @@ impl ExpertPhase<'_> {
         warm: Option<&Parameters>,
         watch: PredictionWatcher<'_>,
     ) -> Result<TrainedExpert> {
-        let (name, rows) = (expert.name, survey.rows);
+        let name = expert.name;
         let warm_start = |parameters: &mut Parameters| {
             if let Some(warm) = warm {
                 let reads_fm = |name: &str| name.split('/').any(|layer| FM_LAYERS.contains(&layer));
@@ -130,16 +130,19 @@ impl ExpertPhase<'_> {
         let schema = &self.log.schema;
         let tasks = stream.blueprint.description.tasks.iter().map(|task| schema.task(&task.name));
         let tasks: Vec<_> = tasks.collect();
-        let total = rows * self.config.expert_training.epochs as u64;
-        let mut progress = Progress::start(&format!("expert {name}"), total);
+        let mut progress = Progress::start(&format!("expert {name}"), stream.passes.rows());
+        let rows = stream.passes.learned_rows;
+        let mut trained_rows = 0;
         let began = Instant::now();
         stream.learn_past(view, |report| {
             each_prediction(&tasks, report.examples, &report.predictions, watch);
-            progress.advance(targets(report.examples.iter().copied()).count() as u64, String::new);
+            let rows = targets(report.examples.iter().copied()).count() as u64;
+            trained_rows += if report.stepped { rows } else { 0 };
+            progress.advance(rows, String::new);
         })?;
         let seconds = began.elapsed().as_secs_f64();
         progress.finish(&format!("trained on {rows} rows before the test"));
-        Ok(TrainedExpert { stream, tasks, rows, seconds })
+        Ok(TrainedExpert { stream, tasks, trained_rows, seconds })
     }
 
     /// Follows the test with a trained expert.
@@ -153,7 +156,7 @@ impl ExpertPhase<'_> {
         watch: PredictionWatcher<'_>,
     ) -> Result<()> {
         let TrainedExpert { stream, tasks, .. } = trained;
-        stream.go_online();
+        stream.go_online()?;
         let learns = self.mode == TestMode::Streaming;
         Ok(stream.follow(test, learns, &mut |examples, predictions| {
             each_prediction(tasks, examples, predictions, watch);

@@ -168,7 +168,6 @@ fn costs(
     let expert_flops = graph.cost.per_row as f64 + graph.cost.per_history as f64 * short / targets;
     let tables: usize =
         graph.parameters.iter().filter(|spec| spec.table).map(|spec| spec.len()).sum();
-    let passes = context.config.expert_training.epochs as f64;
     let model = |arm: &str, size: (usize, usize), flops: f64, rows_s: Option<f64>, p50_ms: f64| {
         json!({
             "arm": arm,
@@ -183,7 +182,7 @@ fn costs(
     let fm = (pass.fm_size.serving, pass.fm_size.sparse);
     let one_stage = (pass.one_stage_size.serving, pass.one_stage_size.sparse);
     let expert = (graph.parameter_count() - tables, tables);
-    let expert_s = trained.rows as f64 * passes / trained.seconds;
+    let expert_s = trained.trained_rows as f64 / trained.seconds;
     let both = (fm.0 + expert.0, fm.1 + expert.1);
     let [one_stage_s, fm_s] = [&pass.one_stage, &pass.fm].map(|pace| Some(pace.rows_s()));
     vec![

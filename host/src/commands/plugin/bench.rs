@@ -125,7 +125,7 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let predict = || expert.predict(&[&sample.example], fm);
     let predictions = predict()?;
     let network = timed("network", args.runs, || predict().map(drop))?;
-    let request = GuestRequest { example: &sample.example, fm };
+    let request = GuestRequest { example: &sample.example, fm, ranked: &[] };
     let (rank, memory_bytes) = rank(&expert, request, &predictions.tasks, args.runs)?;
     let batch = blueprint.columns.hook_batch(&[request], &blueprint.info);
     let evaluation = evaluation(blueprint);
@@ -176,7 +176,7 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
 /// `rank` in a fresh instance a call, as it is served, and the memory that one needed.
 fn rank(
     expert: &ServedExpert,
-    GuestRequest { example, fm }: GuestRequest<'_>,
+    GuestRequest { example, fm, .. }: GuestRequest<'_>,
     predictions: &[hypercast_expert::wasm::contract::Prediction],
     runs: usize,
 ) -> Result<(Timed, usize), ExpertFault> {

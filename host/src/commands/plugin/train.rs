@@ -36,7 +36,7 @@ pub struct Args {
     /// A configuration, for its [expert_training] and [plugin_limits]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Passes over the logs, in place of the configuration's
+    /// Passes over the logs, or the most of them, in place of the configuration's
     #[arg(long)]
     pub epochs: Option<usize>,
     /// Metrics as JSON, besides the table
@@ -51,7 +51,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => Config::without_folder(),
     };
     config.paths.logs = args.logs.clone();
-    config.expert_training.epochs = args.epochs.unwrap_or(config.expert_training.epochs);
+    if let Some(epochs) = args.epochs {
+        let training = &mut config.expert_training;
+        (training.epochs, training.max_epochs) = (epochs, epochs);
+    }
     let engine = Engine::new(config.guests())?;
     // Training writes into a folder of its own, so that a run that fails leaves no file.
     let out = args.out.clone().unwrap_or_else(|| args.file.with_extension("safetensors"));
@@ -83,6 +86,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}", out.display()))?;
     println!("{}, {} rows, first pass, {:.1} s:", trained.plugin, trained.rows, trained.seconds);
     print!("{}", report::table(&trained.progressive));
+    trained.passes.iter().for_each(|passes| println!("{passes}"));
     println!("parameters: {}", out.display());
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&trained.progressive)?;

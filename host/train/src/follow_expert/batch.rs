@@ -3,13 +3,12 @@
 use std::time::Instant;
 
 use hypercast_core::clock;
-use hypercast_data::logs::LoggedRequest;
 use hypercast_expert::{Chunk, train::RefusedRequest};
 use hypercast_fm::example::Example;
 use hypercast_stream::dead_letters::UnusableRecord;
 
 use super::{
-    super::joined_reader::RecordKey,
+    super::{chunk_rows::ChunkRows, joined_reader::RecordKey},
     feed::{FeedPlace, FeedRow},
 };
 
@@ -34,7 +33,7 @@ impl PendingRows {
     }
 
     pub(super) fn rows(&self) -> usize {
-        self.rows.rows + self.corrections.rows
+        self.rows.rows() + self.corrections.rows()
     }
 
     pub(super) fn add(&mut self, row: FeedRow) {
@@ -49,37 +48,34 @@ impl PendingRows {
 /// Rows that are learned from together.
 #[derive(Default)]
 pub(super) struct LoggedBatch {
-    pub(super) examples: Vec<Example>,
-    pub(super) tae: Vec<f32>,
-    /// `[rows, main tasks]`: what the FM predicts itself.
-    pub(super) predictions: Vec<f32>,
-    pub(super) rows: usize,
+    pub(super) logged: ChunkRows,
     /// Where the examples were read.
     pub(super) keys: Vec<RecordKey>,
 }
 
 impl LoggedBatch {
-    fn add(&mut self, row: FeedRow) {
-        let FeedRow { logged: LoggedRequest { example, tae, predictions, .. }, key } = row;
-        self.rows += example.targets.len();
-        self.tae.extend_from_slice(&tae);
-        self.predictions.extend_from_slice(&predictions);
-        self.examples.push(example);
+    fn add(&mut self, FeedRow { logged, key }: FeedRow) {
+        self.logged.add(logged);
         self.keys.push(key);
     }
 
     pub(super) fn append(&mut self, mut other: LoggedBatch) {
-        self.rows += other.rows;
-        self.tae.append(&mut other.tae);
-        self.predictions.append(&mut other.predictions);
-        self.examples.append(&mut other.examples);
+        self.logged.append(other.logged);
         self.keys.append(&mut other.keys);
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.logged.rows
+    }
+
+    pub(super) fn examples(&self) -> &[Example] {
+        &self.logged.examples
     }
 
     /// The requests that a trainer refused, as records to set aside.
     pub(super) fn unusable(&self, refused: &[RefusedRequest]) -> Vec<UnusableRecord> {
         let record = |own: &RefusedRequest| {
-            self.keys[own.index].unusable(&self.examples[own.index], own.reason.clone())
+            self.keys[own.index].unusable(&self.examples()[own.index], own.reason.clone())
         };
         refused.iter().map(record).collect()
     }
@@ -92,26 +88,11 @@ impl LoggedBatch {
         is_kept: impl Fn(usize) -> bool,
         said: &mut [Vec<f32>],
     ) {
-        let rows = self.rows.max(1);
-        let (dim, tasks) = (self.tae.len() / rows, self.predictions.len() / rows);
-        let all = std::mem::take(self);
-        let mut kept_rows = Vec::new();
-        let mut tae = all.tae.chunks(dim.max(1));
-        let mut predictions = all.predictions.chunks(tasks.max(1));
-        let examples = all.examples.into_iter().zip(all.keys).take(first);
-        for (at, (example, key)) in examples.enumerate() {
-            let rows = example.targets.len();
-            let own: Vec<f32> = tae.by_ref().take(rows).flatten().copied().collect();
-            let said: Vec<f32> = predictions.by_ref().take(rows).flatten().copied().collect();
-            kept_rows.extend(std::iter::repeat_n(is_kept(at), rows));
-            if is_kept(at) {
-                self.rows += rows;
-                self.tae.extend(own);
-                self.predictions.extend(said);
-                self.examples.push(example);
-                self.keys.push(key);
-            }
-        }
+        let mut keys = std::mem::take(&mut self.keys);
+        keys.truncate(first);
+        let kept = keys.into_iter().enumerate().filter(|(at, _)| is_kept(*at));
+        self.keys = kept.map(|(_, key)| key).collect();
+        let kept_rows = self.logged.retain(first, is_kept);
         for task in said {
             let mut kept = kept_rows.iter();
             task.retain(|_| *kept.next().expect("a prediction a row"));
@@ -119,6 +100,6 @@ impl LoggedBatch {
     }
 
     pub(super) fn chunk(&self) -> Chunk<'_> {
-        Chunk { examples: &self.examples, tae: &self.tae, predictions: &self.predictions }
+        self.logged.chunk()
     }
 }

@@ -194,8 +194,7 @@ impl OnlineExpert for PluginExpert {
         report: &mut dyn FnMut(&BatchReport<'_>),
     ) -> Result<()> {
         self.stream.learn_past(view, report)?;
-        self.stream.go_online();
-        Ok(())
+        self.stream.go_online()
     }
 
     fn predict(&self, chunk: Chunk<'_>) -> Result<Vec<Vec<f32>>> {

@@ -18,6 +18,7 @@ use hypercast_core::prerequisite::{hostile, plugins};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::logs::{LogPosition, LogRow, LogVersion, LogWriter};
+use hypercast_data::ranked_place::RankedPlace;
 use hypercast_data::simulate;
 use hypercast_stream::dead_letters::{
     self, DeadLetterQueue, FEATURE_LOGS, LetterReader, LetterScope, UnusableRecord,
@@ -32,6 +33,8 @@ struct World {
     config: Config,
     entry: ExpertEntry,
     examples: Vec<Example>,
+    /// Where the items of all requests were ranked.
+    ranked: Option<RankedPlace>,
 }
 
 fn world(dir: &Path, plugins: PathBuf) -> World {
@@ -62,7 +65,7 @@ fn world_of(dir: &Path, plugin: &Path, requests: usize) -> World {
         Replay::new(&dataset, replay).unwrap().map(|read| read.unwrap()).collect();
     assert!(examples.iter().all(|own| own.targets.len() == 6), "eight requests are a step");
     let text = format!("name = \"all\"\nplugin = {plugin:?}");
-    World { dataset, config, entry: toml::from_str(&text).unwrap(), examples }
+    World { dataset, config, entry: toml::from_str(&text).unwrap(), examples, ranked: None }
 }
 
 impl World {
@@ -81,11 +84,12 @@ impl World {
                 })
                 .collect();
             let taes = [tae.as_slice()];
+            let ranked = vec![self.ranked.clone(); example.targets.len()];
             let row = LogRow {
                 example,
                 taes: &taes,
                 predictions: &[],
-                ranked: &[],
+                ranked: &ranked,
                 correction,
                 ingested_ms: 7,
                 place: None,
@@ -254,6 +258,34 @@ fn corrections_teach_and_are_not_counted() {
     let place = world.follow(&engine, &world.config).place.unwrap();
     assert_eq!((place.requests, place.corrections), (0, 8));
     assert_ne!(before.trainer, world.state(&world.config).trainer);
+}
+
+#[test]
+fn hooks_know_where_items_were_ranked_in_past_and_stream() {
+    let Some(hostile) = hostile("weights by position", "search_team") else { return };
+    let learned = |at: Option<[u32; 2]>| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut world = world_of(dir.path(), &hostile, 120);
+        world.entry.surfaces = vec!["search".into()];
+        let engine = Arc::new(MemoryEngine::new(10));
+        let place = |position: u32| {
+            let arm = "search_team@1.0.0".to_owned();
+            RankedPlace { position, propensity: None, arm }
+        };
+        world.ranked = at.map(|[past, _]| place(past));
+        world.log(0..60, false);
+        world.follow(&engine, &world.config);
+        world.ranked = at.map(|[_, stream]| place(stream));
+        world.log(60..120, false);
+        assert!(world.follow(&engine, &world.config).place.unwrap().requests > 0);
+        world.state(&world.config).trainer
+    };
+    // The guest weighs the first place as it weighs one that nobody knows.
+    let unknown = learned(None);
+    assert!(learned(Some([0, 0])) == unknown);
+    for at in [[6, 0], [0, 6]] {
+        assert!(learned(Some(at)) != unknown, "{at:?}");
+    }
 }
 
 fn kinds(said: &str) -> Vec<String> {

@@ -20,6 +20,10 @@ const PROBABILITY: &str = "a keep probability must be in 0..=1";
 const GATES_CHECK: &str = "gates";
 const FACTOR: &str = "`schedule` must return a finite factor in 0..=10 for every step: after a fault the host ignores it";
 const VERDICT: &str = "`evaluate` must return a verdict for every evaluation, even without measurements: after a fault the parameters are held";
+const SCORE: &str = "`validation_score` must return a finite score or none for every pass: an error ends the training";
+
+/// The name of the evaluation of a pass of training.
+const WITHOUT_SERVING: &str = "no serving version";
 
 /// The number of steps of the training that `check_gates` checks.
 const PLANNED: u64 = 1_000;
@@ -150,7 +154,8 @@ impl Harness {
 
     /// Checks that `schedule` returns a factor in 0..=10 for every step, on logs and on a stream,
     /// and that `evaluate` returns a verdict for every evaluation, with and without examples or a
-    /// serving version, as `evaluate_rows` does.
+    /// serving version, as `evaluate_rows` does. And that `validation_score` returns a score, or
+    /// none.
     ///
     /// # Errors
     /// The first step or evaluation without a valid answer.
@@ -184,6 +189,12 @@ impl Harness {
             if let Err(fault) = self.evaluate(&evaluation).and(of_rows) {
                 return fail(format!("{name}: {fault}"), VERDICT);
             }
+            // A training has no serving version, and figures of all tasks that it has rows of.
+            if name == WITHOUT_SERVING
+                && let Err(fault) = self.validation_score(&evaluation, &rows)
+            {
+                return fail(format!("{name}: {fault}"), SCORE);
+            }
         }
         Ok(())
     }
@@ -210,7 +221,7 @@ impl Harness {
         let evaluations = [
             ("no slices", Vec::new()),
             ("no examples", of(0, NOTHING, None)),
-            ("no serving version", of(10_000, good, None)),
+            (WITHOUT_SERVING, of(10_000, good, None)),
             ("as good as the serving version", of(10_000, good, Some(good))),
             ("nothing measured but for the serving version", of(10_000, NOTHING, Some(good))),
         ];
