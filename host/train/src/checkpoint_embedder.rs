@@ -34,7 +34,7 @@ pub struct EmbeddingCheckpoint {
     pub allow_look_ahead: bool,
 }
 
-/// A loaded checkpoint.
+/// A loaded checkpoint, which refuses what it may not embed.
 pub(crate) struct CheckpointEmbedder {
     fm: Box<dyn FoundationModel>,
     core: CoreColumns,
@@ -127,14 +127,14 @@ mod tests {
     use hypercast_fm::{device::DeviceKind, spec::FmConfig, trainer};
 
     /// A world, and a checkpoint that has learned from examples of it.
-    struct Learned {
+    struct LearnedWorld {
         dataset: Dataset,
         config: Config,
         examples: Vec<Example>,
         checkpoint: EmbeddingCheckpoint,
     }
 
-    fn learned(dir: &Path, requests: usize) -> Learned {
+    fn learned(dir: &Path, requests: usize) -> LearnedWorld {
         let into = dir.join("world");
         let options = simulate::SimulateOptions {
             into,
@@ -163,13 +163,13 @@ mod tests {
         let dir = dir.join("fm");
         trainer.checkpoint(&dir, "1.2.3").unwrap();
         let checkpoint = EmbeddingCheckpoint { dir, from_ms: None, allow_look_ahead: false };
-        Learned { dataset, config, examples, checkpoint }
+        LearnedWorld { dataset, config, examples, checkpoint }
     }
 
     #[test]
     fn a_checkpoint_embeds_nothing_that_it_has_learned_from() {
         let dir = tempfile::tempdir().unwrap();
-        let Learned { dataset, config, examples, checkpoint } = learned(dir.path(), 80);
+        let LearnedWorld { dataset, config, examples, checkpoint } = learned(dir.path(), 80);
         let rows = |checkpoint: &EmbeddingCheckpoint| {
             let embedded = materialise(&dataset, &config, checkpoint, None);
             let logged = LogReader::open(&config.paths.logs);
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn a_checkpoint_that_has_learned_nothing_embeds_all() {
         let dir = tempfile::tempdir().unwrap();
-        let Learned { dataset, config, examples, checkpoint } = learned(dir.path(), 0);
+        let LearnedWorld { dataset, config, examples, checkpoint } = learned(dir.path(), 0);
         materialise(&dataset, &config, &checkpoint, None).unwrap();
         let log = LogReader::open(&config.paths.logs).unwrap();
         assert_eq!(log.iter().count(), examples.len());
