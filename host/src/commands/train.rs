@@ -7,7 +7,7 @@ use clap::Subcommand;
 use hypercast_config::{Config, parse_time_ms};
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::check;
-use hypercast_data::dataset::{Dataset, timeline::Span};
+use hypercast_data::dataset::Dataset;
 use hypercast_expert::Engine;
 use hypercast_stream::streams;
 use hypercast_train::{
@@ -15,7 +15,8 @@ use hypercast_train::{
     follow_expert::{self, ExpertContext},
     follow_fm,
     logging::{self, LoggingOptions, Registered},
-    materialise, report,
+    materialise::{self, EmbeddingCheckpoint},
+    report,
 };
 
 use super::follow::Followed;
@@ -64,6 +65,13 @@ pub struct ExpertArgs {
     /// Compute TAEs with this checkpoint on the spot, instead of reading them from the logs
     #[arg(long, value_name = "DIR", conflicts_with = "fm")]
     pub fm_checkpoint: Option<PathBuf>,
+    /// The first day (or millisecond) of requests to embed, with --fm-checkpoint; the beginning if
+    /// missing
+    #[arg(long, value_name = "TIME", requires = "fm_checkpoint")]
+    pub from: Option<String>,
+    /// Embed requests that are older than what the checkpoint learned from, which was other data
+    #[arg(long, requires = "fm_checkpoint")]
+    pub allow_look_ahead: bool,
     /// Train on a data set that the check refuses, with --fm-checkpoint
     #[arg(long, requires = "fm_checkpoint", conflicts_with = "follow")]
     pub force: bool,
@@ -153,8 +161,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A day by the clock of `timeline`, or a millisecond.
+fn time_ms(config: &Config, text: Option<&str>) -> anyhow::Result<Option<i64>> {
+    let offset_h = config.timeline.utc_offset_h;
+    Ok(text.map(|text| parse_time_ms(text, offset_h)).transpose()?)
+}
+
 fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
+    let from_ms = time_ms(&config, args.from.as_deref())?;
+    let allow_look_ahead = args.allow_look_ahead;
+    let checkpoint =
+        args.fm_checkpoint.map(|dir| EmbeddingCheckpoint { dir, from_ms, allow_look_ahead });
     let guests = Engine::new(config.guests())?;
     if let (true, Some(name)) = (args.follow, &args.name) {
         let entry = config.expert(name)?;
@@ -162,7 +180,7 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
             version: args.version,
             fm: args.fm,
             surfaces: args.surfaces,
-            fm_checkpoint: args.fm_checkpoint,
+            fm_checkpoint: checkpoint,
             metrics: args.metrics,
             until_end: args.until_end,
         };
@@ -186,12 +204,12 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
         None => config.experts.clone(),
     };
     anyhow::ensure!(!entries.is_empty(), "the configuration has no [[experts]]");
-    if args.fm_checkpoint.is_some() {
+    if checkpoint.is_some() {
         check::admit(&Dataset::open(&config.paths.dataset)?, args.force)?;
     }
     let mut held = Vec::new();
     for entry in &entries {
-        let source = match &args.fm_checkpoint {
+        let source = match &checkpoint {
             Some(checkpoint) => expert::TrainingSource::Checkpoint(checkpoint),
             None => expert::TrainingSource::Logs(args.fm.as_deref()),
         };
@@ -231,6 +249,9 @@ pub struct MaterialiseArgs {
     /// Write logs of a data set that the check refuses
     #[arg(long, conflicts_with = "follow")]
     pub force: bool,
+    /// Embed requests that are older than what the checkpoint learned from, which was other data
+    #[arg(long, conflicts_with = "follow")]
+    pub allow_look_ahead: bool,
     /// Follow the joined examples until SIGTERM, with every FM version that is in use: the
     /// logging tier
     #[arg(long, conflicts_with_all = ["from", "until"])]
@@ -260,13 +281,15 @@ pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
             Ok(())
         });
     }
-    let offset = config.timeline.utc_offset_h;
-    let time =
-        |text: &Option<String>| text.as_deref().map(|text| parse_time_ms(text, offset)).transpose();
-    let span = Span { from_ms: time(&args.from)?, until_ms: time(&args.until)? };
+    let checkpoint = EmbeddingCheckpoint {
+        dir: config.paths.fm.clone(),
+        from_ms: time_ms(&config, args.from.as_deref())?,
+        allow_look_ahead: args.allow_look_ahead,
+    };
+    let until_ms = time_ms(&config, args.until.as_deref())?;
     let dataset = Dataset::open(&config.paths.dataset)?;
     check::admit(&dataset, args.force)?;
-    let rows = materialise::materialise(&dataset, &config, span)?;
+    let rows = materialise::materialise(&dataset, &config, &checkpoint, until_ms)?;
     println!("{rows} rows in {}", config.paths.logs.display());
     Ok(())
 }

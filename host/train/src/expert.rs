@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{
     PassScores,
     eval_window::{EvalWindow, WindowPredictions, judge},
-    materialise,
+    materialise::{self, EmbeddingCheckpoint},
     report::ReportLine,
     stream::{ExpertSetup, LogView},
 };
@@ -69,13 +69,14 @@ pub enum TrainingSource<'a> {
     /// The configured logs: those of an FM version, or of the only one that they hold.
     Logs(Option<&'a str>),
     /// A checkpoint, which computes them for the data set up to `timeline.until`.
-    Checkpoint(&'a Path),
+    Checkpoint(&'a EmbeddingCheckpoint),
 }
 
 /// Trains the expert of `entry` and saves its parameters.
 ///
 /// # Errors
-/// Logs that are missing or hold no row of its surfaces, a plugin that is refused or faults.
+/// Logs that are missing or hold no row of its surfaces, a checkpoint that learned from what it is
+/// to embed, a plugin that is refused or faults.
 pub fn train(
     config: &Config,
     entry: &ExpertEntry,

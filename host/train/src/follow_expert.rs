@@ -43,6 +43,7 @@ pub use self::{
     online::{ExpertRuntime, OnlineExpert},
 };
 use super::{
+    checkpoint_embedder::EmbeddingCheckpoint,
     holds::HoldLog,
     progress_log::{serve_metrics, tell, told},
     stream::ExpertSetup,
@@ -80,7 +81,7 @@ pub struct FollowExpertOptions {
     pub surfaces: Vec<String>,
     /// A checkpoint that gives TAEs on the spot, for the joined examples themselves instead of the
     /// logs.
-    pub fm_checkpoint: Option<PathBuf>,
+    pub fm_checkpoint: Option<EmbeddingCheckpoint>,
     /// Where to answer `/metrics`.
     pub metrics: Option<SocketAddr>,
     /// Stop at the end of what is there.

@@ -3,6 +3,7 @@
 //! Each job reads its own input and nothing of the others' state: the FM reads
 //! the data set, an expert the logs. What a step computes is the model crates'.
 
+mod checkpoint_embedder;
 mod chunk_rows;
 mod content_reader;
 mod early_stop;

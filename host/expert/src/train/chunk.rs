@@ -83,7 +83,8 @@ impl<'a> Chunk<'a> {
             let request = example.request;
             let why = format!(
                 "it reads the FM's predictions (`fm-logit`), and the log has none of request \
-                 {request}: make the logs anew (`hypercast materialise` or `hypercast train fm`)"
+                 {request}: make the logs anew (`hypercast train fm`, or `hypercast materialise` \
+                 for what its checkpoint has not learned from)"
             );
             return Err(Error::misfit(name, why));
         }

@@ -1,20 +1,19 @@
 //! Where a streaming expert's rows come from: the feature logs, or the joined examples with TAEs
 //! that a checkpoint gives on the spot.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
-use hypercast_fm::{
-    example::Example,
-    inference::{self, FmOutput, FmServingOptions, FoundationModel},
-};
+use hypercast_fm::inference::FmOutput;
 use serde::{Deserialize, Serialize};
 
-use super::super::joined_reader::{JoinedRead, JoinedReader, PositionedExample, RecordKey};
+use super::super::{
+    checkpoint_embedder::{CheckpointEmbedder, EmbeddingCheckpoint},
+    joined_reader::{JoinedRead, JoinedReader, PositionedExample, RecordKey},
+};
 use crate::ServiceContext;
 use crate::error::Result;
 use hypercast_core::{clock, shutdown::Shutdown};
 use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
-use hypercast_data::schema::{CoreColumns, MainTasks, spec_growths};
 use hypercast_stream::dead_letters::{DeadLetter, DeadLetterQueue, UnusableRecord};
 use hypercast_stream::streams::StreamPlace;
 
@@ -90,13 +89,14 @@ pub(super) struct FollowedLogs {
     pub(super) stop: Shutdown,
 }
 
-/// Joined examples, with TAEs of a checkpoint that does not change.
+/// Joined examples, with TAEs of a checkpoint that does not change. Those that it may have learned
+/// from are left out, which a service survives: they are of before it was made, or came late.
 pub(super) struct ComputedFeed {
     reader: JoinedReader,
-    fm: Box<dyn FoundationModel>,
-    core: CoreColumns,
-    main_tasks: MainTasks,
+    fm: CheckpointEmbedder,
     surfaces: Vec<u16>,
+    /// Whether it was said that some are left out.
+    has_warned: bool,
     ready: std::collections::VecDeque<ReadyRow>,
     /// After the last row that was given.
     place: StreamPlace,
@@ -142,19 +142,14 @@ impl FollowedLogs {
 impl ComputedFeed {
     pub(super) fn open(
         context: ServiceContext<'_>,
-        checkpoint: &Path,
+        checkpoint: &EmbeddingCheckpoint,
         reader: JoinedReader,
         surfaces: Vec<u16>,
     ) -> Result<ComputedFeed> {
         let ServiceContext { config, dataset, .. } = context;
-        let growths = spec_growths(&dataset.schema)?.into();
-        let serving = FmServingOptions { growths, ..config.fm_logging.loading(config.device) };
-        let fm = inference::load(checkpoint, serving)?;
-        let place = reader.place();
-        let core = CoreColumns::new(&dataset.schema);
-        let main_tasks = MainTasks::new(&dataset.schema);
-        let ready = Default::default();
-        Ok(ComputedFeed { reader, fm, core, main_tasks, surfaces, ready, place })
+        let fm = CheckpointEmbedder::load(dataset, config, checkpoint)?;
+        let (place, ready) = (reader.place(), Default::default());
+        Ok(ComputedFeed { reader, fm, surfaces, has_warned: false, ready, place })
     }
 
     fn next(&mut self, wait: Duration) -> Result<FeedItem> {
@@ -177,19 +172,24 @@ impl ComputedFeed {
     }
 
     /// Those of its surfaces, with their TAEs.
-    fn with_tae(&self, mut records: Vec<PositionedExample>) -> Result<Vec<ReadyRow>> {
+    fn with_tae(&mut self, mut records: Vec<PositionedExample>) -> Result<Vec<ReadyRow>> {
         records.retain(|record| {
             !record.example.targets.is_empty() && self.surfaces.contains(&record.example.surface)
         });
+        let fm = &self.fm;
+        let mut ahead = records.extract_if(.., |record| fm.looks_ahead(&record.example));
+        if let Some(first) = ahead.next()
+            && !std::mem::replace(&mut self.has_warned, true)
+        {
+            let reason = fm.look_ahead(&first.example);
+            tracing::warn!(%reason, "this joined example and its like are not learned from");
+        }
+        ahead.for_each(drop);
         if records.is_empty() {
             return Ok(Vec::new());
         }
-        let core = self.core.examples(records.iter().map(|record| &record.example));
-        let examples: Vec<&Example> = core.iter().map(|example| &**example).collect();
-        let (manifest, said) = (self.fm.manifest(), self.fm.infer(&examples)?);
-        drop(core);
-        let FmOutput { tae, main } = self.main_tasks.output(&manifest.spec, said);
-        let (dim, tasks) = (manifest.config.tae_width(), self.main_tasks.count());
+        let FmOutput { tae, main } = fm.embed(records.iter().map(|record| &record.example))?;
+        let (dim, tasks) = (fm.manifest().config.tae_width(), fm.main_tasks());
         let mut row = 0;
         let rows = records.into_iter().map(|record| {
             let PositionedExample { example, ranked, correction, ingested_ms, key, end } = record;

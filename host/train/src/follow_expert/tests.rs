@@ -122,6 +122,53 @@ impl World {
         (report, String::from_utf8(said).unwrap())
     }
 
+    /// A checkpoint of a small FM that has learned from the first requests.
+    fn fm(&self, dir: &Path, requests: usize) -> EmbeddingCheckpoint {
+        let small = FmConfig {
+            dim: 16,
+            qk_dim: 8,
+            v_dim: 8,
+            embedding_dim: 8,
+            max_history: 64,
+            ..FmConfig::default()
+        };
+        let spec = dataset_spec(&self.dataset).unwrap();
+        let work = dir.join("fm-work");
+        let mut trainer = trainer::create(&work, &small, &spec, DeviceKind::Cpu).unwrap();
+        for batch in self.examples[..requests].chunks(32) {
+            trainer.step(&batch.iter().collect::<Vec<_>>()).unwrap();
+        }
+        let dir = dir.join("fm");
+        trainer.checkpoint(&dir, "1.0.0").unwrap();
+        EmbeddingCheckpoint { dir, from_ms: None, allow_look_ahead: false }
+    }
+
+    /// Follows a stream of joined examples, with TAEs of a checkpoint.
+    fn follow_joined(
+        &self,
+        examples: &[Example],
+        checkpoint: &EmbeddingCheckpoint,
+    ) -> Result<FollowExpertReport> {
+        let engine = Arc::new(MemoryEngine::new(10));
+        for example in examples {
+            let joined =
+                JoinedExample { example: example.clone(), ingested_ms: 7, ranked: Vec::new() };
+            let payload = postcard::to_stdvec(&JoinedRecord::Example(joined)).unwrap();
+            let appender = engine.appender(&Topic::joined()).unwrap();
+            appender.append(&[Record { id: 0, payload }]).unwrap();
+        }
+        let guests = expert::Engine::new(self.config.guests()).unwrap();
+        let World { dataset, config, entry, .. } = self;
+        let context = ExpertContext { dataset, config, entry, guests: &guests };
+        let options = FollowExpertOptions {
+            version: Some("1.0.0".into()),
+            fm_checkpoint: Some(checkpoint.clone()),
+            until_end: true,
+            ..FollowExpertOptions::default()
+        };
+        follow(context, engine, &options, &Shutdown::default(), &mut Vec::new())
+    }
+
     fn state(&self, config: &Config) -> FollowerState {
         FollowerState::read(&work_dir(config, &self.entry, "1.0.0")).unwrap().unwrap()
     }
@@ -179,39 +226,8 @@ fn an_expert_on_joined_examples_notices_a_stream_that_was_made_anew() {
     let dir = tempfile::tempdir().unwrap();
     let mut world = world(dir.path(), plugins);
     world.config.engine.on_gap = OnGap::Continue;
-    world.config.fm = FmConfig {
-        dim: 16,
-        qk_dim: 8,
-        v_dim: 8,
-        embedding_dim: 8,
-        max_history: 64,
-        ..FmConfig::default()
-    };
-    let (spec, checkpoint) = (dataset_spec(&world.dataset).unwrap(), dir.path().join("fm"));
-    trainer::create(&dir.path().join("fm-work"), &world.config.fm, &spec, DeviceKind::Cpu)
-        .unwrap()
-        .checkpoint(&checkpoint, "1.0.0")
-        .unwrap();
-    let follow = |range: std::ops::Range<usize>| {
-        let engine = Arc::new(MemoryEngine::new(10));
-        for example in &world.examples[range] {
-            let joined =
-                JoinedExample { example: example.clone(), ingested_ms: 7, ranked: Vec::new() };
-            let payload = postcard::to_stdvec(&JoinedRecord::Example(joined)).unwrap();
-            let appender = engine.appender(&Topic::joined()).unwrap();
-            appender.append(&[Record { id: 0, payload }]).unwrap();
-        }
-        let guests = expert::Engine::new(world.config.guests()).unwrap();
-        let World { dataset, config, entry, .. } = &world;
-        let ground = ExpertContext { dataset, config, entry, guests: &guests };
-        let options = FollowExpertOptions {
-            version: Some("1.0.0".into()),
-            fm_checkpoint: Some(checkpoint.clone()),
-            until_end: true,
-            ..FollowExpertOptions::default()
-        };
-        follow(ground, engine, &options, &Shutdown::default(), &mut Vec::new()).unwrap()
-    };
+    let checkpoint = world.fm(dir.path(), 0);
+    let follow = |range| world.follow_joined(&world.examples[range], &checkpoint).unwrap();
     let place = follow(0..60).place.unwrap();
     assert_eq!((place.position, place.requests), (FeedPosition::Joined(60), 60));
     assert!(world.state(&world.config).addition.joined.place().checksum.is_some());
@@ -238,6 +254,24 @@ fn an_expert_on_joined_examples_notices_a_stream_that_was_made_anew() {
         std::fs::write(&path, &bytes).unwrap();
         assert!(world.state(&world.config) == without);
     }
+}
+
+#[test]
+fn an_expert_on_joined_examples_learns_from_none_that_its_fm_has_learned_from() {
+    let Some(plugins) = plugins("expert on joined examples") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world(dir.path(), plugins);
+    let checkpoint = world.fm(dir.path(), 100);
+    let at = |request: usize| world.examples[request].time_ms;
+    let (newer_ms, until_ms) = (at(100), at(170));
+    world.config.timeline.until = until_ms.to_string();
+    // Of the second half of these requests the FM knows nothing.
+    let joined = [&world.examples[60..80], &world.examples[170..190]].concat();
+    let why = world.follow_joined(&joined, &checkpoint).unwrap_err().to_string();
+    assert!(why.contains("has learned from requests up to"), "{why}");
+    let checkpoint = EmbeddingCheckpoint { from_ms: Some(newer_ms), ..checkpoint };
+    let place = world.follow_joined(&joined, &checkpoint).unwrap().place.unwrap();
+    assert_eq!((place.position, place.requests), (FeedPosition::Joined(40), 20));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use hypercast_fm::{
     metrics::{LogLossSums, ScoredPrediction, auc},
     spec::FmConfig,
 };
-use hypercast_train::materialise;
+use hypercast_train::materialise::{self, EmbeddingCheckpoint};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::small_fm;
@@ -163,15 +163,20 @@ fn logs_have_the_position_and_embeddings_that_were_made_without_it() {
     let examples = small_fm::examples(&dataset);
     let checkpoint = dir.path().join("fm");
     let mut trainer = small_fm::trainer(&dataset, &fm_config(), &dir.path().join("work"));
-    trainer.step(&examples[..32].iter().collect::<Vec<_>>()).unwrap();
+    let learned = 10;
+    trainer.step(&examples[..learned].iter().collect::<Vec<_>>()).unwrap();
     trainer.checkpoint(&checkpoint, "1.0.0").unwrap();
+    let from_ms = Some(examples[learned].time_ms);
+    let embedding =
+        EmbeddingCheckpoint { dir: checkpoint.clone(), from_ms, allow_look_ahead: false };
     let logs = dir.path().join("logs");
     let config = Config { fm: fm_config(), ..Config::default() };
-    materialise::past(&dataset, &config, &checkpoint, &logs).unwrap();
+    materialise::past(&dataset, &config, &embedding, &logs).unwrap();
     let columns = dataset.schema.feature_columns();
     let column = columns.iter().position(|name| name == "position").unwrap();
     let fm = inference::load(&checkpoint, FmServingOptions::default()).unwrap();
-    for logged in LogReader::open(&logs).unwrap().iter().take(50) {
+    // A user's first request has no history, whose items logs do not keep whole.
+    for logged in LogReader::open(&logs).unwrap().iter().take(40) {
         let mut logged = logged.unwrap();
         let targets = &mut logged.example.targets;
         let places: Vec<f32> = targets.iter().map(|target| target.features[column]).collect();
