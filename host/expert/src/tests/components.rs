@@ -15,8 +15,8 @@ use crate::wasm::Fault;
 use crate::wasm::contract::{Decision, Evaluation, Quality, Slice, Verdict};
 use crate::{
     Blueprint, BreakerConfig, Chunk, Device, Engine, EngineConfig, ExpertTrainer,
-    FeatureStatistics, Limits, LoadOptions, Parameters, RankOutcome, SavedParameters, ServedExpert,
-    Tae, TrainerConfig,
+    FeatureStatistics, FmRows, Limits, LoadOptions, Parameters, RankOutcome, SavedParameters,
+    ServedExpert, Tae, TrainerConfig,
 };
 
 /// The components in the folder that `variable` names; none if it is not set.
@@ -58,21 +58,27 @@ pub(super) fn options() -> LoadOptions {
     }
 }
 
+/// The main tasks of the schema.
+const TASKS: usize = 2;
+
 struct Log {
     examples: Vec<Example>,
     tae: Vec<f32>,
+    predictions: Vec<f32>,
 }
 
 fn log(requests: u64) -> Log {
     let examples: Vec<Example> =
         (0..requests).map(|r| example(r, (r % 6) as usize, 1 + (r % 5) as usize)).collect();
     let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
-    Log { tae: noise(4, rows * TAE_DIM), examples }
+    let predictions = noise(6, rows * TASKS).iter().map(|value| 0.5 + 0.4 * value).collect();
+    Log { tae: noise(4, rows * TAE_DIM), predictions, examples }
 }
 
 impl Log {
     fn chunk(&self) -> Chunk<'_> {
-        Chunk { examples: &self.examples, tae: &self.tae, predictions: &[] }
+        let Log { examples, tae, predictions } = self;
+        Chunk { examples, tae, predictions }
     }
 }
 
@@ -127,7 +133,8 @@ fn plugins_learn_and_serve_what_the_trainer_predicts() {
         for example in &log.examples {
             let rows = example.targets.len();
             let tae = Tae::Rows(&log.tae[row * TAE_DIM..(row + rows) * TAE_DIM]);
-            let (outcome, _) = expert.serve(example, tae, 3);
+            let predictions = &log.predictions[row * TASKS..(row + rows) * TASKS];
+            let (outcome, _) = expert.serve(example, FmRows { tae, predictions }, 3);
             let RankOutcome::Ranked { ranked, predictions } = outcome else {
                 panic!("{name}: {outcome:?}")
             };
@@ -222,7 +229,7 @@ const EXPECTED: [(&str, Option<&str>); 62] = [
     ("empty", Some("no ranked candidate")),
     ("explorer", None),
     ("flops", Some("FLOPs a candidate")),
-    ("fm_residual", Some("it reads the FM's predictions")),
+    ("fm_residual", None),
     ("foreign_column", Some("`no_such_feature`, which the schema lacks")),
     ("foreign_rank_column", Some("rank-columns hold")),
     ("foreign_version", Some("contract 1.0.0, and this host speaks 3.0.0 and 2.0.0")),
@@ -507,7 +514,8 @@ fn with_regression() -> Option<Arc<Blueprint>> {
         label: "seconds".into(),
         ..schema.tasks[0].clone()
     });
-    Some(Arc::new(Blueprint::load(engine(), &mlp?, &schema, &options()).unwrap()))
+    let options = LoadOptions { without_fm_logits: true, ..options() };
+    Some(Arc::new(Blueprint::load(engine(), &mlp?, &schema, &options).unwrap()))
 }
 
 #[test]
