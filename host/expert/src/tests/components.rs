@@ -105,11 +105,8 @@ fn trained(path: &std::path::Path, log: &Log) -> (Arc<Blueprint>, ExpertTrainer)
     // Few rows: short warm-up, high rate.
     let optimizer =
         OptimizerConfig { learning_rate: 1e-2, warmup_steps: 5, ..OptimizerConfig::default() };
-    let trainer = trainer(
-        &blueprint,
-        log,
-        TrainerConfig { optimizer, batch_rows: 64, ..TrainerConfig::default() },
-    );
+    let config = TrainerConfig { optimizer, batch_rows: 64, ..TrainerConfig::default() };
+    let trainer = trainer(&blueprint, log, config);
     (blueprint, trainer)
 }
 
@@ -287,13 +284,8 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     let hostile = components("HYPERCAST_HOSTILE");
     let Some(good) = plugins.first() else { return };
     let (blueprint, trainer) = trained(good, &log);
-    let good = ServedExpert::new(
-        blueprint,
-        trainer.into_parameters(),
-        Device::Cpu,
-        BreakerConfig::default(),
-    )
-    .unwrap();
+    let parameters = trainer.into_parameters();
+    let good = ServedExpert::new(blueprint, parameters, Device::Cpu, Default::default()).unwrap();
     for path in hostile {
         let file = path.file_stem().unwrap().to_string_lossy().into_owned();
         let mut options = options();
