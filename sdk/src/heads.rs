@@ -2,7 +2,8 @@
 //! 3.2) and calibrates it for each surface.
 //!
 //! Every last layer starts near zero, so training begins at the base rate instead of random odds,
-//! or at the FM's own prediction (`from_fm`). A calibration starts as the identity.
+//! or at exactly zero above the FM's own prediction (`from_fm`). A calibration starts as the
+//! identity.
 
 use crate::fusion::FmEmbedded;
 use crate::graph::{Graph, Tensor};
@@ -14,6 +15,13 @@ use crate::raw::types::Initialiser;
 /// per step, which would take too many steps.
 const BIAS_SPEED: f32 = 10.0;
 
+/// How fast a head learns what to add to the FM's prediction, as a share of the usual rate. Little
+/// is left to learn, so the noise of steps at the full rate costs more than what they find.
+const ABOVE_FM_RATE: f32 = 0.03;
+
+/// How fast it learns the scales and shifts of that prediction, as a share of the rate of tables.
+const FM_CALIBRATION_RATE: f32 = 0.1;
+
 /// A small tower per task over a shared bottom, plus direct linear paths from first-order features
 /// and from the FM's embedding, followed by a `PerSurface` calibration. Thanks to the direct paths
 /// an expert is at least as good as a linear model.
@@ -21,7 +29,9 @@ const BIAS_SPEED: f32 = 10.0;
 /// The parameters of task `click` of the heads named `heads` are under `heads/click/`, so adding or
 /// removing a task leaves the trained values of the others alone. Weights that read the FM's
 /// embedding are separate, under `heads/click/fm/`: the axes of another FM's embedding mean
-/// something else, so an expert that moves to another FM must train them from scratch.
+/// something else, so an expert that moves to another FM must train them from scratch. What a head
+/// adds to the FM's prediction (`from_fm`) is under `heads/click/from_fm/`, so that an expert which
+/// had learned the whole prediction does not begin by adding it again.
 pub struct TaskHeads<'g> {
     name: String,
     tower: Vec<u32>,
@@ -56,9 +66,12 @@ impl<'g> TaskHeads<'g> {
         Self { fm: Some(fm), ..self }
     }
 
-    /// Starts each task that the FM predicts, too, at the FM's own prediction: the head adds to it,
-    /// and adds nothing before it has learned. Other tasks start as before. Feature logs must hold
-    /// the FM's predictions, which those of earlier hosts do not.
+    /// Starts each task that the FM predicts, too, at the FM's own prediction: the head learns to
+    /// scale and to shift it for each surface, and what to add, slowly. It adds nothing before it
+    /// has learned. Rows without an embedding, which the module of `fm` tells, have no prediction
+    /// either: they are left to a head that is learned from such rows alone. Other tasks start as
+    /// before, and all of them where the host offers no predictions. Feature logs must hold the
+    /// FM's predictions, which those of earlier hosts do not.
     pub fn from_fm(self) -> Self {
         Self { from_fm: true, ..self }
     }
@@ -90,19 +103,41 @@ impl<'g> TaskHeads<'g> {
     pub fn logit(&self, task: &str, bottom: Tensor<'g>) -> Tensor<'g> {
         let g = bottom.graph();
         let starts_at_fm = self.from_fm && g.info().fm_logits().any(|known| known == task);
-        let last = if starts_at_fm { Initialiser::Zeros } else { Initialiser::Normal(0.01) };
+        let near_zero = Initialiser::Normal(0.01);
         let build = || {
-            let tower = Mlp::new("tower", self.tower.iter().copied()).dropout(self.dropout);
-            let top = tower.apply(bottom);
-            let deep = Linear::new("out", 1).no_bias().init(last).apply(top);
-            let deep = deep + g.parameter("bias", &[1], Initialiser::Zeros) * BIAS_SPEED;
-            let path = |name: &str| Linear::new(name, 1).no_bias().init(Initialiser::Zeros);
-            let logit = self.direct.map_or(deep, |input| deep + path("direct").apply(input));
-            let logit = self.fm.map_or(logit, |fm| logit + path("fm").apply(fm.normalised));
-            let logit = if starts_at_fm { logit + g.fm_logit(task) } else { logit };
-            if self.per_surface { PerSurface::new("surface").apply(logit) } else { logit }
+            if !starts_at_fm {
+                return self.calibrated(self.learned(bottom, self.fm, near_zero));
+            }
+            let from_fm = g.scope("from_fm", || {
+                let logit = || self.calibrated(g.fm_logit(task));
+                let more = || self.learned(bottom, self.fm, Initialiser::Zeros);
+                g.rate_factor(FM_CALIBRATION_RATE, logit) + g.rate_factor(ABOVE_FM_RATE, more)
+            });
+            let Some(FmEmbedded { present, .. }) = self.fm else { return from_fm };
+            let alone = self.calibrated(self.learned(bottom, None, near_zero));
+            present * from_fm + (1.0 - present) * alone
         };
         g.scope(&self.name, || g.scope(task, build))
+    }
+
+    /// The tower and the direct paths, whose last layers begin as told.
+    fn learned(
+        &self,
+        bottom: Tensor<'g>,
+        fm: Option<FmEmbedded<'g>>,
+        last: Initialiser,
+    ) -> Tensor<'g> {
+        let tower = Mlp::new("tower", self.tower.iter().copied()).dropout(self.dropout);
+        let deep = Linear::new("out", 1).no_bias().init(last).apply(tower.apply(bottom));
+        let bias = bottom.graph().parameter("bias", &[1], Initialiser::Zeros);
+        let deep = deep + bias * BIAS_SPEED;
+        let path = |name: &str| Linear::new(name, 1).no_bias().init(Initialiser::Zeros);
+        let logit = self.direct.map_or(deep, |input| deep + path("direct").apply(input));
+        fm.map_or(logit, |fm| logit + path("fm").apply(fm.normalised))
+    }
+
+    fn calibrated(&self, logit: Tensor<'g>) -> Tensor<'g> {
+        if self.per_surface { PerSurface::new("surface").apply(logit) } else { logit }
     }
 }
 

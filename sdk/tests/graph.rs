@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use hypercast_sdk::raw::types::{Attribute, Value};
+use hypercast_sdk::raw::types::{Attribute, Network, Value};
 use hypercast_sdk::{
     Column, Description, Embedding, Finished, FmEmbedding, FmFusion, Graph, HostInfo, Hstu,
     Initialiser, LayerNorm, Linear, Mlp, OfferedColumn, SchemaTask, Squash, TaskHeads, TaskKind,
@@ -204,11 +204,22 @@ fn heads_start_at_the_fm_where_it_predicts_the_task() {
     TaskHeads::new("heads").one_for_all_surfaces().from_fm().apply(&g, g.tae());
     let Finished { network, columns } = g.finish().expect("a network");
     assert_eq!(columns, [Column::tae(), Column::fm_logit("click")]);
-    let starts = |name: &str| {
-        let parameter = network.parameters.iter().find(|own| own.name == name).expect(name);
-        matches!(parameter.init, Initialiser::Zeros)
+    let of = |network: &Network, name: &str| {
+        let found = network.parameters.iter().find(|own| own.name == name);
+        found.map(|own| matches!(own.init, Initialiser::Zeros))
     };
-    assert!(starts("heads/click/out/weight") && !starts("heads/own/out/weight"));
+    // Exactly nothing is added at first, under other names than those of a whole prediction.
+    assert_eq!(of(&network, "heads/click/from_fm/out/weight"), Some(true));
+    assert_eq!(of(&network, "heads/click/out/weight"), None);
+    assert_eq!(of(&network, "heads/own/out/weight"), Some(false));
+    // A row without an embedding has a head of its own.
+    let g = Graph::new(info.clone(), &describe());
+    let fm = FmEmbedding::new("fm", 4).apply(g.tae());
+    TaskHeads::new("heads").fm(fm).from_fm().apply(&g, fm.values);
+    let Finished { network, .. } = g.finish().expect("a network");
+    assert_eq!(of(&network, "heads/click/from_fm/fm/weight"), Some(true));
+    assert_eq!(of(&network, "heads/click/out/weight"), Some(false));
+    assert_eq!(of(&network, "heads/click/fm/weight"), None);
     let error = |info: HostInfo, task: &str| {
         let g = Graph::new(info, &describe());
         g.fm_logit(task);

@@ -5,7 +5,9 @@ use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::dataset::timeline::{Span, Timeline, TimelineStep};
 use hypercast_data::logs::LogReader;
-use hypercast_expert::{Blueprint, Engine, LoadOptions, SavedParameters, ServedExpert, Tae};
+use hypercast_expert::{
+    Blueprint, Engine, FmRows, LoadOptions, SavedParameters, ServedExpert, Tae,
+};
 use hypercast_serve::convert::Converter;
 use hypercast_tests::{Prerequisites, TestDaemon, expert, prerequisites, run, run_well, world};
 use serde_json::{Value, json};
@@ -290,8 +292,9 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
                 let (_, answer) = daemon.post("/v1/rank", &body.to_string());
                 let trainers = logged.next().expect("a log row a request").unwrap();
                 assert_eq!(trainers.example.request, rows[0].request);
+                let (tae, predictions) = (Tae::Rows(&trainers.tae), &trainers.predictions[..]);
                 let expected = experts[surface]
-                    .predict(&[&trainers.example], Tae::Rows(&trainers.tae))
+                    .predict(&[&trainers.example], FmRows { tae, predictions })
                     .unwrap();
                 for task in &expected.tasks {
                     for (row, value) in task.values.iter().enumerate() {

@@ -47,6 +47,8 @@ pub struct LoadOptions {
     /// The FM's version (semver), which the description's `fm-version` must accept; `None` without
     /// an FM.
     pub fm_version: Option<String>,
+    /// Offers no predictions of the FM, to see what its embedding alone carries.
+    pub without_fm_logits: bool,
 }
 
 impl LoadOptions {
@@ -104,6 +106,9 @@ impl Blueprint {
         let surface = own_surface(&plugin, layout, schema, options.vectors())?;
         let mut host = HostSchema::on(surface.as_deref(), layout, options.vectors());
         plugin.limit(&mut host.info);
+        if options.without_fm_logits {
+            contract::withhold_fm_logits(&mut host.info);
+        }
         let description = plugin.describe(&host.info)?;
         let told = description.only_surface() == surface.as_deref();
         if !schema.owned.is_empty() && !told {

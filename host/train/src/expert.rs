@@ -272,8 +272,13 @@ mod tests {
     use hypercast_fm::spec::FmConfig;
     use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-    /// A configuration, and a log of the first requests of a world.
+    /// A configuration, and a log of the first requests of a world, of which the FM predicts that
+    /// anything may happen or nothing.
     fn logged(dir: &Path, requests: usize) -> Config {
+        logged_with(dir, requests, &[0.5])
+    }
+
+    fn logged_with(dir: &Path, requests: usize, prediction: &[f32]) -> Config {
         let into = dir.join("world");
         let options = simulate::SimulateOptions {
             into,
@@ -303,9 +308,10 @@ mod tests {
             LogWriter::create(&config.paths.logs, &dataset.schema, options, versions).unwrap();
         for example in Replay::new(&dataset, replay).unwrap().take(requests) {
             let example = example.unwrap();
-            let tae = vec![0.5; 2 * example.targets.len()];
-            let said = FmOutput { tae, main: Vec::new() };
-            writer.write_batch(std::slice::from_ref(&example), &said, |_| true).unwrap();
+            let rows = example.targets.len();
+            let main = prediction.repeat(dataset.schema.main_tasks().count() * rows);
+            let said = FmOutput { tae: vec![0.5; 2 * rows], main };
+            writer.write_batch(std::slice::from_ref(&example), &[said], |_| true).unwrap();
         }
         writer.finish().unwrap();
         config
@@ -349,7 +355,7 @@ mod tests {
             fresh(&mut example, click, &mut random);
             let tae = vec![0.5; 2 * example.targets.len()];
             let said = FmOutput { tae, main: Vec::new() };
-            writer.write_batch(&[example], &said, |_| true).unwrap();
+            writer.write_batch(&[example], &[said], |_| true).unwrap();
         }
         writer.finish().unwrap();
         let ne = ne_of_clicks(&config, &plugin);
@@ -410,7 +416,7 @@ mod tests {
             assert_eq!(columns(&core.example(&own)), columns(example));
             let tae = vec![0.5; 2 * own.targets.len()];
             let said = FmOutput { tae, main: Vec::new() };
-            writer.write_batch(&[own], &said, |_| true).unwrap();
+            writer.write_batch(&[own], &[said], |_| true).unwrap();
         }
         writer.finish().unwrap();
         let ne = ne_of_clicks(&config, &plugin);
@@ -422,7 +428,7 @@ mod tests {
     fn an_expert_that_begins_at_the_fm_is_no_worse_than_it() {
         let Some(plugin) = hostile("the FM's predictions", "fm_residual") else { return };
         let dir = tempfile::tempdir().unwrap();
-        let mut config = logged(dir.path(), 1);
+        let mut config = logged_with(dir.path(), 1, &[]);
         let why = train(
             &config,
             &entry(&plugin),
@@ -437,8 +443,6 @@ mod tests {
         config.fm = FmConfig { max_history: 8, batch_requests: 4, learning_rate: 5e-3, ..fm };
         config.paths.fm_work = dir.path().join("work");
         config.paths.fm = dir.path().join("fm-1.0");
-        // Slow, so that what few rows tell by chance is not learned.
-        config.expert_training.learning_rate = 3e-4;
         crate::fm::train(&dataset, &config, None).unwrap();
         let log = LogReader::open(&config.paths.logs).unwrap();
         let click = log.schema.tasks.iter().position(|task| task.name == "click").unwrap();

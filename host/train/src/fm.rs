@@ -280,7 +280,7 @@ impl FmRun {
         if let Some(log) = log {
             let served = self.main_tasks.output(&self.spec, said.served(&self.spec));
             let keep = |example: &Example| !harmful.contains(&example.request);
-            self.place.logged_rows += log.write_batch(batch, &served, keep)?;
+            self.place.logged_rows += log.write_batch(batch, &[served], keep)?;
         }
         self.place.done += batch.len() as u64;
         self.place.requests += batch.len() as u64;

@@ -71,7 +71,7 @@ pub fn materialise(
     while let Some(example) = examples.next() {
         batch.push(example?);
         if batch.len() == BATCH || examples.peek().is_none() {
-            let written = log.write_batch(&batch, &fm.embed(&batch)?, |_| true)?;
+            let written = log.write_batch(&batch, &[fm.embed(&batch)?], |_| true)?;
             rows += written;
             batch.clear();
             progress.advance(written, String::new);

@@ -117,6 +117,8 @@ pub struct ExpertSetup<'a> {
     pub name: &'a str,
     /// Zeros in the TAE's place.
     pub without_tae: bool,
+    /// A host that offers no predictions of the FM. Such an expert cannot serve.
+    pub without_fm_logits: bool,
     /// The width of the open data set's content vectors, 0 without any. None where no data set is
     /// open: then it is that of the configured one or, on a machine without that, of the logs.
     pub content_dim: Option<usize>,
@@ -126,7 +128,15 @@ impl<'a> ExpertSetup<'a> {
     /// An expert as the configuration names it.
     pub fn of(config: &'a Config, entry: &'a ExpertEntry, engine: &'a Engine) -> Self {
         let (plugin, name, without_tae) = (&entry.plugin, &entry.name, entry.without_tae);
-        ExpertSetup { config, engine, plugin, name, without_tae, content_dim: None }
+        ExpertSetup {
+            config,
+            engine,
+            plugin,
+            name,
+            without_tae,
+            without_fm_logits: false,
+            content_dim: None,
+        }
     }
 
     /// Begins with fresh parameters, which `warm` may change, to learn from the rows of a view.
@@ -241,6 +251,7 @@ impl<'a> ExpertSetup<'a> {
         let options = LoadOptions {
             tae_dim: vectors.tae,
             fm_version: Some(fm_version.to_owned()),
+            without_fm_logits: self.without_fm_logits,
             ..self.config.load_options(self.name, vectors.content)
         };
         let plugin = Plugin::load(self.engine, self.plugin, &options.limits)?;
@@ -475,7 +486,7 @@ mod tests {
                 .flat_map(|row| [example.request as f32, row as f32, 7.0])
                 .collect::<Vec<f32>>();
             let said = FmOutput { tae, main: Vec::new() };
-            writer.write_batch(std::slice::from_ref(example), &said, |_| true).unwrap();
+            writer.write_batch(std::slice::from_ref(example), &[said], |_| true).unwrap();
         }
         writer.finish().unwrap();
         (LogReader::open(&logs).unwrap(), examples)
@@ -519,6 +530,7 @@ mod tests {
             plugin: Path::new("own.wasm"),
             name: "own",
             without_tae: false,
+            without_fm_logits: false,
             content_dim: Some(8),
         };
         let why = |log: &LogReader| setup.check_content(8, log).unwrap_err().to_string();

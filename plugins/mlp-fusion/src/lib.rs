@@ -28,9 +28,9 @@ impl Expert for MlpFusion {
             heads = heads.direct(numbers);
         }
         if g.info().tae_dim > 0 {
-            let fm = FmEmbedding::new("fm", 32).row_dropout(0.02).value_dropout(0.0).apply(g.tae());
+            let fm = FmEmbedding::new("fm", 32).value_dropout(0.0).apply(g.tae());
             parts.extend([fm.values, FmFusion::new("fusion", 32).apply(fm, None)]);
-            heads = heads.fm(fm);
+            heads = heads.fm(fm).from_fm();
         }
         if parts.is_empty() {
             g.fail("the schema has no input for this expert: no id and no numeric feature, and the host has no FM");

@@ -41,9 +41,9 @@ impl Expert for ShortTerm {
             heads = heads.direct(numbers);
         }
         if g.info().tae_dim > 0 {
-            let fm = FmEmbedding::new("fm", 32).row_dropout(0.02).value_dropout(0.0).apply(g.tae());
+            let fm = FmEmbedding::new("fm", 32).value_dropout(0.0).apply(g.tae());
             parts.extend([fm.values, FmFusion::new("fusion", 32).apply(fm, Some(short))]);
-            heads = heads.fm(fm);
+            heads = heads.fm(fm).from_fm();
         } else {
             parts.push(short);
         }

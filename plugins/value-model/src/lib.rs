@@ -46,7 +46,7 @@ impl Expert for ValueModel {
         if g.info().tae_dim > 0 {
             let fm = FmEmbedding::new("fm", 32).apply(g.tae());
             parts.push(fm.values);
-            heads = heads.fm(fm);
+            heads = heads.fm(fm).from_fm();
         }
         if parts.is_empty() {
             g.fail("there is no input for this expert: neither numeric features in the schema nor an FM");

@@ -54,6 +54,7 @@ impl World {
                 tae_dim: 64,
                 content_dim: 0,
                 fm_version: None,
+                without_fm_logits: false,
             },
             max_candidates: MAX_CANDIDATES,
         }

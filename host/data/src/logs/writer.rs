@@ -5,6 +5,7 @@
 //! versions change. It records its position in the stream, so that a restarted writer continues
 //! after the last complete file without losing or repeating requests.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use hypercast_core::{atomic_dir, disk};
@@ -222,33 +223,44 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Adds the requests of a batch that `keep` accepts and that have targets. `said` is what the
-    /// writer's only version answers for the targets of the batch; without predictions where these
-    /// are not known. Returns the number of rows added.
+    /// Adds the requests of a batch that `keep` accepts and that have targets. `said` is what each
+    /// of the writer's versions answers for the targets of the batch; without predictions where
+    /// these are not known. Returns the number of rows added.
     ///
     /// # Errors
     /// The file system fails.
     ///
     /// # Panics
-    /// The writer has several versions, or `said` has another length.
+    /// `said` is not of as many versions, or has another length.
     pub fn write_batch(
         &mut self,
         batch: &[Example],
-        said: &FmOutput,
+        said: &[FmOutput],
         keep: impl Fn(&Example) -> bool,
     ) -> Result<u64> {
-        let [LogVersion { tae_dim, .. }] = self.versions[..] else {
-            panic!("a batch needs a writer of one version")
+        let targets: usize = batch.iter().map(|example| example.targets.len()).sum();
+        let lengths: Vec<usize> = said.iter().map(|said| said.tae.len()).collect();
+        let expected: Vec<usize> =
+            self.versions.iter().map(|version| targets * version.tae_dim).collect();
+        assert_eq!(lengths, expected, "one embedding a target and version");
+        // Where some rows are in a matrix with a row a target.
+        let part = |values: &[f32], rows: &Range<usize>| {
+            let width = values.len() / targets.max(1);
+            rows.start * width..rows.end * width
         };
-        let tasks = if said.main.is_empty() { 0 } else { self.layout.main_tasks() };
         let (mut at, mut rows) = (0, 0);
         for example in batch {
             let next = at + example.targets.len();
             if !example.targets.is_empty() && keep(example) {
+                let own = at..next;
+                let taes: Vec<&[f32]> =
+                    said.iter().map(|said| &said.tae[part(&said.tae, &own)]).collect();
+                let predictions: Vec<&[f32]> =
+                    said.iter().map(|said| &said.main[part(&said.main, &own)]).collect();
                 self.write(LogRow {
                     example,
-                    taes: &[&said.tae[at * tae_dim..next * tae_dim]],
-                    predictions: &[&said.main[at * tasks..next * tasks]],
+                    taes: &taes,
+                    predictions: &predictions,
                     ranked: &[],
                     correction: false,
                     ingested_ms: 0,
@@ -258,7 +270,6 @@ impl LogWriter {
             }
             at = next;
         }
-        assert_eq!(at * tae_dim, said.tae.len(), "one embedding a target");
         Ok(rows)
     }
 

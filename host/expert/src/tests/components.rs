@@ -15,8 +15,8 @@ use crate::wasm::Fault;
 use crate::wasm::contract::{Decision, Evaluation, Quality, Slice, Verdict};
 use crate::{
     Blueprint, BreakerConfig, Chunk, Device, Engine, EngineConfig, ExpertTrainer,
-    FeatureStatistics, Limits, LoadOptions, Parameters, RankOutcome, SavedParameters, ServedExpert,
-    Tae, TrainerConfig,
+    FeatureStatistics, FmRows, Limits, LoadOptions, Parameters, RankOutcome, SavedParameters,
+    ServedExpert, Tae, TrainerConfig,
 };
 
 /// The components in the folder that `variable` names; none if it is not set.
@@ -58,21 +58,27 @@ pub(super) fn options() -> LoadOptions {
     }
 }
 
+/// The main tasks of the schema.
+const TASKS: usize = 2;
+
 struct Log {
     examples: Vec<Example>,
     tae: Vec<f32>,
+    predictions: Vec<f32>,
 }
 
 fn log(requests: u64) -> Log {
     let examples: Vec<Example> =
         (0..requests).map(|r| example(r, (r % 6) as usize, 1 + (r % 5) as usize)).collect();
     let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
-    Log { tae: noise(4, rows * TAE_DIM), examples }
+    let predictions = noise(6, rows * TASKS).iter().map(|value| 0.5 + 0.4 * value).collect();
+    Log { tae: noise(4, rows * TAE_DIM), predictions, examples }
 }
 
 impl Log {
     fn chunk(&self) -> Chunk<'_> {
-        Chunk { examples: &self.examples, tae: &self.tae, ..Chunk::default() }
+        let Log { examples, tae, predictions } = self;
+        Chunk { examples, tae, predictions, ..Chunk::default() }
     }
 }
 
@@ -99,11 +105,8 @@ fn trained(path: &std::path::Path, log: &Log) -> (Arc<Blueprint>, ExpertTrainer)
     // Few rows: short warm-up, high rate.
     let optimizer =
         OptimizerConfig { learning_rate: 1e-2, warmup_steps: 5, ..OptimizerConfig::default() };
-    let trainer = trainer(
-        &blueprint,
-        log,
-        TrainerConfig { optimizer, batch_rows: 64, ..TrainerConfig::default() },
-    );
+    let config = TrainerConfig { optimizer, batch_rows: 64, ..TrainerConfig::default() };
+    let trainer = trainer(&blueprint, log, config);
     (blueprint, trainer)
 }
 
@@ -127,7 +130,8 @@ fn plugins_learn_and_serve_what_the_trainer_predicts() {
         for example in &log.examples {
             let rows = example.targets.len();
             let tae = Tae::Rows(&log.tae[row * TAE_DIM..(row + rows) * TAE_DIM]);
-            let (outcome, _) = expert.serve(example, tae, 3);
+            let predictions = &log.predictions[row * TASKS..(row + rows) * TASKS];
+            let (outcome, _) = expert.serve(example, FmRows { tae, predictions }, 3);
             let RankOutcome::Ranked { ranked, predictions } = outcome else {
                 panic!("{name}: {outcome:?}")
             };
@@ -223,7 +227,7 @@ const EXPECTED: [(&str, Option<&str>); 63] = [
     ("every_column", Some("serves surface `search`, which the schema lacks")),
     ("explorer", None),
     ("flops", Some("FLOPs a candidate")),
-    ("fm_residual", Some("it reads the FM's predictions")),
+    ("fm_residual", None),
     ("foreign_column", Some("`no_such_feature`, which the schema lacks")),
     ("foreign_rank_column", Some("rank-columns hold")),
     ("foreign_version", Some("contract 1.0.0, and this host speaks 3.0.0 and 2.0.0")),
@@ -282,13 +286,8 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     let hostile = components("HYPERCAST_HOSTILE");
     let Some(good) = plugins.first() else { return };
     let (blueprint, trainer) = trained(good, &log);
-    let good = ServedExpert::new(
-        blueprint,
-        trainer.into_parameters(),
-        Device::Cpu,
-        BreakerConfig::default(),
-    )
-    .unwrap();
+    let parameters = trainer.into_parameters();
+    let good = ServedExpert::new(blueprint, parameters, Device::Cpu, Default::default()).unwrap();
     for path in hostile {
         let file = path.file_stem().unwrap().to_string_lossy().into_owned();
         let mut options = options();
@@ -509,7 +508,8 @@ fn with_regression() -> Option<Arc<Blueprint>> {
         label: "seconds".into(),
         ..schema.tasks[0].clone()
     });
-    Some(Arc::new(Blueprint::load(engine(), &mlp?, &schema, &options()).unwrap()))
+    let options = LoadOptions { without_fm_logits: true, ..options() };
+    Some(Arc::new(Blueprint::load(engine(), &mlp?, &schema, &options).unwrap()))
 }
 
 #[test]

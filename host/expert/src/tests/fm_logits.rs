@@ -90,8 +90,10 @@ fn an_expert_begins_at_the_fms_predictions_and_becomes_better() {
         slow.train(past.chunk(), |_| ()).unwrap();
     }
 
-    let mut trainer = trainer(&blueprint, 3e-3);
-    trainer.train(past.chunk(), |_| ()).unwrap();
+    let mut trainer = trainer(&blueprint, 3e-2);
+    for _ in 0..5 {
+        trainer.train(past.chunk(), |_| ()).unwrap();
+    }
     let said = trainer.predict(next.chunk()).unwrap();
     let (own, fm) = (next.log_loss(&said[0]), next.log_loss(&next.of_fm(0)));
     println!("log loss of clicks {own:.4}, {fm:.4} of the FM");

@@ -8,7 +8,7 @@
 
 use hypercast_data::schema::{OwnColumns, Schema};
 
-use super::contract::{HostInfo, OfferedColumn, VECTOR, WireColumn, offered, quote};
+use super::contract::{FM_LOGIT, HostInfo, OfferedColumn, VECTOR, WireColumn, offered, quote};
 
 /// A column of a kind that the host knows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -85,7 +85,7 @@ const KINDS: [(&str, Kind); 13] = [
     ("raw-feature", Kind::Named(DeclaredColumn::RawFeature)),
     ("id", Kind::Named(DeclaredColumn::Id)),
     (VECTOR, Kind::Named(DeclaredColumn::Vector)),
-    ("fm-logit", Kind::Named(DeclaredColumn::FmLogit)),
+    (FM_LOGIT, Kind::Named(DeclaredColumn::FmLogit)),
     ("time", Kind::Nameless(|| DeclaredColumn::Time)),
     ("request", Kind::Nameless(|| DeclaredColumn::Request)),
     ("ranked-position", Kind::Nameless(|| DeclaredColumn::RankedPosition)),
@@ -139,7 +139,7 @@ impl DeclaredColumn {
             DeclaredColumn::RawFeature(_) => "raw-feature",
             DeclaredColumn::Id(_) => "id",
             DeclaredColumn::Vector(_) => VECTOR,
-            DeclaredColumn::FmLogit(_) => "fm-logit",
+            DeclaredColumn::FmLogit(_) => FM_LOGIT,
             DeclaredColumn::Time => "time",
             DeclaredColumn::Request => "request",
             DeclaredColumn::RankedPosition => "ranked-position",

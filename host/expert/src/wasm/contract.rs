@@ -89,6 +89,9 @@ pub(crate) const MAX_FACTOR: f32 = 10.0;
 /// The kind of the columns of vectors.
 pub(crate) const VECTOR: &str = "vector";
 
+/// The kind of columns that are the FM's own predictions.
+pub(crate) const FM_LOGIT: &str = "fm-logit";
+
 /// The vector that every item can have.
 pub(crate) const CONTENT: &str = "content";
 
@@ -264,6 +267,11 @@ pub(super) fn offered<'a>(
     kind: &'a str,
 ) -> impl Iterator<Item = &'a OfferedColumn> {
     info.columns.iter().filter(move |column| column.kind == kind)
+}
+
+/// Leaves out the FM's predictions of what a plugin is told.
+pub fn withhold_fm_logits(info: &mut HostInfo) {
+    info.columns.retain(|column| column.kind != FM_LOGIT);
 }
 
 /// The names of a schema that a plugin is told, in the order of all indices and bits of the

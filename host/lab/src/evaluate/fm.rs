@@ -103,12 +103,12 @@ pub fn run(stream: &DatasetStream<'_>, work: &Path) -> Result<()> {
     let mut trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let mut table = FmPredictionTable::create(stream, &spec, work)?;
     let main_tasks = MainTasks::new(&stream.dataset.schema);
-    stream.log("FM", config.fm.tae_width(), None, |part, _| {
+    stream.log("FM", &[config.fm.tae_width()], None, |part, _| {
         let output = part.through(trainer.as_mut(), &|_| true)?;
         if !part.history_only {
             table.push(part, &output.predictions)?;
         }
-        Ok(main_tasks.output(&spec, output.served(&spec)))
+        Ok(vec![main_tasks.output(&spec, output.served(&spec))])
     })?;
     table.finish()?;
     let text =

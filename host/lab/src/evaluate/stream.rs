@@ -19,7 +19,7 @@ use hypercast_fm::{
     inference::FmOutput,
     trainer::{FmTrainer, StepOutput},
 };
-use hypercast_train::fm::{FIRST_VERSION, log_writer};
+use hypercast_train::fm::log_writer;
 
 use super::window::TestWindow;
 use crate::error::Result;
@@ -172,6 +172,11 @@ impl StreamBatch<'_> {
     }
 }
 
+/// The version under which an FM is logged, by its place among those that are logged together.
+pub fn logged_version(fm: usize) -> String {
+    format!("{}.0.0", fm + 1)
+}
+
 impl DatasetStream<'_> {
     /// Passes every batch to `take`; `name` is shown in the progress.
     ///
@@ -201,21 +206,22 @@ impl DatasetStream<'_> {
         Ok(())
     }
 
-    /// Passes every batch to `embed`, and logs what it returns: embeddings of `width` values, with
-    /// predictions of the schema's main tasks or without, for the targets of all requests, or of
-    /// those on `surface`. `embed` is told whether a batch is logged.
+    /// Passes every batch to `embed`, and logs what it returns for each FM: embeddings of the FM's
+    /// width, with predictions of the schema's main tasks or without, for the targets of all
+    /// requests, or of those on `surface`. `embed` is told whether a batch is logged.
     ///
     /// # Errors
     /// Data that cannot be read, a full disk; those of `embed`.
     pub fn log(
         &self,
         name: &str,
-        width: usize,
+        widths: &[usize],
         surface: Option<u16>,
-        mut embed: impl FnMut(&StreamBatch<'_>, bool) -> Result<FmOutput>,
+        mut embed: impl FnMut(&StreamBatch<'_>, bool) -> Result<Vec<FmOutput>>,
     ) -> Result<()> {
         atomic_dir::remove(&self.config.paths.logs)?;
-        let versions = vec![LogVersion::new(FIRST_VERSION, width)];
+        let version = |(fm, width): (usize, &usize)| LogVersion::new(logged_version(fm), *width);
+        let versions = widths.iter().enumerate().map(version).collect();
         let mut log = log_writer(self.dataset, self.config, versions)?;
         let skip = self.skip()?;
         self.run(name, |part| {

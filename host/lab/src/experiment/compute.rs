@@ -71,11 +71,12 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let mut last = None;
     let tallies = context.tallies(&ARMS, |config, tally| {
         let pass = context.times.time("fm", || embed(context, config, &spec, surface, tally))?;
-        let runner = context.runner(config)?;
+        let runner = context.runner(config, 0)?;
         let arm = |index| ExperimentArm {
             index,
             embedding: 0..config.fm.tae_width(),
             without_tae: index == 1,
+            with_fm_logits: false,
         };
         runner.run(&arm(1), &[surface], tally)?;
         last = Some((pass, runner.run(&arm(2), &[surface], tally)?));
@@ -104,9 +105,9 @@ fn embed(
     let stream = context.stream(config, config.fm.max_history);
     let heads = FmHeads::new(&spec.tasks, context);
     let mut pass = FmPasses::default();
-    stream.log("FM and one-stage model", config.fm.tae_width(), Some(surface), |part, _| {
+    stream.log("FM and one-stage model", &[config.fm.tae_width()], Some(surface), |part, _| {
         let tae = pass.fm.through(part, fm.as_mut())?.tae;
-        let embeddings = FmOutput { tae, ..FmOutput::default() };
+        let embeddings = vec![FmOutput { tae, ..FmOutput::default() }];
         if part.history_only {
             return Ok(embeddings);
         }

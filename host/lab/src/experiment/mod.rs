@@ -39,7 +39,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     evaluate::{
         setup::EvaluationSetup,
-        stream::{DatasetStream, UserSample},
+        stream::{DatasetStream, UserSample, logged_version},
         window::TestWindow,
     },
     tally::ScoreTally,
@@ -212,9 +212,11 @@ impl ExperimentContext<'_> {
         }
     }
 
-    /// Trains and measures the arms of a seed.
-    fn runner<'b>(&'b self, config: &'b Config) -> Result<ArmRunner<'b>> {
-        Ok(ArmRunner { context: self, config, log: LogReader::open(&config.paths.logs)? })
+    /// Trains and measures the arms of a seed that read an FM, by its place among those that were
+    /// logged.
+    fn runner<'b>(&'b self, config: &'b Config, fm: usize) -> Result<ArmRunner<'b>> {
+        let log = LogReader::open_for(&config.paths.logs, Some(&logged_version(fm)))?;
+        Ok(ArmRunner { context: self, config, log })
     }
 
     /// The folder of a checkpoint for measuring latency.

@@ -42,6 +42,9 @@ pub struct ExperimentArm {
     pub embedding: Range<usize>,
     /// Replaces them by zeros.
     pub without_tae: bool,
+    /// Whether the expert may begin at the FM's own predictions. Without them what it gains is what
+    /// the embedding carries.
+    pub with_fm_logits: bool,
 }
 
 /// Trains and measures the arms of one seed.
@@ -90,6 +93,7 @@ impl ArmRunner<'_> {
             plugin: &self.context.plugin,
             name: "experiment",
             without_tae: arm.without_tae,
+            without_fm_logits: !arm.with_fm_logits,
             content_dim: Some(self.context.dataset.content),
         };
         phase.train(expert, &view, survey, warm, &mut |_, _, _| ())

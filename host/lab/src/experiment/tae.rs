@@ -1,4 +1,5 @@
-//! Table 1: an expert without embedding, with the user embedding, with the TAE, with both.
+//! Table 1: an expert without embedding, with the user embedding, with the TAE, with both, and with
+//! the TAE and the FM's own predictions, at which it begins.
 //!
 //! Both embeddings come from one FM at one point of the stream, before it learns. The user
 //! embedding is the wider one and is stale by hours, like an entry of a table of user embeddings
@@ -12,7 +13,7 @@ use serde_json::json;
 use super::{ExperimentContext, ExperimentReport, report::arms_by_task, runner::ExperimentArm};
 use crate::error::Result;
 
-const ARMS: [&str; 4] = ["baseline", "+UE", "+TAE", "+UE+TAE"];
+const ARMS: [&str; 5] = ["baseline", "+UE", "+TAE", "+UE+TAE", "+TAE+logits"];
 
 /// Runs it for every seed.
 pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
@@ -20,10 +21,12 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let (ue, tae) = (fm.user_state_width(), fm.tae_width());
     let tallies = context.tallies(&ARMS, |config, tally| {
         context.times.time("fm", || embed(context, config))?;
-        let runner = context.runner(config)?;
-        let parts = [ue..ue + tae, 0..ue, ue..ue + tae, 0..ue + tae];
+        let runner = context.runner(config, 0)?;
+        let of_tae = ue..ue + tae;
+        let parts = [of_tae.clone(), 0..ue, of_tae.clone(), 0..ue + tae, of_tae];
         for (index, embedding) in parts.into_iter().enumerate() {
-            let arm = ExperimentArm { index, embedding, without_tae: index == 0 };
+            let (without_tae, with_fm_logits) = (index == 0, index == 4);
+            let arm = ExperimentArm { index, embedding, without_tae, with_fm_logits };
             runner.run(&arm, &runner.surfaces(), tally)?;
         }
         Ok(())
@@ -35,14 +38,16 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     Ok(context.report(arms_by_task(&rows, ALL), rows, Vec::new(), chosen))
 }
 
-/// Runs the FM, and logs the concatenated user embedding and TAE of every target.
+/// Runs the FM, and logs the concatenated user embedding and TAE of every target, with what the FM
+/// predicts.
 fn embed(context: &ExperimentContext<'_>, config: &Config) -> Result<()> {
-    let mut trainer = context.fm(config, "fm", &config.fm, &dataset_spec(context.dataset)?)?;
+    let spec = dataset_spec(context.dataset)?;
+    let mut trainer = context.fm(config, "fm", &config.fm, &spec)?;
     let (ue, tae) = (config.fm.user_state_width(), config.fm.tae_width());
     // The user embedding lacks the newest events; a longer history makes up for them.
     let stream = context.stream(config, config.features.history_events.max(config.fm.max_history));
     let stale_ms = (context.options.stale_hours * 3.6e6) as i64;
-    stream.log("FM", ue + tae, None, |part, is_logged| {
+    stream.log("FM", &[ue + tae], None, |part, is_logged| {
         let states = if is_logged {
             let core = part.core.examples(part.examples);
             let old: Vec<Example> = core.iter().map(|e| stale(e, stale_ms)).collect();
@@ -50,7 +55,7 @@ fn embed(context: &ExperimentContext<'_>, config: &Config) -> Result<()> {
         } else {
             Vec::new()
         };
-        let output = part.through(trainer.as_mut(), &|_| true)?;
+        let output = part.through(trainer.as_mut(), &|_| true)?.served(&spec);
         let mut joined = Vec::new();
         let mut rows = output.tae.chunks_exact(tae);
         for (example, state) in part.examples.iter().zip(states.chunks_exact(ue)) {
@@ -59,7 +64,7 @@ fn embed(context: &ExperimentContext<'_>, config: &Config) -> Result<()> {
                 joined.extend_from_slice(own);
             }
         }
-        Ok(FmOutput { tae: joined, ..FmOutput::default() })
+        Ok(vec![FmOutput { tae: joined, ..output }])
     })
 }
 

@@ -59,7 +59,7 @@ fn found(options: &ExperimentOptions, arms: &[&str]) -> Value {
 fn table_1_has_every_arm_and_repeats() {
     let dir = tempfile::tempdir().unwrap();
     let Some(options) = options(dir.path(), Experiment::Tae) else { return };
-    let json = found(&options, &["baseline", "+UE", "+TAE", "+UE+TAE"]);
+    let json = found(&options, &["baseline", "+UE", "+TAE", "+UE+TAE", "+TAE+logits"]);
     assert_eq!(json["experiment"], "tae");
     assert_eq!(json["config"]["chosen"]["ue_width"], 3 * 16);
     let again = serde_json::to_value(run(&options).unwrap()).unwrap();
@@ -70,22 +70,18 @@ fn table_1_has_every_arm_and_repeats() {
 fn table_2_has_a_ratio_for_every_surface_and_task() {
     let dir = tempfile::tempdir().unwrap();
     let Some(options) = options(dir.path(), Experiment::Transfer) else { return };
-    let json = found(&options, &["FM small", "FM large", "expert small", "expert large"]);
-    let ratios = json["rows"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|row| row["arm"] == "expert large" && row["seed"] == "mean");
-    let ratios: Vec<&Value> = ratios.collect();
-    assert_eq!(
-        ratios.len(),
-        3 * 2 + 2,
-        "click and like on two surfaces and all, finish on one and all"
-    );
-    for row in ratios {
-        assert!(row["transfer_ratio"].as_f64().is_some(), "{row}");
-        let kind = if row["task"] == "finish" { "aux" } else { "main" };
-        assert_eq!(row["task_type"], kind);
+    let json = found(&options, &super::transfer::ARMS);
+    for arm in ["expert large", "expert large+logits"] {
+        let rows = json["rows"].as_array().unwrap().iter();
+        let ratios: Vec<&Value> =
+            rows.filter(|row| row["arm"] == arm && row["seed"] == "mean").collect();
+        let tasks = 3 * 2 + 2;
+        assert_eq!(ratios.len(), tasks, "click and like on two surfaces and all, finish on one");
+        for row in ratios {
+            assert!(row["transfer_ratio"].as_f64().is_some(), "{row}");
+            let kind = if row["task"] == "finish" { "aux" } else { "main" };
+            assert_eq!(row["task_type"], kind);
+        }
     }
     assert_eq!(json["config"]["chosen"]["fm_small"]["dim"], 4);
     assert_eq!(json["config"]["chosen"]["fm_small"]["tae_dim"], 16);

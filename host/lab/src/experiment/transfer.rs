@@ -2,17 +2,15 @@
 //!
 //! Two FMs follow one stream. As in section 4.3, two experts of one architecture start from an
 //! expert that was trained on the smaller FM, without the layers that read the FM's embedding. Then
-//! they learn the same rows, with different FMs.
+//! they learn the same rows, with different FMs. Two others do the same and begin at their FM's own
+//! predictions: what reaches them is not the embedding's merit alone.
 
 use std::ops::Range;
 
 use hypercast_config::Config;
 use hypercast_core::text_table::TextTable;
 use hypercast_data::{dataset::timeline::Span, schema::TaskRole};
-use hypercast_fm::{
-    inference::FmOutput,
-    spec::{FmConfig, TaskSpec},
-};
+use hypercast_fm::spec::{FmConfig, TaskSpec};
 use hypercast_train::fm::dataset_spec;
 use serde_json::{Value, json};
 
@@ -28,11 +26,20 @@ use crate::{
     tally::{ScoreTally, ScoreTotals},
 };
 
-const ARMS: [&str; 4] = ["FM small", "FM large", "expert small", "expert large"];
+pub(super) const ARMS: [&str; 6] = [
+    "FM small",
+    "FM large",
+    "expert small",
+    "expert large",
+    "expert small+logits",
+    "expert large+logits",
+];
 
 /// The pairs that are compared: FMs with each other, and their experts with each other.
 const FM: ArmPair = ArmPair { baseline: 0, arm: 1 };
 const EXPERT: ArmPair = ArmPair { baseline: 2, arm: 3 };
+const EXPERT_WITH_LOGITS: ArmPair = ArmPair { baseline: 4, arm: 5 };
+const EXPERTS: [ArmPair; 2] = [EXPERT, EXPERT_WITH_LOGITS];
 
 /// The share of the past on which the common starting point is trained.
 const WARM_SHARE: f64 = 0.5;
@@ -44,13 +51,19 @@ const SHOWN: f64 = 100.0;
 pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let tallies = context.tallies(&ARMS, |config, tally| {
         context.times.time("fm", || embed(context, config, tally))?;
-        let runner = context.runner(config)?;
-        context.times.time("experts", || experts(&runner, tally))
+        let runners = [context.runner(config, 0)?, context.runner(config, 1)?];
+        context.times.time("experts", || {
+            experts(&runners, EXPERT, tally)?;
+            experts(&runners, EXPERT_WITH_LOGITS, tally)
+        })
     })?;
     let (mut rows, mut table) = (Vec::new(), empty_table());
     for cell in SliceTotals::all(&tallies)? {
-        let every = [0, 2].map(|arm| ArmPair { baseline: arm, arm });
-        let pairs = [every[0], FM, every[1], EXPERT];
+        let pairs = [FM, EXPERT, EXPERT_WITH_LOGITS].map(|pair| {
+            let ArmPair { baseline, .. } = pair;
+            [ArmPair { baseline, arm: baseline }, pair]
+        });
+        let pairs = pairs.concat();
         let mut of_cell = context.rows_of(&cell, &pairs);
         add_ratios(context, &cell, &mut of_cell);
         if cell.totals.positives >= SHOWN
@@ -64,8 +77,7 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     Ok(context.report(table.to_string(), rows, Vec::new(), chosen))
 }
 
-/// Runs both FMs over one stream, logs their concatenated TAEs, and tallies their heads'
-/// predictions.
+/// Runs both FMs over one stream, logs what they answer, and tallies their heads' predictions.
 fn embed(context: &ExperimentContext<'_>, config: &Config, tally: &mut ScoreTally) -> Result<()> {
     let spec = dataset_spec(context.dataset)?;
     let mut small = context.fm(config, "small", &smaller(&config.fm), &spec)?;
@@ -73,19 +85,14 @@ fn embed(context: &ExperimentContext<'_>, config: &Config, tally: &mut ScoreTall
     let width = config.fm.tae_width();
     let heads = FmHeads::new(&spec.tasks, context);
     let stream = context.stream(config, config.fm.max_history);
-    stream.log("two FMs", 2 * width, None, |part, is_logged| {
+    stream.log("two FMs", &[width, width], None, |part, _| {
         let small = part.through(small.as_mut(), &|_| true)?;
         let large = part.through(large.as_mut(), &|_| true)?;
         if !part.history_only {
             heads.tally(part, 0, &small.predictions, tally);
             heads.tally(part, 1, &large.predictions, tally);
         }
-        if !is_logged {
-            return Ok(FmOutput::default());
-        }
-        let pairs = small.tae.chunks_exact(width).zip(large.tae.chunks_exact(width));
-        let tae = pairs.flat_map(|(a, b)| [a, b].concat()).collect();
-        Ok(FmOutput { tae, ..FmOutput::default() })
+        Ok([small, large].map(|output| output.served(&spec)).into())
     })
 }
 
@@ -140,17 +147,22 @@ impl FmHeads {
     }
 }
 
-fn experts(runner: &ArmRunner<'_>, tally: &mut ScoreTally) -> Result<()> {
-    let surfaces = runner.surfaces();
-    let width = runner.log.tae_dim / 2;
-    let test_from_ms = runner.context.window.test_from_ms;
-    let middle_ms = middle(runner)?;
-    let small = ExperimentArm { index: 2, embedding: 0..width, without_tae: false };
-    let large = ExperimentArm { index: 3, embedding: width..2 * width, without_tae: false };
+/// Trains and measures the experts of a pair, with the logs of the smaller and the larger FM.
+fn experts(runners: &[ArmRunner<'_>; 2], pair: ArmPair, tally: &mut ScoreTally) -> Result<()> {
+    let [small, large] = runners;
+    let surfaces = small.surfaces();
+    let test_from_ms = small.context.window.test_from_ms;
+    let middle_ms = middle(small)?;
+    let arm = |index| ExperimentArm {
+        index,
+        embedding: 0..small.log.tae_dim,
+        without_tae: false,
+        with_fm_logits: pair.arm == EXPERT_WITH_LOGITS.arm,
+    };
     let early = Span { from_ms: None, until_ms: Some(middle_ms) };
-    let first = runner.train(&small, &surfaces, early, None)?;
+    let first = small.train(&arm(pair.baseline), &surfaces, early, None)?;
     let late = Span { from_ms: Some(middle_ms), until_ms: Some(test_from_ms) };
-    for arm in [small, large] {
+    for (runner, arm) in [(small, arm(pair.baseline)), (large, arm(pair.arm))] {
         let warm = Some(first.stream.trainer.parameters());
         let mut trained = runner.train(&arm, &surfaces, late, warm)?;
         runner.measure(&mut trained, &arm, &surfaces, tally)?;
@@ -172,20 +184,21 @@ fn middle(runner: &ArmRunner<'_>) -> Result<i64> {
 }
 
 /// Eq. 6 over some seeds together; on the same rows the entropy of the base rate cancels.
-fn ratio(totals: &ScoreTotals, seeds: Range<usize>) -> f64 {
+fn ratio(totals: &ScoreTotals, expert: ArmPair, seeds: Range<usize>) -> f64 {
     let gain = |pair: ArmPair| {
         let of_seed = |arms: &Vec<f64>| arms[pair.baseline] - arms[pair.arm];
         totals.nats[seeds.clone()].iter().map(of_seed).sum::<f64>()
     };
-    gain(EXPERT) / gain(FM)
+    gain(expert) / gain(FM)
 }
 
-/// Adds the kind of task to every row, and the transfer ratio to those of the larger FM's expert.
+/// Adds the kind of task to every row, and the transfer ratio to those of the larger FM's experts.
 fn add_ratios(context: &ExperimentContext<'_>, cell: &SliceTotals, rows: &mut [ExperimentRow]) {
     let ExperimentContext { options, dataset, .. } = context;
     let seeds = options.seeds.0.len();
     let bounds = intervals(&cell.dense, options.replicates, |totals| {
-        vec![totals.mean_ne_diff_pct(FM.arm, FM.baseline), ratio(totals, 0..seeds)]
+        let ratios = EXPERTS.map(|expert| ratio(totals, expert, 0..seeds));
+        [&[totals.mean_ne_diff_pct(FM.arm, FM.baseline)][..], &ratios].concat()
     });
     let clear = bounds[0][1] < 0.0 || bounds[0][0] > 0.0;
     let kind = match dataset.schema.tasks[cell.slice.task].role {
@@ -195,21 +208,28 @@ fn add_ratios(context: &ExperimentContext<'_>, cell: &SliceTotals, rows: &mut [E
     let finite = |value: f64| value.is_finite().then_some(value);
     for row in rows {
         row.more.insert("task_type", kind.into());
-        if row.arm != ARMS[EXPERT.arm] {
+        let Some(place) = EXPERTS.iter().position(|expert| row.arm == ARMS[expert.arm]) else {
             continue;
-        }
+        };
         let own = options.seeds.0.iter().position(|known| row.seed == *known);
-        let own_ratio = ratio(&cell.totals, own.map_or(0..seeds, |at| at..at + 1));
+        let of_seeds = own.map_or(0..seeds, |at| at..at + 1);
+        let own_ratio = ratio(&cell.totals, EXPERTS[place], of_seeds);
         row.more.insert("transfer_ratio", finite(own_ratio).into());
         if own.is_none() {
-            row.more.insert("transfer_ratio_ci95", json!(bounds[1].map(finite)));
+            row.more.insert("transfer_ratio_ci95", json!(bounds[1 + place].map(finite)));
             row.more.insert("fm_gain_outside_interval", clear.into());
         }
     }
 }
 
 fn empty_table() -> TextTable {
-    let metrics = ["FM NE diff (%)", "expert NE diff (%)", "transfer ratio"];
+    let metrics = [
+        "FM NE diff (%)",
+        "expert NE diff (%)",
+        "transfer ratio",
+        "with logits NE diff (%)",
+        "with logits ratio",
+    ];
     TextTable::new(3, ["surface", "type", "task"].into_iter().chain(metrics))
 }
 
@@ -218,19 +238,20 @@ fn line(rows: &[ExperimentRow]) -> Option<Vec<String>> {
     let mean = |arm: &str| rows.iter().find(|row| row.arm == arm && row.seed == "mean");
     let cell =
         |arm: &str| mean(arm).map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95));
-    let expert = mean(ARMS[EXPERT.arm])?;
     let number = |value: &Value| value.as_f64().map_or("-".into(), |value| format!("{value:.2}"));
-    let bounds = &expert.more["transfer_ratio_ci95"];
-    let text = format!(
-        "{} [{}, {}]",
-        number(&expert.more["transfer_ratio"]),
-        number(&bounds[0]),
-        number(&bounds[1])
-    );
-    let is_clear = expert.more["fm_gain_outside_interval"] == true;
-    let text = if is_clear { text } else { format!("({text})") };
-    let kind = expert.more["task_type"].as_str().unwrap_or_default();
-    let diffs = [cell(ARMS[FM.arm]), cell(ARMS[EXPERT.arm]), text];
-    let names = [&expert.surface, kind, &expert.task].map(String::from);
-    Some(names.into_iter().chain(diffs).collect())
+    let ratio = |expert: &ExperimentRow| {
+        let bounds = &expert.more["transfer_ratio_ci95"];
+        let own = number(&expert.more["transfer_ratio"]);
+        let text = format!("{own} [{}, {}]", number(&bounds[0]), number(&bounds[1]));
+        let is_clear = expert.more["fm_gain_outside_interval"] == true;
+        if is_clear { text } else { format!("({text})") }
+    };
+    let first = mean(ARMS[EXPERT.arm])?;
+    let kind = first.more["task_type"].as_str().unwrap_or_default();
+    let mut line: Vec<String> = [&first.surface, kind, &first.task].map(String::from).into();
+    line.push(cell(ARMS[FM.arm]));
+    for expert in EXPERTS.map(|expert| ARMS[expert.arm]) {
+        line.extend([cell(expert), ratio(mean(expert)?)]);
+    }
+    Some(line)
 }

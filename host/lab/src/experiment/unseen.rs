@@ -46,10 +46,11 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     )?;
     let tallies = context.tallies(&ARMS, |config, tally| {
         context.times.time("fm", || embed(context, config, &spec, &case))?;
-        let runner = context.runner(config)?;
+        let runner = context.runner(config, 0)?;
         for index in 0..ARMS.len() {
             let embedding = 0..config.fm.tae_width();
-            let arm = ExperimentArm { index, embedding, without_tae: index == 0 };
+            let without_tae = index == 0;
+            let arm = ExperimentArm { index, embedding, without_tae, with_fm_logits: false };
             runner.run(&arm, &[case.surface], tally)?;
         }
         Ok(())
@@ -125,9 +126,9 @@ fn embed(
     let learns =
         |example: &Example| example.surface != case.surface || learned.contains(example.user.id);
     let stream = context.stream(config, config.fm.max_history);
-    stream.log("FM", config.fm.tae_width(), Some(case.surface), |part, _| {
+    stream.log("FM", &[config.fm.tae_width()], Some(case.surface), |part, _| {
         let tae = part.through(trainer.as_mut(), &learns)?.tae;
-        Ok(FmOutput { tae, ..FmOutput::default() })
+        Ok(vec![FmOutput { tae, ..FmOutput::default() }])
     })
 }
 

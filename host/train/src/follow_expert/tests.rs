@@ -84,11 +84,12 @@ impl World {
                 })
                 .collect();
             let taes = [tae.as_slice()];
+            let predictions = vec![0.5; schema.main_tasks().count() * example.targets.len()];
             let ranked = vec![self.ranked.clone(); example.targets.len()];
             let row = LogRow {
                 example,
                 taes: &taes,
-                predictions: &[],
+                predictions: &[&predictions],
                 ranked: &ranked,
                 correction,
                 ingested_ms: 7,
