@@ -1,5 +1,5 @@
-//! A world with a scaling law: the more a model can hold, read and has seen, the more it knows, with
-//! ever smaller gains.
+//! A world with a scaling law: the more a model can hold, read and has seen, the more it knows,
+//! with ever smaller gains.
 //!
 //! Everything that decides a click can be seen: the item's codes, the user's cohort and the user's
 //! earlier impressions. So the entropy of the true probabilities is the NE that a model of any size
