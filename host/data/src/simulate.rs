@@ -4,7 +4,10 @@
 //! Users and items have latent vectors. An item's vector is near its topic's. A user's vector is
 //! near those of a few topics, and drifts. Models see neither, only a noisy topic and the users'
 //! actions. Outcomes become known after a delay that depends on them.
+//!
+//! [`power_law`] is another world, in which NE falls with a model's size by a power law.
 
+pub mod power_law;
 mod world;
 
 use std::path::PathBuf;
@@ -13,7 +16,7 @@ use hypercast_fm::metrics::{LogLossSums, binary_entropy};
 use serde::{Deserialize, Serialize};
 
 use self::world::SimulatedWorld;
-use crate::dataset::{Entities, ImpressionWriter, write_entities};
+use crate::dataset::{Entities, Impression, ImpressionWriter, write_entities};
 use crate::error::{CommonErrors as _, Error, Result, write_json};
 use crate::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole, ValueRange};
 
@@ -69,12 +72,23 @@ pub fn simulate(options: &SimulateOptions) -> Result<SimulateReport> {
     let mut world = SimulatedWorld::new(options);
     let entities =
         Entities { schema: &schema, items: &world.items(), item_names: &[], users: &world.users() };
-    write_entities(&options.into, &entities)?;
-    let mut writer = ImpressionWriter::create(&options.into, &schema);
+    write_world(options, &entities, |request| world.request(request))
+}
+
+/// Writes a world with its report: users and items, and the impressions of one request after the
+/// other, as `request` makes them.
+fn write_world(
+    options: &SimulateOptions,
+    entities: &Entities<'_>,
+    mut request: impl FnMut(u64) -> Vec<Impression>,
+) -> Result<SimulateReport> {
+    let schema = entities.schema;
+    write_entities(&options.into, entities)?;
+    let mut writer = ImpressionWriter::create(&options.into, schema);
     let mut sums = vec![LogLossSums::default(); schema.tasks.len()];
     let mut impressions = 0;
-    for request in 0..options.requests as u64 {
-        for row in world.request(request + 1) {
+    for number in 1..=options.requests as u64 {
+        for row in request(number) {
             for (task, sums) in sums.iter_mut().enumerate() {
                 if let Some(label) = schema.label(task, row.surface, &row.outcome) {
                     sums.count += 1;
@@ -139,10 +153,6 @@ impl std::fmt::Display for SimulateReport {
 
 /// The schema of a simulated data set with `surfaces` surfaces.
 pub fn schema(surfaces: usize) -> Schema {
-    const NAMES: [&str; 3] = ["feed", "search", "stories"];
-    let surface = |index: usize| {
-        NAMES.get(index).map_or_else(|| format!("surface{index}"), |name| name.to_string())
-    };
     let keys: [&[&str]; 6] = [
         &["user_id"],
         &["item_id"],
@@ -152,9 +162,9 @@ pub fn schema(surfaces: usize) -> Schema {
         &["item_id", "surface"],
     ];
     let mut finish = Task::of_label("finish", TaskRole::Auxiliary, TaskKind::Binary);
-    finish.surfaces = vec![surface(0)];
+    finish.surfaces = vec![surface_name(0)];
     Schema {
-        surfaces: (0..surfaces).map(surface).collect(),
+        surfaces: (0..surfaces).map(surface_name).collect(),
         actions: ["click", "like", "finish"].map(String::from).to_vec(),
         values: vec!["watch".into()],
         tasks: vec![
@@ -178,6 +188,11 @@ pub fn schema(surfaces: usize) -> Schema {
             ValueRange::new("battery", 0.0, 1.0),
         ],
     }
+}
+
+fn surface_name(index: usize) -> String {
+    const NAMES: [&str; 3] = ["feed", "search", "stories"];
+    NAMES.get(index).map_or_else(|| format!("surface{index}"), |name| name.to_string())
 }
 
 #[cfg(test)]

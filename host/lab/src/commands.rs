@@ -86,7 +86,12 @@ pub fn run(command: LabCommand) -> anyhow::Result<()> {
             let name = format!("experiment-{:?}", options.experiment);
             let data = options.setup.choice();
             options.setup.work.get_or_insert_with(|| default_work(&name, data));
-            print_report(&experiment::run(&options)?, options.setup.json.as_deref())
+            let report = experiment::run(&options)?;
+            if let (Some(path), Some(plot)) = (&options.plot, &report.plot) {
+                atomic_file::write(path, plot.as_bytes())
+                    .with_context(|| format!("writing --plot {}", path.display()))?;
+            }
+            print_report(&report, options.setup.json.as_deref())
         }
         LabCommand::Bench(options) => print_report(&bench::run(&options)?, options.json.as_deref()),
     }

@@ -20,7 +20,11 @@ use std::{
 
 use hypercast_config::Config;
 use hypercast_core::atomic_dir;
-use hypercast_data::{check, dataset::Dataset, simulate};
+use hypercast_data::{
+    check,
+    dataset::Dataset,
+    simulate::{self, power_law},
+};
 use hypercast_expert::Engine;
 use hypercast_import::{
     mapping::{self, Mapping},
@@ -171,6 +175,9 @@ impl DatasetSource {
                 eprint!("{}", kuairand::import(&options)?);
             }
             DatasetChoice::Simulated => eprint!("{}", simulate::simulate(&preset::world(into))?),
+            DatasetChoice::PowerLaw => {
+                eprint!("{}", power_law::simulate_power_law(&preset::power_law_world(into))?);
+            }
         }
         Ok(())
     }

@@ -106,13 +106,14 @@ fn panel(text: &mut String, top: f64, task: &str, points: &[&CurvePoint], window
 }
 
 /// A line from a point to another; `stroke` is its colour, quoted, and any other attributes.
-fn line(svg: &mut String, [x1, y1, x2, y2]: [f64; 4], stroke: &str) {
+pub(crate) fn line(svg: &mut String, [x1, y1, x2, y2]: [f64; 4], stroke: &str) {
     *svg += &format!(
         "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke={stroke}/>\n"
     );
 }
 
-fn label(svg: &mut String, x: f64, y: f64, anchor: &str, text: &str) {
+/// A text at a point, with its SVG anchor.
+pub(crate) fn label(svg: &mut String, x: f64, y: f64, anchor: &str, text: &str) {
     *svg += &format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>\n");
 }
 
@@ -126,7 +127,8 @@ fn bounds(values: &[f64]) -> (f64, f64) {
     (low - margin, high + margin)
 }
 
-fn escape(text: &str) -> String {
+/// A text without what XML takes for marks.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

@@ -247,7 +247,10 @@ impl DatasetStream<'_> {
     }
 
     /// Hands on the examples of the chosen users in batches that do not cross the test's beginning.
-    fn in_batches(
+    ///
+    /// # Errors
+    /// Those of the examples and of `take`.
+    pub fn in_batches(
         &self,
         examples: impl Iterator<Item = hypercast_data::Result<Example>>,
         mut take: impl FnMut(&[Example]) -> Result<()>,

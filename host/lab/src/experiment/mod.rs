@@ -1,6 +1,6 @@
 //! The paper's experiments (section 4) on any data set: the gain from a TAE, the share of a larger
-//! FM's gain that reaches experts, the gain for unseen tasks, the cost of the models, and the cost
-//! of publishing a part of the weights.
+//! FM's gain that reaches experts, the gain for unseen tasks, the cost of the models, the cost of
+//! publishing a part of the weights, and how NE falls with training FLOPs.
 //!
 //! All arms of a seed share one FM pass and one log. They are compared on the same rows, with
 //! intervals from a bootstrap over users. Every seed is in the report.
@@ -10,6 +10,7 @@ mod latency;
 mod publish;
 mod report;
 mod runner;
+mod scaling;
 mod tae;
 #[cfg(test)]
 mod tests;
@@ -29,17 +30,20 @@ use hypercast_fm::{
 };
 use serde_json::{Value, json};
 
-pub use self::report::{ExperimentReport, ExperimentRow};
 use self::{
     report::{ArmPair, SliceTotals},
     runner::ArmRunner,
+};
+pub use self::{
+    report::{ExperimentReport, ExperimentRow},
+    scaling::{ScalingLaw, ScalingPoint},
 };
 use crate::{
     demo::StepTimes,
     error::{CommonErrors as _, Error, Result},
     evaluate::{
         setup::EvaluationSetup,
-        stream::{DatasetStream, UserSample, logged_version},
+        stream::{DatasetStream, TestMode, UserSample, logged_version},
         window::TestWindow,
     },
     tally::ScoreTally,
@@ -58,9 +62,12 @@ pub enum Experiment {
     Compute,
     /// Component-wise publishing: all that moved, a share of it, or nothing, to copies that serve
     Publish,
+    /// NE against training FLOPs over width, depth, history and data; experts of several FM sizes.
+    /// Weights are fixed in the test
+    Scaling,
 }
 
-/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, or publish
+/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, publish, or scaling
 #[derive(Debug, Clone, clap::Args)]
 pub struct ExperimentOptions {
     /// The experiment
@@ -94,6 +101,9 @@ pub struct ExperimentOptions {
     /// unseen: the only task of the surface that the FM learns [default: the first]
     #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
+    /// scaling: also draw the laws as an SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
 }
 
 /// The seeds of an experiment.
@@ -128,6 +138,16 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     if options.seeds.0.is_empty() || options.replicates == 0 {
         return Err(Error::invalid("at least one seed and one replicate are needed"));
     }
+    let is_scaling = options.experiment == Experiment::Scaling;
+    if options.plot.is_some() && !is_scaling {
+        return Err(Error::invalid("--plot: only the experiment scaling has one"));
+    }
+    // A law is of models, not of how they go on learning.
+    let mut options = options.clone();
+    if is_scaling {
+        options.setup.mode = TestMode::Fixed;
+    }
+    let options = &options;
     let times = StepTimes::default();
     let dataset = times.time("import", || options.setup.dataset())?;
     let config = options.setup.config(&dataset)?;
@@ -152,6 +172,7 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         Experiment::Unseen => unseen::run(&context),
         Experiment::Compute => compute::run(&context),
         Experiment::Publish => publish::run(&context),
+        Experiment::Scaling => scaling::run(&context),
     }
 }
 
@@ -289,8 +310,10 @@ impl ExperimentContext<'_> {
             seeds: self.options.seeds.0.clone(),
             rows,
             models,
+            laws: Vec::new(),
             seconds: self.times.seconds(),
             table,
+            plot: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use hypercast_train::report::ALL;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::ExperimentContext;
+use super::{ExperimentContext, scaling::ScalingLaw};
 use crate::{
     bootstrap::intervals,
     error::Result,
@@ -17,7 +17,7 @@ use crate::{
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
 pub struct ExperimentReport {
-    /// `tae`, `transfer`, `unseen`, `compute` or `publish`.
+    /// `tae`, `transfer`, `unseen`, `compute`, `publish` or `scaling`.
     pub experiment: String,
     /// Data set, window, sizes of models, plugin and everything else that was chosen.
     pub config: Value,
@@ -25,14 +25,21 @@ pub struct ExperimentReport {
     pub seeds: Vec<u64>,
     /// A row per surface, task, arm and seed, and one for the mean over seeds.
     pub rows: Vec<ExperimentRow>,
-    /// The models' costs (`compute`), or the published bytes (`publish`); empty otherwise.
+    /// The models' costs (`compute`, `scaling`), or the published bytes (`publish`); empty
+    /// otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<Value>,
+    /// How NE falls with training FLOPs (`scaling`); empty otherwise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub laws: Vec<ScalingLaw>,
     /// Seconds by step.
     pub seconds: BTreeMap<String, f64>,
     /// The table for people.
     #[serde(skip)]
     pub table: String,
+    /// The laws as an SVG (`scaling`).
+    #[serde(skip)]
+    pub plot: Option<String>,
 }
 
 /// One surface, task and arm.

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use hypercast_core::prerequisite::plugins;
+use hypercast_data::simulate::{SimulateOptions, power_law::simulate_power_law};
 use hypercast_fm::example::{Event, Example, Item, Outcome as Happened, User};
 use serde_json::Value;
 
@@ -25,6 +26,7 @@ fn options(dir: &Path, experiment: Experiment) -> Option<ExperimentOptions> {
         publish_minutes: 30.0,
         surface: None,
         task: None,
+        plot: None,
     })
 }
 
@@ -182,6 +184,64 @@ fn what_is_published_in_part_costs_bytes_in_part() {
     fixed.setup.mode = TestMode::Fixed;
     let fixed = run(&fixed).unwrap_err().to_string();
     assert!(fixed.contains("--mode fixed"), "{fixed}");
+}
+
+#[test]
+fn scaling_fits_laws_of_fms_and_experts_to_one_stream() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut options) = options(dir.path(), Experiment::Scaling) else { return };
+    let (into, seed) = (dir.path().join("power-law"), 4);
+    let (users, items, requests, surfaces) = (40, 300, 500, 2);
+    simulate_power_law(&SimulateOptions {
+        into: into.clone(),
+        users,
+        items,
+        requests,
+        surfaces,
+        seed,
+    })
+    .unwrap();
+    options.setup.from = Some(into);
+    let largest = ["d16 l2 h16 at 1", "expert of d16 l2 h16"];
+    let json = found(&options, &["d2 l1 h1 at 1", largest[0], "expert without TAE", largest[1]]);
+    assert_eq!(json["config"]["mode"], "fixed");
+    let laws = json["laws"].as_array().unwrap();
+    let of: Vec<_> =
+        laws.iter().map(|law| format!("{} {}", law["task"], law["of"]).replace('"', "")).collect();
+    let subjects = |task| ["fm", "fm-all-data"].map(|of| format!("{task} {of}"));
+    let experts = ["click expert", "like expert"].map(String::from).to_vec();
+    assert_eq!(of, [subjects("click").to_vec(), subjects("like").to_vec(), experts].concat());
+    let models = json["models"].as_array().unwrap();
+    for law in laws {
+        assert_eq!(law["floor_is_known"], true);
+        let floor = law["fit"]["floor"].as_f64().unwrap();
+        assert!((0.4..1.0).contains(&floor), "{law}");
+        assert!(law["exponent_ci95"][0].as_f64() <= law["exponent_ci95"][1].as_f64(), "{law}");
+        let points = law["points"].as_array().unwrap();
+        let ne = |point: &Value| point["ne"].as_f64().unwrap();
+        assert!(points.iter().all(|point| ne(point) > floor), "no model beats the optimum");
+        assert_eq!(points.len(), if law["of"] == "fm" { 4 * models.len() } else { 5 });
+    }
+    let largest = &laws[0]["largest"];
+    assert!(largest["predicted_ne"].as_f64().is_some() && largest["measured_ne"].is_number());
+    for model in models {
+        let flops: Vec<f64> =
+            model["training_flops"].as_array().unwrap().iter().filter_map(Value::as_f64).collect();
+        assert!(flops.len() == 4 && flops.is_sorted() && flops[0] > 0.0, "{model}");
+    }
+    let ratio = |a: usize, b: usize| {
+        let flops = |at: usize| models[at]["training_flops"][3].as_f64().unwrap();
+        flops(a) / flops(b)
+    };
+    assert!(ratio(4, 0) > 20.0, "the largest costs much more than the smallest");
+}
+
+#[test]
+fn only_scaling_has_a_plot() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(options) = options(dir.path(), Experiment::Tae) else { return };
+    let options = ExperimentOptions { plot: Some("laws.svg".into()), ..options };
+    assert!(run(&options).unwrap_err().to_string().contains("--plot"));
 }
 
 #[test]
