@@ -149,7 +149,8 @@ fn measure_experts(
     for index in 0..=sizes {
         let at = index.max(1) - 1;
         let embedding = at * width..(at + 1) * width;
-        let arm = ExperimentArm { index, embedding, without_tae: index == 0 };
+        let arm =
+            ExperimentArm { index, embedding, without_tae: index == 0, with_fm_logits: false };
         runner.run(&arm, &runner.surfaces(), &mut tally)?;
     }
     if plan.held_out.has_truth() {
