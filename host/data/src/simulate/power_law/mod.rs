@@ -96,6 +96,7 @@ pub fn schema(surfaces: usize) -> Schema {
         ids: Default::default(),
         retired: Vec::new(),
         owned: Default::default(),
+        alignment: Default::default(),
         earlier: Vec::new(),
         ranges: Vec::new(),
     }
