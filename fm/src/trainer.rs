@@ -491,7 +491,7 @@ where
         output.labels.truncate(cells);
         output.mask.truncate(cells);
         self.state.statistics.correct(&output, &self.state.spec.tasks, !self.repeats);
-        self.state.count_added(&output);
+        self.state.count_added(examples, &output);
         Ok(output)
     }
 

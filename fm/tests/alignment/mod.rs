@@ -109,10 +109,12 @@ fn a_surfaces_alignment_module_comes_changes_and_goes() {
         let young = std::fs::read(path("young").join("training.json")).unwrap();
         let young: serde_json::Value = serde_json::from_slice(&young).unwrap();
         let names = |key: &str| young[key].as_object().unwrap().keys().cloned().collect();
-        let (added, moments): (Vec<String>, Vec<String>) =
-            (names("added_tasks"), names("moment_steps"));
-        let tasks: Vec<_> = now.tasks[1..].iter().map(|task| task.name.clone()).rev().collect();
-        assert_eq!(added, tasks, "all that the module predicts counts as added");
+        let moments: Vec<String> = names("moment_steps");
+        let tasks = now.tasks[1..].iter().map(|task| (task.name.clone(), 0.into()));
+        let tasks: serde_json::Value = tasks.collect::<serde_json::Map<_, _>>().into();
+        let realigned = serde_json::json!({ "home": tasks });
+        assert_eq!(young["realigned_tasks"], realigned, "all that the module predicts is new");
+        assert!(young["added_tasks"].get("watch").is_none(), "other modules know it");
         let of_module = |name: &&String| name.starts_with("alignments.");
         assert!(!moments.is_empty() && !moments.iter().any(|name| of_module(&name)), "{moments:?}");
         let steps: u64 = if at == 0 { 160 } else { 10 };
@@ -161,6 +163,43 @@ fn a_surfaces_alignment_module_comes_changes_and_goes() {
     );
     let refused = other.err().unwrap().to_string();
     assert!(refused.contains("the data's alignments were"), "{refused}");
+}
+
+#[test]
+fn other_surfaces_learn_as_ever_when_a_module_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    // Both surfaces have the core's auxiliary task.
+    let shared = |mut spec: FmSpec| {
+        spec.tasks[1].surfaces = vec![true; 2];
+        spec
+    };
+    let before = shared(aligned(own()));
+    let after = shared(aligned(AlignmentSpec { hidden: vec![8], ..own() }));
+    let mut trainer = trainer::create(&path("0"), &config(), &before, DeviceKind::Cpu).unwrap();
+    (0..5).for_each(|at| drop(trainer.step(&refs(&shown(&before, at * 16))).unwrap()));
+    trainer.save(&path("saved")).unwrap();
+    let growth = |to| SpecGrowth { from: shared(spec()), to, features: vec![0], profiles: vec![] };
+    let learned = [&before, &after].map(|spec| {
+        let (saved, growths) = (path("saved"), [growth(spec.clone())]);
+        let work = path(&format!("hidden-{}", spec.alignments["home"].hidden.len()));
+        let from = ResumePaths { saved: &saved, work: &work, growths: &growths };
+        let mut trainer = trainer::resume(from, &config(), spec, DeviceKind::Cpu).unwrap();
+        let learn = |trainer: &mut dyn FmTrainer, surface: u16, at: u64| {
+            let mut examples = shown(spec, at);
+            examples.retain(|example| example.surface == surface);
+            trainer.step(&refs(&examples)).unwrap();
+            trainer.predict(&refs(&batch(9000)[2..4])).unwrap()
+        };
+        [(1, 80), (1, 96), (0, 112)].map(|(surface, at)| {
+            let said = learn(&mut *trainer, surface, at);
+            assert!(columns(&said.predictions, 3, &[0, 1]).iter().all(|value| value.is_finite()));
+            [bits(&said.tae), bits(&columns(&said.predictions, 3, &[0, 1]))]
+        })
+    });
+    let [before, after] = learned;
+    assert_eq!(before[..2], after[..2], "of the other surface it learns the same, to the bit");
+    assert_ne!(before[2][0], after[2][0], "and of the own one what the module can say");
 }
 
 #[test]
