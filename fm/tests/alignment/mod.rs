@@ -166,7 +166,7 @@ fn a_surfaces_alignment_module_comes_changes_and_goes() {
 }
 
 #[test]
-fn other_surfaces_learn_as_ever_when_a_module_begins_anew() {
+fn a_module_that_begins_anew_moves_the_tae_slowly_and_other_surfaces_learn_as_ever() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     // Both surfaces have the core's auxiliary task.
@@ -179,27 +179,44 @@ fn other_surfaces_learn_as_ever_when_a_module_begins_anew() {
     let mut trainer = trainer::create(&path("0"), &config(), &before, DeviceKind::Cpu).unwrap();
     (0..5).for_each(|at| drop(trainer.step(&refs(&shown(&before, at * 16))).unwrap()));
     trainer.save(&path("saved")).unwrap();
-    let growth = |to| SpecGrowth { from: shared(spec()), to, features: vec![0], profiles: vec![] };
-    let learned = [&before, &after].map(|spec| {
-        let (saved, growths) = (path("saved"), [growth(spec.clone())]);
-        let work = path(&format!("hidden-{}", spec.alignments["home"].hidden.len()));
-        let from = ResumePaths { saved: &saved, work: &work, growths: &growths };
-        let mut trainer = trainer::resume(from, &config(), spec, DeviceKind::Cpu).unwrap();
-        let learn = |trainer: &mut dyn FmTrainer, surface: u16, at: u64| {
-            let mut examples = shown(spec, at);
-            examples.retain(|example| example.surface == surface);
-            trainer.step(&refs(&examples)).unwrap();
-            trainer.predict(&refs(&batch(9000)[2..4])).unwrap()
-        };
-        [(1, 80), (1, 96), (0, 112)].map(|(surface, at)| {
-            let said = learn(&mut *trainer, surface, at);
-            assert!(columns(&said.predictions, 3, &[0, 1]).iter().all(|value| value.is_finite()));
-            [bits(&said.tae), bits(&columns(&said.predictions, 3, &[0, 1]))]
-        })
-    });
-    let [before, after] = learned;
-    assert_eq!(before[..2], after[..2], "of the other surface it learns the same, to the bit");
-    assert_ne!(before[2][0], after[2][0], "and of the own one what the module can say");
+    // The TAEs after a step on one surface whose only labels are of that task.
+    let taught = |to: &FmSpec, surface: u16, watched: f32| {
+        let (from, to) = (shared(spec()), to.clone());
+        let growths = [SpecGrowth { from, to: to.clone(), features: vec![0], profiles: vec![] }];
+        let from = ResumePaths { saved: &path("saved"), work: &path("work"), growths: &growths };
+        let mut trainer = trainer::resume(from, &config(), &to, DeviceKind::Cpu).unwrap();
+        let mut examples = shown(&to, 80);
+        examples.retain(|example| example.surface == surface);
+        for target in examples.iter_mut().flat_map(|example| &mut example.targets) {
+            target.outcome.known = 0;
+            target.outcome.values[0] = watched;
+        }
+        trainer.step(&refs(&examples)).unwrap();
+        served(&*trainer, &to)[0].clone()
+    };
+    assert_ne!(taught(&before, 0, 0.0), taught(&before, 0, 1.0), "a trained module");
+    assert_eq!(taught(&after, 0, 0.0), taught(&after, 0, 1.0), "one that knows nothing yet");
+    let other = taught(&before, 1, 1.0);
+    assert_eq!(taught(&after, 1, 1.0), other, "the other surface's");
+    assert_ne!(taught(&after, 1, 0.0), other);
+}
+
+#[test]
+fn a_target_without_the_columns_of_its_module_is_refused_before_anything_learns_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = aligned(own());
+    let create =
+        |name| trainer::create(&dir.path().join(name), &config(), &spec, DeviceKind::Cpu).unwrap();
+    let [mut shown_it, mut other] = ["a", "b"].map(create);
+    let mut narrow = shown(&spec, 0);
+    for (columns, left) in [(1, "1 numeric"), (0, "0 numeric")] {
+        narrow[9].targets[2].features.truncate(columns);
+        let refused = shown_it.step(&refs(&narrow)).unwrap_err().to_string();
+        assert!(refused.contains(left) && refused.contains("made for 2"), "{refused}");
+    }
+    let said = [&mut shown_it, &mut other]
+        .map(|trainer| bits(&trainer.step(&refs(&shown(&spec, 0))).unwrap().predictions));
+    assert_eq!(said[0], said[1]);
 }
 
 #[test]
