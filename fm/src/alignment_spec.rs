@@ -17,7 +17,7 @@ use crate::{
     batch::ColumnStatistics,
     example::{Example, Target},
     fields::{ABSENT, FieldColumn, FieldWidths},
-    spec::{FmSpec, TaskSpec},
+    spec::{FmConfig, FmSpec, TaskSpec},
     training_only::{ReadFor, TrainingOnlyColumns},
 };
 
@@ -97,6 +97,14 @@ impl AlignmentSpec {
         self.training_only.hide(&mut ids, &mut features, reader);
         let rows = self.fields().columns().into_iter().zip(ids);
         AlignmentRow { ids: rows.map(|(column, id)| table_row(column, id)).collect(), features }
+    }
+
+    /// Approximate memory of a target in a training pass, besides that of its token: what the
+    /// module reads of its own and computes, and the gradients.
+    pub(crate) fn bytes_per_target(&self, config: &FmConfig) -> usize {
+        let embedded = (self.ids.len() + self.id_columns()) * config.embedding_dim;
+        let hidden: usize = self.hidden.iter().sum();
+        4 * 4 * (hidden + self.feature_columns() + embedded)
     }
 
     /// Its own numeric columns of a target.

@@ -298,7 +298,8 @@ where
         }
         let mut shards = Vec::with_capacity(self.state.shards);
         let requests = examples.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
-        for part in split_by_memory(examples, &self.state.config, requests, MAX_SHARD_BYTES) {
+        let TrainingState { config, spec, .. } = &self.state;
+        for part in split_by_memory(examples, config, spec, requests, MAX_SHARD_BYTES) {
             shards.extend(self.shard(part)?);
         }
         self.passes(shards, &before)
@@ -367,7 +368,7 @@ where
         let network = self.predicting();
         let mut all = Vec::with_capacity(self.state.shards);
         let requests = examples.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
-        for part in split_by_memory(examples, &self.state.config, requests, MAX_SHARD_BYTES) {
+        for part in split_by_memory(examples, config, spec, requests, MAX_SHARD_BYTES) {
             let batch = self.batch_builder.build(part, &self.state.statistics)?;
             let mut rows = vec![0.0; batch.keys.len() * self.state.config.embedding_dim];
             self.store.gather(&batch.keys, &mut rows)?;
