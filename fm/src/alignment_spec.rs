@@ -174,10 +174,10 @@ impl FmSpec {
         (self.main_tasks().len()..self.tasks.len()).filter(is_predicted).collect()
     }
 
-    /// Whether there is a column that only training knows.
-    pub(crate) fn has_training_only(&self) -> bool {
-        let mut all = self.alignments.values().map(|own| &own.training_only);
-        !self.training_only.is_empty() || all.any(|own| !own.is_empty())
+    /// Whether a column that only training knows is read of the targets of a surface.
+    pub(crate) fn has_training_only(&self, surface: &str) -> bool {
+        let own = self.alignments.get(surface).map(|own| &own.training_only);
+        !self.training_only.is_empty() || own.is_some_and(|own| !own.is_empty())
     }
 
     /// Whether a task belongs to a surface.

@@ -121,8 +121,8 @@ pub(crate) struct ExampleSampler {
     alpha: f64,
     /// By surface: the probability of keeping a candidate without a positive action.
     keep_negative: Vec<f32>,
-    /// Whether learning reads columns that predicting does not.
-    reads_more: bool,
+    /// By surface: whether learning reads columns that predicting does not.
+    reads_more: Vec<bool>,
 }
 
 /// The kind of a random draw, so that draws of different kinds are independent.
@@ -145,7 +145,7 @@ impl ExampleSampler {
             thinned_length: (alpha < 2.0).then_some(thinned.max(1)),
             alpha,
             keep_negative: spec.surfaces.iter().map(keep).collect(),
-            reads_more: spec.has_training_only(),
+            reads_more: spec.surfaces.iter().map(|name| spec.has_training_only(name)).collect(),
         }
     }
 
@@ -160,7 +160,8 @@ impl ExampleSampler {
         let thinned = self.thin(&mut selected, site);
         let dropped = self.drop_negatives(&mut selected, site);
         selected.reader = ReadFor::Learning;
-        (thinned || dropped || self.reads_more).then_some(selected)
+        let reads_more = self.reads_more[usize::from(example.surface)];
+        (thinned || dropped || reads_more).then_some(selected)
     }
 
     /// A history of n > N^(α/2) events stays whole with probability N^α / n², which makes the
@@ -386,6 +387,21 @@ mod tests {
         let share = kept as f64 / 12_000.0;
         assert!((share - 0.25).abs() < 0.02, "{share}");
         assert!((f64::from(weight) / 12_000.0 - 1.0).abs() < 0.08, "{weight}");
+    }
+
+    #[test]
+    fn what_only_training_knows_is_a_sample_where_it_is_read() {
+        let sampled = |spec: &FmSpec| {
+            let sampler = ExampleSampler::new(&FmConfig::default(), spec);
+            [0, 1].map(|surface| {
+                sampler.sample(&example(surface, 5), 0).map(|selected| selected.reader)
+            })
+        };
+        let learning = Some(ReadFor::Learning);
+        assert_eq!(sampled(&spec()), [None, None]);
+        assert_eq!(sampled(&with_module()), [None, learning], "a module's, on its surface");
+        let training_only = TrainingOnlyColumns { numbers: vec![0], ..Default::default() };
+        assert_eq!(sampled(&FmSpec { training_only, ..spec() }), [learning; 2], "the model's");
     }
 
     #[test]
