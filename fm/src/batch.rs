@@ -84,7 +84,7 @@ impl FmBatch {
 pub struct ColumnStatistics {
     /// Statistics of the numbers of items (see [`FmSpec::item_numbers`]).
     pub item_dense: Standardiser,
-    /// Statistics of `Target::features`.
+    /// Statistics of the model's numeric columns ([`FmSpec::features`]).
     pub features: Standardiser,
     /// The scales of the tasks' labels; none in a model of before there were scales.
     #[serde(default)]
