@@ -1,7 +1,7 @@
 //! The alignment modules (section 3.1.3): one per surface, from the TAE and the auxiliary features
 //! to that surface's auxiliary tasks. Their inputs, sizes and tasks are those that the surface's
 //! team declared ([`crate::alignment_spec`]), or the usual ones: all numeric columns of the model,
-//! a hidden layer, and the auxiliary tasks of all surfaces.
+//! a hidden layer, and all auxiliary tasks of the core.
 //!
 //! They only shape the TAE during training. Inference does not load them.
 

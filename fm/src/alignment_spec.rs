@@ -17,7 +17,7 @@ use crate::{
     batch::ColumnStatistics,
     example::{Example, Target},
     fields::{ABSENT, FieldColumn, FieldWidths},
-    spec::{FmSpec, TaskSpec},
+    spec::{FmConfig, FmSpec, TaskSpec},
     training_only::{ReadFor, TrainingOnlyColumns},
 };
 
@@ -99,6 +99,14 @@ impl AlignmentSpec {
         AlignmentRow { ids: rows.map(|(column, id)| table_row(column, id)).collect(), features }
     }
 
+    /// Approximate memory of a target in a training pass, besides that of its token: what the
+    /// module reads of its own and computes, and the gradients.
+    pub(crate) fn bytes_per_target(&self, config: &FmConfig) -> usize {
+        let embedded = (self.ids.len() + self.id_columns()) * config.embedding_dim;
+        let hidden: usize = self.hidden.iter().sum();
+        4 * 4 * (hidden + self.feature_columns() + embedded)
+    }
+
     /// Its own numeric columns of a target.
     pub(crate) fn features_of<'a>(&self, target: &'a Target) -> &'a [f32] {
         &target.features[target.features.len() - self.feature_columns()..]
@@ -166,10 +174,10 @@ impl FmSpec {
         (self.main_tasks().len()..self.tasks.len()).filter(is_predicted).collect()
     }
 
-    /// Whether there is a column that only training knows.
-    pub(crate) fn has_training_only(&self) -> bool {
-        let mut all = self.alignments.values().map(|own| &own.training_only);
-        !self.training_only.is_empty() || all.any(|own| !own.is_empty())
+    /// Whether a column that only training knows is read of the targets of a surface.
+    pub(crate) fn has_training_only(&self, surface: &str) -> bool {
+        let own = self.alignments.get(surface).map(|own| &own.training_only);
+        !self.training_only.is_empty() || own.is_some_and(|own| !own.is_empty())
     }
 
     /// Whether a task belongs to a surface.

@@ -84,7 +84,7 @@ impl FmBatch {
 pub struct ColumnStatistics {
     /// Statistics of the numbers of items (see [`FmSpec::item_numbers`]).
     pub item_dense: Standardiser,
-    /// Statistics of `Target::features`.
+    /// Statistics of the model's numeric columns ([`FmSpec::features`]).
     pub features: Standardiser,
     /// The scales of the tasks' labels; none in a model of before there were scales.
     #[serde(default)]
@@ -214,24 +214,10 @@ impl BatchBuilder {
     /// # Errors
     /// An example whose features do not match the specification; the error names it.
     pub fn build(&self, examples: &[&Example], statistics: &ColumnStatistics) -> Result<FmBatch> {
+        examples.iter().try_for_each(|example| self.check(example))?;
         let whole: Vec<_> =
             examples.iter().map(|example| ExampleSelection::whole(example, self.window)).collect();
-        self.build_selected(&whole, statistics)
-    }
-
-    /// Builds a batch of selected parts of examples.
-    ///
-    /// # Errors
-    /// As [`BatchBuilder::build`].
-    pub fn build_selected(
-        &self,
-        examples: &[ExampleSelection<'_>],
-        statistics: &ColumnStatistics,
-    ) -> Result<FmBatch> {
-        for selected in examples {
-            self.check(selected.example)?;
-        }
-        Ok(self.lay_out(examples, statistics))
+        Ok(self.lay_out(&whole, statistics))
     }
 
     /// Builds a batch of parts of examples that [`BatchBuilder::check`] accepted.

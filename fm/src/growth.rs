@@ -11,8 +11,9 @@
 //!
 //! The alignment modules that surfaces' teams declare may also change otherwise, or go: a module
 //! whose inputs or size are others, or that no longer predicts a task, begins anew, and so do its
-//! moments. Its tasks then count as added, because a module that knows nothing yet would disturb
-//! the TAE. Nothing else of a model reads those modules, so it predicts what it predicted.
+//! moments. The TAE then follows what its tasks say on that surface as slowly as an added task,
+//! because a module that knows nothing yet would disturb it. Other surfaces learn those tasks as
+//! ever, and nothing else of a model reads the modules, so it predicts what it predicted.
 //!
 //! Which columns are the same the caller says; see [`SpecGrowth`].
 
@@ -20,6 +21,7 @@ use crate::{
     Result,
     batch::ColumnStatistics,
     checkpoint::{FmManifest, TensorMap},
+    example::Example,
     label_scale::LabelScale,
     resume::{MOMENTS, TrainingState},
     row_keys::GROWN_FORMAT,
@@ -50,30 +52,47 @@ struct GrownAxes {
     columns: Option<Vec<usize>>,
 }
 
-/// The labels of predicted rows, of a new task, after which its whole gradient reaches what tasks
-/// share.
+/// The labels of predicted rows, of a task that is new to the model or to a surface's module, after
+/// which its whole gradient reaches what tasks share.
 const SHARED_LABELS: u64 = 10_000;
 
 impl TrainingState {
-    /// `[tasks]`: how much of a task's gradient reaches what tasks share.
-    pub(crate) fn gradient_shares(&self) -> Vec<f32> {
-        let share = |task: &TaskSpec| {
-            let labels = self.added_tasks.get(&task.name);
-            labels.map_or(1.0, |&labels| labels as f32 / SHARED_LABELS as f32)
+    /// `[surfaces][tasks]`: how much of a task's gradient reaches what tasks share. Of a main task
+    /// that is the same on all surfaces.
+    pub(crate) fn gradient_shares(&self) -> Vec<Vec<f32>> {
+        let of_surface = |surface: &String| {
+            let realigned = self.realigned_tasks.get(surface);
+            let share = |task: &TaskSpec| {
+                let realigned = realigned.and_then(|tasks| tasks.get(&task.name));
+                let labels = self.added_tasks.get(&task.name).into_iter().chain(realigned).min();
+                labels.map_or(1.0, |&labels| labels as f32 / SHARED_LABELS as f32)
+            };
+            self.spec.tasks.iter().map(share).collect()
         };
-        self.spec.tasks.iter().map(share).collect()
+        self.spec.surfaces.iter().map(of_surface).collect()
     }
 
-    /// Counts the labels of tasks that were added, until they are as the others. It counts those of
-    /// all rows that were predicted, also of negatives that no step learns from.
-    pub(crate) fn count_added(&mut self, said: &StepOutput) {
-        let tasks = &self.spec.tasks;
-        for (at, task) in tasks.iter().enumerate() {
-            let Some(labels) = self.added_tasks.get_mut(&task.name) else { continue };
-            let known = said.mask.iter().skip(at).step_by(tasks.len()).filter(|&&known| known);
-            *labels += known.count() as u64;
+    /// Counts the labels of tasks that are new, until they are as the others. It counts those of
+    /// all rows of `examples` that were predicted, also of negatives that no step learns from.
+    pub(crate) fn count_added(&mut self, examples: &[&Example], said: &StepOutput) {
+        let Self { spec, added_tasks, realigned_tasks, .. } = self;
+        let surfaces = examples.iter().flat_map(|example| {
+            std::iter::repeat_n(usize::from(example.surface), example.targets.len())
+        });
+        for (surface, mask) in surfaces.zip(said.mask.chunks_exact(spec.tasks.len())) {
+            let mut realigned = realigned_tasks.get_mut(&spec.surfaces[surface]);
+            for (task, _) in spec.tasks.iter().zip(mask).filter(|&(_, &known)| known) {
+                let realigned = realigned.as_mut().and_then(|tasks| tasks.get_mut(&task.name));
+                let counts = added_tasks.get_mut(&task.name).into_iter().chain(realigned);
+                counts.for_each(|labels| *labels += 1);
+            }
         }
-        self.added_tasks.retain(|_, &mut labels| labels < SHARED_LABELS);
+        let is_new = |_: &String, labels: &mut u64| *labels < SHARED_LABELS;
+        added_tasks.retain(is_new);
+        realigned_tasks.retain(|_, tasks| {
+            tasks.retain(is_new);
+            !tasks.is_empty()
+        });
     }
 }
 
@@ -157,10 +176,15 @@ impl SpecGrowth {
         self.alignment_statistics(&mut state.statistics);
         state.field_numbers = self.field_numbers(&state.field_numbers);
         state.format = grown_format(state.format, &state.field_numbers);
-        let is_new = |task: &&TaskSpec| self.is_added(&task.name) || self.is_realigned(task);
-        let added = self.to.tasks.iter().filter(is_new);
+        let added = self.to.tasks.iter().filter(|task| self.is_added(&task.name));
         state.added_tasks.extend(added.map(|task| (task.name.clone(), 0)));
         state.added_tasks.retain(|name, _| self.to.tasks.iter().any(|task| task.name == *name));
+        for surface in (0..self.from.surfaces.len()).filter(|&own| !self.keeps_alignment(own)) {
+            let tasks = aligned_tasks(&self.to, surface).into_iter();
+            let valid = tasks.filter(|task| task.surfaces[surface]);
+            let counts = valid.map(|task| (task.name.clone(), 0)).collect();
+            state.realigned_tasks.insert(self.to.surfaces[surface].clone(), counts);
+        }
         state.moment_steps.retain(|weight, _| !self.begins_anew(weight));
         state.spec = self.to.clone();
     }
@@ -298,12 +322,6 @@ impl SpecGrowth {
     /// Whether a tensor is of an alignment module that begins anew.
     fn begins_anew(&self, name: &str) -> bool {
         surface_of(name).is_some_and(|surface| !self.keeps_alignment(surface))
-    }
-
-    /// Whether an alignment module that predicts a task begins anew, on a surface of before.
-    fn is_realigned(&self, task: &TaskSpec) -> bool {
-        let mut surfaces = (0..self.from.surfaces.len()).filter(|&surface| task.surfaces[surface]);
-        !task.main && surfaces.any(|surface| !self.keeps_alignment(surface))
     }
 
     /// How a tensor of the model or of a whole network has grown.

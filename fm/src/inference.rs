@@ -298,8 +298,8 @@ where
         let generation = self.generation();
         let pass = InferencePass { fm: self, generation: &generation };
         let mut output = FmOutput::default();
-        for part in split_by_memory(examples, &self.manifest.config, examples.len(), MAX_PASS_BYTES)
-        {
+        let FmManifest { config, spec, .. } = &self.manifest;
+        for part in split_by_memory(examples, config, spec, examples.len(), MAX_PASS_BYTES) {
             let histories = pass.histories(part)?;
             let passes = micro_batches(part, rayon::current_num_threads());
             let outputs: Vec<Result<FmOutput>> =
@@ -315,8 +315,8 @@ where
         let generation = self.generation();
         let pass = InferencePass { fm: self, generation: &generation };
         let mut output = FmOutput::default();
-        for part in split_by_memory(examples, &self.manifest.config, examples.len(), MAX_PASS_BYTES)
-        {
+        let FmManifest { config, spec, .. } = &self.manifest;
+        for part in split_by_memory(examples, config, spec, examples.len(), MAX_PASS_BYTES) {
             let batch = self.batch_builder.build(part, &generation.manifest.statistics)?;
             if batch.targets() == 0 {
                 continue;

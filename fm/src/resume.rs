@@ -73,6 +73,10 @@ pub(crate) struct TrainingState {
     /// has seen of each.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) added_tasks: BTreeMap<String, u64>,
+    /// By surface whose alignment module began anew lately: what that predicts, with the labels of
+    /// the surface that it has seen of each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) realigned_tasks: BTreeMap<String, BTreeMap<String, u64>>,
     /// AdamW's step count of each weight; a weight without a gradient so far is missing.
     pub(crate) moment_steps: BTreeMap<String, usize>,
 }
@@ -92,6 +96,7 @@ impl TrainingState {
             shards,
             field_numbers: Vec::new(),
             added_tasks: BTreeMap::new(),
+            realigned_tasks: BTreeMap::new(),
             moment_steps: BTreeMap::new(),
         }
     }

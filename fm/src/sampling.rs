@@ -79,23 +79,30 @@ pub(crate) fn unweighted(indices: std::ops::Range<usize>) -> Vec<WeightedTarget>
 }
 
 /// Splits examples into parts of at most `requests` requests and about `bytes` of activations, so
-/// that memory is bounded however long the histories are. A single example above `bytes` is a part
-/// of its own.
+/// that memory is bounded however long the histories are, and however large the alignment modules
+/// of `spec`. A single example above `bytes` is a part of its own.
 pub(crate) fn split_by_memory<'a, 'b>(
     examples: &'b [&'a Example],
     config: &FmConfig,
+    spec: &FmSpec,
     requests: usize,
     bytes: usize,
 ) -> impl Iterator<Item = &'b [&'a Example]> + use<'a, 'b> {
-    let (max_tokens, max_events) = ((bytes / config.bytes_per_token()).max(1), config.max_history);
-    let tokens =
-        move |example: &Example| example.history.len().min(max_events) + example.targets.len();
+    let (per_token, max_events) = (config.bytes_per_token(), config.max_history);
+    let own =
+        |name: &String| spec.alignments.get(name).map_or(0, |own| own.bytes_per_target(config));
+    let by_surface: Vec<usize> = spec.surfaces.iter().map(own).collect();
+    let size = move |example: &Example| {
+        let (events, targets) = (example.history.len().min(max_events), example.targets.len());
+        let own = by_surface.get(usize::from(example.surface)).copied().unwrap_or_default();
+        events * per_token + targets * (per_token + own)
+    };
     let mut rest = examples;
     std::iter::from_fn(move || {
         let mut sum = 0;
         let fits = |example: &&&Example| {
-            sum += tokens(example);
-            sum <= max_tokens
+            sum += size(example);
+            sum <= bytes
         };
         let count = rest.iter().take(requests).take_while(fits).count();
         let (part, others) = rest.split_at(count.max(1).min(rest.len()));
@@ -114,8 +121,8 @@ pub(crate) struct ExampleSampler {
     alpha: f64,
     /// By surface: the probability of keeping a candidate without a positive action.
     keep_negative: Vec<f32>,
-    /// Whether learning reads columns that predicting does not.
-    reads_more: bool,
+    /// By surface: whether learning reads columns that predicting does not.
+    reads_more: Vec<bool>,
 }
 
 /// The kind of a random draw, so that draws of different kinds are independent.
@@ -138,7 +145,7 @@ impl ExampleSampler {
             thinned_length: (alpha < 2.0).then_some(thinned.max(1)),
             alpha,
             keep_negative: spec.surfaces.iter().map(keep).collect(),
-            reads_more: spec.has_training_only(),
+            reads_more: spec.surfaces.iter().map(|name| spec.has_training_only(name)).collect(),
         }
     }
 
@@ -153,7 +160,8 @@ impl ExampleSampler {
         let thinned = self.thin(&mut selected, site);
         let dropped = self.drop_negatives(&mut selected, site);
         selected.reader = ReadFor::Learning;
-        (thinned || dropped || self.reads_more).then_some(selected)
+        let reads_more = self.reads_more[usize::from(example.surface)];
+        (thinned || dropped || reads_more).then_some(selected)
     }
 
     /// A history of n > N^(α/2) events stays whole with probability N^α / n², which makes the
@@ -238,8 +246,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::alignment_spec::{AlignmentId, AlignmentSpec};
     use crate::example::{Item, Outcome, Target, User};
     use crate::spec::{TaskLabel, TaskSpec};
+    use crate::training_only::TrainingOnlyColumns;
 
     fn spec() -> FmSpec {
         FmSpec {
@@ -264,6 +274,18 @@ mod tests {
             training_only: Default::default(),
             alignments: Default::default(),
         }
+    }
+
+    /// The second surface has a module of its own, with a column for training only.
+    fn with_module() -> FmSpec {
+        let own = AlignmentSpec {
+            hidden: vec![512; 2],
+            features: Some(vec!["position".into()]),
+            ids: vec![AlignmentId { name: "tags".into(), columns: 3 }],
+            tasks: vec![],
+            training_only: TrainingOnlyColumns { numbers: vec![0], ..Default::default() },
+        };
+        FmSpec { alignments: [("shop".into(), own)].into(), ..spec() }
     }
 
     fn example(request: u64, history: usize) -> Example {
@@ -368,6 +390,21 @@ mod tests {
     }
 
     #[test]
+    fn what_only_training_knows_is_a_sample_where_it_is_read() {
+        let sampled = |spec: &FmSpec| {
+            let sampler = ExampleSampler::new(&FmConfig::default(), spec);
+            [0, 1].map(|surface| {
+                sampler.sample(&example(surface, 5), 0).map(|selected| selected.reader)
+            })
+        };
+        let learning = Some(ReadFor::Learning);
+        assert_eq!(sampled(&spec()), [None, None]);
+        assert_eq!(sampled(&with_module()), [None, learning], "a module's, on its surface");
+        let training_only = TrainingOnlyColumns { numbers: vec![0], ..Default::default() };
+        assert_eq!(sampled(&FmSpec { training_only, ..spec() }), [learning; 2], "the model's");
+    }
+
+    #[test]
     fn parts_are_bounded_by_requests_and_by_memory() {
         let config = FmConfig { max_history: 20, ..FmConfig::default() };
         let examples: Vec<Example> =
@@ -375,12 +412,21 @@ mod tests {
         let references: Vec<&Example> = examples.iter().collect();
         let sizes = |requests, tokens: usize| -> Vec<usize> {
             let bytes = tokens * config.bytes_per_token();
-            split_by_memory(&references, &config, requests, bytes).map(<[_]>::len).collect()
+            split_by_memory(&references, &config, &spec(), requests, bytes)
+                .map(<[_]>::len)
+                .collect()
         };
         // With their 8 targets they are of 13, 13, 13, 28, 28 and 8 tokens.
         assert_eq!(sizes(4, 1000), [4, 2]);
         assert_eq!(sizes(4, 36), [2, 1, 1, 2]);
         assert_eq!(sizes(4, 1), [1; 6]);
-        assert_eq!(split_by_memory(&[], &config, 4, 1).count(), 0);
+        assert_eq!(split_by_memory(&[], &config, &spec(), 4, 1).count(), 0);
+
+        let spec = with_module();
+        let of_module = 16 * (2 * 512 + 1 + (1 + 3) * config.embedding_dim);
+        let example = 13 * config.bytes_per_token() + 8 * of_module;
+        let first = |bytes| split_by_memory(&references, &config, &spec, 4, bytes).next();
+        assert_eq!(first(3 * example).map(<[_]>::len), Some(3));
+        assert_eq!(first(3 * example - 1).map(<[_]>::len), Some(2));
     }
 }

@@ -85,8 +85,8 @@ pub(crate) struct PassContext<'a> {
     pub(crate) scales: &'a LabelScales,
     /// `[tasks]`: the number of valid samples over all shards.
     pub(crate) valid: &'a [u32],
-    /// `[tasks]`: how much of a task's gradient reaches what tasks share.
-    pub(crate) shares: &'a [f32],
+    /// `[surfaces][tasks]`: how much of a task's gradient reaches what tasks share.
+    pub(crate) shares: &'a [Vec<f32>],
 }
 
 /// The result of processing a shard.
@@ -225,8 +225,9 @@ where
 }
 
 /// The outputs from which a network learns. They equal those of the forward pass, but of a task
-/// that was added lately only a share of the gradient reaches what tasks share. Of an auxiliary one
-/// that is the TAE: the hidden layer of a surface's alignment module takes its whole gradient.
+/// that is new to the model or to a surface's alignment module only a share of the gradient reaches
+/// what tasks share. Of an auxiliary one that is the TAE: the hidden layer of a surface's module
+/// takes its whole gradient, and the modules of surfaces to which nothing is new learn as ever.
 fn learned_outputs<A: AutodiffBackend + HstuBackend>(
     network: &FmNetwork<A>,
     forward: &ModelOutput<A>,
@@ -241,18 +242,25 @@ fn learned_outputs<A: AutodiffBackend + HstuBackend>(
         alone.clone() + (whole.clone() - alone) * shares
     };
     let is_part = |shares: &[f32]| shares.iter().any(|&share| share < 1.0);
-    let (mains, auxiliary) = shares.split_at(spec.main_tasks().len());
+    let mains = &shares[0][..spec.main_tasks().len()];
     let main = if is_part(mains) {
         shared(&forward.main, network.model.main_alone(forward.tae.clone()), mains)
     } else {
         forward.main.clone()
     };
     let mut aligned = aligned.to_vec();
-    if is_part(auxiliary) {
+    let own_shares: Vec<Vec<f32>> = aligned
+        .iter()
+        .map(|AlignmentOutput { rows, tasks, .. }| {
+            let shares = &shares[usize::from(batch.surfaces[rows[0]])];
+            tasks.iter().map(|&task| shares[task]).collect()
+        })
+        .collect();
+    if own_shares.iter().any(|shares| is_part(shares)) {
         let alone = self::aligned(network, &forward.tae.clone().detach(), batch, spec);
-        for (whole, alone) in aligned.iter_mut().zip(alone) {
-            let shares: Vec<f32> = whole.tasks.iter().map(|&task| shares[task]).collect();
-            whole.outputs = shared(&whole.outputs, alone.outputs, &shares);
+        let all = aligned.iter_mut().zip(alone).zip(&own_shares);
+        for ((whole, alone), shares) in all.filter(|(_, shares)| is_part(shares)) {
+            whole.outputs = shared(&whole.outputs, alone.outputs, shares);
         }
     }
     (main, aligned)

@@ -267,11 +267,13 @@ pub struct FmSpec {
     /// Those of them, by index, that are optional: a token says besides whether they are missing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub item_optional: Vec<usize>,
-    /// The number of numeric columns of a target (`Target::features`): features of the alignment
-    /// modules, and of targets' tokens if the configuration has `candidate_columns`.
+    /// The number of the model's numeric columns of a target: features of the usual alignment
+    /// modules, and of targets' tokens if the configuration has `candidate_columns`. They stand
+    /// first in `Target::features`; a trainer's target may end with others
+    /// ([`crate::alignment_spec`]).
     pub features: usize,
     /// Indices into `Target::ids` of the columns that describe the user or the request, not the
-    /// item.
+    /// item. A trainer's target may end with others, as with numeric ones.
     pub profile_ids: Vec<usize>,
     /// Which of these columns are of one feature.
     #[serde(default, skip_serializing_if = "IdWidths::are_ones")]

@@ -253,10 +253,13 @@ where
         })
     }
 
-    /// The shard of some examples: whole for predicting, and sampled for learning where sampling
-    /// leaves something out.
+    /// The shard of some examples that fit: whole for predicting, and sampled for learning where
+    /// sampling leaves something out.
     fn shard(&mut self, examples: &[&Example]) -> Result<Option<Shard>> {
-        let batch = self.batch_builder.build(examples, &self.state.statistics)?;
+        let window = self.state.config.history_window();
+        let all: Vec<_> =
+            examples.iter().map(|example| ExampleSelection::whole(example, window)).collect();
+        let batch = self.batch_builder.lay_out(&all, &self.state.statistics);
         if batch.targets() == 0 {
             return Ok(None);
         }
@@ -264,16 +267,14 @@ where
             examples.iter().map(|example| self.sampler.sample(example, self.state.steps)).collect();
         let whole = self.part(batch)?;
         let sample = if samples.iter().any(Option::is_some) {
-            let whole =
-                |example| ExampleSelection::whole(example, self.state.config.history_window());
             let parts: Vec<_> = samples
                 .into_iter()
-                .zip(examples)
-                .map(|(sample, example)| sample.unwrap_or_else(|| whole(example)))
+                .zip(all)
+                .map(|(sample, whole)| sample.unwrap_or(whole))
                 // Without a target there is no loss, and encoding the history would be wasted.
                 .filter(|selected| !selected.targets.is_empty())
                 .collect();
-            let batch = self.batch_builder.build_selected(&parts, &self.state.statistics)?;
+            let batch = self.batch_builder.lay_out(&parts, &self.state.statistics);
             Some(self.part(batch)?)
         } else {
             None
@@ -287,8 +288,8 @@ where
         Ok(GatheredBatch { batch, rows })
     }
 
-    /// Predicts and differentiates examples, after their features joined the statistics. The first
-    /// `observed` are no corrections. Predictions are made on the scales of before.
+    /// Predicts and differentiates examples that fit, after their features joined the statistics.
+    /// The first `observed` are no corrections. Predictions are made on the scales of before.
     fn attempt(&mut self, examples: &[&Example], observed: usize) -> Result<Vec<ShardResult>> {
         let before = self.state.statistics.labels.clone();
         for example in &examples[..observed] {
@@ -297,7 +298,8 @@ where
         }
         let mut shards = Vec::with_capacity(self.state.shards);
         let requests = examples.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
-        for part in split_by_memory(examples, &self.state.config, requests, MAX_SHARD_BYTES) {
+        let TrainingState { config, spec, .. } = &self.state;
+        for part in split_by_memory(examples, config, spec, requests, MAX_SHARD_BYTES) {
             shards.extend(self.shard(part)?);
         }
         self.passes(shards, &before)
@@ -366,7 +368,7 @@ where
         let network = self.predicting();
         let mut all = Vec::with_capacity(self.state.shards);
         let requests = examples.len().div_ceil(self.state.shards).max(MIN_REQUESTS_PER_SHARD);
-        for part in split_by_memory(examples, &self.state.config, requests, MAX_SHARD_BYTES) {
+        for part in split_by_memory(examples, config, spec, requests, MAX_SHARD_BYTES) {
             let batch = self.batch_builder.build(part, &self.state.statistics)?;
             let mut rows = vec![0.0; batch.keys.len() * self.state.config.embedding_dim];
             self.store.gather(&batch.keys, &mut rows)?;
@@ -446,8 +448,10 @@ where
         examples: &[&Example],
         corrections: &[&Example],
     ) -> Result<StepOutput> {
-        self.store.set_clock(clock(self.state.steps));
         let all: Vec<&Example> = examples.iter().chain(corrections).copied().collect();
+        // Before anything is learned of them, be it the means of their columns.
+        all.iter().try_for_each(|example| self.batch_builder.check(example))?;
+        self.store.set_clock(clock(self.state.steps));
         let before = self.state.statistics.clone();
         let mut passes = self.attempt(&all, examples.len())?;
         let mut set_aside = Vec::new();
@@ -491,7 +495,7 @@ where
         output.labels.truncate(cells);
         output.mask.truncate(cells);
         self.state.statistics.correct(&output, &self.state.spec.tasks, !self.repeats);
-        self.state.count_added(&output);
+        self.state.count_added(examples, &output);
         Ok(output)
     }
 

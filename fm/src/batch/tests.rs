@@ -131,7 +131,7 @@ fn a_part_keeps_gaps_weights_and_content() {
         targets: vec![WeightedTarget { index: 2, weight: 4.0 }],
         reader: ReadFor::Learning,
     };
-    let batch = batch_builder.build_selected(&[part], &statistics).unwrap();
+    let batch = batch_builder.lay_out(&[part], &statistics);
     assert_eq!((&*batch.history_offsets, &*batch.target_offsets), (&[0, 2][..], &[0, 1][..]));
     assert_eq!(batch.weights, [4.0]);
     assert_eq!(batch.dense, [0.0, 0.0, 0.0, 0.0, 0.6, 0.8], "an item without content: zeros");

@@ -109,10 +109,12 @@ fn a_surfaces_alignment_module_comes_changes_and_goes() {
         let young = std::fs::read(path("young").join("training.json")).unwrap();
         let young: serde_json::Value = serde_json::from_slice(&young).unwrap();
         let names = |key: &str| young[key].as_object().unwrap().keys().cloned().collect();
-        let (added, moments): (Vec<String>, Vec<String>) =
-            (names("added_tasks"), names("moment_steps"));
-        let tasks: Vec<_> = now.tasks[1..].iter().map(|task| task.name.clone()).rev().collect();
-        assert_eq!(added, tasks, "all that the module predicts counts as added");
+        let moments: Vec<String> = names("moment_steps");
+        let tasks = now.tasks[1..].iter().map(|task| (task.name.clone(), 0.into()));
+        let tasks: serde_json::Value = tasks.collect::<serde_json::Map<_, _>>().into();
+        let realigned = serde_json::json!({ "home": tasks });
+        assert_eq!(young["realigned_tasks"], realigned, "all that the module predicts is new");
+        assert!(young["added_tasks"].get("watch").is_none(), "other modules know it");
         let of_module = |name: &&String| name.starts_with("alignments.");
         assert!(!moments.is_empty() && !moments.iter().any(|name| of_module(&name)), "{moments:?}");
         let steps: u64 = if at == 0 { 160 } else { 10 };
@@ -161,6 +163,60 @@ fn a_surfaces_alignment_module_comes_changes_and_goes() {
     );
     let refused = other.err().unwrap().to_string();
     assert!(refused.contains("the data's alignments were"), "{refused}");
+}
+
+#[test]
+fn a_module_that_begins_anew_moves_the_tae_slowly_and_other_surfaces_learn_as_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    // Both surfaces have the core's auxiliary task.
+    let shared = |mut spec: FmSpec| {
+        spec.tasks[1].surfaces = vec![true; 2];
+        spec
+    };
+    let before = shared(aligned(own()));
+    let after = shared(aligned(AlignmentSpec { hidden: vec![8], ..own() }));
+    let mut trainer = trainer::create(&path("0"), &config(), &before, DeviceKind::Cpu).unwrap();
+    (0..5).for_each(|at| drop(trainer.step(&refs(&shown(&before, at * 16))).unwrap()));
+    trainer.save(&path("saved")).unwrap();
+    // The TAEs after a step on one surface whose only labels are of that task.
+    let taught = |to: &FmSpec, surface: u16, watched: f32| {
+        let (from, to) = (shared(spec()), to.clone());
+        let growths = [SpecGrowth { from, to: to.clone(), features: vec![0], profiles: vec![] }];
+        let from = ResumePaths { saved: &path("saved"), work: &path("work"), growths: &growths };
+        let mut trainer = trainer::resume(from, &config(), &to, DeviceKind::Cpu).unwrap();
+        let mut examples = shown(&to, 80);
+        examples.retain(|example| example.surface == surface);
+        for target in examples.iter_mut().flat_map(|example| &mut example.targets) {
+            target.outcome.known = 0;
+            target.outcome.values[0] = watched;
+        }
+        trainer.step(&refs(&examples)).unwrap();
+        served(&*trainer, &to)[0].clone()
+    };
+    assert_ne!(taught(&before, 0, 0.0), taught(&before, 0, 1.0), "a trained module");
+    assert_eq!(taught(&after, 0, 0.0), taught(&after, 0, 1.0), "one that knows nothing yet");
+    let other = taught(&before, 1, 1.0);
+    assert_eq!(taught(&after, 1, 1.0), other, "the other surface's");
+    assert_ne!(taught(&after, 1, 0.0), other);
+}
+
+#[test]
+fn a_target_without_the_columns_of_its_module_is_refused_before_anything_learns_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = aligned(own());
+    let create =
+        |name| trainer::create(&dir.path().join(name), &config(), &spec, DeviceKind::Cpu).unwrap();
+    let [mut shown_it, mut other] = ["a", "b"].map(create);
+    let mut narrow = shown(&spec, 0);
+    for (columns, left) in [(1, "1 numeric"), (0, "0 numeric")] {
+        narrow[9].targets[2].features.truncate(columns);
+        let refused = shown_it.step(&refs(&narrow)).unwrap_err().to_string();
+        assert!(refused.contains(left) && refused.contains("made for 2"), "{refused}");
+    }
+    let said = [&mut shown_it, &mut other]
+        .map(|trainer| bits(&trainer.step(&refs(&shown(&spec, 0))).unwrap().predictions));
+    assert_eq!(said[0], said[1]);
 }
 
 #[test]
