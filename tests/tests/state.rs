@@ -426,10 +426,7 @@ fn a_pushed_expert_is_known_by_its_signature_rolls_back_and_can_be_followed_by_a
         let path = state.dir.join("hypercast.toml");
         let text = fs::read_to_string(&path).unwrap();
         let trusts = text.replace("trusted_keys = [", &format!("trusted_keys = [\"{key}\", "));
-        // What is pushed now is larger beside that FM than a new version may be; what was pushed
-        // before serves all the same.
-        let admits = trusts.replace("[plugin_limits]", "[plugin_limits]\nmax_flops_share = 100.0");
-        fs::write(&path, admits).unwrap();
+        fs::write(&path, trusts).unwrap();
         let daemon = state.daemon();
         let push = ["plugin", "push", "home.wasm", daemon.url()];
 

@@ -182,7 +182,7 @@ impl VersionLoader {
         for arm in set.arms.iter().filter(|arm| !was_there(arm)) {
             if let Some(over) = set.over_flops_share(arm, schema, &self.config.plugin_limits) {
                 let expert = arm.label.as_str();
-                tracing::warn!(expert, "{over}: it serves, and a new version like it is refused");
+                tracing::warn!(expert, "{over}: it serves, and a new component like it is refused");
             }
         }
     }

@@ -269,8 +269,8 @@ impl ServingSet {
         schema: &Schema,
         limits: &PluginLimits,
     ) -> Option<OverFlopsShare> {
-        let surface = |at: &u16| schema.surfaces[usize::from(*at)].clone();
-        let surfaces: Vec<String> = arm.desired.surfaces.iter().map(surface).collect();
+        let surface = |at: &u16| schema.surfaces.get(usize::from(*at)).cloned();
+        let surfaces: Vec<String> = arm.desired.surfaces.iter().filter_map(surface).collect();
         limits.check_flops_share(&surfaces, self.flops_share(arm)?).err()
     }
 

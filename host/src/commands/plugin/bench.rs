@@ -159,7 +159,7 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
         used("max_parameters", parameters as f64, most as f64, "values"),
     ];
     headroom.extend(loaded.flops_share.map(|cost| {
-        let most = limits.flops_share_of(&blueprint.description.surfaces).0;
+        let most = loaded.max_flops_share();
         let unit = "%, of the FLOPs of a one-stage model";
         used("max_flops_share", cost.share() * 100.0, most * 100.0, unit)
     }));

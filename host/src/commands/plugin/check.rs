@@ -84,7 +84,7 @@ pub fn report(loaded: &LoadedPlugin, candidates: usize) -> String {
         cost.per_history,
     );
     if let Some(cost @ FlopsShare { one_stage, .. }) = loaded.flops_share {
-        let (used, most) = (cost.share(), loaded.limits.flops_share_of(&d.surfaces).0);
+        let (used, most) = (cost.share(), loaded.max_flops_share());
         text.push_str(&format!(
             "share           {:.1} % of the {one_stage} FLOPs of a one-stage model of the FM's \
              size, of {:.1} %\n\n",

@@ -8,7 +8,7 @@ use hypercast_data::dataset::content;
 use hypercast_data::schema::{Schema, fm_spec};
 use hypercast_data::simulate;
 use hypercast_expert::{Blueprint, Engine, EngineConfig, LoadOptions};
-use hypercast_fm::cost::one_stage_flops;
+use hypercast_fm::{cost::one_stage_flops, spec::FmSpec};
 use hypercast_serve::Result;
 
 /// A component, and what it is to fit.
@@ -72,7 +72,8 @@ impl PluginUnderTest {
         let own = config.load_options("", content_dim);
         // Without a configuration no FM is known.
         let fm = self.config.as_ref().filter(|_| tae_dim > 0).map(|_| fm_spec(&schema));
-        let one_stage = fm.transpose()?.map(|spec| one_stage_flops(&config.fm, &spec));
+        let spec = fm.transpose()?.map(|spec| FmSpec { content: content_dim, ..spec });
+        let one_stage = spec.map(|spec| one_stage_flops(&config.fm, &spec));
         let options = LoadOptions { tae_dim, registered: None, ..own };
         let limits = config.plugin_limits;
         let blueprint = Blueprint::load(&engine, &self.file, &schema, &options)?;
@@ -86,8 +87,16 @@ impl PluginUnderTest {
 impl LoadedPlugin {
     /// How its network costs more than a new version may, if it does.
     pub fn over_flops_share(&self) -> Option<OverFlopsShare> {
-        let surfaces = &self.blueprint.description.surfaces;
-        self.limits.check_flops_share(surfaces, self.flops_share?).err()
+        self.limits.check_flops_share(&self.surface_names(), self.flops_share?).err()
+    }
+
+    /// The share that it may have of a one-stage model's FLOPs.
+    pub fn max_flops_share(&self) -> f64 {
+        self.limits.flops_share_of(&self.surface_names()).0
+    }
+
+    fn surface_names(&self) -> Vec<String> {
+        self.surfaces().map(|at| self.schema.surfaces[usize::from(at)].clone()).collect()
     }
 
     /// The surfaces that the component can serve, by index.

@@ -153,7 +153,18 @@ fn a_new_version_stays_within_its_share_of_flops() {
     let registry = desk.well(|r| r.register_expert(&more));
     registry.check_flops_share(&more, &Config::default()).unwrap();
     assert_eq!(registry.flops_share(&more).unwrap().share(), 0.401);
-    assert!(registry.check_flops_share(&costs("1.1.0", 401), &Config::default()).is_err());
+    let other = |plugin_hash: &str, surfaces: &[&str]| ExpertVersion {
+        flops: Some(401),
+        plugin_hash: plugin_hash.into(),
+        ..expert("feed", "1.1.0", "1.0.0", surfaces)
+    };
+    // Its component comes with other parameters, and nothing else does.
+    registry.check_flops_share(&other("1", &["feed"]), &Config::default()).unwrap();
+    for new in [other("2", &["feed"]), other("1", &["feed", "search"])] {
+        assert!(registry.check_flops_share(&new, &Config::default()).is_err());
+    }
+    let registry = desk.well(|r| r.retire_expert("feed", "1.0.0", false));
+    assert!(registry.check_flops_share(&other("1", &["feed"]), &Config::default()).is_err());
     // Those of before have no figures.
     let unnoted = ExpertVersion { flops: None, ..costs("2.0.0", 0) };
     registry.check_flops_share(&unnoted, &Config::default()).unwrap();
@@ -161,6 +172,37 @@ fn a_new_version_stays_within_its_share_of_flops() {
     let desk = Desk::default();
     let registry = desk.well(|r| r.register_fm(&of_size(None)));
     registry.check_flops_share(&more, &Config::default()).unwrap();
+}
+
+#[test]
+fn what_the_configuration_serves_is_registered_whatever_it_costs() {
+    let desk = Desk::default();
+    let of_size = FmVersion { one_stage_flops: Some(1000), ..fm("1.0.0", 32) };
+    let registry = desk.well(|r| r.register_fm(&of_size));
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = dir.path().join("plugin.wasm");
+    std::fs::write(&plugin, "a component").unwrap();
+    let mut config = Config::default();
+    config.paths.experts = dir.path().into();
+    let text = format!("name = 'feed'\nplugin = {plugin:?}\nsurfaces = ['feed']");
+    config.experts = vec![toml::from_str(&text).unwrap()];
+    let costs = |plugin_hash: String, surfaces: &[&str]| ExpertVersion {
+        flops: Some(401),
+        plugin_hash,
+        ..expert("feed", "1.0.0", "1.0.0", surfaces)
+    };
+    let own = costs(content_hash(b"a component"), &["feed"]);
+    assert!(registry.check_flops_share(&own, &config).is_err(), "it is not trained yet");
+    let parameters = config.parameters(&config.experts[0]);
+    std::fs::create_dir(parameters.parent().unwrap()).unwrap();
+    std::fs::write(parameters, "").unwrap();
+    registry.check_flops_share(&own, &config).unwrap();
+    for other in [costs("1".into(), &["feed"]), costs(own.plugin_hash.clone(), &["search"])] {
+        assert!(registry.check_flops_share(&other, &config).is_err());
+    }
+    // From then on the registry says what it is.
+    let registry = desk.well(|r| r.register_expert(&expert("feed", "0.1.0", "1.0.0", &["feed"])));
+    assert!(registry.check_flops_share(&own, &config).is_err());
 }
 
 #[test]
