@@ -89,18 +89,18 @@ impl GuestColumns {
     }
 
     fn data(&self, source: ColumnSource, requests: &[GuestRows]) -> Data {
-        let targets = || requests.iter().flat_map(|request| request.targets);
         match source {
             ColumnSource::Tae => Data::Numbers(self.taes(requests)),
             ColumnSource::Feature(index) => {
-                Data::Numbers(targets().map(|target| known(target.features[index])).collect())
+                Data::Numbers(of_targets(requests, |target| known(target.features[index])))
             }
             ColumnSource::Id(columns) => {
-                Data::Ids(targets().map(|target| target.ids[columns.first]).collect())
+                Data::Ids(of_targets(requests, |target| target.ids[columns.first]))
             }
             ColumnSource::Vector(width) => {
-                let mut vectors = Vec::with_capacity(targets().count() * width);
-                targets().for_each(|Target { item, .. }| vector_of(item, width, &mut vectors));
+                let mut vectors = Vec::with_capacity(rows(requests) * width);
+                let targets = requests.iter().flat_map(|request| request.targets);
+                targets.for_each(|Target { item, .. }| vector_of(item, width, &mut vectors));
                 Data::Numbers(vectors)
             }
             ColumnSource::FmLogit(task) => Data::Numbers(self.fm_logits(task, requests)),
@@ -157,6 +157,17 @@ fn of_places(requests: &[GuestRows], number: impl Fn(&RankedPlace) -> Option<f32
         rows.map(|row| place(row).and_then(&number).unwrap_or(f32::NAN)).collect()
     };
     requests.iter().flat_map(of).collect()
+}
+
+fn rows(requests: &[GuestRows]) -> usize {
+    requests.iter().map(|request| request.targets.len()).sum()
+}
+
+/// A value of each row. Each request's are written at once, since their number is known.
+fn of_targets<T>(requests: &[GuestRows], value: impl Fn(&Target) -> T) -> Vec<T> {
+    let mut all = Vec::with_capacity(rows(requests));
+    requests.iter().for_each(|request| all.extend(request.targets.iter().map(&value)));
+    all
 }
 
 /// A value of each request, once for each of its rows.

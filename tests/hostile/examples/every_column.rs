@@ -52,18 +52,17 @@ impl Guest for EveryColumn {
     ) -> Result<Vec<Ranked>, String> {
         let rows = request.candidates.len();
         let mut scores = vec![0.0f32; rows];
-        let mut add = |row: usize, number: f32| scores[row] += number;
         for Prediction { values, .. } in &predictions {
-            values.iter().enumerate().for_each(|(row, value)| add(row, *value));
+            scores.iter_mut().zip(values).for_each(|(score, value)| *score += value);
         }
         for NamedColumn { data, .. } in &columns {
             match data {
                 Data::Numbers(values) => {
-                    let firsts = values.iter().step_by((values.len() / rows).max(1));
-                    firsts.enumerate().for_each(|(row, value)| add(row, *value));
+                    let each = values.iter().step_by((values.len() / rows).max(1));
+                    scores.iter_mut().zip(each).for_each(|(score, value)| *score += value);
                 }
                 Data::Ids(ids) => {
-                    ids.iter().enumerate().for_each(|(row, id)| add(row, (id % 16) as f32));
+                    scores.iter_mut().zip(ids).for_each(|(score, id)| *score += (id % 16) as f32);
                 }
                 Data::Integers(_) => return Err("integers, which no column of `rank` has".into()),
             }

@@ -11,7 +11,7 @@ use hypercast_core::{
 };
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{
-    Config, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter, Store,
+    Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter, Store,
     UpdateDeadline,
 };
 
@@ -122,8 +122,8 @@ fn wasmtime_config(config: &EngineConfig) -> Config {
         .max_tables_per_component(2)
         .table_elements(config.table_elements)
         .max_memory_size((config.memory_mib as usize) << 20)
-        // Up to this size, zeroing memory is cheaper than returning its pages to the system.
-        .linear_memory_keep_resident(256 << 10)
+        .pagemap_scan(Enabled::Auto)
+        .linear_memory_keep_resident(kept_resident_bytes())
         .table_keep_resident(16 << 10);
     let mut wasmtime = Config::new();
     wasmtime
@@ -132,6 +132,14 @@ fn wasmtime_config(config: &EngineConfig) -> Config {
         .max_wasm_stack((config.stack_kib as usize) << 10)
         .memory_init_cow(true);
     wasmtime
+}
+
+/// How much of an instance's memory is zeroed after its call, and not returned to the system: pages
+/// that the next call finds are written in a fraction of the time that page faults take. Most of a
+/// guest's memory lies above its stack of 1 MiB and is never touched, so this much is kept only
+/// where the system can say which pages were: elsewhere all of them would be zeroed.
+fn kept_resident_bytes() -> usize {
+    if PoolingAllocationConfig::is_pagemap_scan_available() { 4 << 20 } else { 256 << 10 }
 }
 
 /// Starts the thread that advances the epoch, which ends with the engine.

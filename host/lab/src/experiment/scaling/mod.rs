@@ -142,19 +142,19 @@ fn measure_experts(
     plan: &ScalingPlan,
     names: &[String],
 ) -> Result<ScoreTally> {
-    let runner = context.runner(config)?;
+    let sizes = plan.diagonal().count();
+    let runners = (0..sizes).map(|fm| context.runner(config, fm)).collect::<Result<Vec<_>>>()?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut tally = ScoreTally::new(&context.labels, context.window.report_from_ms, &names);
-    let (width, sizes) = (config.fm.tae_width(), plan.diagonal().count());
     for index in 0..=sizes {
-        let at = index.max(1) - 1;
-        let embedding = at * width..(at + 1) * width;
-        let arm =
-            ExperimentArm { index, embedding, without_tae: index == 0, with_fm_logits: false };
+        let runner = &runners[index.max(1) - 1];
+        let embedding = 0..config.fm.tae_width();
+        let without_tae = index == 0;
+        let arm = ExperimentArm { index, embedding, without_tae, with_fm_logits: false };
         runner.run(&arm, &runner.surfaces(), &mut tally)?;
     }
     if plan.held_out.has_truth() {
-        for logged in runner.log.iter() {
+        for logged in runners[0].log.iter() {
             passes::tally_truth(&[logged?.example], context, sizes + 1, &mut tally);
         }
     }

@@ -240,7 +240,7 @@ pub struct TrainingCost {
 }
 
 /// Trains all models over one stream, tallies their predictions of the held-out requests at each
-/// share, and logs the TAEs of those on the diagonal beside each other.
+/// share, and logs the TAEs of those on the diagonal, each as an FM of its own.
 pub fn train(
     context: &ExperimentContext<'_>,
     config: &Config,
@@ -258,10 +258,10 @@ pub fn train(
     let history_len = models.iter().map(|model| model.fm.max_history).max().unwrap_or(1);
     let requests = training_requests(context)? as f64;
     let width = config.fm.tae_width();
-    let diagonal = plan.diagonal().count();
+    let widths = vec![width; plan.diagonal().count()];
     let stream = context.stream(config, history_len);
     let mut shares = SHARES.iter().enumerate().peekable();
-    stream.log("all models", diagonal * width, None, |part, is_logged| {
+    stream.log("all models", &widths, None, |part, is_logged| {
         // The last share is all that comes before the test.
         let is_due = |&(_, &share): &(usize, &f64)| {
             !part.history_only
@@ -274,7 +274,7 @@ pub fn train(
                 cost.flops.push(cost.total);
             }
         }
-        let mut rows = Vec::new();
+        let mut logged = Vec::new();
         for ((trainer, cost), model) in trainers.iter_mut().zip(&mut costs).zip(models) {
             if !part.may_learn && !model.on_diagonal {
                 continue;
@@ -286,10 +286,10 @@ pub fn train(
                 cost.total += step_flops(&model.fm, spec, part.examples);
             }
             if is_logged && model.on_diagonal {
-                rows.push(output.tae);
+                logged.push(FmOutput { tae: output.tae, ..FmOutput::default() });
             }
         }
-        Ok(FmOutput { tae: side_by_side(&rows, width), ..FmOutput::default() })
+        Ok(logged)
     })?;
     Ok(costs)
 }
@@ -303,13 +303,6 @@ fn step_flops(fm: &FmConfig, spec: &FmSpec, examples: &[Example]) -> f64 {
     PASSES_PER_STEP * examples.iter().map(forward).sum::<f64>()
 }
 
-/// Rows of several tables, `[tables][rows * width]`, as one row each.
-fn side_by_side(tables: &[Vec<f32>], width: usize) -> Vec<f32> {
-    let rows = tables.first().map_or(0, |table| table.len() / width);
-    let of_row = |row: usize| tables.iter().flat_map(move |table| &table[row * width..][..width]);
-    (0..rows).flat_map(of_row).copied().collect()
-}
-
 /// The requests before the test.
 fn training_requests(context: &ExperimentContext<'_>) -> Result<u64> {
     let until_ms = Some(context.window.test_from_ms);
@@ -321,9 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_are_put_side_by_side_and_the_best_rate_is_the_one_with_the_least_loss() {
-        let tables = [vec![1.0, 2.0, 3.0, 4.0], vec![5.0, 6.0, 7.0, 8.0]];
-        assert_eq!(side_by_side(&tables, 2), [1.0, 2.0, 5.0, 6.0, 3.0, 4.0, 7.0, 8.0]);
+    fn the_best_rate_is_the_one_with_the_least_loss() {
         let trial = |dim, learning_rate, log_loss| RateTrial { dim, learning_rate, log_loss };
         let trials = [trial(8, 1e-3, 0.6), trial(8, 2e-3, 0.5), trial(4, 1e-3, 0.7)];
         assert_eq!(best_rates(&trials), BTreeMap::from([(4, 1e-3), (8, 2e-3)]));
