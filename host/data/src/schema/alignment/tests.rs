@@ -55,14 +55,19 @@ fn the_trainer_alone_is_told_of_a_module_and_shown_what_it_reads() {
     SchemaGrowth::apply(dir.path(), &grown(&old)).unwrap();
     let path = dir.path().join("schema.toml");
     let before = Schema::load(&path).unwrap();
-    let watch = SchemaWatch::new(path.clone(), Arc::new(before.clone()));
-    assert!(!watch.has_grown() && trainer_spec(&before).unwrap() == fm_spec(&before).unwrap());
+    let watches = [SchemaWatch::new, SchemaWatch::of_fm_trainer]
+        .map(|of| of(path.clone(), Arc::new(before.clone())));
+    let have_grown = || watches.each_ref().map(SchemaWatch::has_grown);
+    assert!(
+        have_grown() == [false, false]
+            && trainer_spec(&before).unwrap() == fm_spec(&before).unwrap()
+    );
     let growth = SchemaGrowth::apply(dir.path(), &aligned(&before)).unwrap();
     assert_eq!(
-        (&growth.realigned, growth.is_layout_same()),
-        (&vec![old.surfaces[1].clone()], true)
+        (&growth.realigned, growth.is_layout_same(), growth.is_empty()),
+        (&vec![old.surfaces[1].clone()], true, false)
     );
-    assert!(watch.has_grown(), "processes take it over");
+    assert_eq!(have_grown(), [false, true], "the trainer alone takes it over");
     let new = Schema::load(&path).unwrap();
     assert_eq!(new, aligned(&before), "no other layout, which `earlier` would have");
     assert!(SchemaGrowth::between(&new, &new).unwrap().is_empty());
