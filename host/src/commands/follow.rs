@@ -17,24 +17,37 @@ pub struct Followed<'a> {
     pub dataset: &'a Path,
     /// The folder of the logs that it follows, if it follows no streams.
     logs: Option<&'a Path>,
+    /// Whether it is the FM's trainer, which alone reads alignment modules.
+    is_fm_trainer: bool,
 }
 
 impl<'a> Followed<'a> {
     /// Streams, whose writers have read the data set's own schema.
     pub fn streams(dataset: &'a Path) -> Followed<'a> {
-        Followed { dataset, logs: None }
+        Followed { dataset, logs: None, is_fm_trainer: false }
+    }
+
+    /// Streams that the FM's trainer follows.
+    pub fn by_fm_trainer(dataset: &'a Path) -> Followed<'a> {
+        Followed { is_fm_trainer: true, ..Followed::streams(dataset) }
     }
 
     /// Feature logs, whose writer takes a growth over before those who read them.
     pub fn logs(dataset: &'a Path, logs: &'a Path) -> Followed<'a> {
-        Followed { dataset, logs: Some(logs) }
+        Followed { logs: Some(logs), ..Followed::streams(dataset) }
     }
 
     /// Notices that what is followed may be of a new layout.
     fn watch(&self, own: Arc<Schema>) -> SchemaWatch {
         match self.logs {
             Some(logs) => SchemaWatch::of_logs(logs::schema_path(logs), own),
-            None => SchemaWatch::new(self.dataset.join("schema.toml"), own),
+            None => {
+                let of = match self.is_fm_trainer {
+                    true => SchemaWatch::of_fm_trainer,
+                    false => SchemaWatch::new,
+                };
+                of(self.dataset.join("schema.toml"), own)
+            }
         }
     }
 

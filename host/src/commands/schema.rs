@@ -111,6 +111,11 @@ fn next_steps(growth: &SchemaGrowth, new: &Schema) -> Vec<String> {
     if growth.is_empty() {
         return Vec::new();
     }
+    if growth.is_for_fm_trainer() {
+        let step = "run `hypercast schema apply` where the FM is trained: its trainer takes the \
+                    alignment modules over while it runs, and nothing else reads them";
+        return vec![step.to_owned()];
+    }
     let mut steps = vec![
         "run `hypercast schema apply`: every process of this machine takes the schema over while \
          it runs. With copies of the data set on several machines, stop the joiner first, apply on \

@@ -118,7 +118,7 @@ fn follow(config: &Config, args: FollowArgs) -> anyhow::Result<()> {
     let FollowArgs { version, from, metrics, until_end, .. } = args;
     let options = follow_fm::FollowFmOptions { version, from, metrics, until_end };
     let signals = Shutdown::on_signals()?;
-    Followed::streams(&config.paths.dataset).through_growths(&signals, |dataset, stop| {
+    Followed::by_fm_trainer(&config.paths.dataset).through_growths(&signals, |dataset, stop| {
         let engine = streams::open_with_shutdown(&config.engine, &signals)?;
         let context = ServiceContext { dataset: &dataset, config, engine };
         let report = follow_fm::follow(context, &options, stop, &mut std::io::stdout())?;

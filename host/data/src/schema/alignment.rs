@@ -116,6 +116,11 @@ impl AlignedColumns {
             features: own.features.iter().flatten().filter_map(place).collect(),
         }
     }
+
+    /// Whether the core's columns are all that it reads, as they stand.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ids.is_empty() && self.features.is_empty()
+    }
 }
 
 impl SurfaceAlignment {

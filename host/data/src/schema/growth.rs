@@ -263,9 +263,13 @@ impl SchemaGrowth {
 
     /// Whether the two schemas are the same, their records of growth aside.
     pub fn is_empty(&self) -> bool {
+        self.realigned.is_empty() && self.is_for_fm_trainer()
+    }
+
+    /// Whether nothing differs but alignment modules, of which the FM's trainer alone is told.
+    pub fn is_for_fm_trainer(&self) -> bool {
         let same_features = self.retired.is_empty() && self.restored.is_empty();
-        let same_models = !self.ranges_changed && self.realigned.is_empty();
-        self.is_layout_same() && same_features && same_models
+        self.is_layout_same() && same_features && !self.ranges_changed
     }
 }
 

@@ -250,7 +250,8 @@ impl Schema {
 /// for a trainer, what the alignment modules of surfaces read.
 #[derive(Debug, Clone)]
 pub struct CoreColumns {
-    /// Nothing belongs to a surface, so that examples are shown as they are.
+    /// Nothing belongs to a surface: what is shown of an example is all of it, and nothing more
+    /// but what `aligned` has.
     is_all: bool,
     /// The numbers of `Target::ids` and `Target::features`.
     widths: [usize; 2],
@@ -288,7 +289,8 @@ impl AlignedPart {
 }
 
 impl CoreColumns {
-    /// What a model of a schema is shown that serves.
+    /// What a model of a schema is shown that serves. A trainer is made for more where surfaces
+    /// have alignment modules, and refuses targets without it: see [`CoreColumns::for_trainer`].
     pub fn new(schema: &Schema) -> CoreColumns {
         let core = schema.core();
         let is_core = |kind, name: &String| schema.owner(kind, name).is_none();
@@ -317,20 +319,20 @@ impl CoreColumns {
             return core;
         }
         let aligned = schema.surfaces.iter().map(|name| AlignedPart::of(schema, name)).collect();
-        CoreColumns { is_all: false, aligned, ..core }
+        CoreColumns { aligned, ..core }
     }
 
     /// An example as the foundation model is shown it: the core's columns, in the order of
     /// [`Schema::core`], and of outcomes the core's actions and values. Columns that are not those
     /// of the schema stay as they are, for the model to refuse.
     pub fn example<'a>(&self, example: &'a Example) -> Cow<'a, Example> {
-        if self.is_all {
+        if self.is_same(example) {
             return Cow::Borrowed(example);
         }
         Cow::Owned(Example {
             user: example.user.clone(),
-            history: example.history.iter().map(|event| self.event(event)).collect(),
-            targets: example.targets.iter().map(|own| self.target(own, example.surface)).collect(),
+            history: self.history(example.history.clone()),
+            targets: self.targets(example),
             ..*example
         })
     }
@@ -345,7 +347,7 @@ impl CoreColumns {
 
     /// The same of examples that others share.
     pub fn shared(&self, examples: &Arc<[Example]>) -> Arc<[Example]> {
-        if self.is_all {
+        if examples.iter().all(|example| self.is_same(example)) {
             return examples.clone();
         }
         examples.iter().map(|example| self.example(example).into_owned()).collect()
@@ -353,11 +355,28 @@ impl CoreColumns {
 
     /// The same of an example that nobody else needs.
     pub fn into_core(&self, example: Example) -> Example {
-        if self.is_all { example } else { self.example(&example).into_owned() }
+        if self.is_same(&example) {
+            return example;
+        }
+        let targets = self.targets(&example);
+        Example { history: self.history(example.history), targets, ..example }
     }
 
-    fn event(&self, event: &Event) -> Event {
-        Event { item: event.item.clone(), outcome: self.outcome(&event.outcome), ..*event }
+    /// Whether an example is shown as it is.
+    fn is_same(&self, example: &Example) -> bool {
+        let aligned = self.aligned.get(usize::from(example.surface));
+        self.is_all && aligned.is_none_or(|own| own.columns.is_empty())
+    }
+
+    fn history(&self, mut history: Vec<Event>) -> Vec<Event> {
+        if !self.is_all {
+            history.iter_mut().for_each(|event| event.outcome = self.outcome(&event.outcome));
+        }
+        history
+    }
+
+    fn targets(&self, example: &Example) -> Vec<Target> {
+        example.targets.iter().map(|own| self.target(own, example.surface)).collect()
     }
 
     fn target(&self, target: &Target, surface: u16) -> Target {

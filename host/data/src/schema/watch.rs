@@ -20,14 +20,22 @@ pub struct SchemaWatch {
     /// Whether it is that of logs, which may be of before; then only what makes another layout is
     /// looked for.
     is_of_logs: bool,
+    /// Whether it is the FM's trainer's, which alone reads alignment modules.
+    is_of_fm_trainer: bool,
     /// The content of the file that was looked at last, and has not grown.
     seen: Mutex<Vec<u8>>,
 }
 
 impl SchemaWatch {
-    /// Watches a `schema.toml`, of which the process uses `own`.
+    /// Watches a `schema.toml`, of which the process uses `own`, without its alignment modules.
     pub fn new(path: PathBuf, own: Arc<Schema>) -> SchemaWatch {
-        SchemaWatch { path, own, is_of_logs: false, seen: Mutex::default() }
+        let (is_of_logs, is_of_fm_trainer) = (false, false);
+        SchemaWatch { path, own, is_of_logs, is_of_fm_trainer, seen: Mutex::default() }
+    }
+
+    /// Watches the `schema.toml` of an FM's trainer. A change of alignment modules alone counts.
+    pub fn of_fm_trainer(path: PathBuf, own: Arc<Schema>) -> SchemaWatch {
+        SchemaWatch { is_of_fm_trainer: true, ..SchemaWatch::new(path, own) }
     }
 
     /// Watches the `schema.toml` of logs that a process reads. Their writer may not have taken over
@@ -63,6 +71,7 @@ impl SchemaWatch {
         let is_of_own = found.layouts().any(|layout| layout == own);
         match SchemaGrowth::between(&self.own, found) {
             Ok(growth) if growth.is_empty() => false,
+            Ok(growth) if growth.is_for_fm_trainer() => self.is_of_fm_trainer,
             Ok(growth) if is_of_own => !(self.is_of_logs && growth.is_layout_same()),
             // Logs whose writer has not taken over yet what this process has.
             _ if self.own.layouts().any(|layout| layout == found.layout()) => false,

@@ -14,7 +14,7 @@ use std::{borrow::Cow, collections::VecDeque, mem, path::Path, sync::Arc};
 use hypercast_fm::{
     checkpoint::FmManifest,
     example::Example,
-    inference::{FmServingOptions, FoundationModel},
+    inference::{FmOutput, FmServingOptions, FoundationModel},
     runtime::FmRuntime,
     spec::FmSpec,
     standardise::ColumnShift,
@@ -200,10 +200,8 @@ impl FmPublishGate {
         let new = self.requests.range(first..);
         let (mut fresh, mut learned): (Vec<_>, Vec<_>) =
             new.partition(|request| self.is_fresh(request));
-        let served = fresh.iter().map(|request| self.spec.served_example(&request.example));
-        let served: Vec<Cow<'_, Example>> = served.collect();
-        let examples: Vec<&Example> = served.iter().map(|example| &**example).collect();
-        let said = self.comparable().map(|fm| fm.infer(&examples)).transpose();
+        let examples = fresh.iter().map(|request| &request.example);
+        let said = self.comparable().map(|fm| self.infer_served(fm, examples)).transpose();
         let serving = said.unwrap_or_else(|error| {
             if self.failures.is_news(&error) {
                 tracing::warn!(%error, "what serves cannot predict, so that nothing is compared with it");
@@ -245,9 +243,7 @@ impl FmPublishGate {
             return Ok(());
         };
         let candidate = trainer.predict(&newest)?.tae;
-        let served = newest.iter().map(|example| self.spec.served_example(example));
-        let served: Vec<Cow<'_, Example>> = served.collect();
-        match fm.infer(&served.iter().map(|example| &**example).collect::<Vec<_>>()) {
+        match self.infer_served(fm, newest.iter().copied()) {
             Ok(serving) => self.tae_drift = Some(relative_distance(&candidate, &serving.tae)),
             Err(error) if self.failures.is_news(&error) => {
                 tracing::warn!(%error, "what serves gives no TAEs to compare with");
@@ -319,6 +315,17 @@ impl FmPublishGate {
     fn comparable(&self) -> Option<&dyn FoundationModel> {
         let fm = self.serving.as_ref()?.fm.as_deref()?;
         (fm.manifest().spec == self.spec.served()).then_some(fm)
+    }
+
+    /// What the FM that serves says of examples of the trainer's.
+    fn infer_served<'a>(
+        &self,
+        fm: &dyn FoundationModel,
+        examples: impl Iterator<Item = &'a Example>,
+    ) -> hypercast_fm::Result<FmOutput> {
+        let served = examples.map(|example| self.spec.served_example(example));
+        let served: Vec<Cow<'_, Example>> = served.collect();
+        fm.infer(&served.iter().map(|example| &**example).collect::<Vec<_>>())
     }
 
     /// Whether what serves has not learned from a request.

@@ -1,5 +1,6 @@
 //! What the FM's trainer is told and shown of surfaces' alignment modules.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
@@ -54,14 +55,19 @@ fn the_trainer_alone_is_told_of_a_module_and_shown_what_it_reads() {
     SchemaGrowth::apply(dir.path(), &grown(&old)).unwrap();
     let path = dir.path().join("schema.toml");
     let before = Schema::load(&path).unwrap();
-    let watch = SchemaWatch::new(path.clone(), Arc::new(before.clone()));
-    assert!(!watch.has_grown() && trainer_spec(&before).unwrap() == fm_spec(&before).unwrap());
+    let watches = [SchemaWatch::new, SchemaWatch::of_fm_trainer]
+        .map(|of| of(path.clone(), Arc::new(before.clone())));
+    let have_grown = || watches.each_ref().map(SchemaWatch::has_grown);
+    assert!(
+        have_grown() == [false, false]
+            && trainer_spec(&before).unwrap() == fm_spec(&before).unwrap()
+    );
     let growth = SchemaGrowth::apply(dir.path(), &aligned(&before)).unwrap();
     assert_eq!(
-        (&growth.realigned, growth.is_layout_same()),
-        (&vec![old.surfaces[1].clone()], true)
+        (&growth.realigned, growth.is_layout_same(), growth.is_empty()),
+        (&vec![old.surfaces[1].clone()], true, false)
     );
-    assert!(watch.has_grown(), "processes take it over");
+    assert_eq!(have_grown(), [false, true], "the trainer alone takes it over");
     let new = Schema::load(&path).unwrap();
     assert_eq!(new, aligned(&before), "no other layout, which `earlier` would have");
     assert!(SchemaGrowth::between(&new, &new).unwrap().is_empty());
@@ -87,6 +93,9 @@ fn the_trainer_alone_is_told_of_a_module_and_shown_what_it_reads() {
     let whole = example(&new, 1);
     let (served, shown) = (serving.example(&whole), trainer.example(&whole));
     assert_eq!(text(&shown.history), text(&served.history));
+    for columns in [&serving, &trainer] {
+        assert_eq!(text(&columns.into_core(whole.clone())), text(&columns.example(&whole)));
+    }
     let columns = new.feature_columns();
     let place = |name: &str| columns.iter().position(|column| column == name).unwrap() as f32;
     let (target, of_core) = (&shown.targets[0], &served.targets[0]);
@@ -125,6 +134,16 @@ fn a_module_of_the_core_alone_needs_nothing_of_its_own() {
     let shown = CoreColumns::for_trainer(&own).example(&whole).into_owned();
     assert_eq!(shown.targets[0].features.len(), whole.targets[0].features.len() + 2);
     assert_eq!(format!("{:?}", spec.served_example(&shown)), format!("{whole:?}"));
+
+    // Nothing belongs to a surface: examples of which nothing more is read are no copies.
+    let is_shown_as_it_is = |schema: &Schema, surface| {
+        let shown = CoreColumns::for_trainer(schema);
+        let whole = example(schema, surface);
+        matches!(shown.example(&whole), Cow::Borrowed(_))
+    };
+    let same = [(&own, 0), (&own, 1), (&usual, 0), (&usual, 1)]
+        .map(|(schema, surface)| is_shown_as_it_is(schema, surface));
+    assert_eq!(same, [true, false, true, true]);
 }
 
 #[test]
