@@ -5,6 +5,7 @@
 //! expert settings can reuse them.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,7 +15,7 @@ use hypercast_core::{atomic_dir, atomic_file};
 use hypercast_data::{
     dataset::table::{CellType, Column, Field, TableReader, TableWriter},
     features::FeatureConfig,
-    schema::{MainTasks, Schema, Task},
+    schema::{MainTasks, Schema, SurfaceAlignment, Task},
 };
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
@@ -41,6 +42,8 @@ pub struct FmPhaseKey {
     fm: FmConfig,
     logs: Logs,
     features: FeatureConfig,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    alignment: BTreeMap<String, SurfaceAlignment>,
 }
 
 impl FmPhaseKey {
@@ -53,6 +56,7 @@ impl FmPhaseKey {
             fm: stream.config.fm.clone(),
             logs: stream.config.logs.clone(),
             features: stream.config.features,
+            alignment: stream.dataset.schema.alignment.clone(),
         }
     }
 
@@ -75,11 +79,11 @@ impl FmPhaseKey {
         // Through text like the file: a 32-bit float reads back as another number than it casts to.
         let own = serde_json::to_string(self).and_then(|text| serde_json::from_str(&text));
         let own: serde_json::Value = own.map_err(parse)?;
-        let fields = own.as_object().into_iter().flatten();
-        let other: Vec<String> = fields
-            .filter(|(name, value)| left.get(name) != Some(value))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let keys = [&own, &left].into_iter().filter_map(|key| key.as_object());
+        // A field that is empty is left out.
+        let names: BTreeSet<&str> = keys.flat_map(|key| key.keys().map(String::as_str)).collect();
+        let is_other = |name: &&str| left.get(name) != own.get(name);
+        let other: Vec<&str> = names.into_iter().filter(is_other).collect();
         if other.is_empty() {
             return Ok(());
         }
@@ -245,4 +249,35 @@ fn fields(schema: &Schema) -> Vec<Field> {
         fields.extend(["said", "label", "truth"].map(named));
     }
     fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_with_another_alignment_module_is_not_reused() {
+        let without = FmPhaseKey {
+            mode: TestMode::Streaming,
+            test_from_ms: 0,
+            rows: 1,
+            fm: FmConfig::default(),
+            logs: Logs::default(),
+            features: FeatureConfig::default(),
+            alignment: BTreeMap::new(),
+        };
+        let alignment = [("search".to_owned(), SurfaceAlignment::default())].into();
+        let with = FmPhaseKey { alignment, ..without.clone() };
+        let dir = tempfile::tempdir().unwrap();
+        let path = FmPhaseKey::path(dir.path());
+        for (left, own) in [(&without, &with), (&with, &without)] {
+            let text = serde_json::to_string(left).unwrap();
+            std::fs::write(&path, &text).unwrap();
+            left.check(dir.path()).unwrap();
+            let message = own.check(dir.path()).unwrap_err().to_string();
+            assert!(message.contains("differs in alignment; run once without"), "{message}");
+            let is_as_before = !text.contains("alignment");
+            assert_eq!(is_as_before, left.alignment.is_empty(), "earlier keys still match");
+        }
+    }
 }

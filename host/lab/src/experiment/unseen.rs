@@ -93,6 +93,10 @@ fn masked(spec: &FmSpec, case: &UnseenCase, action: Option<usize>) -> Result<FmS
         task.surfaces[surface] = false;
     }
     spec.tasks.retain(|task| task.surfaces.contains(&true));
+    // Examples end with what the module reads all the same.
+    if let Some(own) = spec.alignments.get_mut(&spec.surfaces[surface]) {
+        own.tasks.clear();
+    }
     if spec.main_tasks().is_empty() {
         return Err(Error::invalid(
             "the experiment needs a second surface with a main task for the FM to learn",
@@ -134,6 +138,8 @@ fn embed(
 
 #[cfg(test)]
 mod tests {
+    use hypercast_fm::alignment_spec::AlignmentSpec;
+
     use super::*;
 
     #[test]
@@ -145,6 +151,13 @@ mod tests {
             transform: Default::default(),
             surfaces: surfaces.into(),
             weight: 1.0,
+        };
+        let module = AlignmentSpec {
+            hidden: vec![8],
+            features: Some(vec!["words".into()]),
+            ids: Vec::new(),
+            tasks: vec!["own".into()],
+            training_only: Default::default(),
         };
         let spec = FmSpec {
             surfaces: vec!["a".into(), "b".into()],
@@ -163,7 +176,7 @@ mod tests {
             ],
             content: 0,
             training_only: Default::default(),
-            alignments: Default::default(),
+            alignments: [("b".to_owned(), module.clone())].into(),
         };
         let masked = super::masked(&spec, &UnseenCase { surface: 1, task: 0 }, Some(0)).unwrap();
         let on_b: Vec<&TaskSpec> = masked.tasks.iter().filter(|task| task.surfaces[1]).collect();
@@ -171,5 +184,7 @@ mod tests {
         assert!(!on_b[0].main && !on_b[0].surfaces[0]);
         let names: Vec<&str> = masked.tasks.iter().map(|task| task.name.as_str()).collect();
         assert_eq!(names, ["click", "other", "one task of b"]);
+        let inputs_alone = AlignmentSpec { tasks: Vec::new(), ..module };
+        assert_eq!(masked.alignments["b"], inputs_alone);
     }
 }

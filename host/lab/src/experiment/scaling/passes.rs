@@ -80,7 +80,7 @@ impl HeldOut {
             }
             seen += 1;
         }
-        Ok(Self { examples, core: CoreColumns::new(&context.dataset.schema) })
+        Ok(Self { examples, core: CoreColumns::for_trainer(&context.dataset.schema) })
     }
 
     /// Tallies what a model predicts now.
@@ -168,7 +168,7 @@ pub fn tune(
     let first = replay(context.dataset, config, history_len)?.filter(|example| {
         example.as_ref().map_or(true, |example| context.users.contains(example.user.id))
     });
-    let core = &CoreColumns::new(&context.dataset.schema);
+    let core = &CoreColumns::for_trainer(&context.dataset.schema);
     let mut sums = vec![RowLosses::default(); trainers.len()];
     let mut seen = 0;
     stream.in_batches(first.take(requests), |examples| {
