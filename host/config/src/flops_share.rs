@@ -35,8 +35,8 @@ impl OverFlopsShare {
         format!(
             "{self}. Its author makes the network smaller (`cargo hypercast check` shows what each \
              layer holds); operators raise that key if the surface is worth it, or one surface's \
-             alone (plugin_limits.surface_flops_share). Until then the version of before serves, \
-             or the FM's ranking answers"
+             alone (plugin_limits.surface_flops_share), and restart the daemon or trainer that \
+             refused it. Until then the version of before serves, or the FM's ranking answers"
         )
     }
 }

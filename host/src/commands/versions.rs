@@ -16,7 +16,7 @@ use hypercast_fm::checkpoint::FmManifest;
 use hypercast_stream::publish::{PublicationFollower, PublicationHeader};
 use hypercast_stream::registry::{
     ExpertVersion, FmVersion, NewExpert, Promotion, Registry, RegistryClient, UnappliedDecisions,
-    VersionState, WeightsLocation, keep_version_file,
+    VersionState, WeightsLocation,
 };
 use hypercast_stream::streams::{self, StreamEngine, Topic};
 use hypercast_train::{HeldPublications, HeldVersion};
@@ -368,9 +368,6 @@ fn register(
                 plugin.or_else(|| entry.map(|entry| entry.plugin.clone())).with_context(|| {
                     format!("the configuration has no expert {name:?}; give --plugin")
                 })?;
-            let kept = |file: &PathBuf, as_name| {
-                keep_version_file(&config.paths.experts, &name, &version, file, as_name)
-            };
             let (weights, trained): (WeightsLocation, Provenance) = if of.published {
                 let header = published(engine, Topic::expert(&name, &version))?;
                 (WeightsLocation::Published, serde_json::from_str(&header.manifest)?)
@@ -380,7 +377,7 @@ fn register(
                     format!("the configuration has no expert {name:?}; give --parameters")
                 })?;
                 let trained = SavedParameters::read(&file)?.provenance;
-                (WeightsLocation::Path(kept(&file, "parameters.safetensors")?), trained)
+                (WeightsLocation::Path(file), trained)
             };
             let surfaces = match (surfaces.is_empty(), entry) {
                 (false, _) => surfaces,
@@ -394,21 +391,22 @@ fn register(
                 }
             };
             let new = NewExpert {
-                plugin: kept(&plugin, "plugin.wasm")?,
+                plugin,
                 weights,
                 fm: fm.unwrap_or(trained.fm_version),
                 tae_dim: trained.tae_dim,
                 content_dim,
                 without_tae: entry.is_some_and(|entry| entry.without_tae),
                 surfaces,
-                name: name.clone(),
-                version: version.clone(),
+                name,
+                version,
             };
             let wasm = WasmEngine::new(config.guests())?;
             let expert = ExpertVersion { parent, ..new.describe(config, &wasm, &schema)? };
             Ok(versions.decide(|registry| {
                 registry.check_flops_share(&expert, config)?;
-                registry.register_expert(&expert)
+                // What is refused leaves its number to a smaller one.
+                registry.register_expert(&expert.clone().keep_files(&config.paths.experts)?)
             })?)
         }
     }
@@ -468,7 +466,7 @@ fn over_lines(registry: &Registry, limits: &PluginLimits) -> String {
     let line = |version: &ExpertVersion| {
         let ExpertVersion { name, version: number, surfaces, .. } = version;
         let over = limits.check_flops_share(surfaces, registry.flops_share(version)?).err()?;
-        Some(format!("{name} {number}: {over}; a new version like it is refused\n"))
+        Some(format!("{name} {number}: {over}; a new component like it is refused\n"))
     };
     let versions = registry.experts().flat_map(|(_, expert)| expert.in_order());
     let in_use = versions.filter(|version| version.state != VersionState::Retired);

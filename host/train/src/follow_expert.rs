@@ -578,13 +578,11 @@ impl<'a> OnlineTraining<'a> {
     }
 
     fn register(&mut self) {
-        let FollowedVersion { engine, entry, version, runtime, config, .. } = &*self.own;
-        let describe = |registry: &Registry| {
-            let described = runtime.describe(version, self.expert.provenance())?;
-            registry.check_flops_share(&described, config)?;
-            Ok(described)
-        };
-        self_register_expert(&mut self.registry, &**engine, &entry.name, version, describe);
+        let FollowedVersion { engine, entry, version, runtime, .. } = &*self.own;
+        let describe =
+            |registry: &Registry| runtime.describe(registry, version, self.expert.provenance());
+        let (registry, failures) = (&mut self.registry, &mut self.failures);
+        self_register_expert(registry, &**engine, &entry.name, version, describe, failures);
     }
 }
 

@@ -542,7 +542,8 @@ impl FmFollower {
             None => {
                 let published = self.publisher.publish(&trained, facts)?;
                 let (engine, manifest) = (&*self.engine, &trained.manifest);
-                self_register_fm(&mut self.registry, engine, manifest, &self.schema);
+                let (registry, failures) = (&mut self.registry, &mut self.failures);
+                self_register_fm(registry, engine, manifest, &self.schema, failures);
                 self.gate.published()?;
                 self.report.published += 1;
                 let took = clock::since(started);

@@ -14,7 +14,7 @@ use hypercast_expert::{
 use hypercast_fm::example::Example;
 use hypercast_stream::{
     publish::{DenseTensor, WeightSource},
-    registry::{ExpertVersion, VersionState, WeightsLocation, schema_hash},
+    registry::{ExpertVersion, Registry, VersionState, WeightsLocation, schema_hash},
 };
 use hypercast_train::{
     Result,
@@ -266,6 +266,7 @@ impl ExpertRuntime for NotingExperts {
 
     fn describe(
         &self,
+        _: &Registry,
         version: &str,
         provenance: &Provenance,
     ) -> hypercast_stream::Result<ExpertVersion> {

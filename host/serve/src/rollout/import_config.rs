@@ -5,15 +5,12 @@
 //! expert would end that for all of them. So all of them are promoted first, as they are, in one
 //! decision.
 
-use std::path::Path;
-
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{Engine, SavedParameters};
 use hypercast_fm::checkpoint::FmManifest;
 use hypercast_stream::registry::{
-    Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState,
-    WeightsLocation, keep_version_file,
+    Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState, WeightsLocation,
 };
 
 use crate::{
@@ -80,21 +77,18 @@ impl ConfiguredVersions<'_> {
         let ConfiguredVersions { config, schema, content_dim, wasm } = *self;
         let parameters = config.parameters(entry);
         let version = SavedParameters::read(&parameters)?.provenance.plugin_version;
-        let kept = |file: &Path, as_name| {
-            keep_version_file(&config.paths.experts, &entry.name, &version, file, as_name)
-        };
         let surfaces = config.serving_surfaces(entry, schema)?;
         let new = NewExpert {
-            plugin: kept(&entry.plugin, "plugin.wasm")?,
-            weights: WeightsLocation::Path(kept(&parameters, "parameters.safetensors")?),
+            plugin: entry.plugin.clone(),
+            weights: WeightsLocation::Path(parameters),
             name: entry.name.clone(),
-            version: version.clone(),
+            version,
             surfaces: surfaces.iter().map(|at| schema.surfaces[usize::from(*at)].clone()).collect(),
             fm: fm.version.clone(),
             tae_dim: fm.config.tae_width(),
             content_dim,
             without_tae: entry.without_tae,
         };
-        Ok(new.describe(config, wasm, schema)?)
+        Ok(new.describe(config, wasm, schema)?.keep_files(&config.paths.experts)?)
     }
 }

@@ -151,6 +151,42 @@ impl NewExpert {
     }
 }
 
+impl ExpertVersion {
+    /// The version with copies of its files, which are at `NAME/VERSION` below `experts_dir`: no
+    /// later build or training writes there.
+    ///
+    /// # Errors
+    /// A file cannot be copied or is not the one that was described, or the version has another.
+    pub fn keep_files(mut self, experts_dir: &Path) -> Result<Self> {
+        let dir = experts_dir.join(&self.name).join(&self.version);
+        atomic_dir::create(&dir)?;
+        let sha256 = self.sha256.as_ref();
+        let component = sha256.map(|sha256| sha256.component.as_str());
+        let parameters = sha256.and_then(|sha256| sha256.parameters.as_deref());
+        let keep = |file: &Path, expected, as_name: &str| {
+            let (bytes, kept) = (read_version_file(file, expected)?, dir.join(as_name));
+            if !kept.exists() {
+                atomic_file::write(&kept, &bytes).map_err(Error::io(&kept))?;
+            } else if std::fs::read(&kept).map_err(Error::io(&kept))? != bytes {
+                return Err(Error::refused(format!(
+                    "expert {} {} has another {as_name} already ({}); register the changed file as \
+                     a new version",
+                    self.name,
+                    self.version,
+                    kept.display()
+                )));
+            }
+            std::fs::canonicalize(&kept).map_err(Error::io(&kept))
+        };
+        if let WeightsLocation::Path(path) = &self.weights {
+            let kept = keep(path, parameters, "parameters.safetensors")?;
+            self.weights = WeightsLocation::Path(kept);
+        }
+        self.plugin = keep(&self.plugin, component, "plugin.wasm")?;
+        Ok(self)
+    }
+}
+
 /// The columns of a schema's core, by kind and name, and its FM's predictions.
 fn core_columns(schema: &Schema) -> Vec<String> {
     let HostInfo { features, ids, history_ids, .. } =
@@ -202,36 +238,6 @@ pub fn read_version_file(path: &Path, expected: Option<&str>) -> Result<Vec<u8>>
         )),
         _ => Ok(bytes),
     }
-}
-
-/// Copies a file of a version to `NAME/VERSION` below `experts_dir`, where no later build or
-/// training writes. Returns the path of the copy.
-///
-/// # Errors
-/// The file cannot be copied, or there is another file of that name.
-pub fn keep_version_file(
-    experts_dir: &Path,
-    name: &str,
-    version: &str,
-    file: &Path,
-    as_name: &str,
-) -> Result<PathBuf> {
-    let dir = experts_dir.join(name).join(version);
-    atomic_dir::create(&dir)?;
-    let bytes = std::fs::read(file).map_err(Error::io(file))?;
-    let kept = dir.join(as_name);
-    if kept.exists() {
-        if std::fs::read(&kept).map_err(Error::io(&kept))? != bytes {
-            return Err(Error::refused(format!(
-                "expert {name} {version} has another {as_name} already ({}); register the changed \
-                 file as a new version",
-                kept.display()
-            )));
-        }
-    } else {
-        atomic_file::write(&kept, &bytes).map_err(Error::io(&kept))?;
-    }
-    std::fs::canonicalize(&kept).map_err(Error::io(&kept))
 }
 
 #[cfg(test)]

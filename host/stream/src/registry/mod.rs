@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     client::{RegistryClient, RegistryFollower},
-    describe::{NewExpert, ReadExpert, keep_version_file, read_version_file},
+    describe::{NewExpert, ReadExpert, read_version_file},
     rules::Promotion,
     self_register::{SelfRegisteredExpert, self_register_expert, self_register_fm},
     state::{ExpertVersions, Registry, UnappliedDecisions, choose_version, user_bucket},

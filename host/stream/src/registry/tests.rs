@@ -206,6 +206,31 @@ fn what_the_configuration_serves_is_registered_whatever_it_costs() {
 }
 
 #[test]
+fn the_files_that_a_version_keeps_are_those_that_were_described() {
+    let dir = tempfile::tempdir().unwrap();
+    let (built, experts) = (dir.path().join("built.wasm"), dir.path().join("experts"));
+    let of = |component: &str| {
+        std::fs::write(&built, component).unwrap();
+        let component = hypercast_config::sha256(component.as_bytes());
+        let sha256 = Some(FileHashes { component, parameters: None });
+        ExpertVersion {
+            plugin: built.clone(),
+            sha256,
+            ..expert("feed", "1.0.0", "1.0.0", &["feed"])
+        }
+    };
+    let (first, second) = (of("first"), of("second"));
+    assert!(first.keep_files(&experts).is_err(), "it was built again since");
+    let kept = second.clone().keep_files(&experts).unwrap();
+    assert!(kept.plugin.ends_with("experts/feed/1.0.0/plugin.wasm"), "{:?}", kept.plugin);
+    assert_eq!(std::fs::read(&kept.plugin).unwrap(), b"second");
+    assert_eq!(second.keep_files(&experts).unwrap(), kept, "once more");
+    let said = of("third").keep_files(&experts).unwrap_err().to_string();
+    assert!(said.contains("has another plugin.wasm already"), "{said}");
+    assert_eq!(std::fs::read(&kept.plugin).unwrap(), b"second");
+}
+
+#[test]
 fn promotion_is_refused_where_the_pinned_fm_does_not_carry_it() {
     let desk = Desk::default();
     register_expert(&*desk.engine, &expert("feed", "1.0.0", "1.0.0", &["feed"])).unwrap();

@@ -14,7 +14,7 @@ use hypercast_expert::{
 };
 use hypercast_stream::{
     publish::WeightSource,
-    registry::{ExpertVersion, SelfRegisteredExpert},
+    registry::{ExpertVersion, Registry, SelfRegisteredExpert},
 };
 
 use super::{
@@ -40,9 +40,10 @@ pub trait ExpertRuntime {
     /// The version as the registry describes it.
     ///
     /// # Errors
-    /// It cannot be served, or its plugin cannot be kept.
+    /// It cannot be served, costs more than a new version may, or its plugin cannot be kept.
     fn describe(
         &self,
+        registry: &Registry,
         version: &str,
         provenance: &Provenance,
     ) -> hypercast_stream::Result<ExpertVersion>;
@@ -155,6 +156,7 @@ impl ExpertRuntime for PluginRuntime<'_> {
 
     fn describe(
         &self,
+        registry: &Registry,
         version: &str,
         provenance: &Provenance,
     ) -> hypercast_stream::Result<ExpertVersion> {
@@ -171,7 +173,7 @@ impl ExpertRuntime for PluginRuntime<'_> {
             schema,
             content_dim: dataset.content,
         };
-        new.describe()
+        new.describe(registry)
     }
 }
 

@@ -20,6 +20,7 @@ use hypercast_fm::{
 };
 
 use hypercast_config::{Config, OnGap};
+use hypercast_core::logging::RepeatedFailures;
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::streams::StreamEngine;
 
@@ -473,7 +474,8 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
     let newer = FmManifest { version: "2.0.0".into(), ..manifest.clone() };
     for manifest in [&manifest, &newer] {
         let mut registry = RegistryFollower::new(&engine).unwrap();
-        self_register_fm(&mut registry, &engine, manifest, &dataset.schema);
+        let mut failures = RepeatedFailures::default();
+        self_register_fm(&mut registry, &engine, manifest, &dataset.schema, &mut failures);
     }
     assert_eq!(versions.read().unwrap().fms().len(), 2);
     assert_eq!(logged(), std::slice::from_ref(&configured));
