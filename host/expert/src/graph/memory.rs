@@ -1,10 +1,10 @@
 //! The memory that a network needs, computed before anything of it is allocated.
 //!
 //! The figure is an upper bound. It counts each parameter once, the values that a plugin gives it
-//! to begin with, what is derived from parameters
-//! (laid-out weights in serving; gradients, the optimizer's state and the best pass in training),
-//! and what all runs at a time hold at their peaks. A run frees a value after its last reader, except in
-//! training, where all values stay for the backward pass.
+//! to begin with, what is derived from parameters (laid-out weights in serving; gradients, the
+//! optimizer's state and the best pass in training), and what all runs at a time hold at their
+//! peaks. A run frees a value after its last reader, except in training, where all values stay for
+//! the backward pass.
 
 use super::{ColumnValues, ExpertGraph, Fold, Lead, Node, Op, TensorShape, Type, Unary, Zip};
 use crate::Device;
