@@ -15,6 +15,10 @@ use super::batch::{ColumnSource, known, vector_of};
 use super::fm_rows::{FmRows, FmTask, Tae};
 use super::wasm::contract::{Column, Data, NamedColumn, WireColumn};
 
+/// How many rows are read for one column after the other, so that they stay in the processor's
+/// nearest cache meanwhile: a row has its features and ids in two places.
+const BLOCK_ROWS: usize = 32;
+
 /// The columns of a guest's function.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestColumns {
@@ -85,18 +89,29 @@ impl GuestColumns {
             column: column.clone(),
             data: self.data(*source, requests),
         };
-        self.columns.iter().map(named).collect()
+        let mut columns: Vec<NamedColumn> = self.columns.iter().map(named).collect();
+        for targets in requests.iter().flat_map(|request| request.targets.chunks(BLOCK_ROWS)) {
+            for ((_, source), column) in self.columns.iter().zip(&mut columns) {
+                match (*source, &mut column.data) {
+                    (ColumnSource::Feature(index), Data::Numbers(all)) => {
+                        all.extend(targets.iter().map(|target| known(target.features[index])));
+                    }
+                    (ColumnSource::Id(ids), Data::Ids(all)) => {
+                        all.extend(targets.iter().map(|target| target.ids[ids.first]));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        columns
     }
 
+    /// The values of a column; of a feature or id, room for them.
     fn data(&self, source: ColumnSource, requests: &[GuestRows]) -> Data {
         match source {
             ColumnSource::Tae => Data::Numbers(self.taes(requests)),
-            ColumnSource::Feature(index) => {
-                Data::Numbers(of_targets(requests, |target| known(target.features[index])))
-            }
-            ColumnSource::Id(columns) => {
-                Data::Ids(of_targets(requests, |target| target.ids[columns.first]))
-            }
+            ColumnSource::Feature(_) => Data::Numbers(Vec::with_capacity(rows(requests))),
+            ColumnSource::Id(_) => Data::Ids(Vec::with_capacity(rows(requests))),
             ColumnSource::Vector(width) => {
                 let mut vectors = Vec::with_capacity(rows(requests) * width);
                 let targets = requests.iter().flat_map(|request| request.targets);
@@ -161,13 +176,6 @@ fn of_places(requests: &[GuestRows], number: impl Fn(&RankedPlace) -> Option<f32
 
 fn rows(requests: &[GuestRows]) -> usize {
     requests.iter().map(|request| request.targets.len()).sum()
-}
-
-/// A value of each row. Each request's are written at once, since their number is known.
-fn of_targets<T>(requests: &[GuestRows], value: impl Fn(&Target) -> T) -> Vec<T> {
-    let mut all = Vec::with_capacity(rows(requests));
-    requests.iter().for_each(|request| all.extend(request.targets.iter().map(&value)));
-    all
 }
 
 /// A value of each request, once for each of its rows.
