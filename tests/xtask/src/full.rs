@@ -97,10 +97,12 @@ const STEPS: &[(&str, &str, &str)] = &[
         "cargo test --workspace --test growth teams_change -- --include-ignored --nocapture",
     ),
     ("guide", "", "cargo test --workspace --test guide"),
-    // From packages in a local registry to a promoted version, without the checkout.
+    // From packages in a local registry to a promoted version, without the checkout. What is
+    // installed is not what is measured, so it is compiled without the optimisation of a release.
     (
         "outside",
-        "",
+        "CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+         CARGO_PROFILE_RELEASE_OPT_LEVEL=1",
         "cargo test --workspace --test guide an_expert_outside -- --include-ignored --nocapture",
     ),
     ("own-data", "", "cargo test --workspace --test own_data -- --include-ignored --nocapture"),
