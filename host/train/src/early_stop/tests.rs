@@ -50,7 +50,7 @@ fn logged(dir: &Path, tasks: &[&str], learning_rate: f64) -> Config {
         }
         let tae = vec![0.5; 2 * ROWS];
         let said = FmOutput { tae, main: Vec::new() };
-        writer.write_batch(&[example], &said, |_| true).unwrap();
+        writer.write_batch(&[example], &[said], |_| true).unwrap();
     }
     writer.finish().unwrap();
     config
