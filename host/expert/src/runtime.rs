@@ -169,9 +169,8 @@ impl Blueprint {
     /// # Errors
     /// It needs more than `limit` bytes.
     pub fn check_memory(&self, usage: &NetworkUse, limit: u64) -> Result<(), Error> {
-        let Description { name, history_len, .. } = &self.description;
-        let checked = self.graph.check_memory(*history_len, usage, limit);
-        checked.map(drop).map_err(|why| Error::misfit(name, why))
+        let checked = self.graph.check_memory(&self.description, usage, limit);
+        checked.map(drop).map_err(|why| Error::misfit(&self.description.name, why))
     }
 
     /// Floating-point operations of its network for a candidate, with its share of a full short

@@ -105,6 +105,8 @@ impl EarlyStop {
         let best = self.best.as_ref().map(|best| self.scores[best.pass]);
         // A score that is no number is no better than any, and the first pass is the best so far.
         if best.is_none_or(|best| score > best || best.is_nan() && !score.is_nan()) {
+            // Two of them at a time would be a copy of all parameters more.
+            self.best = None;
             let (saved, mean_loss) = (trainer.saved(), trainer.mean_loss());
             self.best = Some(BestPass { pass, saved, mean_loss });
         }

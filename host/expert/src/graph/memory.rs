@@ -2,13 +2,14 @@
 //!
 //! The figure is an upper bound. It counts each parameter once, the values that a plugin gives it
 //! to begin with, what is derived from parameters
-//! (laid-out weights in serving, gradients and the optimizer's state in training), and what all
-//! runs at a time hold at their peaks. A run frees a value after its last reader, except in
+//! (laid-out weights in serving; gradients, the optimizer's state and the best pass in training),
+//! and what all runs at a time hold at their peaks. A run frees a value after its last reader, except in
 //! training, where all values stay for the backward pass.
 
 use super::{ColumnValues, ExpertGraph, Fold, Lead, Node, Op, TensorShape, Type, Unary, Zip};
 use crate::Device;
 use crate::plan::{NetworkPlan, reach};
+use crate::wasm::contract::Description;
 
 /// How a network is run, as far as its memory depends on it.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,9 +66,13 @@ pub struct LargestNode {
 }
 
 impl NetworkMemory {
-    /// The memory that `graph` needs with short histories of up to `history_len` events.
-    pub fn new(graph: &ExpertGraph, history_len: u32, usage: &NetworkUse) -> NetworkMemory {
-        let sizes = RunSizes::new(history_len, usage);
+    /// The memory that the network of a description needs.
+    pub fn new(
+        graph: &ExpertGraph,
+        description: &Description,
+        usage: &NetworkUse,
+    ) -> NetworkMemory {
+        let sizes = RunSizes::new(description.history_len, usage);
         let bytes_of = |tables: bool| {
             let specs = graph.parameters.iter().filter(|spec| spec.table == tables);
             specs.map(|spec| 4 * spec.len() as u64).fold(0, u64::saturating_add)
@@ -78,7 +83,12 @@ impl NetworkMemory {
         let demand = if usage.learns {
             // A gradient, a copy on the device, two moments and an average of each dense parameter;
             // of a table an average, and a sum for each row.
-            let derived = dense.saturating_mul(5).saturating_add(tables.saturating_mul(2));
+            let mut derived = dense.saturating_mul(5).saturating_add(tables.saturating_mul(2));
+            if description.patience.is_some() {
+                // The best pass beside that: values, average and the optimizer's state.
+                let kept = dense.saturating_mul(4).saturating_add(tables.saturating_mul(3));
+                derived = derived.saturating_add(kept);
+            }
             Demand { derived, scratch: 0, run: sizes.tape(graph) }
         } else {
             sizes.serving(graph, dense, usage)
@@ -105,18 +115,17 @@ impl NetworkMemory {
 }
 
 impl ExpertGraph {
-    /// The memory that it needs for one use, in bytes, with short histories of up to `history_len`
-    /// events.
+    /// The memory that it, the network of a description, needs for one use, in bytes.
     ///
     /// # Errors
     /// It is more than `limit` bytes; the figure, its parts, and the node that takes most.
     pub fn check_memory(
         &self,
-        history_len: u32,
+        description: &Description,
         usage: &NetworkUse,
         limit: u64,
     ) -> Result<NetworkMemory, String> {
-        let memory = NetworkMemory::new(self, history_len, usage);
+        let memory = NetworkMemory::new(self, description, usage);
         refuse_if!(
             memory.total() > limit,
             "its network needs {} MiB of memory where it {}, more than the limit of {} MiB \

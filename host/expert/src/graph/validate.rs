@@ -127,11 +127,10 @@ impl Validator<'_> {
         };
         self.check_outcomes(&graph)?;
         graph.cost = self.cost(&graph)?;
-        let history_len = self.description.history_len;
         let GraphLimits { serving, training, memory_bytes, .. } = self.limits;
-        graph.serving_memory = graph.check_memory(history_len, serving, *memory_bytes)?;
+        graph.serving_memory = graph.check_memory(self.description, serving, *memory_bytes)?;
         // Most processes that load it never train it.
-        graph.training_memory = NetworkMemory::new(&graph, history_len, training);
+        graph.training_memory = NetworkMemory::new(&graph, self.description, training);
         Ok(graph)
     }
 

@@ -30,8 +30,7 @@ fn served(case: &Case, requests: &[(usize, usize)]) -> [u64; 2] {
         let network = network(case.graph.clone(), parameters, crate::Device::Cpu).unwrap();
         (network.outputs(&batch), network)
     });
-    let history_len = case.description.history_len;
-    let computed = NetworkMemory::new(&case.graph, history_len, &usage(requests, false));
+    let computed = NetworkMemory::new(&case.graph, &case.description, &usage(requests, false));
     [allocated, computed.total()]
 }
 
@@ -50,8 +49,7 @@ fn trained(case: &Case, requests: &[(usize, usize)]) -> [u64; 2] {
         optimizer.step(&mut parameters, &gradients, &case.graph, 1.0);
         (parameters, optimizer)
     });
-    let history_len = case.description.history_len;
-    let computed = NetworkMemory::new(&case.graph, history_len, &usage(requests, true));
+    let computed = NetworkMemory::new(&case.graph, &case.description, &usage(requests, true));
     [allocated, computed.total()]
 }
 
@@ -111,14 +109,35 @@ fn the_figure_of_an_ordinary_network_is_at_most_twice_what_is_allocated() {
     }
 }
 
+#[test]
+fn where_passes_end_early_the_best_one_is_counted() {
+    let Case { description, graph } = perceptron();
+    let (values, config) = (parameters(&graph).to_values(), OptimizerConfig::default());
+    let optimizer = ExpertOptimizer::new(&graph, config);
+    // With an average, as a trainer saves it.
+    let kept = peak_of(|| (values.clone(), values.clone(), optimizer.clone()));
+    let patient = Description { patience: Some(1), ..description.clone() };
+    let usages = [usage(&[(8, 100)], true), usage(&[(8, 100)], false)];
+    let [trained, served] = usages.map(|usage| {
+        let total = |of| NetworkMemory::new(&graph, of, &usage).total();
+        total(&patient) - total(&description)
+    });
+    assert!((kept..2 * kept).contains(&(trained + (4 << 10))), "{kept}, {trained} counted");
+    assert_eq!(served, 0);
+}
+
 /// Rows of a batch in training: so many that no network of [`hoard`] may be trained.
 const TRAINED_ROWS: usize = 100_000;
+
+fn hoarding(history_len: u32) -> Description {
+    let description = description(vec![Column::HistoryAge], &[("click", TaskKind::Binary)]);
+    Description { history_len, ..description }
+}
 
 /// A network over `history_len` events whose operators take no FLOPs, or why it is refused:
 /// `copies` concatenations of 65,536 values an event.
 fn hoard(history_len: u32, copies: usize, serving: NetworkUse) -> Result<ExpertGraph, String> {
-    let mut description = description(vec![Column::HistoryAge], &[("click", TaskKind::Binary)]);
-    description.history_len = history_len;
+    let description = hoarding(history_len);
     let mut net = Net::new();
     let age = net.input(0);
     let wide = net.op("Concat", &[age; 256], vec![int("axis", 1)]);
@@ -145,7 +164,8 @@ fn what_training_needs_is_refused_where_it_is_trained_alone() {
     let limit = GraphLimits::default().memory_bytes;
     let graph = hoard(8, 1, NetworkUse::serving(1000, 4)).expect("it loads where it only serves");
     assert!(graph.serving_memory.total() < limit && graph.training_memory.total() > limit);
-    let why = graph.check_memory(8, &NetworkUse::training(TRAINED_ROWS), limit).unwrap_err();
+    let training = NetworkUse::training(TRAINED_ROWS);
+    let why = graph.check_memory(&hoarding(8), &training, limit).unwrap_err();
     assert!(why.contains("where it is trained") && why.contains("100000 rows"), "{why}");
 }
 
