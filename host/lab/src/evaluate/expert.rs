@@ -156,8 +156,11 @@ impl ExpertPhase<'_> {
         watch: PredictionWatcher<'_>,
     ) -> Result<()> {
         let TrainedExpert { stream, tasks, .. } = trained;
-        stream.go_online()?;
         let learns = self.mode == TestMode::Streaming;
+        if learns {
+            // This learns the rows that passes held out, so what does not go on is left as saved.
+            stream.go_online()?;
+        }
         Ok(stream.follow(test, learns, &mut |examples, predictions| {
             each_prediction(tasks, examples, predictions, watch);
         })?)

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use hypercast_core::prerequisite::plugins;
-use hypercast_data::{dataset::Dataset, simulate};
+use hypercast_core::prerequisite::{hostile, plugins};
+use hypercast_data::dataset::{Dataset, timeline::Span};
+use hypercast_data::simulate;
+use hypercast_train::stream::{ExpertSetup, LogView};
 use serde_json::Value;
 
 use super::{stream::TestMode, window::TestTimes, *};
@@ -162,4 +164,38 @@ fn the_report_begins_at_the_given_time() {
     let message = run(times(time(0.0) - 1, time(0.5))).unwrap_err().to_string();
     assert!(message.contains("--test-from"), "{message}");
     assert!(late.plot().contains("<polyline"));
+}
+
+#[test]
+fn fixed_weights_have_not_learned_what_passes_held_out() {
+    let Some(plugins) = plugins("evaluation") else { return };
+    let Some(patient) = hostile("evaluation", "patient") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let setup = setup(dir.path(), plugins, 300);
+    run(&options(&setup, TestMode::Fixed)).unwrap();
+    let dataset = setup.dataset().unwrap();
+    let config = &setup.config(&dataset).unwrap();
+    let window = TestWindow::new(&setup, config, &dataset).unwrap();
+    let log = &LogReader::open(&config.paths.logs).unwrap();
+    let engine = &Engine::new(config.guests()).unwrap();
+    let entry = preset::expert("patient", patient);
+    let view = |from_ms, until_ms| LogView {
+        log,
+        surfaces: vec![0, 1],
+        span: Span { from_ms, until_ms },
+        embedding: None,
+    };
+    let past = view(None, Some(window.test_from_ms));
+    for mode in [TestMode::Fixed, TestMode::Streaming] {
+        let phase = ExpertPhase { config, log, engine, window, mode };
+        let survey = past.survey().unwrap().unwrap();
+        let expert = ExpertSetup::of(config, &entry, engine);
+        let mut trained = phase.train(expert, &past, survey, None, &mut |_, _, _| ()).unwrap();
+        let kept = trained.stream.trainer.saved();
+        // An empty test: what differs now was learned before it.
+        let test = view(Some(window.last_ms + 1), None);
+        phase.follow(&mut trained, &test, &mut |_, _, _| ()).unwrap();
+        let is_same = trained.stream.trainer.saved().learned_like(&kept);
+        assert_eq!(is_same, mode == TestMode::Fixed);
+    }
 }
