@@ -345,7 +345,12 @@ impl ExpertStream {
             self.trainer.set_repeats(epoch > 0);
             let mut rows = view.rows();
             in_chunks(first_rows(&mut rows, self.passes.learned_rows), CHUNK_ROWS, |chunk| {
-                learn(&mut self.trainer, chunk, &mut report)
+                let refused = self.trainer.train(chunk, &mut report)?;
+                // Later passes refuse the same ones.
+                if epoch == 0 {
+                    warn_of(&refused, chunk);
+                }
+                Ok(())
             })?;
             if let (Some(patience), 0) = (self.blueprint.description.patience, epoch) {
                 let mut held = ChunkRows::default();
@@ -378,7 +383,11 @@ impl ExpertStream {
         self.trainer.set_repeats(false);
         self.trainer.set_batch_rows(self.settings.online_batch_rows);
         let held = std::mem::take(&mut self.held);
-        if held.rows == 0 { Ok(()) } else { learn(&mut self.trainer, held.chunk(), |_| ()) }
+        if held.rows > 0 {
+            let refused = self.trainer.train(held.chunk(), |_| ())?;
+            warn_of(&refused, held.chunk());
+        }
+        Ok(())
     }
 
     /// Follows a stream batch by batch in the order of the logs: predicts every row, lets `watch`
@@ -398,16 +407,11 @@ impl ExpertStream {
     }
 }
 
-fn learn(
-    trainer: &mut ExpertTrainer,
-    chunk: Chunk<'_>,
-    report: impl FnMut(&BatchReport<'_>),
-) -> Result<()> {
-    for RefusedRequest { index, reason } in trainer.train(chunk, report)? {
-        let request = chunk.examples[index].request;
+fn warn_of(refused: &[RefusedRequest], chunk: Chunk<'_>) {
+    for RefusedRequest { index, reason } in refused {
+        let request = chunk.examples[*index].request;
         tracing::warn!(request, reason, "a request is not learned from");
     }
-    Ok(())
 }
 
 /// Whole requests up to the first that ends at or behind row `most`.
