@@ -67,14 +67,15 @@ impl LogView<'_> {
     /// Logs that cannot be read.
     pub fn survey(&self) -> Result<Option<Survey>> {
         let mut statistics = FeatureStatistics::new(&self.log.schema.feature_columns());
-        let mut rows = 0;
+        let (mut rows, mut newest_rows) = (0, 0);
         for logged in self.rows() {
             let logged = logged?;
             statistics.observe(&logged.example);
-            rows += logged.example.targets.len() as u64;
+            newest_rows = logged.example.targets.len() as u64;
+            rows += newest_rows;
         }
         let fm_version = self.log.fm_version.clone();
-        Ok((rows > 0).then_some(Survey { rows, fm_version, statistics }))
+        Ok((rows > 0).then_some(Survey { rows, newest_rows, fm_version, statistics }))
     }
 
     fn holds(&self, example: &Example) -> bool {
@@ -98,6 +99,8 @@ impl LogView<'_> {
 pub struct Survey {
     /// Targets of all requests in the view.
     pub rows: u64,
+    /// Those of the newest request.
+    pub newest_rows: u64,
     /// The FM that made the embeddings.
     pub fm_version: String,
     /// Of the numeric features.
@@ -166,9 +169,9 @@ impl<'a> ExpertSetup<'a> {
             )));
         }
         let settings = self.config.expert_training.clone();
+        let passes = PlannedPasses::new(blueprint.description.patience, &settings, &survey);
         let mut parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
         warm(&mut parameters);
-        let passes = PlannedPasses::new(&blueprint, &settings, survey.rows);
         let (config, device) = (self.trainer_config(passes), self.config.device);
         let trainer = ExpertTrainer::new(blueprint.clone(), parameters, config, device)?;
         Ok(ExpertStream { trainer, blueprint, settings, passes, held: ChunkRows::default() })
@@ -305,16 +308,29 @@ pub struct PlannedPasses {
     pub most: usize,
     /// The rows that each learns from, the first ones in the order of the logs.
     pub learned_rows: u64,
+    /// After so many that are no better than the best one, they end early.
+    patience: Option<u32>,
 }
 
 impl PlannedPasses {
-    fn new(blueprint: &Blueprint, settings: &ExpertTraining, rows: u64) -> PlannedPasses {
-        match blueprint.description.patience {
-            Some(_) => {
-                PlannedPasses { most: settings.max_epochs, learned_rows: learned_rows(rows) }
-            }
-            None => PlannedPasses { most: settings.epochs, learned_rows: rows },
+    fn new(patience: Option<u32>, settings: &ExpertTraining, survey: &Survey) -> PlannedPasses {
+        let Survey { rows, newest_rows, .. } = *survey;
+        let all = PlannedPasses { most: settings.epochs, learned_rows: rows, patience: None };
+        if patience.is_none() {
+            return all;
         }
+        let learned_rows = learned_rows(rows);
+        // Requests are held out as a whole.
+        if learned_rows + newest_rows > rows {
+            tracing::warn!(
+                rows,
+                newest_rows,
+                "too few rows are logged to hold a tenth of them out, so passes do not end early: \
+                 there are as many as expert_training.epochs says; log more rows"
+            );
+            return all;
+        }
+        PlannedPasses { most: settings.max_epochs, learned_rows, patience }
     }
 
     /// The rows of all passes, each counted once a pass.
@@ -328,9 +344,10 @@ pub type Watcher<'a> = &'a mut dyn FnMut(&[&Example], &[Vec<f32>]);
 
 impl ExpertStream {
     /// Learns from the past with which it has begun, in as many passes as the settings say or, for
-    /// a plugin with `patience`, until they are no better (see [`PassScores`]). The first goes in
-    /// time order, and `report` sees each batch's predictions before it is learned from. What no
-    /// pass learned from, it sees in the end, as the parameters predict it.
+    /// a plugin with `patience` and rows enough to tell, until they are no better (see
+    /// [`PassScores`]). The first goes in time order, and `report` sees each batch's predictions
+    /// before it is learned from. What no pass learned from, it sees in the end, as the parameters
+    /// predict it.
     ///
     /// # Errors
     /// Logs that cannot be read, a plugin whose hooks fail.
@@ -352,7 +369,7 @@ impl ExpertStream {
                 }
                 Ok(())
             })?;
-            if let (Some(patience), 0) = (self.blueprint.description.patience, epoch) {
+            if let (Some(patience), 0) = (self.passes.patience, epoch) {
                 let mut held = ChunkRows::default();
                 for logged in rows {
                     held.add(logged?);

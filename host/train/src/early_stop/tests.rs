@@ -166,6 +166,36 @@ fn passes_end_at_the_best_of_the_teams_own_metric() {
 }
 
 #[test]
+fn too_few_requests_are_learned_whole_in_the_usual_passes() {
+    let Some(plugin) = hostile("early stop", "patient") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = logged(dir.path(), &["click", "watch"], 0.03);
+    config.expert_training.epochs = 3;
+    let log = LogReader::open(&config.paths.logs).unwrap();
+    let engine = Engine::new(config.guests()).unwrap();
+    let text = format!("name = \"all\"\nplugin = {plugin:?}");
+    let entry: ExpertEntry = toml::from_str(&text).unwrap();
+    // Of nine requests a tenth of the rows is less than the newest one.
+    for (requests, is_held) in [(1, false), (9, false), (10, true)] {
+        let next = view(&log).rows().nth(requests).unwrap().unwrap().example;
+        let span = Span { from_ms: None, until_ms: Some(next.time_ms) };
+        let view = LogView { span, ..view(&log) };
+        let survey = view.survey().unwrap().unwrap();
+        let setup = ExpertSetup::of(&config, &entry, &engine);
+        let mut stream = setup.begin(&view, survey, |_| ()).unwrap();
+        let (mut learned, planned) = (0, stream.passes.rows());
+        let found = stream.learn_past(&view, |report| {
+            let rows = report.examples.iter().map(|example| example.targets.len() as u64);
+            learned += if report.stepped { rows.sum() } else { 0 };
+        });
+        let held = found.unwrap().map(|passes| passes.held_rows);
+        assert_eq!(held, is_held.then_some(ROWS), "{requests} requests");
+        let whole = (3 * requests * ROWS) as u64;
+        assert_eq!([learned, planned] == [whole; 2], !is_held, "{learned} of {planned}");
+    }
+}
+
+#[test]
 fn of_passes_that_nothing_tells_apart_the_first_is_kept() {
     let Some(plugin) = hostile("early stop", "patient") else { return };
     let dir = tempfile::tempdir().unwrap();
