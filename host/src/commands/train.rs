@@ -214,7 +214,10 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
             None => expert::TrainingSource::Logs(args.fm.as_deref()),
         };
         let report = expert::train(&config, entry, &guests, source)?;
-        println!("{} ({}), {} rows, first pass:", report.name, report.plugin, report.rows);
+        println!(
+            "{} ({}), {} rows, before they were learned from:",
+            report.name, report.plugin, report.rows
+        );
         print!("{}", report::table(&report.progressive));
         report.passes.iter().for_each(|passes| println!("{passes}"));
         match report.held {

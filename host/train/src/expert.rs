@@ -50,7 +50,8 @@ pub struct ExpertReport {
     pub held: Option<HeldExpert>,
     /// Seconds that it took.
     pub seconds: f64,
-    /// Metrics of the first pass, each prediction made before learning from it.
+    /// Metrics of predictions of each row before it was learned from: in the first pass or, of rows
+    /// that were held out, by the pass that is kept.
     pub progressive: Vec<ReportLine>,
 }
 
@@ -187,7 +188,7 @@ fn save(parameters: &Parameters, path: &Path, verdict: Verdict) -> Result<Option
     }
 }
 
-/// Progressive metrics of the first pass, as the plugin labels its tasks.
+/// Progressive metrics, as the plugin labels its tasks.
 struct TrainingMetrics {
     blueprint: Arc<Blueprint>,
     /// By surface (the count of surfaces for all) and task.

@@ -84,7 +84,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let trained = expert::train(&config, &entry, &engine, source)?;
     atomic_file::rename(&trained.parameters, &out)
         .with_context(|| format!("cannot write {}", out.display()))?;
-    println!("{}, {} rows, first pass, {:.1} s:", trained.plugin, trained.rows, trained.seconds);
+    println!(
+        "{}, {} rows, {:.1} s, before they were learned from:",
+        trained.plugin, trained.rows, trained.seconds
+    );
     print!("{}", report::table(&trained.progressive));
     trained.passes.iter().for_each(|passes| println!("{passes}"));
     println!("parameters: {}", out.display());

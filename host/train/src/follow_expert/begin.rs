@@ -160,7 +160,7 @@ fn learn_past(
     let mut measured = EvalWindow::new(expert.tasks(), &dataset.schema);
     expert.learn_past(&view, &mut |report| {
         until_ms = report.examples.iter().map(|own| own.time_ms).fold(until_ms, i64::max);
-        // The first pass alone predicts: what comes after it has seen all rows.
+        // Of passes the first alone predicts: those after it have seen its rows.
         if !report.predictions.is_empty() {
             let (candidate, targets) = (&report.predictions, report.targets);
             let said = WindowPredictions { candidate, serving: &[], targets };
