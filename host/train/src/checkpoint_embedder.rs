@@ -84,9 +84,10 @@ impl CheckpointEmbedder {
             format!(
                 "FM {version} has learned from requests up to {}, and is to embed one of {} for \
                  experts to learn from. Its embedding tells the outcome, which serving will not \
-                 know. Train on the feature logs that `train fm` or the logging tier wrote, embed \
-                 what is newer (`--from {}`), or take a checkpoint of before. If it learned from \
-                 other data, say `--allow-look-ahead`",
+                 know. Train on the feature logs that `train fm` or the logging tier wrote, \
+                 without a checkpoint; or embed what the data set has that is newer (`--from {}`), \
+                 or take a checkpoint of before. If it learned from other data, say \
+                 `--allow-look-ahead`",
                 time(*trained_until_ms),
                 time(example.time_ms),
                 trained_until_ms + 1,

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_core::{atomic_dir, disk};
+use hypercast_core::{atomic_dir, clock::format_time, disk};
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogPosition, LogReader, schema_path};
 use hypercast_data::schema::Schema;
@@ -150,9 +150,19 @@ fn learn_past(
             return Ok(None);
         }
         // The data set does not grow, so waiting for rows of it would never end.
-        let advice = "an FM checkpoint computes the past from the data set. Leave it out, and \
-                      training begins with the first rows in the feature logs";
-        let what = format!("it has no rows on the surfaces of expert {}: {advice}", own.entry.name);
+        let since = match options.fm_checkpoint.as_ref().and_then(|own| own.from_ms) {
+            Some(from_ms) => {
+                let from = format_time(from_ms, config.timeline.utc_offset_h);
+                format!(" from {from} on (`--from`)")
+            }
+            None => String::new(),
+        };
+        let what = format!(
+            "it has no rows on the surfaces of expert {}{since}, and an FM checkpoint computes the \
+             past from it. Leave the checkpoint out, and training begins with the first rows in \
+             the feature logs",
+            own.entry.name
+        );
         return Err(Error::data(&config.paths.dataset, what));
     };
     let mut expert = own.runtime.begin(&view, survey)?;

@@ -270,6 +270,10 @@ fn an_expert_on_joined_examples_learns_from_none_that_its_fm_has_learned_from() 
     let joined = [&world.examples[60..80], &world.examples[170..190]].concat();
     let why = world.follow_joined(&joined, &checkpoint).unwrap_err().to_string();
     assert!(why.contains("has learned from requests up to"), "{why}");
+    // Where the data set ends there is nothing newer.
+    let at_end = EmbeddingCheckpoint { from_ms: Some(until_ms), ..checkpoint.clone() };
+    let why = world.follow_joined(&joined, &at_end).unwrap_err().to_string();
+    assert!(why.contains("on (`--from`)") && why.contains("the feature logs"), "{why}");
     let checkpoint = EmbeddingCheckpoint { from_ms: Some(newer_ms), ..checkpoint };
     let place = world.follow_joined(&joined, &checkpoint).unwrap().place.unwrap();
     assert_eq!((place.position, place.requests), (FeedPosition::Joined(40), 20));
