@@ -169,9 +169,9 @@ impl<'a> ExpertSetup<'a> {
             )));
         }
         let settings = self.config.expert_training.clone();
+        let passes = PlannedPasses::new(blueprint.description.patience, &settings, &survey);
         let mut parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
         warm(&mut parameters);
-        let passes = PlannedPasses::new(blueprint.description.patience, &settings, &survey);
         let (config, device) = (self.trainer_config(passes), self.config.device);
         let trainer = ExpertTrainer::new(blueprint.clone(), parameters, config, device)?;
         Ok(ExpertStream { trainer, blueprint, settings, passes, held: ChunkRows::default() })
