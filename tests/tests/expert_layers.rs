@@ -125,9 +125,12 @@ impl AdmittedNetwork {
         let columns = self.columns.iter().map(|column| match column {
             Column::Tae => noise(rows * TAE_DIM),
             Column::FmLogit(_) => noise(rows),
-            Column::RawFeature(_) | Column::Vector(_) | Column::Time | Column::Request => {
-                unreachable!("none reads it")
-            }
+            Column::RawFeature(_)
+            | Column::Vector(_)
+            | Column::Time
+            | Column::Request
+            | Column::RankedPosition
+            | Column::RankedPropensity => unreachable!("none reads it"),
             Column::Feature(_) => ColumnData::Feature(places.next().expect("no end")),
             Column::Id(name) if name == "surface" => {
                 ColumnData::Ids((0..rows as u64).map(|row| row % 3).collect())
