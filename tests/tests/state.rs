@@ -347,7 +347,11 @@ fn registered_versions_answer_as_they_did_from_saved_feature_state() {
         let ready = || ureq::get(format!("http://{address}/readyz")).call().is_ok();
         wait_until("the daemon is ready", PATIENCE, ready);
         let said = service.output();
-        assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
+        // These FMs are so small that every expert needs more beside them than a new one may.
+        let is_of_cost = |line: &&str| line.contains("plugin_limits.max_flops_share: it serves");
+        let others: Vec<&str> = said.lines().filter(|line| !is_of_cost(line)).collect();
+        let is_clean = |line: &str| !line.contains("WARN") && !line.contains("ERROR");
+        assert!(others.into_iter().all(is_clean), "{said}");
         service.stop(PATIENCE);
 
         let daemon = state.daemon();

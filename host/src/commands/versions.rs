@@ -483,7 +483,7 @@ pub fn table(registry: &Registry) -> String {
         return missing + "nothing is registered: the configuration says what serves\n";
     }
     let mut lines = vec![
-        ["kind", "version", "state", "share", "FM", "TAE", "FLOPs", "weights", "surfaces"]
+        ["kind", "version", "state", "share", "FM", "TAE", "weights", "surfaces"]
             .map(str::to_owned),
     ];
     for fm in registry.fms() {
@@ -494,7 +494,6 @@ pub fn table(registry: &Registry) -> String {
             String::new(),
             String::new(),
             fm.tae_dim.to_string(),
-            String::new(),
             place(&fm.weights),
             String::new(),
         ]);
@@ -506,8 +505,6 @@ pub fn table(registry: &Registry) -> String {
                 (VersionState::Active, _) => "standby".into(),
                 _ => String::new(),
             };
-            // Of a one-stage model's.
-            let flops = registry.flops_share(version);
             lines.push([
                 name.to_owned(),
                 version.version.clone(),
@@ -515,15 +512,14 @@ pub fn table(registry: &Registry) -> String {
                 share,
                 version.fm.clone(),
                 version.tae_dim.to_string(),
-                flops.map_or_else(String::new, |cost| format!("{:.1} %", cost.share() * 100.0)),
                 place(&version.weights),
                 version.surfaces.join(","),
             ]);
         }
     }
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
-    let widths: Vec<usize> = (0..9).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |cells: &[String; 9]| {
+    let widths: Vec<usize> = (0..8).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |cells: &[String; 8]| {
         let cells: Vec<String> =
             cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         format!("{}\n", cells.join("  ").trim_end())
