@@ -25,7 +25,7 @@ use hypercast_data::schema::{CoreColumns, MainTasks, spec_growths};
 /// A checkpoint that gives TAEs, and what it may embed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmbeddingCheckpoint {
-    /// Its folder.
+    /// The folder that `train fm` wrote it to.
     pub dir: PathBuf,
     /// The time of the first request of the data set that it embeds; all if missing.
     pub from_ms: Option<i64>,

@@ -301,7 +301,7 @@ pub struct ExpertStream {
     held: ChunkRows,
 }
 
-/// Passes over a past.
+/// How many passes over a past an expert learns in, and from which rows.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PlannedPasses {
     /// How many there are at most.

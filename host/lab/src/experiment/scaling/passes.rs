@@ -141,9 +141,9 @@ pub fn tally_truth(
 /// How a learning rate did.
 #[derive(Debug, Clone, Serialize)]
 pub struct RateTrial {
-    /// The width.
+    /// The model width d that it was tried at.
     pub dim: usize,
-    /// The learning rate.
+    /// The peak learning rate of the dense weights (AdamW).
     pub learning_rate: f64,
     /// Log loss over the second half of the pass, each row before it was learned.
     pub log_loss: f64,
@@ -235,7 +235,7 @@ pub struct TrainingCost {
     pub flops: Vec<f64>,
     /// Seconds of all steps.
     pub seconds: f64,
-    /// FLOPs so far.
+    /// Training FLOPs of all steps so far, forward and backward.
     total: f64,
 }
 
