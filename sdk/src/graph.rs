@@ -4,6 +4,8 @@
 //! does not interrupt the code that builds the graph. Instead, the graph records the first mistake
 //! with the layer where it happened, and `Graph::finish` returns it.
 
+mod task_losses;
+
 use std::cell::RefCell;
 use std::collections::HashSet;
 
@@ -33,6 +35,8 @@ struct GraphState {
     outputs: Vec<Output>,
     /// The losses of tasks, each with its node.
     losses: Vec<(String, u32)>,
+    /// What is added to the losses of tasks.
+    auxiliary_losses: Vec<(String, u32)>,
     extra_loss: Option<u32>,
     gradient_clip: Option<f32>,
     scope: Vec<String>,
@@ -298,28 +302,6 @@ impl Graph {
         }
     }
 
-    /// Sets the loss of a task, `[rows, 1]`, which the host averages over the task's rows, in place
-    /// of the host's own. See [`losses`](crate::losses).
-    pub fn loss(&self, task: &str, loss: Tensor<'_>) {
-        if !self.tasks.iter().any(|known| known.name == task) {
-            self.fail(&format!("loss of `{task}`, which is not in the description"));
-        } else if self.state.borrow().losses.iter().any(|(known, _)| known == task) {
-            self.fail(&format!("two losses of task `{task}`: add them to one"));
-        } else if loss.shape() != Shape::rows(1) || loss.ids {
-            self.fail(&format!("the loss of `{task}` must be [rows, 1], not {}", loss.shape()));
-        } else {
-            self.state.borrow_mut().losses.push((task.into(), loss.node));
-        }
-    }
-
-    /// Adds the mean of `loss`, `[rows, 1]`, to the losses of the tasks in training.
-    pub fn extra_loss(&self, loss: Tensor<'_>) {
-        if loss.shape() != Shape::rows(1) || loss.ids {
-            self.fail(&format!("the extra loss must have shape [rows, 1], not {}", loss.shape()));
-        }
-        self.state.borrow_mut().extra_loss = Some(loss.node);
-    }
-
     /// Records a mistake, unless one was recorded before. Returns a placeholder tensor, so that the
     /// code that builds the graph can continue.
     pub fn fail(&self, message: &str) -> Tensor<'_> {
@@ -339,6 +321,7 @@ impl Graph {
     /// # Errors
     /// The first mistake, or a task without an output.
     pub fn finish(self) -> Result<Finished, String> {
+        self.add_auxiliary_losses();
         let GraphState {
             columns,
             parameters,

@@ -2,12 +2,12 @@
 //! 3.2) and calibrates it for each surface.
 //!
 //! Every last layer starts near zero, so training begins at the base rate instead of random odds,
-//! or at exactly zero above the FM's own prediction (`from_fm`). A calibration starts as the
-//! identity.
+//! or exactly at the FM's own prediction (`from_fm`). A calibration starts as the identity.
 
 use crate::fusion::FmEmbedded;
 use crate::graph::{Graph, Tensor};
 use crate::layers::{Linear, Mlp};
+use crate::losses;
 use crate::raw::types::Initialiser;
 
 /// How much faster than other weights a head's bias learns. The bias of a task with one positive in
@@ -15,11 +15,8 @@ use crate::raw::types::Initialiser;
 /// per step, which would take too many steps.
 const BIAS_SPEED: f32 = 10.0;
 
-/// How fast a head learns what to add to the FM's prediction, as a share of the usual rate. Little
-/// is left to learn, so the noise of steps at the full rate costs more than what they find.
-const ABOVE_FM_RATE: f32 = 0.03;
-
-/// How fast it learns the scales and shifts of that prediction, as a share of the rate of tables.
+/// How fast a head learns the scales and shifts of the FM's prediction, as a share of the rate of
+/// tables: little is left to learn there.
 const FM_CALIBRATION_RATE: f32 = 0.1;
 
 /// A small tower per task over a shared bottom, plus direct linear paths from first-order features
@@ -29,9 +26,8 @@ const FM_CALIBRATION_RATE: f32 = 0.1;
 /// The parameters of task `click` of the heads named `heads` are under `heads/click/`, so adding or
 /// removing a task leaves the trained values of the others alone. Weights that read the FM's
 /// embedding are separate, under `heads/click/fm/`: the axes of another FM's embedding mean
-/// something else, so an expert that moves to another FM must train them from scratch. What a head
-/// adds to the FM's prediction (`from_fm`) is under `heads/click/from_fm/`, so that an expert which
-/// had learned the whole prediction does not begin by adding it again.
+/// something else, so an expert that moves to another FM must train them from scratch. How a head
+/// blends with the FM's prediction (`from_fm`) is under `heads/click/from_fm/`.
 pub struct TaskHeads<'g> {
     name: String,
     tower: Vec<u32>,
@@ -66,12 +62,13 @@ impl<'g> TaskHeads<'g> {
         Self { fm: Some(fm), ..self }
     }
 
-    /// Starts each task that the FM predicts, too, at the FM's own prediction: the head learns to
-    /// scale and to shift it for each surface, and what to add, slowly. It adds nothing before it
-    /// has learned. Rows without an embedding, which the module of `fm` tells, have no prediction
-    /// either: they are left to a head that is learned from such rows alone. Other tasks start as
-    /// before, and all of them where the host offers no predictions. Feature logs must hold the
-    /// FM's predictions, which those of earlier hosts do not.
+    /// Starts each task that the FM predicts, too, at the FM's own prediction. The head still learns
+    /// a whole prediction of its own, by a loss of its own, and the share of it in the output,
+    /// which is 0 at first. Two predictions that err differently are better together than either.
+    /// The FM's is scaled and shifted for each surface. Rows without an embedding, which the module
+    /// of `fm` tells, have no prediction of the FM either: they get the head's own. Other tasks are
+    /// predicted as without this, and all of them where the host offers no predictions. Feature
+    /// logs must hold the FM's predictions, which those of earlier hosts do not.
     pub fn from_fm(self) -> Self {
         Self { from_fm: true, ..self }
     }
@@ -102,38 +99,38 @@ impl<'g> TaskHeads<'g> {
     /// without making it an output.
     pub fn logit(&self, task: &str, bottom: Tensor<'g>) -> Tensor<'g> {
         let g = bottom.graph();
-        let starts_at_fm = self.from_fm && g.info().fm_logits().any(|known| known == task);
-        let near_zero = Initialiser::Normal(0.01);
         let build = || {
-            if !starts_at_fm {
-                return self.calibrated(self.learned(bottom, self.fm, near_zero));
+            let own = self.calibrated(self.learned(bottom));
+            if self.from_fm && g.info().fm_logits().any(|known| known == task) {
+                g.auxiliary_loss(task, losses::of_host(task, own));
+                g.scope("from_fm", || self.blended(g, task, own))
+            } else {
+                own
             }
-            let from_fm = g.scope("from_fm", || {
-                let logit = || self.calibrated(g.fm_logit(task));
-                let more = || self.learned(bottom, self.fm, Initialiser::Zeros);
-                g.rate_factor(FM_CALIBRATION_RATE, logit) + g.rate_factor(ABOVE_FM_RATE, more)
-            });
-            let Some(FmEmbedded { present, .. }) = self.fm else { return from_fm };
-            let alone = self.calibrated(self.learned(bottom, None, near_zero));
-            present * from_fm + (1.0 - present) * alone
         };
         g.scope(&self.name, || g.scope(task, build))
     }
 
-    /// The tower and the direct paths, whose last layers begin as told.
-    fn learned(
-        &self,
-        bottom: Tensor<'g>,
-        fm: Option<FmEmbedded<'g>>,
-        last: Initialiser,
-    ) -> Tensor<'g> {
+    /// The FM's prediction and `own`, which is nothing at first and everything where there is no
+    /// embedding.
+    fn blended(&self, g: &'g Graph, task: &str, own: Tensor<'g>) -> Tensor<'g> {
+        let fm = g.rate_factor(FM_CALIBRATION_RATE, || self.calibrated(g.fm_logit(task)));
+        let share = g.parameter("share", &[1], Initialiser::Zeros);
+        let of_fm = 1.0 - share;
+        let of_fm = self.fm.map_or(of_fm, |fm| fm.present * of_fm);
+        of_fm * fm + (1.0 - of_fm) * own
+    }
+
+    /// The tower and the direct paths.
+    fn learned(&self, bottom: Tensor<'g>) -> Tensor<'g> {
         let tower = Mlp::new("tower", self.tower.iter().copied()).dropout(self.dropout);
-        let deep = Linear::new("out", 1).no_bias().init(last).apply(tower.apply(bottom));
+        let last = Linear::new("out", 1).no_bias().init(Initialiser::Normal(0.01));
+        let deep = last.apply(tower.apply(bottom));
         let bias = bottom.graph().parameter("bias", &[1], Initialiser::Zeros);
         let deep = deep + bias * BIAS_SPEED;
         let path = |name: &str| Linear::new(name, 1).no_bias().init(Initialiser::Zeros);
         let logit = self.direct.map_or(deep, |input| deep + path("direct").apply(input));
-        fm.map_or(logit, |fm| logit + path("fm").apply(fm.normalised))
+        self.fm.map_or(logit, |fm| logit + path("fm").apply(fm.normalised))
     }
 
     fn calibrated(&self, logit: Tensor<'g>) -> Tensor<'g> {

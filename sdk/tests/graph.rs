@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use hypercast_sdk::raw::types::{Attribute, Network, Value};
+use hypercast_sdk::raw::types::{Attribute, Network, Output, Value};
 use hypercast_sdk::{
     Column, Description, Embedding, Finished, FmEmbedding, FmFusion, Graph, HostInfo, Hstu,
     Initialiser, LayerNorm, Linear, Mlp, OfferedColumn, SchemaTask, Squash, TaskHeads, TaskKind,
@@ -208,18 +208,13 @@ fn heads_start_at_the_fm_where_it_predicts_the_task() {
         let found = network.parameters.iter().find(|own| own.name == name);
         found.map(|own| matches!(own.init, Initialiser::Zeros))
     };
-    // Exactly nothing is added at first, under other names than those of a whole prediction.
-    assert_eq!(of(&network, "heads/click/from_fm/out/weight"), Some(true));
-    assert_eq!(of(&network, "heads/click/out/weight"), None);
-    assert_eq!(of(&network, "heads/own/out/weight"), Some(false));
-    // A row without an embedding has a head of its own.
-    let g = Graph::new(info.clone(), &describe());
-    let fm = FmEmbedding::new("fm", 4).apply(g.tae());
-    TaskHeads::new("heads").fm(fm).from_fm().apply(&g, fm.values);
-    let Finished { network, .. } = g.finish().expect("a network");
-    assert_eq!(of(&network, "heads/click/from_fm/fm/weight"), Some(true));
+    // Nothing of its own is in the output at first, and it is learned all the same.
+    assert_eq!(of(&network, "heads/click/from_fm/share"), Some(true));
     assert_eq!(of(&network, "heads/click/out/weight"), Some(false));
-    assert_eq!(of(&network, "heads/click/fm/weight"), None);
+    assert_eq!(of(&network, "heads/own/from_fm/share"), None);
+    let has_loss = |output: &Output| output.options.iter().any(|option| option.name == "loss");
+    let with_loss = network.outputs.iter().filter(|output| has_loss(output));
+    assert_eq!(with_loss.map(|output| output.task.as_str()).collect::<Vec<_>>(), ["click"]);
     let error = |info: HostInfo, task: &str| {
         let g = Graph::new(info, &describe());
         g.fm_logit(task);
