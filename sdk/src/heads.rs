@@ -26,8 +26,8 @@ const FM_CALIBRATION_RATE: f32 = 0.1;
 /// The parameters of task `click` of the heads named `heads` are under `heads/click/`, so adding or
 /// removing a task leaves the trained values of the others alone. Weights that read the FM's
 /// embedding are separate, under `heads/click/fm/`: the axes of another FM's embedding mean
-/// something else, so an expert that moves to another FM must train them from scratch. How a head
-/// blends with the FM's prediction (`from_fm`) is under `heads/click/from_fm/`.
+/// something else, so an expert that moves to another FM must train them from scratch. So it must
+/// `heads/click/from_fm/`, which says how a head blends its prediction with the FM's (`from_fm`).
 pub struct TaskHeads<'g> {
     name: String,
     tower: Vec<u32>,
@@ -62,13 +62,14 @@ impl<'g> TaskHeads<'g> {
         Self { fm: Some(fm), ..self }
     }
 
-    /// Starts each task that the FM predicts, too, at the FM's own prediction. The head still learns
-    /// a whole prediction of its own, by a loss of its own, and the share of it in the output,
-    /// which is 0 at first. Two predictions that err differently are better together than either.
-    /// The FM's is scaled and shifted for each surface. Rows without an embedding, which the module
-    /// of `fm` tells, have no prediction of the FM either: they get the head's own. Other tasks are
-    /// predicted as without this, and all of them where the host offers no predictions. Feature
-    /// logs must hold the FM's predictions, which those of earlier hosts do not.
+    /// Starts each task that the FM predicts, too, at the FM's own prediction. The head still
+    /// learns a whole prediction of its own, by a loss of its own, and the share of it in the
+    /// output, which is 0 at first. Two predictions that err differently are better together than
+    /// either. The FM's is scaled and shifted for each surface. Rows without an embedding, which
+    /// the module of `fm` tells, have no prediction of the FM either: they get the head's own.
+    /// Other tasks are predicted as without this, and all of them where the host offers no
+    /// predictions. Feature logs must hold the FM's predictions, which those of earlier hosts do
+    /// not.
     pub fn from_fm(self) -> Self {
         Self { from_fm: true, ..self }
     }

@@ -23,9 +23,9 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
 };
 
-/// The layers that read the FM's embedding, by the names that the SDK's plugins use. A warm start
-/// across FMs must leave them out (section 4.3).
-const FM_LAYERS: [&str; 2] = ["fm", "fusion"];
+/// The layers that read the FM's embedding or its predictions, by the names that the SDK's plugins
+/// use. A warm start across FMs must leave them out (section 4.3).
+const FM_LAYERS: [&str; 3] = ["fm", "fusion", "from_fm"];
 
 /// The inputs of the phase.
 #[derive(Clone, Copy)]
