@@ -108,7 +108,7 @@ fn train_on(
 ) -> Result<ExpertReport> {
     let started = std::time::Instant::now();
     let surfaces = config.training_surfaces(entry, &log.schema)?;
-    let view = LogView { log, surfaces, span: Span::default(), embedding: None };
+    let view = LogView { log, surfaces, span: Span::default(), embedding: None, mask: None };
     let survey = view.survey()?.ok_or_else(|| {
         Error::invalid(format!(
             "expert {:?}: the logs hold no row of its surfaces; log more or give it others",

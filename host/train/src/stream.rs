@@ -41,6 +41,8 @@ pub struct LogView<'a> {
     pub span: Span,
     /// Columns of the logged embeddings, joined in this order; none for the whole.
     pub embedding: Option<Vec<Range<usize>>>,
+    /// Hides parts of what was logged from the expert; the widths of its columns stay.
+    pub mask: Option<&'a dyn Fn(&mut LoggedRequest)>,
 }
 
 impl LogView<'_> {
@@ -90,6 +92,9 @@ impl LogView<'_> {
             let rows = logged.tae.chunks_exact(self.log.tae_dim.max(1));
             let part = |row: &[f32]| parts.iter().flat_map(|at| row[at.clone()].to_vec()).collect();
             logged.tae = rows.flat_map(|row| -> Vec<f32> { part(row) }).collect();
+        }
+        if let Some(mask) = self.mask {
+            mask(&mut logged);
         }
         logged
     }
@@ -513,16 +518,21 @@ mod tests {
         (LogReader::open(&logs).unwrap(), examples)
     }
 
+    fn whole(log: &LogReader) -> LogView<'_> {
+        let (surfaces, span) = (vec![0, 1], Span::default());
+        LogView { log, surfaces, span, embedding: None, mask: None }
+    }
+
     #[test]
     fn a_view_gives_its_surfaces_its_time_and_its_columns() {
         let dir = tempfile::tempdir().unwrap();
         let (log, examples) = log(dir.path());
         let middle_ms = examples[examples.len() / 2].time_ms;
         let view = LogView {
-            log: &log,
             surfaces: vec![1],
             span: Span { from_ms: Some(middle_ms), until_ms: None },
             embedding: Some(vec![2..3, 0..1]),
+            ..whole(&log)
         };
         let seen: Vec<LoggedRequest> = view.rows().map(|read| read.unwrap()).collect();
         let expected: Vec<&Example> =
@@ -571,11 +581,9 @@ mod tests {
     fn chunks_hold_whole_requests_and_no_more_rows_than_asked() {
         let dir = tempfile::tempdir().unwrap();
         let (log, examples) = log(dir.path());
-        let view =
-            LogView { log: &log, surfaces: vec![0, 1], span: Span::default(), embedding: None };
         for most in [1, 10, 64, 1 << 20] {
             let (mut requests, mut chunks) = (Vec::new(), 0);
-            in_chunks(view.rows(), most, |Chunk { examples, tae, .. }| {
+            in_chunks(whole(&log).rows(), most, |Chunk { examples, tae, .. }| {
                 let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
                 assert!(rows <= most || examples.len() == 1, "{rows} of {most}");
                 assert_eq!(tae.len(), rows * 3);

@@ -5,21 +5,23 @@
 //! [`hostile_expert!`] and [`hostile_mutant!`] define and export such an expert. Its name is that
 //! of the example.
 //!
-//! Ten have no fault: `earlier_contract` is of contract 2, `search_team` serves one surface and
-//! reads what belongs to it, `content_vector`, `explorer`, `fm_residual` and `patient` do what no
-//! plugin of this repository does, `dlrm` was made of a model in ONNX, `every_column` reads all
-//! that `rank` can for `hypercast-lab bench expert`, and `pointwise` and `listwise` are one network
-//! that learns by two losses, for
-//! `hypercast-lab evaluate --expert pointwise.wasm --rival listwise.wasm`.
+//! Thirteen have no fault: `earlier_contract` is of contract 2, `search_team` serves one surface
+//! and reads what belongs to it, `content_vector`, `explorer`, `fm_residual` and `patient` do what
+//! no plugin of this repository does, `dlrm` was made of a model in ONNX, and `every_column` reads
+//! all that `rank` can for `hypercast-lab bench expert`. `pointwise`, `listwise` and `distilled`
+//! are one network that learns by three losses, for `hypercast-lab evaluate --expert
+//! pointwise.wasm --rival listwise.wasm` and `experiment transfer --expert pointwise --student
+//! distilled`; `complete` and `without_cross` are for `experiment ablation --expert complete
+//! --variant without_cross`.
 
 use std::marker::PhantomData;
 
 use hypercast_sdk::raw::types::{Description as WitDescription, NamedColumn, Network, RankRequest};
 use hypercast_sdk::raw::{Guest, types};
 use hypercast_sdk::{
-    ActionBatch, Component, Description, Embedding, Evaluation, Expert, ExpertFusion, FmEmbedding,
-    Graph, HostInfo, Linear, Prediction, Ranked, Squash, TaskHeads, TaskLabels, Tensor,
-    TrainingStep, Verdict,
+    ActionBatch, Component, Description, Dropout, Embedding, Evaluation, Expert, ExpertFusion,
+    FmEmbedding, FmFusion, Graph, HostInfo, Hstu, Linear, Prediction, Ranked, Squash, TaskHeads,
+    TaskLabels, Tensor, TrainingStep, Verdict,
 };
 
 /// A description that the host accepts.
@@ -57,6 +59,38 @@ pub fn ranking_network(g: &Graph, mut each: impl FnMut(&str, Tensor<'_>)) {
         g.output(&task.name, logit);
         each(&task.name, logit);
     }
+}
+
+/// Sets a logit for each task: a network of all that the host offers, with a sequence model of the
+/// user's last events, and heads that begin at the FM's predictions.
+pub fn complete_network<'g>(g: &'g Graph, fusion: ExpertFusion<'g>) {
+    let info = g.info();
+    let ids = info.ids.iter().filter(|id| *id != "user_id");
+    let table = |id: &String| Embedding::new(&format!("embed_{id}"), 5_000, 12);
+    let tables: Vec<(&str, Embedding)> = ids.map(|id| (id.as_str(), table(id))).collect();
+    let in_history = |id: &str| id != "surface" && info.history_ids.iter().any(|own| own == id);
+    let shared = tables.iter().filter(|(id, _)| in_history(id));
+    let shared: Vec<_> = shared.map(|(id, table)| (*id, table)).collect();
+    let hstu = || Hstu::new("short", 32).heads(2).dropout(0.1).apply(g, &shared);
+    let short = (!shared.is_empty()).then(hstu);
+    let embedded: Vec<_> = tables.iter().map(|(id, table)| table.apply(g.id(id))).collect();
+    let mut parts = vec![Dropout::new(0.1).apply(g.concat(&embedded))];
+    let mut heads = TaskHeads::new("heads");
+    if !info.features.is_empty() {
+        let numbers = g.features(&info.features);
+        parts.push(Squash::new("numeric").apply(numbers));
+        heads = heads.direct(numbers);
+    }
+    let vectors = info.vectors();
+    parts.extend(vectors.map(|(name, _)| Linear::new(name, 16).apply(g.vector(name))));
+    if info.tae_dim > 0 {
+        let fm = FmEmbedding::new("fm", 32).value_dropout(0.0).apply(g.tae());
+        parts.extend([fm.values, FmFusion::new("fusion", 32).apply(fm, short)]);
+        heads = heads.fm(fm).from_fm();
+    } else {
+        parts.extend(short);
+    }
+    heads.apply(g, fusion.dropout(0.2).apply(g.concat(&parts)));
 }
 
 /// An expert that the host accepts.

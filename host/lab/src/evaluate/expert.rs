@@ -77,6 +77,7 @@ impl ExpertPhase<'_> {
             surfaces: surfaces.to_vec(),
             span: Span { from_ms, until_ms },
             embedding: None,
+            mask: None,
         };
         if view(&serves, test_from_ms, None).rows().next().transpose()?.is_none() {
             eprintln!("expert {name}: the test holds no row of its surfaces");

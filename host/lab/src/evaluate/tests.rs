@@ -184,6 +184,7 @@ fn fixed_weights_have_not_learned_what_passes_held_out() {
         surfaces: vec![0, 1],
         span: Span { from_ms, until_ms },
         embedding: None,
+        mask: None,
     };
     let past = view(None, Some(window.test_from_ms));
     for mode in [TestMode::Fixed, TestMode::Streaming] {

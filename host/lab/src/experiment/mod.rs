@@ -1,12 +1,14 @@
 //! The paper's experiments (section 4) on any data set: the gain from a TAE, the share of a larger
 //! FM's gain that reaches experts, the gain for unseen tasks, the cost of the models, the cost of
-//! publishing a part of the weights, and how NE falls with training FLOPs.
+//! publishing a part of the weights, how NE falls with training FLOPs, and what each part brings.
 //!
-//! All arms of a seed share one FM pass and one log. They are compared on the same rows, with
-//! intervals from a bootstrap over users. Every seed is in the report.
+//! All arms of a seed share one pass over the stream and one log. They are compared on the same
+//! rows, with intervals from a bootstrap over users. Every seed is in the report.
 
+mod ablation;
 mod compute;
 mod latency;
+mod mask;
 mod publish;
 mod report;
 mod runner;
@@ -17,13 +19,16 @@ mod tests;
 mod transfer;
 mod unseen;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum as _;
 use hypercast_config::Config;
 use hypercast_core::atomic_dir;
 use hypercast_data::{dataset::Dataset, logs::LogReader, schema::BinaryLabels};
-use hypercast_expert::Engine;
+use hypercast_expert::{Blueprint, Engine, LoadOptions};
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
     trainer::{self, FmTrainer},
@@ -31,6 +36,7 @@ use hypercast_fm::{
 use serde_json::{Value, json};
 
 use self::{
+    mask::InputMask,
     report::{ArmPair, SliceTotals},
     runner::ArmRunner,
 };
@@ -54,7 +60,7 @@ use crate::{
 pub enum Experiment {
     /// Table 1: no embedding, user embedding, TAE, both
     Tae,
-    /// Table 2: how much of a larger FM's gain reaches experts
+    /// Table 2: how much of a larger FM's gain reaches experts, by its TAE and by distillation
     Transfer,
     /// Table 3: tasks of a surface that the FM was never trained on
     Unseen,
@@ -65,9 +71,12 @@ pub enum Experiment {
     /// NE against training FLOPs over width, depth, history and data; experts of several FM sizes.
     /// Weights are fixed in the test
     Scaling,
+    /// FM and expert as they are, and without one part each: what each part brings
+    Ablation,
 }
 
-/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, publish, or scaling
+/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, publish, scaling, or
+/// ablation
 #[derive(Debug, Clone, clap::Args)]
 pub struct ExperimentOptions {
     /// The experiment
@@ -89,6 +98,14 @@ pub struct ExperimentOptions {
     /// The expert: the name of a component in the plugins' folder
     #[arg(long, value_name = "NAME", default_value = "mlp-fusion")]
     pub expert: String,
+    /// ablation: also this component in the plugins' folder, such as the expert without a part of
+    /// its network; several are allowed
+    #[arg(long, value_name = "NAME")]
+    pub variant: Vec<String>,
+    /// transfer: also this component in the plugins' folder, which learns the FM's predictions as
+    /// soft labels, without the TAE and with it
+    #[arg(long, value_name = "NAME")]
+    pub student: Option<String>,
     /// tae: the least age of a user embedding
     #[arg(long, value_name = "HOURS", default_value_t = 6.0)]
     pub stale_hours: f64,
@@ -159,7 +176,7 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         window: TestWindow::new(&options.setup, &config, &dataset)?,
         users: UserSample { share, salt: 0 },
         engine: Engine::new(config.guests())?,
-        plugin: options.setup.plugins.join(format!("{}.wasm", options.expert)),
+        plugin: component(options, &options.expert),
         labels: BinaryLabels::new(&dataset.schema),
         options,
         dataset: &dataset,
@@ -173,7 +190,13 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         Experiment::Compute => compute::run(&context),
         Experiment::Publish => publish::run(&context),
         Experiment::Scaling => scaling::run(&context),
+        Experiment::Ablation => ablation::run(&context),
     }
+}
+
+/// The file of a component in the plugins' folder.
+fn component(options: &ExperimentOptions, name: &str) -> PathBuf {
+    options.setup.plugins.join(format!("{name}.wasm"))
 }
 
 /// What all experiments need.
@@ -237,7 +260,18 @@ impl ExperimentContext<'_> {
     /// logged.
     fn runner<'b>(&'b self, config: &'b Config, fm: usize) -> Result<ArmRunner<'b>> {
         let log = LogReader::open_for(&config.paths.logs, Some(&logged_version(fm)))?;
-        Ok(ArmRunner { context: self, config, log })
+        let (plugin, mask) = (self.plugin.clone(), InputMask::default());
+        Ok(ArmRunner { context: self, config, log, plugin, mask })
+    }
+
+    /// A component as an expert that reads an FM loads it.
+    fn blueprint(&self, plugin: &Path) -> Result<Blueprint> {
+        let options = LoadOptions {
+            tae_dim: self.config.fm.tae_width(),
+            fm_version: Some(logged_version(0)),
+            ..self.config.load_options("experiment", self.dataset.content)
+        };
+        Ok(Blueprint::load(&self.engine, plugin, &self.dataset.schema, &options)?)
     }
 
     /// The folder of a checkpoint for measuring latency.

@@ -17,7 +17,7 @@ use crate::{
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
 pub struct ExperimentReport {
-    /// `tae`, `transfer`, `unseen`, `compute`, `publish` or `scaling`.
+    /// `tae`, `transfer`, `unseen`, `compute`, `publish`, `scaling` or `ablation`.
     pub experiment: String,
     /// Data set, window, sizes of models, plugin and everything else that was chosen.
     pub config: Value,
@@ -145,6 +145,7 @@ impl ExperimentContext<'_> {
         let nes: Option<Vec<f64>> = (0..seeds).map(|seed| totals.ne(seed, pair.arm)).collect();
         let baseline = pair.arm == pair.baseline;
         let mut more = BTreeMap::new();
+        more.insert("baseline", Value::from(cell.arms[pair.baseline].as_str()));
         if seed.is_none() && !baseline {
             more.insert("sd_seeds", Value::from(deviation(&diffs)));
         }

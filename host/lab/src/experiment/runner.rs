@@ -1,14 +1,17 @@
 //! Trains and measures the arms of an experiment, which share a plugin, a log and a test. An arm is
-//! the same expert with another part of the logged embedding.
+//! the same expert with another part of the logged embedding, or shown less of the log.
 
-use std::ops::Range;
+use std::{ops::Range, path::PathBuf};
 
 use hypercast_config::Config;
-use hypercast_data::{dataset::timeline::Span, logs::LogReader};
+use hypercast_data::{
+    dataset::timeline::Span,
+    logs::{LogReader, LoggedRequest},
+};
 use hypercast_expert::Parameters;
 use hypercast_train::stream::{ExpertSetup, LogView};
 
-use super::ExperimentContext;
+use super::{ExperimentContext, mask::InputMask};
 use crate::{
     error::{CommonErrors as _, Error, Result},
     evaluate::{
@@ -49,12 +52,16 @@ pub struct ExperimentArm {
 
 /// Trains and measures the arms of one seed.
 pub struct ArmRunner<'a> {
-    /// The plugin and the test.
+    /// The test.
     pub context: &'a ExperimentContext<'a>,
     /// Settings of the experts, their seed among them.
     pub config: &'a Config,
     /// The seed's log.
     pub log: LogReader,
+    /// The component of the expert.
+    pub plugin: PathBuf,
+    /// What the expert is not shown of the log.
+    pub mask: InputMask,
 }
 
 impl ArmRunner<'_> {
@@ -65,9 +72,16 @@ impl ArmRunner<'_> {
     }
 
     /// The rows of some surfaces and a span of time, with the arm's part of the embedding.
-    fn view(&self, surfaces: &[u16], arm: &ExperimentArm, span: Span) -> LogView<'_> {
+    fn view<'b>(
+        &'b self,
+        surfaces: &[u16],
+        arm: &ExperimentArm,
+        span: Span,
+        mask: &'b dyn Fn(&mut LoggedRequest),
+    ) -> LogView<'b> {
+        let (log, surfaces) = (&self.log, surfaces.to_vec());
         let embedding = Some(vec![arm.embedding.clone()]);
-        LogView { log: &self.log, surfaces: surfaces.to_vec(), span, embedding }
+        LogView { log, surfaces, span, embedding, mask: Some(mask) }
     }
 
     /// Trains an expert on a span of time, from fresh parameters, or from those of `warm` for every
@@ -82,7 +96,8 @@ impl ArmRunner<'_> {
         span: Span,
         warm: Option<&Parameters>,
     ) -> Result<TrainedExpert> {
-        let view = self.view(surfaces, arm, span);
+        let mask = |logged: &mut LoggedRequest| self.mask.hide_of_log(logged);
+        let view = self.view(surfaces, arm, span, &mask);
         let survey = view.survey()?.ok_or_else(|| {
             Error::invalid("the logs have no row to train the expert on: begin the test later, or take more users")
         })?;
@@ -90,7 +105,7 @@ impl ArmRunner<'_> {
         let expert = ExpertSetup {
             config: phase.config,
             engine: phase.engine,
-            plugin: &self.context.plugin,
+            plugin: &self.plugin,
             name: "experiment",
             without_tae: arm.without_tae,
             without_fm_logits: !arm.with_fm_logits,
@@ -111,7 +126,8 @@ impl ArmRunner<'_> {
         tally: &mut ScoreTally,
     ) -> Result<()> {
         let span = Span { from_ms: Some(self.context.window.test_from_ms), until_ms: None };
-        let test = self.view(surfaces, arm, span);
+        let mask = |logged: &mut LoggedRequest| self.mask.hide_of_log(logged);
+        let test = self.view(surfaces, arm, span, &mask);
         self.phase().follow(trained, &test, &mut |target, task, probability| {
             add_target(tally, arm.index, target, task, probability);
         })

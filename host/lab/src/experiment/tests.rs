@@ -2,7 +2,8 @@
 
 use std::{path::Path, sync::Arc};
 
-use hypercast_core::prerequisite::plugins;
+use hypercast_core::prerequisite::{hostile, plugins};
+use hypercast_data::dataset::content;
 use hypercast_data::simulate::{SimulateOptions, power_law::simulate_power_law};
 use hypercast_fm::example::{Event, Example, Item, Outcome as Happened, User};
 use serde_json::Value;
@@ -22,6 +23,8 @@ fn options(dir: &Path, experiment: Experiment) -> Option<ExperimentOptions> {
         users: None,
         replicates: 50,
         expert: "mlp-fusion".into(),
+        variant: Vec::new(),
+        student: None,
         stale_hours: 6.0,
         publish_minutes: 30.0,
         surface: None,
@@ -69,24 +72,121 @@ fn table_1_has_every_arm_and_repeats() {
 }
 
 #[test]
-fn table_2_has_a_ratio_for_every_surface_and_task() {
+fn table_2_has_a_ratio_for_every_surface_task_and_way() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(options) = options(dir.path(), Experiment::Transfer) else { return };
-    let json = found(&options, &super::transfer::ARMS);
-    for arm in ["expert large", "expert large+logits"] {
-        let rows = json["rows"].as_array().unwrap().iter();
-        let ratios: Vec<&Value> =
-            rows.filter(|row| row["arm"] == arm && row["seed"] == "mean").collect();
+    let Some(mut options) = options(dir.path(), Experiment::Transfer) else { return };
+    let Some(student) = components(dir.path(), &mut options, &["distilled"]) else { return };
+    options.student = Some(student[0].into());
+    let experts = ["expert large", "expert large+logits", "distilled large", "distilled large+TAE"];
+    let others = ["FM small", "FM large", "expert without FM", "distilled small"];
+    let json = found(&options, &[others, experts].concat());
+    let rows = json["rows"].as_array().unwrap();
+    for arm in experts {
+        let of = |baseline: &str| -> Vec<&Value> {
+            let is_of = |row: &&Value| row["arm"] == arm && row["seed"] == "mean";
+            rows.iter().filter(is_of).filter(|row| row["baseline"] == baseline).collect()
+        };
+        let small = arm.replace("large", "small");
         let tasks = 3 * 2 + 2;
-        assert_eq!(ratios.len(), tasks, "click and like on two surfaces and all, finish on one");
-        for row in ratios {
-            assert!(row["transfer_ratio"].as_f64().is_some(), "{row}");
-            let kind = if row["task"] == "finish" { "aux" } else { "main" };
-            assert_eq!(row["task_type"], kind);
+        for baseline in [small.as_str(), "expert without FM"] {
+            let own = of(baseline);
+            assert_eq!(own.len(), tasks, "click and like on two surfaces and all, finish on one");
+            for row in own {
+                let is_ratio = baseline == small;
+                assert_eq!(row["transfer_ratio"].as_f64().is_some(), is_ratio, "{row}");
+                let kind = if row["task"] == "finish" { "aux" } else { "main" };
+                assert!(!is_ratio || row["task_type"] == kind);
+            }
         }
     }
+    // What the larger FM says reaches a student that is shown nothing else of it.
+    let ne = |arm: &str| row(&json, arm, "click")["ne"].as_f64().unwrap();
+    assert!(ne("distilled large") != ne("distilled small"));
+    assert!(ne("distilled large") != ne("distilled large+TAE"));
     assert_eq!(json["config"]["chosen"]["fm_small"]["dim"], 4);
     assert_eq!(json["config"]["chosen"]["fm_small"]["tae_dim"], 16);
+    options.student = components(dir.path(), &mut options, &["pointwise"]).map(|own| own[0].into());
+    let message = run(&options).unwrap_err().to_string();
+    assert!(message.contains("--student pointwise"), "{message}");
+}
+
+/// Copies guests of the tests beside the expert, as components that options name.
+fn components<'a>(
+    dir: &Path,
+    options: &mut ExperimentOptions,
+    names: &'a [&'a str],
+) -> Option<&'a [&'a str]> {
+    let into = dir.join("components");
+    std::fs::create_dir_all(&into).unwrap();
+    let expert = format!("{}.wasm", options.expert);
+    if !into.join(&expert).exists() {
+        std::fs::copy(options.setup.plugins.join(&expert), into.join(&expert)).unwrap();
+    }
+    for name in names {
+        std::fs::copy(hostile("experiments", name)?, into.join(format!("{name}.wasm"))).unwrap();
+    }
+    options.setup.plugins = into;
+    Some(names)
+}
+
+/// The row of an arm over all surfaces and seeds.
+fn row<'a>(json: &'a Value, arm: &str, task: &str) -> &'a Value {
+    let rows = json["rows"].as_array().unwrap().iter();
+    let mut own = rows.filter(|row| row["arm"] == arm && row["task"] == task);
+    own.find(|row| row["surface"] == "all" && row["seed"] == "mean").unwrap()
+}
+
+#[test]
+fn an_ablation_takes_each_part_away_that_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut options) = options(dir.path(), Experiment::Ablation) else { return };
+    let names = ["complete", "without_cross"];
+    if components(dir.path(), &mut options, &names).is_none() {
+        return;
+    }
+    let world = options.setup.from.clone().unwrap();
+    let items: Vec<u64> = (1..=80).collect();
+    let vectors = items.iter().flat_map(|&item| {
+        let angle = (item % 12) as f32;
+        [angle.sin(), angle.cos()]
+    });
+    let vectors = vectors.collect();
+    content::Content { width: 2, items, vectors }.write(&world).unwrap();
+    options.expert = names[0].into();
+    options.variant = vec![names[1].into()];
+    let both = ["candidate columns", "content vectors", "negatives in histories"];
+    let experts = ["TAE", "FM logits", "TAE and FM logits", "the short history"];
+    let fms = both.iter().chain(&["effects of counters"]).map(|part| format!("FM without {part}"));
+    let parts = ["the FM's candidate columns", both[1], both[2], "effects of counters"];
+    let experts = parts.iter().chain(&experts).map(|part| format!("without {part}"));
+    let arms: Vec<String> = fms.chain(experts).chain([names[1].into()]).collect();
+    let arms: Vec<&str> = arms.iter().map(String::as_str).collect();
+    let json = found(&options, &arms);
+    assert_eq!(json["config"]["chosen"]["left_out"], serde_json::json!({}));
+    for arm in arms {
+        let of = row(&json, arm, "click");
+        let whole = if arm.starts_with("FM") { "FM" } else { "whole" };
+        assert_eq!(of["baseline"], whole);
+        assert!(of["ne"] != row(&json, whole, "click")["ne"], "{arm} is the whole");
+    }
+}
+
+#[test]
+fn an_ablation_says_what_nothing_can_be_taken_away_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut options) = options(dir.path(), Experiment::Ablation) else { return };
+    let Some(names) = components(dir.path(), &mut options, &["pointwise"]) else { return };
+    options.expert = names[0].into();
+    options.seeds = SeedList(vec![1]);
+    let report = run(&options).unwrap();
+    let arms = ["whole", "without TAE", "FM"];
+    let has = |arm: &str| report.rows.iter().any(|row| row.arm == arm);
+    assert!(arms.iter().all(|arm| has(arm)) && !has("without the short history"));
+    let text = report.to_string();
+    let network = "parts of the expert's network, such as a cross network";
+    for part in ["content vectors", "FM logits", "the short history", network] {
+        assert!(text.contains(&format!("left out: {part}: ")), "{part}: {text}");
+    }
 }
 
 #[test]

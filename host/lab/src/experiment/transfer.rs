@@ -4,42 +4,44 @@
 //! expert that was trained on the smaller FM, without the layers that read the FM's embedding. Then
 //! they learn the same rows, with different FMs. Two others do the same and begin at their FM's own
 //! predictions: what reaches them is not the embedding's merit alone.
+//!
+//! With a student, two pairs more learn by distillation (Hinton et al., 2015): the FM's predictions
+//! are soft labels beside the true ones, which is all that the first pair has of an FM, as in ExFM
+//! (arXiv 2502.17494); the second has the embedding, too.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use hypercast_config::Config;
 use hypercast_core::text_table::TextTable;
 use hypercast_data::{dataset::timeline::Span, schema::TaskRole};
 use hypercast_fm::spec::{FmConfig, TaskSpec};
-use hypercast_train::fm::dataset_spec;
+use hypercast_train::{fm::dataset_spec, report::ALL};
 use serde_json::{Value, json};
 
 use super::{
-    ExperimentContext, ExperimentReport, ExperimentRow,
-    report::{ArmPair, SliceTotals, with_interval},
+    ExperimentContext, ExperimentReport, ExperimentRow, component,
+    mask::{InputMask, TaeMask},
+    report::{ArmPair, SliceTotals, arms_by_task, with_interval},
     runner::{ArmRunner, ExperimentArm, add_target},
 };
 use crate::{
     bootstrap::intervals,
-    error::Result,
+    error::{CommonErrors as _, Error, Result},
     evaluate::stream::{StreamBatch, targets},
     tally::{ScoreTally, ScoreTotals},
 };
 
-pub(super) const ARMS: [&str; 6] = [
-    "FM small",
-    "FM large",
-    "expert small",
-    "expert large",
-    "expert small+logits",
-    "expert large+logits",
-];
+/// The arms before those of experts with an FM.
+const FIRST_ARMS: [&str; 3] = ["FM small", "FM large", "expert without FM"];
 
-/// The pairs that are compared: FMs with each other, and their experts with each other.
+/// The FMs, which are compared with each other.
 const FM: ArmPair = ArmPair { baseline: 0, arm: 1 };
-const EXPERT: ArmPair = ArmPair { baseline: 2, arm: 3 };
-const EXPERT_WITH_LOGITS: ArmPair = ArmPair { baseline: 4, arm: 5 };
-const EXPERTS: [ArmPair; 2] = [EXPERT, EXPERT_WITH_LOGITS];
+
+/// An expert to which nothing reaches from an FM.
+const WITHOUT_FM: usize = 2;
 
 /// The share of the past on which the common starting point is trained.
 const WARM_SHARE: f64 = 0.5;
@@ -47,34 +49,109 @@ const WARM_SHARE: f64 = 0.5;
 /// Positives that a row of the printed table needs. The JSON has every row.
 const SHOWN: f64 = 100.0;
 
+/// What reaches an expert from its FM.
+struct TransferWay {
+    /// Of the names of its arms, around the FM's size.
+    names: [&'static str; 2],
+    /// Of its columns in the printed table.
+    heading: &'static str,
+    plugin: PathBuf,
+    mask: InputMask,
+    with_fm_logits: bool,
+    /// The experts of the smaller and of the larger FM.
+    pair: ArmPair,
+}
+
+/// All ways, in the order of their arms.
+struct TransferWays(Vec<TransferWay>);
+
+impl TransferWays {
+    /// Those that the experts of an experiment have.
+    fn new(context: &ExperimentContext<'_>) -> Result<Self> {
+        let mut ways = Self(Vec::new());
+        let expert = &context.plugin;
+        ways.add(["expert", ""], "expert", expert, TaeMask::Nothing, false);
+        if context.blueprint(expert)?.columns.reads_fm_logits() {
+            ways.add(["expert", "+logits"], "with logits", expert, TaeMask::Nothing, true);
+        }
+        if let Some(name) = &context.options.student {
+            let student = &component(context.options, name);
+            if !context.blueprint(student)?.columns.reads_fm_logits() {
+                return Err(Error::invalid(format!(
+                    "--student {name}: it does not read the FM's predictions, so it learns nothing \
+                     of them"
+                )));
+            }
+            ways.add(["distilled", ""], "distilled", student, TaeMask::All, true);
+            ways.add(["distilled", "+TAE"], "distilled+TAE", student, TaeMask::Nothing, true);
+        }
+        Ok(ways)
+    }
+
+    fn add(
+        &mut self,
+        names: [&'static str; 2],
+        heading: &'static str,
+        plugin: &Path,
+        tae: TaeMask,
+        with_fm_logits: bool,
+    ) {
+        let (plugin, mask) = (plugin.to_path_buf(), InputMask { tae, ..InputMask::default() });
+        let first = FIRST_ARMS.len() + 2 * self.0.len();
+        let pair = ArmPair { baseline: first, arm: first + 1 };
+        self.0.push(TransferWay { names, heading, plugin, mask, with_fm_logits, pair });
+    }
+
+    fn arms(&self) -> Vec<String> {
+        let of_way = |TransferWay { names: [first, last], .. }: &TransferWay| {
+            ["small", "large"].map(|size| format!("{first} {size}{last}"))
+        };
+        let first = FIRST_ARMS.map(String::from).into_iter();
+        first.chain(self.0.iter().flat_map(of_way)).collect()
+    }
+
+    /// The FMs and each way's experts.
+    fn pairs(&self) -> impl Iterator<Item = ArmPair> {
+        [FM].into_iter().chain(self.0.iter().map(|way| way.pair))
+    }
+}
+
 /// Runs it for every seed.
 pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
-    let tallies = context.tallies(&ARMS, |config, tally| {
+    let ways = TransferWays::new(context)?;
+    let names = ways.arms();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let tallies = context.tallies(&names, |config, tally| {
         context.times.time("fm", || embed(context, config, tally))?;
-        let runners = [context.runner(config, 0)?, context.runner(config, 1)?];
-        context.times.time("experts", || {
-            experts(&runners, EXPERT, tally)?;
-            experts(&runners, EXPERT_WITH_LOGITS, tally)
-        })
+        context.times.time("experts", || experts(context, config, &ways, tally))
     })?;
-    let (mut rows, mut table) = (Vec::new(), empty_table());
+    let (mut rows, mut table) = (Vec::new(), ways.empty_table());
+    let mut over_without = Vec::new();
     for cell in SliceTotals::all(&tallies)? {
-        let pairs = [FM, EXPERT, EXPERT_WITH_LOGITS].map(|pair| {
+        let pairs = ways.pairs().flat_map(|pair| {
             let ArmPair { baseline, .. } = pair;
             [ArmPair { baseline, arm: baseline }, pair]
         });
-        let pairs = pairs.concat();
-        let mut of_cell = context.rows_of(&cell, &pairs);
-        add_ratios(context, &cell, &mut of_cell);
+        let mut of_cell = context.rows_of(&cell, &pairs.collect::<Vec<_>>());
+        ways.add_ratios(context, &cell, &mut of_cell);
         if cell.totals.positives >= SHOWN
-            && let Some(line) = line(&of_cell)
+            && let Some(line) = ways.line(&of_cell)
         {
             table.line(line);
         }
         rows.extend(of_cell);
+        let arms = [WITHOUT_FM].into_iter().chain(ways.0.iter().map(|way| way.pair.arm));
+        let pairs: Vec<_> = arms.map(|arm| ArmPair { baseline: WITHOUT_FM, arm }).collect();
+        over_without.extend(context.rows_of(&cell, &pairs));
     }
-    let chosen = json!({ "fm_small": smaller(&context.config.fm), "warm_share": WARM_SHARE });
-    Ok(context.report(table.to_string(), rows, Vec::new(), chosen))
+    let table = format!("{table}\n{}", arms_by_task(&over_without, ALL));
+    rows.extend(over_without);
+    let chosen = json!({
+        "fm_small": smaller(&context.config.fm),
+        "warm_share": WARM_SHARE,
+        "student": context.options.student,
+    });
+    Ok(context.report(table, rows, Vec::new(), chosen))
 }
 
 /// Runs both FMs over one stream, logs what they answer, and tallies their heads' predictions.
@@ -147,25 +224,58 @@ impl FmHeads {
     }
 }
 
-/// Trains and measures the experts of a pair, with the logs of the smaller and the larger FM.
-fn experts(runners: &[ArmRunner<'_>; 2], pair: ArmPair, tally: &mut ScoreTally) -> Result<()> {
-    let [small, large] = runners;
-    let surfaces = small.surfaces();
-    let test_from_ms = small.context.window.test_from_ms;
-    let middle_ms = middle(small)?;
-    let arm = |index| ExperimentArm {
-        index,
-        embedding: 0..small.log.tae_dim,
-        without_tae: false,
-        with_fm_logits: pair.arm == EXPERT_WITH_LOGITS.arm,
-    };
+/// Trains and measures the experts of a seed: one without an FM, and two of each way.
+fn experts(
+    context: &ExperimentContext<'_>,
+    config: &Config,
+    ways: &TransferWays,
+    tally: &mut ScoreTally,
+) -> Result<()> {
+    let small = context.runner(config, 0)?;
+    let middle_ms = middle(&small)?;
+    let embedding = 0..small.log.tae_dim;
+    let index = WITHOUT_FM;
+    let (without_tae, with_fm_logits) = (true, false);
+    let arm = ExperimentArm { index, embedding: embedding.clone(), without_tae, with_fm_logits };
+    from_common_start(&[ArmOfStart { runner: small, arm }], middle_ms, tally)?;
+    for way in &ways.0 {
+        let of_fm = |(fm, index)| {
+            let (plugin, mask) = (way.plugin.clone(), way.mask.clone());
+            let runner = ArmRunner { plugin, mask, ..context.runner(config, fm)? };
+            let (embedding, with_fm_logits) = (embedding.clone(), way.with_fm_logits);
+            let arm = ExperimentArm { index, embedding, without_tae: false, with_fm_logits };
+            Ok(ArmOfStart { runner, arm })
+        };
+        let places = [way.pair.baseline, way.pair.arm].into_iter().enumerate();
+        let arms = places.map(of_fm).collect::<Result<Vec<_>>>()?;
+        from_common_start(&arms, middle_ms, tally)?;
+    }
+    Ok(())
+}
+
+/// An expert that goes on from a start that others have, too.
+struct ArmOfStart<'a> {
+    runner: ArmRunner<'a>,
+    arm: ExperimentArm,
+}
+
+/// Trains an expert as the first arm says until `middle_ms`. From its parameters each arm's goes on
+/// by its own, and is measured.
+fn from_common_start(
+    arms: &[ArmOfStart<'_>],
+    middle_ms: i64,
+    tally: &mut ScoreTally,
+) -> Result<()> {
+    let ArmOfStart { runner, arm } = &arms[0];
+    let surfaces = runner.surfaces();
     let early = Span { from_ms: None, until_ms: Some(middle_ms) };
-    let first = small.train(&arm(pair.baseline), &surfaces, early, None)?;
+    let first = runner.train(arm, &surfaces, early, None)?;
+    let test_from_ms = runner.context.window.test_from_ms;
     let late = Span { from_ms: Some(middle_ms), until_ms: Some(test_from_ms) };
-    for (runner, arm) in [(small, arm(pair.baseline)), (large, arm(pair.arm))] {
+    for ArmOfStart { runner, arm } in arms {
         let warm = Some(first.stream.trainer.parameters());
-        let mut trained = runner.train(&arm, &surfaces, late, warm)?;
-        runner.measure(&mut trained, &arm, &surfaces, tally)?;
+        let mut trained = runner.train(arm, &surfaces, late, warm)?;
+        runner.measure(&mut trained, arm, &surfaces, tally)?;
     }
     Ok(())
 }
@@ -192,66 +302,74 @@ fn ratio(totals: &ScoreTotals, expert: ArmPair, seeds: Range<usize>) -> f64 {
     gain(expert) / gain(FM)
 }
 
-/// Adds the kind of task to every row, and the transfer ratio to those of the larger FM's experts.
-fn add_ratios(context: &ExperimentContext<'_>, cell: &SliceTotals, rows: &mut [ExperimentRow]) {
-    let ExperimentContext { options, dataset, .. } = context;
-    let seeds = options.seeds.0.len();
-    let bounds = intervals(&cell.dense, options.replicates, |totals| {
-        let ratios = EXPERTS.map(|expert| ratio(totals, expert, 0..seeds));
-        [&[totals.mean_ne_diff_pct(FM.arm, FM.baseline)][..], &ratios].concat()
-    });
-    let clear = bounds[0][1] < 0.0 || bounds[0][0] > 0.0;
-    let kind = match dataset.schema.tasks[cell.slice.task].role {
-        TaskRole::Main => "main",
-        TaskRole::Auxiliary => "aux",
-    };
-    let finite = |value: f64| value.is_finite().then_some(value);
-    for row in rows {
-        row.more.insert("task_type", kind.into());
-        let Some(place) = EXPERTS.iter().position(|expert| row.arm == ARMS[expert.arm]) else {
-            continue;
+impl TransferWays {
+    /// Adds the kind of task to every row, and the transfer ratio to those of the larger FM's
+    /// experts.
+    fn add_ratios(
+        &self,
+        context: &ExperimentContext<'_>,
+        cell: &SliceTotals,
+        rows: &mut [ExperimentRow],
+    ) {
+        let ExperimentContext { options, dataset, .. } = context;
+        let seeds = options.seeds.0.len();
+        let bounds = intervals(&cell.dense, options.replicates, |totals| {
+            let ratios = self.0.iter().map(|way| ratio(totals, way.pair, 0..seeds));
+            [totals.mean_ne_diff_pct(FM.arm, FM.baseline)].into_iter().chain(ratios).collect()
+        });
+        let clear = bounds[0][1] < 0.0 || bounds[0][0] > 0.0;
+        let kind = match dataset.schema.tasks[cell.slice.task].role {
+            TaskRole::Main => "main",
+            TaskRole::Auxiliary => "aux",
         };
-        let own = options.seeds.0.iter().position(|known| row.seed == *known);
-        let of_seeds = own.map_or(0..seeds, |at| at..at + 1);
-        let own_ratio = ratio(&cell.totals, EXPERTS[place], of_seeds);
-        row.more.insert("transfer_ratio", finite(own_ratio).into());
-        if own.is_none() {
-            row.more.insert("transfer_ratio_ci95", json!(bounds[1 + place].map(finite)));
-            row.more.insert("fm_gain_outside_interval", clear.into());
+        let finite = |value: f64| value.is_finite().then_some(value);
+        for row in rows {
+            row.more.insert("task_type", kind.into());
+            let is_of = |way: &TransferWay| row.arm == cell.arms[way.pair.arm];
+            let Some(place) = self.0.iter().position(is_of) else { continue };
+            let own = options.seeds.0.iter().position(|known| row.seed == *known);
+            let of_seeds = own.map_or(0..seeds, |at| at..at + 1);
+            let own_ratio = ratio(&cell.totals, self.0[place].pair, of_seeds);
+            row.more.insert("transfer_ratio", finite(own_ratio).into());
+            if own.is_none() {
+                row.more.insert("transfer_ratio_ci95", json!(bounds[1 + place].map(finite)));
+                row.more.insert("fm_gain_outside_interval", clear.into());
+            }
         }
     }
-}
 
-fn empty_table() -> TextTable {
-    let metrics = [
-        "FM NE diff (%)",
-        "expert NE diff (%)",
-        "transfer ratio",
-        "with logits NE diff (%)",
-        "with logits ratio",
-    ];
-    TextTable::new(3, ["surface", "type", "task"].into_iter().chain(metrics))
-}
-
-/// A line of table 2. A ratio is in brackets if the interval of the FM's gain contains 0.
-fn line(rows: &[ExperimentRow]) -> Option<Vec<String>> {
-    let mean = |arm: &str| rows.iter().find(|row| row.arm == arm && row.seed == "mean");
-    let cell =
-        |arm: &str| mean(arm).map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95));
-    let number = |value: &Value| value.as_f64().map_or("-".into(), |value| format!("{value:.2}"));
-    let ratio = |expert: &ExperimentRow| {
-        let bounds = &expert.more["transfer_ratio_ci95"];
-        let own = number(&expert.more["transfer_ratio"]);
-        let text = format!("{own} [{}, {}]", number(&bounds[0]), number(&bounds[1]));
-        let is_clear = expert.more["fm_gain_outside_interval"] == true;
-        if is_clear { text } else { format!("({text})") }
-    };
-    let first = mean(ARMS[EXPERT.arm])?;
-    let kind = first.more["task_type"].as_str().unwrap_or_default();
-    let mut line: Vec<String> = [&first.surface, kind, &first.task].map(String::from).into();
-    line.push(cell(ARMS[FM.arm]));
-    for expert in EXPERTS.map(|expert| ARMS[expert.arm]) {
-        line.extend([cell(expert), ratio(mean(expert)?)]);
+    fn empty_table(&self) -> TextTable {
+        let of_way = |way: &TransferWay| {
+            let heading = way.heading;
+            [format!("{heading} NE diff (%)"), format!("{heading} ratio")]
+        };
+        let first = ["surface", "type", "task", "FM NE diff (%)"].map(String::from);
+        TextTable::new(3, first.into_iter().chain(self.0.iter().flat_map(of_way)))
     }
-    Some(line)
+
+    /// A line of table 2. A ratio is in brackets if the interval of the FM's gain contains 0.
+    fn line(&self, rows: &[ExperimentRow]) -> Option<Vec<String>> {
+        let arms = self.arms();
+        let mean = |arm: usize| rows.iter().find(|row| row.arm == arms[arm] && row.seed == "mean");
+        let cell = |arm: usize| {
+            mean(arm).map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95))
+        };
+        let number =
+            |value: &Value| value.as_f64().map_or("-".into(), |value| format!("{value:.2}"));
+        let ratio = |expert: &ExperimentRow| {
+            let bounds = &expert.more["transfer_ratio_ci95"];
+            let own = number(&expert.more["transfer_ratio"]);
+            let text = format!("{own} [{}, {}]", number(&bounds[0]), number(&bounds[1]));
+            let is_clear = expert.more["fm_gain_outside_interval"] == true;
+            if is_clear { text } else { format!("({text})") }
+        };
+        let first = mean(self.0[0].pair.arm)?;
+        let kind = first.more["task_type"].as_str().unwrap_or_default();
+        let mut line: Vec<String> = [&first.surface, kind, &first.task].map(String::from).into();
+        line.push(cell(FM.arm));
+        for way in &self.0 {
+            line.extend([cell(way.pair.arm), ratio(mean(way.pair.arm)?)]);
+        }
+        Some(line)
+    }
 }

@@ -57,7 +57,7 @@ fn logged(dir: &Path, tasks: &[&str], learning_rate: f64) -> Config {
 }
 
 fn view(log: &LogReader) -> LogView<'_> {
-    LogView { log, surfaces: vec![0], span: Span::default(), embedding: None }
+    LogView { log, surfaces: vec![0], span: Span::default(), embedding: None, mask: None }
 }
 
 /// What a loop that never ends says of each pass, and its state.

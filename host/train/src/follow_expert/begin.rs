@@ -227,5 +227,5 @@ fn opened(logs: &Path, options: &FollowExpertOptions) -> Result<Option<LogReader
 }
 
 fn view<'a>(log: &'a LogReader, surfaces: &[u16]) -> LogView<'a> {
-    LogView { log, surfaces: surfaces.to_vec(), span: Span::default(), embedding: None }
+    LogView { log, surfaces: surfaces.to_vec(), span: Span::default(), embedding: None, mask: None }
 }
