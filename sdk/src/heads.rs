@@ -116,10 +116,10 @@ impl<'g> TaskHeads<'g> {
 
     /// Sets the output of each of the graph's tasks from `bottom`, `[rows, k]`.
     pub fn apply(&self, g: &'g Graph, bottom: Tensor<'g>) {
+        let logits: Vec<_> = g.tasks().iter().map(|task| self.logit(&task.name, bottom)).collect();
         let state: Vec<&str> = g.info().user_state().filter(|_| self.scores).collect();
         let state = (!state.is_empty()).then(|| g.features(&state));
-        for task in g.tasks() {
-            let logit = self.logit(&task.name, bottom);
+        for (task, logit) in g.tasks().iter().zip(logits) {
             g.output(&task.name, logit);
             if let Some(state) = state {
                 let level = || g.scope(&task.name, || self.level(logit, state));
