@@ -100,6 +100,12 @@ impl HostInfo {
         self.offered("fm-logit")
     }
 
+    /// The features that follow the user's own outcomes, whatever is shown and where: counters by
+    /// the user alone, and the state of the history. None from a host of before.
+    pub fn user_state(&self) -> impl Iterator<Item = &str> {
+        self.offered("user-state")
+    }
+
     fn offered<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a str> {
         let of_kind = self.columns.iter().filter(move |column| column.kind == kind);
         of_kind.map(|column| column.name.as_str())

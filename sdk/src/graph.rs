@@ -37,6 +37,8 @@ struct GraphState {
     losses: Vec<(String, u32)>,
     /// What is added to the losses of tasks.
     auxiliary_losses: Vec<(String, u32)>,
+    /// The ranking scores of tasks, each with its node.
+    scores: Vec<(String, u32)>,
     extra_loss: Option<u32>,
     gradient_clip: Option<f32>,
     scope: Vec<String>,
@@ -302,6 +304,21 @@ impl Graph {
         }
     }
 
+    /// Sets the ranking score of a task, `[rows, 1]`, which `rank` reads with
+    /// [`Request::score`](crate::Request::score) beside the prediction: for an order that the
+    /// prediction does not give. Earlier hosts refuse it by name.
+    pub fn score(&self, task: &str, score: Tensor<'_>) {
+        if !self.tasks.iter().any(|known| known.name == task) {
+            self.fail(&format!("score of `{task}`, which is not in the description"));
+        } else if self.state.borrow().scores.iter().any(|(known, _)| known == task) {
+            self.fail(&format!("two scores of task `{task}`"));
+        } else if score.shape() != Shape::rows(1) || score.ids {
+            self.fail(&format!("the score of `{task}` must be [rows, 1], not {}", score.shape()));
+        } else {
+            self.state.borrow_mut().scores.push((task.into(), score.node));
+        }
+    }
+
     /// Records a mistake, unless one was recorded before. Returns a placeholder tensor, so that the
     /// code that builds the graph can continue.
     pub fn fail(&self, message: &str) -> Tensor<'_> {
@@ -328,6 +345,7 @@ impl Graph {
             nodes,
             mut outputs,
             losses,
+            scores,
             extra_loss,
             gradient_clip,
             error,
@@ -341,9 +359,10 @@ impl Graph {
             let name = &task.name;
             return Err(format!("task `{name}` has no output: call `g.output(\"{name}\", ..)`"));
         }
-        for (task, node) in losses {
+        let losses = losses.into_iter().map(|own| ("loss", own));
+        for (name, (task, node)) in losses.chain(scores.into_iter().map(|own| ("score", own))) {
             let output = outputs.iter_mut().find(|output| output.task == task);
-            output.expect("each task has one").options.push(integer("loss", node.into()));
+            output.expect("each task has one").options.push(integer(name, node.into()));
         }
         let clip = |norm| attribute("gradient_clip", Value::Number(norm));
         let options = gradient_clip.map(clip).into_iter().collect();

@@ -19,6 +19,14 @@ const BIAS_SPEED: f32 = 10.0;
 /// tables: little is left to learn there.
 const FM_CALIBRATION_RATE: f32 = 0.1;
 
+/// How fast the user's level learns, as a share of the usual rate. It is linear in a few numbers
+/// that go together, and one that is far from the best fit keeps some of what it is to take out.
+const LEVEL_RATE: f32 = 10.0;
+
+/// The weight of the level's loss. Its own steps do not depend on it; it is small, so that the
+/// bound of a step's gradient is left to the tasks.
+const LEVEL_LOSS: f32 = 0.001;
+
 /// A small tower per task over a shared bottom, plus direct linear paths from first-order features
 /// and from the FM's embedding, followed by a `PerSurface` calibration. Thanks to the direct paths
 /// an expert is at least as good as a linear model.
@@ -36,6 +44,7 @@ pub struct TaskHeads<'g> {
     direct: Option<Tensor<'g>>,
     fm: Option<FmEmbedded<'g>>,
     from_fm: bool,
+    scores: bool,
 }
 
 impl<'g> TaskHeads<'g> {
@@ -49,6 +58,7 @@ impl<'g> TaskHeads<'g> {
             direct: None,
             fm: None,
             from_fm: false,
+            scores: false,
         }
     }
 
@@ -74,6 +84,19 @@ impl<'g> TaskHeads<'g> {
         Self { from_fm: true, ..self }
     }
 
+    /// Gives each task a ranking score (`Graph::score`) beside its prediction: the output less the
+    /// user's level at that moment, which is what the user's own running numbers
+    /// (`HostInfo::user_state`) explain of the output, in a linear model with a bias for each
+    /// surface. The level is learned from the outputs and changes nothing of them.
+    ///
+    /// Candidates of one request have one level, so within a request the score orders as the
+    /// prediction does. Over the requests of a user it orders better: a user's running rate is high
+    /// just after what raised it, which is then no longer to come. A host that does not say which
+    /// features these are gets no scores.
+    pub fn ranking_scores(self) -> Self {
+        Self { scores: true, ..self }
+    }
+
     /// Sets the layer widths of each tower; an empty list makes the head linear.
     pub fn tower(self, widths: impl IntoIterator<Item = u32>) -> Self {
         Self { tower: widths.into_iter().collect(), ..self }
@@ -91,9 +114,29 @@ impl<'g> TaskHeads<'g> {
 
     /// Sets the output of each of the graph's tasks from `bottom`, `[rows, k]`.
     pub fn apply(&self, g: &'g Graph, bottom: Tensor<'g>) {
-        for task in g.tasks() {
-            g.output(&task.name, self.logit(&task.name, bottom));
+        let logits: Vec<_> = g.tasks().iter().map(|task| self.logit(&task.name, bottom)).collect();
+        let state: Vec<&str> = g.info().user_state().filter(|_| self.scores).collect();
+        let state = (!state.is_empty()).then(|| g.features(&state));
+        for (task, logit) in g.tasks().iter().zip(logits) {
+            g.output(&task.name, logit);
+            if let Some(state) = state {
+                let level = || g.scope(&task.name, || self.level(logit, state));
+                g.score(&task.name, logit - g.scope(&self.name, level));
+            }
         }
+    }
+
+    /// The part of a logit that is the user's level, `[rows, 1]`, from the user's running numbers.
+    fn level(&self, logit: Tensor<'g>, state: Tensor<'g>) -> Tensor<'g> {
+        let g = logit.graph();
+        let build = || {
+            let level = Linear::new("user", 1).no_bias().init(Initialiser::Zeros).apply(state);
+            let of_surface = self.calibrated(g.parameter("bias", &[1], Initialiser::Zeros));
+            let error = logit.stop_gradient() - level - of_surface;
+            g.extra_loss(error * error * LEVEL_LOSS);
+            level
+        };
+        g.rate_factor(LEVEL_RATE, || g.scope("level", build))
     }
 
     /// Returns the logit of one task (the standardised value, for a regression), `[rows, 1]`,

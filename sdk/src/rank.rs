@@ -24,8 +24,13 @@ pub struct Request {
     /// How many candidates the caller wants back.
     pub limit: usize,
     predictions: Vec<Prediction>,
+    /// Ranking scores, under the names of their tasks.
+    scores: Vec<Prediction>,
     columns: Vec<NamedColumn>,
 }
+
+/// What the host puts behind the name of a task whose ranking score it hands on.
+const SCORE: &str = ":score";
 
 /// Allows at most `at_most` candidates with the same key in any `window` consecutive places.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +48,9 @@ impl Request {
         predictions: Vec<Prediction>,
         columns: Vec<NamedColumn>,
     ) -> Self {
+        let (mut scores, predictions): (Vec<_>, Vec<_>) =
+            predictions.into_iter().partition(|own| own.task.ends_with(SCORE));
+        scores.iter_mut().for_each(|own| own.task.truncate(own.task.len() - SCORE.len()));
         Self {
             surface: request.surface,
             user: request.user,
@@ -52,6 +60,7 @@ impl Request {
             limit: request.limit as usize,
             candidates: request.candidates,
             predictions,
+            scores,
             columns,
         }
     }
@@ -67,6 +76,13 @@ impl Request {
         found
             .map(|p| p.values.as_slice())
             .ok_or_else(|| format!("rank: no prediction of task `{task}`"))
+    }
+
+    /// One task's ranking score for each candidate, which the network sets with
+    /// [`Graph::score`](crate::Graph::score); the prediction of a task that has none.
+    pub fn score(&self, task: &str) -> Result<&[f32], String> {
+        let found = self.scores.iter().find(|own| own.task == task);
+        found.map_or_else(|| self.prediction(task), |own| Ok(own.values.as_slice()))
     }
 
     /// A numeric feature of each candidate, as it is; 0 where it is missing, which the feature

@@ -275,3 +275,50 @@ fn a_network_from_elsewhere_says_what_it_begins_with_and_what_it_predicts() {
     let error = error_of(|g| _ = g.parameter_from("weight", &[3, 1], &bytes));
     assert!(error.contains("`weight` of shape [3, 1] needs 12 bytes of values, not 8"), "{error}");
 }
+
+/// The option `score` of the first output; none without it.
+fn score(network: &Network) -> Option<&Value> {
+    let options = network.outputs[0].options.iter();
+    options.filter(|option| option.name == "score").map(|option| &option.value).next()
+}
+
+#[test]
+fn heads_score_by_the_output_less_the_users_level_where_the_host_says_what_it_is() {
+    let built = |user_state: &[&str]| {
+        let offered = |name: &&str| OfferedColumn {
+            kind: "user-state".into(),
+            name: name.to_string(),
+            width: 1,
+        };
+        let info = HostInfo { columns: user_state.iter().map(offered).collect(), ..info() };
+        let g = Graph::new(info.clone(), &Description::new("test", "1.0.0").all_tasks(&info));
+        g.extra_loss(g.feature("click_count"));
+        TaskHeads::new("heads").ranking_scores().apply(&g, g.tae());
+        g.finish().map(|finished| finished.network)
+    };
+    let level = "heads/click/level/user/weight";
+    let names = |network: &Network| -> HashSet<String> {
+        network.parameters.iter().map(|parameter| parameter.name.clone()).collect()
+    };
+    let without = built(&[]).unwrap();
+    assert!(score(&without).is_none() && !names(&without).contains(level));
+    let with = built(&["click_rate"]).unwrap();
+    let Some(Value::Integer(node)) = score(&with) else { panic!("{:?}", with.outputs) };
+    let node = &with.nodes[*node as usize];
+    assert_eq!((node.op.as_str(), node.inputs[0]), ("Sub", with.outputs[0].node));
+    assert!(names(&with).contains(level), "{:?}", names(&with));
+    let extra = |network: &Network| {
+        let node = network.extra_loss.expect("the plugin has one");
+        network.nodes[node as usize].op.clone()
+    };
+    assert_eq!([extra(&without), extra(&with)], ["Input", "Add"], "both losses count");
+    assert!(built(&["unknown"]).unwrap_err().contains("`unknown`"));
+}
+
+#[test]
+fn a_score_is_one_number_a_row_of_a_task_once() {
+    assert!(error_of(|g| g.score("like", g.feature("click_rate"))).contains("score of `like`"));
+    assert!(error_of(|g| g.score("click", g.tae())).contains("must be [rows, 1]"));
+    let twice = |g: &Graph| (0..2).for_each(|_| g.score("click", g.feature("click_rate")));
+    assert!(error_of(twice).contains("two scores of task `click`"));
+}

@@ -117,6 +117,22 @@ fn value_models_combine_all_tasks() {
 }
 
 #[test]
+fn a_ranking_score_is_read_beside_the_prediction_and_is_no_task() {
+    let own = vec![
+        Prediction { task: "a".into(), values: vec![0.1, 0.9] },
+        Prediction { task: "b".into(), values: vec![0.5, 0.5] },
+        Prediction { task: "a:score".into(), values: vec![3.0, -2.0] },
+    ];
+    let candidates = RankRequest { candidates: vec![5, 6], limit: 2, ..RankRequest::default() };
+    let request = Request::new(candidates, own, Vec::new());
+    assert_eq!(request.score("a"), Ok(&[3.0, -2.0][..]));
+    assert_eq!(request.score("b"), Ok(&[0.5, 0.5][..]), "one that has none");
+    assert_eq!(request.predictions().len(), 2);
+    assert_eq!(request.weighted_sum(|_| 1.0), [0.6, 1.4]);
+    assert!(request.score("c").is_err());
+}
+
+#[test]
 fn diversity_delays_a_key_but_fills_every_place() {
     let request = request(&[0.0; 5], 5);
     let scores = [5.0, 4.0, 3.0, 2.0, 1.0];

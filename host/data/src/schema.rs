@@ -14,6 +14,7 @@ mod ranges;
 mod tags;
 mod training_only;
 mod upgrade;
+mod user_state;
 mod validate;
 mod watch;
 

@@ -124,5 +124,6 @@ fn pruned(graph: &ExpertGraph, outputs: &[usize]) -> ExpertGraph {
         nodes.push(Node { inputs, ..node.clone() });
     }
     let outputs = outputs.iter().map(|output| new_index[*output]).collect();
-    ExpertGraph { nodes, outputs, losses: Vec::new(), extra_loss: None, ..graph.clone() }
+    let (scores, losses) = (Vec::new(), Vec::new());
+    ExpertGraph { nodes, outputs, scores, losses, extra_loss: None, ..graph.clone() }
 }

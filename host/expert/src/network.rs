@@ -16,7 +16,7 @@ use super::{Device, Error};
 
 /// A graph with its trained parameters on some device.
 pub trait ServingNetwork: Send + Sync {
-    /// The outputs `[rows, tasks]` of a batch with at least one row.
+    /// The outputs and ranking scores `[rows, graph.predicted()]` of a batch with at least one row.
     fn outputs(&self, batch: &ExpertBatch) -> Vec<f32>;
 }
 

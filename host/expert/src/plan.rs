@@ -67,7 +67,8 @@ impl NetworkPlan {
                 planner.planned[at] = planner.node(at);
             }
         }
-        let outputs = graph.outputs.iter().map(|output| planner.operand(*output)).collect();
+        let predicted = graph.predicted();
+        let outputs = predicted.iter().map(|output| planner.operand(*output)).collect();
         let Planner { steps, constants, columns, lookups, rest, .. } = planner;
         let program = PlannedProgram { steps, constants, outputs };
         NetworkPlan { program, columns, lookups, rest }
@@ -163,7 +164,7 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn new(graph: &'a ExpertGraph) -> Self {
-        let needed = reach(graph, &graph.outputs);
+        let needed = reach(graph, &graph.predicted());
         let mut readers = vec![Vec::new(); graph.nodes.len()];
         for (at, node) in graph.nodes.iter().enumerate().filter(|(at, _)| needed[*at]) {
             node.inputs.iter().for_each(|input| readers[*input].push(at));
@@ -362,7 +363,7 @@ impl<'a> Planner<'a> {
     fn bias(&self, product: usize, width: usize) -> Option<usize> {
         let [reader] = self.readers[product][..] else { return None };
         let node = &self.graph.nodes[reader];
-        if node.op != Op::Binary(Zip::Add) || self.graph.outputs.contains(&product) {
+        if node.op != Op::Binary(Zip::Add) || self.graph.predicted().contains(&product) {
             return None;
         }
         let other = node.inputs.iter().find(|input| **input != product)?;

@@ -5,7 +5,7 @@
 //! fault of a guest or its network becomes [`RankOutcome::Degraded`], and the caller answers with
 //! the FM's ranking. Calls are synchronous: run them on blocking threads.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -254,21 +254,50 @@ pub struct ExpertPredictions {
     /// For each task, in the description's order, a value a row: the probability of a binary task,
     /// the value of a regression in the unit of its label.
     pub tasks: Vec<Prediction>,
+    /// The ranking scores of the tasks that have one, under the names of [`contract::score_name`].
+    pub scores: Vec<Prediction>,
 }
 
 impl ExpertPredictions {
-    /// The predictions of a network's outputs `[rows, tasks]`, which are on `scales`.
-    pub fn new(tasks: &[Task], scales: &LabelScales, outputs: &[f32]) -> ExpertPredictions {
+    /// The predictions of what a network computes of rows, `[rows, graph.predicted()]`, whose
+    /// outputs are on `scales`.
+    pub fn new(
+        graph: &ExpertGraph,
+        tasks: &[Task],
+        scales: &LabelScales,
+        outputs: &[f32],
+    ) -> ExpertPredictions {
+        let scored = tasks.iter().zip(&graph.scores).filter(|(_, score)| score.is_some());
+        let scored: Vec<&Task> = scored.map(|(task, _)| task).collect();
+        let column = |index: usize| outputs.iter().skip(index).step_by(tasks.len() + scored.len());
         let of_task = |(index, task): (usize, &Task)| {
-            let outputs = outputs.iter().skip(index).step_by(tasks.len());
             let value = |output: &f32| match scales.get(&task.name) {
                 Some(scale) => scale.prediction(*output),
                 None => prediction(task.kind, *output),
             };
-            let values = outputs.map(value).collect();
-            Prediction { task: task.name.clone(), values }
+            Prediction { task: task.name.clone(), values: column(index).map(value).collect() }
         };
-        ExpertPredictions { tasks: tasks.iter().enumerate().map(of_task).collect() }
+        let score = |(index, task): (usize, &&Task)| Prediction {
+            task: contract::score_name(&task.name),
+            values: column(tasks.len() + index).copied().collect(),
+        };
+        ExpertPredictions {
+            tasks: tasks.iter().enumerate().map(of_task).collect(),
+            scores: scored.iter().enumerate().map(score).collect(),
+        }
+    }
+
+    /// What `rank` reads: the predictions of the tasks, then the ranking scores.
+    pub fn for_rank(&self) -> Cow<'_, [Prediction]> {
+        let ExpertPredictions { tasks, scores } = self;
+        if scores.is_empty() { tasks.into() } else { [tasks.as_slice(), scores].concat().into() }
+    }
+
+    /// The ranking score of the task `name`, one a row; none if the network has none.
+    pub fn score(&self, name: &str) -> Option<&[f32]> {
+        let name = contract::score_name(name);
+        let score = self.scores.iter().find(|score| score.task == name)?;
+        Some(&score.values)
     }
 
     /// The values of the task `name`, one a row.
@@ -394,7 +423,7 @@ impl ServedExpert {
             if batch.rows == 0 { Vec::new() } else { self.network.outputs(batch) }
         });
         let predictions = self.predictions(&outputs);
-        for Prediction { task, values } in &predictions.tasks {
+        for Prediction { task, values } in predictions.tasks.iter().chain(&predictions.scores) {
             if let Some(row) = values.iter().position(|value| !value.is_finite()) {
                 let why = format!("task `{task}`, row {row}: prediction {}", values[row]);
                 return Err(self.fault(Call::Predict, Fault::BadOutput(why)));
@@ -404,8 +433,8 @@ impl ServedExpert {
     }
 
     fn predictions(&self, outputs: &[f32]) -> ExpertPredictions {
-        let tasks = &self.blueprint.description.tasks;
-        ExpertPredictions::new(tasks, &self.provenance.labels, outputs)
+        let Blueprint { graph, description, .. } = &*self.blueprint;
+        ExpertPredictions::new(graph, &description.tasks, &self.provenance.labels, outputs)
     }
 
     /// Calls the plugin's `rank`, without the breaker and the thread limit of
@@ -419,7 +448,7 @@ impl ServedExpert {
     ) -> Result<Vec<Ranked>, ExpertFault> {
         let columns = self.blueprint.columns.rank_columns(example, fm);
         let request = contract::rank_request(example, &self.blueprint.info, limit);
-        self.blueprint.plugin.rank(&request, &predictions.tasks, &columns)
+        self.blueprint.plugin.rank(&request, &predictions.for_rank(), &columns)
     }
 
     /// Answers one request: thread limit, breaker, network, `rank`, counters. `fm` is what the FM

@@ -28,6 +28,7 @@ pub mod experiment;
 pub mod metrics;
 pub mod processes;
 pub mod ranking;
+pub mod reliability;
 mod tally;
 pub mod verdict;
 

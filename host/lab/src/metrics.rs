@@ -1,7 +1,7 @@
 //! What demo, evaluation and experiments share of metrics: slices of predictions, rows of tables,
 //! and sums of log loss. The formulas of AUC and GAUC are those of `hypercast_fm::metrics`.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use hypercast_core::{quantile::quantile, text_table::TextTable};
 use hypercast_data::schema::Schema;
@@ -10,7 +10,10 @@ pub use hypercast_fm::metrics::{LogLossSums, ScoredPrediction, ScoredValue, norm
 use hypercast_train::report::{ALL, NamedMetrics, ShownMetrics, number, regressions_and_warnings};
 use serde::Serialize;
 
-use crate::demo::replay::PredictionArm;
+use crate::{
+    demo::replay::PredictionArm,
+    reliability::{Reliability, ReliabilityCurve, bins, expected_calibration_error},
+};
 
 /// The predictions of one arm for one surface and task. Slices sort in this order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,10 +53,33 @@ impl<A: Ord + Clone> SlicedPredictions<A> {
         }
     }
 
+    /// The reliability of every slice of a binary task, likewise.
+    pub fn reliability(&self, name: impl Fn(&A) -> String) -> Reliability {
+        let mut slices: BTreeMap<&MetricSlice<A>, Vec<ScoredPrediction>> = BTreeMap::new();
+        for (slice, row) in self.kept.rows() {
+            slices.entry(slice).or_default().push(*row);
+        }
+        let curves = slices.into_iter().map(|(slice, rows)| {
+            let bins = bins(rows);
+            ReliabilityCurve {
+                surface: self.surface(slice),
+                task: self.schema.tasks[slice.task].name.clone(),
+                arm: name(&slice.arm),
+                ece: expected_calibration_error(&bins),
+                bins,
+            }
+        });
+        Reliability(curves.collect())
+    }
+
+    fn surface(&self, slice: &MetricSlice<A>) -> String {
+        self.schema.surfaces.get(slice.surface).map_or(ALL, String::as_str).to_owned()
+    }
+
     /// The metrics of every slice; those over all surfaces come last.
     pub fn rows(&self, name: impl Fn(&A) -> String) -> Vec<MetricRow> {
         let rows = self.kept.summaries().map(|(slice, summary)| MetricRow {
-            surface: self.schema.surfaces.get(slice.surface).map_or(ALL, String::as_str).to_owned(),
+            surface: self.surface(slice),
             task: self.schema.tasks[slice.task].name.clone(),
             arm: name(&slice.arm),
             metrics: summary.into(),

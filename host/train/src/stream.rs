@@ -18,8 +18,8 @@ use hypercast_data::dataset::{content, timeline::Span};
 use hypercast_data::logs::{LogReader, LoggedRequest};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
-    Blueprint, Chunk, Engine, ExpertTrainer, FeatureStatistics, LoadOptions, Parameters, Plugin,
-    Provenance, TrainerConfig,
+    Blueprint, Chunk, Engine, ExpertPredictions, ExpertTrainer, FeatureStatistics, LoadOptions,
+    Parameters, Plugin, Provenance, TrainerConfig,
     train::{BatchReport, OptimizerConfig, RefusedRequest, SavedTrainer},
     wasm::contract::VectorWidths,
 };
@@ -344,8 +344,8 @@ impl PlannedPasses {
     }
 }
 
-/// Sees requests and, a task, the predictions for their targets, before they are learned from.
-pub type Watcher<'a> = &'a mut dyn FnMut(&[&Example], &[Vec<f32>]);
+/// Sees requests and the predictions for their targets, before they are learned from.
+pub type Watcher<'a> = &'a mut dyn FnMut(&[&Example], &ExpertPredictions);
 
 impl ExpertStream {
     /// Learns from the past with which it has begun, in as many passes as the settings say or, for
@@ -419,7 +419,7 @@ impl ExpertStream {
     /// Logs that cannot be read, a plugin whose hooks fail.
     pub fn follow(&mut self, view: &LogView<'_>, learns: bool, watch: Watcher<'_>) -> Result<()> {
         in_chunks(view.rows(), self.settings.online_batch_rows, |chunk| {
-            let predictions = self.trainer.predict(chunk)?;
+            let predictions = self.trainer.predict_scored(chunk)?;
             watch(&chunk.examples.iter().collect::<Vec<_>>(), &predictions);
             if learns {
                 self.trainer.train(chunk, |_| ())?;

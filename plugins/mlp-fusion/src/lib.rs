@@ -25,7 +25,7 @@ impl Expert for MlpFusion {
         if !g.info().features.is_empty() {
             let numbers = g.features(&g.info().features);
             parts.push(Squash::new("numeric").apply(numbers));
-            heads = heads.direct(numbers);
+            heads = heads.direct(numbers).ranking_scores();
         }
         if g.info().tae_dim > 0 {
             let fm = FmEmbedding::new("fm", 32).value_dropout(0.0).apply(g.tae());

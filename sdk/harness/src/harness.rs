@@ -173,7 +173,12 @@ impl Harness {
         let provenance = &self.parameters.provenance;
         let batch = self.columns.batch(&[&case.example], case.fm(), provenance);
         let outputs = if batch.rows == 0 { Vec::new() } else { self.network.outputs(&batch) };
-        Ok(ExpertPredictions::new(&self.description.tasks, &provenance.labels, &outputs))
+        Ok(ExpertPredictions::new(
+            &self.graph,
+            &self.description.tasks,
+            &provenance.labels,
+            &outputs,
+        ))
     }
 
     /// Runs the network, then `rank`, as a daemon does.
@@ -181,8 +186,7 @@ impl Harness {
     /// # Errors
     /// The call faults. The error is the message of the fault.
     pub fn rank(&self, case: &Case, limit: usize) -> Result<Ranking, String> {
-        let predictions = self.predict(case)?.tasks;
-        self.rank_by(case, predictions, limit)
+        self.rank_by(case, self.predict(case)?.for_rank().into_owned(), limit)
     }
 
     /// Runs `rank` alone, with the given predictions, to test the value model and the rules.

@@ -115,7 +115,7 @@ fn answer(question: Question, open: &mut Option<Harness>) -> Result<Value, Strin
         }
         Question::RankCall { request } => {
             let case = harness.requested(&request)?;
-            let predictions = harness.predict(&case)?.tasks;
+            let predictions = harness.predict(&case)?.for_rank().into_owned();
             call_value(harness.call(&case, predictions, limit(&request, &case)))
         }
         Question::HostInfo => info_value(&harness.info),
@@ -173,7 +173,7 @@ impl Harness {
         let case = self.requested(spec)?;
         let predictions = match given {
             Some(given) => given,
-            None => self.predict(&case)?.tasks,
+            None => self.predict(&case)?.for_rank().into_owned(),
         };
         let ranking = self.rank_by(&case, predictions.clone(), limit(spec, &case))?;
         let Ranking { items, rows, scores, propensities } = ranking;

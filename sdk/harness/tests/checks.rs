@@ -60,6 +60,40 @@ fn a_network_that_does_not_fit_is_refused_with_its_reason() {
     assert!(error.contains("FLOPs a candidate, more than the limit of 10"), "{error}");
 }
 
+/// Ranks by a score that says the opposite of its probability.
+struct OppositeExpert;
+
+impl Expert for OppositeExpert {
+    fn describe(_: &HostInfo) -> Description {
+        describe()
+    }
+
+    fn network(g: &Graph) {
+        for task in g.tasks() {
+            let logit = Linear::new(&task.name, 1).apply(g.tae());
+            g.output(&task.name, logit);
+            if task.name == "click" {
+                g.score("click", -logit);
+            }
+        }
+    }
+
+    fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
+        Ok(request.top(request.score("click")?))
+    }
+}
+
+#[test]
+fn rank_orders_by_the_score_that_the_network_sets() {
+    let harness = Harness::native::<OppositeExpert>();
+    let case = World::default().request(3).candidates(6).build();
+    let clicks = harness.predict(&case).unwrap().task("click").unwrap().to_vec();
+    let rows = harness.rank(&case, 6).unwrap().rows;
+    let ranked: Vec<f32> = rows.iter().map(|row| clicks[*row]).collect();
+    assert!(ranked.is_sorted() && ranked[0] < ranked[5], "{ranked:?}");
+    harness.check_all().unwrap();
+}
+
 struct InfiniteExpert;
 impl Expert for InfiniteExpert {
     fn describe(_: &HostInfo) -> Description {

@@ -25,12 +25,15 @@ impl Graph {
         self.state.borrow_mut().auxiliary_losses.push((task.into(), loss.node));
     }
 
-    /// Adds the mean of `loss`, `[rows, 1]`, to the losses of the tasks in training.
+    /// Adds the mean of `loss`, `[rows, 1]`, to the losses of the tasks in training. Several are
+    /// added up.
     pub fn extra_loss(&self, loss: Tensor<'_>) {
         if loss.shape() != Shape::rows(1) || loss.ids {
             self.fail(&format!("the extra loss must have shape [rows, 1], not {}", loss.shape()));
         }
-        self.state.borrow_mut().extra_loss = Some(loss.node);
+        let earlier = self.state.borrow().extra_loss;
+        let sum = earlier.map_or(loss, |node| self.number(node) + loss);
+        self.state.borrow_mut().extra_loss = Some(sum.node);
     }
 
     fn check_loss(&self, task: &str, loss: Tensor<'_>) {

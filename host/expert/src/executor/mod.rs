@@ -32,15 +32,18 @@ pub use ids::Lookups;
 pub struct Executor<B: HstuBackend> {
     graph: Arc<ExpertGraph>,
     device: B::Device,
-    /// The nodes beside the outputs that a run computes.
+    /// The nodes that a run computes first: the tasks' outputs, and scores where it predicts.
+    outputs: Vec<usize>,
+    /// The nodes beside them that a run computes.
     losses: Vec<usize>,
-    /// The readers of each node's value among the nodes that outputs and losses depend on.
+    /// The readers of each node's value among the nodes that both depend on.
     uses: Vec<u32>,
 }
 
 /// The results of a run.
 pub struct GraphOutputs<B: Backend> {
     /// `[rows, tasks]`: logits of binary tasks, values of regressions, in the description's order.
+    /// Ranking scores follow where it predicts.
     pub tasks: FloatTensor<B>,
     /// `[rows, losses]`, as [`ExpertGraph::loss_nodes`] has them; none without any.
     pub losses: Option<FloatTensor<B>>,
@@ -49,24 +52,30 @@ pub struct GraphOutputs<B: Backend> {
 impl<B: HstuBackend> Executor<B> {
     /// Puts `graph` on `device`, to predict: what only losses need is not computed.
     pub fn new(graph: Arc<ExpertGraph>, device: B::Device) -> Executor<B> {
-        Executor::with(graph, device, Vec::new())
+        let predicted = graph.predicted();
+        Executor::with(graph, device, predicted, Vec::new())
     }
 
     /// Puts `graph` on `device`, to learn: its runs compute losses, too.
     pub fn learning(graph: Arc<ExpertGraph>, device: B::Device) -> Executor<B> {
-        let losses = graph.loss_nodes();
-        Executor::with(graph, device, losses)
+        let (outputs, losses) = (graph.outputs.clone(), graph.loss_nodes());
+        Executor::with(graph, device, outputs, losses)
     }
 
-    fn with(graph: Arc<ExpertGraph>, device: B::Device, losses: Vec<usize>) -> Executor<B> {
+    fn with(
+        graph: Arc<ExpertGraph>,
+        device: B::Device,
+        outputs: Vec<usize>,
+        losses: Vec<usize>,
+    ) -> Executor<B> {
         let mut uses = vec![0; graph.nodes.len()];
-        let ends: Vec<usize> = graph.outputs.iter().chain(&losses).copied().collect();
+        let ends: Vec<usize> = outputs.iter().chain(&losses).copied().collect();
         let needed = reach(&graph, &ends);
         let needed = graph.nodes.iter().zip(needed).filter(|(_, needed)| *needed);
         for input in needed.flat_map(|(node, _)| &node.inputs).chain(&ends) {
             uses[*input] += 1;
         }
-        Executor { graph, device, losses, uses }
+        Executor { graph, device, outputs, losses, uses }
     }
 
     /// Computes the batch's ids and table rows on the host.
@@ -135,7 +144,7 @@ impl<B: HstuBackend> Executor<B> {
             let mut values: Vec<_> = nodes.iter().map(|node| run.take(*node)).collect();
             if values.len() > 1 { Some(B::float_cat(values, 1)) } else { values.pop() }
         };
-        let tasks = beside(&self.graph.outputs).expect("a graph has an output");
+        let tasks = beside(&self.outputs).expect("a graph has an output");
         GraphOutputs { tasks, losses: beside(&self.losses) }
     }
 

@@ -231,13 +231,14 @@ impl RunSizes {
     /// A version that serves: its program, and what the executor runs.
     fn serving(&self, graph: &ExpertGraph, dense: u64, usage: &NetworkUse) -> Demand {
         let plan = (usage.device == Device::Cpu).then(|| NetworkPlan::new(graph));
-        let executed = plan.as_ref().map_or(&graph.outputs, |plan| &plan.rest);
+        let predicted = graph.predicted();
+        let executed = plan.as_ref().map_or(&predicted, |plan| &plan.rest);
         let mut run = self.peak(graph, executed);
         // After the run its results are concatenated, downloaded and cut apart.
         let results = executed.iter().map(|node| self.bytes(&graph.nodes[*node].shape));
         let results = results.fold(0, u64::saturating_add).saturating_mul(3);
         run.bytes = run.bytes.max(run.lookups.saturating_add(results));
-        let outputs = self.rows.saturating_mul(12 * graph.outputs.len() as u64);
+        let outputs = self.rows.saturating_mul(12 * predicted.len() as u64);
         run.bytes = run.bytes.saturating_add(outputs);
         let on_device = if executed.is_empty() { 0 } else { dense };
         let Some(NetworkPlan { program, lookups, .. }) = plan else {

@@ -195,6 +195,9 @@ pub struct ExpertGraph {
     /// Of each of them, whether its option `base` says that it is the whole logit, or the value in
     /// the label's unit.
     pub whole_outputs: Vec<bool>,
+    /// The node of each task's ranking score, in the description's order; none of a task that is
+    /// ranked by its prediction.
+    pub scores: Vec<Option<usize>>,
     /// The node that is the loss of each task, in the description's order; none for the host's.
     pub losses: Vec<Option<usize>>,
     /// The node whose mean is added to the loss.
@@ -217,6 +220,12 @@ impl ExpertGraph {
     /// The number of values over all parameters.
     pub fn parameter_count(&self) -> usize {
         self.parameters.iter().map(ParameterSpec::len).sum()
+    }
+
+    /// The nodes that predictions need: the tasks' outputs, then the ranking scores of those that
+    /// have one, in the description's order.
+    pub fn predicted(&self) -> Vec<usize> {
+        self.outputs.iter().chain(self.scores.iter().flatten()).copied().collect()
     }
 
     /// The nodes that only training computes: the losses of tasks that have one, in the

@@ -109,6 +109,8 @@ pub(super) fn network_options(options: &[Attribute]) -> Result<Option<f32>, Stri
 pub(super) struct OutputOptions {
     /// The node of the task's loss, in place of the host's.
     pub(super) loss: Option<u32>,
+    /// The node of the task's ranking score.
+    pub(super) score: Option<u32>,
     /// Whether it is the whole logit, or the value in the label's unit.
     pub(super) is_whole: bool,
 }
@@ -118,16 +120,17 @@ pub(super) fn output_options(output: &Output) -> Result<OutputOptions, String> {
     let of = || format!("its output for task `{}`", cut(&output.task));
     for option in &output.options {
         match (option.name.as_str(), &option.value) {
-            ("loss", Value::Integer(node)) if u32::try_from(*node).is_ok() => {
-                options.loss = Some(*node as u32);
+            (name @ ("loss" | "score"), Value::Integer(node)) if u32::try_from(*node).is_ok() => {
+                let chosen = if name == "loss" { &mut options.loss } else { &mut options.score };
+                *chosen = Some(*node as u32);
             }
-            ("loss", value) => {
+            (name @ ("loss" | "score"), value) => {
                 let value = format!("{value:?}");
-                return Err(format!("{} has the loss {}, not a node", of(), cut(&value)));
+                return Err(format!("{} has the {name} {}, not a node", of(), cut(&value)));
             }
             ("base", Value::Text(text)) if text == NO_BASE => options.is_whole = true,
             ("base", _) => return Err(format!("the `base` of {} is not `{NO_BASE}`", of())),
-            _ => return Err(unknown_option(&of(), option, "`loss` and `base`")),
+            _ => return Err(unknown_option(&of(), option, "`loss`, `score` and `base`")),
         }
     }
     Ok(options)

@@ -11,7 +11,9 @@ use super::{
 };
 use crate::Error;
 use crate::plan::reach;
-use crate::wasm::contract::{Column, Description, HostSchema, Network, Parameter, Task};
+use crate::wasm::contract::{
+    Column, Description, HostSchema, Network, Parameter, Task, score_name,
+};
 
 /// The highest rank of a tensor.
 pub(super) const MAX_RANK: usize = 4;
@@ -68,6 +70,14 @@ impl ExpertGraph {
     }
 }
 
+/// What the outputs say of themselves, for each task.
+#[derive(Default)]
+struct TaskOptions {
+    losses: Vec<Option<usize>>,
+    scores: Vec<Option<usize>>,
+    whole_outputs: Vec<bool>,
+}
+
 struct Validator<'a> {
     description: &'a Description,
     network: &'a Network,
@@ -96,13 +106,17 @@ impl Validator<'_> {
         let outputs = self.outputs(&nodes)?;
         let extra_loss =
             extra_loss.map(|node| self.output("the extra loss", node, &nodes)).transpose()?;
-        let (losses, whole_outputs) = self.losses_and_bases(&nodes)?;
-        let read = outputs.iter().chain(losses.iter().flatten()).chain(&extra_loss);
+        let TaskOptions { losses, scores, whole_outputs } = self.task_options(&nodes)?;
+        let further = losses.iter().chain(&scores).flatten().chain(&extra_loss);
+        let read = outputs.iter().chain(further);
         mark_tables(&mut parameters, &nodes, read);
         self.choose_optimisers(&mut parameters)?;
         // Networks without options of their outputs have the hash that they always had.
         let has_own = losses.iter().any(Option::is_some) || whole_outputs.contains(&true);
-        let own = if has_own { format!("{losses:?}{whole_outputs:?}") } else { "".into() };
+        let mut own = if has_own { format!("{losses:?}{whole_outputs:?}") } else { "".into() };
+        if scores.iter().any(Option::is_some) {
+            own += &format!("scores {scores:?}");
+        }
         let text = format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}{own}");
         let hash = fnv1a(0, text.as_bytes());
         let (plugin, columns) = (self.description.name.clone(), self.description.columns.clone());
@@ -117,6 +131,7 @@ impl Validator<'_> {
             parameters,
             outputs,
             whole_outputs,
+            scores,
             losses,
             extra_loss,
             gradient_clip,
@@ -172,24 +187,34 @@ impl Validator<'_> {
         Ok(())
     }
 
-    /// The node of each task's loss, if it has one, and whether its output is whole.
-    fn losses_and_bases(&self, nodes: &[Node]) -> Result<(Vec<Option<usize>>, Vec<bool>), String> {
-        let of_task = |task: &Task| {
-            let output = self.network.outputs.iter().find(|output| output.task == task.name);
-            let OutputOptions { loss, is_whole } =
+    /// What the output of each task says of itself.
+    fn task_options(&self, nodes: &[Node]) -> Result<TaskOptions, String> {
+        let mut all = TaskOptions::default();
+        for Task { name, .. } in &self.description.tasks {
+            let output = self.network.outputs.iter().find(|output| output.task == *name);
+            let OutputOptions { loss, score, is_whole } =
                 output.map_or(Ok(OutputOptions::default()), output_options)?;
-            let what = format!("the loss of task `{}`", task.name);
-            let loss = loss.map(|node| self.output(&what, node, nodes)).transpose()?;
-            Ok((loss, is_whole))
-        };
-        self.description.tasks.iter().map(of_task).collect()
+            let node = |what: &str, node: Option<u32>| {
+                let what = format!("the {what} of task `{name}`");
+                node.map(|node| self.output(&what, node, nodes)).transpose()
+            };
+            all.losses.push(node("loss", loss)?);
+            all.scores.push(node("score", score)?);
+            all.whole_outputs.push(is_whole);
+            let scored = score_name(name);
+            refuse_if!(
+                score.is_some() && self.description.tasks.iter().any(|task| task.name == scored),
+                "its task `{scored}` has the name of the ranking score of `{name}`"
+            );
+        }
+        Ok(all)
     }
 
     /// What predictions cost. What losses alone need is computed where the network is trained.
     fn cost(&self, graph: &ExpertGraph) -> Result<Cost, String> {
         let history_len = self.description.history_len;
         let mut cost = Cost::default();
-        let nodes = graph.nodes.iter().zip(reach(graph, &graph.outputs));
+        let nodes = graph.nodes.iter().zip(reach(graph, &graph.predicted()));
         for (node, _) in nodes.filter(|(_, needed)| *needed) {
             let inputs: Vec<&TensorShape> =
                 node.inputs.iter().map(|input| &graph.nodes[*input].shape).collect();
@@ -205,7 +230,7 @@ impl Validator<'_> {
 
     /// Refuses predictions that depend on what only training knows.
     fn check_outcomes(&self, graph: &ExpertGraph) -> Result<(), String> {
-        let needed = reach(graph, &graph.outputs);
+        let needed = reach(graph, &graph.predicted());
         let is_outcome =
             |at: &usize| needed[*at] && matches!(graph.nodes[*at].op, Op::Outcome { .. });
         let Some(index) = (0..graph.nodes.len()).find(is_outcome) else { return Ok(()) };

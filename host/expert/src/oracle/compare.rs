@@ -74,7 +74,7 @@ pub fn compare(case: &Comparison) -> Result<Compared, String> {
         .collect();
     let mut compared = Compared::default();
     let evaluation = Evaluation::new(graph, &values, batch, None);
-    let outputs = evaluation.outputs();
+    let outputs = evaluation.predicted();
     let fails = |error: crate::Error| error.to_string();
     let served = network(graph.clone(), parameters.clone(), Device::Cpu).map_err(fails)?;
     compared.values("the program's outputs", &served.outputs(batch), &outputs)?;

@@ -43,6 +43,8 @@ pub struct Evaluation {
     parameters: Vec<Vec<Traced>>,
     /// `[rows, tasks]`
     outputs: Vec<Traced>,
+    /// `[rows, graph.predicted()]`; empty with dropout.
+    predicted: Vec<Traced>,
     /// `[rows, losses]`, as [`ExpertGraph::loss_nodes`] has them.
     losses: Vec<Traced>,
 }
@@ -59,7 +61,9 @@ impl Evaluation {
         let tape = Tape::default();
         let leaves = |values: &Vec<f64>| values.iter().map(|value| tape.leaf(*value)).collect();
         let parameters: Vec<Vec<Traced>> = parameters.iter().map(leaves).collect();
-        let needed = reach(graph, &graph.ends());
+        // A step of training, with dropout, computes no scores.
+        let predicted = if dropout.is_some() { Vec::new() } else { graph.predicted() };
+        let needed = reach(graph, &[graph.ends(), predicted.clone()].concat());
         let mut run =
             Run { tape: &tape, parameters: &parameters, batch, dropout, values: Vec::new() };
         for (node, needed) in graph.nodes.iter().zip(needed) {
@@ -72,12 +76,18 @@ impl Evaluation {
             all.map(|(node, row)| run.numbers(node).data[row]).collect()
         };
         let (outputs, losses) = (beside(&graph.outputs), beside(&graph.loss_nodes()));
-        Evaluation { tape, parameters, outputs, losses }
+        let predicted = beside(&predicted);
+        Evaluation { tape, parameters, outputs, predicted, losses }
     }
 
     /// The outputs `[rows, tasks]`.
     pub fn outputs(&self) -> Vec<Estimate> {
         self.outputs.iter().map(|output| output.estimate).collect()
+    }
+
+    /// The outputs and ranking scores `[rows, graph.predicted()]`; none with dropout.
+    pub fn predicted(&self) -> Vec<Estimate> {
+        self.predicted.iter().map(|output| output.estimate).collect()
     }
 
     /// The losses `[rows, losses]`.

@@ -59,15 +59,15 @@ pub(super) fn options() -> LoadOptions {
 }
 
 /// The main tasks of the schema.
-const TASKS: usize = 2;
+pub(super) const TASKS: usize = 2;
 
-struct Log {
-    examples: Vec<Example>,
+pub(super) struct Log {
+    pub(super) examples: Vec<Example>,
     tae: Vec<f32>,
     predictions: Vec<f32>,
 }
 
-fn log(requests: u64) -> Log {
+pub(super) fn log(requests: u64) -> Log {
     let examples: Vec<Example> =
         (0..requests).map(|r| example(r, (r % 6) as usize, 1 + (r % 5) as usize)).collect();
     let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
@@ -76,7 +76,7 @@ fn log(requests: u64) -> Log {
 }
 
 impl Log {
-    fn chunk(&self) -> Chunk<'_> {
+    pub(super) fn chunk(&self) -> Chunk<'_> {
         let Log { examples, tae, predictions } = self;
         Chunk { examples, tae, predictions, ..Chunk::default() }
     }
@@ -89,7 +89,7 @@ fn trainer(blueprint: &Arc<Blueprint>, log: &Log, config: TrainerConfig) -> Expe
     ExpertTrainer::new(blueprint.clone(), parameters, config, Device::Cpu).unwrap()
 }
 
-fn loss(trainer: &mut ExpertTrainer, log: &Log) -> f64 {
+pub(super) fn loss(trainer: &mut ExpertTrainer, log: &Log) -> f64 {
     let mut total = 0.0;
     trainer
         .train(log.chunk(), |report| {
@@ -100,7 +100,7 @@ fn loss(trainer: &mut ExpertTrainer, log: &Log) -> f64 {
     total
 }
 
-fn trained(path: &std::path::Path, log: &Log) -> (Arc<Blueprint>, ExpertTrainer) {
+pub(super) fn trained(path: &std::path::Path, log: &Log) -> (Arc<Blueprint>, ExpertTrainer) {
     let blueprint = Arc::new(Blueprint::load(engine(), path, &schema(), &options()).unwrap());
     // Few rows: short warm-up, high rate.
     let optimizer =
@@ -119,7 +119,7 @@ fn plugins_learn_and_serve_what_the_trainer_predicts() {
         let first = loss(&mut trainer, &log);
         let last = (0..12).map(|_| loss(&mut trainer, &log)).last().unwrap();
         assert!(last < 0.99 * first, "{name}: the loss went from {first} to {last}");
-        let trained = trainer.predict(log.chunk()).unwrap();
+        let trained = trainer.predict_scored(log.chunk()).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("expert.safetensors");
         trainer.parameters().save(&file).unwrap();
@@ -136,8 +136,8 @@ fn plugins_learn_and_serve_what_the_trainer_predicts() {
                 panic!("{name}: {outcome:?}")
             };
             assert!(!ranked.is_empty() && ranked.len() <= 3.min(rows), "{name}: {ranked:?}");
-            for (served, trained) in predictions.tasks.iter().zip(&trained) {
-                for (served, trained) in served.values.iter().zip(&trained[row..]) {
+            for (served, trained) in predictions.for_rank().iter().zip(trained.for_rank().iter()) {
+                for (served, trained) in served.values.iter().zip(&trained.values[row..]) {
                     assert!(
                         (served - trained).abs() <= 1e-5,
                         "{name}: served {served}, trained {trained}"

@@ -10,4 +10,5 @@ mod own_losses;
 mod owned;
 mod parameters;
 mod refusals;
+mod scores;
 mod training_only;

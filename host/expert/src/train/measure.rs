@@ -3,7 +3,7 @@
 use super::chunk::Chunk;
 use super::evaluation_sample::ScoredRows;
 use super::hooks::TrainingRequest;
-use super::trainer::{BatchReport, ExpertTrainer, ServingParameters, examples, gathered};
+use super::trainer::{BatchReport, ExpertTrainer, ServingParameters, by_task, examples, gathered};
 use crate::Error;
 
 /// Predictions of some rows, `[rows]` a task; none of what serves where it is not asked.
@@ -57,8 +57,9 @@ impl ExpertTrainer {
         };
         let serving = self.serving.as_ref().filter(new_to);
         PredictedRows {
-            predictions: self.forward(self.parameters(), requests),
-            serving: serving.map_or_else(Vec::new, |own| self.forward(&own.parameters, requests)),
+            predictions: by_task(self.forward(self.parameters(), requests)),
+            serving: serving
+                .map_or_else(Vec::new, |own| by_task(self.forward(&own.parameters, requests))),
         }
     }
 }

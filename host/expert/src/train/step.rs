@@ -58,7 +58,7 @@ pub type LossFn<'a> = &'a mut dyn FnMut(&[f32], &[f32]) -> OutputGradients;
 
 /// Runs an expert's graph with parameters that change.
 pub trait Compute: Send + Sync {
-    /// The outputs `[rows, tasks]`, without dropout.
+    /// The outputs and ranking scores `[rows, graph.predicted()]`, without dropout.
     fn forward(&self, parameters: &Parameters, batch: &ExpertBatch) -> Vec<f32>;
 
     /// Runs forward with dropout, calls `loss` for the gradients of the outputs, and runs backward.

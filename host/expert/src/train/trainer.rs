@@ -261,19 +261,34 @@ impl ExpertTrainer {
         self.predict_with(self.parameters(), chunk)
     }
 
+    /// Like `predict`, with the ranking scores.
+    pub fn predict_scored(&self, chunk: Chunk) -> Result<ExpertPredictions, Error> {
+        self.predictions(self.parameters(), chunk)
+    }
+
     /// Like `predict`, with other parameters of the network.
     pub fn predict_with(
         &self,
         parameters: &Parameters,
         chunk: Chunk,
     ) -> Result<Vec<Vec<f32>>, Error> {
+        Ok(by_task(self.predictions(parameters, chunk)?))
+    }
+
+    fn predictions(
+        &self,
+        parameters: &Parameters,
+        chunk: Chunk,
+    ) -> Result<ExpertPredictions, Error> {
         let requests = self.requests(chunk)?;
-        let mut predictions = vec![Vec::new(); self.blueprint.description.tasks.len()];
+        let mut predictions = self.predicted_of(parameters, &[]);
         let mut rest = requests.as_slice();
         while !rest.is_empty() {
             let (batch, after) = rest.split_at(self.batch_len(rest));
-            for (all, part) in predictions.iter_mut().zip(self.forward(parameters, batch)) {
-                all.extend(part);
+            let ExpertPredictions { tasks, scores } = self.forward(parameters, batch);
+            let all = predictions.tasks.iter_mut().chain(&mut predictions.scores);
+            for (all, part) in all.zip(tasks.into_iter().chain(scores)) {
+                all.values.extend(part.values);
             }
             rest = after;
         }
@@ -291,12 +306,15 @@ impl ExpertTrainer {
         &self,
         parameters: &Parameters,
         requests: &[TrainingRequest],
-    ) -> Vec<Vec<f32>> {
+    ) -> ExpertPredictions {
         let batch = self.batch(requests, &parameters.provenance, ReadFor::Prediction);
-        let outputs = self.compute.forward(parameters, &batch);
-        let (tasks, scales) = (&self.blueprint.description.tasks, &parameters.provenance.labels);
-        let predictions = ExpertPredictions::new(tasks, scales, &outputs);
-        predictions.tasks.into_iter().map(|prediction| prediction.values).collect()
+        self.predicted_of(parameters, &self.compute.forward(parameters, &batch))
+    }
+
+    /// The predictions of what the network computed of some rows.
+    fn predicted_of(&self, parameters: &Parameters, outputs: &[f32]) -> ExpertPredictions {
+        let Blueprint { graph, description, .. } = &*self.blueprint;
+        ExpertPredictions::new(graph, &description.tasks, &parameters.provenance.labels, outputs)
     }
 
     pub(super) fn requests<'a>(&self, chunk: Chunk<'a>) -> Result<Vec<TrainingRequest<'a>>, Error> {
@@ -563,6 +581,11 @@ impl StepAttempt {
     fn is_finite(&self) -> bool {
         self.loss().is_finite() && self.gradients.norm().is_finite()
     }
+}
+
+/// The values of each task.
+pub(super) fn by_task(predictions: ExpertPredictions) -> Vec<Vec<f32>> {
+    predictions.tasks.into_iter().map(|prediction| prediction.values).collect()
 }
 
 pub(super) fn gathered(labels: &[TaskTargets], requests: &[TrainingRequest]) -> Vec<TaskTargets> {

@@ -65,6 +65,11 @@ pub(crate) fn major(version: &str) -> Option<u64> {
 }
 
 /// Refuses an option by its name, and says what to do.
+/// The name under which `rank` reads the ranking score of a task.
+pub fn score_name(task: &str) -> String {
+    format!("{task}:score")
+}
+
 pub(crate) fn unknown_option(of: &str, option: &Attribute, known: &str) -> String {
     format!(
         "{of} has the option `{}`, which expert contract {VERSION} of this host does not have (it \
@@ -94,6 +99,10 @@ pub(crate) const FM_LOGIT: &str = "fm-logit";
 
 /// The vector that every item can have.
 pub(crate) const CONTENT: &str = "content";
+
+/// The kind under which features that follow the user's own outcomes are listed once more. It is
+/// no column to read.
+const USER_STATE: &str = "user-state";
 
 /// The host as a plugin sees it, and where its columns are. A plugin reads a feature of several
 /// values under one name, and need not know that it has several.
@@ -195,6 +204,13 @@ impl HostSchema {
             Column::Id(name.clone()).offered(width)
         });
         info.columns.extend(offered);
+        let mut state = schema.user_state_columns();
+        state.retain(|name| info.features.contains(name) || own.features.contains(name));
+        info.columns.extend(state.into_iter().map(|name| OfferedColumn {
+            kind: USER_STATE.to_owned(),
+            name,
+            width: 1,
+        }));
         HostSchema {
             features: info.features.iter().chain(&own.features).map(number).collect(),
             ids: info.ids.iter().chain(&own.ids).map(id).collect(),

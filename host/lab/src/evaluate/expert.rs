@@ -54,6 +54,15 @@ pub struct TrainedExpert {
     pub seconds: f64,
 }
 
+/// What an expert says of a row.
+#[derive(Debug, Clone, Copy)]
+struct RowPrediction {
+    /// The probability, or the value of a regression.
+    prediction: f32,
+    /// The ranking score of a task that has one.
+    score: Option<f32>,
+}
+
 /// Sees the predictions for a target, each with its task of the schema.
 pub type PredictionWatcher<'a> = &'a mut dyn FnMut(TargetRow<'_>, usize, f32);
 
@@ -93,17 +102,28 @@ impl ExpertPhase<'_> {
         let survey = survey.ok_or_else(|| {
             Error::invalid(format!("expert {name:?}: the logs hold no row before the test"))
         })?;
-        let mut score = |target: TargetRow<'_>, task: usize, probability: f32| {
-            let TargetRow { example, row } = target;
+        let scored = |TargetRow { example, row }: TargetRow<'_>, task: usize| {
             let label = schema.label(task, example.surface, &example.targets[row].outcome);
-            if let Some(label) = label.filter(|_| serves.contains(&example.surface)) {
-                scores.push(ScoredImpression::of(example, task, arm, label), probability);
+            let label = label.filter(|_| serves.contains(&example.surface))?;
+            Some(ScoredImpression::of(example, task, arm, label))
+        };
+        let mut score = |target: TargetRow<'_>, task: usize, probability: f32| {
+            if let Some(of) = scored(target, task) {
+                scores.push(of, probability);
             }
         };
         let expert = ExpertSetup::of(self.config, entry, self.engine);
         let past = view(&surfaces, None, test_from_ms);
         let mut trained = self.train(expert, &past, survey, None, &mut score)?;
-        self.follow(&mut trained, &view(&surfaces, test_from_ms, None), &mut score)
+        let test = view(&surfaces, test_from_ms, None);
+        self.follow_scored(&mut trained, &test, &mut |target, task, said| {
+            let RowPrediction { prediction, score } = said;
+            let Some(of) = scored(target, task) else { return };
+            scores.push(of, prediction);
+            if let Some(score) = score {
+                scores.push_score(&of, prediction, score);
+            }
+        })
     }
 
     /// Trains an expert on a view, from fresh parameters, or from those of `warm` for every layer
@@ -156,6 +176,18 @@ impl ExpertPhase<'_> {
         test: &LogView<'_>,
         watch: PredictionWatcher<'_>,
     ) -> Result<()> {
+        self.follow_scored(trained, test, &mut |target, task, said| {
+            watch(target, task, said.prediction);
+        })
+    }
+
+    /// The same with ranking scores.
+    fn follow_scored(
+        &self,
+        trained: &mut TrainedExpert,
+        test: &LogView<'_>,
+        watch: &mut dyn FnMut(TargetRow<'_>, usize, RowPrediction),
+    ) -> Result<()> {
         let TrainedExpert { stream, tasks, .. } = trained;
         let learns = self.mode == TestMode::Streaming;
         if learns {
@@ -163,7 +195,14 @@ impl ExpertPhase<'_> {
             stream.go_online()?;
         }
         Ok(stream.follow(test, learns, &mut |examples, predictions| {
-            each_prediction(tasks, examples, predictions, watch);
+            let own = predictions.tasks.iter().zip(&*tasks);
+            for (own, task) in own.filter_map(|(own, task)| Some((own, (*task)?))) {
+                let scores = predictions.score(&own.task);
+                for (at, target) in targets(examples.iter().copied()).enumerate() {
+                    let (prediction, score) = (own.values[at], scores.map(|scores| scores[at]));
+                    watch(target, task, RowPrediction { prediction, score });
+                }
+            }
         })?)
     }
 }

@@ -11,6 +11,8 @@ pub mod expert;
 pub mod fm;
 pub mod plot;
 pub mod policy;
+pub mod ranking_scores;
+mod reliability_plot;
 pub mod scores;
 pub mod setup;
 pub mod stream;
@@ -27,6 +29,7 @@ use serde::Serialize;
 
 use self::{
     expert::ExpertPhase,
+    ranking_scores::RankingScores,
     scores::{CurvePoint, EvaluationScores},
     setup::EvaluationSetup,
     stream::{DatasetStream, TestMode, UserSample},
@@ -37,6 +40,7 @@ use crate::{
     error::Result,
     metrics::{MetricRow, table},
     ranking::RankingReport,
+    reliability::Reliability,
     verdict::Verdict,
 };
 
@@ -65,7 +69,7 @@ pub struct EvaluateOptions {
     /// Also train this plugin on all surfaces, and compare its order of requests with the expert's
     #[arg(long, value_name = "FILE")]
     pub rival: Option<PathBuf>,
-    /// Also draw progressive NE over the stream to this file, as SVG
+    /// Also draw progressive NE over the stream and reliability to this file, as SVG
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
 }
@@ -85,6 +89,10 @@ pub struct EvaluationReport {
     pub rows: Vec<MetricRow>,
     /// The order within requests.
     pub ranking: RankingReport,
+    /// Orders by ranking scores beside those by probabilities, of experts that have scores.
+    pub ranking_scores: RankingScores,
+    /// What was predicted against what happened, by surface, task and arm.
+    pub reliability: Reliability,
     /// What FM and experts bring, in words.
     pub verdict: Verdict,
     /// Normalised entropy of all surfaces by time, over the whole stream.
@@ -154,6 +162,8 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
         report_from: window.format(window.report_from_ms),
         rows: scores.rows(),
         ranking: times.time("ranking", || scores.ranking()),
+        ranking_scores: times.time("ranking", || scores.ranking_scores()),
+        reliability: scores.reliability(),
         verdict: times.time("verdict", || scores.verdict())?,
         progressive: scores.points(),
         seconds: times.seconds(),
@@ -162,9 +172,9 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
 }
 
 impl EvaluationReport {
-    /// The progressive curve as an SVG.
+    /// The progressive curve and the reliability as an SVG.
     pub fn plot(&self) -> String {
-        plot::svg(&self.progressive, &self.window)
+        plot::svg(&self.progressive, &self.reliability, &self.window)
     }
 }
 
@@ -172,6 +182,8 @@ impl std::fmt::Display for EvaluationReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&table(&self.rows))?;
         self.ranking.fmt(f)?;
+        self.ranking_scores.fmt(f)?;
+        self.reliability.fmt(f)?;
         let mode = match self.mode {
             TestMode::Fixed => "weights fixed",
             TestMode::Streaming => "streaming",

@@ -1,10 +1,12 @@
-//! Progressive NE over the stream as an SVG: a panel per task, a line per arm.
+//! Progressive NE over the stream as an SVG, a panel per task, a line per arm; below it what was
+//! predicted against what happened.
 
 use std::fmt::Write;
 
-use super::{scores::CurvePoint, window::TestWindow};
+use super::{reliability_plot, scores::CurvePoint, window::TestWindow};
+use crate::reliability::Reliability;
 
-const WIDTH: f64 = 900.0;
+pub(super) const WIDTH: f64 = 900.0;
 const PANEL: f64 = 220.0;
 const LEFT: f64 = 60.0;
 const RIGHT: f64 = 20.0;
@@ -15,21 +17,23 @@ const HEAD: f64 = 34.0;
 
 /// The arms that are drawn: their names in points, their titles, and their colours (Okabe and
 /// Ito's, which colour-blind readers can distinguish).
-const ARMS: [(&str, &str, &str); 3] = [
+pub(super) const ARMS: [(&str, &str, &str); 3] = [
     ("fm", "FM head", "#0072b2"),
     ("expert", "expert without TAE", "#e69f00"),
     ("expert+tae", "expert with TAE", "#009e73"),
 ];
 
-/// Draws the points of a stream, and marks the beginning of the test.
-pub fn svg(points: &[CurvePoint], window: &TestWindow) -> String {
+/// Draws the points of a stream, marks the beginning of the test, and draws the reliability in it.
+pub fn svg(points: &[CurvePoint], reliability: &Reliability, window: &TestWindow) -> String {
     let mut tasks: Vec<&str> = Vec::new();
     for point in points {
         if !tasks.contains(&point.task.as_str()) {
             tasks.push(&point.task);
         }
     }
-    let height = HEAD + PANEL * tasks.len().max(1) as f64;
+    let panels = HEAD + PANEL * tasks.len().max(1) as f64;
+    let mut squares = String::new();
+    let height = reliability_plot::draw(&mut squares, panels, reliability);
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n\
@@ -44,7 +48,7 @@ pub fn svg(points: &[CurvePoint], window: &TestWindow) -> String {
         let own: Vec<&CurvePoint> = points.iter().filter(|point| point.task == **task).collect();
         panel(&mut text, HEAD + at as f64 * PANEL, task, &own, window);
     }
-    text + "</svg>\n"
+    text + &squares + "</svg>\n"
 }
 
 /// Maps times and values into a panel.
@@ -135,6 +139,8 @@ pub(crate) fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reliability::{ReliabilityBin, ReliabilityCurve};
+    use hypercast_train::report::ALL;
 
     #[test]
     fn every_task_has_a_panel_and_every_arm_a_line() {
@@ -160,10 +166,23 @@ mod tests {
                     .flat_map(move |arm| (0..4).map(move |at| point(task, arm, at)))
             })
             .collect();
-        let text = svg(&points, &window);
-        assert_eq!(text.matches("<polyline").count(), 6);
+        let bin = |predicted: f64| ReliabilityBin { n: 9, predicted, observed: predicted * 0.9 };
+        let curve = |surface: &str, arm: &str| ReliabilityCurve {
+            surface: surface.into(),
+            task: "a<b".into(),
+            arm: arm.into(),
+            ece: 0.01,
+            bins: vec![bin(0.1), bin(0.3)],
+        };
+        let curves = [curve("feed", "fm"), curve(ALL, "base"), curve(ALL, "fm")];
+        let text = svg(&points, &Reliability(curves.to_vec()), &window);
+        assert_eq!(text.matches("<polyline").count(), 6 + 1, "one arm of all surfaces is drawn");
+        assert!(text.contains("reliability of a&lt;b") && text.contains("viewBox=\"0 0 900 764\""));
         assert!(text.contains("NE of a&lt;b") && text.contains("test from 1970-01-01 05:33"));
         assert!(text.starts_with("<svg") && text.ends_with("</svg>\n") && !text.contains("NaN"));
-        assert!(svg(&[], &window).ends_with("</svg>\n"), "nothing to draw is no fault");
+        assert!(
+            svg(&[], &Reliability::default(), &window).ends_with("</svg>\n"),
+            "nothing to draw is no fault"
+        );
     }
 }

@@ -10,12 +10,16 @@ use hypercast_data::schema::{Schema, TaskKind};
 use hypercast_fm::example::Example;
 use serde::Serialize;
 
-use super::window::TestWindow;
+use super::{
+    ranking_scores::{RankingScores, RankingScoresTally},
+    window::TestWindow,
+};
 use crate::{
     demo::replay::PredictionArm,
     error::Result,
     metrics::{LogLossSums, MetricRow, ScoredPrediction, ScoredValue, SlicedPredictions},
     ranking::{RankingReport, RankingTally},
+    reliability::Reliability,
     verdict::{Verdict, VerdictTally},
 };
 
@@ -60,6 +64,7 @@ pub struct EvaluationScores {
     kept: SlicedPredictions<PredictionArm>,
     verdict: VerdictTally,
     ranking: RankingTally,
+    ranking_scores: RankingScoresTally,
     /// By task, arm and index of the interval of time.
     curve: BTreeMap<(usize, PredictionArm, i64), LogLossSums>,
 }
@@ -97,6 +102,7 @@ impl EvaluationScores {
             kept: SlicedPredictions::new(schema, KEEP),
             verdict: VerdictTally::new(schema, has_boosting),
             ranking: RankingTally::new(schema),
+            ranking_scores: RankingScoresTally::new(schema, KEEP),
             curve: BTreeMap::new(),
         }
     }
@@ -122,6 +128,23 @@ impl EvaluationScores {
             self.kept.push(of.surface, task, &arm, scored);
             self.verdict.push(of.surface, task, arm, scored);
         }
+    }
+
+    /// Counts a ranking score of a row that was pushed with its prediction.
+    pub fn push_score(&mut self, of: &ScoredImpression, prediction: f32, score: f32) {
+        if of.time_ms >= self.report_from_ms {
+            self.ranking_scores.push(of, prediction, score);
+        }
+    }
+
+    /// The orders by ranking scores, of the reported part.
+    pub fn ranking_scores(&self) -> RankingScores {
+        self.ranking_scores.report()
+    }
+
+    /// What was predicted against what happened, of the reported part.
+    pub fn reliability(&self) -> Reliability {
+        self.kept.reliability(|arm| arm.name().to_owned())
     }
 
     /// The metrics of the reported part.

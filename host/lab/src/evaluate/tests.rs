@@ -8,8 +8,8 @@ use hypercast_data::simulate;
 use hypercast_train::stream::{ExpertSetup, LogView};
 use serde_json::Value;
 
-use super::{stream::TestMode, window::TestTimes, *};
-use crate::demo::DatasetChoice;
+use super::{ranking_scores::RankingScore, stream::TestMode, window::TestTimes, *};
+use crate::{demo::DatasetChoice, reliability::ReliabilityCurve};
 
 /// A world, and settings that are as small as can learn something.
 pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> EvaluationSetup {
@@ -108,6 +108,10 @@ fn both_modes_run_repeat_and_reuse_the_fm_phase() {
     assert_eq!((ranking.task.as_str(), rival.requests), ("click", expert.requests));
     assert!(rival.over_expert.is_some() && best.ndcg > rival.ndcg, "{}", fixed.ranking);
     assert!(!agree(&numbers(&streaming), &numbers(&fixed)));
+    for report in [&streaming, &fixed] {
+        check_ranking_scores(report);
+        check_reliability(report);
+    }
 
     let spoken = |report: &EvaluationReport| {
         let tasks = report.verdict.tasks.iter();
@@ -131,6 +135,44 @@ fn both_modes_run_repeat_and_reuse_the_fm_phase() {
         }
         assert!(n("feed", "finish", "fm") > 0 && n("search", "finish", "fm") == 0);
     }
+}
+
+/// Both experts have scores, which order requests as probabilities do, and users otherwise.
+fn check_ranking_scores(report: &EvaluationReport) {
+    let all = &report.ranking_scores.0;
+    for arm in ["expert", "expert+tae"] {
+        let of_arm =
+            |own: &&RankingScore| (&*own.surface, &*own.task, &*own.arm) == ("all", "click", arm);
+        let own = all.iter().find(of_arm).expect("its plugin has scores");
+        let row = report
+            .rows
+            .iter()
+            .find(|row| (&*row.surface, &*row.task, &*row.arm) == ("all", "click", arm));
+        let row = row.expect("it predicts");
+        assert_eq!((own.n, own.gauc), (row.metrics.n, row.metrics.gauc));
+        let [gauc, score_gauc, ndcg, score_ndcg] =
+            [own.gauc, own.score_gauc, own.ndcg, own.score_ndcg]
+                .map(|own| own.expect("it has rows"));
+        assert!((ndcg - score_ndcg).abs() < 1e-3 && gauc != score_gauc, "{own:?}");
+    }
+    assert!(all.iter().all(|own| own.arm != "fm"), "no expert");
+}
+
+/// Every arm has a curve of the rows that its metrics are of.
+fn check_reliability(report: &EvaluationReport) {
+    let curves = &report.reliability.0;
+    for row in report.rows.iter().filter(|row| row.metrics.mse.is_none()) {
+        let same = |own: &&ReliabilityCurve| {
+            (&own.surface, &own.task, &own.arm) == (&row.surface, &row.task, &row.arm)
+        };
+        let curve = curves.iter().find(same).expect("it has rows");
+        let n: u64 = curve.bins.iter().map(|bin| bin.n).sum();
+        assert_eq!(n, row.metrics.n as u64, "{curve:?}");
+        assert!(curve.bins.is_sorted_by(|a, b| a.predicted < b.predicted), "{curve:?}");
+        assert!((0.0..1.0).contains(&curve.ece), "{curve:?}");
+    }
+    let text = report.to_string();
+    assert!(text.contains("ranking scores:") && text.contains("predicted and observed:"), "{text}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl Harness {
         for case in self.cases().iter().chain(&self.largest()).chain([&empty]) {
             let all = case.candidates();
             let fault = |fault| Failure::new(CHECK, self.place(case), fault, FAULT);
-            let predictions = self.predict(case).map_err(fault)?.tasks;
+            let predictions = self.predict(case).map_err(fault)?.for_rank().into_owned();
             for limit in [all, all / 2, 1.min(all)] {
                 self.ranked(case, &predictions, limit)?;
             }
@@ -51,11 +51,13 @@ impl Harness {
         for case in self.cases().iter().chain(&self.largest()) {
             let place = || self.place(case);
             let fault = |fault| Failure::new(DETERMINISM, place(), fault, FAULT);
-            let first = self.predict(case).map_err(fault)?.tasks;
-            for (name, again) in [
-                ("a second time", self.predict(case).map_err(fault)?.tasks),
-                ("after reloading", reloaded.predict(case).map_err(fault)?.tasks),
-            ] {
+            let predicted = |by: &Harness| {
+                by.predict(case).map(|all| all.for_rank().into_owned()).map_err(fault)
+            };
+            let first = predicted(self)?;
+            for (name, again) in
+                [("a second time", predicted(self)?), ("after reloading", predicted(&reloaded)?)]
+            {
                 self.same_predictions(case, name, &first, &again)?;
             }
             let call = self.call(case, first, case.candidates());

@@ -4,6 +4,7 @@
 
 mod behaviour;
 mod memory;
+mod scores;
 mod segments;
 mod tags;
 
