@@ -5,6 +5,7 @@
 //! All arms of a seed share one FM pass and one log. They are compared on the same rows, with
 //! intervals from a bootstrap over users. Every seed is in the report.
 
+pub mod ab;
 mod compute;
 mod latency;
 mod publish;

@@ -1,0 +1,3 @@
+//! An A/B test in a closed loop.
+
+pub mod world;
