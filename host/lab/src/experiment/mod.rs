@@ -3,7 +3,8 @@
 //! publishing a part of the weights, and how NE falls with training FLOPs.
 //!
 //! All arms of a seed share one FM pass and one log. They are compared on the same rows, with
-//! intervals from a bootstrap over users. Every seed is in the report.
+//! intervals from a bootstrap over users. Every seed is in the report. [`ab`] alone is no data
+//! set's: there the arms of a daemon decide what users see and do.
 
 pub mod ab;
 mod compute;
@@ -32,6 +33,7 @@ use hypercast_fm::{
 use serde_json::{Value, json};
 
 use self::{
+    ab::AbOptions,
     report::{ArmPair, SliceTotals},
     runner::ArmRunner,
 };
@@ -63,12 +65,15 @@ pub enum Experiment {
     Compute,
     /// Component-wise publishing: all that moved, a share of it, or nothing, to copies that serve
     Publish,
+    /// FM alone, a one-stage model, and FM and expert in a closed loop: what users do under each
+    Ab,
     /// NE against training FLOPs over width, depth, history and data; experts of several FM sizes.
     /// Weights are fixed in the test
     Scaling,
 }
 
-/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, publish, or scaling
+/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, publish, scaling, or
+/// ab
 #[derive(Debug, Clone, clap::Args)]
 pub struct ExperimentOptions {
     /// The experiment
@@ -105,6 +110,9 @@ pub struct ExperimentOptions {
     /// scaling: also draw the laws as an SVG
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
+    /// ab: its size.
+    #[command(flatten)]
+    pub ab: AbOptions,
 }
 
 /// The seeds of an experiment.
@@ -143,6 +151,9 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     if options.plot.is_some() && !is_scaling {
         return Err(Error::invalid("--plot: only the experiment scaling has one"));
     }
+    if options.experiment == Experiment::Ab {
+        return ab::run(options);
+    }
     // A law is of models, not of how they go on learning.
     let mut options = options.clone();
     if is_scaling {
@@ -174,6 +185,7 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         Experiment::Compute => compute::run(&context),
         Experiment::Publish => publish::run(&context),
         Experiment::Scaling => scaling::run(&context),
+        Experiment::Ab => unreachable!("it has a world of its own"),
     }
 }
 

@@ -4,7 +4,7 @@ use rand::Rng;
 
 use super::{
     DAY_MS, SATIATION_HALF_LIFE_MS, START_MS, Satiation,
-    vectors::{Vector, blend, noise, normal, unit},
+    vectors::{LatentVector, blend, noise, normal, unit},
 };
 
 pub(super) const TOPICS: usize = 16;
@@ -29,7 +29,7 @@ pub(super) struct LoopCodes {
 }
 
 pub(super) struct LoopItem {
-    pub(super) vector: Vector,
+    pub(super) vector: LatentVector,
     /// What satiates.
     pub(super) topic: usize,
     pub(super) codes: LoopCodes,
@@ -39,11 +39,11 @@ pub(super) struct LoopItem {
 }
 
 pub(super) struct LoopUser {
-    taste: Vector,
+    taste: LatentVector,
     /// The topics' vectors that a mood comes from.
-    liked: [Vector; LIKED_TOPICS],
+    liked: [LatentVector; LIKED_TOPICS],
     /// Taste and mood of the session.
-    pub(super) wish: Vector,
+    pub(super) wish: LatentVector,
     pub(super) bias: f32,
     pub(super) patience: f32,
     pub(super) age_group: u64,
@@ -63,13 +63,12 @@ pub(super) struct LoopUser {
     faded_ms: i64,
 }
 
-/// The topics' vectors.
-pub(super) fn topics(rng: &mut impl Rng) -> Vec<Vector> {
+pub(super) fn topics(rng: &mut impl Rng) -> Vec<LatentVector> {
     (0..TOPICS).map(|_| unit(noise(rng))).collect()
 }
 
 impl LoopItem {
-    pub(super) fn new(topics: &[Vector], release_ms: i64, rng: &mut impl Rng) -> LoopItem {
+    pub(super) fn new(topics: &[LatentVector], release_ms: i64, rng: &mut impl Rng) -> LoopItem {
         let topic = rng.random_range(0..TOPICS);
         let shown = if rng.random::<f32>() < 0.85 { topic } else { rng.random_range(0..TOPICS) };
         let creator = topic * CREATORS + rng.random_range(0..CREATORS);
@@ -85,7 +84,7 @@ impl LoopItem {
 }
 
 impl LoopUser {
-    pub(super) fn new(topics: &[Vector], rng: &mut impl Rng) -> LoopUser {
+    pub(super) fn new(topics: &[LatentVector], rng: &mut impl Rng) -> LoopUser {
         let places: [usize; LIKED_TOPICS] = std::array::from_fn(|_| rng.random_range(0..TOPICS));
         let liked = places.map(|topic| topics[topic]);
         let taste = unit(blend(&liked.map(|vector| (1.0, vector))));

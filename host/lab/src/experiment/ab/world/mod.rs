@@ -31,13 +31,13 @@ use rand::{Rng, rngs::SmallRng};
 use self::{
     entities::{LoopItem, LoopUser, TOPICS},
     retrieval::{POPULAR_EVERY_MS, RetrievalIndex},
-    vectors::{Vector, dot, exponential_ms, rng_of, sigmoid},
+    vectors::{LatentVector, dot, exponential_ms, rng_of, sigmoid},
 };
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// 1 January 2024, midnight UTC: the first session.
 pub const START_MS: i64 = 1_704_067_200_000;
-/// A day.
+/// Milliseconds of a day.
 pub const DAY_MS: i64 = 86_400_000;
 /// Items shown on a page.
 pub const PAGE_ITEMS: usize = 6;
@@ -113,7 +113,7 @@ struct TrueActions {
 }
 
 impl TrueActions {
-    /// The expected value.
+    /// What an examined impression is worth on average.
     fn value(self) -> f64 {
         let [click, like, finish] = ACTION_VALUES;
         let of_click = click + like * f64::from(self.like) + finish * f64::from(self.finish);
@@ -127,7 +127,7 @@ type DuePage = Reverse<(i64, usize)>;
 /// The users, the items, and what happened so far.
 pub struct ClosedLoopWorld {
     options: ClosedLoopOptions,
-    topics: Vec<Vector>,
+    topics: Vec<LatentVector>,
     /// By id, from 1, in the order of their release.
     items: Vec<LoopItem>,
     users: Vec<LoopUser>,
@@ -172,7 +172,7 @@ impl ClosedLoopWorld {
         Ok(Self { topics, items, users, due, index, requests: 0, options })
     }
 
-    /// All users.
+    /// All users, whose ids are 1, 2, and so on.
     pub fn users(&self) -> Vec<User> {
         let user = |(index, user): (usize, &LoopUser)| User {
             id: index as u64 + 1,

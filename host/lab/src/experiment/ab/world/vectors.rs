@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 const DIMENSIONS: usize = 8;
 
-pub(super) type Vector = [f32; DIMENSIONS];
+pub(super) type LatentVector = [f32; DIMENSIONS];
 
 /// A generator that depends on `parts` alone.
 pub(super) fn rng_of(parts: &[u64]) -> SmallRng {
@@ -23,20 +23,20 @@ pub(super) fn exponential_ms(mean_ms: f32, rng: &mut impl Rng) -> i64 {
     (-mean_ms * (1.0 - rng.random::<f32>()).ln()) as i64
 }
 
-pub(super) fn noise(rng: &mut impl Rng) -> Vector {
+pub(super) fn noise(rng: &mut impl Rng) -> LatentVector {
     std::array::from_fn(|_| normal(rng))
 }
 
-pub(super) fn blend(parts: &[(f32, Vector)]) -> Vector {
+pub(super) fn blend(parts: &[(f32, LatentVector)]) -> LatentVector {
     std::array::from_fn(|i| parts.iter().map(|(weight, vector)| weight * vector[i]).sum())
 }
 
-pub(super) fn unit(vector: Vector) -> Vector {
+pub(super) fn unit(vector: LatentVector) -> LatentVector {
     let norm = dot(&vector, &vector).sqrt().max(1e-6);
     vector.map(|x| x / norm)
 }
 
-pub(super) fn dot(a: &Vector, b: &Vector) -> f32 {
+pub(super) fn dot(a: &LatentVector, b: &LatentVector) -> f32 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
 
