@@ -3,10 +3,10 @@
 //! publishing a part of the weights, and how NE falls with training FLOPs.
 //!
 //! All arms of a seed share one FM pass and one log. They are compared on the same rows, with
-//! intervals from a bootstrap over users. Every seed is in the report. [`ab`] alone is no data
-//! set's: there the arms of a daemon decide what users see and do.
+//! intervals from a bootstrap over users. Every seed is in the report. `ab` alone is no data set's:
+//! there the arms of a daemon decide what users see and do.
 
-pub mod ab;
+mod ab;
 mod compute;
 mod latency;
 mod publish;
@@ -32,14 +32,14 @@ use hypercast_fm::{
 };
 use serde_json::{Value, json};
 
-use self::{
-    ab::AbOptions,
-    report::{ArmPair, SliceTotals},
-    runner::ArmRunner,
-};
 pub use self::{
+    ab::AbOptions,
     report::{ExperimentReport, ExperimentRow},
     scaling::{ScalingLaw, ScalingPoint},
+};
+use self::{
+    report::{ArmPair, SliceTotals},
+    runner::ArmRunner,
 };
 use crate::{
     demo::StepTimes,

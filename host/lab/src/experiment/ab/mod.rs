@@ -3,22 +3,22 @@
 //! what is seen, done and learned from.
 //!
 //! [`world`] has the users, [`deployment`] the daemon and what learns beside it, [`traffic`] runs
-//! one through the other, and [`outcomes`] says how the arms differ. [`equal_arms`] tests that
-//! test.
+//! one through the other, and [`outcomes`] says how the arms differ. [`own_rankers`] stand in for
+//! models to say how much there is to gain, and to test that test.
 
 mod deployment;
-mod equal_arms;
 mod outcomes;
+mod own_rankers;
 mod traffic;
-pub mod world;
+mod world;
 
 use hypercast_core::{atomic_dir, shutdown::Shutdown, text_table::TextTable};
 use serde_json::{Value, json};
 
 use self::{
     deployment::{ARMS, AbPast, Deployment, PLUGIN},
-    equal_arms::TestSize,
     outcomes::{AbRow, ArmTotals, DailyOutcomes, METRICS, UserBaseline},
+    own_rankers::{REFERENCES, TestSize},
     traffic::ClosedLoopTraffic,
     world::{ClosedLoopOptions, ClosedLoopWorld, DAY_MS, START_MS},
 };
@@ -54,10 +54,15 @@ pub struct AbOptions {
     pub equal_arms: bool,
 }
 
+impl AbOptions {
+    fn size(&self) -> TestSize {
+        TestSize { users: self.ab_users, past_days: self.ab_past_days, days: self.ab_days }
+    }
+}
+
 /// Runs the test for every seed.
 pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
-    let AbOptions { ab_users: users, ab_past_days: past_days, ab_days: days, equal_arms } =
-        options.ab;
+    let TestSize { users, past_days, days } = options.ab.size();
     if options.setup.data.is_some_and(|data| data != DatasetChoice::Simulated) {
         return Err(Error::invalid("ab has a world of its own: leave --data out"));
     }
@@ -68,41 +73,51 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         ));
     }
     let times = StepTimes::default();
-    if equal_arms {
-        let size = TestSize { users, days };
-        let (table, rows) = times.time("tests", || equal_arms::run(size))?;
+    if options.ab.equal_arms {
+        let tested = times.time("tests", || own_rankers::test_equal_arms(options.ab.size()));
+        let (table, rows) = tested?;
         return Ok(report(options, rows, table, json!({ "equal_arms": true }), &times));
     }
     let stop = Shutdown::on_signals()?;
-    let mut all = ArmTotals::new(ARMS.len());
+    let new = || [ArmTotals::new(ARMS.len()), ArmTotals::new(REFERENCES.len())];
+    let [mut all, mut all_references] = new();
     let (mut rows, mut settings) = (Vec::new(), Value::Null);
     for &seed in &options.seeds.0 {
-        let mut own = ArmTotals::new(ARMS.len());
-        settings = run_seed(options, seed, &mut [&mut own, &mut all], &times, &stop)?;
+        let [mut own, mut references] = new();
+        let size = options.ab.size();
+        let world = world_options(size.users, seed);
+        let totals = &mut [&mut references, &mut all_references];
+        times.time("own rankers", || own_rankers::references(&world, size, totals))?;
+        settings = run_seed(options, world, &mut [&mut own, &mut all], &times, &stop)?;
+        rows.extend(references.rows(&seed.to_string(), &REFERENCES));
         rows.extend(own.rows(&seed.to_string(), &ARMS));
     }
+    rows.extend(all_references.rows(ALL_SEEDS, &REFERENCES));
     rows.extend(all.rows(ALL_SEEDS, &ARMS));
     let table = table(&rows, &settings["flops"]);
     let rows = rows.iter().map(|row| json!(row)).collect();
     Ok(report(options, rows, table, settings, &times))
 }
 
+fn world_options(users: usize, seed: u64) -> ClosedLoopOptions {
+    let items = ((users as f64 * ITEMS_PER_USER) as usize).max(FEWEST_ITEMS);
+    let items_per_day = (items as f64 * RELEASED_A_DAY) as usize;
+    ClosedLoopOptions { users, items, items_per_day, seed }
+}
+
 /// One test; what it was run with.
 fn run_seed(
     options: &ExperimentOptions,
-    seed: u64,
+    world: ClosedLoopOptions,
     totals: &mut [&mut ArmTotals],
     times: &StepTimes,
     stop: &Shutdown,
 ) -> Result<Value> {
-    let AbOptions { ab_users: users, ab_past_days: past_days, ab_days: days, .. } = options.ab;
-    let items = ((users as f64 * ITEMS_PER_USER) as usize).max(FEWEST_ITEMS);
-    let items_per_day = (items as f64 * RELEASED_A_DAY) as usize;
-    let mut world = ClosedLoopWorld::new(ClosedLoopOptions { users, items, items_per_day, seed })?;
+    let TestSize { users, past_days, days } = options.ab.size();
+    let ClosedLoopOptions { items, items_per_day, seed, .. } = world;
+    let mut world = ClosedLoopWorld::new(world)?;
     let rows = times.time("past", || world.past(past_days))?;
-    let pages = rows.chunk_by(|a, b| a.request == b.request);
-    let tested = pages.filter(|rows| rows[0].surface == 0);
-    let baseline = UserBaseline::new(tested, users, START_MS, past_days);
+    let baseline = UserBaseline::new(&rows, users, past_days);
 
     let mut setup = options.setup.clone();
     let work = setup.work().join(format!("seed-{seed}"));

@@ -12,7 +12,7 @@ use hypercast_data::dataset::Impression;
 use hypercast_serve::metrics::sequential::{OutcomeSums, SequentialDifference};
 use serde::Serialize;
 
-use super::world::{ACTION_VALUES, DAY_MS};
+use super::world::{ACTION_VALUES, DAY_MS, START_MS};
 
 /// What is counted of a user's day.
 const OF_DAY: usize = 3;
@@ -109,17 +109,13 @@ pub struct UserBaseline {
 }
 
 impl UserBaseline {
-    /// From the pages of `days` before the test: the later half of them predicts, and how well is
-    /// seen from how the first half predicts it.
-    pub fn new<'a>(
-        pages: impl Iterator<Item = &'a [Impression]>,
-        users: usize,
-        from_ms: i64,
-        days: i64,
-    ) -> Self {
+    /// From what was shown in `days` before the test: the later half of them predicts, and how well
+    /// is seen from how the first half predicts it.
+    pub fn new(past: &[Impression], users: usize, days: i64) -> Self {
         let mut halves = [vec![UserDay::default(); users], vec![UserDay::default(); users]];
-        let middle_ms = from_ms + days * DAY_MS / 2;
-        for rows in pages {
+        let middle_ms = START_MS + days * DAY_MS / 2;
+        let pages = past.chunk_by(|a, b| a.request == b.request);
+        for rows in pages.filter(|rows| rows[0].surface == 0) {
             let half = usize::from(rows[0].time_ms >= middle_ms);
             add(&mut halves[half][rows[0].user as usize - 1], rows);
         }
@@ -222,4 +218,68 @@ fn value(row: &Impression) -> f64 {
 /// 1 if an action was done, else 0.
 fn done(row: &Impression, action: usize) -> f64 {
     f64::from(u8::from(row.outcome.actions >> action & 1 == 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use hypercast_data::dataset::ContextFeatures;
+    use hypercast_fm::example::Outcome;
+
+    use super::*;
+
+    const USERS: u64 = 600;
+
+    /// A page of a user on a day, with so many clicks.
+    fn page(user: u64, day: i64, clicks: u64) -> Vec<Impression> {
+        let row = |item: u64| Impression {
+            request: user * 1000 + day as u64,
+            time_ms: START_MS + day * DAY_MS,
+            outcome_ms: START_MS + day * DAY_MS,
+            user,
+            item,
+            surface: 0,
+            outcome: Outcome { actions: u64::from(item < clicks), known: 7, ..Outcome::UNKNOWN },
+            context: ContextFeatures::default(),
+            truth: Vec::new(),
+            history_only: false,
+        };
+        (0..20).map(row).collect()
+    }
+
+    /// The difference in clicks of users who differ much, where the second arm's click twice more.
+    fn clicks(knows_the_past: bool) -> SequentialDifference {
+        let usual =
+            |user: u64, day: i64| mix_parts(&[user]) % 16 + mix_parts(&[user, day as u64]) % 2;
+        let arms: Vec<usize> =
+            (1..=USERS).map(|user| (mix_parts(&[user, 1 << 40]) % 2) as usize).collect();
+        let of_past = |user| (0..4).flat_map(move |day| page(user, day, usual(user, day)));
+        let past: Vec<Impression> = match knows_the_past {
+            true => (1..=USERS).flat_map(of_past).collect(),
+            false => Vec::new(),
+        };
+        let baseline = UserBaseline::new(&past, USERS as usize, 4);
+        let mut outcomes = DailyOutcomes::new(1, arms, baseline);
+        let mut totals = ArmTotals::new(2);
+        for day in 4..8 {
+            for user in 1..=USERS {
+                let more = 2 * outcomes.arm(user) as u64;
+                let rows = page(user, day, usual(user, day) + more);
+                outcomes.page(&rows, |item| item % 2 == 0, &mut [&mut totals]);
+            }
+            outcomes.end_day(&mut [&mut totals]);
+        }
+        let rows = totals.rows("1", &["a", "b"]);
+        let fresh = rows.iter().find(|row| row.metric == METRICS[FRESH_SHOWN]).unwrap();
+        assert_eq!(fresh.mean, Some(0.5));
+        totals.difference(1, 1, 0).unwrap()
+    }
+
+    #[test]
+    fn what_users_did_before_narrows_the_interval_and_shifts_no_arm() {
+        let (raw, adjusted) = (clicks(false), clicks(true));
+        assert!((adjusted.difference - 2.0).abs() < 0.1, "{adjusted:?}");
+        let width = |of: SequentialDifference| of.high - of.low;
+        assert!(width(adjusted) < 0.3 * width(raw), "{adjusted:?} {raw:?}");
+        assert!(raw.low < 2.0 && raw.high > 2.0, "{raw:?}");
+    }
 }
