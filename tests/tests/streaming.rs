@@ -105,3 +105,40 @@ fn a_second_demo_in_the_same_folder_is_refused_and_the_first_stops_on_request() 
         .unwrap();
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
 }
+
+#[test]
+fn arms_of_an_ab_test_share_the_users_of_a_daemon_that_learns_from_all() {
+    let Some(Prerequisites { lab, plugins, .. }) = prerequisites("streaming, A/B") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let small = "[fm]\ndim = 16\nqk_dim = 8\nv_dim = 8\nlayers = 1\nmax_history = 32\n";
+    std::fs::write(dir.path().join("small.toml"), small).unwrap();
+    let size = ["--ab-users", "30", "--ab-past-days", "2", "--ab-days", "1", "--seeds", "3,"];
+    let output = Command::new(lab)
+        .args(["experiment", "ab", "--config", "small.toml", "--json", "ab.json", "--work", "work"])
+        .args(size)
+        .arg("--plugins")
+        .arg(plugins)
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(dir.path().join("ab.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    // Who answered whom was checked at each answer.
+    let (config, traffic) = (&report["config"], &report["config"]["traffic"]);
+    assert!(traffic["ranked"].as_u64().unwrap() > 20, "{traffic}");
+    assert_eq!(traffic["degraded"], 0, "{traffic}");
+    assert!(traffic["released"].as_u64().unwrap() > 5, "{traffic}");
+    let flops: Vec<u64> = serde_json::from_value(config["flops"].clone()).unwrap();
+    assert!(flops[0] < flops[2] && flops[2] <= flops[1], "{flops:?}");
+    for arm in ["FM alone", "one-stage", "FM and expert"] {
+        for metric in ["value a user and day", "fresh share of shown"] {
+            let rows = report["models"].as_array().unwrap();
+            let row = rows.iter().find(|row| row["arm"] == arm && row["metric"] == metric);
+            let row = row.unwrap_or_else(|| panic!("no {metric} of {arm}: {text}"));
+            assert!(row["rows"].as_u64().unwrap() > 0 && row["mean"].is_f64(), "{row}");
+        }
+    }
+}

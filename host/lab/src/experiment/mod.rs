@@ -3,8 +3,10 @@
 //! publishing a part of the weights, how NE falls with training FLOPs, and what each part brings.
 //!
 //! All arms of a seed share one pass over the stream and one log. They are compared on the same
-//! rows, with intervals from a bootstrap over users. Every seed is in the report.
+//! rows, with intervals from a bootstrap over users. Every seed is in the report. `ab` alone is no
+//! data set's: there the arms of a daemon decide what users see and do.
 
+mod ab;
 mod ablation;
 mod compute;
 mod latency;
@@ -35,14 +37,15 @@ use hypercast_fm::{
 };
 use serde_json::{Value, json};
 
+pub use self::{
+    ab::AbOptions,
+    report::{ExperimentReport, ExperimentRow},
+    scaling::{ScalingLaw, ScalingPoint},
+};
 use self::{
     mask::InputMask,
     report::{ArmPair, SliceTotals},
     runner::ArmRunner,
-};
-pub use self::{
-    report::{ExperimentReport, ExperimentRow},
-    scaling::{ScalingLaw, ScalingPoint},
 };
 use crate::{
     demo::StepTimes,
@@ -68,6 +71,8 @@ pub enum Experiment {
     Compute,
     /// Component-wise publishing: all that moved, a share of it, or nothing, to copies that serve
     Publish,
+    /// FM alone, a one-stage model, and FM and expert in a closed loop: what users do under each
+    Ab,
     /// NE against training FLOPs over width, depth, history and data; experts of several FM sizes.
     /// Weights are fixed in the test
     Scaling,
@@ -75,8 +80,8 @@ pub enum Experiment {
     Ablation,
 }
 
-/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, publish, scaling, or
-/// ablation
+/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, publish, scaling,
+/// ablation; or test arms of a daemon: ab
 #[derive(Debug, Clone, clap::Args)]
 pub struct ExperimentOptions {
     /// The experiment
@@ -121,6 +126,9 @@ pub struct ExperimentOptions {
     /// scaling: also draw the laws as an SVG
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
+    /// ab: its size.
+    #[command(flatten)]
+    pub ab: AbOptions,
 }
 
 /// The seeds of an experiment.
@@ -159,6 +167,9 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     if options.plot.is_some() && !is_scaling {
         return Err(Error::invalid("--plot: only the experiment scaling has one"));
     }
+    if options.experiment == Experiment::Ab {
+        return ab::run(options);
+    }
     // A law is of models, not of how they go on learning.
     let mut options = options.clone();
     if is_scaling {
@@ -191,6 +202,7 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         Experiment::Publish => publish::run(&context),
         Experiment::Scaling => scaling::run(&context),
         Experiment::Ablation => ablation::run(&context),
+        Experiment::Ab => unreachable!("it has a world of its own"),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
 pub struct ExperimentReport {
-    /// `tae`, `transfer`, `unseen`, `compute`, `publish`, `scaling` or `ablation`.
+    /// `tae`, `transfer`, `unseen`, `compute`, `publish`, `scaling`, `ablation` or `ab`.
     pub experiment: String,
     /// Data set, window, sizes of models, plugin and everything else that was chosen.
     pub config: Value,
@@ -25,8 +25,8 @@ pub struct ExperimentReport {
     pub seeds: Vec<u64>,
     /// A row per surface, task, arm and seed, and one for the mean over seeds.
     pub rows: Vec<ExperimentRow>,
-    /// The models' costs (`compute`, `scaling`), or the published bytes (`publish`); empty
-    /// otherwise.
+    /// The models' costs (`compute`, `scaling`), the published bytes (`publish`), or what users did
+    /// under each arm (`ab`); empty otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<Value>,
     /// How NE falls with training FLOPs (`scaling`); empty otherwise.
@@ -213,11 +213,10 @@ pub fn arms_by_task(rows: &[ExperimentRow], surface: &str) -> String {
 impl std::fmt::Display for ExperimentReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.table)?;
-        writeln!(
-            f,
-            "\nmean over seeds {:?}; [95 % interval, bootstrap over users]; {}",
-            self.seeds,
-            crate::demo::step_times(&self.seconds)
-        )
+        let (seeds, seconds) = (&self.seeds, crate::demo::step_times(&self.seconds));
+        if self.rows.is_empty() {
+            return writeln!(f, "\nseeds {seeds:?}; {seconds}");
+        }
+        writeln!(f, "\nmean over seeds {seeds:?}; [95 % interval, bootstrap over users]; {seconds}")
     }
 }

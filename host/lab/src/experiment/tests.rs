@@ -30,6 +30,7 @@ fn options(dir: &Path, experiment: Experiment) -> Option<ExperimentOptions> {
         surface: None,
         task: None,
         plot: None,
+        ab: AbOptions { ab_users: 1, ab_past_days: 2, ab_days: 1, equal_arms: false },
     })
 }
 

@@ -22,10 +22,11 @@ use hypercast_config::EngineKind;
 use hypercast_core::{dir_lock::DirLock, shutdown::Shutdown};
 use hypercast_stream::streams;
 
+pub(crate) use self::operator::{PUBLISHED, VERSION_WITHIN};
 pub use self::{load::count, report::StreamingReport};
 use self::{
     load::{LoadGenerator, ReplaySchedule},
-    operator::{PUBLISHED, ReplayProgress, VERSION_WITHIN, VERSIONS},
+    operator::{ReplayProgress, VERSIONS},
     prepare::DemoSetup,
     report::JoinedCounts,
     scores::ServedScores,

@@ -1,0 +1,192 @@
+//! An A/B test in a closed loop (paper section 4.5): FM alone, a one-stage model, and FM and expert
+//! as versions that share the users of a real daemon, in a world in which what was ranked decides
+//! what is seen, done and learned from.
+//!
+//! [`world`] has the users, [`deployment`] the daemon and what learns beside it, [`traffic`] runs
+//! one through the other, and [`outcomes`] says how the arms differ. [`own_rankers`] stand in for
+//! models to say how much there is to gain, and to test that test.
+
+mod deployment;
+mod outcomes;
+mod own_rankers;
+mod traffic;
+mod world;
+
+use hypercast_core::{atomic_dir, shutdown::Shutdown, text_table::TextTable};
+use serde_json::{Value, json};
+
+use self::{
+    deployment::{ARMS, AbPast, Deployment, PLUGIN},
+    outcomes::{AbRow, ArmTotals, DailyOutcomes, METRICS, UserBaseline},
+    own_rankers::{REFERENCES, TestSize},
+    traffic::ClosedLoopTraffic,
+    world::{ClosedLoopOptions, ClosedLoopWorld, DAY_MS, START_MS},
+};
+use super::{ExperimentOptions, ExperimentReport};
+use crate::{
+    demo::{DatasetChoice, StepTimes},
+    error::{CommonErrors as _, Error, Result},
+};
+
+/// The name of all seeds together.
+const ALL_SEEDS: &str = "all";
+
+/// Items on the first day, and the share of them that arrives each day, for each user.
+const ITEMS_PER_USER: f64 = 0.8;
+const RELEASED_A_DAY: f64 = 0.06;
+const FEWEST_ITEMS: usize = 200;
+
+/// The size of an A/B test.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AbOptions {
+    /// ab: users, a third for each arm
+    #[arg(long, value_name = "N", default_value_t = 1500)]
+    pub ab_users: usize,
+    /// ab: days before the test, from which all models learn first
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub ab_past_days: i64,
+    /// ab: days of the test
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub ab_days: i64,
+    /// ab: instead, how often equal arms are found to differ, in 100 tests with rankers of the
+    /// world itself
+    #[arg(long)]
+    pub equal_arms: bool,
+}
+
+impl AbOptions {
+    fn size(&self) -> TestSize {
+        TestSize { users: self.ab_users, past_days: self.ab_past_days, days: self.ab_days }
+    }
+}
+
+/// Runs the test for every seed.
+pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
+    let TestSize { users, past_days, days } = options.ab.size();
+    if options.setup.data.is_some_and(|data| data != DatasetChoice::Simulated) {
+        return Err(Error::invalid("ab has a world of its own: leave --data out"));
+    }
+    if users < ARMS.len() || past_days < 2 || days < 1 {
+        return Err(Error::invalid(
+            "ab needs a user for each arm (--ab-users), two days of the past (--ab-past-days) and \
+             one of the test (--ab-days)",
+        ));
+    }
+    let times = StepTimes::default();
+    if options.ab.equal_arms {
+        let tested = times.time("tests", || own_rankers::test_equal_arms(options.ab.size()));
+        let (table, rows) = tested?;
+        return Ok(report(options, rows, table, json!({ "equal_arms": true }), &times));
+    }
+    let stop = Shutdown::on_signals()?;
+    let new = || [ArmTotals::new(ARMS.len()), ArmTotals::new(REFERENCES.len())];
+    let [mut all, mut all_references] = new();
+    let (mut rows, mut settings) = (Vec::new(), Value::Null);
+    for &seed in &options.seeds.0 {
+        let [mut own, mut references] = new();
+        let size = options.ab.size();
+        let world = world_options(size.users, seed);
+        let totals = &mut [&mut references, &mut all_references];
+        times.time("own rankers", || own_rankers::references(&world, size, totals))?;
+        settings = run_seed(options, world, &mut [&mut own, &mut all], &times, &stop)?;
+        rows.extend(references.rows(&seed.to_string(), &REFERENCES));
+        rows.extend(own.rows(&seed.to_string(), &ARMS));
+    }
+    rows.extend(all_references.rows(ALL_SEEDS, &REFERENCES));
+    rows.extend(all.rows(ALL_SEEDS, &ARMS));
+    let table = table(&rows, &settings["flops"]);
+    let rows = rows.iter().map(|row| json!(row)).collect();
+    Ok(report(options, rows, table, settings, &times))
+}
+
+fn world_options(users: usize, seed: u64) -> ClosedLoopOptions {
+    let items = ((users as f64 * ITEMS_PER_USER) as usize).max(FEWEST_ITEMS);
+    let items_per_day = (items as f64 * RELEASED_A_DAY) as usize;
+    ClosedLoopOptions { users, items, items_per_day, seed }
+}
+
+/// One test; what it was run with.
+fn run_seed(
+    options: &ExperimentOptions,
+    world: ClosedLoopOptions,
+    totals: &mut [&mut ArmTotals],
+    times: &StepTimes,
+    stop: &Shutdown,
+) -> Result<Value> {
+    let TestSize { users, past_days, days } = options.ab.size();
+    let ClosedLoopOptions { items, items_per_day, seed, .. } = world;
+    let mut world = ClosedLoopWorld::new(world)?;
+    let rows = times.time("past", || world.past(past_days))?;
+    let baseline = UserBaseline::new(&rows, users, past_days);
+
+    let mut setup = options.setup.clone();
+    let work = setup.work().join(format!("seed-{seed}"));
+    atomic_dir::remove(&work)?;
+    std::fs::create_dir_all(&work).map_err(Error::io(&work))?;
+    setup.data = Some(DatasetChoice::Simulated);
+    // Processes read paths from a configuration in the work folder.
+    setup.work = Some(std::path::absolute(&work).map_err(Error::io(&work))?);
+    setup.plugins = std::path::absolute(&setup.plugins).map_err(Error::io(&setup.plugins))?;
+    let from_ms = START_MS + past_days * DAY_MS;
+    let past = AbPast { world: &world, rows, until_ms: from_ms };
+    let mut deployment = Deployment::start(&setup, seed, past, times, stop)?;
+    let outcomes = DailyOutcomes::new(seed, deployment.arms.clone(), baseline);
+    let traffic = ClosedLoopTraffic::new(&mut deployment, &mut world, outcomes);
+    let counts = times.time("test", || traffic.run(from_ms, days, totals))?;
+    let settings = json!({
+        "users": users, "items": items, "items_per_day": items_per_day,
+        "past_days": past_days, "days": days, "plugin": PLUGIN, "flops": deployment.flops,
+        "fm": deployment.config.fm, "expert_training": deployment.config.expert_training,
+        "traffic": counts,
+    });
+    times.time("stop", || deployment.stop())?;
+    Ok(settings)
+}
+
+fn report(
+    options: &ExperimentOptions,
+    rows: Vec<Value>,
+    table: String,
+    config: Value,
+    times: &StepTimes,
+) -> ExperimentReport {
+    ExperimentReport {
+        experiment: "ab".to_owned(),
+        config,
+        seeds: options.seeds.0.clone(),
+        rows: Vec::new(),
+        models: rows,
+        laws: Vec::new(),
+        seconds: times.seconds(),
+        table,
+        plot: None,
+    }
+}
+
+/// A line for each metric, seed and arm, with what it has above the arms before it in per cent.
+fn table(rows: &[AbRow], flops: &Value) -> String {
+    let [first, second, _] = ARMS;
+    let head = ["metric", "seed", "arm", "mean"].map(String::from);
+    let over = [first, second].map(|arm| format!("over {arm} [95 % sequence]"));
+    let mut table = TextTable::new(3, head.into_iter().chain(over));
+    for metric in METRICS {
+        for row in rows.iter().filter(|row| row.metric == metric) {
+            let mean = row.mean.map_or("-".into(), |mean| format!("{mean:.4}"));
+            let over = [first, second].map(|arm| match row.over.get(arm) {
+                Some(Some(of)) => {
+                    let base = row.mean.unwrap_or(f64::NAN) - of.difference;
+                    let [by, low, high] =
+                        [of.difference, of.low, of.high].map(|by| 100.0 * by / base);
+                    format!("{by:+.1} % [{low:+.1}, {high:+.1}]")
+                }
+                Some(None) => "too little is known".into(),
+                None => String::new(),
+            });
+            let names = [metric, &row.seed, row.arm].map(String::from);
+            table.line(names.into_iter().chain([mean]).chain(over));
+        }
+    }
+    let cost = |(arm, flops): (&str, &Value)| format!("{arm} {flops}");
+    let flops = ARMS.into_iter().zip(flops.as_array().into_iter().flatten()).map(cost);
+    format!("{table}\nFLOPs a candidate: {}\n", flops.collect::<Vec<_>>().join(", "))
+}
