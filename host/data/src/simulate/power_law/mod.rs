@@ -5,8 +5,8 @@
 //! earlier impressions. So the entropy of the true probabilities is the NE that a model of any size
 //! approaches. What small models miss has power-law tails:
 //!
-//! - an item's vector has a spectrum of dimensions, and a narrow model holds the first of them. What
-//!   cohorts want of it takes no history, so models of every size begin to learn it early;
+//! - an item's vector has a spectrum of dimensions, and a narrow model holds the first of them.
+//!   What cohorts want of it takes no history, so models of every size begin to learn it early;
 //! - it is a sum over a few topics, more styles, many creators and the items themselves, which are
 //!   shown by a Zipf law, so that the rare take data;
 //! - a user's interests return after Pareto lags, so that a short history misses some;
