@@ -29,7 +29,7 @@ pub struct SimulateOptions {
     pub users: usize,
     /// The number of items, at least 16.
     pub items: usize,
-    /// The number of requests, at least 1; each has six impressions.
+    /// The number of requests, at least 1; each has six impressions, or twelve of [`power_law`].
     pub requests: usize,
     /// The number of surfaces, from 1 to 1000.
     pub surfaces: usize,

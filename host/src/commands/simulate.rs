@@ -29,7 +29,7 @@ pub struct Args {
     /// Items [default: 400, or 100000 for power-law, which is made for 10^5 to 10^6]
     #[arg(long)]
     pub items: Option<usize>,
-    /// Requests, six impressions each
+    /// Requests, six impressions each, or twelve of power-law
     #[arg(long, default_value_t = 20_000)]
     pub requests: usize,
     /// Surfaces

@@ -28,6 +28,7 @@ pub(super) enum VectorOf {
     Creator,
     Item,
     Cohort,
+    Everybody,
 }
 
 /// The coordinates of a code: each is about standard normal, as the sum of four uniform values

@@ -5,7 +5,8 @@
 //! earlier impressions. So the entropy of the true probabilities is the NE that a model of any size
 //! approaches. What small models miss has power-law tails:
 //!
-//! - an item's vector has a spectrum of dimensions, and a narrow model holds the first of them;
+//! - an item's vector has a spectrum of dimensions, and a narrow model holds the first of them.
+//!   What cohorts want of it takes no history, so models of every size begin to learn it early;
 //! - it is a sum over a few topics, more styles, many creators and the items themselves, which are
 //!   shown by a Zipf law, so that the rare take data;
 //! - a user's interests return after Pareto lags, so that a short history misses some;
@@ -34,14 +35,15 @@ use crate::{
 };
 
 const TOPICS: u64 = 16;
-const STYLES: u64 = 256;
+const STYLES: u64 = 32;
 /// Items of a creator, on average.
-const ITEMS_PER_CREATOR: u64 = 16;
-const COHORTS: u64 = 64;
-/// Shares of the variance of an item's vector: topic, style, creator, and its own.
-const CODE_SHARES: [f32; 4] = [0.4, 0.3, 0.2, 0.1];
+const ITEMS_PER_CREATOR: u64 = 100;
+const COHORTS: u64 = 32;
+/// Shares of the variance of an item's vector: topic, style, creator, and its own. Codes that are
+/// seen often have most of it: what is learned from few impressions is learned late.
+const CODE_SHARES: [f32; 4] = [0.7, 0.23, 0.05, 0.02];
 /// Items shown in a request.
-const SLATE: usize = 6;
+const SLATE: usize = 12;
 /// Items are shown by their rank with a probability of 1 / (rank + this).
 const ZIPF_SHIFT: f64 = 20.0;
 /// 1 January 2024, midnight UTC.
@@ -60,11 +62,13 @@ const SESSION_MS: i64 = 30 * 60_000;
 /// so that what is popular does not become everybody's interest.
 const AWAY: f32 = 0.35;
 
-/// The standard deviations of what is added to a click's logit.
-const RETURNING: f32 = 1.0;
-const IN_SESSION: f32 = 0.6;
-const TWO_HOPS: f32 = 0.5;
-const OF_COHORT: f32 = 0.5;
+/// The standard deviations of what is added to a click's logit. What needs no history has most of
+/// it: models find out how an item and a history match only once they know items.
+const OF_ALL: f32 = 0.5;
+const OF_COHORT: f32 = 1.2;
+const RETURNING: f32 = 0.7;
+const IN_SESSION: f32 = 0.2;
+const TWO_HOPS: f32 = 0.15;
 
 /// Simulates a data set with a scaling law and writes it with its report. Memory is 3 KB a user and
 /// what an [`Item`] takes, however many requests there are.
@@ -182,8 +186,11 @@ impl PowerLawWorld {
     /// What the user looks for now.
     fn interest(&self, user: usize, now_ms: i64) -> Coordinates {
         let memory = &self.users[user];
-        let cohort = coordinates(self.seed, VectorOf::Cohort, self.cohort(user));
-        let mut parts = vec![(RETURNING, memory.interests.sum(self.lag_norm)), (OF_COHORT, cohort)];
+        let mut parts = vec![
+            (OF_ALL, coordinates(self.seed, VectorOf::Everybody, 0)),
+            (OF_COHORT, coordinates(self.seed, VectorOf::Cohort, self.cohort(user))),
+            (RETURNING, memory.interests.sum(self.lag_norm)),
+        ];
         let in_session = now_ms - memory.last_request_ms < SESSION_MS;
         if let Some(last) = memory.last_click.filter(|_| in_session) {
             parts.push((IN_SESSION, complement(&self.item_vector(last.item))));

@@ -28,7 +28,10 @@ fn a_seed_decides_the_world_and_what_is_written_is_read() {
         let size = SimulateOptions { into, users: 9, items: 500, requests: 40, surfaces: 2, seed };
         let report = simulate_power_law(&size).unwrap();
         let data = Dataset::open(&size.into).unwrap();
-        assert_eq!((data.items.len(), data.users.len(), report.impressions), (500, 9, 240));
+        assert_eq!(
+            (data.items.len(), data.users.len(), report.impressions),
+            (500, 9, 40 * SLATE as u64)
+        );
         let rows = data.impressions().unwrap().map(|row| row.unwrap());
         (format!("{:?}", rows.collect::<Vec<_>>()), report)
     };
@@ -77,7 +80,7 @@ fn coordinates_are_independent_with_variance_one() {
         }
         products += f64::from(vector[0] * vector[63]);
     }
-    // The 16 topics have two fifths of the variance, so few draws decide it.
+    // The 16 topics have two thirds of the variance, so few draws decide it.
     for at in 0..3 {
         let mean = sums[at] / items as f64;
         let variance = squares[at] / items as f64 - mean * mean;

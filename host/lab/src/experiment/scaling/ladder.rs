@@ -1,8 +1,6 @@
 //! The models of the experiment: a diagonal of sizes that grow in everything at once, and from its
 //! middle, models that differ from it in width, depth or history alone.
 
-use std::collections::BTreeMap;
-
 use hypercast_fm::spec::FmConfig;
 use serde_json::{Value, json};
 
@@ -12,9 +10,9 @@ pub const SIZES: usize = 5;
 /// From one size to the next, width grows by the root of this and history by 2.
 const WIDTH_STEP: f64 = 3.0;
 
-/// Factors of the configuration's learning rate that are tried for each width. The first is taken
-/// if they are alike.
-pub const RATE_FACTORS: [f64; 4] = [1.0, 0.5, 2.0, 4.0];
+/// Factors of the configuration's learning rate that are tried for each size. The first is taken if
+/// they are alike.
+pub const RATE_FACTORS: [f64; 3] = [1.0, 0.5, 2.0];
 
 /// A model of the experiment.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,17 +75,15 @@ pub fn ladder(base: &FmConfig) -> Vec<LadderModel> {
     all
 }
 
-/// For each width, the cheapest model of it at each of some learning rates.
+/// Each size at each of some learning rates. What is tried is the size itself: a rate that is best
+/// for one layer and a short history is not for more of them.
 pub fn trials(models: &[LadderModel]) -> Vec<FmConfig> {
-    let widths: BTreeMap<usize, &FmConfig> =
-        models.iter().rev().map(|model| (model.fm.dim, &model.fm)).collect();
-    let history = models.iter().map(|model| model.fm.max_history).min().unwrap_or(1);
-    let of_width = |fm: &&FmConfig| {
-        let fm = FmConfig { layers: 1, max_history: history, ..(*fm).clone() };
+    let of_size = |model: &LadderModel| {
+        let fm = model.fm.clone();
         RATE_FACTORS
             .map(|factor| FmConfig { learning_rate: factor * fm.learning_rate, ..fm.clone() })
     };
-    widths.values().flat_map(of_width).collect()
+    models.iter().filter(|model| model.on_diagonal).flat_map(of_size).collect()
 }
 
 fn width_of(base: &FmConfig, size: usize) -> usize {
@@ -127,7 +123,9 @@ mod tests {
         }
         let trials = trials(&models);
         assert_eq!(trials.len(), 5 * RATE_FACTORS.len());
-        assert!(trials.iter().all(|fm| (fm.layers, fm.max_history) == (1, 8)));
+        let largest = &trials[trials.len() - 1];
+        assert_eq!((largest.layers, largest.max_history), (3, 128));
+        assert_eq!(largest.learning_rate, RATE_FACTORS[2] * base.learning_rate);
         let small = ladder(&FmConfig { dim: 4, layers: 1, max_history: 4, ..base });
         let mut names: Vec<&str> = small.iter().map(|model| model.name.as_str()).collect();
         names.sort_unstable();

@@ -173,8 +173,6 @@ pub struct LawFit {
     pub fit: Option<PowerFit>,
     /// The 95 % interval of the exponent over users and seeds.
     pub exponent_ci95: Option<[f64; 2]>,
-    /// Whether a law can be seen: the interval is above 0.
-    pub is_seen: bool,
     /// NE of each arm, the mean over seeds.
     #[serde(skip)]
     pub ne: Vec<f64>,
@@ -198,6 +196,13 @@ pub struct LargestModel {
     pub difference_ci95: Option<[f64; 2]>,
 }
 
+impl LawFit {
+    /// Whether NE falls: the interval of b is above 0.
+    pub fn falls(&self) -> bool {
+        self.exponent_ci95.is_some_and(|[low, _]| low > 0.0)
+    }
+}
+
 impl LawArms<'_> {
     /// The law with its interval.
     pub fn fit(&self, replicates: usize) -> LawFit {
@@ -212,17 +217,32 @@ impl LawArms<'_> {
             ..fit
         });
         let fitted = self.chosen(&self.points(&ne));
-        LawFit {
-            is_seen: fit.is_some() && bounds.is_some_and(|[low, _]| low > 0.0),
-            fit,
-            exponent_ci95: bounds,
-            ne,
-            fitted,
-        }
+        LawFit { fit, exponent_ci95: bounds, ne, fitted }
+    }
+
+    /// What the law of all models but the largest says of that one at its end. `model_of` gives the
+    /// model of an arm; the largest has the arm that costs most.
+    pub fn predict_largest(
+        &self,
+        model_of: impl Fn(usize) -> usize,
+        replicates: usize,
+    ) -> Option<LargestModel> {
+        let costs = self.flops.iter().enumerate();
+        let (end, &flops) = costs.max_by(|(_, a), (_, b)| a.total_cmp(b))?;
+        let end = self.arms[end];
+        let places = 0..self.arms.len();
+        let smaller: Vec<usize> =
+            places.filter(|&place| model_of(self.arms[place]) != model_of(end)).collect();
+        let others = LawArms {
+            arms: smaller.iter().map(|&place| self.arms[place]).collect(),
+            flops: smaller.iter().map(|&place| self.flops[place]).collect(),
+            ..*self
+        };
+        others.predict(end, flops, replicates)
     }
 
     /// What this law, which is without the largest model, says of it: an arm with its FLOPs.
-    pub fn predict(&self, largest: usize, flops: f64, replicates: usize) -> Option<LargestModel> {
+    fn predict(&self, largest: usize, flops: f64, replicates: usize) -> Option<LargestModel> {
         let of = |halves: &[ScoreTotals; 2], seeds: &[usize]| {
             let above = self.law(halves, seeds)?.at(flops);
             let both = |arm| halves.iter().map(|half| mean_ne(half, seeds, arm, None)).sum::<f64>();
@@ -383,15 +403,15 @@ mod tests {
         let mut ne: Vec<f64> = points(0.7, 0.15, 0.2).iter().map(|point| point.ne).collect();
         ne.push(0.7);
         let dense = dense(&ne, 0.01);
-        let mut law = arms(&dense, true);
+        let law = arms(&dense, true);
         let found = law.fit(100);
         let [low, high] = found.exponent_ci95.unwrap();
-        assert!(found.is_seen && low < 0.21 && high > 0.19 && high - low < 0.04, "{found:?}");
+        assert!(found.falls() && low < 0.21 && high > 0.19 && high - low < 0.04, "{found:?}");
         let fit = found.fit.unwrap();
         assert!((fit.exponent - 0.2).abs() < 0.01 && (fit.floor - 0.7).abs() < 0.02, "{fit:?}");
         assert!(found.fitted.len() >= 6, "{found:?}");
-        let largest = (law.arms.pop().unwrap(), law.flops.pop().unwrap());
-        let said = law.predict(largest.0, largest.1, 100).unwrap();
+        let said = law.predict_largest(|arm| arm, 100).unwrap();
+        assert_eq!(said.flops, law.flops[law.flops.len() - 1]);
         assert!(said.difference_pct.abs() < 0.2, "{said:?}");
         let [low, high] = said.difference_ci95.unwrap();
         assert!(low < 0.1 && high > -0.1 && high - low < 0.5, "{said:?}");
@@ -405,7 +425,7 @@ mod tests {
             let dense = dense(&ne, 0.05);
             let found = arms(&dense, optimum).fit(100);
             let [low, high] = found.exponent_ci95.unwrap_or([0.0; 2]);
-            assert!(!found.is_seen && low <= 0.0 && high >= 0.0, "{found:?}");
+            assert!(!found.falls() && low <= 0.0 && high >= 0.0, "{found:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The paper's title: how NE falls with training FLOPs, and whether the fall reaches experts.
 //!
 //! Models of several widths, depths and histories learn from one reading of the stream, with a
-//! learning rate tuned for each width. At some shares of the data all are measured on the same
+//! learning rate tuned for each size. At some shares of the data all are measured on the same
 //! requests of the test, with fixed weights; from there they only predict. The law is fitted to the
 //! envelope, what is best for its cost. In a simulated world E∞ is the NE of the true
 //! probabilities on the same rows, so that their luck cancels; elsewhere it is fitted.
@@ -10,6 +10,7 @@ mod ladder;
 mod law;
 mod passes;
 mod plot;
+mod verdict;
 
 use hypercast_config::Config;
 use hypercast_core::text_table::TextTable;
@@ -22,6 +23,7 @@ use self::{
     ladder::{LadderModel, ladder},
     law::{LargestModel, LawArms, LawFit},
     passes::{HeldOut, RateTrial, SHARES, ScalingPlan, TrainingCost, best_rates, train, tune},
+    verdict::shortfalls,
 };
 use super::{
     ExperimentContext, ExperimentReport, ExperimentRow,
@@ -71,10 +73,14 @@ pub struct ScalingLaw {
     /// The law.
     #[serde(flatten)]
     pub law: LawFit,
-    /// The number of models with a point on the envelope.
+    /// The number of models with a point that is fitted: on the envelope, where it is one.
     pub models_on_envelope: usize,
     /// The largest model, from the law of the others.
     pub largest: Option<LargestModel>,
+    /// Whether it is a law: nothing is in `shortfalls`.
+    pub is_seen: bool,
+    /// What it lacks to be one, in words.
+    pub shortfalls: Vec<String>,
     /// The points.
     pub points: Vec<ScalingPoint>,
 }
@@ -217,17 +223,11 @@ impl ScalingResult<'_> {
             optimum,
             envelope_only,
         };
-        let replicates = self.context.options.replicates;
         let all = of((0..self.plan.models.len() * shares).collect(), true);
-        let largest = self.largest();
-        let smaller = |arm: &usize| arm / shares != largest;
-        let others = of(all.arms.iter().copied().filter(smaller).collect(), true);
-        let end = largest * shares + shares - 1;
-        let largest = others.predict(end, self.costs[largest].flops[shares - 1], replicates);
         let diagonal = of((1..=self.sizes()).map(|size| size * shares - 1).collect(), false);
         vec![
-            self.law(&task, LawSubject::Fm, &all, largest),
-            self.law(&task, LawSubject::FmAllData, &diagonal, None),
+            self.law(&task, LawSubject::Fm, &all),
+            self.law(&task, LawSubject::FmAllData, &diagonal),
         ]
     }
 
@@ -242,27 +242,19 @@ impl ScalingResult<'_> {
             optimum: self.plan.held_out.has_truth().then_some(sizes + 1),
             envelope_only: false,
         };
-        Some(self.law(&task, LawSubject::Expert, &arms, None))
+        Some(self.law(&task, LawSubject::Expert, &arms))
     }
 
-    fn law(
-        &self,
-        task: &str,
-        of: LawSubject,
-        arms: &LawArms<'_>,
-        largest: Option<LargestModel>,
-    ) -> ScalingLaw {
+    fn law(&self, task: &str, of: LawSubject, arms: &LawArms<'_>) -> ScalingLaw {
         let replicates = self.context.options.replicates;
         let law = self.context.times.time("bootstrap", || arms.fit(replicates));
         let shares = SHARES.len();
+        let model_of = |arm: usize| if of == LawSubject::Expert { arm - 1 } else { arm / shares };
         let point = |place: usize| {
             let arm = arms.arms[place];
-            let (model, share) = match of {
-                LawSubject::Expert => (arm - 1, shares - 1),
-                _ => (arm / shares, arm % shares),
-            };
+            let share = if of == LawSubject::Expert { shares - 1 } else { arm % shares };
             ScalingPoint {
-                model: self.plan.models[model].name.clone(),
+                model: self.plan.models[model_of(arm)].name.clone(),
                 share: SHARES[share],
                 flops: arms.flops[place],
                 ne: law.ne[place],
@@ -271,13 +263,18 @@ impl ScalingResult<'_> {
         };
         let points: Vec<ScalingPoint> = (0..arms.arms.len()).map(point).collect();
         let on_it = points.iter().filter(|point| point.fitted);
+        let models = distinct(on_it.map(|point| point.model.as_str()));
+        let largest = arms.predict_largest(model_of, replicates);
+        let shortfalls = shortfalls(&law, models, largest.as_ref());
         ScalingLaw {
             task: task.to_owned(),
             of,
             floor_is_known: arms.optimum.is_some(),
-            models_on_envelope: distinct(on_it.map(|point| point.model.as_str())),
             law,
+            models_on_envelope: models,
             largest,
+            is_seen: shortfalls.is_empty(),
+            shortfalls,
             points,
         }
     }
@@ -285,13 +282,6 @@ impl ScalingResult<'_> {
     /// The number of sizes on the diagonal, which come first.
     fn sizes(&self) -> usize {
         self.plan.diagonal().count()
-    }
-
-    /// The model that costs the most.
-    fn largest(&self) -> usize {
-        let last = |model: &usize| self.costs[*model].flops[SHARES.len() - 1];
-        let largest = (0..self.costs.len()).max_by(|a, b| last(a).total_cmp(&last(b)));
-        largest.expect("the ladder has models")
     }
 
     fn models(&self) -> Vec<Value> {
@@ -345,8 +335,8 @@ impl std::fmt::Display for ScalingLaw {
             return write!(f, "no law can be seen: too few points are on the envelope");
         };
         let [low, high] = self.law.exponent_ci95.unwrap_or([f64::NAN; 2]);
-        if !self.law.is_seen {
-            write!(f, "no law can be seen; ")?;
+        if !self.is_seen {
+            writeln!(f, "no law can be seen, as {}:", self.shortfalls.join(", "))?;
         }
         let known = if self.floor_is_known { "the optimum" } else { "fitted" };
         write!(

@@ -26,7 +26,7 @@ use crate::{
 pub const SHARES: [f64; 4] = [0.125, 0.25, 0.5, 1.0];
 
 /// The share of the training data that learning rates are tuned on.
-const TUNED_SHARE: f64 = 0.1;
+const TUNED_SHARE: f64 = 0.2;
 
 /// A training step costs a forward pass and twice as much for the gradients.
 const PASSES_PER_STEP: f64 = 3.0;
@@ -191,7 +191,8 @@ pub fn tune(
     Ok(configs.iter().zip(&sums).map(trial).collect())
 }
 
-/// The best learning rate by width.
+/// The best learning rate by width. Models that are not on the diagonal take that of the size with
+/// their width.
 pub fn best_rates(trials: &[RateTrial]) -> BTreeMap<usize, f64> {
     let mut best: BTreeMap<usize, &RateTrial> = BTreeMap::new();
     for trial in trials {

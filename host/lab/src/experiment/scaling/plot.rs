@@ -9,7 +9,7 @@ const WIDTH: f64 = 900.0;
 const PANEL: f64 = 320.0;
 const LEFT: f64 = 60.0;
 const RIGHT: f64 = 20.0;
-const TOP: f64 = 54.0;
+const TOP: f64 = 66.0;
 const BOTTOM: f64 = 34.0;
 /// Okabe and Ito's colours, which colour-blind readers can distinguish.
 const FITTED: &str = "#0072b2";
@@ -62,13 +62,10 @@ fn panel(text: &mut String, top: f64, law: &ScalingLaw) {
     label(text, LEFT, top + 18.0, "start", &title);
     let said = law.to_string();
     let said = said.split_once(": ").map_or("", |(_, said)| said);
-    label(
-        text,
-        LEFT,
-        top + 36.0,
-        "start",
-        &format!("<tspan font-size=\"11\">{}</tspan>", escape(said)),
-    );
+    for (at, said) in said.lines().enumerate() {
+        let small = format!("<tspan font-size=\"11\">{}</tspan>", escape(said));
+        label(text, LEFT, top + 34.0 + 14.0 * at as f64, "start", &small);
+    }
     if shown.is_empty() {
         return;
     }
@@ -164,12 +161,13 @@ mod tests {
             law: LawFit {
                 fit,
                 exponent_ci95: Some([0.08, 0.12]),
-                is_seen: fit.is_some(),
                 ne: Vec::new(),
                 fitted: Vec::new(),
             },
             models_on_envelope: 2,
             largest: None,
+            is_seen: fit.is_some(),
+            shortfalls: Vec::new(),
             points: (0..points).map(point).collect(),
         };
         let text = svg(&[law(Some(fit), 5), law(None, 0)]);
