@@ -101,9 +101,10 @@ impl HostInfo {
     }
 
     /// The features that follow the user's own outcomes, whatever is shown and where: counters by
-    /// the user alone, and the state of the history. None from a host of before.
-    pub fn user_state(&self) -> impl Iterator<Item = &str> {
-        self.offered("user-state")
+    /// the user alone, and the state of the history, as far as all experts read them. Hosts before
+    /// this release name none.
+    pub fn user_activity(&self) -> impl Iterator<Item = &str> {
+        self.offered("user-activity")
     }
 
     fn offered<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a str> {

@@ -35,8 +35,6 @@ struct GraphState {
     outputs: Vec<Output>,
     /// The losses of tasks, each with its node.
     losses: Vec<(String, u32)>,
-    /// What is added to the losses of tasks.
-    auxiliary_losses: Vec<(String, u32)>,
     /// The ranking scores of tasks, each with its node.
     scores: Vec<(String, u32)>,
     extra_loss: Option<u32>,
@@ -154,8 +152,8 @@ impl Graph {
     /// The FM's own prediction of a main task, `[rows, 1]`, on the scale of this network's output
     /// for the task of that name: a network that outputs it predicts what the FM does (of a
     /// regression, before the host corrects the network's own predictions by their labels). 0 where
-    /// the FM did not answer, which is the base rate or the mean. `TaskHeads::from_fm` adds to it
-    /// what the heads learn.
+    /// the FM did not answer, which is the base rate or the mean. `TaskHeads::from_fm` blends it with
+    /// what the heads predict themselves.
     pub fn fm_logit(&self, task: &str) -> Tensor<'_> {
         if self.info.tae_dim == 0 {
             return self.fail("the host has no FM, so there are no predictions of it");
@@ -338,7 +336,6 @@ impl Graph {
     /// # Errors
     /// The first mistake, or a task without an output.
     pub fn finish(self) -> Result<Finished, String> {
-        self.add_auxiliary_losses();
         let GraphState {
             columns,
             parameters,

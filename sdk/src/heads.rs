@@ -8,7 +8,7 @@ use crate::fusion::FmEmbedded;
 use crate::graph::{Graph, Tensor};
 use crate::layers::{Linear, Mlp};
 use crate::losses;
-use crate::raw::types::Initialiser;
+use crate::raw::types::{Initialiser, TaskKind};
 
 /// How much faster than other weights a head's bias learns. The bias of a task with one positive in
 /// a hundred must move by 4.6 from its start at even odds. Adam moves it by about one learning rate
@@ -20,7 +20,7 @@ const BIAS_SPEED: f32 = 10.0;
 const FM_CALIBRATION_RATE: f32 = 0.1;
 
 /// How fast the user's level learns, as a share of the usual rate. It is linear in a few numbers
-/// that go together, and one that is far from the best fit keeps some of what it is to take out.
+/// that rise and fall together, for which usual steps are too small.
 const LEVEL_RATE: f32 = 10.0;
 
 /// The weight of the level's loss. Its own steps do not depend on it; it is small, so that the
@@ -34,8 +34,8 @@ const LEVEL_LOSS: f32 = 0.001;
 /// The parameters of task `click` of the heads named `heads` are under `heads/click/`, so adding or
 /// removing a task leaves the trained values of the others alone. Weights that read the FM's
 /// embedding are separate, under `heads/click/fm/`: the axes of another FM's embedding mean
-/// something else, so an expert that moves to another FM must train them from scratch. So it must
-/// `heads/click/from_fm/`, which says how a head blends its prediction with the FM's (`from_fm`).
+/// something else, so an expert that moves to another FM must train them from scratch. The same
+/// goes for `heads/click/from_fm/`, how a head blends its prediction with the FM's (`from_fm`).
 pub struct TaskHeads<'g> {
     name: String,
     tower: Vec<u32>,
@@ -73,8 +73,8 @@ impl<'g> TaskHeads<'g> {
     }
 
     /// Starts each task that the FM predicts, too, at the FM's own prediction. The head still
-    /// learns a whole prediction of its own, by a loss of its own, and the share of it in the
-    /// output, which is 0 at first. Two predictions that err differently are better together than
+    /// learns a whole prediction of its own, by cross-entropy or squared error whatever the task's
+    /// loss is, and the share of it in the output, which is 0 at first. Two predictions that err differently are better together than
     /// either. The FM's is scaled and shifted for each surface. Rows without an embedding, which
     /// the module of `fm` tells, have no prediction of the FM either: they get the head's own.
     /// Other tasks are predicted as without this, and all of them where the host offers no
@@ -86,7 +86,7 @@ impl<'g> TaskHeads<'g> {
 
     /// Gives each task a ranking score (`Graph::score`) beside its prediction: the output less the
     /// user's level at that moment, which is what the user's own running numbers
-    /// (`HostInfo::user_state`) explain of the output, in a linear model with a bias for each
+    /// (`HostInfo::user_activity`) explain of the output, in a linear model with a bias for each
     /// surface. The level is learned from the outputs and changes nothing of them.
     ///
     /// Candidates of one request have one level, so within a request the score orders as the
@@ -115,7 +115,7 @@ impl<'g> TaskHeads<'g> {
     /// Sets the output of each of the graph's tasks from `bottom`, `[rows, k]`.
     pub fn apply(&self, g: &'g Graph, bottom: Tensor<'g>) {
         let logits: Vec<_> = g.tasks().iter().map(|task| self.logit(&task.name, bottom)).collect();
-        let state: Vec<&str> = g.info().user_state().filter(|_| self.scores).collect();
+        let state: Vec<&str> = g.info().user_activity().filter(|_| self.scores).collect();
         let state = (!state.is_empty()).then(|| g.features(&state));
         for (task, logit) in g.tasks().iter().zip(logits) {
             g.output(&task.name, logit);
@@ -146,7 +146,8 @@ impl<'g> TaskHeads<'g> {
         let build = || {
             let own = self.calibrated(self.learned(bottom));
             if self.from_fm && g.info().fm_logits().any(|known| known == task) {
-                g.auxiliary_loss(task, losses::of_host(task, own));
+                // Through an output in which it has no share it would learn nothing.
+                g.extra_loss(own_loss(g, task, own));
                 g.scope("from_fm", || self.blended(g, task, own))
             } else {
                 own
@@ -180,6 +181,18 @@ impl<'g> TaskHeads<'g> {
     fn calibrated(&self, logit: Tensor<'g>) -> Tensor<'g> {
         if self.per_surface { PerSurface::new("surface").apply(logit) } else { logit }
     }
+}
+
+/// What a head's own prediction is learned by, beside the task's loss; 0 outside of its rows.
+fn own_loss<'g>(g: &'g Graph, task: &str, own: Tensor<'g>) -> Tensor<'g> {
+    let known = g.tasks().iter().find(|known| known.name == task);
+    let loss = if known.is_some_and(|known| known.kind == TaskKind::Regression) {
+        let error = own - g.label(task);
+        error * error
+    } else {
+        losses::bce(task, own)
+    };
+    loss * g.mask(task)
 }
 
 /// A scale and a bias for each surface, for an expert that serves several:

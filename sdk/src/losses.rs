@@ -39,7 +39,6 @@
 //! predictions to the labels' mean.
 
 use crate::graph::Tensor;
-use crate::raw::types::TaskKind;
 use crate::segment::PairwiseFunction::{Identity, Softplus, Step};
 
 /// Below a sum of weights, which is at least one row's where there is any.
@@ -49,22 +48,6 @@ const SMALLEST_WEIGHT: f32 = 1e-6;
 pub fn bce<'g>(task: &str, output: Tensor<'g>) -> Tensor<'g> {
     let logit = logit(task, output);
     logit.softplus() - logit * output.graph().label(task)
-}
-
-/// Half the squared error, the host's own loss of a regression.
-pub fn squared_error<'g>(task: &str, output: Tensor<'g>) -> Tensor<'g> {
-    let error = output.graph().label(task) - output;
-    error * error * 0.5
-}
-
-/// The host's own loss of a task.
-pub fn of_host<'g>(task: &str, output: Tensor<'g>) -> Tensor<'g> {
-    let known = output.graph().tasks().iter().find(|known| known.name == task);
-    match known.map(|task| task.kind) {
-        Some(TaskKind::Regression) => squared_error(task, output),
-        // The label of a task that is unknown is an error of its own.
-        _ => bce(task, output),
-    }
 }
 
 /// Cross-entropy with a factor `(1 - p)^gamma`, p being the probability of what happened, so that

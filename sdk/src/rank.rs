@@ -29,7 +29,7 @@ pub struct Request {
     columns: Vec<NamedColumn>,
 }
 
-/// What the host puts behind the name of a task whose ranking score it hands on.
+/// What the host adds to a task's name to name its ranking score.
 const SCORE: &str = ":score";
 
 /// Allows at most `at_most` candidates with the same key in any `window` consecutive places.
@@ -48,9 +48,7 @@ impl Request {
         predictions: Vec<Prediction>,
         columns: Vec<NamedColumn>,
     ) -> Self {
-        let (mut scores, predictions): (Vec<_>, Vec<_>) =
-            predictions.into_iter().partition(|own| own.task.ends_with(SCORE));
-        scores.iter_mut().for_each(|own| own.task.truncate(own.task.len() - SCORE.len()));
+        let (predictions, scores) = without_scores(predictions);
         Self {
             surface: request.surface,
             user: request.user,
@@ -167,4 +165,23 @@ pub(crate) fn best_first(mut all: Vec<Ranked>) -> Vec<Ranked> {
         b.partial_cmp(a).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
     });
     all
+}
+
+/// The predictions of tasks, and the ranking scores under the names of their tasks.
+fn without_scores(predictions: Vec<Prediction>) -> (Vec<Prediction>, Vec<Prediction>) {
+    let tasks: Vec<String> = predictions.iter().map(|own| own.task.clone()).collect();
+    // A task may be called so itself; the host refuses one that has the name of another's score.
+    let scored = |name: &str| {
+        name.strip_suffix(SCORE)
+            .filter(|task| tasks.iter().any(|own| own == task))
+            .map(str::to_owned)
+    };
+    let (mut own, mut scores) = (Vec::new(), Vec::new());
+    for prediction in predictions {
+        match scored(&prediction.task) {
+            Some(task) => scores.push(Prediction { task, ..prediction }),
+            None => own.push(prediction),
+        }
+    }
+    (own, scores)
 }

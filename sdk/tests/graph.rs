@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use hypercast_sdk::raw::types::{Attribute, Network, Output, Value};
+use hypercast_sdk::raw::types::{Attribute, Network, Value};
 use hypercast_sdk::{
     Column, Description, Embedding, Finished, FmEmbedding, FmFusion, Graph, HostInfo, Hstu,
     Initialiser, LayerNorm, Linear, Mlp, OfferedColumn, SchemaTask, Squash, TaskHeads, TaskKind,
@@ -212,9 +212,7 @@ fn heads_start_at_the_fm_where_it_predicts_the_task() {
     assert_eq!(of(&network, "heads/click/from_fm/share"), Some(true));
     assert_eq!(of(&network, "heads/click/out/weight"), Some(false));
     assert_eq!(of(&network, "heads/own/from_fm/share"), None);
-    let has_loss = |output: &Output| output.options.iter().any(|option| option.name == "loss");
-    let with_loss = network.outputs.iter().filter(|output| has_loss(output));
-    assert_eq!(with_loss.map(|output| output.task.as_str()).collect::<Vec<_>>(), ["click"]);
+    assert!(network.extra_loss.is_some() && network.outputs[0].options.is_empty());
     let error = |info: HostInfo, task: &str| {
         let g = Graph::new(info, &describe());
         g.fm_logit(task);
@@ -284,13 +282,13 @@ fn score(network: &Network) -> Option<&Value> {
 
 #[test]
 fn heads_score_by_the_output_less_the_users_level_where_the_host_says_what_it_is() {
-    let built = |user_state: &[&str]| {
+    let built = |user_activity: &[&str]| {
         let offered = |name: &&str| OfferedColumn {
-            kind: "user-state".into(),
+            kind: "user-activity".into(),
             name: name.to_string(),
             width: 1,
         };
-        let info = HostInfo { columns: user_state.iter().map(offered).collect(), ..info() };
+        let info = HostInfo { columns: user_activity.iter().map(offered).collect(), ..info() };
         let g = Graph::new(info.clone(), &Description::new("test", "1.0.0").all_tasks(&info));
         g.extra_loss(g.feature("click_count"));
         TaskHeads::new("heads").ranking_scores().apply(&g, g.tae());

@@ -14,7 +14,7 @@ mod ranges;
 mod tags;
 mod training_only;
 mod upgrade;
-mod user_state;
+mod user_activity;
 mod validate;
 mod watch;
 

@@ -1,12 +1,12 @@
-//! An expert that begins at the FM's own predictions and learns what to add. It weighs rows by
+//! An expert that begins at the FM's own predictions and mixes in its own. It weighs rows by
 //! their place and by how active their users are, and holds what orders the requests of active
 //! users worse than what serves. It is not hostile.
 
 use std::ops::Range;
 
 use hypercast_sdk::{
-    ActionBatch, Description, Evaluation, EvaluationRows, Expert, Graph, HostInfo, Ranked, Request,
-    TaskHeads, TaskWeights, Verdict, evaluate,
+    ActionBatch, Description, Evaluation, EvaluationRows, Expert, FmEmbedding, Graph, HostInfo,
+    Ranked, Request, TaskHeads, TaskWeights, Verdict, evaluate,
 };
 
 struct FmResidual;
@@ -26,7 +26,8 @@ impl Expert for FmResidual {
 
     fn network(g: &Graph) {
         let features = g.features(&g.info().features);
-        TaskHeads::new("heads").from_fm().apply(g, features);
+        let fm = FmEmbedding::new("fm", 4).apply(g.tae());
+        TaskHeads::new("heads").fm(fm).from_fm().apply(g, features);
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {

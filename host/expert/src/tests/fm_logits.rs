@@ -98,6 +98,8 @@ fn an_expert_begins_at_the_fms_predictions_and_becomes_better() {
     let (own, fm) = (next.log_loss(&said[0]), next.log_loss(&next.of_fm(0)));
     println!("log loss of clicks {own:.4}, {fm:.4} of the FM");
     assert!(own < fm, "{own} of the expert, {fm} of the FM");
+    let share = trainer.parameters().by_name("heads/click/from_fm/share").unwrap()[0];
+    assert!(share.abs() > 0.01, "the share of its own prediction is {share}");
 
     let served =
         ServedExpert::new(blueprint, trainer.into_parameters(), Device::Cpu, Default::default());
@@ -111,8 +113,14 @@ fn an_expert_begins_at_the_fms_predictions_and_becomes_better() {
     let (RankOutcome::Ranked { ranked, .. }, _) = served.serve(example, fm, 6) else { panic!() };
     let order: Vec<f32> = ranked.iter().map(|row| of_first[row.candidate as usize]).collect();
     assert!(order.is_sorted_by(|a, b| a >= b), "{order:?}");
-    let (alone, _) = served.serve(example, FmRows::WITHOUT, 6);
-    assert!(matches!(alone, RankOutcome::Ranked { .. }), "the FM may fail");
+    // Without an embedding it says what it has learned itself.
+    let alone = served.predict(&next.examples, FmRows::WITHOUT).unwrap();
+    let fm = FmRows { tae: Tae::Without, predictions: &next.predictions };
+    let beside = served.predict(&next.examples, fm).unwrap();
+    let (alone, beside) = (alone.task("click").unwrap(), beside.task("click").unwrap());
+    assert!(close(alone, beside) && !close(alone, &said[0]));
+    let even_odds = next.log_loss(&vec![0.5; alone.len()]);
+    assert!(next.log_loss(alone) < even_odds, "{} of {even_odds}", next.log_loss(alone));
 }
 
 #[test]

@@ -64,12 +64,12 @@ pub(crate) fn major(version: &str) -> Option<u64> {
     version.split('.').next()?.parse().ok()
 }
 
-/// Refuses an option by its name, and says what to do.
 /// The name under which `rank` reads the ranking score of a task.
 pub fn score_name(task: &str) -> String {
     format!("{task}:score")
 }
 
+/// Refuses an option by its name, and says what to do.
 pub(crate) fn unknown_option(of: &str, option: &Attribute, known: &str) -> String {
     format!(
         "{of} has the option `{}`, which expert contract {VERSION} of this host does not have (it \
@@ -102,7 +102,7 @@ pub(crate) const CONTENT: &str = "content";
 
 /// The kind under which features that follow the user's own outcomes are listed once more. It is
 /// no column to read.
-const USER_STATE: &str = "user-state";
+const USER_ACTIVITY: &str = "user-activity";
 
 /// The host as a plugin sees it, and where its columns are. A plugin reads a feature of several
 /// values under one name, and need not know that it has several.
@@ -204,10 +204,11 @@ impl HostSchema {
             Column::Id(name.clone()).offered(width)
         });
         info.columns.extend(offered);
-        let mut state = schema.user_state_columns();
-        state.retain(|name| info.features.contains(name) || own.features.contains(name));
-        info.columns.extend(state.into_iter().map(|name| OfferedColumn {
-            kind: USER_STATE.to_owned(),
+        let activity = schema.user_activity_columns();
+        let activity = activity.into_iter().filter(|name| info.features.contains(name));
+        let activity: Vec<String> = activity.collect();
+        info.columns.extend(activity.into_iter().map(|name| OfferedColumn {
+            kind: USER_ACTIVITY.to_owned(),
             name,
             width: 1,
         }));

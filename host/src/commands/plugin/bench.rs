@@ -126,7 +126,7 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let predictions = predict()?;
     let network = timed("network", args.runs, || predict().map(drop))?;
     let request = GuestRequest { example: &sample.example, fm, ranked: &[] };
-    let (rank, memory_bytes) = rank(&expert, request, &predictions.tasks, args.runs)?;
+    let (rank, memory_bytes) = rank(&expert, request, &predictions.for_rank(), args.runs)?;
     let batch = blueprint.columns.hook_batch(&[request], &blueprint.info);
     let evaluation = evaluation(blueprint);
     let (plugin, info) = (&blueprint.plugin, &blueprint.info);
