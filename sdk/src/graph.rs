@@ -152,8 +152,8 @@ impl Graph {
     /// The FM's own prediction of a main task, `[rows, 1]`, on the scale of this network's output
     /// for the task of that name: a network that outputs it predicts what the FM does (of a
     /// regression, before the host corrects the network's own predictions by their labels). 0 where
-    /// the FM did not answer, which is the base rate or the mean. `TaskHeads::from_fm` blends it with
-    /// what the heads predict themselves.
+    /// the FM did not answer, which is the base rate or the mean. `TaskHeads::from_fm` blends it
+    /// with what the heads predict themselves.
     pub fn fm_logit(&self, task: &str) -> Tensor<'_> {
         if self.info.tae_dim == 0 {
             return self.fail("the host has no FM, so there are no predictions of it");

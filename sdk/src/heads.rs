@@ -74,12 +74,12 @@ impl<'g> TaskHeads<'g> {
 
     /// Starts each task that the FM predicts, too, at the FM's own prediction. The head still
     /// learns a whole prediction of its own, by cross-entropy or squared error whatever the task's
-    /// loss is, and the share of it in the output, which is 0 at first. Two predictions that err differently are better together than
-    /// either. The FM's is scaled and shifted for each surface. Rows without an embedding, which
-    /// the module of `fm` tells, have no prediction of the FM either: they get the head's own.
-    /// Other tasks are predicted as without this, and all of them where the host offers no
-    /// predictions. Feature logs must hold the FM's predictions, which those of earlier hosts do
-    /// not.
+    /// loss is, and the share of it in the output, which is 0 at first. Two predictions that err
+    /// differently are better together than either. The FM's is scaled and shifted for each
+    /// surface. Rows without an embedding, which the module of `fm` tells, have no prediction of
+    /// the FM either: they get the head's own. Other tasks are predicted as without this, and all
+    /// of them where the host offers no predictions. Feature logs must hold the FM's predictions,
+    /// which those of earlier hosts do not.
     pub fn from_fm(self) -> Self {
         Self { from_fm: true, ..self }
     }

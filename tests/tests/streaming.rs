@@ -2,11 +2,19 @@
 //! publications under load, a promotion and a rollback, and each impression in exactly one example.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use hypercast_config::Config;
+use hypercast_data::dataset::Dataset;
+use hypercast_stream::{
+    events::{EventKind, EventRecord},
+    join::JoinedRecord,
+    streams::{self, Topic},
+};
 use hypercast_tests::{Prerequisites, prerequisites};
 use serde_json::Value;
 
@@ -21,8 +29,50 @@ fn demo(binary: &Path, plugins: &Path, dir: &Path) -> Command {
     command
 }
 
-/// A running demo. Dropping it kills the process.
+/// The command of a small A/B test. It works in `dir/work` and writes its result to `dir/ab.json`.
+fn ab_test(binary: &Path, plugins: &Path, dir: &Path, days: &str) -> Command {
+    let small = "[fm]\ndim = 16\nqk_dim = 8\nv_dim = 8\nlayers = 1\nmax_history = 32\n";
+    std::fs::write(dir.join("small.toml"), small).unwrap();
+    let mut command = Command::new(binary);
+    command
+        .args(["experiment", "ab", "--config", "small.toml", "--json", "ab.json", "--work", "work"])
+        .args(["--ab-users", "30", "--ab-past-days", "2", "--ab-days", days, "--seeds", "3,"])
+        .arg("--plugins")
+        .arg(plugins)
+        .current_dir(dir);
+    command
+}
+
+/// A running demo or test. Dropping it kills the process.
 struct RunningDemo(Child);
+
+impl RunningDemo {
+    /// Starts a command, and waits until the daemon serves whose log is `log`.
+    fn serving(command: &mut Command, log: &Path) -> Self {
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut running = Self(child);
+        let until = Instant::now() + Duration::from_secs(120);
+        while !std::fs::read_to_string(log).is_ok_and(|said| said.contains("listening on")) {
+            let runs = running.0.try_wait().unwrap().is_none();
+            assert!(Instant::now() < until && runs, "it starts");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        running
+    }
+
+    /// Asks it to stop. Its child processes have then ended, too: the folders in `work` are no
+    /// longer locked.
+    fn stop(mut self, hypercast: &Path, work: &Path) {
+        assert!(Command::new("kill").arg(self.0.id().to_string()).status().unwrap().success());
+        assert!(!self.0.wait().unwrap().success(), "one that was stopped reports a failure");
+        let again = Command::new(hypercast)
+            .args(["materialise", "--follow", "--until-end"])
+            .current_dir(work)
+            .output()
+            .unwrap();
+        assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    }
+}
 
 impl Drop for RunningDemo {
     fn drop(&mut self) {
@@ -82,28 +132,66 @@ fn a_second_demo_in_the_same_folder_is_refused_and_the_first_stops_on_request() 
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let mut first = demo(&binary, &plugins, dir.path());
-    let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let (pid, mut first) = (first.id(), RunningDemo(first));
-    let serves = dir.path().join("work/process-logs/serve.log");
-    let until = Instant::now() + Duration::from_secs(120);
-    while !std::fs::read_to_string(&serves).is_ok_and(|said| said.contains("listening on")) {
-        assert!(Instant::now() < until && first.0.try_wait().unwrap().is_none(), "the demo starts");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    let work = dir.path().join("work");
+    let first = &mut demo(&binary, &plugins, dir.path());
+    let first = RunningDemo::serving(first, &work.join("process-logs/serve.log"));
+    let pid = first.0.id();
     let second = demo(&binary, &plugins, dir.path()).output().unwrap();
     let stderr = String::from_utf8_lossy(&second.stderr);
     assert!(!second.status.success() && stderr.contains(&pid.to_string()), "{stderr}");
+    first.stop(&hypercast, &work);
+}
 
-    assert!(Command::new("kill").arg(pid.to_string()).status().unwrap().success());
-    // Its child processes have ended too, so their folders are no longer locked.
-    assert!(!first.0.wait().unwrap().success(), "a demo that was stopped reports a failure");
-    let again = Command::new(&hypercast)
-        .args(["materialise", "--follow", "--until-end"])
-        .current_dir(dir.path().join("work"))
-        .output()
-        .unwrap();
-    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+#[test]
+fn an_ab_test_stops_on_request_amid_its_traffic() {
+    let Some(Prerequisites { lab, hypercast, plugins, .. }) = prerequisites("streaming, A/B stops")
+    else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let work = dir.path().join("work/seed-3");
+    let test = &mut ab_test(&lab, &plugins, dir.path(), "1000");
+    let test = RunningDemo::serving(test, &work.join("process-logs/serve.log"));
+    std::thread::sleep(Duration::from_secs(1));
+    test.stop(&hypercast, &work);
+}
+
+/// Checks that `released` items arrived in the events, and that what is learned from has the
+/// features of those that were shown.
+fn assert_items_arrive(work: &Path, released: u64) {
+    let first = Dataset::open(&work.join("data")).unwrap().items.len() as u64;
+    let config = Config::read(&work.join("hypercast.toml")).unwrap();
+    let engine = streams::open(&config.engine).unwrap();
+    let read = |topic: &Topic| {
+        let mut reader = engine.reader(topic, 0).unwrap();
+        std::iter::from_fn(move || {
+            let records = reader.next(1024, Duration::from_millis(200)).unwrap();
+            (!records.is_empty()).then_some(records)
+        })
+        .flatten()
+        .map(|record| record.payload)
+        .collect::<Vec<_>>()
+    };
+    let arrived: BTreeSet<u64> = read(&Topic::events())
+        .iter()
+        .filter_map(|payload| match EventRecord::decode(payload).unwrap().kind {
+            EventKind::Item(item) => Some(item.id),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(arrived, (first + 1..=first + released).collect());
+    let mut shown = 0;
+    for payload in read(&Topic::joined()) {
+        let JoinedRecord::Example(joined) = JoinedRecord::decode(&payload).unwrap() else {
+            continue;
+        };
+        let targets = joined.example.targets.iter();
+        for item in targets.map(|target| &target.item).filter(|item| item.id > first) {
+            shown += 1;
+            assert!(item.ids.len() == 2 && item.ids.iter().all(|id| *id != 0), "{item:?}");
+        }
+    }
+    assert!(shown > 0, "an item that arrived is shown");
 }
 
 #[test]
@@ -112,25 +200,17 @@ fn arms_of_an_ab_test_share_the_users_of_a_daemon_that_learns_from_all() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let small = "[fm]\ndim = 16\nqk_dim = 8\nv_dim = 8\nlayers = 1\nmax_history = 32\n";
-    std::fs::write(dir.path().join("small.toml"), small).unwrap();
-    let size = ["--ab-users", "30", "--ab-past-days", "2", "--ab-days", "1", "--seeds", "3,"];
-    let output = Command::new(lab)
-        .args(["experiment", "ab", "--config", "small.toml", "--json", "ab.json", "--work", "work"])
-        .args(size)
-        .arg("--plugins")
-        .arg(plugins)
-        .current_dir(dir.path())
-        .output()
-        .unwrap();
+    let output = ab_test(&lab, &plugins, dir.path(), "1").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = std::fs::read_to_string(dir.path().join("ab.json")).unwrap();
     let report: Value = serde_json::from_str(&text).unwrap();
     // Who answered whom was checked at each answer.
-    let (config, traffic) = (&report["config"], &report["config"]["traffic"]);
+    let (config, traffic) = (&report["config"], &report["config"]["traffic"]["3"]);
     assert!(traffic["ranked"].as_u64().unwrap() > 20, "{traffic}");
     assert_eq!(traffic["degraded"], 0, "{traffic}");
     assert!(traffic["released"].as_u64().unwrap() > 5, "{traffic}");
+    assert!(traffic["fm_lag_minutes"]["2.0.0"].as_f64().unwrap() > 0.0, "{traffic}");
+    assert_items_arrive(&dir.path().join("work/seed-3"), traffic["released"].as_u64().unwrap());
     let flops: Vec<u64> = serde_json::from_value(config["flops"].clone()).unwrap();
     assert!(flops[0] < flops[2] && flops[2] <= flops[1], "{flops:?}");
     for arm in ["FM alone", "one-stage", "FM and expert"] {

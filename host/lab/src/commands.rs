@@ -17,7 +17,7 @@ use crate::{
         self, EvaluateOptions,
         policy::{self, PolicyOptions},
     },
-    experiment::{self, ExperimentOptions},
+    experiment::{self, ExperimentCommand},
 };
 
 /// A command with its options.
@@ -26,7 +26,7 @@ use crate::{
 pub enum LabCommand {
     Demo(DemoOptions),
     Evaluate(EvaluateCommand),
-    Experiment(ExperimentOptions),
+    Experiment(ExperimentCommand),
     Bench(BenchOptions),
 }
 
@@ -82,9 +82,9 @@ pub fn run(command: LabCommand) -> anyhow::Result<()> {
             }
             print_report(&report, options.setup.json.as_deref())
         }
-        LabCommand::Experiment(mut options) => {
+        LabCommand::Experiment(ExperimentCommand(mut options)) => {
             let name = format!("experiment-{:?}", options.experiment);
-            let data = options.setup.choice();
+            let data = options.data();
             options.setup.work.get_or_insert_with(|| default_work(&name, data));
             let report = experiment::run(&options)?;
             if let (Some(path), Some(plot)) = (&options.plot, &report.plot) {

@@ -170,12 +170,19 @@ impl DemoClient {
         }
     }
 
-    /// Sends events in parts until each is accepted: impressions before actions, the clock last.
+    /// Sends events in parts until each is accepted: items and users first, impressions before
+    /// actions, the clock last.
     ///
     /// # Errors
     /// A daemon that rejects them, or is overloaded for too long.
     pub fn send(&self, events: EventsRequest) -> Result<()> {
-        let EventsRequest { events, impressions, actions, clock_ms, .. } = events;
+        let EventsRequest { events, impressions, actions, items, users, clock_ms } = events;
+        for part in items.chunks(EVENTS_PER_BODY) {
+            self.send_part(EventsRequest { items: part.to_vec(), ..Default::default() })?;
+        }
+        for part in users.chunks(EVENTS_PER_BODY) {
+            self.send_part(EventsRequest { users: part.to_vec(), ..Default::default() })?;
+        }
         for part in events.chunks(EVENTS_PER_BODY) {
             self.send_part(EventsRequest { events: part.to_vec(), ..Default::default() })?;
         }

@@ -1,10 +1,9 @@
-//! What each part of the system brings: FM and expert as they are, and the same with one part taken
-//! away.
+//! What each part of the system brings: FM and expert as they are, and the same without one part.
 //!
-//! An arm is what [`InputMask`] hides, or a setting that leaves something out. What the FM is shown
-//! takes an FM of its own, which follows the same stream; what only the expert is shown is hidden
-//! of the first FM's log. A part of an expert's network cannot be hidden from outside: for that,
-//! components that lack it are arms, too.
+//! An arm has an [`InputMask`] or a setting that leaves a part out. If the FM lacks the part, too,
+//! the arm has an FM of its own, which follows the same stream; if only the expert lacks it, the
+//! part is hidden in the first FM's log. A part of an expert's network cannot be hidden from
+//! outside: for that, components that lack it are arms, too.
 
 use std::collections::BTreeMap;
 
@@ -22,9 +21,13 @@ use super::{
     runner::{ArmRunner, ExperimentArm},
     transfer::FmHeads,
 };
-use crate::{error::Result, evaluate::stream::StreamBatch, tally::ScoreTally};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    evaluate::stream::StreamBatch,
+    tally::ScoreTally,
+};
 
-/// An FM, and what of the stream it is not shown.
+/// An FM, and the inputs that are hidden from it.
 #[derive(Clone)]
 struct AblatedFm {
     name: String,
@@ -33,7 +36,7 @@ struct AblatedFm {
     mask: InputMask,
 }
 
-/// An expert, and what it is not shown.
+/// An expert, and the inputs that are hidden from it.
 #[derive(Clone)]
 struct AblatedExpert {
     name: String,
@@ -51,7 +54,7 @@ struct AblatedExpert {
 struct AblationPlan {
     fms: Vec<AblatedFm>,
     experts: Vec<AblatedExpert>,
-    /// The parts that nothing can be taken away of here, each with the reason.
+    /// The parts that have no arm, since this expert or data set lacks them, each with the reason.
     left_out: BTreeMap<&'static str, &'static str>,
 }
 
@@ -156,6 +159,13 @@ impl AblationPlan {
         plan.add_fms(context);
         plan.add_experts(&context.blueprint(&context.plugin)?);
         for name in &context.options.variant {
+            if plan.experts.iter().any(|arm| arm.name == *name) {
+                return Err(Error::invalid(format!(
+                    "--variant {name}: there is an arm of this name already"
+                )));
+            }
+            // One that is missing or refused is reported here, before any FM is trained.
+            context.blueprint(&component(context.options, name))?;
             let (name, plugin) = (name.clone(), name.clone());
             plan.experts.push(AblatedExpert { name, plugin, ..plan.experts[0].clone() });
         }
@@ -168,7 +178,8 @@ impl AblationPlan {
         Ok(plan)
     }
 
-    /// What the FM is not shown. But for its candidate columns the expert is not shown it either.
+    /// Adds arms without an input of the FM. All but its candidate columns are hidden from the
+    /// expert, too.
     fn add_fms(&mut self, context: &ExperimentContext<'_>) {
         let whole = self.fms[0].clone();
         let shown = InputMask::default();
@@ -214,7 +225,7 @@ impl AblationPlan {
         self.experts.push(arm);
     }
 
-    /// What the expert alone is not shown.
+    /// Adds arms without an input of the expert alone.
     fn add_experts(&mut self, blueprint: &Blueprint) {
         let whole = self.experts[0].clone();
         let named = |part: &str| AblatedExpert { name: format!("without {part}"), ..whole.clone() };

@@ -1,6 +1,6 @@
-//! What an arm of an experiment is not shown: parts of requests and of what was logged of them are
-//! hidden in the host, before a foundation model or an expert reads them, so that no arm needs a
-//! model or plugin of its own.
+//! Inputs that are hidden from an arm of an experiment: the host removes parts of requests and of
+//! their logs before a foundation model or an expert reads them, so that no arm needs a model or
+//! plugin of its own.
 
 use std::{borrow::Cow, sync::Arc};
 

@@ -11,6 +11,7 @@ mod ablation;
 mod compute;
 mod latency;
 mod mask;
+mod option_readers;
 mod publish;
 mod report;
 mod runner;
@@ -39,6 +40,7 @@ use serde_json::{Value, json};
 
 pub use self::{
     ab::AbOptions,
+    option_readers::ExperimentCommand,
     report::{ExperimentReport, ExperimentRow},
     scaling::{ScalingLaw, ScalingPoint},
 };
@@ -48,7 +50,7 @@ use self::{
     runner::ArmRunner,
 };
 use crate::{
-    demo::StepTimes,
+    demo::{DatasetChoice, StepTimes},
     error::{CommonErrors as _, Error, Result},
     evaluate::{
         setup::EvaluationSetup,
@@ -107,8 +109,8 @@ pub struct ExperimentOptions {
     /// its network; several are allowed
     #[arg(long, value_name = "NAME")]
     pub variant: Vec<String>,
-    /// transfer: also this component in the plugins' folder, which learns the FM's predictions as
-    /// soft labels, without the TAE and with it
+    /// transfer: also this component, which must be the network of `--expert` and learns the FM's
+    /// predictions as soft labels, without the TAE and with it
     #[arg(long, value_name = "NAME")]
     pub student: Option<String>,
     /// tae: the least age of a user embedding
@@ -129,6 +131,16 @@ pub struct ExperimentOptions {
     /// ab: its size.
     #[command(flatten)]
     pub ab: AbOptions,
+}
+
+impl ExperimentOptions {
+    /// The data set that is meant; `ab` simulates its own.
+    pub fn data(&self) -> DatasetChoice {
+        if self.experiment == Experiment::Ab {
+            return DatasetChoice::Simulated;
+        }
+        self.setup.choice()
+    }
 }
 
 /// The seeds of an experiment.
@@ -163,16 +175,19 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     if options.seeds.0.is_empty() || options.replicates == 0 {
         return Err(Error::invalid("at least one seed and one replicate are needed"));
     }
-    let is_scaling = options.experiment == Experiment::Scaling;
-    if options.plot.is_some() && !is_scaling {
-        return Err(Error::invalid("--plot: only the experiment scaling has one"));
-    }
-    if options.experiment == Experiment::Ab {
-        return ab::run(options);
-    }
+    let compare: fn(&ExperimentContext<'_>) -> Result<ExperimentReport> = match options.experiment {
+        Experiment::Tae => tae::run,
+        Experiment::Transfer => transfer::run,
+        Experiment::Unseen => unseen::run,
+        Experiment::Compute => compute::run,
+        Experiment::Publish => publish::run,
+        Experiment::Scaling => scaling::run,
+        Experiment::Ablation => ablation::run,
+        Experiment::Ab => return ab::run(options),
+    };
     // A law is of models, not of how they go on learning.
     let mut options = options.clone();
-    if is_scaling {
+    if options.experiment == Experiment::Scaling {
         options.setup.mode = TestMode::Fixed;
     }
     let options = &options;
@@ -194,16 +209,7 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         config: &config,
         times,
     };
-    match options.experiment {
-        Experiment::Tae => tae::run(&context),
-        Experiment::Transfer => transfer::run(&context),
-        Experiment::Unseen => unseen::run(&context),
-        Experiment::Compute => compute::run(&context),
-        Experiment::Publish => publish::run(&context),
-        Experiment::Scaling => scaling::run(&context),
-        Experiment::Ablation => ablation::run(&context),
-        Experiment::Ab => unreachable!("it has a world of its own"),
-    }
+    compare(&context)
 }
 
 /// The file of a component in the plugins' folder.

@@ -15,10 +15,15 @@ use crate::evaluate::{
 };
 
 fn options(dir: &Path, experiment: Experiment) -> Option<ExperimentOptions> {
+    sized(dir, experiment, 700)
+}
+
+/// Options of two seeds and a world of so many requests.
+fn sized(dir: &Path, experiment: Experiment, requests: usize) -> Option<ExperimentOptions> {
     let plugins = plugins(&format!("{experiment:?}"))?;
     Some(ExperimentOptions {
         experiment,
-        setup: setup(dir, plugins, 700),
+        setup: setup(dir, plugins, requests),
         seeds: SeedList(vec![1, 2]),
         users: None,
         replicates: 50,
@@ -36,16 +41,20 @@ fn options(dir: &Path, experiment: Experiment) -> Option<ExperimentOptions> {
 
 /// Runs an experiment and gives its JSON, whose common shape is checked.
 fn found(options: &ExperimentOptions, arms: &[&str]) -> Value {
-    let report = run(options).unwrap();
+    checked(&run(options).unwrap(), options, arms)
+}
+
+fn checked(report: &ExperimentReport, options: &ExperimentOptions, arms: &[&str]) -> Value {
     assert!(report.to_string().contains("click"), "{report}");
-    let json = serde_json::to_value(&report).unwrap();
-    assert_eq!(json["seeds"], serde_json::json!([1, 2]));
+    let json = serde_json::to_value(report).unwrap();
+    assert_eq!(json["seeds"], serde_json::json!(options.seeds.0));
     for key in ["data", "mode", "test_from", "fm", "expert_training", "users_share"] {
         assert!(json["config"].get(key).is_some(), "config.{key}");
     }
     let rows = json["rows"].as_array().unwrap();
     for arm in arms {
-        for seed in [Value::from(1), Value::from(2), Value::from("mean")] {
+        let seeds = options.seeds.0.iter().map(|&seed| Value::from(seed));
+        for seed in seeds.chain([Value::from("mean")]) {
             let row = rows
                 .iter()
                 .find(|row| row["arm"] == *arm && row["seed"] == seed && row["task"] == "click");
@@ -75,12 +84,18 @@ fn table_1_has_every_arm_and_repeats() {
 #[test]
 fn table_2_has_a_ratio_for_every_surface_task_and_way() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(mut options) = options(dir.path(), Experiment::Transfer) else { return };
-    let Some(student) = components(dir.path(), &mut options, &["distilled"]) else { return };
-    options.student = Some(student[0].into());
-    let experts = ["expert large", "expert large+logits", "distilled large", "distilled large+TAE"];
+    let Some(mut options) = sized(dir.path(), Experiment::Transfer, 400) else { return };
+    let names = ["pointwise", "distilled"];
+    let Some([expert, student]) = components(dir.path(), &mut options, &names) else { return };
+    options.seeds = SeedList(vec![1]);
+    options.expert = expert.to_string();
+    options.student = Some(student.to_string());
+    let experts = ["expert large", "distilled large", "distilled large+TAE"];
     let others = ["FM small", "FM large", "expert without FM", "distilled small"];
-    let json = found(&options, &[others, experts].concat());
+    let report = run(&options).unwrap();
+    let said = "experts are pointwise, distilled ones distilled, which should be the same network";
+    assert!(report.to_string().contains(said), "{report}");
+    let json = checked(&report, &options, &[&others[..], &experts].concat());
     let rows = json["rows"].as_array().unwrap();
     for arm in experts {
         let of = |baseline: &str| -> Vec<&Value> {
@@ -106,17 +121,31 @@ fn table_2_has_a_ratio_for_every_surface_task_and_way() {
     assert!(ne("distilled large") != ne("distilled large+TAE"));
     assert_eq!(json["config"]["chosen"]["fm_small"]["dim"], 4);
     assert_eq!(json["config"]["chosen"]["fm_small"]["tae_dim"], 16);
-    options.student = components(dir.path(), &mut options, &["pointwise"]).map(|own| own[0].into());
+    for (key, name) in [("expert", expert), ("student", student)] {
+        assert_eq!(json["config"]["chosen"][key], *name);
+    }
+    options.student = Some(expert.to_string());
     let message = run(&options).unwrap_err().to_string();
     assert!(message.contains("--student pointwise"), "{message}");
 }
 
+#[test]
+fn table_2_has_an_expert_that_reads_the_fms_predictions() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut options) = sized(dir.path(), Experiment::Transfer, 250) else { return };
+    options.seeds = SeedList(vec![1]);
+    let json = found(&options, &["expert small+logits", "expert large+logits"]);
+    let ne = |arm: &str| row(&json, arm, "click")["ne"].as_f64().unwrap();
+    assert!(ne("expert large+logits") != ne("expert large"));
+    assert_eq!(json["config"]["chosen"]["student"], Value::Null);
+}
+
 /// Copies guests of the tests beside the expert, as components that options name.
-fn components<'a>(
+fn components<'a, const N: usize>(
     dir: &Path,
     options: &mut ExperimentOptions,
-    names: &'a [&'a str],
-) -> Option<&'a [&'a str]> {
+    names: &'a [&'a str; N],
+) -> Option<&'a [&'a str; N]> {
     let into = dir.join("components");
     std::fs::create_dir_all(&into).unwrap();
     let expert = format!("{}.wasm", options.expert);
@@ -138,9 +167,10 @@ fn row<'a>(json: &'a Value, arm: &str, task: &str) -> &'a Value {
 }
 
 #[test]
-fn an_ablation_takes_each_part_away_that_there_is() {
+fn an_ablation_has_an_arm_without_each_part() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(mut options) = options(dir.path(), Experiment::Ablation) else { return };
+    let Some(mut options) = sized(dir.path(), Experiment::Ablation, 400) else { return };
+    options.seeds = SeedList(vec![1]);
     let names = ["complete", "without_cross"];
     if components(dir.path(), &mut options, &names).is_none() {
         return;
@@ -170,12 +200,23 @@ fn an_ablation_takes_each_part_away_that_there_is() {
         assert_eq!(of["baseline"], whole);
         assert!(of["ne"] != row(&json, whole, "click")["ne"], "{arm} is the whole");
     }
+    for (variant, said) in [
+        ("whole", "--variant whole: there is an arm of this name"),
+        ("without TAE", "--variant without TAE: there is an arm of this name"),
+        ("without_corss", "without_corss.wasm"),
+    ] {
+        options.variant = vec![variant.into()];
+        let message = run(&options).unwrap_err().to_string();
+        assert!(message.contains(said), "{message}");
+    }
+    options.variant = vec![names[1].into(); 2];
+    assert!(run(&options).unwrap_err().to_string().contains("--variant without_cross"));
 }
 
 #[test]
-fn an_ablation_says_what_nothing_can_be_taken_away_of() {
+fn an_ablation_names_the_parts_that_are_missing() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(mut options) = options(dir.path(), Experiment::Ablation) else { return };
+    let Some(mut options) = sized(dir.path(), Experiment::Ablation, 300) else { return };
     let Some(names) = components(dir.path(), &mut options, &["pointwise"]) else { return };
     options.expert = names[0].into();
     options.seeds = SeedList(vec![1]);
@@ -291,8 +332,10 @@ fn what_is_published_in_part_costs_bytes_in_part() {
 fn scaling_fits_laws_of_fms_and_experts_to_one_stream() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mut options) = options(dir.path(), Experiment::Scaling) else { return };
+    // The parts of this experiment do not depend on the number of seeds; fits do, in `law`.
+    options.seeds = SeedList(vec![1]);
     let (into, seed) = (dir.path().join("power-law"), 4);
-    let (users, items, requests, surfaces) = (40, 300, 500, 2);
+    let (users, items, requests, surfaces) = (40, 300, 250, 2);
     simulate_power_law(&SimulateOptions {
         into: into.clone(),
         users,
@@ -323,6 +366,9 @@ fn scaling_fits_laws_of_fms_and_experts_to_one_stream() {
         assert!(points.iter().all(|point| ne(point) > floor), "no model beats the optimum");
         assert_eq!(points.len(), if law["of"] == "fm" { 4 * models.len() } else { 5 });
     }
+    let trials = json["config"]["chosen"]["rate_trials"].as_array().unwrap();
+    let of_largest = trials.iter().filter(|trial| trial["model"] == "d16 l2 h16");
+    assert_eq!((trials.len(), of_largest.count()), (15, 3));
     let largest = &laws[0]["largest"];
     assert!(largest["predicted_ne"].as_f64().is_some() && largest["measured_ne"].is_number());
     for model in models {
@@ -335,14 +381,6 @@ fn scaling_fits_laws_of_fms_and_experts_to_one_stream() {
         flops(a) / flops(b)
     };
     assert!(ratio(4, 0) > 20.0, "the largest costs much more than the smallest");
-}
-
-#[test]
-fn only_scaling_has_a_plot() {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(options) = options(dir.path(), Experiment::Tae) else { return };
-    let options = ExperimentOptions { plot: Some("laws.svg".into()), ..options };
-    assert!(run(&options).unwrap_err().to_string().contains("--plot"));
 }
 
 #[test]

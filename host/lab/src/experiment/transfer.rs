@@ -7,7 +7,8 @@
 //!
 //! With a student, two pairs more learn by distillation (Hinton et al., 2015): the FM's predictions
 //! are soft labels beside the true ones, which is all that the first pair has of an FM, as in ExFM
-//! (arXiv 2502.17494); the second has the embedding, too.
+//! (arXiv 2502.17494); the second has the embedding, too. The student must be the expert's network,
+//! which nothing checks; so the report names both components.
 
 use std::{
     ops::Range,
@@ -22,7 +23,7 @@ use hypercast_train::{fm::dataset_spec, report::ALL};
 use serde_json::{Value, json};
 
 use super::{
-    ExperimentContext, ExperimentReport, ExperimentRow, component,
+    ExperimentContext, ExperimentOptions, ExperimentReport, ExperimentRow, component,
     mask::{InputMask, TaeMask},
     report::{ArmPair, SliceTotals, arms_by_task, with_interval},
     runner::{ArmRunner, ExperimentArm, add_target},
@@ -55,6 +56,7 @@ struct TransferWay {
     names: [&'static str; 2],
     /// Of its columns in the printed table.
     heading: &'static str,
+    /// The component of its experts.
     plugin: PathBuf,
     mask: InputMask,
     with_fm_logits: bool,
@@ -144,12 +146,22 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
         let pairs: Vec<_> = arms.map(|arm| ArmPair { baseline: WITHOUT_FM, arm }).collect();
         over_without.extend(context.rows_of(&cell, &pairs));
     }
-    let table = format!("{table}\n{}", arms_by_task(&over_without, ALL));
+    let ExperimentOptions { expert, student, .. } = context.options;
+    let components = student.as_ref().map_or_else(
+        || format!("experts are {expert}"),
+        |student| {
+            format!(
+                "experts are {expert}, distilled ones {student}, which should be the same network"
+            )
+        },
+    );
+    let table = format!("{table}\n{}\n{components}\n", arms_by_task(&over_without, ALL));
     rows.extend(over_without);
     let chosen = json!({
         "fm_small": smaller(&context.config.fm),
         "warm_share": WARM_SHARE,
-        "student": context.options.student,
+        "expert": expert,
+        "student": student,
     });
     Ok(context.report(table, rows, Vec::new(), chosen))
 }

@@ -140,3 +140,124 @@ fn outcomes_are_known_before_the_users_next_request_and_gaps_have_a_heavy_tail()
     let ratio = beyond(8 * 180_000) / beyond(2 * 180_000);
     assert!((ratio - 0.435).abs() < 0.05, "{ratio}");
 }
+
+/// Rows as a model reads them that knows a part of what decides a click, and the truth.
+#[derive(Default)]
+struct PartlyKnown {
+    /// The part of the logit that it knows.
+    logits: Vec<f64>,
+    truths: Vec<f64>,
+}
+
+impl PartlyKnown {
+    fn add(&mut self, vector: &Coordinates, interest: &Coordinates, truth: f32) {
+        let affinity: f32 = vector.iter().zip(interest).map(|(x, wanted)| x * wanted).sum();
+        self.logits.push(affinity.into());
+        self.truths.push(truth.into());
+    }
+
+    /// NE above the optimum, with the scale and shift of the logits that fit best.
+    fn above_optimum(&self) -> f64 {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let rows = || self.logits.iter().zip(&self.truths);
+        let (mut scale, mut shift) = (1.0, -1.0);
+        for _ in 0..12 {
+            // A step of Newton's method.
+            let [mut g0, mut g1, mut h00, mut h01, mut h11] = [0.0; 5];
+            for (x, truth) in rows() {
+                let p = sigmoid(scale * x + shift);
+                let (off, weight) = (p - truth, p * (1.0 - p));
+                (g0, g1) = (g0 + off, g1 + off * x);
+                (h00, h01, h11) = (h00 + weight, h01 + weight * x, h11 + weight * x * x);
+            }
+            // Without any logit there is no scale to fit.
+            h11 += 1e-9;
+            let determinant = h00 * h11 - h01 * h01;
+            shift -= (h11 * g0 - h01 * g1) / determinant;
+            scale -= (h00 * g1 - h01 * g0) / determinant;
+        }
+        let nats = |p: f64, truth: f64| -truth * p.ln() - (1.0 - truth) * (1.0 - p).ln();
+        let own: f64 = rows().map(|(x, &truth)| nats(sigmoid(scale * x + shift), truth)).sum();
+        let best: f64 = self.truths.iter().map(|&truth| binary_entropy(truth)).sum();
+        let n = self.truths.len() as f64;
+        let base = n * binary_entropy(self.truths.iter().sum::<f64>() / n);
+        (own - best) / base
+    }
+}
+
+/// How far above the optimum a model stays that knows all but some of what decides a click. The
+/// README of `examples/scaling` has these numbers.
+#[test]
+fn what_a_small_model_misses_has_a_long_tail() {
+    const DIMENSIONS_KNOWN: [usize; 5] = [2, 4, 8, 16, 32];
+    const HISTORIES: [usize; 6] = [4, 8, 16, 32, 64, 128];
+    let mut world = world(100_000, 1);
+    let events_of = |user: usize| (user, Vec::<(f32, Coordinates)>::new());
+    let mut events: std::collections::HashMap<_, _> = (0..60).map(events_of).collect();
+    let [mut dimensions, mut histories] = [DIMENSIONS_KNOWN.len(), HISTORIES.len()]
+        .map(|models| (0..models).map(|_| PartlyKnown::default()).collect::<Vec<_>>());
+    let [mut no_cohorts, mut no_returning, mut nothing_shared] =
+        [0; 3].map(|_| PartlyKnown::default());
+    for number in 0..6_000 {
+        let Some(&Reverse((now_ms, user))) = world.next.peek() else { break };
+        let interest = world.interest(user, now_ms);
+        let without = |weight: f32, part: &Coordinates| -> Coordinates {
+            std::array::from_fn(|at| interest[at] - weight * world.spectrum[at] * part[at])
+        };
+        let past: &Vec<_> = &events[&user];
+        let returning = world.users[user].interests.sum(world.lag_norm);
+        let missed = HISTORIES.map(|length| {
+            let mut read: Coordinates = [0.0; DIMENSIONS];
+            for (lag, (sign, vector)) in past.iter().rev().take(length).enumerate() {
+                let weight = sign * lag_weight(lag as i32) / world.lag_norm;
+                read.iter_mut().zip(vector).for_each(|(sum, x)| *sum += weight * x);
+            }
+            without(RETURNING, &std::array::from_fn(|at| returning[at] - read[at]))
+        });
+        let cohort = coordinates(world.seed, VectorOf::Cohort, world.cohort(user));
+        let parts = [
+            without(OF_COHORT, &cohort),
+            without(RETURNING, &returning),
+            without(OF_ALL, &coordinates(world.seed, VectorOf::Everybody, 0)),
+        ];
+        let has_long_past = past.len() >= 600;
+        for row in world.request(number) {
+            // What the surface adds to the logit is known to every model.
+            let vector = world.item_vector(row.item - 1);
+            let clicked = row.outcome.actions & 1 == 1;
+            events.get_mut(&user).unwrap().push((if clicked { 1.0 } else { -AWAY }, vector));
+            if !has_long_past || row.surface != 0 {
+                continue;
+            }
+            let truth = row.truth[0];
+            for (known, model) in DIMENSIONS_KNOWN.iter().zip(&mut dimensions) {
+                let held = std::array::from_fn(|at| if at < *known { interest[at] } else { 0.0 });
+                model.add(&vector, &held, truth);
+            }
+            for (interest, model) in missed.iter().zip(&mut histories) {
+                model.add(&vector, interest, truth);
+            }
+            for (interest, model) in
+                parts.iter().zip([&mut no_cohorts, &mut no_returning, &mut nothing_shared])
+            {
+                model.add(&vector, interest, truth);
+            }
+        }
+    }
+    let gaps = |models: &[PartlyKnown]| -> Vec<f64> {
+        models.iter().map(PartlyKnown::above_optimum).collect()
+    };
+    let (dimensions, histories) = (gaps(&dimensions), gaps(&histories));
+    let parts = gaps(&[no_cohorts, no_returning, nothing_shared]);
+    eprintln!("dimensions {dimensions:.4?}, histories {histories:.4?}, parts {parts:.4?}");
+    let of_dimensions = [0.124, 0.089, 0.058, 0.028, 0.013];
+    let of_histories = [0.0084, 0.0054, 0.0036, 0.0022, 0.0013, 0.0007];
+    let of_parts = [0.079, 0.041, 0.025];
+    for (own, said) in
+        [(&dimensions, &of_dimensions[..]), (&histories, &of_histories), (&parts, &of_parts)]
+    {
+        for (own, said) in own.iter().zip(said) {
+            assert!((own / said - 1.0).abs() < 0.1, "{own} against {said}");
+        }
+    }
+}

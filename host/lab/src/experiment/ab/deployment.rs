@@ -139,7 +139,7 @@ impl Deployment {
     ///
     /// # Errors
     /// One that did not end well.
-    pub fn stop(mut self) -> Result<()> {
+    pub fn stop(&mut self) -> Result<()> {
         self.processes.stop()
     }
 }

@@ -12,13 +12,15 @@ mod own_rankers;
 mod traffic;
 mod world;
 
-use hypercast_core::{atomic_dir, shutdown::Shutdown, text_table::TextTable};
+use std::collections::BTreeMap;
+
+use hypercast_core::{atomic_dir, dir_lock::DirLock, shutdown::Shutdown, text_table::TextTable};
 use serde_json::{Value, json};
 
 use self::{
     deployment::{ARMS, AbPast, Deployment, PLUGIN},
-    outcomes::{AbRow, ArmTotals, DailyOutcomes, METRICS, UserBaseline},
-    own_rankers::{REFERENCES, TestSize},
+    outcomes::{AbRow, ArmTotals, DailyOutcomes, FEWEST_USERS, METRICS, UserBaseline},
+    own_rankers::{REFERENCES, RUNS, TestSize},
     traffic::ClosedLoopTraffic,
     world::{ClosedLoopOptions, ClosedLoopWorld, DAY_MS, START_MS},
 };
@@ -49,8 +51,8 @@ pub struct AbOptions {
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub ab_days: i64,
     /// ab: instead, how often equal arms are found to differ, in 100 tests with rankers of the
-    /// world itself
-    #[arg(long)]
+    /// world itself; no daemon is started
+    #[arg(long, conflicts_with_all = ["seeds", "config", "plugins", "work"])]
     pub equal_arms: bool,
 }
 
@@ -62,41 +64,53 @@ impl AbOptions {
 
 /// Runs the test for every seed.
 pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
-    let TestSize { users, past_days, days } = options.ab.size();
-    if options.setup.data.is_some_and(|data| data != DatasetChoice::Simulated) {
-        return Err(Error::invalid("ab has a world of its own: leave --data out"));
-    }
+    let size = options.ab.size();
+    let TestSize { users, past_days, days } = size;
     if users < ARMS.len() || past_days < 2 || days < 1 {
         return Err(Error::invalid(
             "ab needs a user for each arm (--ab-users), two days of the past (--ab-past-days) and \
              one of the test (--ab-days)",
         ));
     }
-    let times = StepTimes::default();
+    let (times, stop) = (StepTimes::default(), Shutdown::on_signals()?);
     if options.ab.equal_arms {
-        let tested = times.time("tests", || own_rankers::test_equal_arms(options.ab.size()));
+        let tested = times.time("tests", || own_rankers::test_equal_arms(size, &stop));
         let (table, rows) = tested?;
-        return Ok(report(options, rows, table, json!({ "equal_arms": true }), &times));
+        let config = json!({
+            "equal_arms": true, "users": users, "past_days": past_days, "days": days,
+        });
+        return Ok(report((0..RUNS).collect(), rows, table, config, &times));
     }
-    let stop = Shutdown::on_signals()?;
+    if users < ARMS.len() * FEWEST_USERS {
+        tracing::warn!(
+            "--ab-users {users}: nothing can be said of differences with fewer than \
+             {FEWEST_USERS} users an arm"
+        );
+    }
+    let _owner = DirLock::acquire(options.setup.work())?;
     let new = || [ArmTotals::new(ARMS.len()), ArmTotals::new(REFERENCES.len())];
     let [mut all, mut all_references] = new();
-    let (mut rows, mut settings) = (Vec::new(), Value::Null);
+    let (mut rows, mut settings, mut traffic) = (Vec::new(), Value::Null, BTreeMap::new());
     for &seed in &options.seeds.0 {
         let [mut own, mut references] = new();
-        let size = options.ab.size();
-        let world = world_options(size.users, seed);
+        let world = world_options(users, seed);
         let totals = &mut [&mut references, &mut all_references];
-        times.time("own rankers", || own_rankers::references(&world, size, totals))?;
+        times.time("own rankers", || own_rankers::references(&world, size, totals, &stop))?;
         settings = run_seed(options, world, &mut [&mut own, &mut all], &times, &stop)?;
+        traffic.insert(seed, settings["traffic"].take());
         rows.extend(references.rows(&seed.to_string(), &REFERENCES));
         rows.extend(own.rows(&seed.to_string(), &ARMS));
     }
     rows.extend(all_references.rows(ALL_SEEDS, &REFERENCES));
     rows.extend(all.rows(ALL_SEEDS, &ARMS));
-    let table = table(&rows, &settings["flops"]);
+    settings["traffic"] = json!(traffic);
+    let mut table = table(&rows, &settings["flops"]);
+    let spread = by_seed(&rows);
+    if !spread.is_empty() {
+        table += &format!("\n{spread}");
+    }
     let rows = rows.iter().map(|row| json!(row)).collect();
-    Ok(report(options, rows, table, settings, &times))
+    Ok(report(options.seeds.0.clone(), rows, table, settings, &times))
 }
 
 fn world_options(users: usize, seed: u64) -> ClosedLoopOptions {
@@ -131,8 +145,14 @@ fn run_seed(
     let past = AbPast { world: &world, rows, until_ms: from_ms };
     let mut deployment = Deployment::start(&setup, seed, past, times, stop)?;
     let outcomes = DailyOutcomes::new(seed, deployment.arms.clone(), baseline);
-    let traffic = ClosedLoopTraffic::new(&mut deployment, &mut world, outcomes);
-    let counts = times.time("test", || traffic.run(from_ms, days, totals))?;
+    let traffic = ClosedLoopTraffic::new(&mut deployment, &mut world, outcomes, stop);
+    let ran = times.time("test", || traffic.run(from_ms, days, totals));
+    let counts = ran.inspect_err(|_| {
+        // The first failure matters more than how the others end.
+        if let Err(also) = deployment.stop() {
+            tracing::warn!("{also}");
+        }
+    })?;
     let settings = json!({
         "users": users, "items": items, "items_per_day": items_per_day,
         "past_days": past_days, "days": days, "plugin": PLUGIN, "flops": deployment.flops,
@@ -143,8 +163,17 @@ fn run_seed(
     Ok(settings)
 }
 
+/// # Errors
+/// A stop was requested.
+fn check_stop(stop: &Shutdown) -> Result<()> {
+    if stop.is_requested() {
+        return Err(Error::refused("stopped before its end"));
+    }
+    Ok(())
+}
+
 fn report(
-    options: &ExperimentOptions,
+    seeds: Vec<u64>,
     rows: Vec<Value>,
     table: String,
     config: Value,
@@ -153,7 +182,7 @@ fn report(
     ExperimentReport {
         experiment: "ab".to_owned(),
         config,
-        seeds: options.seeds.0.clone(),
+        seeds,
         rows: Vec::new(),
         models: rows,
         laws: Vec::new(),
@@ -189,4 +218,80 @@ fn table(rows: &[AbRow], flops: &Value) -> String {
     let cost = |(arm, flops): (&str, &Value)| format!("{arm} {flops}");
     let flops = ARMS.into_iter().zip(flops.as_array().into_iter().flatten()).map(cost);
     format!("{table}\nFLOPs a candidate: {}\n", flops.collect::<Vec<_>>().join(", "))
+}
+
+/// How the differences of seeds vary, each of which has models and a world of its own. The
+/// intervals do not have this: they are over the users.
+fn by_seed(rows: &[AbRow]) -> TextTable {
+    let head = ["metric", "arm", "over", "seeds", "mean difference", "standard deviation"];
+    let mut table = TextTable::new(3, head.map(String::from));
+    for row in rows.iter().filter(|row| row.seed == ALL_SEEDS) {
+        for base in row.over.keys() {
+            let is_same = |of: &&AbRow| of.metric == row.metric && of.arm == row.arm;
+            let of_seeds = rows.iter().filter(is_same).filter(|of| of.seed != ALL_SEEDS);
+            let differences: Vec<f64> =
+                of_seeds.filter_map(|of| Some(of.over.get(base)?.as_ref()?.difference)).collect();
+            if differences.len() < 2 {
+                continue;
+            }
+            let count = differences.len() as f64;
+            let mean = differences.iter().sum::<f64>() / count;
+            let squares: f64 = differences.iter().map(|of| (of - mean).powi(2)).sum();
+            let deviation = (squares / (count - 1.0)).sqrt();
+            let numbers = [format!("{mean:+.4}"), format!("{deviation:.4}")];
+            let names = [row.metric, row.arm, base].map(String::from);
+            table.line(names.into_iter().chain([count.to_string()]).chain(numbers));
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, Command, FromArgMatches as _};
+    use hypercast_serve::metrics::sequential::SequentialDifference;
+
+    use super::*;
+    use crate::experiment::ExperimentCommand;
+
+    fn options(words: &[&str]) -> ExperimentOptions {
+        let command = ExperimentCommand::augment_args(Command::new("experiment"));
+        let matches = command.get_matches_from(["experiment", "ab"].iter().chain(words));
+        ExperimentCommand::from_arg_matches(&matches).unwrap().0
+    }
+
+    #[test]
+    fn a_folder_that_another_test_uses_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _owner = DirLock::acquire(dir.path()).unwrap();
+        let options = options(&["--work", dir.path().to_str().unwrap()]);
+        let message = run(&options).unwrap_err().to_string();
+        assert!(message.contains(&std::process::id().to_string()), "{message}");
+    }
+
+    #[test]
+    fn equal_arms_of_too_few_users_are_refused() {
+        let message = run(&options(&["--equal-arms", "--ab-users", "150"])).unwrap_err();
+        assert!(message.to_string().contains("--ab-users 150"), "{message}");
+    }
+
+    fn exactly(difference: f64) -> SequentialDifference {
+        SequentialDifference { difference, low: difference, high: difference, p: 1.0 }
+    }
+
+    #[test]
+    fn seeds_have_a_spread_of_their_own() {
+        let row = |seed: &str, difference: Option<f64>| AbRow {
+            seed: seed.into(),
+            metric: METRICS[0],
+            arm: ARMS[1],
+            users: 100,
+            rows: 100,
+            mean: Some(1.0),
+            over: [(ARMS[0], difference.map(exactly))].into(),
+        };
+        let rows = [row("1", Some(1.0)), row("2", Some(3.0)), row("3", None), row("all", None)];
+        let table = by_seed(&rows).to_string();
+        assert!(table.contains("+2.0000") && table.contains("1.4142"), "{table}");
+    }
 }

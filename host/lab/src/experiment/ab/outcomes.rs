@@ -30,6 +30,9 @@ const VALUE_SHOWN: usize = 3;
 const FRESH_SHOWN: usize = 4;
 const FRESH_CLICKS: usize = 5;
 
+/// With fewer users in one of two arms nothing is said of how they differ.
+pub const FEWEST_USERS: usize = 100;
+
 /// The sums of all arms.
 #[derive(Debug, Clone)]
 pub struct ArmTotals {

@@ -4,17 +4,18 @@
 //! What the latter tests is whether users, who come again and again and change what is popular for
 //! all, are counted as they vary. Somebody looks at the end of each day.
 
-use hypercast_core::{hash::mix_parts, progress::Progress};
+use hypercast_core::{hash::mix_parts, progress::Progress, shutdown::Shutdown};
 use serde_json::json;
 
 use super::{
-    outcomes::{ArmTotals, DailyOutcomes, METRICS, UserBaseline},
+    check_stop,
+    outcomes::{ArmTotals, DailyOutcomes, FEWEST_USERS, METRICS, UserBaseline},
     world::{ClosedLoopOptions, ClosedLoopWorld, DAY_MS, PageRequest, START_MS},
 };
-use crate::error::Result;
+use crate::error::{CommonErrors as _, Error, Result};
 
-/// Tests of equal arms.
-const RUNS: u64 = 100;
+/// Tests of equal arms, whose seeds count from 0.
+pub const RUNS: u64 = 100;
 
 /// The p-value below which arms differ.
 const SIGNIFICANT: f64 = 0.05;
@@ -36,32 +37,60 @@ pub struct TestSize {
 /// Orders a page's candidates for a user in an arm.
 type RankBy<'a> = &'a dyn Fn(&mut ClosedLoopWorld, &PageRequest, usize) -> Vec<u64>;
 
-/// In how many of `runs` tests some day's look found a difference, by metric.
-fn found(runs: u64, size: TestSize, rank: RankBy<'_>) -> Result<[u64; METRICS.len()]> {
-    let mut found = [0; METRICS.len()];
-    let mut progress = Progress::start("tests of two arms", runs);
-    for seed in 0..runs {
-        let was_found = differs(seed, size, rank)?;
-        (0..METRICS.len()).for_each(|metric| found[metric] += u64::from(was_found[metric]));
-        progress.advance(1, || format!("{found:?} found a difference"));
-    }
-    progress.finish(&format!("{found:?} found a difference"));
-    Ok(found)
+/// What the looks at the end of the days said of one metric, over tests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct LookFindings {
+    /// Tests in which enough was known at some look to say anything.
+    known: u64,
+    /// Those of them in which a look found a difference.
+    found: u64,
 }
 
-/// Whether a look found a difference, by metric.
-fn differs(seed: u64, size: TestSize, rank: RankBy<'_>) -> Result<[bool; METRICS.len()]> {
+/// The findings of `runs` tests by metric.
+fn findings(
+    runs: u64,
+    size: TestSize,
+    rank: RankBy<'_>,
+    stop: &Shutdown,
+) -> Result<[LookFindings; METRICS.len()]> {
+    let mut all = [LookFindings::default(); METRICS.len()];
+    let mut progress = Progress::start("tests of two arms", runs);
+    let text = |all: &[LookFindings]| {
+        let each: Vec<_> = all.iter().map(|of| format!("{} of {}", of.found, of.known)).collect();
+        format!("a difference was found in {}", each.join(", "))
+    };
+    for seed in 0..runs {
+        for (all, of) in all.iter_mut().zip(look_at(seed, size, rank, stop)?) {
+            all.known += of.known;
+            all.found += of.found;
+        }
+        progress.advance(1, || text(&all));
+    }
+    progress.finish(&text(&all));
+    Ok(all)
+}
+
+/// The findings of one test.
+fn look_at(
+    seed: u64,
+    size: TestSize,
+    rank: RankBy<'_>,
+    stop: &Shutdown,
+) -> Result<[LookFindings; METRICS.len()]> {
     let world = ClosedLoopOptions { users: size.users, items: 400, items_per_day: 40, seed };
     let arm = |user: u64| (mix_parts(&[seed, user]) & 1) as usize;
     let arms = (0..size.users as u64).map(arm).collect();
     let mut totals = ArmTotals::new(2);
-    let mut found = [false; METRICS.len()];
-    OwnRankerTest { world, size, arms, rank }.run(&mut [&mut totals], |totals| {
-        for (metric, found) in found.iter_mut().enumerate() {
-            *found |= totals[0].difference(metric, 1, 0).is_some_and(|of| of.p < SIGNIFICANT);
+    let mut findings = [LookFindings::default(); METRICS.len()];
+    OwnRankerTest { world, size, arms, rank, stop }.run(&mut [&mut totals], |totals| {
+        for (metric, of) in findings.iter_mut().enumerate() {
+            if let Some(difference) = totals[0].difference(metric, 1, 0) {
+                of.known = 1;
+                of.found |= u64::from(difference.p < SIGNIFICANT);
+            }
         }
     })?;
-    Ok(found)
+    Ok(findings)
 }
 
 /// What the world would see under a ranker by popularity and under the truth, if each had all
@@ -70,14 +99,13 @@ pub fn references(
     world: &ClosedLoopOptions,
     size: TestSize,
     totals: &mut [&mut ArmTotals],
+    stop: &Shutdown,
 ) -> Result<()> {
-    let rank = |world: &mut ClosedLoopWorld, page: &PageRequest, arm: usize| match arm {
-        0 => world.rank_by_popularity(page),
-        _ => world.rank_by_truth(page),
-    };
     for arm in 0..REFERENCES.len() {
         let arms = vec![arm; size.users];
-        OwnRankerTest { world: world.clone(), size, arms, rank: &rank }.run(totals, |_| ())?;
+        let test =
+            OwnRankerTest { world: world.clone(), size, arms, rank: &popularity_or_truth, stop };
+        test.run(totals, |_| ())?;
     }
     Ok(())
 }
@@ -89,6 +117,7 @@ struct OwnRankerTest<'a> {
     /// The arm of each user.
     arms: Vec<usize>,
     rank: RankBy<'a>,
+    stop: &'a Shutdown,
 }
 
 impl OwnRankerTest<'_> {
@@ -106,6 +135,7 @@ impl OwnRankerTest<'_> {
         for day in 1..=days {
             let until_ms = START_MS + (past_days + day) * DAY_MS;
             while let [page] = &world.next_pages(until_ms, 1)[..] {
+                check_stop(self.stop)?;
                 if page.surface != 0 {
                     world.show_by_popularity(page)?;
                     continue;
@@ -122,35 +152,73 @@ impl OwnRankerTest<'_> {
 }
 
 /// Runs tests of equal arms; the text and the rows of a report.
-pub fn test_equal_arms(size: TestSize) -> Result<(String, Vec<serde_json::Value>)> {
-    let found = found(RUNS, size, &|world, page, _| world.rank_by_popularity(page))?;
-    let row =
-        |(metric, found): (&str, u64)| json!({ "metric": metric, "runs": RUNS, "found": found });
-    let rows = METRICS.into_iter().zip(found);
-    let line = |(metric, found): (&str, u64)| format!("{metric}: {found} of {RUNS}\n");
-    let text: String = rows.clone().map(line).collect();
-    Ok((
-        format!("equal arms that differ (p < {SIGNIFICANT} at the end of some day)\n{text}"),
-        rows.map(row).collect(),
-    ))
+///
+/// # Errors
+/// A size at which nothing can be said of some metric.
+pub fn test_equal_arms(
+    size: TestSize,
+    stop: &Shutdown,
+) -> Result<(String, Vec<serde_json::Value>)> {
+    let TestSize { users, days, .. } = size;
+    let too_few = |of: &str| {
+        Error::invalid(format!(
+            "--ab-users {users}, --ab-days {days}: nothing can be said of {of}; there must be \
+             {FEWEST_USERS} users in each of the two arms that have something to count"
+        ))
+    };
+    if users < 2 * FEWEST_USERS {
+        return Err(too_few("any metric"));
+    }
+    let findings = findings(RUNS, size, &by_popularity, stop)?;
+    let mut text = format!("equal arms that differ (p < {SIGNIFICANT} at the end of some day)\n");
+    let mut rows = Vec::new();
+    for (metric, LookFindings { known, found }) in METRICS.into_iter().zip(findings) {
+        if known == 0 {
+            return Err(too_few(&format!("the {metric}")));
+        }
+        text += &format!("{metric}: {found} of {known}\n");
+        rows.push(json!({ "metric": metric, "runs": RUNS, "known": known, "found": found }));
+    }
+    Ok((text, rows))
+}
+
+fn popularity_or_truth(world: &mut ClosedLoopWorld, page: &PageRequest, arm: usize) -> Vec<u64> {
+    if arm == 0 { world.rank_by_popularity(page) } else { world.rank_by_truth(page) }
+}
+
+fn by_popularity(world: &mut ClosedLoopWorld, page: &PageRequest, _: usize) -> Vec<u64> {
+    world.rank_by_popularity(page)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SMALL: TestSize = TestSize { users: 260, past_days: 2, days: 3 };
-
     #[test]
     fn equal_arms_seldom_differ_and_better_ones_do() {
-        let equal = found(25, SMALL, &|world, page, _| world.rank_by_popularity(page)).unwrap();
-        assert!(equal.iter().all(|found| *found <= 2), "{equal:?} of 25");
-        let better = |world: &mut ClosedLoopWorld, page: &PageRequest, arm: usize| match arm {
-            0 => world.rank_by_popularity(page),
-            _ => world.rank_by_truth(page),
-        };
-        let [value, clicks, ..] =
-            found(2, TestSize { users: 500, past_days: 4, days: 5 }, &better).unwrap();
-        assert_eq!((value, clicks), (2, 2));
+        let stop = Shutdown::default();
+        let size = TestSize { users: 420, past_days: 2, days: 3 };
+        let equal = findings(25, size, &by_popularity, &stop).unwrap();
+        assert!(equal.iter().all(|of| of.known > 20 && of.found <= 2), "{equal:?} of 25");
+        let size = TestSize { users: 500, past_days: 4, days: 5 };
+        let [value, clicks, ..] = findings(2, size, &popularity_or_truth, &stop).unwrap();
+        let both = LookFindings { known: 2, found: 2 };
+        assert_eq!((value, clicks), (both, both));
+    }
+
+    #[test]
+    fn of_too_few_users_nothing_is_known() {
+        let size = TestSize { users: 90, past_days: 2, days: 2 };
+        let few = findings(1, size, &by_popularity, &Shutdown::default()).unwrap();
+        assert_eq!(few, [LookFindings::default(); METRICS.len()]);
+    }
+
+    #[test]
+    fn a_stop_ends_the_tests() {
+        let stop = Shutdown::default();
+        stop.request();
+        let size = TestSize { users: 300, past_days: 2, days: 1 };
+        let message = test_equal_arms(size, &stop).unwrap_err().to_string();
+        assert!(message.contains("stopped"), "{message}");
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_core::progress::Progress;
+use hypercast_core::{progress::Progress, shutdown::Shutdown};
 use hypercast_data::dataset::Impression;
 use hypercast_fm::example::{Item, Outcome};
 use hypercast_serve::{
@@ -16,6 +16,7 @@ use hypercast_serve::{
 use serde::Serialize;
 
 use super::{
+    check_stop,
     deployment::Deployment,
     outcomes::{ArmTotals, DailyOutcomes},
     world::{ClosedLoopWorld, DAY_MS, PAGE_ITEMS, PageRequest},
@@ -33,8 +34,13 @@ const PAGES_PER_SECOND: f64 = 40.0;
 const ATTEMPTS: u32 = 100;
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
+/// The time between two looks at how far training has come.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+const MINUTE_MS: f64 = 60_000.0;
+
 /// What was asked and answered.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct TrafficCounts {
     /// Pages of both surfaces.
     pub pages: u64,
@@ -44,6 +50,9 @@ pub struct TrafficCounts {
     pub degraded: u64,
     /// Items that arrived.
     pub released: u64,
+    /// By version of an FM: how far the weights that served were behind the traffic at most, in
+    /// minutes of the world's time.
+    pub fm_lag_minutes: BTreeMap<String, f64>,
 }
 
 /// The traffic of one seed, with what is still to be sent.
@@ -59,6 +68,8 @@ pub struct ClosedLoopTraffic<'a> {
     items: usize,
     counts: TrafficCounts,
     started: Instant,
+    looked: Option<Instant>,
+    stop: &'a Shutdown,
 }
 
 impl<'a> ClosedLoopTraffic<'a> {
@@ -67,6 +78,7 @@ impl<'a> ClosedLoopTraffic<'a> {
         deployment: &'a mut Deployment,
         world: &'a mut ClosedLoopWorld,
         outcomes: DailyOutcomes,
+        stop: &'a Shutdown,
     ) -> Self {
         Self {
             deployment,
@@ -77,13 +89,15 @@ impl<'a> ClosedLoopTraffic<'a> {
             known: BTreeMap::new(),
             counts: TrafficCounts::default(),
             started: Instant::now(),
+            looked: None,
+            stop,
         }
     }
 
     /// Some days of it; the first begins at `from_ms`.
     ///
     /// # Errors
-    /// A daemon that refuses a request, or another version than a user's that answers.
+    /// A daemon that refuses a request, or another version than a user's that answers; a stop.
     pub fn run(
         mut self,
         from_ms: i64,
@@ -94,9 +108,11 @@ impl<'a> ClosedLoopTraffic<'a> {
         for day in 1..=days {
             let until_ms = from_ms + day * DAY_MS;
             loop {
+                check_stop(self.stop)?;
                 let pages = self.world.next_pages(until_ms, TOGETHER);
                 let Some(first) = pages.first() else { break };
                 self.send_until(first.time_ms)?;
+                self.look(first.time_ms)?;
                 self.show(&pages, totals)?;
                 self.keep_pace();
             }
@@ -149,6 +165,7 @@ impl<'a> ClosedLoopTraffic<'a> {
                 if answer.is_some() {
                     break;
                 }
+                check_stop(self.stop)?;
                 std::thread::sleep(RETRY_AFTER);
                 let again = client.rank_all(std::slice::from_ref(request))?;
                 answer = again.into_iter().next().and_then(|again| again.answer);
@@ -183,6 +200,23 @@ impl<'a> ClosedLoopTraffic<'a> {
         self.deployment.client.send(body)
     }
 
+    /// Notes how far the weights that serve are behind the traffic, if it is time for that.
+    fn look(&mut self, time_ms: i64) -> Result<()> {
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return Ok(());
+        }
+        self.looked = Some(Instant::now());
+        let live = self.deployment.client.live()?;
+        for fm in live["fms"].as_array().into_iter().flatten() {
+            let trained = (fm["version"].as_str(), fm["trained_until_ms"].as_i64());
+            if let (Some(version), Some(until_ms)) = trained {
+                let most = self.counts.fm_lag_minutes.entry(version.to_owned()).or_default();
+                *most = most.max((time_ms - until_ms) as f64 / MINUTE_MS);
+            }
+        }
+        Ok(())
+    }
+
     fn keep_pace(&self) {
         let due = Duration::from_secs_f64(self.counts.pages as f64 / PAGES_PER_SECOND);
         std::thread::sleep(due.saturating_sub(self.started.elapsed()));
@@ -213,7 +247,8 @@ fn entity(item: &Item) -> EntityBody {
     let features = [("topic", topic), ("creator", creator), ("length", length)];
     EntityBody {
         id: item.id.into(),
-        update: None,
+        // An item is released once, however often that is sent.
+        update: Some(1),
         features: features.map(|(name, value)| (name.to_owned(), value)).into(),
         content: None,
     }

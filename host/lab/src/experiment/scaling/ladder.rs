@@ -77,11 +77,13 @@ pub fn ladder(base: &FmConfig) -> Vec<LadderModel> {
 
 /// Each size at each of some learning rates. What is tried is the size itself: a rate that is best
 /// for one layer and a short history is not for more of them.
-pub fn trials(models: &[LadderModel]) -> Vec<FmConfig> {
+pub fn trials(models: &[LadderModel]) -> Vec<LadderModel> {
     let of_size = |model: &LadderModel| {
-        let fm = model.fm.clone();
-        RATE_FACTORS
-            .map(|factor| FmConfig { learning_rate: factor * fm.learning_rate, ..fm.clone() })
+        RATE_FACTORS.map(|factor| {
+            let learning_rate = factor * model.fm.learning_rate;
+            let fm = FmConfig { learning_rate, ..model.fm.clone() };
+            LadderModel { fm, ..model.clone() }
+        })
     };
     models.iter().filter(|model| model.on_diagonal).flat_map(of_size).collect()
 }
@@ -123,7 +125,7 @@ mod tests {
         }
         let trials = trials(&models);
         assert_eq!(trials.len(), 5 * RATE_FACTORS.len());
-        let largest = &trials[trials.len() - 1];
+        let largest = &trials[trials.len() - 1].fm;
         assert_eq!((largest.layers, largest.max_history), (3, 128));
         assert_eq!(largest.learning_rate, RATE_FACTORS[2] * base.learning_rate);
         let small = ladder(&FmConfig { dim: 4, layers: 1, max_history: 4, ..base });

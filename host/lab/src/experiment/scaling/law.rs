@@ -173,12 +173,18 @@ pub struct LawFit {
     pub fit: Option<PowerFit>,
     /// The 95 % interval of the exponent over users and seeds.
     pub exponent_ci95: Option<[f64; 2]>,
+    /// How far NE falls from the cheapest point to the last one on the envelope, in per cent of
+    /// that one's.
+    pub fall_pct: f64,
     /// NE of each arm, the mean over seeds.
     #[serde(skip)]
     pub ne: Vec<f64>,
     /// The arms that are fitted, as places in the list of arms.
     #[serde(skip)]
     pub fitted: Vec<usize>,
+    /// The arms on the lower envelope, as places in the list, also where others are fitted, too.
+    #[serde(skip)]
+    pub on_envelope: Vec<usize>,
 }
 
 /// What a law of smaller models says of the largest, and what that has.
@@ -196,13 +202,6 @@ pub struct LargestModel {
     pub difference_ci95: Option<[f64; 2]>,
 }
 
-impl LawFit {
-    /// Whether NE falls: the interval of b is above 0.
-    pub fn falls(&self) -> bool {
-        self.exponent_ci95.is_some_and(|[low, _]| low > 0.0)
-    }
-}
-
 impl LawArms<'_> {
     /// The law with its interval.
     pub fn fit(&self, replicates: usize) -> LawFit {
@@ -216,8 +215,12 @@ impl LawArms<'_> {
             floor: fit.floor + self.optimum.map_or(0.0, |arm| mean_ne(&totals, &all, arm, None)),
             ..fit
         });
-        let fitted = self.chosen(&self.points(&ne));
-        LawFit { fit, exponent_ci95: bounds, ne, fitted }
+        let points = self.points(&ne);
+        let (fitted, on_envelope) = (self.chosen(&points), envelope(&points));
+        let [first, last] = [on_envelope.first(), on_envelope.last()]
+            .map(|place| place.map_or(f64::NAN, |&place| ne[place]));
+        let fall_pct = 100.0 * (first / last - 1.0);
+        LawFit { fit, exponent_ci95: bounds, fall_pct, ne, fitted, on_envelope }
     }
 
     /// What the law of all models but the largest says of that one at its end. `model_of` gives the
@@ -406,10 +409,12 @@ mod tests {
         let law = arms(&dense, true);
         let found = law.fit(100);
         let [low, high] = found.exponent_ci95.unwrap();
-        assert!(found.falls() && low < 0.21 && high > 0.19 && high - low < 0.04, "{found:?}");
+        assert!(low > 0.0 && low < 0.21 && high > 0.19 && high - low < 0.04, "{found:?}");
         let fit = found.fit.unwrap();
         assert!((fit.exponent - 0.2).abs() < 0.01 && (fit.floor - 0.7).abs() < 0.02, "{fit:?}");
         assert!(found.fitted.len() >= 6, "{found:?}");
+        let fall = 100.0 * (found.ne[0] / found.ne[9] - 1.0);
+        assert!((found.fall_pct - fall).abs() < 1e-9 && fall > 10.0, "{found:?}");
         let said = law.predict_largest(|arm| arm, 100).unwrap();
         assert_eq!(said.flops, law.flops[law.flops.len() - 1]);
         assert!(said.difference_pct.abs() < 0.2, "{said:?}");
@@ -425,7 +430,20 @@ mod tests {
             let dense = dense(&ne, 0.05);
             let found = arms(&dense, optimum).fit(100);
             let [low, high] = found.exponent_ci95.unwrap_or([0.0; 2]);
-            assert!(!found.falls() && low <= 0.0 && high >= 0.0, "{found:?}");
+            assert!(low <= 0.0 && high >= 0.0, "{found:?}");
         }
+    }
+
+    /// All points of a curve that rises at its end are fitted, but not all are on its envelope.
+    #[test]
+    fn points_that_rise_are_not_on_the_envelope() {
+        let mut ne: Vec<f64> = points(0.7, 0.15, 0.2).iter().map(|point| point.ne).collect();
+        ne[8] = ne[2];
+        ne[9] = ne[1];
+        ne.push(0.7);
+        let dense = dense(&ne, 1e-6);
+        let law = LawArms { envelope_only: false, ..arms(&dense, true) };
+        let found = law.fit(10);
+        assert_eq!((found.fitted.len(), found.on_envelope), (10, (0..8).collect::<Vec<_>>()));
     }
 }

@@ -8,9 +8,9 @@
 
 mod ladder;
 mod law;
+mod law_check;
 mod passes;
 mod plot;
-mod verdict;
 
 use hypercast_config::Config;
 use hypercast_core::text_table::TextTable;
@@ -22,8 +22,8 @@ use serde_json::{Value, json};
 use self::{
     ladder::{LadderModel, ladder},
     law::{LargestModel, LawArms, LawFit},
-    passes::{HeldOut, RateTrial, SHARES, ScalingPlan, TrainingCost, best_rates, train, tune},
-    verdict::shortfalls,
+    law_check::shortfalls,
+    passes::{HeldOut, RateTrial, SHARES, ScalingPlan, TrainingCost, set_best_rates, train, tune},
 };
 use super::{
     ExperimentContext, ExperimentReport, ExperimentRow,
@@ -73,7 +73,7 @@ pub struct ScalingLaw {
     /// The law.
     #[serde(flatten)]
     pub law: LawFit,
-    /// The number of models with a point that is fitted: on the envelope, where it is one.
+    /// The number of models with a point on the lower envelope of all points.
     pub models_on_envelope: usize,
     /// The largest model, from the law of the others.
     pub largest: Option<LargestModel>,
@@ -93,10 +93,7 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let held_out = HeldOut::read(context, history_len)?;
     let first = first_seed(context);
     let trials = context.times.time("learning rates", || tune(context, &first, &spec, &models))?;
-    let rates = best_rates(&trials);
-    for model in &mut models {
-        model.fm.learning_rate = rates[&model.fm.dim];
-    }
+    set_best_rates(&mut models, &trials);
     let plan = ScalingPlan { spec, models, held_out };
 
     let arms = arm_names(&plan);
@@ -262,8 +259,8 @@ impl ScalingResult<'_> {
             }
         };
         let points: Vec<ScalingPoint> = (0..arms.arms.len()).map(point).collect();
-        let on_it = points.iter().filter(|point| point.fitted);
-        let models = distinct(on_it.map(|point| point.model.as_str()));
+        let on_it = law.on_envelope.iter().map(|&place| points[place].model.as_str());
+        let models = distinct(on_it);
         let largest = arms.predict_largest(model_of, replicates);
         let shortfalls = shortfalls(&law, models, largest.as_ref());
         ScalingLaw {
@@ -332,17 +329,17 @@ impl std::fmt::Display for ScalingLaw {
         };
         write!(f, "{}, {of}: ", self.task)?;
         let Some(fit) = self.law.fit else {
-            return write!(f, "no law can be seen: too few points are on the envelope");
+            return write!(f, "no law can be seen, as {}", self.shortfalls.join("; "));
         };
         let [low, high] = self.law.exponent_ci95.unwrap_or([f64::NAN; 2]);
         if !self.is_seen {
-            writeln!(f, "no law can be seen, as {}:", self.shortfalls.join(", "))?;
+            writeln!(f, "no law can be seen, as {}:", self.shortfalls.join("; "))?;
         }
         let known = if self.floor_is_known { "the optimum" } else { "fitted" };
         write!(
             f,
             "NE = {:.4} ({known}) + {:.4} (C / {:.2e})^-b, b = {:.3} [{low:.3}, {high:.3}]; \
-             {} of {} models on it",
+             {} of {} models on the envelope",
             fit.floor,
             fit.scale,
             fit.reference_flops,

@@ -141,8 +141,8 @@ pub fn tally_truth(
 /// How a learning rate did.
 #[derive(Debug, Clone, Serialize)]
 pub struct RateTrial {
-    /// The model width d that it was tried at.
-    pub dim: usize,
+    /// The model's name.
+    pub model: String,
     /// The peak learning rate of the dense weights (AdamW).
     pub learning_rate: f64,
     /// Log loss over the second half of the pass, each row before it was learned.
@@ -156,13 +156,13 @@ pub fn tune(
     spec: &FmSpec,
     models: &[LadderModel],
 ) -> Result<Vec<RateTrial>> {
-    let configs = trials(models);
-    let create = |(at, fm): (usize, &FmConfig)| {
-        let fm = FmConfig { seed: config.fm.seed, ..fm.clone() };
+    let tried = trials(models);
+    let create = |(at, model): (usize, &LadderModel)| {
+        let fm = FmConfig { seed: config.fm.seed, ..model.fm.clone() };
         context.fm(config, &format!("trial-{at}"), &fm, spec)
     };
-    let mut trainers = configs.iter().enumerate().map(create).collect::<Result<Vec<_>>>()?;
-    let history_len = configs.iter().map(|fm| fm.max_history).max().unwrap_or(1);
+    let mut trainers = tried.iter().enumerate().map(create).collect::<Result<Vec<_>>>()?;
+    let history_len = tried.iter().map(|model| model.fm.max_history).max().unwrap_or(1);
     let requests = (training_requests(context)? as f64 * TUNED_SHARE) as usize;
     let stream = context.stream(config, history_len);
     let first = replay(context.dataset, config, history_len)?.filter(|example| {
@@ -183,25 +183,32 @@ pub fn tune(
         seen += examples.len();
         Ok(())
     })?;
-    let trial = |(fm, sums): (&FmConfig, &RowLosses)| RateTrial {
-        dim: fm.dim,
-        learning_rate: fm.learning_rate,
+    let trial = |(model, sums): (&LadderModel, &RowLosses)| RateTrial {
+        model: model.name.clone(),
+        learning_rate: model.fm.learning_rate,
         log_loss: sums.mean(),
     };
-    Ok(configs.iter().zip(&sums).map(trial).collect())
+    Ok(tried.iter().zip(&sums).map(trial).collect())
 }
 
-/// The best learning rate by width. Models that are not on the diagonal take that of the size with
-/// their width.
-pub fn best_rates(trials: &[RateTrial]) -> BTreeMap<usize, f64> {
-    let mut best: BTreeMap<usize, &RateTrial> = BTreeMap::new();
+/// Gives each size its best learning rate. A model that is not on the diagonal takes that of the
+/// smallest size with its width.
+pub fn set_best_rates(models: &mut [LadderModel], trials: &[RateTrial]) {
+    let mut best: BTreeMap<&str, &RateTrial> = BTreeMap::new();
     for trial in trials {
-        let own = best.entry(trial.dim).or_insert(trial);
+        let own = best.entry(&trial.model).or_insert(trial);
         if trial.log_loss < own.log_loss {
             *own = trial;
         }
     }
-    best.into_iter().map(|(dim, trial)| (dim, trial.learning_rate)).collect()
+    let mut of_width = BTreeMap::new();
+    for model in models {
+        let own = best.get(model.name.as_str()).map(|trial| trial.learning_rate);
+        let base = model.fm.learning_rate;
+        let rate = own.or(of_width.get(&model.fm.dim).copied()).unwrap_or(base);
+        model.fm.learning_rate = rate;
+        of_width.entry(model.fm.dim).or_insert(rate);
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -313,11 +320,33 @@ fn training_requests(context: &ExperimentContext<'_>) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experiment::scaling::ladder::ladder;
 
     #[test]
     fn the_best_rate_is_the_one_with_the_least_loss() {
-        let trial = |dim, learning_rate, log_loss| RateTrial { dim, learning_rate, log_loss };
-        let trials = [trial(8, 1e-3, 0.6), trial(8, 2e-3, 0.5), trial(4, 1e-3, 0.7)];
-        assert_eq!(best_rates(&trials), BTreeMap::from([(4, 1e-3), (8, 2e-3)]));
+        // The two smallest sizes share a width, and each has a rate of its own.
+        let base = FmConfig { dim: 4, layers: 5, max_history: 16, ..FmConfig::default() };
+        let mut models = ladder(&base);
+        let size = |at: usize| models[at].name.clone();
+        let trial = |at, learning_rate, log_loss| {
+            let model = size(at);
+            RateTrial { model, learning_rate, log_loss }
+        };
+        let trials = [
+            trial(0, 1e-3, 0.6),
+            trial(0, 2e-3, 0.5),
+            trial(1, 1e-3, 0.4),
+            trial(1, 2e-3, 0.5),
+            trial(4, 4e-3, 0.3),
+        ];
+        set_best_rates(&mut models, &trials);
+        let rate = |model: &LadderModel| model.fm.learning_rate;
+        assert_eq!(models[0].fm.dim, models[1].fm.dim);
+        assert_eq!([0, 1, 4].map(|at| rate(&models[at])), [2e-3, 1e-3, 4e-3]);
+        let others = || models.iter().filter(|model| !model.on_diagonal);
+        assert!(others().any(|model| model.fm.dim == 2) && others().any(|model| model.fm.dim == 4));
+        for model in others() {
+            assert_eq!(rate(model), if model.fm.dim == 2 { 2e-3 } else { 4e-3 }, "{}", model.name);
+        }
     }
 }

@@ -161,8 +161,10 @@ mod tests {
             law: LawFit {
                 fit,
                 exponent_ci95: Some([0.08, 0.12]),
+                fall_pct: 4.0,
                 ne: Vec::new(),
                 fitted: Vec::new(),
+                on_envelope: Vec::new(),
             },
             models_on_envelope: 2,
             largest: None,
