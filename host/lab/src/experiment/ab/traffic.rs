@@ -48,7 +48,7 @@ pub struct TrafficCounts {
     pub ranked: u64,
     /// Answers by the FM in place of an expert that failed; they count for its arm.
     pub degraded: u64,
-    /// Items that arrived.
+    /// Items that arrived in the test and were sent to the daemon.
     pub released: u64,
     /// By version of an FM: how far the weights that served were behind the traffic at most, in
     /// minutes of the world's time.

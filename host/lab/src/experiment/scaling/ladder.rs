@@ -19,7 +19,7 @@ pub const RATE_FACTORS: [f64; 3] = [1.0, 0.5, 2.0];
 pub struct LadderModel {
     /// What it is for people: width, layers, history.
     pub name: String,
-    /// Its configuration.
+    /// The preset's FM at this size, with the preset's learning rates.
     pub fm: FmConfig,
     /// Whether it is one of the sizes that grow in everything.
     pub on_diagonal: bool,

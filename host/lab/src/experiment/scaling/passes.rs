@@ -141,7 +141,7 @@ pub fn tally_truth(
 /// How a learning rate did.
 #[derive(Debug, Clone, Serialize)]
 pub struct RateTrial {
-    /// The model's name.
+    /// The model's name on the ladder, such as `d16 l2 h32`.
     pub model: String,
     /// The peak learning rate of the dense weights (AdamW).
     pub learning_rate: f64,

@@ -30,7 +30,7 @@ pub(super) struct LoopCodes {
 
 pub(super) struct LoopItem {
     pub(super) vector: LatentVector,
-    /// What satiates.
+    /// The true topic, whose impressions satiate; the shown one may differ.
     pub(super) topic: usize,
     pub(super) codes: LoopCodes,
     pub(super) quality: f32,

@@ -91,9 +91,9 @@ pub struct ClosedLoopOptions {
 pub struct PageRequest {
     /// The number of the request, from 1.
     pub request: u64,
-    /// When it comes.
+    /// Milliseconds since the epoch at which the user asks for it.
     pub time_ms: i64,
-    /// The user's id.
+    /// The id of the user, from 1.
     pub user: u64,
     /// Index of the surface.
     pub surface: u16,
@@ -337,7 +337,7 @@ impl ClosedLoopWorld {
     /// Shows a page as the past's ranker orders it.
     ///
     /// # Errors
-    /// As [`ClosedLoopWorld::show`].
+    /// Those of [`ClosedLoopWorld::show`], which the world's own rankings never cause.
     pub fn show_by_popularity(&mut self, page: &PageRequest) -> Result<Vec<Impression>> {
         let ranking = self.rank_by_popularity(page);
         self.show(page, &ranking)
@@ -346,7 +346,7 @@ impl ClosedLoopWorld {
     /// The impressions of some days under that ranker, from the first on.
     ///
     /// # Errors
-    /// As [`ClosedLoopWorld::show`].
+    /// Those of [`ClosedLoopWorld::show`], which the world's own rankings never cause.
     pub fn past(&mut self, days: i64) -> Result<Vec<Impression>> {
         let mut rows = Vec::new();
         while let [page] = &self.next_pages(START_MS + days * DAY_MS, 1)[..] {
