@@ -8,6 +8,7 @@
 //! [`power_law`] is another world, in which NE falls with a model's size by a power law.
 
 pub mod power_law;
+pub mod vectors;
 mod world;
 
 use std::path::PathBuf;

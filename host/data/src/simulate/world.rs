@@ -5,9 +5,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::SimulateOptions;
+use super::vectors::{LatentVector, blend, dot, exponential_ms, noise, normal, sigmoid, unit};
 use crate::dataset::{ContextFeatures, Impression};
 
-const DIMENSIONS: usize = 8;
 const TOPICS: usize = 12;
 const LIKED_TOPICS: usize = 3;
 /// Items shown in a request.
@@ -24,10 +24,8 @@ const TASTE: f32 = 3.0;
 /// The time after which an impression counts as not clicked.
 const CLICK_WINDOW_MS: i64 = 60_000;
 
-type Vector = [f32; DIMENSIONS];
-
 struct LatentItem {
-    vector: Vector,
+    vector: LatentVector,
     quality: f32,
     length: f32,
     shown_topic: u64,
@@ -35,7 +33,7 @@ struct LatentItem {
 }
 
 struct LatentUser {
-    taste: Vector,
+    taste: LatentVector,
     bias: f32,
     age_group: u64,
     last_ms: i64,
@@ -72,7 +70,7 @@ pub(super) struct SimulatedWorld {
 impl SimulatedWorld {
     pub(super) fn new(options: &SimulateOptions) -> SimulatedWorld {
         let mut rng = StdRng::seed_from_u64(options.seed);
-        let topics: Vec<Vector> = (0..TOPICS).map(|_| unit(noise(&mut rng))).collect();
+        let topics: Vec<LatentVector> = (0..TOPICS).map(|_| unit(noise(&mut rng))).collect();
         let items =
             (0..options.items).map(|_| LatentItem::new(&topics, options.items, &mut rng)).collect();
         let users = (0..options.users).map(|_| LatentUser::new(&topics, &mut rng)).collect();
@@ -163,7 +161,7 @@ impl SimulatedWorld {
 }
 
 impl LatentItem {
-    fn new(topics: &[Vector], items: usize, rng: &mut StdRng) -> LatentItem {
+    fn new(topics: &[LatentVector], items: usize, rng: &mut StdRng) -> LatentItem {
         let topic = rng.random_range(0..topics.len());
         let shown =
             if rng.random::<f32>() < 0.85 { topic } else { rng.random_range(0..topics.len()) };
@@ -181,10 +179,11 @@ impl LatentItem {
 }
 
 impl LatentUser {
-    fn new(topics: &[Vector], rng: &mut StdRng) -> LatentUser {
+    fn new(topics: &[LatentVector], rng: &mut StdRng) -> LatentUser {
         let liked: Vec<usize> =
             (0..LIKED_TOPICS).map(|_| rng.random_range(0..topics.len())).collect();
-        let parts: Vec<(f32, Vector)> = liked.iter().map(|&topic| (1.0, topics[topic])).collect();
+        let parts: Vec<(f32, LatentVector)> =
+            liked.iter().map(|&topic| (1.0, topics[topic])).collect();
         let age_group =
             if rng.random::<f32>() < 0.6 { liked[0] % 5 } else { rng.random_range(0..5) };
         LatentUser {
@@ -226,7 +225,7 @@ impl TrueOutcome {
         let mut delay_ms = CLICK_WINDOW_MS;
         if clicked {
             values[0] = (self.watch + 0.1 * normal(rng)).clamp(0.0, 1.0);
-            let mut wait = |mean_ms: f32| (-mean_ms * (1.0 - rng.random::<f32>()).ln()) as i64;
+            let mut wait = |mean_ms: f32| exponential_ms(mean_ms, rng);
             delay_ms = 2_000 + wait(10_000.0);
             delay_ms += if liked { wait(600_000.0) } else { 0 };
             delay_ms += if finished { wait(120_000.0) } else { 0 };
@@ -249,31 +248,4 @@ fn draw(running: &[f32], rng: &mut StdRng) -> usize {
     let total = running.last().expect("not empty");
     let at = rng.random::<f32>() * total;
     running.partition_point(|&sum| sum <= at).min(running.len() - 1)
-}
-
-/// One draw from the standard normal distribution (Box and Muller, 1958).
-fn normal(rng: &mut StdRng) -> f32 {
-    let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
-    radius * (std::f32::consts::TAU * rng.random::<f32>()).cos()
-}
-
-fn noise(rng: &mut StdRng) -> Vector {
-    std::array::from_fn(|_| normal(rng))
-}
-
-fn blend(parts: &[(f32, Vector)]) -> Vector {
-    std::array::from_fn(|i| parts.iter().map(|(weight, vector)| weight * vector[i]).sum())
-}
-
-fn unit(vector: Vector) -> Vector {
-    let norm = dot(&vector, &vector).sqrt().max(1e-6);
-    vector.map(|x| x / norm)
-}
-
-fn dot(a: &Vector, b: &Vector) -> f32 {
-    a.iter().zip(b).map(|(x, y)| x * y).sum()
-}
-
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
 }

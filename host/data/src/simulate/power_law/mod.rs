@@ -27,7 +27,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use self::latent::{
     Coordinates, ParetoMemory, VectorOf, complement, coordinates, lag_norm, spectrum, weighted_sum,
 };
-use super::{SimulateOptions, SimulateReport, surface_name, write_world};
+use super::{SimulateOptions, SimulateReport, surface_name, vectors::sigmoid, write_world};
 use crate::{
     dataset::{ContextFeatures, Entities, Impression},
     error::Result,
@@ -299,8 +299,4 @@ fn zipf(items: u64, place: f64) -> u64 {
 /// The time to a user's next request, at a place between 0 and 1 of all gaps.
 fn gap_ms(place: f64) -> i64 {
     (GAP_MS * (1.0 - place).powf(-1.0 / GAP_INDEX)).min(LONGEST_GAP_MS) as i64
-}
-
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
 }

@@ -1,11 +1,9 @@
 //! Users and items of the closed loop.
 
+use hypercast_data::simulate::vectors::{LatentVector, blend, noise, normal, unit};
 use rand::Rng;
 
-use super::{
-    DAY_MS, SATIATION_HALF_LIFE_MS, START_MS, Satiation,
-    vectors::{LatentVector, blend, noise, normal, unit},
-};
+use super::{DAY_MS, SATIATION_HALF_LIFE_MS, START_MS, Satiation};
 
 pub(super) const TOPICS: usize = 16;
 const LIKED_TOPICS: usize = 3;

@@ -17,21 +17,21 @@ mod entities;
 mod retrieval;
 #[cfg(test)]
 mod tests;
-mod vectors;
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
+use hypercast_core::hash::{mix_parts, splitmix64};
 use hypercast_data::{
     dataset::{ContextFeatures, Impression},
     schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole, ValueRange},
+    simulate::vectors::{LatentVector, dot, exponential_ms, sigmoid},
 };
 use hypercast_fm::example::{Item, Outcome, User};
-use rand::{Rng, rngs::SmallRng};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use self::{
     entities::{LoopItem, LoopUser, TOPICS},
     retrieval::{POPULAR_EVERY_MS, RetrievalIndex},
-    vectors::{LatentVector, dot, exponential_ms, rng_of, sigmoid},
 };
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -45,7 +45,9 @@ pub const PAGE_ITEMS: usize = 6;
 pub const FRESH_MS: i64 = 2 * DAY_MS;
 /// The surface that is tested.
 pub const FIRST_SURFACE: &str = "feed";
-/// What a click, a like and a finish are worth: the weights by which rankers order, too.
+/// What users do with what they examine, the click first.
+pub const ACTIONS: [&str; 3] = ["click", "like", "finish"];
+/// What each action is worth: the weights by which rankers order, too.
 pub const ACTION_VALUES: [f64; 3] = [1.0, 2.0, 2.0];
 
 /// The share of sessions on the first surface.
@@ -391,16 +393,15 @@ pub fn schema() -> Schema {
         &["user_id", "creator"],
         &["item_id", "surface"],
     ];
-    let actions = ["click", "like", "finish"];
     Schema {
         surfaces: [FIRST_SURFACE, "search"].map(String::from).to_vec(),
-        actions: actions.map(String::from).to_vec(),
+        actions: ACTIONS.map(String::from).to_vec(),
         values: Vec::new(),
-        tasks: actions.map(|name| Task::of_label(name, TaskRole::Main, TaskKind::Binary)).to_vec(),
+        tasks: ACTIONS.map(|name| Task::of_label(name, TaskRole::Main, TaskKind::Binary)).to_vec(),
         item_features: Feature::mixed(&["topic", "creator"], &["length"]),
         user_features: Feature::list(&["age_group"], FeatureKind::Categorical),
         context_features: Feature::list(&["device"], FeatureKind::Categorical),
-        counters: Counter::lasting(&keys, &["click", "like"]),
+        counters: Counter::lasting(&keys, &ACTIONS[..2]),
         ids: Default::default(),
         retired: Vec::new(),
         owned: Default::default(),
@@ -453,3 +454,8 @@ fn sorted(page: &PageRequest, mut score: impl FnMut(u64) -> f64) -> Vec<u64> {
 
 /// Levels of satiation by topic, for each memory.
 type Satiation = [[f32; TOPICS]; SATIATION.len()];
+
+/// A generator that depends on `parts` alone.
+fn rng_of(parts: &[u64]) -> SmallRng {
+    SmallRng::seed_from_u64(splitmix64(mix_parts(parts)))
+}
