@@ -21,7 +21,7 @@ use self::{
     deployment::{ARMS, AbPast, Deployment, PLUGIN},
     outcomes::{AbRow, ArmTotals, DailyOutcomes, FEWEST_USERS, METRICS, UserBaseline},
     own_rankers::{REFERENCES, RUNS, TestSize},
-    traffic::ClosedLoopTraffic,
+    traffic::{ClosedLoopTraffic, ServedClicks, TrafficCounts},
     world::{ClosedLoopOptions, ClosedLoopWorld, DAY_MS, START_MS},
 };
 use super::{ExperimentOptions, ExperimentReport};
@@ -96,15 +96,16 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         let world = world_options(users, seed);
         let totals = &mut [&mut references, &mut all_references];
         times.time("own rankers", || own_rankers::references(&world, size, totals, &stop))?;
-        settings = run_seed(options, world, &mut [&mut own, &mut all], &times, &stop)?;
-        traffic.insert(seed, settings["traffic"].take());
+        let ran = run_seed(options, world, &mut [&mut own, &mut all], &times, &stop)?;
+        settings = ran.settings;
+        traffic.insert(seed, ran.traffic);
         rows.extend(references.rows(&seed.to_string(), &REFERENCES));
         rows.extend(own.rows(&seed.to_string(), &ARMS));
     }
     rows.extend(all_references.rows(ALL_SEEDS, &REFERENCES));
     rows.extend(all.rows(ALL_SEEDS, &ARMS));
     settings["traffic"] = json!(traffic);
-    let mut table = table(&rows, &settings["flops"]);
+    let mut table = table(&rows, &settings["flops"]) + &predictions(&traffic);
     let spread = by_seed(&rows);
     if !spread.is_empty() {
         table += &format!("\n{spread}");
@@ -119,14 +120,19 @@ fn world_options(users: usize, seed: u64) -> ClosedLoopOptions {
     ClosedLoopOptions { users, items, items_per_day, seed }
 }
 
-/// One test; what it was run with.
+/// One test: what it was run with, and what was asked and answered.
+struct AbRun {
+    settings: Value,
+    traffic: TrafficCounts,
+}
+
 fn run_seed(
     options: &ExperimentOptions,
     world: ClosedLoopOptions,
     totals: &mut [&mut ArmTotals],
     times: &StepTimes,
     stop: &Shutdown,
-) -> Result<Value> {
+) -> Result<AbRun> {
     let TestSize { users, past_days, days } = options.ab.size();
     let ClosedLoopOptions { items, items_per_day, seed, .. } = world;
     let mut world = ClosedLoopWorld::new(world)?;
@@ -157,10 +163,9 @@ fn run_seed(
         "users": users, "items": items, "items_per_day": items_per_day,
         "past_days": past_days, "days": days, "plugin": PLUGIN, "flops": deployment.flops,
         "fm": deployment.config.fm, "expert_training": deployment.config.expert_training,
-        "traffic": counts,
     });
     times.time("stop", || deployment.stop())?;
-    Ok(settings)
+    Ok(AbRun { settings, traffic: counts })
 }
 
 /// # Errors
@@ -218,6 +223,21 @@ fn table(rows: &[AbRow], flops: &Value) -> String {
     let cost = |(arm, flops): (&str, &Value)| format!("{arm} {flops}");
     let flops = ARMS.into_iter().zip(flops.as_array().into_iter().flatten()).map(cost);
     format!("{table}\nFLOPs a candidate: {}\n", flops.collect::<Vec<_>>().join(", "))
+}
+
+/// How well each arm predicted the clicks on what it showed.
+fn predictions(traffic: &BTreeMap<u64, TrafficCounts>) -> String {
+    let mut lines = String::new();
+    for (seed, counts) in traffic {
+        let arm = |(arm, clicks): (&&str, &ServedClicks)| {
+            let [ne, calibration] = [clicks.ne, clicks.calibration]
+                .map(|number| number.map_or("-".into(), |number| format!("{number:.4}")));
+            format!("{arm} {ne} (calibration {calibration})")
+        };
+        let arms: Vec<String> = counts.clicks.iter().map(arm).collect();
+        lines += &format!("NE of clicks on what was shown, seed {seed}: {}\n", arms.join(", "));
+    }
+    lines
 }
 
 /// How the differences of seeds vary, each of which has models and a world of its own. The

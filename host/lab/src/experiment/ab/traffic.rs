@@ -8,7 +8,10 @@ use std::{
 
 use hypercast_core::{progress::Progress, shutdown::Shutdown};
 use hypercast_data::dataset::Impression;
-use hypercast_fm::example::{Item, Outcome};
+use hypercast_fm::{
+    example::{Item, Outcome},
+    metrics::LogLossSums,
+};
 use hypercast_serve::{
     api::{ActionBody, EntityBody, EventsRequest, RankAnswer, RankRequest},
     convert::FeatureValue,
@@ -17,9 +20,9 @@ use serde::Serialize;
 
 use super::{
     check_stop,
-    deployment::Deployment,
+    deployment::{ARMS, Deployment},
     outcomes::{ArmTotals, DailyOutcomes},
-    world::{ClosedLoopWorld, DAY_MS, PAGE_ITEMS, PageRequest},
+    world::{ACTIONS, ClosedLoopWorld, DAY_MS, PAGE_ITEMS, PageRequest},
 };
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -50,9 +53,35 @@ pub struct TrafficCounts {
     pub degraded: u64,
     /// Items that arrived in the test and were sent to the daemon.
     pub released: u64,
+    /// By arm: how well it predicted clicks on what it showed.
+    pub clicks: BTreeMap<&'static str, ServedClicks>,
     /// By version of an FM: how far the weights that served were behind the traffic at most, in
     /// minutes of the world's time.
     pub fm_lag_minutes: BTreeMap<String, f64>,
+}
+
+/// What an arm predicted of the clicks on what it showed. Arms show different items, so they are
+/// not compared on the same rows.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct ServedClicks {
+    /// Normalised entropy, by the rate of these rows.
+    pub ne: Option<f64>,
+    /// The mean prediction over the rate.
+    pub calibration: Option<f64>,
+    #[serde(skip)]
+    sums: LogLossSums,
+    #[serde(skip)]
+    predicted: f64,
+}
+
+impl ServedClicks {
+    fn push(&mut self, probability: f32, clicked: bool) {
+        self.sums.push(probability, clicked);
+        self.predicted += f64::from(probability);
+        let clicks = self.sums.positives as f64;
+        self.ne = self.sums.normalized_entropy();
+        self.calibration = (clicks > 0.0).then_some(self.predicted / clicks);
+    }
 }
 
 /// The traffic of one seed, with what is still to be sent.
@@ -144,6 +173,7 @@ impl<'a> ClosedLoopTraffic<'a> {
             self.counts.degraded += u64::from(answer.degraded);
             let ranking: Vec<u64> = answer.ranking.iter().map(|place| place.id.key()).collect();
             let rows = self.world.show(page, &ranking)?;
+            self.note_predictions(self.outcomes.arm(page.user), &answer, &rows);
             let is_fresh = |item| self.world.is_fresh(item, page.time_ms);
             self.outcomes.page(&rows, is_fresh, totals);
             self.shown(&rows);
@@ -153,6 +183,16 @@ impl<'a> ClosedLoopTraffic<'a> {
             self.shown(&rows);
         }
         Ok(())
+    }
+
+    fn note_predictions(&mut self, arm: usize, answer: &RankAnswer, rows: &[Impression]) {
+        let clicks = self.counts.clicks.entry(ARMS[arm]).or_default();
+        for row in rows {
+            let place = answer.ranking.iter().find(|place| place.id.key() == row.item);
+            if let Some(&probability) = place.and_then(|place| place.predictions.get(ACTIONS[0])) {
+                clicks.push(probability, row.outcome.actions & 1 == 1);
+            }
+        }
     }
 
     /// The answers to requests; what was refused for lack of time is asked for again.
