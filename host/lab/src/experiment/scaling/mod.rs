@@ -85,14 +85,13 @@ pub struct ScalingLaw {
     pub points: Vec<ScalingPoint>,
 }
 
-/// Runs it for every seed. Learning rates are tuned, and costs counted, with the first.
+/// Runs it for every seed. Learning rates are tuned with all of them, costs counted with the first.
 pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let spec = dataset_spec(context.dataset)?;
     let mut models = ladder(&context.config.fm);
     let history_len = models.iter().map(|model| model.fm.max_history).max().unwrap_or(1);
     let held_out = HeldOut::read(context, history_len)?;
-    let first = first_seed(context);
-    let trials = context.times.time("learning rates", || tune(context, &first, &spec, &models))?;
+    let trials = context.times.time("learning rates", || tune(context, &spec, &models))?;
     set_best_rates(&mut models, &trials);
     let plan = ScalingPlan { spec, models, held_out };
 
@@ -112,13 +111,6 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let costs = costs.expect("at least one seed");
     let result = ScalingResult { context, plan: &plan, tallies, experts, costs };
     result.report(&trials)
-}
-
-/// The configuration of the first seed.
-fn first_seed(context: &ExperimentContext<'_>) -> Config {
-    let mut config = context.config.clone();
-    config.fm.seed = context.options.seeds.0[0];
-    config
 }
 
 /// An arm for each model and share, and one for the truth.

@@ -145,20 +145,41 @@ pub struct RateTrial {
     pub model: String,
     /// The peak learning rate of the dense weights (AdamW).
     pub learning_rate: f64,
-    /// Log loss over the second half of the pass, each row before it was learned.
+    /// Log loss over the second half of the pass and all seeds, each row before it was learned.
     pub log_loss: f64,
 }
 
-/// Tries learning rates on the first part of the stream.
+/// Tries learning rates on the first part of the stream, with every seed: rates differ by less than
+/// seeds do.
 pub fn tune(
     context: &ExperimentContext<'_>,
-    config: &Config,
     spec: &FmSpec,
     models: &[LadderModel],
 ) -> Result<Vec<RateTrial>> {
     let tried = trials(models);
+    let mut sums = vec![RowLosses::default(); tried.len()];
+    for &seed in &context.options.seeds.0 {
+        try_rates(context, seed, spec, &tried, &mut sums)?;
+    }
+    let trial = |(model, sums): (&LadderModel, &RowLosses)| RateTrial {
+        model: model.name.clone(),
+        learning_rate: model.fm.learning_rate,
+        log_loss: sums.mean(),
+    };
+    Ok(tried.iter().zip(&sums).map(trial).collect())
+}
+
+/// Adds the losses of one seed.
+fn try_rates(
+    context: &ExperimentContext<'_>,
+    seed: u64,
+    spec: &FmSpec,
+    tried: &[LadderModel],
+    sums: &mut [RowLosses],
+) -> Result<()> {
+    let config = context.config;
     let create = |(at, model): (usize, &LadderModel)| {
-        let fm = FmConfig { seed: config.fm.seed, ..model.fm.clone() };
+        let fm = FmConfig { seed, ..model.fm.clone() };
         context.fm(config, &format!("trial-{at}"), &fm, spec)
     };
     let mut trainers = tried.iter().enumerate().map(create).collect::<Result<Vec<_>>>()?;
@@ -169,12 +190,11 @@ pub fn tune(
         example.as_ref().map_or(true, |example| context.users.contains(example.user.id))
     });
     let core = &CoreColumns::for_trainer(&context.dataset.schema);
-    let mut sums = vec![RowLosses::default(); trainers.len()];
     let mut seen = 0;
     stream.in_batches(first.take(requests), |examples| {
         let (history_only, may_learn, repeats) = (false, true, false);
         let part = StreamBatch { examples, core, history_only, may_learn, repeats, seen };
-        for (trainer, sums) in trainers.iter_mut().zip(&mut sums) {
+        for (trainer, sums) in trainers.iter_mut().zip(sums.iter_mut()) {
             let output = part.through(trainer.as_mut(), &|_| true)?;
             if seen >= requests / 2 {
                 sums.add(&output, spec);
@@ -183,12 +203,7 @@ pub fn tune(
         seen += examples.len();
         Ok(())
     })?;
-    let trial = |(model, sums): (&LadderModel, &RowLosses)| RateTrial {
-        model: model.name.clone(),
-        learning_rate: model.fm.learning_rate,
-        log_loss: sums.mean(),
-    };
-    Ok(tried.iter().zip(&sums).map(trial).collect())
+    Ok(())
 }
 
 /// Gives each size its best learning rate. A model that is not on the diagonal takes that of the
