@@ -5,6 +5,7 @@
 //! decides what a row sees, and `math` has the arithmetic.
 
 mod backward;
+mod bias;
 mod dense;
 mod forward;
 mod isa;
@@ -179,7 +180,7 @@ fn run<S, T: Send>(
         let mut scratch = scratch();
         return tasks.map(|index| task(&mut scratch, index)).collect();
     }
-    tasks.into_par_iter().map_init(scratch, task).collect()
+    tasks.into_par_iter().with_max_len(1).map_init(scratch, task).collect()
 }
 
 impl HstuBackend for Flex {
