@@ -133,7 +133,8 @@ fn differentiate_scores<V: Lanes, const R: usize>(
         }
         task.mask(&rows, j0, weights);
         task.mask(&rows, j0, grads);
-        scratch.bias_sums.add::<V>(task, &scratch.biases, &tile, grads);
+        grads[rows.count * KEYS..].fill(0.0);
+        scratch.bias_sums.add::<V, R>(task, &scratch.biases, &tile, grads);
     }
 }
 

@@ -4,6 +4,8 @@
 //! time biases are looked up, a vector of keys at a time: the bucket of a distance is the place of
 //! its highest bit.
 
+use std::ops::RangeInclusive;
+
 use super::lanes::{Lanes, MAX_LANES, SLOTS};
 use super::task::{AttentionTask, KEYS, RowBlock, add_values, scale, zero};
 use crate::attention::time_bucket;
@@ -161,29 +163,37 @@ fn far_buckets(
     keys_s.iter().take(tile.columns).map(move |s| time_bucket(row_s.abs_diff(*s), buckets))
 }
 
+/// The leading zeros that the distances between some rows and keys may have.
+#[inline(always)]
+fn zeros_between(rows: &[i32], keys: &[i32]) -> RangeInclusive<u32> {
+    let bounds = |times: &[i32]| {
+        times.iter().fold((i32::MAX, 0), |(low, high), time| (low.min(*time), high.max(*time)))
+    };
+    let ((first_row, last_row), (first_key, last_key)) = (bounds(rows), bounds(keys));
+    let nearest = (first_row - last_key).max(first_key - last_row).max(0);
+    let farthest = (last_row - first_key).max(last_key - first_row);
+    farthest.leading_zeros()..=nearest.leading_zeros()
+}
+
 /// A task's gradients of the bias tables; empty for an absent table.
 pub(super) struct BiasTableGrads {
     pub(super) position: Vec<f32>,
     pub(super) time: Vec<f32>,
 }
 
-/// Consecutive vectors add to different copies of the sums, as an addition that waits for the one
-/// before it to be stored takes many times as long.
-const COPIES: usize = 8;
-
 /// Sums of the scores' gradients over the pairs of a task.
 pub(super) struct BiasSums {
     /// Laid out as the reversed biases.
     reversed: Vec<f32>,
     /// By the leading zeros of a pair's distance and the lane that the pair was in.
-    by_zeros: [[[f32; MAX_LANES]; COPIES]; SLOTS],
+    by_zeros: [[f32; MAX_LANES]; SLOTS],
     /// By time bucket, of pairs that may be far apart.
     far: Vec<f32>,
 }
 
 impl Default for BiasSums {
     fn default() -> Self {
-        BiasSums { reversed: vec![], by_zeros: [[[0.0; MAX_LANES]; COPIES]; SLOTS], far: vec![] }
+        BiasSums { reversed: vec![], by_zeros: [[0.0; MAX_LANES]; SLOTS], far: vec![] }
     }
 }
 
@@ -192,13 +202,14 @@ impl BiasSums {
         zero(&mut self.reversed, task.position.map_or(0, |_| task.n() + 1 + KEYS));
         zero(&mut self.far, task.time.map_or(0, |times| times.table.len()));
         if task.time.is_some() {
-            self.by_zeros.as_flattened_mut().as_flattened_mut().fill(0.0);
+            self.by_zeros = [[0.0; MAX_LANES]; SLOTS];
         }
     }
 
-    /// Adds the gradients of a tile's scores, with zeros where a row does not see.
+    /// Adds the gradients of a tile's scores, with zeros where a row does not see and in rows that
+    /// the tile lacks.
     #[inline(always)]
-    pub(super) fn add<V: Lanes>(
+    pub(super) fn add<V: Lanes, const R: usize>(
         &mut self,
         task: &AttentionTask<'_>,
         biases: &Biases,
@@ -221,48 +232,48 @@ impl BiasSums {
             }
             return;
         };
+        let last = tile.rows.count - 1;
+        let rows: [i32; R] = std::array::from_fn(|r| {
+            RelativeTimes::of_row(times, earliest_s, tile.rows.first + r.min(last))
+        });
         let keys = &biases.times.keys[tile.first_key..][..tile.columns];
-        for (r, grads) in rows() {
-            let from = RelativeTimes::of_row(times, earliest_s, tile.rows.first + r);
-            self.add_near::<V>(from, keys, &grads[..tile.columns]);
+        let seen = tile.rows.seen(tile.first_key);
+        for at in (0..seen).step_by(V::N) {
+            let seen = &keys[at..seen.min(at + V::N)];
+            self.add_near::<V, R>(rows, &keys[at..], zeros_between(&rows, seen), &grads[at..]);
         }
     }
 
-    /// Adds the gradients of a row's scores at the buckets of its time and its keys'.
+    /// Adds the gradients of the scores of R rows and a vector of keys, with this range of leading
+    /// zeros of the distances between them. As times ascend, the range is mostly short.
     #[inline(always)]
-    fn add_near<V: Lanes>(&mut self, from: i32, keys: &[i32], grads: &[f32]) {
-        let mut lanes = [0.0; MAX_LANES];
-        let vectors = keys.chunks_exact(V::N).zip(grads.chunks_exact(V::N)).enumerate();
-        for (vector, (keys, grads)) in vectors {
-            // SAFETY: each chunk has N numbers, and no vector is longer than MAX_LANES.
-            let (zeros, grads) = unsafe {
-                let zeros = V::distance_zeros(keys.as_ptr(), from);
-                zeros.store(lanes.as_mut_ptr());
-                (zeros, V::load(grads.as_ptr()))
-            };
-            // Times ascend, so most vectors have one bucket or two. A branch would cost more than
-            // an addition of zeros.
-            let (first, last) = (lanes[0].to_bits(), lanes[V::N - 1].to_bits());
-            let (of_first, found) = zeros.pick(first, grads);
-            self.add_at(first, 2 * vector, of_first);
-            let grads = grads.sub(of_first);
-            let (of_last, found_last) = zeros.pick(last, grads);
-            self.add_at(last, 2 * vector + 1, of_last);
-            let mut rest = ((1u32 << V::N) - 1) & !(found | found_last);
-            while rest != 0 {
-                let bucket = lanes[rest.trailing_zeros() as usize % MAX_LANES].to_bits();
-                let (picked, found) = zeros.pick(bucket, grads);
-                self.add_at(bucket, 2 * vector, picked);
-                rest &= !found;
+    fn add_near<V: Lanes, const R: usize>(
+        &mut self,
+        rows: [i32; R],
+        keys: &[i32],
+        range: RangeInclusive<u32>,
+        grads: &[f32],
+    ) {
+        assert!(keys.len() >= V::N && grads.len() >= (R - 1) * KEYS + V::N, "tile too small");
+        let (mut zeros, mut values) = ([V::splat(0.0); R], [V::splat(0.0); R]);
+        for r in 0..R {
+            // SAFETY: r < R, so the assertion bounds both.
+            unsafe {
+                zeros[r] = V::distance_zeros(keys.as_ptr(), rows[r]);
+                values[r] = V::load(grads.as_ptr().wrapping_add(r * KEYS));
             }
         }
-    }
-
-    #[inline(always)]
-    fn add_at<V: Lanes>(&mut self, zeros: u32, copy: usize, grads: V) {
-        let sums = self.by_zeros[zeros as usize % SLOTS][copy % COPIES].as_mut_ptr();
-        // SAFETY: no vector is longer than MAX_LANES.
-        unsafe { V::load(sums).add(grads).store(sums) };
+        for slot in range {
+            let sums = self.by_zeros[slot as usize % SLOTS].as_mut_ptr();
+            // SAFETY: no vector is longer than MAX_LANES.
+            unsafe {
+                let mut sum = V::load(sums);
+                for r in 0..R {
+                    sum = sum.add_where(values[r], zeros[r], slot);
+                }
+                sum.store(sums);
+            }
+        }
     }
 
     /// The tables' gradients, with those of the targets' scores of themselves.
@@ -276,11 +287,7 @@ impl BiasSums {
         }
         let mut time = self.far.clone();
         let by_zeros = self.by_zeros.iter().enumerate().filter(|_| task.time.is_some());
-        for (zeros, copies) in by_zeros {
-            let mut lanes = [0.0; MAX_LANES];
-            for copy in copies {
-                lanes.iter_mut().zip(copy).for_each(|(lane, sum)| *lane += sum);
-            }
+        for (zeros, lanes) in by_zeros {
             let bucket = bucket_of(zeros, time.len());
             time[bucket] += lanes.iter().sum::<f32>();
         }

@@ -2,7 +2,7 @@
 //!
 //! Work is split by request and head. Each task packs its keys and values once and iterates over
 //! tiles of rows and blocks of keys. The instruction set is chosen at run time (`isa`). `task`
-//! decides what a row sees, and `math` has the arithmetic.
+//! decides what a row sees, `bias` has the position and time biases, and `math` the arithmetic.
 
 mod backward;
 mod bias;
