@@ -1,11 +1,13 @@
 //! The forward of one attention task.
 
+use super::bias::{Biases, ScoreTile};
 use super::isa::IsaKernel;
 use super::kept::PackedHead;
 use super::lanes::{Lanes, MAX_LANES};
-use super::math::{Left, ProductExtent, Right, accumulate, dot, sigmoid};
+use super::math::{Left, ProductExtent, Right, accumulate, product};
+use super::rowwise::activate;
 use super::task::{
-    AttentionTask, Biases, KEYS, OutputSink, RowBlock, pack, pack_transposed, padded, zero,
+    AttentionTask, KEYS, OutputSink, ROWS, RowBlock, pack, pack_transposed, padded, scale, zero,
 };
 
 /// A thread's buffers, which grow linearly with the length of a history.
@@ -16,11 +18,11 @@ pub(super) struct ForwardScratch {
     keys: Vec<f32>,
     /// `[n, padded v]`.
     values: Vec<f32>,
-    /// `[R, qk]`.
+    /// `[ROWS, padded qk]`, times alpha.
     queries: Vec<f32>,
-    /// `[R, KEYS]`: scores, then weights.
+    /// `[ROWS, KEYS]`: scores, then weights.
     weights: Vec<f32>,
-    /// `[R, padded v]`.
+    /// `[ROWS, padded v]`.
     out: Vec<f32>,
 }
 
@@ -39,6 +41,7 @@ impl IsaKernel for AttendTask<'_> {
         let AttendTask { task, scratch, sink } = self;
         let (dims, width) = (task.dims, padded::<V>(task.dims.v));
         scratch.biases.prepare(task);
+        scratch.weights.resize(ROWS * KEYS, 0.0);
         // Taken out so that the rest of the scratch can be borrowed mutably.
         let (mut keys, mut values) =
             (std::mem::take(&mut scratch.keys), std::mem::take(&mut scratch.values));
@@ -46,25 +49,26 @@ impl IsaKernel for AttendTask<'_> {
             Some(kept) => kept.head(task.head),
             None => {
                 pack_transposed(&mut keys, task.k, task.history.clone());
-                pack(&mut values, task.v, task.history.clone(), width, 0);
+                pack::<V>(&mut values, task.v, task.history.clone(), 0, 1.0);
                 PackedHead { keys: &keys, values: &values, stride: width }
             }
         };
-        for block in task.blocks(R) {
+        for block in task.blocks(ROWS) {
             let rows = block.first..block.first + block.count;
-            pack(&mut scratch.queries, task.q, rows.clone(), dims.qk, R);
-            zero(&mut scratch.out, R * width);
+            pack::<V>(&mut scratch.queries, task.q, rows.clone(), ROWS, task.alpha);
+            zero(&mut scratch.out, ROWS * width);
             for j0 in (0..block.end(block.count - 1)).step_by(KEYS) {
                 if !task.skips(&block, j0) {
                     attend::<V, R>(task, scratch, history, &block, j0);
                 }
             }
             if block.is_targets() {
-                attend_to_itself::<V, R>(task, scratch, &block);
+                attend_to_itself::<V>(task, scratch, &block);
             }
             for (row, out) in rows.zip(scratch.out.chunks_exact(width)) {
                 // SAFETY: every row and head belongs to one task, and is written here only.
-                unsafe { sink.part(row, task.head, dims.v) }.copy_from_slice(&out[..dims.v]);
+                let part = unsafe { sink.part(row, task.head, dims.v) };
+                scale::<V>(part, &out[..dims.v], task.inverse_norm);
             }
         }
         (scratch.keys, scratch.values) = (keys, values);
@@ -80,66 +84,68 @@ fn attend<V: Lanes, const R: usize>(
     block: &RowBlock,
     j0: usize,
 ) {
-    let (dims, width) = (task.dims, padded::<V>(task.dims.v));
-    let seen = (block.end(block.count - 1) - j0).min(KEYS);
-    let weights = &mut scratch.weights;
-    zero(weights, R * KEYS);
-    accumulate::<V, R>(
-        weights,
-        KEYS,
-        Left { data: &scratch.queries, row: dims.qk, step: 1 },
-        Right { data: &history.keys[j0 * dims.qk..], stride: KEYS },
-        ProductExtent { columns: padded::<V>(seen), steps: dims.qk },
-    );
-    for (r, weights) in weights.chunks_exact_mut(KEYS).enumerate().take(block.count) {
-        let (position, end) = (block.at(r), block.end(r));
-        let own = padded::<V>(end.saturating_sub(j0).min(KEYS));
-        let bias = task.bias(&mut scratch.biases, block.first + r, position, j0..j0 + own);
-        activate::<V>(&mut weights[..own], bias, task.alpha, task.inverse_norm);
-        task.mask(position, end, j0, weights);
+    let (qk, width) = (padded::<V>(task.dims.qk), padded::<V>(task.dims.v));
+    let keys = &history.keys[j0 * task.dims.qk..];
+    for (r, rows) in block.tiles(R) {
+        let weights = &mut scratch.weights[r * KEYS..][..R * KEYS];
+        let columns = padded::<V>(rows.seen(j0));
+        let tile = ScoreTile { rows, first_key: j0, columns };
+        let factors = [&scratch.queries[r * qk..], keys];
+        score::<V, R>(task, &scratch.biases, &tile, factors, weights);
+        for weights in weights.chunks_exact_mut(KEYS).take(rows.count) {
+            activate::<V>(&mut weights[..columns], None);
+        }
+        task.mask(&rows, j0, weights);
     }
-    accumulate::<V, R>(
-        &mut scratch.out,
-        width,
-        Left { data: weights, row: KEYS, step: 1 },
-        Right { data: &history.values[j0 * history.stride..], stride: history.stride },
-        ProductExtent { columns: width, steps: seen },
-    );
+    for (r, tile) in block.tiles(R) {
+        accumulate::<V, R>(
+            &mut scratch.out[r * width..],
+            width,
+            Left { data: &scratch.weights[r * KEYS..], row: KEYS, step: 1 },
+            Right { data: &history.values[j0 * history.stride..], stride: history.stride },
+            ProductExtent { columns: width, steps: tile.seen(j0) },
+        );
+    }
+}
+
+/// Writes the scores of a tile's rows. `factors` are the rows' packed queries, times alpha, and the
+/// packed keys; a row of `scores` has [`KEYS`] cells.
+#[inline(always)]
+pub(super) fn score<V: Lanes, const R: usize>(
+    task: &AttentionTask<'_>,
+    biases: &Biases,
+    tile: &ScoreTile,
+    factors: [&[f32]; 2],
+    scores: &mut [f32],
+) {
+    let [queries, keys] = factors;
+    let left = Left { data: queries, row: padded::<V>(task.dims.qk), step: 1 };
+    let right = Right { data: keys, stride: KEYS };
+    let extent = ProductExtent { columns: tile.columns, steps: task.dims.qk };
+    if task.position.is_none() && task.time.is_none() {
+        return product::<V, R>(scores, KEYS, left, right, extent);
+    }
+    biases.write::<V>(task, tile, scores);
+    accumulate::<V, R>(scores, KEYS, left, right, extent);
 }
 
 /// Adds the contribution of each target to itself.
 #[inline(always)]
-fn attend_to_itself<V: Lanes, const R: usize>(
+fn attend_to_itself<V: Lanes>(
     task: &AttentionTask<'_>,
     scratch: &mut ForwardScratch,
     block: &RowBlock,
 ) {
-    const { assert!(R <= MAX_LANES) };
+    const { assert!(ROWS.is_multiple_of(MAX_LANES)) };
     let width = padded::<V>(task.dims.v);
-    let mut weights = [0.0; MAX_LANES];
+    let mut weights = [0.0; ROWS];
     for (row, weight) in (block.first..block.first + block.count).zip(&mut weights) {
-        *weight = dot::<V>(task.q.row(row), task.k.row(row));
+        *weight = task.own_score::<V>(row);
     }
-    let bias = [task.own_bias(); MAX_LANES];
-    activate::<V>(&mut weights, &bias, task.alpha, task.inverse_norm);
+    activate::<V>(&mut weights, None);
     for (r, out) in scratch.out.chunks_exact_mut(width).enumerate().take(block.count) {
         for (out, value) in out.iter_mut().zip(task.v.row(block.first + r)) {
             *out += weights[r] * value;
-        }
-    }
-}
-
-/// Turns dot products into weights: `SiLU(alpha * dot + bias) * inverse_norm`, in whole vectors.
-#[inline(always)]
-fn activate<V: Lanes>(dots: &mut [f32], bias: &[f32], alpha: f32, inverse_norm: f32) {
-    assert!(dots.len().is_multiple_of(V::N) && dots.len() <= bias.len(), "not whole vectors");
-    for at in (0..dots.len()).step_by(V::N) {
-        // SAFETY: at + N <= dots.len() <= bias.len(), by the assertion.
-        unsafe {
-            let cell = dots.as_mut_ptr().wrapping_add(at);
-            let bias = V::load(bias.as_ptr().wrapping_add(at));
-            let score = V::load(cell).mul_add(V::splat(alpha), bias);
-            score.mul(sigmoid(score)).mul(V::splat(inverse_norm)).store(cell);
         }
     }
 }

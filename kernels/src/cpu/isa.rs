@@ -9,7 +9,7 @@ use super::lanes::{Lanes, Portable};
 /// An instruction set that kernels are compiled for. A machine that has one also has all before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// The baseline of the compilation target.
+    /// The baseline of the compilation target; on aarch64 it has NEON.
     Portable,
     /// x86-64 with AVX2, FMA and LZCNT.
     Avx2,
@@ -56,6 +56,9 @@ impl Isa {
 #[derive(Clone, Copy)]
 pub(super) struct DetectedIsa(Isa);
 
+/// The height of portable tiles. NEON, which every aarch64 has, has twice the registers.
+const PORTABLE_ROWS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
+
 /// A computation that is compiled for every instruction set. `run` must be `inline(always)`, so
 /// that it is compiled with the target features of its caller.
 pub(super) trait IsaKernel {
@@ -68,7 +71,7 @@ impl DetectedIsa {
     #[inline]
     pub(super) fn run<K: IsaKernel>(self, kernel: K) -> K::Output {
         match self.0 {
-            Isa::Portable => kernel.run::<Portable, 2>(),
+            Isa::Portable => kernel.run::<Portable, PORTABLE_ROWS>(),
             // SAFETY: `Isa::checked` found the features.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2(kernel) },

@@ -41,7 +41,20 @@ pub(super) trait Lanes: Copy {
     /// `self * 2^k` for an integer k that is given as `k + MAGIC`; self and the result must be
     /// normal.
     fn scale_by_power(self, k_plus_magic: Self) -> Self;
+    /// The number of leading zeros, from 1 to 32, of the distance between each of the `N` numbers
+    /// from `p` on and `from`, as integers in the lanes. The distances must be below 2^31.
+    ///
+    /// # Safety
+    /// `p` must be valid for reading `N` i32.
+    unsafe fn distance_zeros(p: *const i32, from: i32) -> Self;
+    /// The table's value at each lane's integer modulo the size of the table.
+    fn look_up(self, table: &[f32; SLOTS]) -> Self;
+    /// Adds the values in the lanes whose integer in `integers` is `integer`.
+    fn add_where(self, values: Self, integers: Self, integer: u32) -> Self;
 }
+
+/// The size of a table that a vector looks up.
+pub(super) const SLOTS: usize = 32;
 
 /// The length of the longest vector.
 pub(super) const MAX_LANES: usize = 16;
@@ -86,6 +99,48 @@ pub(super) unsafe fn value_at(p: *const f32) -> f32 {
     unsafe { Unaligned::<f32>::read(p) }
 }
 
+/// Asks for values to be brought into the cache, if the CPU has an instruction for it.
+#[inline(always)]
+pub(super) fn prefetch(values: *const f32, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..len).step_by(16) {
+        // SAFETY: a prefetch of any address is sound, and SSE is a part of every x86-64.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(at).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, len);
+}
+
+/// Writes the four values from each of `rows` on as the columns of a 4 x 4 tile, whose rows are
+/// `stride` apart in `to`.
+///
+/// # Safety
+/// Each row must be valid for reading 4 f32, and each of the tile's rows for writing 4.
+#[inline(always)]
+pub(super) unsafe fn transpose_tile(rows: [*const f32; 4], to: *mut f32, stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is a part of every x86-64, and the caller guarantees the rows.
+    let columns = unsafe {
+        use std::arch::x86_64::{__m128, _MM_TRANSPOSE4_PS};
+        let [mut a, mut b, mut c, mut d] = rows.map(|row| Unaligned::<__m128>::read(row));
+        _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+        [a, b, c, d]
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let columns = {
+        // SAFETY: the caller guarantees the rows.
+        let rows = rows.map(|row| unsafe { Unaligned::<[f32; 4]>::read(row) });
+        [0, 1, 2, 3].map(|column| rows.map(|row| row[column]))
+    };
+    for (row, column) in columns.into_iter().enumerate() {
+        // SAFETY: the caller guarantees the tile.
+        unsafe { Unaligned::write(column, to.wrapping_add(row * stride)) };
+    }
+}
+
 /// For any CPU: arrays that the compiler vectorises with what the target has.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -118,7 +173,11 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {
-        // Not f32::mul_add: without hardware for it, that is a slow library call.
+        // Without hardware for it, f32::mul_add is a slow library call.
+        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+            let lanes = |lane: usize| self.0[lane].mul_add(factor.0[lane], addend.0[lane]);
+            return Portable(std::array::from_fn(lanes));
+        }
         self.mul(factor).add(addend)
     }
     #[inline(always)]
@@ -133,6 +192,26 @@ impl Lanes for Portable {
     fn scale_by_power(self, k_plus_magic: Self) -> Self {
         self.zip(k_plus_magic, |a, k| f32::from_bits(a.to_bits().wrapping_add(k.to_bits() << 23)))
     }
+    #[inline(always)]
+    unsafe fn distance_zeros(p: *const i32, from: i32) -> Self {
+        // SAFETY: the caller guarantees N readable i32.
+        let numbers = unsafe { Unaligned::<[i32; 8]>::read(p.cast()) };
+        Portable(numbers.map(|number| {
+            let distance = number.wrapping_sub(from).unsigned_abs();
+            f32::from_bits(distance.leading_zeros())
+        }))
+    }
+    #[inline(always)]
+    fn look_up(self, table: &[f32; SLOTS]) -> Self {
+        Portable(self.0.map(|slot| table[slot.to_bits() as usize % SLOTS]))
+    }
+    #[inline(always)]
+    fn add_where(self, values: Self, integers: Self, integer: u32) -> Self {
+        Portable(std::array::from_fn(|lane| {
+            let equal = integers.0[lane].to_bits() == integer;
+            self.0[lane] + if equal { values.0[lane] } else { 0.0 }
+        }))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -140,7 +219,7 @@ pub(super) use x86::{F32x8, F32x16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Lanes;
+    use super::{Lanes, SLOTS, Unaligned};
     use std::arch::x86_64::*;
 
     /// Eight f32 of AVX2 with FMA.
@@ -199,13 +278,53 @@ mod x86 {
                 _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self.0), exponent))
             })
         }
+        #[inline(always)]
+        unsafe fn distance_zeros(p: *const i32, from: i32) -> Self {
+            // A float's exponent is the place of the highest bit. A bit below a set one is cleared,
+            // so that no conversion rounds up to the next power of two.
+            // SAFETY: as in splat, and the caller guarantees N readable i32.
+            F32x8(unsafe {
+                let numbers = Unaligned::<__m256i>::read(p.cast());
+                let distance = _mm256_abs_epi32(_mm256_sub_epi32(numbers, _mm256_set1_epi32(from)));
+                let highest = _mm256_andnot_si256(_mm256_srli_epi32::<1>(distance), distance);
+                let float = _mm256_castps_si256(_mm256_cvtepi32_ps(highest));
+                let zeros =
+                    _mm256_sub_epi32(_mm256_set1_epi32(31 + 127), _mm256_srli_epi32::<23>(float));
+                _mm256_castsi256_ps(_mm256_min_epi32(zeros, _mm256_set1_epi32(32)))
+            })
+        }
+        #[inline(always)]
+        fn look_up(self, table: &[f32; SLOTS]) -> Self {
+            // A gather takes twice as long.
+            // SAFETY: as in splat; the table has four vectors.
+            F32x8(unsafe {
+                let slots = _mm256_castps_si256(self.0);
+                let [a, b, c, d] = [0, 8, 16, 24].map(|at| {
+                    _mm256_permutevar8x32_ps(Self::load(table.as_ptr().add(at)).0, slots)
+                });
+                // The two bits above those within a vector, each as the sign.
+                let low = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(slots));
+                let high = _mm256_castsi256_ps(_mm256_slli_epi32::<27>(slots));
+                let (a, c) = (_mm256_blendv_ps(a, b, low), _mm256_blendv_ps(c, d, low));
+                _mm256_blendv_ps(a, c, high)
+            })
+        }
+        #[inline(always)]
+        fn add_where(self, values: Self, integers: Self, integer: u32) -> Self {
+            // SAFETY: as in splat.
+            F32x8(unsafe {
+                let integers = _mm256_castps_si256(integers.0);
+                let equal = _mm256_cmpeq_epi32(integers, _mm256_set1_epi32(integer as i32));
+                _mm256_add_ps(self.0, _mm256_and_ps(values.0, _mm256_castsi256_ps(equal)))
+            })
+        }
     }
 
     impl Lanes for F32x16 {
         const N: usize = 16;
         #[inline(always)]
         fn splat(x: f32) -> Self {
-            // SAFETY: this type is only used where AVX-512F was detected.
+            // SAFETY: this type is only used where AVX-512 F and CD were detected.
             F32x16(unsafe { _mm512_set1_ps(x) })
         }
         #[inline(always)]
@@ -249,6 +368,34 @@ mod x86 {
             F32x16(unsafe {
                 let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(k_plus_magic.0));
                 _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), exponent))
+            })
+        }
+        #[inline(always)]
+        unsafe fn distance_zeros(p: *const i32, from: i32) -> Self {
+            // SAFETY: as in splat, and the caller guarantees N readable i32.
+            F32x16(unsafe {
+                let numbers = Unaligned::<__m512i>::read(p.cast());
+                let distance = _mm512_abs_epi32(_mm512_sub_epi32(numbers, _mm512_set1_epi32(from)));
+                _mm512_castsi512_ps(_mm512_lzcnt_epi32(distance))
+            })
+        }
+        #[inline(always)]
+        fn look_up(self, table: &[f32; SLOTS]) -> Self {
+            // SAFETY: as in splat; the table has two vectors, and the instruction takes an index
+            // modulo their length.
+            F32x16(unsafe {
+                let [low, high] = [0, 16].map(|at| Self::load(table.as_ptr().add(at)).0);
+                _mm512_permutex2var_ps(low, _mm512_castps_si512(self.0), high)
+            })
+        }
+        #[inline(always)]
+        fn add_where(self, values: Self, integers: Self, integer: u32) -> Self {
+            // SAFETY: as in splat.
+            F32x16(unsafe {
+                let integers = _mm512_castps_si512(integers.0);
+                let integer = _mm512_set1_epi32(integer as i32);
+                let equal = _mm512_cmpeq_epi32_mask(integers, integer);
+                _mm512_mask_add_ps(self.0, equal, self.0, values.0)
             })
         }
     }

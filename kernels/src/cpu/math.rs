@@ -3,34 +3,24 @@
 
 use super::lanes::{Lanes, MAGIC, MAX_LANES, value_at};
 
-/// Coefficients of exp on `[-ln 2 / 2, ln 2 / 2]`, fitted for the least relative error and rounded
-/// to f32 (4e-8).
-const EXP: [f32; 7] =
-    [1.0, 1.0, 0.499_999_93, 0.166_664_2, 0.041_668_225, 0.008_374_824, 0.001_383_683_6];
+/// Coefficients of 2^x on `[-1/2, 1/2]`, fitted for the least relative error and rounded to f32
+/// (1.6e-7). The first is exact, for the sigmoid of 0 to be 1/2.
+const EXP_2: [f32; 6] =
+    [1.0, std::f32::consts::LN_2, 0.240_222_83, 0.055_505_585, 0.009_669_691, 0.001_330_060_5];
 
-/// ln 2 in two parts. The first has few bits, so that its product with a small integer is exact.
-const LN_2_HIGH: f32 = 355.0 / 512.0;
-const LN_2_LOW: f32 = -2.121_944_4e-4;
-
-/// exp(x) to about 1e-7 relative, x clamped to ±87 so that the result stays normal.
-#[inline(always)]
-pub(super) fn exp<V: Lanes>(x: V) -> V {
-    let x = x.clamp_abs(87.0);
-    let k_plus_magic = x.mul_add(V::splat(std::f32::consts::LOG2_E), V::splat(MAGIC));
-    let k = k_plus_magic.sub(V::splat(MAGIC));
-    let r = k.mul_add(V::splat(-LN_2_HIGH), x);
-    let r = k.mul_add(V::splat(-LN_2_LOW), r);
-    let mut p = V::splat(EXP[6]);
-    for i in (0..6).rev() {
-        p = p.mul_add(r, V::splat(EXP[i]));
-    }
-    p.scale_by_power(k_plus_magic)
-}
-
-/// The sigmoid, `1 / (1 + exp(-x))`.
+/// The sigmoid, `1 / (1 + exp(-x))`, to about 2e-7. x is clamped to ±87, so that the power stays
+/// normal.
 #[inline(always)]
 pub(super) fn sigmoid<V: Lanes>(x: V) -> V {
-    exp(V::splat(0.0).sub(x)).add(V::splat(1.0)).recip()
+    let (x, minus_log2_e) = (x.clamp_abs(87.0), V::splat(-std::f32::consts::LOG2_E));
+    let k_plus_magic = x.mul_add(minus_log2_e, V::splat(MAGIC));
+    let minus_k = V::splat(MAGIC).sub(k_plus_magic);
+    let r = x.mul_add(minus_log2_e, minus_k);
+    let mut p = V::splat(EXP_2[5]);
+    for i in (0..5).rev() {
+        p = p.mul_add(r, V::splat(EXP_2[i]));
+    }
+    p.scale_by_power(k_plus_magic).add(V::splat(1.0)).recip()
 }
 
 /// The left factor of a tile product: element (r, k) is at `data[r * row + k * step]`.
@@ -61,13 +51,38 @@ pub(super) fn accumulate<V: Lanes, const R: usize>(
     right: Right<'_>,
     extent: ProductExtent,
 ) {
+    each_tile::<V, R, true>(out, stride, left, right, extent);
+}
+
+/// As [`accumulate`], but writes the sums over what `out` has. There must be a step.
+#[inline(always)]
+pub(super) fn product<V: Lanes, const R: usize>(
+    out: &mut [f32],
+    stride: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    extent: ProductExtent,
+) {
+    each_tile::<V, R, false>(out, stride, left, right, extent);
+}
+
+#[inline(always)]
+fn each_tile<V: Lanes, const R: usize, const ADDS: bool>(
+    out: &mut [f32],
+    stride: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    extent: ProductExtent,
+) {
     let mut column = 0;
     while column + 2 * V::N <= extent.columns {
-        tile::<V, R, 2>(&mut out[column..], stride, left, right.from(column), extent.steps);
+        let (out, right) = (&mut out[column..], right.from(column));
+        tile::<V, R, 2, ADDS>(out, stride, left, right, extent.steps);
         column += 2 * V::N;
     }
     if column < extent.columns {
-        tile::<V, R, 1>(&mut out[column..], stride, left, right.from(column), extent.steps);
+        let (out, right) = (&mut out[column..], right.from(column));
+        tile::<V, R, 1, ADDS>(out, stride, left, right, extent.steps);
     }
 }
 
@@ -86,14 +101,14 @@ impl<'a> Right<'a> {
 }
 
 #[inline(always)]
-fn tile<V: Lanes, const R: usize, const C: usize>(
+fn tile<V: Lanes, const R: usize, const C: usize, const ADDS: bool>(
     out: &mut [f32],
     stride: usize,
     left: Left<'_>,
     right: Right<'_>,
     steps: usize,
 ) {
-    if steps == 0 {
+    if steps == 0 && ADDS {
         return;
     }
     assert!((R - 1) * stride + C * V::N <= out.len(), "tile outside its output");
@@ -103,10 +118,12 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
     );
     assert!((steps - 1) * right.stride + C * V::N <= right.data.len(), "right factor too short");
     let mut sums = [[V::splat(0.0); C]; R];
-    for (r, sums) in sums.iter_mut().enumerate() {
-        for (c, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: r < R and c < C, so the first assertion bounds the load.
-            *sum = unsafe { V::load(out.as_ptr().wrapping_add(r * stride + c * V::N)) };
+    if ADDS {
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (c, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: r < R and c < C, so the first assertion bounds the load.
+                *sum = unsafe { V::load(out.as_ptr().wrapping_add(r * stride + c * V::N)) };
+            }
         }
     }
     // Pointers instead of indices, because the build checks index arithmetic for overflow.

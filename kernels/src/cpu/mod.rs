@@ -2,9 +2,10 @@
 //!
 //! Work is split by request and head. Each task packs its keys and values once and iterates over
 //! tiles of rows and blocks of keys. The instruction set is chosen at run time (`isa`). `task`
-//! decides what a row sees, and `math` has the arithmetic.
+//! decides what a row sees, `bias` has the position and time biases, and `math` the arithmetic.
 
 mod backward;
+mod bias;
 mod dense;
 mod forward;
 mod isa;
@@ -179,7 +180,7 @@ fn run<S, T: Send>(
         let mut scratch = scratch();
         return tasks.map(|index| task(&mut scratch, index)).collect();
     }
-    tasks.into_par_iter().map_init(scratch, task).collect()
+    tasks.into_par_iter().with_max_len(1).map_init(scratch, task).collect()
 }
 
 impl HstuBackend for Flex {

@@ -4,14 +4,23 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::bias::TimeBias;
 use super::kept::CpuKeptHistory;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, prefetch, transpose_tile};
+use super::math::dot;
 use super::{CpuInputs, StridedRows};
-use crate::attention::{AttentionWindow, Dims, HstuAttention, time_bucket};
+use crate::attention::{AttentionWindow, Dims, HstuAttention};
 use crate::history::{KeptHistory, KeptLayer};
 
 /// Keys per block: a multiple of every vector length and tile height.
 pub(super) const KEYS: usize = 64;
+
+/// Rows per block: a multiple of every tile height and vector length. The more rows, the fewer
+/// times keys and values, and in a backward their gradients, are read.
+pub(super) const ROWS: usize = 32;
+
+/// How many rows ahead packing fetches.
+const AHEAD: usize = 16;
 
 /// The columns of one head.
 #[derive(Clone, Copy)]
@@ -30,6 +39,16 @@ impl<'a> HeadColumns<'a> {
     pub(super) fn row(&self, row: usize) -> &'a [f32] {
         let start = row * self.rows.stride + self.start;
         &self.rows.data[start..start + self.width]
+    }
+
+    /// Fetches a row that is read soon. The CPU does not by itself: the rows of a head are short
+    /// and far apart.
+    #[inline(always)]
+    fn prefetch(&self, row: usize) {
+        prefetch(
+            self.rows.data.as_ptr().wrapping_add(row * self.rows.stride + self.start),
+            self.width,
+        );
     }
 }
 
@@ -53,16 +72,6 @@ pub(super) struct AttentionTask<'a> {
     pub(super) head: usize,
     window: Option<AttentionWindow>,
     targets_only: bool,
-}
-
-/// The table of the time bias, and the tokens' times in seconds.
-#[derive(Clone, Copy)]
-pub(super) struct TimeBias<'a> {
-    pub(super) table: &'a [f32],
-    /// `[rows]`: the times of all rows.
-    pub(super) rows_s: &'a [i64],
-    /// `[n]`: the times of the history, oldest first.
-    pub(super) keys_s: &'a [i64],
 }
 
 /// Some consecutive rows, all history tokens or all targets.
@@ -94,6 +103,21 @@ impl RowBlock {
     #[inline(always)]
     pub(super) fn is_targets(&self) -> bool {
         self.step == 0
+    }
+
+    /// The number of keys from `j0` on, up to [`KEYS`], that the last row sees.
+    #[inline(always)]
+    pub(super) fn seen(&self, j0: usize) -> usize {
+        self.end(self.count - 1).saturating_sub(j0).min(KEYS)
+    }
+
+    /// The block in tiles of up to `height` rows, each with its first row in the block.
+    #[inline(always)]
+    pub(super) fn tiles(self, height: usize) -> impl Iterator<Item = (usize, RowBlock)> {
+        (0..self.count).step_by(height).map(move |r| {
+            let (first, count) = (self.first + r, height.min(self.count - r));
+            (r, RowBlock { first, count, position: self.at(r), ..self })
+        })
     }
 }
 
@@ -172,10 +196,28 @@ impl<'a> AttentionTask<'a> {
         gap.start <= j0 && j0 + KEYS <= gap.end
     }
 
+    /// Whether every row of the block sees every key of `j0..j0 + KEYS`.
+    #[inline(always)]
+    fn sees_all(&self, block: &RowBlock, j0: usize) -> bool {
+        let gap = self.gap(block.at(block.count - 1));
+        block.end(0) >= j0 + KEYS && (gap.end <= j0.max(gap.start) || gap.start >= j0 + KEYS)
+    }
+
+    /// Sets the cells of keys that their row does not see to 0. `cells` has [`KEYS`] of each of the
+    /// block's rows, for the keys from `j0` on.
+    #[inline(always)]
+    pub(super) fn mask(&self, block: &RowBlock, j0: usize, cells: &mut [f32]) {
+        if !self.sees_all(block, j0) {
+            for (r, cells) in cells.chunks_exact_mut(KEYS).enumerate().take(block.count) {
+                self.mask_row(block.at(r), block.end(r), j0, cells);
+            }
+        }
+    }
+
     /// Sets the cells of keys that a row at `position` does not see to 0. `cells` are for the keys
     /// from `j0` on, of which the row sees those below `end`.
     #[inline(always)]
-    pub(super) fn mask(&self, position: usize, end: usize, j0: usize, cells: &mut [f32]) {
+    fn mask_row(&self, position: usize, end: usize, j0: usize, cells: &mut [f32]) {
         let len = cells.len();
         cells[end.saturating_sub(j0).min(len)..].fill(0.0);
         let gap = self.gap(position);
@@ -192,74 +234,12 @@ impl<'a> AttentionTask<'a> {
         }
     }
 
-    /// The biases of `row` at `position` for the keys from `j0` on, at least `len` of them; those
-    /// at and after key n are arbitrary.
+    /// The score of a target's attention to itself.
     #[inline(always)]
-    pub(super) fn bias<'s>(
-        &self,
-        biases: &'s mut Biases,
-        row: usize,
-        position: usize,
-        keys: Range<usize>,
-    ) -> &'s [f32] {
-        let by_position = &biases.reversed[keys.start + self.n() - position..][..keys.len()];
-        let Some(times) = self.time else {
-            return by_position;
-        };
-        let sums = &mut biases.sums[..keys.len()];
-        sums.copy_from_slice(by_position);
-        self.each_bucket(times, row, keys, |at, bucket| sums[at] += times.table[bucket]);
-        &biases.sums
-    }
-
-    /// Calls `f` with each key of `keys` below n, counted from `keys.start`, and its time bucket
-    /// seen from `row`.
-    #[inline(always)]
-    pub(super) fn each_bucket(
-        &self,
-        times: TimeBias<'_>,
-        row: usize,
-        keys: Range<usize>,
-        mut f: impl FnMut(usize, usize),
-    ) {
-        let keys_s = &times.keys_s[keys.start..keys.end.min(self.n())];
-        let (row_s, buckets) = (times.rows_s[row], times.table.len());
-        let mut found = [0u32; KEYS];
-        for (bucket, key_s) in found.iter_mut().zip(keys_s) {
-            *bucket = time_bucket(row_s.abs_diff(*key_s), buckets) as u32;
-        }
-        for (at, bucket) in found[..keys_s.len()].iter().enumerate() {
-            f(at, *bucket as usize);
-        }
-    }
-
-    /// The bias of a target for itself.
-    #[inline(always)]
-    pub(super) fn own_bias(&self) -> f32 {
-        self.position.map_or(0.0, |table| table[0]) + self.time.map_or(0.0, |time| time.table[0])
-    }
-}
-
-/// Buffers for a task's biases.
-#[derive(Default)]
-pub(super) struct Biases {
-    /// Entry n - d is the bias at distance d, so that a row's biases for ascending keys are
-    /// contiguous. Zeros follow, to fill whole vectors. All zeros without a table.
-    reversed: Vec<f32>,
-    /// A row's biases for a block of keys.
-    sums: Vec<f32>,
-}
-
-impl Biases {
-    pub(super) fn prepare(&mut self, task: &AttentionTask<'_>) {
-        let n = task.n();
-        self.sums.resize(KEYS, 0.0);
-        zero(&mut self.reversed, n + 1 + KEYS);
-        if let Some(table) = task.position {
-            for (x, bias) in self.reversed[..=n].iter_mut().enumerate() {
-                *bias = table[(n - x).min(table.len() - 1)];
-            }
-        }
+    pub(super) fn own_score<V: Lanes>(&self, row: usize) -> f32 {
+        let tables = [self.position, self.time.map(|time| time.table)];
+        let bias = tables.into_iter().flatten().map(|table| table[0]).sum::<f32>();
+        self.alpha * dot::<V>(self.q.row(row), self.k.row(row)) + bias
     }
 }
 
@@ -276,27 +256,63 @@ pub(super) fn padded<V: Lanes>(len: usize) -> usize {
     len.next_multiple_of(V::N)
 }
 
-/// Packs rows, each padded with zeros to `width`, into `packed`; at least `rows.len()` of them,
-/// zeros up to `height`.
+/// Packs rows times `factor`, each padded with zeros to whole vectors, and rows of zeros up to
+/// `height`.
 #[inline(always)]
-pub(super) fn pack(
+pub(super) fn pack<V: Lanes>(
     packed: &mut Vec<f32>,
     head: HeadColumns<'_>,
     rows: Range<usize>,
-    width: usize,
     height: usize,
+    factor: f32,
 ) {
-    zero(packed, height.max(rows.len()) * width);
-    for (packed, row) in packed.chunks_exact_mut(width).zip(rows) {
-        packed[..head.width].copy_from_slice(head.row(row));
+    let width = padded::<V>(head.width);
+    packed.resize(height.max(rows.len()) * width, 0.0);
+    let (filled, rest) = packed.split_at_mut(rows.len() * width);
+    for (packed, row) in filled.chunks_exact_mut(width).zip(rows) {
+        head.prefetch(row + AHEAD);
+        let (values, padding) = packed.split_at_mut(head.width);
+        scale::<V>(values, head.row(row), factor);
+        padding.fill(0.0);
+    }
+    rest.fill(0.0);
+}
+
+/// Writes `from`, of the same length, times `factor`.
+#[inline(always)]
+pub(super) fn scale<V: Lanes>(to: &mut [f32], from: &[f32], factor: f32) {
+    assert_eq!(to.len(), from.len(), "scaling needs two slices of one length");
+    let whole = to.len() - to.len() % V::N;
+    for at in (0..whole).step_by(V::N) {
+        // SAFETY: at + N <= whole <= the length of both slices.
+        unsafe {
+            let values = V::load(from.as_ptr().wrapping_add(at)).mul(V::splat(factor));
+            values.store(to.as_mut_ptr().wrapping_add(at));
+        }
+    }
+    for (to, from) in to[whole..].iter_mut().zip(&from[whole..]) {
+        *to = from * factor;
+    }
+}
+
+/// Adds `from`, in whole vectors.
+#[inline(always)]
+pub(super) fn add_values<V: Lanes>(to: &mut [f32], from: &[f32]) {
+    assert!(to.len() == from.len() && to.len().is_multiple_of(V::N), "not whole vectors");
+    for at in (0..to.len()).step_by(V::N) {
+        // SAFETY: at + N is at most the length of both, by the assertion.
+        unsafe {
+            let to = to.as_mut_ptr().wrapping_add(at);
+            V::load(to).add(V::load(from.as_ptr().wrapping_add(at))).store(to);
+        }
     }
 }
 
 /// Packs rows transposed by blocks: value d of row `rows.start + j` goes to
-/// `[j / KEYS, d, j % KEYS]`, zeros after the last row.
+/// `[j / KEYS, d, j % KEYS]`. Entries after the last row are arbitrary.
 #[inline(always)]
 pub(super) fn pack_transposed(packed: &mut Vec<f32>, head: HeadColumns<'_>, rows: Range<usize>) {
-    zero(packed, rows.len().div_ceil(KEYS) * KEYS * head.width);
+    packed.resize(rows.len().div_ceil(KEYS) * KEYS * head.width, 0.0);
     transpose(packed, 0, head, rows);
 }
 
@@ -308,11 +324,30 @@ pub(super) fn transpose(
     head: HeadColumns<'_>,
     rows: Range<usize>,
 ) {
-    for (j, row) in (first..).zip(rows) {
-        let block = &mut packed[(j / KEYS) * KEYS * head.width..];
-        for (d, value) in head.row(row).iter().enumerate() {
-            block[d * KEYS + j % KEYS] = *value;
+    let whole = head.width - head.width % 4;
+    let mut row = rows.start;
+    while row < rows.end {
+        let j = first + row - rows.start;
+        let block = &mut packed[(j / KEYS) * KEYS * head.width..][..KEYS * head.width];
+        let four = rows.end - row >= 4 && j.is_multiple_of(4);
+        if four {
+            let rows = [0, 1, 2, 3].map(|r| head.row(row + r).as_ptr());
+            for d in (0..whole).step_by(4) {
+                // SAFETY: d + 4 is at most the length of a row, and the tile is in the block.
+                unsafe {
+                    let to = block.as_mut_ptr().wrapping_add(d * KEYS + j % KEYS);
+                    transpose_tile(rows.map(|row| row.wrapping_add(d)), to, KEYS);
+                }
+            }
         }
+        let (count, done) = if four { (4, whole) } else { (1, 0) };
+        for r in 0..count {
+            head.prefetch(row + AHEAD + r);
+            for (d, value) in head.row(row + r).iter().enumerate().skip(done) {
+                block[d * KEYS + j % KEYS + r] = *value;
+            }
+        }
+        row += count;
     }
 }
 

@@ -222,12 +222,18 @@ fn random_case(rng: &mut SmallRng, limits: CaseLimits) -> AttentionCase {
     let options =
         CaseOptions { window, position: entries(longest + 20), time: entries(limits.buckets) };
     let mut case = AttentionCase::new(rng, &recipe, options);
-    if case.shape.times_s.is_some() && rng.random_bool(0.5) {
+    if case.shape.times_s.is_some() && rng.random_bool(0.7) {
         let mut shape = (*case.shape).clone();
         let any = |_| rng.random_range(i64::MIN..=i64::MAX) >> rng.random_range(0..64);
-        shape.times_s = Some((0..shape.rows()).map(any).collect());
-        case.shape = shape.checked().expect("a valid layout");
+        let mut times: Vec<i64> = (0..shape.rows()).map(any).collect();
         case.name += ", times of any distance";
+        if rng.random_bool(0.5) {
+            times.iter_mut().for_each(|time_s| *time_s >>= 34);
+            times.sort_unstable();
+            case.name += " below 2^31 s, ascending";
+        }
+        shape.times_s = Some(times.into());
+        case.shape = shape.checked().expect("a valid layout");
     }
     case
 }

@@ -318,6 +318,34 @@ fn buckets_grow_by_powers_of_two_up_to_the_last() {
 }
 
 #[test]
+fn each_distance_in_time_has_its_own_bucket() {
+    let mut rng = SmallRng::seed_from_u64(17);
+    // Distances at both sides of each power of two. With the longest ones, buckets are found in 32
+    // bits, and just no longer.
+    let powers = (0..31).flat_map(|power| [-1, 0, 1].map(|apart| (1i64 << power) + apart));
+    for longest in [i64::from(i32::MAX), i64::from(i32::MAX) + 1] {
+        let mut times: Vec<i64> = powers.clone().chain([longest, 0]).map(|s| 5 - s).collect();
+        times.sort_unstable();
+        times.push(5);
+        let recipe = CaseRecipe { requests: &[(times.len() - 1, 1)], heads: 1, qk: 4, v: 4 };
+        let options = CaseOptions { time: 40, ..CaseOptions::default() };
+        let mut case = AttentionCase::new(&mut rng, &recipe, options);
+        let shape = HstuAttention { times_s: Some(times.into()), ..(*case.shape).clone() };
+        case.shape = shape.checked().expect("a valid layout");
+        let inputs = case.tensors::<Flex>().into_primitives();
+        let grad = case.grad_tensor::<Flex>().into_primitive().tensor();
+        let grads = plain::backward::<Flex>(inputs, grad, &case.shape, plain::GROUP_SCORES);
+        let grads = grads.map(|tensor| tensor.into_data().to_vec().expect("f32"));
+        for isa in Isa::available() {
+            let found = cpu::forward(&case.shape, case.dims(), &case.borrow(), isa);
+            assert_close(&format!("{isa:?}: {longest}"), &found, &case.oracle(), 1e-5);
+            let path = format!("{isa:?}: {longest}");
+            assert_same_grads(&case, &path, case.raw_backward(isa), &grads, 5e-5);
+        }
+    }
+}
+
+#[test]
 fn contradictions_are_named() {
     let good = HstuAttention {
         history_offsets: [0, 2].into(),
