@@ -192,7 +192,8 @@ impl Region {
     }
 }
 
-fn page_size() -> usize {
+/// Bytes of a page of memory.
+pub(crate) fn page_size() -> usize {
     // SAFETY: it reads a constant of the system.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(1)

@@ -63,7 +63,7 @@ impl RowFormat {
     #[inline]
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {
-            RowFormat::F32 => copy_floats(bytes.as_chunks().0, out),
+            RowFormat::F32 => copy_floats(bytes, out),
             RowFormat::Bf16 => {
                 for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
                     *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);

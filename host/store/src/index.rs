@@ -48,9 +48,15 @@ impl IndexBucket {
         self.seal >> 24
     }
 
+    /// Whether an id whose home it is may lie in one of the next.
+    #[inline(always)]
+    pub fn is_overflown(&self) -> bool {
+        self.len() == OVERFLOWN
+    }
+
     /// The row number of `id`, or `NONE`.
     #[inline(always)]
-    fn find(&self, id: u64) -> u32 {
+    pub fn find(&self, id: u64) -> u32 {
         let mut matches = 0u32;
         for (at, &other) in self.ids.iter().enumerate() {
             matches |= u32::from(other == id) << at;
@@ -82,6 +88,7 @@ pub(crate) struct Index {
     pub ids: usize,
     /// Rows that belonged to no id when it was built.
     pub free: Vec<u32>,
+    pub residency: Residency,
 }
 
 impl Index {
@@ -94,7 +101,8 @@ impl Index {
     pub fn open(dir: &Path) -> Result<Index> {
         // SAFETY: a table is never changed once it has its name.
         let file = unsafe { MappedFile::open(path(dir), |path| damaged(path, "it is missing")) }?;
-        file.advise(Residency::of(file.len() as u64));
+        let residency = Residency::of(file.len() as u64);
+        file.advise(residency);
         let header = header_of(&file)?;
         let [buckets, rows, ids, free, free_crc, _] = header.fields;
         let wanted = (header::SIZE as u64)
@@ -110,10 +118,10 @@ impl Index {
         }
         let free = tail.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
         let (buckets, rows, ids) = (buckets as usize, rows as usize, ids as usize);
-        Ok(Index { file, header, buckets, rows, ids, free })
+        Ok(Index { file, header, buckets, rows, ids, free, residency })
     }
 
-    /// The table, for many lookups: [`home`], then [`find_from`].
+    /// The table, for many lookups: [`home`], then the bucket's own `find`, then [`find_after`].
     #[inline]
     pub fn table(&self) -> &[IndexBucket] {
         table(&self.file, self.buckets)
@@ -123,7 +131,9 @@ impl Index {
     #[inline]
     pub fn find(&self, id: u64) -> u32 {
         let table = self.table();
-        find_from(table, home(id, table.len()), id)
+        let home = home(id, table.len());
+        let row = table[home].find(id);
+        if row != NONE || !table[home].is_overflown() { row } else { find_after(table, home, id) }
     }
 
     /// Fails at the first damage, and where the file is another index by now.
@@ -243,21 +253,14 @@ pub(crate) fn home(id: u64, buckets: usize) -> usize {
     ((u128::from(mix64(id)) * buckets as u128) >> 64) as usize
 }
 
-/// The row number of `id`, whose home it is, or `NONE`.
-#[inline(always)]
-pub(crate) fn find_from(table: &[IndexBucket], home: usize, id: u64) -> u32 {
-    let bucket = &table[home];
-    let row = bucket.find(id);
-    if row != NONE || bucket.len() < OVERFLOWN { row } else { find_after(table, home, id) }
-}
-
+/// The row number of `id`, which is not in its home bucket although that is overflown, or `NONE`.
 #[cold]
 #[inline(never)]
-fn find_after(table: &[IndexBucket], home: usize, id: u64) -> u32 {
+pub(crate) fn find_after(table: &[IndexBucket], home: usize, id: u64) -> u32 {
     let (before, from) = table.split_at(home);
     for bucket in from[1..].iter().chain(before) {
         let row = bucket.find(id);
-        if row != NONE || bucket.len() < OVERFLOWN {
+        if row != NONE || !bucket.is_overflown() {
             return row;
         }
     }

@@ -61,7 +61,9 @@
 //!
 //! A read goes through a batch in stages, prefetched some rows ahead: one cache line of the index,
 //! then where the row lies, then the row. So many cache misses overlap, and going through the index
-//! costs little more than knowing the rows' places. Large batches use two threads.
+//! costs little more than knowing the rows' places. Large batches use two threads. Where rows are
+//! larger than memory, the disk is asked first for all pages of a batch, in their order in the
+//! files, so that it has many requests at a time; give such a store batches of hundreds of ids.
 //!
 //! # Readers of other processes
 //!
@@ -111,6 +113,7 @@ mod mapped_file;
 mod memory;
 mod meta;
 mod overlay;
+mod read_ahead;
 mod reader;
 mod serving;
 mod sketch;

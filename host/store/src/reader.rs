@@ -68,6 +68,12 @@ impl StoreReader {
         self.generation
     }
 
+    /// Whether its rows did not fit into memory when it was opened, so that reads come from the
+    /// disk.
+    pub fn is_larger_than_memory(&self) -> bool {
+        self.view.base.read_ahead.is_some()
+    }
+
     /// All ids, in the order of their rows.
     pub fn ids(&self) -> impl Iterator<Item = u64> + '_ {
         self.view.ids_and_rows().map(|(id, _)| id)

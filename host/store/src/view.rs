@@ -16,6 +16,7 @@ use crate::journal::{Journal, JournalHead};
 use crate::mapped_file::MappedFile;
 use crate::memory::Residency;
 use crate::overlay::{Entry, Overlay, RowState};
+use crate::read_ahead::ReadAhead;
 use crate::sketch::Sketch;
 use crate::slab::{ROWS_PER_SLAB, RowShape, RowSlab, SlabId, slabs_for};
 
@@ -31,6 +32,8 @@ pub(crate) struct Base {
     slabs: Vec<Arc<RowSlab>>,
     starts: Vec<ValuesStart>,
     pub index: Arc<Index>,
+    /// Where the slabs are larger than memory.
+    pub read_ahead: Option<Arc<ReadAhead>>,
 }
 
 /// Where a slab's values begin, kept apart from the slab so that it is found without a chase of
@@ -57,7 +60,8 @@ impl Base {
         }
         let starts = slabs.iter().map(|slab| ValuesStart(slab.start())).collect();
         let index = Arc::new(Index::open(dir)?);
-        Ok(Base { shape, rows, slabs, starts, index })
+        let read_ahead = (residency == Residency::Partial).then(Arc::default);
+        Ok(Base { shape, rows, slabs, starts, index, read_ahead })
     }
 
     /// Fails if a file is lost, and names it.
@@ -385,4 +389,41 @@ fn rebuild_index(dir: &Path, shape: RowShape, rows: usize, overlay: &Overlay) ->
     }
     index::build(dir, rows, ids.into_iter(), &free, || Ok(()))?;
     sync_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Store, StoreOptions};
+
+    #[test]
+    fn a_store_that_is_larger_than_memory_gives_the_same_rows() {
+        let (dir, dim) = (tempfile::tempdir().unwrap(), 4);
+        let options = StoreOptions { dim, init_scale: 0.1, seed: 3 };
+        let mut store = Store::create(dir.path(), &options).unwrap();
+        let mut add = |ids: std::ops::Range<u64>, checkpoint: bool| {
+            let ids: Vec<u64> = ids.collect();
+            store.gather_or_init(&ids, &mut vec![0.0; ids.len() * dim]).unwrap();
+            store.commit().unwrap();
+            assert!(!checkpoint || store.checkpoint().unwrap());
+        };
+        // In the index, in the slabs but not in the index, and in the journal alone.
+        add(0..20_000, true);
+        add(20_000..20_200, true);
+        add(20_200..20_300, false);
+        let shape = RowShape { dim, format: crate::RowFormat::F32 };
+        let mut journal = Journal::open_for_reading(dir.path(), dim).unwrap();
+        let mut view = View::load(dir.path(), &mut journal, shape, Verify::Journal, None).unwrap();
+        assert_eq!((view.base.index.ids, view.base.rows, view.rows), (20_000, 20_200, 20_300));
+        let ids: Vec<u64> = (0..6000).map(|at| at * 4999 % 21_000).collect();
+        let gather = |view: &View| {
+            let mut rows = vec![f32::NAN; ids.len() * dim];
+            (view.gather(&ids, &mut rows).unwrap(), rows)
+        };
+        let whole = gather(&view);
+        assert_eq!(whole.0, ids.iter().filter(|&&id| id >= 20_300).count());
+        view.base.read_ahead = Some(Arc::default());
+        Arc::get_mut(&mut view.base.index).unwrap().residency = Residency::Partial;
+        assert!(gather(&view) == whole);
+    }
 }

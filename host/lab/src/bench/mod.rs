@@ -78,7 +78,7 @@ pub struct BenchOptions {
     #[arg(long, value_name = "DIR", default_value = "target/hypercast/hostile")]
     pub hostile: PathBuf,
     /// Measure one group of figures only. kernels: attention, window, shared, step, history;
-    /// expert: network, rank, columns; store: reads, open, writer, formats, rivals; serving:
+    /// expert: network, rank, columns; store: reads, disk, open, writer, formats, rivals; serving:
     /// logging, stages, load; engine: seams, directory, nats; lifecycle: ingest, latency, publish;
     /// isolation: rank, faults, plugins, neighbours; ids: bodies, dictionary
     #[arg(long, value_name = "GROUP")]

@@ -1,12 +1,15 @@
 //! The embedding store: random batched reads beside a raw copy of rows whose places are known,
 //! which is the machine's limit, and beside other embedded stores; the tail of reads beside a
-//! writer; the cost of opening.
+//! writer; the cost of opening; and, where memory is too small for the store, reads from the disk
+//! beside what the disk gives.
 //!
 //! Everything is in a temporary folder (`TMPDIR`), which is removed at the end.
 
 use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -30,6 +33,15 @@ const READS: usize = 400;
 
 /// How many rows ahead the raw copy prefetches.
 const PREFETCH_AHEAD: usize = 8;
+
+/// Reads from the disk per timed repetition, of which each is of rows that no other one has.
+const DISK_READS: usize = 40;
+
+/// How many pages the disk is asked for at once.
+const DISK_THREADS: usize = 64;
+
+/// Bytes of a page.
+const PAGE: usize = 4096;
 
 /// Rows per second that the writer updates while reads are timed, and how many it commits at once.
 const UPDATES_PER_SECOND: f64 = 100_000.0;
@@ -106,8 +118,9 @@ pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Resul
     report.figure(format!("store: load {}", bench.size()), start.elapsed().as_secs_f64(), "s");
     let bytes = bench.bytes_a_row(&bench.ours())?;
     report.figure("store: bytes a row, index included", bytes, "bytes");
-    let groups: [(&str, StoreGroup<'_>); 5] = [
+    let groups: [(&str, StoreGroup<'_>); 6] = [
         ("reads", StoreBench::reads),
+        ("disk", StoreBench::reads_from_disk),
         ("open", StoreBench::open),
         ("writer", StoreBench::beside_a_writer),
         ("formats", StoreBench::formats),
@@ -193,6 +206,45 @@ impl StoreBench<'_> {
             ours,
             rivals,
         )?;
+        Ok(())
+    }
+
+    fn reads_from_disk(&self, report: &mut BenchReport) -> Result<()> {
+        let reader = self.reader()?;
+        if !reader.is_larger_than_memory() {
+            report.note(
+                "the store fits into memory, so no reads from the disk: give more --rows, or run \
+                 in a control group whose memory is a part of the store",
+            );
+            return Ok(());
+        }
+        let disk = DirectReads::open(&self.ours())?;
+        let mut random = (0..).map(|at| mix64(!at));
+        let mut out = vec![0.0; BATCH * DIM];
+        let (mut rows_read, mut bytes_read) = (0, 0);
+        let ours: Contender<'_> = Box::new(|times_s| {
+            let before = bytes_from_disk()?;
+            for _ in 0..DISK_READS {
+                let row = |random| id(random as usize % self.options.rows);
+                let ids: Vec<u64> = random.by_ref().take(BATCH).map(row).collect();
+                let start = Instant::now();
+                reader.gather(&ids, &mut out).expect(WHOLE);
+                times_s.push(start.elapsed().as_secs_f64());
+            }
+            rows_read += DISK_READS * BATCH;
+            bytes_read += bytes_from_disk()? - before;
+            Ok(())
+        });
+        let run: Contender<'_> = Box::new(|times_s| {
+            times_s.push(disk.read_pages(DISK_READS * BATCH)? / DISK_READS as f64);
+            Ok(())
+        });
+        let rivals = vec![Rival { name: "single pages, 64 at once, past the cache", run }];
+        let name = format!("store: {BATCH} random rows a read, from the disk");
+        let scale = Scale { unit: "krows/s", of_seconds: |read_s| speed(read_s) * 1e3 };
+        report.race(&name, scale, self.options.runs, ours, rivals)?;
+        let share = bytes_read as f64 / (rows_read * PAGE) as f64;
+        report.figure("store: pages that the disk gave a row", share, "pages");
         Ok(())
     }
 
@@ -301,6 +353,64 @@ impl StoreBench<'_> {
         }
         Ok(())
     }
+}
+
+/// The rows' files, read past the system's cache.
+struct DirectReads {
+    files: Vec<File>,
+    /// Reads so far: none is of a page that was read before, which the disk itself may keep.
+    reads: AtomicU64,
+}
+
+impl DirectReads {
+    fn open(dir: &Path) -> Result<DirectReads> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+            let path = entry.map_err(Error::io(dir))?.path();
+            if path.extension().is_some_and(|extension| extension == "slab") {
+                let mut options = OpenOptions::new();
+                options.read(true).custom_flags(libc::O_DIRECT);
+                files.push(options.open(&path).map_err(Error::io(&path))?);
+            }
+        }
+        Ok(DirectReads { files, reads: AtomicU64::new(0) })
+    }
+
+    /// Reads so many random pages by threads, each one page after the other; gives the seconds.
+    fn read_pages(&self, pages: usize) -> Result<f64> {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            let read = |_| scope.spawn(|| self.read_pages_alone(pages / DISK_THREADS));
+            let threads: Vec<_> = (0..DISK_THREADS).map(read).collect();
+            threads.into_iter().try_for_each(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn read_pages_alone(&self, pages: usize) -> Result<()> {
+        // Direct reads go to memory that is aligned as a page.
+        let mut buffer = vec![0; 2 * PAGE];
+        let at = buffer.as_ptr().align_offset(PAGE);
+        for _ in 0..pages {
+            let random = mix64(self.reads.fetch_add(1, Ordering::Relaxed)) as usize;
+            let file = &self.files[random % self.files.len()];
+            let len = file.metadata().map_err(Error::io("a slab"))?.len() as usize;
+            let offset = (random >> 16) % (len / PAGE) * PAGE;
+            let page = &mut buffer[at..at + PAGE];
+            file.read_exact_at(page, offset as u64).map_err(Error::io("a slab"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that this process has had the disk read.
+fn bytes_from_disk() -> Result<u64> {
+    let path = Path::new("/proc/self/io");
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("read_bytes: "));
+    Ok(line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0))
 }
 
 /// The rows in the order of their numbers, in an array.
