@@ -123,11 +123,9 @@ impl DatasetChoice {
             }
             DatasetChoice::PowerLaw => {
                 config.fm = FmConfig {
-                    dim: 48,
-                    qk_dim: 24,
-                    v_dim: 24,
                     tae_dim: 16,
-                    max_history: 128,
+                    // Longer ones cost more than they tell with so few requests.
+                    max_history: 8,
                     batch_requests: 16,
                     // Codes of items have most of what can be learned, and are seen often.
                     sparse_learning_rate: 0.2,

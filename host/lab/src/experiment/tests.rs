@@ -347,7 +347,7 @@ fn scaling_fits_laws_of_fms_and_experts_to_one_stream() {
     .unwrap();
     options.setup.from = Some(into);
     let largest = ["d16 l2 h16 at 1", "expert of d16 l2 h16"];
-    let json = found(&options, &["d2 l1 h1 at 1", largest[0], "expert without TAE", largest[1]]);
+    let json = found(&options, &["d2 l2 h16 at 1", largest[0], "expert without TAE", largest[1]]);
     assert_eq!(json["config"]["mode"], "fixed");
     let laws = json["laws"].as_array().unwrap();
     let of: Vec<_> =
@@ -380,7 +380,7 @@ fn scaling_fits_laws_of_fms_and_experts_to_one_stream() {
         let flops = |at: usize| models[at]["training_flops"][3].as_f64().unwrap();
         flops(a) / flops(b)
     };
-    assert!(ratio(4, 0) > 20.0, "the largest costs much more than the smallest");
+    assert!(ratio(4, 0) > 8.0, "the largest costs much more than the smallest");
 }
 
 #[test]

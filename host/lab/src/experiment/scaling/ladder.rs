@@ -1,14 +1,18 @@
-//! The models of the experiment: a diagonal of sizes that grow in everything at once, and from its
-//! middle, models that differ from it in width, depth or history alone.
+//! The models of the experiment: a series of sizes that grow in width, and models that differ from
+//! its middle in depth or history alone.
 
 use hypercast_fm::spec::FmConfig;
 use serde_json::{Value, json};
 
-/// Sizes on the diagonal.
-pub const SIZES: usize = 5;
+/// Sizes of the series.
+const SIZES: usize = 5;
 
-/// From one size to the next, width grows by the root of this and history by 2.
+/// From one size to the next but one, width grows by this.
 const WIDTH_STEP: f64 = 3.0;
+
+/// What the other models have of the series' depth, and of its history.
+const DEPTH_FACTORS: [f64; 2] = [0.5, 2.0];
+const HISTORY_FACTORS: [f64; 2] = [0.25, 4.0];
 
 /// Factors of the configuration's learning rate that are tried for each size. The first is taken if
 /// they are alike.
@@ -21,8 +25,8 @@ pub struct LadderModel {
     pub name: String,
     /// The preset's FM at this size, with the preset's learning rates.
     pub fm: FmConfig,
-    /// Whether it is one of the sizes that grow in everything.
-    pub on_diagonal: bool,
+    /// Whether it is one of the sizes that grow in width.
+    pub in_series: bool,
 }
 
 impl LadderModel {
@@ -40,7 +44,7 @@ impl LadderModel {
             ..base.clone()
         };
         let name = format!("d{width} l{layers} h{history}");
-        Self { name, fm, on_diagonal: false }
+        Self { name, fm, in_series: false }
     }
 
     /// Its size as JSON.
@@ -49,23 +53,27 @@ impl LadderModel {
         json!({
             "model": self.name, "dim": dim, "layers": layers, "max_history": max_history,
             "embedding_dim": embedding_dim, "learning_rate": learning_rate,
-            "on_diagonal": self.on_diagonal,
+            "in_series": self.in_series,
         })
     }
 }
 
-/// The models, of which `base` is the largest; those on the diagonal come first, smallest first.
+/// The models. `base` is the widest of the series, which comes first, smallest first.
 pub fn ladder(base: &FmConfig) -> Vec<LadderModel> {
-    let [width, layers, history] = [width_of, layers_of, history_of]
-        .map(|of| (0..SIZES).map(|size| of(base, size)).collect::<Vec<usize>>());
-    let of = |w: usize, l: usize, h: usize| LadderModel::new(base, width[w], layers[l], history[h]);
-    let diagonal = (0..SIZES).map(|size| LadderModel { on_diagonal: true, ..of(size, size, size) });
-    let mut all: Vec<LadderModel> = diagonal.collect();
-    let (middle, last) = (SIZES / 2, SIZES - 1);
-    for end in [0, last] {
-        all.extend([of(end, middle, middle), of(middle, end, middle), of(middle, middle, end)]);
-    }
-    // In a small configuration two steps may be one size.
+    let (layers, history) = (base.layers, base.max_history);
+    let size = |size: usize| {
+        let model = LadderModel::new(base, width_of(base, size), layers, history);
+        LadderModel { in_series: true, ..model }
+    };
+    let mut all: Vec<LadderModel> = (0..SIZES).map(size).collect();
+    let middle = width_of(base, SIZES / 2);
+    let of = |count: usize, factor: f64| (count as f64 * factor).ceil().max(1.0) as usize;
+    let depths =
+        DEPTH_FACTORS.map(|factor| LadderModel::new(base, middle, of(layers, factor), history));
+    let histories =
+        HISTORY_FACTORS.map(|factor| LadderModel::new(base, middle, layers, of(history, factor)));
+    all.extend(depths.into_iter().chain(histories));
+    // In a small configuration two of them may be one.
     let mut names = Vec::new();
     all.retain(|model| {
         let is_new = !names.contains(&model.name);
@@ -75,8 +83,7 @@ pub fn ladder(base: &FmConfig) -> Vec<LadderModel> {
     all
 }
 
-/// Each size at each of some learning rates. What is tried is the size itself: a rate that is best
-/// for one layer and a short history is not for more of them.
+/// Each size of the series at each of some learning rates.
 pub fn trials(models: &[LadderModel]) -> Vec<LadderModel> {
     let of_size = |model: &LadderModel| {
         RATE_FACTORS.map(|factor| {
@@ -85,7 +92,7 @@ pub fn trials(models: &[LadderModel]) -> Vec<LadderModel> {
             LadderModel { fm, ..model.clone() }
         })
     };
-    models.iter().filter(|model| model.on_diagonal).flat_map(of_size).collect()
+    models.iter().filter(|model| model.in_series).flat_map(of_size).collect()
 }
 
 fn width_of(base: &FmConfig, size: usize) -> usize {
@@ -94,39 +101,29 @@ fn width_of(base: &FmConfig, size: usize) -> usize {
     (2.0 * (base.dim as f64 / smaller / 2.0).round()).max(2.0) as usize
 }
 
-fn layers_of(base: &FmConfig, size: usize) -> usize {
-    (base.layers * (size + 1)).div_ceil(SIZES)
-}
-
-fn history_of(base: &FmConfig, size: usize) -> usize {
-    (base.max_history >> (SIZES - 1 - size)).max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_grow_in_everything_and_others_in_one_thing() {
+    fn sizes_grow_in_width_and_others_differ_in_depth_or_history() {
         let base =
-            FmConfig { dim: 48, layers: 3, max_history: 128, tae_dim: 16, ..FmConfig::default() };
+            FmConfig { dim: 48, layers: 3, max_history: 16, tae_dim: 16, ..FmConfig::default() };
         let models = ladder(&base);
         let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
-        let diagonal = ["d6 l1 h8", "d10 l2 h16", "d16 l2 h32", "d28 l3 h64", "d48 l3 h128"];
-        assert_eq!(names[..SIZES], diagonal);
-        let others =
-            ["d6 l2 h32", "d16 l1 h32", "d16 l2 h8", "d48 l2 h32", "d16 l3 h32", "d16 l2 h128"];
-        assert_eq!(names[SIZES..], others);
-        let largest = FmConfig { tae_dim: 16, ..base.clone() };
+        let series = ["d6 l3 h16", "d10 l3 h16", "d16 l3 h16", "d28 l3 h16", "d48 l3 h16"];
+        assert_eq!(names[..SIZES], series);
+        assert_eq!(names[SIZES..], ["d16 l2 h16", "d16 l6 h16", "d16 l3 h4", "d16 l3 h64"]);
+        assert!(models.iter().enumerate().all(|(at, model)| model.in_series == (at < SIZES)));
+        let largest = FmConfig { history_anchors: 0, tae_dim: 16, ..base.clone() };
         assert_eq!(models[SIZES - 1].fm, largest);
         for model in &models {
             model.fm.validate().unwrap();
             assert_eq!(model.fm.tae_width(), 16);
         }
         let trials = trials(&models);
-        assert_eq!(trials.len(), 5 * RATE_FACTORS.len());
+        assert_eq!(trials.len(), SIZES * RATE_FACTORS.len());
         let largest = &trials[trials.len() - 1].fm;
-        assert_eq!((largest.layers, largest.max_history), (3, 128));
         assert_eq!(largest.learning_rate, RATE_FACTORS[2] * base.learning_rate);
         let small = ladder(&FmConfig { dim: 4, layers: 1, max_history: 4, ..base });
         let mut names: Vec<&str> = small.iter().map(|model| model.name.as_str()).collect();

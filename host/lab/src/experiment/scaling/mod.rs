@@ -1,7 +1,7 @@
 //! The paper's title: how NE falls with training FLOPs, and whether the fall reaches experts.
 //!
 //! Models of several widths, depths and histories learn from one reading of the stream, with a
-//! learning rate tuned for each size. At some shares of the data all are measured on the same
+//! learning rate tuned for each width. At some shares of the data all are measured on the same
 //! requests of the test, with fixed weights; from there they only predict. The law is fitted to the
 //! envelope, what is best for its cost. In a simulated world E∞ is the NE of the true
 //! probabilities on the same rows, so that their luck cancels; elsewhere it is fitted.
@@ -40,7 +40,7 @@ const OPTIMUM: &str = "optimum";
 pub enum LawSubject {
     /// The FM's heads: the envelope of all models at all shares of the data.
     Fm,
-    /// The FM's heads after all data: the sizes that grow in everything.
+    /// The FM's heads after all data: the sizes that grow in width.
     FmAllData,
     /// Experts that read the TAEs of these sizes, by the FLOPs of the FM.
     Expert,
@@ -125,7 +125,7 @@ fn arm_of(model: &LadderModel, share: f64) -> String {
 }
 
 fn expert_names(plan: &ScalingPlan) -> Vec<String> {
-    let sizes = plan.diagonal().map(|model| format!("expert of {}", model.name));
+    let sizes = plan.series().map(|model| format!("expert of {}", model.name));
     let truth = plan.held_out.has_truth().then(|| OPTIMUM.to_owned());
     ["expert without TAE".into()].into_iter().chain(sizes).chain(truth).collect()
 }
@@ -137,7 +137,7 @@ fn measure_experts(
     plan: &ScalingPlan,
     names: &[String],
 ) -> Result<ScoreTally> {
-    let sizes = plan.diagonal().count();
+    let sizes = plan.series().count();
     let runners = (0..sizes).map(|fm| context.runner(config, fm)).collect::<Result<Vec<_>>>()?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut tally = ScoreTally::new(&context.labels, context.window.report_from_ms, &names);
@@ -177,7 +177,7 @@ impl ScalingResult<'_> {
             rows.extend(self.context.rows_of(&cell, &pairs));
             laws.extend(self.fm_laws(&cell));
         }
-        let sizes = self.plan.diagonal().count();
+        let sizes = self.plan.series().count();
         let pairs: Vec<ArmPair> = (0..=sizes).map(|arm| ArmPair { baseline: 0, arm }).collect();
         for cell in SliceTotals::all(&self.experts)? {
             rows.extend(self.context.rows_of(&cell, &pairs));
@@ -213,11 +213,8 @@ impl ScalingResult<'_> {
             envelope_only,
         };
         let all = of((0..self.plan.models.len() * shares).collect(), true);
-        let diagonal = of((1..=self.sizes()).map(|size| size * shares - 1).collect(), false);
-        vec![
-            self.law(&task, LawSubject::Fm, &all),
-            self.law(&task, LawSubject::FmAllData, &diagonal),
-        ]
+        let series = of((1..=self.sizes()).map(|size| size * shares - 1).collect(), false);
+        vec![self.law(&task, LawSubject::Fm, &all), self.law(&task, LawSubject::FmAllData, &series)]
     }
 
     fn expert_law(&self, cell: &SliceTotals) -> Option<ScalingLaw> {
@@ -268,9 +265,9 @@ impl ScalingResult<'_> {
         }
     }
 
-    /// The number of sizes on the diagonal, which come first.
+    /// The number of sizes in the series, which come first.
     fn sizes(&self) -> usize {
-        self.plan.diagonal().count()
+        self.plan.series().count()
     }
 
     fn models(&self) -> Vec<Value> {

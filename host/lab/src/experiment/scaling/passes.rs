@@ -1,6 +1,6 @@
 //! The passes over the stream: one that tunes learning rates, and one in which all models learn.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
 use hypercast_config::Config;
 use hypercast_data::schema::CoreColumns;
@@ -38,16 +38,16 @@ const HELD_OUT: usize = 8192;
 pub struct ScalingPlan {
     /// The shape of the data.
     pub spec: FmSpec,
-    /// Those on the diagonal come first.
+    /// Those of the series come first.
     pub models: Vec<LadderModel>,
     /// What they are measured on.
     pub held_out: HeldOut,
 }
 
 impl ScalingPlan {
-    /// The sizes that grow in everything.
-    pub fn diagonal(&self) -> impl Iterator<Item = &LadderModel> {
-        self.models.iter().filter(|model| model.on_diagonal)
+    /// The sizes that grow in width.
+    pub fn series(&self) -> impl Iterator<Item = &LadderModel> {
+        self.models.iter().filter(|model| model.in_series)
     }
 }
 
@@ -143,6 +143,8 @@ pub fn tally_truth(
 pub struct RateTrial {
     /// The model's name on the ladder, such as `d16 l2 h32`.
     pub model: String,
+    /// Its width.
+    pub dim: usize,
     /// The peak learning rate of the dense weights (AdamW).
     pub learning_rate: f64,
     /// Log loss over the second half of the pass and all seeds, each row before it was learned.
@@ -163,6 +165,7 @@ pub fn tune(
     }
     let trial = |(model, sums): (&LadderModel, &RowLosses)| RateTrial {
         model: model.name.clone(),
+        dim: model.fm.dim,
         learning_rate: model.fm.learning_rate,
         log_loss: sums.mean(),
     };
@@ -206,23 +209,13 @@ fn try_rates(
     Ok(())
 }
 
-/// Gives each size its best learning rate. A model that is not on the diagonal takes that of the
-/// smallest size with its width.
+/// Gives each model the best learning rate of its width.
 pub fn set_best_rates(models: &mut [LadderModel], trials: &[RateTrial]) {
-    let mut best: BTreeMap<&str, &RateTrial> = BTreeMap::new();
-    for trial in trials {
-        let own = best.entry(&trial.model).or_insert(trial);
-        if trial.log_loss < own.log_loss {
-            *own = trial;
-        }
-    }
-    let mut of_width = BTreeMap::new();
     for model in models {
-        let own = best.get(model.name.as_str()).map(|trial| trial.learning_rate);
-        let base = model.fm.learning_rate;
-        let rate = own.or(of_width.get(&model.fm.dim).copied()).unwrap_or(base);
-        model.fm.learning_rate = rate;
-        of_width.entry(model.fm.dim).or_insert(rate);
+        let of_width = trials.iter().filter(|trial| trial.dim == model.fm.dim);
+        if let Some(best) = of_width.min_by(|a, b| a.log_loss.total_cmp(&b.log_loss)) {
+            model.fm.learning_rate = best.learning_rate;
+        }
     }
 }
 
@@ -263,7 +256,7 @@ pub struct TrainingCost {
 }
 
 /// Trains all models over one stream, tallies their predictions of the held-out requests at each
-/// share, and logs the TAEs of those on the diagonal, each as an FM of its own.
+/// share, and logs the TAEs of those of the series, each as an FM of its own.
 pub fn train(
     context: &ExperimentContext<'_>,
     config: &Config,
@@ -281,7 +274,7 @@ pub fn train(
     let history_len = models.iter().map(|model| model.fm.max_history).max().unwrap_or(1);
     let requests = training_requests(context)? as f64;
     let width = config.fm.tae_width();
-    let widths = vec![width; plan.diagonal().count()];
+    let widths = vec![width; plan.series().count()];
     let stream = context.stream(config, history_len);
     let mut shares = SHARES.iter().enumerate().peekable();
     stream.log("all models", &widths, None, |part, is_logged| {
@@ -299,7 +292,7 @@ pub fn train(
         }
         let mut logged = Vec::new();
         for ((trainer, cost), model) in trainers.iter_mut().zip(&mut costs).zip(models) {
-            if !part.may_learn && !model.on_diagonal {
+            if !part.may_learn && !model.in_series {
                 continue;
             }
             let start = Instant::now();
@@ -308,7 +301,7 @@ pub fn train(
                 cost.seconds += start.elapsed().as_secs_f64();
                 cost.total += step_flops(&model.fm, spec, part.examples);
             }
-            if is_logged && model.on_diagonal {
+            if is_logged && model.in_series {
                 logged.push(FmOutput { tae: output.tae, ..FmOutput::default() });
             }
         }
@@ -339,29 +332,25 @@ mod tests {
 
     #[test]
     fn the_best_rate_is_the_one_with_the_least_loss() {
-        // The two smallest sizes share a width, and each has a rate of its own.
-        let base = FmConfig { dim: 4, layers: 5, max_history: 16, ..FmConfig::default() };
+        let base = FmConfig { dim: 48, ..FmConfig::default() };
         let mut models = ladder(&base);
-        let size = |at: usize| models[at].name.clone();
-        let trial = |at, learning_rate, log_loss| {
-            let model = size(at);
-            RateTrial { model, learning_rate, log_loss }
+        let trial = |at: usize, factor, log_loss| {
+            let LadderModel { name: model, fm, .. } = models[at].clone();
+            let learning_rate = factor * fm.learning_rate;
+            RateTrial { model, dim: fm.dim, learning_rate, log_loss }
         };
         let trials = [
-            trial(0, 1e-3, 0.6),
-            trial(0, 2e-3, 0.5),
-            trial(1, 1e-3, 0.4),
-            trial(1, 2e-3, 0.5),
-            trial(4, 4e-3, 0.3),
+            trial(0, 1.0, 0.6),
+            trial(0, 2.0, 0.5),
+            trial(2, 0.5, 0.4),
+            trial(2, 1.0, 0.5),
+            trial(4, 1.0, f64::INFINITY),
+            trial(4, 2.0, 0.3),
         ];
         set_best_rates(&mut models, &trials);
-        let rate = |model: &LadderModel| model.fm.learning_rate;
-        assert_eq!(models[0].fm.dim, models[1].fm.dim);
-        assert_eq!([0, 1, 4].map(|at| rate(&models[at])), [2e-3, 1e-3, 4e-3]);
-        let others = || models.iter().filter(|model| !model.on_diagonal);
-        assert!(others().any(|model| model.fm.dim == 2) && others().any(|model| model.fm.dim == 4));
-        for model in others() {
-            assert_eq!(rate(model), if model.fm.dim == 2 { 2e-3 } else { 4e-3 }, "{}", model.name);
-        }
+        let rate = |at: usize| models[at].fm.learning_rate / base.learning_rate;
+        assert_eq!([0, 1, 2, 4].map(rate), [2.0, 1.0, 0.5, 2.0], "1 was not tried");
+        let others = (0..models.len()).filter(|&at| !models[at].in_series);
+        assert_eq!(others.map(rate).collect::<Vec<_>>(), [0.5; 4], "they have the middle's width");
     }
 }
