@@ -38,8 +38,9 @@ pub struct FmConfig {
     pub max_history: usize,
     /// The number of oldest events among which a longer history may begin. The beginning stays the
     /// same for several new events, so that a cached history can be extended; 0 begins at the
-    /// oldest event that fits. See [`HistoryWindow`].
-    pub history_anchors: usize,
+    /// oldest event that fits. `None` is an eighth of `max_history` in a new model, and what a
+    /// resumed training began with. See [`HistoryWindow`].
+    pub history_anchors: Option<usize>,
     /// The most targets in one training request; larger requests are split.
     pub max_targets: usize,
     /// Scale of the attention scores.
@@ -103,7 +104,7 @@ impl Default for FmConfig {
             embedding_dim: 24,
             tae_dim: 0,
             max_history: 64,
-            history_anchors: 0,
+            history_anchors: None,
             max_targets: 32,
             alpha: Alpha::InverseSqrt,
             position_buckets: 64,
@@ -150,7 +151,14 @@ impl FmConfig {
 
     /// The part of a history that the model reads.
     pub fn history_window(&self) -> HistoryWindow {
-        HistoryWindow { max_events: self.max_history, anchors: self.history_anchors }
+        let anchors = self.history_anchors.unwrap_or(self.max_history / 8);
+        HistoryWindow { max_events: self.max_history, anchors }
+    }
+
+    /// The configuration of a new model, with nothing left to defaults that may change: what is
+    /// stored with a model keeps its meaning.
+    pub(crate) fn of_new_model(&self) -> Self {
+        Self { history_anchors: Some(self.history_window().anchors), ..self.clone() }
     }
 
     /// Width of a user embedding: the state of a history token before the first layer and after
@@ -208,9 +216,10 @@ impl FmConfig {
         if self.admit_after == 0 {
             return fault("admit_after", &0, "between 1 (at once) and 255");
         }
-        if self.history_anchors > self.max_history {
+        let anchors = self.history_window().anchors;
+        if anchors > self.max_history {
             let range = format!("at most fm.max_history, {}", self.max_history);
-            return fault("history_anchors", &self.history_anchors, &range);
+            return fault("history_anchors", &anchors, &range);
         }
         for (key, value) in [("average_decay", self.average_decay), ("dropout", self.dropout)] {
             if !(0.0..1.0).contains(&value) {

@@ -15,10 +15,13 @@ use hypercast_fm::{
 
 /// A briefly trained model with all biases and a window.
 fn served(history_cache_bytes: usize) -> Box<dyn FoundationModel> {
-    served_as(history_cache_bytes, 0)
+    served_as(history_cache_bytes, Some(0))
 }
 
-fn served_as(history_cache_bytes: usize, history_anchors: usize) -> Box<dyn FoundationModel> {
+fn served_as(
+    history_cache_bytes: usize,
+    history_anchors: Option<usize>,
+) -> Box<dyn FoundationModel> {
     let config = FmConfig {
         history_anchors,
         layers: 3,
@@ -114,9 +117,10 @@ fn a_history_beyond_the_maximum_slides() {
 
 #[test]
 fn a_history_that_begins_at_an_anchor_is_extended() {
-    let (sliding, anchored) = (served(64 << 20), served_as(64 << 20, 8));
+    let [sliding, usual, anchored] =
+        [Some(0), None, Some(8)].map(|anchors| served_as(64 << 20, anchors));
     for events in 16..80 {
-        for fm in [&sliding, &anchored] {
+        for fm in [&sliding, &usual, &anchored] {
             // A server keeps no more events than the model reads.
             let mut request = sized(43, events, 3);
             request.history.drain(..events - 16);
@@ -125,11 +129,11 @@ fn a_history_that_begins_at_an_anchor_is_extended() {
     }
     let encoded_tokens = |fm: &dyn FoundationModel| fm.cache_counts().encoded_tokens;
     assert_eq!(encoded_tokens(&*sliding), 64 * 16, "each event encodes the whole history again");
-    assert!(
-        encoded_tokens(&*anchored) < 64 * 16 / 2,
-        "{} tokens were encoded",
-        encoded_tokens(&*anchored)
-    );
+    // An eighth of 16 events are two candidates for the first one.
+    for (fm, most) in [(usual, 64 * 16 * 3 / 4), (anchored, 64 * 16 / 2)] {
+        let encoded_tokens = encoded_tokens(&*fm);
+        assert!(encoded_tokens < most, "{encoded_tokens} tokens were encoded");
+    }
 }
 
 #[test]
