@@ -260,6 +260,10 @@ impl FmConfig {
     }
 }
 
+/// The last fields of a token, which say where and when: surface, hour of the day, and gap to the
+/// previous event.
+pub(crate) const EVENT_FIELDS: usize = 3;
+
 /// The shape of the data that an FM is made for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FmSpec {
@@ -401,7 +405,7 @@ impl FmSpec {
     /// Categorical fields of a token: item id, the item's features, surface, hour of the day and
     /// gap to the previous event.
     pub fn token_fields(&self) -> usize {
-        1 + IdWidths::of(&self.id_widths.item, self.item_ids).len() + 3
+        1 + IdWidths::of(&self.id_widths.item, self.item_ids).len() + EVENT_FIELDS
     }
 
     /// The number of categorical features of users and requests.
@@ -417,7 +421,7 @@ impl FmSpec {
     /// The columns of the fields of a token.
     pub(crate) fn token_widths(&self) -> Vec<usize> {
         let item = IdWidths::of(&self.id_widths.item, self.item_ids);
-        std::iter::once(1).chain(item).chain([1; 3]).collect()
+        std::iter::once(1).chain(item).chain([1; EVENT_FIELDS]).collect()
     }
 
     /// The numbers that describe the item of a token: its dense features, and for each optional one
@@ -438,6 +442,15 @@ impl FmSpec {
         };
         let numbers = item.dense.iter().enumerate().map(number);
         numbers.chain(self.item_optional.iter().map(is_missing)).collect()
+    }
+
+    /// Appends an item's content vector; zeros for an item without one.
+    pub(crate) fn append_content(&self, item: &Item, out: &mut Vec<f32>) {
+        let end = out.len() + self.content;
+        if self.content > 0 {
+            out.extend_from_slice(&item.content);
+        }
+        out.resize(end, 0.0);
     }
 
     /// The number of numbers that describe an outcome: two per action (yes, no) and two per value

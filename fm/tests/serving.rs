@@ -9,7 +9,7 @@ use hypercast_fm::{
     device::DeviceKind,
     example::{Event, Example, Item},
     inference::{self, FmOutput, FmServingOptions, FoundationModel},
-    spec::FmConfig,
+    spec::{FmConfig, FmSpec},
     trainer,
 };
 
@@ -31,11 +31,22 @@ fn served_as(
         time_buckets: 12,
         ..config()
     };
+    trained(&config, &spec(), history_cache_bytes, |_| {})
+}
+
+/// A briefly trained model of the fixtures' examples, which `complete` changes.
+fn trained(
+    config: &FmConfig,
+    spec: &FmSpec,
+    history_cache_bytes: usize,
+    complete: impl Fn(&mut Example),
+) -> Box<dyn FoundationModel> {
     let dir = tempfile::tempdir().unwrap();
     let mut trainer =
-        trainer::create(&dir.path().join("work"), &config, &spec(), DeviceKind::Cpu).unwrap();
+        trainer::create(&dir.path().join("work"), config, spec, DeviceKind::Cpu).unwrap();
     for step in 0..10 {
-        let examples = batch(step * 16);
+        let mut examples = batch(step * 16);
+        examples.iter_mut().for_each(&complete);
         trainer.step(&examples.iter().collect::<Vec<_>>()).unwrap();
     }
     let checkpoint = dir.path().join("fm");
@@ -155,6 +166,33 @@ fn micro_batches_and_batches_of_requests_change_nothing() {
         main: alone.iter().flat_map(|output| output.main.clone()).collect(),
     };
     assert_same(&together, &alone, "together and alone");
+}
+
+#[test]
+fn what_candidates_have_in_common_is_computed_once_and_changes_nothing() {
+    for (features, profile_ids) in [(3, vec![0, 2]), (0, vec![0, 2]), (3, vec![])] {
+        let what = format!("{features} features, profiles {profile_ids:?}");
+        let spec = FmSpec { features, profile_ids, ..spec() };
+        // Two of three columns of ids are of the user and a context, which changes on the way.
+        let complete = |example: &mut Example| {
+            let user = example.user.id;
+            for (at, target) in example.targets.iter_mut().enumerate() {
+                target.ids = vec![1 + user % 5, target.item.id, 1 + at as u64 / 4 % 2];
+                target.features =
+                    (0..features).map(|column| (at * 7 % 5 + column) as f32).collect();
+            }
+        };
+        let fm = trained(&config(), &spec, 64 << 20, complete);
+        let requests = [(3, 30), (0, 5), (16, 150)].into_iter().zip(60..);
+        let requests: Vec<Example> = requests
+            .map(|((events, candidates), request)| {
+                let mut request = sized(request, events, candidates);
+                complete(&mut request);
+                request
+            })
+            .collect();
+        check(&*fm, &requests, &what);
+    }
 }
 
 #[test]
