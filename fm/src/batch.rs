@@ -16,8 +16,8 @@ use crate::{
     label_scale::{LabelScale, LabelScales, LearnedRow},
     row_keys::RowKeys,
     sampling::{ExampleSelection, HistoryWindow, WeightedTarget},
-    spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
-    standardise::Standardiser,
+    spec::{EVENT_FIELDS, FmConfig, FmSpec, TaskLabel, TaskSpec},
+    standardise::{FrozenStandardiser, Standardiser},
     trainer::StepOutput,
     training_only::ReadFor,
 };
@@ -179,6 +179,9 @@ pub struct BatchBuilder {
     /// The fields of a token, and their columns.
     pub(crate) token_fields: FieldWidths,
     pub(crate) token_columns: Vec<FieldColumn>,
+    /// The fields of a token's item, and of its event.
+    pub(crate) item_fields: FieldWidths,
+    pub(crate) event_fields: FieldWidths,
     /// The same of the user's and request's categories.
     pub(crate) profile_fields: FieldWidths,
     pub(crate) profile_columns: Vec<FieldColumn>,
@@ -188,11 +191,15 @@ impl BatchBuilder {
     /// A builder for models of this specification and configuration, and of a store with these
     /// keys.
     pub fn new(spec: &FmSpec, config: &FmConfig, row_keys: RowKeys) -> Self {
-        let token_fields = FieldWidths::new(spec.token_widths());
+        let widths = spec.token_widths();
+        let (item, event) = widths.split_at(widths.len() - EVENT_FIELDS);
+        let token_fields = FieldWidths::new(widths.iter().copied());
         let profile_fields = FieldWidths::new(spec.profile_widths());
         Self {
             token_columns: token_fields.columns(),
             token_fields,
+            item_fields: FieldWidths::new(item.iter().copied()),
+            event_fields: FieldWidths::new(event.iter().copied()),
             profile_columns: profile_fields.columns(),
             profile_fields,
             spec: spec.clone(),
@@ -207,6 +214,13 @@ impl BatchBuilder {
     fn key(&self, field: usize, value: u64) -> u64 {
         let number = self.field_numbers.get(field).map_or(field, |&number| usize::from(number));
         self.row_keys.key(number, value)
+    }
+
+    /// The key of a column's value, if it has one; `first` is the number of fields before those of
+    /// the columns.
+    pub(crate) fn column_key(&self, column: FieldColumn, first: usize, value: u64) -> Option<u64> {
+        let is_absent = column.is_of_several && value == 0;
+        (!is_absent).then(|| self.key(first + column.field, value))
     }
 
     /// Builds a batch of whole examples: the events in the history window and all targets.
@@ -240,15 +254,23 @@ impl BatchBuilder {
             alignment: AlignmentInputs::new(&self.spec),
             ..FmBatch::default()
         };
-        let known = HashMap::default();
-        let mut writer = BatchWriter { batch_builder: self, statistics, known, batch };
+        let alignments = statistics.alignments.iter();
+        let mut writer = BatchWriter {
+            batch_builder: self,
+            labels: &statistics.labels,
+            item_dense: statistics.item_dense.frozen(),
+            features: statistics.features.frozen(),
+            alignments: alignments.map(|(surface, of)| (surface.as_str(), of.frozen())).collect(),
+            keys: KeyIndex::default(),
+            batch,
+        };
         for selected in examples {
             writer.history(&selected.example.history, &selected.events);
         }
         for selected in examples {
             writer.targets(selected);
         }
-        writer.batch
+        FmBatch { keys: writer.keys.keys, ..writer.batch }
     }
 
     /// Checks that an example's surface and features match the specification.
@@ -298,31 +320,42 @@ impl BatchBuilder {
     }
 }
 
+/// The distinct store keys of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct KeyIndex {
+    pub(crate) keys: Vec<u64>,
+    /// The index of each key.
+    known: HashMap<u64, u32, IdHashKey>,
+}
+
+impl KeyIndex {
+    /// The index of a column's key, a new one for a key that the batch does not have.
+    pub(crate) fn value(&mut self, key: Option<u64>) -> u32 {
+        let Some(key) = key else { return ABSENT };
+        let next = self.keys.len() as u32;
+        let index = *self.known.entry(key).or_insert(next);
+        if index == next {
+            self.keys.push(key);
+        }
+        index
+    }
+}
+
 struct BatchWriter<'a> {
     batch_builder: &'a BatchBuilder,
-    statistics: &'a ColumnStatistics,
-    /// The index of each key of the batch.
-    known: HashMap<u64, u32, IdHashKey>,
+    labels: &'a LabelScales,
+    item_dense: FrozenStandardiser,
+    features: FrozenStandardiser,
+    /// By surface.
+    alignments: BTreeMap<&'a str, FrozenStandardiser>,
+    keys: KeyIndex,
     batch: FmBatch,
 }
 
 impl BatchWriter<'_> {
-    /// The index of a key, a new one for a key that the batch does not have.
-    fn index(&mut self, key: u64) -> u32 {
-        let next = self.batch.keys.len() as u32;
-        let index = *self.known.entry(key).or_insert(next);
-        if index == next {
-            self.batch.keys.push(key);
-        }
-        index
-    }
-
     /// The index of a column's value; `first` is the number of fields before those of the columns.
     fn value_index(&mut self, column: FieldColumn, first: usize, value: u64) -> u32 {
-        if column.is_of_several && value == 0 {
-            return ABSENT;
-        }
-        self.index(self.batch_builder.key(first + column.field, value))
+        self.keys.value(self.batch_builder.column_key(column, first, value))
     }
 
     /// Appends the `chosen` events. The time gap of each is that to its predecessor in the history,
@@ -350,11 +383,11 @@ impl BatchWriter<'_> {
             self.token(&target.item, example.surface, example.time_ms, before_ms);
             self.profile(&target.ids);
             let features = &target.features[..spec.features];
-            self.statistics.features.append(features, &mut self.batch.features);
+            self.features.append(features, &mut self.batch.features);
             self.batch.surfaces.push(example.surface);
             for task in &spec.tasks {
                 let label = label(task, example.surface, &target.outcome);
-                let scale = self.statistics.labels.get(&task.name);
+                let scale = self.labels.get(&task.name);
                 let learned = label.map(|label| scale.map_or(label, |own| own.learned(label)));
                 self.batch.labels.push(label.unwrap_or(0.0));
                 self.batch.learned_labels.push(learned.unwrap_or(0.0));
@@ -366,19 +399,15 @@ impl BatchWriter<'_> {
 
     /// Appends a token of the event or request on a surface at a time.
     fn token(&mut self, item: &Item, surface: u16, time_ms: i64, before_ms: Option<i64>) {
-        let event = [u64::from(surface), hour_of_day(time_ms), gap_bucket(time_ms, before_ms)];
+        let event = event_values(surface, time_ms, before_ms);
         let values = [item.id].into_iter().chain(item.ids.iter().copied()).chain(event);
         for (&column, value) in self.batch_builder.token_columns.iter().zip(values) {
             let index = self.value_index(column, 0, value);
             self.batch.key_index.push(index);
         }
-        let numbers = self.batch_builder.spec.numbers_of(item);
-        self.statistics.item_dense.append(&numbers, &mut self.batch.dense);
-        let with_content = self.batch.dense.len() + self.batch_builder.spec.content;
-        if with_content > self.batch.dense.len() {
-            self.batch.dense.extend_from_slice(&item.content);
-        }
-        self.batch.dense.resize(with_content, 0.0);
+        let spec = &self.batch_builder.spec;
+        self.item_dense.append(&spec.numbers_of(item), &mut self.batch.dense);
+        spec.append_content(item, &mut self.batch.dense);
         self.batch.times_s.push(time_ms.div_euclid(1000));
     }
 
@@ -389,7 +418,7 @@ impl BatchWriter<'_> {
         let AlignmentRow { ids, features } = own.read(target, reader);
         let (surface, inputs) = (usize::from(surface), &mut self.batch.alignment);
         inputs.ids[surface].extend(ids);
-        let statistics = &self.statistics.alignments[&spec.surfaces[surface]];
+        let statistics = &self.alignments[spec.surfaces[surface].as_str()];
         statistics.append(&features, &mut inputs.features[surface]);
     }
 
@@ -419,6 +448,15 @@ pub fn label(task: &TaskSpec, surface: u16, outcome: &Outcome) -> Option<f32> {
     }
 }
 
+/// The values of the fields that say where and when.
+pub(crate) fn event_values(
+    surface: u16,
+    time_ms: i64,
+    before_ms: Option<i64>,
+) -> [u64; EVENT_FIELDS] {
+    [u64::from(surface), hour_of_day(time_ms), gap_bucket(time_ms, before_ms)]
+}
+
 fn hour_of_day(time_ms: i64) -> u64 {
     time_ms.div_euclid(3_600_000).rem_euclid(24) as u64
 }
@@ -430,7 +468,7 @@ fn gap_bucket(time_ms: i64, before_ms: Option<i64>) -> u64 {
 }
 
 /// Appends an outcome's `FmSpec::outcome_width` numbers.
-fn append_outcome(outcome: &Outcome, spec: &FmSpec, out: &mut Vec<f32>) {
+pub(crate) fn append_outcome(outcome: &Outcome, spec: &FmSpec, out: &mut Vec<f32>) {
     for bit in 0..spec.actions {
         let known = outcome.known >> bit & 1;
         let happened = outcome.actions >> bit & known;

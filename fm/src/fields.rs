@@ -42,7 +42,7 @@ impl FieldWidths {
     /// value.
     pub(crate) fn shares(&self, index: &[u32]) -> Vec<f32> {
         let mut shares = Vec::with_capacity(index.len());
-        self.each(index, |values| {
+        self.each(index, |_, values| {
             let share = share_of(values);
             shares.extend(values.iter().map(|&at| if at == ABSENT { 0.0 } else { share }));
         });
@@ -52,18 +52,37 @@ impl FieldWidths {
     /// The embeddings `[places, fields * dim]` of the columns `[places, columns]`, which index
     /// `rows` `[keys, dim]`.
     pub(crate) fn gather(&self, index: &[u32], rows: &[f32], dim: usize) -> Vec<f32> {
+        self.gather_beside(index, rows, dim, &[])
+    }
+
+    /// The same, with the numbers of each place, `[places, any]`, behind its embeddings.
+    pub(crate) fn gather_beside(
+        &self,
+        index: &[u32],
+        rows: &[f32],
+        dim: usize,
+        numbers: &[f32],
+    ) -> Vec<f32> {
         let row = |at: u32| &rows[at as usize * dim..][..dim];
-        let mut flat = Vec::with_capacity(index.len() * dim);
-        self.each(index, |values| match values {
-            [one] => flat.extend_from_slice(row(*one)),
-            several => {
-                let start = flat.len();
-                flat.resize(start + dim, 0.0);
-                let mean = &mut flat[start..];
-                let share = share_of(several);
-                for at in present(several) {
-                    mean.iter_mut().zip(row(at)).for_each(|(mean, x)| *mean += share * x);
+        let places = index.len() / self.0.iter().sum::<usize>().max(1);
+        let beside = numbers.len() / places.max(1);
+        let mut flat = Vec::with_capacity(places * self.0.len() * dim + numbers.len());
+        let mut numbers = numbers.chunks_exact(beside.max(1));
+        self.each(index, |field, values| {
+            match values {
+                [one] => flat.extend_from_slice(row(*one)),
+                several => {
+                    let start = flat.len();
+                    flat.resize(start + dim, 0.0);
+                    let mean = &mut flat[start..];
+                    let share = share_of(several);
+                    for at in present(several) {
+                        mean.iter_mut().zip(row(at)).for_each(|(mean, x)| *mean += share * x);
+                    }
                 }
+            }
+            if field + 1 == self.0.len() {
+                flat.extend(numbers.next().into_iter().flatten());
             }
         });
         flat
@@ -72,7 +91,7 @@ impl FieldWidths {
     /// Adds the `gradients` of those embeddings to the gradients of `rows`.
     pub(crate) fn scatter(&self, index: &[u32], gradients: &[f32], rows: &mut [f32], dim: usize) {
         let mut parts = gradients.chunks_exact(dim);
-        self.each(index, |values| {
+        self.each(index, |_, values| {
             let part = parts.next().expect("an embedding for each field");
             let share = share_of(values);
             for at in present(values) {
@@ -82,13 +101,13 @@ impl FieldWidths {
         });
     }
 
-    /// Calls `take` with the columns of each field of each place.
-    fn each<'a>(&self, index: &'a [u32], mut take: impl FnMut(&'a [u32])) {
+    /// Calls `take` with each field of each place, and its columns.
+    fn each<'a>(&self, index: &'a [u32], mut take: impl FnMut(usize, &'a [u32])) {
         let mut rest = index;
         while !rest.is_empty() {
-            for &width in &self.0 {
+            for (field, &width) in self.0.iter().enumerate() {
                 let (values, after) = rest.split_at(width);
-                take(values);
+                take(field, values);
                 rest = after;
             }
         }

@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use crate::{
     Result,
-    batch::{BatchBuilder, FmBatch},
+    batch::BatchBuilder,
     cache_warmup::CacheWarmer,
     checkpoint::{FmManifest, current_checkpoint, load_weights},
     device::{Cpu, Cuda, DeviceKind},
@@ -32,6 +32,7 @@ use crate::{
     model::{self, EmbeddedBatch, FmModel, ModelOutput, lock_weight_rng},
     sampling::{ExampleSelection, split_by_memory, unweighted},
     serving::{ServingBackend, ServingModel},
+    serving_batch::{EmbeddedRows, SharedRanges},
     spec::{TaskLabel, TaskSpec},
     training_only::ReadFor,
     update::{WeightUpdate, refused},
@@ -215,7 +216,10 @@ impl<B: ServingBackend> LoadedModel<B> {
         };
         let generation = Generation {
             manifest: Arc::new(manifest.clone()),
-            model: Arc::new(ServingModel::new(model)),
+            model: Arc::new(ServingModel::new(
+                model,
+                SharedRanges::new(&manifest.config, &manifest.spec),
+            )),
             cache: Arc::new(HistoryCache::new(history_cache_bytes)),
             rows,
         };
@@ -322,7 +326,8 @@ where
                 continue;
             }
             let attention = model::batch_attention(&self.manifest.config, &batch)?;
-            let forward = generation.model.model.forward(pass.embed(&batch)?, &batch, &attention);
+            let embedded = EmbeddedBatch::new(&batch, &pass.gather(&batch.keys)?);
+            let forward = generation.model.model.forward(embedded, &batch, &attention);
             let scales = &generation.manifest.statistics.labels;
             output.append(to_output(forward, self.manifest.spec.main_tasks(), scales));
         }
@@ -417,9 +422,12 @@ where
         selected: &[ExampleSelection<'_>],
         growing: &mut [&mut EncodedHistory<B>],
     ) -> Result<()> {
-        let batch = self.fm.batch_builder.lay_out(selected, &self.generation.manifest.statistics);
-        let attention = model::batch_attention(&self.fm.manifest.config, &batch)?;
-        self.generation.model.encode(self.embed(&batch)?, &batch, &attention, growing);
+        let statistics = &self.generation.manifest.statistics;
+        let batch = self.fm.batch_builder.serving_batch(selected, statistics);
+        let attention = model::serving_attention(&self.fm.manifest.config, &batch)?;
+        let rows = self.gather(&batch.keys)?;
+        let inputs = batch.inputs(&self.fm.batch_builder, self.embedded(&rows));
+        self.generation.model.encode(inputs, &batch, &attention, growing);
         Ok(())
     }
 
@@ -441,18 +449,24 @@ where
             .collect();
         let histories: Vec<&EncodedHistory<B>> =
             pass.iter().map(|slice| &*histories[slice.example]).collect();
-        let batch = self.fm.batch_builder.lay_out(&selected, &self.generation.manifest.statistics);
-        let attention = model::batch_attention(&self.fm.manifest.config, &batch)?;
-        let forward =
-            self.generation.model.score(self.embed(&batch)?, &batch, &attention, &histories);
-        let scales = &self.generation.manifest.statistics.labels;
-        Ok(to_output(forward, self.fm.manifest.spec.main_tasks(), scales))
+        let statistics = &self.generation.manifest.statistics;
+        let batch = self.fm.batch_builder.serving_batch(&selected, statistics);
+        let attention = model::serving_attention(&self.fm.manifest.config, &batch)?;
+        let rows = self.gather(&batch.keys)?;
+        let inputs = batch.inputs(&self.fm.batch_builder, self.embedded(&rows));
+        let forward = self.generation.model.score(inputs, &batch, &attention, &histories);
+        Ok(to_output(forward, self.fm.manifest.spec.main_tasks(), &statistics.labels))
     }
 
-    fn embed(&self, batch: &FmBatch) -> Result<EmbeddedBatch<B>> {
-        let mut rows = vec![0.0; batch.keys.len() * self.fm.manifest.config.embedding_dim];
-        self.generation.rows.gather(&batch.keys, &mut rows)?;
-        Ok(EmbeddedBatch::new(batch, &rows))
+    /// The rows of store keys.
+    fn gather(&self, keys: &[u64]) -> Result<Vec<f32>> {
+        let mut rows = vec![0.0; keys.len() * self.fm.manifest.config.embedding_dim];
+        self.generation.rows.gather(keys, &mut rows)?;
+        Ok(rows)
+    }
+
+    fn embedded<'r>(&self, rows: &'r [f32]) -> EmbeddedRows<'r> {
+        EmbeddedRows { rows, dim: self.fm.manifest.config.embedding_dim }
     }
 }
 

@@ -109,6 +109,7 @@ pub mod row_keys;
 pub mod runtime;
 pub mod sampling;
 pub mod serving;
+mod serving_batch;
 mod shard;
 pub mod spec;
 pub mod standardise;

@@ -169,7 +169,7 @@ impl<B: ServingBackend> LiveUpdater<B> {
         let overlay = Arc::new(RowOverlay::new(&update, &removed, self.store.format()));
         let generation = Generation {
             manifest: Arc::new(update.manifest),
-            model: Arc::new(ServingModel::new(model)),
+            model: Arc::new(ServingModel::new(model, current.model.shared.clone())),
             cache: Arc::new(HistoryCache::new(history_cache_bytes)),
             rows: SparseRows::Updatable { store: self.handle.clone(), overlay: Some(overlay) },
         };

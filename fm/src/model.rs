@@ -21,6 +21,7 @@ use crate::{
     batch::FmBatch,
     fields::FieldWidths,
     hstu::HstuLayer,
+    serving_batch::ServingBatch,
     spec::{FmConfig, FmSpec},
 };
 use hypercast_core::hash::mix_parts;
@@ -28,13 +29,13 @@ use hypercast_core::hash::mix_parts;
 /// The FM without its alignment modules.
 #[derive(Module, Debug)]
 pub struct FmModel<B: Backend> {
-    token_hidden: Linear<B>,
-    token_output: Linear<B>,
-    outcome: Option<Linear<B>>,
-    candidate: Option<CandidateEncoder<B>>,
+    pub(crate) token_hidden: Linear<B>,
+    pub(crate) token_output: Linear<B>,
+    pub(crate) outcome: Option<Linear<B>>,
+    pub(crate) candidate: Option<CandidateEncoder<B>>,
     pub(crate) layers: Vec<HstuLayer<B>>,
-    tae: Option<Linear<B>>,
-    head: MultiTaskHead<B>,
+    pub(crate) tae: Option<Linear<B>>,
+    pub(crate) head: MultiTaskHead<B>,
 }
 
 /// Encodes what is known of a candidate besides its item: the request's numeric columns (counters,
@@ -42,10 +43,10 @@ pub struct FmModel<B: Backend> {
 /// have no such term, so cached histories stay valid.
 #[derive(Module, Debug)]
 pub struct CandidateEncoder<B: Backend> {
-    hidden: Linear<B>,
-    output: Linear<B>,
+    pub(crate) hidden: Linear<B>,
+    pub(crate) output: Linear<B>,
     /// A linear path beside the hidden layer, because most of what counters tell is linear.
-    direct: Linear<B>,
+    pub(crate) direct: Linear<B>,
 }
 
 /// The sparse rows of a batch, gathered by token.
@@ -80,12 +81,12 @@ impl<B: Backend> EmbeddedBatch<B> {
 /// The "simple multi-task module" on the TAE.
 #[derive(Module, Debug)]
 pub struct MultiTaskHead<B: Backend> {
-    norm: LayerNorm<B>,
-    hidden: Linear<B>,
-    output: Linear<B>,
+    pub(crate) norm: LayerNorm<B>,
+    pub(crate) hidden: Linear<B>,
+    pub(crate) output: Linear<B>,
     /// A linear path beside the hidden layer. It makes the TAE linearly informative about each
     /// task, which also helps experts.
-    direct: Linear<B>,
+    pub(crate) direct: Linear<B>,
 }
 
 /// The model's outputs for the R targets of a batch.
@@ -235,11 +236,15 @@ pub(crate) fn mlp_forward<B: HstuBackend>(
     x: Tensor<B, 2>,
     [hidden, output]: [&Linear<B>; 2],
 ) -> Tensor<B, 2> {
-    let weights = |linear: &Linear<B>| LinearWeights {
-        weight: linear.weight.val(),
-        bias: linear.bias.as_ref().expect("created with a bias").val(),
-    };
-    mlp(MlpInputs { x, hidden: weights(hidden), output: weights(output) })
+    mlp(MlpInputs { x, hidden: weights_of(hidden), output: weights_of(output) })
+}
+
+/// The weights of a layer that has a bias.
+pub(crate) fn weights_of<B: Backend>(
+    linear: &Linear<B>,
+) -> LinearWeights<Tensor<B, 2>, Tensor<B, 1>> {
+    let bias = linear.bias.as_ref().expect("created with a bias").val();
+    LinearWeights { weight: linear.weight.val(), bias }
 }
 
 impl<B: HstuBackend> CandidateEncoder<B> {
@@ -288,20 +293,44 @@ pub struct BatchAttention {
 /// # Errors
 /// Offsets that contradict each other.
 pub fn batch_attention(config: &FmConfig, batch: &FmBatch) -> Result<BatchAttention> {
-    let inner_layers = HstuAttention {
-        history_offsets: batch.history_offsets.as_slice().into(),
-        target_offsets: batch.target_offsets.as_slice().into(),
+    let [history_offsets, target_offsets] = [&batch.history_offsets, &batch.target_offsets];
+    let inner_layers = layer_attention(config, history_offsets, target_offsets, &batch.times_s);
+    let last_layer = HstuAttention { targets_only: true, ..inner_layers.clone() };
+    let [inner_layers, last_layer] = [checked(inner_layers)?, checked(last_layer)?];
+    Ok(BatchAttention { inner_layers, last_layer })
+}
+
+/// The attention layout of a serving batch under a configuration.
+///
+/// # Errors
+/// As [`batch_attention`].
+pub(crate) fn serving_attention(
+    config: &FmConfig,
+    batch: &ServingBatch,
+) -> Result<Arc<HstuAttention>> {
+    let ServingBatch { history_offsets, target_offsets, times_s, .. } = batch;
+    checked(layer_attention(config, history_offsets, target_offsets, times_s))
+}
+
+fn checked(attention: HstuAttention) -> Result<Arc<HstuAttention>> {
+    attention.checked().map_err(|error| Error::Config(error.to_string()))
+}
+
+fn layer_attention(
+    config: &FmConfig,
+    history_offsets: &[u32],
+    target_offsets: &[u32],
+    times_s: &[i64],
+) -> HstuAttention {
+    HstuAttention {
+        history_offsets: history_offsets.into(),
+        target_offsets: target_offsets.into(),
         heads: config.heads,
         alpha: config.alpha_value(),
         norm: config.max_history as f32,
         window: (config.window > 0)
             .then_some(AttentionWindow { recent: config.window, global: config.global }),
         targets_only: false,
-        times_s: (config.time_buckets > 0).then(|| batch.times_s.as_slice().into()),
-    };
-    let last_layer = HstuAttention { targets_only: true, ..inner_layers.clone() };
-    let checked = |attention: HstuAttention| {
-        attention.checked().map_err(|error| Error::Config(error.to_string()))
-    };
-    Ok(BatchAttention { inner_layers: checked(inner_layers)?, last_layer: checked(last_layer)? })
+        times_s: (config.time_buckets > 0).then(|| times_s.into()),
+    }
 }

@@ -127,12 +127,17 @@ impl TrainingState {
         serde_json::from_value(decode_floats(value)).map_err(|error| checkpoint_error(&path, error))
     }
 
-    /// Refuses to resume with another configuration or specification. Only `save_every_requests`
+    /// The configuration to resume a run with that is asked to go on with `config`.
+    ///
+    /// # Errors
+    /// Another configuration or specification than the run began with. Only `save_every_requests`
     /// may change.
-    pub(crate) fn check(&self, dir: &Path, config: &FmConfig, spec: &FmSpec) -> Result<()> {
+    pub(crate) fn check(&self, dir: &Path, config: &FmConfig, spec: &FmSpec) -> Result<FmConfig> {
         let saved_config =
             FmConfig { save_every_requests: config.save_every_requests, ..self.config.clone() };
-        let difference = first_difference(&saved_config, config)
+        let history_anchors = config.history_anchors.or(saved_config.history_anchors);
+        let config = FmConfig { history_anchors, ..config.clone() };
+        let difference = first_difference(&saved_config, &config)
             .map(|(key, saved, now)| format!("fm.{key} was {saved} and is {now} now"));
         let difference = difference.or_else(|| {
             first_difference(&self.spec, spec)
@@ -146,7 +151,7 @@ impl TrainingState {
                      restore the old value, or start a new run"
                 ),
             )),
-            None => Ok(()),
+            None => Ok(config),
         }
     }
 

@@ -4,11 +4,11 @@
 //! The results equal those of [`FmModel`] up to rounding. There are no gradients and no dropout.
 //! The caller decides which history tokens are new.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use burn::{
     module::Param,
-    nn::LayerNorm,
+    nn::{LayerNorm, Linear},
     tensor::{Tensor, ops::FloatTensor},
 };
 pub use hypercast_kernels::serving::ServingBackend;
@@ -16,51 +16,70 @@ use hypercast_kernels::{
     attention::{HstuAttention, HstuInputs, primitive, tensor},
     dense::{GateInputs, NormWeights, PreparedLinear},
     history::{KeptHistory, KeptLayer},
+    mlp::LinearWeights,
+    prepared_mlp::{MlpRows, MlpWeights, PreparedMlp},
 };
 
 use crate::{
-    batch::FmBatch,
     history::EncodedHistory,
     hstu::{EPSILON, HstuLayer, affine},
-    model::{BatchAttention, EmbeddedBatch, FmModel, ModelOutput},
+    model::{FmModel, ModelOutput, weights_of},
+    serving_batch::{ServingBatch, ServingInputs, SharedRanges},
 };
 
 /// The model in two passes: encode histories once, then score targets against them (M-FALCON, arXiv
 /// 2402.17152, section 3.4). Together they equal [`FmModel::forward`] up to rounding.
 #[derive(Debug)]
 pub struct ServingModel<B: ServingBackend> {
-    /// The unprepared model, for tokens, the TAE and the heads.
+    /// The unprepared model.
     pub(crate) model: FmModel<B>,
+    tokens: B::Mlp,
+    candidate: Option<B::Mlp>,
     layers: Vec<ServingLayer<B>>,
+    head: B::Mlp,
+    pub(crate) shared: SharedRanges,
 }
 
 impl<B: ServingBackend> ServingModel<B> {
     /// Prepares the weights of a trained model.
-    pub fn new(model: FmModel<B>) -> Self {
-        let layers = model.layers.iter().map(ServingLayer::new).collect();
-        Self { model, layers }
+    pub(crate) fn new(model: FmModel<B>, shared: SharedRanges) -> Self {
+        let candidate = model
+            .candidate
+            .as_ref()
+            .map(|own| mlp([&own.hidden, &own.output], Some(&own.direct), shared.profile.clone()));
+        let head = &model.head;
+        Self {
+            tokens: mlp([&model.token_hidden, &model.token_output], None, shared.event.clone()),
+            candidate,
+            layers: model.layers.iter().map(ServingLayer::new).collect(),
+            head: mlp([&head.hidden, &head.output], Some(&head.direct), 0..0),
+            model,
+            shared,
+        }
     }
 
     /// Encodes the batch's history tokens and appends them to the encoded history of each request.
     ///
     /// # Panics
     /// If the batch has a target, or another number of requests than `histories`.
-    pub fn encode(
+    pub(crate) fn encode(
         &self,
-        embedded: EmbeddedBatch<B>,
-        batch: &FmBatch,
-        attention: &BatchAttention,
+        inputs: ServingInputs<'_, B>,
+        batch: &ServingBatch,
+        attention: &Arc<HstuAttention>,
         histories: &mut [&mut EncodedHistory<B>],
     ) {
-        assert_eq!((batch.targets(), histories.len()), (0, attention.inner_layers.requests()));
-        let new = batch.history_tokens();
-        let mut x = self.model.tokens(embedded, batch, new, new);
+        assert_eq!((batch.targets(), histories.len()), (0, attention.requests()));
+        let outcome = self.model.outcome.as_ref();
+        let added =
+            outcome.map(|outcome| primitive(outcome.forward(tensor::<B, 2>(inputs.outcomes))));
+        let tokens = MlpRows { added, ..inputs.tokens };
+        let mut x = tensor::<B, 2>(self.tokens.forward(tokens));
         for (b, history) in histories.iter_mut().enumerate() {
-            let rows = attention.inner_layers.request(b).history;
+            let rows = attention.request(b).history;
             history.times_s.extend_from_slice(&batch.times_s[rows]);
             history.layers.resize_with(self.layers.len(), Default::default);
         }
-        let attention = &attention.inner_layers;
         for (at, layer) in self.layers.iter().enumerate() {
             // The outputs of the last layer's history tokens are unused.
             let mixed = (at + 1 < self.layers.len()).then(|| layer.project(&x));
@@ -88,18 +107,21 @@ impl<B: ServingBackend> ServingModel<B> {
     ///
     /// # Panics
     /// If the batch has a history token, or another number of requests than `histories`.
-    pub fn score(
+    pub(crate) fn score(
         &self,
-        embedded: EmbeddedBatch<B>,
-        batch: &FmBatch,
-        attention: &BatchAttention,
+        inputs: ServingInputs<'_, B>,
+        batch: &ServingBatch,
+        attention: &Arc<HstuAttention>,
         histories: &[&EncodedHistory<B>],
     ) -> ModelOutput<B> {
-        assert_eq!(
-            (batch.history_tokens(), histories.len()),
-            (0, attention.inner_layers.requests())
-        );
-        let mut x = self.model.tokens(embedded, batch, 0, batch.targets());
+        assert_eq!((batch.history_tokens(), histories.len()), (0, attention.requests()));
+        let tokens = self.tokens.forward(inputs.tokens);
+        let mut x = tensor::<B, 2>(match &self.candidate {
+            Some(candidate) => {
+                candidate.forward(MlpRows { added: Some(tokens), ..inputs.candidates })
+            }
+            None => tokens,
+        });
         let none = B::Kept::default();
         for (at, layer) in self.layers.iter().enumerate() {
             let kept: Vec<_> = histories
@@ -110,10 +132,31 @@ impl<B: ServingBackend> ServingModel<B> {
                 })
                 .collect();
             let mixed = layer.project(&x);
-            x = layer.attend(x, mixed, &kept, &attention.inner_layers);
+            x = layer.attend(x, mixed, &kept, attention);
         }
-        self.model.outputs(x)
+        let tae = match &self.model.tae {
+            Some(projection) => projection.forward(x),
+            None => x,
+        };
+        let own = primitive(self.model.head.norm.forward(tae.clone()));
+        let main = tensor(self.head.forward(MlpRows { own, shared: None, added: None }));
+        ModelOutput { tae, main }
     }
+}
+
+/// Prepares two layers, and the linear path beside them.
+fn mlp<B: ServingBackend>(
+    [hidden, output]: [&Linear<B>; 2],
+    direct: Option<&Linear<B>>,
+    shared: Range<usize>,
+) -> B::Mlp {
+    let primitives = |linear: &Linear<B>| {
+        let LinearWeights { weight, bias } = weights_of(linear);
+        LinearWeights { weight: primitive(weight), bias: primitive(bias) }
+    };
+    let direct = direct.map(|direct| primitive(direct.weight.val()));
+    let (hidden, output) = (primitives(hidden), primitives(output));
+    B::Mlp::prepare(MlpWeights { hidden, output, direct }, shared)
 }
 
 /// A layer's prepared weights.

@@ -38,8 +38,9 @@ pub struct FmConfig {
     pub max_history: usize,
     /// The number of oldest events among which a longer history may begin. The beginning stays the
     /// same for several new events, so that a cached history can be extended; 0 begins at the
-    /// oldest event that fits. See [`HistoryWindow`].
-    pub history_anchors: usize,
+    /// oldest event that fits. `None` is an eighth of `max_history` in a new model, and what a
+    /// resumed training began with. See [`HistoryWindow`].
+    pub history_anchors: Option<usize>,
     /// The most targets in one training request; larger requests are split.
     pub max_targets: usize,
     /// Scale of the attention scores.
@@ -103,7 +104,7 @@ impl Default for FmConfig {
             embedding_dim: 24,
             tae_dim: 0,
             max_history: 64,
-            history_anchors: 0,
+            history_anchors: None,
             max_targets: 32,
             alpha: Alpha::InverseSqrt,
             position_buckets: 64,
@@ -150,7 +151,14 @@ impl FmConfig {
 
     /// The part of a history that the model reads.
     pub fn history_window(&self) -> HistoryWindow {
-        HistoryWindow { max_events: self.max_history, anchors: self.history_anchors }
+        let anchors = self.history_anchors.unwrap_or(self.max_history / 8);
+        HistoryWindow { max_events: self.max_history, anchors }
+    }
+
+    /// The configuration of a new model, with nothing left to defaults that may change: what is
+    /// stored with a model keeps its meaning.
+    pub(crate) fn of_new_model(&self) -> Self {
+        Self { history_anchors: Some(self.history_window().anchors), ..self.clone() }
     }
 
     /// Width of a user embedding: the state of a history token before the first layer and after
@@ -208,9 +216,10 @@ impl FmConfig {
         if self.admit_after == 0 {
             return fault("admit_after", &0, "between 1 (at once) and 255");
         }
-        if self.history_anchors > self.max_history {
+        let anchors = self.history_window().anchors;
+        if anchors > self.max_history {
             let range = format!("at most fm.max_history, {}", self.max_history);
-            return fault("history_anchors", &self.history_anchors, &range);
+            return fault("history_anchors", &anchors, &range);
         }
         for (key, value) in [("average_decay", self.average_decay), ("dropout", self.dropout)] {
             if !(0.0..1.0).contains(&value) {
@@ -250,6 +259,10 @@ impl FmConfig {
         }
     }
 }
+
+/// The last fields of a token, which say where and when: surface, hour of the day, and gap to the
+/// previous event.
+pub(crate) const EVENT_FIELDS: usize = 3;
 
 /// The shape of the data that an FM is made for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -392,7 +405,7 @@ impl FmSpec {
     /// Categorical fields of a token: item id, the item's features, surface, hour of the day and
     /// gap to the previous event.
     pub fn token_fields(&self) -> usize {
-        1 + IdWidths::of(&self.id_widths.item, self.item_ids).len() + 3
+        1 + IdWidths::of(&self.id_widths.item, self.item_ids).len() + EVENT_FIELDS
     }
 
     /// The number of categorical features of users and requests.
@@ -408,7 +421,7 @@ impl FmSpec {
     /// The columns of the fields of a token.
     pub(crate) fn token_widths(&self) -> Vec<usize> {
         let item = IdWidths::of(&self.id_widths.item, self.item_ids);
-        std::iter::once(1).chain(item).chain([1; 3]).collect()
+        std::iter::once(1).chain(item).chain([1; EVENT_FIELDS]).collect()
     }
 
     /// The numbers that describe the item of a token: its dense features, and for each optional one
@@ -429,6 +442,15 @@ impl FmSpec {
         };
         let numbers = item.dense.iter().enumerate().map(number);
         numbers.chain(self.item_optional.iter().map(is_missing)).collect()
+    }
+
+    /// Appends an item's content vector; zeros for an item without one.
+    pub(crate) fn append_content(&self, item: &Item, out: &mut Vec<f32>) {
+        let end = out.len() + self.content;
+        if self.content > 0 {
+            out.extend_from_slice(&item.content);
+        }
+        out.resize(end, 0.0);
     }
 
     /// The number of numbers that describe an outcome: two per action (yes, no) and two per value

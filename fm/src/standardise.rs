@@ -156,21 +156,13 @@ impl Standardiser {
         self.count = WindowStep::after(self.count).count;
     }
 
-    /// Appends the standardised row: `(x - mean) / std`, clipped. A value that is not finite gives
-    /// 0.
-    ///
-    /// # Panics
-    /// If the row has another number of columns.
-    pub fn append(&self, row: &[f32], out: &mut Vec<f32>) {
-        assert_eq!(row.len(), self.width());
-        let columns = self.mean.iter().zip(&self.spread).enumerate();
-        out.extend(row.iter().zip(columns).map(|(&value, (column, (&mean, &spread)))| {
-            if !value.is_finite() {
-                return 0.0;
-            }
-            let deviation = deviation(spread, self.rows_of(column).max(1.0));
-            (((f64::from(value) - mean) / deviation) as f32).clamp(-LIMIT, LIMIT)
-        }));
+    /// The means and deviations as they are, to standardise many rows.
+    pub fn frozen(&self) -> FrozenStandardiser {
+        let column = |(column, (&mean, &spread)): (usize, (&f64, &f64))| FrozenColumn {
+            mean,
+            deviation: deviation(spread, self.rows_of(column).max(1.0)),
+        };
+        FrozenStandardiser(self.mean.iter().zip(&self.spread).enumerate().map(column).collect())
     }
 
     /// The column whose mean is farthest from that of `before`, of those that had several values
@@ -187,6 +179,31 @@ impl Standardiser {
         };
         let varied = (0..self.width()).filter(|&column| before.spread[column] > 0.0);
         varied.map(shift).max_by(|a, b| a.deviations.total_cmp(&b.deviations))
+    }
+}
+
+/// Means and deviations that no row changes.
+#[derive(Debug, Clone)]
+pub struct FrozenStandardiser(Vec<FrozenColumn>);
+
+#[derive(Debug, Clone, Copy)]
+struct FrozenColumn {
+    mean: f64,
+    deviation: f64,
+}
+
+impl FrozenStandardiser {
+    /// Appends the standardised row: `(x - mean) / std`, clipped. A value that is not finite gives
+    /// 0.
+    ///
+    /// # Panics
+    /// If the row has another number of columns.
+    pub fn append(&self, row: &[f32], out: &mut Vec<f32>) {
+        assert_eq!(row.len(), self.0.len());
+        out.extend(row.iter().zip(&self.0).map(|(&value, column)| {
+            let away = ((f64::from(value) - column.mean) / column.deviation) as f32;
+            if value.is_finite() { away.clamp(-LIMIT, LIMIT) } else { 0.0 }
+        }));
     }
 }
 
@@ -223,8 +240,9 @@ mod tests {
             standardiser.observe(&[i as f32, 3.0]);
         }
         let mut out = Vec::new();
-        standardiser.append(&[499.5, 3.0], &mut out);
-        standardiser.append(&[499.5 + 288.675, f32::NAN], &mut out);
+        let frozen = standardiser.frozen();
+        frozen.append(&[499.5, 3.0], &mut out);
+        frozen.append(&[499.5 + 288.675, f32::NAN], &mut out);
         assert!(out[0].abs() < 1e-3 && out[1].abs() < 1e-3);
         assert!((out[2] - 1.0).abs() < 0.01, "{}", out[2]);
         assert_eq!(out[3], 0.0);

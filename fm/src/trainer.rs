@@ -215,7 +215,8 @@ where
                     init_scale: config.sparse_init,
                     seed: config.seed,
                 };
-                (Store::create(store, &options)?, fresh.clone())
+                let config = config.of_new_model();
+                (Store::create(store, &options)?, TrainingState { config, ..fresh.clone() })
             }
             Some(ResumePaths { saved, growths, .. }) => {
                 let mut state = TrainingState::read(saved)?;
@@ -223,7 +224,7 @@ where
                 if let Some(growth) = &growth {
                     growth.training(&mut state);
                 }
-                state.check(saved, config, spec)?;
+                state.config = state.check(saved, config, spec)?;
                 atomic_dir::remove(&store)?;
                 Store::open(saved.join("store"))?.copy_into(&store)?;
                 let dim = config.embedding_dim;
@@ -233,7 +234,6 @@ where
                 let from = SavedAverage { dir, growth, embedding_dim: dim, step };
                 average = average.map(|average| average.load(from)).transpose()?;
                 optimizer = state.load_moments(saved, &network, optimizer, growth)?;
-                state.config = config.clone();
                 (Store::open(&store)?, state)
             }
         };
@@ -245,9 +245,9 @@ where
             store,
             batch_builder: BatchBuilder {
                 field_numbers: state.field_numbers.clone(),
-                ..BatchBuilder::new(spec, config, RowKeys::of_format(state.format))
+                ..BatchBuilder::new(spec, &state.config, RowKeys::of_format(state.format))
             },
-            sampler: ExampleSampler::new(config, spec),
+            sampler: ExampleSampler::new(&state.config, spec),
             repeats: false,
             state,
         })

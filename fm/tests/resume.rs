@@ -4,6 +4,7 @@ mod fixtures;
 
 use fixtures::{batch, config, spec};
 use hypercast_fm::{
+    checkpoint::FmManifest,
     device::DeviceKind,
     example::Example,
     inference::{self, FmServingOptions},
@@ -151,6 +152,29 @@ fn resuming_with_another_configuration_names_the_key() {
     std::fs::write(saved.join("moments.safetensors"), b"{}").unwrap();
     let error = refused(noisy(), spec());
     assert!(error.contains("moments.safetensors"), "{error}");
+}
+
+#[test]
+fn a_run_keeps_the_history_window_that_it_began_with() {
+    for (began, kept) in [(Some(0), 0), (None, 2), (Some(5), 5)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let config = FmConfig { history_anchors: began, ..config() };
+        let mut trainer =
+            trainer::create(&path("work"), &config, &spec(), DeviceKind::Cpu).unwrap();
+        trainer.save(&path("saved")).unwrap();
+        drop(trainer);
+        let from = ResumePaths { saved: &path("saved"), work: &path("work"), growths: &[] };
+        let unset = FmConfig { history_anchors: None, ..config.clone() };
+        let mut resumed = trainer::resume(from, &unset, &spec(), DeviceKind::Cpu).unwrap();
+        resumed.checkpoint(&path("fm"), "1.0.0").unwrap();
+        let manifest = FmManifest::read(&path("fm")).unwrap();
+        assert_eq!(manifest.config.history_anchors, Some(kept), "begun with {began:?}");
+        drop(resumed);
+        let other = FmConfig { history_anchors: Some(7), ..config };
+        let error = trainer::resume(from, &other, &spec(), DeviceKind::Cpu).err().unwrap();
+        assert!(error.to_string().contains("fm.history_anchors was"), "{error}");
+    }
 }
 
 #[test]

@@ -9,16 +9,19 @@ use hypercast_fm::{
     device::DeviceKind,
     example::{Event, Example, Item},
     inference::{self, FmOutput, FmServingOptions, FoundationModel},
-    spec::FmConfig,
+    spec::{FmConfig, FmSpec},
     trainer,
 };
 
 /// A briefly trained model with all biases and a window.
 fn served(history_cache_bytes: usize) -> Box<dyn FoundationModel> {
-    served_as(history_cache_bytes, 0)
+    served_as(history_cache_bytes, Some(0))
 }
 
-fn served_as(history_cache_bytes: usize, history_anchors: usize) -> Box<dyn FoundationModel> {
+fn served_as(
+    history_cache_bytes: usize,
+    history_anchors: Option<usize>,
+) -> Box<dyn FoundationModel> {
     let config = FmConfig {
         history_anchors,
         layers: 3,
@@ -28,11 +31,22 @@ fn served_as(history_cache_bytes: usize, history_anchors: usize) -> Box<dyn Foun
         time_buckets: 12,
         ..config()
     };
+    trained(&config, &spec(), history_cache_bytes, |_| {})
+}
+
+/// A briefly trained model of the fixtures' examples, which `complete` changes.
+fn trained(
+    config: &FmConfig,
+    spec: &FmSpec,
+    history_cache_bytes: usize,
+    complete: impl Fn(&mut Example),
+) -> Box<dyn FoundationModel> {
     let dir = tempfile::tempdir().unwrap();
     let mut trainer =
-        trainer::create(&dir.path().join("work"), &config, &spec(), DeviceKind::Cpu).unwrap();
+        trainer::create(&dir.path().join("work"), config, spec, DeviceKind::Cpu).unwrap();
     for step in 0..10 {
-        let examples = batch(step * 16);
+        let mut examples = batch(step * 16);
+        examples.iter_mut().for_each(&complete);
         trainer.step(&examples.iter().collect::<Vec<_>>()).unwrap();
     }
     let checkpoint = dir.path().join("fm");
@@ -114,9 +128,10 @@ fn a_history_beyond_the_maximum_slides() {
 
 #[test]
 fn a_history_that_begins_at_an_anchor_is_extended() {
-    let (sliding, anchored) = (served(64 << 20), served_as(64 << 20, 8));
+    let [sliding, usual, anchored] =
+        [Some(0), None, Some(8)].map(|anchors| served_as(64 << 20, anchors));
     for events in 16..80 {
-        for fm in [&sliding, &anchored] {
+        for fm in [&sliding, &usual, &anchored] {
             // A server keeps no more events than the model reads.
             let mut request = sized(43, events, 3);
             request.history.drain(..events - 16);
@@ -125,11 +140,11 @@ fn a_history_that_begins_at_an_anchor_is_extended() {
     }
     let encoded_tokens = |fm: &dyn FoundationModel| fm.cache_counts().encoded_tokens;
     assert_eq!(encoded_tokens(&*sliding), 64 * 16, "each event encodes the whole history again");
-    assert!(
-        encoded_tokens(&*anchored) < 64 * 16 / 2,
-        "{} tokens were encoded",
-        encoded_tokens(&*anchored)
-    );
+    // An eighth of 16 events are two candidates for the first one.
+    for (fm, most) in [(usual, 64 * 16 * 3 / 4), (anchored, 64 * 16 / 2)] {
+        let encoded_tokens = encoded_tokens(&*fm);
+        assert!(encoded_tokens < most, "{encoded_tokens} tokens were encoded");
+    }
 }
 
 #[test]
@@ -151,6 +166,33 @@ fn micro_batches_and_batches_of_requests_change_nothing() {
         main: alone.iter().flat_map(|output| output.main.clone()).collect(),
     };
     assert_same(&together, &alone, "together and alone");
+}
+
+#[test]
+fn what_candidates_have_in_common_is_computed_once_and_changes_nothing() {
+    for (features, profile_ids) in [(3, vec![0, 2]), (0, vec![0, 2]), (3, vec![])] {
+        let what = format!("{features} features, profiles {profile_ids:?}");
+        let spec = FmSpec { features, profile_ids, ..spec() };
+        // Two of three columns of ids are of the user and a context, which changes on the way.
+        let complete = |example: &mut Example| {
+            let user = example.user.id;
+            for (at, target) in example.targets.iter_mut().enumerate() {
+                target.ids = vec![1 + user % 5, target.item.id, 1 + at as u64 / 4 % 2];
+                target.features =
+                    (0..features).map(|column| (at * 7 % 5 + column) as f32).collect();
+            }
+        };
+        let fm = trained(&config(), &spec, 64 << 20, complete);
+        let requests = [(3, 30), (0, 5), (16, 150)].into_iter().zip(60..);
+        let requests: Vec<Example> = requests
+            .map(|((events, candidates), request)| {
+                let mut request = sized(request, events, candidates);
+                complete(&mut request);
+                request
+            })
+            .collect();
+        check(&*fm, &requests, &what);
+    }
 }
 
 #[test]

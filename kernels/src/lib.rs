@@ -11,13 +11,13 @@
 //!   training          serving         implementations                    tests
 //!   autodiff          history         cpu    fused, Flex backend         oracle  plain f64 loops
 //!   layer             dense           gpu    fused, CUDA and wgpu
-//!   mlp                               plain  primitive Burn ops, any backend
+//!   mlp               prepared_mlp    plain  primitive Burn ops, any backend
 //! ```
 //!
 //! `pairs` sums over the pairs of rows of a request, on the host of any backend.
 //! `layer` is a whole HSTU layer as one op and `mlp` a network of two linear layers. `history`
-//! attends to keys and values that are kept between passes, and `dense` is the rest of a layer with
-//! prepared weights; `serving` says which form of both a backend has.
+//! attends to keys and values that are kept between passes, `dense` is the rest of a layer with
+//! prepared weights, and `prepared_mlp` the network; `serving` says which form a backend has.
 //!
 //! Two requests, the first with two history tokens and both with one target:
 //!
@@ -57,4 +57,5 @@ pub mod mlp;
 pub mod oracle;
 pub mod pairs;
 pub mod plain;
+pub mod prepared_mlp;
 pub mod serving;

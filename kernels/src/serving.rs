@@ -1,9 +1,10 @@
 //! What serving needs of a backend.
 
 use crate::attention::HstuBackend;
-use crate::cpu::{CpuKeptHistory, Prepared};
+use crate::cpu::{CpuKeptHistory, CpuPreparedMlp, Prepared};
 use crate::dense::PreparedLinear;
 use crate::history::KeptLayer;
+use crate::prepared_mlp::PreparedMlp;
 
 /// A backend that can serve: it keeps histories between passes and has prepared weights.
 pub trait ServingBackend: HstuBackend {
@@ -11,15 +12,19 @@ pub trait ServingBackend: HstuBackend {
     type Kept: KeptLayer<Self>;
     /// The weights of a linear layer, laid out for this backend's product.
     type Prepared: PreparedLinear<Self>;
+    /// The weights of a network of two linear layers, laid out likewise.
+    type Mlp: PreparedMlp<Self>;
 }
 
 impl ServingBackend for burn_flex::Flex {
     type Kept = CpuKeptHistory;
     type Prepared = Prepared;
+    type Mlp = CpuPreparedMlp;
 }
 
 #[cfg(feature = "cuda")]
 impl ServingBackend for burn_cuda::Cuda {
     type Kept = crate::history::JoinedHistory<Self>;
     type Prepared = crate::dense::PlainDense<Self>;
+    type Mlp = crate::prepared_mlp::PlainMlp<Self>;
 }

@@ -129,7 +129,7 @@ fn blocks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 
 /// Fills the rows of `matrix` with `rows` of `source`.
 #[inline(always)]
-fn load(matrix: &mut Matrix, source: StridedRows<'_>, rows: Range<usize>, width: usize) {
+pub(super) fn load(matrix: &mut Matrix, source: StridedRows<'_>, rows: Range<usize>, width: usize) {
     matrix.resize(rows.len(), width);
     for (at, row) in rows.enumerate() {
         matrix.row_mut(at)[..width].copy_from_slice(&source.data[row * source.stride..][..width]);

@@ -14,6 +14,7 @@ mod lanes;
 mod layer;
 mod math;
 mod mlp;
+mod prepared_mlp;
 mod product;
 pub mod program;
 mod rowwise;
@@ -34,6 +35,7 @@ pub use isa::Isa;
 pub use kept::CpuKeptHistory;
 pub use layer::{CpuLayer, layer_backward, layer_forward};
 pub use mlp::{CpuMlp, mlp_backward, mlp_forward};
+pub use prepared_mlp::CpuPreparedMlp;
 use task::{AttentionTask, OutputSink};
 
 /// The rows of a matrix, `stride` values apart.

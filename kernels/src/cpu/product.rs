@@ -63,6 +63,15 @@ pub(super) enum Activation {
     Silu,
 }
 
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum TileBase<'a> {
+    /// The bias of its weights.
+    Bias,
+    /// Rows that were computed before: `row_of` has that of each row of the factor.
+    Rows { sums: &'a Matrix, row_of: &'a [u32] },
+}
+
 /// Computes `factor · right + bias` with its activation, and calls `finish(row, panel, values)` for
 /// each row and panel of columns.
 #[inline(always)]
@@ -70,6 +79,19 @@ pub(super) fn multiply<V: Lanes, const R: usize>(
     factor: &Factor<'_>,
     right: &Prepared,
     panels: Range<usize>,
+    activation: Activation,
+    finish: impl FnMut(usize, usize, &mut [f32]),
+) {
+    multiply_onto::<V, R>(factor, right, panels, TileBase::Bias, activation, finish);
+}
+
+/// The same, added to `base`.
+#[inline(always)]
+pub(super) fn multiply_onto<V: Lanes, const R: usize>(
+    factor: &Factor<'_>,
+    right: &Prepared,
+    panels: Range<usize>,
+    base: TileBase<'_>,
     activation: Activation,
     mut finish: impl FnMut(usize, usize, &mut [f32]),
 ) {
@@ -87,8 +109,15 @@ pub(super) fn multiply<V: Lanes, const R: usize>(
         while row < rows.end {
             let (start, height) = factor.tile::<R>(row, steps);
             let tile = &mut tile[..height * PANEL];
-            for tile in tile.chunks_exact_mut(PANEL) {
-                tile.copy_from_slice(bias);
+            for (at, tile) in (start..).zip(tile.chunks_exact_mut(PANEL)) {
+                tile.copy_from_slice(match base {
+                    TileBase::Bias => bias,
+                    // A tile can end behind the last row.
+                    TileBase::Rows { sums, row_of } => {
+                        let row = row_of[at.min(row_of.len() - 1)] as usize;
+                        &sums.row(row)[panel * PANEL..][..PANEL]
+                    }
+                });
             }
             if height == R {
                 accumulate::<V, R>(tile, PANEL, factor.left(start), weights, extent);

@@ -3,9 +3,11 @@
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Distribution, Tensor, TensorPrimitive};
 use burn_flex::Flex;
-use hypercast_kernels::cpu::Prepared;
+use hypercast_kernels::cpu::{CpuPreparedMlp, Prepared};
 use hypercast_kernels::dense::{GateInputs, NormWeights, PlainDense, PreparedLinear};
 use hypercast_kernels::layer::Affine;
+use hypercast_kernels::mlp::LinearWeights;
+use hypercast_kernels::prepared_mlp::{MlpRows, MlpWeights, PlainMlp, PreparedMlp, SharedColumns};
 
 use crate::assert_close;
 
@@ -57,5 +59,38 @@ fn fused_products_equal_composed_ones() {
         let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
         let found = numbers(fused.gate(gated, norm_out));
         assert_close(&format!("gate, {what}"), &found, &expected, 3e-5);
+    }
+}
+
+#[test]
+fn products_of_shared_columns_are_added_to_those_of_each_row() {
+    for (rows, from, shared, direct) in [
+        (1, 3, 1..2, true),
+        (5, 40, 0..13, false),
+        (70, 33, 20..33, true),
+        (130, 64, 8..40, true),
+        (19, 24, 0..0, true),
+        (9, 24, 0..24, true),
+        (9, 24, 0..24, false),
+    ] {
+        let (hidden, to, groups) = (37, 33, 3);
+        let linear = |from, to| LinearWeights { weight: random([from, to]), bias: random([to]) };
+        let direct = direct.then(|| random([from, to]));
+        let weights =
+            MlpWeights { hidden: linear(from, hidden), output: linear(hidden, to), direct };
+        let prepared = CpuPreparedMlp::prepare(weights.clone(), shared.clone());
+        let plain = PlainMlp::<Flex>::prepare(weights, shared.clone());
+        let group_of: Vec<u32> = (0..rows as u32).map(|row| row * 7 % groups).collect();
+        for added in [None, Some(random([rows, to]))] {
+            let values = random([groups as usize, shared.len().max(1)]);
+            let (own, group_of) = (random([rows, from - shared.len()]), &group_of[..]);
+            let shared = (!shared.is_empty()).then_some(SharedColumns { values, group_of });
+            let input = MlpRows { own, shared, added };
+            let expected = numbers(plain.forward(input.clone()));
+            let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+            let found = numbers(prepared.forward(input));
+            let what = format!("{rows} rows of {from}");
+            assert_close(&what, &found, &expected, 3e-5);
+        }
     }
 }

@@ -11,6 +11,7 @@ mod ids;
 mod import;
 mod isolation;
 mod kernels;
+mod kuairand_files;
 mod lifecycle;
 mod load;
 mod rank_columns;

@@ -3,8 +3,9 @@
 //!
 //! A simulated world gives every user a history of 256 events; a request has 200 candidates. Models
 //! are trained as an operator trains them. While requests come, so do events: one for each request,
-//! which makes the user's cached history one event too short. A tenth of the requests are of users
-//! whom neither the training data nor the cache has seen.
+//! which makes the user's cached history one event too short. A fifth of the requests are of users
+//! whom neither the training data nor the cache has seen. Beside it, the same without either, so
+//! that all histories are cached.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +26,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
 
 use super::{
-    BenchOptions, BenchReport,
+    BenchOptions, BenchReport, kuairand_files,
     load::{LoadResult, MetricsSnapshot, OpenLoopClient},
     stages, world,
 };
@@ -39,6 +40,9 @@ const ITEMS: usize = 5_000;
 pub(super) const CANDIDATES: usize = 200;
 const HISTORY: usize = 256;
 
+/// The most users of the world in KuaiRand's form, whose training takes longer.
+const KUAIRAND_USERS: u64 = 60;
+
 /// The latency that 99 of 100 requests must keep, in milliseconds.
 const TARGET_MS: f64 = 50.0;
 
@@ -49,7 +53,7 @@ const STRETCH_S: u64 = 8;
 const EVENTS_PER_BODY: u64 = 10;
 
 /// One request in so many is of a new user, and a new user makes five requests.
-const NEW_USER_ONE_IN: u64 = 10;
+const NEW_USER_ONE_IN: u64 = 5;
 const NEW_USER_REQUESTS: u64 = 5;
 
 /// Ids of new users begin here; the data set's are far below.
@@ -68,15 +72,43 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         return Ok(());
     }
     let dir = super::temporary()?;
-    let fixture = ServingFixture::trained(dir.path(), options)?;
+    let of = ServedWorld::simulated(dir.path(), options.users)?;
+    let fixture = ServingFixture::trained(dir.path(), of, options)?;
     if wants_stages {
         stages::measure(&fixture, report)?;
+        let dir = super::temporary()?;
+        let of = ServedWorld::of_kuairand(dir.path(), options.users)?;
+        stages::measure(&ServingFixture::trained(dir.path(), of, options)?, report)?;
     }
     if wants_load {
         let stretch = Duration::from_secs(options.seconds.min(STRETCH_S));
-        LoadBench::start(&fixture, stretch)?.run(report)?;
+        let kept = LoadBench::of_known_users(&fixture, stretch)?.kept()?;
+        LoadBench::of_events(&fixture, stretch)?.run(kept, report)?;
     }
     Ok(())
+}
+
+/// A data set, and what requests of it are.
+pub(super) struct ServedWorld {
+    pub(super) dataset: PathBuf,
+    /// The surface of requests, by index.
+    pub(super) surface: usize,
+    /// Behind the names of its figures.
+    pub(super) suffix: &'static str,
+}
+
+impl ServedWorld {
+    fn simulated(dir: &Path, users: usize) -> Result<Self> {
+        let requests = users * 50;
+        let world = SimulateOptions { users, items: ITEMS, requests, ..world(dir) };
+        simulate(&world)?;
+        Ok(Self { dataset: world.into, surface: 0, suffix: "" })
+    }
+
+    fn of_kuairand(dir: &Path, users: usize) -> Result<Self> {
+        let dataset = kuairand_files::dataset(dir, (users as u64).min(KUAIRAND_USERS))?;
+        Ok(Self { dataset, surface: 1, suffix: ", KuaiRand's schema" })
+    }
 }
 
 /// Configurations that daemons are started from, and their data set.
@@ -87,20 +119,17 @@ pub(super) struct ServingFixture {
     pub(super) one_stage: PathBuf,
     /// The FM and the expert, with the joiner in the daemon, so that events reach features.
     with_events: PathBuf,
-    pub(super) dataset: PathBuf,
+    pub(super) of: ServedWorld,
 }
 
 impl ServingFixture {
-    /// Simulates a world in `dir`, and trains an FM and an expert.
-    fn trained(dir: &Path, options: &BenchOptions) -> Result<Self> {
-        let (users, requests) = (options.users, options.users * 50);
-        let world = SimulateOptions { users, items: ITEMS, requests, ..world(dir) };
-        simulate(&world)?;
+    /// Trains an FM and an expert of a world in `dir`.
+    fn trained(dir: &Path, of: ServedWorld, options: &BenchOptions) -> Result<Self> {
         let fixture = Self {
             two_tiers: dir.join("hypercast.toml"),
             one_stage: dir.join("one-stage.toml"),
             with_events: dir.join("with-events.toml"),
-            dataset: world.into,
+            of,
         };
         let mut config = Config::default();
         config.fm.max_history = HISTORY;
@@ -127,7 +156,7 @@ impl ServingFixture {
 struct LoadBench {
     daemon: DaemonProcess,
     requests: OpenLoopClient,
-    events: OpenLoopClient,
+    events: Option<OpenLoopClient>,
     stretch: Duration,
 }
 
@@ -148,9 +177,10 @@ struct CacheShares {
 }
 
 impl LoadBench {
-    fn start(fixture: &ServingFixture, stretch: Duration) -> Result<Self> {
+    /// With events, and users whom nobody knows.
+    fn of_events(fixture: &ServingFixture, stretch: Duration) -> Result<Self> {
         let daemon = DaemonProcess::start(&fixture.with_events)?;
-        let traffic = Traffic::new(&fixture.dataset, 0)?;
+        let traffic = Traffic::new(&fixture.of.dataset, fixture.of.surface)?;
         let of_events = traffic.clone();
         let requests = OpenLoopClient::new(
             rank_url(&daemon),
@@ -160,10 +190,25 @@ impl LoadBench {
             format!("{}/v1/events", daemon.url),
             Box::new(move |at| Bytes::from(of_events.events(at).to_string())),
         )?;
-        Ok(Self { daemon, requests, events, stretch })
+        Ok(Self { daemon, requests, events: Some(events), stretch })
     }
 
-    fn run(self, report: &mut BenchReport) -> Result<()> {
+    /// Without both, so that all histories are cached.
+    fn of_known_users(fixture: &ServingFixture, stretch: Duration) -> Result<Self> {
+        let daemon = DaemonProcess::start(&fixture.two_tiers)?;
+        let requests = rank_client(&daemon, &fixture.of.dataset, fixture.of.surface)?;
+        Ok(Self { daemon, requests, events: None, stretch })
+    }
+
+    /// The highest rate while all histories are cached.
+    fn kept(self) -> Result<Option<f64>> {
+        let alone_ms = self.requests.alone_ms();
+        let peak = self.peak(1e3 / alone_ms)?;
+        self.daemon.stop()?;
+        Ok(peak.map(|peak| peak.rate))
+    }
+
+    fn run(self, kept: Option<f64>, report: &mut BenchReport) -> Result<()> {
         let alone = self.requests.alone_ms();
         report.figure(format!("request of {CANDIDATES} candidates alone, p50"), alone, "ms");
         let Some(peak) = self.peak(1e3 / alone)? else {
@@ -171,7 +216,13 @@ impl LoadBench {
             return self.daemon.stop();
         };
         let memory = self.daemon.memory_mib();
-        report.figure(format!("highest rate with p99 <= {TARGET_MS} ms"), peak.rate, "requests/s");
+        let name = format!("highest rate with p99 <= {TARGET_MS} ms");
+        match kept {
+            Some(kept) => {
+                report.versus(name, peak.rate, "requests/s", "all histories cached", kept);
+            }
+            None => report.figure(name, peak.rate, "requests/s"),
+        }
         report.figure("p50 at that rate", peak.result.answered(0.5), "ms");
         report.figure("p99 at that rate", peak.result.answered(0.99), "ms");
         report.figure("events at that rate", peak.rate, "events/s");
@@ -186,12 +237,14 @@ impl LoadBench {
         self.daemon.stop()
     }
 
-    /// Requests at a rate, and as many events.
+    /// Requests at a rate, and as many events if there are any.
     fn send(&self, rate: f64, lasting: Duration) -> LoadResult {
         thread::scope(|scope| {
-            let events = scope.spawn(|| self.events.send(rate / EVENTS_PER_BODY as f64, lasting));
+            let send =
+                |events: &OpenLoopClient| events.send(rate / EVENTS_PER_BODY as f64, lasting);
+            let events = self.events.as_ref().map(|events| scope.spawn(move || send(events)));
             let result = self.requests.send(rate, lasting);
-            events.join().expect("a client does not panic");
+            events.map(|events| events.join().expect("a client does not panic"));
             result
         })
     }

@@ -37,7 +37,7 @@ struct StagedDaemon {
 
 /// Adds the group's figures to the report.
 pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Result<()> {
-    let explained = bodies(&fixture.dataset, 0, true)?;
+    let explained = bodies(&fixture.of.dataset, fixture.of.surface, true)?;
     let mut ours = StagedDaemon::start(fixture, &fixture.two_tiers)?;
     let mut theirs = StagedDaemon::start(fixture, &fixture.one_stage)?;
     for turn in 0..=TURNS {
@@ -48,8 +48,10 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
             }
         }
     }
+    let suffix = fixture.of.suffix;
     for stage in ["features", "fm", "expert", "wasm"] {
-        report.figure(format!("stage {stage}, p50"), ours.p50_ms(stage), "ms");
+        let name = format!("stage {stage}, p50{suffix}");
+        report.figure(name, ours.p50_ms(stage), "ms");
     }
     let one_stage = "a one-stage model of the FM's size";
     let sums = [
@@ -62,7 +64,7 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
         ),
     ];
     for (name, stage, rival) in sums {
-        report.versus(name, ours.p50_ms(stage), "ms", rival, theirs.p50_ms(stage));
+        report.versus(name + suffix, ours.p50_ms(stage), "ms", rival, theirs.p50_ms(stage));
     }
     ours.daemon.stop()?;
     theirs.daemon.stop()
@@ -71,7 +73,7 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
 impl StagedDaemon {
     fn start(fixture: &ServingFixture, config: &std::path::Path) -> Result<Self> {
         let daemon = DaemonProcess::start(config)?;
-        let client = rank_client(&daemon, &fixture.dataset, 0)?;
+        let client = rank_client(&daemon, &fixture.of.dataset, fixture.of.surface)?;
         Ok(Self { daemon, client, stages_ms: BTreeMap::new() })
     }
 

@@ -39,7 +39,7 @@ impl LadderModel {
             v_dim: part(base.v_dim),
             embedding_dim: part(base.embedding_dim),
             max_history: history,
-            history_anchors: 0,
+            history_anchors: Some(0),
             tae_dim: base.tae_width(),
             ..base.clone()
         };
