@@ -18,7 +18,7 @@ use burn::{
 };
 use hypercast_core::{atomic_dir, atomic_file};
 use safetensors::{Dtype, SafeTensors, View};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
 use crate::{
     Error, Result,
@@ -44,6 +44,7 @@ pub struct FmManifest {
     /// The FM version, a semantic version, that experts pin.
     pub version: String,
     /// The model's size and training settings.
+    #[serde(deserialize_with = "stored_config")]
     pub config: FmConfig,
     /// The data that the model was made for.
     pub spec: FmSpec,
@@ -84,6 +85,16 @@ impl FmManifest {
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         write_json(self, &dir.join("fm.json"))
     }
+}
+
+/// The configuration that is stored with a model. One of before the key had no anchors, whatever a
+/// new model has.
+pub(crate) fn stored_config<'de, D: Deserializer<'de>>(
+    stored: D,
+) -> std::result::Result<FmConfig, D::Error> {
+    let mut config = FmConfig::deserialize(stored)?;
+    config.history_anchors.get_or_insert(0);
+    Ok(config)
 }
 
 /// Refuses a checkpoint or saved run of a format that this build cannot read.

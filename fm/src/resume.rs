@@ -28,7 +28,7 @@ use crate::{
     batch::ColumnStatistics,
     checkpoint::{
         FORMAT, TensorMap, check_format, checkpoint_error, names_of, read_json, read_tensors,
-        write_json, write_tensors,
+        stored_config, write_json, write_tensors,
     },
     growth::SpecGrowth,
     shard::FmNetwork,
@@ -55,6 +55,7 @@ pub(crate) const MOMENTS: [&str; 2] = ["moment_1", "moment_2"];
 pub(crate) struct TrainingState {
     /// As that of checkpoints; a run that is resumed keeps its own.
     pub(crate) format: u32,
+    #[serde(deserialize_with = "stored_config")]
     pub(crate) config: FmConfig,
     pub(crate) spec: FmSpec,
     pub(crate) statistics: ColumnStatistics,

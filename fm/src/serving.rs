@@ -70,9 +70,8 @@ impl<B: ServingBackend> ServingModel<B> {
         histories: &mut [&mut EncodedHistory<B>],
     ) {
         assert_eq!((batch.targets(), histories.len()), (0, attention.requests()));
-        let outcome = self.model.outcome.as_ref();
-        let added =
-            outcome.map(|outcome| primitive(outcome.forward(tensor::<B, 2>(inputs.outcomes))));
+        let outcome = self.model.outcome.as_ref().zip(inputs.outcomes);
+        let added = outcome.map(|(outcome, of)| primitive(outcome.forward(tensor::<B, 2>(of))));
         let tokens = MlpRows { added, ..inputs.tokens };
         let mut x = tensor::<B, 2>(self.tokens.forward(tokens));
         for (b, history) in histories.iter_mut().enumerate() {
@@ -116,10 +115,8 @@ impl<B: ServingBackend> ServingModel<B> {
     ) -> ModelOutput<B> {
         assert_eq!((batch.history_tokens(), histories.len()), (0, attention.requests()));
         let tokens = self.tokens.forward(inputs.tokens);
-        let mut x = tensor::<B, 2>(match &self.candidate {
-            Some(candidate) => {
-                candidate.forward(MlpRows { added: Some(tokens), ..inputs.candidates })
-            }
+        let mut x = tensor::<B, 2>(match self.candidate.as_ref().zip(inputs.candidates) {
+            Some((candidate, rows)) => candidate.forward(MlpRows { added: Some(tokens), ..rows }),
             None => tokens,
         });
         let none = B::Kept::default();

@@ -84,9 +84,9 @@ pub(crate) struct EmbeddedRows<'a> {
 pub(crate) struct ServingInputs<'a, B: ServingBackend> {
     pub(crate) tokens: MlpRows<'a, FloatTensor<B>>,
     /// `[history tokens, outcome_width]`.
-    pub(crate) outcomes: FloatTensor<B>,
-    /// Without `candidate_columns`, a model has no use for it.
-    pub(crate) candidates: MlpRows<'a, FloatTensor<B>>,
+    pub(crate) outcomes: Option<FloatTensor<B>>,
+    /// What the candidate module reads of targets.
+    pub(crate) candidates: Option<MlpRows<'a, FloatTensor<B>>>,
 }
 
 /// The columns of a model's inputs that groups of tokens share.
@@ -128,18 +128,21 @@ impl ServingBatch {
         let events = self.events.embedded::<B>(&builder.event_fields, embedded);
         let has_profiles = self.profiles.groups > 0 && !self.profiles.index.is_empty();
         let profiles = || self.profiles.embedded::<B>(&builder.profile_fields, embedded);
+        // A device need not have matrices without values.
+        let outcomes = || matrix::<B>(self.outcomes.clone(), self.history_tokens());
+        let candidates = || MlpRows {
+            own: matrix::<B>(self.features.clone(), self.targets()),
+            shared: has_profiles.then(profiles),
+            added: None,
+        };
         ServingInputs {
             tokens: MlpRows {
                 own: matrix::<B>(own, self.times_s.len()),
                 shared: Some(events),
                 added: None,
             },
-            outcomes: matrix::<B>(self.outcomes.clone(), self.history_tokens()),
-            candidates: MlpRows {
-                own: matrix::<B>(self.features.clone(), self.targets()),
-                shared: has_profiles.then(profiles),
-                added: None,
-            },
+            outcomes: (!self.outcomes.is_empty()).then(outcomes),
+            candidates: (self.targets() > 0).then(candidates),
         }
     }
 }

@@ -157,7 +157,7 @@ impl FmConfig {
 
     /// The configuration of a new model, with nothing left to defaults that may change: what is
     /// stored with a model keeps its meaning.
-    pub(crate) fn of_new_model(&self) -> Self {
+    pub fn of_new_model(&self) -> Self {
         Self { history_anchors: Some(self.history_window().anchors), ..self.clone() }
     }
 

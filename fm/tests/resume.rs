@@ -170,6 +170,13 @@ fn a_run_keeps_the_history_window_that_it_began_with() {
         resumed.checkpoint(&path("fm"), "1.0.0").unwrap();
         let manifest = FmManifest::read(&path("fm")).unwrap();
         assert_eq!(manifest.config.history_anchors, Some(kept), "begun with {began:?}");
+        let file = path("fm").join("fm.json");
+        let mut stored: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        stored["config"].as_object_mut().unwrap().remove("history_anchors").unwrap();
+        std::fs::write(&file, stored.to_string()).unwrap();
+        let of_before = FmManifest::read(&path("fm")).unwrap().config.history_anchors;
+        assert_eq!(of_before, Some(0), "a checkpoint from before the key had no anchors");
         drop(resumed);
         let other = FmConfig { history_anchors: Some(7), ..config };
         let error = trainer::resume(from, &other, &spec(), DeviceKind::Cpu).err().unwrap();

@@ -10,7 +10,7 @@ use super::task::{
     AttentionTask, KEYS, OutputSink, ROWS, RowBlock, pack, pack_transposed, padded, scale, zero,
 };
 
-/// A thread's buffers, which grow linearly with the length of a history.
+/// Buffers of some tasks, one after the other, which grow linearly with the length of a history.
 #[derive(Default)]
 pub(super) struct ForwardScratch {
     biases: Biases,

@@ -8,8 +8,8 @@ use super::lanes::{Lanes, MAGIC, MAX_LANES, value_at};
 const EXP_2: [f32; 6] =
     [1.0, std::f32::consts::LN_2, 0.240_222_83, 0.055_505_585, 0.009_669_691, 0.001_330_060_5];
 
-/// The sigmoid, `1 / (1 + exp(-x))`, to about 2e-7. x is clamped to ±87, so that the power stays
-/// normal.
+/// The sigmoid, `1 / (1 + exp(-x))`, with an error of about 2e-7. x is clamped to ±87, so that the
+/// power stays normal.
 #[inline(always)]
 pub(super) fn sigmoid<V: Lanes>(x: V) -> V {
     let (x, minus_log2_e) = (x.clamp_abs(87.0), V::splat(-std::f32::consts::LOG2_E));

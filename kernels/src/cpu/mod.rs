@@ -177,12 +177,16 @@ fn run<S, T: Send>(
     scratch: impl Fn() -> S + Sync + Send,
     task: impl Fn(&mut S, usize) -> T + Sync + Send,
 ) -> Vec<T> {
-    let tasks = 0..shape.requests() * shape.heads;
+    let count = shape.requests() * shape.heads;
+    let tasks = 0..count;
     if work < PARALLEL_FROM {
         let mut scratch = scratch();
         return tasks.map(|index| task(&mut scratch, index)).collect();
     }
-    tasks.into_par_iter().with_max_len(1).map_init(scratch, task).collect()
+    // Requests differ in length, so that large pieces end at different times; small ones cost more
+    // than they share out.
+    let piece = (count * PARALLEL_FROM / work).max(1);
+    tasks.into_par_iter().with_max_len(piece).map_init(scratch, task).collect()
 }
 
 impl HstuBackend for Flex {

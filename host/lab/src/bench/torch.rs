@@ -43,9 +43,9 @@ impl Torch {
             Ok((torch, prepared)) => {
                 report.version("torch", prepared["torch"].as_str().unwrap_or("unknown"));
                 for (case, prepared) in cases.iter().zip(prepared["cases"].as_array()?) {
-                    if let Some(why) = prepared["compiled"].as_str() {
+                    if let Some(why) = prepared["note"].as_str() {
                         let kind = &case["kind"];
-                        report.note(format!("torch.compile of {kind}: {why}; eager only"));
+                        report.note(format!("torch.compile of {kind}: {why}"));
                     }
                 }
                 Some(torch)
@@ -87,7 +87,7 @@ impl Torch {
         }
         let prepared: Value = serde_json::from_str(&line).map_err(|error| error.to_string())?;
         let of_cases = prepared["cases"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let compiled = of_cases.iter().map(|case| case["compiled"].is_null()).collect();
+        let compiled = of_cases.iter().map(|case| case["compiled"] == true).collect();
         let pipes = RefCell::new(Pipes { requests, answers });
         Ok((Torch { child, pipes, compiled }, prepared))
     }

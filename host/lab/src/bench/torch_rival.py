@@ -2,7 +2,7 @@
 
 The first line of standard input is {"threads", "cases"}. Every case is prepared in two variants,
 "eager" and "compiled" (`torch.compile`, mode max-autotune), and the answer is one line of JSON:
-{"torch", "cases": [{"compiled": null, or why there is no compiled variant}]}. Then each line
+{"torch", "cases": [{"compiled": whether it is, "note": what is to be said of it}]}. Then each line
 "CASE VARIANT" runs that variant twice and prints the seconds of the second run, so that the caller
 can take turns with its own work.
 
@@ -228,9 +228,9 @@ def expert(case, compiled):
 
 
 def prepare(case):
-    """The runs of a case by variant, and why the compiled one is missing, if it is."""
+    """The runs of a case by variant, and what is to be said of the compiled one."""
     make = {"attention": attention, "step": step, "expert": expert}[case["kind"]]
-    runs, why = {"eager": make(case, lambda work: work)}, None
+    runs, why, faults = {"eager": make(case, lambda work: work)}, None, []
     runs["eager"]()
     compile_ = lambda work: torch.compile(work, mode="max-autotune", dynamic=False)
     # Some releases write C++ for matrix products that no compiler takes. Then the rival is the code
@@ -242,11 +242,15 @@ def prepare(case):
                 # The first runs compile, the last one shows that nothing is compiled again.
                 for _ in range(3):
                     compiled()
-            runs["compiled"], why = compiled, None
+            runs["compiled"] = compiled
+            if faults:
+                why = f"products are the library's, as generated ones fail ({faults[0]})"
             break
         # torch.compile fails in many ways: no compiler, an unknown operator
         except Exception as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            faults.append((str(error).strip() or type(error).__name__).splitlines()[0])
+    if "compiled" not in runs:
+        why = f"{faults[0]}; eager only"
     return runs, why
 
 
@@ -256,7 +260,7 @@ def main():
     torch.set_num_threads(request["threads"])
     torch.manual_seed(1)
     cases = [prepare(case) for case in request["cases"]]
-    described = [{"compiled": why} for _, why in cases]
+    described = [{"compiled": "compiled" in runs, "note": why} for runs, why in cases]
     print(json.dumps({"torch": torch.__version__, "cases": described}), file=answers, flush=True)
     for line in sys.stdin:
         case, variant = line.split()

@@ -351,7 +351,7 @@ impl ExperimentContext<'_> {
             "users_share": self.users.share,
             "replicates": self.options.replicates,
             "expert": self.options.expert,
-            "fm": self.config.fm,
+            "fm": self.config.fm.of_new_model(),
             "expert_training": self.config.expert_training,
             "logs": self.config.logs,
             "chosen": chosen,

@@ -162,7 +162,8 @@ fn run_seed(
     let settings = json!({
         "users": users, "items": items, "items_per_day": items_per_day,
         "past_days": past_days, "days": days, "plugin": PLUGIN, "flops": deployment.flops,
-        "fm": deployment.config.fm, "expert_training": deployment.config.expert_training,
+        "fm": deployment.config.fm.of_new_model(),
+        "expert_training": deployment.config.expert_training,
     });
     times.time("stop", || deployment.stop())?;
     Ok(AbRun { settings, traffic: counts })

@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(names[..SIZES], series);
         assert_eq!(names[SIZES..], ["d16 l2 h16", "d16 l6 h16", "d16 l3 h4", "d16 l3 h64"]);
         assert!(models.iter().enumerate().all(|(at, model)| model.in_series == (at < SIZES)));
-        let largest = FmConfig { history_anchors: 0, tae_dim: 16, ..base.clone() };
+        let largest = FmConfig { history_anchors: Some(0), tae_dim: 16, ..base.clone() };
         assert_eq!(models[SIZES - 1].fm, largest);
         for model in &models {
             model.fm.validate().unwrap();
