@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::fault_guard;
 use crate::index::{IndexBucket, NONE, find_after, home};
 use crate::memory::Residency;
-use crate::read_ahead::PageList;
+use crate::read_ahead::{self, PageList};
 use crate::slab::RowShape;
 use crate::view::Base;
 
@@ -21,7 +21,8 @@ const ROWS_AHEAD: usize = 16;
 /// No more lines of a row are asked for by hand; the hardware sees a longer run by itself.
 const MOST_LINES: usize = 8;
 /// Ids whose pages are asked for at once: enough for any disk, few enough that none of them leaves
-/// memory again before it is read.
+/// memory again before it is read: 16 MiB where a page has 4 KiB and a row lies on one, and as many
+/// times more as pages are larger or a row lies on several.
 const PART: usize = 4096;
 /// Batches from this size on are worth two threads.
 const PARALLEL: usize = 8192;
@@ -108,7 +109,8 @@ fn gather_part(source: &impl RowSource, ids: &[u64], out: &mut [f32]) -> usize {
     parts
         .map(|(ids, out)| {
             let request = || request_pages(source, ids);
-            read_ahead.around(ids.len(), request, || gather_blocks(source, ids, out))
+            let read = || gather_blocks(source, ids, out);
+            read_ahead.around(ids.len(), read_ahead::faults, request, read)
         })
         .sum()
 }
@@ -252,7 +254,7 @@ fn copy_rows(shape: RowShape, places: &[ValueLocation], out: &mut [f32]) {
         match place {
             ValueLocation::Missing => out.fill(0.0),
             ValueLocation::Slab(start) => {
-                // SAFETY: `Source` promises that a row lies there and stays as it is.
+                // SAFETY: `RowSource` promises that a row lies there and stays as it is.
                 let bytes = unsafe { std::slice::from_raw_parts(start, stride) };
                 format.decode(bytes, out);
             }

@@ -62,8 +62,10 @@
 //! A read goes through a batch in stages, prefetched some rows ahead: one cache line of the index,
 //! then where the row lies, then the row. So many cache misses overlap, and going through the index
 //! costs little more than knowing the rows' places. Large batches use two threads. Where rows are
-//! larger than memory, the disk is asked first for all pages of a batch, in their order in the
-//! files, so that it has many requests at a time; give such a store batches of hundreds of ids.
+//! larger than memory, the disk is asked first for all pages of a batch, or of each 4096 ids of a
+//! larger one, in their order in the files, so that it has many requests at a time; but only while
+//! asking pays, which is while rows do come from the disk. Give such a store batches of hundreds of
+//! ids; one of fewer than 16 never asks.
 //!
 //! # Readers of other processes
 //!

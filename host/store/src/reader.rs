@@ -68,8 +68,9 @@ impl StoreReader {
         self.generation
     }
 
-    /// Whether its rows did not fit into memory when it was opened, so that reads come from the
-    /// disk.
+    /// Whether its rows take more than three quarters of the memory that was available when it was
+    /// opened, its control group's limit included, so that reads may come from the disk. `false`
+    /// where the system does not say how much memory there is.
     pub fn is_larger_than_memory(&self) -> bool {
         self.view.base.read_ahead.is_some()
     }

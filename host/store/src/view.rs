@@ -48,11 +48,13 @@ unsafe impl Sync for ValuesStart {}
 
 impl Base {
     /// Maps the slabs of `rows` rows, those that `old` has not mapped yet, and the index if it is
-    /// another.
+    /// another. Where `old` was larger than memory, so is this, and what it found out about its reads
+    /// stays: a checkpoint changes little of it.
     pub fn open(dir: &Path, shape: RowShape, rows: usize, old: Option<&Base>) -> Result<Base> {
         let mut slabs = old.map_or(Vec::new(), |old| old.slabs.clone());
         let bytes = slabs_for(rows) as u64 * RowSlab::file_len(SlabId { number: 0, shape });
-        let residency = Residency::of(bytes);
+        let kept = old.and_then(|old| old.read_ahead.clone());
+        let residency = if kept.is_some() { Residency::Partial } else { Residency::of(bytes) };
         for number in slabs.len()..slabs_for(rows) {
             let slab = RowSlab::open(dir, SlabId { number, shape })?;
             slab.file.advise(residency);
@@ -60,7 +62,7 @@ impl Base {
         }
         let starts = slabs.iter().map(|slab| ValuesStart(slab.start())).collect();
         let index = Arc::new(Index::open(dir)?);
-        let read_ahead = (residency == Residency::Partial).then(Arc::default);
+        let read_ahead = kept.or_else(|| (residency == Residency::Partial).then(Arc::default));
         Ok(Base { shape, rows, slabs, starts, index, read_ahead })
     }
 
@@ -425,5 +427,8 @@ mod tests {
         view.base.read_ahead = Some(Arc::default());
         Arc::get_mut(&mut view.base.index).unwrap().residency = Residency::Partial;
         assert!(gather(&view) == whole);
+        let next = Base::open(dir.path(), shape, 20_200, Some(&view.base)).unwrap();
+        let [old, next] = [&view.base, &next].map(|base| base.read_ahead.as_ref().unwrap());
+        assert!(Arc::ptr_eq(old, next), "a checkpoint does not begin anew");
     }
 }
