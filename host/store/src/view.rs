@@ -48,8 +48,8 @@ unsafe impl Sync for ValuesStart {}
 
 impl Base {
     /// Maps the slabs of `rows` rows, those that `old` has not mapped yet, and the index if it is
-    /// another. Where `old` was larger than memory, so is this, and what it found out about its reads
-    /// stays: a checkpoint changes little of it.
+    /// another. Where `old` was larger than memory, so is this, and what it found out about its
+    /// reads stays: a checkpoint changes little of it.
     pub fn open(dir: &Path, shape: RowShape, rows: usize, old: Option<&Base>) -> Result<Base> {
         let mut slabs = old.map_or(Vec::new(), |old| old.slabs.clone());
         let bytes = slabs_for(rows) as u64 * RowSlab::file_len(SlabId { number: 0, shape });

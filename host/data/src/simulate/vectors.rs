@@ -35,7 +35,7 @@ pub fn unit(vector: LatentVector) -> LatentVector {
     vector.map(|x| x / norm)
 }
 
-/// The dot product.
+/// How much two vectors agree: of unit vectors, between -1 and 1.
 pub fn dot(a: &LatentVector, b: &LatentVector) -> f32 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
