@@ -164,8 +164,8 @@ async fn rank(
         service.rank(&request, &fetched, output, took)
     };
     let answer = on_worker(&app.workers, deadline, run).await?;
-    // Work that need not delay the answer; skipped if the queue is full.
-    let _ = app.workers.submit(move || idle.after(seen));
+    // Work that need not delay the answer.
+    app.workers.submit_later(move || idle.after(seen));
     Ok(Json(answer).into_response())
 }
 

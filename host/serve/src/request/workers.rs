@@ -1,7 +1,8 @@
 //! The threads that run requests. Models and Wasm block, so they never run on the server's async
 //! threads.
 //!
-//! The queue is bounded: a full one refuses at once. A thread that runs a guest for long is
+//! The queue is bounded: a full one refuses at once. What need not delay an answer has places of its
+//! own in it, so that it takes none from a request that was admitted. A thread that runs a guest for long is
 //! replaced in the pool; it ends after its job and runs at a lower priority until then.
 
 use std::{
@@ -19,6 +20,8 @@ use hypercast_core::{
 };
 use hypercast_expert::cpu_budget;
 
+use tokio::sync::Semaphore;
+
 use crate::{
     error::Result,
     request::api::{Refusal, RequestResult},
@@ -30,23 +33,27 @@ type RequestJob = Box<dyn FnOnce() + Send>;
 /// A fixed number of threads on a bounded queue. Dropping it finishes what is queued.
 pub struct Workers {
     queue: Option<SyncSender<RequestJob>>,
+    /// The places of jobs that wait: those that a caller waits for, and those that nobody does.
+    places: Arc<Semaphore>,
+    later_places: Arc<Semaphore>,
     pool: Arc<WorkerPool>,
 }
 
 impl Workers {
-    /// Starts so many threads, before which at most `queue` jobs wait. As many more threads may
-    /// have been replaced and still run a job.
+    /// Starts so many threads, before which at most `queue` jobs wait, and as many of those that
+    /// nobody waits for. As many more threads may have been replaced and still run a job.
     ///
     /// # Errors
     /// Threads that cannot be started.
     pub fn start(threads: usize, queue: usize) -> Result<Self> {
-        let (queue, jobs) = sync_channel::<RequestJob>(queue);
+        let [places, later_places] = [queue; 2].map(|most| Arc::new(Semaphore::new(most)));
+        let (queue, jobs) = sync_channel::<RequestJob>(2 * queue);
         let (jobs, most) = (Mutex::new(jobs), 2 * threads);
         let pool = Arc::new(WorkerPool { jobs, threads: Mutex::default(), most });
         for index in 0..threads {
             pool.spawn(&mut lock(&pool.threads), &format!("rank-{index}"))?;
         }
-        Ok(Self { queue: Some(queue), pool })
+        Ok(Self { queue: Some(queue), places, later_places, pool })
     }
 
     /// Queues a job.
@@ -54,8 +61,28 @@ impl Workers {
     /// # Errors
     /// [`Refusal::Overloaded`] if the queue is full; the job is dropped.
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> RequestResult<()> {
+        self.queue_at(&self.places, job)
+    }
+
+    /// Queues a job that nobody waits for; it is dropped if too many of these wait.
+    pub fn submit_later(&self, job: impl FnOnce() + Send + 'static) {
+        // It is left out under load.
+        let _ = self.queue_at(&self.later_places, job);
+    }
+
+    fn queue_at(
+        &self,
+        places: &Arc<Semaphore>,
+        job: impl FnOnce() + Send + 'static,
+    ) -> RequestResult<()> {
+        let overloaded = || Refusal::Overloaded { retry_after_ms: 100 };
+        let place = places.clone().try_acquire_owned().map_err(|_| overloaded())?;
+        let job = move || {
+            drop(place);
+            job();
+        };
         let queue = self.queue.as_ref().expect("only drop takes the queue");
-        queue.try_send(Box::new(job)).map_err(|_| Refusal::Overloaded { retry_after_ms: 100 })
+        queue.try_send(Box::new(job)).map_err(|_| overloaded())
     }
 }
 
@@ -130,6 +157,29 @@ fn leave() {
 mod tests {
     use super::*;
     use std::sync::mpsc::channel;
+
+    #[test]
+    fn what_nobody_waits_for_takes_no_place_of_a_request() {
+        let workers = Workers::start(1, 1).unwrap();
+        let (release, gate) = channel::<()>();
+        let (started, running) = channel();
+        workers
+            .submit(move || {
+                started.send(()).unwrap();
+                gate.recv().unwrap();
+            })
+            .unwrap();
+        running.recv().unwrap();
+        let (done, ran) = channel();
+        for _ in 0..2 {
+            let done = done.clone();
+            workers.submit_later(move || done.send("later").unwrap());
+        }
+        workers.submit(move || done.send("request").unwrap()).unwrap();
+        release.send(()).unwrap();
+        drop(workers);
+        assert_eq!(ran.iter().collect::<Vec<_>>(), ["later", "request"], "the second was dropped");
+    }
 
     #[test]
     fn a_full_queue_refuses_and_a_panic_costs_no_thread() {
