@@ -1,9 +1,10 @@
 //! The threads that run requests. Models and Wasm block, so they never run on the server's async
 //! threads.
 //!
-//! The queue is bounded: a full one refuses at once. What need not delay an answer has places of its
-//! own in it, so that it takes none from a request that was admitted. A thread that runs a guest for long is
-//! replaced in the pool; it ends after its job and runs at a lower priority until then.
+//! The queue is bounded: a full one refuses at once. What need not delay an answer has places of
+//! its own in it, so that it takes none from a request that was admitted. A thread that runs a
+//! guest for long is replaced in the pool; it ends after its job and runs at a lower priority until
+//! then.
 
 use std::{
     cell::{Cell, RefCell},
