@@ -244,7 +244,7 @@ def prepare(case):
                     compiled()
             runs["compiled"] = compiled
             if faults:
-                why = f"products are the library's, as generated ones fail ({faults[0]})"
+                why = f"with products of its own ({faults[0]}); the rival has the library's"
             break
         # torch.compile fails in many ways: no compiler, an unknown operator
         except Exception as error:
