@@ -346,7 +346,7 @@ struct BatchWriter<'a> {
     labels: &'a LabelScales,
     item_dense: FrozenStandardiser,
     features: FrozenStandardiser,
-    /// By surface.
+    /// Of the inputs of each surface's own alignment module.
     alignments: BTreeMap<&'a str, FrozenStandardiser>,
     keys: KeyIndex,
     batch: FmBatch,

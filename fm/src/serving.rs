@@ -31,7 +31,7 @@ use crate::{
 /// 2402.17152, section 3.4). Together they equal [`FmModel::forward`] up to rounding.
 #[derive(Debug)]
 pub struct ServingModel<B: ServingBackend> {
-    /// The unprepared model.
+    /// As it was trained: for updates, for joint passes, and for what needs no preparation.
     pub(crate) model: FmModel<B>,
     tokens: B::Mlp,
     candidate: Option<B::Mlp>,

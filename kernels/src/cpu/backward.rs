@@ -2,8 +2,8 @@
 //!
 //! With s the scores, A = SiLU(s) / norm and g the gradient of the output:
 //! `dA = g Vᵀ`, `dS = dA · SiLU'(s) / norm`, `dQ = α dS K`, `dK = α dSᵀ Q`,
-//! `dV = Aᵀ g`, and each bias gets the sum of the dS that it was added to. As all are linear in g,
-//! it is divided by the norm once, when it is packed.
+//! `dV = Aᵀ g`, and each bias gets the sum of the dS that it was added to. As all are linear in
+//! g, it is divided by the norm once, when it is packed.
 
 use super::bias::{BiasSums, BiasTableGrads, Biases, ScoreTile};
 use super::forward::score;

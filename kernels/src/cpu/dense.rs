@@ -20,10 +20,10 @@ use crate::layer::Affine;
 pub(super) const PANEL: usize = 2 * MAX_LANES;
 
 /// Rows per block.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 
 /// Multiply-adds from which a product uses more than one thread.
-const PARALLEL_FROM: usize = 2_000_000;
+pub(super) const PARALLEL_FROM: usize = 2_000_000;
 
 /// The weights of a linear layer, in panels of columns.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use burn::tensor::TensorMetadata;
 use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
-use super::dense::{PANEL, Prepared};
+use super::dense::{BLOCK, PANEL, PARALLEL_FROM, Prepared};
 use super::isa::{DetectedIsa, Isa, IsaKernel};
 use super::lanes::Lanes;
 use super::mlp::load;
@@ -15,12 +15,6 @@ use super::product::{Activation, Factor, Matrix, TileBase, multiply, multiply_on
 use super::{StridedRows, add_to, matrix, readable, rows, values};
 use crate::mlp::LinearWeights;
 use crate::prepared_mlp::{MlpRows, MlpWeights, PreparedMlp, SharedColumns};
-
-/// Rows per block.
-const BLOCK: usize = 64;
-
-/// Multiply-adds from which a network uses more than one thread.
-const PARALLEL_FROM: usize = 2_000_000;
 
 /// The weights of a network of two linear layers.
 #[derive(Debug)]
@@ -202,17 +196,20 @@ impl CpuPreparedMlp {
         let added = added.as_ref().map(rows);
         let input = MlpInput { own: rows(&own), group_of, products, added };
         let mut out = vec![0.0; count * to];
-        let block = |scratch: &mut BlockScratch, (index, out): (usize, &mut [f32])| {
+        let block = |scratch: &mut BlockScratch, index: usize, out: &mut [f32]| {
             let first = index * BLOCK;
             isa.run(PreparedMlpBlock { network: self, input: &input, first, scratch, out });
         };
         let size = (BLOCK * to).max(1);
         if count * self.work() < PARALLEL_FROM {
             let mut scratch = BlockScratch::default();
-            out.chunks_mut(size).enumerate().for_each(|part| block(&mut scratch, part));
+            let parts = out.chunks_mut(size).enumerate();
+            parts.for_each(|(index, out)| block(&mut scratch, index, out));
         } else {
             let parts = out.par_chunks_mut(size).enumerate();
-            parts.for_each_init(BlockScratch::default, block);
+            parts.for_each_init(BlockScratch::default, |scratch, (index, out)| {
+                block(scratch, index, out);
+            });
         }
         matrix(out, count, to)
     }

@@ -20,7 +20,6 @@ use hypercast_core::{
     supervised_thread::{self, OnPanic},
 };
 use hypercast_expert::cpu_budget;
-
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -157,20 +156,27 @@ fn leave() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Sender, channel};
 
-    #[test]
-    fn what_nobody_waits_for_takes_no_place_of_a_request() {
-        let workers = Workers::start(1, 1).unwrap();
+    /// Occupies a thread until something is sent; then its job ends with `end`.
+    fn occupy(workers: &Workers, end: impl FnOnce() + Send + 'static) -> Sender<()> {
         let (release, gate) = channel::<()>();
         let (started, running) = channel();
         workers
             .submit(move || {
                 started.send(()).unwrap();
                 gate.recv().unwrap();
+                end();
             })
             .unwrap();
         running.recv().unwrap();
+        release
+    }
+
+    #[test]
+    fn what_nobody_waits_for_takes_no_place_of_a_request() {
+        let workers = Workers::start(1, 1).unwrap();
+        let release = occupy(&workers, || ());
         let (done, ran) = channel();
         for _ in 0..2 {
             let done = done.clone();
@@ -185,16 +191,7 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_and_a_panic_costs_no_thread() {
         let workers = Workers::start(1, 1).unwrap();
-        let (release, gate) = channel::<()>();
-        let (started, running) = channel();
-        workers
-            .submit(move || {
-                started.send(()).unwrap();
-                gate.recv().unwrap();
-                panic!("as a faulty request would");
-            })
-            .unwrap();
-        running.recv().unwrap();
+        let release = occupy(&workers, || panic!("as a faulty request would"));
         let (done, after) = channel();
         workers.submit(move || done.send(()).unwrap()).unwrap();
         let refused = workers.submit(|| ()).unwrap_err();

@@ -143,7 +143,7 @@ pub fn tally_truth(
 pub struct RateTrial {
     /// The model's name on the ladder, such as `d16 l2 h32`.
     pub model: String,
-    /// Its width.
+    /// Its width, which says what other models take the rate.
     pub dim: usize,
     /// The peak learning rate of the dense weights (AdamW).
     pub learning_rate: f64,
