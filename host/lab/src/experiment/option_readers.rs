@@ -34,7 +34,7 @@ const READERS: [(&str, &[Experiment]); 27] = [
     ("replicates", OF_DATA),
     // What is published is an FM.
     ("expert", &[Tae, Transfer, Unseen, Compute, Scaling, Ablation]),
-    ("variant", &[Ablation]),
+    ("variant", &[Ablation, Ab]),
     ("student", &[Transfer]),
     ("stale_hours", &[Tae]),
     ("publish_minutes", &[Publish]),

@@ -4,6 +4,7 @@
 //! - `one-stage` does so with another FM, which learns from the tested surface alone. It is as wide
 //!   as its cost must be to be no less than that of FM and expert together.
 //! - `FM and expert` is the expert as its trainer publishes it.
+//! - Further components are compared as that expert is, each by its own name and trainer.
 //!
 //! All learn from the past, and go on with what any arm shows.
 
@@ -39,19 +40,39 @@ use crate::{
     processes::ProcessGroup,
 };
 
-/// The arms, each compared with those before it.
-pub const ARMS: [&str; 3] = ["FM alone", "one-stage", "FM and expert"];
-
 /// The plugin: it has a short history of its own, and orders by the value of all actions.
 pub const PLUGIN: &str = "short-term";
 
 /// The name that the arms share.
 const EXPERT: &str = "feed";
 
-/// The arms' versions, and the versions of the FM that they pin.
-const VERSIONS: [&str; ARMS.len()] = ["1.0.0", "2.0.0", "3.0.0"];
-const PINNED: [&str; ARMS.len()] = ["1.0.0", "2.0.0", "1.0.0"];
+/// The FM that most arms are beside, and that of the one-stage model.
 const FM_VERSIONS: [&str; 2] = ["1.0.0", "2.0.0"];
+
+/// An arm: a version of the expert.
+#[derive(Debug, Clone)]
+pub struct AbArm {
+    /// As reports name it.
+    pub name: String,
+    version: String,
+    /// Index of the FM that it is beside, in [`FM_VERSIONS`].
+    fm: usize,
+    /// The component that a trainer publishes parameters for; none for the FM's own heads.
+    learner: Option<String>,
+}
+
+/// The arms, each compared with those before it; `variants` are components in the plugins' folder.
+pub fn arms(variants: &[String]) -> Vec<AbArm> {
+    let own = [("FM alone", 0, None), ("one-stage", 1, None), ("FM and expert", 0, Some(PLUGIN))];
+    let variants = variants.iter().map(|name| (name.as_str(), 0, Some(name.as_str())));
+    let arm = |(at, (name, fm, learner)): (usize, (&str, usize, Option<&str>))| AbArm {
+        name: name.to_owned(),
+        version: format!("{}.0.0", at + 1),
+        fm,
+        learner: learner.map(str::to_owned),
+    };
+    own.into_iter().chain(variants).enumerate().map(arm).collect()
+}
 
 /// Seconds between publications, and between two files of the logs: minutes of the world's time.
 const PUBLISH_EVERY_S: u64 = 2;
@@ -72,9 +93,11 @@ pub struct Deployment {
     /// Asks the daemon.
     pub client: DemoClient,
     /// The arm of each user, as the daemon chooses it.
-    pub arms: Vec<usize>,
+    pub of_users: Vec<usize>,
+    /// The arms.
+    pub arms: Vec<AbArm>,
     /// Floating-point operations a candidate, by arm.
-    pub flops: [u64; ARMS.len()],
+    pub flops: Vec<u64>,
     /// What the FM and the expert are configured as.
     pub config: Config,
 }
@@ -82,19 +105,22 @@ pub struct Deployment {
 /// The configurations, and what the arms cost.
 struct AbConfigs {
     config: Config,
-    first: PathBuf,
-    one_stage: PathBuf,
+    /// The files of the FMs, in the order of [`FM_VERSIONS`].
+    fms: [PathBuf; 2],
+    /// The file of each arm: that of its FM, or of one with its component.
+    arms: Vec<PathBuf>,
     dataset: Dataset,
-    flops: [u64; ARMS.len()],
+    flops: Vec<u64>,
 }
 
 impl Deployment {
-    /// Trains on the past, and starts every process with a third of the users for each arm.
+    /// Trains on the past, and starts every process with an equal share of the users for each arm.
     ///
     /// # Errors
     /// The failure of a step.
     pub fn start(
         setup: &EvaluationSetup,
+        arms: Vec<AbArm>,
         seed: u64,
         past: AbPast<'_>,
         times: &StepTimes,
@@ -102,15 +128,16 @@ impl Deployment {
     ) -> Result<Self> {
         let (work, users, until_ms) = (setup.work(), past.world.users().len(), past.until_ms);
         write_past(past, &work.join("data"), &work.join("data-one-stage"))?;
-        let configs = configure(setup, seed, until_ms)?;
+        let configs = configure(setup, &arms, seed, until_ms)?;
         let mut processes = ProcessGroup::new(work.join("process-logs"), stop.clone())?;
-        for path in [&configs.first, &configs.one_stage] {
+        for path in &configs.fms {
             times.time("train on the past", || processes.complete(&["train", "fm"], path))?;
         }
-        let url = times.time("start", || start(&configs, &mut processes))?;
+        let url = times.time("start", || start(&configs, &arms, &mut processes))?;
         let AbConfigs { config, dataset, flops, .. } = configs;
-        let arms = arms_of_users(&config, users)?;
-        Ok(Self { processes, client: DemoClient::new(url, &dataset)?, arms, flops, config })
+        let of_users = arms_of_users(&config, &arms, users)?;
+        let client = DemoClient::new(url, &dataset)?;
+        Ok(Self { processes, client, of_users, arms, flops, config })
     }
 
     /// Checks that every process runs.
@@ -126,7 +153,7 @@ impl Deployment {
     /// # Errors
     /// It came from another version.
     pub fn check_arm(&self, user: u64, version: Option<&str>) -> Result<()> {
-        let wanted = VERSIONS[self.arms[user as usize - 1]];
+        let wanted = &*self.arms[self.of_users[user as usize - 1]].version;
         if version == Some(wanted) {
             return Ok(());
         }
@@ -158,8 +185,13 @@ fn write_past(past: AbPast<'_>, data: &Path, own: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes both configurations into the work folder, with paths relative to it.
-fn configure(setup: &EvaluationSetup, seed: u64, until_ms: i64) -> Result<AbConfigs> {
+/// Writes the configurations into the work folder, with paths relative to it.
+fn configure(
+    setup: &EvaluationSetup,
+    arms: &[AbArm],
+    seed: u64,
+    until_ms: i64,
+) -> Result<AbConfigs> {
     let work = setup.work();
     let dataset = Dataset::open(&work.join("data"))?;
     let mut config = setup.config(&dataset)?;
@@ -173,32 +205,45 @@ fn configure(setup: &EvaluationSetup, seed: u64, until_ms: i64) -> Result<AbConf
     config.engine.fsync = false;
     // What an arm costs is reported, and limits nothing.
     config.plugin_limits.max_flops_share = 10.0;
-    let plugin = setup.plugins.join(format!("{PLUGIN}.wasm"));
-    let own = preset::expert(EXPERT, plugin);
-    let surfaces = vec![FIRST_SURFACE.to_owned()];
-    config.experts = vec![ExpertEntry { surfaces, train_on: TrainOn::Own, ..own }];
+    let of_component = |name: &str| {
+        let own = preset::expert(EXPERT, setup.plugins.join(format!("{name}.wasm")));
+        let surfaces = vec![FIRST_SURFACE.to_owned()];
+        let experts = vec![ExpertEntry { surfaces, train_on: TrainOn::Own, ..own }];
+        Config { experts, ..config.clone() }
+    };
+    let write = |config: &Config, name: &str| -> Result<PathBuf> {
+        let path = work.join(format!("{name}.toml"));
+        config.write(&path)?;
+        Ok(path)
+    };
     let spec = dataset_spec(&dataset)?;
     let fm = one_stage_flops(&config.fm, &spec);
-    let expert = own_heads(&config, &dataset.schema, &config.fm, FM_VERSIONS[0])?.flops();
-    let mut one_stage = config.clone();
-    one_stage.fm = widened(&config.fm, &spec, fm + expert);
+    let with_expert = |config: &Config| -> Result<u64> {
+        Ok(fm + blueprint(config, &dataset.schema, &config.fm, FM_VERSIONS[0])?.flops())
+    };
+    let first = of_component(PLUGIN);
+    let mut one_stage = first.clone();
+    one_stage.fm = widened(&first.fm, &spec, with_expert(&first)?);
     one_stage.paths.dataset = work.join("data-one-stage");
     one_stage.paths.fm = work.join("fm-one-stage");
     one_stage.paths.fm_work = work.join("fm-work-one-stage");
     one_stage.paths.logs = work.join("logs-one-stage");
-    let write = |config: &Config, name: &str| -> Result<PathBuf> {
-        let path = work.join(name);
-        config.write(&path)?;
-        Ok(path)
-    };
-    let first = write(&config, "hypercast.toml")?;
-    Ok(AbConfigs {
-        flops: [fm, one_stage_flops(&one_stage.fm, &spec), fm + expert],
-        one_stage: write(&one_stage, "one-stage.toml")?,
-        config: Config::read(&first)?,
-        first,
-        dataset,
-    })
+    let fms = [write(&first, "hypercast")?, write(&one_stage, "one-stage")?];
+    let (mut files, mut flops) = (Vec::new(), Vec::new());
+    for arm in arms {
+        let (file, cost) = match arm.learner.as_deref() {
+            None => (fms[arm.fm].clone(), one_stage_flops(&[&first, &one_stage][arm.fm].fm, &spec)),
+            Some(PLUGIN) => (fms[arm.fm].clone(), with_expert(&first)?),
+            Some(component) => {
+                let own = of_component(component);
+                (write(&own, &format!("expert-{component}"))?, with_expert(&own)?)
+            }
+        };
+        files.push(file);
+        flops.push(cost);
+    }
+    let config = Config::read(&fms[0])?;
+    Ok(AbConfigs { config, fms, arms: files, dataset, flops })
 }
 
 /// An FM like another one, as much wider as it takes to cost that much.
@@ -211,7 +256,7 @@ fn widened(fm: &FmConfig, spec: &FmSpec, least_flops: u64) -> FmConfig {
 }
 
 /// The expert beside an FM.
-fn own_heads(config: &Config, schema: &Schema, fm: &FmConfig, version: &str) -> Result<Blueprint> {
+fn blueprint(config: &Config, schema: &Schema, fm: &FmConfig, version: &str) -> Result<Blueprint> {
     let options = LoadOptions {
         tae_dim: fm.tae_width(),
         fm_version: Some(version.to_owned()),
@@ -223,32 +268,39 @@ fn own_heads(config: &Config, schema: &Schema, fm: &FmConfig, version: &str) -> 
 
 /// Starts the trainers, registers the arms and gives each its users; then the logging tier and the
 /// daemon, whose address it returns.
-fn start(configs: &AbConfigs, processes: &mut ProcessGroup) -> Result<String> {
-    let AbConfigs { first, one_stage, .. } = configs;
-    let trained = [(FM_VERSIONS[0], first), (FM_VERSIONS[1], one_stage)];
-    for (version, path) in trained {
+fn start(configs: &AbConfigs, arms: &[AbArm], processes: &mut ProcessGroup) -> Result<String> {
+    let AbConfigs { fms, arms: files, .. } = configs;
+    let [first, _] = fms;
+    for (version, path) in FM_VERSIONS.into_iter().zip(fms) {
         let words = ["train", "fm", "--follow", "--version", version];
         processes.start(&format!("train-fm-{version}"), &words, path)?;
     }
-    let [.., learns] = VERSIONS;
-    let words = ["train", "expert", EXPERT, "--follow", "--version", learns, "--fm", PINNED[2]];
-    processes.start("train-expert", &words, first)?;
-    for (version, path) in trained {
+    let trainer = |arm: &AbArm| format!("train-expert-{}", arm.version);
+    for (arm, path) in arms.iter().zip(files).filter(|(arm, _)| arm.learner.is_some()) {
+        let (version, fm) = (arm.version.as_str(), FM_VERSIONS[arm.fm]);
+        let words = ["train", "expert", EXPERT, "--follow", "--version", version, "--fm", fm];
+        processes.start(&trainer(arm), &words, path)?;
+    }
+    for (version, path) in FM_VERSIONS.into_iter().zip(fms) {
         processes.await_output(&format!("train-fm-{version}"), PUBLISHED, VERSION_WITHIN)?;
         processes.accepted(&["register", "fm", "--published", version], path)?;
         processes.accepted(&["promote", "fm", version], first)?;
     }
-    for (arm, path) in [(0, first), (1, one_stage)] {
-        let parameters = untrained(path, PINNED[arm])?;
-        let parameters = parameters.display().to_string();
-        let words = ["register", "expert", EXPERT, VERSIONS[arm], "--parameters", &parameters];
-        processes.accepted(&words, first)?;
+    for (arm, path) in arms.iter().zip(files) {
+        let register = ["register", "expert", EXPERT, &arm.version];
+        if arm.learner.is_some() {
+            processes.await_output(&trainer(arm), PUBLISHED, VERSION_WITHIN)?;
+            processes.accepted(&[&register[..], &["--published"]].concat(), path)?;
+        } else {
+            let parameters = untrained(path, FM_VERSIONS[arm.fm])?.display().to_string();
+            let own = ["--parameters", &parameters];
+            processes.accepted(&[&register[..], &own].concat(), first)?;
+        }
     }
-    processes.await_output("train-expert", PUBLISHED, VERSION_WITHIN)?;
-    processes.accepted(&["register", "expert", EXPERT, learns, "--published"], first)?;
-    for (arm, version) in VERSIONS.into_iter().enumerate() {
-        let share = (1.0 / (arm + 1) as f64).to_string();
-        processes.accepted(&["promote", "expert", EXPERT, version, "--share", &share], first)?;
+    for (at, arm) in arms.iter().enumerate() {
+        let share = (1.0 / (at + 1) as f64).to_string();
+        let words = ["promote", "expert", EXPERT, &arm.version, "--share", &share];
+        processes.accepted(&words, first)?;
     }
     processes.start("log", &["materialise", "--follow"], first)?;
     processes.start("serve", &["serve", "--listen", "127.0.0.1:0"], first)?;
@@ -260,14 +312,14 @@ fn start(configs: &AbConfigs, processes: &mut ProcessGroup) -> Result<String> {
 fn untrained(path: &Path, version: &str) -> Result<PathBuf> {
     let config = Config::read(path)?;
     let schema = Dataset::open(&config.paths.dataset)?.schema;
-    let blueprint = own_heads(&config, &schema, &config.fm, version)?;
+    let blueprint = blueprint(&config, &schema, &config.fm, version)?;
     let file = path.with_file_name(format!("own-heads-{version}.safetensors"));
     let names = blueprint.columns.feature_names();
     blueprint.init_parameters(Normaliser::identity(names), config.fm.seed).save(&file)?;
     Ok(file)
 }
 
-fn arms_of_users(config: &Config, users: usize) -> Result<Vec<usize>> {
+fn arms_of_users(config: &Config, arms: &[AbArm], users: usize) -> Result<Vec<usize>> {
     let engine = streams::open(&config.engine)?;
     let mut registry = RegistryFollower::new(&*engine)?;
     registry.catch_up(&*engine)?;
@@ -275,7 +327,7 @@ fn arms_of_users(config: &Config, users: usize) -> Result<Vec<usize>> {
     let shares = shares.unwrap_or_default();
     let arm = |user: u64| {
         let version = choose_version(&shares, user_bucket(user, EXPERT));
-        let arm = VERSIONS.into_iter().position(|own| version == Some(own));
+        let arm = arms.iter().position(|own| version == Some(&*own.version));
         arm.ok_or_else(|| Error::internal(format!("no arm answers user {user}: {shares:?}")))
     };
     (1..=users as u64).map(arm).collect()

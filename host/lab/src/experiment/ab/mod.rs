@@ -18,7 +18,7 @@ use hypercast_core::{atomic_dir, dir_lock::DirLock, shutdown::Shutdown, text_tab
 use serde_json::{Value, json};
 
 use self::{
-    deployment::{ARMS, AbPast, Deployment, PLUGIN},
+    deployment::{AbArm, AbPast, Deployment, PLUGIN},
     outcomes::{AbRow, ArmTotals, DailyOutcomes, FEWEST_USERS, METRICS, UserBaseline},
     own_rankers::{REFERENCES, RUNS, TestSize},
     traffic::{ClosedLoopTraffic, ServedClicks, TrafficCounts},
@@ -41,7 +41,7 @@ const FEWEST_ITEMS: usize = 200;
 /// The size of an A/B test.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AbOptions {
-    /// ab: users, a third for each arm
+    /// ab: users, an equal share of them for each arm
     #[arg(long, value_name = "N", default_value_t = 1500)]
     pub ab_users: usize,
     /// ab: days before the test, from which all models learn first
@@ -52,7 +52,7 @@ pub struct AbOptions {
     pub ab_days: i64,
     /// ab: instead, how often equal arms are found to differ, in 100 tests with rankers of the
     /// world itself; no daemon is started
-    #[arg(long, conflicts_with_all = ["seeds", "config", "plugins", "work"])]
+    #[arg(long, conflicts_with_all = ["seeds", "config", "plugins", "variant", "work"])]
     pub equal_arms: bool,
 }
 
@@ -66,7 +66,8 @@ impl AbOptions {
 pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     let size = options.ab.size();
     let TestSize { users, past_days, days } = size;
-    if users < ARMS.len() || past_days < 2 || days < 1 {
+    let arms = deployment::arms(&options.variant);
+    if users < arms.len() || past_days < 2 || days < 1 {
         return Err(Error::invalid(
             "ab needs a user for each arm (--ab-users), two days of the past (--ab-past-days) and \
              one of the test (--ab-days)",
@@ -81,14 +82,15 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         });
         return Ok(report((0..RUNS).collect(), rows, table, config, &times));
     }
-    if users < ARMS.len() * FEWEST_USERS {
+    if users < arms.len() * FEWEST_USERS {
         tracing::warn!(
             "--ab-users {users}: nothing can be said of differences with fewer than \
              {FEWEST_USERS} users an arm"
         );
     }
     let _owner = DirLock::acquire(options.setup.work())?;
-    let new = || [ArmTotals::new(ARMS.len()), ArmTotals::new(REFERENCES.len())];
+    let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
+    let new = || [ArmTotals::new(names.len()), ArmTotals::new(REFERENCES.len())];
     let [mut all, mut all_references] = new();
     let (mut rows, mut settings, mut traffic) = (Vec::new(), Value::Null, BTreeMap::new());
     for &seed in &options.seeds.0 {
@@ -96,16 +98,16 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         let world = world_options(users, seed);
         let totals = &mut [&mut references, &mut all_references];
         times.time("own rankers", || own_rankers::references(&world, size, totals, &stop))?;
-        let ran = run_seed(options, world, &mut [&mut own, &mut all], &times, &stop)?;
+        let ran = run_seed(options, &arms, world, &mut [&mut own, &mut all], &times, &stop)?;
         settings = ran.settings;
         traffic.insert(seed, ran.traffic);
         rows.extend(references.rows(&seed.to_string(), &REFERENCES));
-        rows.extend(own.rows(&seed.to_string(), &ARMS));
+        rows.extend(own.rows(&seed.to_string(), &names));
     }
     rows.extend(all_references.rows(ALL_SEEDS, &REFERENCES));
-    rows.extend(all.rows(ALL_SEEDS, &ARMS));
+    rows.extend(all.rows(ALL_SEEDS, &names));
     settings["traffic"] = json!(traffic);
-    let mut table = table(&rows, &settings["flops"]) + &predictions(&traffic);
+    let mut table = table(&rows, &names, &settings["flops"]) + &predictions(&traffic);
     let spread = by_seed(&rows);
     if !spread.is_empty() {
         table += &format!("\n{spread}");
@@ -128,6 +130,7 @@ struct AbRun {
 
 fn run_seed(
     options: &ExperimentOptions,
+    arms: &[AbArm],
     world: ClosedLoopOptions,
     totals: &mut [&mut ArmTotals],
     times: &StepTimes,
@@ -149,8 +152,8 @@ fn run_seed(
     setup.plugins = std::path::absolute(&setup.plugins).map_err(Error::io(&setup.plugins))?;
     let from_ms = START_MS + past_days * DAY_MS;
     let past = AbPast { world: &world, rows, until_ms: from_ms };
-    let mut deployment = Deployment::start(&setup, seed, past, times, stop)?;
-    let outcomes = DailyOutcomes::new(seed, deployment.arms.clone(), baseline);
+    let mut deployment = Deployment::start(&setup, arms.to_vec(), seed, past, times, stop)?;
+    let outcomes = DailyOutcomes::new(seed, deployment.of_users.clone(), baseline);
     let traffic = ClosedLoopTraffic::new(&mut deployment, &mut world, outcomes, stop);
     let ran = times.time("test", || traffic.run(from_ms, days, totals));
     let counts = ran.inspect_err(|_| {
@@ -161,7 +164,7 @@ fn run_seed(
     })?;
     let settings = json!({
         "users": users, "items": items, "items_per_day": items_per_day,
-        "past_days": past_days, "days": days, "plugin": PLUGIN, "flops": deployment.flops,
+        "past_days": past_days, "days": days, "plugin": PLUGIN, "variants": options.variant, "flops": deployment.flops,
         "fm": deployment.config.fm.of_new_model(),
         "expert_training": deployment.config.expert_training,
     });
@@ -199,15 +202,15 @@ fn report(
 }
 
 /// A line for each metric, seed and arm, with what it has above the arms before it in per cent.
-fn table(rows: &[AbRow], flops: &Value) -> String {
-    let [first, second, _] = ARMS;
+fn table(rows: &[AbRow], arms: &[&str], flops: &Value) -> String {
     let head = ["metric", "seed", "arm", "mean"].map(String::from);
-    let over = [first, second].map(|arm| format!("over {arm} [95 % sequence]"));
+    let others = &arms[..arms.len() - 1];
+    let over = others.iter().map(|arm| format!("over {arm} [95 % sequence]"));
     let mut table = TextTable::new(3, head.into_iter().chain(over));
     for metric in METRICS {
         for row in rows.iter().filter(|row| row.metric == metric) {
             let mean = row.mean.map_or("-".into(), |mean| format!("{mean:.4}"));
-            let over = [first, second].map(|arm| match row.over.get(arm) {
+            let over = others.iter().map(|arm| match row.over.get(*arm) {
                 Some(Some(of)) => {
                     let base = row.mean.unwrap_or(f64::NAN) - of.difference;
                     let [by, low, high] =
@@ -217,12 +220,12 @@ fn table(rows: &[AbRow], flops: &Value) -> String {
                 Some(None) => "too little is known".into(),
                 None => String::new(),
             });
-            let names = [metric, &row.seed, row.arm].map(String::from);
+            let names = [metric, &row.seed, &row.arm].map(String::from);
             table.line(names.into_iter().chain([mean]).chain(over));
         }
     }
-    let cost = |(arm, flops): (&str, &Value)| format!("{arm} {flops}");
-    let flops = ARMS.into_iter().zip(flops.as_array().into_iter().flatten()).map(cost);
+    let cost = |(arm, flops): (&&str, &Value)| format!("{arm} {flops}");
+    let flops = arms.iter().zip(flops.as_array().into_iter().flatten()).map(cost);
     format!("{table}\nFLOPs a candidate: {}\n", flops.collect::<Vec<_>>().join(", "))
 }
 
@@ -230,7 +233,7 @@ fn table(rows: &[AbRow], flops: &Value) -> String {
 fn predictions(traffic: &BTreeMap<u64, TrafficCounts>) -> String {
     let mut lines = String::new();
     for (seed, counts) in traffic {
-        let arm = |(arm, clicks): (&&str, &ServedClicks)| {
+        let arm = |(arm, clicks): (&String, &ServedClicks)| {
             let [ne, calibration] = [clicks.ne, clicks.calibration]
                 .map(|number| number.map_or("-".into(), |number| format!("{number:.4}")));
             format!("{arm} {ne} (calibration {calibration})")
@@ -260,7 +263,7 @@ fn by_seed(rows: &[AbRow]) -> TextTable {
             let squares: f64 = differences.iter().map(|of| (of - mean).powi(2)).sum();
             let deviation = (squares / (count - 1.0)).sqrt();
             let numbers = [format!("{mean:+.4}"), format!("{deviation:.4}")];
-            let names = [row.metric, row.arm, base].map(String::from);
+            let names = [row.metric, &row.arm, base].map(String::from);
             table.line(names.into_iter().chain([count.to_string()]).chain(numbers));
         }
     }
@@ -305,11 +308,11 @@ mod tests {
         let row = |seed: &str, difference: Option<f64>| AbRow {
             seed: seed.into(),
             metric: METRICS[0],
-            arm: ARMS[1],
+            arm: "one-stage".into(),
             users: 100,
             rows: 100,
             mean: Some(1.0),
-            over: [(ARMS[0], difference.map(exactly))].into(),
+            over: [("FM alone".into(), difference.map(exactly))].into(),
         };
         let rows = [row("1", Some(1.0)), row("2", Some(3.0)), row("3", None), row("all", None)];
         let table = by_seed(&rows).to_string();

@@ -47,7 +47,7 @@ pub struct AbRow {
     /// One of [`METRICS`].
     pub metric: &'static str,
     /// The arm.
-    pub arm: &'static str,
+    pub arm: String,
     /// Its users, or groups of users if there are many.
     pub users: usize,
     /// Users' days, or shown items, or clicks.
@@ -55,7 +55,7 @@ pub struct AbRow {
     /// The mean.
     pub mean: Option<f64>,
     /// How much more it has than another arm, by the name of that: the 95 % confidence sequence.
-    pub over: BTreeMap<&'static str, Option<SequentialDifference>>,
+    pub over: BTreeMap<String, Option<SequentialDifference>>,
 }
 
 impl ArmTotals {
@@ -75,15 +75,16 @@ impl ArmTotals {
     }
 
     /// A row for each metric and arm, which is compared with those before it.
-    pub fn rows(&self, seed: &str, names: &[&'static str]) -> Vec<AbRow> {
+    pub fn rows(&self, seed: &str, names: &[&str]) -> Vec<AbRow> {
         let mut rows = Vec::new();
         for (metric, name) in METRICS.into_iter().enumerate() {
             for (arm, sums) in self.arms.iter().enumerate() {
-                let over = |other: usize| (names[other], self.difference(metric, arm, other));
+                let over =
+                    |other: usize| (names[other].to_owned(), self.difference(metric, arm, other));
                 rows.push(AbRow {
                     seed: seed.to_owned(),
                     metric: name,
-                    arm: names[arm],
+                    arm: names[arm].to_owned(),
                     users: sums[metric].users(),
                     rows: sums[metric].rows(),
                     mean: sums[metric].mean(),

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use super::{
     check_stop,
-    deployment::{ARMS, Deployment},
+    deployment::Deployment,
     outcomes::{ArmTotals, DailyOutcomes},
     world::{ACTIONS, ClosedLoopWorld, DAY_MS, PAGE_ITEMS, PageRequest},
 };
@@ -54,7 +54,7 @@ pub struct TrafficCounts {
     /// Items that arrived in the test and were sent to the daemon.
     pub released: u64,
     /// By arm: how well it predicted clicks on what it showed.
-    pub clicks: BTreeMap<&'static str, ServedClicks>,
+    pub clicks: BTreeMap<String, ServedClicks>,
     /// By version of an FM: how far the weights that served were behind the traffic at most, in
     /// minutes of the world's time.
     pub fm_lag_minutes: BTreeMap<String, f64>,
@@ -186,7 +186,8 @@ impl<'a> ClosedLoopTraffic<'a> {
     }
 
     fn note_predictions(&mut self, arm: usize, answer: &RankAnswer, rows: &[Impression]) {
-        let clicks = self.counts.clicks.entry(ARMS[arm]).or_default();
+        let name = self.deployment.arms[arm].name.clone();
+        let clicks = self.counts.clicks.entry(name).or_default();
         for row in rows {
             let place = answer.ranking.iter().find(|place| place.id.key() == row.item);
             if let Some(&probability) = place.and_then(|place| place.predictions.get(ACTIONS[0])) {
