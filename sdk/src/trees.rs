@@ -23,15 +23,15 @@ pub struct Trees<'a> {
 
 /// Complete binary trees of one depth, each at the end of a path of as many comparisons as the
 /// others'; 0 of those at a root.
-struct TreeParts {
+struct CompleteTrees {
     count: u32,
     path: u32,
     depth: u32,
 }
 
-/// An ensemble as its file has it.
-struct Ensemble {
-    parts: Vec<TreeParts>,
+/// What a file of an ensemble has.
+struct TreeFile {
+    parts: Vec<CompleteTrees>,
     comparisons: Comparisons,
 }
 
@@ -65,14 +65,14 @@ impl<'a> Trees<'a> {
     /// others. Exact for features that are finite.
     pub fn apply<'g>(&self, x: Tensor<'g>) -> Tensor<'g> {
         let g = x.graph();
-        g.scope(&self.name, || match Ensemble::read(self.file) {
-            Some(Ensemble { parts, comparisons }) => leaves(&parts, comparisons.hold(x)),
+        g.scope(&self.name, || match TreeFile::read(self.file) {
+            Some(TreeFile { parts, comparisons }) => leaves(&parts, comparisons.hold(x)),
             None => g.fail("its file is no ensemble of trees, or is cut"),
         })
     }
 }
 
-impl Ensemble {
+impl TreeFile {
     fn read(file: &[u8]) -> Option<Self> {
         let (values, []) = file.as_chunks() else { return None };
         let values: Vec<f32> = values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
@@ -80,10 +80,10 @@ impl Ensemble {
         let (parts, rest) = rest.split_at_checked(3 * *kinds as usize)?;
         let part = |own: &[f32; 3]| {
             let [count, path, depth] = own.map(|number| number as u32);
-            TreeParts { count, path, depth }
+            CompleteTrees { count, path, depth }
         };
-        let parts: Vec<TreeParts> = parts.as_chunks().0.iter().map(part).collect();
-        let sizes = parts.iter().map(TreeParts::comparisons);
+        let parts: Vec<CompleteTrees> = parts.as_chunks().0.iter().map(part).collect();
+        let sizes = parts.iter().map(CompleteTrees::comparisons);
         let count = sizes.sum::<Option<usize>>().filter(|count| *count > 0)?;
         if rest.len() != 4 * count {
             return None;
@@ -94,7 +94,7 @@ impl Ensemble {
     }
 }
 
-impl TreeParts {
+impl CompleteTrees {
     fn comparisons(&self) -> Option<usize> {
         let nodes = 1usize.checked_shl(self.depth).filter(|_| self.depth > 0)? - 1;
         nodes.checked_add(self.path as usize)?.checked_mul(self.count as usize)
@@ -102,7 +102,7 @@ impl TreeParts {
 }
 
 /// The leaves of all parts, by `holds` of each comparison.
-fn leaves<'g>(parts: &[TreeParts], holds: Tensor<'g>) -> Tensor<'g> {
+fn leaves<'g>(parts: &[CompleteTrees], holds: Tensor<'g>) -> Tensor<'g> {
     let g = holds.graph();
     let mut at = 0;
     let mut next = |width: u32| {
@@ -110,7 +110,7 @@ fn leaves<'g>(parts: &[TreeParts], holds: Tensor<'g>) -> Tensor<'g> {
         holds.slice(at - width, at)
     };
     let mut leaves = Vec::new();
-    for TreeParts { count, path, depth } in parts {
+    for CompleteTrees { count, path, depth } in parts {
         // Whether a row comes to each node of a level; all of them come to a root.
         let mut reached = (0..*path).map(|_| next(*count)).reduce(|above, own| above * own);
         for level in 0..*depth {

@@ -1,5 +1,5 @@
-//! An expert that `cargo hypercast from-onnx` made of ensembles of trees. It is not hostile: what it
-//! predicts and learns is tested in `tests/tests/onnx_models`.
+//! An expert that `cargo hypercast from-onnx` made of ensembles of trees. It is not hostile: what
+//! it predicts and learns is tested in `tests/tests/onnx_models`.
 
 #[rustfmt::skip]
 #[path = "../../onnx/trees/src/lib.rs"]

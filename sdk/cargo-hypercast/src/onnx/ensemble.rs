@@ -1,9 +1,9 @@
 //! Decision trees, and the order in which `hypercast_sdk::Trees` evaluates them.
 //!
-//! The SDK evaluates complete binary trees, all of one depth at once. A tree of another shape is cut
-//! into parts that are complete: a part begins at the root, or at a node below the part above it,
-//! and then its rows are those that take all branches of the path to that node. A deeper part has
-//! fewer parts below it, and more places that the tree does not have; the cut with the fewest
+//! The SDK evaluates complete binary trees, all of one depth at once. A tree of another shape is
+//! cut into parts that are complete: a part begins at the root, or at a node below the part above
+//! it, and then its rows are those that take all branches of the path to that node. A deeper part
+//! has fewer parts below it, and more places that the tree does not have; the cut with the fewest
 //! comparisons is found from the leaves up.
 
 use std::collections::BTreeMap;

@@ -159,8 +159,8 @@ impl SdkNetwork {
         self.push(SdkCall::Parameter(self.parameters.len() - 1), false, sizes)
     }
 
-    /// A name that a file can have, too.
-    fn free_name(&self, source: &str) -> String {
+    /// A name that no parameter has yet, and that a file can have, too.
+    pub fn free_name(&self, source: &str) -> String {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let plain = source.chars().take(200).map(|c| if is_plain(c) { c } else { '_' });
         let plain: String = plain.collect();

@@ -1,5 +1,5 @@
-//! How trees are cut into parts, and ensembles that are refused. What ensembles predict is tested in
-//! `tests/tests/onnx_models`.
+//! How trees are cut into parts, and ensembles that are refused. What ensembles predict is tested
+//! in `tests/tests/onnx_models`.
 
 use std::path::Path;
 
@@ -147,7 +147,7 @@ fn classifier(class: i64, attributes: Vec<AttributeProto>) -> NodeProto {
 }
 
 /// A node of the same inputs and outputs.
-fn other(op: &str) -> NodeProto {
+fn other_op(op: &str) -> NodeProto {
     NodeProto { op_type: op.into(), ..stump() }
 }
 
@@ -183,16 +183,32 @@ fn an_ensemble_is_its_leaves_and_their_weights() {
     assert_eq!(text, expected);
 }
 
+/// Weights of one name and equal values are one parameter, but not those of two ensembles.
+#[test]
+fn ensembles_of_one_name_learn_each_for_itself() {
+    let other = NodeProto { output: vec!["z".into()], ..stump() };
+    let sum = NodeProto {
+        input: vec!["y".into(), "z".into()],
+        output: vec!["sum".into()],
+        domain: String::new(),
+        ..other_op("Add")
+    };
+    let text = bound_body(vec![stump(), other, sum], ["sum", "value:watch"], 13).unwrap();
+    for name in ["trees.leaves", "trees.base", "trees.2.leaves", "trees.2.base"] {
+        assert_eq!(text.matches(&format!("(g, {name:?}")).count(), 1, "{text}");
+    }
+}
+
 #[test]
 fn only_what_a_bound_output_depends_on_is_read() {
     let node = classifier(0, vec![text("post_transform", "LOGISTIC")]);
-    let mut dictionary = NodeProto { input: vec!["y".into()], ..other("ZipMap") };
+    let mut dictionary = NodeProto { input: vec!["y".into()], ..other_op("ZipMap") };
     dictionary.output = vec!["z".into()];
     let label = NodeProto {
         input: vec!["label".into()],
         output: vec!["chosen".into()],
         domain: String::new(),
-        ..other("ArgMax")
+        ..other_op("ArgMax")
     };
     let nodes = vec![node, dictionary, label];
     let of = |output, task| bound_body(nodes.clone(), [output, task], 9);
@@ -235,9 +251,9 @@ fn ensembles_that_no_expert_has_are_refused_by_name() {
         (changed(vec![floats("nodes_values_as_tensor", &[])]), "double precision"),
         (classifier(1, vec![floats("base_values", &[0.1])]), "not of the class of its weights"),
         (classifier(2, vec![]), "no class or target 2"),
-        (other("TreeEnsemble"), "ai.onnx.ml 5"),
-        (other("Scaler"), "domain `ai.onnx.ml`"),
-        (NodeProto { domain: String::new(), ..other("Softmax") }, "opset 13"),
+        (other_op("TreeEnsemble"), "ai.onnx.ml 5"),
+        (other_op("Scaler"), "domain `ai.onnx.ml`"),
+        (NodeProto { domain: String::new(), ..other_op("Softmax") }, "opset 13"),
     ] {
         let error = body(node).unwrap_err();
         assert!(error.contains(words) && error.contains("node `trees`"), "{error}");

@@ -1,5 +1,5 @@
-//! The ensembles of decision trees of `ai.onnx.ml`, in the form of attributes that its versions 1 to
-//! 3 have.
+//! The ensembles of decision trees of `ai.onnx.ml`, in the form of attributes that its versions 1
+//! to 3 have.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Mapper, NodeView};
 use crate::onnx::ensemble::{Ensemble, SplitMode, TreeNode};
 use crate::onnx::grid::Grid;
-use crate::onnx::network::{SdkCall, StepId};
+use crate::onnx::network::{SdkCall, SdkNetwork, StepId};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::value::{BatchedShape, ComputedTensor, MappedValue};
 
@@ -77,9 +77,36 @@ impl Mapper {
     fn scores(
         &mut self,
         view: &NodeView<'_>,
-        Scores { mut ensemble, mut base, other }: Scores,
+        Scores { ensemble, base, other }: Scores,
         is_logistic: bool,
     ) -> Result<ComputedTensor> {
+        let mut width = ensemble.targets;
+        let mut step = self.sums(view, ensemble, base)?;
+        let network = &mut self.network;
+        let transformed = |network: &mut SdkNetwork, step| {
+            if is_logistic { network.unary("sigmoid", step) } else { Ok(step) }
+        };
+        if let Some(other) = other {
+            let first = match other {
+                Other::Complement if !is_logistic => network.scalar_first("-", 1.0, step)?,
+                _ => network.unary("neg", step)?,
+            };
+            let (first, second) = (transformed(network, first)?, transformed(network, step)?);
+            step = network.concat(&[first, second], 0)?;
+            width = 2;
+        } else {
+            step = transformed(network, step)?;
+        }
+        Ok(ComputedTensor { step, dims: BatchedShape::batched(&[width]) })
+    }
+
+    /// What the trees add to each target, and its base value.
+    fn sums(
+        &mut self,
+        view: &NodeView<'_>,
+        mut ensemble: Ensemble,
+        mut base: Vec<f32>,
+    ) -> Result<StepId> {
         let ComputedTensor { step, dims } = self.computed(view.input(0)?)?;
         let (Some(0), [_, features]) = (dims.batch, &dims.sizes[..]) else {
             bail!("its input is no batch of features")
@@ -91,33 +118,16 @@ impl Mapper {
         ensure!(!layout.parts.is_empty(), "none of its trees has a split");
         base.iter_mut().zip(&layout.constant).for_each(|(base, own)| *base += own);
         let name = match view.node.name.as_str() {
-            "" => view.op(),
-            name => name,
+            "" => self.network.free_name(view.op()),
+            name => self.network.free_name(name),
         };
         self.network.name = format!("{output}_leaves");
-        let leaves = self.network.trees(features, name, &layout)?;
+        let leaves = self.network.trees(features, &name, &layout)?;
         self.network.name = output;
         let weights = self.network.parameter(&format!("{name}.leaves"), layout.weights, false)?;
         let base = self.network.parameter(&format!("{name}.base"), Grid::vector(base), false)?;
         let sums = self.network.matmul(leaves, weights)?;
-        let mut step = self.network.binary("+", sums, base)?;
-        let network = &mut self.network;
-        let mut width = ensemble.targets;
-        let sigmoid = |network: &mut crate::onnx::network::SdkNetwork, step| {
-            if is_logistic { network.unary("sigmoid", step) } else { Ok(step) }
-        };
-        if let Some(other) = other {
-            let first = match other {
-                Other::Complement if !is_logistic => network.scalar_first("-", 1.0, step)?,
-                _ => network.unary("neg", step)?,
-            };
-            let (first, second) = (sigmoid(network, first)?, sigmoid(network, step)?);
-            step = network.concat(&[first, second], 0)?;
-            width = 2;
-        } else {
-            step = sigmoid(network, step)?;
-        }
-        Ok(ComputedTensor { step, dims: BatchedShape::batched(&[width]) })
+        self.network.binary("+", sums, base)
     }
 
     /// The features that the trees read. Others would cost a product each.
