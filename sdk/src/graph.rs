@@ -203,7 +203,7 @@ impl Graph {
         self.declare(name, shape, Initialiser::Zeros, vec![values])
     }
 
-    fn declare(
+    pub(crate) fn declare(
         &self,
         name: &str,
         shape: &[u32],

@@ -12,7 +12,7 @@
 //! Description      who the expert is: name, tasks, surfaces, limits
 //! Graph, Tensor    the network under construction, with the ops of sdk/wit/ops.md
 //! layers           Linear, Mlp, Embedding, ...; Hstu, FmEmbedding, FmFusion, ExpertFusion, Cross,
-//!                  TaskHeads
+//!                  TaskHeads; Trees, the leaves of boosted trees
 //! losses           losses of a task in place of the host's: focal, quantile, listwise and others
 //! Request          what `rank` receives, with helpers to score, order and explore candidates
 //! Slate            its candidates under filters and caps, and the rules that order them: by score,
@@ -89,6 +89,7 @@ pub mod raw;
 mod segment;
 mod shape;
 mod slate;
+mod trees;
 
 pub use component::{Component, build};
 pub use description::Description;
@@ -109,6 +110,7 @@ pub use raw::types::{
 pub use segment::PairwiseFunction;
 pub use shape::{Dim, Shape};
 pub use slate::{Cap, Filtered, Slate};
+pub use trees::Trees;
 
 /// An expert. Each call may run in a fresh instance, so an expert cannot keep state between calls.
 pub trait Expert {

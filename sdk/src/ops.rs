@@ -9,6 +9,9 @@ use crate::graph::{Graph, Tensor, attribute, integer};
 use crate::raw::types::{Attribute, Value};
 use crate::shape::{Dim, Shape};
 
+/// The most inputs of a `Concat`.
+pub(crate) const MAX_CONCAT: usize = 256;
+
 /// The settings of the attention ops.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention {

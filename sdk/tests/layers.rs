@@ -1,9 +1,10 @@
 //! Tests of the layers of the paper's section 3.2: shapes, parameter names, and error messages that
 //! name the layer.
 
+use hypercast_sdk::raw::types::Value;
 use hypercast_sdk::{
     Cross, Description, ExpertFusion, FmEmbedding, FmFusion, Graph, HostInfo, Initialiser, Linear,
-    PerSurface, RmsNorm, SchemaTask, TaskHeads, TaskKind,
+    PerSurface, RmsNorm, SchemaTask, TaskHeads, TaskKind, Trees,
 };
 
 fn info(surfaces: &[&str]) -> HostInfo {
@@ -174,4 +175,46 @@ fn mistakes_name_the_layer() {
         TaskHeads::new("heads").direct(g.history_age()).apply(g, g.tae());
     });
     assert!(error.starts_with("heads/click: Add of [rows, 1] with [history, 1]"), "{error}");
+}
+
+/// The file of a tree that asks whether what it `reads` is above 0.5, and how many `kinds` of parts
+/// it says that it has.
+fn stump(kinds: f32, reads: f32) -> Vec<u8> {
+    let file = [kinds, 1.0, 0.0, 1.0, reads, 0.5, 1.0, 0.0];
+    file.iter().flat_map(|value: &f32| value.to_le_bytes()).collect()
+}
+
+#[test]
+fn what_trees_compare_never_learns() {
+    let g = graph(&info(&["feed", "reels"]));
+    let leaves = Trees::new("trees", &stump(1.0, -2.0)).apply(g.tae());
+    assert_eq!(leaves.shape().to_string(), "[rows, 2]");
+    g.tasks()
+        .iter()
+        .for_each(|task| g.output(&task.name, Linear::new(&task.name, 1).apply(leaves)));
+    let parameters = g.finish().unwrap().network.parameters;
+    let frozen: Vec<_> = parameters
+        .iter()
+        .filter(|own| own.options.iter().any(|option| option.name == "rate_factor"))
+        .map(|own| own.name.as_str())
+        .collect();
+    assert_eq!(frozen, ["trees/selection", "trees/thresholds", "trees/wanted"]);
+    // It reads the negative of feature 1.
+    let Value::Numbers(selection) = &parameters[0].options[0].value else { panic!("values") };
+    assert!(selection.iter().enumerate().all(|(at, own)| *own == if at == 1 { -1.0 } else { 0.0 }));
+}
+
+#[test]
+fn files_that_are_no_trees_are_refused() {
+    let whole = stump(1.0, 1.0);
+    for file in [&whole[..whole.len() - 4], &whole[..5], &[], &stump(2.0, 1.0), &stump(0.0, 1.0)] {
+        let error = error_of(|g| {
+            Trees::new("trees", file).apply(g.tae());
+        });
+        assert!(error.contains("trees: its file is no ensemble of trees"), "{error}");
+    }
+    let error = error_of(|g| {
+        Trees::new("trees", &stump(1.0, 49.0)).apply(g.tae());
+    });
+    assert!(error.contains("beyond the 48 given"), "{error}");
 }

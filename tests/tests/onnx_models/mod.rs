@@ -1,6 +1,8 @@
-//! Experts that `cargo hypercast from-onnx` made of two models of PyTorch, in the host's executor:
-//! they predict what onnxruntime said of the models. The tool's own tests hold it to these crates.
+//! Experts that `cargo hypercast from-onnx` made of models of PyTorch and of ensembles of trees, in
+//! the host's executor: they predict what onnxruntime said of the models. The tool's own tests hold
+//! it to these crates.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use hypercast_core::prerequisite::hostile;
@@ -17,6 +19,9 @@ mod dlrm;
 #[rustfmt::skip]
 #[path = "../../onnx/mixed/src/lib.rs"]
 mod mixed;
+#[rustfmt::skip]
+#[path = "../../onnx/trees/src/lib.rs"]
+mod trees;
 
 /// The models, what they predict, and their crates.
 fn fixtures() -> PathBuf {
@@ -121,12 +126,58 @@ fn other_operators_give_the_probabilities_of_onnx() {
     assert_near(predictions.task("buy").unwrap(), &column(both, 1));
 }
 
+#[test]
+fn ensembles_of_trees_predict_as_in_onnx() {
+    let (harness, rows) = (native::<trees::Trees>("trees"), recorded("trees"));
+    let x = &rows["inputs"]["x"];
+    let mut request = harness.world().request(1).candidates(column(x, 0).len());
+    for (index, feature) in ["length", "battery", "price", "unread", "age"].iter().enumerate() {
+        request = request.feature_rows(feature, &numbers(x, index));
+    }
+    let predictions = harness.predict(&request.serving().build()).unwrap();
+    let said = |output: &str, index| column(&rows["outputs"][output], index);
+    let sigmoid = |logits: Vec<f64>| logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
+    for (task, expected) in [
+        ("watch", said("values", 0)),
+        ("dwell", said("values", 1)),
+        ("click", said("first", 1)),
+        ("like", said("second", 1)),
+        ("hide", sigmoid(said("both", 0))),
+        ("share", sigmoid(said("both", 1))),
+    ] {
+        assert_near(predictions.task(task).unwrap(), &expected);
+    }
+}
+
+/// The host's trainer has weight decay, and every parameter of the ensemble has a gradient or none.
+#[test]
+fn training_moves_the_weights_of_leaves_and_no_comparison() {
+    let Some(component) = hostile("training of trees", "trees") else { return };
+    let fresh = world("trees").component(&component).unwrap().untrained().unwrap();
+    let trained = fresh.clone().trained(&fresh.world().log(200, &[0])).unwrap();
+    let after: BTreeMap<_, _> =
+        trained.parameter_values().tensors().map(|(name, _, values)| (name, values)).collect();
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    let (mut learned, mut kept) = (0, 0);
+    for (name, _, before) in fresh.parameter_values().tensors() {
+        let is_same = bits(before) == bits(after[name]);
+        let is_weight = name.ends_with(".leaves") || name.ends_with(".base");
+        assert_eq!(is_same, !is_weight, "{name}");
+        if is_weight { learned += 1 } else { kept += 1 }
+    }
+    // Of four ensembles leaves and base; what they compare, and two ask for equality.
+    assert_eq!((learned, kept), (8, 14));
+}
+
 /// Those of the test that comes with each crate.
 #[test]
 fn the_crates_pass_their_checks() {
-    for harness in
-        [native::<dlrm::Dlrm>("dlrm"), native::<dcn::Dcn>("dcn"), native::<mixed::Mixed>("mixed")]
-    {
+    for harness in [
+        native::<dlrm::Dlrm>("dlrm"),
+        native::<dcn::Dcn>("dcn"),
+        native::<mixed::Mixed>("mixed"),
+        native::<trees::Trees>("trees"),
+    ] {
         for check in [
             Harness::check_predictions,
             Harness::check_ranking,

@@ -165,6 +165,19 @@ fn parameter_nodes(graph: &ExpertGraph) -> impl Iterator<Item = LargestNode> {
     })
 }
 
+/// Whether a gradient comes to each node: it depends on a parameter, and by more than comparisons.
+fn has_gradient(graph: &ExpertGraph) -> Vec<bool> {
+    let mut has_gradient = vec![false; graph.nodes.len()];
+    for (at, node) in graph.nodes.iter().enumerate() {
+        has_gradient[at] = match node.op {
+            Op::Parameter { .. } => true,
+            Op::Compare(_) | Op::StopGradient => false,
+            _ => node.inputs.iter().any(|input| has_gradient[*input]),
+        };
+    }
+    has_gradient
+}
+
 /// What a network needs besides its parameters and the inputs of its runs, in bytes.
 struct Demand {
     derived: u64,
@@ -259,10 +272,12 @@ impl RunSizes {
         let outcomes = self.rows.saturating_mul(12 * graph.outputs.len() as u64);
         let held = lookups.saturating_add(outcomes);
         let mut peak = RunPeak { bytes: held, lookups, largest: None };
+        let has_gradient = has_gradient(graph);
         for (at, node) in graph.nodes.iter().enumerate() {
             if needed[at] && node.ty == Type::Number && !matches!(node.op, Op::Parameter { .. }) {
                 let working = self.working(graph, node, node.inputs.len());
-                let bytes = self.result(node).saturating_add(working).saturating_mul(3);
+                let times = if has_gradient[at] { 3 } else { 1 };
+                let bytes = self.result(node).saturating_add(working).saturating_mul(times);
                 peak.note(at, bytes);
                 peak.bytes = peak.bytes.saturating_add(bytes);
             }

@@ -35,8 +35,8 @@ pub enum BoundColumn {
 pub struct OutputBinding {
     /// The output's name.
     pub output: String,
-    /// In the order of the output's values of a row.
-    pub tasks: Vec<BoundTask>,
+    /// In the order of the output's values of a row; none for a value that no task is.
+    pub tasks: Vec<Option<BoundTask>>,
 }
 
 /// What a value of an output says.
@@ -89,9 +89,13 @@ impl FromStr for OutputBinding {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        const FORM: &str = "write OUTPUT=KIND:TASK,... with KIND probability, logit or value";
+        const FORM: &str = "write OUTPUT=KIND:TASK,... with KIND probability, logit or value, and \
+            `none` for a value that no task is";
         let (output, tasks) = text.split_once('=').context(FORM)?;
         let task = |text: &str| {
+            if text == "none" {
+                return Ok(None);
+            }
             let (kind, task) = text.split_once(':').context(FORM)?;
             let kind = match kind {
                 "probability" => OutputKind::Probability,
@@ -99,7 +103,7 @@ impl FromStr for OutputBinding {
                 "value" => OutputKind::Value,
                 _ => bail!("{kind:?} is no kind of output: {FORM}"),
             };
-            Ok(BoundTask { kind, task: task.to_owned() })
+            Ok(Some(BoundTask { kind, task: task.to_owned() }))
         };
         let tasks = tasks.split(',').map(task).collect::<Result<_>>()?;
         Ok(Self { output: output.to_owned(), tasks })
@@ -227,11 +231,15 @@ pub fn outputs(
         let columns = columns(output, mapper)?;
         ensure!(
             columns.len() == own.len(),
-            "output `{output}` has {} values a row, and {} tasks: name each with --output",
+            "output `{output}` has {} values a row, and {} tasks: name each with --output, or say \
+             `none` for it",
             columns.len(),
             own.len()
         );
-        for (BoundTask { kind, task }, step) in own.iter().zip(columns) {
+        let named = own.iter().zip(columns);
+        for (BoundTask { kind, task }, step) in
+            named.filter_map(|(own, step)| Some((own.as_ref()?, step)))
+        {
             let is_new = tasks.iter().all(|known| known.task != *task);
             ensure!(is_new && !task.is_empty(), "task `{task}` is nameless or named twice");
             mapper.network.name = format!("{task}_logit");
@@ -243,6 +251,7 @@ pub fn outputs(
             tasks.push(TaskOutput { task: task.clone(), is_regression, step });
         }
     }
+    ensure!(!tasks.is_empty(), "no output is a task: name one with --output");
     Ok(tasks)
 }
 
@@ -257,7 +266,7 @@ fn implied(output: &str, mapper: &mut Mapper) -> Result<OutputBinding> {
         );
     }
     let kind = OutputKind::Probability;
-    let tasks = vec![BoundTask { kind, task: output.to_owned() }];
+    let tasks = vec![Some(BoundTask { kind, task: output.to_owned() })];
     Ok(OutputBinding { output: output.to_owned(), tasks })
 }
 

@@ -5,6 +5,7 @@
 //! proto, model  the file: nodes, weights, inputs and outputs
 //! bindings      columns of the inputs, and tasks of the outputs
 //! mapping       from the model's operators to calls of the SDK
+//! ensemble      decision trees, in the order in which the SDK evaluates them
 //! network       those calls, with the shapes of their results
 //! grid, value   what is known of a name of the model while it is mapped
 //! source        the calls as Rust
@@ -12,6 +13,7 @@
 //! ```
 
 mod bindings;
+mod ensemble;
 mod grid;
 mod mapping;
 mod model;
@@ -23,6 +25,8 @@ mod value;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tree_tests;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -32,7 +36,7 @@ use anyhow::{Context, Result};
 use bindings::{BoundColumn, InputBinding, OutputBinding, TaskOutput};
 use mapping::Mapper;
 use model::OnnxModel;
-use network::{ModelParameter, SdkNetwork};
+use network::{ModelParameter, NetworkStep, SdkCall, SdkNetwork};
 use recorded::Recorded;
 
 use crate::new::{NewExpertArgs, new, type_name};
@@ -66,8 +70,9 @@ pub struct FromOnnxArgs {
     /// INPUT=tae [default: the column of the input's name]
     #[arg(long = "input", value_name = "BINDING")]
     pub inputs: Vec<InputBinding>,
-    /// Tasks of an output: OUTPUT=KIND:TASK,... with KIND probability, logit or value [default: an
-    /// output that ends in a sigmoid is the probability of the task of its name]
+    /// Tasks of an output: OUTPUT=KIND:TASK,... with KIND probability, logit or value, and none for
+    /// a value that no task is [default: an output that ends in a sigmoid is the probability of the
+    /// task of its name]
     #[arg(long = "output", value_name = "BINDING")]
     pub outputs: Vec<OutputBinding>,
     /// Inputs and outputs of the model for some rows, as JSON, which the expert is tested with
@@ -111,7 +116,9 @@ pub fn from_onnx(args: &FromOnnxArgs) -> Result<PathBuf> {
         sdk: args.sdk.clone(),
     })?;
     imported.write(args, &name, &folder)?;
-    let bytes = 4 * imported.used().map(|used| used.values.values.len()).sum::<usize>();
+    let network = &imported.network;
+    let values = imported.used().map(|step| network.parameter_values(step));
+    let bytes = 4 * values.sum::<usize>();
     if bytes > COMMON_BYTES {
         let mib = bytes.div_ceil(1 << 20);
         eprintln!(
@@ -141,17 +148,28 @@ impl ImportedModel {
         let mut network = SdkNetwork::default();
         let values = bindings::inputs(model, &inputs, &mut network)?;
         let mut mapper = Mapper::new(network, values);
-        mapper.map(model)?;
+        let wanted: Vec<&str> = match outputs {
+            [] => model.outputs.iter().map(String::as_str).collect(),
+            bound => bound.iter().map(|own| own.output.as_str()).collect(),
+        };
+        mapper.map(model, &model.needed(wanted.into_iter()))?;
         let tasks = bindings::outputs(model, outputs, &mut mapper)?;
         Ok(Self { inputs, network: mapper.network, tasks, recorded: None })
     }
 
-    /// The weights that the predictions depend on.
-    fn used(&self) -> impl Iterator<Item = &ModelParameter> {
+    /// The steps that the predictions depend on.
+    fn used(&self) -> impl Iterator<Item = &NetworkStep> {
         let readers = source::readers(&self.network, &self.tasks);
         let used = self.network.steps.iter().zip(readers).filter(|(_, readers)| *readers > 0);
-        used.filter_map(|(step, _)| match step.call {
-            network::SdkCall::Parameter(index) => Some(&self.network.parameters[index]),
+        used.map(|(step, _)| step)
+    }
+
+    /// What has a file of its own in `weights/`.
+    fn stored(&self) -> impl Iterator<Item = &ModelParameter> {
+        self.used().filter_map(|step| match step.call {
+            SdkCall::Parameter(index) | SdkCall::Trees { file: index, .. } => {
+                Some(&self.network.parameters[index])
+            }
             _ => None,
         })
     }
@@ -190,7 +208,7 @@ impl ImportedModel {
         if args.schema.is_none() {
             files.push((PathBuf::from("schema.toml"), self.schema(&args.surface).into_bytes()));
         }
-        for ModelParameter { name, values, .. } in self.used() {
+        for ModelParameter { name, values, .. } in self.stored() {
             let bytes = values.values.iter().flat_map(|value| value.to_le_bytes()).collect();
             files.push((Path::new("weights").join(format!("{name}.f32")), bytes));
         }
@@ -218,12 +236,12 @@ impl ImportedModel {
 
     /// What the world of the tests has besides the schema.
     fn world(&self) -> String {
-        let width = |is_it: fn(&network::SdkCall) -> bool| {
+        let width = |is_it: fn(&SdkCall) -> bool| {
             let step = self.network.steps.iter().find(|step| is_it(&step.call));
             step.map(|step| step.sizes[0])
         };
-        let content = width(|call| matches!(call, network::SdkCall::Vector(_)));
-        let tae = width(|call| *call == network::SdkCall::Tae);
+        let content = width(|call| matches!(call, SdkCall::Vector(_)));
+        let tae = width(|call| *call == SdkCall::Tae);
         let set = |name: &str, width: Option<usize>| {
             width.map(|width| format!(".{name}({width})")).unwrap_or_default()
         };

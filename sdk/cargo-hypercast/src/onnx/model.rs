@@ -1,6 +1,6 @@
 //! An ONNX file as the mapping reads it: nodes, constants, and the shapes of inputs and outputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Component, Path};
 
@@ -34,14 +34,13 @@ pub struct ModelInput {
 
 /// A network in ONNX.
 pub struct OnnxModel {
+    /// The version of the standard operators; 0 if the file does not say it.
+    pub opset: i64,
     pub nodes: Vec<NodeProto>,
     pub constants: BTreeMap<String, Constant>,
     pub inputs: Vec<ModelInput>,
     pub outputs: Vec<String>,
 }
-
-/// Earlier `Softmax` and `Unsqueeze` mean something else.
-const OLDEST_OPSET: i64 = 13;
 
 /// Values of `TensorProto.DataType` in the format's definition.
 mod data_type {
@@ -69,18 +68,15 @@ impl OnnxModel {
             .map_err(|error| anyhow!("it is no ONNX file, or a damaged one: {error}"))?;
         let is_standard = |set: &&OperatorSetIdProto| ["", "ai.onnx"].contains(&&*set.domain);
         let opset = model.opset_import.iter().find(is_standard).map_or(0, |set| set.version);
-        ensure!(
-            opset >= OLDEST_OPSET,
-            "its operators are those of opset {opset}: export it with opset {OLDEST_OPSET} or later"
-        );
-        Self::new(model.graph.context("the file has no graph: it is no ONNX model")?, folder)
+        let graph = model.graph.context("the file has no graph: it is no ONNX model")?;
+        Self::new(graph, opset, folder)
     }
 
     /// The model of a graph whose files of weights are in `folder`.
     ///
     /// # Errors
     /// As [`OnnxModel::read`].
-    pub fn new(graph: GraphProto, folder: &Path) -> Result<Self> {
+    pub fn new(graph: GraphProto, opset: i64, folder: &Path) -> Result<Self> {
         let mut constants = BTreeMap::new();
         for tensor in &graph.initializer {
             let constant = constant(tensor, folder);
@@ -91,7 +87,18 @@ impl OnnxModel {
         let inputs = graph.input.iter().filter(|input| !constants.contains_key(&input.name));
         let inputs = inputs.map(model_input).collect::<Result<_>>()?;
         let outputs = graph.output.into_iter().map(|output| output.name).collect();
-        Ok(Self { nodes: graph.node, constants, inputs, outputs })
+        Ok(Self { opset, nodes: graph.node, constants, inputs, outputs })
+    }
+
+    /// The names that the outputs `wanted` depend on, themselves included.
+    pub fn needed<'a>(&'a self, wanted: impl Iterator<Item = &'a str>) -> BTreeSet<&'a str> {
+        let mut needed: BTreeSet<&str> = wanted.collect();
+        for node in self.nodes.iter().rev() {
+            if node.output.iter().any(|name| needed.contains(name.as_str())) {
+                needed.extend(node.input.iter().map(String::as_str));
+            }
+        }
+        needed
     }
 }
 

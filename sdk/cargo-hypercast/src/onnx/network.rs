@@ -3,6 +3,7 @@
 
 use anyhow::{Result, ensure};
 
+use super::ensemble::TreeLayout;
 use super::grid::{Grid, broadcast, elements};
 
 /// A call's place in [`SdkNetwork::steps`].
@@ -53,6 +54,12 @@ pub enum SdkCall {
         bias: StepId,
         epsilon: f32,
     },
+    /// The leaves of trees that a row falls into. The ensemble is a file as weights are.
+    Trees {
+        of: StepId,
+        file: usize,
+        comparisons: usize,
+    },
 }
 
 impl SdkCall {
@@ -72,7 +79,8 @@ impl SdkCall {
             | SdkCall::Clip(of, ..)
             | SdkCall::Reshape(of)
             | SdkCall::Transpose(of, _)
-            | SdkCall::Slice(of, ..) => vec![*of],
+            | SdkCall::Slice(of, ..)
+            | SdkCall::Trees { of, .. } => vec![*of],
             SdkCall::Concat(parts) => parts.clone(),
             SdkCall::LayerNormalization { of, scale, bias, .. } => vec![*of, *scale, *bias],
         }
@@ -151,8 +159,8 @@ impl SdkNetwork {
         self.push(SdkCall::Parameter(self.parameters.len() - 1), false, sizes)
     }
 
-    /// A name that a file can have, too.
-    fn free_name(&self, source: &str) -> String {
+    /// A name that no parameter has yet, and that a file can have, too.
+    pub fn free_name(&self, source: &str) -> String {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let plain = source.chars().take(200).map(|c| if is_plain(c) { c } else { '_' });
         let plain: String = plain.collect();
@@ -354,6 +362,28 @@ impl SdkNetwork {
     pub fn gather(&mut self, table: StepId, id: StepId) -> Result<StepId> {
         let width = self.steps[table].sizes[1];
         self.push(SdkCall::Gather(table, id), true, vec![width])
+    }
+
+    /// The leaves of trees that a row of features falls into.
+    pub fn trees(&mut self, of: StepId, source: &str, layout: &TreeLayout) -> Result<StepId> {
+        let (source, name) = (source.to_owned(), self.free_name(source));
+        let values = layout.file();
+        self.parameters.push(ModelParameter { source, name, values, is_frozen: true });
+        let (file, comparisons) = (self.parameters.len() - 1, layout.comparisons.len());
+        let leaves = layout.weights.sizes[0];
+        self.push(SdkCall::Trees { of, file, comparisons }, true, vec![leaves])
+    }
+
+    /// How many values the parameters of a step have.
+    pub fn parameter_values(&self, step: &NetworkStep) -> usize {
+        match &step.call {
+            SdkCall::Parameter(index) => self.parameters[*index].values.values.len(),
+            // A column that selects a feature, a threshold, what is wanted, and whether equality.
+            SdkCall::Trees { of, comparisons, .. } => {
+                (self.steps[*of].sizes.iter().product::<usize>() + 3) * comparisons
+            }
+            _ => 0,
+        }
     }
 
     /// The number that a sigmoid was applied to, if a step is one, or a part or another shape of

@@ -7,7 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-use super::bindings::{BoundColumn, InputBinding, OutputBinding, OutputKind, TaskOutput};
+use super::bindings::{
+    BoundColumn, BoundTask, InputBinding, OutputBinding, OutputKind, TaskOutput,
+};
 use crate::workspace::read;
 
 /// A file of inputs and outputs by name, each a list of rows.
@@ -47,8 +49,12 @@ impl Recorded {
         }
         for TaskOutput { task, .. } in tasks {
             let bound = |own: &OutputBinding| {
-                let index = own.tasks.iter().position(|bound| bound.task == *task)?;
-                Some((own.output.clone(), index, own.tasks[index].kind))
+                let mut places = own.tasks.iter().enumerate();
+                let is_it = |(index, bound): (usize, &Option<BoundTask>)| {
+                    bound.as_ref().filter(|bound| bound.task == *task).map(|own| (index, own.kind))
+                };
+                let (index, kind) = places.find_map(is_it)?;
+                Some((own.output.clone(), index, kind))
             };
             let implied = || (task.clone(), 0, OutputKind::Probability);
             let (output, index, kind) = outputs.iter().find_map(bound).unwrap_or_else(implied);

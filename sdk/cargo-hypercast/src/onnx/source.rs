@@ -170,6 +170,13 @@ impl Writer<'_> {
                 function(format!("g.concat(&[{}])", parts.join(", ")))
             }
             SdkCall::Gather(table, id) => self.method(*table, "gather", &[value(id)]),
+            SdkCall::Trees { of, file, .. } => {
+                let (name, of) = (&self.network.parameters[*file].name, value(of));
+                function(format!(
+                    "hypercast_sdk::Trees::new({name:?}, \
+                     include_bytes!(\"../weights/{name}.f32\")).apply({of})"
+                ))
+            }
             SdkCall::LayerNormalization { of, scale, bias, epsilon } => {
                 let arguments = [value(scale), value(bias), literal(*epsilon)];
                 self.method(*of, "layer_normalization_with", &arguments)

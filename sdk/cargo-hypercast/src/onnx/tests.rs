@@ -61,10 +61,18 @@ fn models_become_the_crates_that_are_checked_in() {
     let dcn = ["dense=feature:length,feature:battery", "ids=id:topic,id:device"];
     let mixed =
         ["x=feature:length,feature:battery,feature:price", "age=feature:age", "item=id:item_id"];
-    let models: [(&str, &[&str], &[&str]); 3] = [
+    let trees = ["x=feature:length,feature:battery,feature:price,feature:unread,feature:age"];
+    let of_trees = [
+        "values=value:watch,value:dwell",
+        "first=none,probability:click",
+        "second=none,probability:like",
+        "both=logit:hide,logit:share",
+    ];
+    let models: [(&str, &[&str], &[&str]); 4] = [
         ("dlrm", &dlrm, &[]),
         ("dcn", &dcn, &["click=logit:click", "watch=value:watch"]),
         ("mixed", &mixed, &["both=probability:click,probability:buy"]),
+        ("trees", &trees, &of_trees),
     ];
     for (model, inputs, outputs) in models {
         let dir = tempfile::tempdir().unwrap();
@@ -167,7 +175,7 @@ fn bound_body(
     let input = vec![input("x", 1, &[4, 3]), input("i", INT64, &[])];
     let graph = GraphProto { node: nodes, initializer, input, output: vec![output] };
     let whole = |error: anyhow::Error| format!("{error:#}");
-    let model = OnnxModel::new(graph, Path::new("")).map_err(whole)?;
+    let model = OnnxModel::new(graph, 18, Path::new("")).map_err(whole)?;
     let inputs: Vec<InputBinding> = bound(columns);
     let outputs: Vec<OutputBinding> = bound(&["y=logit:click"]);
     let imported = ImportedModel::new(&model, &inputs, &outputs).map_err(whole)?;
@@ -345,7 +353,7 @@ fn a_probability_without_a_sigmoid_becomes_a_logit() {
     let (input, output) = (vec![input("x", 1, &[4, 3])], vec![output]);
     let initializer = vec![integers("last", &[1])];
     let graph = GraphProto { node: nodes, initializer, input, output };
-    let model = OnnxModel::new(graph, Path::new("")).unwrap();
+    let model = OnnxModel::new(graph, 18, Path::new("")).unwrap();
     let (inputs, outputs) = (bound(&["x=vector:content"]), bound(&["y=probability:click"]));
     let imported = ImportedModel::new(&model, &inputs, &outputs).unwrap();
     let text = network_body(&imported.network, &imported.tasks);
@@ -356,7 +364,7 @@ fn a_probability_without_a_sigmoid_becomes_a_logit() {
 #[test]
 fn files_are_read_whole_or_refused() {
     let error = |graph: GraphProto, folder: &Path| {
-        format!("{:#}", OnnxModel::new(graph, folder).err().expect("it is refused"))
+        format!("{:#}", OnnxModel::new(graph, 18, folder).err().expect("it is refused"))
     };
     let mut fixed = input("x", 1, &[3]);
     let shape = fixed.r#type.as_mut().and_then(|of| of.tensor_type.as_mut()).unwrap();
@@ -375,7 +383,7 @@ fn files_are_read_whole_or_refused() {
         TensorProto { float_data: vec![], data_location: 1, external_data, ..own }
     };
     let graph = |tensor| GraphProto { initializer: vec![tensor], ..Default::default() };
-    let model = OnnxModel::new(graph(external("weights.data", "4")), dir.path()).unwrap();
+    let model = OnnxModel::new(graph(external("weights.data", "4")), 18, dir.path()).unwrap();
     assert!(format!("{:?}", model.constants["w"]).contains("[1.0, 2.0]"));
     let outside = error(graph(external("../weights.data", "0")), dir.path());
     assert!(outside.contains("outside the model's folder"), "{outside}");

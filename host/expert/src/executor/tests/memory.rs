@@ -109,6 +109,27 @@ fn the_figure_of_an_ordinary_network_is_at_most_twice_what_is_allocated() {
     }
 }
 
+/// Products of what `op` makes of a layer, as the leaves of trees are of comparisons.
+fn products(op: &'static str) -> Case {
+    case(|net, base| {
+        let selection = net.parameter("selection", &[4, 512], Initialiser::Normal(1.0));
+        let thresholds = net.parameter("thresholds", &[512], Initialiser::Normal(1.0));
+        let read = net.op("MatMul", &[base.rows, selection], vec![]);
+        let first = net.op(op, &[read, thresholds], vec![]);
+        (0..20).fold(first, |last, _| net.op("Mul", &[last, first], vec![]))
+    })
+}
+
+#[test]
+fn what_has_no_gradient_is_not_counted_with_one() {
+    let [differences, comparisons] = ["Sub", "Greater"].map(|op| {
+        let case = products(op);
+        check_bound(op, &case);
+        NetworkMemory::new(&case.graph, &case.description, &usage(&[(8, 1000)], true)).runs
+    });
+    assert!(comparisons < differences / 2, "{comparisons} and {differences}");
+}
+
 #[test]
 fn where_passes_end_early_the_best_one_is_counted() {
     let Case { description, graph } = perceptron();

@@ -7,6 +7,7 @@
 mod arithmetic;
 mod layers;
 mod shapes;
+mod trees;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -25,7 +26,17 @@ pub const SUPPORTED: &str = "Abs Add And BatchNormalization Cast Clip Concat Con
     GreaterOrEqual HardSigmoid HardSwish Identity LayerNormalization LeakyRelu Less LessOrEqual \
     Log MatMul Max Mean Min Mul Neg Not Or PRelu Pow Reciprocal ReduceMax ReduceMean ReduceSum \
     Relu Reshape Shape Sigmoid Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Swish Tanh \
-    Transpose Unsqueeze Where";
+    Transpose TreeEnsembleClassifier TreeEnsembleRegressor Unsqueeze Where";
+
+/// Earlier `Softmax` and `Unsqueeze` mean something else.
+const OLDEST_OPSET: i64 = 13;
+
+/// Operators that mean the same since opset 7: a converter of trees declares the oldest opset that
+/// has those around them.
+const UNCHANGED: [&str; 8] = ["Add", "Cast", "Concat", "Div", "Identity", "Mul", "Sigmoid", "Sub"];
+
+/// The domain of the operators of trees.
+const TREES_DOMAIN: &str = "ai.onnx.ml";
 
 /// Maps the nodes of a model.
 pub struct Mapper {
@@ -41,11 +52,11 @@ impl Mapper {
         Self { network, values: inputs, integers: BTreeSet::new() }
     }
 
-    /// Maps all nodes of `model`.
+    /// Maps the nodes of `model` that give what is `needed`.
     ///
     /// # Errors
     /// A node that no expert can have: its operator and name, and what to do.
-    pub fn map(&mut self, model: &OnnxModel) -> Result<()> {
+    pub fn map(&mut self, model: &OnnxModel, needed: &BTreeSet<&str>) -> Result<()> {
         for (name, constant) in &model.constants {
             let value = match constant {
                 Constant::Numbers(values) => MappedValue::Weights(Weights {
@@ -58,15 +69,28 @@ impl Mapper {
         }
         let integers = model.inputs.iter().filter(|input| input.is_integer);
         self.integers.extend(integers.map(|input| input.name.clone()));
-        for node in &model.nodes {
+        let is_needed = |name: &String| needed.contains(name.as_str());
+        for node in model.nodes.iter().filter(|node| node.output.iter().any(is_needed)) {
             let of = || {
                 let name = if node.name.is_empty() { &node.output[0] } else { &node.name };
                 format!("operator `{}` of node `{name}`", node.op_type)
             };
-            ensure!(!node.output.is_empty(), "a node `{}` gives nothing", node.op_type);
+            ensure!(
+                model.opset >= OLDEST_OPSET
+                    || node.domain == TREES_DOMAIN
+                    || UNCHANGED.contains(&node.op_type.as_str()),
+                "{} is of opset {}: export the model with opset {OLDEST_OPSET} or later",
+                of(),
+                model.opset
+            );
             self.network.name.clone_from(&node.output[0]);
             if self.is_of_integers(node) {
                 self.integers.extend(node.output.iter().cloned());
+            }
+            if node.domain == TREES_DOMAIN {
+                let (name, value) = self.trees(node, needed).with_context(of)?;
+                self.values.insert(name, value);
+                continue;
             }
             let outputs = self.node(node).with_context(of)?;
             for (name, value) in node.output.iter().zip(outputs) {
@@ -95,7 +119,8 @@ impl Mapper {
         };
         let mut numbers = node.input.iter().filter(is_number).peekable();
         let has_any = numbers.peek().is_some();
-        node.op_type != "Cast" && has_any && numbers.all(|name| self.integers.contains(name))
+        let is_exact = node.op_type != "Cast" && node.domain != TREES_DOMAIN;
+        is_exact && has_any && numbers.all(|name| self.integers.contains(name))
     }
 
     fn node(&mut self, node: &NodeProto) -> Result<Vec<MappedValue>> {
@@ -109,13 +134,7 @@ impl Mapper {
             "it divides integers, and an expert has no division that drops the remainder: cast \
              them to float in the model"
         );
-        let input = |name: &String| -> Result<Option<MappedValue>> {
-            let found = self.values.get(name).cloned();
-            ensure!(found.is_some() || name.is_empty(), "its input `{name}` is not known");
-            Ok(found)
-        };
-        let inputs = node.input.iter().map(input).collect::<Result<_>>()?;
-        let view = NodeView { node, inputs };
+        let view = self.view(node)?;
         if let Some(values) = self.shape_operator(&view)? {
             return Ok(values);
         }
@@ -134,6 +153,16 @@ impl Mapper {
             })?,
         };
         Ok(vec![value])
+    }
+
+    fn view<'a>(&self, node: &'a NodeProto) -> Result<NodeView<'a>> {
+        let input = |name: &String| -> Result<Option<MappedValue>> {
+            let found = self.values.get(name).cloned();
+            ensure!(found.is_some() || name.is_empty(), "its input `{name}` is not known");
+            Ok(found)
+        };
+        let inputs = node.input.iter().map(input).collect::<Result<_>>()?;
+        Ok(NodeView { node, inputs })
     }
 
     /// A value as numbers of the network; weights become a parameter.

@@ -1,0 +1,6 @@
+//! An expert that `cargo hypercast from-onnx` made of ensembles of trees. It is not hostile: what
+//! it predicts and learns is tested in `tests/tests/onnx_models`.
+
+#[rustfmt::skip]
+#[path = "../../onnx/trees/src/lib.rs"]
+mod trees;
