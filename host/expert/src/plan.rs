@@ -144,6 +144,20 @@ pub(super) fn reach(graph: &ExpertGraph, from: &[usize]) -> Vec<bool> {
     needed
 }
 
+/// Whether a gradient comes to each node: it depends on a parameter that learns, and by more than
+/// comparisons.
+pub(super) fn has_gradient(graph: &ExpertGraph) -> Vec<bool> {
+    let mut has_gradient = vec![false; graph.nodes.len()];
+    for (at, node) in graph.nodes.iter().enumerate() {
+        has_gradient[at] = match node.op {
+            Op::Parameter { parameter } => graph.parameters[parameter].learns(),
+            Op::Compare(_) | Op::SegmentRank | Op::StopGradient => false,
+            _ => node.inputs.iter().any(|input| has_gradient[*input]),
+        };
+    }
+    has_gradient
+}
+
 struct Planner<'a> {
     graph: &'a ExpertGraph,
     /// Whether an output depends on the node.

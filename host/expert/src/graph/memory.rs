@@ -3,12 +3,12 @@
 //! The figure is an upper bound. It counts each parameter once, the values that a plugin gives it
 //! to begin with, what is derived from parameters (laid-out weights in serving; gradients, the
 //! optimizer's state and the best pass in training), and what all runs at a time hold at their
-//! peaks. A run frees a value after its last reader, except in training, where all values stay for
-//! the backward pass.
+//! peaks. A run frees a value after its last reader, except in training, where what gradients come
+//! to stays for the backward pass.
 
 use super::{ColumnValues, ExpertGraph, Fold, Lead, Node, Op, TensorShape, Type, Unary, Zip};
 use crate::Device;
-use crate::plan::{NetworkPlan, reach};
+use crate::plan::{NetworkPlan, has_gradient, reach};
 use crate::wasm::contract::Description;
 
 /// How a network is run, as far as its memory depends on it.
@@ -165,19 +165,6 @@ fn parameter_nodes(graph: &ExpertGraph) -> impl Iterator<Item = LargestNode> {
     })
 }
 
-/// Whether a gradient comes to each node: it depends on a parameter, and by more than comparisons.
-fn has_gradient(graph: &ExpertGraph) -> Vec<bool> {
-    let mut has_gradient = vec![false; graph.nodes.len()];
-    for (at, node) in graph.nodes.iter().enumerate() {
-        has_gradient[at] = match node.op {
-            Op::Parameter { .. } => true,
-            Op::Compare(_) | Op::StopGradient => false,
-            _ => node.inputs.iter().any(|input| has_gradient[*input]),
-        };
-    }
-    has_gradient
-}
-
 /// What a network needs besides its parameters and the inputs of its runs, in bytes.
 struct Demand {
     derived: u64,
@@ -264,20 +251,23 @@ impl RunSizes {
         Demand { derived, scratch: program.scratch_bytes().saturating_mul(threads), run }
     }
 
-    /// A training step: values and their gradients, all at a time.
+    /// A training step: what gradients come to, with these, all at a time. What none comes to is
+    /// freed as in any run.
     fn tape(&self, graph: &ExpertGraph) -> RunPeak {
-        let needed = reach(graph, &graph.ends());
-        let lookups = self.lookups(graph, &needed);
+        let ends = graph.ends();
+        let (needed, learns) = (reach(graph, &ends), has_gradient(graph));
+        let readers = (0..graph.nodes.len()).filter(|at| needed[*at] && learns[*at]);
+        let read = readers.flat_map(|at| &graph.nodes[at].inputs).chain(&ends);
+        let read: Vec<usize> = read.copied().filter(|at| !learns[*at]).collect();
+        let mut peak = self.peak(graph, &read);
         // Label, mask and weight of each task.
         let outcomes = self.rows.saturating_mul(12 * graph.outputs.len() as u64);
-        let held = lookups.saturating_add(outcomes);
-        let mut peak = RunPeak { bytes: held, lookups, largest: None };
-        let has_gradient = has_gradient(graph);
+        peak.lookups = self.lookups(graph, &needed);
+        peak.bytes = peak.bytes.saturating_add(peak.lookups).saturating_add(outcomes);
         for (at, node) in graph.nodes.iter().enumerate() {
-            if needed[at] && node.ty == Type::Number && !matches!(node.op, Op::Parameter { .. }) {
+            if needed[at] && learns[at] && !matches!(node.op, Op::Parameter { .. }) {
                 let working = self.working(graph, node, node.inputs.len());
-                let times = if has_gradient[at] { 3 } else { 1 };
-                let bytes = self.result(node).saturating_add(working).saturating_mul(times);
+                let bytes = self.result(node).saturating_add(working).saturating_mul(3);
                 peak.note(at, bytes);
                 peak.bytes = peak.bytes.saturating_add(bytes);
             }

@@ -141,6 +141,13 @@ pub struct ParameterSpec {
     pub values: Option<Arc<Vec<f32>>>,
 }
 
+impl ParameterSpec {
+    /// Whether training changes it.
+    pub fn learns(&self) -> bool {
+        self.rate_factor != 0.0
+    }
+}
+
 /// How a parameter is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParameterOptimiser {

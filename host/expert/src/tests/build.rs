@@ -132,6 +132,13 @@ impl Net {
         self.op("Parameter", &[], vec![int("parameter", index)])
     }
 
+    /// Freezes all parameters that there are.
+    pub(crate) fn freeze(&mut self) {
+        for parameter in &mut self.network.parameters {
+            parameter.options = vec![num("rate_factor", 0.0)];
+        }
+    }
+
     pub(crate) fn output(&mut self, task: &str, node: u32) {
         self.network.outputs.push(Output { task: task.into(), node, options: Vec::new() });
     }

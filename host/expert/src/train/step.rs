@@ -15,6 +15,7 @@ use crate::batch::ExpertBatch;
 use crate::executor::{Executor, GraphOutputs, download};
 use crate::graph::{ExpertGraph, ParameterSpec};
 use crate::params::Parameters;
+use crate::plan::has_gradient;
 use crate::{Device, Error};
 
 /// The loss's gradient by each output, where the backward pass starts.
@@ -26,7 +27,7 @@ pub struct OutputGradients {
     pub losses: Vec<f32>,
 }
 
-/// The gradients of a batch by parameter; `None` if an output does not depend on it.
+/// The gradients of a batch by parameter; `None` if it is frozen, or no output depends on it.
 #[derive(Debug, Clone, Default)]
 pub struct Gradients {
     /// Of a whole dense parameter, or of a table's touched rows.
@@ -36,14 +37,6 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Leaves out those of parameters that are frozen, so that they do not count for the norm.
-    pub(super) fn freeze(&mut self, specs: &[ParameterSpec]) {
-        let frozen = (0..specs.len()).filter(|index| specs[*index].rate_factor == 0.0);
-        for index in frozen {
-            (self.values[index], self.rows[index]) = (None, None);
-        }
-    }
-
     /// The Euclidean norm over all gradients.
     pub fn norm(&self) -> f32 {
         let squares =
@@ -84,11 +77,16 @@ pub fn compute(graph: Arc<ExpertGraph>, device: Device) -> Result<Box<dyn Comput
 pub(crate) struct OnBackend<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> {
     training: Executor<A>,
     inference: Executor<A::InnerBackend>,
+    /// Whether each parameter learns; none if no gradient comes to any.
+    learns: Option<Vec<bool>>,
 }
 
 impl<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> OnBackend<A> {
     pub(crate) fn new(graph: Arc<ExpertGraph>, device: A::Device) -> Self {
+        let has_gradient = has_gradient(&graph);
+        let learns = graph.ends().iter().any(|end| has_gradient[*end]);
         OnBackend {
+            learns: learns.then(|| graph.parameters.iter().map(ParameterSpec::learns).collect()),
             training: Executor::learning(graph.clone(), device.clone()),
             inference: Executor::new(graph, device),
         }
@@ -110,12 +108,16 @@ impl<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> Compute for On
         loss: LossFn,
     ) -> Gradients {
         let lookups = self.training.lookups(batch);
-        let leaves = self.training.leaves(parameters, &lookups, &[]);
-        let leaves: Vec<FloatTensor<A>> =
-            leaves.into_iter().map(|leaf| A::float_set_require_grad(leaf, true)).collect();
+        let mut leaves = self.training.leaves(parameters, &lookups, &[]);
+        for (leaf, learns) in leaves.iter_mut().zip(self.learns.iter().flatten()) {
+            *leaf = A::float_set_require_grad(leaf.clone(), *learns);
+        }
         let outputs = self.training.run(&leaves, &lookups, batch, Some(rng));
         let losses = outputs.losses.clone().map(download::<A>).unwrap_or_default();
         let seed = loss(&download::<A>(outputs.tasks.clone()), &losses);
+        if self.learns.is_none() {
+            return Gradients { values: vec![None; leaves.len()], rows: lookups.rows };
+        }
         let mut tape = A::backward(weighted_sum::<A>(&self.training, outputs, seed));
         let gradient = |leaf| A::grad_remove(leaf, &mut tape).map(download::<A::InnerBackend>);
         Gradients { values: leaves.iter().map(gradient).collect(), rows: lookups.rows }

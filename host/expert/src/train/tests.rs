@@ -176,10 +176,7 @@ fn a_parameter_learns_at_its_own_rate_and_a_frozen_one_not_at_all() {
             ..OptimizerConfig::default()
         },
     );
-    // With its gradient the step would be clipped.
-    let mut gradients =
-        Gradients { values: vec![Some(vec![1.0; 4]), Some(vec![1e9; 4])], rows: vec![None, None] };
-    gradients.freeze(&graph.parameters);
+    let gradients = Gradients { values: vec![Some(vec![1.0; 4]), None], rows: vec![None, None] };
     assert!(optimizer.step(&mut values, &gradients, &graph, 1.0));
     assert!((values.values(0)[0] + 5e-4).abs() < 1e-7, "{}", values.values(0)[0]);
     assert_eq!(values.values(1), [1.0; 4]);

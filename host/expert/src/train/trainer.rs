@@ -462,9 +462,7 @@ impl ExpertTrainer {
             (losses, all) = (values, outputs.to_vec());
             gradients
         };
-        let mut gradients =
-            self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
-        gradients.freeze(&self.blueprint.graph.parameters);
+        let gradients = self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
         StepAttempt { losses, outputs: all, gradients }
     }
 

@@ -80,6 +80,33 @@ fn stop_gradient_stops_gradients() {
 }
 
 #[test]
+fn what_is_frozen_has_no_gradient() {
+    let frozen = case(|net, base| {
+        net.freeze();
+        base.rows
+    });
+    let mut all = Net::new();
+    let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
+    let tae = all.input(0);
+    finish(&mut all, &description, tae);
+    all.freeze();
+    let graph = all.valid(&description);
+    let of = |case: Case| {
+        let batch = batch(&case, &[(1, 3)]);
+        let compute = compute(case.graph.clone(), crate::Device::Cpu).unwrap();
+        let mut loss =
+            |_: &[f32], _: &[f32]| OutputGradients { tasks: vec![1.0; 3], losses: Vec::new() };
+        let mut rng = SmallRng::seed_from_u64(1);
+        let gradients = compute.gradients(&parameters(&case.graph), &batch, &mut rng, &mut loss);
+        let names = case.graph.parameters.iter().zip(gradients.values);
+        let learned = names.filter(|(_, gradient)| gradient.is_some());
+        learned.map(|(spec, _)| spec.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(of(frozen), ["weights"]);
+    assert!(of(Case { description, graph }).is_empty());
+}
+
+#[test]
 fn features_are_read_from_their_block_and_products_are_cut_at_the_tae() {
     let feature = |name: &str| Column::Feature(name.into());
     let columns = vec![

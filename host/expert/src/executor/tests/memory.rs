@@ -109,11 +109,15 @@ fn the_figure_of_an_ordinary_network_is_at_most_twice_what_is_allocated() {
     }
 }
 
-/// Products of what `op` makes of a layer, as the leaves of trees are of comparisons.
-fn products(op: &'static str) -> Case {
+/// Products of what `op` makes of a layer, as the leaves of trees are of comparisons. Where it is
+/// frozen, only what weighs the products learns.
+fn products(op: &'static str, is_frozen: bool) -> Case {
     case(|net, base| {
         let selection = net.parameter("selection", &[4, 512], Initialiser::Normal(1.0));
         let thresholds = net.parameter("thresholds", &[512], Initialiser::Normal(1.0));
+        if is_frozen {
+            net.freeze();
+        }
         let read = net.op("MatMul", &[base.rows, selection], vec![]);
         let first = net.op(op, &[read, thresholds], vec![]);
         (0..20).fold(first, |last, _| net.op("Mul", &[last, first], vec![]))
@@ -121,13 +125,16 @@ fn products(op: &'static str) -> Case {
 }
 
 #[test]
-fn what_has_no_gradient_is_not_counted_with_one() {
-    let [differences, comparisons] = ["Sub", "Greater"].map(|op| {
-        let case = products(op);
+fn what_no_gradient_comes_to_is_freed_before_the_backward_pass() {
+    let of = |op, is_frozen| {
+        let case = products(op, is_frozen);
         check_bound(op, &case);
         NetworkMemory::new(&case.graph, &case.description, &usage(&[(8, 1000)], true)).runs
-    });
-    assert!(comparisons < differences / 2, "{comparisons} and {differences}");
+    };
+    let [learning, comparisons] = ["Sub", "Greater"].map(|op| of(op, false));
+    let frozen = of("Sub", true);
+    assert!(comparisons < learning / 4, "{comparisons} and {learning}");
+    assert!(frozen < comparisons, "{frozen} and {comparisons}");
 }
 
 #[test]
