@@ -69,6 +69,12 @@ pub fn one_stage_flops(config: &FmConfig, spec: &FmSpec) -> u64 {
     (flops(config, spec, tokens) / CANDIDATES as f64).round() as u64
 }
 
+/// Floating-point operations of one more candidate over a full history that is kept.
+pub fn candidate_flops(config: &FmConfig, spec: &FmSpec) -> u64 {
+    let cost = |targets| flops(config, spec, TokenCounts { history: config.max_history, targets });
+    (cost(2) - cost(1)).round() as u64
+}
+
 /// The number of tokens that a token attends to, itself included, if it has `before` predecessors.
 fn visible_tokens(config: &FmConfig, before: f64) -> f64 {
     match config.window {
@@ -126,6 +132,7 @@ mod tests {
         let (own, history) = (cost(100, 2) - cost(100, 1), 2.0 * cost(100, 1) - cost(100, 2));
         let expected = own + history / 20.0;
         assert!((one_stage_flops(&config, &spec()) as f64 - expected).abs() < 1.0);
+        assert!((candidate_flops(&config, &spec()) as f64 - own).abs() < 1.0);
     }
 
     #[test]

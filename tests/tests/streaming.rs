@@ -37,7 +37,7 @@ fn ab_test(binary: &Path, plugins: &Path, dir: &Path, days: &str) -> Command {
     command
         .args(["experiment", "ab", "--config", "small.toml", "--json", "ab.json", "--work", "work"])
         .args(["--ab-users", "30", "--ab-past-days", "2", "--ab-days", days, "--seeds", "3,"])
-        .arg("--plugins")
+        .args(["--variant", "mlp-fusion", "--plugins"])
         .arg(plugins)
         .current_dir(dir);
     command
@@ -212,8 +212,8 @@ fn arms_of_an_ab_test_share_the_users_of_a_daemon_that_learns_from_all() {
     assert!(traffic["fm_lag_minutes"]["2.0.0"].as_f64().unwrap() > 0.0, "{traffic}");
     assert_items_arrive(&dir.path().join("work/seed-3"), traffic["released"].as_u64().unwrap());
     let flops: Vec<u64> = serde_json::from_value(config["flops"].clone()).unwrap();
-    assert!(flops[0] < flops[2] && flops[2] <= flops[1], "{flops:?}");
-    for arm in ["FM alone", "one-stage", "FM and expert"] {
+    assert!(flops[0] < flops[2] && flops[2] <= flops[1] && flops[0] < flops[3], "{flops:?}");
+    for arm in ["FM alone", "one-stage", "FM and expert", "mlp-fusion"] {
         for metric in ["value a user and day", "fresh share of shown"] {
             let rows = report["models"].as_array().unwrap();
             let row = rows.iter().find(|row| row["arm"] == arm && row["metric"] == metric);

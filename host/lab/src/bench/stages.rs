@@ -7,8 +7,13 @@
 
 use std::collections::BTreeMap;
 
+use hypercast_config::Config;
 use hypercast_core::quantile::quantile;
+use hypercast_data::dataset::Dataset;
+use hypercast_expert::{Blueprint, Engine, LoadOptions};
+use hypercast_fm::cost;
 use hypercast_serve::api::RankAnswer;
+use hypercast_train::fm::{FIRST_VERSION, dataset_spec};
 
 use super::{
     BenchReport,
@@ -49,6 +54,9 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
         }
     }
     let suffix = fixture.of.suffix;
+    let [fm, expert] = candidate_flops(&fixture.two_tiers)?.map(|flops| flops as f64 / 1e3);
+    let name = format!("operations a candidate over a kept history, FM and expert{suffix}");
+    report.versus(name, fm + expert, "thousands", "the FM alone", fm);
     for stage in ["features", "fm", "expert", "wasm"] {
         let name = format!("stage {stage}, p50{suffix}");
         report.figure(name, ours.p50_ms(stage), "ms");
@@ -68,6 +76,21 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
     }
     ours.daemon.stop()?;
     theirs.daemon.stop()
+}
+
+/// Floating-point operations of a configuration's FM and expert.
+fn candidate_flops(path: &std::path::Path) -> Result<[u64; 2]> {
+    let config = Config::read(path)?;
+    let dataset = Dataset::open(&config.paths.dataset)?;
+    let entry = &config.experts[0];
+    let options = LoadOptions {
+        tae_dim: config.fm.tae_width(),
+        fm_version: Some(FIRST_VERSION.to_owned()),
+        ..config.load_options(&entry.name, dataset.content)
+    };
+    let engine = Engine::new(config.guests())?;
+    let expert = Blueprint::load(&engine, &entry.plugin, &dataset.schema, &options)?;
+    Ok([cost::candidate_flops(&config.fm, &dataset_spec(&dataset)?), expert.flops()])
 }
 
 impl StagedDaemon {

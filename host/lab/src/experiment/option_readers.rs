@@ -135,7 +135,7 @@ mod tests {
             assert!(message.contains(ignored[1]) && message.contains(ignored[0]), "{message}");
         }
         assert!(parse(&["tae", "--student", "other"]).unwrap_err().contains("only for transfer"));
-        for unused in ["--seeds", "--config", "--plugins", "--work"] {
+        for unused in ["--seeds", "--config", "--plugins", "--variant", "--work"] {
             let message = parse(&["ab", "--equal-arms", unused, "3"]).unwrap_err();
             assert!(message.contains(unused) && message.contains("--equal-arms"), "{message}");
         }

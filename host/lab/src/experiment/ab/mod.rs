@@ -1,6 +1,6 @@
-//! An A/B test in a closed loop (paper section 4.5): FM alone, a one-stage model, and FM and expert
-//! as versions that share the users of a real daemon, in a world in which what was ranked decides
-//! what is seen, done and learned from.
+//! An A/B test in a closed loop (paper section 4.5): FM alone, a one-stage model, FM and expert, and
+//! further components as versions that share the users of a real daemon, in a world in which what
+//! was ranked decides what is seen, done and learned from.
 //!
 //! [`world`] has the users, [`deployment`] the daemon and what learns beside it, [`traffic`] runs
 //! one through the other, and [`outcomes`] says how the arms differ. [`own_rankers`] stand in for
