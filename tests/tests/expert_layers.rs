@@ -15,7 +15,7 @@ use hypercast_expert::{Device, Normaliser, Parameters, SavedParameters};
 use hypercast_harness::convert;
 use hypercast_sdk::{
     Cross, Description, Embedding, ExpertFusion, FmEmbedding, FmFusion, Hstu, Linear, PerSurface,
-    RmsNorm, TaskHeads, TaskKind, Tensor, losses,
+    RmsNorm, TaskHeads, TaskKind, Tensor, Trees, losses,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -565,5 +565,22 @@ fn rows_that_do_not_count_change_no_loss_of_others() {
         for row in [0, 2, 3, 4, 5, 7] {
             assert!((one[row] - two[row]).abs() < 1e-9, "{name}, row {row}: {one:?}, {two:?}");
         }
+    }
+}
+
+/// `cargo hypercast from-onnx` refuses larger ones.
+#[test]
+fn the_largest_ensembles_of_trees_are_admitted() {
+    // Of depth 6; a comparison takes 8 values of a candidate, and 12 where any asks for equality.
+    for (trees, is_equality) in [(496, 0.0), (330, 1.0)] {
+        let comparison: [f32; 4] = [1.0, 0.5, 1.0, is_equality];
+        let comparisons = comparison.map(|value| vec![value; 63 * trees]).concat();
+        let file = [vec![1.0, trees as f32, 0.0, 6.0], comparisons].concat();
+        let file: Vec<u8> = file.into_iter().flat_map(f32::to_le_bytes).collect();
+        let ensemble = network(&["click"], |g| {
+            let leaves = Trees::new("trees", &file).apply(g.raw_features(&["rate"]));
+            g.output("click", leaves.sum());
+        });
+        assert_eq!(ensemble.columns.len(), 1);
     }
 }

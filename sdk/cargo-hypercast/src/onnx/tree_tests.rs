@@ -133,6 +133,25 @@ fn changed(attributes: Vec<AttributeProto>) -> NodeProto {
     node
 }
 
+/// The stump with a split as its second child, whose children are `child` and a leaf.
+fn second_split(child: i64) -> NodeProto {
+    let modes = ["BRANCH_LEQ", "LEAF", "BRANCH_EQ", "LEAF"].map(|mode| mode.as_bytes().to_vec());
+    changed(vec![
+        ints("nodes_treeids", &[0; 4]),
+        ints("nodes_nodeids", &[0, 1, 2, 3]),
+        ints("nodes_featureids", &[1, 0, 0, 0]),
+        floats("nodes_values", &[0.5, 0.0, 2.0, 0.0]),
+        AttributeProto {
+            name: "nodes_modes".into(),
+            strings: modes.to_vec(),
+            ..Default::default()
+        },
+        ints("nodes_truenodeids", &[1, 0, child, 0]),
+        ints("nodes_falsenodeids", &[2, 0, 3, 0]),
+        ints("target_nodeids", &[1, 3]),
+    ])
+}
+
 /// The stump as a classifier of two classes.
 fn classifier(class: i64, attributes: Vec<AttributeProto>) -> NodeProto {
     let mut node = changed(attributes);
@@ -199,6 +218,13 @@ fn ensembles_of_one_name_learn_each_for_itself() {
     }
 }
 
+/// LightGBM's splits by categories are converted to nodes that lead to one and the same.
+#[test]
+fn a_node_that_several_lead_to_is_copied() {
+    let text = body(second_split(1)).unwrap();
+    assert!(text.contains("(g, \"trees.leaves\", [4, 1])"), "{text}");
+}
+
 #[test]
 fn only_what_a_bound_output_depends_on_is_read() {
     let node = classifier(0, vec![text("post_transform", "LOGISTIC")]);
@@ -240,8 +266,8 @@ fn ensembles_that_no_expert_has_are_refused_by_name() {
         (changed(vec![modes("BRANCH_MEMBER")]), "BRANCH_MEMBER is not known"),
         (changed(vec![ints("nodes_featureids", &[3, 0, 0])]), "feature 3 of an input of 3"),
         (changed(vec![ints("nodes_truenodeids", &[7, 0, 0])]), "tree 0 has no node 7"),
-        (changed(vec![ints("nodes_truenodeids", &[2, 0, 0])]), "two parents"),
-        (changed(vec![ints("nodes_truenodeids", &[0, 0, 0])]), "below themselves"),
+        (changed(vec![ints("nodes_truenodeids", &[2, 0, 0])]), "its 1 trees have 2 roots"),
+        (second_split(2), "below itself"),
         (changed(vec![ints("nodes_treeids", &[0, 0])]), "not as many"),
         (changed(vec![ints("nodes_nodeids", &[0, 1, 1])]), "one id"),
         (changed(vec![floats("nodes_values", &[f32::NAN, 0.0, 0.0])]), "no number"),

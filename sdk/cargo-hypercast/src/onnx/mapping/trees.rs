@@ -12,6 +12,9 @@ use crate::onnx::network::{SdkCall, SdkNetwork, StepId};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::value::{BatchedShape, ComputedTensor, MappedValue};
 
+/// No ensemble of so many nodes has few enough comparisons.
+const MAX_NODES: usize = 1 << 20;
+
 /// What a classifier gives for two classes, if its leaves have weights of one alone: the score of
 /// the second class, and the first's by it, as onnxruntime has it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,8 +52,8 @@ impl Mapper {
             }
             "ZipMap" => bail!(
                 "it makes a dictionary of each row: convert the model with zipmap=False (with \
-                 options={{\"zipmap\": False}} of skl2onnx), or remove this node, and bind its \
-                 input `{}`",
+                 options={{\"zipmap\": False}} of skl2onnx), or take this node out of the file and \
+                 make its input `{}` the output",
                 node.input.first().map_or("", String::as_str)
             ),
             "TreeEnsemble" => bail!(
@@ -295,33 +298,33 @@ impl NodeView<'_> {
             *target.with_context(|| format!("it has no class or target {}", of[at]))? +=
                 weights[at];
         }
-        let roots = roots(&nodes)?;
-        let count = places.keys().map(|(tree, _)| tree).collect::<BTreeSet<_>>().len();
-        ensure!(roots.len() == count, "its {count} trees have {} roots", roots.len());
-        Ok(Ensemble { nodes, roots, targets })
+        let trees = places.keys().map(|(tree, _)| tree).collect::<BTreeSet<_>>().len();
+        let nodes = unfolded(&nodes, trees)?;
+        Ok(Ensemble { nodes, roots: (0..trees).collect(), targets })
     }
 }
 
-/// The nodes that are no children, if all others are below them once.
-fn roots(nodes: &[TreeNode]) -> Result<Vec<usize>> {
-    let mut is_child = vec![false; nodes.len()];
-    for node in nodes {
+/// Nodes as trees: one that several nodes lead to, as converters have it of sets of categories, is
+/// copied for each. Those of the roots come first.
+fn unfolded(shared: &[TreeNode], trees: usize) -> Result<Vec<TreeNode>> {
+    let mut is_root = vec![true; shared.len()];
+    for node in shared {
         let TreeNode::Split { children, .. } = node else { continue };
-        for child in children {
-            ensure!(!std::mem::replace(&mut is_child[*child], true), "a node has two parents");
-        }
+        children.iter().for_each(|child| is_root[*child] = false);
     }
-    let roots: Vec<usize> = (0..nodes.len()).filter(|node| !is_child[*node]).collect();
-    let mut reached = roots.clone();
-    let mut at = 0;
-    while let Some(node) = reached.get(at) {
-        if let TreeNode::Split { children, .. } = &nodes[*node] {
-            reached.extend(children);
+    let mut from: Vec<usize> = (0..shared.len()).filter(|node| is_root[*node]).collect();
+    ensure!(from.len() == trees, "its {trees} trees have {} roots", from.len());
+    let mut nodes = Vec::new();
+    while let Some(node) = from.get(nodes.len()) {
+        let mut node = shared[*node].clone();
+        if let TreeNode::Split { children, .. } = &mut node {
+            let places = [from.len(), from.len() + 1];
+            from.extend(std::mem::replace(children, places));
         }
-        at += 1;
+        nodes.push(node);
+        ensure!(nodes.len() < MAX_NODES, "it has a million nodes, or one that is below itself");
     }
-    ensure!(reached.len() == nodes.len(), "its nodes are no trees: some are below themselves");
-    Ok(roots)
+    Ok(nodes)
 }
 
 /// How a node compares; none of a leaf.
