@@ -1,12 +1,9 @@
-"""Gradient boosting for the A/B test: trees on what feature logs hold, as ONNX.
+"""Gradient boosting for the A/B test: trees on the columns of feature logs, as ONNX.
 
-It reads the feature logs that an FM's training left, so trees see the columns that the daemon will
-serve, and none of the FM. One LightGBM model per task; `boosting.args` has the bindings of columns
-and tasks, one word a line, for `cargo hypercast from-onnx`.
-
-    pip install lightgbm onnx pandas pyarrow
-    python examples/ab/boosting.py LOGS --until-ms TEST --into boosting.onnx
-    xargs -a boosting.args cargo hypercast from-onnx boosting.onnx
+It reads what a run of `experiment ab` logged of the days before its test, of the tested surface. So
+trees see the columns that the daemon will serve, and none of the FM. One LightGBM model per task;
+`boosting.args` has the bindings of columns and tasks, one word a line, for `cargo hypercast
+from-onnx`. examples/ab/README.md has the commands.
 """
 
 import argparse
@@ -33,15 +30,19 @@ PARAMETERS = {
     "verbosity": -1,
 }
 
+# The tested surface, by its place in the schema.
+TESTED = 0
+
 # Columns of the logs that are no features.
 OTHERS = ("request", "actions", "known", "truth", "user_id", "item_id", "surface")
 
 
 def main():
     options = arguments()
-    logs = pathlib.Path(options.logs)
-    schema = tomllib.loads((logs / "schema.toml").read_text())
-    rows = read_logs(logs, options.until_ms, options.surface)
+    run = pathlib.Path(options.run)
+    until_ms = int(tomllib.loads((run / "hypercast.toml").read_text())["timeline"]["until"])
+    schema = tomllib.loads((run / "logs" / "schema.toml").read_text())
+    rows = read_logs(run / "logs", until_ms)
     features = [name for name in rows if is_feature(rows, name)]
     tasks = [task["name"] for task in schema["tasks"] if task["kind"] == "binary"]
     nodes, shapes, tasks_args = [], [], []
@@ -66,27 +67,23 @@ def main():
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("logs", help="folder of feature logs")
-    parser.add_argument("--until-ms", type=int, help="requests from here on are left out")
-    parser.add_argument("--surface", type=int, help="rows of this surface of the schema alone")
+    parser.add_argument("run", help="the folder of a seed, such as target/hypercast/ab/seed-1")
     parser.add_argument("--trees", type=int, default=150, help="of a task")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--into", default="boosting.onnx")
     return parser.parse_args()
 
 
-def read_logs(logs, until_ms, surface):
+def read_logs(logs, until_ms):
+    """The rows of the tested surface before the test."""
     tables = []
     for file in sorted(logs.glob("examples-*.parquet")):
         requests = pandas.read_parquet(
             file.with_name(file.name.replace("examples", "requests")),
             columns=["surface", "time_ms", "correction", "targets"],
         )
-        chosen = ~requests["correction"]
-        if until_ms is not None:
-            chosen &= requests["time_ms"] < until_ms
-        if surface is not None:
-            chosen &= requests["surface"] == surface
+        chosen = ~requests["correction"] & (requests["time_ms"] < until_ms)
+        chosen &= requests["surface"] == TESTED
         # Rows stand in the order of their requests.
         tables.append(pandas.read_parquet(file)[numpy.repeat(chosen, requests["targets"]).array])
     return pandas.concat(tables, ignore_index=True)
