@@ -132,7 +132,7 @@ def add_tree(root, number, nodes, leaves):
 def below(threshold):
     """The largest number of 32 bits that is not above a threshold, which splits them as it does."""
     near = numpy.float32(threshold)
-    return float(near if near <= threshold else numpy.nextafter(near, numpy.float32("-inf")))
+    return float(near if float(near) <= threshold else numpy.nextafter(near, numpy.float32("-inf")))
 
 
 if __name__ == "__main__":

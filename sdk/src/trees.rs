@@ -62,7 +62,7 @@ impl<'a> Trees<'a> {
     }
 
     /// Maps `[rows, features]` to `[rows, leaves]`: 1 for the leaves that a row falls into, 0 for
-    /// others. Exact for features that are finite.
+    /// others. Exact for finite features where a product is in f32; a GPU may round it (TF32).
     pub fn apply<'g>(&self, x: Tensor<'g>) -> Tensor<'g> {
         let g = x.graph();
         g.scope(&self.name, || match TreeFile::read(self.file) {
@@ -77,7 +77,7 @@ impl TreeFile {
         let (values, []) = file.as_chunks() else { return None };
         let values: Vec<f32> = values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         let (kinds, rest) = values.split_first()?;
-        let (parts, rest) = rest.split_at_checked(3 * *kinds as usize)?;
+        let (parts, rest) = rest.split_at_checked(3 * (*kinds as usize).min(rest.len()))?;
         let part = |own: &[f32; 3]| {
             let [count, path, depth] = own.map(|number| number as u32);
             CompleteTrees { count, path, depth }
@@ -89,6 +89,9 @@ impl TreeFile {
             return None;
         }
         let row = |at: usize| rest[at * count..][..count].to_vec();
+        if row(0).iter().any(|read| read.fract() != 0.0 || !read.is_finite()) {
+            return None;
+        }
         let (reads, thresholds, wanted, is_equality) = (row(0), row(1), row(2), row(3));
         Some(Self { parts, comparisons: Comparisons { reads, thresholds, wanted, is_equality } })
     }
@@ -96,7 +99,8 @@ impl TreeFile {
 
 impl CompleteTrees {
     fn comparisons(&self) -> Option<usize> {
-        let nodes = 1usize.checked_shl(self.depth).filter(|_| self.depth > 0)? - 1;
+        // More levels than these have more nodes than a file has comparisons.
+        let nodes = (1..31).contains(&self.depth).then(|| (1usize << self.depth) - 1)?;
         nodes.checked_add(self.path as usize)?.checked_mul(self.count as usize)
     }
 }

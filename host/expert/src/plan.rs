@@ -145,13 +145,14 @@ pub(super) fn reach(graph: &ExpertGraph, from: &[usize]) -> Vec<bool> {
 }
 
 /// Whether a gradient comes to each node: it depends on a parameter that learns, and by more than
-/// comparisons.
+/// comparisons and conditions.
 pub(super) fn has_gradient(graph: &ExpertGraph) -> Vec<bool> {
     let mut has_gradient = vec![false; graph.nodes.len()];
     for (at, node) in graph.nodes.iter().enumerate() {
         has_gradient[at] = match node.op {
             Op::Parameter { parameter } => graph.parameters[parameter].learns(),
             Op::Compare(_) | Op::SegmentRank | Op::StopGradient => false,
+            Op::Where => node.inputs[1..].iter().any(|input| has_gradient[*input]),
             _ => node.inputs.iter().any(|input| has_gradient[*input]),
         };
     }

@@ -105,8 +105,8 @@ pub struct ExperimentOptions {
     /// The expert: the name of a component in the plugins' folder
     #[arg(long, value_name = "NAME", default_value = "mlp-fusion")]
     pub expert: String,
-    /// ablation, ab: also this component in the plugins' folder, such as the expert without a part of
-    /// its network, or boosting; several are allowed
+    /// ablation, ab: also this component in the plugins' folder, such as the expert without a part
+    /// of its network, or boosting; several are allowed
     #[arg(long, value_name = "NAME")]
     pub variant: Vec<String>,
     /// transfer: also this component, which must be the network of `--expert` and learns the FM's

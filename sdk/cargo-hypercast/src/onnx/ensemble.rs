@@ -68,8 +68,9 @@ pub struct TreeLayout {
     pub constant: Vec<f32>,
 }
 
-/// Values that an expert has room for, for each candidate: a host allows 2^18 over its network.
-const ROW_VALUES: usize = 250_000;
+/// Values that the trees of an expert have room for, for each candidate: a host allows 2^18 over its
+/// network.
+pub const ROW_VALUES: usize = 250_000;
 
 /// Complete trees that are deeper have more places than comparisons are allowed.
 const MAX_PART_DEPTH: usize = 14;
@@ -77,7 +78,18 @@ const MAX_PART_DEPTH: usize = 14;
 /// A comparison that no row passes, in a place that the tree does not have.
 const NOTHING: [f32; 4] = [0.0, 0.0, 1.0, 0.0];
 
+/// What `hypercast_sdk::Trees` computes of each comparison of an ensemble.
+fn values_of_comparison(any_is_equality: bool) -> usize {
+    if any_is_equality { 12 } else { 8 }
+}
+
 impl TreeLayout {
+    /// The values that it computes of a candidate.
+    pub fn row_values(&self) -> usize {
+        let any_is_equality = self.comparisons.iter().any(|[.., is_equality]| *is_equality == 1.0);
+        values_of_comparison(any_is_equality) * self.comparisons.len()
+    }
+
     /// The file that `hypercast_sdk::Trees::new` reads.
     pub fn file(&self) -> Grid<f32> {
         let part = |own: &TreeParts| [own.count, own.path, own.depth].map(|number| number as f32);
@@ -90,7 +102,7 @@ impl TreeLayout {
 }
 
 /// How the trees are cut.
-struct Cut {
+struct TreeCut {
     /// For each node, its parent and whether it is the child where the split holds.
     parents: Vec<Option<(usize, bool)>>,
     /// How deep each node is in its tree.
@@ -151,9 +163,9 @@ impl Ensemble {
         Ok(TreeLayout { parts, comparisons, weights, constant })
     }
 
-    fn cut(&self) -> Cut {
+    fn cut(&self) -> TreeCut {
         let count = self.nodes.len();
-        let mut cut = Cut {
+        let mut cut = TreeCut {
             parents: vec![None; count],
             depths: vec![0; count],
             part_depths: vec![0; count],
@@ -188,13 +200,12 @@ impl Ensemble {
         cut
     }
 
-    fn check_size(&self, cut: &Cut, roots: &[usize]) -> Result<()> {
+    fn check_size(&self, cut: &TreeCut, roots: &[usize]) -> Result<()> {
         let is_equality = |node: &TreeNode| {
             let TreeNode::Split { mode, .. } = node else { return false };
             matches!(mode, SplitMode::Equal | SplitMode::NotEqual)
         };
-        // What `hypercast_sdk::Trees` computes of a comparison.
-        let each = if self.nodes.iter().any(is_equality) { 12 } else { 8 };
+        let each = values_of_comparison(self.nodes.iter().any(is_equality));
         let most = ROW_VALUES / each;
         let needed = roots.iter().fold(0usize, |sum, root| sum.saturating_add(cut.costs[*root]));
         ensure!(
@@ -209,7 +220,7 @@ impl Ensemble {
     }
 
     /// The comparisons that a row passes which comes to a node.
-    fn path(&self, cut: &Cut, node: usize) -> Vec<[f32; 4]> {
+    fn path(&self, cut: &TreeCut, node: usize) -> Vec<[f32; 4]> {
         let mut path = Vec::new();
         let mut at = node;
         while let Some((parent, holds)) = cut.parents[at] {

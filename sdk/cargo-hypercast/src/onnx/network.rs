@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::ensemble::TreeLayout;
+use super::ensemble::{ROW_VALUES, TreeLayout};
 use super::grid::{Grid, broadcast, elements};
 
 /// A call's place in [`SdkNetwork::steps`].
@@ -118,6 +118,8 @@ pub struct SdkNetwork {
     pub parameters: Vec<ModelParameter>,
     /// What the model calls the value that is mapped now.
     pub name: String,
+    /// What all trees compute of a candidate.
+    tree_values: usize,
 }
 
 impl SdkNetwork {
@@ -365,7 +367,18 @@ impl SdkNetwork {
     }
 
     /// The leaves of trees that a row of features falls into.
+    ///
+    /// # Errors
+    /// An expert has no room for all trees.
     pub fn trees(&mut self, of: StepId, source: &str, layout: &TreeLayout) -> Result<StepId> {
+        self.tree_values += layout.row_values();
+        ensure!(
+            self.tree_values <= ROW_VALUES,
+            "with the ensembles before it, it computes {} values a candidate, more than the \
+             {ROW_VALUES} that an expert has room for: train with a max_depth (6, say), or fewer \
+             trees",
+            self.tree_values
+        );
         let (source, name) = (source.to_owned(), self.free_name(source));
         let values = layout.file();
         self.parameters.push(ModelParameter { source, name, values, is_frozen: true });

@@ -85,12 +85,40 @@ fn what_is_frozen_has_no_gradient() {
         net.freeze();
         base.rows
     });
-    let mut all = Net::new();
+    let frozen_table = case(|net, base| {
+        let table = net.parameter("table", &[8, 4], Initialiser::Normal(0.7));
+        let item = net.op("EmbeddingBag", &[table, base.id], vec![]);
+        let both = net.op("Add", &[item, base.rows], vec![]);
+        net.freeze();
+        both
+    });
     let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
-    let tae = all.input(0);
-    finish(&mut all, &description, tae);
-    all.freeze();
-    let graph = all.valid(&description);
+    let of_net = |build: &dyn Fn(&mut Net, u32) -> u32| {
+        let mut net = Net::new();
+        let tae = net.input(0);
+        let result = build(&mut net, tae);
+        finish(&mut net, &description, result);
+        net.freeze();
+        let graph = net.valid(&description);
+        Case { description: description.clone(), graph }
+    };
+    let all = of_net(&|_, tae| tae);
+    // Only the condition learns, and a condition has no gradient.
+    let by_condition = {
+        let mut net = Net::new();
+        let tae = net.input(0);
+        let frozen = net.parameter("frozen", &[4], Initialiser::Normal(0.7));
+        let [first, second] = ["Add", "Mul"].map(|op| net.op(op, &[tae, frozen], vec![]));
+        net.freeze();
+        let learning = net.parameter("learning", &[4], Initialiser::Normal(0.7));
+        let condition = net.op("Mul", &[tae, learning], vec![]);
+        let chosen = net.op("Where", &[condition, first, second], vec![]);
+        let column = [int("axis", 1), int("start", 0), int("end", 1)];
+        let output = net.op("Slice", &[chosen], column.to_vec());
+        net.output("click", output);
+        let graph = net.valid(&description);
+        Case { description: description.clone(), graph }
+    };
     let of = |case: Case| {
         let batch = batch(&case, &[(1, 3)]);
         let compute = compute(case.graph.clone(), crate::Device::Cpu).unwrap();
@@ -103,7 +131,9 @@ fn what_is_frozen_has_no_gradient() {
         learned.map(|(spec, _)| spec.name.clone()).collect::<Vec<_>>()
     };
     assert_eq!(of(frozen), ["weights"]);
-    assert!(of(Case { description, graph }).is_empty());
+    assert_eq!(of(frozen_table), ["weights"]);
+    assert!(of(all).is_empty());
+    assert!(of(by_condition).is_empty());
 }
 
 #[test]

@@ -62,7 +62,10 @@ pub struct AbArm {
 }
 
 /// The arms, each compared with those before it; `variants` are components in the plugins' folder.
-pub fn arms(variants: &[String]) -> Vec<AbArm> {
+///
+/// # Errors
+/// Two arms of one name.
+pub fn arms(variants: &[String]) -> Result<Vec<AbArm>> {
     let own = [("FM alone", 0, None), ("one-stage", 1, None), ("FM and expert", 0, Some(PLUGIN))];
     let variants = variants.iter().map(|name| (name.as_str(), 0, Some(name.as_str())));
     let arm = |(at, (name, fm, learner)): (usize, (&str, usize, Option<&str>))| AbArm {
@@ -71,7 +74,15 @@ pub fn arms(variants: &[String]) -> Vec<AbArm> {
         fm,
         learner: learner.map(str::to_owned),
     };
-    own.into_iter().chain(variants).enumerate().map(arm).collect()
+    let arms: Vec<AbArm> = own.into_iter().chain(variants).enumerate().map(arm).collect();
+    for (at, AbArm { name, .. }) in arms.iter().enumerate() {
+        if arms[..at].iter().any(|other| other.name == *name) {
+            return Err(Error::invalid(format!(
+                "--variant {name}: there is an arm of this name already"
+            )));
+        }
+    }
+    Ok(arms)
 }
 
 /// Seconds between publications, and between two files of the logs: minutes of the world's time.
@@ -93,7 +104,7 @@ pub struct Deployment {
     /// Asks the daemon.
     pub client: DemoClient,
     /// The arm of each user, as the daemon chooses it.
-    pub of_users: Vec<usize>,
+    pub arm_of_user: Vec<usize>,
     /// The arms.
     pub arms: Vec<AbArm>,
     /// Floating-point operations a candidate, by arm.
@@ -135,9 +146,9 @@ impl Deployment {
         }
         let url = times.time("start", || start(&configs, &arms, &mut processes))?;
         let AbConfigs { config, dataset, flops, .. } = configs;
-        let of_users = arms_of_users(&config, &arms, users)?;
+        let arm_of_user = arms_of_users(&config, &arms, users)?;
         let client = DemoClient::new(url, &dataset)?;
-        Ok(Self { processes, client, of_users, arms, flops, config })
+        Ok(Self { processes, client, arm_of_user, arms, flops, config })
     }
 
     /// Checks that every process runs.
@@ -153,7 +164,7 @@ impl Deployment {
     /// # Errors
     /// It came from another version.
     pub fn check_arm(&self, user: u64, version: Option<&str>) -> Result<()> {
-        let wanted = &*self.arms[self.of_users[user as usize - 1]].version;
+        let wanted = &*self.arms[self.arm_of_user[user as usize - 1]].version;
         if version == Some(wanted) {
             return Ok(());
         }

@@ -1,6 +1,6 @@
-//! An A/B test in a closed loop (paper section 4.5): FM alone, a one-stage model, FM and expert, and
-//! further components as versions that share the users of a real daemon, in a world in which what
-//! was ranked decides what is seen, done and learned from.
+//! An A/B test in a closed loop (paper section 4.5): FM alone, a one-stage model, FM and expert,
+//! and further components as versions that share the users of a real daemon, in a world in which
+//! what was ranked decides what is seen, done and learned from.
 //!
 //! [`world`] has the users, [`deployment`] the daemon and what learns beside it, [`traffic`] runs
 //! one through the other, and [`outcomes`] says how the arms differ. [`own_rankers`] stand in for
@@ -66,7 +66,7 @@ impl AbOptions {
 pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     let size = options.ab.size();
     let TestSize { users, past_days, days } = size;
-    let arms = deployment::arms(&options.variant);
+    let arms = deployment::arms(&options.variant)?;
     if users < arms.len() || past_days < 2 || days < 1 {
         return Err(Error::invalid(
             "ab needs a user for each arm (--ab-users), two days of the past (--ab-past-days) and \
@@ -153,7 +153,7 @@ fn run_seed(
     let from_ms = START_MS + past_days * DAY_MS;
     let past = AbPast { world: &world, rows, until_ms: from_ms };
     let mut deployment = Deployment::start(&setup, arms.to_vec(), seed, past, times, stop)?;
-    let outcomes = DailyOutcomes::new(seed, deployment.of_users.clone(), baseline);
+    let outcomes = DailyOutcomes::new(seed, deployment.arm_of_user.clone(), baseline);
     let traffic = ClosedLoopTraffic::new(&mut deployment, &mut world, outcomes, stop);
     let ran = times.time("test", || traffic.run(from_ms, days, totals));
     let counts = ran.inspect_err(|_| {
@@ -164,7 +164,8 @@ fn run_seed(
     })?;
     let settings = json!({
         "users": users, "items": items, "items_per_day": items_per_day,
-        "past_days": past_days, "days": days, "plugin": PLUGIN, "variants": options.variant, "flops": deployment.flops,
+        "past_days": past_days, "days": days, "plugin": PLUGIN, "variants": options.variant,
+        "flops": deployment.flops,
         "fm": deployment.config.fm.of_new_model(),
         "expert_training": deployment.config.expert_training,
     });
@@ -291,6 +292,13 @@ mod tests {
         let options = options(&["--work", dir.path().to_str().unwrap()]);
         let message = run(&options).unwrap_err().to_string();
         assert!(message.contains(&std::process::id().to_string()), "{message}");
+    }
+
+    #[test]
+    fn an_arm_is_not_named_twice() {
+        let twice = ["--variant", "boosting", "--variant", "boosting"];
+        let message = run(&options(&twice)).unwrap_err().to_string();
+        assert!(message.contains("--variant boosting"), "{message}");
     }
 
     #[test]

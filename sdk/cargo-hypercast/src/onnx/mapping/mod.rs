@@ -31,8 +31,9 @@ pub const SUPPORTED: &str = "Abs Add And BatchNormalization Cast Clip Concat Con
 /// Earlier `Softmax` and `Unsqueeze` mean something else.
 const OLDEST_OPSET: i64 = 13;
 
-/// Operators that mean the same since opset 7: a converter of trees declares the oldest opset that
-/// has those around them.
+/// Operators that mean the same since an earlier opset: a converter of trees declares the oldest one
+/// that has those around them.
+const UNCHANGED_SINCE: i64 = 7;
 const UNCHANGED: [&str; 8] = ["Add", "Cast", "Concat", "Div", "Identity", "Mul", "Sigmoid", "Sub"];
 
 /// The domain of the operators of trees.
@@ -78,7 +79,8 @@ impl Mapper {
             ensure!(
                 model.opset >= OLDEST_OPSET
                     || node.domain == TREES_DOMAIN
-                    || UNCHANGED.contains(&node.op_type.as_str()),
+                    || (model.opset >= UNCHANGED_SINCE
+                        && UNCHANGED.contains(&node.op_type.as_str())),
                 "{} is of opset {}: export the model with opset {OLDEST_OPSET} or later",
                 of(),
                 model.opset

@@ -18,17 +18,17 @@ const MAX_NODES: usize = 1 << 20;
 /// What a classifier gives for two classes, if its leaves have weights of one alone: the score of
 /// the second class, and the first's by it, as onnxruntime has it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Other {
+enum FirstClassScore {
     Negative,
     /// Of weights that are all positive: the score is a probability.
     Complement,
 }
 
 /// The scores of a node.
-struct Scores {
+struct EnsembleScores {
     ensemble: Ensemble,
     base: Vec<f32>,
-    other: Option<Other>,
+    other: Option<FirstClassScore>,
 }
 
 impl Mapper {
@@ -40,7 +40,7 @@ impl Mapper {
     ) -> Result<(String, MappedValue)> {
         let view = self.view(node)?;
         let (scores, output) = match view.op() {
-            "TreeEnsembleRegressor" => (Scores::of_regressor(&view)?, node.output.first()),
+            "TreeEnsembleRegressor" => (EnsembleScores::of_regressor(&view)?, node.output.first()),
             "TreeEnsembleClassifier" => {
                 let [label, output] = &node.output[..] else { bail!("it has no scores") };
                 ensure!(
@@ -48,7 +48,7 @@ impl Mapper {
                     "it gives a class, and an expert predicts probabilities: name the tasks of the \
                      output of its probabilities, --output OUTPUT=none,probability:TASK"
                 );
-                (Scores::of_classifier(&view)?, Some(output))
+                (EnsembleScores::of_classifier(&view)?, Some(output))
             }
             "ZipMap" => bail!(
                 "it makes a dictionary of each row: convert the model with zipmap=False (with \
@@ -80,7 +80,7 @@ impl Mapper {
     fn scores(
         &mut self,
         view: &NodeView<'_>,
-        Scores { ensemble, base, other }: Scores,
+        EnsembleScores { ensemble, base, other }: EnsembleScores,
         is_logistic: bool,
     ) -> Result<ComputedTensor> {
         let mut width = ensemble.targets;
@@ -91,7 +91,9 @@ impl Mapper {
         };
         if let Some(other) = other {
             let first = match other {
-                Other::Complement if !is_logistic => network.scalar_first("-", 1.0, step)?,
+                FirstClassScore::Complement if !is_logistic => {
+                    network.scalar_first("-", 1.0, step)?
+                }
                 _ => network.unary("neg", step)?,
             };
             let (first, second) = (transformed(network, first)?, transformed(network, step)?);
@@ -166,7 +168,7 @@ impl Mapper {
     }
 }
 
-impl Scores {
+impl EnsembleScores {
     fn of_regressor(view: &NodeView<'_>) -> Result<Self> {
         let targets = usize::try_from(view.integer("n_targets", 1)).context("its n_targets")?;
         let ensemble = view.ensemble("target", targets)?;
@@ -198,7 +200,8 @@ impl Scores {
         ensure!(weighed == 0 || !has_base, "its base values are not of the class of its weights");
         let base = view.base_values(&ensemble)?;
         let is_positive = view.floats("class_weights").iter().all(|weight| *weight >= 0.0);
-        let other = Some(if is_positive { Other::Complement } else { Other::Negative });
+        let other =
+            Some(if is_positive { FirstClassScore::Complement } else { FirstClassScore::Negative });
         Ok(Self { ensemble, base, other })
     }
 }
