@@ -12,6 +12,7 @@
 mod checkpoint;
 mod gate;
 mod progress;
+mod report;
 
 use std::{
     collections::VecDeque,
@@ -32,10 +33,12 @@ use hypercast_fm::{
 };
 use serde_json::json;
 
+pub use self::report::{FmStageTimes, FollowFmReport};
 use self::{
     checkpoint::FmCheckpoint,
     gate::{FmPublishGate, TrainedVersion},
     progress::{FmMeters, FmProgress},
+    report::timed,
 };
 use super::{
     eval_window::EvalWindow,
@@ -81,21 +84,6 @@ pub struct FollowFmOptions {
     pub metrics: Option<SocketAddr>,
     /// Stop at the end of the stream.
     pub until_end: bool,
-}
-
-/// What a trainer did since it was started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FollowFmReport {
-    /// Requests learned from.
-    pub requests: u64,
-    /// Corrections learned from.
-    pub corrections: u64,
-    /// Publications.
-    pub published: u64,
-    /// Publications that were held.
-    pub held: u64,
-    /// Where it stands in the stream.
-    pub position: u64,
 }
 
 /// Follows until it is asked to stop; then it has saved and published. Lines of JSON go to `out`.
@@ -374,14 +362,15 @@ impl FmFollower {
 
     /// Whether records came, or may be there.
     fn read(&mut self, wait: Duration, out: &mut dyn Write) -> Result<bool> {
-        for record in self.reader.retries()? {
+        let times = &mut self.report.times;
+        for record in timed(&mut times.read, || self.reader.retries())? {
             self.batch.add(record);
         }
         self.batch.orders = self.reader.orders_position();
         // Records that are tried again may have filled it.
         let room = self.config.fm.batch_requests.saturating_sub(self.batch.len()).max(1);
         let read = if self.ahead.is_empty() {
-            self.reader.next(room, wait)?
+            timed(&mut times.read, || self.reader.next(room, wait))?
         } else {
             JoinedRead::Records(self.ahead.drain(..room.min(self.ahead.len())).collect())
         };
@@ -422,7 +411,8 @@ impl FmFollower {
         let batch = std::mem::take(&mut self.batch);
         let examples: Vec<&Example> = batch.examples.iter().collect();
         let corrections: Vec<&Example> = batch.corrections.iter().collect();
-        let said = self.trainer.step_with_corrections(&examples, &corrections)?;
+        let step = || self.trainer.step_with_corrections(&examples, &corrections);
+        let said = timed(&mut self.report.times.step, step)?;
         // Before the place moves past them.
         self.set_aside(&batch, &said.set_aside)?;
         let now = now_ms();
@@ -466,8 +456,10 @@ impl FmFollower {
 
     fn save(&mut self) -> Result<()> {
         self.place.window = self.progress.window.clone();
-        self.gate.score();
-        self.place.write(&self.work, &mut *self.trainer, &self.gate.window)?;
+        let times = &mut self.report.times;
+        timed(&mut times.gate, || self.gate.score());
+        let (work, measured) = (&self.work, &self.gate.window);
+        timed(&mut times.save, || self.place.write(work, &mut *self.trainer, measured))?;
         self.saved_requests = self.place.requests;
         Ok(())
     }
@@ -529,8 +521,11 @@ impl FmFollower {
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };
-        self.gate.score();
-        self.gate.compare_taes(&*self.trainer)?;
+        let times = &mut self.report.times;
+        timed(&mut times.gate, || {
+            self.gate.score();
+            self.gate.compare_taes(&*self.trainer)
+        })?;
         let trained = self.trainer.trained_weights(&self.options.version)?;
         let verdict = self.gate.judge(&trained.manifest);
         let mut line = match &verdict.held {
@@ -540,7 +535,8 @@ impl FmFollower {
                 json!({ "kind": "held", "reason": reason, "position": self.place.position() })
             }
             None => {
-                let published = self.publisher.publish(&trained, facts)?;
+                let publish = || self.publisher.publish(&trained, facts);
+                let published = timed(&mut times.publish, publish)?;
                 let (engine, manifest) = (&*self.engine, &trained.manifest);
                 let (registry, failures) = (&mut self.registry, &mut self.failures);
                 self_register_fm(registry, engine, manifest, &self.schema, failures);
