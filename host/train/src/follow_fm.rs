@@ -7,12 +7,15 @@
 //! batch depends on when they come, so two runs are equal where the records were there. All is
 //! saved before the first record, and again where records are missing, so that a trainer that is
 //! killed knows where it stood. A publication that is worse than what serves is held (`gate`), and
-//! learning goes on. It neither joins nor logs, and needs no daemon.
+//! learning goes on; so it does while one is sent, which another thread does (`publication`). It
+//! neither joins nor logs, and needs no daemon.
 
 mod checkpoint;
 mod gate;
 mod progress;
+mod publication;
 mod report;
+mod serving_follower;
 
 use std::{
     collections::VecDeque,
@@ -31,13 +34,13 @@ use hypercast_fm::{
     spec::FmSpec,
     trainer::{FmTrainer, ResumePaths},
 };
-use serde_json::json;
 
 pub use self::report::{FmStageTimes, FollowFmReport};
 use self::{
     checkpoint::FmCheckpoint,
     gate::{FmPublishGate, TrainedVersion},
     progress::{FmMeters, FmProgress},
+    publication::FmPublication,
     report::timed,
 };
 use super::{
@@ -48,7 +51,7 @@ use super::{
         JoinedPosition, JoinedRead, JoinedReader, PassedGap, PositionedExample, RecordKey,
         RecordReports,
     },
-    progress_log::{serve_metrics, tell, told},
+    progress_log::{serve_metrics, tell},
 };
 use crate::ServiceContext;
 use crate::error::Result;
@@ -62,8 +65,8 @@ use hypercast_core::logging::RepeatedFailures;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::{Schema, trainer_growths};
 use hypercast_stream::dead_letters::LetterReader;
-use hypercast_stream::publish::{Publisher, TrainingPosition};
-use hypercast_stream::registry::{RegistryFollower, self_register_fm};
+use hypercast_stream::publish::{BackgroundPublisher, Publisher};
+use hypercast_stream::registry::RegistryFollower;
 use hypercast_stream::streams::{StreamEngine, StreamPlace, Topic};
 
 /// How long the first record of a batch waits for others.
@@ -157,7 +160,9 @@ pub struct FmFollower {
     ahead: VecDeque<PositionedExample>,
     batch: JoinedBatch,
     trainer: Box<dyn FmTrainer>,
-    publisher: Publisher,
+    publisher: BackgroundPublisher,
+    /// What is being published.
+    publication: Option<FmPublication>,
     /// Whether this version was published, or held, before anything was learned from.
     is_begun: bool,
     registry: RegistryFollower,
@@ -273,7 +278,8 @@ impl FmFollower {
             ahead: VecDeque::new(),
             batch: JoinedBatch::default(),
             trainer,
-            publisher,
+            publisher: BackgroundPublisher::new(publisher),
+            publication: None,
             is_begun: has_published,
             gate,
             progress: FmProgress::new(&spec, place.window.clone()),
@@ -330,15 +336,8 @@ impl FmFollower {
         if save_every > 0 && self.place.requests - self.saved_requests >= save_every {
             self.save()?;
         }
-        let every = Duration::from_secs(self.config.publish.every_s);
-        if clock::since(self.asked_at) >= every
-            && let Err(error) = self.publish(out)
-        {
-            self.meters.failures.inc();
-            if self.failures.is_news(&error) {
-                tracing::warn!(%error, "weights could not be published; trying again later");
-            }
-            self.asked_at = clock::instant();
+        if let Err(error) = self.publish_if_due(out) {
+            self.publication_failed(&error);
         }
         Ok(true)
     }
@@ -348,9 +347,14 @@ impl FmFollower {
     /// # Errors
     /// As [`follow`].
     pub fn finish(mut self, out: &mut dyn Write) -> Result<FollowFmReport> {
+        self.gate.score();
         self.save()?;
         if self.is_begun {
+            if let Err(error) = self.await_publication(out) {
+                self.publication_failed(&error);
+            }
             self.publish(out)?;
+            self.await_publication(out)?;
         }
         Ok(self.report())
     }
@@ -457,7 +461,10 @@ impl FmFollower {
     fn save(&mut self) -> Result<()> {
         self.place.window = self.progress.window.clone();
         let times = &mut self.report.times;
-        timed(&mut times.gate, || self.gate.score());
+        // What cannot be compared without waiting is in the next save.
+        if !self.gate.is_catching_up() {
+            timed(&mut times.gate, || self.gate.score());
+        }
         let (work, measured) = (&self.work, &self.gate.window);
         timed(&mut times.save, || self.place.write(work, &mut *self.trainer, measured))?;
         self.saved_requests = self.place.requests;
@@ -484,7 +491,10 @@ impl FmFollower {
         let measured = self.gate.window.rows.clone();
         self.gate.look_at(examples, &positions, said);
         self.publish(out)?;
+        // Nothing of it serves yet, and nothing was learned that could go on.
+        self.await_publication(out)?;
         self.gate.take_back(measured);
+        self.gate.catch_up_beside();
         Ok(())
     }
 
@@ -507,49 +517,6 @@ impl FmFollower {
             }
         }
         Ok(())
-    }
-
-    /// Publishes what was learned, unless the gate holds it.
-    fn publish(&mut self, out: &mut dyn Write) -> Result<()> {
-        let started = clock::instant();
-        self.asked_at = started;
-        if self.asked_position == Some(self.place.position()) {
-            return Ok(());
-        }
-        let facts = TrainingPosition {
-            trained_position: self.place.trained_position(),
-            trained_until_ms: self.place.until_ms,
-            ingested_ms: self.place.ingested_ms,
-        };
-        let times = &mut self.report.times;
-        timed(&mut times.gate, || {
-            self.gate.score();
-            self.gate.compare_taes(&*self.trainer)
-        })?;
-        let trained = self.trainer.trained_weights(&self.options.version)?;
-        let verdict = self.gate.judge(&trained.manifest);
-        let mut line = match &verdict.held {
-            Some(reason) => {
-                self.gate.held(reason)?;
-                self.report.held += 1;
-                json!({ "kind": "held", "reason": reason, "position": self.place.position() })
-            }
-            None => {
-                let publish = || self.publisher.publish(&trained, facts);
-                let published = timed(&mut times.publish, publish)?;
-                let (engine, manifest) = (&*self.engine, &trained.manifest);
-                let (registry, failures) = (&mut self.registry, &mut self.failures);
-                self_register_fm(registry, engine, manifest, &self.schema, failures);
-                self.gate.published()?;
-                self.report.published += 1;
-                let took = clock::since(started);
-                self.meters.published(took, &published);
-                told(&published, json!(self.place.position()), took)
-            }
-        };
-        self.asked_position = Some(self.place.position());
-        verdict.describe(&mut line);
-        tell(out, &line)
     }
 }
 

@@ -33,7 +33,7 @@ pub struct FmStageTimes {
     pub save: Duration,
     /// Comparing what was learned with what serves.
     pub gate: Duration,
-    /// Publishing.
+    /// Taking what a publication sends from the weights.
     pub publish: Duration,
 }
 

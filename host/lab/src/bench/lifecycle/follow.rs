@@ -121,7 +121,7 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         ("steps", times.step),
         ("saves", times.save),
         ("the gate", times.gate),
-        ("publishing", times.publish),
+        ("taking what is published", times.publish),
     ];
     let known: Duration = stages.iter().map(|(_, time)| *time).sum();
     let share = |time: Duration| time.as_secs_f64() / took.as_secs_f64() * 100.0;
@@ -129,11 +129,14 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         report.figure(format!("of the trainer's time, {name}"), share(time), "%");
     }
     report.figure("of the trainer's time, the rest", share(took.saturating_sub(known)), "%");
-    let mut published_ms = publications(&out)?;
     report.figure("publications", learned.published as f64, "");
-    if !published_ms.is_empty() {
-        report.figure("a publication, p50", quantile(&mut published_ms, 0.5), "ms");
-        report.figure("a publication, the longest", quantile(&mut published_ms, 1.0), "ms");
+    for (name, key) in [("a publication", "took_ms"), ("its pause of learning", "paused_ms")] {
+        let mut times_ms = of_publications(&out, key)?;
+        for (share, which) in [(0.5, "p50"), (1.0, "the longest")] {
+            if !times_ms.is_empty() {
+                report.figure(format!("{name}, {which}"), quantile(&mut times_ms, share), "ms");
+            }
+        }
     }
     report.figure("a turn of the trainer, p50", quantile(&mut turns_ms, 0.5), "ms");
     report.figure("a turn of the trainer, p99", quantile(&mut turns_ms, 0.99), "ms");
@@ -181,13 +184,13 @@ fn fill_store(dir: &Path, rows: usize) -> Result<()> {
     Ok(())
 }
 
-/// How long each publication took, in milliseconds, by a trainer's lines.
-fn publications(lines: &[u8]) -> Result<Vec<f64>> {
-    let mut took_ms = Vec::new();
+/// A number of each publication, by a trainer's lines.
+fn of_publications(lines: &[u8], key: &str) -> Result<Vec<f64>> {
+    let mut numbers = Vec::new();
     for line in lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
         let line: Value = serde_json::from_slice(line)
             .map_err(|error| Error::internal(format!("a trainer's line is no JSON: {error}")))?;
-        took_ms.extend(line["took_ms"].as_f64().filter(|_| line["kind"] == "published"));
+        numbers.extend(line[key].as_f64().filter(|_| line["kind"] == "published"));
     }
-    Ok(took_ms)
+    Ok(numbers)
 }

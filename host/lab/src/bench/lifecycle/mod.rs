@@ -2,8 +2,8 @@
 //! them, how many requests a second it learns, and the cost of publications to requests that are
 //! served meanwhile.
 //!
-//! Every part is a process of its own over loopback, as an operator runs them, except in `follow`. Files are in the
-//! temporary folder (`TMPDIR`), and appends wait for its disk.
+//! Every part is a process of its own over loopback, as an operator runs them, except in `follow`.
+//! Files are in the temporary folder (`TMPDIR`), and appends wait for its disk.
 
 pub mod follow;
 pub mod ingest;

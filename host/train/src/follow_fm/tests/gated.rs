@@ -8,6 +8,7 @@ use hypercast_data::schema::{
 };
 use hypercast_fm::checkpoint::FmManifest;
 use hypercast_fm::example::Outcome;
+use hypercast_stream::publish::TrainingPosition;
 use serde_json::Value;
 
 use super::*;
