@@ -8,6 +8,7 @@
 //! dir_lock      one process a work directory
 //! shutdown      finish the step and save       clock      wall clock, processor time, priority
 //! supervised_thread   a thread whose panic is not missed
+//! background_job      a job on a thread of its own
 //! logging       lines on standard error        progress   bars of long commands
 //! disk          files, by the names of std::fs    entropy  numbers that nobody can guess
 //! simulated     the hook by which a simulator owns clock, disk and entropy of a thread
@@ -26,6 +27,7 @@
 
 pub mod atomic_dir;
 pub mod atomic_file;
+pub mod background_job;
 pub mod clock;
 pub mod dir_lock;
 pub mod disk;

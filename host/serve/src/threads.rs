@@ -11,49 +11,10 @@ use std::{
 
 use hypercast_core::{
     shutdown::Shutdown,
-    simulated,
     supervised_thread::{self, OnPanic},
 };
 
-use crate::error::{CommonErrors as _, Error, Result};
-
-/// A job on a thread of its own. A simulated host does it at once.
-pub(crate) enum BackgroundJob<T> {
-    Started(JoinHandle<T>),
-    Done(T),
-}
-
-impl<T: Send + 'static> BackgroundJob<T> {
-    /// Starts a job.
-    ///
-    /// # Errors
-    /// The system has no thread left; the error is internal.
-    pub(crate) fn start(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<Self> {
-        if simulated::is_entered() {
-            return Ok(Self::Done(run()));
-        }
-        let thread = std::thread::Builder::new().name(name.into()).spawn(run);
-        thread
-            .map(Self::Started)
-            .map_err(|error| Error::internal(format!("cannot start thread `{name}`: {error}")))
-    }
-
-    /// Whether it has ended, in whatever way.
-    pub(crate) fn is_finished(&self) -> bool {
-        match self {
-            Self::Started(thread) => thread.is_finished(),
-            Self::Done(_) => true,
-        }
-    }
-
-    /// Waits for its end. An error means that it panicked; the log has the panic already.
-    pub(crate) fn join(self) -> std::thread::Result<T> {
-        match self {
-            Self::Started(thread) => thread.join(),
-            Self::Done(result) => Ok(result),
-        }
-    }
-}
+use crate::error::Result;
 
 /// Waits for the end of a thread. If it panicked, the log has the panic already.
 pub(crate) fn join<T>(thread: JoinHandle<T>) {

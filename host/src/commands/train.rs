@@ -122,7 +122,8 @@ fn follow(config: &Config, args: FollowArgs) -> anyhow::Result<()> {
         let engine = streams::open_with_shutdown(&config.engine, &signals)?;
         let context = ServiceContext { dataset: &dataset, config, engine };
         let report = follow_fm::follow(context, &options, stop, &mut std::io::stdout())?;
-        let follow_fm::FollowFmReport { requests, corrections, published, held, position } = report;
+        let follow_fm::FollowFmReport { requests, corrections, published, held, position, .. } =
+            report;
         let held = if held > 0 { format!(", {held} held") } else { String::new() };
         eprintln!(
             "learned from {requests} requests and {corrections} corrections, up to {position}; {published} publications{held}"

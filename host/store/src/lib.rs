@@ -72,9 +72,10 @@
 //! A [`StoreReader`] maps the slabs, reads the journal into an overlay of its own, and so sees
 //! exactly the generation committed last when it was opened, whatever a writer does
 //! meanwhile. While such readers are open, checkpoints wait and the journal grows; 1 GiB past where
-//! it would be folded, [`Store::commit`] refuses with [`Error::JournalHeld`]. A long-lived server
-//! should serve a snapshot ([`Store::snapshot_into`]), whose rows may be bf16 or int8; a
-//! [`ServingStore`] takes newer rows into it, with commits, checkpoints and handles as above.
+//! it would be folded, [`Store::commit`] refuses with [`Error::JournalHeld`], unless the writer's
+//! own process has them ([`Store::reader`]). A long-lived server should serve a snapshot
+//! ([`Store::snapshot_into`]), whose rows may be bf16 or int8; a [`ServingStore`] takes newer rows
+//! into it, with commits, checkpoints and handles as above.
 //!
 //! # Integrity and limits
 //!

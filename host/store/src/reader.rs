@@ -2,6 +2,7 @@
 //! read-only. It never opens optimizer state and takes no lock after it is open.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::gather;
@@ -18,6 +19,8 @@ pub struct StoreReader {
     meta: Meta,
     generation: u64,
     view: View,
+    /// Of the writer's, if that is of this process.
+    _lent: Option<Arc<()>>,
     _lock: ReadersLock,
 }
 
@@ -35,7 +38,13 @@ impl StoreReader {
         let lock = ReadersLock::shared(dir)?;
         let mut journal = Journal::open_for_reading(dir, meta.dim)?;
         let view = View::load(dir, &mut journal, meta.shape(), verify, None)?;
-        Ok(StoreReader { meta, generation: journal.head.generation, view, _lock: lock })
+        let generation = journal.head.generation;
+        Ok(StoreReader { meta, generation, view, _lent: None, _lock: lock })
+    }
+
+    /// The same, which a writer of this process knows of while it lives.
+    pub(crate) fn lent_by(self, lent: Arc<()>) -> StoreReader {
+        StoreReader { _lent: Some(lent), ..self }
     }
 
     /// Ids that have a row.

@@ -78,6 +78,15 @@ impl ServingStore {
         self.writer.generation()
     }
 
+    /// Looks whether all that was read of the files was what they hold; see
+    /// [`Store::check_files`](crate::Store::check_files).
+    ///
+    /// # Errors
+    /// [`Error::FileLost`] with the first file that was cut.
+    pub fn check_files(&self) -> Result<()> {
+        self.writer.check_files()
+    }
+
     /// A handle that other threads read committed rows with while this store goes on.
     pub fn handle(&mut self) -> Result<StoreHandle> {
         self.writer.handle()

@@ -257,8 +257,14 @@ impl Store {
     /// not exist or be empty) for serving, with its rows in `format`. It opens with
     /// [`StoreReader::open`] or [`ServingStore::open`](crate::ServingStore::open) only.
     pub fn snapshot_into(&self, dir: impl AsRef<Path>, format: RowFormat) -> Result<()> {
-        // The writer has verified the store, or was told not to.
-        StoreReader::open_with(&self.writer.dir, Verify::Journal)?.snapshot_into(dir, format)
+        self.reader()?.snapshot_into(dir, format)
+    }
+
+    /// A reader of the rows as they were committed last, however this store goes on. The journal is
+    /// read for it, and not folded while it lives; unlike another process's reader it never makes a
+    /// commit fail, so it is to be dropped soon.
+    pub fn reader(&self) -> Result<StoreReader> {
+        self.writer.reader()
     }
 
     /// Commits, then copies the whole store, optimizer state included, into `dir`, which must not
@@ -344,6 +350,29 @@ mod tests {
         let mut after = [0.0; 3];
         store.gather(&[1], &mut after).unwrap();
         assert_eq!(before, after);
+    }
+
+    #[test]
+    fn its_own_reader_keeps_its_rows_and_refuses_no_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::create(dir.path(), &OPTIONS).unwrap();
+        let empty = store.writer.journal.bytes();
+        let commit = |store: &mut Store| {
+            store.adagrad(&[1], &[1.0, 2.0, 3.0], &STEP).unwrap();
+            store.commit().unwrap()
+        };
+        commit(&mut store);
+        store.writer.limits = JournalLimits { fold: empty, refuse: empty };
+        let (mut then, mut now) = ([0.0; 3], [0.0; 3]);
+        store.gather(&[1], &mut then).unwrap();
+        let reader = store.reader().unwrap();
+        (0..4).for_each(|_| _ = commit(&mut store));
+        assert!(store.writer.journal.bytes() > empty, "the reader's rows are not written over");
+        reader.gather(&[1], &mut now).unwrap();
+        assert_eq!((now, reader.generation()), (then, 1));
+        drop(reader);
+        commit(&mut store);
+        assert_eq!(store.writer.journal.bytes(), empty);
     }
 
     #[test]

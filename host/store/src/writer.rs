@@ -3,6 +3,7 @@
 //! is the business of `store` (training) and `serving` (rows from outside).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hypercast_core::atomic_dir;
 use hypercast_core::dir_lock::DirLock;
@@ -16,6 +17,7 @@ use crate::journal::{Journal, JournalHead};
 use crate::lock::{ReadersLock, writer_lock};
 use crate::meta::{Meta, StoreKind};
 use crate::overlay::RowState;
+use crate::reader::StoreReader;
 use crate::sketch::Sketch;
 use crate::slab::{ROWS_PER_SLAB, RowShape, RowSlab, SlabId, StateSlab, slabs_for};
 use crate::view::View;
@@ -53,6 +55,8 @@ pub(crate) struct StoreWriter {
     pub limits: JournalLimits,
     poisoned: bool,
     published: Option<HandlePublisher>,
+    /// Shared with the readers that this process has of it.
+    lent: Arc<()>,
     _lock: DirLock,
 }
 
@@ -115,6 +119,7 @@ impl StoreWriter {
             limits: JournalLimits::of(slab_bytes(shape, base_rows)),
             poisoned: false,
             published: None,
+            lent: Arc::default(),
             _lock: lock,
         })
     }
@@ -166,6 +171,13 @@ impl StoreWriter {
         Ok(self.published.as_ref().expect("just made").handle())
     }
 
+    /// A reader of what is committed; see [`Store::reader`](crate::Store::reader).
+    pub fn reader(&self) -> Result<StoreReader> {
+        // The writer has verified the store, or was told not to.
+        let reader = StoreReader::open_with(&self.dir, Verify::Journal)?;
+        Ok(reader.lent_by(self.lent.clone()))
+    }
+
     /// Makes all updates durable and visible to readers; see
     /// [`Store::commit`](crate::Store::commit).
     pub fn commit(&mut self) -> Result<u64> {
@@ -176,8 +188,13 @@ impl StoreWriter {
             return Ok(self.generation());
         }
         let bytes = self.journal.bytes();
-        // Without readers it goes on, since this commit's fold then empties the journal.
-        if bytes > self.limits.refuse && ReadersLock::try_exclusive(&self.dir)?.is_none() {
+        // Without readers it goes on, since this commit's fold then empties the journal. Those that
+        // this process has end soon.
+        let is_lent = Arc::strong_count(&self.lent) > 1;
+        if bytes > self.limits.refuse
+            && !is_lent
+            && ReadersLock::try_exclusive(&self.dir)?.is_none()
+        {
             return Err(Error::JournalHeld { path: Journal::path(&self.dir), bytes });
         }
         self.poisoned = true;

@@ -7,11 +7,15 @@
 //! batch depends on when they come, so two runs are equal where the records were there. All is
 //! saved before the first record, and again where records are missing, so that a trainer that is
 //! killed knows where it stood. A publication that is worse than what serves is held (`gate`), and
-//! learning goes on. It neither joins nor logs, and needs no daemon.
+//! learning goes on; so it does while one is sent, which another thread does (`publication`). It
+//! neither joins nor logs, and needs no daemon.
 
 mod checkpoint;
 mod gate;
 mod progress;
+mod publication;
+mod report;
+mod serving_follower;
 
 use std::{
     collections::VecDeque,
@@ -30,12 +34,14 @@ use hypercast_fm::{
     spec::FmSpec,
     trainer::{FmTrainer, ResumePaths},
 };
-use serde_json::json;
 
+pub use self::report::{FmStageTimes, FollowFmReport};
 use self::{
     checkpoint::FmCheckpoint,
     gate::{FmPublishGate, TrainedVersion},
     progress::{FmMeters, FmProgress},
+    publication::FmPublication,
+    report::timed,
 };
 use super::{
     eval_window::EvalWindow,
@@ -45,7 +51,7 @@ use super::{
         JoinedPosition, JoinedRead, JoinedReader, PassedGap, PositionedExample, RecordKey,
         RecordReports,
     },
-    progress_log::{serve_metrics, tell, told},
+    progress_log::{serve_metrics, tell},
 };
 use crate::ServiceContext;
 use crate::error::Result;
@@ -59,8 +65,8 @@ use hypercast_core::logging::RepeatedFailures;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::{Schema, trainer_growths};
 use hypercast_stream::dead_letters::LetterReader;
-use hypercast_stream::publish::{Publisher, TrainingPosition};
-use hypercast_stream::registry::{RegistryFollower, self_register_fm};
+use hypercast_stream::publish::{BackgroundPublisher, Publisher};
+use hypercast_stream::registry::RegistryFollower;
 use hypercast_stream::streams::{StreamEngine, StreamPlace, Topic};
 
 /// How long the first record of a batch waits for others.
@@ -81,21 +87,6 @@ pub struct FollowFmOptions {
     pub metrics: Option<SocketAddr>,
     /// Stop at the end of the stream.
     pub until_end: bool,
-}
-
-/// What a trainer did since it was started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FollowFmReport {
-    /// Requests learned from.
-    pub requests: u64,
-    /// Corrections learned from.
-    pub corrections: u64,
-    /// Publications.
-    pub published: u64,
-    /// Publications that were held.
-    pub held: u64,
-    /// Where it stands in the stream.
-    pub position: u64,
 }
 
 /// Follows until it is asked to stop; then it has saved and published. Lines of JSON go to `out`.
@@ -169,7 +160,9 @@ pub struct FmFollower {
     ahead: VecDeque<PositionedExample>,
     batch: JoinedBatch,
     trainer: Box<dyn FmTrainer>,
-    publisher: Publisher,
+    publisher: BackgroundPublisher,
+    /// What is being published.
+    publication: Option<FmPublication>,
     /// Whether this version was published, or held, before anything was learned from.
     is_begun: bool,
     registry: RegistryFollower,
@@ -285,7 +278,8 @@ impl FmFollower {
             ahead: VecDeque::new(),
             batch: JoinedBatch::default(),
             trainer,
-            publisher,
+            publisher: BackgroundPublisher::new(publisher),
+            publication: None,
             is_begun: has_published,
             gate,
             progress: FmProgress::new(&spec, place.window.clone()),
@@ -342,15 +336,8 @@ impl FmFollower {
         if save_every > 0 && self.place.requests - self.saved_requests >= save_every {
             self.save()?;
         }
-        let every = Duration::from_secs(self.config.publish.every_s);
-        if clock::since(self.asked_at) >= every
-            && let Err(error) = self.publish(out)
-        {
-            self.meters.failures.inc();
-            if self.failures.is_news(&error) {
-                tracing::warn!(%error, "weights could not be published; trying again later");
-            }
-            self.asked_at = clock::instant();
+        if let Err(error) = self.publish_if_due(out) {
+            self.publication_failed(&error);
         }
         Ok(true)
     }
@@ -360,9 +347,14 @@ impl FmFollower {
     /// # Errors
     /// As [`follow`].
     pub fn finish(mut self, out: &mut dyn Write) -> Result<FollowFmReport> {
+        self.gate.score();
         self.save()?;
         if self.is_begun {
+            if let Err(error) = self.await_publication(out) {
+                self.publication_failed(&error);
+            }
             self.publish(out)?;
+            self.await_publication(out)?;
         }
         Ok(self.report())
     }
@@ -374,14 +366,15 @@ impl FmFollower {
 
     /// Whether records came, or may be there.
     fn read(&mut self, wait: Duration, out: &mut dyn Write) -> Result<bool> {
-        for record in self.reader.retries()? {
+        let times = &mut self.report.times;
+        for record in timed(&mut times.read, || self.reader.retries())? {
             self.batch.add(record);
         }
         self.batch.orders = self.reader.orders_position();
         // Records that are tried again may have filled it.
         let room = self.config.fm.batch_requests.saturating_sub(self.batch.len()).max(1);
         let read = if self.ahead.is_empty() {
-            self.reader.next(room, wait)?
+            timed(&mut times.read, || self.reader.next(room, wait))?
         } else {
             JoinedRead::Records(self.ahead.drain(..room.min(self.ahead.len())).collect())
         };
@@ -422,7 +415,8 @@ impl FmFollower {
         let batch = std::mem::take(&mut self.batch);
         let examples: Vec<&Example> = batch.examples.iter().collect();
         let corrections: Vec<&Example> = batch.corrections.iter().collect();
-        let said = self.trainer.step_with_corrections(&examples, &corrections)?;
+        let step = || self.trainer.step_with_corrections(&examples, &corrections);
+        let said = timed(&mut self.report.times.step, step)?;
         // Before the place moves past them.
         self.set_aside(&batch, &said.set_aside)?;
         let now = now_ms();
@@ -466,8 +460,13 @@ impl FmFollower {
 
     fn save(&mut self) -> Result<()> {
         self.place.window = self.progress.window.clone();
-        self.gate.score();
-        self.place.write(&self.work, &mut *self.trainer, &self.gate.window)?;
+        let times = &mut self.report.times;
+        // What cannot be compared without waiting is in the next save.
+        if !self.gate.is_catching_up() {
+            timed(&mut times.gate, || self.gate.score());
+        }
+        let (work, measured) = (&self.work, &self.gate.window);
+        timed(&mut times.save, || self.place.write(work, &mut *self.trainer, measured))?;
         self.saved_requests = self.place.requests;
         Ok(())
     }
@@ -492,7 +491,10 @@ impl FmFollower {
         let measured = self.gate.window.rows.clone();
         self.gate.look_at(examples, &positions, said);
         self.publish(out)?;
+        // Nothing of it serves yet, and nothing was learned that could go on.
+        self.await_publication(out)?;
         self.gate.take_back(measured);
+        self.gate.catch_up_beside();
         Ok(())
     }
 
@@ -515,45 +517,6 @@ impl FmFollower {
             }
         }
         Ok(())
-    }
-
-    /// Publishes what was learned, unless the gate holds it.
-    fn publish(&mut self, out: &mut dyn Write) -> Result<()> {
-        let started = clock::instant();
-        self.asked_at = started;
-        if self.asked_position == Some(self.place.position()) {
-            return Ok(());
-        }
-        let facts = TrainingPosition {
-            trained_position: self.place.trained_position(),
-            trained_until_ms: self.place.until_ms,
-            ingested_ms: self.place.ingested_ms,
-        };
-        self.gate.score();
-        self.gate.compare_taes(&*self.trainer)?;
-        let trained = self.trainer.trained_weights(&self.options.version)?;
-        let verdict = self.gate.judge(&trained.manifest);
-        let mut line = match &verdict.held {
-            Some(reason) => {
-                self.gate.held(reason)?;
-                self.report.held += 1;
-                json!({ "kind": "held", "reason": reason, "position": self.place.position() })
-            }
-            None => {
-                let published = self.publisher.publish(&trained, facts)?;
-                let (engine, manifest) = (&*self.engine, &trained.manifest);
-                let (registry, failures) = (&mut self.registry, &mut self.failures);
-                self_register_fm(registry, engine, manifest, &self.schema, failures);
-                self.gate.published()?;
-                self.report.published += 1;
-                let took = clock::since(started);
-                self.meters.published(took, &published);
-                told(&published, json!(self.place.position()), took)
-            }
-        };
-        self.asked_position = Some(self.place.position());
-        verdict.describe(&mut line);
-        tell(out, &line)
     }
 }
 

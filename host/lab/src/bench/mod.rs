@@ -81,18 +81,20 @@ pub struct BenchOptions {
     pub hostile: PathBuf,
     /// Measure one group of figures only. kernels: attention, window, shared, step, history;
     /// expert: network, rank, columns; store: reads, disk, open, writer, formats, rivals; serving:
-    /// logging, stages, load; engine: seams, directory, nats; lifecycle: ingest, latency, publish;
-    /// isolation: rank, faults, plugins, neighbours; ids: bodies, dictionary
+    /// logging, stages, load; engine: seams, directory, nats; lifecycle: ingest, latency, follow,
+    /// publish; isolation: rank, faults, plugins, neighbours; ids: bodies, dictionary
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and
-    /// as much again for a rival. import: rows of the log; each takes about 200 bytes on disk
+    /// as much again for a rival. import: rows of the log; each takes about 200 bytes on disk.
+    /// lifecycle: rows of the trainer's store, up to 500,000
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     pub rows: usize,
     /// serving: users of the simulated world, 50 requests each
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub users: usize,
-    /// lifecycle: seconds during which events are sent; serving: seconds per rate, up to 8
+    /// lifecycle: seconds during which events are sent, or learned from; serving: seconds per rate,
+    /// up to 8
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub seconds: u64,
     /// lifecycle: publications that are applied under load
@@ -209,6 +211,7 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
         BenchPart::Lifecycle => &[
             (Some("ingest"), lifecycle::ingest::measure),
             (Some("latency"), lifecycle::latency::measure),
+            (Some("follow"), lifecycle::follow::measure),
             (Some("publish"), lifecycle::publish::measure),
         ],
     };

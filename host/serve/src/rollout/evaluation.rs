@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use hypercast_core::clock;
+use hypercast_core::{background_job::BackgroundJob, clock};
 use hypercast_expert::{
     BreakerConfig, ExpertFault, Fault,
     breaker::{Breaker, FailedCall},
@@ -14,7 +14,7 @@ use hypercast_expert::{
 use hypercast_fm::base_rate;
 
 use super::serving::MeasuredSlice;
-use crate::{error::Result, threads::BackgroundJob};
+use crate::error::Result;
 
 /// The fewest examples of a task whose error is held against that of the base rate.
 const BASE_RATE_EXAMPLES: u64 = 1000;

@@ -3,14 +3,13 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use hypercast_core::shutdown::Shutdown;
+use hypercast_core::{background_job::BackgroundJob, shutdown::Shutdown};
 use hypercast_expert::ServedExpert;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
     request_log::{self, RecordedRequest, ReplayExpert, ReplaySchema, ReplaySettings},
     rollout::{Acceptor, Rollout},
-    threads::BackgroundJob,
     versions::serving_set::ExpertArm,
 };
 

@@ -5,7 +5,11 @@
 //! last published. Deltas are chained to a snapshot. A publication that is incomplete, damaged or
 //! of another chain is refused and changes nothing. This module knows weights as named tensors and
 //! rows by id; what they mean is up to the models.
+//!
+//! What is sent is taken from the weights at one moment and sent by another thread, so that a
+//! publication does not stop learning ([`BackgroundPublisher`]).
 
+mod background;
 mod codec;
 mod follower;
 mod models;
@@ -13,9 +17,10 @@ mod published_state;
 mod publisher;
 mod select;
 
+pub use background::{BackgroundPublisher, SentPublication};
 pub use follower::{PublicationFollower, Refusals};
 pub use models::{bootstrap, fm_update};
-pub use publisher::{PublicationStats, Publisher, TrainingPosition};
+pub use publisher::{PreparedPublication, PublicationStats, Publisher, TrainingPosition};
 
 use hypercast_expert::params::ParameterUpdate;
 pub use hypercast_fm::update::TensorSlice;

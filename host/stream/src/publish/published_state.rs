@@ -12,11 +12,11 @@ use std::{
 use hypercast_config::PublishSettings;
 use hypercast_core::disk;
 use hypercast_fm::update::WeightTensor;
-use hypercast_store::{RowFormat, ServingStore, Store};
+use hypercast_store::{RowFormat, ServingStore, Store, StoreReader};
 
 use super::{
     DenseTensor, TensorSlice, WeightSource,
-    codec::{WeightsPart, block_bytes, row_bytes},
+    codec::{WeightsPart, WeightsTotal, block_bytes, row_bytes},
     select::{DeltaCandidate, DeltaLimits, DeltaSelection, select},
 };
 use crate::error::{CommonErrors as _, Error, Result};
@@ -66,8 +66,8 @@ enum WeightComponent {
 }
 
 impl PublishedState {
-    /// The state of a snapshot; its rows are added with [`PublishedState::keep_rows`]. The
-    /// directory `work` is replaced.
+    /// The state of a snapshot, without its rows ([`PublishedState::copy_rows`]). The directory
+    /// `work` is replaced.
     pub(super) fn new(
         source: &dyn WeightSource,
         settings: &PublishSettings,
@@ -94,8 +94,24 @@ impl PublishedState {
         })
     }
 
-    /// Keeps the rows as followers now have them.
-    pub(super) fn keep_rows(&mut self, ids: &[u64], rows: &[f32]) -> Result<()> {
+    /// Adds the rows of a snapshot.
+    pub(super) fn copy_rows(&mut self, rows: &StoreReader) -> Result<()> {
+        let dim = rows.dim();
+        let (ids, mut values) = (rows.ids().collect::<Vec<_>>(), vec![0.0; ROWS * dim]);
+        for ids in ids.chunks(ROWS) {
+            let values = &mut values[..ids.len() * dim];
+            rows.gather(ids, values)?;
+            self.keep_rows(ids, values)?;
+        }
+        Ok(rows.check_files()?)
+    }
+
+    /// The rows, if the model has any.
+    pub(super) fn rows(&self) -> Option<&ServingStore> {
+        self.rows.as_ref()
+    }
+
+    fn keep_rows(&mut self, ids: &[u64], rows: &[f32]) -> Result<()> {
         if let Some(store) = &mut self.rows {
             store.upsert_rows(ids, rows)?;
             store.commit()?;
@@ -109,6 +125,17 @@ impl PublishedState {
             let blocks = kept.values.chunks(self.block).enumerate();
             blocks.map(move |(at, values)| slice(kept, at * self.block, values))
         })
+    }
+
+    /// How much a snapshot of this state has.
+    pub(super) fn total(&self) -> WeightsTotal {
+        let mut total = WeightsTotal::default();
+        for kept in &self.dense {
+            total.blocks += kept.values.chunks(self.block).len() as u64;
+            total.values += kept.values.len() as u64;
+        }
+        total.rows = self.rows.as_ref().map_or(0, ServingStore::len) as u64;
+        total
     }
 
     /// The size of a snapshot of `source` before compression.

@@ -4,6 +4,10 @@
 //! trainer cannot know how far its saved weights are from the last published ones, so it begins
 //! with a snapshot; so does a trainer whose append failed. A snapshot deletes the records before
 //! the snapshot before it.
+//!
+//! A publication has two halves. [`Publisher::prepare`] takes what is to be sent from weights that
+//! do not change meanwhile. [`Publisher::send`] encodes, compresses and appends it, and reads
+//! nothing that the trainer changes, so that it may run beside learning ([`super::background`]).
 
 use std::{
     path::{Path, PathBuf},
@@ -12,7 +16,7 @@ use std::{
 
 use hypercast_config::PublishSettings;
 use hypercast_core::{clock::now_ms, entropy};
-use hypercast_store::Store;
+use hypercast_store::{Store, StoreReader};
 use serde::Serialize;
 
 use super::{
@@ -76,6 +80,30 @@ pub struct Publisher {
     state: Option<PublishedState>,
 }
 
+/// What a publication sends, of weights of one moment.
+///
+/// In memory it has the dense weights, and of a delta its rows: `publish.share` of all bytes at
+/// most. The rows of a snapshot stay in the trainer's store, whose journal is in memory once more
+/// (at most as long as it becomes before it is folded), until they are copied to the publisher's.
+pub struct PreparedPublication {
+    /// Without its number and its parent's, which the stream's end says.
+    header: PublicationHeader,
+    weights: PreparedWeights,
+    /// What followers have; of a snapshot, what they will have, without its rows.
+    state: PublishedState,
+    /// The width of a row; 0 without rows.
+    dim: usize,
+    /// Bytes of all weights and ids of the model.
+    all_bytes: u64,
+}
+
+/// Which weights are sent.
+enum PreparedWeights {
+    Delta(Delta),
+    /// All, with the rows of the trainer's store, if it has one.
+    Snapshot(Option<StoreReader>),
+}
+
 /// The end of a stream of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PublishedTail {
@@ -114,13 +142,26 @@ impl Publisher {
     /// Publishes what moved, or everything. The publication is durable when it returns.
     ///
     /// # Errors
-    /// The engine fails, or another process publishes the same model. The next publication is then
-    /// a snapshot.
+    /// As [`Publisher::prepare`] and [`Publisher::send`].
     pub fn publish(
         &mut self,
         source: &dyn WeightSource,
         training: TrainingPosition,
     ) -> Result<PublicationStats> {
+        let prepared = self.prepare(source, training)?;
+        self.send(prepared)
+    }
+
+    /// Takes what moved from the weights, or all of them, for [`Publisher::send`]. Until that has
+    /// succeeded, another publication would be a snapshot.
+    ///
+    /// # Errors
+    /// The store cannot be read, or the work directory cannot be replaced.
+    pub fn prepare(
+        &mut self,
+        source: &dyn WeightSource,
+        training: TrainingPosition,
+    ) -> Result<PreparedPublication> {
         let state = self.state.take();
         let delta = match &state {
             Some(state) if self.deltas < self.settings.snapshot_every => {
@@ -128,14 +169,17 @@ impl Publisher {
             }
             _ => None,
         };
-        // After a failed append the end of the stream is unknown.
-        let tail = match self.tail.take() {
-            Some(tail) => tail,
-            None => PublishedTail::of(&*self.engine, &self.topic)?,
+        let (kind, weights, state) = match delta.zip(state) {
+            Some((delta, state)) => (PublicationKind::Delta, PreparedWeights::Delta(delta), state),
+            None => {
+                let rows = source.rows().map(Store::reader).transpose()?;
+                let state = PublishedState::new(source, &self.settings, &self.work)?;
+                (PublicationKind::Snapshot, PreparedWeights::Snapshot(rows), state)
+            }
         };
-        let mut header = PublicationHeader {
-            sequence: tail.sequence,
-            kind: PublicationKind::Snapshot,
+        let header = PublicationHeader {
+            sequence: 0,
+            kind,
             parent: 0,
             trained_position: training.trained_position,
             trained_until_ms: training.trained_until_ms,
@@ -143,88 +187,63 @@ impl Publisher {
             published_ms: now_ms(),
             manifest: source.manifest(),
         };
-        let published = match (delta, state) {
-            (Some(delta), Some(state)) => {
-                (header.kind, header.parent) = (PublicationKind::Delta, tail.sequence - 1);
-                self.publish_delta(source, header, tail, delta, state)
-            }
-            _ => self.publish_snapshot(source, header, tail),
-        };
-        if published.is_err() {
+        let dim = source.rows().map_or(0, Store::dim);
+        let all_bytes = state.all_bytes(source);
+        Ok(PreparedPublication { header, weights, state, dim, all_bytes })
+    }
+
+    /// Sends what was prepared last. The publication is durable when it returns, and followers are
+    /// known to have it.
+    ///
+    /// # Errors
+    /// The engine fails, or another process publishes the same model. The next publication is then
+    /// a snapshot.
+    pub fn send(&mut self, prepared: PreparedPublication) -> Result<PublicationStats> {
+        let sent = self.write(prepared);
+        if sent.is_err() {
             self.appender = None;
         }
-        published
+        sent
     }
 
-    fn publish_delta(
-        &mut self,
-        source: &dyn WeightSource,
-        header: PublicationHeader,
-        tail: PublishedTail,
-        delta: Delta,
-        mut state: PublishedState,
-    ) -> Result<PublicationStats> {
-        let dim = source.rows().map_or(0, Store::dim);
-        let WeightsPart { blocks, ids, rows, removed } = &delta.weights;
-        let mut total = WeightsTotal::default();
-        total.add(&delta.weights);
-        let mut writer = self.begin(header, total, dim, tail)?;
-        for removed in removed.chunks(PART_BYTES / 8) {
-            writer.add(WeightsPart { removed: removed.into(), ..WeightsPart::default() })?;
-        }
-        for block in blocks {
-            writer.block(block.clone())?;
-        }
-        if dim > 0 {
-            let count = rows_per_part(dim);
-            for (ids, rows) in ids.chunks(count).zip(rows.chunks(count * dim)) {
-                writer.rows(ids, rows)?;
-            }
-        }
-        let (published, tail) = writer.end(state.all_bytes(source))?;
-        state.sent(delta)?;
-        (self.tail, self.state) = (Some(tail), Some(state));
-        self.deltas += 1;
-        Ok(published)
-    }
-
-    fn publish_snapshot(
-        &mut self,
-        source: &dyn WeightSource,
-        header: PublicationHeader,
-        tail: PublishedTail,
-    ) -> Result<PublicationStats> {
-        self.chain = entropy::number();
-        let mut state = PublishedState::new(source, &self.settings, &self.work)?;
-        let (dim, rows) = source.rows().map_or((0, 0), |rows| (rows.dim(), rows.len()));
-        let blocks: Vec<TensorSlice> = state.all_blocks().collect();
-        let total = WeightsTotal {
-            blocks: blocks.len() as u64,
-            values: blocks.iter().map(|block| block.values.len() as u64).sum(),
-            rows: rows as u64,
-            removed: 0,
+    fn write(&mut self, prepared: PreparedPublication) -> Result<PublicationStats> {
+        let PreparedPublication { mut header, weights, mut state, dim, all_bytes } = prepared;
+        // After a failed append the end of the stream is unknown.
+        let tail = match self.tail.take() {
+            Some(tail) => tail,
+            None => PublishedTail::of(&*self.engine, &self.topic)?,
         };
-        let mut writer = self.begin(header, total, dim, tail)?;
-        for block in blocks {
-            writer.block(block)?;
-        }
-        if let Some(rows) = source.rows() {
-            let all: Vec<u64> = rows.ids().collect();
-            for ids in all.chunks(rows_per_part(dim)) {
-                let mut values = vec![0.0; ids.len() * dim];
-                rows.gather(ids, &mut values)?;
-                writer.rows(ids, &values)?;
-                state.keep_rows(ids, &values)?;
+        header.sequence = tail.sequence;
+        let (stats, after) = match weights {
+            PreparedWeights::Delta(delta) => {
+                header.parent = tail.sequence - 1;
+                let mut total = WeightsTotal::default();
+                total.add(&delta.weights);
+                let mut writer = self.begin(header, total, dim, tail)?;
+                writer.delta(&delta.weights, dim)?;
+                let sent = writer.end(all_bytes)?;
+                state.sent(delta)?;
+                self.deltas += 1;
+                sent
             }
-            // Before the last record makes it a publication.
-            rows.check_files()?;
-        }
-        let (published, after) = writer.end(state.all_bytes(source))?;
-        if let Some(before) = tail.snapshot {
-            self.engine.trim(&self.topic, before)?;
-        }
-        (self.tail, self.state, self.deltas) = (Some(after), Some(state), 0);
-        Ok(published)
+            PreparedWeights::Snapshot(rows) => {
+                // The trainer's store is done with before appends, which may take long.
+                if let Some(rows) = rows {
+                    state.copy_rows(&rows)?;
+                }
+                self.chain = entropy::number();
+                let mut writer = self.begin(header, state.total(), dim, tail)?;
+                writer.snapshot(&state)?;
+                let sent = writer.end(all_bytes)?;
+                if let Some(before) = tail.snapshot {
+                    self.engine.trim(&self.topic, before)?;
+                }
+                self.deltas = 0;
+                sent
+            }
+        };
+        (self.tail, self.state) = (Some(after), Some(state));
+        Ok(stats)
     }
 
     fn begin(
@@ -295,6 +314,36 @@ struct PublicationWriter {
 const RECORDS: usize = 8;
 
 impl PublicationWriter {
+    /// Adds the weights of a delta, whose rows have `dim` values.
+    fn delta(&mut self, weights: &WeightsPart, dim: usize) -> Result<()> {
+        let WeightsPart { blocks, ids, rows, removed } = weights;
+        for removed in removed.chunks(PART_BYTES / 8) {
+            self.add(WeightsPart { removed: removed.into(), ..WeightsPart::default() })?;
+        }
+        blocks.iter().try_for_each(|block| self.block(block.clone()))?;
+        if dim > 0 {
+            let count = rows_per_part(dim);
+            for (ids, rows) in ids.chunks(count).zip(rows.chunks(count * dim)) {
+                self.rows(ids, rows)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds all weights; the rows are read a part at a time.
+    fn snapshot(&mut self, state: &PublishedState) -> Result<()> {
+        state.all_blocks().try_for_each(|block| self.block(block))?;
+        let Some(rows) = state.rows() else { return Ok(()) };
+        let (dim, all) = (rows.dim(), rows.ids().collect::<Vec<u64>>());
+        for ids in all.chunks(rows_per_part(dim)) {
+            let mut values = vec![0.0; ids.len() * dim];
+            rows.gather(ids, &mut values)?;
+            self.rows(ids, &values)?;
+        }
+        // Before the last record makes it a publication.
+        Ok(rows.check_files()?)
+    }
+
     fn block(&mut self, block: TensorSlice) -> Result<()> {
         let bytes = codec::block_bytes(&block.name, block.values.len());
         self.room_for(bytes)?;

@@ -16,6 +16,8 @@ use super::*;
 use crate::streams::tests::holes::holed;
 use crate::streams::{MemoryEngine, Record, StreamEngine, Topic};
 
+mod background;
+
 const DIM: usize = 3;
 
 /// A model whose weights the test changes.

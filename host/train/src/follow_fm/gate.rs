@@ -25,8 +25,9 @@ use serde_json::{Value, json};
 use super::super::{
     eval_window::{EvalWindow, WindowPredictions, WindowRow},
     holds::HoldLog,
-    logging::{FmLoading, LoadedFmVersion, Registered, RequestPoint, ToLog},
+    logging::{FmLoading, LoadedFmVersion, Registered, RequestPoint},
 };
+use super::serving_follower::{ServingFollower, ServingSlot};
 use crate::ServiceContext;
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
@@ -46,12 +47,9 @@ const TAE_REQUESTS: usize = 32;
 pub(super) struct FmPublishGate {
     settings: FmGateSettings,
     spec: FmSpec,
-    version: String,
     /// Whether this version was published, so that its own publications are what serves.
     has_published: bool,
-    loading: FmLoading,
-    registered: Registered,
-    serving: Option<LoadedFmVersion>,
+    serving: ServingSlot,
     requests: VecDeque<MeasuredRequest>,
     /// How many of the newest requests are not in the window yet.
     unscored: usize,
@@ -111,14 +109,13 @@ impl FmPublishGate {
             serving,
             work: trained.work.join("serving"),
         };
+        let registered = Registered::new(&**engine, &config.paths.fm)?;
+        let serving = ServingFollower::new(trained.version, loading, registered);
         Ok(FmPublishGate {
             settings: config.fm_gate.clone(),
             spec: trained.spec.clone(),
-            version: trained.version.to_owned(),
             has_published: trained.has_published,
-            loading,
-            registered: Registered::new(&**engine, &config.paths.fm)?,
-            serving: None,
+            serving: ServingSlot::new(serving),
             requests: VecDeque::new(),
             unscored: 0,
             window,
@@ -190,11 +187,10 @@ impl FmPublishGate {
         if self.settings.rows == 0 {
             return;
         }
-        if let Err(error) = self.catch_up() {
-            if self.failures.is_news(&error) {
-                tracing::warn!(%error, "what serves cannot be loaded, so that nothing is compared with it");
-            }
-            self.serving = None;
+        if let Err(error) = self.serving.have_back().catch_up(self.has_published)
+            && self.failures.is_news(&error)
+        {
+            tracing::warn!(%error, "what serves cannot be loaded, so that nothing is compared with it");
         }
         let first = self.requests.len() - mem::take(&mut self.unscored);
         let new = self.requests.range(first..);
@@ -274,7 +270,7 @@ impl FmPublishGate {
         self.holds.held(reason)
     }
 
-    /// From here on the version's own publications are what serves.
+    /// From here on the version's own last publication is what serves.
     ///
     /// # Errors
     /// The work folder cannot be written.
@@ -285,6 +281,18 @@ impl FmPublishGate {
         self.holds.released()
     }
 
+    /// Has the version's own last publication loaded beside learning, for the next comparison.
+    pub(super) fn catch_up_beside(&mut self) {
+        if self.has_published && self.settings.rows > 0 {
+            self.serving.catch_up_beside();
+        }
+    }
+
+    /// Whether that is not done yet, so that a comparison would wait for it.
+    pub(super) fn is_catching_up(&self) -> bool {
+        self.serving.is_away()
+    }
+
     /// Forgets what was observed.
     fn forget(&mut self) {
         self.requests.clear();
@@ -292,28 +300,15 @@ impl FmPublishGate {
         self.window.rows.clear();
     }
 
-    /// Loads what serves now.
-    fn catch_up(&mut self) -> Result<()> {
-        let version = self.version.clone();
-        let wanted = match self.has_published {
-            true => Some(ToLog { version, checkpoint: None, published: true }),
-            false => self.registered.answering(&*self.loading.engine)?,
-        };
-        if self.serving.as_ref().map(|serving| &serving.to_log) != wanted.as_ref() {
-            // Both may be of one version, whose work folder has room for one.
-            self.serving = None;
-            self.serving =
-                wanted.map(|wanted| LoadedFmVersion::open(&self.loading, wanted)).transpose()?;
-        }
-        match &mut self.serving {
-            Some(serving) => serving.advance(&self.loading, RequestPoint::LAST),
-            None => Ok(()),
-        }
+    /// What serves, if anything does; all that compares looks at it after a
+    /// [`FmPublishGate::score`].
+    fn loaded(&self) -> Option<&LoadedFmVersion> {
+        self.serving.here()?.loaded()
     }
 
     /// The FM that serves, if it predicts the same tasks from the same columns.
     fn comparable(&self) -> Option<&dyn FoundationModel> {
-        let fm = self.serving.as_ref()?.fm.as_deref()?;
+        let fm = self.loaded()?.fm.as_deref()?;
         (fm.manifest().spec == self.spec.served()).then_some(fm)
     }
 
@@ -330,7 +325,7 @@ impl FmPublishGate {
 
     /// Whether what serves has not learned from a request.
     fn is_fresh(&self, request: &MeasuredRequest) -> bool {
-        let Some(serving) = &self.serving else { return true };
+        let Some(serving) = self.loaded() else { return true };
         let (position, time_ms) = (request.position, request.example.time_ms);
         match (serving.trained, &serving.fm) {
             (Some(trained), _) => !RequestPoint { position, time_ms }.may_be_learned(trained),

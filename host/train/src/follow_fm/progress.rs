@@ -21,7 +21,7 @@ use super::{
     checkpoint::FmCheckpoint,
 };
 use crate::job_metrics::JobMetrics;
-use hypercast_stream::publish::PublicationStats;
+use hypercast_stream::publish::SentPublication;
 
 /// A line of the progress log covers so many requests.
 const WINDOW: u64 = 1000;
@@ -134,6 +134,7 @@ impl FmProgress {
 pub(super) struct FmMeters {
     pub(super) learning: Learning,
     publishing: Histogram,
+    pausing: Histogram,
     publications: IntCounter,
     pub(super) failures: IntCounter,
     raw_bytes: IntCounter,
@@ -145,7 +146,14 @@ impl FmMeters {
         let counter = |name: &str, help: &str| telemetry.counter(name, help);
         Self {
             learning: Learning::new(telemetry),
-            publishing: telemetry.seconds("hypercast_publish_seconds", "Time of a publication"),
+            publishing: telemetry.seconds(
+                "hypercast_publish_seconds",
+                "Time of a publication, from the gate to when it is durable",
+            ),
+            pausing: telemetry.seconds(
+                "hypercast_publish_pause_seconds",
+                "The part of it in which nothing was learned: the gate, and taking what moved",
+            ),
             publications: counter("hypercast_publications_total", "Publications"),
             failures: counter("hypercast_publish_failures_total", "Publications that failed"),
             raw_bytes: counter(
@@ -156,10 +164,12 @@ impl FmMeters {
         }
     }
 
-    pub(super) fn published(&self, took: Duration, published: &PublicationStats) {
-        self.publishing.observe(took.as_secs_f64());
+    /// Notes a publication, for which nothing was learned during `pause`.
+    pub(super) fn published(&self, pause: Duration, sent: &SentPublication) {
+        self.publishing.observe((pause + sent.took).as_secs_f64());
+        self.pausing.observe(pause.as_secs_f64());
         self.publications.inc();
-        self.raw_bytes.inc_by(published.raw_bytes);
-        self.bytes.inc_by(published.bytes);
+        self.raw_bytes.inc_by(sent.stats.raw_bytes);
+        self.bytes.inc_by(sent.stats.bytes);
     }
 }

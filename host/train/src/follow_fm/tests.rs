@@ -10,6 +10,7 @@ use hypercast_fm::{inference, inference::FmServingOptions, spec::FmConfig, train
 
 mod content;
 mod gated;
+mod publishing;
 mod restarts;
 
 use super::*;

@@ -1,9 +1,11 @@
 //! The lifecycle at work: ingest and join at a rate, the age of events when a trainer learns from
-//! them, and the cost of publications to requests that are served meanwhile.
+//! them, how many requests a second it learns, and the cost of publications to requests that are
+//! served meanwhile.
 //!
-//! Every part is a process of its own over loopback, as an operator runs them. Files are in the
-//! temporary folder (`TMPDIR`), and appends wait for its disk.
+//! Every part is a process of its own over loopback, as an operator runs them, except in `follow`.
+//! Files are in the temporary folder (`TMPDIR`), and appends wait for its disk.
 
+pub mod follow;
 pub mod ingest;
 pub mod latency;
 pub mod publish;

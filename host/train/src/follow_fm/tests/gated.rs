@@ -8,6 +8,7 @@ use hypercast_data::schema::{
 };
 use hypercast_fm::checkpoint::FmManifest;
 use hypercast_fm::example::Outcome;
+use hypercast_stream::publish::TrainingPosition;
 use serde_json::Value;
 
 use super::*;
@@ -265,6 +266,23 @@ fn taes_and_features_that_moved_too_far_are_held() {
     assert_eq!(published.decision(0), "published: ", "{:?}", published.lines);
     let drift = published.lines[0]["tae_drift"].as_f64().unwrap();
     assert!(drift > 0.0 && drift < 0.5, "{drift}");
+}
+
+#[test]
+fn each_publication_is_compared_with_the_one_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = GatedWorld::new(dir.path());
+    // Whenever the one before is sent, and loaded by the gate.
+    world.config.publish.every_s = 0;
+    let gate = &mut world.config.fm_gate;
+    gate.max_ne_increase = 1e3;
+    (gate.max_tae_drift, gate.max_feature_drift) = (1e3, 1e3);
+    let engine = streams(&world.stream);
+    let followed = world.follow(&engine, "2.0.0", &world.honest);
+    assert!(followed.report.published > 1, "{:?}", followed.lines);
+    let published = followed.lines.iter().filter(|line| line["kind"] == "published");
+    let drifts: Vec<bool> = published.map(|line| line["tae_drift"].is_number()).collect();
+    assert!(!drifts[0] && drifts[1..].iter().all(|&is_known| is_known), "{:?}", followed.lines);
 }
 
 #[test]
