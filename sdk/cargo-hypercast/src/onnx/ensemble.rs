@@ -68,8 +68,8 @@ pub struct TreeLayout {
     pub constant: Vec<f32>,
 }
 
-/// Values that the trees of an expert have room for, for each candidate: a host allows 2^18 over its
-/// network.
+/// Values that the trees of an expert have room for, for each candidate: a host allows 2^18 over
+/// its network.
 pub const ROW_VALUES: usize = 250_000;
 
 /// Complete trees that are deeper have more places than comparisons are allowed.

@@ -31,8 +31,8 @@ pub const SUPPORTED: &str = "Abs Add And BatchNormalization Cast Clip Concat Con
 /// Earlier `Softmax` and `Unsqueeze` mean something else.
 const OLDEST_OPSET: i64 = 13;
 
-/// Operators that mean the same since an earlier opset: a converter of trees declares the oldest one
-/// that has those around them.
+/// Operators that mean the same since an earlier opset: a converter of trees declares the oldest
+/// one that has those around them.
 const UNCHANGED_SINCE: i64 = 7;
 const UNCHANGED: [&str; 8] = ["Add", "Cast", "Concat", "Div", "Identity", "Mul", "Sigmoid", "Sub"];
 
