@@ -19,9 +19,10 @@ pub struct StoreReader {
     meta: Meta,
     generation: u64,
     view: View,
-    /// Of the writer's, if that is of this process.
-    _lent: Option<Arc<()>>,
     _lock: ReadersLock,
+    /// Tells the writer, if it is of this process, that this reader lives. It is dropped after the
+    /// lock, so that the writer never sees a lock of nobody's.
+    _own: Option<Arc<()>>,
 }
 
 impl StoreReader {
@@ -39,12 +40,12 @@ impl StoreReader {
         let mut journal = Journal::open_for_reading(dir, meta.dim)?;
         let view = View::load(dir, &mut journal, meta.shape(), verify, None)?;
         let generation = journal.head.generation;
-        Ok(StoreReader { meta, generation, view, _lent: None, _lock: lock })
+        Ok(StoreReader { meta, generation, view, _lock: lock, _own: None })
     }
 
-    /// The same, which a writer of this process knows of while it lives.
-    pub(crate) fn lent_by(self, lent: Arc<()>) -> StoreReader {
-        StoreReader { _lent: Some(lent), ..self }
+    /// A reader that tells the writer of this process, which has given it `own`, that it lives.
+    pub(crate) fn of_writer(self, own: Arc<()>) -> StoreReader {
+        StoreReader { _own: Some(own), ..self }
     }
 
     /// Ids that have a row.

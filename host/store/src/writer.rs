@@ -56,7 +56,7 @@ pub(crate) struct StoreWriter {
     poisoned: bool,
     published: Option<HandlePublisher>,
     /// Shared with the readers that this process has of it.
-    lent: Arc<()>,
+    own_readers: Arc<()>,
     _lock: DirLock,
 }
 
@@ -119,7 +119,7 @@ impl StoreWriter {
             limits: JournalLimits::of(slab_bytes(shape, base_rows)),
             poisoned: false,
             published: None,
-            lent: Arc::default(),
+            own_readers: Arc::default(),
             _lock: lock,
         })
     }
@@ -175,7 +175,7 @@ impl StoreWriter {
     pub fn reader(&self) -> Result<StoreReader> {
         // The writer has verified the store, or was told not to.
         let reader = StoreReader::open_with(&self.dir, Verify::Journal)?;
-        Ok(reader.lent_by(self.lent.clone()))
+        Ok(reader.of_writer(self.own_readers.clone()))
     }
 
     /// Makes all updates durable and visible to readers; see
@@ -190,10 +190,8 @@ impl StoreWriter {
         let bytes = self.journal.bytes();
         // Without readers it goes on, since this commit's fold then empties the journal. Those that
         // this process has end soon.
-        let is_lent = Arc::strong_count(&self.lent) > 1;
-        if bytes > self.limits.refuse
-            && !is_lent
-            && ReadersLock::try_exclusive(&self.dir)?.is_none()
+        let is_own = Arc::strong_count(&self.own_readers) > 1;
+        if bytes > self.limits.refuse && !is_own && ReadersLock::try_exclusive(&self.dir)?.is_none()
         {
             return Err(Error::JournalHeld { path: Journal::path(&self.dir), bytes });
         }

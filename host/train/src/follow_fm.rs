@@ -461,8 +461,8 @@ impl FmFollower {
     fn save(&mut self) -> Result<()> {
         self.place.window = self.progress.window.clone();
         let times = &mut self.report.times;
-        // What cannot be compared without waiting is in the next save.
-        if !self.gate.is_catching_up() {
+        // What cannot be compared without reading or loading a publication is in the next save.
+        if !self.is_publishing() {
             timed(&mut times.gate, || self.gate.score());
         }
         let (work, measured) = (&self.work, &self.gate.window);

@@ -26,7 +26,7 @@ struct SendResult {
 /// A publication that is durable.
 #[derive(Debug, Clone, Copy)]
 pub struct SentPublication {
-    /// Its size.
+    /// Its kind, and what it has in rows, blocks and bytes.
     pub stats: PublicationStats,
     /// How long it took to send, beside the trainer.
     pub took: Duration,

@@ -187,7 +187,7 @@ impl FmPublishGate {
         if self.settings.rows == 0 {
             return;
         }
-        if let Err(error) = self.serving.have_back().catch_up(self.has_published)
+        if let Err(error) = self.serving.wait().catch_up(self.has_published)
             && self.failures.is_news(&error)
         {
             tracing::warn!(%error, "what serves cannot be loaded, so that nothing is compared with it");
@@ -290,7 +290,7 @@ impl FmPublishGate {
 
     /// Whether that is not done yet, so that a comparison would wait for it.
     pub(super) fn is_catching_up(&self) -> bool {
-        self.serving.is_away()
+        self.serving.is_loading()
     }
 
     /// Forgets what was observed.
@@ -303,7 +303,7 @@ impl FmPublishGate {
     /// What serves, if anything does; all that compares looks at it after a
     /// [`FmPublishGate::score`].
     fn loaded(&self) -> Option<&LoadedFmVersion> {
-        self.serving.here()?.loaded()
+        self.serving.idle()?.loaded()
     }
 
     /// The FM that serves, if it predicts the same tasks from the same columns.

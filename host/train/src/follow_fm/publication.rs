@@ -24,7 +24,8 @@ pub(super) struct FmPublication {
     verdict: FmVerdict,
     /// Where the trainer stood.
     position: u64,
-    /// How long nothing was learned for it: the gate's time, and that of taking what moved.
+    /// How long nothing was learned for it: the gate's time, that of taking what moved, and in the
+    /// end that of the registry.
     pause: Duration,
 }
 
@@ -33,14 +34,18 @@ impl FmFollower {
     /// of one that has ended.
     pub(super) fn publish_if_due(&mut self, out: &mut dyn Write) -> Result<()> {
         let every = Duration::from_secs(self.config.publish.every_s);
-        let is_busy = self.publisher.is_sending() || self.gate.is_catching_up();
-        if !is_busy && clock::since(self.asked_at) >= every {
+        if !self.is_publishing() && clock::since(self.asked_at) >= every {
             self.publish(out)?;
         }
         let Some(ended) = self.publisher.ended() else { return Ok(()) };
         self.end_publication(ended, out)?;
         self.gate.catch_up_beside();
         Ok(())
+    }
+
+    /// Whether a publication is being sent, or loaded by the gate.
+    pub(super) fn is_publishing(&self) -> bool {
+        self.publisher.is_sending() || self.gate.is_catching_up()
     }
 
     /// Begins to publish what was learned, unless the gate holds it, or nothing was.
@@ -94,9 +99,11 @@ impl FmFollower {
         let publication = self.publication.take().expect("it was noted when it began");
         let FmPublication { manifest, verdict, position, pause } = publication;
         let sent = ended.inspect_err(|_| self.asked_position = None)?;
+        let started = clock::instant();
         let (registry, failures) = (&mut self.registry, &mut self.failures);
         self_register_fm(registry, &*self.engine, &manifest, &self.schema, failures);
         self.gate.published()?;
+        let pause = pause + clock::since(started);
         self.report.published += 1;
         self.meters.published(pause, &sent);
         let mut line = told(&sent.stats, json!(position), pause + sent.took);

@@ -68,31 +68,31 @@ impl ServingFollower {
 /// A [`ServingFollower`] that another thread has while it loads a publication. Dropping it waits
 /// for that.
 pub(super) struct ServingSlot {
-    here: Option<ServingFollower>,
-    away: Option<BackgroundJob<ServingFollower>>,
+    idle: Option<ServingFollower>,
+    loading: Option<BackgroundJob<ServingFollower>>,
 }
 
 impl ServingSlot {
     pub(super) fn new(served: ServingFollower) -> ServingSlot {
-        ServingSlot { here: Some(served), away: None }
+        ServingSlot { idle: Some(served), loading: None }
     }
 
-    /// What is here; nothing before [`ServingSlot::have_back`] while another thread has it.
-    pub(super) fn here(&self) -> Option<&ServingFollower> {
-        self.here.as_ref()
+    /// It, if no thread has it; nothing before [`ServingSlot::wait`] while one has.
+    pub(super) fn idle(&self) -> Option<&ServingFollower> {
+        self.idle.as_ref()
     }
 
     /// Whether another thread is still at work with it.
-    pub(super) fn is_away(&self) -> bool {
-        self.away.as_ref().is_some_and(|job| !job.is_finished())
+    pub(super) fn is_loading(&self) -> bool {
+        self.loading.as_ref().is_some_and(|job| !job.is_finished())
     }
 
     /// What it is, after waiting for a thread that has it.
-    pub(super) fn have_back(&mut self) -> &mut ServingFollower {
-        let away = self.away.take().map(BackgroundJob::join);
-        let back = away.map(|back| back.unwrap_or_else(|why| resume_unwind(why)));
-        self.here = self.here.take().or(back);
-        self.here.as_mut().expect("it is here or it was away")
+    pub(super) fn wait(&mut self) -> &mut ServingFollower {
+        let loading = self.loading.take().map(BackgroundJob::join);
+        let back = loading.map(|back| back.unwrap_or_else(|why| resume_unwind(why)));
+        self.idle = self.idle.take().or(back);
+        self.idle.as_mut().expect("it is idle or it was loading")
     }
 
     /// Takes up what was published, on another thread. Who needs it next tries again what fails.
@@ -100,19 +100,19 @@ impl ServingSlot {
     /// # Panics
     /// The system has no thread left.
     pub(super) fn catch_up_beside(&mut self) {
-        let Some(mut served) = self.here.take() else { return };
+        let Some(mut served) = self.idle.take() else { return };
         let catch_up = move || {
             let _ = served.catch_up(true);
             served
         };
         let job = BackgroundJob::start("serving", catch_up);
-        self.away = Some(job.unwrap_or_else(|error| panic!("{error}")));
+        self.loading = Some(job.unwrap_or_else(|error| panic!("{error}")));
     }
 }
 
 impl Drop for ServingSlot {
     fn drop(&mut self) {
-        if let Some(job) = self.away.take() {
+        if let Some(job) = self.loading.take() {
             // If it panicked, the log has the panic already.
             let _ = job.join();
         }

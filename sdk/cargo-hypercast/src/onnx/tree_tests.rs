@@ -6,6 +6,7 @@ use std::path::Path;
 use super::ImportedModel;
 use super::ensemble::{Ensemble, SplitMode, TreeNode, TreeParts};
 use super::model::OnnxModel;
+use super::network::{SdkCall, SdkNetwork};
 use super::proto::{
     AttributeProto, DimensionProto, GraphProto, NodeProto, TensorShapeProto, TensorTypeProto,
     TypeProto, ValueInfoProto,
@@ -79,6 +80,13 @@ fn ensembles_that_are_too_large_are_refused_with_what_to_do() {
         assert!(error.contains(of) && error.contains("max_depth"), "{error}");
     }
     assert!(ensemble(490, 6, &complete).layout().is_ok());
+    // Of two that an expert has room for, it may not have room for both.
+    let layout = ensemble(300, 6, &complete).layout().unwrap();
+    let mut network = SdkNetwork::default();
+    let x = network.input(SdkCall::Tae, 3).unwrap();
+    network.trees(x, "first", &layout).unwrap();
+    let error = network.trees(x, "second", &layout).unwrap_err().to_string();
+    assert!(error.contains("302400 values") && error.contains("max_depth"), "{error}");
 }
 
 fn ints(name: &str, ints: &[i64]) -> AttributeProto {
@@ -212,7 +220,11 @@ fn ensembles_of_one_name_learn_each_for_itself() {
         domain: String::new(),
         ..other_op("Add")
     };
-    let text = bound_body(vec![stump(), other, sum], ["sum", "value:watch"], 13).unwrap();
+    let nodes = vec![stump(), other, sum];
+    let of = |opset| bound_body(nodes.clone(), ["sum", "value:watch"], opset);
+    let error = of(6).unwrap_err();
+    assert!(error.contains("`Add`") && error.contains("opset 6"), "{error}");
+    let text = of(7).unwrap();
     for name in ["trees.leaves", "trees.base", "trees.2.leaves", "trees.2.base"] {
         assert_eq!(text.matches(&format!("(g, {name:?}")).count(), 1, "{text}");
     }

@@ -115,7 +115,12 @@ fn whoever_drops_a_publisher_waits_for_what_it_sends() {
     let (world, model) = (World::new(13), Model::new());
     let (mut publisher, permits) = permitted(&world);
     publisher.begin(&model, FACTS).unwrap();
-    drop(permits);
+    // Its append waits until then.
+    let permit = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(permits);
+    });
     drop(publisher);
     assert_eq!(next(&mut world.follower()).expect("it is durable").header.sequence, 0);
+    permit.join().unwrap();
 }
