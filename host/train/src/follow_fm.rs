@@ -460,9 +460,10 @@ impl FmFollower {
 
     fn save(&mut self) -> Result<()> {
         self.place.window = self.progress.window.clone();
-        let times = &mut self.report.times;
         // What cannot be compared without reading or loading a publication is in the next save.
-        if !self.is_publishing() {
+        let is_publishing = self.is_publishing();
+        let times = &mut self.report.times;
+        if !is_publishing {
             timed(&mut times.gate, || self.gate.score());
         }
         let (work, measured) = (&self.work, &self.gate.window);
