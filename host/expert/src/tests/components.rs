@@ -211,7 +211,7 @@ fn a_trainer_goes_on_in_a_grown_schema_with_the_scales_of_its_columns() {
 
 /// What the message about each hostile guest must contain; `None` if its misuse is limited without
 /// a fault.
-const EXPECTED: [(&str, Option<&str>); 67] = [
+const EXPECTED: [(&str, Option<&str>); 68] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -272,6 +272,8 @@ const EXPECTED: [(&str, Option<&str>); 67] = [
     ("tasks_twice", Some("declared twice")),
     ("trap", Some("trapped")),
     ("trap_evaluate", Some("`evaluate` trapped")),
+    // Of another schema.
+    ("trees", Some("has no feature `battery`")),
     ("turncoat", None),
     ("unknown_kind", Some("a column of kind `hologram`")),
     ("unknown_op", Some("the op is unknown")),
