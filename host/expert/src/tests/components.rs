@@ -221,7 +221,7 @@ const EXPECTED: [(&str, Option<&str>); 68] = [
     ("cycle", Some("no cycle")),
     ("deep", Some("more than the limit")),
     ("distilled", None),
-    // Of another schema.
+    // Of another schema, as `trees`.
     ("dlrm", Some("has no feature `battery`")),
     ("duplicates", Some("twice")),
     ("earlier_contract", Some("earlier_contract: ")),
@@ -272,7 +272,6 @@ const EXPECTED: [(&str, Option<&str>); 68] = [
     ("tasks_twice", Some("declared twice")),
     ("trap", Some("trapped")),
     ("trap_evaluate", Some("`evaluate` trapped")),
-    // Of another schema.
     ("trees", Some("has no feature `battery`")),
     ("turncoat", None),
     ("unknown_kind", Some("a column of kind `hologram`")),
