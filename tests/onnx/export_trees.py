@@ -1,6 +1,6 @@
 """Makes the ensembles of trees of the tests of `cargo hypercast from-onnx`, and what they predict.
 
-Needs onnx and onnxruntime. It writes `trees.onnx`, and `trees.json` with the predictions of
+Needs onnx and onnxruntime. It writes `ensembles.onnx`, and `ensembles.json` with the predictions of
 onnxruntime. The trees are random, and so are features and thresholds, which are multiples of 0.5:
 many features are equal to a threshold. A classifier's label and dictionary hang beside what is
 bound, as converters leave them.
@@ -122,7 +122,7 @@ def main():
     opsets = [helper.make_opsetid("", 9), helper.make_opsetid("ai.onnx.ml", 3)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     checker.check_model(model)
-    save(model, HERE / "trees.onnx")
+    save(model, HERE / "ensembles.onnx")
     x = numpy.array([[random.randint(-4, 4) / 2 for _ in range(FEATURES)] for _ in range(ROWS)],
                     numpy.float32)
     names = [output.name for output in outputs[:-1]]
@@ -131,7 +131,7 @@ def main():
         "inputs": {"x": x.tolist()},
         "outputs": {name: value.tolist() for name, value in zip(names, said)},
     }
-    (HERE / "trees.json").write_text(json.dumps(record) + "\n")
+    (HERE / "ensembles.json").write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ mod dcn;
 #[path = "../../onnx/dlrm/src/lib.rs"]
 mod dlrm;
 #[rustfmt::skip]
+#[path = "../../onnx/ensembles/src/lib.rs"]
+mod ensembles;
+#[rustfmt::skip]
 #[path = "../../onnx/mixed/src/lib.rs"]
 mod mixed;
-#[rustfmt::skip]
-#[path = "../../onnx/trees/src/lib.rs"]
-mod trees;
 
 /// The models, what they predict, and their crates.
 fn fixtures() -> PathBuf {
@@ -128,7 +128,7 @@ fn other_operators_give_the_probabilities_of_onnx() {
 
 #[test]
 fn ensembles_of_trees_predict_as_in_onnx() {
-    let (harness, rows) = (native::<trees::Trees>("trees"), recorded("trees"));
+    let (harness, rows) = (native::<ensembles::Ensembles>("ensembles"), recorded("ensembles"));
     let x = &rows["inputs"]["x"];
     let mut request = harness.world().request(1).candidates(column(x, 0).len());
     for (index, feature) in ["length", "battery", "price", "unread", "age"].iter().enumerate() {
@@ -152,8 +152,8 @@ fn ensembles_of_trees_predict_as_in_onnx() {
 /// The host's trainer has weight decay, and every parameter of the ensemble has a gradient or none.
 #[test]
 fn training_moves_the_weights_of_leaves_and_no_comparison() {
-    let Some(component) = hostile("training of trees", "trees") else { return };
-    let fresh = world("trees").component(&component).unwrap().untrained().unwrap();
+    let Some(component) = hostile("training of trees", "ensembles") else { return };
+    let fresh = world("ensembles").component(&component).unwrap().untrained().unwrap();
     let trained = fresh.clone().trained(&fresh.world().log(200, &[0])).unwrap();
     let after: BTreeMap<_, _> =
         trained.parameter_values().tensors().map(|(name, _, values)| (name, values)).collect();
@@ -176,7 +176,7 @@ fn the_crates_pass_their_checks() {
         native::<dlrm::Dlrm>("dlrm"),
         native::<dcn::Dcn>("dcn"),
         native::<mixed::Mixed>("mixed"),
-        native::<trees::Trees>("trees"),
+        native::<ensembles::Ensembles>("ensembles"),
     ] {
         for check in [
             Harness::check_predictions,

@@ -262,8 +262,9 @@ impl RunSizes {
         let mut peak = self.peak(graph, &read);
         // Label, mask and weight of each task.
         let outcomes = self.rows.saturating_mul(12 * graph.outputs.len() as u64);
-        peak.lookups = self.lookups(graph, &needed);
-        peak.bytes = peak.bytes.saturating_add(peak.lookups).saturating_add(outcomes);
+        let lookups = self.lookups(graph, &needed);
+        peak.bytes = (peak.bytes - peak.lookups).saturating_add(lookups).saturating_add(outcomes);
+        peak.lookups = lookups;
         for (at, node) in graph.nodes.iter().enumerate() {
             if needed[at] && learns[at] && !matches!(node.op, Op::Parameter { .. }) {
                 let working = self.working(graph, node, node.inputs.len());

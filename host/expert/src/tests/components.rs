@@ -221,11 +221,12 @@ const EXPECTED: [(&str, Option<&str>); 68] = [
     ("cycle", Some("no cycle")),
     ("deep", Some("more than the limit")),
     ("distilled", None),
-    // Of another schema, as `trees`.
+    // Of another schema, as `ensembles`.
     ("dlrm", Some("has no feature `battery`")),
     ("duplicates", Some("twice")),
     ("earlier_contract", Some("earlier_contract: ")),
     ("empty", Some("no ranked candidate")),
+    ("ensembles", Some("has no feature `battery`")),
     ("every_column", Some("serves surface `search`, which the schema lacks")),
     ("explorer", None),
     ("flops", Some("FLOPs a candidate")),
@@ -272,7 +273,6 @@ const EXPECTED: [(&str, Option<&str>); 68] = [
     ("tasks_twice", Some("declared twice")),
     ("trap", Some("trapped")),
     ("trap_evaluate", Some("`evaluate` trapped")),
-    ("trees", Some("has no feature `battery`")),
     ("turncoat", None),
     ("unknown_kind", Some("a column of kind `hologram`")),
     ("unknown_op", Some("the op is unknown")),

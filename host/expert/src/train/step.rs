@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 
 use crate::batch::ExpertBatch;
 use crate::executor::{Executor, GraphOutputs, download};
-use crate::graph::{ExpertGraph, ParameterSpec};
+use crate::graph::ExpertGraph;
 use crate::params::Parameters;
 use crate::plan::has_gradient;
 use crate::{Device, Error};
@@ -77,16 +77,16 @@ pub fn compute(graph: Arc<ExpertGraph>, device: Device) -> Result<Box<dyn Comput
 pub(crate) struct OnBackend<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> {
     training: Executor<A>,
     inference: Executor<A::InnerBackend>,
-    /// Whether each parameter learns; none if no gradient comes to any.
-    learns: Option<Vec<bool>>,
+    /// Whether each parameter learns; none does where no gradient comes to an output or a loss.
+    learns: Vec<bool>,
 }
 
 impl<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> OnBackend<A> {
     pub(crate) fn new(graph: Arc<ExpertGraph>, device: A::Device) -> Self {
         let has_gradient = has_gradient(&graph);
-        let learns = graph.ends().iter().any(|end| has_gradient[*end]);
+        let any = graph.ends().iter().any(|end| has_gradient[*end]);
         OnBackend {
-            learns: learns.then(|| graph.parameters.iter().map(ParameterSpec::learns).collect()),
+            learns: graph.parameters.iter().map(|own| any && own.learns()).collect(),
             training: Executor::learning(graph.clone(), device.clone()),
             inference: Executor::new(graph, device),
         }
@@ -108,14 +108,13 @@ impl<A: AutodiffBackend<InnerBackend: HstuBackend> + HstuBackend> Compute for On
         loss: LossFn,
     ) -> Gradients {
         let lookups = self.training.lookups(batch);
-        let mut leaves = self.training.leaves(parameters, &lookups, &[]);
-        for (leaf, learns) in leaves.iter_mut().zip(self.learns.iter().flatten()) {
-            *leaf = A::float_set_require_grad(leaf.clone(), *learns);
-        }
+        let leaves = self.training.leaves(parameters, &lookups, &[]).into_iter();
+        let leaf = |(leaf, learns): (_, &bool)| A::float_set_require_grad(leaf, *learns);
+        let leaves: Vec<FloatTensor<A>> = leaves.zip(&self.learns).map(leaf).collect();
         let outputs = self.training.run(&leaves, &lookups, batch, Some(rng));
         let losses = outputs.losses.clone().map(download::<A>).unwrap_or_default();
         let seed = loss(&download::<A>(outputs.tasks.clone()), &losses);
-        if self.learns.is_none() {
+        if !self.learns.contains(&true) {
             return Gradients { values: vec![None; leaves.len()], rows: lookups.rows };
         }
         let mut tape = A::backward(weighted_sum::<A>(&self.training, outputs, seed));

@@ -5,12 +5,11 @@
 //! not depend on its weights. The one-stage model answers with its own ranking. Both have the same
 //! features, and the users' histories in their caches.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use hypercast_config::Config;
 use hypercast_core::quantile::quantile;
 use hypercast_data::dataset::Dataset;
-use hypercast_expert::{Blueprint, Engine, LoadOptions};
 use hypercast_fm::cost;
 use hypercast_serve::api::RankAnswer;
 use hypercast_train::fm::{FIRST_VERSION, dataset_spec};
@@ -21,6 +20,7 @@ use super::{
     serving::{CANDIDATES, ServingFixture, bodies, rank_client, rank_url},
 };
 use crate::{
+    demo::preset,
     error::{CommonErrors as _, Error, Result},
     processes::DaemonProcess,
 };
@@ -79,22 +79,15 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
 }
 
 /// Floating-point operations of a configuration's FM and expert.
-fn candidate_flops(path: &std::path::Path) -> Result<[u64; 2]> {
+fn candidate_flops(path: &Path) -> Result<[u64; 2]> {
     let config = Config::read(path)?;
     let dataset = Dataset::open(&config.paths.dataset)?;
-    let entry = &config.experts[0];
-    let options = LoadOptions {
-        tae_dim: config.fm.tae_width(),
-        fm_version: Some(FIRST_VERSION.to_owned()),
-        ..config.load_options(&entry.name, dataset.content)
-    };
-    let engine = Engine::new(config.guests())?;
-    let expert = Blueprint::load(&engine, &entry.plugin, &dataset.schema, &options)?;
+    let expert = preset::blueprint(&config, &dataset, FIRST_VERSION)?;
     Ok([cost::candidate_flops(&config.fm, &dataset_spec(&dataset)?), expert.flops()])
 }
 
 impl StagedDaemon {
-    fn start(fixture: &ServingFixture, config: &std::path::Path) -> Result<Self> {
+    fn start(fixture: &ServingFixture, config: &Path) -> Result<Self> {
         let daemon = DaemonProcess::start(config)?;
         let client = rank_client(&daemon, &fixture.of.dataset, fixture.of.surface)?;
         Ok(Self { daemon, client, stages_ms: BTreeMap::new() })

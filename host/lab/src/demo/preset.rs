@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hypercast_config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn, parse_time_ms};
 use hypercast_data::{dataset::Dataset, simulate};
+use hypercast_expert::{Blueprint, Engine, LoadOptions};
 use hypercast_fm::spec::FmConfig;
 
 use super::scale::DatasetSize;
@@ -208,6 +209,21 @@ fn experts(plugins: &Path, short_term: &[String]) -> Vec<ExpertEntry> {
 /// An expert of all surfaces that no other serves, with its baseline.
 fn shared_expert(plugins: &Path) -> Vec<ExpertEntry> {
     with_baseline(expert("mlp-fusion", plugins.join("mlp-fusion.wasm"))).to_vec()
+}
+
+/// The first expert of a configuration, beside an FM of this version with its settings.
+///
+/// # Errors
+/// A plugin that is missing or refused.
+pub fn blueprint(config: &Config, dataset: &Dataset, fm_version: &str) -> Result<Blueprint> {
+    let ExpertEntry { name, plugin, .. } = &config.experts[0];
+    let options = LoadOptions {
+        tae_dim: config.fm.tae_width(),
+        fm_version: Some(fm_version.to_owned()),
+        ..config.load_options(name, dataset.content)
+    };
+    let engine = Engine::new(config.guests())?;
+    Ok(Blueprint::load(&engine, plugin, &dataset.schema, &options)?)
 }
 
 /// An expert, and a shadow of it without TAE as its baseline.

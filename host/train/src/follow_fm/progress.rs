@@ -152,7 +152,7 @@ impl FmMeters {
             ),
             pausing: telemetry.seconds(
                 "hypercast_publish_pause_seconds",
-                "The part of it in which nothing was learned: the gate, and taking what moved",
+                "The part of it in which nothing was learned: the gate, taking what moved, registering",
             ),
             publications: counter("hypercast_publications_total", "Publications"),
             failures: counter("hypercast_publish_failures_total", "Publications that failed"),

@@ -29,7 +29,7 @@ pub struct FmStageTimes {
     pub read: Duration,
     /// Predicting a batch and learning from it.
     pub step: Duration,
-    /// Saving the trainer.
+    /// Saving the trainer and where it stands.
     pub save: Duration,
     /// Comparing what was learned with what serves.
     pub gate: Duration,

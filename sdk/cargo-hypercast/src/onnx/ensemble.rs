@@ -40,7 +40,7 @@ pub enum TreeNode {
 /// Trees whose leaves are summed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ensemble {
-    /// Of all trees.
+    /// Those of all trees, which name each other by their place here.
     pub nodes: Vec<TreeNode>,
     /// The node at which each tree begins. Every other node is the child of one.
     pub roots: Vec<usize>,

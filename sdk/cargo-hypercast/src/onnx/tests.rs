@@ -61,8 +61,8 @@ fn models_become_the_crates_that_are_checked_in() {
     let dcn = ["dense=feature:length,feature:battery", "ids=id:topic,id:device"];
     let mixed =
         ["x=feature:length,feature:battery,feature:price", "age=feature:age", "item=id:item_id"];
-    let trees = ["x=feature:length,feature:battery,feature:price,feature:unread,feature:age"];
-    let of_trees = [
+    let ensembles = ["x=feature:length,feature:battery,feature:price,feature:unread,feature:age"];
+    let of_ensembles = [
         "values=value:watch,value:dwell",
         "first=none,probability:click",
         "second=none,probability:like",
@@ -72,7 +72,7 @@ fn models_become_the_crates_that_are_checked_in() {
         ("dlrm", &dlrm, &[]),
         ("dcn", &dcn, &["click=logit:click", "watch=value:watch"]),
         ("mixed", &mixed, &["both=probability:click,probability:buy"]),
-        ("trees", &trees, &of_trees),
+        ("ensembles", &ensembles, &of_ensembles),
     ];
     for (model, inputs, outputs) in models {
         let dir = tempfile::tempdir().unwrap();

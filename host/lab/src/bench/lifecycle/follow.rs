@@ -25,7 +25,7 @@ use hypercast_stream::{
 use hypercast_train::{
     ServiceContext,
     fm::FIRST_VERSION,
-    follow_fm::{FmFollower, FollowFmOptions, work_dir},
+    follow_fm::{FmFollower, FmStageTimes, FollowFmOptions, FollowFmReport, work_dir},
 };
 use serde_json::Value;
 
@@ -109,39 +109,55 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let (took, learned) = (start.elapsed(), follower.report());
     follower.finish(&mut out)?;
     processes.stop()?;
-
-    let per_s = learned.requests as f64 / took.as_secs_f64();
     report.figure("rows of the store, at first", rows as f64, "");
     report.figure("bytes of a joined record", record_bytes, "bytes");
-    report.figure(format!("requests with {HISTORY} events learned"), per_s, "requests/s");
-    report.figure("events of their histories", per_s * HISTORY as f64, "events/s");
-    let times = learned.times;
-    let stages = [
-        ("reading and decoding", times.read),
-        ("steps", times.step),
-        ("saves", times.save),
-        ("the gate", times.gate),
-        ("taking what is published", times.publish),
-    ];
-    let known: Duration = stages.iter().map(|(_, time)| *time).sum();
-    let share = |time: Duration| time.as_secs_f64() / took.as_secs_f64() * 100.0;
-    for (name, time) in stages {
-        report.figure(format!("of the trainer's time, {name}"), share(time), "%");
-    }
-    report.figure("of the trainer's time, the rest", share(took.saturating_sub(known)), "%");
-    report.figure("publications", learned.published as f64, "");
-    for (name, key) in [("a publication", "took_ms"), ("its pause of learning", "paused_ms")] {
-        let mut times_ms = of_publications(&out, key)?;
-        for (share, which) in [(0.5, "p50"), (1.0, "the longest")] {
-            if !times_ms.is_empty() {
-                report.figure(format!("{name}, {which}"), quantile(&mut times_ms, share), "ms");
+    LearnedStream { took, learned, turns_ms, lines: out }.add_to(report)
+}
+
+/// What a trainer did with the stream.
+struct LearnedStream {
+    took: Duration,
+    learned: FollowFmReport,
+    /// Of each turn of its loop.
+    turns_ms: Vec<f64>,
+    /// What it said, as JSON.
+    lines: Vec<u8>,
+}
+
+impl LearnedStream {
+    fn add_to(self, report: &mut BenchReport) -> Result<()> {
+        let LearnedStream { took, learned, mut turns_ms, lines } = self;
+        let per_s = learned.requests as f64 / took.as_secs_f64();
+        report.figure(format!("requests with {HISTORY} events learned"), per_s, "requests/s");
+        report.figure("events of their histories", per_s * HISTORY as f64, "events/s");
+        let FmStageTimes { read, step, save, gate, publish } = learned.times;
+        let rest = took.saturating_sub(read + step + save + gate + publish);
+        for (name, time) in [
+            ("reading and decoding", read),
+            ("steps", step),
+            ("saves", save),
+            ("the gate", gate),
+            ("taking what is published", publish),
+            ("the rest", rest),
+        ] {
+            let share = time.as_secs_f64() / took.as_secs_f64() * 100.0;
+            report.figure(format!("of the trainer's time, {name}"), share, "%");
+        }
+        report.figure("publications", learned.published as f64, "");
+        for (name, key) in [("a publication", "took_ms"), ("its pause of learning", "paused_ms")] {
+            let mut times_ms = of_publications(&lines, key)?;
+            for (share, which) in [(0.5, "p50"), (1.0, "the longest")] {
+                if !times_ms.is_empty() {
+                    report.figure(format!("{name}, {which}"), quantile(&mut times_ms, share), "ms");
+                }
             }
         }
+        for (share, which) in [(0.5, "p50"), (0.99, "p99"), (1.0, "the longest")] {
+            let turn_ms = quantile(&mut turns_ms, share);
+            report.figure(format!("a turn of the trainer, {which}"), turn_ms, "ms");
+        }
+        Ok(())
     }
-    report.figure("a turn of the trainer, p50", quantile(&mut turns_ms, 0.5), "ms");
-    report.figure("a turn of the trainer, p99", quantile(&mut turns_ms, 0.99), "ms");
-    report.figure("a turn of the trainer, the longest", quantile(&mut turns_ms, 1.0), "ms");
-    Ok(())
 }
 
 /// Fills `joined` with the requests of a data set whose histories are long enough; gives the mean

@@ -12,11 +12,8 @@ use std::path::{Path, PathBuf};
 
 use hypercast_config::{Config, ExpertEntry, TrainOn};
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::{
-    dataset::{Dataset, Entities, Impression, write_dataset},
-    schema::Schema,
-};
-use hypercast_expert::{Blueprint, Engine, LoadOptions, normalise::Normaliser};
+use hypercast_data::dataset::{Dataset, Entities, Impression, write_dataset};
+use hypercast_expert::normalise::Normaliser;
 use hypercast_fm::{
     cost::one_stage_flops,
     spec::{FmConfig, FmSpec},
@@ -94,7 +91,7 @@ pub struct AbPast<'a> {
     pub world: &'a ClosedLoopWorld,
     /// Its impressions, in their order.
     pub rows: Vec<Impression>,
-    /// Its end.
+    /// When it ends and the test begins.
     pub until_ms: i64,
 }
 
@@ -105,7 +102,7 @@ pub struct Deployment {
     pub client: DemoClient,
     /// The arm of each user, as the daemon chooses it.
     pub arm_of_user: Vec<usize>,
-    /// The arms.
+    /// In the order of `arm_of_user` and `flops`.
     pub arms: Vec<AbArm>,
     /// Floating-point operations a candidate, by arm.
     pub flops: Vec<u64>,
@@ -118,7 +115,7 @@ struct AbConfigs {
     config: Config,
     /// The files of the FMs, in the order of [`FM_VERSIONS`].
     fms: [PathBuf; 2],
-    /// The file of each arm: that of its FM, or of one with its component.
+    /// The file of each arm: that of its FM, or one with its component.
     arms: Vec<PathBuf>,
     dataset: Dataset,
     flops: Vec<u64>,
@@ -230,7 +227,7 @@ fn configure(
     let spec = dataset_spec(&dataset)?;
     let fm = one_stage_flops(&config.fm, &spec);
     let with_expert = |config: &Config| -> Result<u64> {
-        Ok(fm + blueprint(config, &dataset.schema, &config.fm, FM_VERSIONS[0])?.flops())
+        Ok(fm + preset::blueprint(config, &dataset, FM_VERSIONS[0])?.flops())
     };
     let first = of_component(PLUGIN);
     let mut one_stage = first.clone();
@@ -244,7 +241,6 @@ fn configure(
     for arm in arms {
         let (file, cost) = match arm.learner.as_deref() {
             None => (fms[arm.fm].clone(), one_stage_flops(&[&first, &one_stage][arm.fm].fm, &spec)),
-            Some(PLUGIN) => (fms[arm.fm].clone(), with_expert(&first)?),
             Some(component) => {
                 let own = of_component(component);
                 (write(&own, &format!("expert-{component}"))?, with_expert(&own)?)
@@ -264,17 +260,6 @@ fn widened(fm: &FmConfig, spec: &FmSpec, least_flops: u64) -> FmConfig {
         wider.dim += 8;
     }
     wider
-}
-
-/// The expert beside an FM.
-fn blueprint(config: &Config, schema: &Schema, fm: &FmConfig, version: &str) -> Result<Blueprint> {
-    let options = LoadOptions {
-        tae_dim: fm.tae_width(),
-        fm_version: Some(version.to_owned()),
-        ..config.load_options(EXPERT, 0)
-    };
-    let engine = Engine::new(config.guests())?;
-    Ok(Blueprint::load(&engine, &config.experts[0].plugin, schema, &options)?)
 }
 
 /// Starts the trainers, registers the arms and gives each its users; then the logging tier and the
@@ -322,8 +307,8 @@ fn start(configs: &AbConfigs, arms: &[AbArm], processes: &mut ProcessGroup) -> R
 /// predicts what that FM does.
 fn untrained(path: &Path, version: &str) -> Result<PathBuf> {
     let config = Config::read(path)?;
-    let schema = Dataset::open(&config.paths.dataset)?.schema;
-    let blueprint = blueprint(&config, &schema, &config.fm, version)?;
+    let dataset = Dataset::open(&config.paths.dataset)?;
+    let blueprint = preset::blueprint(&config, &dataset, version)?;
     let file = path.with_file_name(format!("own-heads-{version}.safetensors"));
     let names = blueprint.columns.feature_names();
     blueprint.init_parameters(Normaliser::identity(names), config.fm.seed).save(&file)?;

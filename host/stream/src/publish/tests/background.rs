@@ -70,7 +70,7 @@ fn permitted(world: &World) -> (BackgroundPublisher, Sender<Permit>) {
 }
 
 #[test]
-fn what_is_learned_while_a_publication_is_sent_is_in_the_next_one() {
+fn a_publication_has_the_weights_of_its_beginning() {
     let (mut world, mut model) = (World::new(11), Model::new());
     let (mut publisher, permits) = permitted(&world);
     let (mut follower, mut served) = (world.follower(), Served::default());

@@ -1,4 +1,4 @@
-//! `trees`: the expert of surface `feed`, made from `trees.onnx` by `cargo hypercast
+//! `ensembles`: the expert of surface `feed`, made from `ensembles.onnx` by `cargo hypercast
 //! from-onnx`. From here on it is code like any other: change its rules, or its network.
 
 use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request, TaskKind};
@@ -7,7 +7,7 @@ use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request, TaskK
 const SURFACE: &str = "feed";
 
 /// The model as an expert, with the rules of its surface.
-pub struct Trees;
+pub struct Ensembles;
 
 /// A parameter that begins with the model's weights, which are in `weights/` as f32.
 macro_rules! parameter {
@@ -20,9 +20,9 @@ macro_rules! parameter {
     };
 }
 
-impl Expert for Trees {
+impl Expert for Ensembles {
     fn describe(_: &HostInfo) -> Description {
-        Description::new("trees", env!("CARGO_PKG_VERSION"))
+        Description::new("ensembles", env!("CARGO_PKG_VERSION"))
             .surfaces([SURFACE])
             .task("watch", TaskKind::Regression)
             .task("dwell", TaskKind::Regression)
@@ -91,4 +91,4 @@ fn value(task: &str) -> f32 {
     }
 }
 
-hypercast_sdk::export!(Trees);
+hypercast_sdk::export!(Ensembles);

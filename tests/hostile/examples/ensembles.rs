@@ -2,5 +2,5 @@
 //! it predicts and learns is tested in `tests/tests/onnx_models`.
 
 #[rustfmt::skip]
-#[path = "../../onnx/trees/src/lib.rs"]
-mod trees;
+#[path = "../../onnx/ensembles/src/lib.rs"]
+mod ensembles;
