@@ -91,7 +91,7 @@ impl CacheWarmer {
         let thread = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .thread_name(|_| "fm-warm".into())
-            .start_handler(|_| crate::priority::lower_thread_priority())
+            .start_handler(|_| crate::threads::lower_thread_priority())
             .build()
             .map_err(|error| Error::Update(format!("cannot start the warm-up thread: {error}")))?;
         let max_bytes = (history_cache_bytes / CACHE_FRACTION_DIVISOR) as u64;

@@ -164,7 +164,7 @@ pub struct FmTierConfig {
     pub token: PathBuf,
     /// The device of this tier's FM, "cpu" or "cuda". Without this key it is the `device` above.
     pub device: Option<DeviceKind>,
-    /// Threads of the FM. 0 takes one per core.
+    /// Threads of the FM. 0 takes one per core, and binds each to its core.
     pub threads: usize,
     /// Requests that may wait for the FM. Further requests get status 503 at once.
     pub queue: usize,

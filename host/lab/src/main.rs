@@ -18,5 +18,6 @@ struct LabCli {
 
 fn main() -> anyhow::Result<()> {
     hypercast_core::logging::start();
+    hypercast_fm::threads::start_shared_pool()?;
     run(LabCli::parse().command)
 }

@@ -169,7 +169,7 @@ fn component(folder: &Path, name: &str, build: &str) -> Result<PathBuf> {
     Err(Error::invalid(format!("{} is missing: {build}", path.display())))
 }
 
-/// Adds the figures of a group, or of a part that looks itself which of its groups are wanted.
+/// Adds the figures of a group, or of several after a look at which of them are wanted.
 type GroupMeasure = fn(&BenchOptions, &mut BenchReport) -> Result<()>;
 
 /// Measures a part.
@@ -179,46 +179,61 @@ type GroupMeasure = fn(&BenchOptions, &mut BenchReport) -> Result<()>;
 pub fn run(options: &BenchOptions) -> Result<BenchReport> {
     options.check()?;
     let part = options.part.to_possible_value().expect("no part is hidden");
-    let mut report = BenchReport::new(part.get_name());
-    let groups: &[(Option<&str>, GroupMeasure)] = match options.part {
-        BenchPart::Expert => &[
-            (Some("network"), expert::network),
-            (Some("rank"), expert::ranking),
-            (Some("columns"), rank_columns::measure),
-        ],
-        BenchPart::Store => &[(None, store::measure)],
-        BenchPart::Import => &[(None, import::measure)],
-        BenchPart::Serving => &[(Some("logging"), fm::logging), (None, serving::measure)],
-        BenchPart::Engine => &[
-            (Some("seams"), seams::measure),
-            (Some("directory"), engine::directory),
-            (Some("nats"), engine::nats),
-        ],
-        BenchPart::Kernels => &[
-            (Some("attention"), kernels::attention),
-            (Some("window"), kernels::window),
-            (Some("shared"), kernels::shared),
-            (Some("step"), fm::step),
-            (Some("history"), fm::history),
-        ],
-        BenchPart::Isolation => &[
-            (Some("rank"), expert::ranking),
-            (Some("faults"), isolation::faults),
-            (Some("plugins"), isolation::plugins),
-            (Some("neighbours"), isolation::neighbours),
-        ],
-        BenchPart::Ids => &[(Some("bodies"), ids::bodies), (Some("dictionary"), ids::dictionary)],
-        BenchPart::Lifecycle => &[
-            (Some("ingest"), lifecycle::ingest::measure),
-            (Some("latency"), lifecycle::latency::measure),
-            (Some("follow"), lifecycle::follow::measure),
-            (Some("publish"), lifecycle::publish::measure),
-        ],
-    };
-    for (group, measure) in groups {
-        if group.is_none_or(|group| options.wants(group)) {
+    let part = part.get_name();
+    let mut report = BenchReport::new(part);
+    let groups = groups(options.part);
+    let names: Vec<&str> = groups.iter().flat_map(|(names, _)| *names).copied().collect();
+    if options.only.as_ref().is_some_and(|only| !names.contains(&only.as_str())) {
+        let names = names.join(", ");
+        return Err(Error::invalid(format!("--only is no group of {part}, which has: {names}")));
+    }
+    for (names, measure) in groups {
+        if names.is_empty() || names.iter().any(|name| options.wants(name)) {
             measure(options, &mut report)?;
         }
     }
     Ok(report)
+}
+
+/// A part's groups, and how they are measured.
+fn groups(part: BenchPart) -> &'static [(&'static [&'static str], GroupMeasure)] {
+    match part {
+        BenchPart::Expert => &[
+            (&["network"], expert::network),
+            (&["rank"], expert::ranking),
+            (&["columns"], rank_columns::measure),
+        ],
+        BenchPart::Store => {
+            &[(&["reads", "disk", "open", "writer", "formats", "rivals"], store::measure)]
+        }
+        BenchPart::Import => &[(&[], import::measure)],
+        BenchPart::Serving => {
+            &[(&["logging"], fm::logging), (&["stages", "load"], serving::measure)]
+        }
+        BenchPart::Engine => &[
+            (&["seams"], seams::measure),
+            (&["directory"], engine::directory),
+            (&["nats"], engine::nats),
+        ],
+        BenchPart::Kernels => &[
+            (&["attention"], kernels::attention),
+            (&["window"], kernels::window),
+            (&["shared"], kernels::shared),
+            (&["step"], fm::step),
+            (&["history"], fm::history),
+        ],
+        BenchPart::Isolation => &[
+            (&["rank"], expert::ranking),
+            (&["faults"], isolation::faults),
+            (&["plugins"], isolation::plugins),
+            (&["neighbours"], isolation::neighbours),
+        ],
+        BenchPart::Ids => &[(&["bodies"], ids::bodies), (&["dictionary"], ids::dictionary)],
+        BenchPart::Lifecycle => &[
+            (&["ingest"], lifecycle::ingest::measure),
+            (&["latency"], lifecycle::latency::measure),
+            (&["follow"], lifecycle::follow::measure),
+            (&["publish"], lifecycle::publish::measure),
+        ],
+    }
 }

@@ -68,9 +68,6 @@ const REQUESTS_AFTER_MS: i64 = 3_600_000;
 /// A plugin that is not built; a failure of training or serving.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let (wants_stages, wants_load) = (options.wants("stages"), options.wants("load"));
-    if !wants_stages && !wants_load {
-        return Ok(());
-    }
     let dir = super::temporary()?;
     let of = ServedWorld::simulated(dir.path(), options.users)?;
     let fixture = ServingFixture::trained(dir.path(), of, options)?;

@@ -17,6 +17,7 @@ Cases by "kind":
 
 import copy
 import json
+import os
 import sys
 import time
 
@@ -255,14 +256,16 @@ def prepare(case):
 
 
 def main():
-    answers, sys.stdout = sys.stdout, sys.stderr
-    request = json.loads(sys.stdin.readline())
+    # Copies, because torch.compile closes descriptor 0 when it compiles something anew.
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    sys.stdout = sys.stderr
+    request = json.loads(requests.readline())
     torch.set_num_threads(request["threads"])
     torch.manual_seed(1)
     cases = [prepare(case) for case in request["cases"]]
     described = [{"compiled": "compiled" in runs, "note": why} for runs, why in cases]
     print(json.dumps({"torch": torch.__version__, "cases": described}), file=answers, flush=True)
-    for line in sys.stdin:
+    for line in requests:
         case, variant = line.split()
         run = cases[int(case)][0][variant]
         run()

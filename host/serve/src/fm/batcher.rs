@@ -17,6 +17,7 @@ use hypercast_core::supervised_thread::OnPanic;
 use hypercast_fm::{
     example::Example,
     inference::{FmOutput, FoundationModel},
+    threads::start_pool,
 };
 use tokio::sync::oneshot;
 
@@ -57,10 +58,7 @@ impl FmBatcher {
         config: &FmTierConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.threads)
-            .thread_name(|index| format!("fm-{index}"))
-            .build()
+        let pool = start_pool("fm", config.threads)
             .map_err(|error| Error::internal(format!("cannot start the FM's threads: {error}")))?;
         let worker = BatchWorker {
             fm: fm.clone(),

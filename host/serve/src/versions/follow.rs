@@ -12,7 +12,7 @@ use std::{
 use hypercast_config::Config;
 use hypercast_core::{logging::RepeatedFailures, shutdown::Shutdown};
 use hypercast_data::schema::Schema;
-use hypercast_fm::priority::lower_thread_priority;
+use hypercast_fm::threads::lower_thread_priority;
 use hypercast_stream::{
     registry::{ExpertVersion, Registry, RegistryFollower, VersionState},
     streams::{StreamEngine, StreamPlace},
