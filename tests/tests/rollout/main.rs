@@ -372,8 +372,10 @@ fn many_pushes_in_a_row_under_load() {
         config.rollout.replay_requests = 10;
         config.recorded.share = 0.05;
         config.engine.fsync = false;
-        // The default takes an hour to fill; until then memory would grow.
+        // The defaults take an hour to fill; until then memory would grow. What was ranked where
+        // waits for impressions, which never come here.
         config.server.served_predictions = 100_000;
+        config.join.correction_s = 30;
     };
     let Some(team) = Team::new("many pushes", change) else { return };
     let pushes: usize = std::env::var("HYPERCAST_ROLLOUT_PUSHES")
