@@ -45,7 +45,6 @@ struct MovedArgs {
 
 fn main() -> anyhow::Result<()> {
     hypercast_core::logging::start();
-    hypercast_fm::threads::start_shared_pool()?;
     match HypercastCli::parse().command {
         HypercastCommand::Data(args) => commands::data::run(args),
         HypercastCommand::Schema(args) => commands::schema::run(args),

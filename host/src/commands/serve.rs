@@ -27,6 +27,7 @@ pub struct Args {
 /// Serves until SIGTERM or SIGINT, and reads its configuration again on SIGHUP. When it is ready it
 /// prints `listening on http://ADDRESS`, or `https://` where it has a certificate.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    hypercast_fm::threads::start_shared_pool()?;
     let Args { config: path, listen, probe_listen, tier } = args;
     let origin = Origin { path, listen, probe_listen, tier };
     let runtime =

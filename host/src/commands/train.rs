@@ -134,6 +134,7 @@ fn follow(config: &Config, args: FollowArgs) -> anyhow::Result<()> {
 
 /// Trains and prints progressive metrics.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    hypercast_fm::threads::start_shared_pool()?;
     match args.what {
         TrainTarget::Fm { config, resume, force, follow: follow_args } => {
             let config = Config::read(&config)?;
@@ -270,6 +271,7 @@ pub struct MaterialiseArgs {
 
 /// Materialises and says how much.
 pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
+    hypercast_fm::threads::start_shared_pool()?;
     let config = Config::read(&args.config)?;
     if args.follow {
         let signals = Shutdown::on_signals()?;
