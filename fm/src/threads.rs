@@ -7,25 +7,28 @@
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-/// Starts the pool that operations outside of any other pool use, with a thread for each core
-/// unless `RAYON_NUM_THREADS` sets another number. Programs call it first of all: a thread that
-/// this process starts later runs on all cores. Without the call, threads run where the kernel
-/// likes.
+use crate::Result;
+
+/// Starts the pool for operations outside of any other pool. It has a thread for each core, unless
+/// `RAYON_NUM_THREADS` sets another number. Commands that serve, train and measure call it before
+/// they compute. In others that pool starts with its first operation, and the kernel places it.
 ///
 /// # Errors
-/// A pool that was started before, or threads that cannot be started.
-pub fn start_shared_pool() -> Result<(), ThreadPoolBuildError> {
+/// The pool was started before, or its threads cannot be started.
+pub fn start_shared_pool() -> Result<()> {
     let pool = on_own_cores(ThreadPoolBuilder::new()).thread_name(|index| format!("ops-{index}"));
-    pool.build_global()
+    pool.build_global().map_err(|error| cannot_start("ops", &error))
 }
 
-/// A pool of `threads` threads, which are named after `name`.
+/// Starts a pool of `threads` threads, or of one for each core if that is 0. They are named after
+/// `name`.
 ///
 /// # Errors
-/// Threads that cannot be started.
-pub fn start_pool(name: &'static str, threads: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
+/// The threads cannot be started.
+pub fn start_pool(name: &'static str, threads: usize) -> Result<ThreadPool> {
     let pool = on_own_cores(ThreadPoolBuilder::new().num_threads(threads));
-    pool.thread_name(move |index| format!("{name}-{index}")).build()
+    let pool = pool.thread_name(move |index| format!("{name}-{index}"));
+    pool.build().map_err(|error| cannot_start(name, &error))
 }
 
 /// Lowers the priority of the calling thread and of all threads that it starts later; it must not
@@ -47,6 +50,11 @@ fn on_own_cores(pool: ThreadPoolBuilder) -> ThreadPoolBuilder {
             core_affinity::set_for_current(cores[index]);
         }
     })
+}
+
+fn cannot_start(name: &str, error: &ThreadPoolBuildError) -> crate::Error {
+    let why = format!("cannot start the pool of threads `{name}`: {error}");
+    hypercast_core::Error::Internal(why).into()
 }
 
 #[cfg(all(test, target_os = "linux"))]

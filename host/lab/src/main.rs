@@ -18,6 +18,7 @@ struct LabCli {
 
 fn main() -> anyhow::Result<()> {
     hypercast_core::logging::start();
+    let LabCli { command } = LabCli::parse();
     hypercast_fm::threads::start_shared_pool()?;
-    run(LabCli::parse().command)
+    run(command)
 }

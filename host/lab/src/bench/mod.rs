@@ -183,9 +183,12 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
     let mut report = BenchReport::new(part);
     let groups = groups(options.part);
     let names: Vec<&str> = groups.iter().flat_map(|(names, _)| *names).copied().collect();
-    if options.only.as_ref().is_some_and(|only| !names.contains(&only.as_str())) {
-        let names = names.join(", ");
-        return Err(Error::invalid(format!("--only is no group of {part}, which has: {names}")));
+    if let Some(only) = options.only.as_deref().filter(|only| !names.contains(only)) {
+        let known = match names.join(", ") {
+            names if names.is_empty() => "it has none, so leave out --only".to_owned(),
+            names => format!("it has {names}"),
+        };
+        return Err(Error::invalid(format!("{part} has no group {only:?} of figures: {known}")));
     }
     for (names, measure) in groups {
         if names.is_empty() || names.iter().any(|name| options.wants(name)) {
@@ -203,9 +206,7 @@ fn groups(part: BenchPart) -> &'static [(&'static [&'static str], GroupMeasure)]
             (&["rank"], expert::ranking),
             (&["columns"], rank_columns::measure),
         ],
-        BenchPart::Store => {
-            &[(&["reads", "disk", "open", "writer", "formats", "rivals"], store::measure)]
-        }
+        BenchPart::Store => &[(&store::GROUPS, store::measure)],
         BenchPart::Import => &[(&[], import::measure)],
         BenchPart::Serving => {
             &[(&["logging"], fm::logging), (&["stages", "load"], serving::measure)]
@@ -235,5 +236,43 @@ fn groups(part: BenchPart) -> &'static [(&'static [&'static str], GroupMeasure)]
             (&["follow"], lifecycle::follow::measure),
             (&["publish"], lifecycle::publish::measure),
         ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct BenchCli {
+        #[command(flatten)]
+        options: BenchOptions,
+    }
+
+    #[test]
+    fn a_group_that_a_part_does_not_have_is_refused_with_those_that_it_has() {
+        let refused = |part: BenchPart| {
+            let part = part.to_possible_value().unwrap();
+            let line = ["bench", part.get_name(), "--only", "parts", "--allow-debug"];
+            run(&BenchCli::parse_from(line).options).unwrap_err().to_string()
+        };
+        for &part in BenchPart::value_variants() {
+            let said = refused(part);
+            assert!(said.contains("no group \"parts\""), "{said}");
+            for name in groups(part).iter().flat_map(|(names, _)| *names) {
+                assert!(said.contains(name), "{said}");
+            }
+        }
+        assert!(refused(BenchPart::Import).contains("leave out --only"));
+    }
+
+    #[test]
+    fn the_help_names_every_group() {
+        let help = BenchCli::command().render_long_help().to_string();
+        for (names, _) in BenchPart::value_variants().iter().flat_map(|part| groups(*part)) {
+            names.iter().for_each(|name| assert!(help.contains(name), "{name}"));
+        }
     }
 }

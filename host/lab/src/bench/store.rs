@@ -22,6 +22,9 @@ use super::{
 };
 use crate::error::{CommonErrors as _, Error, Result};
 
+/// The groups of figures, in the order in which they are measured.
+pub(super) const GROUPS: [&str; 6] = ["reads", "disk", "open", "writer", "formats", "rivals"];
+
 /// Values per row.
 pub(super) const DIM: usize = 64;
 
@@ -112,15 +115,15 @@ pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Resul
     report.figure(format!("store: load {}", bench.size()), start.elapsed().as_secs_f64(), "s");
     let bytes = bench.bytes_a_row(&bench.ours())?;
     report.figure("store: bytes a row, index included", bytes, "bytes");
-    let groups: [(&str, StoreGroup<'_>); 6] = [
-        ("reads", StoreBench::reads),
-        ("disk", StoreBench::reads_from_disk),
-        ("open", StoreBench::open),
-        ("writer", StoreBench::beside_a_writer),
-        ("formats", StoreBench::formats),
-        ("rivals", StoreBench::rivals),
+    let measures: [StoreGroup<'_>; GROUPS.len()] = [
+        StoreBench::reads,
+        StoreBench::reads_from_disk,
+        StoreBench::open,
+        StoreBench::beside_a_writer,
+        StoreBench::formats,
+        StoreBench::rivals,
     ];
-    for (group, measure) in groups {
+    for (group, measure) in GROUPS.iter().zip(measures) {
         if options.wants(group) {
             measure(&bench, report)?;
         }

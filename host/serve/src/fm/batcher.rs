@@ -22,7 +22,7 @@ use hypercast_fm::{
 use tokio::sync::oneshot;
 
 use crate::{
-    error::{CommonErrors as _, Error, Result},
+    error::Result,
     fm::FmRequest,
     metrics::Metrics,
     request::api::{Refusal, RequestResult},
@@ -58,8 +58,7 @@ impl FmBatcher {
         config: &FmTierConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let pool = start_pool("fm", config.threads)
-            .map_err(|error| Error::internal(format!("cannot start the FM's threads: {error}")))?;
+        let pool = start_pool("fm", config.threads)?;
         let worker = BatchWorker {
             fm: fm.clone(),
             pool,
