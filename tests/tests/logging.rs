@@ -245,7 +245,10 @@ fn exploration_reaches_the_logs_and_tells_what_others_would_earn() {
     let truth = (1..=ITEMS).filter(|&item| is_clicked(item)).count() as f64 / ITEMS as f64;
     for estimate in &report["estimates"].as_array().unwrap()[1..] {
         let [low, high] = [0, 1].map(|end| estimate["bootstrap95"][end].as_f64().unwrap());
-        assert!((low..=high).contains(&truth), "{truth}: {estimate}");
+        // Chance decides what is shown, and a 95 % interval misses the truth in one run of twenty.
+        // Widened to five standard errors it misses once in millions.
+        let (middle, deviation) = ((low + high) / 2.0, (high - low) / (2.0 * 1.96));
+        assert!((truth - middle).abs() < 5.0 * deviation, "{truth}: {estimate}");
         assert!(high - low < 0.4, "{estimate}");
     }
 }
