@@ -23,6 +23,50 @@ pub(super) fn sigmoid<V: Lanes>(x: V) -> V {
     p.scale_by_power(k_plus_magic).add(V::splat(1.0)).recip()
 }
 
+/// The polynomial of a logarithm between 1/√2 and √2 (Cephes, logf), from the highest power on.
+const LOGARITHM: [f32; 9] = [
+    7.037_683_6e-2,
+    -1.151_461e-1,
+    1.167_699_9e-1,
+    -1.242_014_1e-1,
+    1.424_932_3e-1,
+    -1.666_805_8e-1,
+    2.000_071_5e-1,
+    -2.499_999_4e-1,
+    3.333_333e-1,
+];
+
+/// The natural logarithms of positive normal numbers, to about 1e-7.
+#[inline(always)]
+pub(super) fn logarithms<V: Lanes>(x: [f32; MAX_LANES]) -> [f32; MAX_LANES] {
+    // x is a power of two times a fraction between 1/√2 and √2. The fractions here are less 1.
+    let (mut exponents, mut fractions) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
+    for lane in 0..MAX_LANES {
+        let shifted = x[lane].to_bits().wrapping_sub(0x3F35_04F3);
+        exponents[lane] = (shifted as i32 >> 23) as f32;
+        fractions[lane] = f32::from_bits((shifted & 0x007F_FFFF).wrapping_add(0x3F35_04F3)) - 1.0;
+    }
+    let mut out = [0.0; MAX_LANES];
+    for at in (0..MAX_LANES).step_by(V::N) {
+        // SAFETY: a vector's length divides that of the arrays.
+        let (exponent, fraction) = unsafe {
+            let [exponent, fraction] = [&exponents, &fractions].map(|of| of.as_ptr());
+            (V::load(exponent.wrapping_add(at)), V::load(fraction.wrapping_add(at)))
+        };
+        let mut sum = V::splat(LOGARITHM[0]);
+        for coefficient in &LOGARITHM[1..] {
+            sum = sum.mul_add(fraction, V::splat(*coefficient));
+        }
+        let square = fraction.mul(fraction);
+        let low = square.mul_add(V::splat(-0.5), exponent.mul(V::splat(-2.121_944_4e-4)));
+        let low = sum.mul(fraction).mul_add(square, low);
+        let sum = exponent.mul_add(V::splat(0.693_359_4), fraction.add(low));
+        // SAFETY: as above.
+        unsafe { sum.store(out.as_mut_ptr().wrapping_add(at)) };
+    }
+    out
+}
+
 /// The left factor of a tile product: element (r, k) is at `data[r * row + k * step]`.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
@@ -156,18 +200,44 @@ fn tile<V: Lanes, const R: usize, const C: usize, const ADDS: bool>(
 /// The dot product of two slices of one length.
 #[inline(always)]
 pub(super) fn dot<V: Lanes>(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "a dot product needs two slices of one length");
     let whole = a.len() - a.len() % V::N;
-    let mut sums = V::splat(0.0);
-    for at in (0..whole).step_by(V::N) {
-        // SAFETY: at + N <= whole <= the length of both slices.
+    let sums = add_products(V::splat(0.0), &a[..whole], &b[..whole]);
+    let tail: f32 = a[whole..].iter().zip(&b[whole..]).map(|(a, b)| a * b).sum();
+    sum_of_lanes(sums) + tail
+}
+
+/// `sums`, and the products of two slices of one length, in whole vectors, by lane.
+#[inline(always)]
+pub(super) fn add_products<V: Lanes>(mut sums: V, a: &[f32], b: &[f32]) -> V {
+    assert_eq!(a.len(), b.len(), "a dot product needs two slices of one length");
+    assert!(a.len().is_multiple_of(V::N), "not whole vectors");
+    for at in (0..a.len()).step_by(V::N) {
+        // SAFETY: at + N <= the length of both slices, by the assertions.
         let (a, b) =
             unsafe { (V::load(a.as_ptr().wrapping_add(at)), V::load(b.as_ptr().wrapping_add(at))) };
         sums = a.mul_add(b, sums);
     }
+    sums
+}
+
+/// The sum of a vector's lanes.
+#[inline(always)]
+pub(super) fn sum_of_lanes<V: Lanes>(sums: V) -> f32 {
     let mut lanes = [0.0; MAX_LANES];
     // SAFETY: no vector is longer than MAX_LANES.
     unsafe { sums.store(lanes.as_mut_ptr()) };
-    let tail: f32 = a[whole..].iter().zip(&b[whole..]).map(|(a, b)| a * b).sum();
-    lanes.iter().sum::<f32>() + tail
+    sum_by_halves(lanes)
+}
+
+/// The sum of values, of which each addition depends on four before it and not on all.
+#[inline(always)]
+pub(super) fn sum_by_halves(mut lanes: [f32; MAX_LANES]) -> f32 {
+    let mut half = MAX_LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
 }

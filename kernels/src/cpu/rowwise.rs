@@ -4,7 +4,7 @@
 //! the target features of the function that they are inlined into.
 
 use super::lanes::{Lanes, MAX_LANES};
-use super::math::sigmoid;
+use super::math::{sigmoid, sum_by_halves};
 use crate::layer::{Affine, SeededDropout};
 
 /// The mean of a row and one over its standard deviation.
@@ -117,12 +117,5 @@ fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
             lanes[lane] += f(a[lane], b[lane]);
         }
     }
-    let mut half = MAX_LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
-        }
-        half /= 2;
-    }
-    lanes[0] + tail
+    sum_by_halves(lanes) + tail
 }

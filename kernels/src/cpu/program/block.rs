@@ -1,20 +1,22 @@
 //! Runs a block of rows through the steps of a program.
 
 use std::ops::Range;
+use std::slice;
 
-use super::ops::{each, folded, lookup, norm, one, pairs, softmax};
+use super::once::{OnceResults, SharedProduct};
+use super::ops::{dots, each, folded, lookup, norm, one, pairs, softmax};
 use super::{BLOCK, Operand, Program, ProgramFeed, ProgramStep, RowOperator};
 use crate::cpu::StridedRows;
 use crate::cpu::dense::{PANEL, Prepared};
 use crate::cpu::isa::IsaKernel;
 use crate::cpu::lanes::Lanes;
-use crate::cpu::math::dot;
-use crate::cpu::product::{Activation, Factor, multiply};
+use crate::cpu::product::{Activation, Factor, TileBase, multiply_columns};
 
 /// A block of rows to run through a program.
 pub(super) struct ProgramBlock<'a, 'b> {
     pub(super) program: &'a Program,
     pub(super) feed: &'a ProgramFeed<'a>,
+    pub(super) once: &'a OnceResults,
     /// The block's first row in the inputs.
     pub(super) first: usize,
     /// A thread's buffer for intermediate values.
@@ -27,20 +29,20 @@ impl IsaKernel for ProgramBlock<'_, '_> {
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        let ProgramBlock { program, feed, first, scratch, out } = self;
+        let ProgramBlock { program, feed, once, first, scratch, out } = self;
         let count = out.len() / program.outputs.len();
         let scratch = room(scratch, program.scratch * BLOCK);
-        for (at, step) in program.steps.iter().enumerate() {
+        for (at, step) in program.steps.iter().enumerate().filter(|(at, _)| !once.has(*at)) {
             let start = program.offsets[at] * BLOCK;
             // Split off the result, so that operands can be read from the rest of the scratch.
             let (before, rest) = scratch.split_at_mut(start);
             let (result, after) = rest.split_at_mut(step.width * BLOCK);
             let gap = start..start + result.len();
-            let sources = OperandSources { program, feed, first, count, before, after, gap };
-            step_block::<V, R>(step, &sources, &mut result[..step.width * count]);
+            let sources = OperandSources { program, feed, once, first, count, before, after, gap };
+            step_block::<V, R>(at, step, &sources, &mut result[..step.width * count]);
         }
         let (before, after, gap) = (&*scratch, &[][..], scratch.len()..scratch.len());
-        let sources = OperandSources { program, feed, first, count, before, after, gap };
+        let sources = OperandSources { program, feed, once, first, count, before, after, gap };
         for (column, output) in program.outputs.iter().enumerate() {
             let values = sources.of(*output);
             for (row, out) in out.chunks_exact_mut(program.outputs.len()).enumerate() {
@@ -60,9 +62,10 @@ fn room(buffer: &mut Vec<f32>, floats: usize) -> &mut [f32] {
 }
 
 /// The memory from which a block's operands are read.
-struct OperandSources<'a> {
+pub(super) struct OperandSources<'a> {
     program: &'a Program,
     feed: &'a ProgramFeed<'a>,
+    once: &'a OnceResults,
     first: usize,
     count: usize,
     /// The scratch before the step's result, and after it.
@@ -99,6 +102,17 @@ impl<'a> OperandRows<'a> {
 }
 
 impl<'a> OperandSources<'a> {
+    /// What a step reads that has one result for all rows.
+    #[inline(always)]
+    pub(super) fn of_first_row(
+        program: &'a Program,
+        feed: &'a ProgramFeed<'a>,
+        once: &'a OnceResults,
+    ) -> Self {
+        let (before, after) = (&[][..], &[][..]);
+        Self { program, feed, once, first: 0, count: 1, before, after, gap: 0..0 }
+    }
+
     #[inline(always)]
     fn of(&self, operand: Operand) -> OperandRows<'a> {
         let width = operand.width();
@@ -111,6 +125,9 @@ impl<'a> OperandSources<'a> {
                 OperandRows { data: &self.program.constants[index], width, stride: 0 }
             }
             Operand::Value { step, .. } => {
+                if let Some(once) = self.once.of(step, width) {
+                    return once;
+                }
                 let start = self.program.offsets[step] * BLOCK;
                 let data = if start < self.gap.start {
                     &self.before[start..][..self.count * width]
@@ -124,7 +141,8 @@ impl<'a> OperandSources<'a> {
 }
 
 #[inline(always)]
-fn step_block<V: Lanes, const R: usize>(
+pub(super) fn step_block<V: Lanes, const R: usize>(
+    at: usize,
     step: &ProgramStep,
     sources: &OperandSources<'_>,
     out: &mut [f32],
@@ -132,12 +150,12 @@ fn step_block<V: Lanes, const R: usize>(
     let operand = |at: usize| sources.of(step.operands[at]);
     let width = step.width;
     match &step.operator {
-        RowOperator::Linear(weights) => linear::<V, R>(weights, operand(0), sources.count, out),
+        RowOperator::Linear(weights) => {
+            let shared = sources.once.product(at);
+            linear::<V, R>(weights, shared, operand(0), sources.count, out);
+        }
         RowOperator::Dot { weights, bias } => {
-            let x = operand(0);
-            for (row, out) in out.iter_mut().enumerate() {
-                *out = dot::<V>(x.row(row), weights) + bias;
-            }
+            dots::<V>(operand(0), weights, *bias, out);
         }
         RowOperator::Map(map) => each::<V>(*map, operand(0), width, out),
         RowOperator::Zip(zip) => pairs(*zip, operand(0), operand(1), width, out),
@@ -157,13 +175,19 @@ fn step_block<V: Lanes, const R: usize>(
             }
         }
         RowOperator::Concat => {
-            for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                let mut at = 0;
-                for part in 0..step.operands.len() {
-                    let values = operand(part).row(row);
-                    out[at..at + values.len()].copy_from_slice(values);
-                    at += values.len();
+            let mut at = 0;
+            for part in 0..step.operands.len() {
+                let x = operand(part);
+                match x.width {
+                    8 => copy_columns::<8>(x, at, width, out),
+                    16 => copy_columns::<16>(x, at, width, out),
+                    _ => {
+                        for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                            out[at..at + x.width].copy_from_slice(x.row(row));
+                        }
+                    }
                 }
+                at += x.width;
             }
         }
         RowOperator::Slice(from) => {
@@ -194,10 +218,21 @@ fn step_block<V: Lanes, const R: usize>(
     }
 }
 
+/// Copies rows of N values, an embedding's usual widths, to the columns from `at` on: one vector
+/// each, where a copy of any width is a call.
+#[inline(always)]
+fn copy_columns<const N: usize>(x: OperandRows<'_>, at: usize, width: usize, out: &mut [f32]) {
+    for (row, out) in out.chunks_exact_mut(width).enumerate() {
+        let values: [f32; N] = x.row(row).try_into().expect("N values a row");
+        out[at..at + N].copy_from_slice(&values);
+    }
+}
+
 /// The product with prepared weights.
 #[inline(always)]
 fn linear<V: Lanes, const R: usize>(
     weights: &Prepared,
+    shared: Option<&SharedProduct>,
     x: OperandRows<'_>,
     count: usize,
     out: &mut [f32],
@@ -205,7 +240,13 @@ fn linear<V: Lanes, const R: usize>(
     let to = weights.to;
     let data = StridedRows { data: x.data, stride: x.stride };
     let (factor, panels) = (Factor { data, rows: 0..count, first: 0 }, 0..to.div_ceil(PANEL));
-    multiply::<V, R>(&factor, weights, panels, Activation::None, |row, panel, values| {
+    let all = 0..weights.from;
+    let (own, base) = match shared {
+        Some(SharedProduct { sum, own }) => (&own[..], TileBase::Rows { sums: sum, row_of: &[0] }),
+        None => (slice::from_ref(&all), TileBase::Bias),
+    };
+    let none = Activation::None;
+    multiply_columns::<V, R>(&factor, own, weights, panels, base, none, |row, panel, values| {
         let columns = panel * PANEL..to.min((panel + 1) * PANEL);
         let out = &mut out[row * to..][columns];
         out.copy_from_slice(&values[..out.len()]);

@@ -2,11 +2,13 @@
 //! time, so that an operator's result is still in the cache when the next operator reads it.
 //!
 //! A program is planned once: weights are laid out, and intermediate values that do not live at the
-//! same time share memory. A run allocates only its output; each thread keeps a scratch buffer,
-//! whose size does not depend on the number of rows. `block` runs a block of rows through the
-//! steps, and `ops` has the operators other than products.
+//! same time share memory. A run allocates its output and what all its rows share; each thread
+//! keeps a scratch buffer, whose size does not depend on the number of rows. `once` computes what
+//! the rows share, `block` runs a block of rows through the other steps, and `ops` has the
+//! operators other than products.
 
 mod block;
+mod once;
 mod ops;
 
 use std::cell::RefCell;
@@ -15,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use super::dense::Prepared;
 use super::isa::Isa;
 use block::ProgramBlock;
+use once::OncePass;
 
 /// In a list of table rows: none, which does not count in a mean.
 pub const NO_ROW: u32 = u32::MAX;
@@ -223,12 +226,17 @@ impl Program {
         let isa = isa.checked();
         let width = self.outputs.len();
         let mut out = vec![0.0; feed.rows * width];
+        if feed.rows == 0 {
+            return out;
+        }
+        let once = isa.run(OncePass { program: self, feed });
         let blocks = Mutex::new(out.chunks_mut((BLOCK * width).max(1)).enumerate());
         let work = |scratch: &mut Vec<f32>| {
             loop {
                 let next = blocks.lock().expect("no holder panics").next();
                 let Some((index, out)) = next else { return };
-                isa.run(ProgramBlock { program: self, feed, first: index * BLOCK, scratch, out });
+                let first = index * BLOCK;
+                isa.run(ProgramBlock { program: self, feed, once: &once, first, scratch, out });
             }
         };
         let work = || SCRATCH.with_borrow_mut(work);

@@ -6,7 +6,7 @@
 use super::block::OperandRows;
 use super::{Fold, Map, NO_ROW, Zip};
 use crate::cpu::lanes::{Lanes, MAX_LANES};
-use crate::cpu::math::sigmoid;
+use crate::cpu::math::{add_products, dot, logarithms, sigmoid, sum_by_halves, sum_of_lanes};
 use crate::cpu::rowwise::{Stats, normalise};
 use crate::layer::Affine;
 
@@ -30,7 +30,7 @@ fn mapped<V: Lanes>(map: Map, x: &[f32], out: &mut [f32]) {
     let pairs = out.iter_mut().zip(x);
     match map {
         Map::Exp => pairs.for_each(|(out, x)| *out = x.exp()),
-        Map::Log => pairs.for_each(|(out, x)| *out = ln(x.max(TINY))),
+        Map::Log => logarithms_from::<V>(TINY, x, out),
         Map::Sqrt => pairs.for_each(|(out, x)| *out = x.max(TINY).sqrt()),
         Map::Neg => pairs.for_each(|(out, x)| *out = -x),
         Map::Abs => pairs.for_each(|(out, x)| *out = x.abs()),
@@ -64,29 +64,43 @@ fn sigmoids<V: Lanes>(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// The natural logarithm of a positive normal number, to about 1e-7, without branches so that loops
-/// vectorise.
-/// The fraction between 1/√2 and √2 goes through a polynomial (Cephes, logf).
+/// The natural logarithms of values that are clamped to at least `least`.
 #[inline(always)]
-fn ln(x: f32) -> f32 {
-    const POLYNOMIAL: [f32; 9] = [
-        7.037_683_6e-2,
-        -1.151_461e-1,
-        1.167_699_9e-1,
-        -1.242_014_1e-1,
-        1.424_932_3e-1,
-        -1.666_805_8e-1,
-        2.000_071_5e-1,
-        -2.499_999_4e-1,
-        3.333_333e-1,
-    ];
-    let shifted = x.to_bits().wrapping_sub(0x3F35_04F3);
-    let exponent = (shifted as i32 >> 23) as f32;
-    let fraction = f32::from_bits((shifted & 0x007F_FFFF) + 0x3F35_04F3) - 1.0;
-    let square = fraction * fraction;
-    let sum = POLYNOMIAL.iter().fold(0.0, |sum, c| sum * fraction + c);
-    let low = sum * fraction * square + exponent * -2.121_944_4e-4 - 0.5 * square;
-    fraction + low + exponent * 0.693_359_4
+fn logarithms_from<V: Lanes>(least: f32, x: &[f32], out: &mut [f32]) {
+    let (whole, rest) = x.as_chunks::<MAX_LANES>();
+    let (out, out_rest) = out.as_chunks_mut::<MAX_LANES>();
+    for (out, x) in out.iter_mut().zip(whole) {
+        *out = logarithms::<V>(x.map(|x| x.max(least)));
+    }
+    let mut last = [1.0; MAX_LANES];
+    for (last, x) in last.iter_mut().zip(rest) {
+        *last = x.max(least);
+    }
+    let last = logarithms::<V>(last);
+    out_rest.copy_from_slice(&last[..rest.len()]);
+}
+
+/// The products of rows with one column of weights.
+///
+/// What is left of a row after whole vectors is in a last vector that reaches back, with weights of
+/// 0 for what was there before: adding those products one by one would take as long as the vectors.
+#[inline(always)]
+pub(super) fn dots<V: Lanes>(x: OperandRows<'_>, weights: &[f32], bias: f32, out: &mut [f32]) {
+    let (len, rest) = (weights.len(), weights.len() % V::N);
+    let whole = len - rest;
+    if rest == 0 || whole == 0 {
+        for (row, out) in out.iter_mut().enumerate() {
+            *out = dot::<V>(x.row(row), weights) + bias;
+        }
+        return;
+    }
+    let mut last = [0.0; MAX_LANES];
+    last[V::N - rest..V::N].copy_from_slice(&weights[whole..]);
+    for (row, out) in out.iter_mut().enumerate() {
+        let x = x.row(row);
+        let sums = add_products(V::splat(0.0), &x[..whole], &weights[..whole]);
+        *out = sum_of_lanes(add_products(sums, &x[len - V::N..], &last[..V::N])) + bias;
+    }
 }
 
 #[inline(always)]
@@ -185,7 +199,7 @@ fn sum(x: &[f32]) -> f32 {
     for values in whole {
         lanes.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }
-    lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
+    sum_by_halves(lanes) + rest.iter().sum::<f32>()
 }
 
 #[inline(always)]
@@ -221,15 +235,18 @@ pub(super) fn lookup(table: &[f32], rows: &[u32], out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::lanes::Portable;
 
     #[test]
     fn the_logarithm_is_right_over_its_range() {
-        for at in 0..40_000 {
-            let x = 1e-12f32 * 1.003f32.powi(at % 30_000) + at as f32 * 1e-13;
-            if x.is_finite() {
-                let (found, expected) = (f64::from(ln(x)), f64::from(x).ln());
-                assert!((found - expected).abs() < 2e-7 * (1.0 + expected.abs()), "{x}: {found}");
-            }
+        let numbers = (0..40_003).map(|at| 1e-12f32 * 1.002f32.powi(at));
+        let mut numbers: Vec<f32> = numbers.take_while(|x| x.is_finite()).collect();
+        numbers.extend([f32::MIN_POSITIVE, 0.0, -1.0]);
+        let mut found = vec![0.0; numbers.len()];
+        logarithms_from::<Portable>(1e-12, &numbers, &mut found);
+        for (x, found) in numbers.into_iter().zip(found) {
+            let (found, expected) = (f64::from(found), f64::from(x.max(1e-12)).ln());
+            assert!((found - expected).abs() < 2e-7 * (1.0 + expected.abs()), "{x}: {found}");
         }
     }
 }
