@@ -200,6 +200,7 @@ fn tile<V: Lanes, const R: usize, const C: usize, const ADDS: bool>(
 /// The dot product of two slices of one length.
 #[inline(always)]
 pub(super) fn dot<V: Lanes>(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "a dot product needs two slices of one length");
     let whole = a.len() - a.len() % V::N;
     let sums = add_products(V::splat(0.0), &a[..whole], &b[..whole]);
     let tail: f32 = a[whole..].iter().zip(&b[whole..]).map(|(a, b)| a * b).sum();
@@ -209,8 +210,7 @@ pub(super) fn dot<V: Lanes>(a: &[f32], b: &[f32]) -> f32 {
 /// `sums`, and the products of two slices of one length, in whole vectors, by lane.
 #[inline(always)]
 pub(super) fn add_products<V: Lanes>(mut sums: V, a: &[f32], b: &[f32]) -> V {
-    assert_eq!(a.len(), b.len(), "a dot product needs two slices of one length");
-    assert!(a.len().is_multiple_of(V::N), "not whole vectors");
+    assert!(a.len() == b.len() && a.len().is_multiple_of(V::N), "not whole vectors");
     for at in (0..a.len()).step_by(V::N) {
         // SAFETY: at + N <= the length of both slices, by the assertions.
         let (a, b) =
@@ -229,7 +229,7 @@ pub(super) fn sum_of_lanes<V: Lanes>(sums: V) -> f32 {
     sum_by_halves(lanes)
 }
 
-/// The sum of values, of which each addition depends on four before it and not on all.
+/// The sum of values by pairs, so that an addition waits for three others at most, not for all.
 #[inline(always)]
 pub(super) fn sum_by_halves(mut lanes: [f32; MAX_LANES]) -> f32 {
     let mut half = MAX_LANES / 2;

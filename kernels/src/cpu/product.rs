@@ -93,34 +93,21 @@ pub(super) fn multiply_onto<V: Lanes, const R: usize>(
     panels: Range<usize>,
     base: TileBase<'_>,
     activation: Activation,
-    finish: impl FnMut(usize, usize, &mut [f32]),
-) {
-    let columns = factor.first..right.from;
-    let columns = std::slice::from_ref(&columns);
-    multiply_columns::<V, R>(factor, columns, right, panels, base, activation, finish);
-}
-
-/// The same with some columns of the factor, in ascending order, and the weights' rows for them.
-#[inline(always)]
-pub(super) fn multiply_columns<V: Lanes, const R: usize>(
-    factor: &Factor<'_>,
-    columns: &[Range<usize>],
-    right: &Prepared,
-    panels: Range<usize>,
-    base: TileBase<'_>,
-    activation: Activation,
     mut finish: impl FnMut(usize, usize, &mut [f32]),
 ) {
     const { assert!(R <= TALLEST) };
     let mut tile = [0.0; TALLEST * PANEL];
-    let (rows, end) = (&factor.rows, columns.last().map_or(0, |columns| columns.end));
+    let (rows, steps) = (&factor.rows, right.from - factor.first);
     for panel in panels {
+        let weights = &right.panels[(panel * right.from + factor.first) * PANEL..][..steps * PANEL];
+        let weights = Right { data: weights, stride: PANEL };
         let bias = &right.bias[panel * PANEL..][..PANEL];
         // A panel that is mostly padding is computed to the vector that holds its last column.
-        let width = PANEL.min(right.to - panel * PANEL).next_multiple_of(V::N);
+        let columns = PANEL.min(right.to - panel * PANEL).next_multiple_of(V::N);
+        let extent = ProductExtent { columns, steps };
         let mut row = rows.start;
         while row < rows.end {
-            let (start, height) = factor.tile::<R>(row, end);
+            let (start, height) = factor.tile::<R>(row, steps);
             let tile = &mut tile[..height * PANEL];
             for (at, tile) in (start..).zip(tile.chunks_exact_mut(PANEL)) {
                 tile.copy_from_slice(match base {
@@ -132,16 +119,10 @@ pub(super) fn multiply_columns<V: Lanes, const R: usize>(
                     }
                 });
             }
-            for columns in columns {
-                let extent = ProductExtent { columns: width, steps: columns.len() };
-                let weights = &right.panels[(panel * right.from + columns.start) * PANEL..];
-                let weights = Right { data: &weights[..columns.len() * PANEL], stride: PANEL };
-                let left = factor.left(start, columns.start);
-                if height == R {
-                    accumulate::<V, R>(tile, PANEL, left, weights, extent);
-                } else {
-                    accumulate::<V, 1>(tile, PANEL, left, weights, extent);
-                }
+            if height == R {
+                accumulate::<V, R>(tile, PANEL, factor.left(start), weights, extent);
+            } else {
+                accumulate::<V, 1>(tile, PANEL, factor.left(start), weights, extent);
             }
             if activation == Activation::Silu {
                 activate::<V>(tile, None);
@@ -157,12 +138,11 @@ pub(super) fn multiply_columns<V: Lanes, const R: usize>(
 }
 
 impl<'a> Factor<'a> {
-    /// The first row and the height of the tile that computes `row` from columns up to `end`. Near
-    /// the end of the data a tile begins earlier instead of reading beyond the end, or has one row
-    /// if there are too few.
+    /// The first row and the height of the tile that computes `row`. Near the end of the data a
+    /// tile begins earlier instead of reading beyond the end, or has one row if there are too few.
     #[inline(always)]
-    fn tile<const R: usize>(&self, row: usize, end: usize) -> (usize, usize) {
-        let reach = (row + R - 1) * self.data.stride + end;
+    fn tile<const R: usize>(&self, row: usize, steps: usize) -> (usize, usize) {
+        let reach = (row + R - 1) * self.data.stride + self.first + steps;
         match self.rows.end.checked_sub(R) {
             _ if reach <= self.data.data.len() => (row, R),
             Some(earlier) if earlier >= self.rows.start => (row.min(earlier), R),
@@ -171,9 +151,9 @@ impl<'a> Factor<'a> {
     }
 
     #[inline(always)]
-    fn left(&self, row: usize, column: usize) -> Left<'a> {
+    fn left(&self, row: usize) -> Left<'a> {
         let stride = self.data.stride;
-        Left { data: &self.data.data[row * stride + column..], row: stride, step: 1 }
+        Left { data: &self.data.data[row * stride + self.first..], row: stride, step: 1 }
     }
 }
 

@@ -1,16 +1,15 @@
 //! Runs a block of rows through the steps of a program.
 
 use std::ops::Range;
-use std::slice;
 
-use super::once::{OnceResults, SharedProduct};
+use super::once::OnceResults;
 use super::ops::{dots, each, folded, lookup, norm, one, pairs, softmax};
 use super::{BLOCK, Operand, Program, ProgramFeed, ProgramStep, RowOperator};
 use crate::cpu::StridedRows;
 use crate::cpu::dense::{PANEL, Prepared};
 use crate::cpu::isa::IsaKernel;
 use crate::cpu::lanes::Lanes;
-use crate::cpu::product::{Activation, Factor, TileBase, multiply_columns};
+use crate::cpu::product::{Activation, Factor, multiply};
 
 /// A block of rows to run through a program.
 pub(super) struct ProgramBlock<'a, 'b> {
@@ -39,7 +38,7 @@ impl IsaKernel for ProgramBlock<'_, '_> {
             let (result, after) = rest.split_at_mut(step.width * BLOCK);
             let gap = start..start + result.len();
             let sources = OperandSources { program, feed, once, first, count, before, after, gap };
-            step_block::<V, R>(at, step, &sources, &mut result[..step.width * count]);
+            step_block::<V, R>(step, &sources, &mut result[..step.width * count]);
         }
         let (before, after, gap) = (&*scratch, &[][..], scratch.len()..scratch.len());
         let sources = OperandSources { program, feed, once, first, count, before, after, gap };
@@ -126,7 +125,8 @@ impl<'a> OperandSources<'a> {
             }
             Operand::Value { step, .. } => {
                 if let Some(once) = self.once.of(step, width) {
-                    return once;
+                    // A single row does not repeat, so that no product computes it several times.
+                    return OperandRows { stride: if self.count == 1 { width } else { 0 }, ..once };
                 }
                 let start = self.program.offsets[step] * BLOCK;
                 let data = if start < self.gap.start {
@@ -142,7 +142,6 @@ impl<'a> OperandSources<'a> {
 
 #[inline(always)]
 pub(super) fn step_block<V: Lanes, const R: usize>(
-    at: usize,
     step: &ProgramStep,
     sources: &OperandSources<'_>,
     out: &mut [f32],
@@ -150,10 +149,7 @@ pub(super) fn step_block<V: Lanes, const R: usize>(
     let operand = |at: usize| sources.of(step.operands[at]);
     let width = step.width;
     match &step.operator {
-        RowOperator::Linear(weights) => {
-            let shared = sources.once.product(at);
-            linear::<V, R>(weights, shared, operand(0), sources.count, out);
-        }
+        RowOperator::Linear(weights) => linear::<V, R>(weights, operand(0), sources.count, out),
         RowOperator::Dot { weights, bias } => {
             dots::<V>(operand(0), weights, *bias, out);
         }
@@ -232,7 +228,6 @@ fn copy_columns<const N: usize>(x: OperandRows<'_>, at: usize, width: usize, out
 #[inline(always)]
 fn linear<V: Lanes, const R: usize>(
     weights: &Prepared,
-    shared: Option<&SharedProduct>,
     x: OperandRows<'_>,
     count: usize,
     out: &mut [f32],
@@ -240,13 +235,7 @@ fn linear<V: Lanes, const R: usize>(
     let to = weights.to;
     let data = StridedRows { data: x.data, stride: x.stride };
     let (factor, panels) = (Factor { data, rows: 0..count, first: 0 }, 0..to.div_ceil(PANEL));
-    let all = 0..weights.from;
-    let (own, base) = match shared {
-        Some(SharedProduct { sum, own }) => (&own[..], TileBase::Rows { sums: sum, row_of: &[0] }),
-        None => (slice::from_ref(&all), TileBase::Bias),
-    };
-    let none = Activation::None;
-    multiply_columns::<V, R>(&factor, own, weights, panels, base, none, |row, panel, values| {
+    multiply::<V, R>(&factor, weights, panels, Activation::None, |row, panel, values| {
         let columns = panel * PANEL..to.min((panel + 1) * PANEL);
         let out = &mut out[row * to..][columns];
         out.copy_from_slice(&values[..out.len()]);

@@ -2,9 +2,9 @@
 //! time, so that an operator's result is still in the cache when the next operator reads it.
 //!
 //! A program is planned once: weights are laid out, and intermediate values that do not live at the
-//! same time share memory. A run allocates its output and what all its rows share; each thread
-//! keeps a scratch buffer, whose size does not depend on the number of rows. `once` computes what
-//! the rows share, `block` runs a block of rows through the other steps, and `ops` has the
+//! same time share memory. A run allocates its output and results that all its rows share; each
+//! thread keeps a scratch buffer, whose size does not depend on the number of rows. `once` runs the
+//! steps that the rows share, `block` a block of rows through the others, and `ops` has the
 //! operators other than products.
 
 mod block;
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use super::dense::Prepared;
 use super::isa::Isa;
 use block::ProgramBlock;
-use once::OncePass;
+use once::{OncePass, OnceResults};
 
 /// In a list of table rows: none, which does not count in a mean.
 pub const NO_ROW: u32 = u32::MAX;
@@ -210,12 +210,15 @@ impl Program {
         Self { steps, constants, outputs, offsets, scratch, work }
     }
 
-    /// The size in bytes of the scratch buffer that each thread keeps for a program of these steps.
+    /// The most bytes that a thread needs to run a program of these steps: its scratch buffer, and
+    /// what a run computes once.
     ///
     /// # Panics
     /// As [`Program::new`].
     pub fn scratch_bytes<O>(steps: &[ProgramStep<O>], outputs: &[Operand]) -> u64 {
-        (plan(steps, outputs).1 as u64).saturating_mul((BLOCK * size_of::<f32>()) as u64)
+        let scratch = plan(steps, outputs).1 as u64;
+        let scratch = scratch.saturating_mul((BLOCK * size_of::<f32>()) as u64);
+        scratch.saturating_add(OnceResults::bytes(steps.iter().map(|step| step.width)))
     }
 
     /// Runs the program. Returns `[rows, outputs]`.

@@ -1,24 +1,14 @@
-//! What all rows of a run share, which is computed once: results of steps, and the part of a
-//! product whose columns are the same in all rows.
+//! Steps with one result for all rows of a run, which are computed once.
 //!
-//! The candidates of a request share what is of the user and of the moment. Which columns those are
-//! is not told by the program but seen from the values. That costs a comparison of rows, which ends
-//! at the first that differs. A product's shared columns are summed before its others, so a row's
-//! result can differ by rounding when other rows stand beside it. Columns of an input that are the
-//! same in all rows beside some that are not are not looked for.
-
-use std::ops::Range;
+//! The candidates of a request share what is of the user and of the moment. Which steps read
+//! nothing else is not told by the program but seen from the values. That costs a comparison of
+//! rows, which ends at the first that differs. A row's result is the same to the bit whether a
+//! step is computed once or for each row, so it never depends on the rows beside it.
 
 use super::block::{OperandRows, OperandSources, step_block};
 use super::{Operand, Program, ProgramFeed, ProgramStep, RowOperator};
-use crate::cpu::StridedRows;
-use crate::cpu::dense::{PANEL, Prepared};
 use crate::cpu::isa::IsaKernel;
 use crate::cpu::lanes::Lanes;
-use crate::cpu::product::{Activation, Factor, Matrix, TileBase, multiply_columns};
-
-/// Columns from which a product's share is computed once: fewer cost no more in each row.
-const SHARED_FROM: usize = 16;
 
 /// What was computed once.
 #[derive(Default)]
@@ -26,30 +16,21 @@ pub(super) struct OnceResults {
     /// Where each step's result is in `values`; none for a step with a result for each row.
     places: Vec<Option<usize>>,
     values: Vec<f32>,
-    /// What the rows share of each step's result; none where that is nothing, or everything.
-    products: Vec<Option<SharedProduct>>,
-}
-
-/// A product whose columns are in part the same in all rows.
-pub(super) struct SharedProduct {
-    /// One row: the bias, and the product of those columns.
-    pub(super) sum: Matrix,
-    /// The other columns, in ascending order.
-    pub(super) own: Vec<Range<usize>>,
 }
 
 impl OnceResults {
+    /// The most bytes of memory for a program with steps of these widths.
+    pub(super) fn bytes(widths: impl Iterator<Item = usize>) -> u64 {
+        // Vectors double as they grow.
+        let place = size_of::<Option<usize>>() as u64;
+        widths.map(|width| 2 * (place + 4 * width as u64)).fold(0, u64::saturating_add)
+    }
+
     /// The result of a step as rows that repeat, if it has one for all rows.
     #[inline(always)]
     pub(super) fn of(&self, step: usize, width: usize) -> Option<OperandRows<'_>> {
         let place = (*self.places.get(step)?)?;
         Some(OperandRows { data: &self.values[place..][..width], width, stride: 0 })
-    }
-
-    /// What the rows of a product share.
-    #[inline(always)]
-    pub(super) fn product(&self, step: usize) -> Option<&SharedProduct> {
-        self.products[step].as_ref()
     }
 
     /// Whether a step has one result for all rows.
@@ -72,129 +53,62 @@ impl IsaKernel for OncePass<'_> {
     fn run<V: Lanes, const R: usize>(self) -> OnceResults {
         let OncePass { program, feed } = self;
         let (mut once, mut result) = (OnceResults::default(), Vec::new());
-        for (at, step) in program.steps.iter().enumerate() {
-            if is_same(step, &once, feed) {
-                once.products.push(None);
-                result.clear();
-                result.resize(step.width, 0.0);
-                let sources = OperandSources::of_first_row(program, feed, &once);
-                step_block::<V, R>(at, step, &sources, &mut result);
-                once.places.push(Some(once.values.len()));
-                once.values.extend_from_slice(&result);
-            } else {
-                let product = shared_product::<V, R>(step, program, &once);
-                once.products.push(product);
+        for step in &program.steps {
+            if !is_same(step, &once, feed) {
                 once.places.push(None);
+                continue;
             }
+            result.clear();
+            result.resize(step.width, 0.0);
+            let sources = OperandSources::of_first_row(program, feed, &once);
+            step_block::<V, R>(step, &sources, &mut result);
+            once.places.push(Some(once.values.len()));
+            once.values.extend_from_slice(&result);
         }
         once
     }
 }
 
 /// Whether a step's result is the same in all rows of a run.
+///
+/// # Panics
+/// If what the step reads of the run has another number of rows.
 fn is_same(step: &ProgramStep, once: &OnceResults, feed: &ProgramFeed<'_>) -> bool {
-    let columns = |input: &Operand| match (&step.operator, input) {
-        (RowOperator::Slice(from), Operand::Input { .. }) => *from..*from + step.width,
-        (_, input) => 0..input.width(),
-    };
-    let same = |operand: &Operand| match *operand {
+    let is_same_operand = |operand: &Operand| match *operand {
         Operand::Constant { .. } => true,
         Operand::Value { step, .. } => once.has(step),
         Operand::Input { index, width } => {
-            let (columns, mut rows) = (columns(operand), feed.inputs[index].chunks_exact(width));
-            let first = rows.next().map(|row| &row[columns.clone()]).unwrap_or_default();
+            assert_eq!(feed.inputs[index].len(), feed.rows * width, "input {index} of the run");
+            let read = match step.operator {
+                RowOperator::Slice(from) => from..from + step.width,
+                _ => 0..width,
+            };
+            let mut rows = feed.inputs[index].chunks_exact(width).map(|row| &row[read.clone()]);
+            let first = rows.next().unwrap_or_default();
             // By their bits, since 1 divided by 0 and by -0 are not the same.
-            let same = |row: &[f32]| row.iter().zip(first).all(|(a, b)| a.to_bits() == b.to_bits());
-            rows.all(|row| same(&row[columns.clone()]))
+            rows.all(|row| row.iter().zip(first).all(|(a, b)| a.to_bits() == b.to_bits()))
         }
     };
-    let looked_up = match &step.operator {
+    let looks_up_the_same = match &step.operator {
         RowOperator::Lookup { index, bag, .. } => {
+            assert_eq!(feed.indices[*index].len(), feed.rows * bag, "list {index} of the run");
             let mut rows = feed.indices[*index].chunks_exact(*bag);
             let first = rows.next();
             rows.all(|row| Some(row) == first)
         }
         _ => true,
     };
-    looked_up && step.operands.iter().all(same)
-}
-
-/// The columns of a product, by whether they are the same in all rows.
-#[derive(Default)]
-struct SplitColumns {
-    /// The values of the first row, with 0 where rows differ.
-    values: Vec<f32>,
-    shared: Vec<Range<usize>>,
-    own: Vec<Range<usize>>,
-}
-
-impl SplitColumns {
-    /// Appends the columns of an operand; those of a concatenation part by part.
-    fn add(&mut self, operand: Operand, program: &Program, once: &OnceResults) {
-        let (start, width) = (self.values.len(), operand.width());
-        let (columns, values) = match operand {
-            Operand::Constant { index, .. } => (&mut self.shared, &program.constants[index][..]),
-            Operand::Value { step, .. } => match once.of(step, width) {
-                Some(rows) => (&mut self.shared, rows.row(0)),
-                None if matches!(program.steps[step].operator, RowOperator::Concat) => {
-                    let parts = &program.steps[step].operands;
-                    return parts.iter().for_each(|part| self.add(*part, program, once));
-                }
-                None => (&mut self.own, &[][..]),
-            },
-            Operand::Input { .. } => (&mut self.own, &[][..]),
-        };
-        self.values.extend_from_slice(values);
-        self.values.resize(start + width, 0.0);
-        match columns.last_mut() {
-            Some(last) if last.end == start => last.end += width,
-            _ => columns.push(start..start + width),
-        }
-    }
-}
-
-/// What the rows of a product share, if that is worth it.
-#[inline(always)]
-fn shared_product<V: Lanes, const R: usize>(
-    step: &ProgramStep,
-    program: &Program,
-    once: &OnceResults,
-) -> Option<SharedProduct> {
-    let RowOperator::Linear(weights) = &step.operator else { return None };
-    let mut columns = SplitColumns::default();
-    columns.add(step.operands[0], program, once);
-    let SplitColumns { values, shared, own } = columns;
-    let count: usize = shared.iter().map(Range::len).sum();
-    (count >= SHARED_FROM).then(|| {
-        let mut sum = Matrix::default();
-        sum.resize(1, weights.to);
-        product_row::<V, R>(&values, &shared, weights, &mut sum);
-        SharedProduct { sum, own }
-    })
-}
-
-/// The product of some columns of one row, and the bias.
-#[inline(always)]
-fn product_row<V: Lanes, const R: usize>(
-    row: &[f32],
-    columns: &[Range<usize>],
-    weights: &Prepared,
-    sum: &mut Matrix,
-) {
-    let data = StridedRows { data: row, stride: row.len() };
-    let (factor, panels) = (Factor { data, rows: 0..1, first: 0 }, 0..weights.to.div_ceil(PANEL));
-    let (base, none) = (TileBase::Bias, Activation::None);
-    multiply_columns::<V, R>(&factor, columns, weights, panels, base, none, |_, panel, values| {
-        sum.row_mut(0)[panel * PANEL..][..PANEL].copy_from_slice(values);
-    });
+    looks_up_the_same && step.operands.iter().all(is_same_operand)
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use super::super::{BLOCK, NO_ROW, Zip};
+    use super::super::{BLOCK, Map, NO_ROW, Zip};
     use super::*;
+    use crate::cpu::StridedRows;
+    use crate::cpu::dense::Prepared;
     use crate::cpu::isa::Isa;
 
     /// Values between -1 and 1 that look random.
@@ -208,45 +122,55 @@ mod tests {
         RowOperator::Linear(Prepared::new(weights, [from, to], &noise(seed + 1, to)))
     }
 
-    /// Two inputs and a table's rows, side by side, through two products and a quotient. Column 0
-    /// of the first input is apart as well.
+    fn step(operator: RowOperator, operands: &[Operand], width: usize) -> ProgramStep {
+        ProgramStep { operator, operands: operands.to_vec(), width }
+    }
+
+    /// Two inputs and a table's rows through operators of every kind, widths that are no multiples
+    /// of a vector, and pairs of operands of which only one may be the same in all rows.
     fn program() -> Program {
         let input = |index, width| Operand::Input { index, width };
         let value = |step, width| Operand::Value { step, width };
-        let constant = Operand::Constant { index: 0, width: 1 };
+        let constant = |index, width| Operand::Constant { index, width };
         let lookup = RowOperator::Lookup { table: Arc::new(noise(1, 5 * 16)), index: 0, bag: 2 };
-        let step = |operator, operands: &[Operand], width| ProgramStep {
-            operator,
-            operands: operands.to_vec(),
-            width,
-        };
-        let parts = [value(0, 16), input(1, 3), value(1, 20), constant];
+        let parts = [value(0, 16), input(1, 3), value(1, 41), constant(0, 1)];
         let steps = vec![
             step(lookup, &[], 16),
-            step(linear(2, [17, 20]), &[input(0, 17)], 20),
-            step(RowOperator::Concat, &parts, 40),
-            step(linear(4, [40, 24]), &[value(2, 40)], 24),
-            step(RowOperator::Dot { weights: noise(6, 24), bias: 0.5 }, &[value(3, 24)], 1),
+            step(linear(2, [17, 41]), &[input(0, 17)], 41),
+            step(RowOperator::Concat, &parts, 61),
+            step(linear(4, [61, 27]), &[value(2, 61)], 27),
+            step(RowOperator::Map(Map::Silu), &[value(3, 27)], 27),
+            step(RowOperator::Slice(14), &[value(1, 41)], 27),
+            step(RowOperator::Zip(Zip::Mul), &[value(4, 27), value(5, 27)], 27),
+            step(
+                RowOperator::Norm { epsilon: 1e-5 },
+                &[value(6, 27), constant(1, 27), constant(0, 1)],
+                27,
+            ),
+            step(RowOperator::Slice(1), &[input(1, 3)], 1),
+            step(RowOperator::Select, &[value(8, 1), value(7, 27), value(5, 27)], 27),
+            step(RowOperator::Map(Map::Abs), &[value(9, 27)], 27),
+            step(RowOperator::Map(Map::Log), &[value(10, 27)], 27),
+            step(RowOperator::Dot { weights: noise(6, 27), bias: 0.5 }, &[value(11, 27)], 1),
             step(RowOperator::Slice(0), &[input(0, 17)], 1),
-            step(RowOperator::Zip(Zip::Div), &[constant, value(5, 1)], 1),
+            step(RowOperator::Zip(Zip::Div), &[constant(0, 1), value(13, 1)], 1),
         ];
-        Program::new(steps, vec![Arc::new(vec![0.25])], vec![value(4, 1), value(6, 1)])
+        let constants = vec![Arc::new(vec![0.25]), Arc::new(noise(8, 27))];
+        let outputs = vec![value(12, 1), value(14, 1), constant(0, 1)];
+        Program::new(steps, constants, outputs)
     }
 
-    /// The rows of a run. Each of the first input, the second and the list is the same in all rows,
-    /// or differs in the last one, or in all.
+    /// The rows of a run, some of whose values are the same in all of them.
+    #[derive(Clone)]
     struct Rows {
         inputs: [Vec<f32>; 2],
         list: Vec<u32>,
     }
 
     impl Rows {
-        fn new(rows: usize, differ: [usize; 3]) -> Self {
-            let seed = |row: usize, differ: usize| match differ {
-                0 => 0,
-                1 => usize::from(row + 1 == rows),
-                _ => row,
-            };
+        /// Whether the first input, the second and the list differ from row to row.
+        fn new(rows: usize, differ: [bool; 3]) -> Self {
+            let seed = |row: usize, differ: bool| if differ { row } else { 0 };
             let input = |at: usize, width: usize| {
                 let row = |row: usize| noise(10 * at + seed(row, differ[at]), width);
                 (0..rows).flat_map(row).collect()
@@ -255,74 +179,65 @@ mod tests {
             Rows { inputs: [input(0, 17), input(1, 3)], list: (0..rows).flat_map(listed).collect() }
         }
 
-        fn run(&self, isa: Isa) -> Vec<f32> {
+        /// These rows, and one that shares nothing with them.
+        fn and_another(mut self) -> Self {
+            self.inputs[0].extend(noise(901, 17));
+            self.inputs[1].extend(noise(902, 3));
+            self.list.extend([4, 4]);
+            self
+        }
+
+        fn with<T>(&self, use_feed: impl FnOnce(&ProgramFeed<'_>) -> T) -> T {
             let [first, second] = &self.inputs;
             let (inputs, indices) = ([&first[..], second], [&self.list[..]]);
-            let rows = second.len() / 3;
-            program().run(&ProgramFeed { rows, inputs: &inputs, indices: &indices }, isa)
+            use_feed(&ProgramFeed { rows: second.len() / 3, inputs: &inputs, indices: &indices })
+        }
+
+        fn bits(&self, isa: Isa) -> Vec<u32> {
+            let found = self.with(|feed| program().run(feed, isa));
+            found.into_iter().map(f32::to_bits).collect()
         }
     }
 
     #[test]
-    fn rows_that_share_columns_are_computed_as_each_is_alone() {
+    fn what_rows_share_changes_no_bit_of_them() {
         for isa in Isa::available() {
-            for rows in [1, 2, 7, 2 * BLOCK + 3] {
-                for case in 0..27 {
-                    let all = Rows::new(rows, [case % 3, case / 3 % 3, case / 9]);
-                    let found = all.run(isa);
-                    let [first, second] = &all.inputs;
-                    let alone = |row: usize| Rows {
-                        inputs: [&first[17 * row..][..17], &second[3 * row..][..3]]
-                            .map(<[f32]>::to_vec),
-                        list: all.list[2 * row..][..2].to_vec(),
-                    };
-                    let expected: Vec<f32> =
-                        (0..rows).flat_map(|row| alone(row).run(isa)).collect();
-                    assert_eq!(found.len(), expected.len());
-                    for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                        let error = (found - expected).abs();
-                        assert!(
-                            error <= 1e-5 * (1.0 + expected.abs()),
-                            "{isa:?}, case {case}, {rows} rows, value {at}: {found}, {expected}"
-                        );
-                    }
+            for rows in [0, 1, 2, 7, 2 * BLOCK + 3] {
+                for case in 0..8 {
+                    let rows = Rows::new(rows, [case & 1, case & 2, case & 4].map(|bit| bit != 0));
+                    let found = rows.bits(isa);
+                    let beside_another = rows.and_another().bits(isa);
+                    assert_eq!(found[..], beside_another[..found.len()], "{isa:?}, case {case}");
                 }
             }
         }
     }
 
     #[test]
-    fn zeros_of_two_signs_are_not_the_same() {
-        let mut rows = Rows::new(2, [0, 2, 2]);
-        rows.inputs[0][0] = 0.0;
-        rows.inputs[0][17] = -0.0;
-        let found = rows.run(Isa::best());
-        assert_eq!([found[1], found[3]], [f32::INFINITY, f32::NEG_INFINITY]);
+    fn what_rows_share_is_found() {
+        let steps = |rows: &Rows| {
+            let pass = |feed: &ProgramFeed<'_>| {
+                Isa::best().checked().run(OncePass { program: &program(), feed })
+            };
+            let once = rows.with(pass);
+            (0..15).filter(|step| once.has(*step)).collect::<Vec<_>>()
+        };
+        assert_eq!(steps(&Rows::new(5, [false; 3])), (0..15).collect::<Vec<_>>());
+        assert_eq!(steps(&Rows::new(5, [true, true, false])), [0]);
+        assert_eq!(steps(&Rows::new(5, [false, true, true])), [1, 5, 13, 14]);
+        assert!(steps(&Rows::new(5, [true; 3])).is_empty());
+        // The last row counts as every other.
+        let mut rows = Rows::new(5, [false; 3]);
+        *rows.list.last_mut().unwrap() = 0;
+        assert_eq!(steps(&rows), [1, 5, 8, 13, 14]);
     }
 
     #[test]
-    fn what_rows_share_is_found() {
-        let rows = 5;
-        let found = |differ: [usize; 3]| {
-            let all = Rows::new(rows, differ);
-            let [first, second] = &all.inputs;
-            let (inputs, indices) = ([&first[..], second], [&all.list[..]]);
-            let feed = &ProgramFeed { rows, inputs: &inputs, indices: &indices };
-            let once = Isa::best().checked().run(OncePass { program: &program(), feed });
-            let own = once.product(3).map(|product| product.own.iter().cloned().flatten());
-            let own: Vec<usize> = own.into_iter().flatten().collect();
-            ((0..7).map(|step| once.has(step)).collect::<Vec<_>>(), own)
-        };
-        let (steps, own) = found([0, 0, 0]);
-        assert!(steps.iter().all(|once| *once) && own.is_empty());
-        // The table's rows differ in the last row only.
-        let (steps, own) = found([0, 0, 1]);
-        assert_eq!(steps, [false, true, false, false, false, true, true]);
-        assert_eq!(own, (0..19).collect::<Vec<_>>());
-        let (steps, own) = found([2, 2, 0]);
-        assert_eq!(steps, [true, false, false, false, false, false, false]);
-        assert_eq!(own, (16..39).collect::<Vec<_>>());
-        let (steps, own) = found([2, 2, 2]);
-        assert!(!steps.contains(&true) && own.is_empty());
+    fn zeros_of_two_signs_are_not_the_same() {
+        let mut rows = Rows::new(2, [false; 3]);
+        (rows.inputs[0][0], rows.inputs[0][17]) = (0.0, -0.0);
+        let quotients = [f32::INFINITY, f32::NEG_INFINITY].map(f32::to_bits);
+        let found = rows.bits(Isa::best());
+        assert_eq!([found[1], found[4]], quotients);
     }
 }

@@ -30,13 +30,13 @@ fn mapped<V: Lanes>(map: Map, x: &[f32], out: &mut [f32]) {
     let pairs = out.iter_mut().zip(x);
     match map {
         Map::Exp => pairs.for_each(|(out, x)| *out = x.exp()),
-        Map::Log => logarithms_from::<V>(TINY, x, out),
+        Map::Log => in_vectors::<V>(Logarithms { least: TINY }, x, out),
         Map::Sqrt => pairs.for_each(|(out, x)| *out = x.max(TINY).sqrt()),
         Map::Neg => pairs.for_each(|(out, x)| *out = -x),
         Map::Abs => pairs.for_each(|(out, x)| *out = x.abs()),
-        Map::Sigmoid => sigmoids::<V>(x, out),
+        Map::Sigmoid => in_vectors::<V>(Sigmoids, x, out),
         Map::Silu => {
-            sigmoids::<V>(x, out);
+            in_vectors::<V>(Sigmoids, x, out);
             out.iter_mut().zip(x).for_each(|(out, x)| *out *= x);
         }
         Map::Relu => pairs.for_each(|(out, x)| *out = x.max(0.0)),
@@ -48,58 +48,84 @@ fn mapped<V: Lanes>(map: Map, x: &[f32], out: &mut [f32]) {
     }
 }
 
-#[inline(always)]
-fn sigmoids<V: Lanes>(x: &[f32], out: &mut [f32]) {
-    assert_eq!(x.len(), out.len(), "as many results as values");
-    let whole = x.len() - x.len() % V::N;
-    for at in (0..whole).step_by(V::N) {
-        // SAFETY: at + N <= whole <= the length of both.
-        unsafe {
-            let x = V::load(x.as_ptr().wrapping_add(at));
-            sigmoid(x).store(out.as_mut_ptr().wrapping_add(at));
+/// A function of whole vectors. It is not a closure, since the compiler may leave one out of line,
+/// and then compiles it without the kernel's instruction set.
+trait VectorMap<V: Lanes> {
+    /// The results of as many vectors as the values make.
+    fn apply(&self, x: [f32; MAX_LANES]) -> [f32; MAX_LANES];
+}
+
+struct Sigmoids;
+
+impl<V: Lanes> VectorMap<V> for Sigmoids {
+    #[inline(always)]
+    fn apply(&self, x: [f32; MAX_LANES]) -> [f32; MAX_LANES] {
+        let mut out = [0.0; MAX_LANES];
+        for at in (0..MAX_LANES).step_by(V::N) {
+            // SAFETY: a vector's length divides that of the arrays.
+            unsafe {
+                let x = V::load(x.as_ptr().wrapping_add(at));
+                sigmoid(x).store(out.as_mut_ptr().wrapping_add(at));
+            }
         }
-    }
-    for (out, x) in out[whole..].iter_mut().zip(&x[whole..]) {
-        *out = 1.0 / (1.0 + (-x).exp());
+        out
     }
 }
 
-/// The natural logarithms of values that are clamped to at least `least`.
+/// Of values that are clamped from below.
+struct Logarithms {
+    least: f32,
+}
+
+impl<V: Lanes> VectorMap<V> for Logarithms {
+    #[inline(always)]
+    fn apply(&self, x: [f32; MAX_LANES]) -> [f32; MAX_LANES] {
+        logarithms::<V>(x.map(|x| x.max(self.least)))
+    }
+}
+
+/// Applies a function to all values. Those that are left after whole vectors go through one as
+/// well, so that a value's result is the same to the bit wherever it stands.
 #[inline(always)]
-fn logarithms_from<V: Lanes>(least: f32, x: &[f32], out: &mut [f32]) {
+fn in_vectors<V: Lanes>(map: impl VectorMap<V>, x: &[f32], out: &mut [f32]) {
+    assert_eq!(x.len(), out.len(), "as many results as values");
     let (whole, rest) = x.as_chunks::<MAX_LANES>();
     let (out, out_rest) = out.as_chunks_mut::<MAX_LANES>();
     for (out, x) in out.iter_mut().zip(whole) {
-        *out = logarithms::<V>(x.map(|x| x.max(least)));
+        *out = map.apply(*x);
     }
-    let mut last = [1.0; MAX_LANES];
-    for (last, x) in last.iter_mut().zip(rest) {
-        *last = x.max(least);
+    if !rest.is_empty() {
+        let mut last = [0.0; MAX_LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        out_rest.copy_from_slice(&map.apply(last)[..rest.len()]);
     }
-    let last = logarithms::<V>(last);
-    out_rest.copy_from_slice(&last[..rest.len()]);
 }
 
 /// The products of rows with one column of weights.
 ///
-/// What is left of a row after whole vectors is in a last vector that reaches back, with weights of
-/// 0 for what was there before: adding those products one by one would take as long as the vectors.
+/// What is left of a row after whole vectors goes through one more, in place of a sum value by
+/// value, which would take as long as the vectors.
 #[inline(always)]
 pub(super) fn dots<V: Lanes>(x: OperandRows<'_>, weights: &[f32], bias: f32, out: &mut [f32]) {
-    let (len, rest) = (weights.len(), weights.len() % V::N);
-    let whole = len - rest;
-    if rest == 0 || whole == 0 {
+    let (whole, rest) = weights.as_chunks::<MAX_LANES>();
+    let Some(skip) = whole.first().and(MAX_LANES.checked_sub(rest.len())) else {
         for (row, out) in out.iter_mut().enumerate() {
             *out = dot::<V>(x.row(row), weights) + bias;
         }
         return;
-    }
+    };
     let mut last = [0.0; MAX_LANES];
-    last[V::N - rest..V::N].copy_from_slice(&weights[whole..]);
+    last[skip..].copy_from_slice(rest);
     for (row, out) in out.iter_mut().enumerate() {
         let x = x.row(row);
-        let sums = add_products(V::splat(0.0), &x[..whole], &weights[..whole]);
-        *out = sum_of_lanes(add_products(sums, &x[len - V::N..], &last[..V::N])) + bias;
+        // The last values of the row, without those that the whole vectors have.
+        let mut tail: [f32; MAX_LANES] = *x.last_chunk().expect("as long as the weights");
+        for (lane, value) in tail.iter_mut().enumerate() {
+            *value = if lane < skip { 0.0 } else { *value };
+        }
+        let whole = whole.as_flattened();
+        let sums = add_products(V::splat(0.0), &x[..whole.len()], whole);
+        *out = sum_of_lanes(add_products(sums, &tail, &last)) + bias;
     }
 }
 
@@ -235,18 +261,63 @@ pub(super) fn lookup(table: &[f32], rows: &[u32], out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::lanes::Portable;
+    use crate::cpu::isa::{Isa, IsaKernel};
+
+    struct LogarithmsOf<'a>(&'a [f32]);
+
+    impl IsaKernel for LogarithmsOf<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<V: Lanes, const R: usize>(self) -> Vec<f32> {
+            let mut out = vec![0.0; self.0.len()];
+            mapped::<V>(Map::Log, self.0, &mut out);
+            out
+        }
+    }
 
     #[test]
     fn the_logarithm_is_right_over_its_range() {
-        let numbers = (0..40_003).map(|at| 1e-12f32 * 1.002f32.powi(at));
+        let numbers = (0..60_003).map(|at| 1e-12f32 * 1.002f32.powi(at));
         let mut numbers: Vec<f32> = numbers.take_while(|x| x.is_finite()).collect();
-        numbers.extend([f32::MIN_POSITIVE, 0.0, -1.0]);
-        let mut found = vec![0.0; numbers.len()];
-        logarithms_from::<Portable>(1e-12, &numbers, &mut found);
-        for (x, found) in numbers.into_iter().zip(found) {
-            let (found, expected) = (f64::from(found), f64::from(x.max(1e-12)).ln());
-            assert!((found - expected).abs() < 2e-7 * (1.0 + expected.abs()), "{x}: {found}");
+        numbers.extend([f32::MIN_POSITIVE, 0.0, -1.0, 1.0, f32::MAX]);
+        for isa in Isa::available() {
+            let found = isa.checked().run(LogarithmsOf(&numbers));
+            for (x, found) in numbers.iter().zip(found) {
+                let (found, expected) = (f64::from(found), f64::from(x.max(1e-12)).ln());
+                let error = (found - expected).abs();
+                assert!(error < 2e-7 * (1.0 + expected.abs()), "{isa:?}, {x}: {found}");
+            }
+        }
+    }
+
+    struct Dots<'a>(&'a [f32], &'a [f32]);
+
+    impl IsaKernel for Dots<'_> {
+        type Output = f32;
+
+        #[inline(always)]
+        fn run<V: Lanes, const R: usize>(self) -> f32 {
+            let (width, mut out) = (self.0.len(), [0.0]);
+            let row = OperandRows { data: self.0, width, stride: width };
+            dots::<V>(row, self.1, 0.5, &mut out);
+            out[0]
+        }
+    }
+
+    #[test]
+    fn a_product_with_one_column_is_right_at_every_width() {
+        for isa in Isa::available() {
+            for width in 1..70 {
+                let weights: Vec<f32> = (0..width).map(|at| (at % 7) as f32 - 2.5).collect();
+                let mut row: Vec<f32> = (0..width).map(|at| (at % 5) as f32 - 1.5).collect();
+                let dots = |row: &[f32]| isa.checked().run(Dots(row, &weights));
+                let expected: f32 = row.iter().zip(&weights).map(|(a, b)| a * b).sum();
+                assert_eq!(dots(&row), expected + 0.5, "{isa:?}, {width} columns");
+                // No value counts where it does not stand, so infinity is not made a NaN.
+                row[width / 2] = f32::INFINITY * weights[width / 2];
+                assert_eq!(dots(&row), f32::INFINITY, "{isa:?}, {width} columns");
+            }
         }
     }
 }
