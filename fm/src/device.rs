@@ -12,10 +12,18 @@ pub type Cpu = burn_flex::Flex;
 #[cfg(feature = "cuda")]
 pub type Cuda = burn_cuda::Cuda<f32, i32>;
 
-/// Stands for CUDA's backend in a build without it, so that code for both devices compiles in every
+/// Stands for CUDA's backend in a build without it, so that code for all devices compiles in every
 /// build. [`DeviceKind::check`] refuses the device before anything runs on it.
 #[cfg(not(feature = "cuda"))]
 pub type Cuda = Cpu;
+
+/// The Burn backend of what wgpu finds: on Linux, devices with a Vulkan driver.
+#[cfg(feature = "wgpu")]
+pub type Wgpu = burn_wgpu::Wgpu<f32, i32, u32>;
+
+/// Stands for wgpu's backend in a build without it, as [`Cuda`] does for CUDA's.
+#[cfg(not(feature = "wgpu"))]
+pub type Wgpu = Cpu;
 
 /// The device that a model runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -26,18 +34,33 @@ pub enum DeviceKind {
     Cpu,
     /// The first CUDA device.
     Cuda,
+    /// The best device that wgpu finds. A Vulkan driver in software is one, too slow for use but
+    /// enough for tests.
+    Wgpu,
 }
 
 impl DeviceKind {
-    /// Checks that this build can use the device.
+    /// Checks that this build has the device, and that wgpu finds one.
     ///
     /// # Errors
-    /// The device is not in this build; the message says how to build it.
+    /// It has or finds none; the message says what to do.
     pub fn check(self) -> Result<()> {
-        if self == DeviceKind::Cuda && cfg!(not(feature = "cuda")) {
+        let (name, in_build) = match self {
+            DeviceKind::Cpu => return Ok(()),
+            DeviceKind::Cuda => ("cuda", cfg!(feature = "cuda")),
+            DeviceKind::Wgpu => ("wgpu", cfg!(feature = "wgpu")),
+        };
+        if !in_build {
+            return Err(Error::invalid(format!(
+                "device \"{name}\" is not in this build: build it with `cargo build -p hypercast \
+                 --features {name}`, or set device = \"cpu\""
+            )));
+        }
+        #[cfg(feature = "wgpu")]
+        if self == DeviceKind::Wgpu && !hypercast_kernels::gpu::wgpu_finds_a_device() {
             return Err(Error::invalid(
-                "device \"cuda\" is not in this build: build it with \
-                 `cargo build -p hypercast --features cuda`, or set device = \"cpu\"",
+                "device \"wgpu\": no GPU with a driver that wgpu can use: install one (on Linux a \
+                 Vulkan driver; mesa-vulkan-drivers has one in software), or set device = \"cpu\"",
             ));
         }
         Ok(())

@@ -23,7 +23,7 @@ use crate::{
     batch::BatchBuilder,
     cache_warmup::CacheWarmer,
     checkpoint::{FmManifest, current_checkpoint, load_weights},
-    device::{Cpu, Cuda, DeviceKind},
+    device::{Cpu, Cuda, DeviceKind, Wgpu},
     example::Example,
     growth::{SpecGrowth, growth_of},
     history::{CacheCounts, CacheLookup, EncodedHistory, HistoryCache},
@@ -160,6 +160,7 @@ fn open(
     match serving.device {
         DeviceKind::Cpu => Ok(Box::new(LoadedModel::<Cpu>::open(dir, work, serving)?)),
         DeviceKind::Cuda => Ok(Box::new(LoadedModel::<Cuda>::open(dir, work, serving)?)),
+        DeviceKind::Wgpu => Ok(Box::new(LoadedModel::<Wgpu>::open(dir, work, serving)?)),
     }
 }
 

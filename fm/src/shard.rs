@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 
 use burn::{
+    backend::Autodiff,
     module::Module,
     optim::GradientsParams,
     tensor::{
@@ -22,7 +23,8 @@ use crate::{
     Result,
     alignment::{AlignmentModules, AlignmentOutput},
     batch::FmBatch,
-    checkpoint::weights_of,
+    checkpoint::assign_weights,
+    device::Cpu,
     fields::FieldWidths,
     inference::{FmOutput, numbers, prediction, to_output},
     label_scale::LabelScales,
@@ -30,6 +32,7 @@ use crate::{
     model::{self, EmbeddedBatch, FmModel, ModelOutput, lock_weight_rng},
     spec::{FmConfig, FmSpec},
     trainer::StepOutput,
+    update::WeightTensor,
 };
 
 /// All dense weights: the model, and the alignment modules that only training needs.
@@ -39,20 +42,29 @@ pub(crate) struct FmNetwork<B: Backend> {
     pub(crate) alignments: AlignmentModules<B>,
 }
 
-/// New weights from the configuration's seed. All are drawn here rather than at their first use,
-/// while the lock keeps other threads from drawing.
+/// New weights from the configuration's seed. The CPU draws them, so they are the same on every
+/// device. All are drawn here rather than at their first use, while the lock keeps other threads
+/// from drawing.
 pub(crate) fn fresh_network<A: AutodiffBackend + HstuBackend>(
     config: &FmConfig,
     spec: &FmSpec,
 ) -> FmNetwork<A> {
-    let (_alone, device) = (lock_weight_rng(), &A::Device::default());
-    A::seed(device, config.seed);
-    let network = FmNetwork {
-        model: FmModel::new(config, spec, device),
-        alignments: AlignmentModules::new(config, spec, device),
-    };
-    weights_of(&network);
-    network
+    let _alone = lock_weight_rng();
+    Autodiff::<Cpu>::seed(&Default::default(), config.seed);
+    let drawn = WeightTensor::of(&FmNetwork::<Autodiff<Cpu>>::new(config, spec));
+    let drawn = drawn.into_iter().map(|weight| (weight.name, (weight.shape, weight.values)));
+    assign_weights(FmNetwork::new(config, spec), drawn.collect())
+        .expect("one network has the same weights on all devices")
+}
+
+impl<A: AutodiffBackend + HstuBackend> FmNetwork<A> {
+    fn new(config: &FmConfig, spec: &FmSpec) -> Self {
+        let device = &A::Device::default();
+        FmNetwork {
+            model: FmModel::new(config, spec, device),
+            alignments: AlignmentModules::new(config, spec, device),
+        }
+    }
 }
 
 /// A batch with the sparse rows of its keys.

@@ -23,7 +23,7 @@ use crate::{
     batch::{BatchBuilder, FmBatch},
     checkpoint::{FmManifest, checkpoint_error, load_weights, replace_checkpoint, save_weights},
     cost::ModelSize,
-    device::{Cpu, Cuda, DeviceKind},
+    device::{Cpu, Cuda, DeviceKind, Wgpu},
     ema::{SavedAverage, WeightAverage},
     example::Example,
     growth::{SpecGrowth, growth_of},
@@ -166,6 +166,7 @@ fn open(
     match device {
         DeviceKind::Cpu => Ok(Box::new(Trainer::<Autodiff<Cpu>>::open(work, from, fresh)?)),
         DeviceKind::Cuda => Ok(Box::new(Trainer::<Autodiff<Cuda>>::open(work, from, fresh)?)),
+        DeviceKind::Wgpu => Ok(Box::new(Trainer::<Autodiff<Wgpu>>::open(work, from, fresh)?)),
     }
 }
 

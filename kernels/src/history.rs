@@ -69,10 +69,9 @@ impl<B: HstuBackend> KeptLayer<B> for JoinedHistory<B> {
 
     fn truncate(&mut self, tokens: usize) {
         let keep = tokens.min(self.tokens());
-        self.0 = self.0.take().map(|parts| parts.map(|part| part.narrow(0, 0, keep)));
-        if keep == 0 {
-            self.0 = None;
-        }
+        // No tensor has no rows: that is no history.
+        let parts = self.0.take().filter(|_| keep > 0);
+        self.0 = parts.map(|parts| parts.map(|part| part.narrow(0, 0, keep)));
     }
 
     fn keep(k: FloatTensor<B>, v: FloatTensor<B>, shape: &HstuAttention, kept: &mut [&mut Self]) {

@@ -22,8 +22,16 @@ impl ServingBackend for burn_flex::Flex {
     type Mlp = CpuPreparedMlp;
 }
 
-#[cfg(feature = "cuda")]
-impl ServingBackend for burn_cuda::Cuda {
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+impl<R, F, I, B> ServingBackend for burn_cubecl::CubeBackend<R, F, I, B>
+where
+    R: burn_cubecl::CubeRuntime,
+    R::Server: cubecl::server::ComputeServer,
+    R::Device: burn::tensor::backend::DeviceOps,
+    F: burn_cubecl::FloatElement,
+    I: burn_cubecl::IntElement,
+    B: burn_cubecl::BoolElement,
+{
     type Kept = crate::history::JoinedHistory<Self>;
     type Prepared = crate::dense::PlainDense<Self>;
     type Mlp = crate::prepared_mlp::PlainMlp<Self>;

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::ops::FloatTensor;
-use hypercast_fm::device::Cuda;
+use hypercast_fm::device::{Cuda, Wgpu};
 use hypercast_kernels::attention::HstuBackend;
 
 use super::batch::ExpertBatch;
@@ -30,6 +30,7 @@ pub fn network(
     Ok(match device {
         Device::Cpu => Box::new(Compiled::new(&graph, parameters)),
         Device::Cuda => Box::new(OnDevice::<Cuda>::new(graph, parameters, Default::default())),
+        Device::Wgpu => Box::new(OnDevice::<Wgpu>::new(graph, parameters, Default::default())),
     })
 }
 

@@ -19,6 +19,8 @@ mod tile;
 mod work;
 
 use std::sync::Arc;
+#[cfg(feature = "wgpu")]
+use std::sync::OnceLock;
 
 use burn::tensor::{DType, TensorMetadata, bf16, f16};
 use burn_cubecl::tensor::CubeTensor;
@@ -48,6 +50,16 @@ pub enum Family {
     /// them for the element type, otherwise slowly, for tests, with scalar arithmetic in the same
     /// layout.
     Fragments,
+}
+
+/// Whether wgpu finds a device: on Linux, one with a Vulkan driver. It is looked for once.
+#[cfg(feature = "wgpu")]
+pub fn wgpu_finds_a_device() -> bool {
+    use burn_wgpu::WgpuRuntime;
+    use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    let found = || !WgpuRuntime::enumerate_all_devices(&AutoGraphicsApi::backend()).is_empty();
+    *FOUND.get_or_init(found)
 }
 
 impl<R, F, I, B> HstuBackend for CubeBackend<R, F, I, B>

@@ -6,7 +6,6 @@ use burn::backend::Autodiff;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, f16};
 use burn_cubecl::CubeBackend;
-use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
 use burn_wgpu::{Wgpu, WgpuDevice, WgpuRuntime};
 use cubecl::Runtime;
 use hypercast_kernels::attention::{AttentionWindow, HstuBackend, HstuInputs};
@@ -27,7 +26,7 @@ type HalfGpu = CubeBackend<WgpuRuntime, f16, i32, u32>;
 /// # Panics
 /// If they cannot, in CI.
 pub fn adapter() -> bool {
-    let found = !WgpuRuntime::enumerate_all_devices(&AutoGraphicsApi::backend()).is_empty();
+    let found = gpu::wgpu_finds_a_device();
     if !found {
         let reason =
             "no graphics adapter: install a Vulkan driver (mesa-vulkan-drivers is one in software)";

@@ -139,19 +139,28 @@ fn joined_histories_give_what_whole_passes_give() {
 }
 
 #[test]
-fn what_is_forgotten_can_be_kept_anew() {
+fn what_a_packed_history_forgot_can_be_kept_anew() {
+    check_forgetting::<CpuKeptHistory>("packed");
+}
+
+#[test]
+fn what_a_joined_history_forgot_can_be_kept_anew() {
+    check_forgetting::<JoinedHistory<Flex>>("joined");
+}
+
+fn check_forgetting<K: KeptLayer<Flex>>(path: &str) {
     let mut random = SmallRng::seed_from_u64(22);
     for case in cases().into_iter().step_by(5) {
         let requests = case.shape.requests();
         let all: Vec<Range<usize>> = (0..requests).map(|b| case.shape.request(b).history).collect();
         let whole = KeptPass { history: all.clone(), targets: false };
         let rows = whole.rows(&case);
-        let mut kept = vec![CpuKeptHistory::default(); requests];
-        let put = |pass: &KeptPass, kept: &mut [CpuKeptHistory]| {
+        let mut kept = vec![K::default(); requests];
+        let put = |pass: &KeptPass, kept: &mut [K]| {
             let rows = pass.rows(&case);
             let inputs = inputs(&case, &rows);
             let mut own: Vec<_> = kept.iter_mut().collect();
-            CpuKeptHistory::keep(inputs.k, inputs.v, &pass.shape(&case, &rows), &mut own);
+            K::keep(inputs.k, inputs.v, &pass.shape(&case, &rows), &mut own);
         };
         put(&whole, &mut kept);
         let tokens: Vec<_> = kept.iter().map(KeptLayer::tokens).collect();
@@ -184,9 +193,14 @@ fn what_is_forgotten_can_be_kept_anew() {
             .zip(&times)
             .map(|(layer, times_s)| KeptHistory { layer, times_s })
             .collect();
-        let found = CpuKeptHistory::attend(inputs(&case, &rows), &kept, &shape);
+        let found = K::attend(inputs(&case, &rows), &kept, &shape);
         let found = Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(found));
         let found: Vec<f32> = found.into_data().to_vec().expect("f32");
-        assert_close(&case.name, &found, &expected[..rows.len() * width], 1e-5);
+        assert_close(
+            &format!("{path}: {}", case.name),
+            &found,
+            &expected[..rows.len() * width],
+            1e-5,
+        );
     }
 }

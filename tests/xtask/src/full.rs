@@ -45,7 +45,14 @@ const STEPS: &[(&str, &str, &str)] = &[
         "clippy",
         "",
         "cargo clippy --workspace --all-targets --features \
-         hypercast/cuda,hypercast-lab/rivals,hypercast-kernels/wgpu -- -D warnings",
+         hypercast/cuda,hypercast/wgpu,hypercast-lab/rivals -- -D warnings",
+    ),
+    // The networks of experts on wgpu. `.ci/run` has the FM's.
+    (
+        "expert-wgpu",
+        "CARGO_TARGET_DIR=target/gpu",
+        "cargo test --profile unoptimised --package hypercast-expert --features hypercast-fm/wgpu \
+         --lib executor",
     ),
     (
         "fuzz-seeded",

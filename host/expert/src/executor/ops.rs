@@ -28,11 +28,18 @@ pub(super) fn unary<B: Backend>(op: Unary, x: FloatTensor<B>) -> FloatTensor<B> 
         Unary::Sigmoid => B::sigmoid(x),
         Unary::Silu => B::float_mul(x.clone(), B::sigmoid(x)),
         Unary::Relu => B::relu(x),
-        Unary::Gelu => B::gelu(x),
+        Unary::Gelu => gelu::<B>(x),
         Unary::Tanh => B::float_tanh(x),
         // Stable at both ends, and the gradient at 0 is 0.5.
         Unary::Softplus => B::float_neg(B::log_sigmoid(B::float_neg(x))),
     }
+}
+
+/// `x · Φ(x)`, spelled out: on GPUs the gradient of Burn's operator is that of an approximation.
+fn gelu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let scaled = B::float_mul_scalar(x.clone(), std::f32::consts::FRAC_1_SQRT_2.into());
+    let doubled_share = B::float_add_scalar(B::float_erf(scaled), 1.0.into());
+    B::float_mul_scalar(B::float_mul(x, doubled_share), 0.5.into())
 }
 
 /// An elementwise op of two inputs, which broadcast to `rank` dimensions.

@@ -351,7 +351,8 @@ impl RunSizes {
             Op::Binary(Zip::Max | Zip::Min) | Op::Compare(_) => result.saturating_mul(3),
             Op::Where | Op::Softmax { .. } | Op::Dropout { .. } => result.saturating_mul(2),
             Op::LayerNormalization { .. } => result.saturating_mul(3),
-            Op::Unary(Unary::Softplus | Unary::Gelu) => result.saturating_mul(2),
+            Op::Unary(Unary::Softplus) => result.saturating_mul(2),
+            Op::Unary(Unary::Gelu) => result.saturating_mul(4),
             Op::Unary(_) => result,
             Op::EmbeddingBag | Op::Gather => {
                 let read = self.elements(input(1));

@@ -63,11 +63,20 @@ impl Compared {
 }
 
 /// Compares the outputs of the program that serves, those of the executor, and the outputs and
-/// gradients of a step of training, with dropout, with an evaluation in f64.
+/// gradients of a step of training, with dropout, with an evaluation in f64: on the CPU, and in a
+/// build with wgpu on the device that this finds.
 ///
 /// # Errors
 /// The first value that is farther from the evaluation's than f32 explains.
 pub fn compare(case: &Comparison) -> Result<Compared, String> {
+    let on_cpu = compare_on(Device::Cpu, case)?;
+    if Device::Wgpu.check().is_ok() {
+        compare_on(Device::Wgpu, case).map_err(|error| format!("on wgpu, {error}"))?;
+    }
+    Ok(on_cpu)
+}
+
+fn compare_on(device: Device, case: &Comparison) -> Result<Compared, String> {
     let Comparison { graph, parameters, batch, loss, seed } = *case;
     let values: Vec<Vec<f64>> = (0..graph.parameters.len())
         .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
@@ -76,9 +85,9 @@ pub fn compare(case: &Comparison) -> Result<Compared, String> {
     let evaluation = Evaluation::new(graph, &values, batch, None);
     let outputs = evaluation.predicted();
     let fails = |error: crate::Error| error.to_string();
-    let served = network(graph.clone(), parameters.clone(), Device::Cpu).map_err(fails)?;
+    let served = network(graph.clone(), parameters.clone(), device).map_err(fails)?;
     compared.values("the program's outputs", &served.outputs(batch), &outputs)?;
-    let trained = compute(graph.clone(), Device::Cpu).map_err(fails)?;
+    let trained = compute(graph.clone(), device).map_err(fails)?;
     compared.values("the executor's outputs", &trained.forward(parameters, batch), &outputs)?;
 
     let random = || SmallRng::seed_from_u64(seed);

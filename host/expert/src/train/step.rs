@@ -7,7 +7,7 @@ use burn::backend::Autodiff;
 use burn::tensor::TensorMetadata;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
-use hypercast_fm::device::{Cpu, Cuda};
+use hypercast_fm::device::{Cpu, Cuda, Wgpu};
 use hypercast_kernels::attention::HstuBackend;
 use rand::rngs::SmallRng;
 
@@ -70,6 +70,7 @@ pub fn compute(graph: Arc<ExpertGraph>, device: Device) -> Result<Box<dyn Comput
     Ok(match device {
         Device::Cpu => Box::new(OnBackend::<Autodiff<Cpu>>::new(graph, Default::default())),
         Device::Cuda => Box::new(OnBackend::<Autodiff<Cuda>>::new(graph, Default::default())),
+        Device::Wgpu => Box::new(OnBackend::<Autodiff<Wgpu>>::new(graph, Default::default())),
     })
 }
 
