@@ -40,17 +40,22 @@ pub enum DeviceKind {
 }
 
 impl DeviceKind {
+    /// Whether this build can run models on the device, if there is one.
+    pub fn is_in_build(self) -> bool {
+        match self {
+            DeviceKind::Cpu => true,
+            DeviceKind::Cuda => cfg!(feature = "cuda"),
+            DeviceKind::Wgpu => cfg!(feature = "wgpu"),
+        }
+    }
+
     /// Checks that this build has the device, and that wgpu finds one.
     ///
     /// # Errors
-    /// It has or finds none; the message says what to do.
+    /// The build lacks the device, or wgpu finds none; the message says what to do.
     pub fn check(self) -> Result<()> {
-        let (name, in_build) = match self {
-            DeviceKind::Cpu => return Ok(()),
-            DeviceKind::Cuda => ("cuda", cfg!(feature = "cuda")),
-            DeviceKind::Wgpu => ("wgpu", cfg!(feature = "wgpu")),
-        };
-        if !in_build {
+        if !self.is_in_build() {
+            let name = if self == DeviceKind::Cuda { "cuda" } else { "wgpu" };
             return Err(Error::invalid(format!(
                 "device \"{name}\" is not in this build: build it with `cargo build -p hypercast \
                  --features {name}`, or set device = \"cpu\""

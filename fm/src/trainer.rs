@@ -138,7 +138,8 @@ pub fn resume(
 /// A new trainer whose store, with its optimizer state, is in `dir`.
 ///
 /// # Errors
-/// An invalid configuration, a device that is not in this build, or a store that cannot be created.
+/// An invalid configuration, a device that [`DeviceKind::check`] refuses, or a store that cannot be
+/// created.
 pub fn create(
     dir: &Path,
     config: &FmConfig,

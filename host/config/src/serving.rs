@@ -162,7 +162,8 @@ pub struct FmTierConfig {
     pub ca: PathBuf,
     /// File of the token for that process, if its server.tokens is set. "" sends none.
     pub token: PathBuf,
-    /// The device of this tier's FM, "cpu" or "cuda". Without this key it is the `device` above.
+    /// The device of this tier's FM, "cpu", "cuda" or "wgpu". Without this key it is the `device`
+    /// above.
     pub device: Option<DeviceKind>,
     /// Threads of the FM. 0 takes one per core, and binds each to its core.
     pub threads: usize,

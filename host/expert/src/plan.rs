@@ -107,6 +107,11 @@ impl PlannedProgram {
     pub(super) fn scratch_bytes(&self) -> u64 {
         Program::scratch_bytes(&self.steps, &self.outputs)
     }
+
+    /// The most bytes that a run takes for what it computes once.
+    pub(super) fn once_bytes(&self) -> u64 {
+        Program::once_bytes(&self.steps)
+    }
 }
 
 impl PlannedOperator {

@@ -1,5 +1,5 @@
-//! Runs a graph on a Burn backend: one code path for training and serving, on `Flex`, on CUDA, and
-//! on both with `Autodiff`.
+//! Runs a graph on a Burn backend: one code path for training and serving, on `Flex`, on CUDA, on
+//! wgpu, and on each with `Autodiff`.
 //!
 //! A run has three steps. The host computes the ids ([`Executor::lookups`]), which gives the rows
 //! of each table that the batch touches. The parameters become device tensors, tables with their

@@ -246,6 +246,7 @@ impl RunSizes {
         };
         let looked_up: usize = lookups.iter().map(|lookup| lookup.bag).sum();
         run.bytes = run.bytes.saturating_add(self.rows.saturating_mul(4 * looked_up as u64));
+        run.bytes = run.bytes.saturating_add(program.once_bytes());
         let derived = program.compiled_bytes().saturating_add(on_device);
         let threads = usage.runs.saturating_add(usage.helpers) as u64;
         Demand { derived, scratch: program.scratch_bytes().saturating_mul(threads), run }
@@ -352,7 +353,7 @@ impl RunSizes {
             Op::Where | Op::Softmax { .. } | Op::Dropout { .. } => result.saturating_mul(2),
             Op::LayerNormalization { .. } => result.saturating_mul(3),
             Op::Unary(Unary::Softplus) => result.saturating_mul(2),
-            Op::Unary(Unary::Gelu) => result.saturating_mul(4),
+            Op::Unary(Unary::Gelu) => result.saturating_mul(3),
             Op::Unary(_) => result,
             Op::EmbeddingBag | Op::Gather => {
                 let read = self.elements(input(1));

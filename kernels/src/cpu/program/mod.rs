@@ -210,15 +210,17 @@ impl Program {
         Self { steps, constants, outputs, offsets, scratch, work }
     }
 
-    /// The most bytes that a thread needs to run a program of these steps: its scratch buffer, and
-    /// what a run computes once.
+    /// The size in bytes of the scratch buffer that each thread keeps for a program of these steps.
     ///
     /// # Panics
     /// As [`Program::new`].
     pub fn scratch_bytes<O>(steps: &[ProgramStep<O>], outputs: &[Operand]) -> u64 {
-        let scratch = plan(steps, outputs).1 as u64;
-        let scratch = scratch.saturating_mul((BLOCK * size_of::<f32>()) as u64);
-        scratch.saturating_add(OnceResults::bytes(steps.iter().map(|step| step.width)))
+        (plan(steps, outputs).1 as u64).saturating_mul((BLOCK * size_of::<f32>()) as u64)
+    }
+
+    /// The bytes that a run of a program of these steps takes for what it computes once.
+    pub fn once_bytes<O>(steps: &[ProgramStep<O>]) -> u64 {
+        OnceResults::bytes(steps)
     }
 
     /// Runs the program. Returns `[rows, outputs]`.

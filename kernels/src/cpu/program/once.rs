@@ -11,7 +11,6 @@ use crate::cpu::isa::IsaKernel;
 use crate::cpu::lanes::Lanes;
 
 /// What was computed once.
-#[derive(Default)]
 pub(super) struct OnceResults {
     /// Where each step's result is in `values`; none for a step with a result for each row.
     places: Vec<Option<usize>>,
@@ -19,11 +18,18 @@ pub(super) struct OnceResults {
 }
 
 impl OnceResults {
-    /// The most bytes of memory for a program with steps of these widths.
-    pub(super) fn bytes(widths: impl Iterator<Item = usize>) -> u64 {
-        // Vectors double as they grow.
-        let place = size_of::<Option<usize>>() as u64;
-        widths.map(|width| 2 * (place + 4 * width as u64)).fold(0, u64::saturating_add)
+    /// Without results yet, with room for those of all steps.
+    fn with_room<O>(steps: &[ProgramStep<O>]) -> Self {
+        let width = steps.iter().map(|step| step.width).sum();
+        Self { places: Vec::with_capacity(steps.len()), values: Vec::with_capacity(width) }
+    }
+
+    /// The bytes of memory for a program of these steps, that of a result in the making included.
+    pub(super) fn bytes<O>(steps: &[ProgramStep<O>]) -> u64 {
+        let widest = steps.iter().map(|step| step.width).max().unwrap_or(0);
+        let widths = steps.iter().map(|step| step.width as u64).fold(0, u64::saturating_add);
+        let places = (steps.len() * size_of::<Option<usize>>()) as u64;
+        widths.saturating_add(widest as u64).saturating_mul(4).saturating_add(places)
     }
 
     /// The result of a step as rows that repeat, if it has one for all rows.
@@ -52,7 +58,7 @@ impl IsaKernel for OncePass<'_> {
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) -> OnceResults {
         let OncePass { program, feed } = self;
-        let (mut once, mut result) = (OnceResults::default(), Vec::new());
+        let (mut once, mut result) = (OnceResults::with_room(&program.steps), Vec::new());
         for step in &program.steps {
             if !is_same(step, &once, feed) {
                 once.places.push(None);
@@ -105,7 +111,7 @@ fn is_same(step: &ProgramStep, once: &OnceResults, feed: &ProgramFeed<'_>) -> bo
 mod tests {
     use std::sync::Arc;
 
-    use super::super::{BLOCK, Map, NO_ROW, Zip};
+    use super::super::{BLOCK, Fold, Map, NO_ROW, Zip};
     use super::*;
     use crate::cpu::StridedRows;
     use crate::cpu::dense::Prepared;
@@ -134,7 +140,7 @@ mod tests {
         let constant = |index, width| Operand::Constant { index, width };
         let lookup = RowOperator::Lookup { table: Arc::new(noise(1, 5 * 16)), index: 0, bag: 2 };
         let parts = [value(0, 16), input(1, 3), value(1, 41), constant(0, 1)];
-        let steps = vec![
+        let mut steps = vec![
             step(lookup, &[], 16),
             step(linear(2, [17, 41]), &[input(0, 17)], 41),
             step(RowOperator::Concat, &parts, 61),
@@ -154,9 +160,30 @@ mod tests {
             step(RowOperator::Dot { weights: noise(6, 27), bias: 0.5 }, &[value(11, 27)], 1),
             step(RowOperator::Slice(0), &[input(0, 17)], 1),
             step(RowOperator::Zip(Zip::Div), &[constant(0, 1), value(13, 1)], 1),
+            step(RowOperator::Softmax, &[value(6, 27)], 27),
+            step(RowOperator::Zip(Zip::Max), &[value(15, 27), value(8, 1)], 27),
+            step(RowOperator::Fold(Fold::Mean), &[value(16, 27)], 1),
         ];
+        // One elementwise operator after the other, whose results are added to the mean.
+        let maps = [
+            Map::Exp,
+            Map::Tanh,
+            Map::Softplus,
+            Map::Sqrt,
+            Map::Sigmoid,
+            Map::Relu,
+            Map::Neg,
+            Map::Clip(-0.5, 0.5),
+        ];
+        let mut last = 16;
+        for map in maps {
+            steps.push(step(RowOperator::Map(map), &[value(last, 27)], 27));
+            last = steps.len() - 1;
+        }
+        steps.push(step(RowOperator::Fold(Fold::Sum), &[value(last, 27)], 1));
         let constants = vec![Arc::new(vec![0.25]), Arc::new(noise(8, 27))];
-        let outputs = vec![value(12, 1), value(14, 1), constant(0, 1)];
+        let mut outputs = vec![value(12, 1), value(14, 1), constant(0, 1), value(17, 1)];
+        outputs.push(value(steps.len() - 1, 1));
         Program::new(steps, constants, outputs)
     }
 
@@ -220,9 +247,10 @@ mod tests {
                 Isa::best().checked().run(OncePass { program: &program(), feed })
             };
             let once = rows.with(pass);
-            (0..15).filter(|step| once.has(*step)).collect::<Vec<_>>()
+            (0..program().steps.len()).filter(|step| once.has(*step)).collect::<Vec<_>>()
         };
-        assert_eq!(steps(&Rows::new(5, [false; 3])), (0..15).collect::<Vec<_>>());
+        let all = (0..program().steps.len()).collect::<Vec<_>>();
+        assert_eq!(steps(&Rows::new(5, [false; 3])), all);
         assert_eq!(steps(&Rows::new(5, [true, true, false])), [0]);
         assert_eq!(steps(&Rows::new(5, [false, true, true])), [1, 5, 13, 14]);
         assert!(steps(&Rows::new(5, [true; 3])).is_empty());
@@ -238,6 +266,6 @@ mod tests {
         (rows.inputs[0][0], rows.inputs[0][17]) = (0.0, -0.0);
         let quotients = [f32::INFINITY, f32::NEG_INFINITY].map(f32::to_bits);
         let found = rows.bits(Isa::best());
-        assert_eq!([found[1], found[4]], quotients);
+        assert_eq!([found[1], found[6]], quotients);
     }
 }

@@ -108,12 +108,13 @@ fn in_vectors<V: Lanes>(map: impl VectorMap<V>, x: &[f32], out: &mut [f32]) {
 #[inline(always)]
 pub(super) fn dots<V: Lanes>(x: OperandRows<'_>, weights: &[f32], bias: f32, out: &mut [f32]) {
     let (whole, rest) = weights.as_chunks::<MAX_LANES>();
-    let Some(skip) = whole.first().and(MAX_LANES.checked_sub(rest.len())) else {
+    if whole.is_empty() || rest.is_empty() {
         for (row, out) in out.iter_mut().enumerate() {
             *out = dot::<V>(x.row(row), weights) + bias;
         }
         return;
-    };
+    }
+    let (whole, skip) = (whole.as_flattened(), MAX_LANES - rest.len());
     let mut last = [0.0; MAX_LANES];
     last[skip..].copy_from_slice(rest);
     for (row, out) in out.iter_mut().enumerate() {
@@ -123,7 +124,6 @@ pub(super) fn dots<V: Lanes>(x: OperandRows<'_>, weights: &[f32], bias: f32, out
         for (lane, value) in tail.iter_mut().enumerate() {
             *value = if lane < skip { 0.0 } else { *value };
         }
-        let whole = whole.as_flattened();
         let sums = add_products(V::splat(0.0), &x[..whole.len()], whole);
         *out = sum_of_lanes(add_products(sums, &tail, &last)) + bias;
     }
