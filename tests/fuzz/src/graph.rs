@@ -235,7 +235,7 @@ impl<'a> GrownNetwork<'a> {
         let had = parameter.is_some();
         self.network.parameters.extend(parameter);
         self.network.nodes.push(node);
-        match self.graph([0, 0], [None; 2]) {
+        match self.graph(&[], &[]) {
             Ok(graph) => {
                 self.shapes.push(graph.nodes.last().expect("the node was added").shape.clone())
             }
@@ -248,12 +248,15 @@ impl<'a> GrownNetwork<'a> {
         }
     }
 
-    /// The graph with these outputs, and a loss of the second one and an extra loss.
+    /// The graph with up to two outputs, for which node 0 stands in, and up to two losses: one of
+    /// the second output, and an extra one.
     fn graph(
         &self,
-        outputs: [u32; 2],
-        [loss, extra_loss]: [Option<u32>; 2],
+        outputs: &[u32],
+        losses: &[u32],
     ) -> std::result::Result<ExpertGraph, hypercast_expert::Error> {
+        let outputs = [0, 1].map(|at| outputs.get(at).copied().unwrap_or(0));
+        let [loss, extra_loss] = [0, 1].map(|at| losses.get(at).copied());
         let output =
             |(task, node): (&str, u32)| Output { task: task.into(), node, options: Vec::new() };
         let outputs = ["click", "seconds"].into_iter().zip(outputs).map(output);
@@ -290,27 +293,19 @@ impl<'a> GrownNetwork<'a> {
                 }
             }
             let is_new = self.shapes.len() > before;
-            if is_new && self.graph([last, 0], [None; 2]).is_ok() {
+            // With those chosen before, since all together may take more FLOPs than the limit.
+            if is_new && self.graph(&[&outputs[..], &[last]].concat(), &losses).is_ok() {
                 outputs.push(last);
             }
-            if self.graph([0, 0], [Some(last), None]).is_ok() {
+            let takes_loss = has_losses && losses.len() < 2;
+            if takes_loss && self.graph(&outputs, &[&losses[..], &[last]].concat()).is_ok() {
                 losses.push(last);
             }
             if outputs.len() == 2 {
                 break;
             }
         }
-        let output = |at: usize| outputs.get(at).copied().unwrap_or(0);
-        let loss = |at: usize| losses.get(at).copied().filter(|_| has_losses);
-        let whole = self.graph([output(0), output(1)], [loss(0), loss(1)]);
-        // Parts that are admitted one by one can take more FLOPs together than the limit.
-        let is_costly =
-            |error: &hypercast_expert::Error| error.to_string().contains("FLOPs a candidate");
-        let whole = match whole {
-            Err(error) if is_costly(&error) => self.graph([output(0), 0], [None; 2]),
-            whole => whole,
-        };
-        whole.expect("the validator admitted each part")
+        self.graph(&outputs, &losses).expect("the validator admitted it with each part")
     }
 }
 
