@@ -5,17 +5,18 @@
 //!
 //! They only shape the TAE during training. Inference does not load them.
 
+use std::sync::Arc;
+
 use burn::{
     module::{Initializer, Module, Param},
     nn::{Linear, LinearConfig},
     tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend},
 };
-use hypercast_kernels::attention::HstuBackend;
+use hypercast_kernels::{attention::HstuBackend, embedding_bag::embedding_bag};
 
 use crate::{
     alignment_spec::{AlignmentSpec, TABLE_ROWS},
     batch::FmBatch,
-    fields::{ABSENT, FieldWidths},
     model::mlp_forward,
     spec::{FmConfig, FmSpec},
 };
@@ -103,9 +104,11 @@ impl<B: HstuBackend> AlignmentModules<B> {
                     inputs.push(Tensor::from_data(data, &device));
                 }
             }
-            inputs.extend(own.zip(module.table.as_ref()).map(|(own, table)| {
-                embeddings(&table.val(), &own.fields(), &batch.alignment.ids[surface])
-            }));
+            inputs.extend(
+                own.zip(module.table.as_ref()).map(|(own, table)| {
+                    embeddings(table.val(), own, &batch.alignment.ids[surface])
+                }),
+            );
             let outputs = module.forward(Tensor::cat(inputs, 1));
             all.push(AlignmentOutput { rows, tasks: spec.aligned_tasks(surface as u16), outputs });
         }
@@ -148,27 +151,15 @@ impl<B: HstuBackend> AlignmentModule<B> {
 
 /// The embeddings `[targets, fields * width]` of the columns `[targets, columns]` in `table`: of
 /// each field the mean of its values' rows.
-fn embeddings<B: Backend>(
-    table: &Tensor<B, 2>,
-    fields: &FieldWidths,
+fn embeddings<B: HstuBackend>(
+    table: Tensor<B, 2>,
+    own: &AlignmentSpec,
     columns: &[u32],
 ) -> Tensor<B, 2> {
-    let (device, count) = (table.device(), columns.len());
-    let place = |&row: &u32| if row == ABSENT { 0 } else { i64::from(row) };
-    let places = TensorData::new(columns.iter().map(place).collect::<Vec<i64>>(), [count]);
-    let shares = TensorData::new(fields.shares(columns), [count, 1]);
-    let rows = table.clone().select(0, Tensor::<B, 1, Int>::from_data(places, &device))
-        * Tensor::<B, 2>::from_data(shares, &device);
-    let [_, width] = table.dims();
-    let of_target: usize = fields.widths().iter().sum();
-    let rows = rows.reshape([count / of_target, of_target, width]);
-    let mut first = 0;
-    let fields = fields.widths().iter().map(|&columns| {
-        let own = rows.clone().narrow(1, first, columns).sum_dim(1);
-        first += columns;
-        own.reshape([count / of_target, width])
-    });
-    Tensor::cat(fields.collect(), 1)
+    let [rows, width] = table.dims();
+    let (fields, bags) = (own.ids.len(), own.fields().bags(columns, rows));
+    let targets = bags.bags() / fields;
+    embedding_bag(table, &Arc::new(bags)).reshape([targets, fields * width])
 }
 
 #[cfg(test)]
@@ -179,6 +170,7 @@ mod tests {
     use super::*;
     use crate::{
         alignment_spec::{AlignmentId, AlignmentInputs},
+        fields::ABSENT,
         spec::{TaskLabel, TaskSpec},
     };
 
@@ -296,7 +288,7 @@ mod tests {
         assert_eq!(reached.map(|(at, _)| at).collect::<Vec<_>>(), [7, 8, 9, 11]);
 
         let own = spec.alignment(0).unwrap();
-        let embedded = embeddings(&table, &own.fields(), &batch().alignment.ids[0]);
+        let embedded = embeddings(table.clone(), own, &batch().alignment.ids[0]);
         let (embedded, table) = (values(&embedded), values(&table));
         let mean = |at: usize| (table[8 * 3 + at] + table[9 * 3 + at]) / 2.0;
         for at in 0..3 {

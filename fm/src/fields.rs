@@ -4,6 +4,8 @@
 //! each, and the mean of their rows: zeros without any. This is the one definition for training and
 //! serving.
 
+use hypercast_kernels::embedding_bag::EmbeddingBags;
+
 /// The index in a column of a field of several values that has none.
 pub(crate) const ABSENT: u32 = u32::MAX;
 
@@ -33,20 +35,18 @@ impl FieldWidths {
         self.0.iter().enumerate().flat_map(column).collect()
     }
 
-    /// The number of columns of each field.
-    pub(crate) fn widths(&self) -> &[usize] {
-        &self.0
-    }
-
-    /// What each of the columns `[places, columns]` counts in the mean of its field; 0 if it has no
-    /// value.
-    pub(crate) fn shares(&self, index: &[u32]) -> Vec<f32> {
-        let mut shares = Vec::with_capacity(index.len());
+    /// A bag for each field of each place, of its values' rows of a table with so many: the columns
+    /// `[places, columns]` have the rows.
+    pub(crate) fn bags(&self, index: &[u32], rows: usize) -> EmbeddingBags {
+        if self.0.iter().all(|&width| width == 1) {
+            return EmbeddingBags::of_one(rows, index.to_vec());
+        }
+        let (mut offsets, mut present_index) = (vec![0], Vec::with_capacity(index.len()));
         self.each(index, |_, values| {
-            let share = share_of(values);
-            shares.extend(values.iter().map(|&at| if at == ABSENT { 0.0 } else { share }));
+            present_index.extend(present(values));
+            offsets.push(present_index.len() as u32);
         });
-        shares
+        EmbeddingBags::new(rows, offsets, present_index)
     }
 
     /// The embeddings `[places, fields * dim]` of the columns `[places, columns]`, which index
@@ -86,19 +86,6 @@ impl FieldWidths {
             }
         });
         flat
-    }
-
-    /// Adds the `gradients` of those embeddings to the gradients of `rows`.
-    pub(crate) fn scatter(&self, index: &[u32], gradients: &[f32], rows: &mut [f32], dim: usize) {
-        let mut parts = gradients.chunks_exact(dim);
-        self.each(index, |_, values| {
-            let part = parts.next().expect("an embedding for each field");
-            let share = share_of(values);
-            for at in present(values) {
-                let row = &mut rows[at as usize * dim..][..dim];
-                row.iter_mut().zip(part).for_each(|(sum, g)| *sum += share * g);
-            }
-        });
     }
 
     /// Calls `take` with each field of each place, and its columns.
@@ -165,21 +152,12 @@ mod tests {
     }
 
     #[test]
-    fn the_gradient_of_a_mean_is_shared_by_its_rows() {
-        let gradients: Vec<f32> = (0..6 * DIM).map(|at| (at as f32 * 0.7).cos()).collect();
-        let mut found = vec![0.0; 5 * DIM];
-        widths().scatter(&INDEX, &gradients, &mut found, DIM);
-        let mut expected = vec![0.0f64; 5 * DIM];
-        for (values, gradients) in values().iter().zip(gradients.chunks(DIM)) {
-            for value in values {
-                for (at, gradient) in gradients.iter().enumerate() {
-                    expected[value * DIM + at] += f64::from(*gradient) / values.len() as f64;
-                }
-            }
-        }
-        for (found, expected) in found.iter().zip(expected) {
-            assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} is not {expected}");
-        }
+    fn bags_have_the_same_embeddings() {
+        let rows = rows();
+        let bags = widths().bags(&INDEX, 5);
+        assert_eq!(bags.forward(&rows, DIM), widths().gather(&INDEX, &rows, DIM));
+        let one = FieldWidths::new([1, 1]).bags(&[4, 2, 0, 0], 5);
+        assert_eq!((one.offsets(), one.index()), (None, &[4, 2, 0, 0][..]));
     }
 
     #[test]

@@ -327,7 +327,8 @@ where
                 continue;
             }
             let attention = model::batch_attention(&self.manifest.config, &batch)?;
-            let embedded = EmbeddedBatch::new(&batch, &pass.gather(&batch.keys)?);
+            let rows = model::rows_of(&batch, pass.gather(&batch.keys)?);
+            let embedded = EmbeddedBatch::new(&batch, &rows);
             let forward = generation.model.model.forward(embedded, &batch, &attention);
             let scales = &generation.manifest.statistics.labels;
             output.append(to_output(forward, self.manifest.spec.main_tasks(), scales));

@@ -13,6 +13,7 @@ use burn::{
 };
 use hypercast_kernels::{
     attention::{AttentionWindow, HstuAttention, HstuBackend},
+    embedding_bag::embedding_bag,
     mlp::{LinearWeights, MlpInputs, mlp},
 };
 
@@ -59,14 +60,21 @@ pub struct EmbeddedBatch<B: Backend> {
     pub profiles: Option<Tensor<B, 2>>,
 }
 
-impl<B: Backend> EmbeddedBatch<B> {
-    /// Lays out `rows` `[keys, embedding_dim]`, the rows of the batch's distinct keys, by token.
-    pub(crate) fn new(batch: &FmBatch, rows: &[f32]) -> Self {
-        let dim = rows.len() / batch.keys.len();
+/// The rows of a batch's distinct keys on a device, `[keys, embedding_dim]`.
+pub(crate) fn rows_of<B: Backend>(batch: &FmBatch, rows: Vec<f32>) -> Tensor<B, 2> {
+    let shape = [batch.keys.len(), rows.len() / batch.keys.len()];
+    Tensor::from_data(TensorData::new(rows, shape), &B::Device::default())
+}
+
+impl<B: HstuBackend> EmbeddedBatch<B> {
+    /// Lays out `rows` `[keys, embedding_dim]`, those of the batch's distinct keys, by token. So
+    /// each goes to a device once, and so does its gradient come back.
+    pub(crate) fn new(batch: &FmBatch, rows: &Tensor<B, 2>) -> Self {
+        let [keys, dim] = rows.dims();
         let gather = |fields: &FieldWidths, index: &[u32], places: usize| {
-            let flat = fields.gather(index, rows, dim);
-            let shape = [places, flat.len() / places];
-            Tensor::from_data(TensorData::new(flat, shape), &B::Device::default())
+            let bags = Arc::new(fields.bags(index, keys));
+            let width = bags.bags() / places * dim;
+            embedding_bag(rows.clone(), &bags).reshape([places, width])
         };
         let FmBatch { token_fields, profile_fields, key_index, profile_index, .. } = batch;
         let places = batch.history_tokens() + batch.targets();

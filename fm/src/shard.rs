@@ -25,7 +25,6 @@ use crate::{
     batch::FmBatch,
     checkpoint::assign_weights,
     device::Cpu,
-    fields::FieldWidths,
     inference::{FmOutput, numbers, prediction, to_output},
     label_scale::LabelScales,
     loss::{LossTargets, cell_weights, mtml_loss},
@@ -75,8 +74,13 @@ pub(crate) struct GatheredBatch {
 }
 
 impl GatheredBatch {
-    pub(crate) fn embed<B: Backend>(&self) -> EmbeddedBatch<B> {
-        EmbeddedBatch::new(&self.batch, &self.rows)
+    /// The rows on a device, `[keys, embedding_dim]`.
+    fn rows<B: Backend>(&self) -> Tensor<B, 2> {
+        model::rows_of(&self.batch, self.rows.clone())
+    }
+
+    fn embed<B: HstuBackend>(&self) -> EmbeddedBatch<B> {
+        EmbeddedBatch::new(&self.batch, &self.rows())
     }
 }
 
@@ -207,30 +211,17 @@ where
         return Ok(Default::default());
     }
     let attention = model::batch_attention(config, batch)?;
-    let EmbeddedBatch { tokens, profiles } = part.embed::<A>();
-    let leaves = EmbeddedBatch {
-        tokens: tokens.require_grad(),
-        profiles: profiles.map(Tensor::require_grad),
-    };
-    let forward = network.model.forward(leaves.clone(), batch, &attention);
+    let rows = part.rows::<A>().require_grad();
+    let embedded = EmbeddedBatch::new(batch, &rows);
+    let forward = network.model.forward(embedded, batch, &attention);
     let aligned = aligned(network, &forward.tae, batch, spec);
     let (main, learned) = learned_outputs(network, &forward, &aligned, batch, context);
     let output = step_output(forward, &aligned, batch, context);
     let loss = loss(batch, main, &learned, &output.predictions, context);
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
     let mut gradients = loss.backward();
-    let mut row_gradients = vec![0.0; part.rows.len()];
-    let mut scatter = |leaf: &Tensor<A, 2>, fields: &FieldWidths, index: &[u32]| {
-        if let Some(sparse) = leaf.grad_remove(&mut gradients) {
-            let sparse = sparse.into_data().convert::<f32>();
-            let sparse = sparse.as_slice::<f32>().expect("converted to f32");
-            fields.scatter(index, sparse, &mut row_gradients, config.embedding_dim);
-        }
-    };
-    scatter(&leaves.tokens, &batch.token_fields, &batch.key_index);
-    if let Some(profiles) = &leaves.profiles {
-        scatter(profiles, &batch.profile_fields, &batch.profile_index);
-    }
+    let row_gradients = rows.grad_remove(&mut gradients).expect("every token has rows");
+    let row_gradients = numbers(row_gradients);
     let dense = GradientsParams::from_grads(gradients, network);
     let keys = batch.keys.clone();
     Ok((ShardGradients { loss: value, dense, keys, row_gradients }, output))

@@ -22,6 +22,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata, TensorPrimitive};
 
+use crate::embedding_bag::{self, EmbeddingBags};
 use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions};
 use crate::mlp::{self, FusedMlp, MlpInputs};
 pub use crate::oracle;
@@ -115,6 +116,17 @@ pub trait HstuBackend: Backend {
     /// As [`PairSum::forward`].
     fn pair_sum(inputs: PairInputs<FloatTensor<Self>>, pairs: Arc<PairSum>) -> FloatTensor<Self> {
         pairs::forward::<Self>(inputs, &pairs)
+    }
+
+    /// The means of bags of a table's rows, `[bags, dim]`; on the host, unless the backend has a
+    /// kernel.
+    fn embedding_bag(table: FloatTensor<Self>, bags: Arc<EmbeddingBags>) -> FloatTensor<Self> {
+        embedding_bag::forward::<Self>(table, &bags)
+    }
+
+    /// The gradient of the table `[rows, dim]`, given that of the means.
+    fn embedding_bag_backward(grad: FloatTensor<Self>, bags: &EmbeddingBags) -> FloatTensor<Self> {
+        embedding_bag::backward::<Self>(grad, bags)
     }
 
     /// Fused kernels for the whole layer around the op, if the backend has them.

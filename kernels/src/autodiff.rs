@@ -16,6 +16,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Shape, TensorMetadata};
 
 use crate::attention::{HstuAttention, HstuBackend, HstuInputs};
+use crate::embedding_bag::EmbeddingBags;
 use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions, LayerOutput};
 use crate::mlp::{self, FusedMlp, MlpInputs};
 use crate::pairs::{self, PairInputs, PairSum};
@@ -120,6 +121,20 @@ impl<B: HstuBackend> Backward<B, 2> for PairBackward {
     }
 }
 
+/// The node of embedding bags. It keeps no tensor.
+#[derive(Debug)]
+struct BagBackward;
+
+impl<B: HstuBackend> Backward<B, 1> for BagBackward {
+    type State = Arc<EmbeddingBags>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B, 1>(grads, parents, [Some(B::embedding_bag_backward(grad, &ops.state))]);
+    }
+}
+
 /// Adds the gradients of a node's parents. An untracked parent is None, and so is the gradient of
 /// an absent table.
 fn register<B: Backend, const N: usize>(
@@ -187,6 +202,20 @@ impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
             }
             OpsKind::UnTracked(prep) => prep.finish(B::pair_sum(inner, pairs)),
         }
+    }
+
+    fn embedding_bag(table: FloatTensor<Self>, bags: Arc<EmbeddingBags>) -> FloatTensor<Self> {
+        let out = B::embedding_bag(table.primitive, bags.clone());
+        match BagBackward.prepare::<C>([table.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(bags, out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    /// # Panics
+    /// Always: the op has no second derivative.
+    fn embedding_bag_backward(_: FloatTensor<Self>, _: &EmbeddingBags) -> FloatTensor<Self> {
+        panic!("embedding bags have no second derivative: differentiate them only once")
     }
 
     fn hstu_attention(

@@ -12,10 +12,12 @@
 //!   autodiff          history         cpu    fused, Flex backend         oracle  plain f64 loops
 //!   layer             dense           gpu    fused, CUDA and wgpu
 //!   mlp               prepared_mlp    plain  primitive Burn ops, any backend
+//!   embedding_bag
 //! ```
 //!
 //! `pairs` sums over the pairs of rows of a request, on the host of any backend.
-//! `layer` is a whole HSTU layer as one op and `mlp` a network of two linear layers. `history`
+//! `layer` is a whole HSTU layer as one op, `mlp` a network of two linear layers, and
+//! `embedding_bag` lays out the rows of tokens. `history`
 //! attends to keys and values that are kept between passes, `dense` is the rest of a layer with
 //! prepared weights, and `prepared_mlp` the network; `serving` says which form a backend has.
 //!
@@ -49,6 +51,7 @@ pub mod attention;
 mod autodiff;
 pub mod cpu;
 pub mod dense;
+pub mod embedding_bag;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod gpu;
 pub mod history;
@@ -59,3 +62,4 @@ pub mod pairs;
 pub mod plain;
 pub mod prepared_mlp;
 pub mod serving;
+mod transfer;

@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 
+use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Shape, TensorData, TensorMetadata, read_sync};
+
+use crate::transfer::{download, upload};
 
 /// A function of the difference of two rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,15 +182,6 @@ pub(crate) fn backward<B: Backend>(
     let found = pairs.backward(PairInputs { a: &a, b: &b }, &download::<B>(gradient));
     let [a, b] = [found.a, found.b].map(|own| upload::<B>(own, shape.as_slice(), &device));
     PairInputs { a, b }
-}
-
-fn download<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
-    let data = read_sync(B::float_into_data(tensor)).expect("the device is alive");
-    data.convert::<f32>().into_vec().expect("the data was converted to f32")
-}
-
-fn upload<B: Backend>(values: Vec<f32>, dims: &[usize], device: &B::Device) -> FloatTensor<B> {
-    B::float_from_data(TensorData::new(values, Shape::from(dims.to_vec())), device)
 }
 
 #[cfg(test)]

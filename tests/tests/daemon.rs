@@ -10,7 +10,7 @@ use hypercast_expert::{
 };
 use hypercast_serve::convert::Converter;
 use hypercast_tests::{Prerequisites, TestDaemon, expert, prerequisites, run, run_well, world};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Trains an FM and two in-tree experts on the first four fifths of a simulated world.
 fn trained(dir: &std::path::Path, plugins: &std::path::Path, binary: &std::path::Path) -> Config {
@@ -79,6 +79,8 @@ fn every_kind_of_request_gets_its_documented_response() {
     assert!(answer["ranking"][0]["predictions"]["click"].as_f64().is_some(), "{answer}");
     assert!(answer.get("explain").is_none(), "`explain` is only present if requested");
 
+    columns_are_answered_with_columns(&daemon, &answer);
+
     let (status, answer) =
         daemon.post("/v1/rank", &rank(987_654_321, "search", &[1, 777_777]).to_string());
     assert_eq!((status, &answer["new_user"]), (200, &json!(true)), "{answer}");
@@ -92,7 +94,7 @@ fn every_kind_of_request_gets_its_documented_response() {
         metrics.contains("hypercast_requests_total{route=\"/v1/rank\",status=\"404\"} 1"),
         "{metrics}"
     );
-    assert!(metrics.contains("hypercast_stage_seconds_count{stage=\"wasm\"} 2"), "{metrics}");
+    assert!(metrics.contains("hypercast_stage_seconds_count{stage=\"wasm\"} 3"), "{metrics}");
     let (status, page) = daemon.get("/");
     assert!(status == 200 && page.contains("page.js") && page.contains("page.css"), "{page}");
     for part in ["/page.js", "/page.css"] {
@@ -102,6 +104,26 @@ fn every_kind_of_request_gets_its_documented_response() {
     assert_eq!((status, answer["error"]["code"].as_str()), (404, Some("not_found")));
     files_that_are_cut_are_named(&daemon, &dir.path().join("runs/fm/store"));
     assert!(daemon.stop());
+}
+
+/// Candidates 1, 2 and 3 as columns have the ranking that they had as rows.
+fn columns_are_answered_with_columns(daemon: &TestDaemon, of_rows: &Value) {
+    let mut body = rank(3, "feed", &[]);
+    body["candidates"] = json!({ "id": [1, 2, 3] });
+    let (status, answer) = daemon.post("/v1/rank", &body.to_string());
+    assert_eq!(status, 200, "{answer}");
+    let place = |at: usize| {
+        let of = |name: &str| answer["ranking"][name][at].clone();
+        let predictions = answer["ranking"]["predictions"].as_object().unwrap().iter();
+        let predictions: Map<String, Value> =
+            predictions.map(|(task, values)| (task.clone(), values[at].clone())).collect();
+        json!({ "id": of("id"), "score": of("score"), "predictions": predictions })
+    };
+    assert_eq!(json!([place(0), place(1), place(2)]), of_rows["ranking"]);
+    body["candidates"]["features"] = json!({ "colour": [1, 2, 3] });
+    let (status, answer) = daemon.post("/v1/rank", &body.to_string());
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(status == 400 && message.contains("candidate 1: unknown feature"), "{answer}");
 }
 
 /// While a file of the store is cut, requests get a 503 and the daemon is not ready; both name the

@@ -7,6 +7,7 @@
 //! devices without tensor cores. This module chooses the family and `launch` launches it; what
 //! neither can run is computed by [`crate::plain`].
 
+mod bags;
 mod forward;
 mod keys;
 mod launch;
@@ -30,6 +31,7 @@ use cubecl::client::ComputeClient;
 use cubecl::features::TypeUsage;
 
 use crate::attention::{Dims, HstuAttention, HstuBackend, HstuInputs};
+use crate::embedding_bag::EmbeddingBags;
 use crate::plain;
 use launch::Launch;
 use tile::{SHARED_BYTES, UNITS};
@@ -87,6 +89,14 @@ where
             Some(family) => backward(family, inputs, grad, &shape),
             None => plain::backward::<Self>(inputs, grad, &shape, plain::GROUP_SCORES),
         }
+    }
+
+    fn embedding_bag(table: CubeTensor<R>, bags: Arc<EmbeddingBags>) -> CubeTensor<R> {
+        bags::forward(table, &bags)
+    }
+
+    fn embedding_bag_backward(grad: CubeTensor<R>, bags: &EmbeddingBags) -> CubeTensor<R> {
+        bags::backward(grad, bags)
     }
 }
 

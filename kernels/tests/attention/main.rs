@@ -4,6 +4,8 @@ mod case;
 mod dense;
 #[cfg(feature = "wgpu")]
 mod gpu;
+#[cfg(feature = "wgpu")]
+mod gpu_bags;
 #[cfg(feature = "cuda")]
 mod gpu_emulated;
 #[cfg(feature = "wgpu")]

@@ -43,13 +43,25 @@ pub struct RequestSpec {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(
     untagged,
-    expecting = "candidates: a number, or a list of {\"id\": ..., \"features\": {...}}"
+    expecting = "candidates: a number, a list of {\"id\": ..., \"features\": {...}}, or the columns \
+                 {\"id\": [...], \"features\": {...}}"
 )]
 pub enum CandidateSpecs {
     /// So many, which are generated.
     Count(usize),
     /// These, in this order.
     Items(Vec<CandidateSpec>),
+    /// These, as columns.
+    Columns(CandidateSpecColumns),
+}
+
+/// The candidates of a request as columns.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CandidateSpecColumns {
+    id: Vec<EntityId>,
+    #[serde(default)]
+    features: BTreeMap<String, Vec<FeatureSpec>>,
 }
 
 /// A candidate of a request.
@@ -124,11 +136,8 @@ impl RequestSpec {
         example.request = self.request.unwrap_or(example.request);
         example.time_ms = self.time_ms.unwrap_or(example.time_ms);
         for (row, target) in example.targets.iter_mut().enumerate() {
-            let own = match &self.candidates {
-                Some(CandidateSpecs::Items(items)) => items.get(row).map(|item| &item.features),
-                _ => None,
-            };
-            for (name, value) in self.context.iter().chain(own.into_iter().flatten()) {
+            let own = self.candidates.iter().flat_map(|candidates| candidates.features_of(row));
+            for (name, value) in self.context.iter().chain(own) {
                 let in_row = |why| format!("candidate {row}: {why}");
                 set(schema, name, value, &mut target.ids, &mut target.features).map_err(in_row)?;
             }
@@ -153,11 +162,44 @@ impl RequestSpec {
             Some(CandidateSpecs::Items(items)) => {
                 (items.len(), builder.items(items.iter().map(|item| item.id.key())))
             }
+            Some(CandidateSpecs::Columns(columns)) => {
+                columns.check()?;
+                (columns.id.len(), builder.items(columns.id.iter().map(EntityId::key)))
+            }
         };
         if candidates.max(history) > MOST {
             return Err(format!("a request has at most {MOST} candidates and past events"));
         }
         Ok(builder)
+    }
+}
+
+impl CandidateSpecs {
+    /// What was given for a candidate alone, by name.
+    fn features_of(&self, row: usize) -> Vec<(&String, &FeatureSpec)> {
+        match self {
+            CandidateSpecs::Count(_) => Vec::new(),
+            CandidateSpecs::Items(items) => {
+                items.get(row).into_iter().flat_map(|item| &item.features).collect()
+            }
+            CandidateSpecs::Columns(CandidateSpecColumns { features, .. }) => {
+                let of = features.iter();
+                of.filter_map(|(name, values)| Some((name, values.get(row)?))).collect()
+            }
+        }
+    }
+}
+
+impl CandidateSpecColumns {
+    fn check(&self) -> Result<(), String> {
+        let rows = self.id.len();
+        match self.features.iter().find(|(_, values)| values.len() != rows) {
+            None => Ok(()),
+            Some((name, values)) => {
+                let given = values.len();
+                Err(format!("feature `{name}` has {given} values for {rows} candidates"))
+            }
+        }
     }
 }
 

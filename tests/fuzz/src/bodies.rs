@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arbitrary::{Result, Unstructured};
 use hypercast_config::JoinSettings;
-use hypercast_data::dataset::Dataset;
+use hypercast_data::dataset::{Dataset, entity_id::EntityId};
 use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_data::schema::Schema;
 use hypercast_serve::api::{EventsRequest, RankRequest};
@@ -95,7 +95,7 @@ impl FuzzDaemon {
     fn rank(&self, text: &[u8]) {
         let Ok(request) = serde_json::from_slice::<RankRequest>(text) else { return };
         // A daemon checks `server.max_candidates` first.
-        if request.candidates.len() > 64 {
+        if request.candidates.ids().len() > 64 {
             return;
         }
         let time_ms = request.time_ms.unwrap_or(1_000_000);
@@ -104,7 +104,7 @@ impl FuzzDaemon {
         let example = self.state.fetch(&input, 8);
         // An item that is named more than once is a target once, where it was named first.
         let mut seen = HashSet::new();
-        let named = request.candidates.iter().map(|candidate| candidate.id.key());
+        let named = request.candidates.ids().iter().map(EntityId::key);
         let expected: Vec<u64> = named.filter(|id| seen.insert(*id)).collect();
         let targets: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
         assert_eq!(targets, expected);
@@ -178,6 +178,7 @@ fn rank(u: &mut Unstructured) -> Result<Value> {
         }
         candidates.push(candidate);
     }
+    let candidates = if u.ratio(1, 4)? { columns(u)? } else { candidates.into() };
     let mut body = json!({"user": id(u)?, "surface": name(u)?, "candidates": candidates});
     for (key, value) in
         [("time_ms", time(u)?), ("limit", id(u)?), ("request", id(u)?), ("context", features(u)?)]
@@ -187,6 +188,25 @@ fn rank(u: &mut Unstructured) -> Result<Value> {
         }
     }
     Ok(body)
+}
+
+/// Candidates as columns, which need not be equally long.
+fn columns(u: &mut Unstructured) -> Result<Value> {
+    let rows = u.int_in_range(0..=5)?;
+    let mut ids = Vec::new();
+    for _ in 0..rows {
+        ids.push(id(u)?);
+    }
+    let mut columns = Map::new();
+    for _ in 0..u.int_in_range(0..=2)? {
+        let row = features(u)?;
+        let Some((name, value)) = row.as_object().and_then(|row| row.iter().next()) else {
+            continue;
+        };
+        let rows = if u.ratio(1, 8)? { rows + 1 } else { rows };
+        columns.insert(name.clone(), vec![value.clone(); rows].into());
+    }
+    Ok(json!({"id": ids, "features": columns}))
 }
 
 /// A body of `/v1/events`.

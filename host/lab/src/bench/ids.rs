@@ -6,8 +6,8 @@ use std::path::Path;
 
 use hypercast_data::dataset::entity_id::TextId;
 use hypercast_data::dataset::id_dictionary::IdDictionary;
+use hypercast_serve::api::FeatureValue;
 use hypercast_serve::api::RankRequest;
-use hypercast_serve::convert::FeatureValue;
 use serde::Deserialize;
 use serde_json::json;
 

@@ -4,6 +4,7 @@
 //! Each part has a file. It makes its inputs, times itself and its rivals in turns, and adds
 //! [`BenchFigure`]s to the report. No figure fails a build: these are not tests.
 
+mod body_forms;
 mod direct_reads;
 mod engine;
 mod expert;

@@ -15,7 +15,7 @@ use hypercast_serve::api::RankAnswer;
 use hypercast_train::fm::{FIRST_VERSION, dataset_spec};
 
 use super::{
-    BenchReport,
+    BenchReport, body_forms,
     load::OpenLoopClient,
     serving::{CANDIDATES, ServingFixture, bodies, rank_client, rank_url},
 };
@@ -61,6 +61,8 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
         let name = format!("stage {stage}, p50{suffix}");
         report.figure(name, ours.p50_ms(stage), "ms");
     }
+    let name = format!("between the stages, and making the answer, p50{suffix}");
+    report.figure(name, ours.p50_ms("between"), "ms");
     let one_stage = "a one-stage model of the FM's size";
     let sums = [
         ("FM, expert and its Wasm, p50".to_owned(), "models", one_stage),
@@ -74,6 +76,7 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
     for (name, stage, rival) in sums {
         report.versus(name + suffix, ours.p50_ms(stage), "ms", rival, theirs.p50_ms(stage));
     }
+    body_forms::measure(fixture, &ours.daemon, report)?;
     ours.daemon.stop()?;
     theirs.daemon.stop()
 }
@@ -113,6 +116,7 @@ impl StagedDaemon {
             MODEL_STAGES.iter().chain(&["features"]).for_each(|stage| add(stage, ms(stage)));
             add("models", models);
             add("all", models + ms("features"));
+            add("between", ms("total") - models - ms("features"));
         }
         let round_trips_ms = self.client.one_by_one(explained.len());
         self.stages_ms.entry("round trip".into()).or_default().extend(round_trips_ms);

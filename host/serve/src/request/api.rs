@@ -6,7 +6,12 @@ use hypercast_core::error::ErrorKind;
 use hypercast_data::dataset::entity_id::{EntityId, TextId};
 use serde::{Deserialize, Serialize};
 
-use crate::request::convert::{NamedFeatures, unique_keys};
+use crate::request::named_features::unique_keys;
+pub use crate::request::{
+    candidates::{BodyForm, Candidates, RankCandidate},
+    named_features::{FeatureValue, NamedFeatures},
+    ranking::RankedPlaces,
+};
 
 /// The header with the milliseconds that are left, from a caller or from one tier to the next.
 pub const DEADLINE_HEADER: &str = "hypercast-deadline-ms";
@@ -24,7 +29,7 @@ pub struct RankRequest {
     /// The surface's name in the schema.
     pub surface: String,
     /// The candidates to rank.
-    pub candidates: Vec<RankCandidate>,
+    pub candidates: Candidates,
     /// An id above 0 and below 2^53 that joins the request with its events; by default the daemon
     /// assigns one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,22 +48,10 @@ pub struct RankRequest {
     pub explain: bool,
 }
 
-/// A candidate of a rank request.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct RankCandidate {
-    /// The item's id.
-    pub id: EntityId,
-    /// Item or context features by name; needed for an item the host does not know.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique_keys")]
-    pub features: NamedFeatures,
-}
-
 impl RankRequest {
     /// Its ids that are texts.
     pub(crate) fn text_ids(&self) -> impl Iterator<Item = &TextId> + Clone {
-        let items = self.candidates.iter().map(|candidate| &candidate.id);
-        std::iter::once(&self.user).chain(items).filter_map(EntityId::as_text)
+        std::iter::once(&self.user).chain(self.candidates.ids()).filter_map(EntityId::as_text)
     }
 }
 
@@ -68,7 +61,7 @@ pub struct RankAnswer {
     /// The request's id, to be sent back with its impressions and actions.
     pub request: u64,
     /// The ranking, best first.
-    pub ranking: Vec<Ranked>,
+    pub ranking: RankedPlaces,
     /// The version of the FM that was asked.
     pub fm_version: String,
     /// The expert that answered.
@@ -90,21 +83,6 @@ pub struct RankAnswer {
     /// Present if the request asked for it with `explain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explain: Option<Explanation>,
-}
-
-/// One place of the answer's ranking.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Ranked {
-    /// The item, by the id that the request gave it.
-    pub id: EntityId,
-    /// The value that the ranking is sorted by.
-    pub score: f32,
-    /// The probability with which the expert gives this place to this item, if it explores; with
-    /// the SDK's softmax it is given the places before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub propensity: Option<f32>,
-    /// One prediction per task: a probability for a binary task, a value for a regression.
-    pub predictions: BTreeMap<String, f32>,
 }
 
 /// The expert version that answered.

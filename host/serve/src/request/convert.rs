@@ -2,9 +2,7 @@
 //! the caller's words.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
-    fmt,
-    marker::PhantomData,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -12,142 +10,24 @@ use hypercast_core::clock::mistaken_unit;
 use hypercast_data::{
     dataset::{ContextFeatures, content::unit_vector, entity_id::EntityId},
     features::{CandidateInput, RequestInput},
-    schema::{
-        BeyondRange, Feature, FeatureKind, IdKind, Schema, ValueRange, category_id, fill_tags,
-        is_missing_text,
-    },
+    schema::{BeyondRange, Feature, FeatureKind, IdKind, Schema, ValueRange, fill_tags},
 };
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 use hypercast_fm::training_only::ReadFor;
 use hypercast_stream::events::check_time;
 use prometheus::IntCounterVec;
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
-};
 
 use crate::{
     metrics::{Metrics, beyond_range},
-    request::api::{RankCandidate, RankRequest, Refusal, RequestResult},
+    request::{
+        api::{RankRequest, Refusal, RequestResult},
+        candidates::SentColumn,
+        named_features::{FeatureValue, NamedFeatures},
+    },
 };
-
-/// A feature's value in JSON: an id or number, the text of a category, or a list of categories.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum FeatureValue {
-    /// An id, or a whole number.
-    Id(u64),
-    /// A number.
-    Number(f64),
-    /// A category's text; its id is the one that an import assigns.
-    Text(String),
-    /// The values of a feature that can have several.
-    List(Vec<FeatureValue>),
-    /// JSON's null: the value is missing, whatever is known otherwise.
-    Missing,
-}
-
-impl FeatureValue {
-    /// A number, or that it is missing.
-    fn of_number(number: f32) -> Self {
-        if number.is_finite() { Self::Number(number.into()) } else { Self::Missing }
-    }
-
-    /// The id of a category, 0 if it is missing; none if it is no category.
-    fn category(&self) -> Option<u64> {
-        match self {
-            Self::Missing => Some(0),
-            Self::Id(id) => Some((*id).min(MOST_ID)),
-            Self::Text(text) if is_missing_text(text) => Some(0),
-            Self::Text(text) => Some(category_id(text)),
-            Self::Number(_) | Self::List(_) => None,
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for FeatureValue {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(ValueVisitor { is_listed: false })
-    }
-}
-
-/// Reads a value as it comes. What serde derives would hold a copy of all that a list contains, for
-/// each list that it is in, so that a small body could take gigabytes.
-#[derive(Clone, Copy)]
-struct ValueVisitor {
-    /// Whether it is in a list, so that it is none itself.
-    is_listed: bool,
-}
-
-impl<'de> Visitor<'de> for ValueVisitor {
-    type Value = FeatureValue;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.is_listed {
-            "a number, a text or null in the list of a feature"
-        } else {
-            "a number, a text, a list of these, or null as a feature"
-        })
-    }
-
-    fn visit_u64<E>(self, id: u64) -> Result<FeatureValue, E> {
-        Ok(FeatureValue::Id(id))
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<FeatureValue, E> {
-        Ok(u64::try_from(number).map_or(FeatureValue::Number(number as f64), FeatureValue::Id))
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<FeatureValue, E> {
-        Ok(FeatureValue::Number(number))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<FeatureValue, E> {
-        Ok(FeatureValue::Text(text.to_owned()))
-    }
-
-    fn visit_unit<E>(self) -> Result<FeatureValue, E> {
-        Ok(FeatureValue::Missing)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<FeatureValue, A::Error> {
-        if self.is_listed {
-            return Err(de::Error::invalid_type(de::Unexpected::Seq, &self));
-        }
-        let mut values = Vec::new();
-        while let Some(value) = list.next_element_seed(ValueVisitor { is_listed: true })? {
-            if values.len() == MAX_LISTED {
-                return Err(de::Error::custom(format!(
-                    "the list of a feature has more than {MAX_LISTED} values"
-                )));
-            }
-            values.push(value);
-        }
-        Ok(FeatureValue::List(values))
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for ValueVisitor {
-    type Value = FeatureValue;
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<FeatureValue, D::Error> {
-        from.deserialize_any(self)
-    }
-}
-
-/// The greatest id of a category. The one above stands for what no caller can send (see
-/// `hypercast_fm::training_only`), and counts as this one.
-const MOST_ID: u64 = u64::MAX - 1;
-
-/// The most values of a list that are read. A feature takes at most
-/// [`hypercast_data::schema::MAX_TAGS`] of them.
-const MAX_LISTED: usize = 1024;
 
 /// The part of a text that a refusal shows, in bytes.
 const SHOWN_BYTES: usize = 100;
-
-/// Features by the names that the schema gives them.
-pub type NamedFeatures = BTreeMap<String, FeatureValue>;
 
 /// Refuses a time that is out of range, or that looks like one in another unit.
 pub(crate) fn check_sent_time(time_ms: i64) -> RequestResult<()> {
@@ -156,39 +36,6 @@ pub(crate) fn check_sent_time(time_ms: i64) -> RequestResult<()> {
         return Err(Refusal::BadRequest(why));
     }
     check_time(time_ms).map_err(|why| Refusal::BadRequest(why.to_string()))
-}
-
-/// Reads a map in which no key may stand twice. Otherwise the last one would count, silently.
-pub(crate) fn unique_keys<'de, D, V>(from: D) -> Result<BTreeMap<String, V>, D::Error>
-where
-    D: Deserializer<'de>,
-    V: Deserialize<'de>,
-{
-    struct UniqueKeys<V>(PhantomData<V>);
-
-    impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueKeys<V> {
-        type Value = BTreeMap<String, V>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a map of names")
-        }
-
-        fn visit_map<M: MapAccess<'de>>(self, mut entries: M) -> Result<Self::Value, M::Error> {
-            let mut map = BTreeMap::new();
-            while let Some((key, value)) = entries.next_entry::<String, V>()? {
-                match map.entry(key) {
-                    Entry::Vacant(place) => place.insert(value),
-                    Entry::Occupied(place) => {
-                        let why = format!("{:?} stands twice", place.key());
-                        return Err(de::Error::custom(why));
-                    }
-                };
-            }
-            Ok(map)
-        }
-    }
-
-    from.deserialize_map(UniqueKeys(PhantomData))
 }
 
 /// Converts requests with one schema.
@@ -202,6 +49,14 @@ pub struct Converter {
     ranges: HashMap<String, ValueRange>,
     /// Numbers beyond them, by name and fate.
     beyond: IntCounterVec,
+}
+
+/// The columns that a request has for its candidates, by the index of the feature.
+struct CandidateColumns<'a> {
+    item: Vec<Option<&'a SentColumn>>,
+    context: Vec<Option<&'a SentColumn>>,
+    /// The context features of the whole request.
+    of_request: Vec<Option<&'a FeatureValue>>,
 }
 
 impl Converter {
@@ -253,19 +108,18 @@ impl Converter {
             truth: Vec::new(),
         };
         let user = self.user(&request.user).map_err(|refusal| refusal.at("user"))?;
-        let mut seen = HashSet::with_capacity(request.candidates.len());
-        let mut candidates = Vec::with_capacity(request.candidates.len());
-        for (at, candidate) in request.candidates.iter().enumerate() {
+        let columns = self.candidate_columns(request)?;
+        let ids = request.candidates.ids();
+        let mut seen = HashSet::with_capacity(ids.len());
+        let mut candidates = Vec::with_capacity(ids.len());
+        for (at, id) in ids.iter().enumerate() {
             let place = |refusal: Refusal| refusal.at(&format!("candidates[{at}].id"));
-            let item = self.item(&candidate.id).map_err(place)?;
-            if !seen.insert(item) {
-                continue;
+            let item = self.item(id).map_err(place)?;
+            if seen.insert(item) {
+                let mut candidate = CandidateInput { item, ..of_request.clone() };
+                self.take_own(&columns, at, &mut candidate, &known)?;
+                candidates.push(candidate);
             }
-            candidates.push(if candidate.features.is_empty() {
-                CandidateInput { item, ..of_request.clone() }
-            } else {
-                self.candidate(candidate, &request.context, &known)?
-            });
         }
         Ok(RequestInput { request: id, user, user_features: None, surface, time_ms, candidates })
     }
@@ -274,8 +128,7 @@ impl Converter {
     pub(crate) fn ignored_features(&self, request: &RankRequest) -> Vec<String> {
         let features = self.schema.context_features.iter().filter(|own| own.training_only);
         let is_sent = |name: &String| {
-            let of_candidates = request.candidates.iter().map(|candidate| &candidate.features);
-            of_candidates.chain([&request.context]).any(|sent| sent.contains_key(name))
+            request.candidates.features().contains_key(name) || request.context.contains_key(name)
         };
         features.map(|feature| feature.name.clone()).filter(is_sent).collect()
     }
@@ -313,9 +166,13 @@ impl Converter {
         named: &NamedFeatures,
         reader: ReadFor,
     ) -> RequestResult<ContextFeatures> {
-        refuse_unknown(named, &[&self.schema.context_features])
+        refuse_unknown(named.keys(), &[&self.schema.context_features])
             .map_err(|refusal| refusal.at("context"))?;
-        self.context(&[named], reader)
+        let mut context = ContextFeatures::default();
+        let (ids, dense) = (&mut context.ids, &mut context.dense);
+        let features = &self.schema.context_features;
+        self.fill(features, |feature| named.get(&features[feature].name), reader, ids, dense)?;
+        Ok(context)
     }
 
     /// All features of an item or user. They must be complete but for those that are optional,
@@ -341,9 +198,10 @@ impl Converter {
             );
             return Err(Refusal::BadRequest(what));
         }
-        refuse_unknown(named, &[features])?;
+        refuse_unknown(named.keys(), &[features])?;
         let (mut ids, mut dense) = (Vec::new(), Vec::new());
-        self.fill(features, &[named], ReadFor::Learning, &mut ids, &mut dense)?;
+        let sent = |feature: usize| named.get(&features[feature].name);
+        self.fill(features, sent, ReadFor::Learning, &mut ids, &mut dense)?;
         Ok((ids, dense))
     }
 
@@ -393,49 +251,68 @@ impl Converter {
         })
     }
 
-    /// A candidate with features in the request.
-    fn candidate(
+    /// Finds the columns of the features that a request has for its candidates.
+    fn candidate_columns<'a>(
         &self,
-        candidate: &RankCandidate,
-        context: &NamedFeatures,
-        known: &impl Fn(u64) -> Option<Arc<Item>>,
-    ) -> RequestResult<CandidateInput> {
-        let (schema, id) = (&self.schema, candidate.id.key());
-        refuse_unknown(&candidate.features, &[&schema.item_features, &schema.context_features])
-            .map_err(|refusal| refusal.at(&format!("candidate {}", candidate.id)))?;
-        let mut features = None;
-        if schema.item_features.iter().any(|own| candidate.features.contains_key(&own.name)) {
-            // Those in the request, else the stored ones.
-            let mut item = known(id).map(Arc::unwrap_or_clone).unwrap_or_default();
-            item.id = id;
-            let sent = [&candidate.features];
-            let (ids, dense) = (&mut item.ids, &mut item.dense);
-            self.fill(&schema.item_features, &sent, ReadFor::Prediction, ids, dense)?;
-            features = Some(Arc::new(item));
+        request: &'a RankRequest,
+    ) -> RequestResult<CandidateColumns<'a>> {
+        let (schema, sent) = (&self.schema, request.candidates.features());
+        let known = [&schema.item_features[..], &schema.context_features];
+        for (name, column) in sent {
+            let place = |refusal: Refusal| match column.first() {
+                Some(at) => refusal.at(&format!("candidate {}", request.candidates.ids()[at])),
+                None => refusal,
+            };
+            refuse_unknown([name], &known).map_err(place)?;
         }
-        Ok(CandidateInput {
-            item: id,
-            features,
-            // The candidate's own come before those of its request.
-            context: Arc::new(self.context(&[&candidate.features, context], ReadFor::Prediction)?),
-            outcome: Outcome::UNKNOWN,
-            truth: Vec::new(),
+        let columns = |features: &[Feature]| -> Vec<Option<&'a SentColumn>> {
+            features.iter().map(|feature| sent.get(&feature.name)).collect()
+        };
+        let of_request = |feature: &Feature| request.context.get(&feature.name);
+        Ok(CandidateColumns {
+            item: columns(&schema.item_features),
+            context: columns(&schema.context_features),
+            of_request: schema.context_features.iter().map(of_request).collect(),
         })
     }
 
-    fn context(&self, from: &[&NamedFeatures], reader: ReadFor) -> RequestResult<ContextFeatures> {
-        let mut context = ContextFeatures::default();
-        let (ids, dense) = (&mut context.ids, &mut context.dense);
-        self.fill(&self.schema.context_features, from, reader, ids, dense)?;
-        Ok(context)
+    /// Gives a candidate the features that the request has for it alone, the one at `at`.
+    fn take_own(
+        &self,
+        columns: &CandidateColumns<'_>,
+        at: usize,
+        candidate: &mut CandidateInput,
+        known: &impl Fn(u64) -> Option<Arc<Item>>,
+    ) -> RequestResult<()> {
+        let has_own =
+            |of: &[Option<&SentColumn>]| of.iter().flatten().any(|own| own.get(at).is_some());
+        if has_own(&columns.item) {
+            // Those in the request, else the stored ones.
+            let mut item = known(candidate.item).map(Arc::unwrap_or_clone).unwrap_or_default();
+            item.id = candidate.item;
+            let sent = |feature: usize| columns.item[feature]?.get(at);
+            let (ids, dense) = (&mut item.ids, &mut item.dense);
+            self.fill(&self.schema.item_features, sent, ReadFor::Prediction, ids, dense)?;
+            candidate.features = Some(Arc::new(item));
+        }
+        if has_own(&columns.context) {
+            // The candidate's own come before those of its request.
+            let own = |feature: usize| columns.context[feature]?.get(at);
+            let sent = |feature: usize| own(feature).or(columns.of_request[feature]);
+            let mut context = ContextFeatures::default();
+            let (ids, dense) = (&mut context.ids, &mut context.dense);
+            self.fill(&self.schema.context_features, sent, ReadFor::Prediction, ids, dense)?;
+            candidate.context = Arc::new(context);
+        }
+        Ok(())
     }
 
-    /// Sets columns to the first value that was sent; a feature without one keeps its value, or is
-    /// missing. Of more values than a feature can have, the first ones count.
-    fn fill(
+    /// Sets columns to the values that were `sent`, by the index of the feature; one without keeps
+    /// its value, or is missing. Of more values than a feature can have, the first ones count.
+    fn fill<'v>(
         &self,
         features: &[Feature],
-        from: &[&NamedFeatures],
+        sent: impl Fn(usize) -> Option<&'v FeatureValue>,
         reader: ReadFor,
         ids: &mut Vec<u64>,
         dense: &mut Vec<f32>,
@@ -445,12 +322,11 @@ impl Converter {
         let unknown = of_kind(FeatureKind::Dense).map(Feature::missing_number);
         dense.extend(unknown.skip(dense.len()));
         let (mut ids, mut dense) = (&mut ids[..], dense.iter_mut());
-        for feature in features {
+        for (at, feature) in features.iter().enumerate() {
             let Feature { name, kind, .. } = feature;
-            let sent = from.iter().find_map(|named| named.get(name));
             // Whoever still sends a retired feature need not change at once.
             let is_hidden = reader == ReadFor::Prediction && feature.training_only;
-            let value = sent.filter(|_| !is_hidden && !self.schema.is_retired(name));
+            let value = sent(at).filter(|_| !is_hidden && !self.schema.is_retired(name));
             match kind {
                 FeatureKind::Categorical => {
                     let columns;
@@ -556,10 +432,13 @@ fn key(id: &EntityId, declared: IdKind, whose: &str) -> RequestResult<u64> {
     }
 }
 
-fn refuse_unknown(named: &NamedFeatures, features: &[&[Feature]]) -> RequestResult<()> {
+fn refuse_unknown<'a>(
+    names: impl IntoIterator<Item = &'a String>,
+    features: &[&[Feature]],
+) -> RequestResult<()> {
     let known: Vec<&str> =
         features.iter().copied().flatten().map(|feature| feature.name.as_str()).collect();
-    match named.keys().find(|name| !known.contains(&name.as_str())) {
+    match names.into_iter().find(|name| !known.contains(&name.as_str())) {
         Some(name) => Err(unknown("feature", name, &known)),
         None => Ok(()),
     }

@@ -11,9 +11,15 @@ use std::{
 };
 
 use hypercast_core::{logging::RepeatedFailures, supervised_thread::OnPanic};
+use hypercast_data::dataset::entity_id::EntityId;
 use hypercast_stream::events::{EventWriter, RankingEvent};
 
-use crate::{error::Result, metrics::Metrics, request::api::RankAnswer, threads::QueueThread};
+use crate::{
+    error::Result,
+    metrics::Metrics,
+    request::api::{RankAnswer, RankedPlaces},
+    threads::QueueThread,
+};
 
 /// The first places of an answer, which are noted: few people see more, and a note stays far
 /// below the longest record, so that none is refused and takes its batch along.
@@ -71,10 +77,10 @@ impl RankingRecorder {
 
     /// Queues the ranking of an answer that `arm` gave.
     pub(crate) fn record(&self, answer: &RankAnswer, arm: String) {
-        let places = &answer.ranking[..answer.ranking.len().min(MAX_PLACES)];
-        let items = places.iter().map(|place| place.id.key()).collect();
+        let RankedPlaces { ids, propensities, .. } = &answer.ranking;
+        let items = ids.iter().take(MAX_PLACES).map(EntityId::key).collect();
         let mut propensities: Vec<Option<f32>> =
-            places.iter().map(|place| place.propensity).collect();
+            propensities.iter().take(MAX_PLACES).copied().collect();
         let known = propensities.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         propensities.truncate(known);
         let ranking = RankingEvent { request: answer.request, arm, items, propensities };

@@ -34,7 +34,8 @@ use crate::{
     },
     request::{
         api::{
-            AnsweringExpert, Explanation, RankAnswer, RankRequest, Ranked, Refusal, RequestResult,
+            AnsweringExpert, BodyForm, Explanation, RankAnswer, RankRequest, RankedPlaces, Refusal,
+            RequestResult,
         },
         convert::Converter,
         events::check_request,
@@ -170,7 +171,7 @@ impl RankingService {
     /// The request is wrong, or an id of it has the key of another one.
     pub fn fetch(&self, request: &RankRequest) -> RequestResult<Fetched> {
         let set = self.models.set();
-        let (given, most) = (request.candidates.len(), set.max_candidates);
+        let (given, most) = (request.candidates.ids().len(), set.max_candidates);
         match given {
             0 => return Err(Refusal::NoCandidates),
             _ if given > most => return Err(Refusal::TooMany { given, what: "candidates", most }),
@@ -245,7 +246,7 @@ impl RankingService {
         let explained = request.explain && self.settings.now().server.explain;
         let answer = RankAnswer {
             request: example.request,
-            ranking,
+            ranking: RankedPlaces { form: request.candidates.form(), ..ranking },
             fm_version: fetched.fm().version().to_owned(),
             expert: fetched.arm.as_ref().map(|(arm, expert)| AnsweringExpert {
                 name: arm.name.clone(),
@@ -289,8 +290,10 @@ impl RankingService {
         let (fm, output) = (fetched.fm().clone(), output.cloned());
         let arm = fetched.arm.as_ref().map_or_else(String::new, |(arm, _)| arm.label.clone());
         let (at_ms, degraded) = (now_ms(), answer.degraded);
-        let ranking = answer.ranking.iter().map(|place| (place.id.key(), place.score)).collect();
-        let propensities = answer.ranking.iter().map(|place| place.propensity).collect();
+        let RankedPlaces { ids, scores, propensities, .. } = &answer.ranking;
+        let keys = ids.iter().map(EntityId::key);
+        let ranking = keys.zip(scores.iter().copied()).collect();
+        let propensities = propensities.clone();
         let kept = self.queues.request_log.offer(move || RecordedRequest {
             schema,
             at_ms,
@@ -369,7 +372,7 @@ fn best_first(scores: &[f32], limit: usize) -> Vec<RankedRow> {
 /// The callers' ids of the targets, which are the request's candidates in their order, each where
 /// it was named first.
 fn caller_ids<'a>(request: &'a RankRequest, example: &Example) -> Vec<&'a EntityId> {
-    let mut candidates = request.candidates.iter().map(|candidate| &candidate.id);
+    let mut candidates = request.candidates.ids().iter();
     let mut of = |item: u64| candidates.find(|id| id.key() == item);
     let ids = example.targets.iter().map(|target| of(target.item.id));
     ids.map(|id| id.expect("each target is a candidate of its request")).collect()
@@ -380,13 +383,16 @@ fn ranking(
     ids: &[&EntityId],
     places: &[RankedRow],
     tasks: &BTreeMap<String, Vec<f32>>,
-) -> Vec<Ranked> {
-    let of = |row: usize| tasks.iter().map(move |(task, values)| (task.clone(), values[row]));
-    let ranked = |&RankedRow { candidate, score, propensity }: &RankedRow| {
-        let row = candidate as usize;
-        Ranked { id: ids[row].clone(), score, propensity, predictions: of(row).collect() }
-    };
-    places.iter().map(ranked).collect()
+) -> RankedPlaces {
+    let rows = || places.iter().map(|place| place.candidate as usize);
+    let of = |values: &[f32]| rows().map(|row| values[row]).collect();
+    RankedPlaces {
+        ids: rows().map(|row| ids[row].clone()).collect(),
+        scores: places.iter().map(|place| place.score).collect(),
+        propensities: places.iter().map(|place| place.propensity).collect(),
+        predictions: tasks.iter().map(|(task, values)| (task.clone(), of(values))).collect(),
+        form: BodyForm::default(),
+    }
 }
 
 fn stages_us(fetched: &Fetched, times: StageTimes) -> BTreeMap<String, f64> {

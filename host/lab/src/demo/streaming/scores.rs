@@ -68,11 +68,13 @@ impl ServedScores {
             (Some(expert), false) => expert.arm.clone(),
             _ => format!("fm@{}", answer.fm_version),
         };
-        for ranked in &answer.ranking {
-            let of = |task: &Task| ranked.predictions.get(&task.name).copied().unwrap_or(f32::NAN);
+        for (place, id) in answer.ranking.ids.iter().enumerate() {
+            let of = |task: &Task| {
+                answer.ranking.predictions.get(&task.name).map_or(f32::NAN, |all| all[place])
+            };
             let predictions = self.labels.schema.tasks.iter().map(of).collect();
             let served = ServedPredictions { arm: arm.clone(), predictions };
-            self.served.insert((answer.request, ranked.id.key()), served);
+            self.served.insert((answer.request, id.key()), served);
         }
         arm
     }

@@ -7,14 +7,13 @@ use std::{
 };
 
 use hypercast_core::{progress::Progress, shutdown::Shutdown};
-use hypercast_data::dataset::Impression;
+use hypercast_data::dataset::{Impression, entity_id::EntityId};
 use hypercast_fm::{
     example::{Item, Outcome},
     metrics::LogLossSums,
 };
-use hypercast_serve::{
-    api::{ActionBody, EntityBody, EventsRequest, RankAnswer, RankRequest},
-    convert::FeatureValue,
+use hypercast_serve::api::{
+    ActionBody, EntityBody, EventsRequest, FeatureValue, RankAnswer, RankRequest,
 };
 use serde::Serialize;
 
@@ -171,7 +170,7 @@ impl<'a> ClosedLoopTraffic<'a> {
             self.deployment.check_arm(page.user, version)?;
             self.counts.ranked += 1;
             self.counts.degraded += u64::from(answer.degraded);
-            let ranking: Vec<u64> = answer.ranking.iter().map(|place| place.id.key()).collect();
+            let ranking: Vec<u64> = answer.ranking.ids.iter().map(EntityId::key).collect();
             let rows = self.world.show(page, &ranking)?;
             self.note_predictions(self.outcomes.arm(page.user), &answer, &rows);
             let is_fresh = |item| self.world.is_fresh(item, page.time_ms);
@@ -188,10 +187,11 @@ impl<'a> ClosedLoopTraffic<'a> {
     fn note_predictions(&mut self, arm: usize, answer: &RankAnswer, rows: &[Impression]) {
         let name = self.deployment.arms[arm].name.clone();
         let clicks = self.counts.clicks.entry(name).or_default();
+        let Some(predictions) = answer.ranking.predictions.get(ACTIONS[0]) else { return };
         for row in rows {
-            let place = answer.ranking.iter().find(|place| place.id.key() == row.item);
-            if let Some(&probability) = place.and_then(|place| place.predictions.get(ACTIONS[0])) {
-                clicks.push(probability, row.outcome.actions & 1 == 1);
+            let place = answer.ranking.ids.iter().position(|id| id.key() == row.item);
+            if let Some(place) = place {
+                clicks.push(predictions[place], row.outcome.actions & 1 == 1);
             }
         }
     }

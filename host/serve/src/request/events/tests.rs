@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::request::api::RankRequest;
-use crate::request::convert::FeatureValue;
+use crate::request::named_features::FeatureValue;
 use hypercast_data::dataset::ContextFeatures;
 use hypercast_data::dataset::ids::id_key;
 use hypercast_data::schema::{
@@ -324,7 +324,8 @@ fn what_only_training_knows_is_taken_of_events_and_ignored_in_requests() {
         assert!(dense[0].is_nan() && *ids == [device, 0], "{candidate:?}");
     }
     assert_eq!(converter.ignored_features(&request), ["position", "slot"]);
-    let without = RankRequest { context: Default::default(), candidates: vec![], ..request };
+    let without =
+        RankRequest { context: Default::default(), candidates: Default::default(), ..request };
     assert!(converter.ignored_features(&without).is_empty());
 }
 
