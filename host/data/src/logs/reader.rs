@@ -141,6 +141,25 @@ impl LogReader {
         Ok(end(&file_numbers(dir)?))
     }
 
+    /// Whether the files behind a position have a request on one of these surfaces, whichever FMs
+    /// embedded it. Corrections of earlier requests do not count.
+    ///
+    /// # Errors
+    /// The directory has no logs, or damaged ones.
+    pub fn has_requests_behind(dir: &Path, from: LogPosition, surfaces: &[u16]) -> Result<bool> {
+        let (_, schema) = load_header(dir)?;
+        let layout = LogLayout::new(&schema);
+        for number in file_numbers(dir)?.into_iter().filter(|&number| number >= from.file) {
+            let mut open = LogFile::open(dir, number)?.starting_at(0, None);
+            while let Some(logged) = open.next_request(&layout)? {
+                if !logged.correction && surfaces.contains(&logged.example.surface) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// The FM versions whose embeddings a log directory contains.
     ///
     /// # Errors

@@ -245,12 +245,18 @@ fn each_version_is_read_where_it_was_logged() {
     let mut writer = LogWriter::create(&logs, &data.schema, options(), versions).unwrap();
     assert_eq!(writer.place(), Some(back));
     assert!(follower.next_request().unwrap().is_none());
+    let surface = examples[0].surface;
+    let is_behind =
+        |from, surface| LogReader::has_requests_behind(&logs, from, &[surface]).unwrap();
+    assert!(!is_behind(end, surface), "a file without a request");
     writer.write(row(&examples[0], &[&tae(&examples[0])])).unwrap();
     writer.finish().unwrap();
     let read = follower.next_request().unwrap().unwrap();
     assert_eq!(read.example.request, examples[0].request);
     let reader = LogReader::open_for(&logs, Some("1.0.0")).unwrap();
     assert_eq!(reader.iter().count(), 2 * third + 1);
+    assert!(is_behind(end, surface) && is_behind(LogPosition::default(), surface));
+    assert!(!is_behind(end, surface + 1) && !is_behind(reader.end, surface));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::{
         eval_window::{EvalWindow, WindowPredictions},
         joined_reader::{JoinedPosition, JoinedReader, RecordReports},
         materialise,
-        stream::LogView,
+        stream::{LogView, Survey},
     },
     ExpertCheckpoint, FollowExpertOptions, FollowedVersion,
     feed::{ComputedFeed, FeedPosition, FollowedLogs, LogFeed},
@@ -118,9 +118,15 @@ fn resume(own: &FollowedVersion<'_>, state: FollowerState) -> Result<StartedTrai
     Ok(StartedTrainer { expert, place: state.place, orders, joined, last, measured })
 }
 
+/// Feature logs that have rows of an expert.
+struct LogsWithRows {
+    log: LogReader,
+    survey: Survey,
+}
+
 /// Learns from the logs that are there, or from the data set with TAEs of the checkpoint. None if
-/// these have no rows of its surfaces. Logs are looked through again once they have another end
-/// than `looked_to`.
+/// these have no rows of its surfaces, as those up to `looked_to` do not: the logs are looked
+/// through again once a later file has a request on one.
 fn learn_past(
     own: &FollowedVersion<'_>,
     looked_to: &mut Option<LogPosition>,
@@ -140,12 +146,15 @@ fn learn_past(
         return Ok(None);
     }
     let end = LogReader::end_of(&logs)?;
-    if looked_to.replace(end) == Some(end) {
+    if *looked_to == Some(end) {
         return Ok(None);
     }
-    let Some(log) = opened(&logs, options)? else { return Ok(None) };
-    let view = view(&log, surfaces);
-    let Some(survey) = view.survey()? else {
+    let found = match *looked_to {
+        Some(before) if !LogReader::has_requests_behind(&logs, before, surfaces)? => None,
+        _ => look_through(&logs, options, surfaces)?,
+    };
+    let Some(LogsWithRows { log, survey }) = found else {
+        *looked_to = Some(end);
         if joined.is_none() {
             return Ok(None);
         }
@@ -165,6 +174,7 @@ fn learn_past(
         );
         return Err(Error::data(&config.paths.dataset, what));
     };
+    let view = view(&log, surfaces);
     let mut expert = own.runtime.begin(&view, survey)?;
     let mut until_ms = i64::MIN;
     let mut measured = EvalWindow::new(expert.tasks(), &dataset.schema);
@@ -224,6 +234,16 @@ fn opened(logs: &Path, options: &FollowExpertOptions) -> Result<Option<LogReader
         }
         _ => Ok(Some(LogReader::open_for(logs, asked)?)),
     }
+}
+
+fn look_through(
+    logs: &Path,
+    options: &FollowExpertOptions,
+    surfaces: &[u16],
+) -> Result<Option<LogsWithRows>> {
+    let Some(log) = opened(logs, options)? else { return Ok(None) };
+    let survey = view(&log, surfaces).survey()?;
+    Ok(survey.map(|survey| LogsWithRows { log, survey }))
 }
 
 fn view<'a>(log: &'a LogReader, surfaces: &[u16]) -> LogView<'a> {
