@@ -5,14 +5,12 @@
 //!
 //! They only shape the TAE during training. Inference does not load them.
 
-use std::sync::Arc;
-
 use burn::{
     module::{Initializer, Module, Param},
     nn::{Linear, LinearConfig},
     tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend},
 };
-use hypercast_kernels::{attention::HstuBackend, embedding_bag::embedding_bag};
+use hypercast_kernels::attention::HstuBackend;
 
 use crate::{
     alignment_spec::{AlignmentSpec, TABLE_ROWS},
@@ -104,11 +102,9 @@ impl<B: HstuBackend> AlignmentModules<B> {
                     inputs.push(Tensor::from_data(data, &device));
                 }
             }
-            inputs.extend(
-                own.zip(module.table.as_ref()).map(|(own, table)| {
-                    embeddings(table.val(), own, &batch.alignment.ids[surface])
-                }),
-            );
+            inputs.extend(own.zip(module.table.as_ref()).map(|(own, table)| {
+                own.fields().embedded(&batch.alignment.ids[surface], &table.val())
+            }));
             let outputs = module.forward(Tensor::cat(inputs, 1));
             all.push(AlignmentOutput { rows, tasks: spec.aligned_tasks(surface as u16), outputs });
         }
@@ -147,19 +143,6 @@ impl<B: HstuBackend> AlignmentModule<B> {
         }
         mlp_forward(x, [last, &self.output])
     }
-}
-
-/// The embeddings `[targets, fields * width]` of the columns `[targets, columns]` in `table`: of
-/// each field the mean of its values' rows.
-fn embeddings<B: HstuBackend>(
-    table: Tensor<B, 2>,
-    own: &AlignmentSpec,
-    columns: &[u32],
-) -> Tensor<B, 2> {
-    let [rows, width] = table.dims();
-    let (fields, bags) = (own.ids.len(), own.fields().bags(columns, rows));
-    let targets = bags.bags() / fields;
-    embedding_bag(table, &Arc::new(bags)).reshape([targets, fields * width])
 }
 
 #[cfg(test)]
@@ -288,7 +271,7 @@ mod tests {
         assert_eq!(reached.map(|(at, _)| at).collect::<Vec<_>>(), [7, 8, 9, 11]);
 
         let own = spec.alignment(0).unwrap();
-        let embedded = embeddings(table.clone(), own, &batch().alignment.ids[0]);
+        let embedded = own.fields().embedded(&batch().alignment.ids[0], &table);
         let (embedded, table) = (values(&embedded), values(&table));
         let mean = |at: usize| (table[8 * 3 + at] + table[9 * 3 + at]) / 2.0;
         for at in 0..3 {

@@ -8,18 +8,16 @@ use serde::{Deserialize, Serialize};
 /// The Burn backend of the CPU.
 pub type Cpu = burn_flex::Flex;
 
-/// The Burn backend of CUDA devices.
 #[cfg(feature = "cuda")]
-pub type Cuda = burn_cuda::Cuda<f32, i32>;
+pub use hypercast_kernels::gpu::Cuda;
 
 /// Stands for CUDA's backend in a build without it, so that code for all devices compiles in every
 /// build. [`DeviceKind::check`] refuses the device before anything runs on it.
 #[cfg(not(feature = "cuda"))]
 pub type Cuda = Cpu;
 
-/// The Burn backend of what wgpu finds: on Linux, devices with a Vulkan driver.
 #[cfg(feature = "wgpu")]
-pub type Wgpu = burn_wgpu::Wgpu<f32, i32, u32>;
+pub use hypercast_kernels::gpu::Wgpu;
 
 /// Stands for wgpu's backend in a build without it, as [`Cuda`] does for CUDA's.
 #[cfg(not(feature = "wgpu"))]

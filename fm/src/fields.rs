@@ -4,7 +4,13 @@
 //! each, and the mean of their rows: zeros without any. This is the one definition for training and
 //! serving.
 
-use hypercast_kernels::embedding_bag::EmbeddingBags;
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use hypercast_kernels::{
+    attention::HstuBackend,
+    embedding_bag::{EmbeddingBags, embedding_bag},
+};
 
 /// The index in a column of a field of several values that has none.
 pub(crate) const ABSENT: u32 = u32::MAX;
@@ -35,9 +41,21 @@ impl FieldWidths {
         self.0.iter().enumerate().flat_map(column).collect()
     }
 
+    /// The embeddings `[places, fields * dim]` of the columns `[places, columns]`, which index
+    /// `table` `[keys, dim]`, where the table is.
+    pub(crate) fn embedded<B: HstuBackend>(
+        &self,
+        index: &[u32],
+        table: &Tensor<B, 2>,
+    ) -> Tensor<B, 2> {
+        let ([keys, dim], fields) = (table.dims(), self.0.len());
+        let bags = Arc::new(self.bags(index, keys));
+        embedding_bag(table.clone(), &bags).reshape([bags.bags() / fields, fields * dim])
+    }
+
     /// A bag for each field of each place, of its values' rows of a table with so many: the columns
     /// `[places, columns]` have the rows.
-    pub(crate) fn bags(&self, index: &[u32], rows: usize) -> EmbeddingBags {
+    fn bags(&self, index: &[u32], rows: usize) -> EmbeddingBags {
         if self.0.iter().all(|&width| width == 1) {
             return EmbeddingBags::of_one(rows, index.to_vec());
         }
@@ -49,14 +67,9 @@ impl FieldWidths {
         EmbeddingBags::new(rows, offsets, present_index)
     }
 
-    /// The embeddings `[places, fields * dim]` of the columns `[places, columns]`, which index
-    /// `rows` `[keys, dim]`.
-    pub(crate) fn gather(&self, index: &[u32], rows: &[f32], dim: usize) -> Vec<f32> {
-        self.gather_beside(index, rows, dim, &[])
-    }
-
-    /// The same, with the numbers of each place, `[places, any]`, behind its embeddings.
-    pub(crate) fn gather_beside(
+    /// The same of `rows` `[keys, dim]` on the host, with the numbers of each place,
+    /// `[places, any]`, behind its embeddings.
+    pub(crate) fn gather(
         &self,
         index: &[u32],
         rows: &[f32],
@@ -142,12 +155,12 @@ mod tests {
                 cells.sum::<f64>() / values.len() as f64
             })
         });
-        let found = widths().gather(&INDEX, &rows, DIM);
+        let found = widths().gather(&INDEX, &rows, DIM, &[]);
         assert_eq!(found.len(), 6 * DIM);
         for (found, expected) in found.iter().zip(expected) {
             assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} is not {expected}");
         }
-        let none = FieldWidths::new([2]).gather(&[ABSENT, ABSENT], &rows, DIM);
+        let none = FieldWidths::new([2]).gather(&[ABSENT, ABSENT], &rows, DIM, &[]);
         assert_eq!(none, [0.0; DIM], "zeros without a value");
     }
 
@@ -155,7 +168,7 @@ mod tests {
     fn bags_have_the_same_embeddings() {
         let rows = rows();
         let bags = widths().bags(&INDEX, 5);
-        assert_eq!(bags.forward(&rows, DIM), widths().gather(&INDEX, &rows, DIM));
+        assert_eq!(bags.forward(&rows, DIM), widths().gather(&INDEX, &rows, DIM, &[]));
         let one = FieldWidths::new([1, 1]).bags(&[4, 2, 0, 0], 5);
         assert_eq!((one.offsets(), one.index()), (None, &[4, 2, 0, 0][..]));
     }

@@ -47,24 +47,29 @@ pub(crate) fn is_finite<A: AutodiffBackend>(
     passes: &[ShardResult],
 ) -> bool {
     let has_finite_gradients = |ShardResult { gradients, .. }: &ShardResult| {
-        let mut check = FiniteCheck { gradients: &gradients.dense, is_finite: true };
-        network.visit(&mut check);
-        check.is_finite && gradients.row_gradients.iter().all(|gradient| gradient.is_finite())
+        let mut sum = GradientSum::<A> { gradients: &gradients.dense, sum: None };
+        network.visit(&mut sum);
+        sum.sum.is_none_or(|sum| sum.into_scalar().elem::<f32>().is_finite())
+            && gradients.row_gradients.iter().all(|gradient| gradient.is_finite())
     };
     loss(passes).is_finite() && passes.iter().all(has_finite_gradients)
 }
 
-/// Whether the gradients of all weights are finite.
-struct FiniteCheck<'a> {
+/// The sum of the gradients of all weights. One that is not finite makes the sum so, which is one
+/// number to read from a device.
+struct GradientSum<'a, A: AutodiffBackend> {
     gradients: &'a GradientsParams,
-    is_finite: bool,
+    sum: Option<Tensor<A::InnerBackend, 1>>,
 }
 
-impl<A: AutodiffBackend> ModuleVisitor<A> for FiniteCheck<'_> {
+impl<A: AutodiffBackend> ModuleVisitor<A> for GradientSum<'_, A> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
-        let gradient = self.gradients.get::<A::InnerBackend, D>(param.id);
-        // A number that is not finite makes the sum so.
-        self.is_finite &=
-            gradient.is_none_or(|gradient| gradient.sum().into_scalar().elem::<f32>().is_finite());
+        if let Some(gradient) = self.gradients.get::<A::InnerBackend, D>(param.id) {
+            let own = gradient.sum();
+            self.sum = Some(match self.sum.take() {
+                Some(sum) => sum + own,
+                None => own,
+            });
+        }
     }
 }

@@ -2,37 +2,30 @@
 //! its own sample space (eq. 4).
 //!
 //! The means are folded into a weight matrix on the CPU, so a task without a valid sample has
-//! weights of exactly zero and contributes exactly zero. So are the bounds of what one request can
-//! teach (`influence`).
+//! weights of exactly zero and contributes exactly zero.
 
-use burn::tensor::{Tensor, TensorData, activation::log_sigmoid, backend::Backend};
+use burn::tensor::{
+    Tensor, TensorData,
+    activation::{log_sigmoid, sigmoid},
+    backend::AutodiffBackend,
+};
+use hypercast_kernels::attention::HstuBackend;
 
 use crate::{
     batch::FmBatch,
-    influence,
+    influence::Surprise,
     spec::{TaskLabel, TaskSpec},
 };
 
 /// The factor of the loss of each target and task, `[targets * tasks]`: ω δ / Σδ, times the
-/// target's weight and the bound of its request's influence. `valid` is each task's number of valid
-/// samples, which exceeds the mask's if the batch is a part of a larger one. `predictions` are of
-/// the same pass, `[targets * tasks]`.
-pub fn cell_weights(
-    batch: &FmBatch,
-    tasks: &[TaskSpec],
-    valid: &[u32],
-    predictions: &[f32],
-) -> Vec<f32> {
-    let factors = influence::request_factors(batch, predictions, tasks);
+/// target's weight. `valid` is each task's number of valid samples, which exceeds the mask's if the
+/// batch is a part of a larger one.
+pub fn cell_weights(batch: &FmBatch, tasks: &[TaskSpec], valid: &[u32]) -> Vec<f32> {
     let mut weights = vec![0.0; batch.mask.len()];
-    for (ends, factors) in batch.target_offsets.windows(2).zip(factors.chunks_exact(tasks.len())) {
-        for row in ends[0] as usize..ends[1] as usize {
-            for (at, task) in tasks.iter().enumerate() {
-                let cell = row * tasks.len() + at;
-                if batch.mask[cell] {
-                    let mean = task.weight / valid[at] as f32;
-                    weights[cell] = mean * batch.weights[row] * factors[at];
-                }
+    for (row, weights) in weights.chunks_exact_mut(tasks.len()).enumerate() {
+        for (at, task) in tasks.iter().enumerate() {
+            if batch.mask[row * tasks.len() + at] {
+                weights[at] = task.weight / valid[at] as f32 * batch.weights[row];
             }
         }
     }
@@ -50,10 +43,12 @@ pub struct LossTargets {
     pub binary: Vec<f32>,
     /// `[rows * columns]`: ω δ / Σδ for regressions, else 0.
     pub regression: Vec<f32>,
+    /// `[requests + 1]`, from 0: where each request's rows begin.
+    pub request_offsets: Vec<u32>,
 }
 
 impl LossTargets {
-    /// The targets of some rows of a batch for the tasks `columns` of all `tasks`, with the
+    /// The targets of some rows of a batch, which ascend, for the tasks `columns` of all `tasks`, with the
     /// [`cell_weights`] of the whole batch.
     pub fn new(
         batch: &FmBatch,
@@ -64,7 +59,14 @@ impl LossTargets {
     ) -> Self {
         let log_odds = columns.clone().into_iter().map(|task| batch.log_odds[task]).collect();
         let mut targets = Self { log_odds, ..Self::default() };
+        let (mut count, mut end) = (0, 0);
         for row in rows {
+            if row >= end as usize {
+                targets.request_offsets.push(count);
+                let after = batch.target_offsets.partition_point(|&begin| begin as usize <= row);
+                end = batch.target_offsets[after];
+            }
+            count += 1;
             for task in columns.clone() {
                 let cell = row * tasks.len() + task;
                 let binary = matches!(tasks[task].label, TaskLabel::Action(_));
@@ -73,25 +75,38 @@ impl LossTargets {
                 targets.regression.push(if binary { 0.0 } else { weights[cell] });
             }
         }
+        targets.request_offsets.push(count);
         targets
     }
 }
 
-/// The loss of `outputs` `[rows, columns]`: cross-entropy of log odds, and half the squared error
-/// of regressions.
-pub fn mtml_loss<B: Backend>(outputs: Tensor<B, 2>, targets: &LossTargets) -> Tensor<B, 1> {
+/// The loss of `outputs` `[rows, columns]`: cross-entropy of log odds, bounded by what one request
+/// can teach (`influence`), and half the squared error of regressions.
+pub fn mtml_loss<A>(outputs: Tensor<A, 2>, targets: &LossTargets) -> Tensor<A, 1>
+where
+    A: AutodiffBackend + HstuBackend,
+    A::InnerBackend: HstuBackend,
+{
     let [rows, columns] = outputs.dims();
     assert_eq!(rows * columns, targets.labels.len());
     let device = outputs.device();
     let matrix = |values: &[f32]| {
-        Tensor::<B, 2>::from_data(TensorData::new(values.to_vec(), [rows, columns]), &device)
+        Tensor::<A, 2>::from_data(TensorData::new(values.to_vec(), [rows, columns]), &device)
     };
     let labels = matrix(&targets.labels);
     // (1 - y) z - ln σ(z) does not overflow, and is smooth at 0, unlike the form with max(z, 0).
     let log_odds = TensorData::new(targets.log_odds.clone(), [1, columns]);
     let logits = outputs.clone() + Tensor::from_data(log_odds, &device);
+    let weights = matrix(&targets.binary).inner();
+    let counted = weights.clone().greater_elem(0.0).float();
+    let probabilities = sigmoid(logits.clone().inner());
+    let surprise = Surprise {
+        errors: (labels.clone().inner() - probabilities.clone()) * counted.clone(),
+        variances: probabilities.clone() * (probabilities.neg() + 1.0) * counted,
+    };
+    let weights = weights * surprise.factors(&targets.request_offsets);
     let entropy = logits.clone() * (labels.clone().neg() + 1.0) - log_sigmoid(logits);
-    let mut loss = (entropy * matrix(&targets.binary)).sum();
+    let mut loss = (entropy * Tensor::from_inner(weights)).sum();
     if targets.regression.iter().any(|&weight| weight != 0.0) {
         let error = outputs - labels;
         loss = loss + (error.clone() * error * matrix(&targets.regression)).sum() * 0.5;
@@ -127,7 +142,7 @@ mod tests {
 
     fn targets(batch: &FmBatch, tasks: &[TaskSpec], valid: &[u32]) -> LossTargets {
         let rows = batch.targets();
-        let weights = cell_weights(batch, tasks, valid, &vec![0.5; batch.mask.len()]);
+        let weights = cell_weights(batch, tasks, valid);
         LossTargets::new(batch, 0..rows, tasks, 0..tasks.len(), &weights)
     }
 
@@ -194,19 +209,35 @@ mod tests {
     #[test]
     fn a_request_counts_as_far_as_chance_explains_it() {
         let tasks = [task(TaskLabel::Action(0), 3.0), task(TaskLabel::Value(0), 1.0)];
-        // Two requests of 16 targets, all of which did what the first task expects of few.
-        let mut batch = batch(vec![1.0; 64], vec![true; 64], 32);
-        batch.target_offsets = vec![0, 16, 32];
-        batch.weights[16] = 2.0;
-        let predictions: Vec<f32> =
-            (0..64).map(|cell| if cell < 32 { 0.03 } else { 0.9 }).collect();
-        let weights = cell_weights(&batch, &tasks, &[32, 32], &predictions);
-        let [full, value] = [3.0 / 32.0, 1.0 / 32.0];
+        // Three requests, of which 16, 16 and 2 targets did what the first task expects of few.
+        let mut batch = batch(vec![1.0; 68], vec![true; 68], 34);
+        batch.target_offsets = vec![0, 16, 32, 34];
+        batch.weights[17] = 2.0;
+        let log_odds_of = |probability: f32| (probability / (1.0 - probability)).ln() - LOG_ODDS;
+        let output = |cell| log_odds_of(if (32..64).contains(&cell) { 0.9 } else { 0.03 });
+        let device = Default::default();
+        let gradient = |rows: Vec<usize>| {
+            let weights = cell_weights(&batch, &tasks, &[34, 34]);
+            let targets = LossTargets::new(&batch, rows.iter().copied(), &tasks, 0..2, &weights);
+            let own = rows.iter().flat_map(|row| [output(2 * row), 0.5]).collect();
+            let own = TensorData::new::<f32, _>(own, [rows.len(), 2]);
+            let leaf = Tensor::<A, 2>::from_data(own, &device).require_grad();
+            let loss = mtml_loss(leaf.clone(), &targets);
+            leaf.grad(&loss.backward()).unwrap().into_data().to_vec::<f32>().unwrap()
+        };
+        let all = gradient((0..34).collect());
+        let [full, value] = [-3.0 / 34.0, -0.5 / 34.0];
+        let shares: Vec<f32> = [0, 15, 16, 17, 32, 33]
+            .map(|row| all[2 * row] / full / if (16..32).contains(&row) { 0.1 } else { 0.97 })
+            .into();
         // Of errors that sum to 15.52, with a variance of 0.4656, 5.80 count.
-        assert!((weights[0] / full - 0.374).abs() < 1e-3, "{}", weights[0] / full);
-        assert_eq!(weights[30], weights[0]);
-        assert_eq!([weights[32], weights[34]], [2.0 * full, full]);
-        assert!((0..32).all(|row| weights[2 * row + 1] == value * batch.weights[row]));
+        for (share, expected) in shares.iter().zip([0.374, 0.374, 1.0, 2.0, 1.0, 1.0]) {
+            assert!((share - expected).abs() < 1e-3, "{shares:?}");
+        }
+        assert!((0..34).all(|row| (all[2 * row + 1] / value - batch.weights[row]).abs() < 1e-6));
+        // The rows of a surface: the first request's and the last's.
+        let part = gradient((0..16).chain(32..34).collect());
+        assert_eq!(part, [&all[..32], &all[64..]].concat());
     }
 
     #[test]

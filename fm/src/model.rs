@@ -13,14 +13,12 @@ use burn::{
 };
 use hypercast_kernels::{
     attention::{AttentionWindow, HstuAttention, HstuBackend},
-    embedding_bag::embedding_bag,
     mlp::{LinearWeights, MlpInputs, mlp},
 };
 
 use crate::{
     Error, Result,
     batch::FmBatch,
-    fields::FieldWidths,
     hstu::HstuLayer,
     serving_batch::ServingBatch,
     spec::{FmConfig, FmSpec},
@@ -70,18 +68,11 @@ impl<B: HstuBackend> EmbeddedBatch<B> {
     /// Lays out `rows` `[keys, embedding_dim]`, those of the batch's distinct keys, by token. So
     /// each goes to a device once, and so does its gradient come back.
     pub(crate) fn new(batch: &FmBatch, rows: &Tensor<B, 2>) -> Self {
-        let [keys, dim] = rows.dims();
-        let gather = |fields: &FieldWidths, index: &[u32], places: usize| {
-            let bags = Arc::new(fields.bags(index, keys));
-            let width = bags.bags() / places * dim;
-            embedding_bag(rows.clone(), &bags).reshape([places, width])
-        };
         let FmBatch { token_fields, profile_fields, key_index, profile_index, .. } = batch;
-        let places = batch.history_tokens() + batch.targets();
         Self {
-            tokens: gather(token_fields, key_index, places),
+            tokens: token_fields.embedded(key_index, rows),
             profiles: (!profile_index.is_empty())
-                .then(|| gather(profile_fields, profile_index, batch.targets())),
+                .then(|| profile_fields.embedded(profile_index, rows)),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use burn::tensor::{Tensor, TensorData, ops::FloatTensor};
 use hypercast_kernels::{
-    attention::primitive,
+    attention::{primitive, tensor},
     prepared_mlp::{MlpRows, SharedColumns},
     serving::ServingBackend,
 };
@@ -66,9 +66,9 @@ impl FieldGroups {
     fn embedded<B: ServingBackend>(
         &self,
         fields: &FieldWidths,
-        EmbeddedRows { rows, dim }: EmbeddedRows<'_>,
+        rows: &ServedRows<'_, B>,
     ) -> SharedColumns<'_, FloatTensor<B>> {
-        let values = matrix::<B>(fields.gather(&self.index, rows, dim), self.groups as usize);
+        let values = rows.lay_out(fields, &self.index, self.groups as usize, &[]);
         SharedColumns { values, group_of: &self.group_of }
     }
 }
@@ -78,6 +78,47 @@ impl FieldGroups {
 pub(crate) struct EmbeddedRows<'a> {
     pub(crate) rows: &'a [f32],
     pub(crate) dim: usize,
+}
+
+/// The same where a pass reads them.
+enum ServedRows<'a, B: ServingBackend> {
+    /// Laying them out on the host spares a pass over what they become.
+    Host(EmbeddedRows<'a>),
+    /// Each row crosses to the device once, however many tokens have it.
+    Device(Tensor<B, 2>),
+}
+
+impl<'a, B: ServingBackend> ServedRows<'a, B> {
+    fn new(embedded: EmbeddedRows<'a>, keys: usize) -> Self {
+        match B::IS_HOST {
+            true => Self::Host(embedded),
+            false => Self::Device(tensor(matrix::<B>(embedded.rows.to_vec(), keys))),
+        }
+    }
+
+    /// The embeddings of the columns `[places, columns]`, with the numbers of each place,
+    /// `[places, any]`, behind them.
+    fn lay_out(
+        &self,
+        fields: &FieldWidths,
+        index: &[u32],
+        places: usize,
+        numbers: &[f32],
+    ) -> FloatTensor<B> {
+        match self {
+            Self::Host(EmbeddedRows { rows, dim }) => {
+                matrix::<B>(fields.gather(index, rows, *dim, numbers), places)
+            }
+            Self::Device(table) => {
+                let embedded = fields.embedded(index, table);
+                let beside = || tensor(matrix::<B>(numbers.to_vec(), places));
+                primitive(match numbers.is_empty() {
+                    true => embedded,
+                    false => Tensor::cat(vec![embedded, beside()], 1),
+                })
+            }
+        }
+    }
 }
 
 /// What the model reads of a batch.
@@ -123,11 +164,12 @@ impl ServingBatch {
         builder: &BatchBuilder,
         embedded: EmbeddedRows<'_>,
     ) -> ServingInputs<'_, B> {
-        let EmbeddedRows { rows, dim } = embedded;
-        let own = builder.item_fields.gather_beside(&self.items, rows, dim, &self.dense);
-        let events = self.events.embedded::<B>(&builder.event_fields, embedded);
+        let rows = ServedRows::<B>::new(embedded, self.keys.len());
+        let places = self.times_s.len();
+        let own = rows.lay_out(&builder.item_fields, &self.items, places, &self.dense);
+        let events = self.events.embedded(&builder.event_fields, &rows);
         let has_profiles = self.profiles.groups > 0 && !self.profiles.index.is_empty();
-        let profiles = || self.profiles.embedded::<B>(&builder.profile_fields, embedded);
+        let profiles = || self.profiles.embedded(&builder.profile_fields, &rows);
         // A device need not have matrices without values.
         let outcomes = || matrix::<B>(self.outcomes.clone(), self.history_tokens());
         let candidates = || MlpRows {
@@ -136,11 +178,7 @@ impl ServingBatch {
             added: None,
         };
         ServingInputs {
-            tokens: MlpRows {
-                own: matrix::<B>(own, self.times_s.len()),
-                shared: Some(events),
-                added: None,
-            },
+            tokens: MlpRows { own, shared: Some(events), added: None },
             outcomes: (!self.outcomes.is_empty()).then(outcomes),
             candidates: (self.targets() > 0).then(candidates),
         }

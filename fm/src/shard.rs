@@ -150,13 +150,24 @@ where
     A::InnerBackend: HstuBackend,
 {
     let Shard { whole, sample } = shard;
+    let rows = whole.rows();
     let separate = if sample.is_some() || context.config.needs_prediction_pass() {
-        Some(predict(predicting, &whole, context)?)
+        let embedded = EmbeddedBatch::new(&whole.batch, &rows);
+        Some(NetworkOutput::new(predicting, &whole.batch, embedded, context)?)
     } else {
         None
     };
-    let (gradients, output) = learn(learning, sample.as_ref().unwrap_or(&whole), context)?;
-    Ok(ShardResult { output: separate.unwrap_or(output), gradients })
+    // A device has the work of both passes before the host waits for a result of either.
+    let learned = match &sample {
+        None => Some(learn(learning, &whole.batch, rows, context)?),
+        Some(GatheredBatch { batch, .. }) if batch.targets() == 0 => None,
+        Some(sample) => Some(learn(learning, &sample.batch, sample.rows(), context)?),
+    };
+    let (gradients, own) = learned.unzip();
+    let separate = separate.map(|output| output.read(&whole.batch, context));
+    let output = separate.or_else(|| own.map(|output| output.read(&whole.batch, context)));
+    let (output, gradients) = (output.unwrap_or_default(), gradients.unwrap_or_default());
+    Ok(ShardResult { output, gradients })
 }
 
 /// A network's predictions for a part's targets, with their labels; the loss is 0.
@@ -169,10 +180,7 @@ pub(crate) fn predict<B: HstuBackend>(
     if batch.targets() == 0 {
         return Ok(StepOutput::default());
     }
-    let attention = model::batch_attention(context.config, batch)?;
-    let forward = network.model.forward(part.embed(), batch, &attention);
-    let aligned = aligned(network, &forward.tae, batch, context.spec);
-    Ok(step_output(forward, &aligned, batch, context))
+    Ok(NetworkOutput::new(network, batch, part.embed(), context)?.read(batch, context))
 }
 
 /// The user embeddings of a part's requests, `[requests, user_state_width]`; zeros without a
@@ -197,29 +205,24 @@ pub(crate) fn user_states<B: HstuBackend>(
     Ok(all)
 }
 
+/// Gradients, and the outputs that they are of, of a batch with targets. `rows` are those of its
+/// keys.
 fn learn<A>(
     network: &FmNetwork<A>,
-    part: &GatheredBatch,
+    batch: &FmBatch,
+    rows: Tensor<A::InnerBackend, 2>,
     context: PassContext<'_>,
-) -> Result<(ShardGradients, StepOutput)>
+) -> Result<(ShardGradients, NetworkOutput<A>)>
 where
     A: AutodiffBackend + HstuBackend,
+    A::InnerBackend: HstuBackend,
 {
-    let PassContext { config, spec, .. } = context;
-    let batch = &part.batch;
-    if batch.targets() == 0 {
-        return Ok(Default::default());
-    }
-    let attention = model::batch_attention(config, batch)?;
-    let rows = part.rows::<A>().require_grad();
+    let rows = Tensor::<A, 2>::from_inner(rows).require_grad();
     let embedded = EmbeddedBatch::new(batch, &rows);
-    let forward = network.model.forward(embedded, batch, &attention);
-    let aligned = aligned(network, &forward.tae, batch, spec);
-    let (main, learned) = learned_outputs(network, &forward, &aligned, batch, context);
-    let output = step_output(forward, &aligned, batch, context);
-    let loss = loss(batch, main, &learned, &output.predictions, context);
-    let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
+    let output = NetworkOutput::new(network, batch, embedded, context)?;
+    let loss = loss(batch, &learned_output(network, &output, batch, context), context);
     let mut gradients = loss.backward();
+    let value = loss.into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
     let row_gradients = rows.grad_remove(&mut gradients).expect("every token has rows");
     let row_gradients = numbers(row_gradients);
     let dense = GradientsParams::from_grads(gradients, network);
@@ -227,17 +230,46 @@ where
     Ok((ShardGradients { loss: value, dense, keys, row_gradients }, output))
 }
 
+/// What a network says of a batch's targets, where it computed it.
+struct NetworkOutput<B: Backend> {
+    forward: ModelOutput<B>,
+    aligned: Vec<AlignmentOutput<B>>,
+}
+
+impl<B: HstuBackend> NetworkOutput<B> {
+    /// The forward pass over a batch with targets.
+    fn new(
+        network: &FmNetwork<B>,
+        batch: &FmBatch,
+        embedded: EmbeddedBatch<B>,
+        PassContext { config, spec, .. }: PassContext<'_>,
+    ) -> Result<Self> {
+        let attention = model::batch_attention(config, batch)?;
+        let forward = network.model.forward(embedded, batch, &attention);
+        let aligned = aligned(network, &forward.tae, batch, spec);
+        Ok(Self { forward, aligned })
+    }
+
+    /// The same on the host, with the labels; the loss is 0.
+    fn read(self, batch: &FmBatch, context: PassContext<'_>) -> StepOutput {
+        let mains = context.spec.main_tasks();
+        let FmOutput { tae, main } = to_output(self.forward, mains, context.scales);
+        let predictions = by_task(batch, &main, &self.aligned, context);
+        let (labels, mask) = (batch.labels.clone(), batch.mask.clone());
+        StepOutput { tae, predictions, labels, mask, ..StepOutput::default() }
+    }
+}
+
 /// The outputs from which a network learns. They equal those of the forward pass, but of a task
 /// that is new to the model or to a surface's alignment module only a share of the gradient reaches
 /// what tasks share. Of an auxiliary one that is the TAE: the hidden layer of a surface's module
 /// takes its whole gradient, and the modules of surfaces to which nothing is new learn as ever.
-fn learned_outputs<A: AutodiffBackend + HstuBackend>(
+fn learned_output<A: AutodiffBackend + HstuBackend>(
     network: &FmNetwork<A>,
-    forward: &ModelOutput<A>,
-    aligned: &[AlignmentOutput<A>],
+    NetworkOutput { forward, aligned }: &NetworkOutput<A>,
     batch: &FmBatch,
     PassContext { spec, shares, .. }: PassContext<'_>,
-) -> (Tensor<A, 2>, Vec<AlignmentOutput<A>>) {
+) -> NetworkOutput<A> {
     let device = forward.tae.device();
     let shared = |whole: &Tensor<A, 2>, alone: Tensor<A, 2>, shares: &[f32]| {
         let shares =
@@ -251,7 +283,7 @@ fn learned_outputs<A: AutodiffBackend + HstuBackend>(
     } else {
         forward.main.clone()
     };
-    let mut aligned = aligned.to_vec();
+    let mut aligned = aligned.clone();
     let own_shares: Vec<Vec<f32>> = aligned
         .iter()
         .map(|AlignmentOutput { rows, tasks, .. }| {
@@ -266,19 +298,7 @@ fn learned_outputs<A: AutodiffBackend + HstuBackend>(
             whole.outputs = shared(&whole.outputs, alone.outputs, shares);
         }
     }
-    (main, aligned)
-}
-
-fn step_output<B: Backend>(
-    forward: ModelOutput<B>,
-    aligned: &[AlignmentOutput<B>],
-    batch: &FmBatch,
-    context: PassContext<'_>,
-) -> StepOutput {
-    let FmOutput { tae, main } = to_output(forward, context.spec.main_tasks(), context.scales);
-    let predictions = by_task(batch, &main, aligned, context);
-    let (labels, mask) = (batch.labels.clone(), batch.mask.clone());
-    StepOutput { tae, predictions, labels, mask, ..StepOutput::default() }
+    NetworkOutput { forward: ModelOutput { main, tae: forward.tae.clone() }, aligned }
 }
 
 /// The distinct keys of all shards and the sums of their gradients `[keys, dim]`.
@@ -312,18 +332,20 @@ fn aligned<B: HstuBackend>(
     network.alignments.forward(tae, batch, spec)
 }
 
-/// Eq. 3, with the means of eq. 4 over the whole batch. `predictions` are those of the same pass.
-fn loss<A: AutodiffBackend>(
+/// Eq. 3, with the means of eq. 4 over the whole batch.
+fn loss<A>(
     batch: &FmBatch,
-    main: Tensor<A, 2>,
-    aligned: &[AlignmentOutput<A>],
-    predictions: &[f32],
+    NetworkOutput { forward, aligned }: &NetworkOutput<A>,
     context: PassContext<'_>,
-) -> Tensor<A, 1> {
+) -> Tensor<A, 1>
+where
+    A: AutodiffBackend + HstuBackend,
+    A::InnerBackend: HstuBackend,
+{
     let (tasks, mains) = (&context.spec.tasks, context.spec.main_tasks().len());
-    let weights = cell_weights(batch, tasks, context.valid, predictions);
+    let weights = cell_weights(batch, tasks, context.valid);
     let targets = LossTargets::new(batch, 0..batch.targets(), tasks, 0..mains, &weights);
-    let mut loss = mtml_loss(main, &targets);
+    let mut loss = mtml_loss(forward.main.clone(), &targets);
     for AlignmentOutput { rows, tasks: own, outputs } in aligned {
         let (rows, columns) = (rows.iter().copied(), own.iter().copied());
         let targets = LossTargets::new(batch, rows, tasks, columns, &weights);

@@ -4,7 +4,10 @@
 
 mod fixtures;
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use fixtures::{batch, config, spec};
 use hypercast_fm::{
@@ -15,16 +18,20 @@ use hypercast_fm::{
     spec::FmConfig,
     trainer::{self, FmTrainer, ResumePaths, StepOutput},
 };
+use hypercast_kernels::device_trace::{DeviceOp, DeviceTrace};
 
-/// Whether a test can run.
+/// Held by a test that can run: one at a time, because a trace has the requests of all.
 ///
 /// # Panics
-/// If it cannot, in CI.
-fn adapter(test: &str) -> bool {
-    let Err(reason) = DeviceKind::Wgpu.check() else { return true };
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{test}: {reason}");
-    eprintln!("SKIPPED {test}: {reason}");
-    false
+/// If it cannot run, in CI.
+fn adapter(test: &str) -> Option<MutexGuard<'static, ()>> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    if let Err(reason) = DeviceKind::Wgpu.check() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{test}: {reason}");
+        eprintln!("SKIPPED {test}: {reason}");
+        return None;
+    }
+    Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Everything that a step can have but dropout, which the CPU draws for each of its threads.
@@ -83,9 +90,7 @@ fn ne(steps: &[StepOutput]) -> f64 {
 
 #[test]
 fn gpu_training_is_that_of_the_cpu() {
-    if !adapter("training on wgpu") {
-        return;
-    }
+    let Some(_alone) = adapter("training on wgpu") else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut cpu = create(&dir.path().join("cpu"), DeviceKind::Cpu);
     let mut gpu = create(&dir.path().join("gpu"), DeviceKind::Wgpu);
@@ -109,10 +114,20 @@ fn gpu_training_is_that_of_the_cpu() {
 }
 
 #[test]
+fn gpu_steps_ask_for_no_result_before_their_backward_pass() {
+    let Some(_alone) = adapter("a trace of a step on wgpu") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut gpu = create(dir.path(), DeviceKind::Wgpu);
+    let (_, trace) = DeviceTrace::record(|| step(&mut *gpu, 0));
+    let is_last = |op: &DeviceOp| matches!(op, DeviceOp::Launch(name) if name.contains("row_sums"));
+    let of_rows = trace.ops.iter().position(is_last).expect("the gradient of the rows");
+    let result = trace.ops.iter().position(|op| matches!(op, DeviceOp::Download(_)));
+    assert!(result.expect("predictions") > of_rows, "{:?}", trace.ops);
+}
+
+#[test]
 fn gpu_training_goes_on_after_a_resume_bit_for_bit() {
-    if !adapter("resuming on wgpu") {
-        return;
-    }
+    let Some(_alone) = adapter("resuming on wgpu") else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let mut whole = create(&path("whole"), DeviceKind::Wgpu);
@@ -148,9 +163,7 @@ fn served(dir: &Path, history_cache_bytes: usize) -> [Box<dyn FoundationModel>; 
 
 #[test]
 fn gpu_serving_is_that_of_the_cpu() {
-    if !adapter("serving on wgpu") {
-        return;
-    }
+    let Some(_alone) = adapter("serving on wgpu") else { return };
     let dir = tempfile::tempdir().unwrap();
     let [cpu, gpu] = served(dir.path(), 0);
     for from in [0, 16, 32] {
@@ -167,9 +180,7 @@ fn gpu_serving_is_that_of_the_cpu() {
 
 #[test]
 fn gpu_histories_that_are_kept_change_nothing() {
-    if !adapter("kept histories on wgpu") {
-        return;
-    }
+    let Some(_alone) = adapter("kept histories on wgpu") else { return };
     let dir = tempfile::tempdir().unwrap();
     let [cpu, gpu] = served(dir.path(), 64 << 20);
     let past = fixtures::example(12, &[1]).history;

@@ -65,9 +65,9 @@ pub struct LayerOptions {
 pub struct SeededDropout {
     seed: u64,
     /// The rate, in units of 2^-32.
-    dropped: u32,
+    pub(crate) dropped: u32,
     /// The factor of the values that are not dropped.
-    scale: f32,
+    pub(crate) scale: f32,
 }
 
 /// The mask of one row.
@@ -99,6 +99,12 @@ impl SeededDropout {
             (0..columns).map(move |column| row.factor(column))
         };
         (0..rows).flat_map(row).collect()
+    }
+
+    /// `[rows * 2]`: what the masks of so many rows are made of.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    pub(crate) fn keys(self, rows: usize) -> Vec<u32> {
+        (0..rows).map(|row| self.row(row)).flat_map(|row| [row.low, row.high]).collect()
     }
 
     #[inline(always)]

@@ -51,6 +51,7 @@ pub mod attention;
 mod autodiff;
 pub mod cpu;
 pub mod dense;
+pub mod device_trace;
 pub mod embedding_bag;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod gpu;

@@ -8,6 +8,8 @@ use crate::prepared_mlp::PreparedMlp;
 
 /// A backend that can serve: it keeps histories between passes and has prepared weights.
 pub trait ServingBackend: HstuBackend {
+    /// Whether its tensors are in the host's memory.
+    const IS_HOST: bool;
     /// Keys and values of one request's history at one layer.
     type Kept: KeptLayer<Self>;
     /// The weights of a linear layer, laid out for this backend's product.
@@ -17,6 +19,7 @@ pub trait ServingBackend: HstuBackend {
 }
 
 impl ServingBackend for burn_flex::Flex {
+    const IS_HOST: bool = true;
     type Kept = CpuKeptHistory;
     type Prepared = Prepared;
     type Mlp = CpuPreparedMlp;
@@ -32,6 +35,7 @@ where
     I: burn_cubecl::IntElement,
     B: burn_cubecl::BoolElement,
 {
+    const IS_HOST: bool = false;
     type Kept = crate::history::JoinedHistory<Self>;
     type Prepared = crate::dense::PlainDense<Self>;
     type Mlp = crate::prepared_mlp::PlainMlp<Self>;

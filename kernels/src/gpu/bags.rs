@@ -9,9 +9,9 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
-use cubecl::server::Handle;
 
 use super::tile::UNITS;
+use super::words::{UploadedWords, option};
 use crate::embedding_bag::{BagsByRow, EmbeddingBags};
 
 /// Writes the means of bags `[bags, dim]`. `ends` has where each bag's rows begin and end, unless
@@ -83,12 +83,6 @@ fn row_sums<E: Float>(
     out[ABSOLUTE_POS] = E::cast_from(sum);
 }
 
-/// A list of numbers on the device.
-struct UploadedWords {
-    handle: Handle,
-    words: usize,
-}
-
 /// The means of bags, `[bags, dim]`.
 pub(super) fn forward<R: CubeRuntime>(table: CubeTensor<R>, bags: &EmbeddingBags) -> CubeTensor<R> {
     match table.dtype {
@@ -122,8 +116,8 @@ fn forward_of<R: CubeRuntime, E: Float + CubeElement>(
         return out;
     }
     // Runtimes cannot bind an empty buffer; without a row in any bag, none is read.
-    let index = uploaded(&table, bags.index());
-    let ends = bags.offsets().map(|offsets| uploaded(&table, offsets));
+    let index = UploadedWords::new(&table, bags.index());
+    let ends = bags.offsets().map(|offsets| UploadedWords::new(&table, offsets));
     let units = CubeDim::new_1d(UNITS);
     let grid = calculate_cube_count_elemwise(&table.client, bags.bags() * dim, units);
     let client = table.client.clone();
@@ -138,8 +132,8 @@ fn forward_of<R: CubeRuntime, E: Float + CubeElement>(
             units,
             address,
             read,
-            words(&index),
-            option(&ends),
+            index.arg(),
+            option(ends.as_ref()),
             out.clone().into_tensor_arg(),
             dim as u32,
         );
@@ -158,8 +152,8 @@ fn backward_of<R: CubeRuntime, E: Float + CubeElement>(
     }
     let by_row = bags.by_row();
     let BagsByRow { offsets, bags: of_rows } = &by_row;
-    let [first_bags, of_rows] = [offsets, of_rows].map(|all| uploaded(&gradient, all));
-    let ends = bags.offsets().map(|offsets| uploaded(&gradient, offsets));
+    let [first_bags, of_rows] = [offsets, of_rows].map(|all| UploadedWords::new(&gradient, all));
+    let ends = bags.offsets().map(|offsets| UploadedWords::new(&gradient, offsets));
     let units = CubeDim::new_1d(UNITS);
     let grid = calculate_cube_count_elemwise(&gradient.client, bags.rows() * dim, units);
     let client = gradient.client.clone();
@@ -174,9 +168,9 @@ fn backward_of<R: CubeRuntime, E: Float + CubeElement>(
             units,
             address,
             read,
-            words(&first_bags),
-            words(&of_rows),
-            option(&ends),
+            first_bags.arg(),
+            of_rows.arg(),
+            option(ends.as_ref()),
             out.clone().into_tensor_arg(),
             dim as u32,
         );
@@ -189,24 +183,4 @@ fn empty_like<R: CubeRuntime>(beside: &CubeTensor<R>, rows: usize) -> CubeTensor
     let shape = Shape::new([rows, beside.shape()[1]]);
     let (client, device) = (beside.client.clone(), beside.device.clone());
     empty_device_contiguous_dtype(client, device, shape, beside.dtype)
-}
-
-/// Uploads numbers to the device of a tensor; of none, one that nobody reads, since runtimes cannot
-/// bind an empty buffer.
-fn uploaded<R: CubeRuntime>(beside: &CubeTensor<R>, numbers: &[u32]) -> UploadedWords {
-    let numbers = if numbers.is_empty() { &[0] } else { numbers };
-    let handle = beside.client.create_from_slice(u32::as_bytes(numbers));
-    UploadedWords { handle, words: numbers.len() }
-}
-
-fn words<R: CubeRuntime>(of: &UploadedWords) -> ArrayArg<R> {
-    // SAFETY: the buffer was made of as many words.
-    unsafe { ArrayArg::from_raw_parts(of.handle.clone(), of.words) }
-}
-
-fn option<R: CubeRuntime>(of: &Option<UploadedWords>) -> ComptimeOptionArgs<Array<u32>, R> {
-    match of {
-        Some(of) => ComptimeOptionArgs::Some(words(of)),
-        None => ComptimeOptionArgs::None,
-    }
 }

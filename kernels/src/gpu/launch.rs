@@ -8,11 +8,12 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::ComputeClient;
 use cubecl::prelude::*;
 
+use super::column_sums::add_up;
 use super::mma::{self, MmaKernel, MmaPlan, PlanRequest};
-use super::tables::ROWS_A_PASS;
 use super::tile::{self, OperandsLaunch, PANEL, UNITS};
-use super::work::{self, Tiling, Words};
-use super::{Family, GpuInputs, forward, keys, queries, runs, tables};
+use super::uploaded_work::{UploadedWork, WorkOrder, upload};
+use super::work::Tiling;
+use super::{Family, GpuInputs, forward, keys, queries, runs};
 use crate::attention::{Dims, HstuAttention, HstuInputs};
 
 /// Workgroups along a grid's first axis that every runtime accepts.
@@ -41,13 +42,6 @@ fn units(plan: Option<MmaPlan>) -> CubeDim {
     CubeDim::new_1d(plan.map_or(UNITS, |plan| plan.units() as u32))
 }
 
-/// A list of work items on the device.
-struct Uploaded {
-    handle: cubecl::server::Handle,
-    words: usize,
-    items: usize,
-}
-
 impl<'a, R: CubeRuntime> Launch<'a, R> {
     /// A launch of kernels that can run.
     pub(super) fn new(
@@ -71,7 +65,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         }
         let inputs = self.readable(inputs);
         let plan = self.plan(MmaKernel::Forward, &inputs, None);
-        let work = self.upload(&work::query_items(self.shape, tiling(plan)));
+        let work = self.upload(WorkOrder::ByQueries, plan);
         let address = address_type(&inputs, &[&out]);
         let grid = self.grid(work.items.min(MOST_GROUPS));
         let operands = self.operands(&inputs, &work);
@@ -125,7 +119,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         let positions = grads.position.as_ref().map_or(0, entries);
         for (table, first_column) in [(&grads.position, 0), (&grads.time, positions)] {
             if let Some(table) = table {
-                self.add_up::<E>(partials.clone(), table, first_column);
+                add_up::<R, f32, E>(&partials, first_column, table);
             }
         }
         grads
@@ -140,7 +134,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         dq: &CubeTensor<R>,
     ) -> CubeTensor<R> {
         let plan = self.plan(MmaKernel::BackwardQueries, inputs, Some(grad));
-        let work = self.upload(&work::query_items(self.shape, tiling(plan)));
+        let work = self.upload(WorkOrder::ByQueries, plan);
         let tables = [&inputs.position, &inputs.time];
         let columns: usize = tables.into_iter().flatten().map(entries).sum();
         let room = PARTIAL_BYTES / (size_of::<f32>() * self.shape.heads * columns.max(1));
@@ -199,7 +193,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         grads: &GpuInputs<R>,
     ) {
         let plan = self.plan(MmaKernel::BackwardKeys, inputs, Some(grad));
-        let work = self.upload(&work::key_items(self.shape, tiling(plan)));
+        let work = self.upload(WorkOrder::ByKeys, plan);
         let address = address_type(inputs, &[grad, &grads.k, &grads.v]);
         let grid = self.grid(work.items.min(MOST_GROUPS));
         let units = units(plan);
@@ -236,46 +230,6 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         }
     }
 
-    /// Adds up the partial sums of one table.
-    fn add_up<E: Float + CubeElement>(
-        &self,
-        mut partials: CubeTensor<R>,
-        table: &CubeTensor<R>,
-        mut first_column: usize,
-    ) {
-        while partials.shape()[0] > ROWS_A_PASS {
-            let rows = partials.shape()[0].div_ceil(ROWS_A_PASS);
-            let sums = self.empty(Shape::new([rows, entries(table)]), DType::F32);
-            self.add_rows::<f32>(&partials, &sums, first_column, entries(table));
-            (partials, first_column) = (sums, 0);
-        }
-        self.add_rows::<E>(&partials, table, first_column, entries(table));
-    }
-
-    fn add_rows<E: Float + CubeElement>(
-        &self,
-        partials: &CubeTensor<R>,
-        out: &CubeTensor<R>,
-        first_column: usize,
-        columns: usize,
-    ) {
-        let groups = out.shape().num_elements().div_ceil(UNITS as usize);
-        let address = partials.required_address_type();
-        // SAFETY: every unit has one entry of `out` or none, and reads no row beyond the last.
-        unsafe {
-            tables::add_rows::launch_unchecked::<E, R>(
-                &self.client,
-                CubeCount::Static(groups as u32, 1, 1),
-                CubeDim::new_1d(UNITS),
-                address,
-                partials.clone().into_tensor_arg(),
-                out.clone().into_tensor_arg(),
-                first_column as u32,
-                columns as u32,
-            );
-        }
-    }
-
     /// How one kernel's work is divided; `None` for the fixed tiling of the scalar kernels.
     fn plan(
         &self,
@@ -306,13 +260,15 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         CubeCount::Static(groups as u32, self.shape.heads as u32, 1)
     }
 
-    fn upload(&self, items: &[impl Words]) -> Uploaded {
-        let words = work::upload(items, self.shape.times_s.as_deref());
-        let handle = self.client.create_from_slice(u32::as_bytes(&words));
-        Uploaded { handle, words: words.len(), items: items.len() }
+    fn upload(&self, order: WorkOrder, plan: Option<MmaPlan>) -> UploadedWork {
+        upload::<R>(self.shape, order, tiling(plan), &self.device)
     }
 
-    fn operands<E: Float>(&self, inputs: &GpuInputs<R>, work: &Uploaded) -> OperandsLaunch<E, R> {
+    fn operands<E: Float>(
+        &self,
+        inputs: &GpuInputs<R>,
+        work: &UploadedWork,
+    ) -> OperandsLaunch<E, R> {
         // Beyond every distance, and small enough to be added to a position.
         let everything = 1u32 << 30;
         let bounded = |size: usize| size.min(everything as usize) as u32;
@@ -359,7 +315,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
 
 /// Returns the tensor itself if its rows are contiguous, as in a slice of columns, otherwise a
 /// copy.
-fn readable<R: CubeRuntime>(tensor: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
+pub(super) fn readable<R: CubeRuntime>(tensor: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
     assert_eq!(tensor.dtype, dtype, "the inputs of HSTU attention must be of one type");
     if tensor.meta.strides().last() == Some(&1) { tensor } else { into_contiguous(tensor) }
 }

@@ -1,6 +1,7 @@
-//! The fused GPU implementation: HSTU attention as CubeCL kernels, one source for all runtimes.
+//! The GPU implementation: fused HSTU attention and embedding bags as CubeCL kernels, one source
+//! for all runtimes.
 //!
-//! Work is split by head and block of rows over workgroups (`work`), each of which iterates over
+//! Attention's work is split by head and block of rows over workgroups (`work`), each of which iterates over
 //! tiles of pairs in shared memory and registers: no score reaches global memory, and sums are f32
 //! for all element types. There are two families of kernels. Those of `mma` are for 16-bit floats
 //! on tensor cores; those beside it (`forward`, `queries`, `keys`, over `tile`) for f32, and for
@@ -8,15 +9,23 @@
 //! neither can run is computed by [`crate::plain`].
 
 mod bags;
+mod column_sums;
 mod forward;
 mod keys;
 mod launch;
+mod layer;
+mod mlp;
 mod mma;
 mod queries;
+mod rowwise;
+mod rowwise_launch;
 #[cfg(feature = "cuda")]
 pub mod source;
 mod tables;
 mod tile;
+pub mod traced;
+mod uploaded_work;
+mod words;
 mod work;
 
 use std::sync::Arc;
@@ -32,9 +41,13 @@ use cubecl::features::TypeUsage;
 
 use crate::attention::{Dims, HstuAttention, HstuBackend, HstuInputs};
 use crate::embedding_bag::EmbeddingBags;
+use crate::layer::{FusedLayer, LayerInputs, LayerOptions, LayerOutput};
+use crate::mlp::{FusedMlp, MlpGrads, MlpInputs};
 use crate::plain;
 use launch::Launch;
+use layer::OnDevice;
 use tile::{SHARED_BYTES, UNITS};
+use traced::TracedRuntime;
 
 /// The widest head that the kernels have registers for.
 const WIDEST: usize = 256;
@@ -42,6 +55,14 @@ const WIDEST: usize = 256;
 const BINDINGS: u32 = 12;
 
 type GpuInputs<R> = HstuInputs<CubeTensor<R>>;
+
+/// The Burn backend of CUDA devices.
+#[cfg(feature = "cuda")]
+pub type Cuda = CubeBackend<TracedRuntime<cubecl::cuda::CudaRuntime>, f32, i32, u8>;
+
+/// The Burn backend of what wgpu finds: on Linux, devices with a Vulkan driver.
+#[cfg(feature = "wgpu")]
+pub type Wgpu = CubeBackend<TracedRuntime<cubecl::wgpu::WgpuRuntime>, f32, i32, u32>;
 
 /// A family of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,12 +112,64 @@ where
         }
     }
 
+    const FUSED_LAYER: Option<FusedLayer<CubeTensor<R>>> =
+        Some(FusedLayer { forward: layer_forward::<Self, R>, backward: layer_backward::<Self, R> });
+    const FUSED_MLP: Option<FusedMlp<CubeTensor<R>>> =
+        Some(FusedMlp { forward: mlp_forward::<Self, R>, backward: mlp_backward::<Self, R> });
+
     fn embedding_bag(table: CubeTensor<R>, bags: Arc<EmbeddingBags>) -> CubeTensor<R> {
         bags::forward(table, &bags)
     }
 
     fn embedding_bag_backward(grad: CubeTensor<R>, bags: &EmbeddingBags) -> CubeTensor<R> {
         bags::backward(grad, bags)
+    }
+}
+
+fn layer_forward<B: OnDevice<R>, R: CubeRuntime>(
+    inputs: LayerInputs<CubeTensor<R>>,
+    options: &LayerOptions,
+) -> LayerOutput<CubeTensor<R>> {
+    match inputs.x.dtype {
+        DType::F32 => layer::forward::<B, R, f32>(inputs, options),
+        DType::F16 => layer::forward::<B, R, f16>(inputs, options),
+        DType::BF16 => layer::forward::<B, R, bf16>(inputs, options),
+        other => unreachable!("{other:?} is no type of a layer"),
+    }
+}
+
+fn layer_backward<B: OnDevice<R>, R: CubeRuntime>(
+    inputs: LayerInputs<CubeTensor<R>>,
+    given: LayerOutput<CubeTensor<R>>,
+    options: &LayerOptions,
+) -> LayerInputs<CubeTensor<R>> {
+    match inputs.x.dtype {
+        DType::F32 => layer::backward::<B, R, f32>(inputs, given, options),
+        DType::F16 => layer::backward::<B, R, f16>(inputs, given, options),
+        DType::BF16 => layer::backward::<B, R, bf16>(inputs, given, options),
+        other => unreachable!("{other:?} is no type of a layer"),
+    }
+}
+
+fn mlp_forward<B: OnDevice<R>, R: CubeRuntime>(inputs: MlpInputs<CubeTensor<R>>) -> CubeTensor<R> {
+    match inputs.x.dtype {
+        DType::F32 => mlp::forward::<B, R, f32>(inputs),
+        DType::F16 => mlp::forward::<B, R, f16>(inputs),
+        DType::BF16 => mlp::forward::<B, R, bf16>(inputs),
+        other => unreachable!("{other:?} is no type of a network"),
+    }
+}
+
+fn mlp_backward<B: OnDevice<R>, R: CubeRuntime>(
+    inputs: MlpInputs<CubeTensor<R>>,
+    gradient: CubeTensor<R>,
+    wants_x: bool,
+) -> MlpGrads<CubeTensor<R>> {
+    match inputs.x.dtype {
+        DType::F32 => mlp::backward::<B, R, f32>(inputs, gradient, wants_x),
+        DType::F16 => mlp::backward::<B, R, f16>(inputs, gradient, wants_x),
+        DType::BF16 => mlp::backward::<B, R, bf16>(inputs, gradient, wants_x),
+        other => unreachable!("{other:?} is no type of a network"),
     }
 }
 

@@ -1,16 +1,13 @@
 //! Gradients of the bias tables: sums of dS by distance and by time bucket.
 //!
 //! Every workgroup of `queries` has its own row of partial sums, `[position entries, time
-//! entries]`, in which every unit has its own entries. `add_rows` then adds the rows up. There are
-//! no atomics, and the order of every sum is fixed.
+//! entries]`, in which every unit has its own entries. `column_sums` then adds the rows up. There
+//! are no atomics, and the order of every sum is fixed.
 
 use cubecl::prelude::*;
 
 use super::tile::{Four, LANES, Operands, SIDE, TileMemory, TileRows, UNITS, sum_over_units};
 use super::work::TILE;
-
-/// The number of rows that one pass of `add_rows` adds up.
-pub(super) const ROWS_A_PASS: usize = 64;
 
 /// One unit's sums by time bucket.
 #[derive(CubeType)]
@@ -168,27 +165,4 @@ pub(super) fn add_far<E: Float>(
         }
         ComptimeOption::None => {}
     }
-}
-
-/// Adds up the columns of `partials` from `first_column` on, as many as `out` has, [`ROWS_A_PASS`]
-/// rows into each row of `out`.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn add_rows<Out: Float>(
-    partials: &Tensor<f32>,
-    out: &mut Tensor<Out>,
-    first_column: u32,
-    columns: u32,
-) {
-    let columns = columns as usize;
-    if ABSOLUTE_POS >= out.len() {
-        terminate!();
-    }
-    let first_row = ABSOLUTE_POS / columns * ROWS_A_PASS;
-    let column = ABSOLUTE_POS % columns + first_column as usize;
-    let end = (first_row + ROWS_A_PASS).min(partials.shape(0));
-    let mut sum = 0.0f32;
-    for row in first_row..end {
-        sum += partials[row * partials.stride(0) + column];
-    }
-    out[ABSOLUTE_POS] = Out::cast_from(sum);
 }

@@ -1,7 +1,7 @@
 //! Work items, one per workgroup of a launch: a small list that the CPU computes and uploads with
 //! the times of the tokens.
 //!
-//! Everything that depends only on the layout is computed here, once per launch: which rows form a
+//! Everything that depends only on the layout is computed here, once per layout: which rows form a
 //! block, which tiles of keys a block of queries sees, and which of them the window hides. The
 //! kernels decide only what is visible within a tile.
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use burn::backend::Autodiff;
+use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
 use hypercast_kernels::attention::{AttentionWindow, HstuAttention, HstuInputs};
@@ -166,7 +167,7 @@ impl LayerCase {
         layer_backward(&self.borrow(), self.widths, &given, &self.options, isa)
     }
 
-    fn tensors(&self) -> LayerInputs<Tensor<LayerAutodiff, 2>, Tensor<LayerAutodiff, 1>> {
+    fn tensors<B: Backend>(&self) -> LayerInputs<Tensor<B, 2>, Tensor<B, 1>> {
         let HstuLayerWidths { rows, dim, v, qk } = self.widths;
         let device = Default::default();
         let shapes =
@@ -218,7 +219,7 @@ fn a_fused_layer_equals_the_composed_one_with_all_gradients() {
             }
             continue;
         }
-        let leaves = case.tensors();
+        let leaves = case.tensors::<LayerAutodiff>();
         let primitive =
             leaves.clone().map(|x| x.into_primitive().tensor(), |x| x.into_primitive().tensor());
         let out = composed::<LayerAutodiff>(primitive, &case.options);
@@ -244,7 +245,7 @@ fn a_fused_layer_equals_the_composed_one_with_all_gradients() {
                 assert_near(&format!("{isa:?}, d{name}: {}", case.name), found, wanted);
             }
         }
-        let leaves = case.tensors();
+        let leaves = case.tensors::<LayerAutodiff>();
         let out = hstu_layer(leaves.clone(), &case.options);
         let grads = (out * grad).sum().backward();
         let found = leaves.x.grad(&grads).expect("x is tracked").into_data();
@@ -255,10 +256,40 @@ fn a_fused_layer_equals_the_composed_one_with_all_gradients() {
     }
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn gpu_layers_equal_those_of_the_cpu_with_all_gradients() {
+    type OnGpu = Autodiff<hypercast_kernels::gpu::Wgpu>;
+    if !crate::gpu::adapter() {
+        return;
+    }
+    // Software needs a minute for the largest.
+    let is_small = |case: &&LayerCase| case.out_rows() > 0 && case.widths.rows < 1000;
+    for case in cases().iter().filter(is_small) {
+        let leaves = case.tensors::<OnGpu>();
+        let out = hstu_layer(leaves.clone(), &case.options);
+        let shape = [case.out_rows(), case.widths.dim];
+        let grad = Tensor::from_data(TensorData::new(case.grad(), shape), &Default::default());
+        let mut grads = (out.clone() * grad).sum().backward();
+        let grads = std::cell::RefCell::new(&mut grads);
+        let found = leaves.map(
+            |x| x.grad_remove(*grads.borrow_mut()).map(|g| g.into_data().to_vec().expect("f32")),
+            |x| x.grad_remove(*grads.borrow_mut()).map(|g| g.into_data().to_vec().expect("f32")),
+        );
+        let out: Vec<f32> = out.into_data().to_vec().expect("f32");
+        assert_near(&case.name, &out, &case.forward(Isa::best()).out);
+        let expected = named(case.backward(Isa::best()));
+        for ((name, found), (_, expected)) in named(found).into_iter().zip(&expected) {
+            let found: Vec<f32> = found.expect("every input is tracked");
+            assert_near(&format!("d{name}: {}", case.name), &found, expected);
+        }
+    }
+}
+
 #[test]
 fn untracked_inputs_get_no_gradient() {
     let case = &cases()[2];
-    let leaves = case.tensors();
+    let leaves = case.tensors::<LayerAutodiff>();
     let inputs = LayerInputs { x: leaves.x.clone().detach(), ..leaves.clone() };
     let grads = hstu_layer(inputs, &case.options).sum().backward();
     assert!(leaves.x.grad(&grads).is_none(), "x was detached");

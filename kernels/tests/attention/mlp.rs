@@ -1,6 +1,7 @@
 //! The fused network of two linear layers against its composition.
 
 use burn::backend::Autodiff;
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Distribution, Tensor, TensorPrimitive};
 use burn_flex::Flex;
 use hypercast_kernels::cpu::{CpuMlp, Isa, StridedRows, mlp_backward, mlp_forward};
@@ -9,18 +10,18 @@ use hypercast_kernels::mlp::{LinearWeights, MlpInputs, MlpWidths, composed, mlp}
 use crate::assert_close;
 
 type MlpAutodiff = Autodiff<Flex>;
-type MlpTensors = MlpInputs<Tensor<MlpAutodiff, 2>, Tensor<MlpAutodiff, 1>>;
+type MlpTensors<A> = MlpInputs<Tensor<A, 2>, Tensor<A, 1>>;
 
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<MlpAutodiff, D> {
     let device = Default::default();
     Tensor::random(shape, Distribution::Normal(0.1, 0.5), &device).require_grad()
 }
 
-fn numbers<const D: usize>(tensor: &Tensor<MlpAutodiff, D>) -> Vec<f32> {
+fn numbers<A: AutodiffBackend, const D: usize>(tensor: &Tensor<A, D>) -> Vec<f32> {
     tensor.to_data().to_vec().expect("f32")
 }
 
-fn inputs([rows, from, hidden, to]: [usize; 4]) -> MlpTensors {
+fn inputs([rows, from, hidden, to]: [usize; 4]) -> MlpTensors<MlpAutodiff> {
     MlpInputs {
         x: random([rows, from]),
         hidden: LinearWeights { weight: random([from, hidden]), bias: random([hidden]) },
@@ -28,7 +29,7 @@ fn inputs([rows, from, hidden, to]: [usize; 4]) -> MlpTensors {
     }
 }
 
-fn of_operators(inputs: &MlpTensors) -> Tensor<MlpAutodiff, 2> {
+fn of_operators(inputs: &MlpTensors<MlpAutodiff>) -> Tensor<MlpAutodiff, 2> {
     let weights =
         |of: &LinearWeights<Tensor<MlpAutodiff, 2>, Tensor<MlpAutodiff, 1>>| LinearWeights {
             weight: of.weight.clone().into_primitive().tensor(),
@@ -43,16 +44,16 @@ fn of_operators(inputs: &MlpTensors) -> Tensor<MlpAutodiff, 2> {
 }
 
 /// The gradients of x, W, b, W', b'.
-fn gradients(
-    inputs: &MlpTensors,
-    out: Tensor<MlpAutodiff, 2>,
-    grad: &Tensor<MlpAutodiff, 2>,
+fn gradients<A: AutodiffBackend>(
+    inputs: &MlpTensors<A>,
+    out: Tensor<A, 2>,
+    grad: &Tensor<A, 2>,
 ) -> [Vec<f32>; 5] {
     let grads = (out * grad.clone().detach()).sum().backward();
-    let of = |tensor: &Tensor<MlpAutodiff, 2>| -> Vec<f32> {
+    let of = |tensor: &Tensor<A, 2>| -> Vec<f32> {
         tensor.grad(&grads).expect("tracked").into_data().to_vec().expect("f32")
     };
-    let of_bias = |tensor: &Tensor<MlpAutodiff, 1>| -> Vec<f32> {
+    let of_bias = |tensor: &Tensor<A, 1>| -> Vec<f32> {
         tensor.grad(&grads).expect("tracked").into_data().to_vec().expect("f32")
     };
     let MlpInputs { x, hidden, output } = inputs;
@@ -114,6 +115,37 @@ fn a_fused_network_equals_the_composed_one_with_all_gradients() {
             }
             let less = mlp_backward(&cpu, widths, matrix(&grad, to), false, isa);
             assert!(less.x.is_none() && less.output.weight == found[3], "{isa:?}, {shape:?}");
+        }
+    }
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn gpu_networks_equal_those_of_the_cpu_with_all_gradients() {
+    type OnGpu = Autodiff<hypercast_kernels::gpu::Wgpu>;
+    fn there<const D: usize>(tensor: &Tensor<MlpAutodiff, D>) -> Tensor<OnGpu, D> {
+        Tensor::from_data(tensor.to_data(), &Default::default()).require_grad()
+    }
+    if !crate::gpu::adapter() {
+        return;
+    }
+    for shape in [[1, 1, 1, 1], [7, 5, 33, 3], [130, 144, 64, 64], [700, 24, 40, 7]] {
+        let [rows, _, _, to] = shape;
+        let (leaves, grad) = (inputs(shape), random([rows, to]));
+        let out = mlp(leaves.clone());
+        let expected = numbers(&out);
+        let wanted = gradients(&leaves, out, &grad);
+        let weights = |of: &LinearWeights<_, _>| LinearWeights {
+            weight: there(&of.weight),
+            bias: there(&of.bias),
+        };
+        let (hidden, output) = (weights(&leaves.hidden), weights(&leaves.output));
+        let on_gpu = MlpInputs { x: there(&leaves.x), hidden, output };
+        let out = mlp(on_gpu.clone());
+        assert_near(&format!("{shape:?}"), &numbers(&out), &expected);
+        let found = gradients(&on_gpu, out, &there(&grad));
+        for (at, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+            assert_near(&format!("{shape:?}, gradient {at}"), found, wanted);
         }
     }
 }

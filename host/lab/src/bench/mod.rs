@@ -5,6 +5,7 @@
 //! [`BenchFigure`]s to the report. No figure fails a build: these are not tests.
 
 mod body_forms;
+mod device;
 mod direct_reads;
 mod engine;
 mod expert;
@@ -55,6 +56,8 @@ pub enum BenchPart {
     Isolation,
     /// Events ingested, joined, trained on and published, by real processes
     Lifecycle,
+    /// What the FM asks of a GPU, counted and not timed: launches, bytes to it and back
+    Device,
     /// A log that is imported, beside DuckDB, which sorts and casts it
     Import,
 }
@@ -83,7 +86,8 @@ pub struct BenchOptions {
     /// Measure one group of figures only. kernels: attention, window, shared, step, history;
     /// expert: network, rank, columns; store: reads, disk, open, writer, formats, rivals; serving:
     /// logging, stages, load; engine: seams, directory, nats; lifecycle: ingest, latency, follow,
-    /// publish; isolation: rank, faults, plugins, neighbours; ids: bodies, dictionary
+    /// publish; isolation: rank, faults, plugins, neighbours; ids: bodies, dictionary; device: step,
+    /// serving
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and
@@ -209,6 +213,7 @@ fn groups(part: BenchPart) -> &'static [(&'static [&'static str], GroupMeasure)]
         ],
         BenchPart::Store => &[(&store::GROUPS, store::measure)],
         BenchPart::Import => &[(&[], import::measure)],
+        BenchPart::Device => &[(&["step"], device::step), (&["serving"], device::serving)],
         BenchPart::Serving => {
             &[(&["logging"], fm::logging), (&["stages", "load"], serving::measure)]
         }
