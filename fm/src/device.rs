@@ -8,16 +8,18 @@ use serde::{Deserialize, Serialize};
 /// The Burn backend of the CPU.
 pub type Cpu = burn_flex::Flex;
 
+/// The Burn backend of CUDA devices.
 #[cfg(feature = "cuda")]
-pub use hypercast_kernels::gpu::Cuda;
+pub type Cuda = hypercast_kernels::gpu::CudaBackend;
 
 /// Stands for CUDA's backend in a build without it, so that code for all devices compiles in every
 /// build. [`DeviceKind::check`] refuses the device before anything runs on it.
 #[cfg(not(feature = "cuda"))]
 pub type Cuda = Cpu;
 
+/// The Burn backend of what wgpu finds: on Linux, devices with a Vulkan driver.
 #[cfg(feature = "wgpu")]
-pub use hypercast_kernels::gpu::Wgpu;
+pub type Wgpu = hypercast_kernels::gpu::WgpuBackend;
 
 /// Stands for wgpu's backend in a build without it, as [`Cuda`] does for CUDA's.
 #[cfg(not(feature = "wgpu"))]

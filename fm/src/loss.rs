@@ -48,8 +48,8 @@ pub struct LossTargets {
 }
 
 impl LossTargets {
-    /// The targets of some rows of a batch, which ascend, for the tasks `columns` of all `tasks`, with the
-    /// [`cell_weights`] of the whole batch.
+    /// The targets of some rows of a batch, which ascend, for the tasks `columns` of all `tasks`,
+    /// with the [`cell_weights`] of the whole batch.
     pub fn new(
         batch: &FmBatch,
         rows: impl IntoIterator<Item = usize>,

@@ -37,12 +37,12 @@ struct DeviceLayer<'a, B: HstuBackend, R: CubeRuntime> {
 }
 
 /// The backend of a runtime, whose tensors are those of the kernels.
-pub(super) trait OnDevice<R: CubeRuntime>:
+pub(super) trait GpuBackend<R: CubeRuntime>:
     HstuBackend<FloatTensorPrimitive = CubeTensor<R>>
 {
 }
 
-impl<R, F, I, B> OnDevice<R> for CubeBackend<R, F, I, B>
+impl<R, F, I, B> GpuBackend<R> for CubeBackend<R, F, I, B>
 where
     R: CubeRuntime,
     R::Server: cubecl::server::ComputeServer,
@@ -53,7 +53,7 @@ where
 {
 }
 
-impl<'a, B: OnDevice<R>, R: CubeRuntime> DeviceLayer<'a, B, R> {
+impl<'a, B: GpuBackend<R>, R: CubeRuntime> DeviceLayer<'a, B, R> {
     fn new<E: Float + CubeElement>(
         inputs: &'a LayerInputs<CubeTensor<R>>,
         options: &'a LayerOptions,
@@ -104,7 +104,7 @@ impl<'a, B: OnDevice<R>, R: CubeRuntime> DeviceLayer<'a, B, R> {
 }
 
 /// A layer's output and the output of its attention.
-pub(super) fn forward<B: OnDevice<R>, R: CubeRuntime, E: Float + CubeElement>(
+pub(super) fn forward<B: GpuBackend<R>, R: CubeRuntime, E: Float + CubeElement>(
     inputs: LayerInputs<CubeTensor<R>>,
     options: &LayerOptions,
 ) -> LayerOutput<CubeTensor<R>> {
@@ -129,7 +129,7 @@ pub(super) fn forward<B: OnDevice<R>, R: CubeRuntime, E: Float + CubeElement>(
 }
 
 /// The gradients of the inputs, given that of the output and the output of attention.
-pub(super) fn backward<B: OnDevice<R>, R: CubeRuntime, E: Float + CubeElement>(
+pub(super) fn backward<B: GpuBackend<R>, R: CubeRuntime, E: Float + CubeElement>(
     inputs: LayerInputs<CubeTensor<R>>,
     given: LayerOutput<CubeTensor<R>>,
     options: &LayerOptions,
@@ -177,7 +177,7 @@ struct MixGradients<R: CubeRuntime> {
     bias: CubeTensor<R>,
 }
 
-impl<B: OnDevice<R>, R: CubeRuntime> DeviceLayer<'_, B, R> {
+impl<B: GpuBackend<R>, R: CubeRuntime> DeviceLayer<'_, B, R> {
     fn mix_gradients<E: Float + CubeElement>(
         &self,
         of_silu: &SiluOutputGradients<'_, R>,

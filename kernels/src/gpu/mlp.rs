@@ -5,13 +5,13 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::{CubeElement, Float};
 
-use super::layer::OnDevice;
+use super::layer::GpuBackend;
 use super::rowwise_launch::{SiluBlock, SiluOutputGradients, column_sums, silu, silu_backward};
 use crate::attention::{primitive, tensor};
 use crate::mlp::{LinearWeights, MlpGrads, MlpInputs};
 
 /// The output, `[rows, to]`.
-pub(super) fn forward<B: OnDevice<R>, R: CubeRuntime, E: Float + CubeElement>(
+pub(super) fn forward<B: GpuBackend<R>, R: CubeRuntime, E: Float + CubeElement>(
     inputs: MlpInputs<CubeTensor<R>>,
 ) -> CubeTensor<R> {
     inputs.widths();
@@ -23,7 +23,7 @@ pub(super) fn forward<B: OnDevice<R>, R: CubeRuntime, E: Float + CubeElement>(
 }
 
 /// The gradients of the inputs, given that of the output; that of x only if `wants_x`.
-pub(super) fn backward<B: OnDevice<R>, R: CubeRuntime, E: Float + CubeElement>(
+pub(super) fn backward<B: GpuBackend<R>, R: CubeRuntime, E: Float + CubeElement>(
     inputs: MlpInputs<CubeTensor<R>>,
     gradient: CubeTensor<R>,
     wants_x: bool,
@@ -47,6 +47,6 @@ pub(super) fn backward<B: OnDevice<R>, R: CubeRuntime, E: Float + CubeElement>(
     MlpGrads { x: wants_x.then(of_x), hidden: LinearWeights { weight, bias }, output: of_output }
 }
 
-fn product<B: OnDevice<R>, R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<R> {
+fn product<B: GpuBackend<R>, R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<R> {
     primitive(tensor::<B, 2>(a).matmul(tensor(b)))
 }

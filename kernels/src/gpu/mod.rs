@@ -1,12 +1,14 @@
-//! The GPU implementation: fused HSTU attention and embedding bags as CubeCL kernels, one source
-//! for all runtimes.
+//! The GPU implementation: CubeCL kernels, one source for all runtimes.
 //!
-//! Attention's work is split by head and block of rows over workgroups (`work`), each of which iterates over
-//! tiles of pairs in shared memory and registers: no score reaches global memory, and sums are f32
-//! for all element types. There are two families of kernels. Those of `mma` are for 16-bit floats
-//! on tensor cores; those beside it (`forward`, `queries`, `keys`, over `tile`) for f32, and for
-//! devices without tensor cores. This module chooses the family and `launch` launches it; what
-//! neither can run is computed by [`crate::plain`].
+//! A layer and a network of two linear layers (`layer`, `mlp`) are CubeCL's products with one
+//! kernel between two of them: attention, or what `rowwise` has. `bags` are embedding bags.
+//!
+//! Attention's work is split by head and block of rows over workgroups (`work`), each of which
+//! iterates over tiles of pairs in shared memory and registers: no score reaches global memory, and
+//! sums are f32 for all element types. There are two families of kernels. Those of `mma` are for
+//! 16-bit floats on tensor cores; those beside it (`forward`, `queries`, `keys`, over `tile`) for
+//! f32, and for devices without tensor cores. This module chooses the family and `launch` launches
+//! it; what neither can run is computed by [`crate::plain`].
 
 mod bags;
 mod column_sums;
@@ -45,7 +47,7 @@ use crate::layer::{FusedLayer, LayerInputs, LayerOptions, LayerOutput};
 use crate::mlp::{FusedMlp, MlpGrads, MlpInputs};
 use crate::plain;
 use launch::Launch;
-use layer::OnDevice;
+use layer::GpuBackend;
 use tile::{SHARED_BYTES, UNITS};
 use traced::TracedRuntime;
 
@@ -58,11 +60,11 @@ type GpuInputs<R> = HstuInputs<CubeTensor<R>>;
 
 /// The Burn backend of CUDA devices.
 #[cfg(feature = "cuda")]
-pub type Cuda = CubeBackend<TracedRuntime<cubecl::cuda::CudaRuntime>, f32, i32, u8>;
+pub type CudaBackend = CubeBackend<TracedRuntime<cubecl::cuda::CudaRuntime>, f32, i32, u8>;
 
 /// The Burn backend of what wgpu finds: on Linux, devices with a Vulkan driver.
 #[cfg(feature = "wgpu")]
-pub type Wgpu = CubeBackend<TracedRuntime<cubecl::wgpu::WgpuRuntime>, f32, i32, u32>;
+pub type WgpuBackend = CubeBackend<TracedRuntime<cubecl::wgpu::WgpuRuntime>, f32, i32, u32>;
 
 /// A family of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +128,7 @@ where
     }
 }
 
-fn layer_forward<B: OnDevice<R>, R: CubeRuntime>(
+fn layer_forward<B: GpuBackend<R>, R: CubeRuntime>(
     inputs: LayerInputs<CubeTensor<R>>,
     options: &LayerOptions,
 ) -> LayerOutput<CubeTensor<R>> {
@@ -138,7 +140,7 @@ fn layer_forward<B: OnDevice<R>, R: CubeRuntime>(
     }
 }
 
-fn layer_backward<B: OnDevice<R>, R: CubeRuntime>(
+fn layer_backward<B: GpuBackend<R>, R: CubeRuntime>(
     inputs: LayerInputs<CubeTensor<R>>,
     given: LayerOutput<CubeTensor<R>>,
     options: &LayerOptions,
@@ -151,7 +153,9 @@ fn layer_backward<B: OnDevice<R>, R: CubeRuntime>(
     }
 }
 
-fn mlp_forward<B: OnDevice<R>, R: CubeRuntime>(inputs: MlpInputs<CubeTensor<R>>) -> CubeTensor<R> {
+fn mlp_forward<B: GpuBackend<R>, R: CubeRuntime>(
+    inputs: MlpInputs<CubeTensor<R>>,
+) -> CubeTensor<R> {
     match inputs.x.dtype {
         DType::F32 => mlp::forward::<B, R, f32>(inputs),
         DType::F16 => mlp::forward::<B, R, f16>(inputs),
@@ -160,7 +164,7 @@ fn mlp_forward<B: OnDevice<R>, R: CubeRuntime>(inputs: MlpInputs<CubeTensor<R>>)
     }
 }
 
-fn mlp_backward<B: OnDevice<R>, R: CubeRuntime>(
+fn mlp_backward<B: GpuBackend<R>, R: CubeRuntime>(
     inputs: MlpInputs<CubeTensor<R>>,
     gradient: CubeTensor<R>,
     wants_x: bool,

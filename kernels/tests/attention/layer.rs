@@ -259,7 +259,7 @@ fn a_fused_layer_equals_the_composed_one_with_all_gradients() {
 #[cfg(feature = "wgpu")]
 #[test]
 fn gpu_layers_equal_those_of_the_cpu_with_all_gradients() {
-    type OnGpu = Autodiff<hypercast_kernels::gpu::Wgpu>;
+    type OnGpu = Autodiff<hypercast_kernels::gpu::WgpuBackend>;
     if !crate::gpu::adapter() {
         return;
     }

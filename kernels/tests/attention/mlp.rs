@@ -122,7 +122,7 @@ fn a_fused_network_equals_the_composed_one_with_all_gradients() {
 #[cfg(feature = "wgpu")]
 #[test]
 fn gpu_networks_equal_those_of_the_cpu_with_all_gradients() {
-    type OnGpu = Autodiff<hypercast_kernels::gpu::Wgpu>;
+    type OnGpu = Autodiff<hypercast_kernels::gpu::WgpuBackend>;
     fn there<const D: usize>(tensor: &Tensor<MlpAutodiff, D>) -> Tensor<OnGpu, D> {
         Tensor::from_data(tensor.to_data(), &Default::default()).require_grad()
     }

@@ -86,8 +86,8 @@ pub struct BenchOptions {
     /// Measure one group of figures only. kernels: attention, window, shared, step, history;
     /// expert: network, rank, columns; store: reads, disk, open, writer, formats, rivals; serving:
     /// logging, stages, load; engine: seams, directory, nats; lifecycle: ingest, latency, follow,
-    /// publish; isolation: rank, faults, plugins, neighbours; ids: bodies, dictionary; device: step,
-    /// serving
+    /// publish; isolation: rank, faults, plugins, neighbours; ids: bodies, dictionary; device:
+    /// step, serving
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and
