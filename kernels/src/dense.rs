@@ -6,12 +6,10 @@
 
 use std::fmt::Debug;
 
-use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 use burn::tensor::ops::FloatTensor;
 
-use crate::attention::{HstuBackend, primitive, tensor};
-use crate::layer::{Affine, normalise};
+use crate::attention::HstuBackend;
+use crate::layer::Affine;
 
 /// A layer norm: its weights `[width]`, and what is added to the variance.
 #[derive(Debug, Clone)]
@@ -53,44 +51,4 @@ pub trait PreparedLinear<B: HstuBackend>: Debug + Send + Sync + 'static {
         gated: GateInputs<FloatTensor<B>>,
         norm: NormWeights<FloatTensor<B>>,
     ) -> FloatTensor<B>;
-}
-
-/// Unprepared weights and primitive ops, for a backend without kernels of its own.
-#[derive(Debug)]
-pub struct PlainDense<B: HstuBackend> {
-    weight: Tensor<B, 2>,
-    bias: Option<Tensor<B, 1>>,
-}
-
-impl<B: HstuBackend> PreparedLinear<B> for PlainDense<B> {
-    fn prepare(weight: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> Self {
-        Self { weight: tensor(weight), bias: bias.map(tensor) }
-    }
-
-    fn mix(&self, x: FloatTensor<B>, norm: NormWeights<FloatTensor<B>>) -> FloatTensor<B> {
-        primitive(silu(self.product(normed(x, norm))))
-    }
-
-    fn gate(
-        &self,
-        gated: GateInputs<FloatTensor<B>>,
-        norm: NormWeights<FloatTensor<B>>,
-    ) -> FloatTensor<B> {
-        let input = normed::<B>(gated.attended, norm) * tensor(gated.u);
-        primitive(tensor::<B, 2>(gated.x) + self.product(input))
-    }
-}
-
-impl<B: HstuBackend> PlainDense<B> {
-    fn product(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let product = x.matmul(self.weight.clone());
-        match &self.bias {
-            Some(bias) => product + bias.clone().unsqueeze(),
-            None => product,
-        }
-    }
-}
-
-fn normed<B: HstuBackend>(x: FloatTensor<B>, norm: NormWeights<FloatTensor<B>>) -> Tensor<B, 2> {
-    normalise(tensor(x), norm.affine.map(tensor), norm.epsilon)
 }

@@ -199,7 +199,7 @@ pub fn composed<B: HstuBackend>(
     primitive(x.narrow(0, first, rows) + gated.matmul(output))
 }
 
-pub(crate) fn normalise<B: HstuBackend>(
+fn normalise<B: HstuBackend>(
     x: Tensor<B, 2>,
     weights: Affine<Tensor<B, 1>>,
     epsilon: f32,

@@ -15,11 +15,11 @@
 //!   embedding_bag
 //! ```
 //!
-//! `pairs` sums over the pairs of rows of a request, on the host of any backend.
-//! `layer` is a whole HSTU layer as one op, `mlp` a network of two linear layers, and
-//! `embedding_bag` lays out the rows of tokens. `history` attends to keys and values that are kept
-//! between passes, `dense` is the rest of a layer with prepared weights, and `prepared_mlp` the network; `serving` says which form a backend has.
-//! `device_trace` records what a GPU is asked for.
+//! `pairs` sums over the pairs of rows of a request, on the host of any backend. `layer` is a whole
+//! HSTU layer as one op, `mlp` a network of two linear layers, and `embedding_bag` lays out the
+//! rows of tokens. `history` attends to keys and values that are kept between passes, `dense` is
+//! the rest of a layer with prepared weights, and `prepared_mlp` the network; `serving` says which
+//! form a backend has. `device_trace` records what a GPU is asked for.
 //!
 //! Two requests, the first with two history tokens and both with one target:
 //!

@@ -8,12 +8,11 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use burn::tensor::activation::silu;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::attention::{HstuBackend, primitive, tensor};
-use crate::mlp::LinearWeights;
+use crate::mlp::{LinearWeights, MlpInputs, mlp};
 
 /// The weights of `SiLU(x W + b) W' + b' + x W''`.
 #[derive(Debug, Clone)]
@@ -85,10 +84,8 @@ impl<B: HstuBackend> PreparedMlp<B> for PlainMlp<B> {
             Some(shared) => self.whole(own, shared),
             None => own,
         };
-        let linear = |x: Tensor<B, 2>, of: &LinearWeights<Tensor<B, 2>, Tensor<B, 1>>| {
-            x.matmul(of.weight.clone()) + of.bias.clone().unsqueeze()
-        };
-        let mut out = linear(silu(linear(x.clone(), hidden)), output);
+        let inputs = MlpInputs { x: x.clone(), hidden: hidden.clone(), output: output.clone() };
+        let mut out = mlp(inputs);
         if let Some(direct) = direct {
             out = out + x.matmul(direct.clone());
         }

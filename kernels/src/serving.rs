@@ -37,6 +37,6 @@ where
 {
     const IS_HOST: bool = false;
     type Kept = crate::history::JoinedHistory<Self>;
-    type Prepared = crate::dense::PlainDense<Self>;
+    type Prepared = crate::gpu::GpuDense<R>;
     type Mlp = crate::prepared_mlp::PlainMlp<Self>;
 }

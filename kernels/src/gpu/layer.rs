@@ -218,7 +218,7 @@ impl<B: GpuBackend<R>, R: CubeRuntime> DeviceLayer<'_, B, R> {
     }
 }
 
-fn readable_rows<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+pub(super) fn readable_rows<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
     let dtype = tensor.dtype;
     readable(tensor, dtype)
 }

@@ -12,6 +12,7 @@
 
 mod bags;
 mod column_sums;
+mod dense;
 mod forward;
 mod keys;
 mod launch;
@@ -46,6 +47,7 @@ use crate::embedding_bag::EmbeddingBags;
 use crate::layer::{FusedLayer, LayerInputs, LayerOptions, LayerOutput};
 use crate::mlp::{FusedMlp, MlpGrads, MlpInputs};
 use crate::plain;
+pub use dense::GpuDense;
 use launch::Launch;
 use layer::GpuBackend;
 use tile::{SHARED_BYTES, UNITS};
