@@ -28,7 +28,7 @@ use crate::{
     inference::{FmOutput, numbers, prediction, to_output},
     label_scale::LabelScales,
     loss::{LossTargets, cell_weights, mtml_loss},
-    model::{self, EmbeddedBatch, FmModel, ModelOutput, lock_weight_rng},
+    model::{self, BatchAttention, EmbeddedBatch, FmModel, ModelOutput, lock_weight_rng},
     spec::{FmConfig, FmSpec},
     trainer::StepOutput,
     update::WeightTensor,
@@ -73,14 +73,41 @@ pub(crate) struct GatheredBatch {
     pub(crate) rows: Vec<f32>,
 }
 
+/// A batch where a pass computes.
+struct PassInputs<'a, B: Backend> {
+    batch: &'a FmBatch,
+    embedded: EmbeddedBatch<B>,
+    attention: BatchAttention,
+}
+
+impl<'a, B: HstuBackend> PassInputs<'a, B> {
+    /// Those of a part, with its rows `[keys, embedding_dim]` where the pass computes.
+    fn new(part: &'a GatheredBatch, rows: &Tensor<B, 2>, config: &FmConfig) -> Result<Self> {
+        let batch = &part.batch;
+        let attention = model::batch_attention(config, batch)?;
+        Ok(Self { batch, embedded: EmbeddedBatch::new(batch, rows), attention })
+    }
+
+    /// Those of a part whose rows are not yet there.
+    fn of(part: &'a GatheredBatch, config: &FmConfig) -> Result<Self> {
+        Self::new(part, &part.rows(), config)
+    }
+}
+
+impl<'a, A: AutodiffBackend> PassInputs<'a, A> {
+    /// The same without an autodiff graph.
+    fn inner(&self) -> PassInputs<'a, A::InnerBackend> {
+        let EmbeddedBatch { tokens, profiles } = self.embedded.clone();
+        let profiles = profiles.map(Tensor::inner);
+        let embedded = EmbeddedBatch { tokens: tokens.inner(), profiles };
+        PassInputs { batch: self.batch, embedded, attention: self.attention.clone() }
+    }
+}
+
 impl GatheredBatch {
     /// The rows on a device, `[keys, embedding_dim]`.
     fn rows<B: Backend>(&self) -> Tensor<B, 2> {
         model::rows_of(&self.batch, self.rows.clone())
-    }
-
-    fn embed<B: HstuBackend>(&self) -> EmbeddedBatch<B> {
-        EmbeddedBatch::new(&self.batch, &self.rows())
     }
 }
 
@@ -150,18 +177,25 @@ where
     A::InnerBackend: HstuBackend,
 {
     let Shard { whole, sample } = shard;
-    let rows = whole.rows();
-    let separate = if sample.is_some() || context.config.needs_prediction_pass() {
-        let embedded = EmbeddedBatch::new(&whole.batch, &rows);
-        Some(NetworkOutput::new(predicting, &whole.batch, embedded, context)?)
-    } else {
-        None
-    };
+    let config = context.config;
     // A device has the work of both passes before the host waits for a result of either.
-    let learned = match &sample {
-        None => Some(learn(learning, &whole.batch, rows, context)?),
-        Some(GatheredBatch { batch, .. }) if batch.targets() == 0 => None,
-        Some(sample) => Some(learn(learning, &sample.batch, sample.rows(), context)?),
+    let (separate, learned) = match &sample {
+        None => {
+            let rows = whole.rows::<A>().require_grad();
+            let inputs = PassInputs::new(&whole, &rows, config)?;
+            let predict = || NetworkOutput::new(predicting, inputs.inner(), context);
+            let separate = config.needs_prediction_pass().then(predict);
+            (separate, Some(learn(learning, inputs, rows, context)))
+        }
+        Some(sample) => {
+            let separate = NetworkOutput::new(predicting, PassInputs::of(&whole, config)?, context);
+            let learned = (sample.batch.targets() > 0).then(|| {
+                let rows = sample.rows::<A>().require_grad();
+                let inputs = PassInputs::new(sample, &rows, config)?;
+                Ok(learn(learning, inputs, rows, context))
+            });
+            (Some(separate), learned.transpose()?)
+        }
     };
     let (gradients, own) = learned.unzip();
     let separate = separate.map(|output| output.read(&whole.batch, context));
@@ -180,7 +214,8 @@ pub(crate) fn predict<B: HstuBackend>(
     if batch.targets() == 0 {
         return Ok(StepOutput::default());
     }
-    Ok(NetworkOutput::new(network, batch, part.embed(), context)?.read(batch, context))
+    let inputs = PassInputs::of(part, context.config)?;
+    Ok(NetworkOutput::new(network, inputs, context).read(batch, context))
 }
 
 /// The user embeddings of a part's requests, `[requests, user_state_width]`; zeros without a
@@ -196,8 +231,8 @@ pub(crate) fn user_states<B: HstuBackend>(
     if batch.history_tokens() == 0 {
         return Ok(all);
     }
-    let attention = model::batch_attention(context.config, batch)?;
-    let states = numbers(network.model.user_states(part.embed(), batch, &attention));
+    let PassInputs { embedded, attention, .. } = PassInputs::of(part, context.config)?;
+    let states = numbers(network.model.user_states(embedded, batch, &attention));
     let known = all.chunks_exact_mut(width).zip(ends()).filter(|(_, ends)| ends[1] > ends[0]);
     for ((all, _), state) in known.zip(states.chunks_exact(width)) {
         all.copy_from_slice(state);
@@ -205,21 +240,20 @@ pub(crate) fn user_states<B: HstuBackend>(
     Ok(all)
 }
 
-/// Gradients, and the outputs that they are of, of a batch with targets. `rows` are those of its
-/// keys.
+/// Gradients, and the outputs that they are of, of a batch with targets. `rows`, of its keys, are
+/// those of the inputs.
 fn learn<A>(
     network: &FmNetwork<A>,
-    batch: &FmBatch,
-    rows: Tensor<A::InnerBackend, 2>,
+    inputs: PassInputs<'_, A>,
+    rows: Tensor<A, 2>,
     context: PassContext<'_>,
-) -> Result<(ShardGradients, NetworkOutput<A>)>
+) -> (ShardGradients, NetworkOutput<A>)
 where
     A: AutodiffBackend + HstuBackend,
     A::InnerBackend: HstuBackend,
 {
-    let rows = Tensor::<A, 2>::from_inner(rows).require_grad();
-    let embedded = EmbeddedBatch::new(batch, &rows);
-    let output = NetworkOutput::new(network, batch, embedded, context)?;
+    let batch = inputs.batch;
+    let output = NetworkOutput::new(network, inputs, context);
     let loss = loss(batch, &learned_output(network, &output, batch, context), context);
     let mut gradients = loss.backward();
     let value = loss.into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
@@ -227,7 +261,7 @@ where
     let row_gradients = numbers(row_gradients);
     let dense = GradientsParams::from_grads(gradients, network);
     let keys = batch.keys.clone();
-    Ok((ShardGradients { loss: value, dense, keys, row_gradients }, output))
+    (ShardGradients { loss: value, dense, keys, row_gradients }, output)
 }
 
 /// What a network says of a batch's targets, where it computed it.
@@ -240,14 +274,12 @@ impl<B: HstuBackend> NetworkOutput<B> {
     /// The forward pass over a batch with targets.
     fn new(
         network: &FmNetwork<B>,
-        batch: &FmBatch,
-        embedded: EmbeddedBatch<B>,
-        PassContext { config, spec, .. }: PassContext<'_>,
-    ) -> Result<Self> {
-        let attention = model::batch_attention(config, batch)?;
+        PassInputs { batch, embedded, attention }: PassInputs<'_, B>,
+        context: PassContext<'_>,
+    ) -> Self {
         let forward = network.model.forward(embedded, batch, &attention);
-        let aligned = aligned(network, &forward.tae, batch, spec);
-        Ok(Self { forward, aligned })
+        let aligned = aligned(network, &forward.tae, batch, context.spec);
+        Self { forward, aligned }
     }
 
     /// The same on the host, with the labels; the loss is 0.

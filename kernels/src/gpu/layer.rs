@@ -153,7 +153,8 @@ pub(super) fn backward<B: GpuBackend<R>, R: CubeRuntime, E: Float + CubeElement>
     let of_attention = B::hstu_attention_backward(layer.attention(), of_norm.x, shape);
 
     let HstuInputs { q, k, v, position, time } = of_attention;
-    let of_silu = SiluOutputGradients { u: &of_norm.gate, qvk: Some([&q, &v, &k]) };
+    let of_gate = of_norm.gate.expect("U gates the norm");
+    let of_silu = SiluOutputGradients { u: &of_gate, qvk: Some([&q, &v, &k]) };
     let of_mix = layer.mix_gradients::<E>(&of_silu);
     let (rows, residual) = (layer.widths.rows, Some(&dy));
     let of_input =

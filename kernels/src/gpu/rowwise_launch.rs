@@ -55,8 +55,8 @@ pub(super) struct RowNorm<R: CubeRuntime> {
 /// The gradients of a norm of rows.
 pub(super) struct RowNormGradients<R: CubeRuntime> {
     pub(super) x: CubeTensor<R>,
-    /// Empty without a gate.
-    pub(super) gate: CubeTensor<R>,
+    /// If there is one.
+    pub(super) gate: Option<CubeTensor<R>>,
     pub(super) weights: Affine<CubeTensor<R>>,
 }
 
@@ -104,18 +104,17 @@ impl<R: CubeRuntime> RowNorm<R> {
     ) -> RowNormGradients<R> {
         let [rows, width] = x.shape().dims::<2>();
         let dx = empty(x, out_rows, width, x.dtype);
-        let gate_rows = if self.gate.is_some() { rows } else { 1 };
-        let dgate = empty(x, gate_rows, width, x.dtype);
+        let dgate = self.gate.as_ref().map(|_| empty(x, rows, width, x.dtype));
         let stats = empty(x, rows, 2, DType::F32);
-        let written = match &self.gate {
-            Some(_) => ComptimeOptionArgs::Some(dgate.clone().into_tensor_arg()),
+        let written = match &dgate {
+            Some(dgate) => ComptimeOptionArgs::Some(dgate.clone().into_tensor_arg()),
             None => ComptimeOptionArgs::None,
         };
         let residual = match residual {
             Some(residual) => ComptimeOptionArgs::Some(residual.clone().into_tensor_arg()),
             None => ComptimeOptionArgs::None,
         };
-        let address = [x, gradient, &dx, &dgate].map(CubeTensor::required_address_type);
+        let address = [x, gradient, &dx].map(CubeTensor::required_address_type);
         let address = address.into_iter().max().unwrap_or_default();
         // SAFETY: as in `forward`; the gradient has the rows and columns of `x`, the residual those
         // of the last rows of `dx`.

@@ -69,7 +69,10 @@ pub fn step(_: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let examples: Vec<&Example> = examples.iter().collect();
     let shipped = step_trace(&config(2), device, &examples)?;
     let name = format!("FM training step, B{REQUESTS} N{HISTORY} M{TARGETS} d64, 2 layers");
-    report.figure(format!("{name}: launches"), shipped.launches() as f64, "launches");
+    let passes = launches_of_passes(&shipped);
+    report.figure(format!("{name}: launches of its passes"), passes as f64, "launches");
+    let optimizer = shipped.launches() - passes;
+    report.figure("of its optimizer and average", optimizer as f64, "launches");
     let needed = needed_bytes(&config(2), &examples)?;
     report.versus(
         format!("{name}: from the host"),
@@ -78,17 +81,31 @@ pub fn step(_: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         "its distinct rows, indices and columns",
         needed as f64,
     );
-    report.figure(format!("{name}: to the host"), shipped.downloaded_bytes() as f64, "bytes");
+    report.figure("to the host", shipped.downloaded_bytes() as f64, "bytes");
 
+    // Without an average, the only forward pass is that of learning.
     let alone = |layers| FmConfig { average_decay: 0.0, ..config(layers) };
-    let [shorter, longer] = [2, 3].map(|layers| step_trace(&alone(layers), device, &examples));
-    let both = longer?.launches() - shorter?.launches();
-    let [shorter, longer] = [2, 3].map(|layers| predict_trace(&alone(layers), device, &examples));
-    let forward = longer?.launches() - shorter?.launches();
+    let of_step = |layers| {
+        let trace = step_trace(&alone(layers), device, &examples)?;
+        Ok::<_, Error>(launches_of_passes(&trace))
+    };
+    let of_prediction = |layers| {
+        let trace = predict_trace(&alone(layers), device, &examples)?;
+        Ok::<_, Error>(trace.launches())
+    };
+    let both = of_step(3)? - of_step(2)?;
+    let forward = of_prediction(3)? - of_prediction(2)?;
     report.figure("a layer more, forward", forward as f64, "launches");
     report.figure("a layer more, backward", (both - forward) as f64, "launches");
     report.note(bound(&shipped, REQUESTS as f64));
     Ok(())
+}
+
+/// The launches before the host asks for a result: those of the forward and backward passes.
+fn launches_of_passes(trace: &DeviceTrace) -> usize {
+    let is_launch = |op: &&DeviceOp| matches!(op, DeviceOp::Launch(_));
+    let passes = trace.ops.iter().take_while(|op| !matches!(op, DeviceOp::Download(_)));
+    passes.filter(is_launch).count()
 }
 
 /// Adds the counts of a request whose history is kept on the device.
@@ -164,7 +181,7 @@ fn bound(trace: &DeviceTrace, requests: f64) -> String {
     let crossing = (trace.uploaded_bytes() + trace.downloaded_bytes()) as f64;
     let waits = trace.ops.iter().filter(|op| matches!(op, DeviceOp::Download(_))).count();
     format!(
-        "estimate, not measured: on {} a step takes at least {:.0} us of products in f32, {:.0} us \
+        "estimate: on {} a step takes at least {:.0} us of products in f32, {:.0} us \
          of transfers and {:.0} us of launches at 4 us each; it waits for the device {waits} times",
         GPU.name,
         products / GPU.f32_flops * 1e6,
