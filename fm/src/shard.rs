@@ -189,12 +189,13 @@ where
         }
         Some(sample) => {
             let separate = NetworkOutput::new(predicting, PassInputs::of(&whole, config)?, context);
-            let learned = (sample.batch.targets() > 0).then(|| {
+            let mut learned = None;
+            if sample.batch.targets() > 0 {
                 let rows = sample.rows::<A>().require_grad();
                 let inputs = PassInputs::new(sample, &rows, config)?;
-                Ok(learn(learning, inputs, rows, context))
-            });
-            (Some(separate), learned.transpose()?)
+                learned = Some(learn(learning, inputs, rows, context));
+            }
+            (Some(separate), learned)
         }
     };
     let (gradients, own) = learned.unzip();
