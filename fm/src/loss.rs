@@ -14,6 +14,7 @@ use hypercast_kernels::attention::HstuBackend;
 use crate::{
     batch::FmBatch,
     influence::Surprise,
+    label_scale::LabelScales,
     spec::{TaskLabel, TaskSpec},
 };
 
@@ -37,8 +38,10 @@ pub fn cell_weights(batch: &FmBatch, tasks: &[TaskSpec], valid: &[u32]) -> Vec<f
 pub struct LossTargets {
     /// `[rows * columns]`, on the scales of their tasks; arbitrary where both weights are 0.
     pub labels: Vec<f32>,
-    /// `[columns]`: what outputs of binary tasks are log odds apart from.
+    /// `[columns]`: what outputs of binary tasks are log odds apart from, in learning.
     pub log_odds: Vec<f32>,
+    /// `[columns]`: the same in predicting, which knows none of the batch's labels.
+    pub predicting_log_odds: Vec<f32>,
     /// `[rows * columns]`: ω δ / Σδ for binary tasks, else 0.
     pub binary: Vec<f32>,
     /// `[rows * columns]`: ω δ / Σδ for regressions, else 0.
@@ -49,16 +52,20 @@ pub struct LossTargets {
 
 impl LossTargets {
     /// The targets of some rows of a batch, which ascend, for the tasks `columns` of all `tasks`,
-    /// with the [`cell_weights`] of the whole batch.
+    /// with the [`cell_weights`] of the whole batch. Predictions are made on `scales`.
     pub fn new(
         batch: &FmBatch,
         rows: impl IntoIterator<Item = usize>,
         tasks: &[TaskSpec],
         columns: impl IntoIterator<Item = usize> + Clone,
         weights: &[f32],
+        scales: &LabelScales,
     ) -> Self {
         let log_odds = columns.clone().into_iter().map(|task| batch.log_odds[task]).collect();
-        let mut targets = Self { log_odds, ..Self::default() };
+        let predicting =
+            |task: usize| scales.get(&tasks[task].name).map_or(0.0, |of| of.log_odds());
+        let predicting_log_odds = columns.clone().into_iter().map(predicting).collect();
+        let mut targets = Self { log_odds, predicting_log_odds, ..Self::default() };
         let (mut count, mut end) = (0, 0);
         for row in rows {
             if row >= end as usize {
@@ -95,11 +102,12 @@ where
     };
     let labels = matrix(&targets.labels);
     // (1 - y) z - ln σ(z) does not overflow, and is smooth at 0, unlike the form with max(z, 0).
-    let log_odds = TensorData::new(targets.log_odds.clone(), [1, columns]);
-    let logits = outputs.clone() + Tensor::from_data(log_odds, &device);
+    let row = |values: &[f32]| TensorData::new(values.to_vec(), [1, columns]);
+    let logits = outputs.clone() + Tensor::from_data(row(&targets.log_odds), &device);
     let weights = matrix(&targets.binary).inner();
     let counted = weights.clone().greater_elem(0.0).float();
-    let probabilities = sigmoid(logits.clone().inner());
+    let predicting = Tensor::from_data(row(&targets.predicting_log_odds), &device);
+    let probabilities = sigmoid(outputs.clone().inner() + predicting);
     let surprise = Surprise {
         errors: (labels.clone().inner() - probabilities.clone()) * counted.clone(),
         variances: probabilities.clone() * (probabilities.neg() + 1.0) * counted,
@@ -143,7 +151,7 @@ mod tests {
     fn targets(batch: &FmBatch, tasks: &[TaskSpec], valid: &[u32]) -> LossTargets {
         let rows = batch.targets();
         let weights = cell_weights(batch, tasks, valid);
-        LossTargets::new(batch, 0..rows, tasks, 0..tasks.len(), &weights)
+        LossTargets::new(batch, 0..rows, tasks, 0..tasks.len(), &weights, &LabelScales::default())
     }
 
     fn oracle(z: &[f64], labels: &[f32], mask: &[bool], tasks: &[TaskSpec]) -> f64 {
@@ -213,12 +221,18 @@ mod tests {
         let mut batch = batch(vec![1.0; 68], vec![true; 68], 34);
         batch.target_offsets = vec![0, 16, 32, 34];
         batch.weights[17] = 2.0;
-        let log_odds_of = |probability: f32| (probability / (1.0 - probability)).ln() - LOG_ODDS;
+        // Of the first request, five rows more are in no sample space.
+        for row in 0..5 {
+            batch.mask[2 * row] = false;
+        }
+        // The batch's own labels change what is learned, but not what is surprising.
+        let log_odds_of = |probability: f32| (probability / (1.0 - probability)).ln();
         let output = |cell| log_odds_of(if (32..64).contains(&cell) { 0.9 } else { 0.03 });
         let device = Default::default();
         let gradient = |rows: Vec<usize>| {
             let weights = cell_weights(&batch, &tasks, &[34, 34]);
-            let targets = LossTargets::new(&batch, rows.iter().copied(), &tasks, 0..2, &weights);
+            let (own, scales) = (rows.iter().copied(), LabelScales::default());
+            let targets = LossTargets::new(&batch, own, &tasks, 0..2, &weights, &scales);
             let own = rows.iter().flat_map(|row| [output(2 * row), 0.5]).collect();
             let own = TensorData::new::<f32, _>(own, [rows.len(), 2]);
             let leaf = Tensor::<A, 2>::from_data(own, &device).require_grad();
@@ -227,11 +241,11 @@ mod tests {
         };
         let all = gradient((0..34).collect());
         let [full, value] = [-3.0 / 34.0, -0.5 / 34.0];
-        let shares: Vec<f32> = [0, 15, 16, 17, 32, 33]
-            .map(|row| all[2 * row] / full / if (16..32).contains(&row) { 0.1 } else { 0.97 })
-            .into();
-        // Of errors that sum to 15.52, with a variance of 0.4656, 5.80 count.
-        for (share, expected) in shares.iter().zip([0.374, 0.374, 1.0, 2.0, 1.0, 1.0]) {
+        let learned = |row: usize| 1.0 / (1.0 + (-output(2 * row) - LOG_ODDS).exp());
+        let shares: Vec<f32> =
+            [0, 5, 15, 16, 17, 32, 33].map(|row| all[2 * row] / full / (1.0 - learned(row))).into();
+        // Of errors that sum to 10.67, with a variance of 0.3201, 5.48 count.
+        for (share, expected) in shares.iter().zip([0.0, 0.514, 0.514, 1.0, 2.0, 1.0, 1.0]) {
             assert!((share - expected).abs() < 1e-3, "{shares:?}");
         }
         assert!((0..34).all(|row| (all[2 * row + 1] / value - batch.weights[row]).abs() < 1e-6));

@@ -375,13 +375,15 @@ where
     A: AutodiffBackend + HstuBackend,
     A::InnerBackend: HstuBackend,
 {
-    let (tasks, mains) = (&context.spec.tasks, context.spec.main_tasks().len());
-    let weights = cell_weights(batch, tasks, context.valid);
-    let targets = LossTargets::new(batch, 0..batch.targets(), tasks, 0..mains, &weights);
+    let PassContext { spec, scales, valid, .. } = context;
+    let (tasks, mains) = (&spec.tasks, spec.main_tasks().len());
+    let weights = cell_weights(batch, tasks, valid);
+    let all = 0..batch.targets();
+    let targets = LossTargets::new(batch, all, tasks, 0..mains, &weights, scales);
     let mut loss = mtml_loss(forward.main.clone(), &targets);
     for AlignmentOutput { rows, tasks: own, outputs } in aligned {
         let (rows, columns) = (rows.iter().copied(), own.iter().copied());
-        let targets = LossTargets::new(batch, rows, tasks, columns, &weights);
+        let targets = LossTargets::new(batch, rows, tasks, columns, &weights, scales);
         loss = loss + mtml_loss(outputs.clone(), &targets);
     }
     loss

@@ -123,7 +123,7 @@ fn columns_are_answered_with_columns(daemon: &TestDaemon, of_rows: &Value) {
     body["candidates"]["features"] = json!({ "colour": [1, 2, 3] });
     let (status, answer) = daemon.post("/v1/rank", &body.to_string());
     let message = answer["error"]["message"].as_str().unwrap();
-    assert!(status == 400 && message.contains("candidate 1: unknown feature"), "{answer}");
+    assert!(status == 400 && message.contains("candidates.features: unknown feature"), "{answer}");
 }
 
 /// While a file of the store is cut, requests get a 503 and the daemon is not ready; both name the

@@ -74,12 +74,13 @@ pub(super) fn upload<R: CubeRuntime>(
     static ALL: Mutex<VecDeque<RememberedWork>> = Mutex::new(VecDeque::new());
     let client = R::client(device);
     let device = (TypeId::of::<R>(), device.to_id());
-    let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+    let all = || ALL.lock().unwrap_or_else(PoisonError::into_inner);
     let is_it = |of: &&RememberedWork| {
         (of.order, of.tiling, of.device) == (order, tiling, device) && of.is_of(shape)
     };
-    if let Some(found) = all.iter().find(is_it) {
-        return found.work.clone();
+    let found = all().iter().find(is_it).map(|found| found.work.clone());
+    if let Some(found) = found {
+        return found;
     }
     let times = shape.times_s.as_deref();
     let (words, items) = match order {
@@ -88,9 +89,7 @@ pub(super) fn upload<R: CubeRuntime>(
     };
     let handle = client.create_from_slice(u32::as_bytes(&words));
     let work = UploadedWork { handle, words: words.len(), items };
-    all.retain(RememberedWork::is_in_use);
-    all.truncate(REMEMBERED - 1);
-    all.push_front(RememberedWork {
+    let remembered = RememberedWork {
         order,
         tiling,
         device,
@@ -100,7 +99,11 @@ pub(super) fn upload<R: CubeRuntime>(
         window: shape.window,
         targets_only: shape.targets_only,
         work: work.clone(),
-    });
+    };
+    let mut all = all();
+    all.retain(RememberedWork::is_in_use);
+    all.truncate(REMEMBERED - 1);
+    all.push_front(remembered);
     work
 }
 

@@ -197,7 +197,10 @@ impl CandidateSpecColumns {
             None => Ok(()),
             Some((name, values)) => {
                 let given = values.len();
-                Err(format!("feature `{name}` has {given} values for {rows} candidates"))
+                Err(format!(
+                    "feature `{name}` has {given} values for {rows} candidates: give one for each, \
+                     null where it is missing"
+                ))
             }
         }
     }
@@ -255,5 +258,37 @@ impl FeatureSpec {
             FeatureSpec::Missing(()) => Some(0),
             FeatureSpec::Number(_) | FeatureSpec::List(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn built(candidates: &str) -> Result<Case, String> {
+        let spec = format!(r#"{{"user": 3, "candidates": {candidates}}}"#);
+        serde_json::from_str::<RequestSpec>(&spec).unwrap().build(&World::default(), None)
+    }
+
+    #[test]
+    fn candidates_as_columns_are_those_of_a_list() {
+        let world = World::default();
+        let name = &world.schema().feature_columns()[0];
+        let list = format!(
+            r#"[{{"id": 7, "features": {{"{name}": 2.5}}}},
+                {{"id": 5, "features": {{"{name}": null}}}}]"#
+        );
+        let columns = format!(r#"{{"id": [7, 5], "features": {{"{name}": [2.5, null]}}}}"#);
+        let [list, columns] = [list, columns].map(|form| built(&form).unwrap().example.targets);
+        assert_eq!(list.iter().map(|target| target.item.id).collect::<Vec<_>>(), [7, 5]);
+        assert_eq!(list[0].features[0], 2.5);
+        assert_eq!(columns.len(), 2);
+        for (column, row) in columns.iter().zip(&list) {
+            assert_eq!((column.item.id, &column.ids), (row.item.id, &row.ids));
+            let bits = |all: &[f32]| all.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&column.features), bits(&row.features));
+        }
+        let short = format!(r#"{{"id": [7, 5], "features": {{"{name}": [2.5]}}}}"#);
+        assert!(built(&short).unwrap_err().contains("has 1 values for 2 candidates"));
     }
 }

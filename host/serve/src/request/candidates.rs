@@ -171,7 +171,10 @@ impl<'de> Visitor<'de> for CandidatesVisitor {
         for (name, SentColumn(values)) in &features {
             if values.len() != ids.len() {
                 let (given, wanted) = (values.len(), ids.len());
-                let why = format!("feature {name:?} has {given} values for {wanted} candidates");
+                let why = format!(
+                    "feature {name:?} has {given} values for {wanted} candidates: send one for \
+                     each, null where it is missing"
+                );
                 return Err(de::Error::custom(why));
             }
         }

@@ -21,7 +21,7 @@ use crate::{
     metrics::{Metrics, beyond_range},
     request::{
         api::{RankRequest, Refusal, RequestResult},
-        candidates::SentColumn,
+        candidates::{BodyForm, SentColumn},
         named_features::{FeatureValue, NamedFeatures},
     },
 };
@@ -117,7 +117,8 @@ impl Converter {
             let item = self.item(id).map_err(place)?;
             if seen.insert(item) {
                 let mut candidate = CandidateInput { item, ..of_request.clone() };
-                self.take_own(&columns, at, &mut candidate, &known)?;
+                let whose = |refusal: Refusal| refusal.at(&format!("candidate {id}"));
+                self.take_own(&columns, at, &mut candidate, &known).map_err(whose)?;
                 candidates.push(candidate);
             }
         }
@@ -259,9 +260,11 @@ impl Converter {
         let (schema, sent) = (&self.schema, request.candidates.features());
         let known = [&schema.item_features[..], &schema.context_features];
         for (name, column) in sent {
-            let place = |refusal: Refusal| match column.first() {
-                Some(at) => refusal.at(&format!("candidate {}", request.candidates.ids()[at])),
-                None => refusal,
+            let place = |refusal: Refusal| match (request.candidates.form(), column.first()) {
+                (BodyForm::Rows, Some(at)) => {
+                    refusal.at(&format!("candidate {}", request.candidates.ids()[at]))
+                }
+                _ => refusal.at("candidates.features"),
             };
             refuse_unknown([name], &known).map_err(place)?;
         }

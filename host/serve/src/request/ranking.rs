@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use hypercast_data::dataset::entity_id::EntityId;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::request::candidates::BodyForm;
 
@@ -124,10 +124,19 @@ impl<'de> Deserialize<'de> for RankedPlaces {
                 }
             }
             Body::Columns { id, score, mut propensity, predictions } => {
-                propensity.resize(id.len(), None);
+                if propensity.is_empty() {
+                    propensity.resize(id.len(), None);
+                }
                 (all.ids, all.scores, all.propensities) = (id, score, propensity);
                 (all.predictions, all.form) = (predictions, BodyForm::Columns);
             }
+        }
+        let places = all.len();
+        let of_columns = all.predictions.values().map(Vec::len);
+        let mut lengths = of_columns.chain([all.scores.len(), all.propensities.len()]);
+        if lengths.any(|length| length != places) {
+            let why = "a ranking whose columns, or whose places' tasks, differ in number";
+            return Err(de::Error::custom(why));
         }
         Ok(all)
     }
@@ -148,5 +157,13 @@ mod tests {
         let of_columns = RankedPlaces { form: BodyForm::Columns, ..read(rows) };
         assert_eq!(serde_json::to_string(&of_columns).unwrap(), columns);
         assert_eq!((of_columns.len(), of_columns.is_empty()), (2, false));
+        for text in [
+            r#"{"id":[7],"score":[1.0,2.0],"predictions":{}}"#,
+            r#"{"id":[7],"score":[1.0],"propensity":[0.5,0.5],"predictions":{}}"#,
+            r#"[{"id":7,"score":1.0,"predictions":{"click":0.5}},{"id":8,"score":1.0,"predictions":{}}]"#,
+        ] {
+            let refused = serde_json::from_str::<RankedPlaces>(text).unwrap_err();
+            assert!(refused.to_string().contains("differ in number"), "{refused}");
+        }
     }
 }
