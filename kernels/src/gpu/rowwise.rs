@@ -52,6 +52,20 @@ impl<E: Float> Gate<E> {
     }
 }
 
+/// A value times what the gate, if there is one, has in its place.
+#[cube]
+fn gated<E: Float>(gate: &ComptimeOption<Gate<E>>, value: f32, row: usize, column: usize) -> f32 {
+    let mut product = value;
+    #[comptime]
+    match gate {
+        ComptimeOption::Some(gate) => {
+            product *= gate.value(row, column) * gate.mask(row, column);
+        }
+        ComptimeOption::None => {}
+    }
+    product
+}
+
 /// The sum of the values of the units that share a row, returned to each. All units of the
 /// workgroup must call it together.
 #[cube]
@@ -123,14 +137,8 @@ pub(super) fn normalise<E: Float>(
     if is_row {
         for column in range_stepped(UNIT_POS as usize % ROW_UNITS, width, ROW_UNITS) {
             let apart = (f32::cast_from(x[start + column]) - moments.mean) * moments.inverse;
-            let mut value = apart * f32::cast_from(scale[column]) + f32::cast_from(shift[column]);
-            #[comptime]
-            match gate {
-                ComptimeOption::Some(gate) => {
-                    value *= gate.value(row, column) * gate.mask(row, column);
-                }
-                ComptimeOption::None => {}
-            }
+            let value = apart * f32::cast_from(scale[column]) + f32::cast_from(shift[column]);
+            let value = gated::<E>(gate, value, row, column);
             out[row * out.stride(0) + column] = E::cast_from(value);
         }
     }
@@ -167,14 +175,8 @@ pub(super) fn normalise_backward<E: Float>(
     let mut products = 0.0f32;
     for column in range_stepped(lane, width, ROW_UNITS) {
         let apart = (f32::cast_from(x[start + column]) - moments.mean) * moments.inverse;
-        let mut own = f32::cast_from(gradient[row * gradient.stride(0) + column]);
-        #[comptime]
-        match gate {
-            ComptimeOption::Some(gate) => {
-                own *= gate.value(row, column) * gate.mask(row, column);
-            }
-            ComptimeOption::None => {}
-        }
+        let own = f32::cast_from(gradient[row * gradient.stride(0) + column]);
+        let own = gated::<E>(gate, own, row, column);
         let own = own * f32::cast_from(scale[column]);
         sum += own;
         products += own * apart;
@@ -251,14 +253,8 @@ pub(super) fn norm_weight_sums<E: Float>(
     for row in first..end {
         let value = f32::cast_from(x[row * x.stride(0) + column]);
         let apart = (value - stats[2 * row]) * stats[2 * row + 1];
-        let mut own = f32::cast_from(gradient[row * gradient.stride(0) + column]);
-        #[comptime]
-        match gate {
-            ComptimeOption::Some(gate) => {
-                own *= gate.value(row, column) * gate.mask(row, column);
-            }
-            ComptimeOption::None => {}
-        }
+        let own = f32::cast_from(gradient[row * gradient.stride(0) + column]);
+        let own = gated::<E>(gate, own, row, column);
         of_scale += own * apart;
         of_shift += own;
     }
@@ -304,9 +300,9 @@ pub(super) fn silu<E: Float>(
     }
 }
 
-/// The gradient of what SiLU was applied to, given that of its output: SiLU's slope at `x` plus the
-/// bias's `first_column`, and so on, times the gradient. A block of columns of `out`, from
-/// `first_column` on, with a row of the gradient for each row.
+/// The gradient of a block of what SiLU was applied to: SiLU's slope there times the gradient of
+/// its output. The block's columns are those of the bias and the gradients from `first_column` on;
+/// its rows are those of attention's gradients from `first_row` on.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn silu_backward<E: Float>(
     x: &Tensor<E>,
