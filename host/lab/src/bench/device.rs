@@ -25,7 +25,7 @@ const HISTORY: usize = 128;
 const TARGETS: usize = 16;
 const REQUESTS: u64 = 16;
 
-/// What NVIDIA says of an H100 SXM5.
+/// An H100 SXM5 by its data sheet, and a usual time of a launch.
 const GPU: GpuModel =
     GpuModel { name: "an H100", f32_flops: 67e12, bus_bytes: 64e9, launch_s: 4e-6 };
 
@@ -181,11 +181,12 @@ fn bound(trace: &DeviceTrace, requests: f64) -> String {
     let crossing = (trace.uploaded_bytes() + trace.downloaded_bytes()) as f64;
     let waits = trace.ops.iter().filter(|op| matches!(op, DeviceOp::Download(_))).count();
     format!(
-        "estimate: on {} a step takes at least {:.0} us of products in f32, {:.0} us \
-         of transfers and {:.0} us of launches at 4 us each; it waits for the device {waits} times",
+        "estimate: on {} a step takes at least {:.0} us of products in f32, {:.0} us of transfers \
+         and {:.0} us of launches at {:.0} us each; it waits for the device {waits} times",
         GPU.name,
         products / GPU.f32_flops * 1e6,
         crossing / GPU.bus_bytes * 1e6,
         trace.launches() as f64 * GPU.launch_s * 1e6,
+        GPU.launch_s * 1e6,
     )
 }
